@@ -1,0 +1,442 @@
+"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """Raised when a configuration cannot be used; the message names the field and says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """ViT over patches (paper, Table A.1)."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-12
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Per channel, on the [0, 1] scale; CLIP's, as both published implementations use."""
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in one image."""
+        return self.grid_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """BERT embeddings in front of the same pre-norm transformer."""
+
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    pad_token_id: int = 0
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalEncoderConfig:
+    """Transformer over [CLS_M | image | text]; adds no position or modality embedding."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The three encoders and the four projections between and above them."""
+
+    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    multimodal: MultimodalEncoderConfig = field(default_factory=MultimodalEncoderConfig)
+    projection_dim: int = 768
+    """Width of the contrastive space. 768 loads the released weights; the paper's table says 512."""
+    logit_scale_init: float = 2.6592
+    """log(1 / 0.07)."""
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """DALL-E's discrete VAE, the image tokenizer of MIM and MMM-image."""
+
+    hidden_size: int = 256
+    num_groups: int = 4
+    num_blocks_per_group: int = 2
+    num_channels: int = 3
+    vocab_size: int = 8192
+    image_size: int = 112
+    """Pixels along one edge of the codebook's view; the grid is image_size / 2**(num_groups - 1)."""
+    decoder_init_size: int = 128
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one edge."""
+        return self.image_size // 2 ** (self.num_groups - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalContrastiveConfig:
+    """Image-text contrastive loss over the batch of all ranks."""
+
+    weight: float = 1.0
+    logit_scale_max: float = 4.6052
+    """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
+    chunk_rows: int = 1024
+    """Rows of the similarity matrix that exist at one time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedImageConfig:
+    """Masked image modelling: BEiT's block-wise masking, targets from the codebook."""
+
+    weight: float = 1.0
+    num_masked_patches: int = 75
+    """Upper limit for one image (75 of 196 as published code has it)."""
+    min_patches_per_block: int = 16
+    min_aspect_ratio: float = 0.3
+    attempts_per_block: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTextConfig:
+    """Masked language modelling: BERT's 15 % with 80/10/10 replacement."""
+
+    weight: float = 1.0
+    mask_probability: float = 0.15
+    mask_token_share: float = 0.8
+    random_token_share: float = 0.1
+    whole_word: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextMatchingConfig:
+    """Image-text matching: a caption is replaced by another sample's with the given probability."""
+
+    weight: float = 1.0
+    mismatch_probability: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectivesConfig:
+    """All objectives. A weight of 0 removes the objective with its head and its forward pass."""
+
+    global_contrastive: GlobalContrastiveConfig = field(default_factory=GlobalContrastiveConfig)
+    mim: MaskedImageConfig = field(default_factory=MaskedImageConfig)
+    mlm: MaskedTextConfig = field(default_factory=MaskedTextConfig)
+    mmm_image: MaskedImageConfig = field(default_factory=MaskedImageConfig)
+    mmm_text: MaskedTextConfig = field(default_factory=lambda: MaskedTextConfig(whole_word=True))
+    itm: ImageTextMatchingConfig = field(default_factory=ImageTextMatchingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransformConfig:
+    """Augmentation of one image; drawn from (seed, source, epoch, sample), never from a global generator."""
+
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Share of the area kept by the random resized crop."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    horizontal_flip: float = 0.0
+    """Probability."""
+    rotation_degrees: float = 0.0
+    """Largest absolute angle."""
+    color_jitter: float = 0.0
+    """Strength in [0, 1] of a random linear map of the colours around their mean."""
+    grayscale: float = 0.0
+    """Probability."""
+    invert: float = 0.0
+    """Probability of a negative."""
+    edges: float = 0.0
+    """Probability of replacing the picture by the outline of its luminance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One corpus: shards in img2dataset layout, its kind, and how often a step draws it."""
+
+    name: str
+    kind: Literal["image", "text", "pair"]
+    shards: str
+    """A folder, one .tar, or a brace pattern such as '/data/{00000..00099}.tar'."""
+    weight: float = 1.0
+    """Relative probability that a step draws this source."""
+    global_batch_size: int | None = None
+    """Samples of one optimizer step over all ranks; None takes training.global_batch_size."""
+    caption_key: str | None = None
+    """Field of the sample's .json that holds a caption or a list of captions; None takes the .txt."""
+    max_tokens: int = 77
+    """Longest text kept, special tokens included; longer text is cut."""
+    transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
+    image_codes_key: str | None = None
+    """Member suffix of precomputed codebook indices, e.g. 'codes.npy'; None computes them on the device. Needs a transform that changes nothing."""
+    max_skipped_share: float = 0.05
+    """The run stops when more than this share of the samples seen was unusable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The sources and how they are read."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    vocabulary: str = "bert_base_uncased"
+    """A name under flava_ds/data/vocab or the path of a WordPiece vocab.txt."""
+    block_steps: int = 1
+    """Consecutive optimizer steps that draw the same source; ZeRO-3 likes 6."""
+    num_workers: int = 2
+    """Loader processes per rank, shared by all sources."""
+    prefetch_batches: int = 2
+    """Batches that each worker keeps ready."""
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length, batch and numerics of a run."""
+
+    total_steps: int = 214_286
+    """Optimizer updates over all sources."""
+    global_batch_size: int = 8192
+    """Samples of one optimizer step over all ranks; micro_batch_size = global_batch_size / (world size * gradient_accumulation_steps)."""
+    gradient_accumulation_steps: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    activation_checkpointing: bool = False
+    gradient_clipping: float = 0.0
+    """Largest global norm; 0 clips nothing."""
+    idle_parameters: Literal["frozen", "zeros"] = "frozen"
+    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
+    stop_on_nonfinite: int = 10
+    """The run stops after this many skipped updates in a row (loss or gradient norm not finite)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (paper, Table A.2)."""
+
+    name: Literal["adamw", "deepspeed_fused_adam", "apex_fused_adam"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_norm_and_bias: bool = True
+    """The paper names no exclusion; False exempts biases, LayerNorm, embeddings tables of position, CLS and mask tokens and the logit scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up, then cosine to min_lr at training.total_steps."""
+
+    warmup_steps: int = 10_000
+    min_lr: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What DeepSpeed is told beyond the recipe."""
+
+    deepspeed_config: str = "zero1"
+    """A name under ds_configs/ or the path of a DeepSpeed JSON; it must not set what the recipe owns."""
+    communication_timeout_s: int = 600
+    """Seconds before a collective that a rank never joins ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 1000
+    """0 writes one at the end only."""
+    keep_last: int = 2
+    resume: bool = True
+    """Continue from `latest` in the run directory when there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where numbers go."""
+
+    run_directory: str = "runs"
+    every_steps: int = 10
+    tensorboard: bool = True
+    objective_gradient_norms_every: int = 0
+    """Steps between measurements of each objective's gradient norm on the shared trunk; 0 never measures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
+
+    name: str
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    codebook_weights: str | None = None
+    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are computed on the device."""
+    initial_weights: str | None = None
+    """Folder or safetensors file whose tensors replace the random initialisation of those of the same name."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def run_path(self) -> Path:
+        """Folder of this run's logs, checkpoints and report."""
+        return Path(self.logging.run_directory) / self.name
+
+    def global_batch_size(self, source: SourceConfig) -> int:
+        """Samples that one optimizer step draws from `source`, over all ranks."""
+        return source.global_batch_size or self.training.global_batch_size
+
+    def micro_batch_size(self, source: SourceConfig, world_size: int) -> int:
+        """Samples of one micro-step on one rank.
+
+        Raises: ConfigError when the global batch does not divide.
+        """
+        parts = world_size * self.training.gradient_accumulation_steps
+        size = self.global_batch_size(source)
+        if size % parts:
+            raise ConfigError(
+                f"source '{source.name}': global_batch_size {size} does not divide by {world_size} ranks x "
+                f"{self.training.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
+            )
+        return size // parts
+
+
+def check(config: Config) -> Config:
+    """Returns `config` after the checks that involve several fields.
+
+    Raises: ConfigError naming the fields and the way out.
+    """
+    image, text, multimodal = config.model.image, config.model.text, config.model.multimodal
+    for name, encoder in (("image", image), ("text", text), ("multimodal", multimodal)):
+        if encoder.hidden_size % encoder.num_attention_heads:
+            raise ConfigError(f"model.{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
+    if image.image_size % image.patch_size:
+        raise ConfigError(f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}")
+    uses_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
+    if uses_codes and config.codebook.grid_size != image.grid_size:
+        raise ConfigError(
+            f"codebook.image_size {config.codebook.image_size} gives a {config.codebook.grid_size} x {config.codebook.grid_size} grid of codes, "
+            f"but the image encoder has {image.grid_size} x {image.grid_size} patches; use codebook.image_size "
+            f"{image.grid_size * 2 ** (config.codebook.num_groups - 1)}"
+        )
+    if config.schedule.warmup_steps > config.training.total_steps:
+        raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
+    for field_name, value in (
+        ("training.total_steps", config.training.total_steps),
+        ("training.global_batch_size", config.training.global_batch_size),
+        ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps),
+        ("data.block_steps", config.data.block_steps),
+    ):
+        if value < 1:
+            raise ConfigError(f"{field_name} is {value}; it must be at least 1")
+    names = [source.name for source in config.data.sources]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"data.sources: names must differ, got {names}")
+    for source in config.data.sources:
+        if source.weight < 0:
+            raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
+        if source.kind != "image" and not 2 < source.max_tokens <= text.max_position_embeddings:
+            raise ConfigError(
+                f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and "
+                f"model.text.max_position_embeddings {text.max_position_embeddings}"
+            )
+        if source.image_codes_key and source.transform != UNCHANGED:
+            raise ConfigError(f"source '{source.name}': precomputed image codes need a transform that changes nothing (crop_scale (1, 1), crop_ratio (1, 1), no jitter)")
+    return config
+
+
+UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+"""The transform under which precomputed codes stay true."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Converts a configuration dataclass into plain JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def save(config: Config, path: Path) -> None:
+    """Writes `config` as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Config:
+    """Rebuilds the configuration that `save` wrote.
+
+    Raises: ConfigError on an unknown or missing key, naming the file and the key.
+    """
+    try:
+        return check(from_dict(Config, json.loads(path.read_text(encoding="utf-8"))))
+    except (ConfigError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
+    """Builds dataclass `kind` from plain types, strictly: unknown keys are errors with a suggestion."""
+    hints = typing.get_type_hints(kind)
+    unknown = [key for key in data if key not in hints]
+    if unknown:
+        raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], hints)}")
+    values = {key: _convert(hints[key], value, f"{where}{key}.") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where or kind.__name__}: {error}") from error
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """Returns '; did you mean ...?' for the nearest known word, or the empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Turns a JSON value into what a field's annotation asks for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if origin is tuple:
+        item = arguments[0]
+        return tuple(_convert(item, entry, f"{where}{i}.") for i, entry in enumerate(value))
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where.rstrip('.')} is {value!r}; choose one of {', '.join(map(repr, arguments))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint):
+        raise ConfigError(f"{where.rstrip('.')} is {value!r}; expected {hint.__name__}")
+    return value

@@ -1,0 +1,38 @@
+"""Two import packages from one distribution: flava_ds, and flava_kernels from the source root kernels/."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="flava_ds",
+    version="0.1.0",
+    description="FLAVA pre-training at scale: images, text and pairs in one model, with DeepSpeed ZeRO and Triton kernels",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["flava_ds", "flava_ds.*"]) + find_packages("kernels") + ["flava_ds.ds_configs"],
+    package_dir={"flava_kernels": "kernels/flava_kernels", "flava_ds.ds_configs": "ds_configs"},
+    package_data={
+        "flava_ds": ["data/vocab/*", "demo/*.txt", "demo/*.json", "demo/*.md", "demo/data/*", "report/*.html", "report/*.css"],
+        "flava_ds.ds_configs": ["*.json"],
+    },
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy>=1.26",
+        "deepspeed>=0.19.8",
+        "webdataset>=1.0.2",
+        "einops>=0.8",
+        "tyro>=1.0",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "tensorboard>=2.18",
+        "packaging",
+    ],
+    extras_require={
+        "triton": ["triton>=3.6"],
+        "hf": ["transformers>=5.0", "timm>=1.0"],
+        "eval": ["scikit-learn>=1.5", "scipy>=1.13"],
+        "demo": ["transformers>=5.0", "scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "jinja2>=3.1", "pillow>=10"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "ninja"],
+    },
+    entry_points={"console_scripts": ["flava-ds=flava_ds.cli:main"]},
+)

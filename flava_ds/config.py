@@ -1,4 +1,4 @@
-"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports nothing but the standard library."""
+"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports the standard library only, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-
-class ConfigError(ValueError):
-    """Raised when a configuration cannot be used; the message names the field and says what to do."""
+from flava_ds.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,17 @@
+"""Errors that are the user's to mend. Commands print them as one line, without a traceback unless --debug is given."""
+
+
+class UserError(Exception):
+    """Names the file, the field or the sample, and says what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used."""
+
+
+class DataError(UserError):
+    """Shards or samples that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or made for something else."""

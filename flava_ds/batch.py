@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ IGNORE_INDEX = -100
 """Label of a position without a target in Hugging Face's dense layout; packed batches list their rows instead."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What one optimizer step trains on."""
 
     IMAGE = "image"
@@ -26,7 +26,7 @@ class Kind(str, Enum):
     PAIR = "pair"
 
 
-class View(str, Enum):
+class View(StrEnum):
     """One encoder's output on one version of the input."""
 
     IMAGE = "image"

@@ -228,7 +228,8 @@ class TrainingConfig:
     gradient_clipping: float = 0.0
     """Largest global norm; 0 clips nothing."""
     idle_parameters: Literal["frozen", "zeros"] = "frozen"
-    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
+    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them
+    a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
     stop_on_nonfinite: int = 10
     """The run stops after this many skipped updates in a row (loss or gradient norm not finite)."""
 
@@ -371,7 +372,7 @@ def check(config: Config) -> Config:
                 f"model.text.max_position_embeddings {text.max_position_embeddings}"
             )
         if source.image_codes_key and source.transform != UNCHANGED:
-            raise ConfigError(f"source '{source.name}': precomputed image codes need a transform that changes nothing (crop_scale (1, 1), crop_ratio (1, 1), no jitter)")
+            raise ConfigError(f"source '{source.name}': precomputed image codes need an unchanging transform; set its transform to config.UNCHANGED")
     return config
 
 

@@ -78,6 +78,8 @@ class ModelConfig:
     """Width of the contrastive space. 768 loads the released weights; the paper's table says 512."""
     logit_scale_init: float = 2.6592
     """log(1 / 0.07)."""
+    poolers: bool = False
+    """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face checkpoints pass through whole."""
     initializer_range: float = 0.02
 
 

@@ -1,0 +1,113 @@
+"""FLAVA: three encoders, two projections into the fused space, two into the contrastive space."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Packed, SequenceLayout, View
+from flava_ds.config import ModelConfig
+from flava_ds.models.image_encoder import ImageEncoder
+from flava_ds.models.multimodal_encoder import MultimodalEncoder
+from flava_ds.models.text_encoder import TextEncoder
+from flava_ds.models.transformer import Encoded
+
+CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
+"""Prefixes of what only the contrastive objective uses."""
+
+
+class Flava(nn.Module):
+    """Encodes whatever views of a batch are asked for, each once.
+
+    Source: paper, section 3; docs/architecture.md lists the choices where the paper is silent.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.image, pooler=config.poolers)
+        self.text_encoder = TextEncoder(config.text, pooler=config.poolers)
+        self.multimodal_encoder = MultimodalEncoder(config.multimodal, pooler=config.poolers)
+        self.image_to_multimodal = nn.Linear(config.image.hidden_size, config.multimodal.hidden_size)
+        self.text_to_multimodal = nn.Linear(config.text.hidden_size, config.multimodal.hidden_size)
+        self.image_projection = nn.Linear(config.image.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init]))
+
+    def layout(self, batch: Batch) -> SequenceLayout:
+        """Returns the positions in the fused sequences of a pair batch."""
+        return SequenceLayout(self.config.image.num_patches, batch.cu_seqlens, batch.max_seqlen)
+
+    def encode(self, batch: Batch, views: Collection[View]) -> dict[View, Encoded]:
+        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call."""
+        wanted = set(views)
+        if View.MULTIMODAL in wanted:
+            wanted |= {View.IMAGE, View.TEXT}
+        if View.MULTIMODAL_MASKED in wanted:
+            wanted |= {View.IMAGE_MASKED, View.TEXT_MASKED}
+        encoded: dict[View, Encoded] = {}
+        image_views = [view for view in (View.IMAGE, View.IMAGE_MASKED) if view in wanted]
+        if image_views:
+            mask = batch.bool_masked_pos if View.IMAGE_MASKED in wanted else None
+            encoded |= zip(image_views, self.image_encoder(batch.pixel_values, mask, clean=View.IMAGE in wanted), strict=True)
+        text_views = [view for view in (View.TEXT, View.TEXT_MASKED) if view in wanted]
+        if text_views:
+            versions = [batch.input_ids if view is View.TEXT else batch.input_ids_masked for view in text_views]
+            encoded |= zip(text_views, self.text_encoder(versions, batch.cu_seqlens, batch.max_seqlen), strict=True)
+        for fused, image, text in ((View.MULTIMODAL, View.IMAGE, View.TEXT), (View.MULTIMODAL_MASKED, View.IMAGE_MASKED, View.TEXT_MASKED)):
+            if fused in wanted:
+                encoded[fused] = self.fuse(encoded[image].packed, encoded[text].packed, self.layout(batch))
+        return encoded
+
+    def fuse(self, image: Packed, text: Packed, layout: SequenceLayout) -> Encoded:
+        """Projects the encoders' states, taken before their final LayerNorm, and encodes them together."""
+        return self.multimodal_encoder(self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden), layout)
+
+    def image_embeddings(self, encoded: Encoded) -> Tensor:
+        """Projects each image's CLS into the contrastive space, L2-normalised in fp32: [b r]."""
+        return F.normalize(self.image_projection(encoded.first()).float(), dim=-1)
+
+    def text_embeddings(self, encoded: Encoded) -> Tensor:
+        """Projects each text's CLS into the contrastive space, L2-normalised in fp32: [b r]."""
+        return F.normalize(self.text_projection(encoded.first()).float(), dim=-1)
+
+    def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
+        """Names of the parameters that get a gradient when `view` does.
+
+        `read_directly` tells whether an objective reads the view itself, through its final LayerNorm; the fused encoder reads the
+        states below that norm.
+        """
+        if view in (View.MULTIMODAL, View.MULTIMODAL_MASKED):
+            image, text = (View.IMAGE, View.TEXT) if view is View.MULTIMODAL else (View.IMAGE_MASKED, View.TEXT_MASKED)
+            below = self.parameters_of(image, read_directly=False) | self.parameters_of(text, read_directly=False)
+            return below | self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
+        encoder = "image_encoder." if view in (View.IMAGE, View.IMAGE_MASKED) else "text_encoder."
+        unused = () if read_directly else (encoder + "final_norm.",)
+        if view is View.IMAGE:
+            unused += ("image_encoder.mask_token",)
+        return {name for name in self._trainable(encoder) if not name.startswith(unused or "\0")}
+
+    def contrastive_parameters(self) -> set[str]:
+        """Names of the parameters that only the contrastive objective uses."""
+        return self._trainable(*CONTRASTIVE_PARAMETERS)
+
+    def _trainable(self, *prefixes: str) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad and name.startswith(prefixes)}
+
+
+def initialize(module: nn.Module, initializer_range: float) -> None:
+    """Draws linear and embedding weights from N(0, initializer_range), zeroes biases and the padding row.
+
+    Source: both published implementations; CLS, mask and image position tables stay at zero.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=initializer_range)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            with torch.no_grad():
+                part.weight[part.padding_idx].zero_()

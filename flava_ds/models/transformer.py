@@ -1,0 +1,130 @@
+"""The pre-norm transformer that all three encoders share, over packed sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from einops import rearrange
+from flava_kernels.attention import varlen_attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flava_ds.batch import Packed
+
+
+class TransformerShape(Protocol):
+    """What a transformer needs of an encoder's configuration."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    layer_norm_eps: float
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each packed sequence.
+
+    Shapes:
+        hidden  [T d] -> [T d]
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+        qkv = rearrange(self.qkv(hidden), "T (three h e) -> T three h e", three=3, h=self.num_heads)
+        context = varlen_attention(qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths)
+        return self.output(rearrange(context, "T h e -> T (h e)"))
+
+
+class Block(nn.Module):
+    """LayerNorm, attention, residual; LayerNorm, MLP with the erf form of GELU, residual.
+
+    Shapes:
+        hidden  [T d] -> [T d]
+    """
+
+    def __init__(self, shape: TransformerShape):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.attention = Attention(shape.hidden_size, shape.num_attention_heads)
+        self.mlp_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.mlp_up = nn.Linear(shape.hidden_size, shape.intermediate_size)
+        self.mlp_down = nn.Linear(shape.intermediate_size, shape.hidden_size)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+        hidden = hidden + self.attention(self.attention_norm(hidden), cu_seqlens, max_seqlen, equal_lengths)
+        return hidden + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(hidden))))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; the encoder that owns it also owns the final LayerNorm.
+
+    Shapes:
+        packed.hidden  [T d] -> [T d]
+    """
+
+    def __init__(self, shape: TransformerShape):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
+        self.activation_checkpointing = False
+
+    def forward(self, packed: Packed, *, equal_lengths: bool = False) -> Packed:
+        hidden = packed.hidden
+        for block in self.blocks:
+            arguments = (hidden, packed.cu_seqlens, packed.max_seqlen, equal_lengths)
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                hidden = block(*arguments)
+        return Packed(hidden, packed.cu_seqlens, packed.max_seqlen)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One view's output before the final LayerNorm, which is applied only to the rows that somebody reads.
+
+    Shapes:
+        packed.hidden  [T d]
+    """
+
+    packed: Packed
+    final_norm: nn.LayerNorm
+
+    def last_hidden_state(self) -> Tensor:
+        """Every row after the final LayerNorm: [T d]."""
+        return self.final_norm(self.packed.hidden)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """The chosen rows after the final LayerNorm: [k] -> [k d]."""
+        return self.final_norm(self.packed.hidden.index_select(0, rows))
+
+    def first(self) -> Tensor:
+        """Each sequence's CLS after the final LayerNorm: [b d]."""
+        return self.rows(self.packed.first_rows)
+
+
+class Pooler(nn.Module):
+    """Dense and tanh over the CLS. No pre-training loss reads the encoders' poolers; ITM has one of its own.
+
+    Shapes:
+        first  [b d] -> [b d]
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return self.dense(first).tanh()
+
+
+def add_frozen_pooler(module: nn.Module, hidden_size: int, wanted: bool) -> None:
+    """Gives an encoder its `pooler` (or None), without gradient: weight decay would shrink what no loss holds in place."""
+    module.pooler = Pooler(hidden_size).requires_grad_(False) if wanted else None

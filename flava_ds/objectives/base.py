@@ -1,0 +1,35 @@
+"""What an objective is: the step kinds it takes part in, the views it reads, and a loss as a sum over counted terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import nn
+
+from flava_ds.batch import Batch, Kind, Loss, View
+from flava_ds.models.flava import Flava
+from flava_ds.models.transformer import Encoded
+
+
+class Objective(nn.Module, ABC):
+    """Owns its head; reads encoded views; never changes the batch."""
+
+    kinds: ClassVar[frozenset[Kind]]
+    needs: ClassVar[frozenset[View]]
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """Number of terms of this objective's sum in `batch`, known without the device."""
+
+    @abstractmethod
+    def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
+        """Sums the loss over the terms that `count` counts; with none of them, returns a zero that keeps the graph."""
+
+    def model_parameters(self, model: Flava) -> set[str]:
+        """Names of the model's parameters that get a gradient from this objective."""
+        return set().union(*(model.parameters_of(view, read_directly=True) for view in self.needs))

@@ -1,0 +1,82 @@
+"""The module that the engine wraps: encode the views that the active objectives need, call them, add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Kind, Loss
+from flava_ds.config import Config
+from flava_ds.models.flava import Flava, initialize
+from flava_ds.models.transformer import Transformer
+from flava_ds.objectives import Objective, build_objectives
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One micro-batch's result.
+
+    Shapes:
+        loss  scalar               fp32, with gradient
+        sums  name -> scalar       "<objective>/loss" and "<objective>/correct", sums over this rank's terms, without gradient
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+
+
+class PretrainingModel(nn.Module):
+    """FLAVA with its objectives."""
+
+    def __init__(self, model: Flava, objectives: nn.ModuleDict):
+        super().__init__()
+        self.model = model
+        self.objectives = objectives
+
+    def active(self, kind: Kind) -> dict[str, Objective]:
+        """Returns the objectives that take part in steps of `kind`."""
+        return {name: objective for name, objective in self.objectives.items() if kind in objective.kinds}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Returns the terms of each active objective's sum in `batch`, known without the device."""
+        return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """Runs the union of the views needed once, then every active objective."""
+        active = self.active(batch.kind)
+        encoded = self.model.encode(batch, frozenset().union(*(objective.needs for objective in active.values())))
+        return {name: objective(self.model, encoded, batch) for name, objective in active.items()}
+
+    def weighted(self, losses: dict[str, Loss], denominators: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turns sums into this rank's shares of the weighted means, given each objective's count over all ranks and micro-batches."""
+        return {name: self.objectives[name].weight * loss.sum / denominators[name] for name, loss in losses.items()}
+
+    def forward(self, batch: Batch, denominators: dict[str, Tensor]) -> StepOutput:
+        losses = self.losses(batch)
+        total = torch.stack(list(self.weighted(losses, denominators).values())).sum()
+        sums = {f"{name}/loss": loss.sum.detach() for name, loss in losses.items()}
+        sums |= {f"{name}/{metric}": value for name, loss in losses.items() for metric, value in loss.metrics.items()}
+        return StepOutput(total, sums)
+
+    def parameter_kinds(self) -> dict[str, frozenset[Kind]]:
+        """Returns, for each trainable parameter, the step kinds that give it a gradient (an empty set when none does)."""
+        kinds: dict[str, set[Kind]] = {name: set() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for name, objective in self.objectives.items():
+            own = {f"objectives.{name}.{parameter}" for parameter, _ in objective.named_parameters()}
+            for parameter in own | {f"model.{used}" for used in objective.model_parameters(self.model)}:
+                kinds[parameter] |= objective.kinds
+        return {name: frozenset(used) for name, used in kinds.items()}
+
+
+def build_pretraining(config: Config) -> PretrainingModel:
+    """Builds the model and its objectives, initialised from config.seed whatever the global generator holds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = PretrainingModel(Flava(config.model), build_objectives(config))
+        initialize(module, config.model.initializer_range)
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.activation_checkpointing = config.training.activation_checkpointing
+    return module

@@ -1,0 +1,101 @@
+"""The wrapped module: losses at random initialisation, gradients by step kind, nothing mutated, no NaN on nothing."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from sample_batches import denominators, make_batch, tiny_config
+
+from flava_ds.batch import Kind
+from flava_ds.config import GlobalContrastiveConfig, ImageTextMatchingConfig, ObjectivesConfig
+from flava_ds.training.pretraining import build_pretraining
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("dropped", [None, "global_contrastive", "itm"])
+def test_parameter_kinds_tell_which_parameters_get_a_gradient(kind, dropped):
+    weights = {"global_contrastive": GlobalContrastiveConfig(weight=0.0), "itm": ImageTextMatchingConfig(weight=0.0)}
+    config = tiny_config(objectives=ObjectivesConfig(**({dropped: weights[dropped]} if dropped else {})))
+    module, batch = build_pretraining(config), make_batch(kind, config)
+    module(batch, denominators(module, batch)).loss.backward()
+    declared = {name for name, kinds in module.parameter_kinds().items() if kind in kinds}
+    assert declared == {name for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_first_losses_are_those_of_guessing(kind):
+    config = tiny_config()
+    module = build_pretraining(config)
+    batch = make_batch(kind, config, size=32)
+    means = {name: float(loss.sum.detach()) / loss.count for name, loss in module.losses(batch).items()}
+    vocabulary, codes = math.log(config.model.text.vocab_size), math.log(config.codebook.vocab_size)
+    expected = {"mim": codes, "mmm_image": codes, "mlm": vocabulary, "mmm_text": vocabulary, "itm": math.log(2), "global_contrastive": math.log(32)}
+    for name, mean in means.items():
+        assert mean == pytest.approx(expected[name], abs=0.15 if name != "global_contrastive" else 2.5), name
+
+
+def test_a_batch_without_terms_gives_zero_and_zero_gradients():
+    config = tiny_config()
+    module = build_pretraining(config)
+    batch = make_batch(Kind.PAIR, config, mismatched=(0, 1, 2, 3))
+    output = module(batch, denominators(module, batch))
+    assert module.counts(batch) == {"global_contrastive": 0, "mmm_image": 0, "mmm_text": 0, "itm": 4}
+    for name in ("global_contrastive", "mmm_image", "mmm_text"):
+        assert float(output.sums[f"{name}/loss"]) == 0.0
+    output.loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters() if parameter.grad is not None)
+    assert float(module.model.image_projection.weight.grad.abs().max()) == 0.0
+
+
+def test_mismatched_pairs_are_left_out_whatever_the_itm_weight():
+    config = tiny_config()
+    without = dataclasses.replace(config, objectives=ObjectivesConfig(itm=ImageTextMatchingConfig(weight=0.0)))
+    batch = make_batch(Kind.PAIR, config, size=8, mismatched=(2, 5))
+    full, reduced = build_pretraining(config), build_pretraining(without)
+    reduced.load_state_dict(full.state_dict(), strict=False)
+    ours, theirs = full.losses(batch), reduced.losses(batch)
+    assert "itm" not in theirs and ours["global_contrastive"].count == theirs["global_contrastive"].count == 6
+    for name, loss in theirs.items():
+        assert torch.equal(loss.sum, ours[name].sum), name
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_callers_tensors_are_never_changed(kind):
+    config = tiny_config()
+    module, batch = build_pretraining(config), make_batch(kind, config)
+    before = {f.name: value.clone() for f in dataclasses.fields(batch) if isinstance(value := getattr(batch, f.name), torch.Tensor)}
+    module(batch, denominators(module, batch)).loss.backward()
+    assert all(torch.equal(value, getattr(batch, name)) for name, value in before.items())
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_activation_checkpointing_changes_no_gradient(kind):
+    config = tiny_config()
+    plain = build_pretraining(config)
+    recomputing = build_pretraining(dataclasses.replace(config, training=dataclasses.replace(config.training, activation_checkpointing=True)))
+    batch = make_batch(kind, config)
+    for module in (plain, recomputing):
+        module(batch, denominators(module, batch)).loss.backward()
+    for (name, ours), theirs in zip(plain.named_parameters(), recomputing.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad), name
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+    """No padding: losses of samples taken alone add up to those of the batch (contrastive aside, whose negatives are the batch)."""
+    config = tiny_config(objectives=ObjectivesConfig(global_contrastive=GlobalContrastiveConfig(weight=0.0)))
+    module = build_pretraining(config).double()
+    short, long = (make_batch(Kind.TEXT, config, size=1, seed=s, lengths=(n,)) for s, n in ((1, 5), (2, 30)))
+    both = dataclasses.replace(
+        short,
+        size=2,
+        input_ids=torch.cat([short.input_ids, long.input_ids]),
+        input_ids_masked=torch.cat([short.input_ids_masked, long.input_ids_masked]),
+        cu_seqlens=torch.tensor([0, 5, 35], dtype=torch.int32),
+        max_seqlen=30,
+        mlm_rows=torch.cat([short.mlm_rows, long.mlm_rows + 5]),
+        mlm_labels=torch.cat([short.mlm_labels, long.mlm_labels]),
+    )
+    alone = sum(module.losses(batch)["mlm"].sum for batch in (short, long))
+    torch.testing.assert_close(module.losses(both)["mlm"].sum, alone, rtol=1e-12, atol=1e-12)

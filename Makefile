@@ -1,0 +1,37 @@
+# make demo [MINUTES=10]   make test   make check   make bench   make docs
+# The environment is installed on first use, and again only after setup.py or pyproject.toml has changed.
+
+PYTHON  ?= python3
+MINUTES ?= 10
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+EXTRAS  := demo,hf,eval,triton,dev
+
+.PHONY: demo test check bench docs
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	@$(BIN)/flava-ds demo --minutes $(MINUTES) $(DEMO_FLAGS)
+
+test: $(STAMP)
+	@sh .ci/run_tests $(BIN) $(TEST_FLAGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_conventions.py
+
+bench: $(STAMP)
+	@$(BIN)/python -m flava_kernels.bench
+
+docs: $(STAMP)
+	@$(BIN)/python docs/fill_readme.py
+
+$(STAMP): setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or later is needed; name another one with PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || sh .ci/make_venv $(PYTHON) $(VENV)
+	@echo "installing flava_ds and what it needs into $(VENV): some minutes, once"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
+	@touch $@

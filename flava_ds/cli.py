@@ -1,0 +1,221 @@
+"""The `flava-ds` command. Heavy imports stand inside the subcommands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flava_ds.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit status: 0, 1 for a failure at run time, 2 for what the user can mend."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser, takes_overrides = build_parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and options.run not in takes_overrides:
+        parser.error(f"{options.command}: unknown argument {rest[0]}")
+    try:
+        return options.run(options, rest) or 0
+    except KeyboardInterrupt:
+        return fail("interrupted", options.debug, status=130)
+    except UserError as error:
+        return fail(str(error), options.debug, status=2)
+    except Exception as error:
+        return fail(f"{type(error).__name__}: {error}; run again with --debug for the traceback", options.debug, status=1)
+
+
+def fail(message: str, debug: bool, *, status: int) -> int:
+    """Prints one line, after the traceback if asked for, and returns `status`."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the complaint and exits with status 2."""
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, set[Callable[..., Any]]]:
+    """Returns the parser and the subcommands that take configuration overrides."""
+    parser = Parser(prog="flava-ds", description="FLAVA pre-training at scale.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., Any], help: str, **settings: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **settings)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+        return command
+
+    add_run_commands(add)
+    add_data_commands(add)
+    return parser, {train, show_config}
+
+
+def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds demo, train, config, evaluate, report and convert."""
+    command = add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the committed data")
+    command.add_argument("--minutes", type=float, default=10.0, help="time for everything (default: 10)")
+    command.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
+    command.add_argument("--resume", action="store_true", help="continue the latest demo run instead of starting a new one")
+    command.add_argument("--no-gates", action="store_true", help="report the quality gates, but do not fail because of them")
+    overrides = "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.0.shards DIR; RECIPE --help lists them"
+    command = add("train", train, "start a run through the right launcher", epilog=overrides, add_help=False)
+    add_recipe(command)
+    command.add_argument("--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)")
+    command.add_argument("--master-port", type=int, help="rendezvous port (default: a free one)")
+    command.add_argument("--dry-run", action="store_true", help="check everything, print the command and stop")
+    command = add("config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False)
+    add_recipe(command)
+    command = add("evaluate", evaluate, "evaluate a run on its held-out data")
+    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder, e.g. runs/demo")
+    command = add("report", report, "write a run's report as one HTML page")
+    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
+    command = add("convert", convert, "export a run's latest checkpoint to Hugging Face's format")
+    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
+    command.add_argument("--to", choices=["hf"], required=True, help="the format")
+    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """Adds the recipe and a --help that, after a recipe, lists the fields of its configuration."""
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name, or the config.json of a run")
+    command.add_argument("-h", "--help", action="store_true", help="this text; after a recipe, every field with its value")
+    command.set_defaults(print_help=command.print_help)
+
+
+def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds codebook and prepare."""
+    command = add("codebook", codebook, "train an image codebook, or store the codes of shards")
+    command.add_argument("action", choices=["train", "encode"])
+    command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern with images")
+    command.add_argument("--out", type=Path, required=True, help="train: the .safetensors file; encode: the folder for the new shards")
+    command.add_argument("--codebook", type=Path, help="encode: the codebook's weights")
+    command.add_argument("--recipe", default="demo", help="train: the recipe whose codebook is built (default: demo)")
+    command.add_argument("--steps", type=int, default=1000, help="train: optimizer updates (default: 1000)")
+    command = add("prepare", prepare, "prepare shards: 'index' counts and checks the samples of every shard")
+    command.add_argument("action", choices=["index"])
+    command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern")
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Checks the configuration and its inputs, then becomes the launcher's command."""
+    from flava_ds import launch
+
+    config = resolve_or_help(options, overrides)
+    if config is None:
+        return 0
+    gpus = launch.count_gpus()
+    ranks = options.ranks if options.ranks is not None else max(1, gpus)
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: use at least 1")
+    launch.check_inputs(config, ranks)
+    command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port)
+    if options.dry_run:
+        print(command)
+        return 0
+    return command.replace_process()
+
+
+def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the resolved configuration."""
+    from flava_ds.config import to_dict
+
+    config = resolve_or_help(options, overrides)
+    if config is not None:
+        print(json.dumps(to_dict(config), indent=2))
+    return 0
+
+
+def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
+    """Returns the configuration, or None after printing the help that was asked for."""
+    from flava_ds import recipes
+
+    if options.recipe is None:
+        if options.help:
+            options.print_help()
+            return None
+        raise UserError(f"RECIPE is missing; choose one of {', '.join(recipes.RECIPES)}")
+    return recipes.resolve(options.recipe, [*overrides, "--help"] if options.help else overrides)
+
+
+def run_demo(options: argparse.Namespace, _: list[str]) -> int:
+    """Runs the demo from unpacking to the report."""
+    from flava_ds.demo.run import run
+
+    return run(minutes=options.minutes, ranks=options.ranks, resume=options.resume, enforce_gates=not options.no_gates)
+
+
+def evaluate(options: argparse.Namespace, _: list[str]) -> int:
+    """Prints the held-out metrics of a run as JSON."""
+    require_run(options.run_path)
+    from flava_ds.evaluation.evaluator import evaluate_run
+
+    print(json.dumps(evaluate_run(options.run_path), indent=2))
+    return 0
+
+
+def report(options: argparse.Namespace, _: list[str]) -> int:
+    """Writes a run's report and prints its path."""
+    require_run(options.run_path)
+    from flava_ds.report.page import write_report
+
+    print(write_report(options.run_path))
+    return 0
+
+
+def convert(options: argparse.Namespace, _: list[str]) -> int:
+    """Exports a run to Hugging Face's format."""
+    require_run(options.run_path)
+    from flava_ds.hf.export_weights import export
+
+    export(options.run_path, options.out)
+    print(options.out)
+    return 0
+
+
+def require_run(path: Path) -> None:
+    """Raises UserError unless `path` is the folder of a run."""
+    if (path / "config.json").is_file():
+        return
+    known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))
+    there = "no such folder" if not path.is_dir() else "holds no config.json"
+    raise UserError(f"{path}: {there}, so it is not a run; {'runs there: ' + ', '.join(known[:8]) if known else 'train one with `flava-ds train RECIPE`'}")
+
+
+def codebook(options: argparse.Namespace, _: list[str]) -> int:
+    """Trains a codebook, or writes shards that carry codes."""
+    from flava_ds.training import codebook as training
+
+    if options.action == "encode":
+        if options.codebook is None:
+            raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
+        training.encode_shards(options.shards, codebook=options.codebook, out=options.out)
+        return 0
+    from flava_ds import recipes
+
+    config = recipes.resolve(options.recipe, [])
+    print(json.dumps(training.train_codebook(config.codebook, options.shards, options.out, steps=options.steps)))
+    return 0
+
+
+def prepare(options: argparse.Namespace, _: list[str]) -> int:
+    """Indexes shards."""
+    from flava_ds.data.index import build_index
+
+    build_index(options.shards)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

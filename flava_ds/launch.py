@@ -1,0 +1,105 @@
+"""The command that starts a run: one process, or one per device through DeepSpeed's launcher. Every launcher starts flava_ds.train."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError, UserError
+
+MODULE = "flava_ds.train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A command line and the environment variables it needs beyond those that are set."""
+
+    arguments: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Spells the command as a shell would take it."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+    def replace_process(self) -> None:
+        """Becomes the command; does not return."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
+
+
+def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None) -> Launch:
+    """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous port, None takes a free one.
+
+    Raises: UserError when the machine has GPUs, but fewer than ranks, or when DeepSpeed's launcher is missing.
+    """
+    if gpus and ranks > gpus:
+        raise UserError(
+            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
+        )
+    port = free_port() if port is None else port
+    if ranks == 1:
+        rendezvous = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment={**rendezvous, **cpu_environment(ranks, gpus)})
+    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--module", MODULE]
+    return Launch(arguments=[*launcher, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+
+
+def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:
+    """Names DeepSpeed's device and divides the cores among the ranks, so that they do not fight over them; nothing where there is a GPU."""
+    if gpus:
+        return {}
+    cores = len(os.sched_getaffinity(0))
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks))), "DS_ACCELERATOR": "cpu"}
+
+
+def find_launcher() -> str:
+    """Returns the path of the `deepspeed` command, first beside this interpreter, then on PATH.
+
+    Raises: UserError when it is not installed.
+    """
+    beside = Path(sys.executable).parent / "deepspeed"
+    found = str(beside) if beside.exists() else shutil.which("deepspeed")
+    if found is None:
+        raise UserError("the `deepspeed` command is missing; install this package with `pip install -e .`, or use --ranks 1")
+    return found
+
+
+def free_port() -> int:
+    """Returns a TCP port that nothing listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def count_gpus() -> int:
+    """Returns the number of CUDA devices that this torch can use. Imports torch, starts no device."""
+    import torch
+
+    return torch.cuda.device_count() if torch.backends.cuda.is_built() else 0
+
+
+def check_inputs(config: Config, ranks: int) -> None:
+    """Looks at what a run on `ranks` ranks will need before anything is started.
+
+    Raises: ConfigError or DataError naming the batch size that does not divide, or the folder or file that is missing.
+    """
+    if not config.data.sources:
+        raise ConfigError("data.sources is empty: a run needs at least one source")
+    for source in config.data.sources:
+        config.micro_batch_size(source, ranks)
+    weights = config.codebook_weights
+    needs_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
+    if weights is None and needs_codes and any(source.kind != "text" and source.image_codes_key is None for source in config.data.sources):
+        raise ConfigError("codebook_weights is not set, but image codes are computed on the device; give --codebook-weights FILE")
+    if weights is not None and weights != "random" and not Path(weights).exists():
+        raise ConfigError(f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS --out {weights}`")
+    if config.initial_weights is not None and not Path(config.initial_weights).exists():
+        raise ConfigError(f"initial_weights '{config.initial_weights}': no such file or folder")

@@ -1,0 +1,21 @@
+"""The smallest run that touches everything: for debugging, tests and a first look, in seconds on a CPU."""
+
+from flava_ds.config import CheckpointConfig, CodebookConfig, Config, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.recipes.demo import VOCABULARY, demo_model, demo_objectives, demo_sources
+
+
+def flava_debug() -> Config:
+    """Returns a tiny FLAVA that takes 20 steps over the demo data with all six losses."""
+    return Config(
+        name="flava_debug",
+        model=demo_model(hidden_size=64, num_attention_heads=2, layers=(2, 2, 1)),
+        codebook=CodebookConfig(hidden_size=8, vocab_size=64, image_size=48, num_groups=4, num_blocks_per_group=1, decoder_init_size=8),
+        codebook_weights="random",
+        objectives=demo_objectives(),
+        data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16)), vocabulary=str(VOCABULARY), num_workers=0),
+        training=TrainingConfig(total_steps=20, global_batch_size=16, precision="fp32", gradient_clipping=1.0),
+        optimizer=OptimizerConfig(lr=1e-3),
+        schedule=ScheduleConfig(warmup_steps=5),
+        checkpoint=CheckpointConfig(every_steps=10),
+        logging=LoggingConfig(every_steps=1),
+    )

@@ -1,0 +1,28 @@
+"""A documented scale-up. Nothing of this size is published by the paper; the shape is torchmultimodal's '900m' preset."""
+
+import dataclasses
+
+from flava_ds.config import Config, EngineConfig
+from flava_ds.recipes.flava_base import flava_base
+
+
+def flava_large() -> Config:
+    """Returns flava_base with 24 / 24 / 12 layers of width 1024 (16 heads, MLP 4096), ZeRO-2 and activation checkpointing.
+
+    Everything that the preset does not name stays as in flava_base, the learning rate too: it is untested at this size.
+    """
+    base = flava_base()
+    encoder = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+    return dataclasses.replace(
+        base,
+        name="flava_large",
+        model=dataclasses.replace(
+            base.model,
+            image=dataclasses.replace(base.model.image, num_hidden_layers=24, **encoder),
+            text=dataclasses.replace(base.model.text, num_hidden_layers=24, **encoder),
+            multimodal=dataclasses.replace(base.model.multimodal, num_hidden_layers=12, **encoder),
+            projection_dim=1024,  # the preset's heads follow its width
+        ),
+        training=dataclasses.replace(base.training, activation_checkpointing=True),  # as the preset
+        engine=EngineConfig(deepspeed_config="zero2"),  # the preset uses plain data parallelism at 8 samples per device
+    )

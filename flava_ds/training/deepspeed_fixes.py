@@ -1,0 +1,131 @@
+"""Where DeepSpeed 0.19 does something else than we need: one function per case, with the reason. Each has a test that notices a repair upstream."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from flava_ds.errors import CheckpointError
+
+
+def apply_before_initialize(timeout_s: int) -> None:
+    """Applies the fixes that must stand before `deepspeed.initialize`."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    skip_shared_memory_op()
+    honour_group_timeout(timeout_s)
+    see_tensors_in_dataclasses()
+
+
+def skip_shared_memory_op() -> None:
+    """Keeps DeepSpeed from compiling deepspeed_shm_comm at every start on CPU (25-80 s, needs g++ and ninja); only its inference uses it."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def honour_group_timeout(timeout_s: int) -> None:
+    """Gives DeepSpeed's process groups our timeout; it creates them with torch's default of 30 minutes whatever it was told."""
+    from deepspeed.comm.torch import TorchBackend
+
+    timeout = datetime.timedelta(seconds=timeout_s)
+    TorchBackend.new_group = lambda self, ranks: torch.distributed.new_group(ranks, timeout=timeout)
+
+
+def see_tensors_in_dataclasses() -> None:
+    """Lets ZeRO-3's module hooks find tensors inside dataclasses (Packed, Batch, StepOutput); it looks into tuples, lists and dicts only.
+
+    Unseen outputs mean that a module which owns parameters directly is not gathered again for its backward pass.
+    """
+    from deepspeed.runtime.zero import parameter_offload, utils
+
+    if getattr(utils.apply_to_tensors_only, "sees_dataclasses", False):
+        return
+    original = utils.apply_to_tensors_only
+
+    def apply_to_tensors_only(function: Any, value: Any, warning_msg_fn: Any = None) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            seen = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+            changed = {name: apply_to_tensors_only(function, item) for name, item in seen.items() if isinstance(item, (torch.Tensor, dict, tuple, list))}
+            return dataclasses.replace(value, **changed)
+        return original(function, value, warning_msg_fn)
+
+    apply_to_tensors_only.sees_dataclasses = True
+    utils.apply_to_tensors_only = apply_to_tensors_only
+    parameter_offload.apply_to_tensors_only = apply_to_tensors_only
+
+
+def reshape_scalars(module: nn.Module) -> None:
+    """Turns 0-d parameters into shape (1,), in place; `deepspeed.initialize` crashes on a 0-d parameter in every stage."""
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False)):
+            if parameter.ndim == 0:
+                setattr(child, name, nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad))
+
+
+def clear_stale_gradients(zero: Any) -> None:
+    """Zeroes the gradient buffers that survive an update; call before the first micro-step of each.
+
+    ZeRO-3, and ZeRO-1/2 with offload_optimizer, otherwise apply the last gradient of every parameter that this step does not use again.
+    """
+    if getattr(zero, "grad_partitions_flat_buffer", None) is not None:
+        zero.grad_partitions_flat_buffer.zero_()
+        kept = zero.fp32_partitioned_groups_flat
+    elif getattr(zero, "cpu_offload", False):
+        kept = zero.single_partition_of_fp32_groups
+    else:
+        return
+    for partition in kept:
+        if partition.grad is not None:
+            partition.grad.zero_()
+
+
+def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor], bool]]:
+    """Lists the averaged gradients that this rank will apply: (parameter group, tensors, whether other ranks hold the same ones).
+
+    To be called after the last backward pass and before `engine.step`. DeepSpeed's own norm is not used: reading it waits for the
+    device once per parameter group, and an invalid norm is turned into an update with NaN in ZeRO-1/2 with bf16.
+    """
+    zero, groups = engine.optimizer, engine.basic_optimizer.param_groups
+    if engine.zero_optimization_stage() == 0:
+        return [(group, [p.grad for p in group["params"] if p.grad is not None], True) for group in groups]
+    if engine.zero_optimization_stage() == 3:
+        if zero.offload_optimizer:
+            parts = [[flat.grad] for flat in zero.fp32_partitioned_groups_flat]
+        else:
+            parts = [zero.averaged_gradients[i] for i in range(len(zero.fp16_groups))]
+        return [(groups[zero.sub_group_to_group_id[i]], tensors, False) for i, tensors in enumerate(parts)]
+    if zero.cpu_offload:
+        return [(group, [flat.grad], False) for group, flat in zip(groups, zero.single_partition_of_fp32_groups, strict=True)]
+    return [(group, list(zero.averaged_gradients[i]), False) for i, group in enumerate(groups)]
+
+
+@contextmanager
+def safe_unpickling() -> Any:
+    """Makes `engine.load_checkpoint` read tensors and plain containers only; DeepSpeed unpickles anything, so a crafted file runs code.
+
+    Raises: CheckpointError naming the file that holds anything else.
+    """
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    def load(self: Any, path: str, map_location: Any = None) -> Any:
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read safely ({str(error).splitlines()[0]}); it was damaged or not written by flava_ds") from error
+
+    original = TorchCheckpointEngine.load
+    TorchCheckpointEngine.load = load
+    try:
+        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]):
+            yield
+    finally:
+        TorchCheckpointEngine.load = original

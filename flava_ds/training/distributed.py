@@ -1,0 +1,138 @@
+"""Processes and ranks: start, agree on counts, wait, speak once."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from flava_ds.errors import UserError
+
+log = logging.getLogger("flava_ds")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them.
+
+    `host_group` carries small integers between hosts (gloo), so that agreeing on counts never waits for a device.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    host_group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes logs."""
+        return self.rank == 0
+
+
+class DisagreementError(RuntimeError):
+    """Ranks are not on the same step, source and kind; going on would mix their gradients silently."""
+
+
+def start(timeout_s: int) -> World:
+    """Joins the process group: nccl on CUDA, gloo on CPU; without a launcher this process is a world of its own.
+
+    Raises: UserError when the launcher set only part of its variables.
+    """
+    _complete_environment()
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, rank=rank, world_size=size, device_id=device if cuda else None)
+    host_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
+    _speak_on_main(rank)
+    return World(rank=rank, local_rank=local_rank, size=size, device=device, host_group=host_group)
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier(world: World) -> None:
+    """Waits for all ranks, on the host."""
+    dist.barrier(group=world.host_group)
+
+
+def all_reduce_counts(world: World, counts: list[int], step: int, source: int, kind: int, stop_asked: bool) -> tuple[list[int], bool]:
+    """Sums `counts` over ranks and tells whether any rank was asked to stop; one small collective on the host per step.
+
+    Raises: DisagreementError naming the first rank that is on another step, source or kind. With ZeRO such ranks would exchange
+    gradients of different parameters without noticing.
+    """
+    mine = torch.tensor([step, source, kind, int(stop_asked), *counts], dtype=torch.int64)
+    rows = [torch.empty_like(mine) for _ in range(world.size)]
+    dist.all_gather(rows, mine, group=world.host_group)
+    table = torch.stack(rows)
+    for rank, (other_step, other_source, other_kind) in enumerate(table[:, :3].tolist()):
+        if [other_step, other_source, other_kind] != table[0, :3].tolist():
+            raise DisagreementError(
+                f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank 0 on step, source, kind "
+                f"{table[0, :3].tolist()}; every rank must draw the same source at every step (same recipe, seed and checkpoint everywhere)"
+            )
+    return table[:, 4:].sum(0).tolist(), bool(table[:, 3].any())
+
+
+def gather_objects(world: World, value: object) -> list:
+    """Returns every rank's `value`, in rank order. Only among the processes of this job."""
+    values: list = [None] * world.size
+    dist.all_gather_object(values, value, group=world.host_group)
+    return values
+
+
+def raise_together(world: World, error: Exception | None) -> None:
+    """Raises on all ranks when any rank brings an error, so that none is left waiting: its own where it has one, else the first other.
+
+    Raises: the error.
+    """
+    errors = gather_objects(world, error)
+    first = error or next((e for e in errors if e is not None), None)
+    if first is not None:
+        raise first
+
+
+def _complete_environment() -> None:
+    """Fills in what a launcher would set, for one process without launcher."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    present = [name for name in names if name in os.environ]
+    if "RANK" not in present and "WORLD_SIZE" not in present:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    elif len(present) < len(names):
+        missing = ", ".join(name for name in names if name not in present)
+        raise UserError(f"the launcher set {', '.join(present)} but not {missing}; start with `deepspeed`, `torchrun` or a script under launchers/")
+
+
+def _share_cores(local_ranks: int) -> None:
+    """Gives each rank of this host its share of the cores: two ranks with all threads each run many times slower."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+
+
+def _speak_on_main(rank: int) -> None:
+    """Lets rank 0 log at INFO and the others only warnings, each line with its rank."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"[%(asctime)s rank {rank}] %(message)s", datefmt="%H:%M:%S"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)

@@ -1,0 +1,134 @@
+"""DeepSpeed behind a small surface: one optimizer step is `begin`, `forward_backward` per micro-batch, `update`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Kind
+from flava_ds.config import Config
+from flava_ds.training import deepspeed_fixes
+from flava_ds.training.distributed import World
+from flava_ds.training.engine_config import merged_settings, zero_stage
+from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
+
+
+class Engine:
+    """Owns the module, the optimizer and their ZeRO shards.
+
+    An update whose loss or gradient norm is not finite is skipped on the device, on all ranks alike: weights, moments and step counts stay
+    as they are. `skipped` counts such updates, `skipped_in_a_row` the current run of them, `longest_skip` the longest since it was last set
+    to zero; all are tensors on the device, to be read once per log line.
+    """
+
+    def __init__(self, module: nn.Module, kinds: Mapping[str, frozenset[Kind]], config: Config, world: World) -> None:
+        self.settings = merged_settings(config, world.size, world.device.type)
+        self.stage = zero_stage(self.settings)
+        self.idle = config.training.idle_parameters
+        self.gradient_clipping = config.training.gradient_clipping
+        self.accumulation_steps = config.training.gradient_accumulation_steps
+        self.world = world
+        deepspeed_fixes.apply_before_initialize(config.engine.communication_timeout_s)
+        deepspeed_fixes.reshape_scalars(module)
+        module = module.to(world.device)
+        optimizer = build_optimizer(parameter_groups(module, kinds, config.optimizer), config.optimizer)
+        import deepspeed
+
+        self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings, dist_init_required=False)
+        self.module, self.optimizer = module, optimizer
+        self.skipped, self.skipped_in_a_row, self.longest_skip = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3))
+        self._kind: Kind | None = None
+        self._micro_steps = 0
+        self._loss_check = torch.zeros((), device=world.device)
+
+    @property
+    def offloaded(self) -> bool:
+        """True when optimizer state lives in host memory."""
+        return self.settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+
+    def begin(self, kind: Kind, lr: float) -> None:
+        """Opens an optimizer step of `kind`: sets the learning rate, wakes the groups it moves, clears what the last step left."""
+        if self._kind is not None:
+            raise AssertionError("the previous optimizer step was not finished with update()")
+        self._kind, self._micro_steps = kind, 0
+        self._loss_check = torch.zeros((), device=self.world.device)
+        activate(self.optimizer, kind, self.idle)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        deepspeed_fixes.clear_stale_gradients(self.deepspeed.optimizer)
+
+    def forward_backward(self, batch: Batch, denominators: dict[str, Tensor]):
+        """Runs one micro-batch and adds its gradients; returns the module's StepOutput.
+
+        DeepSpeed averages gradients over ranks, so `denominators` hold counts over all ranks and micro-batches divided by the world size.
+        """
+        if batch.kind != self._kind:
+            raise AssertionError(f"a micro-batch of kind '{batch.kind}' in a step of kind '{self._kind}': ZeRO 2 and 3 would mix up gradients")
+        if self._micro_steps:
+            self.deepspeed.step()  # closes the previous micro-step; the last one is closed by update()
+        output = self.deepspeed(batch, denominators)
+        self.deepspeed.backward(output.loss, scale_wrt_gas=False)
+        self._micro_steps += 1
+        self._loss_check = self._loss_check + output.loss.detach() * 0.0  # NaN from here on when the loss is not finite
+        return output
+
+    @torch.no_grad()
+    def update(self) -> Tensor:
+        """Clips, and moves the parameters unless something is not finite. Returns the gradient norm before clipping, on the device."""
+        if self._micro_steps != self.accumulation_steps:
+            raise AssertionError(f"{self._micro_steps} micro-batches in a step of {self.accumulation_steps}")
+        norm = self._global_norm()
+        finite = torch.isfinite(norm)
+        self.optimizer.found_inf = (~finite).to(torch.float32)
+        self.optimizer.grad_scale = ((norm + 1e-6) / self.gradient_clipping).clamp(min=1.0) if self.gradient_clipping > 0 else None
+        self.deepspeed.step()
+        bad = (~finite).to(torch.int64)
+        self.skipped += bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
+        self.longest_skip = torch.maximum(self.longest_skip, self.skipped_in_a_row)
+        self._kind = None
+        return norm
+
+    def _global_norm(self) -> Tensor:
+        """Norm of the gradients that this update applies, over all ranks; NaN or infinite when a gradient or a loss is."""
+        square = self._loss_check.clone()
+        for group, tensors, replicated in deepspeed_fixes.local_gradients(self.deepspeed):
+            if group["active"] and tensors and not (replicated and self.world.rank > 0):
+                square += torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).square().sum().to(square.device)
+        if self.world.size > 1:
+            dist.all_reduce(square)
+        scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
+        return square.sqrt() / scale
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields every parameter and persistent buffer by name, whole and in fp32 (buffers as they are), on the CPU.
+
+        All ranks must walk through it together; with ZeRO-3 each parameter is gathered in turn.
+        """
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        persistent = self.module.state_dict().keys()
+        for name, parameter in self.module.named_parameters():
+            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad and self.stage > 0 else None
+            if full is None:
+                gathered = deepspeed.zero.GatheredParameters([parameter]) if self.stage == 3 else nullcontext()
+                with gathered:
+                    full = parameter.detach().float().clone()
+            yield name, full.detach().reshape(self.shape_of(parameter)).cpu()
+        for name, buffer in self.module.named_buffers():
+            if name in persistent:
+                yield name, buffer.detach().cpu()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the full shape of every parameter by name, in every stage."""
+        return {name: tuple(self.shape_of(parameter)) for name, parameter in self.module.named_parameters()}
+
+    @staticmethod
+    def shape_of(parameter: nn.Parameter) -> torch.Size:
+        """Returns a parameter's shape; under ZeRO-3 the parameter itself is an empty placeholder."""
+        return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,164 @@
+"""One DeepSpeed JSON, checked key by key (DeepSpeed accepts any unknown top-level key silently) and merged with what the recipe owns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flava_ds.config import Config, did_you_mean
+from flava_ds.errors import ConfigError
+
+ALLOWED = {
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "flops_profiler",
+    "comms_logger",
+    "aio",
+}
+"""Top-level keys that a file under ds_configs may set."""
+
+OWNED = {
+    "train_batch_size": "training.global_batch_size",
+    "train_micro_batch_size_per_gpu": "training.global_batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "gradient_clipping": "training.gradient_clipping",
+    "bf16": "training.precision",
+    "bfloat16": "training.precision",
+    "fp16": "training.precision",
+    "amp": "training.precision",
+    "torch_autocast": "training.precision",
+    "data_types": "training.precision",
+    "optimizer": "optimizer.name, optimizer.lr, ...",
+    "scheduler": "schedule.warmup_steps, schedule.min_lr",
+    "activation_checkpointing": "training.activation_checkpointing",
+    "tensorboard": "logging.tensorboard",
+    "checkpoint": "checkpoint.every_steps, ...",
+}
+"""Top-level keys that the recipe owns, and the field that does."""
+
+
+def shipped_settings() -> dict[str, Path]:
+    """Returns the files under ds_configs by name: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    folder = next((f for f in (package / "ds_configs", package.parent / "ds_configs") if f.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def read_settings(name: str) -> tuple[dict[str, Any], str]:
+    """Reads a DeepSpeed JSON by name or path; returns it with the file's path.
+
+    Raises: ConfigError when there is none of that name, or it is no JSON object, or names a key twice.
+    """
+    shipped = shipped_settings()
+    source = shipped.get(name, Path(name))
+    if name not in shipped and not source.is_file():
+        raise ConfigError(
+            f"engine.deepspeed_config '{name}' is neither a file nor one of {', '.join(sorted(shipped))}{did_you_mean(name, shipped)}"
+        )
+    try:
+        settings = json.loads(source.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source}: expected a JSON object of DeepSpeed settings")
+    return settings, str(source)
+
+
+def merged_settings(config: Config, world_size: int, device_type: str) -> dict[str, Any]:
+    """Returns what `deepspeed.initialize` gets: the JSON of engine.deepspeed_config plus all that the recipe owns.
+
+    Raises: ConfigError naming the file and the key, or the recipe field that cannot be had with it.
+    """
+    settings, path = read_settings(config.engine.deepspeed_config)
+    _check_keys(settings, path)
+    zero = settings.get("zero_optimization")
+    if not isinstance(zero, dict) or type(zero.get("stage")) is not int:
+        raise ConfigError(f'{path}: zero_optimization needs an explicit "stage" (0, 1, 2 or 3)')
+    _check_zero(zero, path)
+    _check_precision(config.training.precision, zero, path, device_type)
+    offloaded = "offload_optimizer" in zero and zero["offload_optimizer"].get("device", "none") != "none"
+    if zero["stage"] in (1, 2) and not offloaded:
+        zero = {**zero, "compute_grad_norm": False}  # Engine.update measures and clips on the device
+    micro_batch_size = max(1, config.training.global_batch_size // (world_size * config.training.gradient_accumulation_steps))
+    return {
+        "steps_per_print": 1_000_000_000,
+        **settings,
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
+        "gradient_clipping": 0.0,  # Engine.update clips; DeepSpeed's own default is 1.0 since 0.19.8
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **_precision_settings(config),
+    }
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """Returns the ZeRO stage of merged settings."""
+    return settings["zero_optimization"]["stage"]
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds a JSON object and refuses a key that occurs twice."""
+    keys = [key for key, _ in pairs]
+    repeated = [key for key in keys if keys.count(key) > 1]
+    if repeated:
+        raise ValueError(f"key '{repeated[0]}' occurs twice in one object")
+    return dict(pairs)
+
+
+def _check_keys(settings: dict[str, Any], path: str) -> None:
+    """Refuses what the recipe owns and what nobody knows."""
+    for key in settings:
+        if key in OWNED:
+            raise ConfigError(f"{path}: '{key}' belongs to the recipe; remove it here and set {OWNED[key]}")
+        if key not in ALLOWED:
+            raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, ALLOWED | OWNED.keys())}")
+
+
+def _check_zero(zero: dict[str, Any], path: str) -> None:
+    """Refuses unknown or impossible entries of zero_optimization, by DeepSpeed's own schema."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    known = set(fields) | {field.alias for field in fields.values() if field.alias}
+    for key in zero:
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key 'zero_optimization.{key}'{did_you_mean(key, known)}")
+    if "compute_grad_norm" in zero:
+        raise ConfigError(f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm itself; remove it")
+    if zero["stage"] == 0 and ("offload_optimizer" in zero or "offload_param" in zero):
+        raise ConfigError(f"{path}: offloading needs ZeRO stage 1, 2 or 3; stage 0 keeps everything on the device")
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:
+        problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
+        where = ".".join(("zero_optimization", *map(str, problem["loc"])))
+        raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+
+
+def _check_precision(precision: str, zero: dict[str, Any], path: str, device_type: str) -> None:
+    """Refuses combinations that DeepSpeed would run wrongly or not at all."""
+    if precision == "fp16" and device_type == "cpu":
+        raise ConfigError("training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'")
+    if precision != "fp32" and zero["stage"] == 0:
+        raise ConfigError(
+            f"{path}: ZeRO stage 0 with training.precision '{precision}' is refused, because DeepSpeed then makes an update with zero "
+            "gradients at start-up (bias correction off by one, one extra weight decay); use stage 1, which costs no more communication"
+        )
+
+
+def _precision_settings(config: Config) -> dict[str, Any]:
+    """Spells training.precision in DeepSpeed's keys; the check of gradients for bf16 would wait for the device, Engine.update does it."""
+    if config.training.precision == "bf16":
+        return {"bf16": {"enabled": True, "check_grad_overflow": False}}
+    if config.training.precision == "fp16":
+        return {"fp16": {"enabled": True}}
+    return {}

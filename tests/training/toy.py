@@ -1,0 +1,142 @@
+"""A stand-in for the pre-training module: three encoders in three step kinds, with the shapes of trouble that ZeRO meets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Kind
+from flava_ds.config import Config, EngineConfig, ObjectivesConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+
+WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A module's output inside a dataclass, as Packed is."""
+
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class ToyOutput:
+    loss: Tensor
+    sums: dict[str, Tensor]
+
+
+class Encoder(nn.Module):
+    """Owns a parameter directly, besides its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(WIDTH) * 0.1)
+        self.gain = nn.Parameter(torch.ones(WIDTH))
+        self.first = nn.Linear(WIDTH, 2 * WIDTH)
+        self.second = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, hidden: Hidden) -> Hidden:
+        x = (hidden.hidden + self.cls_token).sin() * self.gain
+        return Hidden(x + self.second(F.gelu(self.first(x))))
+
+
+class Head(nn.Module):
+    """Reads its decoder's weight without calling the decoder, as the fused cross-entropy does."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(WIDTH, WIDTH)
+        self.decoder = nn.Linear(WIDTH, classes)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.tanh(self.dense(hidden)) @ self.decoder.weight.t() + self.decoder.bias
+        logits = logits.float()
+        return F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) == labels).sum().float()
+
+
+class Toy(nn.Module):
+    """Image steps train mim, text steps mlm, pair steps mmm_text and itm through all three encoders; `dead` is used by none."""
+
+    objectives = {Kind.IMAGE: ("mim",), Kind.TEXT: ("mlm",), Kind.PAIR: ("mmm_text", "itm")}
+    weights = {"mim": 1.0, "mlm": 1.0, "mmm_text": 0.7, "itm": 1.3}
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.image_encoder, self.text_encoder, self.multimodal_encoder = Encoder(), Encoder(), Encoder()
+            self.mim, self.mlm, self.mmm_text, self.itm = Head(7), Head(9), Head(9), Head(2)
+            self.logit_scale = nn.Parameter(torch.tensor(0.3))
+            self.dead = nn.Linear(5, 3)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        rows = {"mim": batch.mim_rows, "mlm": batch.mlm_rows, "mmm_text": batch.mlm_rows, "itm": batch.itm_labels}
+        return {name: rows[name].shape[0] for name in self.objectives[batch.kind]}
+
+    def forward(self, batch: Batch, denominators: dict[str, Tensor]) -> ToyOutput:
+        losses: dict[str, tuple[Tensor, Tensor]] = {}
+        scale = self.logit_scale.exp()
+        if batch.kind is not Kind.TEXT:
+            image = self.image_encoder(Hidden(batch.pixel_values.to(self.logit_scale.dtype)))
+        if batch.kind is not Kind.IMAGE:
+            text = self.text_encoder(Hidden(batch.input_ids.to(self.logit_scale.dtype)))
+        if batch.kind is Kind.IMAGE:
+            losses["mim"] = self.mim.loss(image.hidden[batch.mim_rows], batch.image_codes[batch.mim_rows])
+        elif batch.kind is Kind.TEXT:
+            losses["mlm"] = self.mlm.loss(text.hidden[batch.mlm_rows], batch.mlm_labels)
+        else:
+            fused = self.multimodal_encoder(Hidden(image.hidden + scale * text.hidden))
+            losses["mmm_text"] = self.mmm_text.loss(fused.hidden[batch.mlm_rows], batch.mlm_labels)
+            losses["itm"] = self.itm.loss(fused.hidden, batch.itm_labels)
+        total = torch.stack([self.weights[name] * loss / denominators[name] for name, (loss, _) in losses.items()]).sum()
+        sums = {f"{name}/loss": loss.detach() for name, (loss, _) in losses.items()}
+        return ToyOutput(total, sums | {f"{name}/correct": correct for name, (_, correct) in losses.items()})
+
+    def parameter_kinds(self) -> dict[str, frozenset[Kind]]:
+        image, text, pair = Kind.IMAGE, Kind.TEXT, Kind.PAIR
+        used = {"image_encoder": {image, pair}, "text_encoder": {text, pair}, "mim": {image}, "mlm": {text}, "dead": set()}
+        return {name: frozenset(used.get(name.split(".")[0], {pair})) for name, _ in self.named_parameters()}
+
+
+def toy_batch(kind: Kind, step: int, rank: int, micro_step: int, size: int = 4) -> Batch:
+    """A random batch, a function of its arguments; the number of masked rows differs between ranks and micro-steps."""
+    draw = torch.Generator().manual_seed(1000 * step + 100 * rank + 10 * micro_step + 1)
+    rows = torch.randperm(size, generator=draw)[: 1 + (step + rank + micro_step) % size].sort().values
+    features = torch.randn(size, WIDTH, generator=draw), torch.randn(size, WIDTH, generator=draw)
+    return Batch(
+        kind=kind,
+        source=kind.value,
+        size=size,
+        pixel_values=features[0],
+        image_codes=torch.randint(0, 7, (size,), generator=draw),
+        mim_rows=rows,
+        input_ids=features[1],
+        mlm_rows=rows,
+        mlm_labels=torch.randint(0, 9, (rows.shape[0],), generator=draw),
+        itm_labels=torch.randint(0, 2, (size,), generator=draw),
+    )
+
+
+def toy_config(deepspeed_config: str = "zero1", **training) -> Config:
+    """A run of the toy; eps is large, since key biases and the like have rounding noise as gradient."""
+    defaults = {"total_steps": 12, "global_batch_size": 8, "precision": "fp32", "gradient_clipping": 0.5}
+    return Config(
+        name="toy",
+        objectives=ObjectivesConfig(),
+        training=TrainingConfig(**{**defaults, **training}),
+        optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, weight_decay=0.1),
+        schedule=ScheduleConfig(warmup_steps=3, min_lr=1e-4),
+        engine=EngineConfig(deepspeed_config=deepspeed_config, communication_timeout_s=60),
+    )
+
+
+KINDS = (Kind.IMAGE, Kind.TEXT, Kind.PAIR, Kind.IMAGE, Kind.IMAGE, Kind.TEXT, Kind.PAIR, Kind.TEXT, Kind.PAIR)
+"""A round robin for tests."""
+
+
+def objective_counts(module: Toy, batches: list[Batch]) -> dict[str, int]:
+    """Counts summed over batches."""
+    counts = [module.counts(batch) for batch in batches]
+    return {name: sum(count[name] for count in counts) for name in counts[0]}

@@ -13,7 +13,7 @@ from flava_ds.config import ModelConfig
 from flava_ds.models.image_encoder import ImageEncoder
 from flava_ds.models.multimodal_encoder import MultimodalEncoder
 from flava_ds.models.text_encoder import TextEncoder
-from flava_ds.models.transformer import Encoded
+from flava_ds.models.transformer import Encoded, at_least_fp32
 
 CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
 """Prefixes of what only the contrastive objective uses."""
@@ -67,12 +67,12 @@ class Flava(nn.Module):
         return self.multimodal_encoder(self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden), layout)
 
     def image_embeddings(self, encoded: Encoded) -> Tensor:
-        """Projects each image's CLS into the contrastive space, L2-normalised in fp32: [b r]."""
-        return F.normalize(self.image_projection(encoded.first()).float(), dim=-1)
+        """Projects each image's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
+        return F.normalize(at_least_fp32(self.image_projection(encoded.first())), dim=-1)
 
     def text_embeddings(self, encoded: Encoded) -> Tensor:
-        """Projects each text's CLS into the contrastive space, L2-normalised in fp32: [b r]."""
-        return F.normalize(self.text_projection(encoded.first()).float(), dim=-1)
+        """Projects each text's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
+        return F.normalize(at_least_fp32(self.text_projection(encoded.first())), dim=-1)
 
     def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
         """Names of the parameters that get a gradient when `view` does.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from flava_kernels.attention import varlen_attention
@@ -108,6 +109,11 @@ class Encoded:
     def first(self) -> Tensor:
         """Each sequence's CLS after the final LayerNorm: [b d]."""
         return self.rows(self.packed.first_rows)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Widens half precision to fp32 and leaves fp64, which reference computations use, as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Pooler(nn.Module):

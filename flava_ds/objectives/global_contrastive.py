@@ -8,7 +8,7 @@ from flava_kernels.contrastive import info_nce
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import GlobalContrastiveConfig
 from flava_ds.models.flava import Flava
-from flava_ds.models.transformer import Encoded
+from flava_ds.models.transformer import Encoded, at_least_fp32
 from flava_ds.objectives.base import Objective
 
 
@@ -37,5 +37,5 @@ class GlobalContrastive(Objective):
 
 def clamped(logit_scale: torch.Tensor, maximum: float) -> torch.Tensor:
     """Clamps the log-space scale to [0, maximum] in the expression, passing the gradient on so that it can come back."""
-    logit_scale = logit_scale.float()
+    logit_scale = at_least_fp32(logit_scale)
     return logit_scale + (logit_scale.clamp(0.0, maximum) - logit_scale).detach()

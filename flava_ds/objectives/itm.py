@@ -8,7 +8,7 @@ from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import ImageTextMatchingConfig
 from flava_ds.models.flava import Flava
 from flava_ds.models.heads import MatchingHead
-from flava_ds.models.transformer import Encoded
+from flava_ds.models.transformer import Encoded, at_least_fp32
 from flava_ds.objectives.base import Objective
 
 
@@ -26,6 +26,6 @@ class ImageTextMatching(Objective):
         return batch.size
 
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
-        logits = self.head(encoded[View.MULTIMODAL_MASKED].first()).float()
+        logits = at_least_fp32(self.head(encoded[View.MULTIMODAL_MASKED].first()))
         correct = (logits.detach().argmax(-1) == batch.itm_labels).sum().float()
         return Loss(F.cross_entropy(logits, batch.itm_labels, reduction="sum"), self.count(batch), {"correct": correct})

@@ -115,11 +115,14 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     config = resolve_or_help(options, overrides)
     if config is None:
         return 0
+    if options.ranks is not None and options.ranks < 1:
+        raise UserError(f"--ranks {options.ranks}: use at least 1")
+    launch.check_inputs(config)
+    if options.ranks is not None:
+        launch.check_batches(config, options.ranks)
     gpus = launch.count_gpus()
-    ranks = options.ranks if options.ranks is not None else max(1, gpus)
-    if ranks < 1:
-        raise UserError(f"--ranks {ranks}: use at least 1")
-    launch.check_inputs(config, ranks)
+    ranks = options.ranks or max(1, gpus)
+    launch.check_batches(config, ranks)
     command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port)
     if options.dry_run:
         print(command)
@@ -195,11 +198,11 @@ def require_run(path: Path) -> None:
 
 def codebook(options: argparse.Namespace, _: list[str]) -> int:
     """Trains a codebook, or writes shards that carry codes."""
+    if options.action == "encode" and options.codebook is None:
+        raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
     from flava_ds.training import codebook as training
 
     if options.action == "encode":
-        if options.codebook is None:
-            raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
         training.encode_shards(options.shards, codebook=options.codebook, out=options.out)
         return 0
     from flava_ds import recipes

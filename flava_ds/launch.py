@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flava_ds.config import Config
-from flava_ds.errors import ConfigError, UserError
+from flava_ds.data.shards import expand_shards
+from flava_ds.errors import ConfigError, DataError, UserError
 
 MODULE = "flava_ds.train"
 
@@ -44,10 +45,9 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
         raise UserError(
             f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
         )
-    port = free_port() if port is None else port
     if ranks == 1:
-        rendezvous = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment={**rendezvous, **cpu_environment(ranks, gpus)})
+        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+    port = free_port() if port is None else port
     launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--module", MODULE]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=cpu_environment(ranks, gpus))
 
@@ -86,15 +86,23 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.backends.cuda.is_built() else 0
 
 
-def check_inputs(config: Config, ranks: int) -> None:
-    """Looks at what a run on `ranks` ranks will need before anything is started.
+def check_batches(config: Config, ranks: int) -> None:
+    """Raises ConfigError naming the source whose batch does not divide over `ranks`."""
+    for source in config.data.sources:
+        config.micro_batch_size(source, ranks)
 
-    Raises: ConfigError or DataError naming the batch size that does not divide, or the folder or file that is missing.
+
+def check_inputs(config: Config) -> None:
+    """Looks for what a run will read, before anything is started.
+
+    Raises: ConfigError or DataError naming the folder or file that is missing or empty.
     """
     if not config.data.sources:
         raise ConfigError("data.sources is empty: a run needs at least one source")
     for source in config.data.sources:
-        config.micro_batch_size(source, ranks)
+        if not source.shards.endswith(".tar") and "{" not in source.shards and ":" not in source.shards and not Path(source.shards).expanduser().exists():
+            raise DataError(f"source '{source.name}': no folder or .tar at '{source.shards}'; set data.sources[].shards to where the shards are")
+        expand_shards(source.shards, source.name)
     weights = config.codebook_weights
     needs_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
     if weights is None and needs_codes and any(source.kind != "text" and source.image_codes_key is None for source in config.data.sources):

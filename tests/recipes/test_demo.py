@@ -1,0 +1,29 @@
+"""The demo's recipes fit the data set and each other."""
+
+import pytest
+
+from flava_ds.recipes.demo import VOCABULARY, VOCABULARY_SIZE, demo
+from flava_ds.recipes.flava_debug import flava_debug
+
+
+def test_vocabulary_size_is_that_of_the_file():
+    assert len(VOCABULARY.read_text(encoding="utf-8").splitlines()) == VOCABULARY_SIZE
+
+
+@pytest.mark.parametrize("recipe", [demo, flava_debug])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_batches_divide_over_ranks(recipe, ranks):
+    config = recipe()
+    assert all(config.micro_batch_size(source, ranks) * ranks == config.global_batch_size(source) for source in config.data.sources)
+
+
+@pytest.mark.parametrize("recipe", [demo, flava_debug])
+def test_all_six_losses_are_on(recipe):
+    objectives = recipe().objectives
+    assert all(getattr(objectives, name).weight == 1.0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm"))
+
+
+def test_debug_is_twenty_small_steps():
+    config = flava_debug()
+    assert config.training.total_steps == 20
+    assert config.model.image.hidden_size <= 64 and config.training.global_batch_size <= 16

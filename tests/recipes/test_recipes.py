@@ -1,0 +1,93 @@
+"""Recipes resolve strictly: every name builds a checked configuration, every slip is one error with a way out."""
+
+import dataclasses
+
+import pytest
+
+from flava_ds import config as configuration
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError
+from flava_ds.recipes import RECIPES, option_names, resolve
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipe_resolves_and_survives_json(name, tmp_path):
+    config = resolve(name, [])
+    assert config.name == name
+    configuration.save(config, tmp_path / "config.json")
+    assert resolve(str(tmp_path / "config.json"), []) == config
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipe_draws_sources_as_published(name):
+    weights = {source.kind: source.weight for source in resolve(name, []).data.sources}
+    assert weights == {"pair": 0.70, "image": 0.15, "text": 0.15}
+
+
+def test_overrides_change_what_they_name_and_nothing_else():
+    plain = resolve("flava_base", [])
+    changed = resolve("flava_base", ["--optimizer.lr", "3e-4", "--data.sources.1.shards=elsewhere", "--data.no-shuffle", "--training.total_steps", "20000"])
+    sources = (plain.data.sources[0], dataclasses.replace(plain.data.sources[1], shards="elsewhere"), plain.data.sources[2])
+    assert changed == dataclasses.replace(
+        plain,
+        optimizer=dataclasses.replace(plain.optimizer, lr=3e-4),
+        data=dataclasses.replace(plain.data, sources=sources, shuffle=False),
+        training=dataclasses.replace(plain.training, total_steps=20_000),
+    )
+
+
+def test_saved_configuration_takes_overrides(tmp_path):
+    configuration.save(resolve("flava_large", ["--seed", "7"]), tmp_path / "config.json")
+    config = resolve(str(tmp_path / "config.json"), ["--optimizer.lr=0.5"])
+    assert (config.name, config.seed, config.optimizer.lr) == ("flava_large", 7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("flava_bose", [], "no recipe named 'flava_bose'; did you mean 'flava_base'?"),
+        ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_base, flava_large, flava_debug"),
+        ("gone/config.json", [], "gone/config.json: no such file"),
+        ("flava_base", ["--training.total-stps", "3"], "unknown option '--training.total-stps'; did you mean '--training.total-steps'?"),
+        ("flava_base", ["--total-steps", "3"], "did you mean '--training.total-steps'?"),
+        ("flava_base", ["--objectives.mlm.wieght=3"], "did you mean '--objectives.mlm.weight'?"),
+        ("flava_base", ["--data.sources.3.shards", "x"], "unknown option '--data.sources.3.shards'"),
+        ("flava_base", ["--training.total-steps", "many"], "Error parsing --training.total-steps: invalid literal for int() with base 10: 'many'"),
+        ("flava_base", ["--data.sources.0.kind", "pare"], "invalid choice 'pare' for argument '--data.sources.0.kind'"),
+        ("flava_base", ["--optimizer.betas", "0.9"], "--optimizer.betas"),
+        ("flava_base", ["stray"], "stray"),
+        ("flava_base", ["--training.total-steps", "0"], "schedule.warmup_steps 10000 exceeds training.total_steps 0"),
+        ("flava_base", ["--model.image.patch-size", "15"], "image_size 224 does not divide by patch_size 15"),
+    ],
+)
+def test_slips_are_one_error_with_a_way_out(recipe, overrides, message, capfd):
+    with pytest.raises(ConfigError) as caught:
+        resolve(recipe, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value) and not set("╭│╰─") & set(str(caught.value))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_every_leaf_of_the_configuration_is_an_option():
+    config = resolve("demo", [])
+    leaves = set(_leaves(configuration.to_dict(config)))
+    options = {name.replace("-", "_") for name in option_names(config)}
+    assert leaves <= options
+    assert {name for name in options - leaves if not name.rsplit(".", 1)[-1].startswith("no_")} == set()
+
+
+def _leaves(node: dict, prefix: str = ""):
+    """Yields the dotted path of every value that is no section."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for position, entry in enumerate(value):
+                yield from _leaves(entry, f"{prefix}{key}.{position}.")
+        else:
+            yield prefix + key
+
+
+def test_registry_holds_functions_that_return_fresh_configurations():
+    for function in RECIPES.values():
+        assert isinstance(function(), Config) and function() == function()

@@ -1,0 +1,157 @@
+"""The command as a user runs it: quick help, one line for every slip, the exact command of a launch."""
+
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from flava_ds import cli
+
+COMMANDS = ["demo", "train", "config", "evaluate", "report", "convert", "codebook", "prepare"]
+
+
+def run(*words: str, **settings) -> subprocess.CompletedProcess:
+    """Runs flava-ds as its own process."""
+    return subprocess.run([sys.executable, "-m", "flava_ds.cli", *words], capture_output=True, text=True, timeout=60, **settings)
+
+
+def status_of(words: list[str]) -> int:
+    """Runs flava-ds in this process and returns its exit status."""
+    try:
+        return cli.main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture
+def sources(tmp_path) -> list[str]:
+    """Overrides that give flava_debug a shard for every source."""
+    words = []
+    for position in range(3):
+        folder = tmp_path / str(position)
+        folder.mkdir()
+        with tarfile.open(folder / "00000.tar", "w"):
+            pass
+        words += [f"--data.sources.{position}.shards", str(folder)]
+    return words
+
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import sys\n"
+        "from flava_ds import cli\n"
+        "try:\n    status = cli.main(sys.argv[1:])\n"
+        "except SystemExit as stop:\n    status = stop.code\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'triton', 'numpy', 'webdataset', 'tyro'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout and "--debug" in done.stdout or words == ["--help"]
+
+
+def test_help_names_every_command():
+    done = run("--help")
+    assert done.returncode == 0 and all(f"\n    {command} " in done.stdout for command in COMMANDS)
+
+
+def test_recipe_help_lists_fields_without_torch():
+    done = run("train", "flava_base", "--help")
+    assert done.returncode == 0 and "--data.sources.0.shards" in done.stdout and "flava-ds train RECIPE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "RECIPE is missing; choose one of demo, flava_base, flava_large, flava_debug"),
+        (["trian", "demo"], "invalid choice: 'trian'"),
+        (["train", "deno"], "no recipe named 'deno'; did you mean 'demo'?"),
+        (["train", "flava_debug", "--training.total-stps", "3"], "did you mean '--training.total-steps'?"),
+        (["train", "flava_debug", "--rank", "3"], "unknown option '--rank'"),
+        (["train", "flava_debug", "--ranks", "0"], "--ranks 0: use at least 1"),
+        (["train", "flava_debug", "--ranks", "3"], "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; use a multiple of 3"),
+        (["train", "flava_base"], "codebook_weights is not set"),
+        (["train", "flava_debug", "--codebook-weights", "gone.safetensors"], "codebook_weights 'gone.safetensors': no such file"),
+        (["train", "flava_debug", "--data.sources.1.shards", "gone"], "source 'image': no folder or .tar at 'gone'"),
+        (["config", "flava_base", "--optimizer.lr", "fast"], "Error parsing --optimizer.lr"),
+        (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
+        (["report", "."], ".: holds no config.json, so it is not a run"),
+        (["convert", "gone", "out"], "--to"),
+        (["codebook", "encode", "gone", "--out", "x"], "codebook encode needs --codebook FILE"),
+        (["evaluate", "gone", "--fast"], "unknown argument --fast"),
+        (["demo", "--minutes", "0"], "--minutes 0"),
+    ],
+)
+def test_slip_is_one_line_and_status_2(words, message, sources, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "train" and len(words) > 1:
+        words = [*words, *(sources[:2] + sources[4:] if "--data.sources.1.shards" in words else sources)]
+    assert status_of(words) == 2
+    printed = capfd.readouterr()
+    assert message in printed.err and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_empty_folder_of_shards_is_named(sources, tmp_path, capfd):
+    (tmp_path / "0" / "00000.tar").unlink()
+    assert status_of(["train", "flava_debug", "--dry-run", *sources]) == 2
+    error = capfd.readouterr().err
+    assert str(tmp_path / "0") in error and "holds no .tar file" in error
+
+
+def test_traceback_only_with_debug(tmp_path):
+    assert "Traceback" not in run("config", "nothing").stderr
+    done = run("config", "nothing", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: no recipe named 'nothing'")
+
+
+def test_failure_at_run_time_is_status_1(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "show_config", lambda options, rest: 1 / 0)
+    assert cli.main(["config", "flava_base"]) == 1
+    assert capsys.readouterr().err == "error: ZeroDivisionError: division by zero; run again with --debug for the traceback\n"
+
+
+def test_config_prints_what_rebuilds_the_run(tmp_path):
+    done = run("config", "flava_base", "--optimizer.lr", "3e-4")
+    assert json.loads(done.stdout)["optimizer"]["lr"] == 3e-4
+    (tmp_path / "config.json").write_text(done.stdout)
+    assert run("config", str(tmp_path / "config.json")).stdout == done.stdout
+
+
+def test_dry_run_of_one_rank(sources):
+    done = run("train", "flava_debug", "--dry-run", "--ranks", "1", *sources)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip("\n").endswith(f"{sys.executable} -m flava_ds.train flava_debug {' '.join(sources)}")
+
+
+def test_dry_run_of_two_ranks(sources):
+    import torch
+
+    if torch.cuda.device_count():
+        pytest.skip("prints the command of a machine without GPU")
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = run("train", "flava_debug", "--dry-run", "--ranks", "2", "--master-port", "29511", "--name", "a b", *sources, env=environment)
+    launcher = Path(sys.executable).parent / "deepspeed"
+    assert done.stdout == (
+        f"OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu {launcher} --num_gpus 2 --master_port 29511 --module flava_ds.train flava_debug --name 'a b' {' '.join(sources)}\n"
+    )
+
+
+@pytest.mark.slow
+def test_help_answers_within_a_second():
+    """The best of five: other work on the machine may delay one answer, not all."""
+    best = min(_seconds() for _ in range(5))
+    print(f"flava-ds --help: {best:.3f} s")
+    assert best < 1.0
+
+
+def _seconds() -> float:
+    """Times one `flava-ds --help`."""
+    start = time.perf_counter()
+    run("--help")
+    return time.perf_counter() - start

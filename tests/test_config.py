@@ -1,0 +1,142 @@
+"""The configuration tree: JSON in and out, strictness, and every cross-field check."""
+
+import dataclasses
+import json
+
+import pytest
+
+from flava_ds import config as configuration
+from flava_ds.config import (
+    UNCHANGED,
+    CodebookConfig,
+    Config,
+    DataConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    MultimodalEncoderConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TextEncoderConfig,
+    TrainingConfig,
+    check,
+    did_you_mean,
+    from_dict,
+    load,
+    save,
+    to_dict,
+)
+from flava_ds.errors import ConfigError
+
+PAIR = SourceConfig(name="pair", kind="pair", shards="somewhere")
+TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_size=48)
+
+
+def a_config(**changes) -> Config:
+    """Returns a configuration with two sources."""
+    return Config(**{"name": "run", "data": DataConfig(sources=(PAIR, TEXT)), "training": TrainingConfig(global_batch_size=96), **changes})
+
+
+def test_json_rebuilds_the_run(tmp_path):
+    config = check(a_config(seed=3, codebook_weights="codes.safetensors"))
+    save(config, tmp_path / "config.json")
+    assert load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data["training"].update(total_stps=3), "unknown key 'training.total_stps'; did you mean 'total_steps'?"),
+        (lambda data: data["data"]["sources"][1].update(shard="x"), "unknown key 'data.sources.1.shard'; did you mean 'shards'?"),
+        (lambda data: data.pop("name"), "name"),
+        (lambda data: data["training"].update(precision="fp8"), "training.precision is 'fp8'; choose one of 'fp32', 'bf16', 'fp16'"),
+        (lambda data: data["training"].update(total_steps="3"), "training.total_steps is '3'; expected int"),
+        (lambda data: data["training"].update(total_steps=3.5), "training.total_steps is 3.5; expected int"),
+        (lambda data: data["optimizer"].update(lr="fast"), "optimizer.lr is 'fast'; expected float"),
+        (lambda data: data["data"].update(shuffle=1), "data.shuffle is 1; expected bool"),
+    ],
+)
+def test_load_is_strict_and_names_file_and_key(tmp_path, edit, message):
+    data = to_dict(a_config())
+    edit(data)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_broken_json_names_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="config.json"):
+        load(path)
+
+
+def test_numbers_keep_their_type():
+    data = to_dict(a_config())
+    data["optimizer"]["lr"] = 1
+    rebuilt = from_dict(Config, data)
+    assert rebuilt.optimizer.lr == 1.0 and isinstance(rebuilt.optimizer.lr, float)
+    assert isinstance(rebuilt.optimizer.betas, tuple) and isinstance(rebuilt.data.sources, tuple)
+
+
+def test_micro_batch_divides_over_ranks_and_accumulation():
+    config = a_config(training=TrainingConfig(global_batch_size=96, gradient_accumulation_steps=2))
+    assert config.micro_batch_size(PAIR, world_size=4) == 12
+    assert config.micro_batch_size(TEXT, world_size=4) == 6
+    with pytest.raises(ConfigError, match=r"source 'text': global_batch_size 48 does not divide by 5 ranks x 2 accumulation steps; use a multiple of 10"):
+        config.micro_batch_size(TEXT, world_size=5)
+
+
+def test_run_path_is_directory_and_name():
+    assert str(a_config().run_path) == "runs/run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig(image=ImageEncoderConfig(hidden_size=770))}, "model.image: hidden_size 770 does not divide by num_attention_heads 12"),
+        ({"model": ModelConfig(text=TextEncoderConfig(num_attention_heads=7))}, "model.text: hidden_size 768 does not divide by num_attention_heads 7"),
+        ({"model": ModelConfig(multimodal=MultimodalEncoderConfig(num_attention_heads=5))}, "model.multimodal: hidden_size 768"),
+        ({"model": ModelConfig(image=ImageEncoderConfig(patch_size=15))}, "image_size 224 does not divide by patch_size 15"),
+        ({"codebook": CodebookConfig(image_size=224)}, "use codebook.image_size 112"),
+        ({"schedule": ScheduleConfig(warmup_steps=10), "training": TrainingConfig(total_steps=5)}, "schedule.warmup_steps 10 exceeds training.total_steps 5"),
+        ({"training": TrainingConfig(global_batch_size=0)}, "training.global_batch_size is 0; it must be at least 1"),
+        ({"training": TrainingConfig(gradient_accumulation_steps=0)}, "training.gradient_accumulation_steps is 0"),
+        ({"data": DataConfig(sources=(PAIR,), block_steps=0)}, "data.block_steps is 0"),
+        ({"data": DataConfig(sources=(PAIR, PAIR))}, "names must differ"),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, weight=-1.0),))}, "source 'pair': weight -1.0 is negative"),
+        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=513),))}, "max_tokens 513 must lie between 3 and"),
+        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=2),))}, "max_tokens 2 must lie between 3 and"),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, image_codes_key="codes.npy"),))}, "precomputed image codes need an unchanging transform"),
+    ],
+)
+def test_cross_field_checks(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        check(a_config(**changes))
+    assert message in str(caught.value)
+
+
+def test_precomputed_codes_are_accepted_with_an_unchanging_transform():
+    source = dataclasses.replace(PAIR, image_codes_key="codes.npy", transform=UNCHANGED)
+    assert check(a_config(data=DataConfig(sources=(source,)))).data.sources[0] == source
+
+
+def test_codebook_grid_is_free_when_nothing_predicts_codes():
+    config = a_config(codebook=CodebookConfig(image_size=224))
+    without = dataclasses.replace(
+        config.objectives, mim=dataclasses.replace(config.objectives.mim, weight=0.0), mmm_image=dataclasses.replace(config.objectives.mmm_image, weight=0.0)
+    )
+    assert check(dataclasses.replace(config, objectives=without)).codebook.image_size == 224
+
+
+def test_suggestion_is_empty_when_nothing_is_near():
+    assert did_you_mean("total_stps", ["total_steps"]) == "; did you mean 'total_steps'?"
+    assert did_you_mean("xyz", ["total_steps"]) == ""
+
+
+def test_every_section_is_frozen_and_keyword_only():
+    for kind in vars(configuration).values():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            assert kind.__dataclass_params__.frozen, kind
+            assert all(field.kw_only for field in dataclasses.fields(kind)), kind

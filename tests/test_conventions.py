@@ -1,0 +1,197 @@
+"""Conventions that keep the code readable: sizes, import direction, light imports, mirrored tests, no leftovers."""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = [ROOT / "flava_ds", ROOT / "kernels"]
+MOST_LINES_OF_A_FILE = 300
+MOST_LINES_OF_A_FUNCTION = 60
+MOST_LINES_OF_A_KERNEL = 120
+
+DEEPSPEED_FILES = {f"flava_ds/training/{name}.py" for name in ("engine", "engine_config", "deepspeed_fixes", "checkpoint", "distributed")}
+PROGRAM_TESTS = {"conventions"}  # tests of the whole, which mirror no module
+
+BELOW = {
+    "errors": set(),
+    "config": {"errors"},
+    "batch": {"errors", "config"},
+    "recipes": {"errors", "config", "recipes"},
+    "models": {"errors", "config", "batch", "models"},
+    "data": {"errors", "config", "batch", "data"},
+    "objectives": {"errors", "config", "batch", "models", "data", "objectives"},
+    "training": {"errors", "config", "batch", "models", "data", "objectives", "training", "evaluation"},
+    "evaluation": {"errors", "config", "batch", "models", "data", "objectives", "training", "evaluation"},
+    "hf": {"errors", "config", "batch", "models", "objectives", "training", "hf"},
+    "report": {"errors", "config", "batch", "report", "training", "evaluation"},
+}
+"""What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build, demo) may import all."""
+
+
+def python_files(*folders: Path) -> list[Path]:
+    """Lists the project's Python files."""
+    return sorted(path for folder in folders for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def name_of(path: Path) -> str:
+    """Returns the path relative to the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """Parses a file once."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Returns the dotted names that a file imports, without those under `if TYPE_CHECKING`."""
+    tree = tree_of(path)
+    for_types = {node for guard in ast.walk(tree) if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.unparse(guard.test) for node in ast.walk(guard)}
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def roots(names: set[str]) -> set[str]:
+    """Returns the distributions' import names."""
+    return {name.split(".")[0] for name in names}
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in python_files(*CODE, ROOT / "tests", ROOT / "docs", ROOT / "benchmarks"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MOST_LINES_OF_A_FILE:
+            long.append(f"{name_of(path)}: {lines} lines")
+        most = MOST_LINES_OF_A_KERNEL if "triton_ops" in path.parts else MOST_LINES_OF_A_FUNCTION
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > most:
+                long.append(f"{name_of(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines")
+    assert not long, "\n".join(long)
+
+
+def test_heavy_libraries_stay_in_their_places():
+    wrong = []
+    for path in python_files(*CODE):
+        name, imported = name_of(path), roots(imports_of(path))
+        if "transformers" in imported and not name.startswith("flava_ds/hf/"):
+            wrong.append(f"{name} imports transformers, which belongs under flava_ds/hf")
+        if "deepspeed" in imported and name not in DEEPSPEED_FILES:
+            wrong.append(f"{name} imports deepspeed, which belongs in {sorted(DEEPSPEED_FILES)}")
+        if "triton" in imported and "triton_ops" not in path.parts:
+            wrong.append(f"{name} imports triton, which belongs under triton_ops")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_depend_on_torch_only():
+    allowed = {"torch", "triton", "flava_kernels"} | set(sys.stdlib_module_names)
+    wrong = {name_of(path): extra for path in python_files(ROOT / "kernels") if (extra := roots(imports_of(path)) - allowed)}
+    assert not wrong
+
+
+def test_imports_point_downwards():
+    wrong = []
+    for path in python_files(ROOT / "flava_ds"):
+        part = path.relative_to(ROOT / "flava_ds").parts[0].removesuffix(".py")
+        if part not in BELOW:
+            continue
+        for name in imports_of(path, top_level_only=True):
+            words = name.split(".")
+            if words[0] == "flava_ds" and len(words) > 1 and words[1] not in BELOW[part]:
+                wrong.append(f"{name_of(path)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_any_module_is_light():
+    """Only the builder of the demo's data may need a package (the SVG renderer) that is not installed."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in python_files(ROOT / "flava_ds")]
+    names += [".".join(path.relative_to(ROOT / "kernels").with_suffix("").parts) for path in python_files(ROOT / "kernels") if "triton_ops" not in path.parts]
+    code = """
+import importlib, sys
+bad = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name.removesuffix(".__init__"))
+    except ModuleNotFoundError as error:
+        if error.name != "resvg_py":
+            raise
+    for heavy in ("triton", "deepspeed", "transformers"):
+        if heavy in sys.modules:
+            bad.append(f"{name} loads {heavy}")
+            sys.modules.pop(heavy)
+import torch
+if torch.cuda.is_initialized():
+    bad.append("a CUDA device was started")
+sys.exit("\\n".join(bad) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_transformers_and_the_kernels_live_together():
+    """transformers imports an optional package called `kernels`; ours must never be taken for it."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    pytest.importorskip("transformers")
+    code = "import flava_kernels, transformers; from transformers import FlavaConfig; FlavaConfig()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_test_file_mirrors_a_module():
+    """tests/models/test_flava.py tests flava_ds/models/flava.py; test_flava_gradients.py would test an aspect of it."""
+    lonely = []
+    for path in python_files(ROOT / "tests"):
+        if not path.name.startswith("test_") or path.parent.name == "launchers":
+            continue
+        name = path.stem.removeprefix("test_")
+        folder = path.parent.relative_to(ROOT / "tests")
+        homes = [ROOT / "flava_ds" / folder, ROOT / "kernels" / "flava_kernels", ROOT / "kernels" / "flava_kernels" / "triton_ops"]
+        homes = homes[1:] if folder.parts[:1] == ("kernels",) else homes[:1]
+        modules = {module.stem for home in homes for module in home.glob("*.py")} | {folder.name}
+        if not any(name == module or name.startswith(f"{module}_") for module in modules) and name not in PROGRAM_TESTS:
+            lonely.append(name_of(path))
+    assert not lonely
+
+
+def test_public_names_have_docstrings():
+    bare = []
+    for path in python_files(*CODE):
+        if path.name == "__init__.py" and not path.read_text(encoding="utf-8").strip():
+            continue
+        tree = tree_of(path)
+        if not ast.get_docstring(tree):
+            bare.append(name_of(path))
+        public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+        bare += [f"{name_of(path)}:{node.lineno} {node.name}" for node in public if not ast.get_docstring(node)]
+    assert not bare, "\n".join(bare)
+
+
+def test_no_leftovers():
+    """No marks of unfinished work, no path of somebody's machine, no address of a package index."""
+    marks = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])
+    places = "|".join(rf"(?<![\w.])/{folder}/\w" for folder in ("work", "root", "home"))
+    pattern = re.compile(rf"\b({marks})\b|{places}|--(extra-)?index" + r"-url|pypi" + r"\.org")
+    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix not in (".py", ".md", ".sh", ".sbatch", ".yaml", ".toml", ".json", ".html", ".css", "") or not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if pattern.search(line):
+                found.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert not found, "\n".join(found)

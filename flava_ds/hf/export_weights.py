@@ -1,0 +1,206 @@
+"""Writes a run as a Hugging Face folder that transformers opens offline, and checks the folder against the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flava_ds.batch import Kind
+from flava_ds.config import Config, load
+from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
+from flava_ds.errors import CheckpointError
+from flava_ds.hf import parity
+from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
+from flava_ds.models.image_codebook import load_codebook, save_huggingface_codebook
+from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+"""Largest relative difference of fp32 logits that `verify_export` accepts."""
+_BICUBIC, _LANCZOS = 3, 1
+
+
+def export(run_path: Path, out: Path) -> Path:
+    """Writes the latest checkpoint of a run as a Hugging Face folder and returns `out`.
+
+    FlavaForPreTraining, FlavaModel, BertTokenizer and FlavaProcessor open it; FlavaImageCodebook opens its image_codebook/, present
+    when the run has a codebook. transformers insists on the encoders' poolers, which no loss trains: those that the run keeps are
+    written, otherwise identity matrices with zero biases, so that a pooled output is the tanh of the CLS. An objective that was off
+    has no head in the file; its weight in config.json is 0 and transformers draws that head at random.
+
+    Raises: CheckpointError when there is no checkpoint or transformers' layout cannot hold the model.
+    """
+    config = load(run_path / "config.json")
+    out.mkdir(parents=True, exist_ok=True)
+    write_model(_run_weights(run_path), config, out)
+    write_processors(config, out)
+    if config.codebook_weights:
+        save_huggingface_codebook(load_codebook(config.codebook_weights, config.codebook), out / "image_codebook")
+    return out
+
+
+def verify_export(run_path: Path, out: Path) -> float:
+    """Reloads an exported folder with transformers and compares all logits, in fp32, on random batches of each kind.
+
+    Returns the largest relative difference.
+
+    Raises: CheckpointError naming the logits when it exceeds TOLERANCE, or the tensors that transformers found missing.
+    """
+    config = load(run_path / "config.json")
+    module = build_pretraining(config)
+    module.load_state_dict(_run_weights(run_path))
+    return verify_model(module, config, out)
+
+
+def write_model(weights: Mapping[str, Tensor], config: Config, out: Path) -> None:
+    """Writes config.json and model.safetensors. `weights` is PretrainingModel's state dict.
+
+    Raises: CheckpointError.
+    """
+    _require_representable(config)
+    theirs = to_theirs(weights, flava_entries(config), "the run's checkpoint")
+    if not config.model.poolers:
+        for name, encoder in (("image", config.model.image), ("text", config.model.text), ("multimodal", config.model.multimodal)):
+            theirs[f"flava.{name}_model.pooler.dense.weight"] = torch.eye(encoder.hidden_size)
+            theirs[f"flava.{name}_model.pooler.dense.bias"] = torch.zeros(encoder.hidden_size)
+    temporary = out / "model.safetensors.partial"
+    # A split qkv gives views of one storage, which safetensors refuses: each gets its own.
+    save_file({name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in theirs.items()}, temporary, metadata={"format": "pt"})
+    temporary.replace(out / "model.safetensors")
+    _write_json(out / "config.json", huggingface_config(config))
+
+
+def huggingface_config(config: Config) -> dict[str, Any]:
+    """Translates the configuration into FlavaConfig's JSON."""
+    model, codebook = config.model, config.codebook
+
+    def encoder(part: Any, kind: str, **more: Any) -> dict[str, Any]:
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
+        shared = {"hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "qkv_bias": True}
+        sizes = {name: getattr(part, name) for name in names}
+        return {"model_type": f"flava_{kind}_model", **sizes, **shared, "initializer_range": model.initializer_range, **more}
+
+    image_more = {name: getattr(model.image, name) for name in ("image_size", "patch_size", "num_channels")}
+    text_more = {name: getattr(model.text, name) for name in ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")}
+    objectives = ("global_contrastive", *HEADS, "itm")
+    return {
+        "model_type": "flava",
+        "architectures": ["FlavaForPreTraining"],
+        "dtype": "float32",
+        "image_config": encoder(model.image, "image", **image_more, mask_token=True, vocab_size=codebook.vocab_size),
+        "text_config": encoder(model.text, "text", **text_more),
+        "multimodal_config": encoder(model.multimodal, "multimodal", use_cls_token=True),
+        "image_codebook_config": {
+            "model_type": "flava_image_codebook",
+            "num_groups": codebook.num_groups,
+            "num_blocks_per_group": codebook.num_blocks_per_group,
+            "hidden_size": codebook.hidden_size,
+            "input_channels": codebook.num_channels,
+            "vocab_size": codebook.vocab_size,
+            "freeze": True,
+        },
+        "init_codebook": False,
+        "hidden_size": model.multimodal.hidden_size,
+        "layer_norm_eps": model.multimodal.layer_norm_eps,
+        "projection_dim": model.projection_dim,
+        "logit_scale_init_value": model.logit_scale_init,
+        "initializer_range": model.initializer_range,
+        **{f"{name}_weight": getattr(config.objectives, name).weight for name in objectives},
+    }
+
+
+def write_processors(config: Config, out: Path) -> None:
+    """Writes vocab.txt, tokenizer_config.json, preprocessor_config.json and processor_config.json.
+
+    Raises: DataError when the vocabulary is not there.
+    """
+    image, codebook, masking = config.model.image, config.codebook, config.objectives.mim
+    pixels = {"height": image.image_size, "width": image.image_size}
+    codebook_pixels = {"height": codebook.image_size, "width": codebook.image_size}
+    processor = {
+        "image_processor_type": "FlavaImageProcessor",
+        "processor_class": "FlavaProcessor",
+        **{"do_resize": True, "size": pixels, "resample": _BICUBIC, "do_center_crop": True, "crop_size": pixels},
+        **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
+        **{"image_mean": list(image.image_mean), "image_std": list(image.image_std)},
+        **{"input_size_patches": image.grid_size, "total_mask_patches": masking.num_masked_patches},
+        **{"mask_group_min_patches": masking.min_patches_per_block, "mask_group_min_aspect_ratio": masking.min_aspect_ratio},
+        **{"codebook_do_resize": True, "codebook_size": codebook_pixels, "codebook_resample": _LANCZOS},
+        **{"codebook_do_center_crop": True, "codebook_crop_size": codebook_pixels},
+        **{"codebook_do_rescale": True, "codebook_rescale_factor": 1 / 255, "codebook_do_map_pixels": True},
+        # The codebook reads mapped pixels as they are.
+        **{"codebook_do_normalize": True, "codebook_image_mean": [0.0] * 3, "codebook_image_std": [1.0] * 3},
+    }
+    tokens = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": config.model.text.max_position_embeddings, **tokens}
+    shutil.copyfile(vocabulary_file(config.data.vocabulary), out / "vocab.txt")
+    _write_json(out / "tokenizer_config.json", tokenizer)
+    _write_json(out / "preprocessor_config.json", processor)
+    _write_json(out / "processor_config.json", {"processor_class": "FlavaProcessor", "image_processor": processor})
+
+
+@torch.no_grad()
+def verify_model(module: PretrainingModel, config: Config, out: Path) -> float:
+    """Compares the folder `out` with a module in memory; see `verify_export`."""
+    from transformers import FlavaForPreTraining
+
+    theirs, report = FlavaForPreTraining.from_pretrained(out, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    absent = tuple(f"{name}_head." for name in (*HEADS, "itm") if name not in module.objectives)
+    lost = sorted(name for name in report["missing_keys"] if not name.startswith(absent))
+    if lost or report["unexpected_keys"] or report["mismatched_keys"]:
+        raise CheckpointError(
+            f"{out}: transformers found missing {lost}, unexpected {sorted(report['unexpected_keys'])}, mismatched {report['mismatched_keys']}"
+        )
+    module, theirs, largest = module.float().eval(), theirs.eval(), 0.0
+    for kind in Kind:
+        if not module.active(kind):
+            continue
+        batch = parity.random_batch(kind, config)
+        expected = parity.their_logits(theirs(**parity.huggingface_inputs(batch, config)), batch)
+        for name, logits in parity.our_logits(module, batch).items():
+            difference = parity.relative_difference(logits, expected[name])
+            if not difference <= TOLERANCE:
+                raise CheckpointError(f"{out}: {name} of a {kind} batch differ by {difference:.1e} of their largest value; at most {TOLERANCE:g} is rounding")
+            largest = max(largest, difference)
+    return largest
+
+
+def _run_weights(run_path: Path) -> dict[str, Tensor]:
+    """Reads the run's latest checkpoint; imported here because it brings DeepSpeed's formats with it."""
+    from flava_ds.training.checkpoint import load_weights
+
+    return load_weights(run_path)
+
+
+def _require_representable(config: Config) -> None:
+    """Refuses what transformers' heads, which follow the unimodal encoders, cannot hold; warns where they differ in rounding only.
+
+    Raises: CheckpointError.
+    """
+    model, objectives = config.model, config.objectives
+    for name, encoder in (("image", model.image), ("text", model.text)):
+        if getattr(objectives, f"mmm_{name}").weight == 0:
+            continue
+        if encoder.hidden_size != model.multimodal.hidden_size:
+            raise CheckpointError(
+                f"model.{name}.hidden_size {encoder.hidden_size} differs from model.multimodal.hidden_size {model.multimodal.hidden_size}: "
+                f"transformers gives the mmm_{name} head the {name} encoder's width, so this model cannot be exported"
+            )
+        if encoder.layer_norm_eps != model.multimodal.layer_norm_eps:
+            log.warning(
+                "transformers gives the mmm_%s head the %s encoder's layer_norm_eps %g, this model uses %g there; logits may differ slightly",
+                *(name, name, encoder.layer_norm_eps, model.multimodal.layer_norm_eps),
+            )
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

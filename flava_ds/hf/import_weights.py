@@ -1,0 +1,236 @@
+"""Reads weights that others published: FLAVA folders as transformers or the Hub leave them, and ViT-B/16 files of DINO or timm.
+
+Everything is local; nothing here opens a connection, and nothing needs transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flava_ds.config import CodebookConfig, Config, ImageEncoderConfig, ModelConfig, MultimodalEncoderConfig, ObjectivesConfig, TextEncoderConfig
+from flava_ds.errors import CheckpointError
+from flava_ds.hf.mapping import flava_entries, tied_biases, to_ours, vit_entries
+
+log = logging.getLogger(__name__)
+
+VIT_LAYER_NORM_EPS = 1e-6
+"""What DINO and timm trained with."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A foreign FLAVA in our terms.
+
+    `weights` carries the names of PretrainingModel's state dict, `codebook_weights` those of the foreign image codebook (empty when
+    the folder holds none), `dropped` the foreign names that have no use here.
+    """
+
+    model: ModelConfig
+    codebook: CodebookConfig
+    objectives: ObjectivesConfig
+    weights: dict[str, Tensor]
+    codebook_weights: dict[str, Tensor]
+    dropped: tuple[str, ...]
+
+    def config(self, name: str = "imported") -> Config:
+        """Returns a configuration whose build_pretraining accepts `weights`."""
+        return Config(name=name, model=self.model, codebook=self.codebook, objectives=self.objectives)
+
+
+def import_folder(path: Path, *, poolers: bool = False) -> Imported:
+    """Reads a FlavaForPreTraining or FlavaModel folder: config.json beside model.safetensors, a sharded index, or pytorch_model.bin.
+
+    `poolers` keeps the three poolers that no pre-training loss uses; without it they are dropped, and the log says so.
+
+    Raises: CheckpointError naming the file, the setting or the tensor that does not fit.
+    """
+    path = Path(path)
+    raw = _read_json(path / "config.json")
+    tensors = read_folder(path)
+    tensors, codebook_weights, dropped = _without_foreign_parts(tensors, str(path))
+    with_heads = any(name.endswith(("_head.decoder.weight", "_head.seq_relationship.weight")) for name in tensors)
+    if not any(name.startswith("flava.") for name in tensors):
+        tensors = {f"flava.{name}" if not name.startswith(_HEAD_NAMES) else name: tensor for name, tensor in tensors.items()}
+    config = _config(raw, path / "config.json", poolers)
+    if not with_heads:
+        config = dataclasses.replace(config, objectives=without_heads(config.objectives))
+    unused = tuple(f"{f.name}_head." for f in dataclasses.fields(config.objectives) if getattr(config.objectives, f.name).weight == 0)
+    names = [name for name in tensors if name.startswith(unused) or (not poolers and "_model.pooler." in name)]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in names}
+    dropped += names
+    if dropped:
+        log.warning("%s: %d tensors have no use here and were dropped: %s", path, len(dropped), ", ".join(dropped))
+    weights = to_ours(tensors, flava_entries(config), str(path))
+    return Imported(config.model, config.codebook, config.objectives, weights, codebook_weights, tuple(dropped))
+
+
+def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:
+    """Reads a plain ViT (DINO's or timm's names, such as vit_base_patch16_224) as `model.image_encoder.*`; only the mask token stays new.
+
+    Takes a safetensors file, a state dict, or DINO's full checkpoint (its teacher). A classification or projection head is dropped.
+    Such files expect pixels normalised with their own mean and standard deviation: set model.image.image_mean and image_std to them.
+
+    Raises: CheckpointError naming the tensor that does not fit.
+    """
+    state = read_file(Path(path), nested="teacher")
+    state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
+    return vit_weights(state, image, str(path))
+
+
+def vit_weights(state: Mapping[str, Tensor], image: ImageEncoderConfig, where: str) -> dict[str, Tensor]:
+    """Converts a ViT's state dict that is already in memory; see `import_vit`."""
+    if image.layer_norm_eps != VIT_LAYER_NORM_EPS:
+        log.warning(
+            "%s was trained with layer_norm_eps %g, the configuration says %g: hidden states will differ; set model.image.layer_norm_eps to %g",
+            where,
+            VIT_LAYER_NORM_EPS,
+            image.layer_norm_eps,
+            VIT_LAYER_NORM_EPS,
+        )
+    dropped = [name for name in state if name.startswith("head.")]
+    if dropped:
+        log.warning("%s: the head was dropped: %s", where, ", ".join(dropped))
+    return to_ours({name: tensor for name, tensor in state.items() if name not in dropped}, vit_entries(image), where)
+
+
+def without_heads(objectives: ObjectivesConfig) -> ObjectivesConfig:
+    """Sets the weight of every objective that has a head to 0, as a FlavaModel, which lacks them, needs it."""
+    off = {f.name: dataclasses.replace(getattr(objectives, f.name), weight=0.0) for f in dataclasses.fields(objectives) if f.name != "global_contrastive"}
+    return dataclasses.replace(objectives, **off)
+
+
+def read_folder(path: Path) -> dict[str, Tensor]:
+    """Reads all tensors of a folder, whole or sharded.
+
+    Raises: CheckpointError when nothing readable is there or a shard is missing.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            return read_file(path / name)
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            listed = _read_json(index).get("weight_map", {})
+            tensors: dict[str, Tensor] = {}
+            for shard in sorted(set(listed.values())):
+                if not (path / shard).is_file():
+                    raise CheckpointError(f"{path / shard} is missing, but {index.name} lists it; copy all shards")
+                tensors |= read_file(path / shard)
+            absent = [name for name in listed if name not in tensors]
+            if absent:
+                raise CheckpointError(f"{index}: lists tensor '{absent[0]}', but its shard {listed[absent[0]]} lacks it; copy the shards again")
+            return tensors
+    raise CheckpointError(f"{path}: neither model.safetensors, pytorch_model.bin nor an index of shards is there; copy the whole snapshot")
+
+
+def read_file(path: Path, nested: str | None = None) -> dict[str, Tensor]:
+    """Reads one safetensors file, or a state dict that torch saved, without running code from it; `nested` is a key to look under.
+
+    Raises: CheckpointError.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file or state dict ({str(error).splitlines()[0][:120]})") from error
+    if nested and isinstance(state, dict) and nested in state:
+        state = state[nested]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds no flat state dict of tensors; save model.state_dict() alone")
+    return dict(state)
+
+
+_HEAD_NAMES = ("mim_head.", "mlm_head.", "mmm_image_head.", "mmm_text_head.", "itm_head.")
+_OLD_BUFFERS = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
+"""Constant buffers that old versions of transformers wrote."""
+
+
+def _without_foreign_parts(tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Takes out the image codebook, old buffers and the second names of tied biases."""
+    codebook = {name.removeprefix("image_codebook."): tensor for name, tensor in tensors.items() if name.startswith("image_codebook.")}
+    dropped = [name for name in tensors if name.endswith(_OLD_BUFFERS)]
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("image_codebook.") and name not in dropped}
+    for alias, name in tied_biases(rest).items():
+        bias = rest.pop(alias)
+        if not torch.equal(rest.setdefault(name, bias), bias):
+            raise CheckpointError(f"{where}: '{alias}' and '{name}' are one tensor in transformers, but differ in the file; delete the wrong one")
+    return rest, codebook, dropped
+
+
+def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
+    """Builds our configuration from theirs. What theirs leaves out has transformers' default, which is also ours."""
+    if raw.get("model_type", "flava") != "flava":
+        raise CheckpointError(f"{file}: model_type is '{raw['model_type']}'; expected 'flava'")
+    parts = {name: (raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {}) for name in ("image", "text", "multimodal", "image_codebook")}
+    for name in ("image", "text", "multimodal"):
+        _require_supported(parts[name], f"{file}: {name}_config")
+    model = ModelConfig(
+        image=_take(ImageEncoderConfig, {**parts["image"], **_square(parts["image"], f"{file}: image_config")}),
+        text=_take(TextEncoderConfig, parts["text"]),
+        multimodal=_take(MultimodalEncoderConfig, parts["multimodal"]),
+        projection_dim=raw.get("projection_dim", ModelConfig.projection_dim),
+        logit_scale_init=raw.get("logit_scale_init_value", ModelConfig.logit_scale_init),
+        initializer_range=raw.get("initializer_range", ModelConfig.initializer_range),
+        poolers=poolers,
+    )
+    codes = parts["image"].get("vocab_size", CodebookConfig.vocab_size)
+    codebook = _take(CodebookConfig, {**parts["image_codebook"], "vocab_size": codes})
+    codebook = dataclasses.replace(
+        codebook, num_channels=parts["image_codebook"].get("input_channels", 3), image_size=model.image.grid_size * 2 ** (codebook.num_groups - 1)
+    )
+    objectives = ObjectivesConfig()
+    weights = {f.name: dataclasses.replace(getattr(objectives, f.name), weight=float(raw.get(f"{f.name}_weight", 1.0))) for f in dataclasses.fields(objectives)}
+    return Config(name="imported", model=model, codebook=codebook, objectives=ObjectivesConfig(**weights))
+
+
+def _take(kind: type, values: dict[str, Any]) -> Any:
+    """Builds one of our dataclasses from the fields that have the same name there and here."""
+    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None})
+
+
+def _square(values: dict[str, Any], where: str) -> dict[str, int]:
+    """Reads image_size and patch_size, which transformers also accepts as pairs.
+
+    Raises: CheckpointError when a pair is not a square.
+    """
+    sizes = {}
+    for name in ("image_size", "patch_size"):
+        value = values.get(name, getattr(ImageEncoderConfig, name))
+        edges = {value} if isinstance(value, int) else set(value)
+        if len(edges) != 1:
+            raise CheckpointError(f"{where}.{name} is {value}; only squares are supported")
+        sizes[name] = edges.pop()
+    return sizes
+
+
+def _require_supported(values: dict[str, Any], where: str) -> None:
+    """Refuses settings under which the same weights would compute something else here."""
+    wanted = {"hidden_act": "gelu", "qkv_bias": True, "use_cls_token": True, "mask_token": True, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    for name, value in wanted.items():
+        if values.get(name, value) != value:
+            raise CheckpointError(f"{where}.{name} is {values[name]!r}; this model has {value!r} only")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises: CheckpointError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; give the folder that save_pretrained wrote or a whole snapshot of the Hub") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds {type(data).__name__} instead of an object")
+    return data

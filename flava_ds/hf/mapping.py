@@ -1,0 +1,184 @@
+"""One table between our state-dict names and those of transformers' FLAVA, and one for plain ViTs (DINO, timm).
+
+Every conversion is a renaming, a reshape, and for q, k, v a split along the first axis; so both directions are exact to the bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flava_ds.config import Config, ImageEncoderConfig, did_you_mean
+from flava_ds.errors import CheckpointError
+from flava_ds.models.flava import Flava
+from flava_ds.models.image_encoder import ImageEncoder
+from flava_ds.objectives import build_objectives
+from flava_ds.training.pretraining import PretrainingModel
+
+QKV = ("query", "key", "value")
+HEADS = ("mim", "mlm", "mmm_image", "mmm_text")
+
+_RENAMES = (
+    (r"^model\.(image|text|multimodal)_encoder\.", r"flava.\1_model."),
+    (r"_model\.transformer\.blocks\.", "_model.encoder.layer."),
+    (r"(layer\.\d+)\.attention_norm\.", r"\1.layernorm_before."),
+    (r"(layer\.\d+)\.attention\.output\.", r"\1.attention.output.dense."),
+    (r"(layer\.\d+)\.mlp_norm\.", r"\1.layernorm_after."),
+    (r"(layer\.\d+)\.mlp_up\.", r"\1.intermediate.dense."),
+    (r"(layer\.\d+)\.mlp_down\.", r"\1.output.dense."),
+    (r"_model\.final_norm\.", "_model.layernorm."),
+    (r"image_model\.(cls_token|mask_token|position_embeddings)$", r"image_model.embeddings.\1"),
+    (r"image_model\.patch_embedding\.", "image_model.embeddings.patch_embeddings.projection."),
+    (r"text_model\.((?:word|position|token_type)_embeddings)\.", r"text_model.embeddings.\1."),
+    (r"text_model\.embedding_norm\.", "text_model.embeddings.LayerNorm."),
+    (r"^model\.(image|text)_to_multimodal\.", r"flava.\1_to_mm_projection."),
+    (r"^model\.((?:image|text)_projection\.|logit_scale$)", r"flava.\1"),
+    (r"^objectives\.itm\.head\.classifier\.", "itm_head.seq_relationship."),
+    (r"^objectives\.itm\.head\.", "itm_head."),
+    (r"^objectives\.(\w+)\.head\.dense\.", r"\1_head.transform.dense."),
+    (r"^objectives\.(\w+)\.head\.norm\.", r"\1_head.transform.LayerNorm."),
+    (r"^objectives\.(\w+)\.head\.decoder\.", r"\1_head.decoder."),
+)
+"""Applied in this order to a name of ours."""
+
+_VIT_RENAMES = (
+    (r"^model\.image_encoder\.", ""),
+    (r"^transformer\.", ""),
+    (r"\.attention_norm\.", ".norm1."),
+    (r"\.attention\.qkv\.", ".attn.qkv."),
+    (r"\.attention\.output\.", ".attn.proj."),
+    (r"\.mlp_norm\.", ".norm2."),
+    (r"\.mlp_up\.", ".mlp.fc1."),
+    (r"\.mlp_down\.", ".mlp.fc2."),
+    (r"^final_norm\.", "norm."),
+    (r"^position_embeddings$", "pos_embed"),
+    (r"^patch_embedding\.", "patch_embed.proj."),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of ours and the tensors of theirs that, laid end to end along the first axis, hold the same numbers.
+
+    Shapes:
+        shape        ours
+        their_shape  of each of theirs
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    shape: tuple[int, ...]
+    their_shape: tuple[int, ...]
+
+    def to_ours(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Concatenates and reshapes."""
+        parts = [tensors[name] for name in self.theirs]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(self.shape)
+
+    def to_theirs(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Splits and reshapes."""
+        parts = tensor.chunk(len(self.theirs)) if len(self.theirs) > 1 else [tensor]
+        return {name: part.reshape(self.their_shape) for name, part in zip(self.theirs, parts, strict=True)}
+
+
+def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state dict of `config`'s pre-training model, computed without memory."""
+    with torch.device("meta"):
+        module = PretrainingModel(Flava(config.model), build_objectives(config))
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def huggingface_names(name: str) -> tuple[str, ...]:
+    """Translates a name of ours into FlavaForPreTraining's: one name, or three for a fused qkv.
+
+    Raises: CheckpointError for a name that has no counterpart.
+    """
+    theirs = name
+    for pattern, replacement in _RENAMES:
+        theirs = re.sub(pattern, replacement, theirs)
+    if theirs == name or theirs.startswith(("model.", "objectives.")):
+        raise CheckpointError(f"tensor '{name}' has no counterpart in Hugging Face's FlavaForPreTraining")
+    head, fused, kind = theirs.partition(".attention.qkv.")
+    return tuple(f"{head}.attention.attention.{part}.{kind}" for part in QKV) if fused else (theirs,)
+
+
+def flava_entries(config: Config) -> tuple[Entry, ...]:
+    """Builds the table for the model and the objectives of `config`; objectives of weight 0 have no head and no entries."""
+    entries = []
+    for name, shape in our_shapes(config).items():
+        theirs = huggingface_names(name)
+        entries.append(Entry(name, theirs, shape, _their_shape(name, shape, config.model.image, len(theirs))))
+    return tuple(entries)
+
+
+def vit_entries(image: ImageEncoderConfig) -> tuple[Entry, ...]:
+    """Builds the table between our image encoder and a ViT of timm's or DINO's names, which has no mask token."""
+    with torch.device("meta"):
+        shapes = {f"model.image_encoder.{name}": tuple(tensor.shape) for name, tensor in ImageEncoder(image).state_dict().items()}
+    entries = []
+    for name, shape in shapes.items():
+        theirs = name
+        for pattern, replacement in _VIT_RENAMES:
+            theirs = re.sub(pattern, replacement, theirs)
+        if not name.endswith(".mask_token"):
+            entries.append(Entry(name, (theirs,), shape, _their_shape(name, shape, image, 1)))
+    return tuple(entries)
+
+
+def _their_shape(name: str, shape: tuple[int, ...], image: ImageEncoderConfig, parts: int) -> tuple[int, ...]:
+    """Returns the shape of each of their tensors behind ours."""
+    if name.endswith(("cls_token", "mask_token")):
+        return (1, 1, *shape)
+    if name.endswith("image_encoder.position_embeddings"):
+        return (1, *shape)
+    if name.endswith("image_encoder.patch_embedding.weight"):
+        return (shape[0], image.num_channels, image.patch_size, image.patch_size)
+    if name.endswith("logit_scale"):
+        return ()
+    return (shape[0] // parts, *shape[1:])
+
+
+def tied_biases(names: Collection[str]) -> dict[str, str]:
+    """Finds the masked heads' second name of the decoder's bias, which both state dicts of transformers may list: name -> decoder's."""
+    pairs = {f"{head}_head.bias": f"{head}_head.decoder.bias" for head in HEADS}
+    return {alias: name for alias, name in pairs.items() if alias in names}
+
+
+def to_ours(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
+    """Converts their tensors into ours, with nothing missing and nothing left over. `where` names the file in messages.
+
+    Raises: CheckpointError naming the first tensor that is missing, unknown or of another shape.
+    """
+    expected = {name: entry.their_shape for entry in entries for name in entry.theirs}
+    check_tensors(tensors, expected, where)
+    return {entry.ours: entry.to_ours(tensors) for entry in entries}
+
+
+def to_theirs(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
+    """Converts our tensors into theirs, with nothing missing and nothing left over.
+
+    Raises: CheckpointError naming the first tensor that is missing, unknown or of another shape.
+    """
+    check_tensors(tensors, {entry.ours: entry.shape for entry in entries}, where)
+    return {name: part for entry in entries for name, part in entry.to_theirs(tensors[entry.ours]).items()}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Compares names and shapes.
+
+    Raises: CheckpointError.
+    """
+    missing = [name for name in expected if name not in tensors]
+    unknown = [name for name in tensors if name not in expected]
+    if missing:
+        found = did_you_mean(missing[0], unknown).replace("did you mean", "the file has")
+        raise CheckpointError(f"{where}: tensor '{missing[0]}' is missing ({len(missing)} in all){found.rstrip('?')}; the file does not fit its configuration")
+    if unknown:
+        raise CheckpointError(f"{where}: tensor '{unknown[0]}' is unknown ({len(unknown)} in all); the file does not fit its configuration")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(f"{where}: tensor '{name}' has shape {list(tensors[name].shape)}, the configuration asks for {list(shape)}")

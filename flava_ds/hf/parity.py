@@ -1,0 +1,182 @@
+"""The same micro-batch through this model and through transformers' FlavaForPreTraining, result by result.
+
+transformers' faults that the inputs work around: its row filter for mismatched pairs exists only while the ITM weight is positive
+(so labels of mismatched rows are already ignored here); it overwrites mim_labels (so every call gets fresh tensors); itm_labels must be
+[b], whatever its docstring says; text without a clean version goes in as input_ids_masked alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from flava_ds.batch import IGNORE_INDEX, Batch, Kind, View
+from flava_ds.config import Config
+from flava_ds.objectives.global_contrastive import clamped
+from flava_ds.training.pretraining import PretrainingModel
+
+if TYPE_CHECKING:
+    from transformers import FlavaForPreTraining
+    from transformers.models.flava.modeling_flava import FlavaForPreTrainingOutput
+
+VIEWS = {Kind.IMAGE: (View.IMAGE, View.IMAGE_MASKED), Kind.TEXT: (View.TEXT, View.TEXT_MASKED), Kind.PAIR: tuple(v for v in View if v is not View.CROPS)}
+_CLS, _SEP, _MASK = 101, 102, 103
+
+
+def random_batch(kind: Kind, config: Config, *, size: int = 3, seed: int = 0, mismatched: tuple[int, ...] = (1,)) -> Batch:
+    """Draws a micro-batch with captions of different lengths; needs no data, so it can check any model."""
+    draw = torch.Generator().manual_seed(seed)
+    model, patches = config.model, config.model.image.num_patches
+    matched = torch.tensor([i for i in range(size) if kind is not Kind.PAIR or i not in mismatched])
+    fields: dict[str, Any] = {"kind": kind, "source": "random", "size": size}
+    if kind in (Kind.IMAGE, Kind.PAIR):
+        shape = (size, model.image.num_channels, model.image.image_size, model.image.image_size)
+        mask = torch.rand(size, patches, generator=draw) < 0.4
+        mask[:, 0] = True
+        predicted = torch.zeros_like(mask).index_copy(0, matched, mask[matched])
+        fields |= {
+            "pixel_values": torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
+            "bool_masked_pos": mask,
+            "image_codes": torch.randint(0, config.codebook.vocab_size, (size, patches), generator=draw),
+            "mim_rows": predicted.flatten().nonzero()[:, 0],
+        }
+    if kind in (Kind.TEXT, Kind.PAIR):
+        lengths = [min(4 + 3 * i, model.text.max_position_embeddings) for i in range(size)]
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+        vocab_size = model.text.vocab_size
+        ids = torch.randint(min(104, vocab_size - 1), vocab_size, (sum(lengths),), generator=draw)
+        ids[cu_seqlens[:-1]], ids[cu_seqlens[1:] - 1] = min(_CLS, vocab_size - 1), min(_SEP, vocab_size - 1)
+        chosen = torch.zeros(len(ids), dtype=torch.bool)
+        chosen[cu_seqlens[:-1] + 1] = True
+        chosen |= torch.rand(len(ids), generator=draw) < 0.2
+        owner = torch.repeat_interleave(torch.arange(size), torch.tensor(lengths))
+        rows = (chosen & torch.isin(owner, matched)).nonzero()[:, 0]
+        fields |= {
+            "input_ids": ids,
+            "input_ids_masked": torch.where(chosen, min(_MASK, vocab_size - 1), ids),
+            "cu_seqlens": cu_seqlens.int(),
+            "max_seqlen": max(lengths),
+            "mlm_rows": rows,
+            "mlm_labels": ids[rows],
+        }
+    if kind is Kind.PAIR:
+        fields |= {"itm_labels": torch.isin(torch.arange(size), matched).long(), "matched_rows": matched}
+    return Batch(**fields)
+
+
+def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Converts a packed batch into FlavaForPreTraining's padded arguments; every tensor is new.
+
+    Shapes:
+        pixel_values                          [b c H W]  normalised
+        bool_masked_pos, mim_labels           [b n]      labels IGNORE_INDEX where nothing is predicted
+        input_ids, input_ids_masked           [b t]      padded with pad_token_id; attention_mask is 0 there
+        mlm_labels                            [b t]
+        itm_labels                            [b]
+    """
+    inputs: dict[str, Tensor] = {}
+    if batch.pixel_values is not None:
+        labels = torch.full_like(batch.image_codes, IGNORE_INDEX).flatten()
+        labels[batch.mim_rows] = batch.image_codes.flatten()[batch.mim_rows]
+        inputs |= {
+            "pixel_values": normalized(batch.pixel_values, config).to(dtype),
+            "bool_masked_pos": batch.bool_masked_pos.clone(),
+            "mim_labels": labels.view_as(batch.image_codes),
+        }
+    if batch.input_ids_masked is not None:
+        labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
+        labels[batch.mlm_rows] = batch.mlm_labels
+        pad = config.model.text.pad_token_id
+        inputs |= {
+            "input_ids_masked": padded(batch.input_ids_masked, batch, pad),
+            "attention_mask": padded(torch.ones_like(batch.input_ids), batch, 0),
+            "mlm_labels": padded(labels, batch, IGNORE_INDEX),
+        }
+    if batch.kind is Kind.PAIR:
+        inputs |= {"input_ids": padded(batch.input_ids, batch, config.model.text.pad_token_id), "itm_labels": batch.itm_labels.clone()}
+    return inputs
+
+
+def normalized(pixel_values: Tensor, config: Config) -> Tensor:
+    """Normalises uint8 pixels in fp64 with the plain formula; floats are taken as normalised: [b c H W]."""
+    if pixel_values.dtype != torch.uint8:
+        return pixel_values
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (config.model.image.image_mean, config.model.image.image_std))
+    return (pixel_values.double() / 255 - mean) / std
+
+
+def padded(packed: Tensor, batch: Batch, fill: int) -> Tensor:
+    """Pads packed tokens on the right: [T] -> [b t]."""
+    return torch.nn.utils.rnn.pad_sequence(packed.split(batch.cu_seqlens.diff().tolist()), batch_first=True, padding_value=fill)
+
+
+def our_logits(module: PretrainingModel, batch: Batch) -> dict[str, Tensor]:
+    """Computes every logit of the active objectives, in transformers' words: [k v], contrastive [matched b], itm [b 2]."""
+    active = module.active(batch.kind)
+    encoded = module.model.encode(batch, frozenset().union(*(objective.needs for objective in active.values())))
+    logits = {}
+    for name, objective in active.items():
+        if name == "global_contrastive":
+            image, text = module.model.image_embeddings(encoded[View.IMAGE]), module.model.text_embeddings(encoded[View.TEXT])
+            scores = clamped(module.model.logit_scale, objective.config.logit_scale_max).exp() * image @ text.T
+            logits |= {"contrastive_logits_per_image": scores[batch.matched_rows], "contrastive_logits_per_text": scores.T[batch.matched_rows]}
+        elif name == "itm":
+            logits["itm_logits"] = objective.head(encoded[View.MULTIMODAL_MASKED].first())
+        else:
+            logits[f"{name}_logits"] = objective.head.logits(encoded[objective.view].rows(objective.rows(module.model, batch)))
+    return logits
+
+
+def their_logits(output: FlavaForPreTrainingOutput, batch: Batch) -> dict[str, Tensor]:
+    """Reads transformers' logits; with an ITM weight of 0 it keeps mismatched contrastive rows, which are taken out here."""
+    logits = {name: output[name] for name in output if name.endswith("_logits") or name.startswith("contrastive_logits")}
+    for name in logits.keys() & {"contrastive_logits_per_image", "contrastive_logits_per_text"}:
+        if logits[name].shape[0] == batch.size:
+            logits[name] = logits[name][batch.matched_rows]
+    return logits
+
+
+def our_hidden_states(module: PretrainingModel, batch: Batch) -> dict[View, Tensor]:
+    """Computes every view of the batch's kind after the final LayerNorm: packed [T d] each."""
+    return {view: encoded.last_hidden_state() for view, encoded in module.model.encode(batch, VIEWS[batch.kind]).items()}
+
+
+def their_hidden_states(model: FlavaForPreTraining, batch: Batch, config: Config) -> dict[View, Tensor]:
+    """Runs transformers' base model on clean and masked inputs and packs what it returns: [T d] each."""
+    inputs = huggingface_inputs(batch, config, model.dtype)
+    mask = inputs.get("attention_mask")
+    states: dict[View, Tensor] = {}
+    for masked, image, text, fused in (
+        (False, View.IMAGE, View.TEXT, View.MULTIMODAL),
+        (True, View.IMAGE_MASKED, View.TEXT_MASKED, View.MULTIMODAL_MASKED),
+    ):
+        ids = None if mask is None else padded(batch.input_ids_masked if masked else batch.input_ids, batch, config.model.text.pad_token_id)
+        output = model.flava(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=inputs.get("pixel_values"),
+            bool_masked_pos=inputs.get("bool_masked_pos") if masked else None,
+        )
+        if output.image_embeddings is not None:
+            states[image] = rearrange(output.image_embeddings, "b s d -> (b s) d")
+        if output.text_embeddings is not None:
+            states[text] = output.text_embeddings[mask.bool()]
+        if output.multimodal_embeddings is not None:
+            real = F.pad(mask, (output.multimodal_embeddings.shape[1] - mask.shape[1], 0), value=1)
+            states[fused] = output.multimodal_embeddings[real.bool()]
+    return states
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Returns the largest absolute difference over the largest absolute value of theirs; infinite for a NaN or another shape."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if not theirs.numel():
+        return 0.0
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    return difference if difference == difference else float("inf")

@@ -1,0 +1,128 @@
+"""This model against transformers' FlavaForPreTraining on random weights: hidden states, logits, losses, gradients, parameter counts."""
+
+import dataclasses
+
+import pytest
+import torch
+from foreign import our_model, their_model, their_state, transformers
+from sample_batches import denominators, make_batch, tiny_config
+
+from flava_ds.batch import Batch, Kind
+from flava_ds.config import Config
+from flava_ds.hf import parity
+from flava_ds.hf.mapping import flava_entries, our_shapes, to_ours
+
+CASES = [(Kind.IMAGE, ()), (Kind.TEXT, ()), (Kind.PAIR, ()), (Kind.PAIR, (1,)), (Kind.PAIR, (0, 2))]
+
+
+def differences(theirs: transformers.FlavaForPreTraining, config: Config, batch: Batch) -> dict[str, dict[str, float]]:
+    """Runs both sides forward and backward and returns relative differences: what -> name -> number."""
+    module = our_model(config, theirs)
+    found: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        hidden = parity.their_hidden_states(theirs, batch, config)
+        ours = parity.our_hidden_states(module, batch)
+        assert ours.keys() == hidden.keys()
+        found["hidden"] = {view: parity.relative_difference(ours[view], hidden[view]) for view in hidden}
+        del hidden, ours
+    output = theirs(**parity.huggingface_inputs(batch, config, theirs.dtype))
+    logits = parity.their_logits(output, batch)
+    with torch.no_grad():
+        ours = parity.our_logits(module, batch)
+    assert ours.keys() == {name for name, value in logits.items() if value is not None}
+    found["logits"] = {name: parity.relative_difference(ours[name], logits[name]) for name in ours}
+    output.loss.backward()
+    losses = module.losses(batch)
+    expected = {name: loss for name, loss in output.loss_info.items() if loss is not None}
+    assert losses.keys() == expected.keys()
+    found["losses"] = {name: parity.relative_difference(loss.sum.detach() / loss.count, expected[name].detach()) for name, loss in losses.items()}
+    total = module(batch, denominators(module, batch)).loss
+    found["losses"]["total"] = parity.relative_difference(total.detach(), output.loss.detach())
+    del output, losses, expected, logits
+    total.backward()
+    found["gradients"] = gradient_differences(module, theirs, config)
+    return found
+
+
+def gradient_differences(module, theirs, config: Config) -> dict[str, float]:
+    """Compares every gradient. Keys' biases have none in truth, only rounding: within the fused qkv bias they count absolutely, against q and v."""
+    state = their_state(theirs)
+    absent = {name for name, parameter in state.items() if parameter.grad is None}
+    gradients = {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for name, parameter in state.items()}
+    expected = to_ours(gradients, entries := flava_entries(config), "their gradients")
+    parameters = dict(module.named_parameters())
+    assert {entry.ours for entry in entries if set(entry.theirs) <= absent} == {name for name in parameters if parameters[name].grad is None}
+    assert sum(bool(gradient.abs().max() > 0) for gradient in expected.values()) == len(entries) - sum(set(entry.theirs) <= absent for entry in entries)
+    return {name: parity.relative_difference(parameters[name].grad, expected[name]) for name in parameters if parameters[name].grad is not None}
+
+
+def worst(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {what: max(numbers.values()) for what, numbers in found.items()}
+
+
+def check(found: dict[str, dict[str, float]], **limits: float) -> None:
+    """Asserts every number against the limit of its sort, naming the offenders, and prints the largest ones (pytest -s)."""
+    print({what: f"{number:.1e}" for what, number in worst(found).items()})
+    offenders = [(what, name, number) for what, numbers in found.items() for name, number in numbers.items() if not number <= limits[what]]
+    assert not offenders, sorted(offenders, key=lambda entry: -entry[2])[:5]
+
+
+@pytest.mark.parametrize(("kind", "mismatched"), CASES)
+def test_tiny_model_agrees_in_fp32(kind, mismatched):
+    config = tiny_config()
+    batch = make_batch(kind, config, mismatched=mismatched, lengths=(7, 3, 11, 5))
+    check(differences(their_model(config, std=0.1), config, batch), hidden=3e-6, logits=3e-6, losses=2e-6, gradients=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "mismatched"), CASES)
+def test_tiny_model_agrees_in_fp64(kind, mismatched):
+    config = tiny_config()
+    batch = make_batch(kind, config, mismatched=mismatched, lengths=(7, 3, 11, 5))
+    if batch.pixel_values is not None:
+        # Our own normalisation of uint8 pixels works in fp32; the fp32 tests cover it.
+        batch = dataclasses.replace(batch, pixel_values=parity.normalized(batch.pixel_values, config))
+    check(differences(their_model(config, std=0.1).double(), config, batch), hidden=1e-13, logits=1e-13, losses=1e-13, gradients=1e-12)
+
+
+@pytest.mark.slow
+def test_base_model_agrees():
+    config = Config(name="base")
+    theirs = their_model(config)
+    found: dict[str, dict[str, float]] = {}
+    for kind, size, mismatched in ((Kind.PAIR, 3, (1,)), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
+        theirs.zero_grad(set_to_none=True)
+        batch = parity.random_batch(kind, config, size=size, mismatched=mismatched)
+        for what, numbers in differences(theirs, config, batch).items():
+            found.setdefault(what, {}).update({f"{kind}/{name}": number for name, number in numbers.items()})
+    check(found, hidden=1e-5, logits=1e-5, losses=1e-5, gradients=1e-5)
+
+
+def test_parameter_counts_are_the_published_ones():
+    base = Config(name="base")
+
+    def count(poolers: bool) -> dict[str, int]:
+        config = dataclasses.replace(base, model=dataclasses.replace(base.model, poolers=poolers))
+        totals: dict[str, int] = {}
+        for name, shape in our_shapes(config).items():
+            part = ".".join(name.split(".")[:2])
+            totals[part] = totals.get(part, 0) + torch.Size(shape).numel()
+        return totals
+
+    with_poolers = {
+        "model.image_encoder": 86_390_016,
+        "model.text_encoder": 109_483_776,
+        "model.multimodal_encoder": 43_120_128,
+        "model.image_to_multimodal": 590_592,
+        "model.text_to_multimodal": 590_592,
+        "model.image_projection": 590_592,
+        "model.text_projection": 590_592,
+        "model.logit_scale": 1,
+        "objectives.mlm": 24_063_546,
+        "objectives.mmm_text": 24_063_546,
+        "objectives.mim": 6_891_776,
+        "objectives.mmm_image": 6_891_776,
+        "objectives.itm": 592_130,
+    }
+    assert count(poolers=True) == with_poolers
+    assert sum(with_poolers.values()) == 303_859_063
+    assert sum(count(poolers=False).values()) == 303_859_063 - 3 * 590_592

@@ -1,7 +1,12 @@
 """The smallest run that touches everything: for debugging, tests and a first look, in seconds on a CPU."""
 
+from pathlib import Path
+
 from flava_ds.config import CheckpointConfig, CodebookConfig, Config, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from flava_ds.recipes.demo import VOCABULARY, demo_model, demo_objectives, demo_sources
+
+CODEBOOK = Path(__file__).with_name("debug_codebook.safetensors")
+"""A codebook of 64 codes, kept with the code so that this recipe needs no other run before it."""
 
 
 def flava_debug() -> Config:
@@ -9,8 +14,8 @@ def flava_debug() -> Config:
     return Config(
         name="flava_debug",
         model=demo_model(hidden_size=64, num_attention_heads=2, layers=(2, 2, 1)),
-        codebook=CodebookConfig(hidden_size=8, vocab_size=64, image_size=48, num_groups=4, num_blocks_per_group=1, decoder_init_size=8),
-        codebook_weights="random",
+        codebook=CodebookConfig(hidden_size=4, vocab_size=64, image_size=48, num_groups=4, num_blocks_per_group=1, decoder_init_size=4),
+        codebook_weights=str(CODEBOOK),
         objectives=demo_objectives(),
         data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16)), vocabulary=str(VOCABULARY), num_workers=0),
         training=TrainingConfig(total_steps=20, global_batch_size=16, precision="fp32", gradient_clipping=1.0),

@@ -1,0 +1,99 @@
+"""Colour augmentation of whole batches: one affine map of the colours per picture, and outlines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.config import ImageTransformConfig
+from flava_ds.data.order import uniforms
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in luminance. Source: ITU-R BT.601."""
+_STREAM = 3
+_MIXING, _SHIFT = 0.5, 96.0
+_EDGE_GAIN = 4.0
+
+
+@dataclass(frozen=True)
+class ColorDraw:
+    """What was drawn for each picture: out = scale @ (colour - mean) + keep @ mean + shift, per pixel.
+
+    Shapes:
+        scale  [b 3 3]  float32, acts on the difference from the picture's mean colour
+        keep   [b 3 3]  float32, acts on the mean colour
+        shift  [b 3]    float32, grey levels
+        edges  [b]      bool, outlines first
+    """
+
+    scale: Tensor
+    keep: Tensor
+    shift: Tensor
+    edges: Tensor
+
+    def at(self, rows: np.ndarray) -> ColorDraw:
+        """Returns the draws of some pictures."""
+        index = torch.from_numpy(rows)
+        return ColorDraw(self.scale[index], self.keep[index], self.shift[index], self.edges[index])
+
+
+def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | None:
+    """Draws each picture's colour map from its seed; None when the configuration changes no colours.
+
+    Jitter of strength s multiplies contrast by 1 + s*u, mixes channels by s/2*u each and shifts brightness by up to 96*s grey levels, u uniform in [-1, 1].
+    """
+    if not (config.color_jitter or config.grayscale or config.invert or config.edges):
+        return None
+    draws = uniforms(seeds, 16, stream=_STREAM)
+    signed = 2 * draws[:, :13] - 1
+    strength = config.color_jitter
+    eye, grey = np.eye(3), np.tile(np.array(LUMINANCE), (3, 1))
+    scale = eye * (1 + strength * signed[:, :1, None]) + strength * _MIXING * signed[:, 1:10].reshape(-1, 3, 3)
+    shift = strength * _SHIFT * signed[:, 10:13]
+    project = np.where((draws[:, 13] < config.grayscale)[:, None, None], grey, eye)
+    negative = draws[:, 14] < config.invert
+    sign = np.where(negative, -1.0, 1.0)
+    scale = sign[:, None, None] * (project @ scale)
+    shift = sign[:, None] * (project @ shift[:, :, None])[:, :, 0] + np.where(negative, 255.0, 0.0)[:, None]
+    keep = sign[:, None, None] * project
+    tensors = (torch.from_numpy(value.astype(np.float32)) for value in (scale, keep, shift))
+    return ColorDraw(*tensors, edges=torch.from_numpy(draws[:, 15] < config.edges))
+
+
+def apply_colors(images: Tensor, draw: ColorDraw) -> Tensor:
+    """Applies outlines, then the colour maps: [b 3 H W] float32 in [0, 255] -> the same, not yet clamped.
+
+    Elementwise, so that a picture's result does not depend on the batch around it.
+    """
+    rows = draw.edges.nonzero().flatten()
+    if rows.numel():
+        images = images.index_copy(0, rows, outline(images[rows]))
+    mean = images.mean((2, 3))
+    offset = draw.shift.clone()
+    for channel in range(3):
+        offset += (draw.keep - draw.scale)[:, :, channel] * mean[:, channel, None]
+    out = torch.empty_like(images)
+    for channel in range(3):
+        weights = draw.scale[:, channel, :, None, None]
+        torch.mul(images[:, 0], weights[:, 0], out=out[:, channel])
+        for other in (1, 2):
+            out[:, channel].addcmul_(images[:, other], weights[:, other])
+        out[:, channel] += offset[:, channel, None, None]
+    return out
+
+
+def outline(images: Tensor) -> Tensor:
+    """Draws where luminance changes, dark on white: [b 3 H W] float32 -> the same shape.
+
+    Source: the operator of Sobel and Feldman (1968); a step of half the grey scale is fully dark.
+    """
+    red, green, blue = images.unbind(1)
+    luminance = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
+    padded = torch.nn.functional.pad(luminance[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    across = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    slope = torch.sqrt((down[:, :, 2:] - down[:, :, :-2]).square() + (across[:, 2:] - across[:, :-2]).square()) / 8
+    return (255 - _EDGE_GAIN * slope).clamp_(0, 255)[:, None].expand(-1, 3, -1, -1)

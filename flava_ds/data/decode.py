@@ -1,0 +1,128 @@
+"""Encoded bytes to a uint8 RGB tensor, with the size read from the header before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_image as torchvision_decode
+
+from flava_ds.data import faults
+from flava_ds.data.faults import SampleFault
+
+MAX_PIXELS = 2**26
+"""Largest picture decoded, in pixels: 64 Mi, 192 MiB as RGB."""
+
+
+class ImageHeader(NamedTuple):
+    """What the first bytes of an encoded picture say. `alpha` tells of a stored alpha channel; `rare` sends the picture to Pillow."""
+
+    format: str
+    width: int
+    height: int
+    alpha: bool = False
+    rare: bool = False
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decodes JPEG, PNG or WebP of any mode to RGB: transparency over white, EXIF orientation applied, 16 bits scaled to 8.
+
+    The bytes decide the format, not the member's name.
+
+    Shapes:
+        out  [3 H W]  uint8
+    Raises: SampleFault with the reason.
+    """
+    header = read_header(data)
+    if header.width * header.height > max_pixels:
+        raise SampleFault(faults.TOO_MANY_PIXELS, f"{header.width} x {header.height}, at most {max_pixels} in all")
+    if header.width < 1 or header.height < 1:
+        raise SampleFault(faults.UNDECODABLE, f"{header.format} of {header.width} x {header.height} pixels")
+    try:
+        if header.rare:
+            return _decode_with_pillow(data)
+        mode = ImageReadMode.RGB_ALPHA if header.alpha else ImageReadMode.RGB
+        image = torchvision_decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
+    except (RuntimeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SampleFault(faults.UNDECODABLE, f"{header.format}: {str(error).splitlines()[0][:200]}") from error
+    if image.dtype == torch.uint16:
+        image = ((image.to(torch.int32) * 255 + 32767) // 65535).to(torch.uint8)
+    return over_white(image) if header.alpha else image
+
+
+def over_white(image: Tensor) -> Tensor:
+    """Blends a picture with alpha over white, rounded to nearest: [4 H W] uint8 -> [3 H W] uint8."""
+    alpha = image[3:].to(torch.int32)
+    return ((image[:3].to(torch.int32) * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Reads format and size.
+
+    Raises: SampleFault 'truncated' when the bytes end inside the header, 'undecodable' when they are no JPEG, PNG or WebP.
+    """
+    if not data:
+        raise SampleFault(faults.TRUNCATED, "no bytes")
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            return _png_header(data)
+        if data[:2] == b"\xff\xd8":
+            return _jpeg_header(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_header(data)
+    except IndexError as error:
+        raise SampleFault(faults.TRUNCATED, f"{len(data)} bytes end inside the header") from error
+    raise SampleFault(faults.UNDECODABLE, f"begins with {data[:8].hex()}, which is no JPEG, PNG or WebP")
+
+
+def _png_header(data: bytes) -> ImageHeader:
+    """Reads IHDR. torchvision honours a palette's tRNS chunk but not a transparent colour, which Pillow does."""
+    color_type = data[25]
+    transparent = color_type in (0, 2, 3) and 0 < data.find(b"tRNS", 33, data.find(b"IDAT", 33))
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    return ImageHeader("PNG", width, height, alpha=color_type in (4, 6) or (transparent and color_type == 3), rare=transparent and color_type != 3)
+
+
+def _jpeg_header(data: bytes) -> ImageHeader:
+    """Walks the segments to the start of frame."""
+    position = 2
+    while True:
+        while data[position] != 0xFF:
+            position += 1
+        while data[position] == 0xFF:
+            position += 1
+        marker, position = data[position], position + 1
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[position + 3] << 8 | data[position + 4], data[position + 5] << 8 | data[position + 6]
+            return ImageHeader("JPEG", width, height)
+        if marker in (0x01, *range(0xD0, 0xD8)):
+            continue
+        if marker in (0xD9, 0xDA):
+            raise SampleFault(faults.UNDECODABLE, "JPEG without a frame")
+        position += max(2, data[position] << 8 | data[position + 1])
+
+
+def _webp_header(data: bytes) -> ImageHeader:
+    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in WebP, Pillow does not."""
+    chunk = data[12:16]
+    if chunk == b"VP8 ":
+        return ImageHeader("WebP", (data[26] | data[27] << 8) & 0x3FFF, (data[28] | data[29] << 8) & 0x3FFF)
+    if chunk == b"VP8L":
+        bits = int.from_bytes(bytes((data[21], data[22], data[23], data[24])), "little")
+        return ImageHeader("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, alpha=bool(bits >> 28 & 1))
+    if chunk == b"VP8X":
+        width, height = (1 + (data[start] | data[start + 1] << 8 | data[start + 2] << 16) for start in (24, 27))
+        return ImageHeader("WebP", width, height, alpha=bool(data[20] & 0x10), rare=bool(data[20] & 0x08))
+    raise SampleFault(faults.UNDECODABLE, "WebP with an unknown first chunk")
+
+
+def _decode_with_pillow(data: bytes) -> Tensor:
+    """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP."""
+    with Image.open(io.BytesIO(data)) as picture:
+        rgba = ImageOps.exif_transpose(picture).convert("RGBA")
+    return over_white(torch.from_numpy(np.array(rgba)).permute(2, 0, 1)).contiguous()

@@ -1,0 +1,201 @@
+"""Optimizer steps to batches: which samples a rank reads is arithmetic on the step, so runs resume anywhere and on any number of ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.reader import BatchReader, SkipLog
+from flava_ds.data.round_robin import RoundRobin
+from flava_ds.data.sources import Sample, ShardSource
+from flava_ds.errors import CheckpointError, ConfigError, DataError, UserError
+
+log = logging.getLogger(__name__)
+
+
+class Request(NamedTuple):
+    """What one rank reads for one micro-step: `count` samples of the source's endless stream, from `position` on."""
+
+    source: int
+    position: int
+    count: int
+
+
+class StepLoader:
+    """Yields, for every optimizer step from start_step on, the rank's micro-batches: a list of gradient_accumulation_steps batches of one source.
+
+    Step s reads positions draws_before(source, s) * global_batch .. + global_batch of its source's stream. Micro-step m of rank r takes slice
+    m * world_size + r of them, so every split of the same global batch covers the same samples in the same order.
+    """
+
+    def __init__(self, config: Config, rank: int = 0, world_size: int = 1, start_step: int = 0, *, pin_memory: bool = False) -> None:
+        """Indexes all sources.
+
+        Raises: ConfigError when a global batch does not divide; DataError when a source is missing or has no usable sample.
+        """
+        if not config.data.sources:
+            raise ConfigError("data.sources is empty: a run needs at least one source")
+        self.config, self.rank, self.world_size, self.start_step, self.pin_memory = config, rank, world_size, start_step, pin_memory
+        self.round_robin = RoundRobin([source.weight for source in config.data.sources], config.data.block_steps, config.seed)
+        self.micro_batch_sizes = [config.micro_batch_size(source, world_size) for source in config.data.sources]
+        self.sources = [ShardSource(config, source, number) for number, source in enumerate(config.data.sources)]
+        self.readers = [BatchReader(config, source) for source in self.sources]
+        for source in self.sources:
+            if source.table.faults and rank == 0:
+                log.warning("source '%s': %d usable samples; left out: %s", source.name, len(source), dict(source.table.faults))
+            if len(source) < config.global_batch_size(source.source) and rank == 0:
+                log.warning(
+                    "source '%s': %d samples are fewer than its global batch of %d; a step reaches into the next epoch",
+                    source.name,
+                    len(source),
+                    config.global_batch_size(source.source),
+                )
+
+    def __len__(self) -> int:
+        return max(0, self.config.training.total_steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        workers = self.config.data.num_workers
+        loader = DataLoader(
+            _Requests(self.readers),
+            batch_size=None,
+            sampler=_Schedule(self),
+            num_workers=workers,
+            prefetch_factor=self.config.data.prefetch_batches if workers else None,
+            pin_memory=self.pin_memory,
+            collate_fn=_same,
+            worker_init_fn=_start_worker,
+        )
+        micro_batches: list[Batch] = []
+        for result in _checked(loader):
+            micro_batches.append(result)
+            if len(micro_batches) == self.config.training.gradient_accumulation_steps:
+                yield micro_batches
+                micro_batches = []
+
+    def requests(self, step: int) -> list[Request]:
+        """Returns what this rank reads at a step, one entry per micro-step."""
+        source = self.round_robin.source_at(step)
+        size = self.micro_batch_sizes[source]
+        first = self._position(source, step)
+        steps = range(self.config.training.gradient_accumulation_steps)
+        return [Request(source, first + (micro * self.world_size + self.rank) * size, size) for micro in steps]
+
+    def state(self, step: int) -> dict[str, dict[str, Any]]:
+        """Returns where each source's stream stands before `step`, and what fixes the order of the data; plain JSON types."""
+        return {
+            source.name: {
+                "epoch": self._position(number, step) // len(source),
+                "position": self._position(number, step) % len(source),
+                "samples": len(source),
+                "number": number,
+                "weight": source.source.weight,
+                "global_batch_size": self.config.global_batch_size(source.source),
+                "seed": self.config.seed,
+                "block_steps": self.config.data.block_steps,
+                "shuffle": self.config.data.shuffle,
+            }
+            for number, source in enumerate(self.sources)
+        }
+
+    def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
+        """Compares a saved state with this loader.
+
+        Raises: CheckpointError naming every difference that would change the order of the data.
+        """
+        current = self.state(self.start_step)
+        differences = [f"source '{name}' is gone" for name in saved if name not in current]
+        differences += [f"source '{name}' is new" for name in current if name not in saved]
+        for name in (name for name in current if name in saved):
+            for field, value in current[name].items():
+                if field not in ("epoch", "position") and saved[name].get(field) != value:
+                    differences.append(f"source '{name}': {field} was {saved[name].get(field)}, is {value}")
+        if differences:
+            raise CheckpointError(
+                "the data order would change on resume: " + "; ".join(differences) + ". Restore these settings, or start a new run from the weights alone"
+            )
+
+    def _position(self, source: int, step: int) -> int:
+        """Returns how many samples of a source all ranks have read before a step."""
+        return self.round_robin.draws_before(source, step) * self.config.global_batch_size(self.config.data.sources[source])
+
+
+def iterate_once(source_config: SourceConfig, config: Config, batch_size: int = 64) -> Iterator[list[Sample]]:
+    """Yields every usable sample once, in the order of the shards, decoded but not augmented, with all its captions and its .json.
+
+    Raises: DataError when the share of unusable samples exceeds the source's limit.
+    """
+    source = ShardSource(config, source_config, metadata=True)
+    skips, samples = SkipLog(source), []
+    for index in range(len(source)):
+        try:
+            samples.append(source.decode(source.read(index), index, 0, draw=0.0))
+            skips.good()
+        except SampleFault as fault:
+            skips.bad(index, fault)
+        if len(samples) == batch_size:
+            yield samples
+            samples = []
+    if samples:
+        yield samples
+
+
+class _Requests(Dataset):
+    """Turns requests into batches, in a loader process or in place. A user's error comes back as a value, so that it arrives as one line."""
+
+    def __init__(self, readers: list[BatchReader]) -> None:
+        self.readers = readers
+
+    def __getitem__(self, request: Request) -> Batch | UserError:
+        try:
+            return self.readers[request.source].batch(np.arange(request.position, request.position + request.count))
+        except UserError as error:
+            return type(error)(str(error))
+
+
+class _Schedule(Sampler):
+    """Yields a loader's requests in order of steps and micro-steps."""
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Request]:
+        for step in range(self.loader.start_step, self.loader.config.training.total_steps):
+            yield from self.loader.requests(step)
+
+
+def _checked(loader: DataLoader) -> Iterator[Batch]:
+    """Passes batches on and raises the errors among them."""
+    results = iter(loader)
+    while True:
+        try:
+            result = next(results, None)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise DataError(f"a loader process died ({error}); it may have run out of memory: lower data.num_workers or data.prefetch_batches") from error
+        if result is None:
+            return
+        if isinstance(result, UserError):
+            raise result
+        yield result
+
+
+def _same(value: Any) -> Any:
+    """Stands in for torch's conversion of what the data set returns."""
+    return value
+
+
+def _start_worker(_: int) -> None:
+    """Keeps a loader process to one core."""
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

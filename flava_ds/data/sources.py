@@ -1,0 +1,209 @@
+"""One corpus in shards: index, raw bytes of a sample, decoded sample."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data import faults
+from flava_ds.data.decode import decode_image
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import IMAGE_SUFFIXES, SampleTable, counted
+from flava_ds.data.order import uniforms
+from flava_ds.data.shards import expand_shards
+from flava_ds.errors import ConfigError, DataError
+
+MAX_CHARACTERS = 10_000
+"""Longer texts are cut before tokenisation."""
+MIN_SEEN = 100
+"""Samples seen before a share of unusable ones stops the run."""
+CAPTION_STREAM = 4
+_OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One decoded sample.
+
+    Shapes:
+        image  [3 H W]  uint8 at its own size; None in text sources
+        codes  [n]      int64 precomputed codebook indices, or None
+    """
+
+    key: str
+    index: int
+    seed: int
+    image: Tensor | None = None
+    text: str | None = None
+    captions: tuple[str, ...] = ()
+    codes: np.ndarray | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ShardSource:
+    """Reads samples of one source by number, in any order. Indexes its shards on construction."""
+
+    def __init__(self, config: Config, source: SourceConfig, number: int = 0, *, metadata: bool = False) -> None:
+        """`metadata` also reads each sample's .json, which training leaves alone.
+
+        Raises: DataError when shards are missing, hold no usable sample, or lack more than max_skipped_share of what the kind needs.
+        """
+        self.config, self.source, self.number = config, source, number
+        self.name, self.kind = source.name, source.kind
+        fields, required = _fields(source, metadata)
+        self.table = SampleTable(expand_shards(source.shards, source.name), fields, required)
+        self._files = _OpenFiles()
+        self._check(required)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, index: int) -> dict[str, bytes]:
+        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has.
+
+        Raises: SampleFault 'truncated' when the shard is shorter than its index says; DataError when the shard cannot be opened.
+        """
+        shard = self.table.shards[self.table.shard_of(index)]
+        found = {}
+        for name, (offsets, sizes) in self.table.columns.items():
+            offset, size = int(offsets[index]), int(sizes[index])
+            if offset >= 0:
+                found[name] = self._files.read(shard, offset, size)
+        return found
+
+    def decode(self, fields: dict[str, bytes], index: int, seed: int, draw: float | None = None) -> Sample:
+        """Decodes what `read` returned. One caption of several is chosen by the seed, or by `draw` in [0, 1) when that is given.
+
+        Raises: SampleFault with the reason.
+        """
+        captions = self._captions(fields["caption"]) if "caption" in fields else ()
+        text = None
+        if captions:
+            if len(captions) > 1 and draw is None:
+                draw = float(uniforms(np.array([seed], dtype=np.uint64), 1, stream=CAPTION_STREAM)[0, 0])
+            text = captions[int(draw * len(captions)) if len(captions) > 1 else 0]
+        return Sample(
+            key=self.table.key(index),
+            index=index,
+            seed=seed,
+            image=decode_image(fields["image"]) if "image" in fields else None,
+            text=text,
+            captions=captions,
+            codes=self._codes(fields["codes"]) if "codes" in fields else None,
+            metadata=_metadata(fields["metadata"]) if "metadata" in fields else None,
+        )
+
+    def where(self, index: int) -> str:
+        """Names a sample for messages: its key and its shard."""
+        return f"'{self.table.key(index)}' in {self.table.shards[self.table.shard_of(index)]}"
+
+    def _captions(self, data: bytes) -> tuple[str, ...]:
+        """Takes the captions out of the .txt, or out of the .json's field."""
+        key = self.source.caption_key
+        value = _decode_text(data) if key is None else _metadata(data).get(key)
+        values = value if isinstance(value, list) else [value]
+        texts = [item.strip()[:MAX_CHARACTERS] for item in values if isinstance(item, str)]
+        if not texts:
+            raise SampleFault(faults.MISSING_CAPTION, f"field '{key}' holds {type(value).__name__}" if key else "")
+        texts = [text for text in texts if text]
+        if not texts:
+            raise SampleFault(faults.EMPTY_CAPTION)
+        return tuple(texts)
+
+    def _codes(self, data: bytes) -> np.ndarray:
+        """Reads precomputed codebook indices; a pickled array is refused."""
+        image, limit = self.config.model.image, self.config.codebook.vocab_size
+        try:
+            codes = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise SampleFault(faults.BAD_CODES, str(error)) from error
+        if not isinstance(codes, np.ndarray) or codes.size != image.num_patches or codes.dtype.kind not in "iu":
+            raise SampleFault(faults.BAD_CODES, f"expected {image.num_patches} integers, model.image has {image.grid_size} x {image.grid_size} patches")
+        codes = codes.reshape(-1).astype(np.int64)
+        if codes.min() < 0 or codes.max() >= limit:
+            raise SampleFault(faults.BAD_CODES, f"values {codes.min()} .. {codes.max()}, but codebook.vocab_size is {limit}")
+        return codes
+
+    def _check(self, required: dict[str, str]) -> None:
+        """Refuses a source that has nothing, or too little, to offer."""
+        lost = sum(self.table.faults.values())
+        report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
+        if not len(self):
+            needs = " and ".join(required)
+            raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample (caption_key is {self.source.caption_key!r})")
+        if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
+            raise DataError(f"{report}; more than max_skipped_share {self.source.max_skipped_share}: mend the shards or raise the share")
+
+
+class _OpenFiles:
+    """Keeps the most recently used shards open; reads at an offset, so processes may share a descriptor."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Returns `size` bytes at `offset`."""
+        descriptor = self._open.pop(path, None)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
+            self._open[path] = descriptor
+            data = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"shard '{path}' cannot be read: {error.strerror}; was it moved while the run was going on?") from error
+        if len(self._open) > _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        if len(data) < size:
+            raise SampleFault(faults.TRUNCATED, f"{len(data)} of {size} bytes")
+        return data
+
+    def __reduce__(self) -> tuple:
+        return _OpenFiles, ()
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+def _fields(source: SourceConfig, metadata: bool) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+    """Returns the member suffixes of each field a source reads, and the fault of a sample without a field it must have."""
+    fields: dict[str, Sequence[str]] = {}
+    required = {}
+    if source.kind != "text":
+        fields["image"], required["image"] = IMAGE_SUFFIXES, faults.NO_IMAGE
+    if source.kind != "image":
+        fields["caption"], required["caption"] = ("txt",) if source.caption_key is None else ("json",), faults.MISSING_CAPTION
+    if source.kind != "text" and source.image_codes_key:
+        suffix = source.image_codes_key.lower().lstrip(".")
+        if suffix.split(".")[-1] != "npy":
+            raise ConfigError(f"source '{source.name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. 'codes.npy'")
+        fields["codes"], required["codes"] = (suffix,), faults.BAD_CODES
+    if metadata:
+        fields["metadata"] = ("json",)
+    return fields, required
+
+
+def _decode_text(data: bytes) -> str:
+    """Decodes UTF-8, with or without a byte-order mark."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleFault(faults.NOT_UTF8, f"byte {error.start}") from error
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """Parses a .json member; anything but an object counts as empty."""
+    try:
+        value = json.loads(_decode_text(data))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SampleFault(faults.UNDECODABLE, f"json: {error}") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,153 @@
+"""Decoded pictures to batches of the model's size: crop, rotation, flip and colour drawn from per-sample seeds, computed for many pictures at once.
+
+Small pictures of equal size go through one affine resampling per batch; large ones are cropped and resized one by one with an antialiased
+bicubic filter. Which way a picture goes depends on its own size alone, so a sample's pixels never depend on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as resampling
+
+from flava_ds.config import ImageTransformConfig
+from flava_ds.data.colors import ColorDraw, apply_colors, draw_colors
+from flava_ds.data.order import uniforms
+
+SMALL_SIDE = 160
+"""Pictures up to this edge are resampled as a batch."""
+_OVERSAMPLING = 1.5
+"""Small pictures larger than this many output pixels are first reduced to it with an antialiased filter; bilinear sampling copes with the rest."""
+_CHUNK = 64
+_CROP_STREAM, _GEOMETRY_STREAM = 1, 2
+_CROP_ATTEMPTS = 10
+
+
+class ImageTransform:
+    """Augments a list of decoded pictures and brings them to one or several sizes from the same crop."""
+
+    def __init__(self, config: ImageTransformConfig, sizes: Sequence[int]) -> None:
+        """`sizes` are edges in pixels, the model's first."""
+        self.config, self.sizes = config, tuple(sizes)
+        self._turns = config.rotation_degrees > 0
+        self._same_boxes = config.crop_scale[0] >= 1 and not self._turns
+
+    def __call__(self, images: Sequence[Tensor], seeds: np.ndarray) -> list[Tensor]:
+        """Returns one batch per size; the same crop, rotation and colours in each.
+
+        Shapes:
+            images  b times [3 H W]  uint8
+            seeds   [b]              uint64
+            out     [b 3 S S]        uint8, for each size S
+        """
+        shapes = np.array([image.shape[1:] for image in images], dtype=np.int64)
+        boxes = draw_boxes(shapes, seeds, self.config)
+        angle, flip = _draw_geometry(seeds, self.config)
+        colors = draw_colors(seeds, self.config)
+        return [self._view(images, shapes, boxes, angle, flip, colors, size) for size in self.sizes]
+
+    def _view(
+        self, images: Sequence[Tensor], shapes: np.ndarray, boxes: np.ndarray, angle: np.ndarray, flip: np.ndarray, colors: ColorDraw | None, size: int
+    ) -> Tensor:
+        """Renders all pictures at one size, in chunks that stay in the processor's cache: [b 3 S S] uint8."""
+        out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+        small = shapes.max(1) <= SMALL_SIDE
+        groups = [np.flatnonzero(small & (shapes == shape).all(1)) for shape in np.unique(shapes[small], axis=0)]
+        chunks = [group[start : start + _CHUNK] for group in groups for start in range(0, len(group), _CHUNK)]
+        chunks += [np.array([number]) for number in np.flatnonzero(~small)]
+        for rows in chunks:
+            group = torch.stack([images[row] for row in rows])
+            if self._same_boxes or not small[rows[0]]:
+                view = _crop_resize(group, boxes[rows[0]], size, flip[rows])
+                whole = np.array([[0.0, 0.0, size, size]])
+                view = _resample(view, whole, angle[rows], np.zeros(1, dtype=bool), size) if self._turns else view
+            else:
+                view = _resample(group, boxes[rows], angle[rows], flip[rows], size)
+            view = apply_colors(view.float(), colors.at(rows)) if colors is not None else view
+            out.index_copy_(0, torch.from_numpy(rows), _to_uint8(view))
+        return out
+
+
+def center_pixels(images: Sequence[Tensor], size: int) -> Tensor:
+    """Resizes the shorter side to `size` and crops the centre, without randomness: what evaluation sees.
+
+    Shapes:
+        images  b times [3 H W]  uint8
+        out     [b 3 size size]  uint8
+    """
+    return ImageTransform(ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)), (size,))(images, np.zeros(len(images), dtype=np.uint64))[0]
+
+
+def draw_boxes(shapes: np.ndarray, seeds: np.ndarray, config: ImageTransformConfig) -> np.ndarray:
+    """Draws each picture's crop: area share and log aspect ratio uniform, the largest centred crop within the ratios when ten draws do not fit.
+
+    Shapes:
+        shapes  [b 2]  int64, heights and widths in pixels
+        out     [b 4]  float64, top, left, height, width in pixels
+    """
+    heights, widths = shapes[:, 0].astype(np.float64), shapes[:, 1].astype(np.float64)
+    low, high = config.crop_ratio
+    ratio = np.clip(widths / heights, low, high)
+    crop_width, crop_height = np.minimum(widths, heights * ratio), np.minimum(heights, widths / ratio)
+    boxes = np.stack([(heights - crop_height) / 2, (widths - crop_width) / 2, crop_height, crop_width], 1)
+    pending = np.arange(len(shapes))
+    for attempt in range(_CROP_ATTEMPTS if config.crop_scale[0] < 1 else 0):
+        share, aspect, top, left = uniforms(seeds[pending], 4, stream=_CROP_STREAM, start=4 * attempt).T
+        area = heights[pending] * widths[pending] * (config.crop_scale[0] + share * (config.crop_scale[1] - config.crop_scale[0]))
+        aspect = np.exp(math.log(low) + aspect * math.log(high / low))
+        width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
+        fits = (width <= widths[pending]) & (height <= heights[pending])
+        found = np.stack([top * (heights[pending] - height), left * (widths[pending] - width), height, width], 1)
+        boxes[pending[fits]] = found[fits]
+        pending = pending[~fits]
+    return boxes
+
+
+def _draw_geometry(seeds: np.ndarray, config: ImageTransformConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Draws rotation in radians and whether to mirror: [b] float64, [b] bool."""
+    draws = uniforms(seeds, 2, stream=_GEOMETRY_STREAM)
+    return np.radians(config.rotation_degrees) * (2 * draws[:, 0] - 1), draws[:, 1] < config.horizontal_flip
+
+
+def _resample(images: Tensor, boxes: np.ndarray, angle: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
+    """Samples the crops of equally large pictures in one go: [b 3 H W] uint8 -> [b 3 size size] float32.
+
+    Written out in elementwise operations: a batched matrix product may round differently for another batch size.
+    """
+    height, width = images.shape[2:]
+    limit = _OVERSAMPLING * size / min(height, width)
+    if limit < 1:
+        images = interpolate(images, size=(max(1, round(height * limit)), max(1, round(width * limit))), mode="bilinear", antialias=True)
+    top, left, box_height, box_width = (torch.from_numpy(boxes[:, i].astype(np.float32)) for i in range(4))
+    cosine, sine = (torch.from_numpy(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
+    mirror = torch.from_numpy(np.where(flip, -1.0, 1.0).astype(np.float32))
+    line = (2 * torch.arange(size, dtype=torch.float32) + 1) / size - 1
+    across, down = line[None, None, :], line[None, :, None]
+    half_width, half_height = (box_width / 2)[:, None, None], (box_height / 2)[:, None, None]
+    cosine, sine, mirror = cosine[:, None, None], sine[:, None, None], mirror[:, None, None]
+    grid = torch.empty(len(images), size, size, 2)
+    x = (cosine * half_width * mirror) * across + (left[:, None, None] + half_width)
+    torch.sub(x * (2 / width) - 1, (sine * half_height) * (2 / width) * down, out=grid[..., 0])
+    y = (cosine * half_height) * down + (top[:, None, None] + half_height)
+    torch.add(y * (2 / height) - 1, (sine * half_width * mirror) * (2 / height) * across, out=grid[..., 1])
+    return grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _crop_resize(images: Tensor, box: np.ndarray, size: int, flip: np.ndarray) -> Tensor:
+    """Crops one box of whole pixels from each picture, resizes it with an antialiased bicubic filter, and mirrors: uint8."""
+    top, left = int(round(box[0])), int(round(box[1]))
+    height, width = max(1, int(round(box[2]))), max(1, int(round(box[3])))
+    top, left = min(top, images.shape[2] - height), min(left, images.shape[3] - width)
+    out = resampling.resized_crop(images, top, left, height, width, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return torch.where(torch.from_numpy(flip)[:, None, None, None], out.flip(-1), out) if flip.any() else out
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    """Rounds grey levels to nearest and clamps them to [0, 255]."""
+    return images if images.dtype == torch.uint8 else images.clamp_(0, 255).add_(0.5).to(torch.uint8)

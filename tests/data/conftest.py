@@ -1,0 +1,124 @@
+"""Shards made on the fly, in the layout of img2dataset."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flava_ds.config import (
+    CodebookConfig,
+    Config,
+    DataConfig,
+    ImageEncoderConfig,
+    ImageTransformConfig,
+    ImageTextMatchingConfig,
+    MaskedImageConfig,
+    ModelConfig,
+    ObjectivesConfig,
+    SourceConfig,
+    TextEncoderConfig,
+    TrainingConfig,
+)
+
+WORDS = "a red green blue small large cat dog bird house tree over under near drawing photo of the on".split()
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "un", "##believ", "##able", "play", "##ing", "##s", *"0123456789.,!", *"abcdefghijklmnopqrstuvwxyz"]
+PIECES = list(dict.fromkeys([*PIECES, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789")]))
+
+
+def encode(pixels: np.ndarray, form: str = "webp", **options) -> bytes:
+    """Encodes [H W 3] uint8."""
+    stream = io.BytesIO()
+    options = {"lossless": True} if form == "webp" and not options else options
+    Image.fromarray(pixels).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def picture(number: int, size: int = 16) -> bytes:
+    """A picture that its number determines."""
+    coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return encode(np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BILINEAR)))
+
+
+def caption(number: int) -> str:
+    """A caption that its number determines, and that differs from those of other numbers."""
+    words = np.random.default_rng(number).choice(WORDS, 6)
+    return " ".join([*words, *str(number)])
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    """Writes members in order."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def pair_members(numbers, size: int = 16) -> list[tuple[str, bytes]]:
+    """Members of pairs with a .txt and a .json of three captions."""
+    members = []
+    for number in numbers:
+        record = {"captions": [f"{caption(number)} {i}" for i in range(3)], "number": number}
+        members += [(f"{number:09d}.webp", picture(number, size)), (f"{number:09d}.txt", caption(number).encode())]
+        members += [(f"{number:09d}.json", json.dumps(record).encode())]
+    return members
+
+
+@pytest.fixture
+def make_shard(tmp_path):
+    """Returns a function that writes a shard: make_shard('00000.tar', members) -> path."""
+
+    def make(name: str, members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_tar(path, members, form)
+
+    return make
+
+
+@pytest.fixture
+def vocabulary(tmp_path) -> str:
+    """A small WordPiece vocabulary's path."""
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    return str(path)
+
+
+TRANSFORM = ImageTransformConfig(
+    crop_scale=(0.5, 1.0), horizontal_flip=0.5, rotation_degrees=10.0, color_jitter=0.5, grayscale=0.3, invert=0.2, edges=0.2
+)
+
+
+@pytest.fixture
+def make_config(tmp_path, make_shard, vocabulary):
+    """Returns a function that builds a small configuration over three sources of uneven shards (pair 23, image 10, text 17 samples)."""
+    make_shard("pairs/0.tar", pair_members(range(0, 13)))
+    make_shard("pairs/1.tar", pair_members(range(13, 23)))
+    make_shard("images/0.tar", [(f"{n}.png", encode(np.full((12, 9, 3), n, np.uint8), "png")) for n in range(10)])
+    make_shard("text/0.tar", [(f"{n}.txt", caption(100 + n).encode()) for n in range(17)])
+
+    def make(**changes) -> Config:
+        sources = (
+            SourceConfig(name="pairs", kind="pair", shards=str(tmp_path / "pairs"), weight=0.6, caption_key="captions", max_tokens=24, transform=TRANSFORM),
+            SourceConfig(name="images", kind="image", shards=str(tmp_path / "images"), weight=0.2, transform=TRANSFORM),
+            SourceConfig(name="text", kind="text", shards=str(tmp_path / "text"), weight=0.2, max_tokens=24, global_batch_size=16),
+        )
+        masking = MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2)
+        training = {"total_steps": 12, "global_batch_size": 8} | changes.pop("training", {})
+        data = {"sources": sources, "vocabulary": vocabulary, "num_workers": 0} | changes.pop("data", {})
+        return Config(
+            name="test",
+            model=ModelConfig(image=ImageEncoderConfig(image_size=16, patch_size=4), text=TextEncoderConfig(vocab_size=128, max_position_embeddings=32)),
+            codebook=CodebookConfig(image_size=32, vocab_size=64),
+            objectives=changes.pop("objectives", ObjectivesConfig(mim=masking, mmm_image=masking, itm=ImageTextMatchingConfig(mismatch_probability=0.3))),
+            data=DataConfig(**data),
+            training=TrainingConfig(**training),
+            **changes,
+        )
+
+    return make

@@ -1,0 +1,181 @@
+"""The loader as the trainer sees it: steps, ranks, workers, resume, faults."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flava_ds.batch import Kind
+from flava_ds.config import ImageTextMatchingConfig, ObjectivesConfig, MaskedImageConfig
+from flava_ds.data.loader import StepLoader, iterate_once
+from flava_ds.errors import CheckpointError, DataError
+from tests.data.conftest import pair_members
+
+TENSORS = ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "input_ids", "input_ids_masked", "itm_labels")
+
+
+def flat(batches):
+    """Joins a step's batches, in the order of the global batch, into comparable arrays."""
+    joined = {"keys": sum((batch.keys for batch in batches), ())}
+    for name in TENSORS:
+        values = [getattr(batch, name) for batch in batches]
+        joined[name] = None if values[0] is None else torch.cat(values)
+    return joined
+
+
+def global_steps(config, world_size, start_step=0):
+    """Runs the loaders of all ranks and restores each step's global batch."""
+    ranks = [list(StepLoader(config, rank, world_size, start_step)) for rank in range(world_size)]
+    accumulation = config.training.gradient_accumulation_steps
+    return [flat([ranks[r][step][m] for m in range(accumulation) for r in range(world_size)]) for step in range(len(ranks[0]))]
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["keys"] == b["keys"]
+        for name in TENSORS:
+            assert (a[name] is None) == (b[name] is None), name
+            assert a[name] is None or torch.equal(a[name], b[name]), name
+
+
+def elastic(config, world_size, accumulation, workers):
+    return replace(
+        config,
+        training=replace(config.training, gradient_accumulation_steps=accumulation),
+        data=replace(config.data, num_workers=workers),
+    )
+
+
+@pytest.mark.parametrize(("world_size", "accumulation", "workers"), [(1, 2, 0), (2, 1, 0), (4, 2, 0), (1, 8, 0), (1, 1, 1), (2, 2, 2)])
+def test_every_split_of_the_global_batch_sees_the_same_samples_pixels_and_masks(make_config, world_size, accumulation, workers):
+    masking = MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2)
+    config = make_config(objectives=ObjectivesConfig(mim=masking, mmm_image=masking, itm=ImageTextMatchingConfig(mismatch_probability=0.0)))
+    assert_equal(global_steps(elastic(config, world_size, accumulation, workers), world_size), global_steps(config, 1))
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (5, 1), (11, 0), (12, 0)])
+def test_resuming_at_any_step_continues_the_uninterrupted_stream(make_config, start, workers):
+    config = make_config()
+    assert_equal(global_steps(elastic(config, 1, 1, workers), 1, start), global_steps(config, 1)[start:])
+
+
+def test_steps_draw_their_source_and_every_epoch_visits_every_sample_once(make_config):
+    config = make_config(training={"total_steps": 40})
+    loader = StepLoader(config)
+    seen = {"pairs": [], "images": [], "text": []}
+    for step, (batch,) in enumerate(loader):
+        source = config.data.sources[loader.round_robin.source_at(step)]
+        assert (batch.source, batch.kind) == (source.name, Kind(source.kind))
+        assert batch.size == len(batch.keys) == config.global_batch_size(source)
+        seen[batch.source] += batch.keys
+    for name, size in (("pairs", 23), ("images", 10), ("text", 17)):
+        epochs = [seen[name][start : start + size] for start in range(0, len(seen[name]) - size + 1, size)]
+        assert len(epochs) >= 2
+        assert all(len(set(epoch)) == size for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+
+def test_unshuffled_order_is_that_of_the_shards(make_config):
+    config = make_config(data={"shuffle": False})
+    keys = [key for (batch,) in StepLoader(config) if batch.source == "pairs" for key in batch.keys]
+    assert [int(key) for key in keys[:30]] == [n % 23 for n in range(30)]
+
+
+def test_another_epoch_and_another_seed_change_the_augmentation(make_config):
+    config = make_config(training={"total_steps": 30})
+    first, other = ([batch for (batch,) in StepLoader(c) if batch.kind == Kind.IMAGE] for c in (config, replace(config, seed=1)))
+    key = first[0].keys[0]
+    views = [b.pixel_values[b.keys.index(key)] for b in [*first, *other] if key in b.keys]
+    assert len({view.numpy().tobytes() for view in views}) > 1
+
+
+@pytest.fixture
+def damaged(make_config, make_shard, tmp_path):
+    """A configuration whose pairs have one undecodable picture of 30."""
+    members = pair_members(range(30))
+    members[3 * 7] = (members[3 * 7][0], b"\xff\xd8 not a picture")
+    make_shard("damaged/0.tar", members)
+    config = make_config()
+    pairs = replace(config.data.sources[0], shards=str(tmp_path / "damaged"))
+    return replace(config, data=replace(config.data, sources=(pairs,)))
+
+
+def test_a_bad_sample_is_replaced_alike_on_every_split_and_counted(damaged):
+    masking = damaged.objectives.mim
+    config = replace(damaged, objectives=ObjectivesConfig(mim=masking, mmm_image=masking, itm=ImageTextMatchingConfig(weight=0.0)))
+    whole = global_steps(config, 1)
+    assert_equal(global_steps(elastic(config, 2, 2, 0), 2), whole)
+    batches = [batch for (batch,) in StepLoader(config)]
+    assert sum(batch.skipped.get("undecodable", 0) for batch in batches) >= 3
+    assert all("000000007" not in batch.keys and len(batch.keys) == 8 for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_run_with_one_line(damaged, make_shard, tmp_path, workers):
+    members = [(name, b"RIFF" if name.endswith("webp") and int(name[:9]) % 3 == 0 else data) for name, data in pair_members(range(30))]
+    make_shard("damaged/0.tar", members)
+    config = elastic(replace(damaged, training=replace(damaged.training, total_steps=40)), 1, 1, workers)
+    with pytest.raises(DataError, match=r"source 'pairs': \d+ of \d+ samples \([\d.]+%\) are unusable: undecodable \d+.*last: '0000000.*0\.tar") as caught:
+        list(StepLoader(config))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_without_one_good_sample_ends_instead_of_spinning(damaged, make_shard):
+    make_shard("damaged/0.tar", [(name, b"" if name.endswith("webp") else data) for name, data in pair_members(range(3))])
+    with pytest.raises(DataError, match="unusable: truncated"):
+        list(StepLoader(damaged))
+
+
+def test_state_is_json_and_accepts_itself_at_any_step(make_config):
+    loader = StepLoader(make_config())
+    for step in (0, 7, 12):
+        state = json.loads(json.dumps(loader.state(step)))
+        loader.check_state(state)
+        draws = [loader.round_robin.source_at(s) for s in range(step)].count(0)
+        assert (state["pairs"]["epoch"], state["pairs"]["position"]) == divmod(draws * 8, 23)
+
+
+@pytest.mark.parametrize("change", ["seed", "weight", "global_batch_size", "block_steps", "shuffle", "samples", "source", "order"])
+def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_shard, change):
+    config = make_config()
+    saved = StepLoader(config).state(5)
+    sources = config.data.sources
+    if change == "samples":
+        make_shard("pairs/2.tar", pair_members(range(50, 52)))
+    changed = {
+        "seed": lambda: replace(config, seed=3),
+        "weight": lambda: replace(config, data=replace(config.data, sources=(replace(sources[0], weight=0.7), *sources[1:]))),
+        "global_batch_size": lambda: replace(config, training=replace(config.training, global_batch_size=4)),
+        "block_steps": lambda: replace(config, data=replace(config.data, block_steps=2)),
+        "shuffle": lambda: replace(config, data=replace(config.data, shuffle=False)),
+        "samples": lambda: config,
+        "source": lambda: replace(config, data=replace(config.data, sources=sources[:2])),
+        "order": lambda: replace(config, data=replace(config.data, sources=sources[::-1])),
+    }[change]()
+    with pytest.raises(CheckpointError, match={"source": "source 'text' is gone", "order": "number was 0, is 2"}.get(change, change)):
+        StepLoader(changed).check_state(saved)
+
+
+def test_accumulation_and_world_size_may_change_on_resume(make_config):
+    saved = StepLoader(make_config()).state(5)
+    StepLoader(elastic(make_config(), 2, 2, 0), 1, 2).check_state(saved)
+
+
+def test_small_sources_are_announced_and_data_set_is_picklable(make_config, caplog):
+    loader = StepLoader(make_config(training={"global_batch_size": 16}))
+    assert "'images': 10 samples are fewer than its global batch of 16" in caplog.text
+    again = pickle.loads(pickle.dumps(loader.readers[0]))
+    assert torch.equal(again.batch(np.arange(4)).pixel_values, loader.readers[0].batch(np.arange(4)).pixel_values)
+
+
+def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make_config):
+    config = make_config()
+    batches = list(iterate_once(config.data.sources[0], config, batch_size=10))
+    assert [len(batch) for batch in batches] == [10, 10, 3]
+    samples = sum(batches, [])
+    assert [sample.metadata["number"] for sample in samples] == list(range(23))
+    assert all(len(sample.captions) == 3 and sample.text == sample.captions[0] and sample.image.shape == (3, 16, 16) for sample in samples)

@@ -92,6 +92,15 @@ def check_batches(config: Config, ranks: int) -> None:
         config.micro_batch_size(source, ranks)
 
 
+def provide_demo_data(config: Config) -> None:
+    """Unpacks the committed data set when a source expects it at its usual place and it is not there yet."""
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.recipes.demo import DATA
+
+    if not DATA.exists() and any(DATA in Path(source.shards).parents for source in config.data.sources):
+        unpack(DATA)
+
+
 def check_inputs(config: Config) -> None:
     """Looks for what a run will read, before anything is started.
 
@@ -99,6 +108,7 @@ def check_inputs(config: Config) -> None:
     """
     if not config.data.sources:
         raise ConfigError("data.sources is empty: a run needs at least one source")
+    provide_demo_data(config)
     for source in config.data.sources:
         if not source.shards.endswith(".tar") and "{" not in source.shards and ":" not in source.shards and not Path(source.shards).expanduser().exists():
             raise DataError(f"source '{source.name}': no folder or .tar at '{source.shards}'; set data.sources[].shards to where the shards are")

@@ -1,0 +1,92 @@
+"""The demo's training process: start it, show a live line from its log, and tell how long steps take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from flava_ds.config import Config
+from flava_ds.errors import UserError
+from flava_ds.evaluation.run_log import read_log
+from flava_ds.launch import Launch
+
+PRINT_EVERY_S = 20.0
+"""Seconds between lines where the output is not a terminal."""
+
+
+def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
+    """Runs the command to its end with its output in train.log, and shows the latest step.
+
+    Raises: UserError with the last words of train.log when it fails.
+    """
+    run_path.mkdir(parents=True, exist_ok=True)
+    output = run_path / "train.log"
+    print(f"{launch}\n(output in {output})", flush=True)
+    with output.open("ab") as file:
+        process = subprocess.Popen(launch.arguments, env={**os.environ, **launch.environment}, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            show_progress(process, run_path / "log.jsonl", total_steps)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(60)
+    if process.returncode:
+        raise UserError(f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})")
+
+
+def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
+    """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now and then elsewhere."""
+    live = sys.stdout.isatty()
+    shown, printed_at, start, first = None, 0.0, time.monotonic(), None
+    while True:
+        ended = process.poll() is not None
+        steps = read_log(log).steps
+        newest = steps[-1] if steps else None
+        if newest is not None and newest != shown and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S):
+            first = first or (newest["step"], time.monotonic())
+            line = progress_line(newest, total_steps, first, time.monotonic() - start)
+            print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", flush=True)
+            shown, printed_at = newest, time.monotonic()
+        if ended:
+            break
+        time.sleep(0.5)
+    if live and shown:
+        print(flush=True)
+
+
+def progress_line(step: dict[str, Any], total_steps: int, first: tuple[int, float], elapsed: float) -> str:
+    """Formats one logged step: losses, rate and the time left."""
+    losses = "  ".join(f"{key.removeprefix('loss/')} {value:.2f}" for key, value in step.items() if key.startswith("loss/") and isinstance(value, float))
+    done, since = step["step"] - first[0], time.monotonic() - first[1]
+    left = f"  {(total_steps - step['step']) * since / done:.0f} s left" if done > 0 else ""
+    return f"step {step['step']}/{total_steps}  {losses}  {elapsed:.0f} s{left}"
+
+
+def last_words(output: Path) -> str:
+    """Returns the error line of a failed process, or its last line."""
+    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:") or "Error: " in line]
+    return (errors or lines or ["it printed nothing"])[-1][:300]
+
+
+def seconds_per_step(log: Path, config: Config) -> float:
+    """Returns the mean seconds of a step, expected over the sources' weights, from the log of a short run.
+
+    The first step of each source is left out where there is another, since it warms up.
+
+    Raises: UserError when the log holds no step.
+    """
+    by_source: dict[str, list[float]] = {}
+    for step in read_log(log).steps:
+        by_source.setdefault(step["source"], []).append(step["step_ms"] / 1000)
+    if not by_source:
+        raise UserError(f"{log}: no step was logged; see {log.with_name('train.log')}")
+    means = {source: mean(times[1:] or times) for source, times in by_source.items()}
+    slowest = max(means.values())
+    weights = {source.name: source.weight for source in config.data.sources}
+    return sum(weight * means.get(name, slowest) for name, weight in weights.items()) / sum(weights.values())

@@ -1,0 +1,86 @@
+"""The demo's view of its training process, on small real processes."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import pytest
+
+from flava_ds.demo.training import follow_training, last_words, progress_line, seconds_per_step
+from flava_ds.errors import UserError
+from flava_ds.launch import Launch
+from flava_ds.recipes import resolve
+
+WRITES_TWO_STEPS = """
+import json, os, sys, time
+with open(sys.argv[1], "w") as log:
+    log.write(json.dumps({"versions": {}}) + "\\n")
+    for step in (1, 2):
+        log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25}) + "\\n")
+print("speaks to train.log", os.environ["A_VARIABLE"])
+"""
+
+
+def launch(code: str, *words: str) -> Launch:
+    """A launch that runs Python code."""
+    return Launch(arguments=[sys.executable, "-c", code, *words], environment={"A_VARIABLE": "was set"})
+
+
+def test_follows_a_run_to_its_end(tmp_path, capsys):
+    follow_training(launch(WRITES_TWO_STEPS, str(tmp_path / "log.jsonl")), tmp_path, total_steps=2)
+    assert (tmp_path / "train.log").read_text() == "speaks to train.log was set\n"
+    printed = capsys.readouterr().out
+    assert "step 2/2  mlm 8.25" in printed and "A_VARIABLE='was set'" in printed
+
+
+def test_failure_is_one_error_with_the_last_words(tmp_path):
+    code = "import sys\nprint('error: shard 3 is damaged')\nprint('noise of a launcher')\nsys.exit(3)"
+    with pytest.raises(UserError, match=r"training ended with status 3: error: shard 3 is damaged \(all of it: .*train.log\)"):
+        follow_training(launch(code), tmp_path, total_steps=2)
+
+
+def test_killed_process_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="training ended with status -9: it printed nothing"):
+        follow_training(launch("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"), tmp_path, total_steps=2)
+
+
+def test_interruption_ends_the_process(tmp_path, monkeypatch):
+    def interrupt(process, *_):
+        pids.append(process.pid)
+        raise KeyboardInterrupt
+
+    pids: list[int] = []
+    monkeypatch.setattr("flava_ds.demo.training.show_progress", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        follow_training(launch("import time\ntime.sleep(60)"), tmp_path, total_steps=2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_last_words_fall_back_to_the_last_line(tmp_path):
+    (tmp_path / "log").write_text("one\ntwo\n\n")
+    assert last_words(tmp_path / "log") == "two"
+
+
+def test_progress_line_tells_the_time_left(monkeypatch):
+    monkeypatch.setattr("flava_ds.demo.training.time.monotonic", lambda: 30.0)
+    line = progress_line({"step": 30, "loss/mim": 5.0, "loss/itm": 0.3, "lr": 1.0}, 90, first=(10, 10.0), elapsed=31.0)
+    assert line == "step 30/90  mim 5.00  itm 0.30  31 s  60 s left"
+
+
+def test_seconds_per_step_weighs_sources_and_leaves_out_warm_up(tmp_path):
+    config = resolve("demo", [])
+    assert [(source.name, source.weight) for source in config.data.sources] == [("pair", 0.70), ("image", 0.15), ("text", 0.15)]
+    steps = [("pair", 9000), ("image", 500), ("pair", 2000), ("pair", 4000)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": i, "loss": 1.0, "source": source, "step_ms": ms}) + "\n" for i, (source, ms) in enumerate(steps)))
+    # pair: mean of 2 and 4 s; image: 0.5 s; text was not drawn and counts as the slowest.
+    assert seconds_per_step(log, config) == pytest.approx(0.70 * 3.0 + 0.15 * 0.5 + 0.15 * 3.0)
+    heavier = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=config.data.sources[:1]))
+    assert seconds_per_step(log, heavier) == pytest.approx(3.0)
+
+
+def test_log_without_steps_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no step was logged"):
+        seconds_per_step(tmp_path / "log.jsonl", resolve("demo", []))

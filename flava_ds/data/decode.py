@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode
-from torchvision.io import decode_image as torchvision_decode
 
 from flava_ds.data import faults
 from flava_ds.data.faults import SampleFault
@@ -46,13 +46,21 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     try:
         if header.rare:
             return _decode_with_pillow(data)
-        mode = ImageReadMode.RGB_ALPHA if header.alpha else ImageReadMode.RGB
-        image = torchvision_decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
+        mode = "RGB_ALPHA" if header.alpha else "RGB"
+        image = decoder().decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
     except (RuntimeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SampleFault(faults.UNDECODABLE, f"{header.format}: {str(error).splitlines()[0][:200]}") from error
     if image.dtype == torch.uint16:
         image = ((image.to(torch.int32) * 255 + 32767) // 65535).to(torch.uint8)
     return over_white(image) if header.alpha else image
+
+
+@functools.cache
+def decoder() -> ModuleType:
+    """Loads torchvision.io on first use, as importing torchvision loads Triton and takes a second; call it before forking."""
+    import torchvision.io
+
+    return torchvision.io
 
 
 def over_white(image: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data import faults
-from flava_ds.data.decode import decode_image
+from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import IMAGE_SUFFIXES, SampleTable, counted
 from flava_ds.data.order import uniforms
@@ -64,6 +64,8 @@ class ShardSource:
         self.table = SampleTable(expand_shards(source.shards, source.name), fields, required)
         self._files = _OpenFiles()
         self._check(required)
+        if self.kind != "text":
+            decoder()
 
     def __len__(self) -> int:
         return len(self.table)

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as resampling
 
 from flava_ds.config import ImageTransformConfig
 from flava_ds.data.colors import ColorDraw, apply_colors, draw_colors
@@ -62,7 +60,7 @@ class ImageTransform:
         chunks = [group[start : start + _CHUNK] for group in groups for start in range(0, len(group), _CHUNK)]
         chunks += [np.array([number]) for number in np.flatnonzero(~small)]
         for rows in chunks:
-            group = torch.stack([images[row] for row in rows])
+            group = torch.stack([images[row] for row in rows]) if len(rows) > 1 else images[rows[0]][None]
             if self._same_boxes or not small[rows[0]]:
                 view = _crop_resize(group, boxes[rows[0]], size, flip[rows])
                 whole = np.array([[0.0, 0.0, size, size]])
@@ -144,7 +142,8 @@ def _crop_resize(images: Tensor, box: np.ndarray, size: int, flip: np.ndarray) -
     top, left = int(round(box[0])), int(round(box[1]))
     height, width = max(1, int(round(box[2]))), max(1, int(round(box[3])))
     top, left = min(top, images.shape[2] - height), min(left, images.shape[3] - width)
-    out = resampling.resized_crop(images, top, left, height, width, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    crops = images[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    out = crops if height == width == size else interpolate(crops, size=(size, size), mode="bicubic", antialias=True)
     return torch.where(torch.from_numpy(flip)[:, None, None, None], out.flip(-1), out) if flip.any() else out
 
 

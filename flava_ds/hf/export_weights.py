@@ -165,8 +165,8 @@ def verify_model(module: PretrainingModel, config: Config, out: Path) -> float:
         if not module.active(kind):
             continue
         batch = parity.random_batch(kind, config)
-        expected = parity.their_logits(theirs(**parity.huggingface_inputs(batch, config)), batch)
-        for name, logits in parity.our_logits(module, batch).items():
+        _, expected = parity.their_results(parity.run_theirs(theirs, batch, config), batch)
+        for name, logits in parity.our_results(module, batch)[1].items():
             difference = parity.relative_difference(logits, expected[name])
             if not difference <= TOLERANCE:
                 raise CheckpointError(f"{out}: {name} of a {kind} batch differ by {difference:.1e} of their largest value; at most {TOLERANCE:g} is rounding")

@@ -2,7 +2,7 @@
 
 transformers' faults that the inputs work around: its row filter for mismatched pairs exists only while the ITM weight is positive
 (so labels of mismatched rows are already ignored here); it overwrites mim_labels (so every call gets fresh tensors); itm_labels must be
-[b], whatever its docstring says; text without a clean version goes in as input_ids_masked alone.
+[b], whatever its docstring says; without any matched pair it takes the mismatched ones for positives (so no such batch is compared).
 """
 
 from __future__ import annotations
@@ -87,17 +87,18 @@ def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.
             "bool_masked_pos": batch.bool_masked_pos.clone(),
             "mim_labels": labels.view_as(batch.image_codes),
         }
-    if batch.input_ids_masked is not None:
+    if batch.input_ids is not None:
         labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
         labels[batch.mlm_rows] = batch.mlm_labels
         pad = config.model.text.pad_token_id
         inputs |= {
+            "input_ids": padded(batch.input_ids, batch, pad),
             "input_ids_masked": padded(batch.input_ids_masked, batch, pad),
             "attention_mask": padded(torch.ones_like(batch.input_ids), batch, 0),
             "mlm_labels": padded(labels, batch, IGNORE_INDEX),
         }
     if batch.kind is Kind.PAIR:
-        inputs |= {"input_ids": padded(batch.input_ids, batch, config.model.text.pad_token_id), "itm_labels": batch.itm_labels.clone()}
+        inputs["itm_labels"] = batch.itm_labels.clone()
     return inputs
 
 
@@ -114,12 +115,16 @@ def padded(packed: Tensor, batch: Batch, fill: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(packed.split(batch.cu_seqlens.diff().tolist()), batch_first=True, padding_value=fill)
 
 
-def our_logits(module: PretrainingModel, batch: Batch) -> dict[str, Tensor]:
-    """Computes every logit of the active objectives, in transformers' words: [k v], contrastive [matched b], itm [b 2]."""
-    active = module.active(batch.kind)
-    encoded = module.model.encode(batch, frozenset().union(*(objective.needs for objective in active.values())))
+def our_results(module: PretrainingModel, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
+    """Computes every view of the batch's kind after the final LayerNorm, and every logit of the active objectives.
+
+    Shapes:
+        states  view -> [T d]   packed
+        logits  name -> [k v]   in transformers' words; contrastive [matched b], itm [b 2]
+    """
+    encoded = module.model.encode(batch, VIEWS[batch.kind])
     logits = {}
-    for name, objective in active.items():
+    for name, objective in module.active(batch.kind).items():
         if name == "global_contrastive":
             image, text = module.model.image_embeddings(encoded[View.IMAGE]), module.model.text_embeddings(encoded[View.TEXT])
             scores = clamped(module.model.logit_scale, objective.config.logit_scale_max).exp() * image @ text.T
@@ -128,47 +133,33 @@ def our_logits(module: PretrainingModel, batch: Batch) -> dict[str, Tensor]:
             logits["itm_logits"] = objective.head(encoded[View.MULTIMODAL_MASKED].first())
         else:
             logits[f"{name}_logits"] = objective.head.logits(encoded[objective.view].rows(objective.rows(module.model, batch)))
-    return logits
+    return {view: part.last_hidden_state() for view, part in encoded.items()}, logits
 
 
-def their_logits(output: FlavaForPreTrainingOutput, batch: Batch) -> dict[str, Tensor]:
-    """Reads transformers' logits; with an ITM weight of 0 it keeps mismatched contrastive rows, which are taken out here."""
+def run_theirs(model: FlavaForPreTraining, batch: Batch, config: Config) -> FlavaForPreTrainingOutput:
+    """Runs transformers' model on the batch, with the clean text and the clean fused pass that no loss needs."""
+    return model(**huggingface_inputs(batch, config, model.dtype), skip_unmasked_multimodal_encoder=False)
+
+
+def their_results(output: FlavaForPreTrainingOutput, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
+    """Reads transformers' hidden states, packed, and logits; see `our_results`.
+
+    With an ITM weight of 0 it keeps mismatched contrastive rows, which are taken out here. Its multimodal_masked_embeddings lack
+    mismatched rows, so the encoder's output behind them is read.
+    """
     logits = {name: output[name] for name in output if name.endswith("_logits") or name.startswith("contrastive_logits")}
     for name in logits.keys() & {"contrastive_logits_per_image", "contrastive_logits_per_text"}:
         if logits[name].shape[0] == batch.size:
             logits[name] = logits[name][batch.matched_rows]
-    return logits
-
-
-def our_hidden_states(module: PretrainingModel, batch: Batch) -> dict[View, Tensor]:
-    """Computes every view of the batch's kind after the final LayerNorm: packed [T d] each."""
-    return {view: encoded.last_hidden_state() for view, encoded in module.model.encode(batch, VIEWS[batch.kind]).items()}
-
-
-def their_hidden_states(model: FlavaForPreTraining, batch: Batch, config: Config) -> dict[View, Tensor]:
-    """Runs transformers' base model on clean and masked inputs and packs what it returns: [T d] each."""
-    inputs = huggingface_inputs(batch, config, model.dtype)
-    mask = inputs.get("attention_mask")
-    states: dict[View, Tensor] = {}
-    for masked, image, text, fused in (
-        (False, View.IMAGE, View.TEXT, View.MULTIMODAL),
-        (True, View.IMAGE_MASKED, View.TEXT_MASKED, View.MULTIMODAL_MASKED),
-    ):
-        ids = None if mask is None else padded(batch.input_ids_masked if masked else batch.input_ids, batch, config.model.text.pad_token_id)
-        output = model.flava(
-            input_ids=ids,
-            attention_mask=mask,
-            pixel_values=inputs.get("pixel_values"),
-            bool_masked_pos=inputs.get("bool_masked_pos") if masked else None,
-        )
-        if output.image_embeddings is not None:
-            states[image] = rearrange(output.image_embeddings, "b s d -> (b s) d")
-        if output.text_embeddings is not None:
-            states[text] = output.text_embeddings[mask.bool()]
-        if output.multimodal_embeddings is not None:
-            real = F.pad(mask, (output.multimodal_embeddings.shape[1] - mask.shape[1], 0), value=1)
-            states[fused] = output.multimodal_embeddings[real.bool()]
-    return states
+    real = None if batch.input_ids is None else padded(torch.ones_like(batch.input_ids), batch, 0).bool()
+    states = {}
+    for view in VIEWS[batch.kind]:
+        hidden = output[f"{view}_output"].last_hidden_state
+        if view in (View.IMAGE, View.IMAGE_MASKED):
+            states[view] = rearrange(hidden, "b s d -> (b s) d")
+        else:
+            states[view] = hidden[F.pad(real, (hidden.shape[1] - real.shape[1], 0), value=True)]
+    return states, logits
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

@@ -19,27 +19,21 @@ def differences(theirs: transformers.FlavaForPreTraining, config: Config, batch:
     """Runs both sides forward and backward and returns relative differences: what -> name -> number."""
     module = our_model(config, theirs)
     found: dict[str, dict[str, float]] = {}
+    output = parity.run_theirs(theirs, batch, config)
+    expected = dict(zip(("hidden", "logits"), parity.their_results(output, batch), strict=True))
     with torch.no_grad():
-        hidden = parity.their_hidden_states(theirs, batch, config)
-        ours = parity.our_hidden_states(module, batch)
-        assert ours.keys() == hidden.keys()
-        found["hidden"] = {view: parity.relative_difference(ours[view], hidden[view]) for view in hidden}
-        del hidden, ours
-    output = theirs(**parity.huggingface_inputs(batch, config, theirs.dtype))
-    logits = parity.their_logits(output, batch)
-    with torch.no_grad():
-        ours = parity.our_logits(module, batch)
-    assert ours.keys() == {name for name, value in logits.items() if value is not None}
-    found["logits"] = {name: parity.relative_difference(ours[name], logits[name]) for name in ours}
+        ours = dict(zip(("hidden", "logits"), parity.our_results(module, batch), strict=True))
+    for what in ours:
+        assert ours[what].keys() == expected[what].keys()
+        found[what] = {name: parity.relative_difference(ours[what][name], expected[what][name]) for name in ours[what]}
+    result = module(batch, denominators(module, batch))
+    losses = {name: loss for name, loss in output.loss_info.items() if loss is not None} | {"total": output.loss}
+    counts = module.counts(batch)
+    means = {name: result.sums[f"{name}/loss"] / counts[name] for name in counts} | {"total": result.loss}
+    assert means.keys() == losses.keys()
+    found["losses"] = {name: parity.relative_difference(means[name], losses[name]) for name in means}
     output.loss.backward()
-    losses = module.losses(batch)
-    expected = {name: loss for name, loss in output.loss_info.items() if loss is not None}
-    assert losses.keys() == expected.keys()
-    found["losses"] = {name: parity.relative_difference(loss.sum.detach() / loss.count, expected[name].detach()) for name, loss in losses.items()}
-    total = module(batch, denominators(module, batch)).loss
-    found["losses"]["total"] = parity.relative_difference(total.detach(), output.loss.detach())
-    del output, losses, expected, logits
-    total.backward()
+    result.loss.backward()
     found["gradients"] = gradient_differences(module, theirs, config)
     return found
 
@@ -89,7 +83,7 @@ def test_base_model_agrees():
     config = Config(name="base")
     theirs = their_model(config)
     found: dict[str, dict[str, float]] = {}
-    for kind, size, mismatched in ((Kind.PAIR, 3, (1,)), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
+    for kind, size, mismatched in ((Kind.PAIR, 2, (1,)), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
         theirs.zero_grad(set_to_none=True)
         batch = parity.random_batch(kind, config, size=size, mismatched=mismatched)
         for what, numbers in differences(theirs, config, batch).items():

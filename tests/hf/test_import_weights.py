@@ -1,0 +1,247 @@
+"""Folders as transformers, the Hub, DINO and timm leave them; and folders that are broken."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from foreign import our_model, their_model, their_state
+from safetensors.torch import load_file, save_file
+from sample_batches import make_batch, tiny_config
+
+from flava_ds.batch import Kind, View
+from flava_ds.config import Config, ImageEncoderConfig
+from flava_ds.errors import CheckpointError
+from flava_ds.hf.import_weights import import_folder, import_vit
+from flava_ds.models.image_encoder import ImageEncoder
+from flava_ds.training.pretraining import build_pretraining
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return their_model(tiny_config())
+
+
+@pytest.fixture
+def folder(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def check_model(imported, theirs) -> None:
+    """The imported configuration describes the tiny model, and its weights are those of `our_model`."""
+    tiny = tiny_config()
+    assert imported.model == tiny.model
+    assert (imported.codebook.vocab_size, imported.codebook.grid_size) == (tiny.codebook.vocab_size, tiny.codebook.grid_size)
+    module = build_pretraining(imported.config())
+    module.load_state_dict(imported.weights)
+    expected = our_model(tiny, theirs).state_dict()
+    assert module.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_saved_folder(folder, theirs):
+    check_model(import_folder(folder), theirs)
+
+
+def test_a_sharded_folder(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    check_model(import_folder(tmp_path), theirs)
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        import_folder(tmp_path)
+
+
+def test_an_old_pickle_with_buffers_tied_names_and_codebook(folder, theirs):
+    state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
+    assert "mim_head.bias" in state and "mim_head.decoder.bias" in state
+    state |= {"flava.text_model.embeddings.position_ids": torch.arange(32)[None], "image_codebook.blocks.input.bias": torch.ones(8)}
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    imported = import_folder(folder)
+    check_model(imported, theirs)
+    assert imported.codebook_weights.keys() == {"blocks.input.bias"}
+    assert "flava.text_model.embeddings.position_ids" in imported.dropped
+    state["mim_head.bias"] = state["mim_head.bias"] + 1
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="mim_head.bias"):
+        import_folder(folder)
+
+
+def test_a_base_model_has_no_heads(theirs, tmp_path):
+    theirs.flava.save_pretrained(tmp_path)
+    imported = import_folder(tmp_path)
+    module = build_pretraining(imported.config())
+    module.load_state_dict(imported.weights)
+    assert set(module.objectives) == {"global_contrastive"}
+    assert not any(name.startswith("objectives.") for name in imported.weights)
+
+
+def test_poolers_are_kept_or_dropped_aloud(folder, theirs, caplog):
+    with caplog.at_level(logging.WARNING):
+        imported = import_folder(folder)
+    assert len(imported.dropped) == 6 and all(".pooler.dense." in name for name in imported.dropped)
+    assert "flava.image_model.pooler.dense.weight" in caplog.text
+    kept = import_folder(folder, poolers=True)
+    assert kept.model.poolers and not kept.dropped
+    assert torch.equal(kept.weights["model.text_encoder.pooler.dense.weight"], theirs.flava.text_model.pooler.dense.weight)
+    build_pretraining(kept.config()).load_state_dict(kept.weights)
+
+
+def test_a_head_whose_weight_is_zero_is_dropped(folder):
+    edit(folder, itm_weight=0.0)
+    imported = import_folder(folder)
+    assert imported.objectives.itm.weight == 0 and "itm_head.seq_relationship.bias" in imported.dropped
+    build_pretraining(imported.config()).load_state_dict(imported.weights)
+
+
+def edit(folder, part: str | None = None, **values) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (raw[part] if part else raw).update(values)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("image_config", {"hidden_act": "relu"}, "image_config.hidden_act is 'relu'"),
+        ("text_config", {"qkv_bias": False}, "text_config.qkv_bias"),
+        ("multimodal_config", {"use_cls_token": False}, "use_cls_token"),
+        ("image_config", {"image_size": [12, 24]}, "only squares"),
+        ("image_config", {"image_size": 16}, "position_embeddings"),
+        ("text_config", {"num_hidden_layers": 4}, r"flava.text_model.encoder.layer.3.*is missing"),
+        ("text_config", {"num_hidden_layers": 2}, r"flava.text_model.encoder.layer.2.*is unknown"),
+        ("text_config", {"vocab_size": 201}, r"word_embeddings.weight' has shape \[200, 24\]"),
+        (None, {"model_type": "clip"}, "model_type is 'clip'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(folder, part, values, words):
+    edit(folder, part, **values)
+    with pytest.raises(CheckpointError, match=words):
+        import_folder(folder)
+
+
+def test_pairs_of_equal_sizes_are_fine(folder, theirs):
+    edit(folder, "image_config", image_size=[12, 12], patch_size=[4, 4])
+    check_model(import_folder(folder), theirs)
+
+
+def test_broken_folders(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = "flava.image_to_mm_projection.bias"
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, weights)
+    with pytest.raises(CheckpointError, match=f"'{name}' is missing"):
+        import_folder(folder)
+    save_file({**tensors, "extra.weight": torch.zeros(1)}, weights)
+    with pytest.raises(CheckpointError, match="'extra.weight' is unknown"):
+        import_folder(folder)
+    weights.write_bytes(b"no tensors here")
+    with pytest.raises(CheckpointError, match="model.safetensors: not a readable"):
+        import_folder(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="neither model.safetensors"):
+        import_folder(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="config.json: not readable as JSON"):
+        import_folder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="config.json is missing"):
+        import_folder(folder)
+
+
+class Harmful:
+    """Would create a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_runs_no_code(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    torch.save({"flava.logit_scale": Harmful(tmp_path / "harm")}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pytorch_model.bin"):
+        import_folder(folder)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """A timm ViT of two blocks, every tensor random."""
+    timm = pytest.importorskip("timm")
+    model = timm.models.vision_transformer.VisionTransformer(img_size=12, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=5)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2, generator=draw)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+    return model.eval()
+
+
+def vit_config(layer_norm_eps: float) -> ImageEncoderConfig:
+    shape = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
+    return ImageEncoderConfig(image_size=12, patch_size=4, layer_norm_eps=layer_norm_eps, **shape)
+
+
+@pytest.mark.parametrize("layout", ["timm", "dino", "dino_full"])
+def test_a_plain_vit_gives_the_same_hidden_states(vit, layout, tmp_path, caplog):
+    state, file = {name: tensor.detach() for name, tensor in vit.state_dict().items()}, tmp_path / "vit.pth"
+    if layout == "timm":
+        file = tmp_path / "vit.safetensors"
+        save_file(state, file)
+    elif layout == "dino":
+        torch.save({name: tensor for name, tensor in state.items() if not name.startswith("head.")}, file)
+    else:
+        teacher = {f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")}
+        torch.save({"student": {}, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(1)}, "epoch": 3}, file)
+    with caplog.at_level(logging.WARNING):
+        weights = import_vit(file, vit_config(1e-6))
+    assert "layer_norm_eps" not in caplog.text
+    encoder = ImageEncoder(vit_config(1e-6))
+    result = encoder.load_state_dict({name.removeprefix("model.image_encoder."): tensor for name, tensor in weights.items()}, strict=False)
+    assert result.missing_keys == ["mask_token"] and not result.unexpected_keys
+    pixels = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, expected = encoder(pixels)[0].last_hidden_state(), vit.forward_features(pixels).flatten(0, 1)
+    assert expected.abs().max() > 0.5
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_another_layer_norm_eps_is_said(vit, tmp_path, caplog):
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    with caplog.at_level(logging.WARNING):
+        import_vit(tmp_path / "vit.pth", vit_config(1e-12))
+    assert "layer_norm_eps 1e-06" in caplog.text and "head.weight" in caplog.text
+
+
+def test_a_vit_of_another_size_is_named(vit, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(CheckpointError, match="pos_embed"):
+        import_vit(tmp_path / "vit.pth", dataclasses.replace(vit_config(1e-6), image_size=16))
+    torch.save({**vit.state_dict(), "blocks.0.ls1.gamma": torch.ones(24)}, tmp_path / "vit.pth")
+    with pytest.raises(CheckpointError, match="blocks.0.ls1.gamma"):
+        import_vit(tmp_path / "vit.pth", vit_config(1e-6))
+
+
+def test_vit_weights_fit_the_whole_model(vit, tmp_path):
+    tiny = tiny_config()
+    config: Config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=vit_config(1e-6)))
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    module = build_pretraining(config)
+    batch = make_batch(Kind.IMAGE, config)
+    before = module.model.encode(batch, [View.IMAGE])[View.IMAGE].first()
+    result = module.load_state_dict(import_vit(tmp_path / "vit.pth", config.model.image), strict=False)
+    assert not result.unexpected_keys and "model.image_encoder.mask_token" in result.missing_keys
+    assert not torch.allclose(before, module.model.encode(batch, [View.IMAGE])[View.IMAGE].first())
+
+
+def test_the_theirs_helper_leaves_no_tensor_out(theirs):
+    names = {name for name in their_state(theirs, poolers=True)}
+    assert {f"{head}_head.bias" for head in ("mim", "mlm", "mmm_image", "mmm_text")} == theirs.state_dict().keys() - names

@@ -1,0 +1,120 @@
+"""Unpack the demo data set that the repository carries and say where its parts are."""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from flava_ds.errors import DataError
+
+PACKAGE = Path(__file__).parent
+CHECKSUMS = PACKAGE / "checksums.json"
+VOCABULARY = PACKAGE / "vocab.txt"
+CACHE_VARIABLE = "FLAVA_DS_CACHE"
+MOST_UNPACKED_BYTES = 2**29  # a damaged archive must not fill the disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoData:
+    """Paths of the unpacked demo data set; every folder holds shards 00000.tar, 00001.tar, ...
+
+    `pairs_train` has six drawing styles; `pairs_unseen_style` the same concepts in two styles that
+    training never sees; `pairs_unseen_concepts` concepts that training never sees, in all styles.
+    """
+
+    root: Path
+    pairs_train: Path
+    pairs_unseen_style: Path
+    pairs_unseen_concepts: Path
+    images: Path
+    text: Path
+    text_test: Path
+    concepts: Path
+    vocab: Path
+
+
+def default_target() -> Path:
+    """Return the cache folder of this very version of the data; `FLAVA_DS_CACHE` moves it."""
+    cache = os.environ.get(CACHE_VARIABLE)
+    root = Path(cache) if cache else Path.home() / ".cache" / "flava_ds"
+    return root / f"demo-{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()[:12]}"
+
+
+def unpack(target: Path | None = None) -> DemoData:
+    """Unpack the data set once and return its paths; later calls only look.
+
+    The folder appears complete or not at all, so several processes may call this at the same time.
+
+    Raises:
+        DataError: an archive of the package is missing or damaged, or `target` holds something else.
+    """
+    target = default_target() if target is None else Path(target)
+    if not _is_complete(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            _extract(staging)
+            _publish(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return _paths(target)
+
+
+def _is_complete(target: Path) -> bool:
+    stamp = target / CHECKSUMS.name
+    return stamp.is_file() and stamp.read_bytes() == CHECKSUMS.read_bytes()
+
+
+def _extract(staging: Path) -> None:
+    """Verify the archives, extract them, verify every file, and leave the checksums as the stamp of completeness."""
+    checksums = json.loads(CHECKSUMS.read_text("utf-8"))
+    for name, expected in checksums["archives"].items():
+        archive = PACKAGE / "data" / name
+        if not archive.is_file():
+            raise DataError(f"{archive} is missing: install the package with its data, or check out the whole repository")
+        _verify(archive, expected)
+        with tarfile.open(archive, "r:xz") as tar:
+            room = MOST_UNPACKED_BYTES
+            for member in tar:
+                room -= member.size
+                if room < 0:
+                    raise DataError(f"{archive} unpacks to more than {MOST_UNPACKED_BYTES} bytes: check it out again")
+                tar.extract(member, staging, filter="data")
+    for name, expected in checksums["files"].items():
+        _verify(staging / name, expected)
+    shutil.copyfile(CHECKSUMS, staging / CHECKSUMS.name)
+
+
+def _verify(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise DataError(f"{path} has SHA-256 {found}, expected {expected}: the file is damaged, check it out again")
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Move the finished folder into place; another process may have been faster, which is as good."""
+    staging.chmod(0o755)
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if not _is_complete(target):
+            raise DataError(f"{target} exists and is not this version of the demo data: remove it or choose another folder") from error
+
+
+def _paths(root: Path) -> DemoData:
+    return DemoData(
+        root=root,
+        pairs_train=root / "pairs-train",
+        pairs_unseen_style=root / "pairs-unseen-style",
+        pairs_unseen_concepts=root / "pairs-unseen-concepts",
+        images=root / "images",
+        text=root / "text",
+        text_test=root / "text-test",
+        concepts=root / "concepts.json",
+        vocab=VOCABULARY,
+    )

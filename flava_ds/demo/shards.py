@@ -1,0 +1,52 @@
+"""Write shards in img2dataset's layout and pack folders of shards, byte for byte the same every time."""
+
+import hashlib
+import io
+import json
+import lzma
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+Sample = dict[str, bytes]
+"""A sample is its key under "key" and its members under their suffixes, such as "webp", "txt", "json"."""
+
+
+def as_json(record: object) -> bytes:
+    """Serialise a record compactly; the order of its fields is kept."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file without time, owner or anything else of the machine that builds it."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:
+    """Write samples as 00000.tar, 00001.tar ..., the last one shorter; return how many samples there were."""
+    ordered = list(samples)
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, len(ordered), per_shard)):
+        with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in ordered[start : start + per_shard]:
+                for suffix, data in sample.items():
+                    if suffix != "key":
+                        add_member(tar, f"{sample['key']}.{suffix}", data)
+    return len(ordered)
+
+
+def pack(archive: Path, root: Path, names: Sequence[str]) -> None:
+    """Compress files and folders under `root` into one .tar.xz with members in name order."""
+    paths = sorted(path for name in names for path in ([root / name] if (root / name).is_file() else (root / name).iterdir()))
+    with lzma.open(archive, "wb", preset=9 | lzma.PRESET_EXTREME) as stream:
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for path in paths:
+                add_member(tar, path.relative_to(root).as_posix(), path.read_bytes())

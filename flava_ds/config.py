@@ -2,158 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from flava_ds.config_model import (
+    CodebookConfig,
+    GlobalContrastiveConfig,
+    ImageEncoderConfig,
+    ImageTextMatchingConfig,
+    MaskedImageConfig,
+    MaskedTextConfig,
+    ModelConfig,
+    MultimodalEncoderConfig,
+    ObjectivesConfig,
+    TextEncoderConfig,
+)
 from flava_ds.errors import ConfigError
+from flava_ds.strict_json import did_you_mean, from_dict, to_dict
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig:
-    """ViT over patches (paper, Table A.1)."""
-
-    image_size: int = 224
-    patch_size: int = 16
-    num_channels: int = 3
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    """Per channel, on the [0, 1] scale; CLIP's, as both published implementations use."""
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one edge."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in one image."""
-        return self.grid_size**2
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig:
-    """BERT embeddings in front of the same pre-norm transformer."""
-
-    vocab_size: int = 30522
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    pad_token_id: int = 0
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultimodalEncoderConfig:
-    """Transformer over [CLS_M | image | text]; adds no position or modality embedding."""
-
-    hidden_size: int = 768
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The three encoders and the four projections between and above them."""
-
-    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    multimodal: MultimodalEncoderConfig = field(default_factory=MultimodalEncoderConfig)
-    projection_dim: int = 768
-    """Width of the contrastive space. 768 loads the released weights; the paper's table says 512."""
-    logit_scale_init: float = 2.6592
-    """log(1 / 0.07)."""
-    poolers: bool = False
-    """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face checkpoints pass through whole."""
-    initializer_range: float = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodebookConfig:
-    """DALL-E's discrete VAE, the image tokenizer of MIM and MMM-image."""
-
-    hidden_size: int = 256
-    num_groups: int = 4
-    num_blocks_per_group: int = 2
-    num_channels: int = 3
-    vocab_size: int = 8192
-    image_size: int = 112
-    """Pixels along one edge of the codebook's view; the grid is image_size / 2**(num_groups - 1)."""
-    decoder_init_size: int = 128
-
-    @property
-    def grid_size(self) -> int:
-        """Codes along one edge."""
-        return self.image_size // 2 ** (self.num_groups - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlobalContrastiveConfig:
-    """Image-text contrastive loss over the batch of all ranks."""
-
-    weight: float = 1.0
-    logit_scale_max: float = 4.6052
-    """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
-    chunk_rows: int = 1024
-    """Rows of the similarity matrix that exist at one time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedImageConfig:
-    """Masked image modelling: BEiT's block-wise masking, targets from the codebook."""
-
-    weight: float = 1.0
-    num_masked_patches: int = 75
-    """Upper limit for one image (75 of 196 as published code has it)."""
-    min_patches_per_block: int = 16
-    min_aspect_ratio: float = 0.3
-    attempts_per_block: int = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedTextConfig:
-    """Masked language modelling: BERT's 15 % with 80/10/10 replacement."""
-
-    weight: float = 1.0
-    mask_probability: float = 0.15
-    mask_token_share: float = 0.8
-    random_token_share: float = 0.1
-    whole_word: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextMatchingConfig:
-    """Image-text matching: a caption is replaced by another sample's with the given probability."""
-
-    weight: float = 1.0
-    mismatch_probability: float = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectivesConfig:
-    """All objectives. A weight of 0 removes the objective with its head and its forward pass."""
-
-    global_contrastive: GlobalContrastiveConfig = field(default_factory=GlobalContrastiveConfig)
-    mim: MaskedImageConfig = field(default_factory=MaskedImageConfig)
-    mlm: MaskedTextConfig = field(default_factory=MaskedTextConfig)
-    mmm_image: MaskedImageConfig = field(default_factory=MaskedImageConfig)
-    mmm_text: MaskedTextConfig = field(default_factory=lambda: MaskedTextConfig(whole_word=True))
-    itm: ImageTextMatchingConfig = field(default_factory=ImageTextMatchingConfig)
+__all__ = [
+    "UNCHANGED", "CheckpointConfig", "CodebookConfig", "Config", "DataConfig", "EngineConfig", "GlobalContrastiveConfig", "ImageEncoderConfig",
+    "ImageTextMatchingConfig", "ImageTransformConfig", "LoggingConfig", "MaskedImageConfig", "MaskedTextConfig", "ModelConfig",
+    "MultimodalEncoderConfig", "ObjectivesConfig", "OptimizerConfig", "ScheduleConfig", "SourceConfig", "TextEncoderConfig", "TrainingConfig",
+    "check", "did_you_mean", "from_dict", "load", "save", "to_dict",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,11 +256,6 @@ UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 """The transform under which precomputed codes stay true."""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Converts a configuration dataclass into plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
 def save(config: Config, path: Path) -> None:
     """Writes `config` as JSON."""
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
@@ -401,43 +270,3 @@ def load(path: Path) -> Config:
         return check(from_dict(Config, json.loads(path.read_text(encoding="utf-8"))))
     except (ConfigError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
-    """Builds dataclass `kind` from plain types, strictly: unknown keys are errors with a suggestion."""
-    hints = typing.get_type_hints(kind)
-    unknown = [key for key in data if key not in hints]
-    if unknown:
-        raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], hints)}")
-    values = {key: _convert(hints[key], value, f"{where}{key}.") for key, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where or kind.__name__}: {error}") from error
-
-
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """Returns '; did you mean ...?' for the nearest known word, or the empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Turns a JSON value into what a field's annotation asks for."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    if origin is tuple:
-        item = arguments[0]
-        return tuple(_convert(item, entry, f"{where}{i}.") for i, entry in enumerate(value))
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where.rstrip('.')} is {value!r}; choose one of {', '.join(map(repr, arguments))}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint):
-        raise ConfigError(f"{where.rstrip('.')} is {value!r}; expected {hint.__name__}")
-    return value

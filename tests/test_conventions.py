@@ -20,7 +20,9 @@ PROGRAM_TESTS = {"conventions"}  # tests of the whole, which mirror no module
 
 BELOW = {
     "errors": set(),
-    "config": {"errors"},
+    "strict_json": {"errors"},
+    "config_model": {"errors"},
+    "config": {"errors", "strict_json", "config_model"},
     "batch": {"errors", "config"},
     "recipes": {"errors", "config", "recipes"},
     "models": {"errors", "config", "batch", "models"},
@@ -28,7 +30,7 @@ BELOW = {
     "objectives": {"errors", "config", "batch", "models", "data", "objectives"},
     "training": {"errors", "config", "batch", "models", "data", "objectives", "training", "evaluation"},
     "evaluation": {"errors", "config", "batch", "models", "data", "objectives", "training", "evaluation"},
-    "hf": {"errors", "config", "batch", "models", "objectives", "training", "hf"},
+    "hf": {"errors", "config", "batch", "models", "data", "objectives", "training", "hf"},
     "report": {"errors", "config", "batch", "report", "training", "evaluation"},
 }
 """What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build, demo) may import all."""

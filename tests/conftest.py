@@ -44,6 +44,7 @@ def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: i
     result = function(*arguments)
     (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

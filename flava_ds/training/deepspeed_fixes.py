@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
+import warnings
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,8 @@ from flava_ds.errors import CheckpointError
 
 def apply_before_initialize(timeout_s: int) -> None:
     """Applies the fixes that must stand before `deepspeed.initialize`."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what engine_config chose on purpose
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # per collective: DeepSpeed calls deprecated names
     skip_shared_memory_op()
     honour_group_timeout(timeout_s)
     see_tensors_in_dataclasses()

@@ -50,6 +50,11 @@ class Engine:
         """True when optimizer state lives in host memory."""
         return self.settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
 
+    def layout(self) -> dict[str, object]:
+        """Returns what must be equal for DeepSpeed's shards to be read back: stage, offloading, precision, optimizer."""
+        precision = next((name for name in ("bf16", "fp16") if name in self.settings), "fp32")
+        return {"ZeRO stage": self.stage, "offload_optimizer": self.offloaded, "precision": precision, "optimizer": type(self.optimizer).__name__}
+
     def begin(self, kind: Kind, lr: float) -> None:
         """Opens an optimizer step of `kind`: sets the learning rate, wakes the groups it moves, clears what the last step left."""
         if self._kind is not None:

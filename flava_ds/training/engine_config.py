@@ -59,9 +59,7 @@ def read_settings(name: str) -> tuple[dict[str, Any], str]:
     shipped = shipped_settings()
     source = shipped.get(name, Path(name))
     if name not in shipped and not source.is_file():
-        raise ConfigError(
-            f"engine.deepspeed_config '{name}' is neither a file nor one of {', '.join(sorted(shipped))}{did_you_mean(name, shipped)}"
-        )
+        raise ConfigError(f"engine.deepspeed_config '{name}' is neither a file nor one of {', '.join(sorted(shipped))}{did_you_mean(name, shipped)}")
     try:
         settings = json.loads(source.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
     except ValueError as error:

@@ -127,8 +127,7 @@ def apex_fused_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     Raises: ConfigError when apex is missing, is PyPI's unrelated package of that name, or lacks its CUDA half (amp_C).
     """
     build = (
-        "build NVIDIA's from a clone of its repository with "
-        "`APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation .`, or use optimizer.name 'adamw'"
+        "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation .`, or use optimizer.name 'adamw'"
     )
     try:
         importlib.import_module("apex")

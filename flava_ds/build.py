@@ -1,0 +1,80 @@
+"""The composition root: the one place that knows every part of a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from flava_ds.config import Config
+from flava_ds.data.loader import StepLoader
+from flava_ds.errors import ConfigError, UserError
+from flava_ds.models.image_codebook import ImageCodebook, load_codebook
+from flava_ds.training import checkpoint
+from flava_ds.training.distributed import World, barrier, gather_objects, log, raise_together, start
+from flava_ds.training.engine import Engine
+from flava_ds.training.flops import measure_gemm_rate
+from flava_ds.training.metrics import Metrics
+from flava_ds.training.pretraining import build_pretraining
+from flava_ds.training.trainer import Trainer
+
+
+def build(config: Config) -> Trainer:
+    """Starts this rank and builds its trainer, at the run's latest checkpoint when there is one and checkpoint.resume is on.
+
+    Raises: UserError naming what cannot be used, on every rank.
+    """
+    world = start(config.engine.communication_timeout_s)
+    checkpoint.prepare(config, world)
+    module = build_pretraining(config)
+    if config.initial_weights is not None:
+        checkpoint.load_initial_weights(module, config.initial_weights)
+    codebook = build_codebook(config, world)
+    engine = Engine(module, module.parameter_kinds(), config, world)
+    resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
+    first_step = resumed[0] if resumed else 0
+    loader = build_loader(config, world, first_step, resumed[1] if resumed else None)
+    return Trainer(config, engine, loader, codebook, Metrics(config, world, total_gemm_rate(config, world), first_step), first_step)
+
+
+def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:
+    """Builds this rank's loader from `first_step` on and compares it with the state of a resumed run.
+
+    Raises: UserError on every rank when one cannot read its data, or the order of the data would change.
+    """
+    loader, error = None, None
+    try:
+        loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda")
+        if saved_state is not None:
+            loader.check_state(saved_state)
+    except UserError as problem:
+        error = problem
+    raise_together(world, error)
+    return loader
+
+
+def build_codebook(config: Config, world: World) -> nn.Module | None:
+    """Loads the frozen image codebook where a source needs its codes computed; in bf16 on CUDA devices when the run is.
+
+    Raises: ConfigError when codes are needed and codebook_weights is not set.
+    """
+    predicted = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
+    if not predicted or all(source.kind == "text" or source.image_codes_key for source in config.data.sources):
+        return None
+    if config.codebook_weights is None:
+        raise ConfigError("codebook_weights is not set, but mim or mmm_image needs image codes; give a codebook's weights or set both weights to 0")
+    if config.codebook_weights == "random":
+        log.warning("the image codebook is random: masked image losses are for timing only")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            codebook = ImageCodebook(config.codebook, decoder=False)
+    else:
+        codebook = load_codebook(config.codebook_weights, config.codebook)
+    half = config.training.precision == "bf16" and world.device.type == "cuda"
+    return codebook.to(world.device, torch.bfloat16 if half else torch.float32).requires_grad_(False).eval()
+
+
+def total_gemm_rate(config: Config, world: World) -> float:
+    """Measures all ranks at once, so that shared cores count once, and returns their sum in FLOP/s."""
+    barrier(world)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
+    return sum(gather_objects(world, measure_gemm_rate(world.device, dtype)))

@@ -1,0 +1,182 @@
+"""The loop. `train_step` is one optimizer update; everything before and after it serves starting, stopping and looking on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Kind
+from flava_ds.config import Config
+from flava_ds.errors import UserError
+from flava_ds.training import checkpoint
+from flava_ds.training.distributed import World, all_reduce_counts, log
+from flava_ds.training.engine import Engine
+from flava_ds.training.flops import step_flops
+from flava_ds.training.metrics import OBJECTIVES, Metrics
+from flava_ds.training.schedules import learning_rate
+
+
+class Loader(Protocol):
+    """Yields each step's micro-batches on this rank, from its first step on."""
+
+    def __iter__(self) -> Iterable[list[Batch]]: ...
+
+    def state(self, step: int) -> dict[str, Any]: ...
+
+
+class Trainer:
+    """Runs updates first_step .. total_steps - 1 on this rank."""
+
+    def __init__(self, config: Config, engine: Engine, loader: Loader, codebook: nn.Module | None, metrics: Metrics, first_step: int) -> None:
+        self.config, self.engine, self.loader, self.codebook, self.metrics = config, engine, loader, codebook, metrics
+        self.world: World = engine.world
+        self.first_step = first_step
+        self.flops: Callable[[Config, Batch], float] = step_flops
+        self._source_numbers = {source.name: number for number, source in enumerate(config.data.sources)}
+        self._saved_at = first_step
+        self._stop_signal: int | None = None
+        self._gradient_norms_refused = False
+
+    def fit(self) -> int:
+        """Trains to the end, or until a signal asks to stop; writes checkpoints on the way. Returns 0, or 128 + the signal's number.
+
+        Raises: UserError after training.stop_on_nonfinite skipped updates in a row.
+        """
+        with self._signals_noted():
+            asked = time.perf_counter()
+            for step, micro_batches in enumerate(self.loader, start=self.first_step):
+                stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
+                if stop or self._due(step + 1, self.config.checkpoint.every_steps):
+                    self.save(step + 1)
+                if stop:
+                    log.info("stopped by a signal after step %d; start the same command again to go on", step + 1)
+                    break
+                asked = time.perf_counter()
+            else:
+                self.save(self.config.training.total_steps)
+                stop = False
+        self.metrics.close()
+        return 128 + (self._stop_signal or signal.SIGTERM) if stop else 0
+
+    def train_step(self, step: int, micro_batches: list[Batch], waited_s: float = 0.0) -> bool:
+        """One optimizer update from this rank's micro-batches; returns whether any rank was asked to stop."""
+        kind, lr = micro_batches[0].kind, learning_rate(self.config, step)
+        counts, stop = self._agree(step, micro_batches)
+        denominators = self._denominators(counts)
+        flops = sum(self.flops(self.config, batch) for batch in micro_batches)
+        batches = [self._to_device(batch) for batch in micro_batches]
+        self._measure_objective_gradients(step, batches[0], denominators)
+
+        self.engine.begin(kind, lr)
+        sums = [self.engine.forward_backward(batch, denominators).sums for batch in batches]
+        grad_norm = self.engine.update()
+
+        skipped = sum((Counter(batch.skipped) for batch in micro_batches), Counter())
+        self.metrics.add(sums, counts, sum(batch.size for batch in batches), flops, waited_s, skipped)
+        if self._due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps:
+            self.metrics.write(step, kind, micro_batches[0].source, lr, grad_norm, self.engine.skipped)
+            self._stop_when_diverged(step)
+        return stop
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint after `step` updates, once."""
+        if step > self._saved_at:
+            with self.metrics.paused():
+                checkpoint.save(self.engine, self.config, step, self.loader.state(step))
+            self._saved_at = step
+
+    def _agree(self, step: int, micro_batches: list[Batch]) -> tuple[dict[str, int], bool]:
+        """Sums each objective's terms over micro-batches and ranks, and makes sure that all ranks do the same step."""
+        first = micro_batches[0]
+        if any((batch.kind, batch.source) != (first.kind, first.source) for batch in micro_batches):
+            raise AssertionError(f"step {step}: micro-batches of several kinds or sources in one optimizer step")
+        parts = [self.engine.module.counts(batch) for batch in micro_batches]
+        mine = [sum(part.get(name, 0) for part in parts) for name in OBJECTIVES]
+        number = self._source_numbers.get(first.source, -1)
+        totals, stop = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), self._stop_signal is not None)
+        return {name: total for name, total in zip(OBJECTIVES, totals, strict=True) if name in parts[0]}, stop
+
+    def _denominators(self, counts: dict[str, int]) -> dict[str, Tensor]:
+        """Counts over all ranks, divided by the ranks because gradients are averaged over them; filled on the device, not copied to it."""
+        return {name: torch.full((), max(count, 1) / self.world.size, device=self.world.device) for name, count in counts.items()}
+
+    def _to_device(self, batch: Batch) -> Batch:
+        """Moves a batch and computes the image codes that an objective will predict, unless they came with the data."""
+        batch = batch.to(self.world.device)
+        if batch.mim_rows is None or batch.image_codes is not None or self.codebook is None:
+            return batch
+        with torch.no_grad():
+            return dataclasses.replace(batch, image_codes=self.codebook.encode(batch.codebook_pixel_values))
+
+    def _measure_objective_gradients(self, step: int, batch: Batch, denominators: dict[str, Tensor]) -> None:
+        """Measures each objective's gradient norm on the encoders, from this rank's first micro-batch; the update is not touched.
+
+        The other objectives are divided by infinity, so that one backward pass per objective suffices and no head is taken apart.
+        """
+        if not self._due(step + 1, self.config.logging.objective_gradient_norms_every):
+            return
+        if self.engine.stage == 3:
+            if not self._gradient_norms_refused:
+                log.warning("logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no whole gradients; use ZeRO 0, 1 or 2 to measure them")
+            self._gradient_norms_refused = True
+            return
+        trunk = [parameter for name, parameter in self.engine.module.named_parameters() if "_encoder." in name and parameter.requires_grad]
+        norms = {}
+        for objective in denominators:
+            only = {name: value if name == objective else torch.full_like(value, torch.inf) for name, value in denominators.items()}
+            with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
+                loss = self.engine.module(batch, only).loss
+            gradients = [g for g in torch.autograd.grad(loss, trunk, allow_unused=True) if g is not None]
+            norms[objective] = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().sqrt()
+        self.metrics.add_gradient_norms(norms)
+
+    def _stop_when_diverged(self, step: int) -> None:
+        """Raises UserError after too many skipped updates in a row; called once per log line, on all ranks alike."""
+        longest, limit = int(self.engine.longest_skip), self.config.training.stop_on_nonfinite
+        self.engine.longest_skip.copy_(self.engine.skipped_in_a_row)
+        if longest and longest < limit:
+            log.warning("step %d: up to %d updates in a row were skipped, because a loss or a gradient was not finite", step, longest)
+        if longest >= limit:
+            raise UserError(
+                f"step {step}: {longest} updates in a row were skipped, because a loss or a gradient was not finite (training.stop_on_nonfinite is {limit}); "
+                f"lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}"
+            )
+
+    def _where_to_continue(self) -> str:
+        """Names the checkpoint that a next run would start from."""
+        path: Path = self.config.run_path
+        return f"the same command goes on from step {self._saved_at} under {path}" if self._saved_at else "there is no checkpoint yet"
+
+    @staticmethod
+    def _due(step: int, every: int) -> bool:
+        """True at every multiple of `every`; never for 0."""
+        return every > 0 and step % every == 0
+
+    @contextmanager
+    def _signals_noted(self) -> Any:
+        """Turns the first SIGINT or SIGTERM into a request that all ranks agree on; a second one takes its usual course."""
+
+        def note(number: int, _: Any) -> None:
+            self._stop_signal = number
+            for each, previous in handlers.items():
+                signal.signal(each, previous)
+            os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
+
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in handlers:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, previous in handlers.items():
+                signal.signal(number, previous)

@@ -1,0 +1,123 @@
+"""Evaluates a run on held-out data: every evaluator, one result file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flava_ds import config as configuration
+from flava_ds.config import Config
+from flava_ds.errors import CheckpointError
+from flava_ds.evaluation.base import Evaluator, Unavailable
+from flava_ds.evaluation.encoding import FrozenModel
+from flava_ds.evaluation.inputs import Inputs, build_inputs
+from flava_ds.evaluation.linear_probe import LinearProbe
+from flava_ds.evaluation.masked import Masked
+from flava_ds.evaluation.matching import Matching
+from flava_ds.evaluation.pixel_baseline import PixelBaseline
+from flava_ds.evaluation.retrieval import Retrieval
+from flava_ds.evaluation.run_log import logged_losses, read_log
+from flava_ds.evaluation.summary import aims, gates, table
+from flava_ds.evaluation.zero_shot import ZeroShot
+from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+
+if TYPE_CHECKING:
+    from flava_ds.demo.dataset import DemoData
+
+__all__ = ["EVALUATORS", "Evaluator", "aims", "evaluate", "evaluate_run", "gates", "load_run", "table"]
+
+log = logging.getLogger(__name__)
+
+EVALUATORS: tuple[type[Evaluator], ...] = (ZeroShot, Masked, Retrieval, Matching, PixelBaseline, LinearProbe)
+"""In the order in which they run: what the gates need comes first, in case time runs out."""
+
+
+def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None) -> dict[str, Any]:
+    """Evaluates a run's latest checkpoint on the held-out demo data, writes evaluation.json into the run's folder and returns it.
+
+    `data` defaults to the committed data set, unpacked. After `limit_s` seconds no further evaluator starts; what was left out is listed.
+
+    Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable inputs.
+    """
+    start = time.monotonic()
+    run_path = Path(run_path)
+    if data is None:
+        from flava_ds.demo.dataset import unpack  # here, because evaluation stands below the demo
+
+        data = unpack()
+    config, module, checkpoint = load_run(run_path)
+    inputs = build_inputs(config, Path(data.root))
+    deadline = None if limit_s is None else start + limit_s
+    result = {"run": config.name, "checkpoint": checkpoint.name, "step": step_of(checkpoint), **evaluate(module, inputs, deadline=deadline)}
+    result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
+    result["data_checksum"] = inputs.checksum
+    result["total_s"] = round(time.monotonic() - start, 2)
+    temporary = run_path / f".evaluation.json.{os.getpid()}"
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(run_path / "evaluation.json")
+    return result
+
+
+def evaluate(module: PretrainingModel, inputs: Inputs, *, deadline: float | None = None) -> dict[str, Any]:
+    """Runs every evaluator on a model: the metrics, the seconds that each took, and what was left out and why.
+
+    `deadline` is a time of time.monotonic() after which none starts.
+    """
+    model = FrozenModel(module, inputs)
+    metrics: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    if inputs.codebook is None:
+        left_out["masked images"] = inputs.codebook_problem
+    for evaluator in EVALUATORS:
+        start = time.monotonic()
+        if deadline is not None and start >= deadline:
+            left_out[evaluator.name] = "the time limit was reached"
+            continue
+        try:
+            metrics |= evaluator(inputs).run(model)
+        except Unavailable as reason:
+            left_out[evaluator.name] = str(reason)
+        seconds[evaluator.name] = round(time.monotonic() - start, 2)
+        log.info("evaluated %s in %.1f s", evaluator.name, seconds[evaluator.name])
+    return {"metrics": metrics, "seconds": seconds, "left_out": left_out}
+
+
+def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Path]:
+    """Rebuilds a run's model from its config.json and loads its latest checkpoint, on the GPU if there is one.
+
+    Raises: CheckpointError when there is no checkpoint or it was made for another model.
+    """
+    from flava_ds.training.checkpoint import load_weights  # here, because that module knows the engine
+
+    config = configuration.load(run_path / "config.json")
+    checkpoint = latest_checkpoint(run_path)
+    module = build_pretraining(config)
+    try:
+        module.load_state_dict(load_weights(checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint}: does not fit the model of {run_path / 'config.json'} ({' '.join(str(error).split())[:300]})") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return config, module.to(device).eval().requires_grad_(False), checkpoint
+
+
+def latest_checkpoint(run_path: Path) -> Path:
+    """Finds the newest complete checkpoint, the step_XXXXXXXX folder of the highest step.
+
+    Raises: CheckpointError when there is none.
+    """
+    found = sorted(path for path in (run_path / "checkpoints").glob("step_*") if (path / "model.safetensors").is_file())
+    if not found:
+        raise CheckpointError(f"{run_path / 'checkpoints'}: no checkpoint there; train further: one is written every checkpoint.every_steps")
+    return found[-1]
+
+
+def step_of(checkpoint: Path) -> int:
+    """Reads the step out of a checkpoint folder's name."""
+    return int(checkpoint.name.rsplit("_", 1)[-1])

@@ -1,0 +1,54 @@
+"""Finds the nearest keys of many queries in chunks, and what chance would find. A whole query x key matrix never exists."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 1024
+
+
+def top_k(queries: Tensor, keys: Tensor, k: int, *, chunk_rows: int = CHUNK_ROWS) -> Tensor:
+    """Returns the indices of the k keys with the largest inner product with each query, best first.
+
+    Shapes:
+        queries  [q r]
+        keys     [m r]
+        returns  [q min(k, m)]  int64
+    """
+    k = min(k, keys.shape[0])
+    found = []
+    for rows in queries.split(chunk_rows):
+        values = torch.empty(rows.shape[0], 0, dtype=rows.dtype, device=rows.device)
+        indices = torch.empty(rows.shape[0], 0, dtype=torch.long, device=rows.device)
+        for start in range(0, keys.shape[0], chunk_rows):
+            scores = rows @ keys[start : start + chunk_rows].T
+            best, where = scores.topk(min(k, scores.shape[1]), dim=1)
+            values, order = torch.cat([values, best], dim=1).topk(min(k, values.shape[1] + best.shape[1]), dim=1)
+            indices = torch.cat([indices, where + start], dim=1).gather(1, order)
+        found.append(indices)
+    return torch.cat(found)
+
+
+def recall(found: np.ndarray, right: np.ndarray, k: int) -> float:
+    """Returns the share of queries with a right key among their first k.
+
+    Shapes:
+        found  [q k']  labels of the found keys, best first
+        right  [q]     the label that is right
+    """
+    return float((found[:, :k] == right[:, None]).any(axis=1).mean())
+
+
+def chance_of_recall(positives: np.ndarray, keys: int, k: int) -> float:
+    """Returns the expected recall at k of a random order, given how many of the keys are right for each query.
+
+    One minus the probability that all k drawn keys are wrong, C(keys - p, k) / C(keys, k), averaged over the queries.
+    """
+    k = min(k, keys)
+    numbers, counts = np.unique(positives, return_counts=True)
+    hit = [1 - math.comb(keys - int(p), k) / math.comb(keys, k) for p in numbers]
+    return float(np.average(hit, weights=counts))

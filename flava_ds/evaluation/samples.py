@@ -1,0 +1,106 @@
+"""Held-out shards in memory: encoded pictures, captions and metadata. Meant for evaluation sets, tens of thousands of samples."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.data.decode import decode_image
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import IMAGE_SUFFIXES, SampleTable
+from flava_ds.data.shards import expand_shards
+from flava_ds.data.transforms import center_pixels
+from flava_ds.errors import DataError
+
+FIELDS = {"image": IMAGE_SUFFIXES, "text": ("txt",), "record": ("json",)}
+DECODE_ROWS = 512
+"""Pictures that exist at their stored size at one time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples in the order of their shards; pictures are decoded when somebody asks for them, once per size."""
+
+    name: str
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    records: tuple[dict, ...]
+    encoded_images: tuple[bytes, ...]
+    _pixels: dict[int, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def column(self, name: str) -> np.ndarray:
+        """Returns one field of every sample's metadata: [N] of str.
+
+        Raises: DataError naming the first sample without it.
+        """
+        for key, record in zip(self.keys, self.records, strict=True):
+            if name not in record:
+                raise DataError(f"{self.name}: sample '{key}' has no '{name}' in its .json, which the evaluation groups by; build the data set anew")
+        return np.array([str(record[name]) for record in self.records])
+
+    def pixels(self, size: int) -> Tensor:
+        """Returns the pictures, resized and centre-cropped to `size`: [N 3 size size] uint8.
+
+        Raises: DataError naming a picture that cannot be decoded.
+        """
+        if size not in self._pixels:
+            parts = [torch.empty(0, 3, size, size, dtype=torch.uint8)]
+            for start in range(0, len(self), DECODE_ROWS):
+                rows = range(start, min(start + DECODE_ROWS, len(self)))
+                parts.append(center_pixels([self._decode(row) for row in rows], size))
+            self._pixels[size] = torch.cat(parts)
+        return self._pixels[size]
+
+    def select(self, rows: np.ndarray, name: str) -> Samples:
+        """Returns the chosen samples as a set of its own, with the pictures decoded so far."""
+        chosen = [tuple(values[row] for row in rows) for values in (self.keys, self.captions, self.records, self.encoded_images)]
+        index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        return Samples(name, *chosen, {size: pixels[index] for size, pixels in self._pixels.items()})
+
+    def _decode(self, row: int) -> Tensor:
+        try:
+            return decode_image(self.encoded_images[row])
+        except SampleFault as fault:
+            raise DataError(f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build the data set anew") from fault
+
+
+def read_samples(folder: Path, *, images: bool = True) -> Samples:
+    """Reads every sample of a folder of shards; `images=False` reads text and metadata alone.
+
+    Raises: DataError when the folder is missing or a sample lacks a picture, a caption or readable metadata.
+    """
+    wanted = FIELDS if images else {name: suffixes for name, suffixes in FIELDS.items() if name != "image"}
+    table = SampleTable(expand_shards(str(folder)), wanted, {name: f"no {name}" for name in wanted})
+    if table.faults or not len(table):
+        problems = ", ".join(f"{count} x {reason}" for reason, count in table.faults.items()) or "no samples"
+        raise DataError(f"{folder}: evaluation counts every sample, but found {problems}; unpack or build the data set anew")
+    keys = tuple(table.key(row) for row in range(len(table)))
+    members = {name: _read_members(table, name) for name in wanted}
+    try:
+        captions = tuple(data.decode("utf-8").strip() for data in members["text"])
+        records = tuple(json.loads(data) for data in members["record"])
+    except ValueError as error:
+        raise DataError(f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set anew") from error
+    return Samples(Path(folder).name, keys, captions, records, members.get("image", (b"",) * len(keys)))
+
+
+def _read_members(table: SampleTable, name: str) -> tuple[bytes, ...]:
+    """Reads one member of every sample, shard by shard."""
+    offsets, sizes = table.columns[name]
+    found = []
+    for number, shard in enumerate(table.shards):
+        descriptor = os.open(shard, os.O_RDONLY)
+        try:
+            found += [os.pread(descriptor, int(sizes[row]), int(offsets[row])) for row in range(table.first[number], table.first[number + 1])]
+        finally:
+            os.close(descriptor)
+    return tuple(found)

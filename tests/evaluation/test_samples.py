@@ -1,0 +1,57 @@
+"""Reading evaluation sets: everything is there, in order, and a defect is named."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sample_runs import EDGE, SEEN, TRAIN_STYLES, pair, picture, write_world
+
+from flava_ds.demo.shards import write_shards
+from flava_ds.errors import DataError
+from flava_ds.evaluation.samples import read_samples
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    return read_samples(write_world(tmp_path_factory.mktemp("world")) / "pairs-train")
+
+
+def test_samples_of_all_shards_are_read_in_order(train):
+    assert train.keys == tuple(f"{style}_{word}" for style in TRAIN_STYLES for word in SEEN)
+    assert train.captions[0] == f"a drawing of {SEEN[0]}"
+    assert train.column("style")[-1] == TRAIN_STYLES[-1]
+
+
+def test_pixels_at_the_stored_size_are_the_stored_pixels(train):
+    for row in (0, len(train) - 1):
+        word, style = SEEN.index(train.records[row]["concept"]), train.records[row]["style"]
+        expected = np.asarray(Image.open(io.BytesIO(picture(word, style))).convert("RGB"))
+        assert torch.equal(train.pixels(EDGE)[row], torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    assert train.pixels(12).shape == (len(train), 3, 12, 12) and train.pixels(12) is train.pixels(12)
+
+
+def test_a_selection_keeps_samples_and_pictures_together(train):
+    chosen = train.select(np.array([5, 2]), "some")
+    assert chosen.keys == (train.keys[5], train.keys[2])
+    assert torch.equal(chosen.pixels(EDGE), train.pixels(EDGE)[[5, 2]])
+
+
+def test_a_missing_member_is_named(tmp_path):
+    broken = pair(0, "noto")
+    del broken["txt"]
+    write_shards(tmp_path / "set", [pair(1, "noto"), broken], 10)
+    with pytest.raises(DataError, match="1 x no text"):
+        read_samples(tmp_path / "set")
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    write_shards(tmp_path / "set", [pair(0, "noto") | {"webp": b"RIFFxxxxWEBPVP8 nonsense"}], 10)
+    with pytest.raises(DataError, match="noto_apple"):
+        read_samples(tmp_path / "set").pixels(12)
+
+
+def test_a_missing_field_is_named(train):
+    with pytest.raises(DataError, match="noto_apple.*'colour'"):
+        train.column("colour")

@@ -1,0 +1,73 @@
+"""The gates pass and fail where they should, a number that was not measured fails, and the table shows what was measured."""
+
+import copy
+import math
+
+import pytest
+
+from flava_ds.evaluation.summary import CONTRAST, FLAT, MASKED, aims, gates, percent, table
+
+
+@pytest.fixture
+def good():
+    metrics = {}
+    for style, top1, top5 in ((FLAT, 0.16, 0.36), (CONTRAST, 0.12, 0.25)):
+        for k, value, pixels in ((1, top1, 0.11), (5, top5, 0.20)):
+            name = f"zero_shot/{style}/top{k}_accuracy"
+            metrics |= {name: value, name + "/chance": k / 1500, name + "/pixel_1nn": pixels}
+        metrics |= {f"linear_probe/{style}/group_accuracy": 0.5, f"linear_probe/{style}/group_accuracy/chance": 0.2}
+    metrics |= {f"masked/{name}/loss_nats": 4.0 for name in MASKED}
+    metrics["matching/random/accuracy"] = 0.7
+    return {"metrics": metrics, "losses": {name: {"first": 6.0, "last": 3.0} for name in MASKED}, "left_out": {}}
+
+
+def failed(evaluation, minutes):
+    return [name for name, _, _, passed in gates(evaluation, minutes) if not passed]
+
+
+def test_a_good_run_passes_all_gates_and_meets_the_aims(good):
+    assert failed(good, 10) == [] == failed(good, 60)
+    assert len(gates(good, 60)) == len(gates(good, 10)) + 2
+    assert all(passed for *_, passed in aims(good)) and len(aims(good)) == 4
+
+
+@pytest.mark.parametrize(
+    "metric, value, minutes, count",
+    [
+        (f"zero_shot/{FLAT}/top5_accuracy", 19.9 * 5 / 1500, 10, 1),
+        (f"zero_shot/{CONTRAST}/top5_accuracy", 4.9 * 5 / 1500, 10, 1),
+        (f"linear_probe/{FLAT}/group_accuracy", 0.2, 10, 1),
+        ("masked/mim/loss_nats", 4.51, 10, 1),
+        ("matching/random/accuracy", 0.549, 10, 1),
+        (f"zero_shot/{FLAT}/top1_accuracy", 0.149, 10, 0),
+        (f"zero_shot/{FLAT}/top1_accuracy", 0.149, 60, 1),
+        (f"zero_shot/{FLAT}/top5_accuracy", 0.34, 60, 1),
+    ],
+)
+def test_each_gate_fails_on_its_own(good, metric, value, minutes, count):
+    good["metrics"][metric] = value
+    assert len(failed(good, minutes)) == count
+
+
+@pytest.mark.parametrize("missing", ["metrics", "losses"])
+def test_what_was_not_measured_fails(good, missing):
+    empty = copy.deepcopy(good) | {missing: {}}
+    unmeasured = [gate for gate in gates(empty, 10) if math.isnan(gate[1]) or math.isnan(gate[2])]
+    assert unmeasured and not any(passed for *_, passed in unmeasured)
+
+
+def test_aims_are_not_gates(good):
+    good["metrics"][f"zero_shot/{CONTRAST}/top1_accuracy/pixel_1nn"] = 0.9
+    assert failed(good, 60) == [] and sum(not passed for *_, passed in aims(good)) == 1
+
+
+def test_the_table_lines_up_and_names_what_was_left_out(good):
+    good["left_out"] = {"matching": "the time limit was reached"}
+    lines = table(good).splitlines()
+    assert "16.0 %" in lines[1] and "11.0 %" in lines[1] and "0.07 %" in lines[1]
+    assert lines[-1] == "left out: matching (the time limit was reached)"
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+def test_small_shares_keep_two_digits():
+    assert [percent(v) for v in (0.0, 0.0006, 0.0123, 1.0, None)] == ["0.0 %", "0.06 %", "1.2 %", "100.0 %", ""]

@@ -20,6 +20,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.hf import parity
 from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
 from flava_ds.models.image_codebook import load_codebook, save_huggingface_codebook
+from flava_ds.training.checkpoint_files import find_weights, load_weights
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ def export(run_path: Path, out: Path) -> Path:
 
     Raises: CheckpointError when there is no checkpoint or transformers' layout cannot hold the model.
     """
-    config = load(run_path / "config.json")
+    config, weights = read_run(run_path)
     out.mkdir(parents=True, exist_ok=True)
-    write_model(_run_weights(run_path), config, out)
+    write_model(weights, config, out)
     write_processors(config, out)
     if config.codebook_weights:
         save_huggingface_codebook(load_codebook(config.codebook_weights, config.codebook), out / "image_codebook")
@@ -55,9 +56,9 @@ def verify_export(run_path: Path, out: Path) -> float:
 
     Raises: CheckpointError naming the logits when it exceeds TOLERANCE, or the tensors that transformers found missing.
     """
-    config = load(run_path / "config.json")
+    config, weights = read_run(run_path)
     module = build_pretraining(config)
-    module.load_state_dict(_run_weights(run_path))
+    module.load_state_dict(weights)
     return verify_model(module, config, out)
 
 
@@ -150,7 +151,7 @@ def write_processors(config: Config, out: Path) -> None:
 
 @torch.no_grad()
 def verify_model(module: PretrainingModel, config: Config, out: Path) -> float:
-    """Compares the folder `out` with a module in memory; see `verify_export`."""
+    """Compares the folder `out` with a module in memory, which it turns to fp32 and eval mode; see `verify_export`."""
     from transformers import FlavaForPreTraining
 
     theirs, report = FlavaForPreTraining.from_pretrained(out, local_files_only=True, dtype=torch.float32, output_loading_info=True)
@@ -174,11 +175,14 @@ def verify_model(module: PretrainingModel, config: Config, out: Path) -> float:
     return largest
 
 
-def _run_weights(run_path: Path) -> dict[str, Tensor]:
-    """Reads the run's latest checkpoint; imported here because it brings DeepSpeed's formats with it."""
-    from flava_ds.training.checkpoint import load_weights
+def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Reads a run's latest checkpoint and the configuration saved beside it (a folder without one falls back on the run's).
 
-    return load_weights(run_path)
+    Raises: CheckpointError, ConfigError.
+    """
+    file = find_weights(run_path)
+    beside = file.parent / "config.json"
+    return load(beside if beside.is_file() else run_path / "config.json"), load_weights(file)
 
 
 def _require_representable(config: Config) -> None:

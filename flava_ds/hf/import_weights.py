@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flava_ds.config import CodebookConfig, Config, ImageEncoderConfig, ModelConfig, MultimodalEncoderConfig, ObjectivesConfig, TextEncoderConfig
+from flava_ds.config import CodebookConfig, Config, ImageEncoderConfig, ModelConfig, MultimodalEncoderConfig, ObjectivesConfig, TextEncoderConfig, save
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.mapping import flava_entries, tied_biases, to_ours, vit_entries
 
@@ -74,6 +74,18 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
         log.warning("%s: %d tensors have no use here and were dropped: %s", path, len(dropped), ", ".join(dropped))
     weights = to_ours(tensors, flava_entries(config), str(path))
     return Imported(config.model, config.codebook, config.objectives, weights, codebook_weights, tuple(dropped))
+
+
+def write_imported(imported: Imported, out: Path) -> Path:
+    """Writes what initial_weights reads: model.safetensors in our names, config.json and, if there is one, image_codebook/. Returns `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    save(imported.config(), out / "config.json")
+    save_file({name: tensor.contiguous() for name, tensor in imported.weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    if imported.codebook_weights:
+        (out / "image_codebook").mkdir(exist_ok=True)
+        codebook = {name: tensor.contiguous() for name, tensor in imported.codebook_weights.items()}
+        save_file(codebook, out / "image_codebook" / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:

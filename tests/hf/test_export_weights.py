@@ -10,12 +10,14 @@ from safetensors.torch import load_file, save_file
 from sample_batches import tiny_config
 
 from flava_ds.batch import Kind
-from flava_ds.config import Config, ImageTextMatchingConfig, MaskedTextConfig, ObjectivesConfig
+from flava_ds.config import Config, ImageTextMatchingConfig, LoggingConfig, MaskedTextConfig, ObjectivesConfig, save
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.hf import parity
-from flava_ds.hf.export_weights import huggingface_config, verify_model, write_model, write_processors
+from flava_ds.hf.export_weights import export, huggingface_config, verify_export, verify_model, write_model, write_processors
 from flava_ds.hf.import_weights import import_folder
+from flava_ds.models.image_codebook import ImageCodebook, load_codebook, save_codebook
+from flava_ds.training import checkpoint_files
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 
@@ -43,6 +45,38 @@ def test_a_written_folder_computes_the_same(tmp_path, poolers):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, poolers=poolers))
     module = written(config, tmp_path)
     assert 0 < verify_model(module, config, tmp_path) < 3e-6
+
+
+def make_run(folder) -> Config:
+    """A run's folder with one published checkpoint of random weights, and a codebook."""
+    save_codebook(ImageCodebook(tiny_config().codebook), folder / "codebook.safetensors")
+    config = tiny_config(codebook_weights=str(folder / "codebook.safetensors"), logging=LoggingConfig(run_directory=str(folder)))
+    checkpoints = config.run_path / checkpoint_files.FOLDER
+    temporary = checkpoints / "step_00000007.tmp-1ranks"
+    temporary.mkdir(parents=True)
+    save_file(random_module(config).state_dict(), temporary / checkpoint_files.WEIGHTS)
+    for place in (config.run_path, temporary):
+        save(config, place / "config.json")
+    checkpoint_files.publish(temporary, checkpoints / "step_00000007", checkpoint_files.describe(temporary, checkpoint_files.files_of(temporary)))
+    return config
+
+
+def test_a_run_is_exported_and_verified(tmp_path):
+    config = make_run(tmp_path)
+    out = export(config.run_path, tmp_path / "hf" / "tiny")
+    assert out == tmp_path / "hf" / "tiny"
+    assert 0 < verify_export(config.run_path, out) < 3e-6
+    codebook, report = transformers.FlavaImageCodebook.from_pretrained(out / "image_codebook", local_files_only=True, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    pixels = torch.randint(0, 256, (2, 3, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = load_codebook(config.codebook_weights, config.codebook).encode(pixels)
+    assert torch.equal(codebook.get_codebook_indices(0.8 * pixels / 255 + 0.1).flatten(1), expected)
+
+
+def test_a_run_without_a_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_changed_tensor_is_found(tmp_path):

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from sample_batches import make_batch, tiny_config
 
 from flava_ds.batch import Kind, View
-from flava_ds.config import Config, ImageEncoderConfig
+from flava_ds.config import Config, ImageEncoderConfig, load
 from flava_ds.errors import CheckpointError
-from flava_ds.hf.import_weights import import_folder, import_vit
+from flava_ds.hf.import_weights import import_folder, import_vit, write_imported
+from flava_ds.models.image_codebook import ImageCodebook, huggingface_name, load_codebook
 from flava_ds.models.image_encoder import ImageEncoder
+from flava_ds.training.checkpoint import load_initial_weights
 from flava_ds.training.pretraining import build_pretraining
 
 
@@ -69,6 +71,21 @@ def test_an_old_pickle_with_buffers_tied_names_and_codebook(folder, theirs):
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="mim_head.bias"):
         import_folder(folder)
+
+
+def test_initial_weights_read_what_was_written(folder, tmp_path):
+    state = load_file(folder / "model.safetensors")
+    codebook = ImageCodebook(tiny_config().codebook, decoder=False)
+    foreign = {f"image_codebook.{huggingface_name(name)}": tensor for name, tensor in codebook.encoder.state_dict().items()}
+    save_file({**state, **foreign}, folder / "model.safetensors")
+    out = write_imported(import_folder(folder), tmp_path / "ours")
+    config = load(out / "config.json")
+    module = build_pretraining(config)
+    load_initial_weights(module, str(out))
+    expected = import_folder(folder).weights
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
+    loaded = load_codebook(out / "image_codebook", tiny_config().codebook)
+    assert all(torch.equal(tensor, codebook.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_base_model_has_no_heads(theirs, tmp_path):

@@ -1,0 +1,73 @@
+"""make and the scripts under it: what they start, and what they say on a machine that lacks something."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    """Runs make in the repository."""
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def fake_python(path: Path, script: str) -> Path:
+    """Writes an interpreter that does what the shell script says."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def stub_folder(tmp_path: Path, pytest_script: str) -> Path:
+    """Writes a folder with a `python` that stands for pytest."""
+    fake_python(tmp_path / "python", pytest_script)
+    return tmp_path
+
+
+def test_demo_takes_minutes():
+    assert "flava-ds demo --minutes 60 --no-gates" in make("-n", "demo", "MINUTES=60", "DEMO_FLAGS=--no-gates").stdout
+    assert "flava-ds demo --minutes 10" in make("-n", "demo").stdout
+
+
+def test_old_python_is_refused_with_what_to_do(tmp_path):
+    python = fake_python(tmp_path / "python", 'case "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac')
+    done = make(f"PYTHON={python}", f"VENV={tmp_path / 'venv'}", f"{tmp_path / 'venv'}/.installed")
+    assert done.returncode == 2
+    assert f"error: {python} is Python 3.9.2, but 3.11 or later is needed; name another one with PYTHON=python3.12" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_installing_waits_for_a_change():
+    """The stamp depends on setup.py and pyproject.toml alone: newer than both, it is up to date."""
+    plan = make("-n", "--what-if=setup.py", ".venv/.installed").stdout
+    assert "pip install" in plan and "--index" not in plan
+    assert "pip install" not in make("-n", "--old-file=setup.py", "--old-file=pyproject.toml", "--assume-old=.venv/.installed", ".venv/.installed").stdout
+
+
+def test_missing_venv_names_the_package(tmp_path):
+    python = fake_python(tmp_path / "python", 'case "$*" in *version_info*) echo 3.11;; *) exit 1;; esac')
+    done = subprocess.run(["sh", str(ROOT / ".ci/make_venv"), str(python), str(tmp_path / "venv")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("run: sudo apt install python3.11-venv\n")
+
+
+def test_virtual_environment_has_pip(tmp_path):
+    subprocess.run(["sh", str(ROOT / ".ci/make_venv"), sys.executable, str(tmp_path / "venv")], check=True, timeout=120)
+    done = subprocess.run([str(tmp_path / "venv/bin/python"), "-m", "pip", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and str(tmp_path / "venv") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("main", "triton", "status"),
+    [(0, 0, 0), (1, 0, 1), (0, 1, 1), (0, 5, 0), (2, 0, 2)],
+    ids=["all pass", "main fails", "triton fails", "no triton test", "interrupted"],
+)
+def test_groups_of_tests_decide_the_status_and_the_closing_line_is_last(tmp_path, main, triton, status):
+    script = f'case "$*" in *"not triton"*) echo "9 passed"; exit {main};; *"-m triton"*) echo "interpreter: $TRITON_INTERPRET"; exit {triton};; esac'
+    done = subprocess.run(["sh", ".ci/run_tests", str(stub_folder(tmp_path, script)), "-x"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stdout.splitlines()[-1] == "9 passed"
+    assert "interpreter: 1" in done.stdout, "this file names mark.triton, so the group is run"
+    assert ("failed in the group(s): triton" in done.stderr) == (triton == 1)

@@ -1,0 +1,200 @@
+"""Precompute image codes: copy shards and put each picture's codes beside it, so that training needs no tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data.decode import decode_image
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import IMAGE_SUFFIXES, sample_key
+from flava_ds.data.shards import expand_shards
+from flava_ds.data.transforms import center_pixels
+from flava_ds.errors import ConfigError, DataError
+from flava_ds.models.image_codebook import ImageCodebook
+
+log = logging.getLogger(__name__)
+
+CODES_SUFFIX = "codes.npy"
+"""What SourceConfig.image_codes_key names to read these codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesReport:
+    """What `write_codes` did; `failed` pictures could not be decoded and are copied without codes."""
+
+    shards_written: int
+    shards_kept: int
+    samples: int
+    failed: int
+
+
+def write_codes(
+    source: SourceConfig,
+    codebook: ImageCodebook,
+    config: Config,
+    *,
+    out: Path | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    on_shard: Callable[[Path, int], None] = lambda shard, samples: log.info("%s: codes of %d samples", shard, samples),
+) -> CodesReport:
+    """Writes every shard of `source` into folder `out` with a member KEY.codes.npy after each picture: uint16 [n], row by row.
+
+    The codes are those of config.UNCHANGED (shorter side to codebook.image_size, centre crop), so use the shards with that transform. A shard
+    is written under a temporary name and renamed, its bytes depend on nothing but the shard, the codebook and the sizes, and one finished
+    earlier with the same codebook is kept: an interrupted run continues with the next shard. `out` None replaces the shards in place.
+
+    Raises: ConfigError on a text source, a vocabulary over 65,536, or a codebook whose grid is not the model's; DataError on unreadable or
+    clashing shards.
+    """
+    shards = expand_shards(source.shards, source.name)
+    _check(source, codebook, config, shards, out)
+    codebook = codebook.to(device)
+    stamp = _fingerprint(codebook)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    written = kept = samples = failed = 0
+    for shard in shards:
+        target = shard if out is None else out / shard.name
+        record = target.with_name(target.name + ".codes.json")
+        if done := _finished(target, record, shard, stamp):
+            kept += 1
+        else:
+            done = _write_shard(shard, target, lambda images: _codes(codebook, images), batch_size)
+            _atomic(record, json.dumps({"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2).encode() + b"\n")
+            written += 1
+        samples, failed = samples + done["samples"], failed + done["failed"]
+        on_shard(target, done["samples"])
+    return CodesReport(shards_written=written, shards_kept=kept, samples=samples, failed=failed)
+
+
+def _codes(codebook: ImageCodebook, images: list[Tensor]) -> np.ndarray:
+    """Encodes decoded pictures under the unchanging transform: b times [3 H W] uint8 -> [b n] uint16."""
+    pixels = center_pixels(images, codebook.config.image_size)
+    return codebook.encode(pixels.to(codebook.encoder.input.weight.device)).cpu().numpy().astype(np.uint16)
+
+
+def _write_shard(shard: Path, target: Path, encode: Callable[[list[Tensor]], np.ndarray], batch_size: int) -> dict[str, int]:
+    """Copies one shard with codes added: returns the counts of coded and of undecodable pictures."""
+    temporary = target.with_name(target.name + ".partial")
+    counts = {"samples": 0, "failed": 0}
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for group in _groups(shard, batch_size):
+                _add_group(tar, shard, group, encode, counts)
+        temporary.replace(target)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"shard '{shard}': {error}; check that it is an undamaged tar file and that '{target.parent}' can be written") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return counts
+
+
+def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]], encode: Callable[[list[Tensor]], np.ndarray], counts: dict[str, int]) -> None:
+    """Writes some members, with codes after the pictures among them."""
+    images: dict[int, Tensor] = {}
+    for number, (name, data) in enumerate(group):
+        if _suffix(name) in IMAGE_SUFFIXES:
+            try:
+                images[number] = decode_image(data)
+            except SampleFault as fault:
+                counts["failed"] += 1
+                log.warning("shard '%s': '%s' gets no codes: %s", shard, name, fault)
+    codes = dict(zip(images, encode(list(images.values())), strict=True)) if images else {}
+    counts["samples"] += len(images)
+    for number, (name, data) in enumerate(group):
+        _add_member(tar, name, data)
+        if number in codes:
+            buffer = io.BytesIO()
+            np.save(buffer, codes[number], allow_pickle=False)
+            _add_member(tar, f"{sample_key(name.encode())[0].decode()}.{CODES_SUFFIX}", buffer.getvalue())
+
+
+def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
+    """Reads a shard's files in order, in runs that hold at most `batch_size` pictures; codes from earlier are left out."""
+    group, pictures = [], 0
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            if not member.isreg() or _suffix(member.name) == CODES_SUFFIX:
+                continue
+            group.append((member.name, tar.extractfile(member).read()))
+            pictures += _suffix(member.name) in IMAGE_SUFFIXES
+            if pictures == batch_size:
+                yield group
+                group, pictures = [], 0
+    if group:
+        yield group
+
+
+def _suffix(name: str) -> str:
+    """Returns what follows the first dot of a member's last path component."""
+    return sample_key(name.encode())[1]
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file without time, owner or any other trace of this machine."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _check(source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None) -> None:
+    """Refuses what cannot give usable codes."""
+    if source.kind == "text":
+        raise ConfigError(f"source '{source.name}' is of kind 'text'; only pictures have codes")
+    if codebook.config.vocab_size > 2**16:
+        raise ConfigError(f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at most 65536")
+    if codebook.config.grid_size != config.model.image.grid_size:
+        raise ConfigError(
+            f"the codebook gives {codebook.config.grid_size} x {codebook.config.grid_size} codes, but model.image has "
+            f"{config.model.image.grid_size} x {config.model.image.grid_size} patches; change codebook.image_size"
+        )
+    names = [shard.name for shard in shards]
+    if out is not None and len(set(names)) != len(names):
+        raise DataError(f"source '{source.name}': two shards have the same file name and would overwrite each other in '{out}'; give them one by one")
+    if out is not None and any(shard.parent.resolve() == out.resolve() for shard in shards):
+        raise DataError(f"source '{source.name}': out '{out}' is the folder of the shards themselves; choose another, or None to replace them in place")
+
+
+def _fingerprint(codebook: ImageCodebook) -> str:
+    """Hashes what determines the codes: the encoder's weights and the configuration."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(codebook.config), sort_keys=True).encode())
+    for name, tensor in sorted(codebook.encoder.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finished(target: Path, record: Path, shard: Path, stamp: str) -> dict[str, int] | None:
+    """Returns the counts of a shard written earlier from the same source with the same codebook, else None."""
+    try:
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        current = {"codebook": stamp, **_stat("target", target), **_stat("source", shard)}
+        return {name: int(saved[name]) for name in ("samples", "failed")} if all(saved.get(k) == v for k, v in current.items()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _stat(name: str, path: Path) -> dict[str, int]:
+    """Tells one state of a file from another by size and time."""
+    stat = path.stat()
+    return {f"{name}_bytes": stat.st_size, f"{name}_mtime_ns": stat.st_mtime_ns}
+
+
+def _atomic(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name and renames it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(data)
+    temporary.replace(path)

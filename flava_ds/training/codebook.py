@@ -1,0 +1,286 @@
+"""Train the image codebook: a Gumbel-softmax discrete VAE on the pictures of one source, on one device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from flava_ds.config import Config, SourceConfig, to_dict
+from flava_ds.errors import ConfigError, DataError
+from flava_ds.models.image_codebook import ImageCodebook, save_codebook
+from flava_ds.training.codebook_losses import CodebookLoss, code_usage, codebook_loss, gumbel_softmax
+from flava_ds.training.codebook_pixels import PixelStream
+
+log = logging.getLogger(__name__)
+
+_CALIBRATION_STEPS = (3, 12)
+"""Steps before the clock starts, and steps timed, when max_seconds decides the length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookTrainingConfig:
+    """How the codebook is trained. The defaults are DALL-E's; horizons are shares of the length, so a short run keeps the shape."""
+
+    total_steps: int = 3_000_000
+    max_seconds: float | None = None
+    """Time limit: total_steps becomes what fits by the speed of a few steps measured before the start; None keeps total_steps."""
+    batch_size: int = 512
+    lr: float = 1e-4
+    min_lr: float = 1.25e-6
+    lr_share: float = 0.4
+    """Share of the steps after which the cosine reaches min_lr (1,200,000 of 3,000,000)."""
+    warmup_share: float = 0.0
+    """Share of the steps over which the learning rate rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    temperature: float = 1.0
+    min_temperature: float = 1 / 16
+    temperature_share: float = 0.05
+    """Share of the steps after which the cosine reaches min_temperature (150,000 of 3,000,000)."""
+    kl_weight: float = 6.6
+    kl_share: float = 1 / 600
+    """Share of the steps over which the KL weight rises from 0, as a cosine (5,000 of 3,000,000)."""
+    usage_weight: float = 0.0
+    """Weight of KL(batch mean of q || uniform): asks for all codes to be used without asking each cell to be unsure. Not in DALL-E."""
+    embedding_std: float | None = None
+    """Standard deviation of the initial code embeddings; None is DALL-E's 1 / sqrt(vocab_size)."""
+    ema_decay: float = 0.999
+    """Decay of the average of the weights that is saved; 0 saves the last weights."""
+    precision: str = "bf16"
+    """'bf16' (autocast) or 'fp32'."""
+    eval_samples: int = 512
+    """Pictures held out for the report."""
+    log_every: int = 100
+    """Steps between reports."""
+
+
+DEMO = CodebookTrainingConfig(
+    total_steps=1000,
+    batch_size=32,
+    lr=3e-3,
+    min_lr=1e-5,
+    lr_share=1.0,
+    warmup_share=0.02,
+    temperature_share=0.6,
+    kl_weight=1.0,
+    kl_share=0.1,
+    usage_weight=10.0,
+    embedding_std=1.0,
+    ema_decay=0.0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookReport:
+    """How good the codebook is on held-out pictures, with hard codes. Errors are mean squares of pixel values in [0, 1].
+
+    mean_color_mse is what one constant colour would give, image_mean_mse one colour per picture.
+    """
+
+    step: int
+    total_steps: int
+    mse: float
+    perplexity: float
+    used_codes: int
+    vocab_size: int
+    mean_color_mse: float
+    image_mean_mse: float
+    samples_per_second: float
+    seconds: float
+    reconstruction: float
+    kl: float
+    temperature: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}/{self.total_steps}: mse {self.mse:.4f} (one colour {self.mean_color_mse:.4f}, one per image {self.image_mean_mse:.4f}), "
+            f"perplexity {self.perplexity:.0f}, {self.used_codes} of {self.vocab_size} codes used, kl {self.kl:.2f} nats, "
+            f"temperature {self.temperature:.3f}, {self.samples_per_second:.0f} images/s, {self.seconds:.0f} s"
+        )
+
+
+def temperature_at(config: CodebookTrainingConfig, step: int, total_steps: int) -> float:
+    """Returns the relaxation's temperature at a step: cosine from temperature to min_temperature."""
+    return _cosine(config.temperature, config.min_temperature, step, config.temperature_share * total_steps)
+
+
+def kl_weight_at(config: CodebookTrainingConfig, step: int, total_steps: int) -> float:
+    """Returns the KL weight at a step: cosine from 0 to kl_weight."""
+    return _cosine(0.0, config.kl_weight, step, config.kl_share * total_steps)
+
+
+def learning_rate_at(config: CodebookTrainingConfig, step: int, total_steps: int) -> float:
+    """Returns the step size at a step: cosine from lr to min_lr, times a linear warm-up."""
+    warmup = config.warmup_share * total_steps
+    return _cosine(config.lr, config.min_lr, step, config.lr_share * total_steps) * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
+
+
+def _cosine(start: float, end: float, step: int, horizon: float) -> float:
+    """Goes from start to end over `horizon` steps, then stays."""
+    progress = min(1.0, step / horizon) if horizon > 0 else 1.0
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class CodebookTrainer:
+    """One codebook, its optimizer and its schedules. Everything random in a step comes from (seed, step)."""
+
+    def __init__(self, config: Config, training: CodebookTrainingConfig, device: torch.device) -> None:
+        _check(training)
+        self.training, self.seed, self.device, self.total_steps = training, config.seed, device, training.total_steps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.codebook = ImageCodebook(config.codebook)
+            if training.embedding_std is not None:
+                torch.nn.init.normal_(self.codebook.decoder.input.weight, std=training.embedding_std)
+        self.codebook.to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.codebook).requires_grad_(False) if training.ema_decay else self.codebook
+        self.optimizer = torch.optim.AdamW(
+            self.codebook.parameters(), lr=training.lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay, fused=True
+        )
+
+    def step(self, step: int, pixels: Tensor) -> CodebookLoss:
+        """Makes one update from a batch of pictures: [b c H W] uint8."""
+        training, total = self.training, self.total_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(training, step, total)
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            logits = rearrange(self.codebook.logits(pixels), "b v gh gw -> b gh gw v").float()
+            relaxed = gumbel_softmax(logits, temperature_at(training, step, total), generator)
+            output = self.codebook.decoder(rearrange(relaxed, "b gh gw v -> b v gh gw"))
+        loss = codebook_loss(logits, self.codebook.prepare(pixels), output, kl_weight_at(training, step, total), training.usage_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        self.optimizer.step()
+        if training.ema_decay:
+            decay = min(training.ema_decay, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.codebook.parameters()), 1 - decay)
+        return loss
+
+    def calibrate(self, batch: Callable[[int], Tensor], max_seconds: float) -> None:
+        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps; then forgets them."""
+        state = copy.deepcopy((self.codebook.state_dict(), self.average.state_dict(), self.optimizer.state_dict()))
+        warm, timed = _CALIBRATION_STEPS
+        seconds, start = [], time.perf_counter()
+        for number in range(warm + timed):
+            before = time.perf_counter()
+            self.step(0, batch(number)).total.item()
+            seconds.append(time.perf_counter() - before)
+        left = max_seconds - (time.perf_counter() - start)
+        self.total_steps = max(1, int(left / sorted(seconds[warm:])[timed // 2]))
+        for part, saved in zip((self.codebook, self.average, self.optimizer), state, strict=True):
+            part.load_state_dict(saved)
+
+    @torch.no_grad()
+    def evaluate(self, pixels: Tensor) -> tuple[float, float, int]:
+        """Encodes and decodes pictures with hard codes: mean squared error, perplexity, used codes."""
+        error, codes = 0.0, []
+        for part in pixels.split(128):
+            part = part.to(self.device, memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+                codes.append(self.average.encode(part))
+                decoded = self.average.decode(codes[-1])
+            error += (decoded - part.float() / 255).square().sum().item()
+        perplexity, used = code_usage(torch.cat(codes), self.codebook.config.vocab_size)
+        return error / pixels.numel(), perplexity, used
+
+
+def train_codebook(
+    config: Config,
+    source: SourceConfig | Sequence[SourceConfig],
+    out: Path,
+    *,
+    training: CodebookTrainingConfig = CodebookTrainingConfig(),
+    device: torch.device | str = "cpu",
+    on_report: Callable[[CodebookReport], None] = lambda report: log.info("codebook %s", report),
+) -> CodebookReport:
+    """Trains config.codebook on the pictures of one or several sources, writes `out` (safetensors) and `out` with suffix .json, and returns the last report.
+
+    A source's transform is applied, so give those of the run that will use the codes. Ends with a warning in the log when the codebook collapsed
+    (perplexity under a tenth of the vocabulary) or is no better than one colour per image.
+
+    Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not finite; CheckpointError when
+    `out` cannot be written.
+    """
+    trainer = CodebookTrainer(config, training, torch.device(device))
+    sources = [source] if isinstance(source, SourceConfig) else list(source)
+    stream = PixelStream(config, sources, training.eval_samples)
+    held_out = stream.held_out()
+    start = time.perf_counter()
+    if training.max_seconds is not None:
+        trainer.calibrate(lambda step: stream.batch(step, training.batch_size), training.max_seconds)
+    total, begin = trainer.total_steps, time.perf_counter()
+    for step in range(total):
+        loss = trainer.step(step, stream.batch(step, training.batch_size))
+        done = step + 1
+        if done % training.log_every and done != total:
+            continue
+        if not math.isfinite(loss.total.item()):
+            raise DataError(f"the codebook's loss is not finite at step {step}; lower the learning rate {training.lr}")
+        speed = done * training.batch_size / (time.perf_counter() - begin)
+        report = _report(trainer, held_out, done, loss, speed, time.perf_counter() - start)
+        on_report(report)
+    save_codebook(trainer.average, out)
+    summary = {
+        "report": dataclasses.asdict(report),
+        "codebook": to_dict(config.codebook),
+        "training": to_dict(training),
+        "sources": [to_dict(source) for source in sources],
+    }
+    out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _warn(report)
+    return report
+
+
+def _report(trainer: CodebookTrainer, held_out: Tensor, done: int, loss: CodebookLoss, speed: float, seconds: float) -> CodebookReport:
+    """Measures on the held-out pictures, against the errors of constant colours."""
+    mse, perplexity, used = trainer.evaluate(held_out)
+    values = held_out.float() / 255
+    one_colour, per_image = reduce(values, "b c h w -> 1 c 1 1", "mean"), reduce(values, "b c h w -> b c 1 1", "mean")
+    return CodebookReport(
+        step=done,
+        total_steps=trainer.total_steps,
+        mse=mse,
+        perplexity=perplexity,
+        used_codes=used,
+        vocab_size=trainer.codebook.config.vocab_size,
+        mean_color_mse=(values - one_colour).square().mean().item(),
+        image_mean_mse=(values - per_image).square().mean().item(),
+        samples_per_second=speed,
+        seconds=seconds,
+        reconstruction=loss.reconstruction.item(),
+        kl=loss.kl.item(),
+        temperature=temperature_at(trainer.training, done - 1, trainer.total_steps),
+    )
+
+
+def _warn(report: CodebookReport) -> None:
+    """Says so when the codebook is of little use."""
+    if report.perplexity < report.vocab_size / 10 or report.mse > report.image_mean_mse:
+        log.warning("the codebook is weak (%s); train longer, or raise usage_weight or kl_weight", report)
+
+
+def _check(training: CodebookTrainingConfig) -> None:
+    """Refuses settings that cannot work."""
+    for name in ("total_steps", "batch_size", "eval_samples", "log_every"):
+        if getattr(training, name) < 1:
+            raise ConfigError(f"codebook training: {name} is {getattr(training, name)}; it must be at least 1")
+    if training.max_seconds is not None and training.max_seconds <= 0:
+        raise ConfigError(f"codebook training: max_seconds is {training.max_seconds}; give a positive time or None")
+    if not 0 < training.min_temperature <= training.temperature:
+        raise ConfigError(f"codebook training: min_temperature {training.min_temperature} must lie above 0 and not above temperature {training.temperature}")
+    if training.precision not in ("bf16", "fp32"):
+        raise ConfigError(f"codebook training: precision is '{training.precision}'; choose 'bf16' or 'fp32'")

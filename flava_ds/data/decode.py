@@ -117,7 +117,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 
 def _webp_header(data: bytes) -> ImageHeader:
     """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in WebP, Pillow does not."""
-    chunk = data[12:16]
+    chunk = bytes((data[12], data[13], data[14], data[15]))
     if chunk == b"VP8 ":
         return ImageHeader("WebP", (data[26] | data[27] << 8) & 0x3FFF, (data[28] | data[29] << 8) & 0x3FFF)
     if chunk == b"VP8L":

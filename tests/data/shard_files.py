@@ -9,23 +9,10 @@ import numpy as np
 from PIL import Image
 
 WORDS = "a red green blue small large cat dog bird house tree over under near drawing photo of the on".split()
-PIECES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *WORDS,
-    "un",
-    "##believ",
-    "##able",
-    "play",
-    "##ing",
-    "##s",
-    *"0123456789.,!",
-    *"abcdefghijklmnopqrstuvwxyz",
-]
-PIECES = list(dict.fromkeys([*PIECES, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789")]))
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+PARTS = ["un", "##believ", "##able", "play", "##ing", *".,!"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PARTS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+PIECES = list(dict.fromkeys(PIECES))
 
 
 def encode(pixels: np.ndarray, form: str = "webp", **options) -> bytes:

@@ -1,0 +1,157 @@
+"""Every mode and format decodes to what Pillow shows; nothing large, broken or foreign gets through."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from data.shard_files import encode
+from PIL import Image, ImageOps
+
+from flava_ds.data.decode import decode_image, read_header
+from flava_ds.data.faults import SampleFault
+
+RNG = np.random.default_rng(0)
+SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 8, 4), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC))
+RGB, RGBA = Image.fromarray(np.ascontiguousarray(SMOOTH[..., :3])), Image.fromarray(SMOOTH)
+
+
+def save(image, form, **options):
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def reference(data):
+    """Pillow's pixels over white: [3 H W]."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGBA")
+    pixels = np.asarray(image).astype(np.float64)
+    alpha = pixels[..., 3:] / 255
+    return (pixels[..., :3] * alpha + 255 * (1 - alpha)).transpose(2, 0, 1)
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x112] = orientation
+    return data.tobytes()
+
+
+PALETTE = RGB.quantize(16)
+CASES = {
+    "jpeg": save(RGB, "jpeg", quality=90),
+    "jpeg progressive": save(RGB, "jpeg", quality=90, progressive=True),
+    "jpeg grey": save(RGB.convert("L"), "jpeg", quality=90),
+    "jpeg cmyk": save(RGB.convert("CMYK"), "jpeg", quality=95),
+    "png": save(RGB, "png"),
+    "png interlaced size 1": save(RGB.crop((0, 0, 1, 1)), "png"),
+    "png alpha": save(RGBA, "png"),
+    "png grey": save(RGB.convert("L"), "png"),
+    "png grey alpha": save(RGBA.convert("LA"), "png"),
+    "png one bit": save(RGB.convert("1"), "png"),
+    "png palette": save(PALETTE, "png"),
+    "png palette 2 bit": save(RGB.quantize(4), "png"),
+    "png palette transparent": save(PALETTE, "png", transparency=3),
+    "png palette alpha": save(PALETTE, "png", transparency=bytes(range(0, 160, 10))),
+    "png grey transparent": save(RGB.convert("L"), "png", transparency=RGB.convert("L").getpixel((3, 3))),
+    "png rgb transparent": save(RGB, "png", transparency=RGB.getpixel((3, 3))),
+    "webp": save(RGB, "webp", quality=90),
+    "webp lossless": save(RGB, "webp", lossless=True),
+    "webp alpha": save(RGBA, "webp", lossless=True, exact=True),
+    "webp lossy alpha": save(RGBA, "webp", quality=95),
+    **{f"{form} exif {turn}": save(RGB, form, exif=exif(turn)) for form in ("jpeg", "png", "webp") for turn in range(1, 9)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pixels_equal_pillows(name):
+    image = decode_image(CASES[name])
+    expected = reference(CASES[name])
+    assert image.dtype == torch.uint8 and tuple(image.shape) == expected.shape
+    limit = 2.01 if "cmyk" in name else 1.01 if name.startswith("jpeg") else 0.51
+    assert np.abs(image.numpy() - expected).max() <= limit
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_header_knows_size_and_alpha(name):
+    header = read_header(CASES[name])
+    with Image.open(io.BytesIO(CASES[name])) as image:
+        assert (header.width, header.height) == image.size
+
+
+def png16(values, color_type):
+    """Writes 16-bit samples, which Pillow cannot for RGB."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_are_scaled_to_eight(color_type, channels):
+    values = RNG.integers(0, 65536, (5, 7, channels), dtype=np.uint16)
+    grey = values / 65535 * 255
+    color, alpha = (grey[..., :-1], grey[..., -1:] / 255) if channels % 2 == 0 else (grey, 1.0)
+    expected = np.broadcast_to(color * alpha + 255 * (1 - alpha), (5, 7, 3)).transpose(2, 0, 1)
+    assert np.abs(decode_image(png16(values, color_type)).numpy() - expected).max() <= 1.5
+
+
+def huge_png(width, height):
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0) + b"\0" * 32
+
+
+HUGE_WEBP = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\x00" * 2 + b"\0" * 8
+FAULTY = {
+    "too many pixels": [huge_png(100_000, 100_000), HUGE_WEBP],
+    "truncated": [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", CASES["jpeg"][:5]],
+    "undecodable": [
+        b"GIF89a....",
+        b"<html>not found</html>",
+        huge_png(0, 5),
+        huge_png(5, 5),
+        *(CASES[name][: len(CASES[name]) // 2] for name in ("jpeg progressive", "png", "webp", "webp lossless", "webp exif 3")),
+        save(RGB, "webp", save_all=True, append_images=[RGB.rotate(90)]),
+        save(RGB, "gif"),
+        b"\xff\xd8\xff\xd9",
+    ],
+}
+
+
+@pytest.mark.parametrize("reason", FAULTY)
+def test_what_cannot_be_shown_says_why(reason):
+    for data in FAULTY[reason]:
+        with pytest.raises(SampleFault) as caught:
+            decode_image(data)
+        assert caught.value.reason == reason, data[:20]
+
+
+def test_random_bytes_behind_every_magic_never_crash():
+    for number in range(300):
+        rng = np.random.default_rng(number)
+        magic = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8 ", b"RIFF\0\0\0\0WEBPVP8L", b"RIFF\0\0\0\0WEBPVP8X", b""][number % 6]
+        with pytest.raises(SampleFault):
+            decode_image(magic + rng.bytes(int(rng.integers(0, 200))))
+
+
+def test_flipped_bytes_never_crash():
+    for name in ("jpeg", "png", "webp", "webp lossless", "jpeg exif 6"):
+        for number in range(60):
+            rng = np.random.default_rng(number)
+            data = bytearray(CASES[name])
+            data[int(rng.integers(2, len(data)))] ^= 1 << int(rng.integers(8))
+            try:
+                assert decode_image(bytes(data), max_pixels=10**6).shape[0] == 3
+            except SampleFault:
+                pass
+
+
+def test_the_limit_is_on_pixels():
+    data = encode(np.zeros((10, 20, 3), np.uint8), "png")
+    assert decode_image(data, max_pixels=200).shape == (3, 10, 20)
+    with pytest.raises(SampleFault, match="too many pixels"):
+        decode_image(data, max_pixels=199)

@@ -1,0 +1,155 @@
+"""The index agrees with tarfile, survives damage, notices change, and runs nothing."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from data.shard_files import pair_members, write_tar
+
+from flava_ds.data.index import SampleTable, build_index, index_files, load_index, sample_key, scan_shard
+from flava_ds.data.tar_headers import tar_members
+
+LONG = "folder/" + "x" * 180 + "/" + "y" * 120
+
+
+def members_of(path):
+    """The members as our reader and as tarfile see them."""
+    faults = Counter()
+    ours = [(name.decode(), offset, size) for name, offset, size in tar_members(path, faults)]
+    with tarfile.open(path) as tar:
+        theirs = [(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
+    return ours, theirs, faults
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_agree_with_tarfile_in_every_format(make_shard, form):
+    names = ["a.txt", "dir/b.c.txt", "folder/" + "z" * 90 + ".txt", "héé.txt", "empty.txt"]
+    names += [LONG + ".txt"] if form != tarfile.USTAR_FORMAT else []
+    path = make_shard("a.tar", [(name, b"" if "empty" in name else name.encode() * 40) for name in names], form)
+    ours, theirs, faults = members_of(path)
+    assert ours == theirs and len(ours) == len(names) and not faults
+
+
+def test_links_folders_and_devices_are_passed_over(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (
+            ("d", tarfile.DIRTYPE),
+            ("l.txt", tarfile.SYMTYPE),
+            ("h.txt", tarfile.LNKTYPE),
+            ("f.txt", tarfile.FIFOTYPE),
+            ("r.txt", tarfile.REGTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info, io.BytesIO(b""))
+    assert [name for name, _, _ in members_of(path)[0]] == ["r.txt"]
+
+
+def test_keys_end_at_the_first_dot_of_the_base_name():
+    assert sample_key(b"a.b/c.d.JPG") == (b"a.b/c", "d.jpg")
+    assert sample_key(b"000.codes.npy") == (b"000", "codes.npy")
+    assert sample_key(b"../../etc/passwd.txt") == (b"../../etc/passwd", "txt")
+
+
+def test_members_are_found_by_sample_and_suffix(make_shard):
+    members = [("2.txt", b"two"), ("1.json", b"{}"), ("1.txt", b"one"), ("x.pkl", b"no"), ("1.jpg", b"pixels"), ("._1.txt", b"mac"), ("1.txt", b"again")]
+    path = make_shard("a.tar", members)
+    index = scan_shard(path)
+    offset, size = index.column(("txt",))
+    data = path.read_bytes()
+    assert [data[o : o + s] for o, s in zip(offset, size, strict=True)] == [b"two", b"one"]
+    assert index.column(("webp", "jpg"))[0].tolist()[0] == -1
+    assert index.faults == {"duplicate member": 1}
+    assert "pkl" not in index.suffixes
+
+
+@pytest.mark.parametrize("member", [15, 1, None])
+def test_a_truncated_shard_keeps_what_is_readable(make_shard, member):
+    path = make_shard("a.tar", pair_members(range(10), size=64))
+    whole = scan_shard(path)
+    end = 100 if member is None else int(whole.member_offset[member]) + 7
+    with path.open("r+b") as stream:
+        stream.truncate(end)
+    index = scan_shard(path)
+    assert len(index.member_offset) == (member or 0)
+    assert index.faults == {"truncated shard": 1}
+
+
+def test_a_broken_header_ends_the_shard(make_shard):
+    path = make_shard("a.tar", pair_members(range(4)))
+    second = int(scan_shard(path).member_offset[3]) - 512
+    with path.open("r+b") as stream:
+        stream.seek(second + 3)
+        stream.write(b"garbage")
+    index = scan_shard(path)
+    assert len(index) == 1 and index.faults == {"broken header": 1}
+
+
+def test_the_index_file_is_reused_until_the_shard_changes(make_shard):
+    path = make_shard("a.tar", pair_members(range(5)))
+    load_index(path)
+    beside, _ = index_files(path)
+    assert beside.is_file() and [p.name for p in path.parent.glob(".index-*")] == []
+    written = beside.stat().st_mtime_ns
+    again = load_index(path)
+    assert beside.stat().st_mtime_ns == written and len(again) == 5
+    assert np.array_equal(again.member_offset, scan_shard(path).member_offset) and again.suffixes == scan_shard(path).suffixes
+    write_tar(path, pair_members(range(6)))
+    assert len(load_index(path)) == 6
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    before = beside.stat().st_mtime_ns
+    load_index(path)
+    assert beside.stat().st_mtime_ns != before
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_damaged_and_hostile_index_files_are_rebuilt(make_shard, tmp_path):
+    path = make_shard("a.tar", pair_members(range(5)))
+    beside, _ = index_files(path)
+    for content in (b"", b"PK\x03\x04 half a zip", pickle.dumps(Bomb(str(tmp_path / "ran")))):
+        beside.write_bytes(content)
+        assert len(load_index(path)) == 5
+    np.savez(beside, header=np.array([Bomb(str(tmp_path / "ran"))], dtype=object))
+    assert len(load_index(path)) == 5
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):
+    path = make_shard("a.tar", pair_members(range(3)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    beside, cached = index_files(path)
+    beside.mkdir()  # a folder in the way of the file refuses the rename, for root too
+    load_index(path)
+    assert cached.is_file() and cached.is_relative_to(tmp_path / "cache")
+    assert len(load_index(path)) == 3
+
+
+def test_the_table_joins_shards_and_leaves_out_incomplete_samples(make_shard):
+    shards = [make_shard(f"{n}.tar", pair_members(range(10 * n, 10 * n + size))) for n, size in enumerate((3, 1, 4))]
+    shards.append(make_shard("3.tar", [("alone.txt", b"no picture"), ("bare.webp", b"no text"), *pair_members([30])]))
+    table = SampleTable(shards, {"image": ("webp",), "caption": ("txt",)}, {"image": "no image", "caption": "missing caption"})
+    assert len(table) == 9
+    assert [int(table.key(i)) for i in range(9)] == [0, 1, 2, 10, 20, 21, 22, 23, 30]
+    assert [table.shard_of(i) for i in range(9)] == [0, 0, 0, 1, 2, 2, 2, 2, 3]
+    assert table.faults == {"no image": 1, "missing caption": 1}
+
+
+def test_build_index_reports(make_shard, capsys):
+    path = make_shard("a.tar", pair_members(range(3)))
+    build_index(str(path.parent))
+    assert capsys.readouterr().out == "1 shards, 3 samples; members: json 3, txt 3, webp 3; damage: none\n"

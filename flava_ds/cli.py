@@ -59,7 +59,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, set[Callable[..., Any]]]:
 
     add_run_commands(add)
     add_data_commands(add)
-    return parser, {train, show_config}
+    return parser, {train, show_config, codebook}
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -96,13 +96,13 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds codebook and prepare."""
-    command = add("codebook", codebook, "train an image codebook, or store the codes of shards")
+    overrides = "train: then any setting, e.g. --total-steps 2000 --lr 1e-3 --max-seconds 600"
+    command = add("codebook", codebook, "train an image codebook, or store the codes of shards", epilog=overrides)
     command.add_argument("action", choices=["train", "encode"])
     command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern with images")
-    command.add_argument("--out", type=Path, required=True, help="train: the .safetensors file; encode: the folder for the new shards")
+    command.add_argument("--out", type=Path, required=True, help="train: the .safetensors file; encode: the folder for shards with codes")
     command.add_argument("--codebook", type=Path, help="encode: the codebook's weights")
-    command.add_argument("--recipe", default="demo", help="train: the recipe whose codebook is built (default: demo)")
-    command.add_argument("--steps", type=int, default=1000, help="train: optimizer updates (default: 1000)")
+    command.add_argument("--recipe", default="demo", help="recipe or config.json whose codebook is built (default: demo)")
     command = add("prepare", prepare, "prepare shards: 'index' counts and checks the samples of every shard")
     command.add_argument("action", choices=["index"])
     command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern")
@@ -196,19 +196,18 @@ def require_run(path: Path) -> None:
     raise UserError(f"{path}: {there}, so it is not a run; {'runs there: ' + ', '.join(known[:8]) if known else 'train one with `flava-ds train RECIPE`'}")
 
 
-def codebook(options: argparse.Namespace, _: list[str]) -> int:
+def codebook(options: argparse.Namespace, overrides: list[str]) -> int:
     """Trains a codebook, or writes shards that carry codes."""
-    if options.action == "encode" and options.codebook is None:
-        raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
-    from flava_ds.training import codebook as training
+    from flava_ds import codebook_command
 
-    if options.action == "encode":
-        training.encode_shards(options.shards, codebook=options.codebook, out=options.out)
+    if options.action == "train":
+        codebook_command.train(options.recipe, options.shards, options.out, overrides)
         return 0
-    from flava_ds import recipes
-
-    config = recipes.resolve(options.recipe, [])
-    print(json.dumps(training.train_codebook(config.codebook, options.shards, options.out, steps=options.steps)))
+    if overrides:
+        raise UserError(f"codebook encode: unknown argument {overrides[0]}")
+    if options.codebook is None:
+        raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
+    codebook_command.encode(options.recipe, options.shards, options.codebook, options.out)
     return 0
 
 

@@ -117,7 +117,7 @@ def check_inputs(config: Config) -> None:
     needs_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
     if weights is None and needs_codes and any(source.kind != "text" and source.image_codes_key is None for source in config.data.sources):
         raise ConfigError("codebook_weights is not set, but image codes are computed on the device; give --codebook-weights FILE")
-    if weights is not None and not Path(weights).exists():
+    if weights not in (None, "random") and not Path(weights).exists():
         raise ConfigError(f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS --out {weights}`")
     if config.initial_weights is not None and not Path(config.initial_weights).exists():
         raise ConfigError(f"initial_weights '{config.initial_weights}': no such file or folder")

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from flava_ds.codebook_command import picture_source
 from flava_ds.demo.training import follow_training, seconds_per_step
 from flava_ds.errors import UserError
 from flava_ds.launch import Launch, plan_launch
@@ -156,12 +157,14 @@ def train_codebook(demo: Demo, data: Any) -> None:
     out = demo.run_path / "codebook.safetensors"
     if out.exists():
         return
+    from flava_ds.training.codebook import DEMO
     from flava_ds.training.codebook import train_codebook as fit
 
     config = resolve("demo", [])
-    shards = [str(data.pairs_train), str(data.images)]
-    metrics = fit(config.codebook, shards, out, limit_s=CODEBOOK_SHARE * 60 * demo.minutes)
-    print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
+    shards = sorted(str(path) for folder in (data.pairs_train, data.images) for path in folder.glob("*.tar"))
+    source = picture_source(config, "{" + ",".join(shards) + "}")
+    training = dataclasses.replace(DEMO, max_seconds=CODEBOOK_SHARE * 60 * demo.minutes, precision=demo.state["precision"])
+    fit(config, source, out, training=training, on_report=lambda report: print(report, flush=True))
 
 
 def calibrate(demo: Demo) -> None:

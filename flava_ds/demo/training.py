@@ -42,14 +42,13 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
 def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
     """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now and then elsewhere."""
     live = sys.stdout.isatty()
-    shown, printed_at, start, first = None, 0.0, time.monotonic(), None
+    shown, printed_at, start = None, 0.0, time.monotonic()
     while True:
         ended = process.poll() is not None
         steps = read_log(log).steps
         newest = steps[-1] if steps else None
         if newest is not None and newest != shown and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S):
-            first = first or (newest["step"], time.monotonic())
-            line = progress_line(newest, total_steps, first, time.monotonic() - start)
+            line = progress_line(newest, total_steps, time.monotonic() - start)
             print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", flush=True)
             shown, printed_at = newest, time.monotonic()
         if ended:
@@ -59,12 +58,11 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> Non
         print(flush=True)
 
 
-def progress_line(step: dict[str, Any], total_steps: int, first: tuple[int, float], elapsed: float) -> str:
-    """Formats one logged step: losses, rate and the time left."""
+def progress_line(step: dict[str, Any], total_steps: int, elapsed: float) -> str:
+    """Formats one logged step (numbered from 0): losses, rate, time passed and left."""
     losses = "  ".join(f"{key.removeprefix('loss/')} {value:.2f}" for key, value in step.items() if key.startswith("loss/") and isinstance(value, float))
-    done, since = step["step"] - first[0], time.monotonic() - first[1]
-    left = f"  {(total_steps - step['step']) * since / done:.0f} s left" if done > 0 else ""
-    return f"step {step['step']}/{total_steps}  {losses}  {elapsed:.0f} s{left}"
+    rate = f"{step['samples_per_second']:.0f} samples/s"
+    return f"step {step['step'] + 1}/{total_steps}  {losses}  {rate}  {elapsed:.0f} s, {step['eta_s']:.0f} s left"
 
 
 def last_words(output: Path) -> str:
@@ -83,7 +81,7 @@ def seconds_per_step(log: Path, config: Config) -> float:
     """
     by_source: dict[str, list[float]] = {}
     for step in read_log(log).steps:
-        by_source.setdefault(step["source"], []).append(step["step_ms"] / 1000)
+        by_source.setdefault(step["source"], []).append(step["seconds_per_step"])
     if not by_source:
         raise UserError(f"{log}: no step was logged; see {log.with_name('train.log')}")
     means = {source: mean(times[1:] or times) for source, times in by_source.items()}

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flava_ds import config as configuration
 from flava_ds.config import Config, did_you_mean
@@ -17,6 +17,8 @@ from flava_ds.recipes.demo import demo
 from flava_ds.recipes.flava_base import flava_base
 from flava_ds.recipes.flava_debug import flava_debug
 from flava_ds.recipes.flava_large import flava_large
+
+Settings = TypeVar("Settings")
 
 RECIPES: dict[str, Callable[[], Config]] = {function.__name__: function for function in (demo, flava_base, flava_large, flava_debug)}
 
@@ -62,7 +64,7 @@ def option_names(node: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}no-{name}"
 
 
-def check_option_names(default: Config, overrides: list[str]) -> None:
+def check_option_names(default: Any, overrides: list[str]) -> None:
     """Raises ConfigError with a suggestion for the first option that the configuration does not have."""
     known = {"help", *option_names(default)}
     for argument in overrides:
@@ -82,8 +84,8 @@ def suggest(name: str, known: set[str]) -> str:
     return did_you_mean(f"--{dashed}", [f"--{option}" for option in sorted(known)]) or "; see `flava-ds config RECIPE` for all of them"
 
 
-def parse_overrides(default: Config, overrides: list[str]) -> Config:
-    """Applies command-line options to `default` through tyro, and prints the list of all options for --help.
+def parse_overrides(default: Settings, overrides: list[str], prog: str = "flava-ds train RECIPE") -> Settings:
+    """Applies command-line options to a dataclass through tyro, and prints the list of all options for --help.
 
     Raises: ConfigError with tyro's complaint on one line.
     """
@@ -92,7 +94,7 @@ def parse_overrides(default: Config, overrides: list[str]) -> Config:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Config, default=default, args=overrides, prog="flava-ds train RECIPE")
+            return tyro.cli(type(default), default=default, args=overrides, prog=prog)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -16,8 +16,8 @@ WRITES_TWO_STEPS = """
 import json, os, sys, time
 with open(sys.argv[1], "w") as log:
     log.write(json.dumps({"versions": {}}) + "\\n")
-    for step in (1, 2):
-        log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25}) + "\\n")
+    for step in (0, 1):
+        log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25, "samples_per_second": 9.0, "eta_s": 1.0}) + "\\n")
 print("speaks to train.log", os.environ["A_VARIABLE"])
 """
 
@@ -63,10 +63,9 @@ def test_last_words_fall_back_to_the_last_line(tmp_path):
     assert last_words(tmp_path / "log") == "two"
 
 
-def test_progress_line_tells_the_time_left(monkeypatch):
-    monkeypatch.setattr("flava_ds.demo.training.time.monotonic", lambda: 30.0)
-    line = progress_line({"step": 30, "loss/mim": 5.0, "loss/itm": 0.3, "lr": 1.0}, 90, first=(10, 10.0), elapsed=31.0)
-    assert line == "step 30/90  mim 5.00  itm 0.30  31 s  60 s left"
+def test_progress_line_counts_steps_from_one():
+    line = progress_line({"step": 29, "loss/mim": 5.0, "loss/itm": 0.3, "lr": 1.0, "samples_per_second": 512.4, "eta_s": 60.2}, 90, elapsed=31.0)
+    assert line == "step 30/90  mim 5.00  itm 0.30  512 samples/s  31 s, 60 s left"
 
 
 def test_seconds_per_step_weighs_sources_and_leaves_out_warm_up(tmp_path):
@@ -74,7 +73,9 @@ def test_seconds_per_step_weighs_sources_and_leaves_out_warm_up(tmp_path):
     assert [(source.name, source.weight) for source in config.data.sources] == [("pair", 0.70), ("image", 0.15), ("text", 0.15)]
     steps = [("pair", 9000), ("image", 500), ("pair", 2000), ("pair", 4000)]
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps({"step": i, "loss": 1.0, "source": source, "step_ms": ms}) + "\n" for i, (source, ms) in enumerate(steps)))
+    log.write_text(
+        "".join(json.dumps({"step": i, "loss": 1.0, "source": source, "seconds_per_step": ms / 1000}) + "\n" for i, (source, ms) in enumerate(steps))
+    )
     # pair: mean of 2 and 4 s; image: 0.5 s; text was not drawn and counts as the slowest.
     assert seconds_per_step(log, config) == pytest.approx(0.70 * 3.0 + 0.15 * 0.5 + 0.15 * 3.0)
     heavier = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=config.data.sources[:1]))

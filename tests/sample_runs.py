@@ -118,4 +118,5 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     write_log(run / "log.jsonl", config)
     module = build_pretraining(config)
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, checkpoint / "model.safetensors")
+    (checkpoint.parent / "latest").write_text(checkpoint.name + "\n")
     return run, write_world(folder / "data")

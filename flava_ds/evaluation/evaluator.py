@@ -25,34 +25,31 @@ from flava_ds.evaluation.retrieval import Retrieval
 from flava_ds.evaluation.run_log import logged_losses, read_log
 from flava_ds.evaluation.summary import aims, gates, table
 from flava_ds.evaluation.zero_shot import ZeroShot
+from flava_ds.training import checkpoint_files
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 if TYPE_CHECKING:
     from flava_ds.demo.dataset import DemoData
 
-__all__ = ["EVALUATORS", "Evaluator", "aims", "evaluate", "evaluate_run", "gates", "load_run", "table"]
+__all__ = ["EVALUATORS", "Evaluator", "aims", "evaluate", "evaluate_run", "find_data", "gates", "load_run", "table"]
 
 log = logging.getLogger(__name__)
 
-EVALUATORS: tuple[type[Evaluator], ...] = (ZeroShot, Masked, Retrieval, Matching, PixelBaseline, LinearProbe)
+EVALUATORS: tuple[type[Evaluator], ...] = (ZeroShot, Masked, LinearProbe, Matching, Retrieval, PixelBaseline)
 """In the order in which they run: what the gates need comes first, in case time runs out."""
 
 
 def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint on the held-out demo data, writes evaluation.json into the run's folder and returns it.
 
-    `data` defaults to the committed data set, unpacked. After `limit_s` seconds no further evaluator starts; what was left out is listed.
+    `data` defaults to the data set that the run's pairs lie in, else to the committed one, unpacked. After `limit_s` seconds no further evaluator starts; what was left out is listed.
 
     Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable inputs.
     """
     start = time.monotonic()
     run_path = Path(run_path)
-    if data is None:
-        from flava_ds.demo.dataset import unpack  # here, because evaluation stands below the demo
-
-        data = unpack()
     config, module, checkpoint = load_run(run_path)
-    inputs = build_inputs(config, Path(data.root))
+    inputs = build_inputs(config, find_data(config) if data is None else Path(data.root))
     deadline = None if limit_s is None else start + limit_s
     result = {"run": config.name, "checkpoint": checkpoint.name, "step": step_of(checkpoint), **evaluate(module, inputs, deadline=deadline)}
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
@@ -94,28 +91,30 @@ def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Path]:
 
     Raises: CheckpointError when there is no checkpoint or it was made for another model.
     """
-    from flava_ds.training.checkpoint import load_weights  # here, because that module knows the engine
-
     config = configuration.load(run_path / "config.json")
-    checkpoint = latest_checkpoint(run_path)
+    checkpoint = checkpoint_files.latest(run_path)
+    if checkpoint is None:
+        raise CheckpointError(f"{run_path}: no checkpoint there; train further: one is written every checkpoint.every_steps and at the end")
     module = build_pretraining(config)
     try:
-        module.load_state_dict(load_weights(checkpoint))
+        module.load_state_dict(checkpoint_files.load_weights(checkpoint))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint}: does not fit the model of {run_path / 'config.json'} ({' '.join(str(error).split())[:300]})") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return config, module.to(device).eval().requires_grad_(False), checkpoint
 
 
-def latest_checkpoint(run_path: Path) -> Path:
-    """Finds the newest complete checkpoint, the step_XXXXXXXX folder of the highest step.
+def find_data(config: Config) -> Path:
+    """Returns the folder of the demo data set: beside the shards of the run's pairs, else the committed data, unpacked into the user's cache.
 
-    Raises: CheckpointError when there is none.
+    Raises: DataError when the package lacks its data.
     """
-    found = sorted(path for path in (run_path / "checkpoints").glob("step_*") if (path / "model.safetensors").is_file())
-    if not found:
-        raise CheckpointError(f"{run_path / 'checkpoints'}: no checkpoint there; train further: one is written every checkpoint.every_steps")
-    return found[-1]
+    for source in config.data.sources:
+        if source.kind == "pair" and (Path(source.shards).parent / "concepts.json").is_file():
+            return Path(source.shards).parent
+    from flava_ds.demo.dataset import unpack  # here, because evaluation stands below the demo
+
+    return unpack().root
 
 
 def step_of(checkpoint: Path) -> int:

@@ -73,8 +73,8 @@ def world_config(folder: Path, **overrides) -> Config:
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLERS, *WORDS]) + "\n")
     masking = MaskedImageConfig(num_masked_patches=4, min_patches_per_block=1)
     sources = (
-        SourceConfig(name="pair", kind="pair", shards=str(folder), max_tokens=16),
-        SourceConfig(name="text", kind="text", shards=str(folder), max_tokens=20),
+        SourceConfig(name="pair", kind="pair", shards=str(folder / "data" / "pairs-train"), max_tokens=16),
+        SourceConfig(name="text", kind="text", shards=str(folder / "data" / "text-test"), max_tokens=20),
     )
     settings = {
         "objectives": ObjectivesConfig(mim=masking, mmm_image=masking),

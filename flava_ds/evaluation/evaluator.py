@@ -42,7 +42,8 @@ EVALUATORS: tuple[type[Evaluator], ...] = (ZeroShot, Masked, LinearProbe, Matchi
 def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint on the held-out demo data, writes evaluation.json into the run's folder and returns it.
 
-    `data` defaults to the data set that the run's pairs lie in, else to the committed one, unpacked. After `limit_s` seconds no further evaluator starts; what was left out is listed.
+    `data` defaults to the data set that the run's pairs lie in, else to the committed one, unpacked.
+    After `limit_s` seconds no further evaluator starts; what was left out is listed.
 
     Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable inputs.
     """

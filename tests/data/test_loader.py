@@ -1,7 +1,10 @@
 """The loader as the trainer sees it: steps, ranks, workers, resume, faults."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -179,3 +182,25 @@ def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make
     samples = sum(batches, [])
     assert [sample.metadata["number"] for sample in samples] == list(range(23))
     assert all(len(sample.captions) == 3 and sample.text == sample.captions[0] and sample.image.shape == (3, 16, 16) for sample in samples)
+
+
+class Dying:
+    """A reader whose process is killed, as by a memory limit."""
+
+    def batch(self, positions):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_loader_process_is_one_line_with_advice(make_config):
+    loader = StepLoader(elastic(make_config(), 1, 1, 1))
+    loader.readers = [Dying()] * 3
+    with pytest.raises(DataError, match="a loader process died .* lower data.num_workers"):
+        list(loader)
+
+
+def test_leaving_early_ends_the_loader_processes(make_config):
+    before = set(multiprocessing.active_children())
+    for _ in StepLoader(elastic(make_config(), 1, 1, 2)):
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        break
+    assert set(multiprocessing.active_children()) <= before

@@ -1,0 +1,144 @@
+"""The batch contract on hand-made samples."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flava_ds.batch import Kind
+from flava_ds.config import (
+    UNCHANGED,
+    GlobalContrastiveConfig,
+    ImageTextMatchingConfig,
+    MaskedImageConfig,
+    MaskedTextConfig,
+    ObjectivesConfig,
+)
+from flava_ds.data.collate import Collator, mismatch
+from flava_ds.data.order import sample_seed
+from flava_ds.data.sources import Sample
+from flava_ds.errors import ConfigError
+
+OFF_IMAGE, OFF_TEXT, OFF_ITM = MaskedImageConfig(weight=0.0), MaskedTextConfig(weight=0.0), ImageTextMatchingConfig(weight=0.0)
+
+
+def samples(n, texts=None):
+    seeds = sample_seed(0, 0, 0, np.arange(n)).tolist()
+    images = torch.randint(0, 256, (n, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    texts = texts or [f"red cat {i} playing" + " dog" * (i % 3) for i in range(n)]
+    return [Sample(key=str(i), index=i, seed=seeds[i], image=images[i], text=texts[i], codes=np.full(16, i)) for i in range(n)]
+
+
+def collator(make_config, number, **objectives):
+    config = make_config(**({"objectives": ObjectivesConfig(**objectives)} if objectives else {}))
+    return Collator(config, config.data.sources[number])
+
+
+def test_pair_batches_keep_every_promise_of_the_contract(make_config):
+    collate = collator(make_config, 0)
+    batch = collate(samples(64), {"truncated": 2})
+    assert (batch.kind, batch.source, batch.size, batch.skipped) == (Kind.PAIR, "pairs", 64, {"truncated": 2})
+    assert batch.keys == tuple(map(str, range(64)))
+    assert (batch.pixel_values.shape, batch.pixel_values.dtype) == ((64, 3, 16, 16), torch.uint8)
+    assert batch.codebook_pixel_values.shape == (64, 3, 32, 32)
+    assert (batch.bool_masked_pos.shape, batch.bool_masked_pos.dtype) == ((64, 16), torch.bool)
+    cu = batch.cu_seqlens
+    assert (cu.dtype, cu[0], cu[-1], len(cu)) == (torch.int32, 0, len(batch.input_ids), 65)
+    assert batch.max_seqlen == cu.diff().max() and batch.input_ids.dtype == batch.input_ids_masked.dtype == torch.int64
+    starts, ends = cu[:-1].long(), cu[1:].long() - 1
+    assert (batch.input_ids[starts] == collate.tokenizer.cls_id).all() and (batch.input_ids[ends] == collate.tokenizer.sep_id).all()
+    assert (batch.input_ids_masked[starts] == collate.tokenizer.cls_id).all()
+    assert torch.equal(batch.mlm_labels, batch.input_ids[batch.mlm_rows])
+    matched = batch.itm_labels.bool()
+    assert torch.equal(batch.matched_rows, matched.nonzero().flatten()) and 0 < matched.sum() < 64
+    sample_of_token = torch.repeat_interleave(torch.arange(64), cu.diff().long())
+    assert matched[sample_of_token[batch.mlm_rows]].all()
+    assert torch.equal(batch.mim_rows, (batch.bool_masked_pos & matched[:, None]).flatten().nonzero().flatten())
+    changed = (batch.input_ids != batch.input_ids_masked).nonzero().flatten()
+    assert not matched[sample_of_token[changed]].all()
+
+
+def test_mismatched_captions_come_from_the_batch_and_differ(make_config):
+    collate, made = collator(make_config, 0), samples(64)
+    batch = collate(made)
+    ids = [batch.input_ids[a:b].tolist() for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)]
+    own = [list(encoded) for encoded in collate.tokenizer.encode_batch([sample.text for sample in made], 24)]
+    for row, label in enumerate(batch.itm_labels.tolist()):
+        assert (ids[row] == own[row]) == bool(label) and ids[row] in own
+
+
+def test_mismatch_statistics_and_cases_without_a_partner():
+    seeds = sample_seed(0, 0, 0, np.arange(3000))
+    texts = [f"caption {i % 50}" for i in range(3000)]
+    drawn, matched = mismatch(texts, seeds, 0.1)
+    assert abs((~matched).mean() - 0.1) < 4 * (0.09 / 3000) ** 0.5
+    assert all((a == b) == same for a, b, same in zip(texts, drawn, matched, strict=True))
+    partners = {text for text, same in zip(drawn, matched, strict=True) if not same}
+    assert len(partners) == 50
+    drawn, matched = mismatch(["same"] * 5, seeds[:5], 1.0)
+    assert drawn == ["same"] * 5 and matched.all()
+    drawn, matched = mismatch(["same", "same", "other"], seeds[:3], 1.0)
+    assert drawn == ["other", "other", "same"] and not matched.any()
+    assert mismatch(["one"], seeds[:1], 1.0)[1].all()
+
+
+def test_a_batch_without_a_match_has_no_rows_to_predict(make_config):
+    batch = collator(make_config, 0, itm=ImageTextMatchingConfig(mismatch_probability=1.0))(samples(6))
+    assert batch.itm_labels.sum() == 0 and len(batch.matched_rows) == len(batch.mim_rows) == len(batch.mlm_rows) == len(batch.mlm_labels) == 0
+    assert batch.mim_rows.dtype == batch.mlm_rows.dtype == batch.matched_rows.dtype == torch.int64
+
+
+def test_image_and_text_batches_have_their_own_fields_only(make_config):
+    image = collator(make_config, 1)(samples(4))
+    assert image.kind == Kind.IMAGE and torch.equal(image.mim_rows, image.bool_masked_pos.flatten().nonzero().flatten())
+    assert all(getattr(image, name) is None for name in ("input_ids", "input_ids_masked", "cu_seqlens", "mlm_rows", "itm_labels", "matched_rows"))
+    text = collator(make_config, 2)(samples(4))
+    assert text.kind == Kind.TEXT and torch.equal(text.mlm_labels, text.input_ids[text.mlm_rows])
+    assert all(getattr(text, name) is None for name in ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "mim_rows", "itm_labels", "matched_rows"))
+
+
+def test_masking_follows_the_objectives_that_read_it(make_config):
+    contrastive = collator(make_config, 0, mmm_image=OFF_IMAGE, mmm_text=OFF_TEXT, itm=OFF_ITM)(samples(8))
+    for name in ("bool_masked_pos", "mim_rows", "input_ids_masked", "mlm_rows", "mlm_labels", "codebook_pixel_values"):
+        assert getattr(contrastive, name) is None
+    assert contrastive.itm_labels.all() and len(contrastive.matched_rows) == 8
+    matching = collator(make_config, 0, global_contrastive=GlobalContrastiveConfig(weight=0.0), mmm_image=OFF_IMAGE, mmm_text=OFF_TEXT)(samples(8))
+    assert matching.bool_masked_pos is not None and matching.input_ids_masked is not None and matching.codebook_pixel_values is None
+    modelling = collator(make_config, 0, itm=OFF_ITM)(samples(8))
+    assert modelling.bool_masked_pos is not None and modelling.itm_labels.all() and modelling.codebook_pixel_values is not None
+    assert collator(make_config, 1, mim=OFF_IMAGE)(samples(8)).bool_masked_pos is None
+    assert collator(make_config, 2, mlm=OFF_TEXT)(samples(8)).input_ids_masked is None
+
+
+def test_one_size_serves_both_when_model_and_codebook_agree(make_config):
+    config = make_config()
+    config = replace(config, codebook=replace(config.codebook, image_size=16))
+    assert Collator(config, config.data.sources[1])(samples(3)).codebook_pixel_values is None
+
+
+def test_precomputed_codes_are_passed_on(make_config):
+    config = make_config()
+    source = replace(config.data.sources[1], image_codes_key="codes.npy", transform=UNCHANGED)
+    batch = Collator(config, source)(samples(3))
+    assert batch.image_codes.tolist() == [[i] * 16 for i in range(3)] and batch.image_codes.dtype == torch.int64
+    assert batch.codebook_pixel_values is None
+
+
+def test_a_sample_keeps_its_corruption_in_any_batch(make_config):
+    collate = collator(make_config, 0, itm=OFF_ITM)
+    whole, part = collate(samples(12)), collate(samples(12)[5:7])
+    start, end = whole.cu_seqlens[5], whole.cu_seqlens[7]
+    assert torch.equal(part.input_ids_masked, whole.input_ids_masked[start:end])
+    assert torch.equal(part.bool_masked_pos, whole.bool_masked_pos[5:7]) and torch.equal(part.pixel_values, whole.pixel_values[5:7])
+
+
+def test_collators_are_picklable_and_check_the_vocabulary(make_config):
+    config = make_config()
+    collate = Collator(config, config.data.sources[0])
+    again = pickle.loads(pickle.dumps(collate))
+    assert torch.equal(again(samples(4)).input_ids_masked, collate(samples(4)).input_ids_masked)
+    small = replace(config, model=replace(config.model, text=replace(config.model.text, vocab_size=50)))
+    with pytest.raises(ConfigError, match="model.text.vocab_size 50 is smaller than"):
+        Collator(small, small.data.sources[0])

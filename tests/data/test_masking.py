@@ -1,0 +1,145 @@
+"""Mask statistics within the bounds of the published masks, and the rules that hold for every draw."""
+
+import numpy as np
+import pytest
+from data.shard_files import PIECES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flava_ds.config import MaskedImageConfig, MaskedTextConfig
+from flava_ds.data.masking import mask_patches, mask_tokens
+from flava_ds.data.order import sample_seed
+from flava_ds.data.tokenizer import WordPieceTokenizer
+
+
+def seeds(n, seed=0):
+    return sample_seed(seed, 0, 0, np.arange(n))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    return WordPieceTokenizer(str(path))
+
+
+def test_patch_counts_are_those_of_the_published_generator():
+    """Published, over 20,000 draws: mean 74.5, exactly 75 in 67 %, minimum 64."""
+    counts = mask_patches(seeds(5000), 14, MaskedImageConfig()).sum(1)
+    assert abs(counts.mean() - 74.5) < 0.1
+    assert counts.max() == 75 and 60 <= counts.min() <= 70
+    assert abs((counts == 75).mean() - 0.67) < 4 * (0.67 * 0.33 / 5000) ** 0.5
+
+
+def scalar_mask(draws, grid, config):
+    """Algorithm 1 of BEiT written out for one sample."""
+    mask, masked = np.zeros((grid, grid), dtype=bool), 0
+    while masked < config.num_masked_patches:
+        for _ in range(config.attempts_per_block):
+            area, ratio, row, column = next(draws)
+            left = config.num_masked_patches - masked
+            area = config.min_patches_per_block + area * (left - config.min_patches_per_block)
+            aspect = np.exp(np.log(config.min_aspect_ratio) * (1 - 2 * ratio))
+            height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if height >= grid or width >= grid:
+                continue
+            top, start = int(row * (grid - height + 1)), int(column * (grid - width + 1))
+            block = mask[top : top + height, start : start + width]
+            if 0 < (gain := (~block).sum()) <= left:
+                block[:] = True
+                masked += gain
+                break
+        else:
+            break
+    return mask.ravel()
+
+
+@pytest.mark.parametrize(("grid", "limit", "smallest"), [(14, 75, 16), (6, 14, 4), (4, 6, 2), (3, 9, 1)])
+def test_all_samples_together_equal_the_algorithm_one_by_one(grid, limit, smallest):
+    from flava_ds.data.order import uniforms
+
+    config = MaskedImageConfig(num_masked_patches=limit, min_patches_per_block=smallest)
+    together = mask_patches(seeds(40), grid, config)
+    for seed, mask in zip(seeds(40), together, strict=True):
+        draws = iter(uniforms(np.array([seed]), 4000, stream=11).reshape(-1, 4))
+        assert np.array_equal(mask, scalar_mask(draws, grid, config))
+    assert np.array_equal(mask_patches(seeds(40)[5:9], grid, config), together[5:9])
+
+
+def test_every_patch_is_masked_about_as_often_as_its_mirror_image():
+    share = mask_patches(seeds(4000), 14, MaskedImageConfig()).reshape(-1, 14, 14).mean(0)
+    for mirrored in (share[::-1], share[:, ::-1], share.T):
+        assert np.abs(share - mirrored).max() < 5 * (2 * 0.25 / 4000) ** 0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 80), st.integers(1, 20), st.integers(0, 9))
+def test_the_limit_holds_and_the_search_ends_for_every_configuration(grid, limit, smallest, seed):
+    mask = mask_patches(seeds(8, seed), grid, MaskedImageConfig(num_masked_patches=limit, min_patches_per_block=smallest))
+    assert mask.shape == (8, grid * grid) and mask.sum(1).max() <= limit
+
+
+def packed(tokenizer, texts, max_tokens=64):
+    encoded = tokenizer.encode_batch(texts, max_tokens)
+    return np.concatenate(encoded), np.array([len(ids) for ids in encoded])
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_shares_are_15_percent_and_80_10_10(tokenizer, whole_word):
+    ids, lengths = packed(tokenizer, ["red cat dog house unbelievable tree playing bird small large"] * 4000)
+    config = MaskedTextConfig(whole_word=whole_word)
+    masked = mask_tokens(seeds(4000), ids, lengths, config, tokenizer)
+    ordinary = ~np.isin(ids, tokenizer.special_ids)
+    share = len(masked.rows) / ordinary.sum()
+    assert abs(share - 0.15) < 0.004 if not whole_word else 0.15 < share < 0.2
+    after = masked.input_ids[masked.rows]
+    counts = np.array([(after == tokenizer.mask_id).mean(), (after == masked.labels).mean()])
+    kept = 0.1 + 0.1 / len(tokenizer.ordinary_ids)
+    assert np.abs(counts - [0.8, kept]).max() < 4 * 0.4 / len(masked.rows) ** 0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("abc xyz.", max_size=40), min_size=1, max_size=6), st.booleans(), st.floats(0, 1), st.integers(0, 99))
+def test_rules_hold_for_every_text(tokenizer, texts, whole_word, probability, seed):
+    ids, lengths = packed(tokenizer, texts, 24)
+    before = ids.copy()
+    config = MaskedTextConfig(whole_word=whole_word, mask_probability=probability)
+    masked = mask_tokens(seeds(len(texts), seed), ids, lengths, config, tokenizer)
+    assert np.array_equal(ids, before)
+    assert np.array_equal(masked.labels, ids[masked.rows]) and np.all(np.diff(masked.rows) > 0)
+    assert not np.isin(masked.labels, tokenizer.special_ids).any()
+    untouched = np.setdiff1d(np.arange(len(ids)), masked.rows)
+    assert np.array_equal(masked.input_ids[untouched], ids[untouched])
+    assert np.isin(masked.input_ids[masked.rows], [*tokenizer.ordinary_ids, tokenizer.mask_id]).all()
+    alone = mask_tokens(seeds(len(texts), seed)[-1:], ids[-lengths[-1] :], lengths[-1:], config, tokenizer)
+    assert np.array_equal(alone.input_ids, masked.input_ids[-lengths[-1] :])
+
+
+def test_whole_words_are_masked_whole_and_at_least_one_per_text(tokenizer):
+    texts = ["unbelievable playing cats zebra", "red", "dog house qwerty"]
+    ids, lengths = packed(tokenizer, texts * 500)
+    config = MaskedTextConfig(whole_word=True, mask_token_share=1.0, random_token_share=0.0)
+    masked = mask_tokens(seeds(1500), ids, lengths, config, tokenizer)
+    hidden = np.zeros(len(ids), dtype=bool)
+    hidden[masked.rows] = True
+    continues = tokenizer.continues_word[ids]
+    assert np.array_equal(hidden[1:][continues[1:]], hidden[:-1][continues[1:]])
+    assert np.add.reduceat(hidden, np.cumsum(lengths) - lengths).min() >= 1
+
+
+def test_whole_words_are_chosen_evenly(tokenizer):
+    """Long words are as likely as short ones: each of four words of the text is hidden equally often."""
+    ids, lengths = packed(tokenizer, ["unbelievable cat dog zebra"] * 4000)
+    masked = mask_tokens(seeds(4000), ids, lengths, MaskedTextConfig(whole_word=True, mask_probability=0.1), tokenizer)
+    position = masked.rows % lengths[0]
+    starts = np.flatnonzero(~tokenizer.continues_word[ids[: lengths[0]]])[1:-1]
+    shares = np.array([(position == start).sum() for start in starts]) / 4000
+    assert np.abs(shares - 0.25).max() < 4 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_nothing_to_mask_is_legal(tokenizer, whole_word):
+    for texts, probability in (([""], 0.15), (["cat dog"], 0.0)):
+        ids, lengths = packed(tokenizer, texts)
+        masked = mask_tokens(seeds(1), ids, lengths, MaskedTextConfig(whole_word=whole_word, mask_probability=probability), tokenizer)
+        assert len(masked.rows) == len(masked.labels) == 0 and np.array_equal(masked.input_ids, ids)

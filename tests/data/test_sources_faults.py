@@ -1,0 +1,160 @@
+"""Every reason for which a sample is unusable, and hostile shards that run nothing."""
+
+import io
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from data.shard_files import caption, pair_members, picture
+
+from flava_ds.config import UNCHANGED, SourceConfig
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.loader import StepLoader, iterate_once
+from flava_ds.data.sources import MAX_CHARACTERS, ShardSource
+from flava_ds.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def source_of(make_config, make_shard):
+    """Returns a function that opens a source over given members."""
+
+    def build(members, **changes):
+        path = make_shard("case/0.tar", members)
+        return ShardSource(make_config(), SourceConfig(**{"name": "case", "kind": "pair", "shards": str(path)} | changes))
+
+    return build
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def decode(source, index=0, **options):
+    return source.decode(source.read(index), index, seed=index, **options)
+
+
+TEXT_CASES = [
+    (b"", None, "empty caption"),
+    (b" \n\t ", None, "empty caption"),
+    (b"caf\xe9", None, "not utf-8"),
+    (b"{}", "captions", "missing caption"),
+    (b'{"captions": null}', "captions", "missing caption"),
+    (b'{"captions": []}', "captions", "missing caption"),
+    (b'{"captions": [1, 2]}', "captions", "missing caption"),
+    (b'{"captions": ["", " "]}', "captions", "empty caption"),
+    (b'["captions"]', "captions", "missing caption"),
+    (b"{broken", "captions", "undecodable"),
+    (b"[" * 100_000, "captions", "undecodable"),
+    (b'{"captions": "caf\xe9"}', "captions", "not utf-8"),
+]
+
+
+@pytest.mark.parametrize(("data", "key", "reason"), TEXT_CASES)
+def test_unusable_captions_say_why(source_of, data, key, reason):
+    source = source_of([("a.webp", picture(0)), (f"a.{'json' if key else 'txt'}", data)], caption_key=key)
+    with pytest.raises(SampleFault) as caught:
+        decode(source)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"", "truncated"), (b"no picture at all", "undecodable"), (picture(0)[:60], "undecodable")])
+def test_unusable_pictures_say_why(source_of, data, reason):
+    source = source_of([("a.webp", data), ("a.txt", b"red")])
+    with pytest.raises(SampleFault) as caught:
+        decode(source)
+    assert caught.value.reason == reason
+
+
+def test_long_captions_are_cut_and_marks_stripped(source_of):
+    source = source_of([("a.webp", picture(0)), ("a.txt", b"\xef\xbb\xbf" + b" cat" * 10_000)])
+    assert len(decode(source).text) == MAX_CHARACTERS and decode(source).text.startswith("cat cat")
+
+
+def test_one_of_several_captions_is_drawn_by_the_seed(source_of):
+    record = json.dumps({"captions": ["one", "two", "", "three"]}).encode()
+    source = source_of([("a.webp", picture(0)), ("a.json", record)], caption_key="captions")
+    fields = source.read(0)
+    drawn = [source.decode(fields, 0, seed).text for seed in range(300)]
+    assert [source.decode(fields, 0, seed).text for seed in range(300)] == drawn
+    assert all(abs(drawn.count(word) - 100) < 4 * (300 * 2 / 9) ** 0.5 for word in ("one", "two", "three"))
+    assert source.decode(fields, 0, 0).captions == ("one", "two", "three")
+
+
+def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):
+    source = source_of(pair_members(range(4)))
+    with source.table.shards[0].open("r+b") as stream:
+        stream.truncate(int(source.table.columns["caption"][0][2]) + 3)
+    decode(source, 1)
+    with pytest.raises(SampleFault, match="truncated"):
+        decode(source, 2)
+    source.table.shards[0].unlink()
+    source._files.__init__()
+    with pytest.raises(DataError, match="cannot be read"):
+        decode(source, 0)
+
+
+def test_incomplete_samples_never_enter_and_an_unusable_source_is_refused(source_of):
+    source = source_of([("a.webp", picture(0)), ("b.txt", b"red"), ("c.webp", picture(1)), ("c.txt", b"dog")])
+    assert len(source) == 1 and source.table.faults == {"missing caption": 1, "no image": 1} and source.where(0).startswith("'c' in ")
+    with pytest.raises(DataError, match="0 usable samples in 1 shards; not usable: missing caption 2; kind 'pair' needs image and caption"):
+        source_of([("a.webp", picture(0)), ("b.webp", picture(1))])
+    with pytest.raises(DataError, match="more than max_skipped_share 0.05"):
+        source_of([*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))])
+    assert len(source_of([*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))], max_skipped_share=0.2)) == 100
+
+
+CODES = [
+    (npy(np.arange(16)), None),
+    (npy(np.arange(16, dtype=np.uint16).reshape(4, 4)), None),
+    (npy(np.arange(9)), "expected 16 integers"),
+    (npy(np.arange(16) / 2), "expected 16 integers"),
+    (npy(np.arange(16) + 60), "codebook.vocab_size is 64"),
+    (npy(np.arange(16) - 1), "values -1"),
+    (npy(np.array([object()] * 16)), "allow_pickle=False"),
+    (b"junk", "bad image codes"),
+]
+
+
+@pytest.mark.parametrize(("data", "fault"), CODES)
+def test_codes_are_checked(source_of, data, fault):
+    source = source_of([("a.webp", picture(0)), ("a.codes.npy", data)], kind="image", image_codes_key="codes.npy", transform=UNCHANGED)
+    if fault is None:
+        assert decode(source).codes.tolist() == list(range(16))
+    else:
+        with pytest.raises(SampleFault, match=fault):
+            decode(source)
+
+
+def test_codes_must_be_npy(source_of):
+    with pytest.raises(ConfigError, match="must end with npy"):
+        source_of([("a.webp", picture(0))], kind="image", image_codes_key="codes.pkl")
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_hostile_members_run_nothing_and_stay_unread(make_config, make_shard, tmp_path):
+    bomb = pickle.dumps(Bomb(str(tmp_path / "ran")))
+    members = []
+    for number in range(8):
+        extra = [(f"{number:09d}.{suffix}", bomb) for suffix in ("pkl", "pyd", "pth", "pickle", "cbor", "npy", "txt.gz", "webp.pkl")]
+        members += [*pair_members([number]), *extra]
+    path = make_shard("hostile.tar", [*members, ("../../escape.webp", picture(1)), ("../../escape.txt", caption(1).encode())])
+    config = make_config()
+    source = replace(config.data.sources[0], shards=str(path), caption_key=None)
+    config = replace(config, data=replace(config.data, sources=(source,)))
+    keys = {key for batches in StepLoader(config) for batch in batches for key in batch.keys}
+    assert sum(len(batch) for batch in iterate_once(source, config)) == 9
+    assert "../../escape" in keys and len(keys) == 9
+    assert not (tmp_path / "ran").exists() and not list(tmp_path.parent.glob("escape*"))

@@ -54,7 +54,7 @@ def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float
     deadline = None if limit_s is None else start + limit_s
     result = {"run": config.name, "checkpoint": checkpoint.name, "step": step_of(checkpoint), **evaluate(module, inputs, deadline=deadline)}
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
-    result["data_checksum"] = inputs.checksum
+    result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}
     result["total_s"] = round(time.monotonic() - start, 2)
     temporary = run_path / f".evaluation.json.{os.getpid()}"
     temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

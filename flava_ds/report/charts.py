@@ -1,0 +1,108 @@
+"""Line charts as SVG for inlining: no fixed colours, so that they follow the page into the dark, and no fixed size."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_POINTS = 300
+"""Of one line; longer series are averaged in equal pieces."""
+STAND_INS = {"#010101": "var(--ink-2)", "#020202": "var(--rule)", "#030303": "var(--series-1)", "#040404": "var(--series-2)", "#050505": "var(--series-3)"}
+"""matplotlib wants colours; these are replaced by the page's custom properties afterwards."""
+INK, RULE, *SERIES = STAND_INS
+SIZE_INCHES = (3.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a chart; `color` counts the page's three series colours from 0."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+    label: str = ""
+    color: int = 0
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A single value at one step, such as a held-out loss."""
+
+    step: float
+    value: float
+
+
+def draw(description: str, lines: Sequence[Line], *, level: float | None = None, mark: Mark | None = None, from_zero: bool = False) -> str:
+    """Draws lines over steps and returns an <svg> element.
+
+    `level` is a dashed horizontal line, e.g. the loss of guessing; `description` becomes the accessible name.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.size": 8, "axes.edgecolor": RULE, "text.color": INK}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.tick_params(length=0, labelcolor=INK, pad=4)
+        if level is not None:
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+        for line in lines:
+            steps, values = thin(line.steps, line.values)
+            axes.plot(steps, values, color=SERIES[line.color], linewidth=1.6, alpha=0.35 if line.faint else 1.0, solid_capstyle="round")
+        if mark is not None:
+            axes.plot([mark.step], [mark.value], "o", color=SERIES[1], markersize=5, clip_on=False)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.margins(x=0.01)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return inline(stream.getvalue(), description)
+
+
+def thin(steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """Averages neighbouring points until at most `most` are left; the first and the last step stay."""
+    size = -(-len(steps) // most)
+    if size <= 1:
+        return list(steps), list(values)
+    starts = range(0, len(steps), size)
+    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in starts]
+    places = [float(steps[i]) for i in starts]
+    places[-1] = float(steps[-1])
+    return places, means
+
+
+def smooth(values: Sequence[float], share: float = 0.03) -> list[float]:
+    """Averages each value exponentially with those before it, over about `share` of the series, without bias at the start."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    total = weight = 0.0
+    result = []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        result.append(total / weight)
+    return result
+
+
+def inline(svg: str, description: str) -> str:
+    """Turns matplotlib's file into an element: no prologue, metadata, fixed size or group names; the page's colours and fonts."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    opening = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
+    svg = f'<svg viewBox="{opening[1]}" role="img" aria-label="{html.escape(description, quote=True)}">' + svg[opening.end() :]
+    for color, name in STAND_INS.items():
+        svg = svg.replace(color, name)
+    svg = re.sub(r"(font:[^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1var(--sans)", svg)
+    return re.sub(r"\n\s*", "\n", svg).strip()

@@ -1,0 +1,180 @@
+"""Writes a run's report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flava_ds import config as configuration
+from flava_ds.config import Config
+from flava_ds.errors import UserError
+from flava_ds.evaluation.encoding import FrozenModel
+from flava_ds.evaluation.evaluator import find_data, load_run
+from flava_ds.evaluation.inputs import Inputs, build_inputs
+from flava_ds.evaluation.run_log import RunLog, read_log
+from flava_ds.report import examples, tables
+from flava_ds.report.charts import Line, Mark, draw, smooth
+from flava_ds.report.examples import Blank, Missing
+
+FOLDER = Path(__file__).parent
+LOSSES = {
+    "global_contrastive": "Global contrastive",
+    "itm": "Image-text matching",
+    "mmm_text": "MMM, text",
+    "mmm_image": "MMM, image",
+    "mlm": "Masked language",
+    "mim": "Masked image",
+}
+
+
+def write_report(run_path: Path) -> Path:
+    """Writes `report.html` into a run's folder and returns its path. A part that cannot be shown says what is missing and why.
+
+    Raises: ConfigError when the run's config.json cannot be read.
+    """
+    run_path = Path(run_path)
+    config, log = configuration.load(run_path / "config.json"), read_log(run_path / "log.jsonl")
+    evaluation = read_evaluation(run_path / "evaluation.json")
+    page = render(
+        config=config,
+        header=log.header,
+        steps=log.steps[-1]["step"] + 1 if log.steps else 0,
+        evaluation=evaluation,
+        headlines=tables.headlines(evaluation["metrics"]) if evaluation else [],
+        sections=tables.sections(evaluation["metrics"]) if evaluation else [],
+        losses=loss_charts(config, log, evaluation),
+        courses=course_charts(log),
+        norms=norm_chart(log),
+        facts=tables.facts(config, log, evaluation),
+        config_json=json.dumps(configuration.to_dict(config), indent=2),
+        **collect_examples(run_path, evaluation),
+    )
+    temporary = run_path / f".report.html.{os.getpid()}"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(run_path / "report.html")
+    return run_path / "report.html"
+
+
+def render(**values: Any) -> str:
+    """Fills the template; everything is escaped but the charts, which are drawn here, and the stylesheet."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.tests["blank"] = lambda piece: isinstance(piece, Blank)
+    environment.filters["percent"] = tables.percent
+    style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template("page.html").render(style=style, **values)
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """Reads evaluation.json; None when the run has not been evaluated."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "metrics" in found else None
+
+
+def loss_charts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Draws one chart per objective: each logged loss, its running mean, the loss of guessing, and the held-out loss if measured."""
+    charts = []
+    for name in [*(name for name in LOSSES if name in log.names("loss/")), *(name for name in log.names("loss/") if name not in LOSSES)]:
+        steps, values = log.series(f"loss/{name}")
+        if not values:
+            continue
+        held_out = evaluation["metrics"].get(f"masked/{name}/loss_nats") if evaluation else None
+        level = guessing_loss(config, name)
+        title = LOSSES.get(name, name)
+        words = f"{title}: training loss from {values[0]:.2f} to {values[-1]:.2f} nats over {len(steps)} logged steps"
+        lines = [Line(steps, values, faint=True), Line(steps, smooth(values))]
+        charts.append(
+            {
+                "title": title,
+                "first": values[0],
+                "last": smooth(values)[-1],
+                "held_out": held_out,
+                "svg": draw(words, lines, level=level, mark=None if held_out is None else Mark(steps[-1], held_out)),
+            }
+        )
+    return [chart | {"svg": _markup(chart["svg"])} for chart in charts]
+
+
+def guessing_loss(config: Config, name: str) -> float | None:
+    """Returns the cross-entropy of guessing uniformly; None for the contrastive loss, whose batch may vary."""
+    classes = {
+        "mlm": config.model.text.vocab_size,
+        "mmm_text": config.model.text.vocab_size,
+        "mim": config.codebook.vocab_size,
+        "mmm_image": config.codebook.vocab_size,
+        "itm": 2,
+    }
+    return math.log(classes[name]) if name in classes else None
+
+
+def course_charts(log: RunLog) -> list[dict[str, Any]]:
+    """Draws learning rate, throughput and gradient norm over the steps, as far as they were logged."""
+    wanted = (
+        ("lr", "Learning rate", "", True),
+        ("samples_per_second", "Throughput", "samples/s", True),
+        ("grad_norm", "Gradient norm", "before clipping", False),
+    )
+    charts = []
+    for name, title, unit, from_zero in wanted:
+        steps, values = log.series(name)
+        if values:
+            lines = [Line(steps, values)] if name == "lr" else [Line(steps, values, faint=True), Line(steps, smooth(values))]
+            svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, from_zero=from_zero)
+            charts.append({"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": _markup(svg)})
+    return charts
+
+
+def norm_chart(log: RunLog) -> list[dict[str, Any]]:
+    """Draws each objective's gradient norm on the shared trunk; empty when the run did not measure them."""
+    names = log.names("gradient_norm/")
+    top = max((max(log.series(f"gradient_norm/{name}")[1], default=0.0) for name in names), default=0.0)
+    charts = []
+    for name in sorted(names, key=lambda name: list(LOSSES).index(name) if name in LOSSES else len(LOSSES)):
+        steps, values = log.series(f"gradient_norm/{name}")
+        if values:
+            title = LOSSES.get(name, name)
+            svg = draw(f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], from_zero=True)
+            charts.append({"title": title, "last": values[-1], "share": 100 * values[-1] / top if top else 0.0, "svg": _markup(svg)})
+    return charts
+
+
+def collect_examples(run_path: Path, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    """Runs the model on single samples; a part that fails for a reason the user can mend becomes that reason."""
+    parts: dict[str, Callable[[FrozenModel, Inputs], Any]] = {
+        "by_caption": examples.retrieve_images,
+        "by_image": examples.retrieve_captions,
+        "pictures": examples.reconstruct,
+        "glosses": lambda model, inputs: examples.fill_texts(model, inputs, "mlm"),
+        "captions": lambda model, inputs: examples.fill_texts(model, inputs, "mmm_text"),
+    }
+    found: dict[str, Any] = {"missing_parts": {}, **{name: [] for name in parts}}
+    try:
+        config, module, _ = load_run(run_path)
+        recorded = Path(evaluation["data"]) if evaluation and "data" in evaluation else None
+        inputs = build_inputs(config, recorded if recorded is not None and recorded.is_dir() else find_data(config))
+    except UserError as error:
+        return found | {"missing_parts": dict.fromkeys(parts, str(error))}
+    model = FrozenModel(module, inputs)
+    for name, part in parts.items():
+        try:
+            found[name] = part(model, inputs)
+        except (Missing, UserError) as error:
+            found["missing_parts"][name] = str(error)
+    return found
+
+
+def _markup(svg: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(svg)

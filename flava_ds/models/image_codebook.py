@@ -71,6 +71,8 @@ class ImageCodebook(nn.Module):
         grid = round(codes.shape[-1] ** 0.5)
         if codes.ndim != 2 or grid**2 != codes.shape[1] or codes.is_floating_point():
             raise DataError(f"codes have shape {list(codes.shape)} and dtype {codes.dtype}; expected integers [b n] with n a square number")
+        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.vocab_size:
+            raise DataError(f"codes span {codes.min()} .. {codes.max()}, but the codebook has 0 .. {self.config.vocab_size - 1}")
         output = self.decoder.from_embeddings(self.decoder.embed(rearrange(codes, "b (gh gw) -> b gh gw", gh=grid)))
         mean, _ = output.float().chunk(2, dim=1)
         return unmap_pixels(mean.sigmoid())
@@ -195,7 +197,9 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file or state dict ({str(error).splitlines()[0][:120]})") from error
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file or state dict ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{file}: holds {type(state).__name__} instead of a state dict of tensors; convert it to safetensors")
     return state, {}

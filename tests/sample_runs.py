@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sample_batches import tiny_config
@@ -84,7 +85,9 @@ def world_config(folder: Path, **overrides) -> Config:
     }
     config = tiny_config(**(settings | overrides))
     config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, warmup_steps=10))
-    save_codebook(ImageCodebook(config.codebook), folder / "codebook.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_codebook(ImageCodebook(config.codebook), folder / "codebook.safetensors")
     return config
 
 

@@ -10,20 +10,18 @@ from dataclasses import dataclass
 
 MOST_POINTS = 300
 """Of one line; longer series are averaged in equal pieces."""
-STAND_INS = {"#010101": "var(--ink-2)", "#020202": "var(--rule)", "#030303": "var(--series-1)", "#040404": "var(--series-2)", "#050505": "var(--series-3)"}
+STAND_INS = {"#010101": "var(--ink-2)", "#020202": "var(--rule)", "#030303": "var(--series-1)", "#040404": "var(--series-2)"}
 """matplotlib wants colours; these are replaced by the page's custom properties afterwards."""
-INK, RULE, *SERIES = STAND_INS
-SIZE_INCHES = (3.5, 2.0)
+INK, RULE, FIRST, SECOND = STAND_INS
+SIZE_INCHES = (3.0, 1.75)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a chart; `color` counts the page's three series colours from 0."""
+    """One series of a chart, over steps; a faint one stays in the background."""
 
     steps: Sequence[float]
     values: Sequence[float]
-    label: str = ""
-    color: int = 0
     faint: bool = False
 
 
@@ -35,15 +33,17 @@ class Mark:
     value: float
 
 
-def draw(description: str, lines: Sequence[Line], *, level: float | None = None, mark: Mark | None = None, from_zero: bool = False) -> str:
+def draw(
+    description: str, lines: Sequence[Line], *, level: float | None = None, mark: Mark | None = None, from_zero: bool = False, top: float | None = None
+) -> str:
     """Draws lines over steps and returns an <svg> element.
 
-    `level` is a dashed horizontal line, e.g. the loss of guessing; `description` becomes the accessible name.
+    `level` is a dashed horizontal line, e.g. the loss of guessing; `top` makes charts comparable; `description` becomes the accessible name.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.size": 8, "axes.edgecolor": RULE, "text.color": INK}
     with matplotlib.rc_context(settings):
@@ -57,19 +57,32 @@ def draw(description: str, lines: Sequence[Line], *, level: float | None = None,
             axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
         for line in lines:
             steps, values = thin(line.steps, line.values)
-            axes.plot(steps, values, color=SERIES[line.color], linewidth=1.6, alpha=0.35 if line.faint else 1.0, solid_capstyle="round")
+            dots = "o" if len(steps) < 3 else None
+            axes.plot(steps, values, marker=dots, markersize=4, color=FIRST, linewidth=1.6, alpha=0.35 if line.faint else 1.0, solid_capstyle="round")
         if mark is not None:
-            axes.plot([mark.step], [mark.value], "o", color=SERIES[1], markersize=5, clip_on=False)
+            axes.plot([mark.step], [mark.value], "o", color=SECOND, markersize=5, clip_on=False)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.margins(x=0.01)
         if from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0, top=top)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return inline(stream.getvalue(), description)
+
+
+def short(value: float) -> str:
+    """Writes a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M."""
+    size = abs(value)
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if size >= limit:
+            return f"{value / limit:g}{unit}"
+    if 0 < size < 0.01:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}"
 
 
 def thin(steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
@@ -104,5 +117,5 @@ def inline(svg: str, description: str) -> str:
     svg = f'<svg viewBox="{opening[1]}" role="img" aria-label="{html.escape(description, quote=True)}">' + svg[opening.end() :]
     for color, name in STAND_INS.items():
         svg = svg.replace(color, name)
-    svg = re.sub(r"(font:[^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1var(--sans)", svg)
+    svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1var(--sans)", svg)
     return re.sub(r"\n\s*", "\n", svg).strip()

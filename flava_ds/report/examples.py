@@ -18,6 +18,7 @@ from flava_ds.report.pictures import cover, uri_of_bytes, uri_of_pixels
 
 QUERIES, FOUND = 8, 5
 MASKED_PICTURES, MASKED_TEXTS, GUESSES = 8, 6, 3
+CLOSING = frozenset(".,:;!?)]")
 
 
 class Missing(Exception):
@@ -147,26 +148,30 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
     chosen = samples.select(spaced(len(samples), MASKED_TEXTS), f"masked examples of {name}")
     [batch] = masked_batches(inputs, kind, chosen, len(chosen))
     best = masked_logits(model, batch, name).softmax(-1).topk(GUESSES, dim=-1)
-    tokenizer = inputs.tokenizer
     blanks = {
-        row: Blank(tokenizer.token(answer), [(tokenizer.token(token), share) for token, share in zip(tokens, shares, strict=True)])
+        row: Blank(word(inputs, answer), [(word(inputs, token), share) for token, share in zip(tokens, shares, strict=True)])
         for row, answer, tokens, shares in zip(batch.mlm_rows.tolist(), batch.mlm_labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
     }
     ends = batch.cu_seqlens.tolist()
     found = []
     for number, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         inner = range(start + 1, end - 1)  # without CLS and SEP
-        pieces = join_pieces([blanks.get(row) or tokenizer.token(int(batch.input_ids[row])) for row in inner])
+        pieces = join_pieces([blanks.get(row) or word(inputs, int(batch.input_ids[row])) for row in inner])
         found.append(MaskedText(pieces, picture_of(chosen, number) if kind is Kind.PAIR else None))
     return [text for text in found if any(isinstance(piece, Blank) for piece in text.pieces)]
 
 
+def word(inputs: Inputs, token: int) -> str:
+    """Returns the vocabulary's entry, or the number of a row that the model has beyond it."""
+    return inputs.tokenizer.token(token) if token < inputs.tokenizer.vocab_size else f"[{token}]"
+
+
 def join_pieces(pieces: list[str | Blank]) -> list[str | Blank]:
-    """Glues pieces that continue a word ('##ing') to the piece before, if that is no blank."""
+    """Glues pieces that continue a word ('##ing') and closing punctuation to the piece before, if that is no blank."""
     joined: list[str | Blank] = []
     for piece in pieces:
-        if isinstance(piece, str) and piece.startswith("##") and joined and isinstance(joined[-1], str):
-            joined[-1] += piece[2:]
+        if isinstance(piece, str) and joined and isinstance(joined[-1], str) and (piece.startswith("##") or piece in CLOSING):
+            joined[-1] += piece.removeprefix("##")
         else:
             joined.append(piece)
     return joined

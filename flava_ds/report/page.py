@@ -136,7 +136,7 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
 
 
 def norm_chart(log: RunLog) -> list[dict[str, Any]]:
-    """Draws each objective's gradient norm on the shared trunk; empty when the run did not measure them."""
+    """Draws each objective's gradient norm on the shared trunk, all at one scale; empty when the run did not measure them."""
     names = log.names("gradient_norm/")
     top = max((max(log.series(f"gradient_norm/{name}")[1], default=0.0) for name in names), default=0.0)
     charts = []
@@ -144,8 +144,8 @@ def norm_chart(log: RunLog) -> list[dict[str, Any]]:
         steps, values = log.series(f"gradient_norm/{name}")
         if values:
             title = LOSSES.get(name, name)
-            svg = draw(f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], from_zero=True)
-            charts.append({"title": title, "last": values[-1], "share": 100 * values[-1] / top if top else 0.0, "svg": _markup(svg)})
+            svg = draw(f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], from_zero=True, top=1.08 * top or None)
+            charts.append({"title": title, "last": values[-1], "svg": _markup(svg)})
     return charts
 
 

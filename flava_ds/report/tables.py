@@ -101,15 +101,21 @@ def headlines(metrics: dict[str, float]) -> list[Measure]:
 
 
 def sections(metrics: dict[str, float]) -> list[Section]:
-    """Every metric, by evaluator, in the order in which it was measured."""
-    found = {}
+    """Every metric, by evaluator and held-out set, in the order in which they were first measured."""
+    found: dict[str, list[Measure]] = {}
     for name in metrics:
         evaluator, *rest = name.split("/")
         if len(rest) == 2 and f"/{rest[1]}" not in (CHANCE, PIXELS):
             words = SETS.get(rest[0], rest[0]), WHAT.get(rest[1], rest[1].replace("_", " "))
             found.setdefault(evaluator, []).append(measure(metrics, name, *words))
     known = [name for name in EVALUATIONS if name in found] + [name for name in found if name not in EVALUATIONS]
-    return [Section(*EVALUATIONS.get(name, (name.replace("_", " "), "")), found[name]) for name in known]
+    return [Section(*EVALUATIONS.get(name, (name.replace("_", " "), "")), by_set(found[name])) for name in known]
+
+
+def by_set(measures: list[Measure]) -> list[Measure]:
+    """Brings the measures of each held-out set together."""
+    order = list(dict.fromkeys(measure.set for measure in measures))
+    return sorted(measures, key=lambda measure: order.index(measure.set))
 
 
 def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dict[str, list[tuple[str, str]]]:

@@ -1,0 +1,170 @@
+"""The page is whole: self-contained, accessible, readable by a browser, and honest about what is missing."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from sample_runs import write_run
+
+from flava_ds.errors import ConfigError
+from flava_ds.evaluation.evaluator import evaluate_run
+from flava_ds.report.page import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+MOST_BYTES = 6_000_000
+
+
+class Page(HTMLParser):
+    """Collects the elements with their attributes, and the text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.elements, self.text, self.open, self.errors = [], "", [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img", "br", "path", "use", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag in ("path", "use", "rect"):
+            return
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        else:
+            self.errors.append(f"</{tag}> inside {self.open[-3:]}")
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for found, attributes in self.elements if found == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    run, _ = write_run(tmp_path_factory.mktemp("run"))
+    evaluate_run(run)
+    path = write_report(run)
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+def test_elements_are_closed_in_order(report):
+    _, page = report
+    assert page.errors == [] and page.open == []
+
+
+def test_nothing_is_fetched_and_nothing_runs(report):
+    path, page = report
+    text = path.read_text(encoding="utf-8")
+    assert page.all("script") == [] and not re.search(r"\son\w+=", text)
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    for attributes in (found for _, found in page.elements):
+        for name in ("src", "href", "xlink:href", "srcset", "poster"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), attributes
+    assert path.stat().st_size < MOST_BYTES
+
+
+def test_every_anchor_has_its_target(report):
+    _, page = report
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {a["href"][1:] for a in page.all("a")} <= ids
+    assert {a["aria-labelledby"] for a in page.all("section")} <= ids
+
+
+def test_every_picture_decodes_and_is_described(report):
+    _, page = report
+    pictures = page.all("img")
+    assert len(pictures) == 8 * 5 + 8 + 8 * 4 + 6
+    for attributes in pictures:
+        assert len(attributes["alt"]) > 3
+        Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))).load()
+    assert all(svg["aria-label"] and svg["role"] == "img" for svg in page.all("svg")) and len(page.all("svg")) == 6 + 3 + 6
+
+
+def test_tables_have_captions_and_headers_and_the_page_one_title(report):
+    _, page = report
+    assert len(page.all("caption")) == len(page.all("table")) > 4
+    assert all("scope" in attributes for attributes in page.all("th"))
+    assert len(page.all("h1")) == 1 and page.all("html")[0]["lang"] == "en" and len(page.all("main")) == 1
+
+
+def test_all_parts_are_there(report):
+    _, page = report
+    assert "Not here." not in page.text
+    for words in ("Zero-shot concepts", "Caption to image", "Global contrastive", "Gradient norm of each objective", "0123abc", "hidden_size"):
+        assert words in page.text, words
+
+
+def test_names_are_escaped(tmp_path):
+    run, _ = write_run(tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"name": "<b>&run</b>"}))
+    assert Page(write_report(run).read_text()).all("b") == []
+
+
+@pytest.mark.parametrize(
+    "lost, words",
+    [
+        ("log.jsonl", "holds no steps yet"),
+        ("evaluation.json", "has not been evaluated"),
+        ("checkpoints", "no checkpoint there"),
+        ("../../codebook.safetensors", "no image codebook there"),
+        ("../../data", "committed data"),
+    ],
+)
+def test_a_partial_run_says_what_is_missing(tmp_path, monkeypatch, lost, words):
+    run, _ = write_run(tmp_path)
+    if lost == "../../data":
+        from flava_ds.demo import dataset
+        from flava_ds.errors import DataError
+
+        def unpack():
+            raise DataError("the committed data is missing")
+
+        monkeypatch.setattr(dataset, "unpack", unpack)
+    path = (run / lost).resolve()
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert words in page.text and "Not here." in page.text and page.errors == []
+
+
+def test_a_run_without_a_configuration_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="config.json"):
+        write_report(tmp_path)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; the other tests read the page's elements")
+def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
+    probe = """<script>
+    window.failures = []; addEventListener('error', e => failures.push(e.message), true);
+    addEventListener('load', async () => {
+      const images = [...document.images];
+      await Promise.all(images.map(i => i.decode().catch(() => failures.push('picture ' + i.alt))));
+      const wide = document.documentElement.scrollWidth > innerWidth + 1 ? 'wider than the window' : '';
+      document.body.setAttribute('data-result', JSON.stringify({images: images.length, failures, wide,
+        fetched: performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length,
+        charts: [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 80).length}));
+    });
+    </script></head>"""
+    copy = tmp_path / "page.html"
+    copy.write_text(report[0].read_text(encoding="utf-8").replace("</head>", probe, 1), encoding="utf-8")
+    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--window-size=600,900"]
+    done = subprocess.run([*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120)
+    [attributes] = [found for tag, found in Page(done.stdout).elements if tag == "body"]
+    assert json.loads(attributes["data-result"]) == {"images": 86, "failures": [], "wide": "", "fetched": 0, "charts": 15}

@@ -67,7 +67,7 @@ class CodebookTrainingConfig:
 
 
 DEMO = CodebookTrainingConfig(
-    total_steps=1000,
+    total_steps=900,
     batch_size=32,
     lr=3e-3,
     min_lr=1e-5,
@@ -76,10 +76,19 @@ DEMO = CodebookTrainingConfig(
     temperature_share=0.6,
     kl_weight=1.0,
     kl_share=0.1,
-    usage_weight=10.0,
+    usage_weight=20.0,
     embedding_std=1.0,
     ema_decay=0.0,
 )
+"""For about a minute on one core: 32 hidden, 3 groups of 1 block, 512 codes at 24 pixels gave held-out MSE 0.028 (one colour 0.101, one per
+image 0.076) and perplexity 259 after 900 steps and 60 s of processor time.
+
+Why it differs from DALL-E's, each measured on 24- to 48-pixel icons over 400 to 500 steps. Without any KL, codes collapse to 5. DALL-E's 6.6
+keeps 134 codes but a perplexity of 38 at MSE 0.038. One-hot inputs into embeddings of std 1 / sqrt(vocab_size) start as almost nothing, and a
+short run does not recover: std 1 takes the MSE from 0.038 to 0.025. The KL holds each cell near uniform, which a short run pays for in MSE;
+asking for evenness of the batch mean instead (usage_weight, with a KL of 1 against early certainty) takes the perplexity from 49 to 90, at
+the same MSE. A weight average over 1,000 steps would still hold the start.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
+DUPLICATE = "duplicate member"
+"""The one fault that loses no sample: the first member of a name is kept."""
 _VERSION = 1
 
 
@@ -88,7 +90,7 @@ def scan_shard(path: Path) -> ShardIndex:
             continue
         place = samples.setdefault(key, len(samples)), suffixes.setdefault(suffix, len(suffixes))
         if place in members:
-            faults["duplicate member"] += 1
+            faults[DUPLICATE] += 1
             continue
         members[place] = offset, size
     table = np.array([(*place, *where) for place, where in members.items()], dtype=np.int64).reshape(-1, 4)

@@ -74,6 +74,7 @@ class StepLoader:
             pin_memory=self.pin_memory,
             collate_fn=_same,
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),
         )
         micro_batches: list[Batch] = []
         for result in _checked(loader):

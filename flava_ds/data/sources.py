@@ -18,7 +18,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data import faults
 from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, SampleTable, counted
+from flava_ds.data.index import DUPLICATE, IMAGE_SUFFIXES, SampleTable, counted
 from flava_ds.data.order import uniforms
 from flava_ds.data.shards import expand_shards
 from flava_ds.errors import ConfigError, DataError
@@ -138,7 +138,7 @@ class ShardSource:
 
     def _check(self, required: dict[str, str]) -> None:
         """Refuses a source that has nothing, or too little, to offer."""
-        lost = sum(self.table.faults.values())
+        lost = sum(self.table.faults.values()) - self.table.faults[DUPLICATE]
         report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
         if not len(self):
             needs = " and ".join(required)

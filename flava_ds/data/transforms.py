@@ -22,7 +22,7 @@ SMALL_SIDE = 160
 """Pictures up to this edge are resampled as a batch."""
 _OVERSAMPLING = 1.5
 """Small pictures larger than this many output pixels are first reduced to it with an antialiased filter; bilinear sampling copes with the rest."""
-_CHUNK = 64
+_CHUNK = 32
 _CROP_STREAM, _GEOMETRY_STREAM = 1, 2
 _CROP_ATTEMPTS = 10
 
@@ -68,7 +68,7 @@ class ImageTransform:
             else:
                 view = _resample(group, boxes[rows], angle[rows], flip[rows], size)
             view = apply_colors(view.float(), colors.at(rows)) if colors is not None else view
-            out.index_copy_(0, torch.from_numpy(rows), _to_uint8(view))
+            out.numpy()[rows] = _to_uint8(view).numpy()
         return out
 
 

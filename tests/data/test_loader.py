@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 from dataclasses import replace
 
@@ -91,9 +92,11 @@ def test_unshuffled_order_is_that_of_the_shards(make_config):
 def test_another_epoch_and_another_seed_change_the_augmentation(make_config):
     config = make_config(training={"total_steps": 30})
     first, other = ([batch for (batch,) in StepLoader(c) if batch.kind == Kind.IMAGE] for c in (config, replace(config, seed=1)))
-    key = first[0].keys[0]
-    views = [b.pixel_values[b.keys.index(key)] for b in [*first, *other] if key in b.keys]
-    assert len({view.numpy().tobytes() for view in views}) > 1
+    masks = [{(key, b.bool_masked_pos[row].numpy().tobytes()) for b in run for row, key in enumerate(b.keys)} for run in (first, other)]
+    visits = sum(batch.size for batch in first)
+    assert visits >= 3 * 10
+    assert len(masks[0]) > 0.8 * visits
+    assert len(masks[0] & masks[1]) < 0.3 * visits
 
 
 @pytest.fixture
@@ -204,3 +207,10 @@ def test_leaving_early_ends_the_loader_processes(make_config):
         assert len(set(multiprocessing.active_children()) - before) == 2
         break
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_reading_moves_no_global_generator(make_config):
+    before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+    for workers in (0, 1):
+        list(StepLoader(elastic(make_config(), 1, 1, workers)))
+    assert before == (random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())

@@ -104,6 +104,7 @@ def test_incomplete_samples_never_enter_and_an_unusable_source_is_refused(source
         source_of([("a.webp", picture(0)), ("b.webp", picture(1))])
     with pytest.raises(DataError, match="more than max_skipped_share 0.05"):
         source_of([*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))])
+    assert len(source_of([*pair_members(range(100)), *pair_members(range(20))])) == 100
     assert len(source_of([*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))], max_skipped_share=0.2)) == 100
 
 

@@ -153,9 +153,9 @@ def test_a_run_without_a_configuration_is_an_error(tmp_path):
 def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
     probe = """<script>
     window.failures = []; addEventListener('error', e => failures.push(e.message), true);
-    addEventListener('load', async () => {
+    addEventListener('load', () => {
       const images = [...document.images];
-      await Promise.all(images.map(i => i.decode().catch(() => failures.push('picture ' + i.alt))));
+      images.filter(i => !(i.complete && i.naturalWidth > 0)).forEach(i => failures.push('picture ' + i.alt));
       const wide = document.documentElement.scrollWidth > innerWidth + 1 ? 'wider than the window' : '';
       document.body.setAttribute('data-result', JSON.stringify({images: images.length, failures, wide,
         fetched: performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length,
@@ -164,7 +164,7 @@ def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
     </script></head>"""
     copy = tmp_path / "page.html"
     copy.write_text(report[0].read_text(encoding="utf-8").replace("</head>", probe, 1), encoding="utf-8")
-    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--window-size=600,900"]
+    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--window-size=600,900"]
     done = subprocess.run([*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120)
     [attributes] = [found for tag, found in Page(done.stdout).elements if tag == "body"]
     assert json.loads(attributes["data-result"]) == {"images": 86, "failures": [], "wide": "", "fetched": 0, "charts": 15}

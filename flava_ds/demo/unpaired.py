@@ -9,9 +9,9 @@ from flava_ds.demo.shards import Sample, as_json
 from flava_ds.demo.sources import Drawing, Gloss, read_drawings, read_glosses, slug
 
 MOST_IMAGES = 3000
-MOST_IMAGES_OF_A_TITLE = 2  # "jigsaw red 07" and its thirty neighbours differ by a number
+MOST_IMAGES_OF_A_TITLE = 4  # "jigsaw red 07" and its thirty neighbours differ by a number
 MOST_DRAWING_BYTES = 400_000  # larger files are traced photographs that take seconds to render
-MOST_WEBP_BYTES = 1_400
+MOST_WEBP_BYTES = 2_000
 SHORTEST_DEFINITION, LONGEST_DEFINITION = 3, 30  # words
 
 MOST_TEXTS = 24_000

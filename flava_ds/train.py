@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -19,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or not getattr(error, "on_all_ranks", False):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

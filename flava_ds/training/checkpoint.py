@@ -50,13 +50,16 @@ def save(engine: Engine, config: Config, step: int, data_state: dict[str, Any]) 
     world, final = engine.world, config.run_path / files.FOLDER / files.name_of(step)
     temporary = final.with_name(final.name + f".tmp-{world.size}ranks")
     if world.is_main:
-        temporary.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(config.run_path)
+        temporary.mkdir(parents=True)
     barrier(world)
     engine.deepspeed.save_checkpoint(str(temporary), tag=SHARDS, client_state={}, save_latest=False)
     _save_generators(temporary / _generators_name(world.rank), world)
     _save_weights(engine, temporary / files.WEIGHTS)
     error = None
     if world.is_main:
+        for script in temporary.glob("*.py"):  # DeepSpeed's conversion scripts, which unpickle anything
+            script.unlink()
         configuration.save(config, temporary / "config.json")
         state = {"step": step, "world_size": world.size, "zero": engine.layout(), "skipped": int(engine.skipped), "data": data_state}
         files.write_text(temporary / "state.json", json.dumps(state, indent=1) + "\n")
@@ -92,7 +95,7 @@ def resume(engine: Engine, config: Config) -> tuple[int, dict[str, Any]] | None:
     if folder is None:
         log.info("no checkpoint under %s: a fresh start", config.run_path / files.FOLDER)
         return None
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(folder)
     try:
         with safe_unpickling():
             engine.deepspeed.load_checkpoint(str(folder), tag=SHARDS, load_lr_scheduler_states=False)
@@ -123,11 +126,23 @@ def load_initial_weights(module: nn.Module, path: str) -> None:
     log.info("%d of the model's %d tensors come from %s, %d of that file are not used", len(known), len(own), path, len(weights) - len(known))
 
 
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Returns a checkpoint's state.json.
+
+    Raises: CheckpointError when it is missing or lacks a key.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return {key: state[key] for key in ("step", "world_size", "zero", "skipped", "data")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'state.json'} cannot be used ({type(error).__name__}: {error}); use another checkpoint") from error
+
+
 def _check_fits(engine: Engine, folder: Path) -> None:
     """Raises CheckpointError unless `folder` holds this model, sharded as this run shards it."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(folder)
     files.check_shapes(files.shapes_of(folder / files.WEIGHTS), engine.shapes(), str(folder / files.WEIGHTS))
-    for what, saved, now in (("ranks", state["world_size"], engine.world.size), *((key, state["zero"][key], value) for key, value in engine.layout().items())):
+    for what, saved, now in (("ranks", state["world_size"], engine.world.size), *((key, state["zero"].get(key), value) for key, value in engine.layout().items())):
         if saved != now:
             raise CheckpointError(
                 f"{folder} was written with {what} {saved} and this run has {now}; continue with {what} {saved}, or start a new run "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
+import re
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -52,8 +53,9 @@ def see_tensors_in_dataclasses() -> None:
 
     def apply_to_tensors_only(function: Any, value: Any, warning_msg_fn: Any = None) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            seen = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-            changed = {name: apply_to_tensors_only(function, item) for name, item in seen.items() if isinstance(item, (torch.Tensor, dict, tuple, list))}
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+            holders = {name: item for name, item in fields.items() if isinstance(item, torch.Tensor | dict | tuple | list) or dataclasses.is_dataclass(item)}
+            changed = {name: apply_to_tensors_only(function, item) for name, item in holders.items()}
             return dataclasses.replace(value, **changed)
         return original(function, value, warning_msg_fn)
 
@@ -122,7 +124,9 @@ def safe_unpickling() -> Any:
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be read safely ({str(error).splitlines()[0]}); it was damaged or not written by flava_ds") from error
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it holds the Python object {found.group(1)}" if found else str(error).splitlines()[0]
+            raise CheckpointError(f"{path} cannot be read safely ({reason}); it was damaged or not written by flava_ds, use another checkpoint") from error
 
     original = TorchCheckpointEngine.load
     TorchCheckpointEngine.load = load

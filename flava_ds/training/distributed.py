@@ -52,6 +52,7 @@ def start(timeout_s: int) -> World:
     if cuda:
         torch.cuda.set_device(device)
     else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, rank=rank, world_size=size, device_id=device if cuda else None)
@@ -105,6 +106,7 @@ def raise_together(world: World, error: Exception | None) -> None:
     errors = gather_objects(world, error)
     first = error or next((e for e in errors if e is not None), None)
     if first is not None:
+        first.on_all_ranks = True
         raise first
 
 

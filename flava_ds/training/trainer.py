@@ -126,7 +126,7 @@ class Trainer:
         if not self._due(step + 1, self.config.logging.objective_gradient_norms_every):
             return
         if self.engine.stage == 3:
-            if not self._gradient_norms_refused:
+            if self.world.is_main and not self._gradient_norms_refused:
                 log.warning("logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no whole gradients; use ZeRO 0, 1 or 2 to measure them")
             self._gradient_norms_refused = True
             return
@@ -147,10 +147,12 @@ class Trainer:
         if longest and longest < limit:
             log.warning("step %d: up to %d updates in a row were skipped, because a loss or a gradient was not finite", step, longest)
         if longest >= limit:
-            raise UserError(
+            error = UserError(
                 f"step {step}: {longest} updates in a row were skipped, because a loss or a gradient was not finite (training.stop_on_nonfinite is {limit}); "
                 f"lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}"
             )
+            error.on_all_ranks = True
+            raise error
 
     def _where_to_continue(self) -> str:
         """Names the checkpoint that a next run would start from."""

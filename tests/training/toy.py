@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config, EngineConfig, ObjectivesConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.training.engine_config import shipped_settings
 
 WIDTH = 12
 
@@ -117,6 +120,15 @@ def toy_batch(kind: Kind, step: int, rank: int, micro_step: int, size: int = 4) 
         mlm_labels=torch.randint(0, 9, (rows.shape[0],), generator=draw),
         itm_labels=torch.randint(0, 2, (size,), generator=draw),
     )
+
+
+def partition_everything(folder: Path, name: str = "zero3") -> str:
+    """Writes a ZeRO-3 file that keeps no small parameter whole, as the shipped one would with a toy, and returns its path."""
+    settings = json.loads(shipped_settings()[name].read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = folder / f"{name}_all.json"
+    path.write_text(json.dumps(settings))
+    return str(path)
 
 
 def toy_config(deepspeed_config: str = "zero1", **training) -> Config:

@@ -1,0 +1,67 @@
+"""The JSON of the engine: what it may set, what the recipe owns, and what is refused in one line."""
+
+import json
+
+import pytest
+from toy import toy_config
+
+from flava_ds.errors import ConfigError
+from flava_ds.training.engine_config import merged_settings, shipped_settings
+
+
+def settings_of(folder, content, **training):
+    """Merges a hand-written JSON for two ranks on CPU."""
+    path = folder / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return merged_settings(toy_config(str(path), **training), 2, "cpu")
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload"])
+def test_shipped_files_pass_and_always_carry_clipping(name):
+    assert name in shipped_settings()
+    settings = merged_settings(toy_config(name, gradient_accumulation_steps=2), 2, "cpu")
+    assert settings["zero_optimization"]["stage"] == int(name[4])
+    assert settings["gradient_clipping"] == 0.0  # never DeepSpeed's default of 1.0; the engine clips
+    assert (settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"zero_optimisation": {"stage": 2}}, ["unknown key 'zero_optimisation'", "did you mean 'zero_optimization'"]),
+        ({"gradient_cliping": 1.0, "zero_optimization": {"stage": 1}}, ["unknown key 'gradient_cliping'", "did you mean 'gradient_clipping'"]),
+        ({"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}, ["'gradient_clipping' belongs to the recipe", "training.gradient_clipping"]),
+        ({"train_batch_size": 8, "zero_optimization": {"stage": 1}}, ["training.global_batch_size"]),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}, ["training.precision"]),
+        ({"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}, ["optimizer.name"]),
+        ({"scheduler": {}, "zero_optimization": {"stage": 1}}, ["schedule.warmup_steps"]),
+        ({}, ["explicit", "stage"]),
+        ({"zero_optimization": True}, ["explicit", "stage"]),
+        ({"zero_optimization": {"stage": "2"}}, ["explicit", "stage"]),
+        ({"zero_optimization": {"stage": 7}}, ["zero_optimization.stage"]),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}}, ["reduce_bucket_sise", "did you mean 'reduce_bucket_size'"]),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}, ["zero_optimization.reduce_bucket_size"]),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, ["offloading needs ZeRO stage 1"]),
+        ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}', ["'zero_optimization' occurs twice"]),
+        ('{"zero_optimization": ', ["mine.json"]),
+        ("[1]", ["expected a JSON object"]),
+    ],
+)
+def test_bad_files_are_refused_by_key(tmp_path, content, words):
+    with pytest.raises(ConfigError) as caught:
+        settings_of(tmp_path, content)
+    assert all(word in str(caught.value) for word in [*words, "mine.json"]), caught.value
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(ConfigError, match="did you mean 'zero2'"):
+        merged_settings(toy_config("zro2"), 1, "cpu")
+
+
+def test_precisions_that_would_go_wrong_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="use stage 1"):
+        merged_settings(toy_config("zero0", precision="bf16"), 1, "cpu")
+    with pytest.raises(ConfigError, match="fp16.*does not run on a CPU"):
+        merged_settings(toy_config("zero1", precision="fp16"), 1, "cpu")
+    assert merged_settings(toy_config("zero1", precision="fp16"), 1, "cuda")["fp16"] == {"enabled": True}
+    assert merged_settings(toy_config("zero1", precision="bf16"), 1, "cpu")["bf16"]["enabled"]

@@ -169,8 +169,14 @@ def _path(name: str) -> str:
     return ".//" + "/".join("*" if part == "*" else "{*}" + part for part in name.split("/"))
 
 
+def without_addresses(text: str) -> str:
+    """Credit people by name: drop a mail address in brackets, and keep of a bare one what stands before the @."""
+    text = re.sub(r"\s*[\[(<][^\])>]*@[^\])>]*[\])>]", "", text)
+    return re.sub(r"(\S+?)@\S+", r"\1", text)
+
+
 def _texts(tree: ElementTree.Element, name: str) -> list[str]:
-    found = (" ".join((element.text or "").split()) for element in tree.iterfind(_path(name)))
+    found = (without_addresses(" ".join((element.text or "").split())) for element in tree.iterfind(_path(name)))
     return [text for text in found if text]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -147,6 +148,10 @@ def test_every_sample_is_complete_and_plain(folders, names, suffixes, fields):
             for field, value in record.items():
                 values = value if isinstance(value, list) else [value]
                 assert all(isinstance(part, str) and part.strip() for part in values), f"{name}/{key}: {field}"
+
+
+def test_no_sample_carries_a_mail_address(folders):
+    assert [key for name in folders for key, sample in folders[name].items() if re.search(rb"\w@\w+[.]\w", sample["json"])] == []
 
 
 def test_captions(folders):

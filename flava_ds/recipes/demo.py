@@ -34,7 +34,7 @@ def demo() -> Config:
     return Config(
         name="demo",
         model=demo_model(hidden_size=192, num_attention_heads=3, layers=(4, 4, 2)),
-        codebook=CodebookConfig(hidden_size=32, vocab_size=512, image_size=48, num_groups=4, decoder_init_size=32),
+        codebook=CodebookConfig(hidden_size=32, num_groups=3, num_blocks_per_group=1, vocab_size=512, image_size=24, decoder_init_size=64),
         codebook_weights="runs/demo_codebook/codebook.safetensors",
         objectives=demo_objectives(),
         data=DataConfig(sources=demo_sources(), vocabulary=str(VOCABULARY), num_workers=1),

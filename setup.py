@@ -11,7 +11,10 @@ setup(
     packages=find_packages(include=["flava_ds", "flava_ds.*"]) + find_packages("kernels") + ["flava_ds.ds_configs"],
     package_dir={"flava_kernels": "kernels/flava_kernels", "flava_ds.ds_configs": "ds_configs"},
     package_data={
-        "flava_ds": ["data/vocab/*", "demo/*.txt", "demo/*.json", "demo/*.md", "demo/data/*", "recipes/*.safetensors", "report/*.html", "report/*.css"],
+        "flava_ds": [
+            *("data/vocab/*", "demo/*.txt", "demo/*.json", "demo/*.md", "demo/data/*", "demo/licenses/*"),
+            *("recipes/*.safetensors", "report/*.html", "report/*.css"),
+        ],
         "flava_ds.ds_configs": ["*.json"],
     },
     install_requires=[

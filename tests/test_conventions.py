@@ -31,7 +31,7 @@ BELOW = {
     "training": {"errors", "config", "batch", "models", "data", "objectives", "training", "evaluation"},
     "evaluation": {"errors", "config", "batch", "models", "data", "objectives", "training", "evaluation"},
     "hf": {"errors", "config", "batch", "models", "data", "objectives", "training", "hf"},
-    "report": {"errors", "config", "batch", "report", "training", "evaluation"},
+    "report": {"errors", "config", "batch", "models", "data", "report", "training", "evaluation"},
 }
 """What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build, demo) may import all."""
 

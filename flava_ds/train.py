@@ -45,4 +45,7 @@ def run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # everything is closed; a gloo thread that wants the interpreter while it shuts down would abort the process now and then

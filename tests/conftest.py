@@ -46,6 +46,7 @@ def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: i
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    os._exit(0)  # a gloo thread that wants the interpreter while it shuts down would abort the process now and then
 
 
 @pytest.fixture(name="run_ranks")

@@ -32,16 +32,16 @@ def forward_flops(config: Config, batch: Batch) -> float:
     mim_head = _head_flops(image.hidden_size, config.codebook.vocab_size)
     text_head = _head_flops(text.hidden_size, text.vocab_size)
     if batch.kind is Kind.IMAGE:
-        return _image_flops(config, images) + rows["mim"] * mim_head
+        return _patch_flops(config, batch.size) + _encoder_flops(image, images) + rows["mim"] * mim_head
     if batch.kind is Kind.TEXT:
         return _encoder_flops(text, texts) + rows["mlm"] * text_head
-    total = 0.0
+    total = _patch_flops(config, batch.size)  # once for the clean and the masked version
     if objectives.global_contrastive.weight > 0:
-        total += _image_flops(config, images) + _encoder_flops(text, texts)
+        total += _encoder_flops(image, images) + _encoder_flops(text, texts)
         total += 2 * batch.size * model.projection_dim * (image.hidden_size + text.hidden_size)
-    fused_rows = objectives.mmm_image.weight > 0 or objectives.mmm_text.weight > 0 or objectives.itm.weight > 0
-    if fused_rows:
-        total += _image_flops(config, images) + _encoder_flops(text, texts)
+    fused_wanted = objectives.mmm_image.weight > 0 or objectives.mmm_text.weight > 0 or objectives.itm.weight > 0
+    if fused_wanted:
+        total += _encoder_flops(image, images) + _encoder_flops(text, texts)
         total += 2 * fused.hidden_size * (sum(images) * image.hidden_size + sum(texts) * text.hidden_size)
         total += _encoder_flops(fused, [1 + a + b for a, b in zip(images, texts, strict=True)])
     total += (objectives.mmm_image.weight > 0) * rows["mim"] * _head_flops(fused.hidden_size, config.codebook.vocab_size)
@@ -55,11 +55,10 @@ def _rows(batch: Batch) -> dict[str, int]:
     return {name: 0 if rows is None else rows.shape[0] for name, rows in (("mim", batch.mim_rows), ("mlm", batch.mlm_rows))}
 
 
-def _image_flops(config: Config, lengths: list[int]) -> float:
-    """Patch embedding and encoder over one version of the images."""
+def _patch_flops(config: Config, images: int) -> float:
+    """The patch embedding."""
     image = config.model.image
-    patches = sum(lengths) - len(lengths)
-    return 2 * patches * image.patch_size**2 * image.num_channels * image.hidden_size + _encoder_flops(image, lengths)
+    return 2 * images * image.num_patches * image.patch_size**2 * image.num_channels * image.hidden_size
 
 
 def _encoder_flops(shape, lengths: list[int]) -> float:

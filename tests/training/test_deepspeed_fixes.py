@@ -1,0 +1,183 @@
+"""Each workaround: what it does, and that DeepSpeed still needs it. When a test_upstream_still_... fails, the workaround can go."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import torch
+from test_engine import run_steps
+from toy import Toy, partition_everything, toy_batch, toy_config
+
+from flava_ds.batch import Kind
+from flava_ds.training import deepspeed_fixes
+from flava_ds.training.distributed import start
+from flava_ds.training.engine import Engine
+
+
+def initialize(module: torch.nn.Module, stage: int, optimizer: torch.optim.Optimizer, **settings):
+    """Plain DeepSpeed, without our engine; only the slow compilation is kept out."""
+    import deepspeed
+
+    deepspeed_fixes.skip_shared_memory_op()
+    base = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "gradient_clipping": 0.0}
+    base |= {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **settings.pop("zero", {})}} | settings
+    return deepspeed.initialize(model=module, optimizer=optimizer, config=base, dist_init_required=False)[0]
+
+
+class Two(torch.nn.Module):
+    """Two layers of which a step uses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, name: str) -> torch.Tensor:
+        return getattr(self, name)(torch.ones(2, 4)).square().sum()
+
+
+def step(engine, name: str) -> None:
+    engine.backward(engine(name))
+    engine.step()
+
+
+def stale_gradients(fixed: bool) -> dict[str, float]:
+    """How far plain SGD moves `a` in a step that uses `b` alone."""
+    start(60)
+    moved = {}
+    for name, stage, zero in (("zero3", 3, {}), ("zero1_offload", 1, {"offload_optimizer": {"device": "cpu"}})):
+        module = Two()
+        engine = initialize(module, stage, torch.optim.SGD(module.parameters(), lr=0.1), zero=zero)
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        step(engine, "a")
+        before = safe_get_full_fp32_param(module.a.weight).clone()
+        if fixed:
+            deepspeed_fixes.clear_stale_gradients(engine.optimizer)
+        step(engine, "b")
+        moved[name] = float((safe_get_full_fp32_param(module.a.weight) - before).abs().max())
+    return moved
+
+
+def test_upstream_still_applies_stale_gradients(run_ranks):
+    (moved,) = run_ranks(stale_gradients, 1, False)
+    assert all(distance > 1e-3 for distance in moved.values()), moved
+
+
+def test_clearing_stops_stale_gradients(run_ranks):
+    (moved,) = run_ranks(stale_gradients, 1, True)
+    assert moved == {"zero3": 0.0, "zero1_offload": 0.0}
+
+
+def upstream_habits() -> dict[str, object]:
+    """Collects what DeepSpeed does on its own, one small engine each."""
+    import deepspeed
+    from deepspeed.comm.torch import TorchBackend
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    start(33)
+    said: dict[str, object] = {}
+    config = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "gradient_cliping": 3.0, "zero_optimisation": {"stage": 2}})
+    said["unknown keys"] = "accepted"
+    said["default clipping"] = config.gradient_clipping
+
+    scalar = torch.nn.Module()
+    scalar.scale = torch.nn.Parameter(torch.tensor(1.0))
+    try:
+        initialize(scalar, 1, torch.optim.SGD(scalar.parameters(), lr=0.1))
+        said["0-d"] = "accepted"
+    except RuntimeError as error:
+        said["0-d"] = str(error)
+
+    module = Two()
+    optimizer = torch.optim.AdamW(module.parameters())
+    initialize(module, 0, optimizer, bf16={"enabled": True})
+    said["updates at start, stage 0 + bf16"] = [float(state["step"]) for state in optimizer.state.values()]
+
+    group = TorchBackend.new_group(deepspeed.comm.comm.cdb, [0])
+    said["upstream timeout"] = group._get_backend(torch.device("cpu")).options._timeout
+    original = TorchBackend.new_group
+    deepspeed_fixes.honour_group_timeout(33)
+    group = deepspeed.comm.comm.cdb.new_group([0])
+    said["our timeout"] = group._get_backend(torch.device("cpu")).options._timeout
+    TorchBackend.new_group = original
+    return said
+
+
+def test_upstream_still_has_the_habits_that_engine_config_and_fixes_work_around(run_ranks):
+    (said,) = run_ranks(upstream_habits, 1)
+    assert said["unknown keys"] == "accepted"
+    assert said["default clipping"] == 1.0
+    assert "cannot be 0" in said["0-d"]
+    assert said["updates at start, stage 0 + bf16"] == [1.0] * 4
+    assert said["upstream timeout"] > datetime.timedelta(minutes=20)
+    assert said["our timeout"] == datetime.timedelta(seconds=33)
+
+
+def hidden_tensors(fixed: bool, path: str) -> str:
+    """Runs the toy, whose modules return dataclasses, under ZeRO-3."""
+    world = start(60)
+    config = toy_config(path)
+    if not fixed:
+        deepspeed_fixes.see_tensors_in_dataclasses = lambda: None
+    module = Toy()
+    engine = Engine(module, module.parameter_kinds(), config, world)
+    try:
+        run_steps(engine, config, world, [Kind.PAIR])
+    except RuntimeError as error:
+        return str(error)
+    return "fine"
+
+
+def test_upstream_still_overlooks_tensors_in_dataclasses(run_ranks, tmp_path):
+    path = partition_everything(tmp_path)
+    (said,) = run_ranks(hidden_tensors, 1, False, path)
+    assert "size" in said or "shape" in said
+    assert run_ranks(hidden_tensors, 1, True, path) == ["fine"]
+
+
+def unsafe_load(folder: str) -> bool:
+    """Lets DeepSpeed load a pickle that creates a file; tells whether it did."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    torch.save(Touch(f"{folder}/ran"), f"{folder}/shard.pt")
+    TorchCheckpointEngine().load(f"{folder}/shard.pt")
+    return os.path.exists(f"{folder}/ran")
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_upstream_still_unpickles_anything(run_ranks, tmp_path):
+    assert run_ranks(unsafe_load, 1, str(tmp_path)) == [True]
+
+
+def test_upstream_still_wants_to_compile_an_op_at_start(run_ranks):
+    assert run_ranks(_shared_memory_op, 1) == [(True, None)]
+
+
+def _shared_memory_op() -> tuple[bool, object]:
+    """Whether DeepSpeed would build deepspeed_shm_comm, and what it builds after the fix."""
+    import deepspeed.ops
+    from deepspeed.comm.torch import build_shm_op
+
+    wanted = deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"]
+    deepspeed_fixes.skip_shared_memory_op()
+    return bool(wanted), build_shm_op()
+
+
+def test_scalars_become_vectors_of_one_in_place():
+    module = Toy()
+    deepspeed_fixes.reshape_scalars(module)
+    assert module.logit_scale.shape == (1,) and isinstance(module.logit_scale, torch.nn.Parameter)
+    denominators = {"mmm_text": torch.tensor(1.0), "itm": torch.tensor(1.0)}
+    torch.testing.assert_close(module(toy_batch(Kind.PAIR, 0, 0, 0), denominators).loss, Toy()(toy_batch(Kind.PAIR, 0, 0, 0), denominators).loss)

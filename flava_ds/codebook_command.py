@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data.shards import expand_shards
 from flava_ds.errors import UserError
+from flava_ds.launch import require_shards
 from flava_ds.recipes import check_option_names, parse_overrides, resolve
 
 SMALL_RECIPES = ("demo", "flava_debug")
@@ -54,7 +54,7 @@ def picture_source(config: Config, shards: str) -> SourceConfig:
     Raises: ConfigError or DataError when there are no shards.
     """
     like = next((source for source in config.data.sources if source.kind == "image"), SourceConfig(name="pictures", kind="image", shards=shards))
-    expand_shards(shards, "pictures")
+    require_shards("pictures", shards)
     return dataclasses.replace(like, name="pictures", shards=shards, image_codes_key=None)
 
 

@@ -92,6 +92,14 @@ def check_batches(config: Config, ranks: int) -> None:
         config.micro_batch_size(source, ranks)
 
 
+def require_shards(name: str, shards: str) -> None:
+    """Raises DataError unless the folder, file or pattern stands for shards."""
+    is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
+    if is_plain_path and not Path(shards).expanduser().exists():
+        raise DataError(f"source '{name}': no folder or .tar at '{shards}'; give the place of the shards")
+    expand_shards(shards, name)
+
+
 def provide_demo_data(config: Config) -> None:
     """Unpacks the committed data set when a source expects it at its usual place and it is not there yet."""
     from flava_ds.demo.dataset import unpack
@@ -110,9 +118,7 @@ def check_inputs(config: Config) -> None:
         raise ConfigError("data.sources is empty: a run needs at least one source")
     provide_demo_data(config)
     for source in config.data.sources:
-        if not source.shards.endswith(".tar") and "{" not in source.shards and ":" not in source.shards and not Path(source.shards).expanduser().exists():
-            raise DataError(f"source '{source.name}': no folder or .tar at '{source.shards}'; set data.sources[].shards to where the shards are")
-        expand_shards(source.shards, source.name)
+        require_shards(source.name, source.shards)
     weights = config.codebook_weights
     needs_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
     if weights is None and needs_codes and any(source.kind != "text" and source.image_codes_key is None for source in config.data.sources):

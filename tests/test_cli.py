@@ -77,7 +77,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["train", "flava_debug", "--ranks", "3"], "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; use a multiple of 3"),
         (["train", "flava_base"], "codebook_weights is not set"),
         (["train", "flava_debug", "--codebook-weights", "gone.safetensors"], "codebook_weights 'gone.safetensors': no such file"),
-        (["train", "flava_debug", "--data.sources.1.shards", "gone"], "source 'image': no folder or .tar at 'gone'"),
+        (["train", "flava_debug", "--data.sources.1.shards", "gone"], "source 'image': no folder or .tar at 'gone'; give the place"),
         (["config", "flava_base", "--optimizer.lr", "fast"], "Error parsing --optimizer.lr"),
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
         (["report", "."], ".: holds no config.json, so it is not a run"),

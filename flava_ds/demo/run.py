@@ -178,7 +178,8 @@ def calibrate(demo: Demo) -> None:
     per_step = seconds_per_step(demo.run_path / "calibration" / "log.jsonl", resolve("demo", words))
     reserve = max(AFTER_TRAINING_LEAST_S, AFTER_TRAINING_SHARE * 60 * demo.minutes)
     steps = int(SAFETY * (demo.left_s() - reserve - LAUNCH_S) / per_step)
-    print(f"{per_step:.2f} s for a step on average: {steps} steps fit", flush=True)
+    fitting = f"{steps} steps fit" if steps >= LEAST_STEPS else f"too little time is left, so {LEAST_STEPS} steps will be made"
+    print(f"{per_step:.2f} s for a step on average: {fitting}", flush=True)
     demo.save_state(total_steps=max(LEAST_STEPS, steps))
 
 
@@ -198,6 +199,7 @@ def cpu_launch(overrides: list[str], ranks: int) -> Launch:
 
 def export(demo: Demo) -> float:
     """Exports to Hugging Face's format and returns the largest relative difference of logits after reading it back."""
+    os.environ["TQDM_DISABLE"] = "1"  # transformers' progress bar of half a second
     from flava_ds.hf import export_weights
 
     out = export_weights.export(demo.run_path, demo.run_path / "huggingface")
@@ -213,10 +215,11 @@ def conclude(demo: Demo, evaluation: dict[str, Any], difference: float, page: Pa
     seconds = time.monotonic() - demo.started
     found = [*gates(evaluation, demo.minutes), ("minutes", seconds / 60, demo.minutes, seconds <= 60 * demo.minutes)]
     print("\n" + table(evaluation))
-    print("\ngates" + " " * 55 + "value    wanted")
-    for kind, lines in (("", found), ("aim: ", aims(evaluation))):
-        for name, value, threshold, passed in lines:
-            print(f"{'pass' if passed else 'MISS' if not kind else '-':<5}{kind}{name:<{58 - len(kind)}}{value:>8.3g}  {threshold:>8.3g}")
+    lines = [("pass" if gate[3] else "MISS", *gate) for gate in found] + [("pass" if aim[3] else "-", f"aim: {aim[0]}", *aim[1:]) for aim in aims(evaluation)]
+    width = max(len(name) for _, name, *_ in lines)
+    print(f"\n{'':<5}{'gates':<{width}}{'value':>9}{'wanted':>9}")
+    for verdict, name, value, threshold, _ in lines:
+        print(f"{verdict:<5}{name:<{width}}{value:>9.3g}{threshold:>9.3g}")
     summary = {
         "recipe": "demo",
         "run": demo.run_path.name,

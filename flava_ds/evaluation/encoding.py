@@ -32,24 +32,26 @@ class Features:
 
 
 class FrozenModel:
-    """Encodes whole sets in batches and keeps image features by the set's name. Make a new one after every update of the weights."""
+    """Encodes whole sets in batches and keeps the image features of every set. Make a new one after every update of the weights."""
 
     def __init__(self, module: PretrainingModel, inputs: Inputs):
         self.module, self.model, self.inputs = module, module.model, inputs
         self.device = next(module.parameters()).device
-        self._features: dict[str, Features] = {}
+        if inputs.codebook is not None:
+            inputs.codebook.to(self.device)
+        self._features: dict[Samples, Features] = {}
 
     @torch.inference_mode()
     def images(self, samples: Samples) -> Features:
         """Encodes the pictures of a set."""
-        if samples.name not in self._features:
+        if samples not in self._features:
             embeddings, cls = [], []
             for batch in self.image_batches(samples):
                 encoded = self.model.encode(batch, {View.IMAGE})[View.IMAGE]
                 embeddings.append(self.model.image_embeddings(encoded).float())
                 cls.append(encoded.first().float())
-            self._features[samples.name] = Features(torch.cat(embeddings), torch.cat(cls))
-        return self._features[samples.name]
+            self._features[samples] = Features(torch.cat(embeddings), torch.cat(cls))
+        return self._features[samples]
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flava_ds.config import Config
 from flava_ds.data.shards import expand_shards
@@ -19,6 +21,8 @@ from flava_ds.models.image_codebook import ImageCodebook, load_codebook
 
 SEED = 20_260
 """Of every mask and every mismatched caption of the evaluation, whatever the run's own seed."""
+CODEBOOK_ROWS = 128
+"""Pictures that the codebook encodes at one time."""
 DEFAULT_MAX_TOKENS = {"pair": 32, "text": 48}
 """Text lengths for kinds that the run has no source of."""
 
@@ -89,6 +93,19 @@ class Inputs:
 
     @cached_property
     def _styles(self) -> dict[str, dict[str, Samples]]:
+        return {}
+
+    def codes(self, samples: Samples, count: int) -> Tensor:
+        """Returns the codebook's indices of a set's first `count` pictures, computed once, on the codebook's device: [count n] int64."""
+        found = self._codes.get(samples)
+        if found is None or len(found) < count:
+            device = next(self.codebook.parameters()).device
+            parts = samples.pixels(self.config.codebook.image_size)[:count].split(CODEBOOK_ROWS)
+            found = self._codes[samples] = torch.cat([self.codebook.encode(rows.to(device)).cpu() for rows in parts])
+        return found[:count]
+
+    @cached_property
+    def _codes(self) -> dict[Samples, Tensor]:
         return {}
 
     def max_tokens(self, kind: str) -> int:

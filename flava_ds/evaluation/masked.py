@@ -81,12 +81,14 @@ def masked_batches(inputs: Inputs, kind: Kind, samples: Samples, most: int) -> I
     name = {Kind.TEXT: "mlm", Kind.IMAGE: "mim", Kind.PAIR: "mmm_text"}[kind]
     if kind is not Kind.IMAGE:
         ids = inputs.tokenizer.encode_batch(samples.captions[:count], inputs.max_tokens(kind.value))
+    codes = inputs.codes(samples, count) if kind is not Kind.TEXT and inputs.codebook is not None else None
     for start in range(0, count, BATCH_ROWS):
         rows = np.arange(start, min(start + BATCH_ROWS, count))
         seeds = hash64(SEED, rows)
         fields: dict = {"kind": kind, "size": len(rows), "keys": tuple(samples.keys[row] for row in rows)}
         if kind is not Kind.TEXT:
-            fields |= masked_image_fields(inputs, samples, rows, seeds, "mim" if kind is Kind.IMAGE else "mmm_image")
+            fields |= masked_image_fields(inputs, samples, rows, "mim" if kind is Kind.IMAGE else "mmm_image")
+            fields["image_codes"] = None if codes is None else codes[rows]
         if kind is Kind.IMAGE:
             yield Batch(source="evaluation", **fields)
             continue
@@ -99,15 +101,12 @@ def masked_batches(inputs: Inputs, kind: Kind, samples: Samples, most: int) -> I
         yield batch if kind is Kind.TEXT else replace(batch, itm_labels=torch.ones_like(every_row), matched_rows=every_row)
 
 
-def masked_image_fields(inputs: Inputs, samples: Samples, rows: np.ndarray, seeds: np.ndarray, objective: str) -> dict[str, Tensor]:
-    """Returns pixels, masks and, with a codebook, targets of the chosen pictures."""
+def masked_image_fields(inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str) -> dict[str, Tensor]:
+    """Returns pixels and masks of the chosen pictures."""
     image = inputs.config.model.image
-    mask = mask_patches(seeds, image.grid_size, getattr(inputs.config.objectives, objective))
-    fields = {
+    mask = mask_patches(hash64(SEED, rows), image.grid_size, getattr(inputs.config.objectives, objective))
+    return {
         "pixel_values": samples.pixels(image.image_size)[rows],
         "bool_masked_pos": torch.from_numpy(mask),
         "mim_rows": torch.from_numpy(np.flatnonzero(mask)),
     }
-    if inputs.codebook is not None:
-        fields["image_codes"] = inputs.codebook.encode(samples.pixels(inputs.config.codebook.image_size)[rows])
-    return fields

@@ -111,7 +111,7 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     [batch] = masked_batches(inputs, Kind.IMAGE, chosen, len(chosen))
     predicted = batch.image_codes.clone()
     predicted.view(-1)[batch.mim_rows] = masked_logits(model, batch, "mim").argmax(-1).cpu()
-    drawn, own = codebook.decode(predicted), codebook.decode(batch.image_codes)
+    drawn, own = (codebook.decode(codes.to(model.device)).cpu() for codes in (predicted, batch.image_codes))
     rows = []
     for row, record in enumerate(chosen.records):
         original = batch.pixel_values[row]

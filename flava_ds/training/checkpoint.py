@@ -142,7 +142,10 @@ def _check_fits(engine: Engine, folder: Path) -> None:
     """Raises CheckpointError unless `folder` holds this model, sharded as this run shards it."""
     state = _read_state(folder)
     files.check_shapes(files.shapes_of(folder / files.WEIGHTS), engine.shapes(), str(folder / files.WEIGHTS))
-    for what, saved, now in (("ranks", state["world_size"], engine.world.size), *((key, state["zero"].get(key), value) for key, value in engine.layout().items())):
+    for what, saved, now in (
+        ("ranks", state["world_size"], engine.world.size),
+        *((key, state["zero"].get(key), value) for key, value in engine.layout().items()),
+    ):
         if saved != now:
             raise CheckpointError(
                 f"{folder} was written with {what} {saved} and this run has {now}; continue with {what} {saved}, or start a new run "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from flava_ds.training import deepspeed_fixes
 from flava_ds.training.distributed import World
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
+
+if TYPE_CHECKING:
+    from flava_ds.training.pretraining import StepOutput
 
 
 class Engine:
@@ -66,7 +70,7 @@ class Engine:
             group["lr"] = lr
         deepspeed_fixes.clear_stale_gradients(self.deepspeed.optimizer)
 
-    def forward_backward(self, batch: Batch, denominators: dict[str, Tensor]):
+    def forward_backward(self, batch: Batch, denominators: dict[str, Tensor]) -> StepOutput:
         """Runs one micro-batch and adds its gradients; returns the module's StepOutput.
 
         DeepSpeed averages gradients over ranks, so `denominators` hold counts over all ranks and micro-batches divided by the world size.

@@ -11,11 +11,11 @@ from flava_ds.training.distributed import World, start
 from flava_ds.training.engine import Engine
 from flava_ds.training.schedules import learning_rate
 
+
 def stages_in(folder) -> tuple[str, ...]:
     """Names every stage; ZeRO-3 partitions even the toy's small parameters."""
     whole = ("zero0", "zero1", "zero2", "zero1_offload", "zero2_offload")
     return (*whole, partition_everything(folder), partition_everything(folder, "zero3_offload"))
-
 
 
 def batches_of(kind, step: int, ranks: int, accumulation: int):

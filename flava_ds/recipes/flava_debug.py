@@ -11,10 +11,12 @@ CODEBOOK = Path(__file__).with_name("debug_codebook.safetensors")
 
 def flava_debug() -> Config:
     """Returns a tiny FLAVA that takes 20 steps over the demo data with all six losses."""
+    model = demo_model(hidden_size=64, num_attention_heads=2, layers=(2, 2, 1))
+    size = model.image.grid_size * 2**3  # four groups halve the picture three times
     return Config(
         name="flava_debug",
-        model=demo_model(hidden_size=64, num_attention_heads=2, layers=(2, 2, 1)),
-        codebook=CodebookConfig(hidden_size=4, vocab_size=64, image_size=48, num_groups=4, num_blocks_per_group=1, decoder_init_size=4),
+        model=model,
+        codebook=CodebookConfig(hidden_size=4, vocab_size=64, image_size=size, num_groups=4, num_blocks_per_group=1, decoder_init_size=4),
         codebook_weights=str(CODEBOOK),
         objectives=demo_objectives(),
         data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16)), vocabulary=str(VOCABULARY), num_workers=0),

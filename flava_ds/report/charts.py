@@ -33,17 +33,24 @@ class Mark:
     value: float
 
 
-def draw(
-    description: str, lines: Sequence[Line], *, level: float | None = None, mark: Mark | None = None, from_zero: bool = False, top: float | None = None
-) -> str:
+@dataclass(frozen=True)
+class Scale:
+    """The vertical axis: from zero, up to a common top, or logarithmic (values that are not positive then have no place)."""
+
+    from_zero: bool = False
+    top: float | None = None
+    logarithmic: bool = False
+
+
+def draw(description: str, lines: Sequence[Line], scale: Scale = Scale(), *, level: float | None = None, mark: Mark | None = None) -> str:
     """Draws lines over steps and returns an <svg> element.
 
-    `level` is a dashed horizontal line, e.g. the loss of guessing; `top` makes charts comparable; `description` becomes the accessible name.
+    `level` is a dashed horizontal line, e.g. the loss of guessing; `description` becomes the accessible name.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.size": 8, "axes.edgecolor": RULE, "text.color": INK}
     with matplotlib.rc_context(settings):
@@ -62,12 +69,17 @@ def draw(
         if mark is not None:
             axes.plot([mark.step], [mark.value], "o", color=SECOND, markersize=5, clip_on=False)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if scale.logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(numticks=5))
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.margins(x=0.01)
-        if from_zero:
-            axes.set_ylim(bottom=0, top=top)
+        if scale.from_zero:
+            axes.set_ylim(bottom=0, top=scale.top)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return inline(stream.getvalue(), description)

@@ -17,7 +17,7 @@ from flava_ds.evaluation.evaluator import find_data, load_run
 from flava_ds.evaluation.inputs import Inputs, build_inputs
 from flava_ds.evaluation.run_log import RunLog, read_log
 from flava_ds.report import examples, tables
-from flava_ds.report.charts import Line, Mark, draw, smooth
+from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.examples import Blank, Missing
 
 FOLDER = Path(__file__).parent
@@ -121,16 +121,16 @@ def guessing_loss(config: Config, name: str) -> float | None:
 def course_charts(log: RunLog) -> list[dict[str, Any]]:
     """Draws learning rate, throughput and gradient norm over the steps, as far as they were logged."""
     wanted = (
-        ("lr", "Learning rate", "", True),
-        ("samples_per_second", "Throughput", "samples/s", True),
-        ("grad_norm", "Gradient norm", "before clipping", False),
+        ("lr", "Learning rate", "", Scale(from_zero=True)),
+        ("samples_per_second", "Throughput", "samples/s", Scale(from_zero=True)),
+        ("grad_norm", "Gradient norm", "before clipping", Scale(logarithmic=True)),
     )
     charts = []
-    for name, title, unit, from_zero in wanted:
+    for name, title, unit, scale in wanted:
         steps, values = log.series(name)
         if values:
             lines = [Line(steps, values)] if name == "lr" else [Line(steps, values, faint=True), Line(steps, smooth(values))]
-            svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, from_zero=from_zero)
+            svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, scale)
             charts.append({"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": _markup(svg)})
     return charts
 
@@ -144,7 +144,9 @@ def norm_chart(log: RunLog) -> list[dict[str, Any]]:
         steps, values = log.series(f"gradient_norm/{name}")
         if values:
             title = LOSSES.get(name, name)
-            svg = draw(f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], from_zero=True, top=1.08 * top or None)
+            svg = draw(
+                f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], Scale(from_zero=True, top=1.08 * top or None)
+            )
             charts.append({"title": title, "last": values[-1], "svg": _markup(svg)})
     return charts
 

@@ -38,8 +38,8 @@ class Collator:
         self.mismatch_probability = objectives.itm.mismatch_probability if self.kind == Kind.PAIR and objectives.itm.weight > 0 else 0.0
         if self.kind != Kind.TEXT:
             size, codebook_size = config.model.image.image_size, config.codebook.image_size
-            needs_codes = image_mask.weight > 0 and source.image_codes_key is None
-            self.transform = ImageTransform(source.transform, (size, codebook_size) if needs_codes and size != codebook_size else (size,))
+            self.needs_codes = image_mask.weight > 0 and source.image_codes_key is None
+            self.transform = ImageTransform(source.transform, (size, codebook_size) if self.needs_codes and size != codebook_size else (size,))
         if self.kind != Kind.IMAGE:
             self.tokenizer = WordPieceTokenizer(config.data.vocabulary)
             if self.tokenizer.vocab_size > config.model.text.vocab_size:
@@ -69,6 +69,8 @@ class Collator:
         """Augments pictures and masks patches."""
         views = self.transform([sample.image for sample in samples], seeds)
         fields = dict(zip(("pixel_values", "codebook_pixel_values"), views, strict=False))
+        if self.needs_codes:
+            fields.setdefault("codebook_pixel_values", fields["pixel_values"])
         if self.source.image_codes_key:
             fields["image_codes"] = torch.from_numpy(np.stack([sample.codes for sample in samples]))
         if self.image_mask is not None:

@@ -99,10 +99,14 @@ class Flava(nn.Module):
 
 
 def initialize(module: nn.Module, initializer_range: float) -> None:
-    """Draws linear and embedding weights from N(0, initializer_range), zeroes biases and the padding row.
+    """Draws linear and embedding weights, CLS and mask tokens and position tables from N(0, initializer_range); zeroes biases and the padding row.
 
-    Source: both published implementations; CLS, mask and image position tables stay at zero.
+    Source: both published implementations, except that those leave tokens and image positions at zero: there the first LayerNorm, with
+    its eps of 1e-12, multiplies their first gradient by a million, and Adam's second moments keep them still for hundreds of steps.
     """
+    for name, parameter in module.named_parameters():
+        if name.endswith(("cls_token", "mask_token", "position_embeddings")):
+            nn.init.normal_(parameter, std=initializer_range)
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=initializer_range)

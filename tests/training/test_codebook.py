@@ -66,7 +66,7 @@ def test_training_learns_writes_and_reports(config, source, tmp_path):
     last = train_codebook(config, source, out, training=SHORT, on_report=reports.append)
     assert [report.step for report in reports] == [80, 160] and reports[-1] == last
     assert last.mse < 0.25 * last.mean_color_mse, last
-    assert 1.9 < last.perplexity <= last.used_codes <= 32, 'black and white need two codes'
+    assert 1.9 < last.perplexity <= last.used_codes <= 32, "black and white need two codes"
     loaded = load_codebook(out, CODEBOOK)
     assert loaded.decoder is not None
     summary = json.loads(out.with_suffix(".json").read_text())

@@ -19,7 +19,7 @@ from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
 from flava_ds.hf import parity
 from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
-from flava_ds.models.image_codebook import load_codebook, save_huggingface_codebook
+from flava_ds.models.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_codebook, save_huggingface_codebook
 from flava_ds.training.checkpoint_files import find_weights, load_weights
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
@@ -44,7 +44,11 @@ def export(run_path: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     write_model(weights, config, out)
     write_processors(config, out)
-    if config.codebook_weights:
+    if config.codebook_weights and config.codebook.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
+        log.warning(
+            "the image codebook has %d groups; transformers' layout holds %d, so it is not exported", config.codebook.num_groups, HUGGINGFACE_CODEBOOK_GROUPS
+        )
+    elif config.codebook_weights:
         save_huggingface_codebook(load_codebook(config.codebook_weights, config.codebook), out / "image_codebook")
     return out
 

@@ -22,6 +22,10 @@ from flava_ds.models.dvae import CodebookDecoder, CodebookEncoder, map_pixels, u
 METADATA_KEY = "codebook_config"
 
 
+HUGGINGFACE_CODEBOOK_GROUPS = 4
+"""The number of groups that transformers' FlavaImageCodebook is written for."""
+
+
 class ImageCodebook(nn.Module):
     """The tokenizer: pixels to codes and, if it has a decoder, back. Computes in the dtype of its parameters.
 
@@ -93,7 +97,7 @@ def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
     Raises: CheckpointError when the layout cannot hold this codebook (it knows four groups), or on a failed write.
     """
     config = codebook.config
-    if config.num_groups != 4:
+    if config.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
         raise CheckpointError(f"{folder}: the Hugging Face layout has four groups, this codebook has {config.num_groups}; keep it in our own file")
     description = {
         "architectures": ["FlavaImageCodebook"],

@@ -34,7 +34,7 @@ def demo() -> Config:
     return Config(
         name="demo",
         model=demo_model(hidden_size=192, num_attention_heads=3, layers=(4, 2, 2)),
-        codebook=CodebookConfig(hidden_size=32, num_groups=3, num_blocks_per_group=1, vocab_size=512, image_size=20, decoder_init_size=64),
+        codebook=CodebookConfig(hidden_size=32, num_groups=3, num_blocks_per_group=1, vocab_size=512, image_size=16, decoder_init_size=64),
         codebook_weights="runs/demo_codebook/codebook.safetensors",
         objectives=demo_objectives(),
         data=DataConfig(sources=demo_sources(), vocabulary=str(VOCABULARY), num_workers=1),
@@ -51,7 +51,7 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
     """Returns a small FLAVA for 48-pixel drawings and short captions; `layers` are those of image, text and multimodal encoder."""
     shape = {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads, "intermediate_size": 4 * hidden_size}
     return ModelConfig(
-        image=ImageEncoderConfig(image_size=40, patch_size=8, num_hidden_layers=layers[0], **shape),
+        image=ImageEncoderConfig(image_size=48, patch_size=12, num_hidden_layers=layers[0], **shape),
         text=TextEncoderConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=layers[1], **shape),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=layers[2], **shape),
         projection_dim=hidden_size,
@@ -60,8 +60,8 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
 
 
 def demo_objectives() -> ObjectivesConfig:
-    """Returns the six losses with masks scaled from 196 patches to 36."""
-    masking = MaskedImageConfig(num_masked_patches=10, min_patches_per_block=3)
+    """Returns the six losses with masks scaled from 196 patches to 16."""
+    masking = MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2)
     return ObjectivesConfig(mim=masking, mmm_image=masking)
 
 
@@ -70,7 +70,7 @@ def demo_sources(global_batch_sizes: tuple[int, int, int] = (128, 128, 128)) -> 
 
     The held-out style is a drawing style never seen in training, so the transform changes what distinguishes styles: colour, polarity, outline.
     """
-    transform = ImageTransformConfig(crop_scale=(0.7, 1.0), rotation_degrees=8.0, color_jitter=0.3, grayscale=0.2, invert=0.05, edges=0.08)
+    transform = ImageTransformConfig(crop_scale=(0.7, 1.0), rotation_degrees=8.0, color_jitter=0.3, grayscale=0.2, invert=0.05, edges=0.12)
     pair, image, text = global_batch_sizes
     return (
         SourceConfig(

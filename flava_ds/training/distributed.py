@@ -46,7 +46,7 @@ def start(timeout_s: int) -> World:
     """
     _complete_environment()
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     timeout = datetime.timedelta(seconds=timeout_s)
     if cuda:

@@ -111,7 +111,7 @@ class Batch:
 
     Shapes:
         pixel_values           [b c H W]  uint8 in [0, 255]; the image encoder normalises
-        codebook_pixel_values  [b c H W]  uint8, the same crop at the codebook's size
+        codebook_pixel_values  [b c H W]  uint8, the same crop at the codebook's size; the same tensor when sizes agree
         image_codes            [b n]      int64 codebook indices; None until computed on the device
         bool_masked_pos        [b n]      bool, patches replaced by the mask token
         mim_rows               [k]        int64, flat indices into [b n] of the patches to predict

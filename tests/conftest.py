@@ -1,55 +1,15 @@
-"""Helpers that several test packages share."""
+"""Fixtures that several test packages share."""
 
 from __future__ import annotations
 
-import os
-import pickle
-import socket
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """Runs `function(*arguments)` in `world_size` fresh processes with a launcher's environment; returns each rank's result in order."""
-    import torch.multiprocessing as processes
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        processes.spawn(_rank_main, args=(function, world_size, port, folder, arguments), nprocs=world_size)
-        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
-
-
-def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: int, folder: str, arguments: tuple) -> None:
-    """One rank of `run_ranks`."""
-    import torch
-
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-        DS_ACCELERATOR="cpu",
-        PYTHONWARNINGS="ignore",
-    )
-    torch.set_num_threads(1)
-    result = function(*arguments)
-    (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    os._exit(0)  # a gloo thread that wants the interpreter while it shuts down would abort the process now and then
-
-
-@pytest.fixture(name="run_ranks")
-def _run_ranks() -> Callable[..., list[Any]]:
-    """`run_ranks` as a fixture."""
-    return run_ranks
+@pytest.fixture
+def run_ranks() -> Callable[..., list[Any]]:
+    """`ranks.run_ranks` as a fixture."""
+    return ranks.run_ranks

@@ -115,7 +115,8 @@ def test_masking_follows_the_objectives_that_read_it(make_config):
 def test_one_size_serves_both_when_model_and_codebook_agree(make_config):
     config = make_config()
     config = replace(config, codebook=replace(config.codebook, image_size=16))
-    assert Collator(config, config.data.sources[1])(samples(3)).codebook_pixel_values is None
+    batch = Collator(config, config.data.sources[1])(samples(3))
+    assert batch.codebook_pixel_values is batch.pixel_values
 
 
 def test_precomputed_codes_are_passed_on(make_config):

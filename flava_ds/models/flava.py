@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ from flava_ds.models.transformer import Encoded, at_least_fp32
 
 CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
 """Prefixes of what only the contrastive objective uses."""
+
+
+FUSED_FROM = {View.MULTIMODAL: (View.IMAGE, View.TEXT), View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED)}
+"""The views that each fused view is made of."""
 
 
 class Flava(nn.Module):
@@ -41,30 +45,43 @@ class Flava(nn.Module):
         """Returns the positions in the fused sequences of a pair batch."""
         return SequenceLayout(self.config.image.num_patches, batch.cu_seqlens, batch.max_seqlen)
 
-    def encode(self, batch: Batch, views: Collection[View]) -> dict[View, Encoded]:
-        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call."""
-        wanted = set(views)
-        if View.MULTIMODAL in wanted:
-            wanted |= {View.IMAGE, View.TEXT}
-        if View.MULTIMODAL_MASKED in wanted:
-            wanted |= {View.IMAGE_MASKED, View.TEXT_MASKED}
+    def encode(self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None) -> dict[View, Encoded]:
+        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call.
+
+        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block finishes only them. A view
+        that the fused encoder reads is always whole.
+        """
+        wanted, keep = set(views), dict(reads or {})
+        for fused, below in FUSED_FROM.items():
+            if fused in wanted:
+                wanted |= set(below)
+                keep |= dict.fromkeys(below)
         encoded: dict[View, Encoded] = {}
         image_views = [view for view in (View.IMAGE, View.IMAGE_MASKED) if view in wanted]
         if image_views:
             mask = batch.bool_masked_pos if View.IMAGE_MASKED in wanted else None
-            encoded |= zip(image_views, self.image_encoder(batch.pixel_values, mask, clean=View.IMAGE in wanted), strict=True)
+            outputs = self.image_encoder(batch.pixel_values, mask, clean=View.IMAGE in wanted, keep=[keep.get(view) for view in image_views])
+            encoded |= zip(image_views, outputs, strict=True)
         text_views = [view for view in (View.TEXT, View.TEXT_MASKED) if view in wanted]
         if text_views:
             versions = [batch.input_ids if view is View.TEXT else batch.input_ids_masked for view in text_views]
-            encoded |= zip(text_views, self.text_encoder(versions, batch.cu_seqlens, batch.max_seqlen), strict=True)
-        for fused, image, text in ((View.MULTIMODAL, View.IMAGE, View.TEXT), (View.MULTIMODAL_MASKED, View.IMAGE_MASKED, View.TEXT_MASKED)):
+            outputs = self.text_encoder(versions, batch.cu_seqlens, batch.max_seqlen, keep=[keep.get(view) for view in text_views])
+            encoded |= zip(text_views, outputs, strict=True)
+        for fused, (image, text) in FUSED_FROM.items():
             if fused in wanted:
-                encoded[fused] = self.fuse(encoded[image].packed, encoded[text].packed, self.layout(batch))
+                encoded[fused] = self.fuse(encoded[image].packed, encoded[text].packed, self.layout(batch), keep=keep.get(fused))
         return encoded
 
-    def fuse(self, image: Packed, text: Packed, layout: SequenceLayout) -> Encoded:
+    def fuse(self, image: Packed, text: Packed, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:
         """Projects the encoders' states, taken before their final LayerNorm, and encodes them together."""
-        return self.multimodal_encoder(self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden), layout)
+        return self.multimodal_encoder(self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden), layout, keep=keep)
+
+    def first_rows(self, view: View, batch: Batch) -> Tensor:
+        """Returns the row of each sequence's CLS in a view's packed output: [b]."""
+        if view in (View.IMAGE, View.IMAGE_MASKED):
+            return torch.arange(batch.size, device=batch.pixel_values.device) * (1 + self.config.image.num_patches)
+        cu_seqlens = batch.cu_seqlens if view in (View.TEXT, View.TEXT_MASKED) else self.layout(batch).cu_seqlens
+        return cu_seqlens[:-1].long()
 
     def image_embeddings(self, encoded: Encoded) -> Tensor:
         """Projects each image's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
@@ -80,8 +97,8 @@ class Flava(nn.Module):
         `read_directly` tells whether an objective reads the view itself, through its final LayerNorm; the fused encoder reads the
         states below that norm.
         """
-        if view in (View.MULTIMODAL, View.MULTIMODAL_MASKED):
-            image, text = (View.IMAGE, View.TEXT) if view is View.MULTIMODAL else (View.IMAGE_MASKED, View.TEXT_MASKED)
+        if view in FUSED_FROM:
+            image, text = FUSED_FROM[view]
             below = self.parameters_of(image, read_directly=False) | self.parameters_of(text, read_directly=False)
             return below | self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
         encoder = "image_encoder." if view in (View.IMAGE, View.IMAGE_MASKED) else "text_encoder."

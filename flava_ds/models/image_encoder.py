@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flava_ds.batch import Packed
 from flava_ds.config import ImageEncoderConfig
-from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler
+from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
 class ImageEncoder(nn.Module):
@@ -30,28 +31,27 @@ class ImageEncoder(nn.Module):
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
-    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, *, clean: bool = True) -> list[Encoded]:
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, *, clean: bool = True, keep: Sequence[Tensor | None] | None = None
+    ) -> list[Encoded]:
         """Encodes the clean images (if asked) and the masked ones (if a mask is given) in one packed call, in this order.
 
         Shapes:
             pixel_values     [b c H W]  uint8 in [0, 255], or floats already normalised
             bool_masked_pos  [b n]      bool
-            returns          one Encoded of [b*(1+n) d] for each view
+            keep             for each version the rows that will be read; see encode_versions
+            returns          one Encoded of [b*(1+n) d] for each version
         """
         patches = self.embed_patches(pixel_values)
-        batch, views = patches.shape[0], [patches] if clean else []
+        versions = [patches] if clean else []
         if bool_masked_pos is not None:
-            views.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
-        stacked = torch.cat(views)
-        cls_token = self.cls_token.expand(stacked.shape[0], 1, -1)
-        hidden = torch.cat([cls_token, stacked], dim=1) + self.position_embeddings
+            versions.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
+        stacked = torch.cat(versions)
+        hidden = torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1) + self.position_embeddings
         length = hidden.shape[1]
-        cu_seqlens = torch.arange(0, hidden.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
-        packed = self.transformer(Packed(rearrange(hidden, "b s d -> (b s) d"), cu_seqlens, length), equal_lengths=True)
-        return [
-            Encoded(Packed(part, cu_seqlens[: batch + 1], length), self.final_norm)
-            for part in (packed.hidden.split(batch * length) if len(views) > 1 else [packed.hidden])
-        ]
+        cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
+        keep = keep or [None] * len(versions)
+        return encode_versions(self.transformer, self.final_norm, rearrange(hidden, "b s d -> (b s) d"), (cu_seqlens, length), keep, equal_lengths=True)
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
         """Normalises uint8 pixels and projects each patch: [b c H W] -> [b n d]."""

@@ -6,9 +6,9 @@ import torch
 from flava_kernels.packing import fuse_sequences
 from torch import Tensor, nn
 
-from flava_ds.batch import Packed, SequenceLayout
+from flava_ds.batch import SequenceLayout
 from flava_ds.config import MultimodalEncoderConfig
-from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler
+from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
 class MultimodalEncoder(nn.Module):
@@ -24,13 +24,14 @@ class MultimodalEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
-    def forward(self, image: Tensor, text: Tensor, layout: SequenceLayout) -> Encoded:
+    def forward(self, image: Tensor, text: Tensor, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:
         """Encodes each sample's image and text together.
 
         Shapes:
             image    [b*(1+n) d]
             text     [T d]
+            keep     [k] rows that will be read, sorted; None for all
             returns  Encoded of [b*(2+n)+T d]
         """
         hidden = fuse_sequences(self.cls_token, image, text, layout.text_cu_seqlens)
-        return Encoded(self.transformer(Packed(hidden, layout.cu_seqlens, layout.max_seqlen)), self.final_norm)
+        return encode_versions(self.transformer, self.final_norm, hidden, (layout.cu_seqlens, layout.max_seqlen), [keep])[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from flava_ds.batch import Packed
 from flava_ds.config import TextEncoderConfig
-from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler
+from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
 class TextEncoder(nn.Module):
@@ -27,20 +28,18 @@ class TextEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
-    def forward(self, versions: list[Tensor], cu_seqlens: Tensor, max_seqlen: int) -> list[Encoded]:
+    def forward(self, versions: list[Tensor], cu_seqlens: Tensor, max_seqlen: int, *, keep: Sequence[Tensor | None] | None = None) -> list[Encoded]:
         """Encodes several versions of the same texts (clean, masked) in one packed call.
 
         Shapes:
             versions    each [T]  int64 ids
             cu_seqlens  [b+1]     int32, the same for every version
+            keep        for each version the rows that will be read; see encode_versions
             returns     one Encoded of [T d] for each version
         """
-        total, count = versions[0].shape[0], len(versions)
-        tokens = torch.arange(total, device=cu_seqlens.device)
+        tokens = torch.arange(versions[0].shape[0], device=cu_seqlens.device)
         sequence = torch.bucketize(tokens, cu_seqlens[1:].long(), right=True)
         positions = tokens - cu_seqlens.long()[sequence]
         place = self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
-        hidden = self.word_embeddings(torch.cat(versions)) + place.repeat(count, 1)
-        repeated = torch.cat([cu_seqlens[:1]] + [cu_seqlens[1:] + i * total for i in range(count)]).to(torch.int32)
-        packed = self.transformer(Packed(self.embedding_norm(hidden), repeated, max_seqlen))
-        return [Encoded(Packed(part, cu_seqlens, max_seqlen), self.final_norm) for part in packed.hidden.chunk(count)]
+        hidden = self.embedding_norm(self.word_embeddings(torch.cat(versions)) + place.repeat(len(versions), 1))
+        return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), keep or [None] * len(versions))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.models.flava import Flava
@@ -25,6 +25,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """Number of terms of this objective's sum in `batch`, known without the device."""
+
+    @abstractmethod
+    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
+        """Rows of each needed view's packed output that `forward` reads, sorted: [k]."""
 
     @abstractmethod
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:

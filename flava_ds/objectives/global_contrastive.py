@@ -25,6 +25,9 @@ class GlobalContrastive(Objective):
     def count(self, batch: Batch) -> int:
         return batch.matched_rows.shape[0]
 
+    def reads(self, model: Flava, batch: Batch) -> dict[View, torch.Tensor]:
+        return {view: model.first_rows(view, batch) for view in self.needs}
+
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
         image, text = model.image_embeddings(encoded[View.IMAGE]), model.text_embeddings(encoded[View.TEXT])
         matched = torch.zeros(batch.size, device=image.device).index_fill(0, batch.matched_rows, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import ImageTextMatchingConfig
@@ -24,6 +25,9 @@ class ImageTextMatching(Objective):
 
     def count(self, batch: Batch) -> int:
         return batch.size
+
+    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
+        return {view: model.first_rows(view, batch) for view in self.needs}
 
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
         logits = at_least_fp32(self.head(encoded[View.MULTIMODAL_MASKED].first()))

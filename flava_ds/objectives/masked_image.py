@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from flava_ds.batch import Batch, Kind, Loss, View, image_patch_rows
 from flava_ds.config import MaskedImageConfig
 from flava_ds.models.flava import Flava
@@ -24,9 +26,12 @@ class MaskedImageModeling(Objective):
     def count(self, batch: Batch) -> int:
         return batch.mim_rows.shape[0]
 
-    def rows(self, model: Flava, batch: Batch):
+    def rows(self, model: Flava, batch: Batch) -> Tensor:
         """Rows of the view's packed output that hold the patches to predict: [k]."""
         return image_patch_rows(batch.mim_rows, model.config.image.num_patches)
+
+    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
+        return {self.view: self.rows(model, batch)}
 
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
         hidden = encoded[self.view].rows(self.rows(model, batch))
@@ -41,5 +46,5 @@ class MultimodalMaskedImageModeling(MaskedImageModeling):
     needs = frozenset({View.MULTIMODAL_MASKED})
     view = View.MULTIMODAL_MASKED
 
-    def rows(self, model: Flava, batch: Batch):
+    def rows(self, model: Flava, batch: Batch) -> Tensor:
         return model.layout(batch).patch_rows(batch.mim_rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import MaskedTextConfig
 from flava_ds.models.flava import Flava
@@ -24,9 +26,12 @@ class MaskedLanguageModeling(Objective):
     def count(self, batch: Batch) -> int:
         return batch.mlm_rows.shape[0]
 
-    def rows(self, model: Flava, batch: Batch):
+    def rows(self, model: Flava, batch: Batch) -> Tensor:
         """Rows of the view's packed output that hold the tokens to predict: [k]."""
         return batch.mlm_rows
+
+    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
+        return {self.view: self.rows(model, batch)}
 
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
         loss, correct = self.head.loss(encoded[self.view].rows(self.rows(model, batch)), batch.mlm_labels)
@@ -40,5 +45,5 @@ class MultimodalMaskedLanguageModeling(MaskedLanguageModeling):
     needs = frozenset({View.MULTIMODAL_MASKED})
     view = View.MULTIMODAL_MASKED
 
-    def rows(self, model: Flava, batch: Batch):
+    def rows(self, model: Flava, batch: Batch) -> Tensor:
         return model.layout(batch).text_rows(batch.mlm_rows)

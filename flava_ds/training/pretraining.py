@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flava_ds.batch import Batch, Kind, Loss
+from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import Config
 from flava_ds.models.flava import Flava, initialize
 from flava_ds.models.transformer import Transformer
@@ -44,9 +44,13 @@ class PretrainingModel(nn.Module):
         return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """Runs the union of the views needed once, then every active objective."""
+        """Runs the union of the views needed once, for the rows that are read, then every active objective."""
         active = self.active(batch.kind)
-        encoded = self.model.encode(batch, frozenset().union(*(objective.needs for objective in active.values())))
+        reads: dict[View, list[Tensor]] = {}
+        for objective in active.values():
+            for view, rows in objective.reads(self.model, batch).items():
+                reads.setdefault(view, []).append(rows)
+        encoded = self.model.encode(batch, reads.keys(), {view: torch.cat(rows).sort().values for view, rows in reads.items()})
         return {name: objective(self.model, encoded, batch) for name, objective in active.items()}
 
     def weighted(self, losses: dict[str, Loss], denominators: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,48 @@
+"""Rows that nobody reads are not finished, and nothing else changes."""
+
+import pytest
+import torch
+from sample_batches import denominators, make_batch, tiny_config
+
+from flava_ds.batch import Kind, View
+from flava_ds.training.pretraining import build_pretraining
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_keeping_only_the_rows_that_are_read_changes_no_loss_and_no_gradient(kind):
+    config = tiny_config()
+    module, batch = build_pretraining(config).double(), make_batch(kind, config, size=6, mismatched=(1, 4))
+    results = []
+    for whole in (False, True):
+        module.zero_grad()
+        if whole:
+            encoded = module.model.encode(batch, frozenset().union(*(objective.needs for objective in module.active(kind).values())))
+            losses = {name: objective(module.model, encoded, batch) for name, objective in module.active(kind).items()}
+        else:
+            losses = module.losses(batch)
+        sum(module.weighted(losses, denominators(module, batch)).values()).backward()
+        results.append(({name: loss.sum.detach() for name, loss in losses.items()}, {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
+    (kept_losses, kept_gradients), (whole_losses, whole_gradients) = results
+    torch.testing.assert_close(kept_losses, whole_losses, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(kept_gradients, whole_gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_a_view_encoded_for_some_rows_says_so():
+    config = tiny_config()
+    module, batch = build_pretraining(config), make_batch(Kind.IMAGE, config)
+    encoded = module.model.encode(batch, {View.IMAGE_MASKED}, {View.IMAGE_MASKED: torch.tensor([1, 3, 12])})[View.IMAGE_MASKED]
+    whole = module.model.encode(batch, {View.IMAGE_MASKED})[View.IMAGE_MASKED]
+    assert encoded.packed.hidden.shape[0] == 3
+    torch.testing.assert_close(encoded.rows(torch.tensor([12, 1])), whole.last_hidden_state()[[12, 1]])
+    with pytest.raises(AssertionError, match="some rows"):
+        encoded.last_hidden_state()
+
+
+def test_what_the_fused_encoder_reads_stays_whole():
+    config = tiny_config()
+    module, batch = build_pretraining(config), make_batch(Kind.PAIR, config)
+    reads = {view: module.model.first_rows(view, batch) for view in (View.IMAGE_MASKED, View.MULTIMODAL_MASKED)}
+    encoded = module.model.encode(batch, reads.keys(), reads)
+    assert encoded[View.IMAGE_MASKED].packed.hidden.shape[0] == batch.size * (1 + config.model.image.num_patches)
+    whole = module.model.encode(batch, {View.MULTIMODAL_MASKED})[View.MULTIMODAL_MASKED]
+    torch.testing.assert_close(encoded[View.MULTIMODAL_MASKED].first(), whole.first())

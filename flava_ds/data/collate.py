@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ _MATCH_STREAM = 5
 class Collator:
     """Makes batches of one source's kind. Runs in loader processes; picklable.
 
-    A pair batch is corrupted for image-text matching first; only samples that keep their caption have patches and tokens to predict.
+    Of a pair batch, only samples that keep their caption have patches and tokens to predict.
     """
 
     def __init__(self, config: Config, source: SourceConfig) -> None:
@@ -48,14 +48,18 @@ class Collator:
                     f"{self.tokenizer.file}; raise it"
                 )
 
-    def __call__(self, samples: Sequence[Sample], skipped: dict[str, int] | None = None) -> Batch:
-        """Collates samples. The result for one sample depends on its seed alone, but for the caption that a mismatch borrows."""
+    def __call__(self, samples: Sequence[Sample], skipped: Mapping[str, int] | None = None, borrowed: Mapping[int, str] | None = None) -> Batch:
+        """Collates samples, those in `borrowed` (row -> caption, see `mismatch`) with another's caption instead of their own.
+
+        The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours.
+        """
         seeds = np.array([sample.seed for sample in samples], dtype=np.uint64)
         fields: dict[str, Any] = {}
         matched = np.ones(len(samples), dtype=bool)
         texts = [sample.text for sample in samples]
         if self.kind == Kind.PAIR:
-            texts, matched = mismatch(texts, seeds, self.mismatch_probability)
+            for row, text in (borrowed or {}).items():
+                texts[row], matched[row] = text, False
             fields["itm_labels"] = torch.from_numpy(matched.astype(np.int64))
             fields["matched_rows"] = torch.from_numpy(np.flatnonzero(matched))
         if self.kind != Kind.TEXT:
@@ -98,19 +102,22 @@ class Collator:
         return fields
 
 
-def mismatch(texts: Sequence[str], seeds: np.ndarray, probability: float) -> tuple[list[str], np.ndarray]:
-    """Replaces each caption, with the given probability, by a different one of the same micro-batch; where none differs it stays.
+def mismatch(captions: Sequence[tuple[str, ...]], seeds: np.ndarray, probability: float, partners: Callable[[int, float], Iterable[str]]) -> dict[int, str]:
+    """Draws the samples that lose their caption, and for each the first of its partners' captions that is none of its own; row -> caption.
+
+    A sample stays matched when all its partners' captions are also its own. `partners(row, draw)` yields them lazily, from a place that
+    `draw` in [0, 1) picks; it is called for drawn rows only.
 
     Shapes:
-        texts  b strings; returned with replacements
-        out    [b]  bool, True where the caption is the sample's own
+        captions  b tuples, all captions of each sample
+        seeds     [b]  uint64
     """
-    drawn, matched = list(texts), np.ones(len(texts), dtype=bool)
+    borrowed: dict[int, str] = {}
+    if probability <= 0:
+        return borrowed
     draws = uniforms(seeds, 2, stream=_MATCH_STREAM)
-    for row in np.flatnonzero(draws[:, 0] < probability):
-        start = int(draws[row, 1] * len(texts))
-        candidates = (texts[(start + offset) % len(texts)] for offset in range(len(texts)))
-        other = next((text for text in candidates if text != texts[row]), None)
+    for row in np.flatnonzero(draws[:, 0] < probability).tolist():
+        other = next((text for text in partners(row, float(draws[row, 1])) if text not in captions[row]), None)
         if other is not None:
-            drawn[row], matched[row] = other, False
-    return drawn, matched
+            borrowed[row] = other
+    return borrowed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.data.collate import Collator
+from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
 from flava_ds.data.order import hash64, sample_at, sample_seed, uniforms
@@ -19,12 +20,16 @@ from flava_ds.errors import DataError
 log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 200
+_MAX_PARTNERS = 16
 _REPLACEMENT = 3
 _LOGGED_FIRST, _LOGGED_EVERY = 5, 1000
 
 
 class BatchReader:
-    """Reads, decodes and collates samples of one source by their positions in its stream; epoch = position // samples."""
+    """Reads, decodes and collates samples of one source by their positions in its stream; epoch = position // samples.
+
+    The stream falls into global batches, one per optimizer step that draws the source: step = position // global_batch_size.
+    """
 
     def __init__(self, config: Config, source: ShardSource) -> None:
         self.config, self.source = config, source
@@ -32,30 +37,63 @@ class BatchReader:
         self.skips = SkipLog(source)
 
     def batch(self, positions: np.ndarray) -> Batch:
-        """Returns the batch at `positions`. What replaces an unusable sample depends on its position alone, not on rank or worker.
+        """Returns the batch at `positions`. What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's
+        position alone, not on rank, micro-batch or worker.
 
         Shapes:
             positions  [b]  int64
         Raises: DataError when too large a share of the samples is unusable.
         """
-        seed, number, size = self.config.seed, self.source.number, len(self.source)
-        epochs, places = np.divmod(positions, size)
-        indices = sample_at(seed, number, epochs, places, size, shuffle=self.config.data.shuffle)
-        seeds = sample_seed(seed, number, epochs, indices)
-        draws = uniforms(seeds, 1, stream=CAPTION_STREAM)[:, 0].tolist()
+        indices, seeds, draws = self._locate(positions)
         skipped: Counter[str] = Counter()
         samples = []
         for row, (index, sample) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
-            found = self._try(index, sample, draws[row], skipped)
-            attempt = 0
-            while found is None:
-                attempt += 1
-                if attempt > _MAX_ATTEMPTS:
-                    raise DataError(f"source '{self.source.name}': {attempt} samples in a row are unusable: {self.skips.summary()}; mend the shards")
-                index = int(hash64(_REPLACEMENT, seed, number, positions[row], attempt) % np.uint64(size))
-                found = self._try(index, int(sample_seed(seed, number, epochs[row], index, attempt)), None, skipped)
-            samples.append(found)
-        return self.collator(samples, skipped)
+            found = self._try(index, sample, float(draws[row]), skipped)
+            samples.append(found if found is not None else self._replacement(int(positions[row]), skipped))
+        return self.collator(samples, skipped, self._borrowed(positions, samples))
+
+    def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that choose captions: [b] each."""
+        epochs, places = np.divmod(positions, len(self.source))
+        indices = sample_at(self.config.seed, self.source.number, epochs, places, len(self.source), shuffle=self.config.data.shuffle)
+        seeds = sample_seed(self.config.seed, self.source.number, epochs, indices)
+        return indices, seeds, uniforms(seeds, 1, stream=CAPTION_STREAM)[:, 0]
+
+    def _replacement(self, position: int, skipped: Counter[str]) -> Sample:
+        """Draws samples for an unusable one's position until one is usable."""
+        seed, number, size = self.config.seed, self.source.number, len(self.source)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            index = int(hash64(_REPLACEMENT, seed, number, position, attempt) % np.uint64(size))
+            found = self._try(index, int(sample_seed(seed, number, position // size, index, attempt)), None, skipped)
+            if found is not None:
+                return found
+        raise DataError(f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: {self.skips.summary()}; mend the shards")
+
+    def _borrowed(self, positions: np.ndarray, samples: list[Sample]) -> dict[int, str]:
+        """Draws the mismatches of a batch: row -> caption."""
+        captions, seeds = [sample.captions for sample in samples], np.array([sample.seed for sample in samples], dtype=np.uint64)
+        return mismatch(captions, seeds, self.collator.mismatch_probability, lambda row, draw: self._partners(int(positions[row]), draw))
+
+    def _partners(self, position: int, draw: float) -> Iterator[str]:
+        """Yields captions that the sample at `position` may borrow: those at up to _MAX_PARTNERS other positions of its step's global batch,
+        which another rank may hold, in turn from the one that `draw` in [0, 1) picks.
+
+        Each is the caption that the stream's sample there draws in this epoch. Only its text is read, so it is the same on every rank and
+        whether or not the picture beside it can be decoded; a sample without a usable caption is passed over.
+        """
+        size = self.config.global_batch_size(self.source.source)
+        own, others = position % size, size - 1
+        chosen = int(draw * others)
+        for turn in range(min(others, _MAX_PARTNERS)):
+            place = (own + 1 + (chosen + turn) % others) % size
+            indices, seeds, draws = self._locate(np.array([position - own + place]))
+            index = int(indices[0])
+            try:
+                text = self.source.decode(self.source.read(index, ("caption",)), index, int(seeds[0]), float(draws[0])).text
+            except SampleFault:
+                continue
+            if text is not None:
+                yield text
 
     def _try(self, index: int, seed: int, draw: float | None, skipped: Counter[str]) -> Sample | None:
         """Reads and decodes one sample; None when it is unusable."""

@@ -70,8 +70,9 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self.table)
 
-    def read(self, index: int) -> dict[str, bytes]:
-        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has.
+    def read(self, index: int, only: Sequence[str] | None = None) -> dict[str, bytes]:
+        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has;
+        no others than `only` when that is given.
 
         Raises: SampleFault 'truncated' when the shard is shorter than its index says; DataError when the shard cannot be opened.
         """
@@ -79,7 +80,7 @@ class ShardSource:
         found = {}
         for name, (offsets, sizes) in self.table.columns.items():
             offset, size = int(offsets[index]), int(sizes[index])
-            if offset >= 0:
+            if offset >= 0 and (only is None or name in only):
                 found[name] = self._files.read(shard, offset, size)
         return found
 

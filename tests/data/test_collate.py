@@ -31,6 +31,17 @@ def samples(n, texts=None):
     return [Sample(key=str(i), index=i, seed=seeds[i], image=images[i], text=texts[i], codes=np.full(16, i)) for i in range(n)]
 
 
+def borrowed_within(made, probability):
+    """Mismatches of samples that are a whole global batch."""
+    texts, seeds = [sample.text for sample in made], np.array([sample.seed for sample in made], dtype=np.uint64)
+    return mismatch([(text,) for text in texts], seeds, probability, in_turn(texts))
+
+
+def in_turn(texts):
+    """Partners as a reader yields them: all other rows in turn, from a drawn one on."""
+    return lambda row, draw: (texts[(row + 1 + (int(draw * (len(texts) - 1)) + turn) % (len(texts) - 1)) % len(texts)] for turn in range(len(texts) - 1))
+
+
 def collator(make_config, number, **objectives):
     config = make_config(**({"objectives": ObjectivesConfig(**objectives)} if objectives else {}))
     return Collator(config, config.data.sources[number])
@@ -38,7 +49,7 @@ def collator(make_config, number, **objectives):
 
 def test_pair_batches_keep_every_promise_of_the_contract(make_config):
     collate = collator(make_config, 0)
-    batch = collate(samples(64), {"truncated": 2})
+    batch = collate(samples(64), {"truncated": 2}, borrowed_within(samples(64), 0.3))
     assert (batch.kind, batch.source, batch.size, batch.skipped) == (Kind.PAIR, "pairs", 64, {"truncated": 2})
     assert batch.keys == tuple(map(str, range(64)))
     assert (batch.pixel_values.shape, batch.pixel_values.dtype) == ((64, 3, 16, 16), torch.uint8)
@@ -60,32 +71,43 @@ def test_pair_batches_keep_every_promise_of_the_contract(make_config):
     assert not matched[sample_of_token[changed]].all()
 
 
-def test_mismatched_captions_come_from_the_batch_and_differ(make_config):
-    collate, made = collator(make_config, 0), samples(64)
-    batch = collate(made)
+def test_borrowed_captions_take_the_place_of_the_samples_own(make_config):
+    collate, made = collator(make_config, 0), samples(6)
+    batch = collate(made, borrowed={1: "a blue house", 4: "big dog"})
     ids = [batch.input_ids[a:b].tolist() for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)]
-    own = [list(encoded) for encoded in collate.tokenizer.encode_batch([sample.text for sample in made], 24)]
-    for row, label in enumerate(batch.itm_labels.tolist()):
-        assert (ids[row] == own[row]) == bool(label) and ids[row] in own
+    texts = [made[0].text, "a blue house", made[2].text, made[3].text, "big dog", made[5].text]
+    assert ids == [list(encoded) for encoded in collate.tokenizer.encode_batch(texts, 24)]
+    assert batch.itm_labels.tolist() == [1, 0, 1, 1, 0, 1] and batch.matched_rows.tolist() == [0, 2, 3, 5]
 
 
 def test_mismatch_statistics_and_cases_without_a_partner():
     seeds = sample_seed(0, 0, 0, np.arange(3000))
     texts = [f"caption {i % 50}" for i in range(3000)]
-    drawn, matched = mismatch(texts, seeds, 0.1)
-    assert abs((~matched).mean() - 0.1) < 4 * (0.09 / 3000) ** 0.5
-    assert all((a == b) == same for a, b, same in zip(texts, drawn, matched, strict=True))
-    partners = {text for text, same in zip(drawn, matched, strict=True) if not same}
-    assert len(partners) == 50
-    drawn, matched = mismatch(["same"] * 5, seeds[:5], 1.0)
-    assert drawn == ["same"] * 5 and matched.all()
-    drawn, matched = mismatch(["same", "same", "other"], seeds[:3], 1.0)
-    assert drawn == ["other", "other", "same"] and not matched.any()
-    assert mismatch(["one"], seeds[:1], 1.0)[1].all()
+    borrowed = mismatch([(text,) for text in texts], seeds, 0.1, in_turn(texts))
+    assert abs(len(borrowed) / 3000 - 0.1) < 4 * (0.09 / 3000) ** 0.5
+    assert all(text != texts[row] for row, text in borrowed.items())
+    assert len(set(borrowed.values())) == 50
+    assert mismatch([("same",)] * 5, seeds[:5], 1.0, in_turn(["same"] * 5)) == {}
+    assert mismatch([("same",), ("same",), ("other",)], seeds[:3], 1.0, in_turn(["same", "same", "other"])) == {0: "other", 1: "other", 2: "same"}
+    assert mismatch([("one",)], seeds[:1], 1.0, lambda row, draw: iter(())) == {}
+
+
+def test_a_mismatch_is_none_of_the_samples_captions_and_asks_for_drawn_rows_only():
+    seeds, asked = sample_seed(0, 0, 0, np.arange(400)), []
+
+    def partners(row, draw):
+        asked.append((row, draw))
+        yield from ("mine", "also mine", "another's", "never reached")
+
+    borrowed = mismatch([("mine", "also mine")] * 400, seeds, 0.1, partners)
+    assert set(borrowed.values()) == {"another's"} and list(borrowed) == [row for row, _ in asked] and 20 < len(asked) < 70
+    draws = np.array([draw for _, draw in asked])
+    assert 0 <= draws.min() < 0.2 and 0.8 < draws.max() < 1
+    assert mismatch([("mine",)] * 400, seeds, 0.0, partners) == {}
 
 
 def test_a_batch_without_a_match_has_no_rows_to_predict(make_config):
-    batch = collator(make_config, 0, itm=ImageTextMatchingConfig(mismatch_probability=1.0))(samples(6))
+    batch = collator(make_config, 0)(samples(6), borrowed={row: "red house" for row in range(6)})
     assert batch.itm_labels.sum() == 0 and len(batch.matched_rows) == len(batch.mim_rows) == len(batch.mlm_rows) == len(batch.mlm_labels) == 0
     assert batch.mim_rows.dtype == batch.mlm_rows.dtype == batch.matched_rows.dtype == torch.int64
 
@@ -112,6 +134,12 @@ def test_masking_follows_the_objectives_that_read_it(make_config):
     assert collator(make_config, 2, mlm=OFF_TEXT)(samples(8)).input_ids_masked is None
 
 
+def test_without_matching_no_caption_is_replaced(make_config):
+    assert collator(make_config, 0).mismatch_probability == 0.3
+    assert collator(make_config, 0, itm=OFF_ITM).mismatch_probability == 0.0
+    assert collator(make_config, 2).mismatch_probability == 0.0
+
+
 def test_one_size_serves_both_when_model_and_codebook_agree(make_config):
     config = make_config()
     config = replace(config, codebook=replace(config.codebook, image_size=16))
@@ -128,8 +156,8 @@ def test_precomputed_codes_are_passed_on(make_config):
 
 
 def test_a_sample_keeps_its_corruption_in_any_batch(make_config):
-    collate = collator(make_config, 0, itm=OFF_ITM)
-    whole, part = collate(samples(12)), collate(samples(12)[5:7])
+    collate = collator(make_config, 0)
+    whole, part = collate(samples(12), borrowed={5: "red dog", 0: "tree"}), collate(samples(12)[5:7], borrowed={0: "red dog"})
     start, end = whole.cu_seqlens[5], whole.cu_seqlens[7]
     assert torch.equal(part.input_ids_masked, whole.input_ids_masked[start:end])
     assert torch.equal(part.bool_masked_pos, whole.bool_masked_pos[5:7]) and torch.equal(part.pixel_values, whole.pixel_values[5:7])

@@ -1,0 +1,104 @@
+"""What a mismatch borrows: a caption of the same step's global batch, the same however that batch is split."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from data.shard_files import picture
+
+from flava_ds.config import ImageTextMatchingConfig
+from flava_ds.data.reader import BatchReader
+from flava_ds.data.sources import ShardSource
+
+WORDS = "red green blue small large cat dog bird house tree over under".split()
+
+
+@pytest.fixture
+def reader_of(make_config, make_shard, tmp_path):
+    """Returns a function that builds a reader over pairs with these captions, in order; every pair is mismatched unless told otherwise."""
+
+    def build(captions, global_batch=6, probability=1.0, shuffle=False, pictures=None):
+        members = []
+        for number, value in enumerate(captions):
+            members.append((f"{number:03d}.webp", pictures[number] if pictures else picture(number)))
+            members.append((f"{number:03d}.json", json.dumps({} if value is None else {"captions": value}).encode()))
+        make_shard("few/0.tar", members)
+        config = make_config(data={"shuffle": shuffle}, training={"global_batch_size": global_batch})
+        config = replace(config, objectives=replace(config.objectives, itm=ImageTextMatchingConfig(mismatch_probability=probability)))
+        pairs = replace(config.data.sources[0], shards=str(tmp_path / "few"), max_skipped_share=1.0)
+        return BatchReader(config, ShardSource(config, pairs))
+
+    return build
+
+
+def texts_of(reader, positions):
+    """Reads a batch and its texts back."""
+    batch = reader.batch(np.asarray(positions))
+    cu = batch.cu_seqlens.tolist()
+    return [reader.collator.tokenizer.decode(batch.input_ids[a:b].tolist()) for a, b in zip(cu, cu[1:], strict=False)], batch
+
+
+def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothing_beyond_it(reader_of):
+    reader, counts = reader_of(WORDS), Counter()
+    for step in range(200):
+        texts, batch = texts_of(reader, range(6 * step, 6 * step + 6))
+        own = WORDS[:6] if step % 2 == 0 else WORDS[6:]
+        assert set(texts) <= set(own) and not any(a == b for a, b in zip(texts, own, strict=True)) and not batch.itm_labels.any()
+        counts.update(zip(own, texts, strict=True))
+    assert len(counts) == 12 * 5
+    assert all(abs(count - 20) < 4 * (100 * 0.2 * 0.8) ** 0.5 for count in counts.values())
+
+
+def test_a_global_batch_reaches_into_the_next_epoch(reader_of):
+    texts, _ = texts_of(reader_of(WORDS[:10]), range(6, 12))
+    later = [texts_of(reader_of(WORDS[:10]), range(30 * turn + 6, 30 * turn + 12))[0] for turn in range(20)]
+    assert set(texts) <= set(words := WORDS[6:10] + WORDS[:2]) and set(sum(later, [])) == set(words)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_is_borrowed_does_not_depend_on_the_micro_batch(reader_of, size):
+    reader = reader_of(WORDS, probability=0.5, shuffle=True)
+    whole, batch = texts_of(reader, range(12, 18))
+    assert 0 < batch.itm_labels.sum() < 6
+    parts = [texts_of(reader, range(start, start + size)) for start in range(12, 18, size)]
+    assert sum((texts for texts, _ in parts), []) == whole
+    assert sum((part.itm_labels.tolist() for _, part in parts), []) == batch.itm_labels.tolist()
+
+
+def test_a_partner_lends_the_caption_that_it_draws_itself_in_this_epoch(reader_of):
+    captions = [[f"{word} {number}" for number in range(4)] for word in WORDS]
+    mismatched, matched = (reader_of(captions, shuffle=True, probability=p) for p in (1.0, 0.0))
+    for start in range(0, 120, 6):
+        own, _ = texts_of(matched, range(start, start + 6))
+        assert set(texts_of(mismatched, range(start, start + 6))[0]) <= set(own)
+
+
+def test_a_sample_that_comes_twice_in_a_step_never_borrows_from_itself(reader_of):
+    captions = [[f"{word} {number}" for number in range(4)] for word in WORDS[:3]]
+    texts, batch = texts_of(reader_of(captions), range(6))
+    assert not batch.itm_labels.any() and not any(text.startswith(word) for text, word in zip(texts, WORDS[:3] * 2, strict=True))
+
+
+def test_partners_without_a_caption_are_passed_over_and_counted_by_their_own_rank_only(reader_of):
+    reader = reader_of(["red", None, None, "cat", None, None])
+    for turn in range(10):
+        texts, batch = texts_of(reader, [6 * turn])
+        assert texts == ["cat"] and batch.skipped == {}
+    assert texts_of(reader, range(6))[1].skipped["missing caption"] >= 4
+
+
+def test_pictures_of_partners_are_not_looked_at(reader_of):
+    broken = reader_of(WORDS[:6], pictures=[picture(0), *[b"not a picture"] * 5])
+    for turn in range(10):
+        (text,), batch = texts_of(broken, [6 * turn])
+        assert text in WORDS[1:6] and batch.skipped == {}
+
+
+def test_after_sixteen_equal_captions_a_sample_stays_matched(reader_of):
+    texts, batch = texts_of(reader_of(["red"] * 40 + ["cat"], global_batch=41), range(41))
+    borrowed = texts[:40].count("cat")
+    assert texts[40] == "red" and batch.itm_labels.sum() == 40 - borrowed and 6 <= borrowed <= 26
+    assert texts_of(reader_of(["red"] * 6), range(6))[1].itm_labels.all()
+    assert texts_of(reader_of(["red", "cat"], global_batch=1), [0])[1].itm_labels.all()

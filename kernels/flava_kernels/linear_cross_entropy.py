@@ -32,10 +32,13 @@ def forward_reference(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tens
     logits = F.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rows = labels[:, None]
-    correct = (logits.argmax(-1) == labels).sum().float()
-    log_sum_exp = logits.logsumexp(-1, keepdim=True)
-    loss = (log_sum_exp - logits.gather(1, rows)).sum()
-    gradient = logits.sub_(log_sum_exp).exp_().scatter_add_(1, rows, -torch.ones_like(log_sum_exp))
+    largest, place = logits.max(-1, keepdim=True)
+    correct = (place == rows).sum().float()
+    target = logits.gather(1, rows) - largest
+    exponentials = logits.sub_(largest).exp_()
+    total = exponentials.sum(-1, keepdim=True)
+    loss = (total.log() - target).sum()
+    gradient = exponentials.mul_(1 / total).scatter_add_(1, rows, -torch.ones_like(total))
     return loss, correct, gradient.to(hidden.dtype)
 
 

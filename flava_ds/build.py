@@ -7,7 +7,7 @@ from torch import nn
 
 from flava_ds.config import Config
 from flava_ds.data.loader import StepLoader
-from flava_ds.errors import ConfigError, UserError
+from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.models.image_codebook import ImageCodebook, load_codebook
 from flava_ds.training import checkpoint
 from flava_ds.training.distributed import World, barrier, gather_objects, log, raise_together, start
@@ -33,17 +33,25 @@ def build(config: Config) -> Trainer:
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
     first_step = resumed[0] if resumed else 0
     loader = build_loader(config, world, first_step, resumed[1] if resumed else None)
+    checkpoint.record(config, world)
     return Trainer(config, engine, loader, codebook, Metrics(config, world, total_gemm_rate(config, world), first_step), first_step)
 
 
 def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:
     """Builds this rank's loader from `first_step` on and compares it with the state of a resumed run.
 
-    Raises: UserError on every rank when one cannot read its data, or the order of the data would change.
+    Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the order of the data would change.
     """
     loader, error = None, None
     try:
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda")
+        for number, source in enumerate(loader.sources):
+            size = config.global_batch_size(source.source)
+            if source.source.weight > 0 and len(source) < size:
+                raise DataError(
+                    f"source '{source.name}': {len(source)} usable samples in '{source.source.shards}' are fewer than the {size} of one step over all "
+                    f"ranks; add shards, or set --data.sources.{number}.global-batch-size to {len(source)} or less"
+                )
         if saved_state is not None:
             loader.check_state(saved_state)
     except UserError as problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flava_ds.errors import UserError
+from flava_ds.strict_json import did_you_mean
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser, takes_overrides = build_parser()
     options, rest = parser.parse_known_args(words)
     if rest and options.run not in takes_overrides:
-        parser.error(f"{options.command}: unknown argument {rest[0]}")
+        options.parser.error(f"unknown argument {rest[0]}{did_you_mean(rest[0], options.parser.options())}")
     try:
         return options.run(options, rest) or 0
     except KeyboardInterrupt:
@@ -42,19 +44,28 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the complaint and exits with status 2."""
-        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+        """Prints the complaint, with what a mistyped choice may have meant, and exits with status 2."""
+        mistyped = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        suggestion = did_you_mean(mistyped[1], re.findall(r"[\w-]+", mistyped[2])) if mistyped else ""
+        self.exit(2, f"error: {message}{suggestion}; see `{self.prog} --help`\n")
+
+    def options(self) -> list[str]:
+        """Returns the names of its options."""
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, set[Callable[..., Any]]]:
+EPILOG = "`flava-ds COMMAND --help` says more; `flava-ds train flava_debug` is a first run, in seconds."
+
+
+def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
     """Returns the parser and the subcommands that take configuration overrides."""
-    parser = Parser(prog="flava-ds", description="FLAVA pre-training at scale.", allow_abbrev=False)
+    parser = Parser(prog="flava-ds", description="FLAVA pre-training at scale.", epilog=EPILOG, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[..., Any], help: str, **settings: Any) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., Any], help: str, **settings: Any) -> Parser:
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **settings)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
         return command
 
     add_run_commands(add)
@@ -70,7 +81,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--resume", action="store_true", help="continue the latest demo run instead of starting a new one")
     command.add_argument("--no-gates", action="store_true", help="report the quality gates, but do not fail because of them")
     overrides = "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.0.shards DIR; RECIPE --help lists them"
-    command = add("train", train, "start a run through the right launcher", epilog=overrides, add_help=False)
+    command = add("train", train, "train a recipe, on one process or through the deepspeed launcher", epilog=overrides, add_help=False)
     add_recipe(command)
     command.add_argument("--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)")
     command.add_argument("--master-port", type=int, help="rendezvous port (default: a free one)")
@@ -89,7 +100,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe and a --help that, after a recipe, lists the fields of its configuration."""
-    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name, or the config.json of a run")
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="demo, flava_base, flava_large, flava_debug, or the config.json of a run")
     command.add_argument("-h", "--help", action="store_true", help="this text; after a recipe, every field with its value")
     command.set_defaults(print_help=command.print_help)
 
@@ -117,13 +128,13 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if options.ranks is not None and options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: use at least 1")
-    launch.check_inputs(config)
     if options.ranks is not None:
-        launch.check_batches(config, options.ranks)
+        launch.check_batches(config, options.ranks)  # at once; counting GPUs loads torch
+    launch.check_inputs(config)
     gpus = launch.count_gpus()
     ranks = options.ranks or max(1, gpus)
     launch.check_batches(config, ranks)
-    command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port)
+    command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug)
     if options.dry_run:
         print(command)
         return 0
@@ -149,7 +160,8 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
             options.print_help()
             return None
         raise UserError(f"RECIPE is missing; choose one of {', '.join(recipes.RECIPES)}")
-    return recipes.resolve(options.recipe, [*overrides, "--help"] if options.help else overrides)
+    beside = [name.removeprefix("--") for name in options.parser.options()]
+    return recipes.resolve(options.recipe, [*overrides, "--help"] if options.help else overrides, beside)
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> int:
@@ -214,7 +226,9 @@ def codebook(options: argparse.Namespace, overrides: list[str]) -> int:
 def prepare(options: argparse.Namespace, _: list[str]) -> int:
     """Indexes shards."""
     from flava_ds.data.index import build_index
+    from flava_ds.launch import require_shards
 
+    require_shards("", options.shards)
     build_index(options.shards)
     return 0
 

@@ -268,5 +268,5 @@ def load(path: Path) -> Config:
     """
     try:
         return check(from_dict(Config, json.loads(path.read_text(encoding="utf-8"))))
-    except (ConfigError, json.JSONDecodeError) as error:
+    except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
         raise ConfigError(f"{path}: {error}") from error

@@ -36,8 +36,11 @@ class Launch:
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
 
 
-def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None) -> Launch:
+def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False) -> Launch:
     """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous port, None takes a free one.
+
+    DeepSpeed's launcher is kept quiet, as what it says about a rank's end would bury the rank's own line; `debug` lets it speak and the
+    ranks show tracebacks.
 
     Raises: UserError when the machine has GPUs, but fewer than ranks, or when DeepSpeed's launcher is missing.
     """
@@ -45,10 +48,13 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
         raise UserError(
             f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
         )
+    if debug:
+        overrides = [*overrides, "--debug"]
     if ranks == 1:
         return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
     port = free_port() if port is None else port
-    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--module", MODULE]
+    level = "info" if debug else "critical"
+    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--log_level", level, "--module", MODULE]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=cpu_environment(ranks, gpus))
 
 
@@ -93,10 +99,11 @@ def check_batches(config: Config, ranks: int) -> None:
 
 
 def require_shards(name: str, shards: str) -> None:
-    """Raises DataError unless the folder, file or pattern stands for shards."""
+    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does not stand for shards."""
     is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
     if is_plain_path and not Path(shards).expanduser().exists():
-        raise DataError(f"source '{name}': no folder or .tar at '{shards}'; give the place of the shards")
+        label = f"source '{name}': " if name else ""
+        raise DataError(f"{label}no folder or .tar at '{shards}'; give the place of the shards")
     expand_shards(shards, name)
 
 
@@ -116,6 +123,11 @@ def check_inputs(config: Config) -> None:
     """
     if not config.data.sources:
         raise ConfigError("data.sources is empty: a run needs at least one source")
+    from flava_ds.data.tokenizer import vocabulary_file
+    from flava_ds.training.engine_config import read_settings
+
+    read_settings(config.engine.deepspeed_config)
+    vocabulary_file(config.data.vocabulary)
     provide_demo_data(config)
     for source in config.data.sources:
         require_shards(source.name, source.shards)

@@ -19,15 +19,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
     """Builds dataclass `kind` from plain types, strictly: unknown keys are errors with a suggestion."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where.rstrip('.') or 'the whole'} is {data!r:.60}; expected an object with the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     unknown = [key for key in data if key not in hints]
     if unknown:
         raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], hints)}")
-    values = {key: _convert(hints[key], value, f"{where}{key}.") for key, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where or kind.__name__}: {error}") from error
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in data and f.default is f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"key '{where}{missing[0]}' is missing; it has no default")
+    return kind(**{key: _convert(hints[key], value, f"{where}{key}.") for key, value in data.items()})
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
@@ -44,6 +45,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected a list")
         item = arguments[0]
         return tuple(_convert(item, entry, f"{where}{i}.") for i, entry in enumerate(value))
     if origin is Literal:

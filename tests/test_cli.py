@@ -69,10 +69,12 @@ def test_recipe_help_lists_fields_without_torch():
     ("words", "message"),
     [
         (["train"], "RECIPE is missing; choose one of demo, flava_base, flava_large, flava_debug"),
-        (["trian", "demo"], "invalid choice: 'trian'"),
+        (["trian", "demo"], "; did you mean 'train'?; see `flava-ds --help`"),
         (["train", "deno"], "no recipe named 'deno'; did you mean 'demo'?"),
         (["train", "flava_debug", "--training.total-stps", "3"], "did you mean '--training.total-steps'?"),
-        (["train", "flava_debug", "--rank", "3"], "unknown option '--rank'"),
+        (["train", "flava_debug", "--rank", "3"], "unknown option '--rank'; did you mean '--ranks'?"),
+        (["train", "flava_debug", "--engine.deepspeed-config", "zero9"], "engine.deepspeed_config 'zero9' is neither a file nor one of zero0"),
+        (["train", "flava_debug", "--data.vocabulary", "nope"], "data.vocabulary 'nope' is neither a vocab.txt nor one of bert_base_uncased"),
         (["train", "flava_debug", "--ranks", "0"], "--ranks 0: use at least 1"),
         (["train", "flava_debug", "--ranks", "3"], "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; use a multiple of 3"),
         (["train", "flava_base"], "codebook_weights is not set"),
@@ -84,6 +86,8 @@ def test_recipe_help_lists_fields_without_torch():
         (["convert", "gone", "out"], "--to"),
         (["codebook", "encode", "gone", "--out", "x"], "codebook encode needs --codebook FILE"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
+        (["demo", "--minute", "3"], "unknown argument --minute; did you mean '--minutes'?; see `flava-ds demo --help`"),
+        (["prepare", "index", "gone"], "no folder or .tar at 'gone'; give the place of the shards"),
         (["demo", "--minutes", "0"], "--minutes 0: the demo needs at least 1 minute"),
     ],
 )
@@ -136,9 +140,14 @@ def test_dry_run_of_two_ranks(sources):
         pytest.skip("prints the command of a machine without GPU")
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = run("train", "flava_debug", "--dry-run", "--ranks", "2", "--master-port", "29511", "--name", "a b", *sources, env=environment)
-    launcher = f"{Path(sys.executable).parent / 'deepspeed'} --num_gpus 2 --master_port 29511"
+    launcher = f"{Path(sys.executable).parent / 'deepspeed'} --num_gpus 2 --master_port 29511 --log_level critical"
     command = f"{launcher} --module flava_ds.train flava_debug --name 'a b' {' '.join(sources)}\n"
     assert done.stdout == f"OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu {command}"
+
+
+def test_debug_reaches_the_ranks_and_lets_the_launcher_speak(sources):
+    done = run("train", "flava_debug", "--dry-run", "--ranks", "2", "--debug", *sources)
+    assert done.returncode == 0 and "--log_level info" in done.stdout and done.stdout.endswith(" --debug\n")
 
 
 @pytest.mark.slow

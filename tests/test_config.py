@@ -45,9 +45,16 @@ def test_json_rebuilds_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
+        (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
+        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of ModelConfig"),
+        (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
         (lambda data: data["training"].update(total_stps=3), "unknown key 'training.total_stps'; did you mean 'total_steps'?"),
         (lambda data: data["data"]["sources"][1].update(shard="x"), "unknown key 'data.sources.1.shard'; did you mean 'shards'?"),
-        (lambda data: data.pop("name"), "name"),
+        (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
+        (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
+        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of ModelConfig"),
+        (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
         (lambda data: data["training"].update(precision="fp8"), "training.precision is 'fp8'; choose one of 'fp32', 'bf16', 'fp16'"),
         (lambda data: data["training"].update(total_steps="3"), "training.total_steps is '3'; expected int"),
         (lambda data: data["training"].update(total_steps=3.5), "training.total_steps is 3.5; expected int"),
@@ -67,9 +74,10 @@ def test_load_is_strict_and_names_file_and_key(tmp_path, edit, message):
 
 def test_broken_json_names_the_file(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text("{")
-    with pytest.raises(ConfigError, match="config.json"):
-        load(path)
+    for content in (b"{", b"[]", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="config.json"):
+            load(path)
 
 
 def test_numbers_keep_their_type():

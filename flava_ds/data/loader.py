@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flava_ds.batch import Batch
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import counted
 from flava_ds.data.reader import BatchReader, SkipLog
 from flava_ds.data.round_robin import RoundRobin
 from flava_ds.data.sources import Sample, ShardSource
@@ -51,7 +52,7 @@ class StepLoader:
         self.readers = [BatchReader(config, source) for source in self.sources]
         for source in self.sources:
             if source.table.faults and rank == 0:
-                log.warning("source '%s': %d usable samples; left out: %s", source.name, len(source), dict(source.table.faults))
+                log.warning("source '%s': %d usable samples; left out: %s", source.name, len(source), counted(source.table.faults))
             if len(source) < config.global_batch_size(source.source) and rank == 0:
                 log.warning(
                     "source '%s': %d samples are fewer than its global batch of %d; a step reaches into the next epoch",

@@ -59,9 +59,11 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> Non
 
 
 def progress_line(step: dict[str, Any], total_steps: int, elapsed: float) -> str:
-    """Formats one logged step (numbered from 0): losses, rate, time passed and left."""
+    """Formats one logged step (numbered from 0): losses, rate, share of the time spent waiting for data, FLOP/s against this machine's own
+    matrix products, time passed and left."""
     losses = "  ".join(f"{key.removeprefix('loss/')} {value:.2f}" for key, value in step.items() if key.startswith("loss/") and isinstance(value, float))
-    rate = f"{step['samples_per_second']:.0f} samples/s"
+    rate = f"{step['samples_per_second']:.0f} samples/s  data wait {100 * step['data_wait']:.0f} %"
+    rate += f"  {step['flops_per_second'] / 1e9:.0f} GFLOP/s = {100 * step['mfu']:.0f} % of GEMM"
     return f"step {step['step'] + 1}/{total_steps}  {losses}  {rate}  {elapsed:.0f} s, {step['eta_s']:.0f} s left"
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +23,15 @@ Settings = TypeVar("Settings")
 RECIPES: dict[str, Callable[[], Config]] = {function.__name__: function for function in (demo, flava_base, flava_large, flava_debug)}
 
 
-def resolve(recipe: str, overrides: list[str]) -> Config:
+def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Config:
     """Builds the configuration of a run: the recipe, or a saved config.json, with `overrides` such as ['--optimizer.lr', '3e-4'] on top.
+
+    `beside` names the options that the command itself takes, so that one of them can be what a mistyped option meant.
 
     Raises: ConfigError on an unknown recipe, an unknown or malformed option, or a combination that cannot run.
     """
     default = load_recipe(recipe)
-    check_option_names(default, overrides)
+    check_option_names(default, overrides, beside)
     return configuration.check(parse_overrides(default, overrides))
 
 
@@ -64,15 +66,15 @@ def option_names(node: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}no-{name}"
 
 
-def check_option_names(default: Any, overrides: list[str]) -> None:
-    """Raises ConfigError with a suggestion for the first option that the configuration does not have."""
+def check_option_names(default: Any, overrides: list[str], beside: Iterable[str] = ()) -> None:
+    """Raises ConfigError with a suggestion, one of `beside` included, for the first option that the configuration does not have."""
     known = {"help", *option_names(default)}
     for argument in overrides:
         if argument == "-h" or not argument.startswith("--"):
             continue
         name = argument[2:].split("=", 1)[0]
         if name.replace("_", "-") not in known:
-            raise ConfigError(f"unknown option '--{name}'{suggest(name, known)}")
+            raise ConfigError(f"unknown option '--{name}'{suggest(name, known | set(beside))}")
 
 
 def suggest(name: str, known: set[str]) -> str:

@@ -19,14 +19,14 @@ from flava_ds.training.deepspeed_fixes import safe_unpickling
 from flava_ds.training.distributed import World, barrier, gather_objects, log, raise_together
 from flava_ds.training.engine import Engine
 
-__all__ = ["load_weights", "load_initial_weights", "prepare", "resume", "save"]
+__all__ = ["load_weights", "load_initial_weights", "prepare", "record", "resume", "save"]
 
 SHARDS = "deepspeed"
 """Folder, inside a checkpoint, of DeepSpeed's own files."""
 
 
 def prepare(config: Config, world: World) -> None:
-    """Creates the run's folder with its config.json and removes what an interrupted save left behind.
+    """Creates the run's folder and removes what an interrupted save left behind.
 
     With checkpoint.resume off, the checkpoints and the log of an earlier run of this name are moved into `previous_<n>` beside them.
     """
@@ -34,10 +34,15 @@ def prepare(config: Config, world: World) -> None:
         if not config.checkpoint.resume and (moved := files.set_aside(config.run_path)):
             log.info("an earlier run of this name was moved to %s", moved)
         (config.run_path / files.FOLDER).mkdir(parents=True, exist_ok=True)
-        configuration.save(config, config.run_path / "config.json")
         for name in files.remove_leftovers(config.run_path):
             log.info("removed %s, left by an interrupted save", name)
     barrier(world)
+
+
+def record(config: Config, world: World) -> None:
+    """Writes the run's config.json; to be called when nothing can refuse the run any more, as an earlier run of this name owns it till then."""
+    if world.is_main:
+        configuration.save(config, config.run_path / "config.json")
 
 
 def save(engine: Engine, config: Config, step: int, data_state: dict[str, Any]) -> Path:
@@ -141,7 +146,10 @@ def _read_state(folder: Path) -> dict[str, Any]:
 def _check_fits(engine: Engine, folder: Path) -> None:
     """Raises CheckpointError unless `folder` holds this model, sharded as this run shards it."""
     state = _read_state(folder)
-    files.check_shapes(files.shapes_of(folder / files.WEIGHTS), engine.shapes(), str(folder / files.WEIGHTS))
+    try:
+        files.check_shapes(files.shapes_of(folder / files.WEIGHTS), engine.shapes(), str(folder / files.WEIGHTS))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; go on with the settings in {folder / 'config.json'}, or start a new run with another --name") from error
     for what, saved, now in (
         ("ranks", state["world_size"], engine.world.size),
         *((key, state["zero"].get(key), value) for key, value in engine.layout().items()),

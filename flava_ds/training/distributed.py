@@ -110,6 +110,22 @@ def raise_together(world: World, error: Exception | None) -> None:
         raise first
 
 
+def agree_on_end(status: int) -> tuple[bool, int]:
+    """Tells a rank that ends with an error whether it is the first to do so, and the first one's exit status.
+
+    So one rank speaks, and the job ends with its status, whichever process the launcher looks at first. Before the ranks have met, or when
+    rank 0 and the store with it are gone, there is nobody to ask: then the first rank of every machine speaks, or the one that is left.
+    """
+    if not dist.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0", status
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        rank, first = store.compare_set("flava_ds/first_end", "", f"{dist.get_rank()}:{status}").decode().split(":")
+    except RuntimeError:  # dist.DistNetworkError among them
+        return True, status
+    return int(rank) == dist.get_rank(), int(first)
+
+
 def _complete_environment() -> None:
     """Fills in what a launcher would set, for one process without launcher."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -148,6 +148,8 @@ def show(line: dict[str, Any], total_steps: int) -> None:
         f"step {line['step'] + 1}/{total_steps} | {losses} | {line['samples_per_second']:.1f} samples/s | data wait {100 * line['data_wait']:.0f}% | "
         f"{line['flops_per_second'] / 1e9:.1f} GFLOP/s = {100 * line['mfu']:.0f}% of GEMM rate | ETA {duration(line['eta_s'])}"
     )
+    if line["skipped_samples"]:
+        text += f" | skipped: {', '.join(f'{reason} {count}' for reason, count in line['skipped_samples'].items())}"
     if sys.stdout.isatty():
         last = line["step"] + 1 >= total_steps
         print(f"\r\x1b[K{text}", end="\n" if last else "", flush=True)

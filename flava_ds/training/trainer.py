@@ -52,6 +52,8 @@ class Trainer:
 
         Raises: UserError after training.stop_on_nonfinite skipped updates in a row.
         """
+        if self.first_step >= self.config.training.total_steps:
+            log.info("this run has made its %d steps; raise training.total_steps to go on, or give another --name", self.first_step)
         with self._signals_noted():
             asked = time.perf_counter()
             for step, micro_batches in enumerate(self.loader, start=self.first_step):

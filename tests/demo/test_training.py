@@ -17,7 +17,8 @@ import json, os, sys, time
 with open(sys.argv[1], "w") as log:
     log.write(json.dumps({"versions": {}}) + "\\n")
     for step in (0, 1):
-        log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25, "samples_per_second": 9.0, "eta_s": 1.0}) + "\\n")
+        speeds = {"samples_per_second": 9.0, "data_wait": 0.1, "flops_per_second": 2e9, "mfu": 0.2, "eta_s": 1.0}
+        log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25, **speeds}) + "\\n")
 print("speaks to train.log", os.environ["A_VARIABLE"])
 """
 
@@ -64,8 +65,9 @@ def test_last_words_fall_back_to_the_last_line(tmp_path):
 
 
 def test_progress_line_counts_steps_from_one():
-    line = progress_line({"step": 29, "loss/mim": 5.0, "loss/itm": 0.3, "lr": 1.0, "samples_per_second": 512.4, "eta_s": 60.2}, 90, elapsed=31.0)
-    assert line == "step 30/90  mim 5.00  itm 0.30  512 samples/s  31 s, 60 s left"
+    speeds = {"samples_per_second": 512.4, "data_wait": 0.034, "flops_per_second": 41.2e9, "mfu": 0.314, "eta_s": 60.2}
+    line = progress_line({"step": 29, "loss/mim": 5.0, "loss/itm": 0.3, "lr": 1.0, **speeds}, 90, elapsed=31.0)
+    assert line == "step 30/90  mim 5.00  itm 0.30  512 samples/s  data wait 3 %  41 GFLOP/s = 31 % of GEMM  31 s, 60 s left"
 
 
 def test_seconds_per_step_weighs_sources_and_leaves_out_warm_up(tmp_path):

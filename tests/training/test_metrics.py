@@ -88,11 +88,25 @@ def test_console_line_shows_what_a_person_watches(capsys):
         "flops_per_second": 2.5e9,
         "mfu": 0.31,
         "eta_s": 3723.0,
+        "skipped_samples": {"undecodable": 2, "empty caption": 1},
     }
     show(line, 100)
     text = capsys.readouterr().out
     assert text.count("\n") == 1
-    assert all(part in text for part in ("step 10/100", "mlm 2.500", "mim 3.250", "12.3 samples/s", "data wait 7%", "2.5 GFLOP/s", "31%", "1:02:03"))
+    assert all(
+        part in text
+        for part in (
+            "step 10/100",
+            "mlm 2.500",
+            "mim 3.250",
+            "12.3 samples/s",
+            "data wait 7%",
+            "2.5 GFLOP/s",
+            "31%",
+            "1:02:03",
+            "| skipped: undecodable 2, empty caption 1",
+        )
+    )
     assert duration(59.9) == "0:00:59"
 
 

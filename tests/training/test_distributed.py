@@ -83,3 +83,17 @@ def test_cores_are_shared_among_the_ranks_of_a_host(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     distributed._share_cores(1)
     assert asked == [8, 2, 1]
+
+
+def end_with_own_status() -> tuple[bool, int]:
+    """Every rank ends with an error and a status of its own, rank 1 first."""
+    world = start(30)
+    if world.rank == 1:
+        answer = distributed.agree_on_end(2)
+    gather_objects(world, None)
+    return answer if world.rank == 1 else distributed.agree_on_end(1)
+
+
+@pytest.mark.distributed
+def test_first_rank_to_end_speaks_and_its_status_is_everybodys(run_ranks):
+    assert run_ranks(end_with_own_status, 2) == [(False, 2), (True, 2)]

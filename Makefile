@@ -23,7 +23,7 @@ check: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_conventions.py
 
 bench: $(STAMP)
-	@$(BIN)/python -m flava_kernels.bench
+	@$(BIN)/python benchmarks/step_vs_huggingface.py
 
 docs: $(STAMP)
 	@$(BIN)/python docs/fill_readme.py

@@ -7,7 +7,6 @@ with status 1 when README.md differs from the results.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
 import re
@@ -62,13 +61,6 @@ def step(results: Path) -> str:
     )
 
 
-def kernels(results: Path) -> str:
-    """Writes the operators' bench from kernels.csv: one row for each operator and shape."""
-    with (results / "kernels.csv").open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file))
-    return markdown_table(header, rows) + "\n"
-
-
 def pictures(_: Path) -> str:
     """Shows the pictures under docs/images, each with the words of its file's name; nothing while there are none."""
     files = sorted(path for path in (ROOT / "docs" / "images").glob("*") if path.suffix in (".png", ".svg", ".webp"))
@@ -79,7 +71,6 @@ BLOCKS = {
     "demo_10min": functools.partial(demo, minutes=10),
     "demo_60min": functools.partial(demo, minutes=60),
     "step": step,
-    "kernels": kernels,
     "pictures": pictures,
 }
 

@@ -142,8 +142,9 @@ class ShardSource:
         lost = sum(self.table.faults.values()) - self.table.faults[DUPLICATE]
         report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
         if not len(self):
-            needs = " and ".join(required)
-            raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample (caption_key is {self.source.caption_key!r})")
+            needs, where = " and ".join(required), f" in {self.table.shards[0]}" if len(self.table.shards) else ""
+            way_out = f"; captions are taken from the .json's '{self.source.caption_key}': set caption_key None for the .txt" if self.source.caption_key else ""
+            raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is none{where}{way_out}")
         if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
             raise DataError(f"{report}; more than max_skipped_share {self.source.max_skipped_share}: mend the shards or raise the share")
 

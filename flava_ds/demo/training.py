@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 from flava_ds.config import Config
@@ -75,9 +75,9 @@ def last_words(output: Path) -> str:
 
 
 def seconds_per_step(log: Path, config: Config) -> float:
-    """Returns the mean seconds of a step, expected over the sources' weights, from the log of a short run.
+    """Returns the typical seconds of a step, expected over the sources' weights, from the log of a short run.
 
-    The first step of each source is left out where there is another, since it warms up.
+    Medians, because the first steps of a run warm up.
 
     Raises: UserError when the log holds no step.
     """
@@ -86,7 +86,7 @@ def seconds_per_step(log: Path, config: Config) -> float:
         by_source.setdefault(step["source"], []).append(step["seconds_per_step"])
     if not by_source:
         raise UserError(f"{log}: no step was logged; see {log.with_name('train.log')}")
-    means = {source: mean(times[1:] or times) for source, times in by_source.items()}
-    slowest = max(means.values())
+    typical = {source: median(times) for source, times in by_source.items()}
+    slowest = max(typical.values())
     weights = {source.name: source.weight for source in config.data.sources}
-    return sum(weight * means.get(name, slowest) for name, weight in weights.items()) / sum(weights.values())
+    return sum(weight * typical.get(name, slowest) for name, weight in weights.items()) / sum(weights.values())

@@ -65,7 +65,7 @@ def demo_objectives() -> ObjectivesConfig:
     return ObjectivesConfig(mim=masking, mmm_image=masking)
 
 
-def demo_sources(global_batch_sizes: tuple[int, int, int] = (128, 128, 128)) -> tuple[SourceConfig, ...]:
+def demo_sources(global_batch_sizes: tuple[int, int, int] = (128, 128, 256)) -> tuple[SourceConfig, ...]:
     """Returns pairs, images and text of the demo data, drawn as in the paper.
 
     The held-out style is a drawing style never seen in training, so the transform changes what distinguishes styles: colour, polarity, outline.

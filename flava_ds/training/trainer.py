@@ -25,6 +25,9 @@ from flava_ds.training.flops import step_flops
 from flava_ds.training.metrics import OBJECTIVES, Metrics
 from flava_ds.training.schedules import learning_rate
 
+REPEATED_SIGNAL_S = 3.0
+"""Seconds within which a second signal does not yet mean impatience."""
+
 
 class Loader(Protocol):
     """Yields each step's micro-batches on this rank, from its first step on."""
@@ -168,13 +171,20 @@ class Trainer:
 
     @contextmanager
     def _signals_noted(self) -> Any:
-        """Turns the first SIGINT or SIGTERM into a request that all ranks agree on; a second one takes its usual course."""
+        """Turns the first SIGINT or SIGTERM into a request that all ranks agree on; a later one takes its usual course.
+
+        Repeats within REPEATED_SIGNAL_S are the same request: on Ctrl-C a launcher forwards what the terminal has already sent.
+        """
+        asked_at = 0.0
 
         def note(number: int, _: Any) -> None:
-            self._stop_signal = number
-            for each, previous in handlers.items():
-                signal.signal(each, previous)
-            os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
+            nonlocal asked_at
+            if self._stop_signal is None:
+                self._stop_signal, asked_at = number, time.monotonic()
+                os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
+            elif time.monotonic() - asked_at > REPEATED_SIGNAL_S:
+                signal.signal(number, handlers[number])
+                signal.raise_signal(number)
 
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in handlers:

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs" / "fill_readme.py"
 
-NAMES = ("demo_10min", "demo_60min", "step", "kernels")
+NAMES = ("demo_10min", "demo_60min", "step")
 README = "before\n" + "between\n".join(f"<!-- generated: {name} -->\nold\n<!-- end of generated -->\n" for name in NAMES) + "after\n"
 SUMMARY = {
     "recipe": "demo",
@@ -51,18 +51,16 @@ def test_blocks_are_filled_and_the_rest_stays(tmp_path):
     (tmp_path / "README.md").write_text(README)
     (tmp_path / "demo_10min.json").write_text(json.dumps(SUMMARY))
     (tmp_path / "step_vs_huggingface.json").write_text(json.dumps(STEP))
-    (tmp_path / "kernels.csv").write_text("op,ms\nattention,1.5\n")
     assert fill(tmp_path, "--check").returncode == 1
     assert fill(tmp_path).returncode == 0
     text = (tmp_path / "README.md").read_text()
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
-    assert text.count("\nbetween\n") == 3 and text.count("Not measured yet.") == 1
+    assert text.count("\nbetween\n") == 2 and text.count("Not measured yet.") == 1
     assert "| retrieval | 0.31 | > 0.2 | yes |" in text and "| time | 11 | < 10 | **no** |" in text
     assert "| masked patches, image alone (MIM) | 12.3 % | 0.50 % |  |" in text and "not shown" not in text
     assert "| the demo's | Hugging Face, padded to 77 | 0.71 | 0.18 | 0.14 | 1.79 (1.77 to 1.81) | 1416 |" in text
     assert "Batches of 32, 2 threads of x86_64, 3 rounds, torch 2.13.0, transformers 5.24.0" in text
     assert "321 steps of demo in bf16 on 2 ranks, 9.9 minutes in all (train 432 s); 2 cores of a processor" in text
-    assert "| op | ms |\n| --- | --- |\n| attention | 1.5 |" in text
     assert fill(tmp_path, "--check").returncode == 0, "filling twice must change nothing"
 
 
@@ -70,7 +68,7 @@ def test_absent_results_are_said(tmp_path):
     (tmp_path / "README.md").write_text(README)
     done = fill(tmp_path)
     assert "no results for block demo_10min (demo_10min.json)" in done.stderr and "no results for block demo_60min" in done.stderr
-    assert (tmp_path / "README.md").read_text().count("Not measured yet.") == 4
+    assert (tmp_path / "README.md").read_text().count("Not measured yet.") == 3
 
 
 def test_unknown_block_is_refused(tmp_path):

@@ -32,18 +32,19 @@ def forward_flops(config: Config, batch: Batch) -> float:
     mim_head = _head_flops(image.hidden_size, config.codebook.vocab_size)
     text_head = _head_flops(text.hidden_size, text.vocab_size)
     if batch.kind is Kind.IMAGE:
-        return _patch_flops(config, batch.size) + _encoder_flops(image, images) + rows["mim"] * mim_head
+        return _patch_flops(config, batch.size) + _encoder_flops(image, images, rows["mim"]) + rows["mim"] * mim_head
     if batch.kind is Kind.TEXT:
-        return _encoder_flops(text, texts) + rows["mlm"] * text_head
+        return _encoder_flops(text, texts, rows["mlm"]) + rows["mlm"] * text_head
     total = _patch_flops(config, batch.size)  # once for the clean and the masked version
     if objectives.global_contrastive.weight > 0:
-        total += _encoder_flops(image, images) + _encoder_flops(text, texts)
+        total += _encoder_flops(image, images, batch.size) + _encoder_flops(text, texts, batch.size)
         total += 2 * batch.size * model.projection_dim * (image.hidden_size + text.hidden_size)
     fused_wanted = objectives.mmm_image.weight > 0 or objectives.mmm_text.weight > 0 or objectives.itm.weight > 0
     if fused_wanted:
         total += _encoder_flops(image, images) + _encoder_flops(text, texts)
         total += 2 * fused.hidden_size * (sum(images) * image.hidden_size + sum(texts) * text.hidden_size)
-        total += _encoder_flops(fused, [1 + a + b for a, b in zip(images, texts, strict=True)])
+        read = (objectives.mmm_image.weight > 0) * rows["mim"] + (objectives.mmm_text.weight > 0) * rows["mlm"] + (objectives.itm.weight > 0) * batch.size
+        total += _encoder_flops(fused, [1 + a + b for a, b in zip(images, texts, strict=True)], read)
     total += (objectives.mmm_image.weight > 0) * rows["mim"] * _head_flops(fused.hidden_size, config.codebook.vocab_size)
     total += (objectives.mmm_text.weight > 0) * rows["mlm"] * _head_flops(fused.hidden_size, text.vocab_size)
     total += (objectives.itm.weight > 0) * batch.size * 2 * fused.hidden_size * (fused.hidden_size + 2)
@@ -61,11 +62,15 @@ def _patch_flops(config: Config, images: int) -> float:
     return 2 * images * image.num_patches * image.patch_size**2 * image.num_channels * image.hidden_size
 
 
-def _encoder_flops(shape, lengths: list[int]) -> float:
-    """A transformer over packed sequences: four projections, two MLP layers, and the two products of attention."""
+def _encoder_flops(shape, lengths: list[int], read: int | None = None) -> float:
+    """A transformer over packed sequences: four projections, two MLP layers, and the two products of attention.
+
+    `read` is the number of rows that somebody reads (None: all); the last block's output projection and MLP run for those alone.
+    """
     d, f = shape.hidden_size, shape.intermediate_size
     tokens, pairs = sum(lengths), sum(s * s for s in lengths)
-    return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * pairs * d)
+    spared = 0 if read is None else 2 * (tokens - read) * (d * d + 2 * d * f)
+    return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * pairs * d) - spared
 
 
 def _head_flops(hidden_size: int, vocab_size: int) -> float:

@@ -44,6 +44,7 @@ def test_free_port_can_be_bound():
     port = launch.free_port()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port))
+        assert listener.getsockname()[1] == port > 0
 
 
 def test_text_of_a_command_is_what_a_shell_takes():

@@ -8,8 +8,10 @@ Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,9 @@ class View(StrEnum):
     MULTIMODAL = "multimodal"
     MULTIMODAL_MASKED = "multimodal_masked"
     CROPS = "crops"
+
+
+MASKED_VIEWS = frozenset({View.IMAGE_MASKED, View.TEXT_MASKED, View.MULTIMODAL_MASKED})
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ class Batch:
     """One micro-batch of one kind, collated, corrupted and packed. Fields that the kind lacks are None.
 
     Row indices come from the collator, so nothing in a step waits for the device; in pair batches `mim_rows` and `mlm_rows`
-    already leave out mismatched samples.
+    already leave out mismatched samples. Where only a share of a pair batch is masked, `masked` is the batch of these samples; the masked
+    views and their objectives read that one, everything else the whole.
 
     Shapes:
         pixel_values           [b c H W]  uint8 in [0, 255]; the image encoder normalises
@@ -141,18 +147,28 @@ class Batch:
     mlm_labels: Tensor | None = None
     itm_labels: Tensor | None = None
     matched_rows: Tensor | None = None
+    masked: Batch | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     """Unusable samples met while this batch was read: reason -> count."""
 
+    def of(self, views: Collection[View]) -> Batch:
+        """Returns the batch that views of one side, clean or masked, are made from."""
+        return self.masked if self.masked is not None and MASKED_VIEWS.issuperset(views) else self
+
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with every tensor on `device`; copies from pinned memory do not block."""
-        moved = {f.name: value.to(device, non_blocking=True) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return dataclasses.replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Returns the batch with every tensor in pinned memory; called by torch's DataLoader."""
-        pinned = {f.name: value.pin_memory() for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return dataclasses.replace(self, **pinned)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Applies `change` to every tensor."""
+        changed: dict[str, Any] = {f.name: change(value) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        if self.masked is not None:
+            changed["masked"] = self.masked._each(change)
+        return dataclasses.replace(self, **changed)
 
 
 @dataclass(frozen=True)

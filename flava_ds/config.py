@@ -196,7 +196,7 @@ class Config:
     def micro_batch_size(self, source: SourceConfig, world_size: int) -> int:
         """Samples of one micro-step on one rank.
 
-        Raises: ConfigError when the global batch does not divide.
+        Raises: ConfigError when the global batch does not divide, or is too small for the masked share.
         """
         parts = world_size * self.training.gradient_accumulation_steps
         size = self.global_batch_size(source)
@@ -204,6 +204,12 @@ class Config:
             raise ConfigError(
                 f"source '{source.name}': global_batch_size {size} does not divide by {world_size} ranks x "
                 f"{self.training.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
+            )
+        share = self.objectives.masked_share
+        if source.kind == "pair" and size // parts * share < 1:
+            raise ConfigError(
+                f"source '{source.name}': objectives.masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
+                f"use a share of at least {parts / size:g} or a larger global_batch_size"
             )
         return size // parts
 
@@ -236,6 +242,8 @@ def check(config: Config) -> Config:
     ):
         if value < 1:
             raise ConfigError(f"{field_name} is {value}; it must be at least 1")
+    if not 0 < config.objectives.masked_share <= 1:
+        raise ConfigError(f"objectives.masked_share is {config.objectives.masked_share:g}; it must lie above 0 and at most at 1")
     names = [source.name for source in config.data.sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"data.sources: names must differ, got {names}")

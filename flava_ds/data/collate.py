@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,62 +49,109 @@ class Collator:
                     f"{self.tokenizer.file}; raise it"
                 )
 
-    def __call__(self, samples: Sequence[Sample], skipped: Mapping[str, int] | None = None, borrowed: Mapping[int, str] | None = None) -> Batch:
+    def __call__(
+        self,
+        samples: Sequence[Sample],
+        skipped: Mapping[str, int] | None = None,
+        borrowed: Mapping[int, str] | None = None,
+        masked_rows: np.ndarray | None = None,
+    ) -> Batch:
         """Collates samples, those in `borrowed` (row -> caption, see `mismatch`) with another's caption instead of their own.
 
-        The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours.
+        The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours. With `masked_rows` [m] only
+        these samples of a pair batch are masked: they make up the batch's `masked`.
         """
         seeds = np.array([sample.seed for sample in samples], dtype=np.uint64)
-        fields: dict[str, Any] = {}
         matched = np.ones(len(samples), dtype=bool)
         texts = [sample.text for sample in samples]
+        for row, text in (borrowed or {}).items():
+            texts[row], matched[row] = text, False
+        views = self.transform([sample.image for sample in samples], seeds) if self.kind != Kind.TEXT else ()
+        token_ids = self.tokenizer.encode_batch(texts, self.source.max_tokens) if self.kind != Kind.IMAGE else ()
+        augmented = _Augmented(tuple(samples), seeds, matched, tuple(views), tuple(token_ids))
+        if masked_rows is None:
+            return self._batch(augmented, skipped, masks=True)
+        masked = self._batch(augmented.at(masked_rows), None, masks=True)
+        return replace(self._batch(augmented, skipped, masks=False), masked=masked)
+
+    def _batch(self, augmented: _Augmented, skipped: Mapping[str, int] | None, *, masks: bool) -> Batch:
+        """Puts tensors together, with the corruptions or without."""
+        fields: dict[str, Any] = {}
         if self.kind == Kind.PAIR:
-            for row, text in (borrowed or {}).items():
-                texts[row], matched[row] = text, False
-            fields["itm_labels"] = torch.from_numpy(matched.astype(np.int64))
-            fields["matched_rows"] = torch.from_numpy(np.flatnonzero(matched))
+            fields["itm_labels"] = torch.from_numpy(augmented.matched.astype(np.int64))
+            fields["matched_rows"] = torch.from_numpy(np.flatnonzero(augmented.matched))
         if self.kind != Kind.TEXT:
-            fields |= self._image_fields(samples, seeds, matched)
+            fields["pixel_values"] = augmented.views[0]
+            if masks and self.image_mask is not None:
+                fields |= self._image_masks(augmented, self.image_mask)
         if self.kind != Kind.IMAGE:
-            fields |= self._text_fields(texts, seeds, matched)
-        keys = tuple(sample.key for sample in samples)
-        return Batch(kind=self.kind, source=self.source.name, size=len(samples), keys=keys, skipped=dict(skipped or {}), **fields)
+            lengths = np.array([len(ids) for ids in augmented.token_ids], dtype=np.int64)
+            input_ids = np.concatenate(augmented.token_ids)
+            fields["input_ids"] = torch.from_numpy(input_ids)
+            fields["cu_seqlens"] = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+            fields["max_seqlen"] = int(lengths.max())
+            if masks and self.text_mask is not None:
+                fields |= self._text_masks(augmented, input_ids, lengths, self.text_mask)
+        keys = tuple(sample.key for sample in augmented.samples)
+        return Batch(kind=self.kind, source=self.source.name, size=len(keys), keys=keys, skipped=dict(skipped or {}), **fields)
 
-    def _image_fields(self, samples: Sequence[Sample], seeds: np.ndarray, matched: np.ndarray) -> dict[str, Tensor]:
-        """Augments pictures and masks patches."""
-        views = self.transform([sample.image for sample in samples], seeds)
-        fields = dict(zip(("pixel_values", "codebook_pixel_values"), views, strict=False))
+    def _image_masks(self, augmented: _Augmented, config: MaskedImageConfig) -> dict[str, Tensor]:
+        """Masks patches, and provides the codes to predict or the codebook's view of the picture."""
+        fields = {}
         if self.needs_codes:
-            fields.setdefault("codebook_pixel_values", fields["pixel_values"])
+            fields["codebook_pixel_values"] = augmented.views[-1]
         if self.source.image_codes_key:
-            fields["image_codes"] = torch.from_numpy(np.stack([sample.codes for sample in samples]))
-        if self.image_mask is not None:
-            mask = mask_patches(seeds, self.config.model.image.grid_size, self.image_mask)
-            fields["bool_masked_pos"] = torch.from_numpy(mask)
-            fields["mim_rows"] = torch.from_numpy(np.flatnonzero(mask & matched[:, None]))
+            fields["image_codes"] = torch.from_numpy(np.stack([sample.codes for sample in augmented.samples]))
+        mask = mask_patches(augmented.seeds, self.config.model.image.grid_size, config)
+        fields["bool_masked_pos"] = torch.from_numpy(mask)
+        fields["mim_rows"] = torch.from_numpy(np.flatnonzero(mask & augmented.matched[:, None]))
         return fields
 
-    def _text_fields(self, texts: Sequence[str], seeds: np.ndarray, matched: np.ndarray) -> dict[str, Any]:
-        """Tokenises, packs and masks texts."""
-        encoded = self.tokenizer.encode_batch(texts, self.source.max_tokens)
-        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        input_ids = np.concatenate(encoded)
-        fields: dict[str, Any] = {
-            "input_ids": torch.from_numpy(input_ids),
-            "cu_seqlens": torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
-            "max_seqlen": int(lengths.max()),
+    def _text_masks(self, augmented: _Augmented, input_ids: np.ndarray, lengths: np.ndarray, config: MaskedTextConfig) -> dict[str, Tensor]:
+        """Masks tokens; those of mismatched texts are not predicted."""
+        masked = mask_tokens(augmented.seeds, input_ids, lengths, config, self.tokenizer)
+        kept = np.repeat(augmented.matched, lengths)[masked.rows]
+        return {
+            "input_ids_masked": torch.from_numpy(masked.input_ids),
+            "mlm_rows": torch.from_numpy(masked.rows[kept]),
+            "mlm_labels": torch.from_numpy(masked.labels[kept]),
         }
-        if self.text_mask is not None:
-            masked = mask_tokens(seeds, input_ids, lengths, self.text_mask, self.tokenizer)
-            kept = np.repeat(matched, lengths)[masked.rows]
-            fields["input_ids_masked"] = torch.from_numpy(masked.input_ids)
-            fields["mlm_rows"] = torch.from_numpy(masked.rows[kept])
-            fields["mlm_labels"] = torch.from_numpy(masked.labels[kept])
-        return fields
 
 
-def mismatch(captions: Sequence[tuple[str, ...]], seeds: np.ndarray, probability: float, partners: Callable[[int, float], Iterable[str]]) -> dict[int, str]:
-    """Draws the samples that lose their caption, and for each the first of its partners' captions that is none of its own; row -> caption.
+@dataclass(frozen=True)
+class _Augmented:
+    """Samples after augmentation and tokenisation, before any masking.
+
+    Shapes:
+        seeds      [b]  uint64
+        matched    [b]  bool, False where the caption is borrowed
+        views      each [b c H W]  uint8, the encoder's and, where it differs, the codebook's; empty without pictures
+        token_ids  b arrays of int64; empty without text
+    """
+
+    samples: tuple[Sample, ...]
+    seeds: np.ndarray
+    matched: np.ndarray
+    views: tuple[Tensor, ...]
+    token_ids: tuple[Any, ...]
+
+    def at(self, rows: np.ndarray) -> _Augmented:
+        """Takes some samples: [m]."""
+        index = torch.from_numpy(rows)
+        samples = tuple(self.samples[row] for row in rows)
+        token_ids = tuple(self.token_ids[row] for row in rows) if self.token_ids else ()
+        return _Augmented(samples, self.seeds[rows], self.matched[rows], tuple(view[index] for view in self.views), token_ids)
+
+
+def mismatch(
+    captions: Sequence[tuple[str, ...]],
+    seeds: np.ndarray,
+    probability: float,
+    partners: Callable[[int, float], Iterable[str]],
+    *,
+    among: np.ndarray | None = None,
+) -> dict[int, str]:
+    """Draws the samples, of the rows `among` if given, that lose their caption; row -> the first of its partners' captions that is not its own.
 
     A sample stays matched when all its partners' captions are also its own. `partners(row, draw)` yields them lazily, from a place that
     `draw` in [0, 1) picks; it is called for drawn rows only.
@@ -111,12 +159,14 @@ def mismatch(captions: Sequence[tuple[str, ...]], seeds: np.ndarray, probability
     Shapes:
         captions  b tuples, all captions of each sample
         seeds     [b]  uint64
+        among     [m]  int64
     """
     borrowed: dict[int, str] = {}
     if probability <= 0:
         return borrowed
     draws = uniforms(seeds, 2, stream=_MATCH_STREAM)
-    for row in np.flatnonzero(draws[:, 0] < probability).tolist():
+    drawn = np.flatnonzero(draws[:, 0] < probability)
+    for row in (drawn if among is None else np.intersect1d(drawn, among)).tolist():
         other = next((text for text in partners(row, float(draws[row, 1])) if text not in captions[row]), None)
         if other is not None:
             borrowed[row] = other

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flava_ds.batch import Batch
+from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
 from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.faults import SampleFault
@@ -50,7 +50,18 @@ class BatchReader:
         for row, (index, sample) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
             found = self._try(index, sample, float(draws[row]), skipped)
             samples.append(found if found is not None else self._replacement(int(positions[row]), skipped))
-        return self.collator(samples, skipped, self._borrowed(positions, samples))
+        masked_rows = self._masked_rows(positions)
+        return self.collator(samples, skipped, self._borrowed(positions, samples, masked_rows), masked_rows)
+
+    def _masked_rows(self, positions: np.ndarray) -> np.ndarray | None:
+        """Returns the rows that are masked where only a share of a pair batch is: [m], or None for all.
+
+        They are spread evenly over the step's global batch, whose order is random, so every rank and micro-batch has its share.
+        """
+        share = self.config.objectives.masked_share
+        if share == 1 or self.source.source.kind != Kind.PAIR or self.collator.image_mask is None:
+            return None
+        return np.flatnonzero(is_masked(positions % self.config.global_batch_size(self.source.source), share))
 
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that choose captions: [b] each."""
@@ -69,10 +80,11 @@ class BatchReader:
                 return found
         raise DataError(f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: {self.skips.summary()}; mend the shards")
 
-    def _borrowed(self, positions: np.ndarray, samples: list[Sample]) -> dict[int, str]:
+    def _borrowed(self, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None) -> dict[int, str]:
         """Draws the mismatches of a batch: row -> caption."""
         captions, seeds = [sample.captions for sample in samples], np.array([sample.seed for sample in samples], dtype=np.uint64)
-        return mismatch(captions, seeds, self.collator.mismatch_probability, lambda row, draw: self._partners(int(positions[row]), draw))
+        probability = self.collator.mismatch_probability
+        return mismatch(captions, seeds, probability, lambda row, draw: self._partners(int(positions[row]), draw), among=masked_rows)
 
     def _partners(self, position: int, draw: float) -> Iterator[str]:
         """Yields captions that the sample at `position` may borrow: those at up to _MAX_PARTNERS other positions of its step's global batch,
@@ -105,6 +117,11 @@ class BatchReader:
             return None
         self.skips.good()
         return sample
+
+
+def is_masked(places: np.ndarray, share: float) -> np.ndarray:
+    """Tells which places of a global batch are masked: [b] int64 -> [b] bool; any k neighbours hold floor(k * share) of them at least."""
+    return np.floor((places + 1) * share + 1e-9) > np.floor(places * share + 1e-9)
 
 
 class SkipLog:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flava_ds.batch import Batch, Packed, SequenceLayout, View
+from flava_ds.batch import MASKED_VIEWS, Batch, Packed, SequenceLayout, View
 from flava_ds.config import ModelConfig
 from flava_ds.models.image_encoder import ImageEncoder
 from flava_ds.models.multimodal_encoder import MultimodalEncoder
@@ -49,8 +50,11 @@ class Flava(nn.Module):
         """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call.
 
         `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block finishes only them. A view
-        that the fused encoder reads is always whole.
+        that the fused encoder reads is always whole. Where only a share of the batch is masked, clean and masked views are two packed calls.
         """
+        if batch.masked is not None:
+            whole, masked = set(views) - MASKED_VIEWS, MASKED_VIEWS.intersection(views)
+            return self.encode(dataclasses.replace(batch, masked=None), whole, reads) | self.encode(batch.masked, masked, reads)
         wanted, keep = set(views), dict(reads or {})
         for fused, below in FUSED_FROM.items():
             if fused in wanted:

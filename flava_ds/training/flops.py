@@ -24,31 +24,49 @@ def step_flops(config: Config, batch: Batch) -> float:
 
 def forward_flops(config: Config, batch: Batch) -> float:
     """Returns the FLOPs of the forward pass of one micro-batch."""
-    model, objectives = config.model, config.objectives
-    image, text, fused = model.image, model.text, model.multimodal
-    rows = _rows(batch)
-    images = [1 + image.num_patches] * batch.size
-    texts = batch.cu_seqlens.diff().tolist() if batch.cu_seqlens is not None else []
-    mim_head = _head_flops(image.hidden_size, config.codebook.vocab_size)
-    text_head = _head_flops(text.hidden_size, text.vocab_size)
+    if batch.masked is not None:
+        return _clean_flops(config, batch) + _masked_flops(config, batch.masked, embed=True)
+    if batch.kind is Kind.PAIR:
+        return _clean_flops(config, batch) + _masked_flops(config, batch, embed=False)
+    model, rows = config.model, _rows(batch)
     if batch.kind is Kind.IMAGE:
-        return _patch_flops(config, batch.size) + _encoder_flops(image, images, rows["mim"]) + rows["mim"] * mim_head
-    if batch.kind is Kind.TEXT:
-        return _encoder_flops(text, texts, rows["mlm"]) + rows["mlm"] * text_head
-    total = _patch_flops(config, batch.size)  # once for the clean and the masked version
-    if objectives.global_contrastive.weight > 0:
-        total += _encoder_flops(image, images, batch.size) + _encoder_flops(text, texts, batch.size)
-        total += 2 * batch.size * model.projection_dim * (image.hidden_size + text.hidden_size)
-    fused_wanted = objectives.mmm_image.weight > 0 or objectives.mmm_text.weight > 0 or objectives.itm.weight > 0
-    if fused_wanted:
-        total += _encoder_flops(image, images) + _encoder_flops(text, texts)
-        total += 2 * fused.hidden_size * (sum(images) * image.hidden_size + sum(texts) * text.hidden_size)
-        read = (objectives.mmm_image.weight > 0) * rows["mim"] + (objectives.mmm_text.weight > 0) * rows["mlm"] + (objectives.itm.weight > 0) * batch.size
-        total += _encoder_flops(fused, [1 + a + b for a, b in zip(images, texts, strict=True)], read)
-    total += (objectives.mmm_image.weight > 0) * rows["mim"] * _head_flops(fused.hidden_size, config.codebook.vocab_size)
-    total += (objectives.mmm_text.weight > 0) * rows["mlm"] * _head_flops(fused.hidden_size, text.vocab_size)
-    total += (objectives.itm.weight > 0) * batch.size * 2 * fused.hidden_size * (fused.hidden_size + 2)
+        head = _head_flops(model.image.hidden_size, config.codebook.vocab_size)
+        return _patch_flops(config, batch.size) + _encoder_flops(model.image, _image_lengths(config, batch), rows["mim"]) + rows["mim"] * head
+    return _encoder_flops(model.text, _text_lengths(batch), rows["mlm"]) + rows["mlm"] * _head_flops(model.text.hidden_size, model.text.vocab_size)
+
+
+def _clean_flops(config: Config, batch: Batch) -> float:
+    """The patches of a pair batch, embedded once for both versions, and the contrastive loss's passes."""
+    model, total = config.model, _patch_flops(config, batch.size)
+    if config.objectives.global_contrastive.weight > 0:
+        total += _encoder_flops(model.image, _image_lengths(config, batch), batch.size) + _encoder_flops(model.text, _text_lengths(batch), batch.size)
+        total += 2 * batch.size * model.projection_dim * (model.image.hidden_size + model.text.hidden_size)
     return total
+
+
+def _masked_flops(config: Config, batch: Batch, *, embed: bool) -> float:
+    """The masked and fused passes of a pair batch; `embed` where it is a share whose patches are embedded again."""
+    objectives, rows = config.objectives, _rows(batch)
+    image, text, fused = config.model.image, config.model.text, config.model.multimodal
+    with_image, with_text, with_matching = (part.weight > 0 for part in (objectives.mmm_image, objectives.mmm_text, objectives.itm))
+    if not (with_image or with_text or with_matching):
+        return 0.0
+    images, texts = _image_lengths(config, batch), _text_lengths(batch)
+    total = (_patch_flops(config, batch.size) if embed else 0.0) + _encoder_flops(image, images) + _encoder_flops(text, texts)
+    total += 2 * fused.hidden_size * (sum(images) * image.hidden_size + sum(texts) * text.hidden_size)
+    read = with_image * rows["mim"] + with_text * rows["mlm"] + with_matching * batch.size
+    total += _encoder_flops(fused, [1 + a + b for a, b in zip(images, texts, strict=True)], read)
+    total += with_image * rows["mim"] * _head_flops(fused.hidden_size, config.codebook.vocab_size)
+    total += with_text * rows["mlm"] * _head_flops(fused.hidden_size, text.vocab_size)
+    return total + with_matching * batch.size * 2 * fused.hidden_size * (fused.hidden_size + 2)
+
+
+def _image_lengths(config: Config, batch: Batch) -> list[int]:
+    return [1 + config.model.image.num_patches] * batch.size
+
+
+def _text_lengths(batch: Batch) -> list[int]:
+    return batch.cu_seqlens.diff().tolist()
 
 
 def _rows(batch: Batch) -> dict[str, int]:

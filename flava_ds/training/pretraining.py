@@ -41,17 +41,17 @@ class PretrainingModel(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Returns the terms of each active objective's sum in `batch`, known without the device."""
-        return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
+        return {name: objective.count(batch.of(objective.needs)) for name, objective in self.active(batch.kind).items()}
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """Runs the union of the views needed once, for the rows that are read, then every active objective."""
         active = self.active(batch.kind)
         reads: dict[View, list[Tensor]] = {}
         for objective in active.values():
-            for view, rows in objective.reads(self.model, batch).items():
+            for view, rows in objective.reads(self.model, batch.of(objective.needs)).items():
                 reads.setdefault(view, []).append(rows)
         encoded = self.model.encode(batch, reads.keys(), {view: torch.cat(rows).sort().values for view, rows in reads.items()})
-        return {name: objective(self.model, encoded, batch) for name, objective in active.items()}
+        return {name: objective(self.model, encoded, batch.of(objective.needs)) for name, objective in active.items()}
 
     def weighted(self, losses: dict[str, Loss], denominators: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turns sums into this rank's shares of the weighted means, given each objective's count over all ranks and micro-batches."""

@@ -117,7 +117,11 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> Batch:
         """Moves a batch and computes the image codes that an objective will predict, unless they came with the data."""
-        batch = batch.to(self.world.device)
+        return self._with_codes(batch.to(self.world.device))
+
+    def _with_codes(self, batch: Batch) -> Batch:
+        if batch.masked is not None:
+            return dataclasses.replace(batch, masked=self._with_codes(batch.masked))
         if batch.mim_rows is None or batch.image_codes is not None or self.codebook is None:
             return batch
         with torch.no_grad():

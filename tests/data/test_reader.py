@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from data.shard_files import picture
 
 from flava_ds.config import ImageTextMatchingConfig
-from flava_ds.data.reader import BatchReader
+from flava_ds.data.reader import BatchReader, is_masked
 from flava_ds.data.sources import ShardSource
 
 WORDS = "red green blue small large cat dog bird house tree over under".split()
@@ -102,3 +103,33 @@ def test_after_sixteen_equal_captions_a_sample_stays_matched(reader_of):
     assert texts[40] == "red" and batch.itm_labels.sum() == 40 - borrowed and 6 <= borrowed <= 26
     assert texts_of(reader_of(["red"] * 6), range(6))[1].itm_labels.all()
     assert texts_of(reader_of(["red", "cat"], global_batch=1), [0])[1].itm_labels.all()
+
+
+def test_a_masked_share_is_the_same_samples_on_any_number_of_ranks_and_only_those_are_mismatched(reader_of):
+    reader = reader_of(WORDS, global_batch=12, probability=1.0)
+    reader.config = replace(reader.config, objectives=replace(reader.config.objectives, masked_share=0.25))
+    whole = reader.batch(np.arange(12))
+    parts = [reader.batch(np.arange(start, start + 6)) for start in (0, 6)]
+    assert whole.masked.size == 3 and sum((part.masked.keys for part in parts), ()) == whole.masked.keys
+    assert [part.masked.size for part in parts] in ([1, 2], [2, 1])
+    assert whole.bool_masked_pos is None and whole.input_ids_masked is None and whole.masked.bool_masked_pos.shape[0] == 3
+    assert [key for key, label in zip(whole.keys, whole.itm_labels.tolist(), strict=True) if not label] == list(whole.masked.keys)
+    assert not whole.masked.itm_labels.any() and len(whole.matched_rows) == 9
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.5, 0.75])
+def test_any_neighbours_hold_their_part_of_the_masked_share(share):
+    chosen = is_masked(np.arange(1200), share)
+    assert chosen.sum() == round(1200 * share)
+    for width in (4, 10, 37):
+        counts = np.convolve(chosen, np.ones(width), mode="valid")
+        assert counts.min() >= int(width * share)
+
+
+def test_the_masked_samples_of_a_share_are_masked_as_in_a_whole_batch(reader_of):
+    reader = reader_of(WORDS, global_batch=12, probability=0.0)
+    whole = reader.batch(np.arange(12))
+    reader.config = replace(reader.config, objectives=replace(reader.config.objectives, masked_share=0.5))
+    share = reader.batch(np.arange(12)).masked
+    rows = [whole.keys.index(key) for key in share.keys]
+    assert torch.equal(share.bool_masked_pos, whole.bool_masked_pos[rows]) and torch.equal(share.pixel_values, whole.pixel_values[rows])

@@ -99,3 +99,22 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     )
     alone = sum(module.losses(batch)["mlm"].sum for batch in (short, long))
     torch.testing.assert_close(module.losses(both)["mlm"].sum, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_masked_as_a_whole_and_one_whose_masked_share_is_everything_are_the_same():
+    config = tiny_config()
+    module, batch = build_pretraining(config).double(), make_batch(Kind.PAIR, config)
+    for ours, theirs in zip(module.losses(batch).items(), module.losses(dataclasses.replace(batch, masked=batch)).items(), strict=True):
+        assert ours[0] == theirs[0] and ours[1].count == theirs[1].count
+        torch.testing.assert_close(ours[1].sum, theirs[1].sum, rtol=1e-12, atol=1e-12)
+
+
+def test_a_masked_share_is_what_the_masked_objectives_alone_see():
+    config = tiny_config()
+    module, batch, share = build_pretraining(config).double(), make_batch(Kind.PAIR, config), make_batch(Kind.PAIR, config, size=3, seed=5)
+    whole = dataclasses.replace(batch, masked=share)
+    losses, clean, masked = module.losses(whole), module.losses(batch), module.losses(share)
+    for name, loss in losses.items():
+        expected = clean[name] if name == "global_contrastive" else masked[name]
+        assert loss.count == expected.count == module.counts(whole)[name]
+        torch.testing.assert_close(loss.sum, expected.sum, rtol=1e-12, atol=1e-12)

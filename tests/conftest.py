@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import ranks
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter_bf16
+
+    interpreter_bf16.install()
 
 
 @pytest.fixture

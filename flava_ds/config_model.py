@@ -100,8 +100,6 @@ class GlobalContrastiveConfig:
     weight: float = 1.0
     logit_scale_max: float = 4.6052
     """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
-    chunk_rows: int = 1024
-    """Rows of the similarity matrix that exist at one time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class GlobalContrastive(Objective):
     def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
         image, text = model.image_embeddings(encoded[View.IMAGE]), model.text_embeddings(encoded[View.TEXT])
         matched = torch.zeros(batch.size, device=image.device).index_fill(0, batch.matched_rows, 1.0)
-        loss, correct = info_nce(image, text, clamped(model.logit_scale, self.config.logit_scale_max), matched, chunk_rows=self.config.chunk_rows)
+        loss, correct = info_nce(image, text, clamped(model.logit_scale, self.config.logit_scale_max), matched)
         return Loss(loss, self.count(batch), {"correct": correct})
 
     def model_parameters(self, model: Flava) -> set[str]:

@@ -6,89 +6,209 @@
 Each rank computes the log-sum-exps of its own rows (image to all texts) and of its own columns (text to all images). Every rank
 then gathers both vectors and m: 3 numbers per sample. With them a rank finishes the gradient of its own features alone,
 
-    dI_i = exp(scale) sum_j [ (m_i softmax_row_ij + m_j softmax_col_ij) / 2 - m_i [i = j] ] T_j,
+    G_ij = m_i softmax_row_ij + m_j softmax_col_ij - 2 m_i [i = j]
+    dI_i = exp(scale)/2 sum_j G_ij T_j,   d scale = 1/2 sum_ij G_ij S_ij,
 
-so features are gathered forward, and nothing but these vectors travels for the backward pass.
+so features are gathered forward, and nothing but these vectors travels for the backward pass. A single rank owns all rows and all
+columns: one pass over S gives both vectors, and one over G both gradients.
+
+Source: Chen et al., DisCo-CLIP (arXiv 2304.08480), for gradients of a rank's own features; the exchange of log-sum-exps instead is ours.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flava_kernels import dispatch
+from flava_kernels.cases.contrastive import cases
+from flava_kernels.op import DTYPES, Limits, Op
 
-def info_nce(
-    image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, chunk_rows: int = 1024, group: dist.ProcessGroup | None = None
-) -> tuple[Tensor, Tensor]:
+CHUNK_BYTES = 2**23
+"""Part of S that the reference holds at one time. Larger parts leave a core's cache, smaller ones read the other side's features too often."""
+
+
+def info_nce(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Returns this rank's share of the summed loss, and how many of its rows rank their own text first.
 
     The backward pass gives the features and the scale the gradient of the sum over ALL ranks, provided that the incoming gradient
-    is the same number on every rank. Samples with row_mask 0 are no positives, but stay negatives of the others.
+    is the same number on every rank. Samples with row_mask 0 are no positives, but stay negatives of the others. Among equal
+    entries the first counts as the largest.
 
     Shapes:
         image      [b r]  L2-normalised; the same b on every rank
-        text       [b r]
+        text       [b r]  in the dtype of image
         log_scale  [1]
-        row_mask   [b]    1 where the pair counts as a positive
-        returns    scalar fp32 with gradient, scalar fp32 without
+        row_mask   [b]    1 where the pair counts as a positive, else 0
+        returns    scalar (fp32, or fp64 for fp64 features) with gradient, scalar fp32 without
     """
-    return _InfoNCE.apply(image, text, log_scale, row_mask, chunk_rows, group)
+    return _InfoNCE.apply(image, text, log_scale, row_mask, group)
+
+
+def definition(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    """The whole matrix on one rank, softmax in fp32 at least."""
+    logits = log_scale.exp() * (image @ text.T)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    own = torch.arange(image.shape[0], device=image.device)
+    loss = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()) / 2
+    return (row_mask * loss).sum(), (row_mask * (logits.argmax(1) == own)).sum().float()
+
+
+def forward_reference(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of S = scale * rows columns^T, in fp32 at least, chunk by chunk.
+
+    Shapes:
+        rows        [b r]
+        columns     [N r]
+        scale       [1]    not its logarithm
+        offset             the column that belongs to row 0
+        row_lse     [b]    log-sum-exp of each row
+        column_lse  [N]    of each column over these rows; [0] unless `both`
+        own         [b]    S_{i, offset + i}
+        first       [b]    1 where that is the first of the row's largest entries, else 0
+    """
+    columns, scaled = columns.to(scale.dtype), rows.to(scale.dtype) * scale
+    own_column = torch.arange(offset, offset + rows.shape[0], device=rows.device)
+    row_lse, own, first = (scaled.new_empty(rows.shape[0]) for _ in range(3))
+    column_max = scaled.new_full((columns.shape[0] if both else 0,), float("-inf"))
+    column_sum = torch.zeros_like(column_max)
+    for chunk, logits in _chunks(scaled, columns):
+        torch.mm(scaled[chunk], columns.T, out=logits)
+        largest, place = logits.max(1)
+        own[chunk] = logits.gather(1, own_column[chunk, None])[:, 0]
+        first[chunk] = (place == own_column[chunk]).to(first.dtype)
+        if both:
+            raised = torch.maximum(column_max, logits.amax(0))
+            column_sum.mul_((column_max - raised).exp_()).add_((logits - raised).exp_().sum(0))
+            column_max = raised
+        row_lse[chunk] = logits.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
+    return row_lse, column_sum.log_().add_(column_max), own, first
+
+
+def backward_reference(
+    grad: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, row_vectors: Tensor, column_vectors: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of grad * (the loss over all ranks), as far as these rows of G give them.
+
+    Shapes:
+        grad            scalar
+        row_vectors     [2 b]  log-sum-exps and mask of the rows
+        column_vectors  [2 N]  of the columns, over the rows of all ranks
+        d_rows          [b r]
+        d_columns       [N r]  the part of these rows; [0 r] unless `both`
+        d_log_scale     [1]    the part of these rows
+    """
+    work, mask = columns.to(scale.dtype), row_vectors[1]
+    row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
+    scaled = rows.to(scale.dtype) * scale
+    d_rows, d_columns = torch.empty_like(scaled), torch.zeros_like(work[: work.shape[0] if both else 0])
+    for chunk, logits in _chunks(scaled, work):
+        torch.mm(scaled[chunk], work.T, out=logits)
+        gradient = (logits - column_shift).exp_().add_(logits.sub_(row_shift[chunk, None]).exp_())
+        gradient.diagonal(offset + chunk.start).sub_(mask[chunk], alpha=2)
+        torch.mm(gradient, work, out=d_rows[chunk])
+        if both:
+            d_columns.addmm_(gradient.T, scaled[chunk])
+    half = grad / 2
+    d_log_scale = (scaled * d_rows).sum().reshape(1) * half
+    return d_rows.mul_(scale * half).to(rows.dtype), d_columns.mul_(half).to(columns.dtype), d_log_scale
+
+
+def shifts(vectors: Tensor) -> Tensor:
+    """What to subtract from S so that exp gives m softmax: the log-sum-exp, or infinity where m = 0."""
+    return vectors[0].masked_fill(vectors[1] == 0, float("inf"))
+
+
+def _chunks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of rows, and memory for their part of S: the same bytes again and again."""
+    most = max(1, CHUNK_BYTES // (max(columns.shape[0], 1) * rows.element_size()))
+    memory = rows.new_empty(min(most, rows.shape[0]), columns.shape[0])
+    for start in range(0, rows.shape[0], most):
+        stop = min(start + most, rows.shape[0])
+        yield slice(start, stop), memory[: stop - start]
+
+
+def supports(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, group: dist.ProcessGroup | None = None) -> str | None:
+    """Returns why the kernels do not take these arguments, or None."""
+    return _unsupported(image, text)
+
+
+def _unsupported(rows: Tensor, columns: Tensor) -> str | None:
+    if rows.dtype != columns.dtype:
+        return f"the features are {rows.dtype} and {columns.dtype}"
+    if rows.dtype not in DTYPES:
+        return f"the features are {rows.dtype}"
+    if rows.numel() == 0:
+        return "there are no features"
+    return None
+
+
+@torch.library.custom_op("flava_kernels::info_nce_forward", mutates_args=())
+def _forward(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if dispatch.use_triton("info_nce", rows, _unsupported(rows, columns)):
+        from flava_kernels.triton_ops import contrastive
+
+        return contrastive.forward(rows, columns, scale, offset, both)
+    return forward_reference(rows, columns, scale, offset, both)
+
+
+@_forward.register_fake
+def _(rows, columns, scale, offset, both):
+    row = scale.new_empty(rows.shape[0])
+    return row, scale.new_empty(columns.shape[0] if both else 0), torch.empty_like(row), torch.empty_like(row)
+
+
+@torch.library.custom_op("flava_kernels::info_nce_backward", mutates_args=())
+def _backward(
+    grad: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, row_vectors: Tensor, column_vectors: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if dispatch.use_triton("info_nce", rows, _unsupported(rows, columns)):
+        from flava_kernels.triton_ops import contrastive
+
+        return contrastive.backward(grad, rows, columns, scale, row_vectors, column_vectors, offset, both)
+    return backward_reference(grad, rows, columns, scale, row_vectors, column_vectors, offset, both)
+
+
+@_backward.register_fake
+def _(grad, rows, columns, scale, row_vectors, column_vectors, offset, both):
+    return rows.new_empty(rows.shape), columns.new_empty(columns.shape[0] if both else 0, columns.shape[1]), torch.empty_like(scale)
 
 
 class _InfoNCE(torch.autograd.Function):
+    """The collectives stand here, between the custom operators: a rank's gradient is not the derivative of its own share of the loss."""
+
     @staticmethod
-    def forward(ctx, image, text, log_scale, row_mask, chunk_rows, group):
+    def forward(ctx, image, text, log_scale, row_mask, group):
         work = torch.promote_types(image.dtype, torch.float32)
-        image_all, text_all = _gather(image.to(work), group), _gather(text.to(work), group)
-        rank = dist.get_rank(group) if _distributed(group) else 0
-        local = slice(rank * image.shape[0], (rank + 1) * image.shape[0])
         scale, mask = log_scale.to(work).exp(), row_mask.to(work)
-        row_lse, correct = _log_sum_exp(image_all[local], text_all, scale, local.start, mask, chunk_rows)
-        column_lse, _ = _log_sum_exp(text_all[local], image_all, scale, local.start, mask, chunk_rows)
-        diagonal = scale * (image_all[local] * text_all[local]).sum(-1)
-        vectors = _gather(torch.stack([row_lse, column_lse, mask], dim=1), group)
-        ctx.save_for_backward(image_all, text_all, scale, vectors)
-        ctx.local, ctx.chunk_rows, ctx.dtypes = local, chunk_rows, (image.dtype, text.dtype, log_scale.dtype)
+        alone = not _distributed(group)
+        image_all, text_all = _gather(image, group), _gather(text, group)
+        offset = 0 if alone else dist.get_rank(group) * image.shape[0]
+        row_lse, column_lse, own, first = _forward(image, text_all, scale, offset, alone)
+        if not alone:
+            column_lse = _forward(text, image_all, scale, offset, False)[0]
+        row_vectors, column_vectors = torch.stack([row_lse, mask]), torch.stack([column_lse, mask])
+        exchanged = _gather(torch.stack([row_lse, column_lse, mask], dim=1), group)
+        ctx.save_for_backward(image_all, text_all, scale, row_vectors, column_vectors, exchanged)
+        ctx.offset, ctx.alone, ctx.scale_dtype = offset, alone, log_scale.dtype
+        correct = (first * mask).sum().float()
         ctx.mark_non_differentiable(correct)
-        return (mask * ((row_lse + column_lse) / 2 - diagonal)).sum(), correct
+        return (mask * ((row_lse + column_lse) / 2 - own)).sum(), correct
 
     @staticmethod
     def backward(ctx, grad, _):
-        image_all, text_all, scale, vectors = ctx.saved_tensors
-        row_lse, column_lse, mask = vectors.unbind(1)
-        d_image, d_scale = _feature_gradient(image_all, text_all, scale, row_lse, column_lse, mask, ctx.local, ctx.chunk_rows)
-        d_text, _ = _feature_gradient(text_all, image_all, scale, column_lse, row_lse, mask, ctx.local, ctx.chunk_rows)
-        image_dtype, text_dtype, scale_dtype = ctx.dtypes
-        return (grad * d_image).to(image_dtype), (grad * d_text).to(text_dtype), (grad * d_scale).to(scale_dtype), None, None, None
-
-
-def _log_sum_exp(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, mask: Tensor, chunk_rows: int) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of each row of scale * rows columns^T, and the number of masked rows whose largest entry is their own: [b], scalar."""
-    lse, correct = rows.new_empty(rows.shape[0]), torch.zeros((), device=rows.device)
-    for start in range(0, rows.shape[0], chunk_rows):
-        chunk = slice(start, min(start + chunk_rows, rows.shape[0]))
-        logits = scale * (rows[chunk] @ columns.T)
-        lse[chunk] = logits.logsumexp(-1)
-        own = torch.arange(offset + chunk.start, offset + chunk.stop, device=rows.device)
-        correct = correct + ((logits.argmax(-1) == own) * mask[chunk]).sum()
-    return lse, correct
-
-
-def _feature_gradient(
-    x_all: Tensor, y_all: Tensor, scale: Tensor, x_lse: Tensor, y_lse: Tensor, mask: Tensor, local: slice, chunk_rows: int
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the global sum for the local rows of x, and this rank's part of the gradient of log_scale: [b r], [1]."""
-    d_x, d_scale = x_all.new_empty(local.stop - local.start, x_all.shape[1]), torch.zeros_like(scale)
-    for start in range(local.start, local.stop, chunk_rows):
-        stop = min(start + chunk_rows, local.stop)
-        logits = scale * (x_all[start:stop] @ y_all.T)
-        d_logits = mask[start:stop, None] * (logits - x_lse[start:stop, None]).exp()
-        d_logits.add_(mask * (logits - y_lse).exp()).mul_(0.5)
-        d_logits.diagonal(start).sub_(mask[start:stop])
-        d_x[start - local.start : stop - local.start] = scale * (d_logits @ y_all)
-        d_scale = d_scale + (d_logits * logits).sum()
-    return d_x, d_scale
+        image_all, text_all, scale, row_vectors, column_vectors, exchanged = ctx.saved_tensors
+        row_lse, column_lse, mask = exchanged.unbind(1)
+        local = slice(ctx.offset, ctx.offset + row_vectors.shape[1])
+        all_columns = torch.stack([column_lse, mask])
+        d_image, d_text, d_scale = _backward(grad, image_all[local], text_all, scale, row_vectors, all_columns, ctx.offset, ctx.alone)
+        if not ctx.alone:
+            all_rows = torch.stack([row_lse, mask])
+            d_text, _, _ = _backward(grad, text_all[local], image_all, scale, column_vectors, all_rows, ctx.offset, False)
+        return d_image, d_text, d_scale.to(ctx.scale_dtype), None, None
 
 
 def _distributed(group: dist.ProcessGroup | None) -> bool:
@@ -102,3 +222,14 @@ def _gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     gathered = local.new_empty(dist.get_world_size(group) * local.shape[0], *local.shape[1:])
     dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)
     return gathered
+
+
+OP = Op(
+    name="info_nce",
+    function=info_nce,
+    definition=definition,
+    supports=supports,
+    cases=cases,
+    limits={torch.float32: Limits(4e-7, 2.5e-6), torch.float16: Limits(4e-7, 6e-4), torch.bfloat16: Limits(4e-7, 5e-3)},
+    kernels="flava_kernels.triton_ops.contrastive",
+)

@@ -1,0 +1,45 @@
+"""Inputs for the contrastive loss."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from flava_kernels.op import Case, Limits
+
+HUGE_LOGITS = {torch.float32: Limits(4e-7, 1e-5), torch.float16: Limits(4e-7, 6e-4), torch.bfloat16: Limits(4e-7, 5e-3)}
+"""At scale 100 the rounding of a logit in fp32, 4e-6, shows in the gradient."""
+
+
+def cases() -> tuple[Case, ...]:
+    """One row, fewer rows than a tile, several tiles with a rest, scales 1 and 100, masked rows, equal samples, odd widths."""
+    return (
+        _case("1", rows=1, width=8),
+        _case("5x3", rows=5, width=3),
+        _case("33-all", rows=33, width=16),
+        _case("70-masked", rows=70, width=24, matched=0.6),
+        _case("129-none", rows=129, width=8, matched=0.0),
+        _case("150-masked-wide", rows=150, width=136, matched=0.6),
+        _case("300-scale-1", rows=300, width=40, scale=1.0, matched=0.8),
+        _case("130-scale-100", rows=130, width=64, scale=100.0, matched=0.8, limits=HUGE_LOGITS),
+        _case("96-twins", rows=96, width=32, scale=20.0, matched=0.8, twins=True),
+    )
+
+
+def features(generator: torch.Generator, *, rows: int, width: int, scale: float, matched: float, twins: bool = False) -> dict[str, Any]:
+    """Draws normalised images, texts that resemble them, and which pairs match; with twins, the second half repeats the first."""
+    image = F.normalize(torch.randn(rows, width, generator=generator, dtype=torch.float64), dim=1)
+    text = F.normalize(image + 3.0 * torch.randn(rows, width, generator=generator, dtype=torch.float64) / math.sqrt(width), dim=1)
+    if twins:
+        image[rows // 2 :], text[rows // 2 :] = image[: rows - rows // 2].clone(), text[: rows - rows // 2].clone()
+    row_mask = (torch.rand(rows, generator=generator) < matched).double()
+    return {"image": image, "text": text, "log_scale": torch.tensor([math.log(scale)], dtype=torch.float64), "row_mask": row_mask}
+
+
+def _case(name: str, *, scale: float = 14.3, matched: float = 1.0, twins: bool = False, limits: dict[torch.dtype, Limits] | None = None, **sizes: int) -> Case:
+    draw = functools.partial(features, scale=scale, matched=matched, twins=twins, **sizes)
+    return Case(name, draw, differentiable=("image", "text", "log_scale"), fp32=("log_scale", "row_mask"), limits=limits or {})

@@ -1,0 +1,278 @@
+"""Kernels of the contrastive loss: statistics of S = scale * rows columns^T without storing it, and G in chunks that stay in the L2 cache.
+
+forward   one program per row tile and part of the columns: tiles of S in registers, an online log-sum-exp, the own and the largest entry;
+          the parts are joined by a few operations on vectors
+backward  one program per tile of G, which is written in the features' dtype, CHUNK_BYTES at a time; the gradients are matrix products with it
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flava_kernels.contrastive import shifts
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
+
+LOG2_E = math.log2(math.e)
+
+CHUNK_BYTES = 24 * 2**20
+"""Part of G that exists at one time: half of an H100's L2 cache."""
+
+TARGET_PROGRAMS = 512
+"""The forward kernel cuts the columns into parts until there are about this many programs."""
+
+GROUP = tl.constexpr(8)
+"""Row tiles of G that run beside each other, so that they share the columns' features in the L2 cache."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Rows, columns and features of one step, and the launch options."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+HALF = {
+    "sm_80": Tiles(128, 128, 64, 8, 3),
+    "sm_90": Tiles(128, 128, 64, 8, 3),
+    "sm_100": Tiles(128, 128, 64, 8, 2),
+    "gfx942": Tiles(128, 128, 64, 8, 2),
+}
+"""For bf16 and fp16."""
+
+FULL = dict.fromkeys(ARCHITECTURES, Tiles(64, 64, 16, 8, 2))
+"""For fp32, whose exact products run outside the matrix units."""
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "offset", "tiles_per_part"])
+def _forward_kernel(
+    rows,
+    columns,
+    scale,
+    part_max,
+    part_sum,
+    part_place,
+    part_own,
+    num_rows,
+    num_columns,
+    offset,
+    width,
+    tiles_per_part,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Largest entry (in units of log 2), sum of exponentials, column of the first largest, own entry: [parts b] each."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    part = tl.program_id(1)
+    row_valid = row < num_rows
+    row_start = row.to(tl.int64) * width
+    factor = tl.load(scale) * 1.4426950408889634
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    place = tl.zeros((BLOCK_M,), tl.int32)
+    own = tl.zeros((BLOCK_M,), tl.float32)
+    first_column = part * tiles_per_part * BLOCK_N
+    end = tl.minimum(first_column + tiles_per_part * BLOCK_N, num_columns)
+    for start in range(first_column, end, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        column_valid = column < num_columns
+        column_start = column.to(tl.int64) * width
+        product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, width, BLOCK_K):
+            feature = k + tl.arange(0, BLOCK_K)
+            feature_valid = feature < width
+            a = tl.load(rows + row_start[:, None] + feature[None, :], mask=row_valid[:, None] & feature_valid[None, :], other=0.0)
+            b = tl.load(columns + column_start[None, :] + feature[:, None], mask=column_valid[None, :] & feature_valid[:, None], other=0.0)
+            product = tl.dot(a, b, product, input_precision="ieee")
+        logits = tl.where(column_valid[None, :], product * factor, float("-inf"))
+        own += tl.sum(tl.where((row + offset)[:, None] == column[None, :], product * factor, 0.0), 1)
+        tile_max = tl.max(logits, 1)
+        tile_place = tl.min(tl.where(logits == tile_max[:, None], column[None, :], num_columns), 1)
+        place = tl.where(tile_max > largest, tile_place, place)
+        raised = tl.maximum(largest, tile_max)
+        total = total * tl.math.exp2(largest - raised) + tl.sum(tl.math.exp2(logits - raised[:, None]), 1)
+        largest = raised
+    target = part.to(tl.int64) * num_rows + row
+    tl.store(part_max + target, largest, mask=row_valid)
+    tl.store(part_sum + target, total, mask=row_valid)
+    tl.store(part_place + target, place, mask=row_valid)
+    tl.store(part_own + target, own, mask=row_valid)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "offset"])
+def _gradient_kernel(
+    rows,
+    columns,
+    scale,
+    row_shift,
+    column_shift,
+    row_mask,
+    gradient,
+    part_d_scale,
+    num_rows,
+    num_columns,
+    offset,
+    width,
+    gradient_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of G [b N], and its part of sum G * S.
+
+    The stride of G is a multiple of 16 and what it has beyond N is written, too, so that stores are wide for any N.
+    """
+    program = tl.program_id(0)
+    row_tiles = tl.cdiv(num_rows, BLOCK_M)
+    column_tiles = tl.cdiv(num_columns, BLOCK_N)
+    group = program // (GROUP * column_tiles)
+    rows_of_group = tl.minimum(row_tiles - group * GROUP, GROUP)
+    inside = program % (GROUP * column_tiles)
+    row = (group * GROUP + inside % rows_of_group) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (inside // rows_of_group) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_valid = row < num_rows
+    column_valid = column < num_columns
+    row_start = row.to(tl.int64) * width
+    column_start = column.to(tl.int64) * width
+    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, width, BLOCK_K):
+        feature = k + tl.arange(0, BLOCK_K)
+        feature_valid = feature < width
+        a = tl.load(rows + row_start[:, None] + feature[None, :], mask=row_valid[:, None] & feature_valid[None, :], other=0.0)
+        b = tl.load(columns + column_start[None, :] + feature[:, None], mask=column_valid[None, :] & feature_valid[:, None], other=0.0)
+        product = tl.dot(a, b, product, input_precision="ieee")
+    logits = product * tl.load(scale)
+    row_term = logits - tl.load(row_shift + row, mask=row_valid, other=float("inf"))[:, None]
+    column_term = logits - tl.load(column_shift + column, mask=column_valid, other=float("inf"))[None, :]
+    own = (row + offset)[:, None] == column[None, :]
+    matched = tl.load(row_mask + row, mask=row_valid, other=0.0)
+    g = tl.math.exp2(row_term * 1.4426950408889634) + tl.math.exp2(column_term * 1.4426950408889634)
+    g -= tl.where(own, 2.0 * matched[:, None], 0.0)
+    g = tl.where(row_valid[:, None] & column_valid[None, :], g, 0.0)
+    target = gradient + row.to(tl.int64)[:, None] * gradient_stride + column[None, :]
+    tl.store(target, g.to(gradient.dtype.element_ty), mask=row_valid[:, None] & (column < gradient_stride)[None, :])
+    tl.store(part_d_scale + program, tl.sum(tl.sum(g * logits, 1), 0))
+
+
+def forward(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exps of rows, and of columns if `both`, own entries, whether they are the first largest; shapes as in the reference."""
+    rows, columns = rows.contiguous(), columns.contiguous()
+    row_lse, own, place = _statistics(rows, columns, scale, offset)
+    column_lse = _statistics(columns, rows, scale, -offset)[0] if both else scale.new_empty(0)
+    first = place == torch.arange(offset, offset + rows.shape[0], device=rows.device)
+    return row_lse, column_lse, own, first.to(scale.dtype)
+
+
+def backward(
+    grad: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, row_vectors: Tensor, column_vectors: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, of columns if `both`, and of the scale's logarithm; shapes as in the reference."""
+    rows, columns, tiles = rows.contiguous(), columns.contiguous(), _tiles(rows)
+    (num_rows, width), num_columns, factor = rows.shape, columns.shape[0], scale * grad / 2
+    row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
+    stride = triton.cdiv(num_columns, 16) * 16
+    most = max(1, CHUNK_BYTES // (stride * rows.element_size() * tiles.block_m)) * tiles.block_m
+    memory = rows.new_empty(min(most, num_rows), stride)
+    d_rows, d_scale = torch.empty_like(rows), torch.zeros_like(scale)
+    d_columns = scale.new_zeros(num_columns if both else 0, width)
+    for start in range(0, num_rows, most):
+        chunk = slice(start, min(start + most, num_rows))
+        programs = triton.cdiv(chunk.stop - start, tiles.block_m) * triton.cdiv(num_columns, tiles.block_n)
+        part_d_scale, gradient = scale.new_empty(programs), memory[: chunk.stop - start]
+        _gradient_kernel[(programs,)](
+            rows[chunk],
+            columns,
+            scale,
+            row_shift[chunk],
+            column_shift,
+            row_vectors[1, chunk],
+            gradient,
+            part_d_scale,
+            chunk.stop - start,
+            num_columns,
+            offset + start,
+            width,
+            stride,
+            **_options(tiles),
+        )
+        gradient = gradient[:, :num_columns]
+        d_rows[chunk] = _product(gradient, columns) * factor
+        d_scale += part_d_scale.sum()
+        if both:
+            d_columns += _product(gradient.T, rows[chunk])
+    return d_rows, (d_columns * factor).to(columns.dtype), d_scale * grad / 2
+
+
+def launches() -> tuple[Launch, ...]:
+    """Every kernel as it is launched, for every architecture and dtype."""
+    return tuple(launch for arch in ARCHITECTURES for dtype in ("bf16", "fp16", "fp32") for launch in _launches(arch, dtype))
+
+
+def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
+    tiles = FULL[arch] if dtype == "fp32" else HALF[arch]
+    features = {"rows": f"*{dtype}", "columns": f"*{dtype}", "scale": "*fp32"}
+    sizes = {"num_rows": "i32", "num_columns": "i32", "offset": "i32", "width": "i32"}
+    parts = {"part_max": "*fp32", "part_sum": "*fp32", "part_place": "*i32", "part_own": "*fp32"}
+    vectors = {"row_shift": "*fp32", "column_shift": "*fp32", "row_mask": "*fp32"}
+    forward_signature = features | parts | sizes | {"tiles_per_part": "i32"}
+    gradient_signature = features | vectors | {"gradient": f"*{dtype}", "part_d_scale": "*fp32"} | sizes | {"gradient_stride": "i32"}
+    blocks = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k}
+    return (
+        Launch(f"info_nce.forward.{dtype}", _forward_kernel, forward_signature, blocks, tiles.num_warps, tiles.num_stages, arch),
+        Launch(f"info_nce.gradient.{dtype}", _gradient_kernel, gradient_signature, blocks, tiles.num_warps, tiles.num_stages, arch),
+    )
+
+
+def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp, own entry and column of the first largest entry of each row: [b] each."""
+    tiles, num_rows, num_columns = _tiles(rows), rows.shape[0], columns.shape[0]
+    row_tiles, column_tiles = triton.cdiv(num_rows, tiles.block_m), triton.cdiv(num_columns, tiles.block_n)
+    tiles_per_part = triton.cdiv(column_tiles, triton.cdiv(TARGET_PROGRAMS, row_tiles))
+    parts = triton.cdiv(column_tiles, tiles_per_part)
+    part_max, part_sum, part_own = (scale.new_empty(parts, num_rows) for _ in range(3))
+    part_place = torch.empty(parts, num_rows, dtype=torch.int32, device=rows.device)
+    _forward_kernel[(row_tiles, parts)](
+        rows,
+        columns,
+        scale,
+        part_max,
+        part_sum,
+        part_place,
+        part_own,
+        num_rows,
+        num_columns,
+        offset,
+        rows.shape[1],
+        tiles_per_part,
+        **_options(tiles),
+    )
+    largest = part_max.amax(0)
+    total = (part_sum * (part_max - largest).exp2()).sum(0)
+    place = part_place.masked_fill(part_max < largest, num_columns).amin(0)
+    return (largest + total.log2()) / LOG2_E, part_own.sum(0) / LOG2_E, place
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in fp32."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _tiles(rows: Tensor) -> Tiles:
+    return (FULL if rows.dtype == torch.float32 else HALF)[architecture(rows.device)]
+
+
+def _options(tiles: Tiles) -> dict[str, int | bool]:
+    blocks = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k}
+    return blocks | {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "enable_fp_fusion": True}

@@ -92,9 +92,9 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder, e.g. runs/demo")
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
-    command = add("convert", convert, "export a run's latest checkpoint to Hugging Face's format")
-    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
-    command.add_argument("--to", choices=["hf"], required=True, help="the format")
+    command = add("convert", convert, "export a run to Hugging Face's format, or make its models, DINO's or timm's into initial_weights")
+    command.add_argument("source", metavar="FROM", type=Path, help="hf: a run's folder; flava_ds: a FLAVA folder of Hugging Face, or the file of a ViT")
+    command.add_argument("--to", choices=["hf", "flava_ds"], required=True, help="the format to write")
     command.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
 
 
@@ -190,11 +190,19 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def convert(options: argparse.Namespace, _: list[str]) -> int:
-    """Exports a run to Hugging Face's format."""
-    require_run(options.run_path)
-    from flava_ds.hf.export_weights import export
+    """Exports a run to Hugging Face's format, or imports foreign weights for --initial-weights."""
+    if options.to == "hf":
+        require_run(options.source)
+        from flava_ds.hf.export_weights import export
 
-    export(options.run_path, options.out)
+        export(options.source, options.out)
+    else:
+        from flava_ds.hf import import_weights
+
+        if options.source.is_dir():
+            import_weights.write_imported(import_weights.import_folder(options.source), options.out)
+        else:
+            import_weights.write_imported_vit(options.source, options.out)
     print(options.out)
     return 0
 

@@ -101,6 +101,14 @@ def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:
     return vit_weights(state, image, str(path))
 
 
+def write_imported_vit(path: Path, out: Path) -> Path:
+    """Writes a ViT-B/16 as the image encoder that initial_weights reads; the rest of the model starts anew. Returns `out`."""
+    weights = import_vit(path, ImageEncoderConfig())
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
 def vit_weights(state: Mapping[str, Tensor], image: ImageEncoderConfig, where: str) -> dict[str, Tensor]:
     """Converts a ViT's state dict that is already in memory; see `import_vit`."""
     if image.layer_norm_eps != VIT_LAYER_NORM_EPS:

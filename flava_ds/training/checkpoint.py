@@ -123,7 +123,7 @@ def load_initial_weights(module: nn.Module, path: str) -> None:
     if not known:
         raise CheckpointError(
             f"initial_weights '{path}': none of its {len(weights)} tensors is one of this model's, e.g. '{next(iter(weights), '')}' "
-            f"against '{next(iter(own))}'; convert other layouts with `flava-ds convert` first"
+            f"against '{next(iter(own))}'; convert other layouts with `flava-ds convert FROM --to flava_ds OUT` first"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     files.check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")

@@ -10,6 +10,7 @@ from foreign import our_model, their_model, their_state
 from safetensors.torch import load_file, save_file
 from sample_batches import make_batch, tiny_config
 
+from flava_ds import cli
 from flava_ds.batch import Kind, View
 from flava_ds.config import Config, ImageEncoderConfig, load
 from flava_ds.errors import CheckpointError
@@ -236,6 +237,19 @@ def test_another_layer_norm_eps_is_said(vit, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         import_vit(tmp_path / "vit.pth", vit_config(1e-12))
     assert "layer_norm_eps 1e-06" in caplog.text and "head.weight" in caplog.text
+
+
+def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_path, capsys):
+    timm = pytest.importorskip("timm")
+    assert cli.main(["convert", str(folder), "--to", "flava_ds", str(tmp_path / "ours")]) == 0
+    module = build_pretraining(load(tmp_path / "ours" / "config.json"))
+    load_initial_weights(module, str(tmp_path / "ours"))
+    assert all(torch.equal(tensor, import_folder(folder).weights[name]) for name, tensor in module.state_dict().items())
+    torch.save(timm.create_model("vit_base_patch16_224").state_dict(), tmp_path / "vit.pth")
+    assert cli.main(["convert", str(tmp_path / "vit.pth"), "--to", "flava_ds", str(tmp_path / "vit")]) == 0
+    written = load_file(tmp_path / "vit" / "model.safetensors")
+    assert written["model.image_encoder.position_embeddings"].shape == (197, 768)
+    assert capsys.readouterr().out.split() == [str(tmp_path / "ours"), str(tmp_path / "vit")]
 
 
 def test_a_vit_of_another_size_is_named(vit, tmp_path):

@@ -70,6 +70,11 @@ class SourceConfig:
     transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
     image_codes_key: str | None = None
     """Member suffix of precomputed codebook indices, e.g. 'codes.npy'; None computes them on the device. Needs a transform that changes nothing."""
+    masked_share: float = 1.0
+    """Share of a pair batch that also goes through the masked and the fused pass (MMM, ITM); the contrastive loss sees the whole batch.
+
+    1 as in the paper. Those passes are two thirds of a pair step, so at 0.25 the contrastive loss gets twice the pairs in the same time.
+    """
     max_skipped_share: float = 0.05
     """The run stops when more than this share of the samples seen was unusable."""
 
@@ -205,10 +210,10 @@ class Config:
                 f"source '{source.name}': global_batch_size {size} does not divide by {world_size} ranks x "
                 f"{self.training.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
             )
-        share = self.objectives.masked_share
+        share = source.masked_share
         if source.kind == "pair" and size // parts * share < 1:
             raise ConfigError(
-                f"source '{source.name}': objectives.masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
+                f"source '{source.name}': masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
                 f"use a share of at least {parts / size:g} or a larger global_batch_size"
             )
         return size // parts
@@ -242,14 +247,14 @@ def check(config: Config) -> Config:
     ):
         if value < 1:
             raise ConfigError(f"{field_name} is {value}; it must be at least 1")
-    if not 0 < config.objectives.masked_share <= 1:
-        raise ConfigError(f"objectives.masked_share is {config.objectives.masked_share:g}; it must lie above 0 and at most at 1")
     names = [source.name for source in config.data.sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"data.sources: names must differ, got {names}")
     for source in config.data.sources:
         if source.weight < 0:
             raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
+        if not 0 < source.masked_share <= 1:
+            raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
         if source.kind != "image" and not 2 < source.max_tokens <= text.max_position_embeddings:
             raise ConfigError(
                 f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and "

@@ -143,8 +143,3 @@ class ObjectivesConfig:
     mmm_image: MaskedImageConfig = field(default_factory=MaskedImageConfig)
     mmm_text: MaskedTextConfig = field(default_factory=lambda: MaskedTextConfig(whole_word=True))
     itm: ImageTextMatchingConfig = field(default_factory=ImageTextMatchingConfig)
-    masked_share: float = 1.0
-    """Share of a pair batch that also goes through the masked and the fused pass (MMM, ITM); the contrastive loss sees the whole batch.
-
-    1 as in the paper. Those passes are two thirds of a pair step, so at 0.25 the contrastive loss gets twice the pairs in the same time.
-    """

@@ -58,7 +58,7 @@ class BatchReader:
 
         They are spread evenly over the step's global batch, whose order is random, so every rank and micro-batch has its share.
         """
-        share = self.config.objectives.masked_share
+        share = self.source.source.masked_share
         if share == 1 or self.source.source.kind != Kind.PAIR or self.collator.image_mask is None:
             return None
         return np.flatnonzero(is_masked(positions % self.config.global_batch_size(self.source.source), share))

@@ -12,6 +12,7 @@ from flava_ds.config import (
     ImageTransformConfig,
     LoggingConfig,
     MaskedImageConfig,
+    MaskedTextConfig,
     ModelConfig,
     MultimodalEncoderConfig,
     ObjectivesConfig,
@@ -60,12 +61,9 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
 
 
 def demo_objectives() -> ObjectivesConfig:
-    """Returns the six losses with masks scaled from 196 patches to 16, the masked and fused passes on a quarter of each pair batch.
-
-    The contrastive loss is what zero-shot results live on, and takes a third of the time of a pair step whose every sample is masked.
-    """
+    """Returns the six losses with masks scaled from 196 patches to 16, and twice the masked tokens in text steps, which are few."""
     masking = MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2)
-    return ObjectivesConfig(mim=masking, mmm_image=masking, masked_share=0.25)
+    return ObjectivesConfig(mim=masking, mmm_image=masking, mlm=MaskedTextConfig(mask_probability=0.3))
 
 
 def demo_sources(global_batch_sizes: tuple[int, int, int] = (256, 128, 256)) -> tuple[SourceConfig, ...]:
@@ -84,6 +82,7 @@ def demo_sources(global_batch_sizes: tuple[int, int, int] = (256, 128, 256)) -> 
             global_batch_size=pair,
             caption_key="captions",
             max_tokens=32,
+            masked_share=0.25,  # the contrastive loss, on which zero-shot results live, takes a third of a pair step whose every sample is masked
             transform=transform,
         ),
         SourceConfig(name="image", kind="image", shards=str(DATA / "images"), weight=0.15, global_batch_size=image, transform=transform),

@@ -107,7 +107,7 @@ def test_after_sixteen_equal_captions_a_sample_stays_matched(reader_of):
 
 def test_a_masked_share_is_the_same_samples_on_any_number_of_ranks_and_only_those_are_mismatched(reader_of):
     reader = reader_of(WORDS, global_batch=12, probability=1.0)
-    reader.config = replace(reader.config, objectives=replace(reader.config.objectives, masked_share=0.25))
+    reader.source.source = replace(reader.source.source, masked_share=0.25)
     whole = reader.batch(np.arange(12))
     parts = [reader.batch(np.arange(start, start + 6)) for start in (0, 6)]
     assert whole.masked.size == 3 and sum((part.masked.keys for part in parts), ()) == whole.masked.keys
@@ -129,7 +129,7 @@ def test_any_neighbours_hold_their_part_of_the_masked_share(share):
 def test_the_masked_samples_of_a_share_are_masked_as_in_a_whole_batch(reader_of):
     reader = reader_of(WORDS, global_batch=12, probability=0.0)
     whole = reader.batch(np.arange(12))
-    reader.config = replace(reader.config, objectives=replace(reader.config.objectives, masked_share=0.5))
+    reader.source.source = replace(reader.source.source, masked_share=0.5)
     share = reader.batch(np.arange(12)).masked
     rows = [whole.keys.index(key) for key in share.keys]
     assert torch.equal(share.bool_masked_pos, whole.bool_masked_pos[rows]) and torch.equal(share.pixel_values, whole.pixel_values[rows])

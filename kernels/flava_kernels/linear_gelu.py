@@ -1,0 +1,127 @@
+"""A linear layer followed by the erf form of GELU.
+
+    z = h W^T + b,   y = z Phi(z),   Phi(z) = (1 + erf(z / sqrt(2))) / 2
+
+    dz = dy (Phi(z) + z phi(z)),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi),   dh = dz W,   dW = dz^T h,   db = colsum(dz)
+
+Of the two [T f] tensors only z is kept. The matrix products are torch's, which add the bias on the way out; what is fused is dz with db.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from flava_kernels import dispatch
+from flava_kernels.op import DTYPES, Case, Limits, Op
+
+
+def linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Computes GELU(h W^T + b).
+
+    Shapes:
+        hidden   [T d]
+        weight   [f d]
+        bias     [f]
+        returns  [T f]
+    """
+    return _linear_gelu(hidden, weight, bias)[0]
+
+
+def forward_reference(z: Tensor) -> Tensor:
+    """Returns y: [T f] -> [T f]."""
+    return F.gelu(z)
+
+
+def backward_reference(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns dz [T f] and db [f]; torch adds in fp32 and rounds the sums."""
+    d_z = torch.ops.aten.gelu_backward(grad, z)
+    return d_z, d_z.sum(0)
+
+
+def definition(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """torch's own layers."""
+    return F.gelu(F.linear(hidden, weight, bias))
+
+
+def supports(hidden: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    """Returns None, or why the kernels do not take these arguments."""
+    if hidden.dtype not in DTYPES:
+        return f"hidden is {hidden.dtype}"
+    if hidden.dim() != 2:
+        return f"hidden has shape {tuple(hidden.shape)}; it must be [T d]"
+    return None
+
+
+@torch.library.custom_op("flava_kernels::linear_gelu", mutates_args=())
+def _linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    z = F.linear(hidden, weight, bias)
+    if dispatch.use_triton("linear_gelu", hidden, supports(hidden, weight, bias)):
+        from flava_kernels.triton_ops import linear_gelu as kernels
+
+        return kernels.forward(z), z
+    return forward_reference(z), z
+
+
+@_linear_gelu.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    z = F.linear(hidden, weight, bias)
+    return torch.empty_like(z), z
+
+
+@torch.library.custom_op("flava_kernels::linear_gelu_backward", mutates_args=())
+def _linear_gelu_backward(grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if dispatch.use_triton("linear_gelu", hidden, supports(hidden, weight, bias)):
+        from flava_kernels.triton_ops import linear_gelu as kernels
+
+        d_z, d_bias = kernels.backward(grad, z)
+    else:
+        d_z, d_bias = backward_reference(grad, z)
+    return d_z @ weight, d_z.T @ hidden, d_bias.to(bias.dtype)
+
+
+@_linear_gelu_backward.register_fake
+def _(grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(hidden), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], *inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (None, None, None) if grad is None else _linear_gelu_backward(grad, *ctx.saved_tensors)
+
+
+_linear_gelu.register_autograd(_differentiate, setup_context=_save)
+
+
+def cases() -> tuple[Case, ...]:
+    """Odd shapes, one with more columns than a tile, and pre-activations from -20 to 20 with subnormal ones among them."""
+    names = ("hidden", "weight", "bias")
+    sizes = ((1, 8, 16), (37, 24, 40), (5, 64, 770), (67, 16, 96), (0, 8, 16))
+    made = [Case(f"{rows}x{width}x{columns}", lambda g, size=(rows, width, columns): _draw(g, *size), names) for rows, width, columns in sizes]
+    return (*made, Case("from -20 to 20", _draw_range, names))
+
+
+def _draw(generator: Generator, rows: int, width: int, columns: int) -> dict[str, Tensor]:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {"hidden": normal(rows, width), "weight": normal(columns, width) * width**-0.5, "bias": normal(columns) / 2}
+
+
+def _draw_range(generator: Generator) -> dict[str, Tensor]:
+    """A width of one and weights of one: z is the number in `hidden`."""
+    drawn = torch.rand(61, 1, generator=generator, dtype=torch.float64) * 40 - 20
+    special = torch.tensor([-20.0, -6.0, -1e-3, -1e-39, -0.0, 0.0, 1e-39, 1e-8, 6.0, 20.0], dtype=torch.float64)[:, None]
+    return {"hidden": torch.cat([drawn, special]), "weight": torch.ones(40, 1, dtype=torch.float64), "bias": torch.zeros(40, dtype=torch.float64)}
+
+
+LIMITS = {torch.float32: Limits(5e-7, 1e-6), torch.float16: Limits(5e-4, 8e-4), torch.bfloat16: Limits(4e-3, 6e-3)}
+
+LINEAR_GELU = Op("linear_gelu", linear_gelu, definition, supports, cases, LIMITS, "linear_gelu")

@@ -1,0 +1,85 @@
+"""A linear layer with GELU: by hand, gradients, and what it keeps for the backward pass."""
+
+import math
+
+import pytest
+import torch
+from flava_kernels import linear_gelu as module
+from flava_kernels.linear_gelu import linear_gelu
+
+BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
+
+
+def example(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """hidden, weight and bias, all with gradient."""
+    torch.manual_seed(0)
+    return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((6, 5), (7, 5), (7,))]
+
+
+@BOTH
+def test_by_hand(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    weight, bias = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
+    y = linear_gelu(torch.tensor([[1.0], [-1.0], [0.0]]), weight, bias)
+    expected = [[z * (1 + math.erf(z / math.sqrt(2))) / 2 for z in row] for row in ([1.0, 3.0], [-1.0, -1.0], [0.0, 1.0])]
+    torch.testing.assert_close(y, torch.tensor(expected))
+
+
+@pytest.mark.triton
+def test_the_kernels_at_the_ends_of_fp32(monkeypatch):
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    hidden = torch.tensor([[math.inf], [3e38], [-3e38], [math.nan]], requires_grad=True)
+    y = linear_gelu(hidden, torch.ones(1, 1), torch.zeros(1))
+    y.backward(torch.ones(4, 1))
+    assert y[0] == math.inf and y[1] == 3e38 and y[2] == 0 and y[3].isnan()
+    assert hidden.grad[1] == 1 and hidden.grad[2] == 0
+
+
+def test_gradients():
+    assert torch.autograd.gradcheck(linear_gelu, example(torch.float64))
+
+
+@BOTH
+def test_the_gradient_may_be_strided(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    for upstream in (torch.randn(7, 6).T, torch.randn(1, 7).expand(6, 7), torch.randn(6, 9)[:, 1:8]):
+        ours, theirs = example(), example()
+        linear_gelu(*ours).backward(upstream)
+        module.definition(*theirs).backward(upstream)
+        for mine, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_keeps_the_pre_activation_alone():
+    kept = []
+    hidden, weight, bias = example()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = linear_gelu(hidden, weight, bias)
+    wide = [tensor for tensor in kept if tensor.shape == y.shape]
+    assert len(wide) == 1
+    torch.testing.assert_close(wide[0], torch.nn.functional.linear(hidden, weight, bias))
+
+
+def test_opcheck():
+    hidden, weight, bias = example()
+    torch.library.opcheck(torch.ops.flava_kernels.linear_gelu.default, (hidden, weight, bias))
+    inputs = [tensor.detach() for tensor in (hidden, weight, bias)]
+    torch.library.opcheck(torch.ops.flava_kernels.linear_gelu_backward.default, (torch.randn(6, 7), torch.randn(6, 7), *inputs))
+
+
+def test_compiles_into_one_graph():
+    ours, theirs = example(), example()
+    out = torch.compile(lambda *inputs: linear_gelu(*inputs) * 2, fullgraph=True, backend="aot_eager")(*ours)
+    expected = module.definition(*theirs) * 2
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    expected.sum().backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+def test_says_what_the_kernels_do_not_take():
+    hidden, weight, bias = (tensor.detach() for tensor in example())
+    assert module.supports(hidden, weight, bias) is None
+    assert "float64" in module.supports(hidden.double(), weight.double(), bias.double())
+    assert "[T d]" in module.supports(hidden[None], weight, bias)

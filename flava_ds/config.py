@@ -77,6 +77,8 @@ class SourceConfig:
     """
     max_skipped_share: float = 0.05
     """The run stops when more than this share of the samples seen was unusable."""
+    skip_list: str | None = None
+    """File of samples to leave out, by key or by hash of the picture; `flava-ds prepare skiplist` makes one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,6 +131,8 @@ def check_inputs(config: Config) -> None:
     provide_demo_data(config)
     for source in config.data.sources:
         require_shards(source.name, source.shards)
+        if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
+            raise DataError(f"source '{source.name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
     weights = config.codebook_weights
     needs_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
     if weights is None and needs_codes and any(source.kind != "text" and source.image_codes_key is None for source in config.data.sources):

@@ -105,6 +105,7 @@ class StepLoader:
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
                 "shuffle": self.config.data.shuffle,
+                "skip_list": source.skip_list.fingerprint if source.skip_list is not None else None,
             }
             for number, source in enumerate(self.sources)
         }

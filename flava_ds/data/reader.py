@@ -10,6 +10,7 @@ import numpy as np
 
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
+from flava_ds.data import faults
 from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
@@ -35,6 +36,8 @@ class BatchReader:
         self.config, self.source = config, source
         self.collator = Collator(config, source.source)
         self.skips = SkipLog(source)
+        listed_by_picture = source.skip_list is not None and source.skip_list.reads_images
+        self._borrows_by = ("caption", "image") if listed_by_picture else ("caption",)
 
     def batch(self, positions: np.ndarray) -> Batch:
         """Returns the batch at `positions`. What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's
@@ -91,7 +94,8 @@ class BatchReader:
         which another rank may hold, in turn from the one that `draw` in [0, 1) picks.
 
         Each is the caption that the stream's sample there draws in this epoch. Only its text is read, so it is the same on every rank and
-        whether or not the picture beside it can be decoded; a sample without a usable caption is passed over.
+        whether or not the picture beside it can be decoded; a sample without a usable caption is passed over, and so is one on the skip list,
+        for which the picture is read where the list names pictures.
         """
         size = self.config.global_batch_size(self.source.source)
         own, others = position % size, size - 1
@@ -101,7 +105,7 @@ class BatchReader:
             indices, seeds, draws = self._locate(np.array([position - own + place]))
             index = int(indices[0])
             try:
-                text = self.source.decode(self.source.read(index, ("caption",)), index, int(seeds[0]), float(draws[0])).text
+                text = self.source.decode(self.source.read(index, self._borrows_by), index, int(seeds[0]), float(draws[0])).text
             except SampleFault:
                 continue
             if text is not None:
@@ -135,11 +139,13 @@ class SkipLog:
         self.seen += 1
 
     def bad(self, index: int, fault: SampleFault) -> None:
-        """Counts an unusable sample. Raises: DataError above the source's max_skipped_share of at least MIN_SEEN samples."""
+        """Counts an unusable sample; one on the skip list is no loss. Raises: DataError above max_skipped_share of at least MIN_SEEN samples."""
         self.seen += 1
         self.reasons[fault.reason] += 1
+        if fault.reason == faults.SKIP_LIST:
+            return
         self.example = f"{self.source.where(index)}: {fault}"
-        lost = sum(self.reasons.values())
+        lost = self._lost()
         if lost <= _LOGGED_FIRST or lost % _LOGGED_EVERY == 0:
             log.warning("source '%s': skipped %s (%d of %d seen by this process)", self.source.name, self.example, lost, self.seen)
         limit = self.source.source.max_skipped_share
@@ -150,6 +156,10 @@ class SkipLog:
             )
 
     def summary(self) -> str:
-        """Writes the share and the count of each reason."""
-        lost = sum(self.reasons.values())
+        """Writes the share that is lost and the count of each reason."""
+        lost = self._lost()
         return f"{lost} of {self.seen} samples ({lost / max(1, self.seen):.1%}) are unusable: {counted(self.reasons)}"
+
+    def _lost(self) -> int:
+        """Counts the samples that were meant to be used and cannot be."""
+        return sum(self.reasons.values()) - self.reasons[faults.SKIP_LIST]

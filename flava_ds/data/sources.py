@@ -21,6 +21,7 @@ from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import DUPLICATE, IMAGE_SUFFIXES, SampleTable, counted
 from flava_ds.data.order import uniforms
 from flava_ds.data.shards import expand_shards
+from flava_ds.data.skip_list import SkipList, load_skip_list
 from flava_ds.errors import ConfigError, DataError
 
 MAX_CHARACTERS = 10_000
@@ -62,6 +63,7 @@ class ShardSource:
         self.name, self.kind = source.name, source.kind
         fields, required = _fields(source, metadata)
         self.table = SampleTable(expand_shards(source.shards, source.name), fields, required)
+        self.skip_list: SkipList | None = load_skip_list(source.skip_list) if source.skip_list else None
         self._files = _OpenFiles()
         self._check(required)
         if self.kind != "text":
@@ -74,8 +76,11 @@ class ShardSource:
         """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has;
         no others than `only` when that is given.
 
-        Raises: SampleFault 'truncated' when the shard is shorter than its index says; DataError when the shard cannot be opened.
+        Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'skip list' when the list has its key; DataError when the
+        shard cannot be opened.
         """
+        if self.skip_list is not None and self.skip_list.keys and self.table.key(index) in self.skip_list.keys:
+            raise SampleFault(faults.SKIP_LIST, "key")
         shard = self.table.shards[self.table.shard_of(index)]
         found = {}
         for name, (offsets, sizes) in self.table.columns.items():
@@ -99,7 +104,7 @@ class ShardSource:
             key=self.table.key(index),
             index=index,
             seed=seed,
-            image=decode_image(fields["image"]) if "image" in fields else None,
+            image=self._image(fields["image"]) if "image" in fields else None,
             text=text,
             captions=captions,
             codes=self._codes(fields["codes"]) if "codes" in fields else None,
@@ -109,6 +114,15 @@ class ShardSource:
     def where(self, index: int) -> str:
         """Names a sample for messages: its key and its shard."""
         return f"'{self.table.key(index)}' in {self.table.shards[self.table.shard_of(index)]}"
+
+    def _image(self, data: bytes) -> Tensor:
+        """Decodes a picture that is not on the skip list: [3 H W] uint8."""
+        if self.skip_list is not None and self.skip_list.has_bytes(data):
+            raise SampleFault(faults.SKIP_LIST, "sha256")
+        image = decode_image(data)
+        if self.skip_list is not None and self.skip_list.has_pixels(image):
+            raise SampleFault(faults.SKIP_LIST, "phash")
+        return image
 
     def _captions(self, data: bytes) -> tuple[str, ...]:
         """Takes the captions out of the .txt, or out of the .json's field."""

@@ -1,0 +1,122 @@
+"""Samples that a run leaves out: named by key, by the SHA-256 of the picture's bytes, or by a perceptual hash of its pixels.
+
+A list is text, one entry per line, so that lists are joined with `cat`; '#' begins a comment:
+
+    key 000000391895
+    sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    phash 8f373714acfcf4d0 6        skips pictures whose hash differs in at most 6 of the 64 bits
+
+    phash: bit (u, v) = D[u, v] > median(D),   D = C Y C^T on u, v < 8,   C[u, x] = cos(pi u (2x + 1) / 64),
+    Y the luminance of the picture at 32 x 32.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from flava_ds.data.colors import LUMINANCE
+from flava_ds.errors import DataError
+
+_SIDE, _KEPT = 32, 8
+_FORMS = {"key": r"\S+", "sha256": r"[0-9a-f]{64}", "phash": r"[0-9a-f]{16}( [0-9]{1,2})?"}
+_BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class SkipList:
+    """Entries by kind. Looking up a picture costs one pass over the perceptual hashes.
+
+    Shapes:
+        hashes     [n]  uint64
+        distances  [n]  uint8, bits in which a skipped picture's hash may differ
+    """
+
+    keys: frozenset[str]
+    digests: frozenset[str]
+    hashes: np.ndarray
+    distances: np.ndarray
+
+    @property
+    def reads_images(self) -> bool:
+        """Says whether an entry can only be recognised by its picture."""
+        return bool(self.digests) or len(self.hashes) > 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes the entries, whatever their order in the file."""
+        pairs = sorted(zip(self.hashes.tolist(), self.distances.tolist(), strict=True))
+        return hashlib.sha256(repr((sorted(self.keys), sorted(self.digests), pairs)).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.digests) + len(self.hashes)
+
+    def has_bytes(self, data: bytes) -> bool:
+        """Looks up an encoded picture."""
+        return bool(self.digests) and hashlib.sha256(data).hexdigest() in self.digests
+
+    def has_pixels(self, image: Tensor) -> bool:
+        """Looks up a decoded picture: [3 H W] uint8."""
+        if not len(self.hashes):
+            return False
+        return bool((differing_bits(self.hashes, perceptual_hash(image)) <= self.distances).any())
+
+
+def load_skip_list(path: str | Path) -> SkipList:
+    """Reads a list. Raises: DataError naming the file, and the line that is no entry."""
+    file = Path(path).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"skip list '{file}' cannot be read: {error}; make one with `flava-ds prepare skiplist`") from error
+    found: dict[str, list[str]] = {kind: [] for kind in _FORMS}
+    for number, line in enumerate(lines, 1):
+        entry = " ".join(line.split("#", 1)[0].split())
+        if not entry:
+            continue
+        kind, _, value = entry.partition(" ")
+        if kind not in _FORMS or not re.fullmatch(_FORMS[kind], value):
+            raise DataError(f"skip list '{file}', line {number}: '{line.strip()[:80]}' is none of 'key KEY', 'sha256 HEX' and 'phash HEX [BITS]'")
+        found[kind].append(value)
+    hashes = [value.split() for value in found["phash"]]
+    return SkipList(
+        keys=frozenset(found["key"]),
+        digests=frozenset(found["sha256"]),
+        hashes=np.array([int(value[0], 16) for value in hashes], dtype=np.uint64),
+        distances=np.array([int(value[1]) if len(value) > 1 else 0 for value in hashes], dtype=np.uint8),
+    )
+
+
+def perceptual_hash(image: Tensor) -> int:
+    """Hashes what a picture shows, so that another size or encoding of it differs in few of the 64 bits.
+
+    Shapes:
+        image  [3 H W]  uint8
+    Source: the pHash of Zauner (2010), as computed by the imagehash package, with an antialiased bilinear filter.
+    """
+    small = interpolate(image[None].contiguous(memory_format=torch.channels_last), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+    red, green, blue = small[0].numpy().astype(np.float64)
+    luminance = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
+    waves = _waves()
+    low = np.round(waves @ luminance @ waves.T, 3)  # so that rounding errors decide nothing where there is no detail
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+
+
+def differing_bits(hashes: np.ndarray, other: int) -> np.ndarray:
+    """Counts the bits in which hashes differ from another: [n] uint64 -> [n] uint8."""
+    return _BITS[(hashes ^ np.uint64(other)).view(np.uint8).reshape(-1, 8)].sum(1, dtype=np.uint8)
+
+
+@functools.cache
+def _waves() -> np.ndarray:
+    """Returns the lowest rows of the DCT-II matrix: [8 32] float64."""
+    u, x = np.arange(_KEPT)[:, None], np.arange(_SIDE)[None]
+    return np.cos(np.pi * u * (2 * x + 1) / (2 * _SIDE))

@@ -1,0 +1,185 @@
+"""Skip lists: strict reading, the perceptual hash against an independent one, and a run that never sees what is listed."""
+
+import hashlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from data.shard_files import caption, encode, pair_members, picture
+from PIL import Image
+from scipy.fft import dctn
+
+from flava_ds.config import ImageTextMatchingConfig, ObjectivesConfig, SourceConfig
+from flava_ds.data import faults
+from flava_ds.data.decode import decode_image
+from flava_ds.data.loader import StepLoader
+from flava_ds.data.reader import BatchReader
+from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash
+from flava_ds.data.sources import ShardSource
+from flava_ds.errors import CheckpointError, DataError
+
+
+def scene(number: int, width: int = 320, height: int = 240) -> Image.Image:
+    """A smooth picture with as much detail at every scale as photographs have (amplitude 1/frequency)."""
+    random = np.random.default_rng(number)
+    spectrum = np.fft.rfft2(random.normal(size=(height, width, 3)), axes=(0, 1))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = np.inf
+    pixels = np.fft.irfft2(spectrum / frequency[:, :, None], s=(height, width), axes=(0, 1))
+    return Image.fromarray(np.uint8(255 * (pixels - pixels.min()) / np.ptp(pixels)))
+
+
+def hash_of(picture: Image.Image) -> int:
+    """Hashes a picture of Pillow's."""
+    return perceptual_hash(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+
+
+def bits_between(a: int, b: int) -> int:
+    """Counts differing bits in plain Python."""
+    return bin(a ^ b).count("1")
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_hash_agrees_with_scipy_and_pillow(number):
+    """The definition of the imagehash package: median of the 8 x 8 lowest coefficients of scipy's DCT, on Pillow's resized luminance."""
+    original = scene(number)
+    low = dctn(np.asarray(original.convert("L").resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64))[:8, :8]
+    expected = int("".join("1" if bit else "0" for bit in (low > np.median(low)).ravel()), 2)
+    assert bits_between(hash_of(original), expected) <= 2
+
+
+def test_hash_survives_what_downloads_do_and_tells_pictures_apart():
+    near, far = [], []
+    for number in range(40):
+        original = scene(number)
+        stream = io.BytesIO()
+        original.resize((256, 192), Image.Resampling.BOX).save(stream, "jpeg", quality=80)
+        near.append(bits_between(hash_of(original), perceptual_hash(decode_image(stream.getvalue()))))
+        far += [bits_between(hash_of(original), hash_of(scene(other))) for other in range(100, 105)]
+    print(f"re-encoded at 256: at most {max(near)} bits; other pictures: at least {min(far)} of 64")
+    assert max(near) <= 6 < min(far)
+
+
+def test_flat_pictures_have_one_hash():
+    assert len({perceptual_hash(torch.full((3, size, size), value, dtype=torch.uint8)) for size in (9, 40) for value in (20, 77, 255)}) == 1
+
+
+def test_differing_bits_counts_every_bit():
+    random = np.random.default_rng(0)
+    hashes, other = random.integers(0, 2**64, 50, dtype=np.uint64), int(random.integers(0, 2**64, dtype=np.uint64))
+    assert differing_bits(hashes, other).tolist() == [bits_between(int(value), other) for value in hashes]
+
+
+def write_list(folder, text: str) -> str:
+    """Writes a skip list."""
+    path = folder / "skip.txt"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_reads_entries_comments_and_distances(tmp_path):
+    lines = ["# test images", "key 000000391895", "", f"sha256 {'a' * 64}  # by bytes", "phash 00ff00ff00ff00ff 6", f"phash {'0' * 16}"]
+    found = load_skip_list(write_list(tmp_path, "\n".join(lines)))
+    assert found.keys == {"000000391895"} and found.digests == {"a" * 64}
+    assert found.hashes.tolist() == [0x00FF00FF00FF00FF, 0] and found.distances.tolist() == [6, 0] and len(found) == 4 and found.reads_images
+
+
+@pytest.mark.parametrize("line", ["000000391895", "key a b", "key", "sha256 abc", "phash 00ff", "phash 00ff00ff00ff00ff six", "url http://a/b.jpg"])
+def test_strange_line_is_named(tmp_path, line):
+    with pytest.raises(DataError, match=r"skip.txt', line 2: "):
+        load_skip_list(write_list(tmp_path, f"key 1\n{line}\n"))
+
+
+def test_missing_list_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone.txt' cannot be read: .*flava-ds prepare skiplist"):
+        load_skip_list(tmp_path / "gone.txt")
+
+
+def test_fingerprint_follows_the_entries_not_their_order(tmp_path):
+    first = load_skip_list(write_list(tmp_path, "key a\nkey b\nphash 00ff00ff00ff00ff 6\n")).fingerprint
+    assert first == load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 6\nkey b\nkey a\n")).fingerprint
+    assert first != load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 5\nkey b\nkey a\n")).fingerprint
+
+
+LISTED = 3
+FORMS = {
+    "key": f"key {LISTED:09d}\n",
+    "sha256": f"sha256 {hashlib.sha256(picture(LISTED)).hexdigest()}\n",
+    "phash": f"phash {perceptual_hash(decode_image(picture(LISTED))):016x} 0\n",
+}
+
+
+@pytest.fixture
+def build(make_config, make_shard, tmp_path):
+    """Returns a function that builds the configuration and source of six pairs with a skip list."""
+
+    def build(text: str | None, **changes):
+        make_shard("few/0.tar", pair_members(range(6)))
+        objectives = ObjectivesConfig(itm=ImageTextMatchingConfig(mismatch_probability=1.0))
+        config = make_config(objectives=objectives, training={"global_batch_size": 6})
+        path = write_list(tmp_path, text) if text is not None else None
+        source = SourceConfig(name="few", kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes)
+        config = replace(config, data=replace(config.data, sources=(source,)))
+        return config, ShardSource(config, source)
+
+    return build
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_listed_sample_is_replaced_counted_and_never_borrowed_from(build, form):
+    """Mismatches borrow a caption in every sample: none may be the listed one's."""
+    config, source = build(FORMS[form])
+    reader, captions, skipped = BatchReader(config, source), [], 0
+    plain = reader.collator
+
+    def keep(samples, skips, borrowed, masked_rows):
+        captions.extend([*borrowed.values(), *(sample.text for sample in samples)])
+        return plain(samples, skips, borrowed, masked_rows)
+
+    reader.collator = keep
+    keep.mismatch_probability, keep.image_mask = plain.mismatch_probability, plain.image_mask
+    for step in range(10):
+        batch = reader.batch(np.arange(6 * step, 6 * step + 6))
+        assert f"{LISTED:09d}" not in batch.keys and batch.size == 6 and set(batch.skipped) == {faults.SKIP_LIST}
+        skipped += batch.skipped[faults.SKIP_LIST]
+    assert len(captions) == 120 and caption(LISTED) not in captions and {caption(number) for number in range(6)} - {caption(LISTED)} == set(captions)
+    assert skipped >= 10  # once in every epoch, and whenever a replacement draws it again
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_do_not_depend_on_the_form_of_the_list(build, form):
+    batches = [BatchReader(*build(text)).batch(np.arange(12)) for text in (FORMS["key"], FORMS[form])]
+    assert batches[0].keys == batches[1].keys and torch.equal(batches[0].pixel_values, batches[1].pixel_values)
+    assert torch.equal(batches[0].input_ids, batches[1].input_ids)
+
+
+def test_listed_samples_are_no_loss(build, make_shard, tmp_path):
+    """Half of the samples listed is far above max_skipped_share, yet the run goes on."""
+    config, source = build("key 000000000\nkey 000000001\nkey 000000002\n", max_skipped_share=0.01)
+    reader = BatchReader(config, source)
+    for step in range(40):
+        reader.batch(np.arange(6 * step, 6 * step + 6))
+    assert reader.skips.seen > 200 and reader.skips.summary().startswith("0 of ")
+
+
+def test_resume_with_another_list_is_refused(build):
+    saved = StepLoader(build(FORMS["key"])[0]).state(3)
+    StepLoader(build(FORMS["key"])[0]).check_state(saved)
+    with pytest.raises(CheckpointError, match="source 'few': skip_list was [0-9a-f]{16}, is None"):
+        StepLoader(build(None)[0]).check_state(saved)
+
+
+def test_picture_of_another_size_is_recognised(build, make_shard):
+    """A list made from originals finds what a download has resized and encoded anew."""
+    original = scene(1)
+    stream = io.BytesIO()
+    original.resize((200, 150), Image.Resampling.LANCZOS).save(stream, "jpeg", quality=75)
+    make_shard("few/1.tar", [("copy.jpg", stream.getvalue()), ("copy.txt", b"a copy"), ("other.png", encode(np.asarray(scene(2)), "png")), ("other.txt", b"b")])
+    _, source = build(f"phash {hash_of(original):016x} 6\n")
+    fields = {source.table.key(index): source.read(index) for index in range(len(source))}
+    index = {source.table.key(index): index for index in range(len(source))}
+    with pytest.raises(faults.SampleFault, match=r"skip list \(phash\)"):
+        source.decode(fields["copy"], index["copy"], 0)
+    assert source.decode(fields["other"], index["other"], 0).text == "b"

@@ -192,5 +192,7 @@ _add_layer_norm.register_autograd(_differentiate_add_layer_norm, setup_context=_
 
 LIMITS = {torch.float32: Limits(2e-7, 1e-6), torch.float16: Limits(5e-4, 6e-4), torch.bfloat16: Limits(3.5e-3, 4.5e-3)}
 
-LAYER_NORM = Op("layer_norm", layer_norm, layer_norm_definition, layer_norm_supports, layer_norm_cases, LIMITS, "layer_norm")
-ADD_LAYER_NORM = Op("add_layer_norm", add_layer_norm, add_layer_norm_definition, add_layer_norm_supports, add_layer_norm_cases, LIMITS, "layer_norm")
+LAYER_NORM = Op("layer_norm", layer_norm, layer_norm_definition, layer_norm_supports, layer_norm_cases, LIMITS, "flava_kernels.triton_ops.layer_norm")
+ADD_LAYER_NORM = Op(
+    "add_layer_norm", add_layer_norm, add_layer_norm_definition, add_layer_norm_supports, add_layer_norm_cases, LIMITS, "flava_kernels.triton_ops.layer_norm"
+)

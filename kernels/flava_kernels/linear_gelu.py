@@ -124,4 +124,4 @@ def _draw_range(generator: Generator) -> dict[str, Tensor]:
 
 LIMITS = {torch.float32: Limits(5e-7, 1e-6), torch.float16: Limits(5e-4, 8e-4), torch.bfloat16: Limits(4e-3, 6e-3)}
 
-LINEAR_GELU = Op("linear_gelu", linear_gelu, definition, supports, cases, LIMITS, "linear_gelu")
+LINEAR_GELU = Op("linear_gelu", linear_gelu, definition, supports, cases, LIMITS, "flava_kernels.triton_ops.linear_gelu")

@@ -56,7 +56,8 @@ class Op:
 
     `function` is the public one, `definition` the formula in plain differentiable torch for any dtype, with the same arguments and results:
     tests run it in fp64, benchmarks run it as the eager peer. `supports` takes the same arguments and returns None, or why the kernels do not
-    take them. `cases` draws what tests run; `kernels` names the module with the kernels.
+    take them. `cases` draws what tests run; `kernels` is the full name of the module with the kernels, which has
+    `launches() -> tuple[Launch, ...]`.
     """
 
     name: str

@@ -66,10 +66,11 @@ def demo_objectives() -> ObjectivesConfig:
     return ObjectivesConfig(mim=masking, mmm_image=masking, mlm=MaskedTextConfig(mask_probability=0.3))
 
 
-def demo_sources(global_batch_sizes: tuple[int, int, int] = (256, 128, 256)) -> tuple[SourceConfig, ...]:
+def demo_sources(global_batch_sizes: tuple[int, int, int] = (256, 128, 256), masked_share: float = 0.25) -> tuple[SourceConfig, ...]:
     """Returns pairs, images and text of the demo data, drawn as in the paper.
 
     The held-out style is a drawing style never seen in training, so the transform changes what distinguishes styles: colour, polarity, outline.
+    The contrastive loss, on which zero-shot results live, takes a third of a pair step whose every sample is masked; so only a share is.
     """
     transform = ImageTransformConfig(crop_scale=(0.7, 1.0), rotation_degrees=8.0, color_jitter=0.3, grayscale=0.2, invert=0.05, edges=0.12)
     pair, image, text = global_batch_sizes
@@ -82,7 +83,7 @@ def demo_sources(global_batch_sizes: tuple[int, int, int] = (256, 128, 256)) -> 
             global_batch_size=pair,
             caption_key="captions",
             max_tokens=32,
-            masked_share=0.25,  # the contrastive loss, on which zero-shot results live, takes a third of a pair step whose every sample is masked
+            masked_share=masked_share,
             transform=transform,
         ),
         SourceConfig(name="image", kind="image", shards=str(DATA / "images"), weight=0.15, global_batch_size=image, transform=transform),

@@ -19,7 +19,7 @@ def flava_debug() -> Config:
         codebook=CodebookConfig(hidden_size=4, vocab_size=64, image_size=size, num_groups=4, num_blocks_per_group=1, decoder_init_size=4),
         codebook_weights=str(CODEBOOK),
         objectives=demo_objectives(),
-        data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16)), vocabulary=str(VOCABULARY), num_workers=0),
+        data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16), masked_share=1.0), vocabulary=str(VOCABULARY), num_workers=0),
         training=TrainingConfig(total_steps=20, global_batch_size=16, precision="fp32", gradient_clipping=1.0),
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(warmup_steps=5),

@@ -192,6 +192,11 @@ class CodebookTrainer:
         for part, saved in zip((self.codebook, self.average, self.optimizer), state, strict=True):
             part.load_state_dict(saved)
 
+    def shorten(self, done: int, begin: float, deadline: float) -> None:
+        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`, when that is less; times are perf_counter's."""
+        now = time.perf_counter()
+        self.total_steps = min(self.total_steps, done + max(0, int((deadline - now) * done / (now - begin))))
+
     @torch.no_grad()
     def evaluate(self, pixels: Tensor) -> tuple[float, float, int]:
         """Encodes and decodes pictures with hard codes: mean squared error, perplexity, used codes."""
@@ -230,17 +235,18 @@ def train_codebook(
     start = time.perf_counter()
     if training.max_seconds is not None:
         trainer.calibrate(lambda step: stream.batch(step, training.batch_size), training.max_seconds)
-    total, begin = trainer.total_steps, time.perf_counter()
-    for step in range(total):
-        loss = trainer.step(step, stream.batch(step, training.batch_size))
-        done = step + 1
-        if done % training.log_every and done != total:
+    done, begin = 0, time.perf_counter()
+    while done < trainer.total_steps:
+        loss = trainer.step(done, stream.batch(done, training.batch_size))
+        done += 1
+        if done % training.log_every and done != trainer.total_steps:
             continue
+        if training.max_seconds is not None:
+            trainer.shorten(done, begin, start + training.max_seconds)
         if not math.isfinite(loss.total.item()):
-            raise DataError(f"the codebook's loss is not finite at step {step}; lower the learning rate {training.lr}")
-        speed = done * training.batch_size / (time.perf_counter() - begin)
-        report = _report(trainer, held_out, done, loss, speed, time.perf_counter() - start)
-        on_report(report)
+            raise DataError(f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}")
+        now = time.perf_counter()
+        on_report(report := _report(trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start))
     save_codebook(trainer.average, out)
     summary = {
         "report": dataclasses.asdict(report),

@@ -18,6 +18,7 @@ from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
 
 if TYPE_CHECKING:
+    from flava_ds.objectives.global_contrastive import FeatureGradients, Features
     from flava_ds.training.pretraining import StepOutput
 
 
@@ -70,8 +71,13 @@ class Engine:
             group["lr"] = lr
         deepspeed_fixes.clear_stale_gradients(self.deepspeed.optimizer)
 
-    def forward_backward(self, batch: Batch, denominators: dict[str, Tensor]) -> StepOutput:
-        """Runs one micro-batch and adds its gradients; returns the module's StepOutput.
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Features:
+        """Computes a pair micro-batch's contrastive features, without a graph."""
+        return self.deepspeed(batch, None)
+
+    def forward_backward(self, batch: Batch, denominators: dict[str, Tensor], gradients: FeatureGradients | None = None) -> StepOutput:
+        """Runs one micro-batch and adds its gradients; returns the module's StepOutput. `gradients` are those of the step's contrastive loss.
 
         DeepSpeed averages gradients over ranks, so `denominators` hold counts over all ranks and micro-batches divided by the world size.
         """
@@ -79,7 +85,7 @@ class Engine:
             raise AssertionError(f"a micro-batch of kind '{batch.kind}' in a step of kind '{self._kind}': ZeRO 2 and 3 would mix up gradients")
         if self._micro_steps:
             self.deepspeed.step()  # closes the previous micro-step; the last one is closed by update()
-        output = self.deepspeed(batch, denominators)
+        output = self.deepspeed(batch, denominators, gradients)
         self.deepspeed.backward(output.loss, scale_wrt_gas=False)
         self._micro_steps += 1
         self._loss_check = self._loss_check + output.loss.detach() * 0.0  # NaN from here on when the loss is not finite

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import Config
 from flava_ds.models.flava import Flava, initialize
-from flava_ds.models.transformer import Transformer
+from flava_ds.models.transformer import Encoded, Transformer
 from flava_ds.objectives import Objective, build_objectives
+from flava_ds.objectives.global_contrastive import FeatureGradients, Features
+
+CONTRASTIVE = "global_contrastive"
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,33 @@ class PretrainingModel(nn.Module):
         """Returns the terms of each active objective's sum in `batch`, known without the device."""
         return {name: objective.count(batch.of(objective.needs)) for name, objective in self.active(batch.kind).items()}
 
-    def losses(self, batch: Batch) -> dict[str, Loss]:
-        """Runs the union of the views needed once, for the rows that are read, then every active objective."""
+    def losses(self, batch: Batch, gradients: FeatureGradients | None = None) -> dict[str, Loss]:
+        """Runs the union of the views needed once, for the rows that are read, then every active objective.
+
+        `gradients` makes the contrastive loss that of the whole step; without, it is that of the micro-step.
+        """
         active = self.active(batch.kind)
+        encoded = self._encode(active, batch)
+        of_step = {} if gradients is None else {CONTRASTIVE: (gradients,)}
+        return {name: objective(self.model, encoded, batch.of(objective.needs), *of_step.get(name, ())) for name, objective in active.items()}
+
+    def _encode(self, active: dict[str, Objective], batch: Batch) -> dict[View, Encoded]:
         reads: dict[View, list[Tensor]] = {}
         for objective in active.values():
             for view, rows in objective.reads(self.model, batch.of(objective.needs)).items():
                 reads.setdefault(view, []).append(rows)
-        encoded = self.model.encode(batch, reads.keys(), {view: torch.cat(rows).sort().values for view, rows in reads.items()})
-        return {name: objective(self.model, encoded, batch.of(objective.needs)) for name, objective in active.items()}
+        return self.model.encode(batch, reads.keys(), {view: torch.cat(rows).sort().values for view, rows in reads.items()})
 
     def weighted(self, losses: dict[str, Loss], denominators: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turns sums into this rank's shares of the weighted means, given each objective's count over all ranks and micro-batches."""
         return {name: self.objectives[name].weight * loss.sum / denominators[name] for name, loss in losses.items()}
 
-    def forward(self, batch: Batch, denominators: dict[str, Tensor]) -> StepOutput:
-        losses = self.losses(batch)
+    def forward(self, batch: Batch, denominators: dict[str, Tensor] | None, gradients: FeatureGradients | None = None) -> StepOutput | Features:
+        """Returns a micro-batch's weighted loss; without denominators its contrastive features, the first of the two passes."""
+        if denominators is None:
+            objective = self.objectives[CONTRASTIVE]
+            return objective.features(self.model, self._encode({CONTRASTIVE: objective}, batch), batch)
+        losses = self.losses(batch, gradients)
         total = torch.stack(list(self.weighted(losses, denominators).values())).sum()
         sums = {f"{name}/loss": loss.sum.detach() for name, loss in losses.items()}
         sums |= {f"{name}/{metric}": value for name, loss in losses.items() for metric, value in loss.metrics.items()}

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
 from flava_ds.errors import UserError
+from flava_ds.objectives.global_contrastive import FeatureGradients, step_gradients
 from flava_ds.training import checkpoint
 from flava_ds.training.distributed import World, all_reduce_counts, log
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import step_flops
 from flava_ds.training.metrics import OBJECTIVES, Metrics
+from flava_ds.training.pretraining import CONTRASTIVE
 from flava_ds.training.schedules import learning_rate
 
 REPEATED_SIGNAL_S = 3.0
@@ -80,10 +82,11 @@ class Trainer:
         denominators = self._denominators(counts)
         flops = sum(self.flops(self.config, batch) for batch in micro_batches)
         batches = [self._to_device(batch) for batch in micro_batches]
-        self._measure_objective_gradients(step, batches[0], denominators)
+        gradients = self._contrastive_gradients(batches, counts)
+        self._measure_objective_gradients(step, batches[0], denominators, gradients[0])
 
         self.engine.begin(kind, lr)
-        sums = [self.engine.forward_backward(batch, denominators).sums for batch in batches]
+        sums = [self.engine.forward_backward(batch, denominators, part).sums for batch, part in zip(batches, gradients, strict=True)]
         grad_norm = self.engine.update()
 
         skipped = sum((Counter(batch.skipped) for batch in micro_batches), Counter())
@@ -127,7 +130,13 @@ class Trainer:
         with torch.no_grad():
             return dataclasses.replace(batch, image_codes=self.codebook.encode(batch.codebook_pixel_values))
 
-    def _measure_objective_gradients(self, step: int, batch: Batch, denominators: dict[str, Tensor]) -> None:
+    def _contrastive_gradients(self, batches: list[Batch], counts: dict[str, int]) -> list[FeatureGradients | None]:
+        """Makes the contrastive loss that of the whole step when it is spread over several micro-batches."""
+        if len(batches) == 1 or CONTRASTIVE not in counts:
+            return [None] * len(batches)
+        return step_gradients([self.engine.features(batch) for batch in batches])
+
+    def _measure_objective_gradients(self, step: int, batch: Batch, denominators: dict[str, Tensor], gradients: FeatureGradients | None) -> None:
         """Measures each objective's gradient norm on the encoders, from this rank's first micro-batch; the update is not touched.
 
         The other objectives are divided by infinity, so that one backward pass per objective suffices and no head is taken apart.
@@ -144,7 +153,7 @@ class Trainer:
         for objective in denominators:
             only = {name: value if name == objective else torch.full_like(value, torch.inf) for name, value in denominators.items()}
             with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
-                loss = self.engine.module(batch, only).loss
+                loss = self.engine.module(batch, only, gradients).loss
             gradients = [g for g in torch.autograd.grad(loss, trunk, allow_unused=True) if g is not None]
             norms[objective] = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().sqrt()
         self.metrics.add_gradient_norms(norms)

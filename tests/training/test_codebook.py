@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def test_calibration_sets_the_length_and_forgets_its_steps(config):
     assert trainer.step(0, pixels).total == untouched.step(0, pixels).total
     for left, right in zip(trainer.codebook.parameters(), untouched.codebook.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_a_slower_machine_shortens_the_training_and_a_faster_one_does_not_lengthen_it(config):
+    trainer = CodebookTrainer(config, SHORT, torch.device("cpu"))
+    now = time.perf_counter()
+    trainer.shorten(40, now - 10.0, now + 1000.0)
+    assert trainer.total_steps == 160
+    trainer.shorten(40, now - 10.0, now + 5.0)
+    assert 55 <= trainer.total_steps <= 60
+    trainer.shorten(40, now - 10.0, now - 1.0)
+    assert trainer.total_steps == 40
 
 
 def test_the_average_follows_the_weights(config):

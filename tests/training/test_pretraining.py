@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from flava_kernels.contrastive import info_nce
 from sample_batches import denominators, make_batch, tiny_config
 
-from flava_ds.batch import Kind
+from flava_ds.batch import Kind, View
 from flava_ds.config import GlobalContrastiveConfig, ImageTextMatchingConfig, ObjectivesConfig
-from flava_ds.training.pretraining import build_pretraining
+from flava_ds.objectives.global_contrastive import step_gradients
+from flava_ds.training.pretraining import CONTRASTIVE, build_pretraining
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -118,3 +120,29 @@ def test_a_masked_share_is_what_the_masked_objectives_alone_see():
         expected = clean[name] if name == "global_contrastive" else masked[name]
         assert loss.count == expected.count == module.counts(whole)[name]
         torch.testing.assert_close(loss.sum, expected.sum, rtol=1e-12, atol=1e-12)
+
+
+def test_two_passes_give_the_contrastive_gradient_of_the_whole_step():
+    """Two micro-batches: what the two passes add up to, against both in one graph, beside the other objectives."""
+    config = tiny_config()
+    one, two = build_pretraining(config).double(), build_pretraining(config).double()
+    batches = [make_batch(Kind.PAIR, config, seed=seed, mismatched=mismatched) for seed, mismatched in ((1, (0,)), (2, (1, 3)))]
+    whole = {name: torch.tensor(float(sum(one.counts(batch)[name] for batch in batches))) for name in one.counts(batches[0])}
+
+    encoded = [one.model.encode(batch, [View.IMAGE, View.TEXT]) for batch in batches]
+    parts = [one.objectives[CONTRASTIVE].features(one.model, views, batch) for views, batch in zip(encoded, batches, strict=True)]
+    joined = [torch.cat([getattr(part, name) for part in parts]) for name in ("image", "text", "matched")]
+    loss, correct = info_nce(joined[0], joined[1], parts[0].log_scale, joined[2])
+    others = [sum(part for name, part in one.weighted(one.losses(batch), whole).items() if name != CONTRASTIVE) for batch in batches]
+    (loss / whole[CONTRASTIVE] + sum(others)).backward()
+
+    with torch.no_grad():
+        features = [two(batch, None) for batch in batches]
+    outputs = [two(batch, whole, part) for batch, part in zip(batches, step_gradients(features), strict=True)]
+    sum(output.loss for output in outputs).backward()
+    for metric, expected in (("loss", loss), ("correct", correct)):
+        torch.testing.assert_close(sum(output.sums[f"{CONTRASTIVE}/{metric}"] for output in outputs), expected.detach())
+    for (name, ours), theirs in zip(two.named_parameters(), one.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-14, msg=name)

@@ -108,7 +108,7 @@ def measured_against_autograd() -> tuple[dict, dict]:
     denominators = {"mmm_text": torch.tensor(2.0), "itm": torch.tensor(4.0)}
     found: dict = {}
     trainer.metrics.add_gradient_norms = found.update
-    trainer._measure_objective_gradients(0, batch, denominators)
+    trainer._measure_objective_gradients(0, batch, denominators, None)
     module, expected = trainer.engine.module, {}
     trunk = [p for name, p in module.named_parameters() if "_encoder." in name]
     for name in denominators:
@@ -182,7 +182,8 @@ def test_ranks_and_stages_do_not_change_the_curve(tmp_path):
     """One rank with ZeRO-1 against two with ZeRO-3 that keeps nothing whole: the same samples, losses and gradient norms.
 
     eps is large, since key biases have rounding noise for a gradient, which a small one turns into whole steps. Half of the captions are
-    replaced, by those of pairs that another micro-batch or rank may hold.
+    replaced, by those of pairs that another micro-batch or rank may hold; a caption that stands twice makes ties, so which text ranks first is
+    left to rounding.
     """
     training = TrainingConfig(total_steps=8, global_batch_size=8, gradient_accumulation_steps=2, precision="fp32", gradient_clipping=1.0)
     one = real_config(tmp_path, name="one", training=training, optimizer=OptimizerConfig(lr=1e-2, eps=1e-2))
@@ -193,6 +194,8 @@ def test_ranks_and_stages_do_not_change_the_curve(tmp_path):
     finish(launch(two, tmp_path / "two.json", 2))
     for a, b in zip(numbers(steps_of(one.run_path)), numbers(steps_of(two.run_path)), strict=True):
         assert (a.pop("kind"), a.pop("source")) == (b.pop("kind"), b.pop("source"))
+        assert ("accuracy/global_contrastive" in a) == ("accuracy/global_contrastive" in b)
+        a, b = ({key: value for key, value in line.items() if key != "accuracy/global_contrastive"} for line in (a, b))
         assert a == pytest.approx(b, rel=1e-5), (a, b)
 
 

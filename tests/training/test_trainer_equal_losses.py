@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from toy import partition_everything
 
-from flava_ds.config import CheckpointConfig, EngineConfig, GlobalContrastiveConfig
+from flava_ds.config import CheckpointConfig, EngineConfig
 from flava_ds.demo.dataset import unpack
 from flava_ds.recipes.demo import DATA
 from flava_ds.recipes.flava_debug import flava_debug
@@ -20,12 +20,11 @@ LOSSES = {f"loss/{name}" for name in ("global_contrastive", "mim", "mlm", "mmm_i
 
 
 class Run(NamedTuple):
-    """A run of 20 steps. `contrastive` goes without accumulation only, since negatives are those of one micro-step."""
+    """A run of 20 steps."""
 
     name: str
     deepspeed_config: str
     accumulation: int = 1
-    contrastive: bool = True
 
 
 def train_all(folder: str, runs: list[Run]) -> list[int]:
@@ -35,11 +34,9 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
     os.chdir(folder)
     recipe, statuses = flava_debug(), []
     for run in runs:
-        objectives = recipe.objectives if run.contrastive else dataclasses.replace(recipe.objectives, global_contrastive=GlobalContrastiveConfig(weight=0.0))
         config = dataclasses.replace(
             recipe,
             name=run.name,
-            objectives=objectives,
             training=dataclasses.replace(recipe.training, gradient_accumulation_steps=run.accumulation),
             engine=EngineConfig(deepspeed_config=run.deepspeed_config),
             checkpoint=CheckpointConfig(every_steps=0),
@@ -62,18 +59,17 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     unpack(tmp_path / DATA)
     stages = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3", "3_all": partition_everything(tmp_path)}
     planned = {
-        ranks: [Run(f"{ranks}_{stage}", settings) for stage, settings in stages.items()] + [Run(f"{ranks}_four_micro_steps", "zero2", 4, False)]
+        ranks: [Run(f"{ranks}_{stage}", settings) for stage, settings in stages.items()]
+        + [Run(f"{ranks}_four_micro_steps_{stage}", f"zero{stage}", 4) for stage in (0, 2, 3)]
         for ranks in (1, 2)
     }
-    planned[1].append(Run("1_one_micro_step", "zero0", 1, False))
     for ranks, runs in planned.items():
         assert run_ranks(train_all, ranks, str(tmp_path), runs) == [[0] * len(runs)] * ranks
-    expected = {True: logged(tmp_path, "1_0"), False: logged(tmp_path, "1_one_micro_step")}
-    for contrastive, lines in expected.items():
-        assert len(lines) == 20 and {line["source"] for line in lines} == {"pair", "image", "text"}
-        assert {key for line in lines for key in line if key.startswith("loss/")} == LOSSES - (set() if contrastive else {"loss/global_contrastive"})
+    expected = logged(tmp_path, "1_0")
+    assert len(expected) == 20 and {line["source"] for line in expected} == {"pair", "image", "text"}
+    assert {key for line in expected for key in line if key.startswith("loss/")} == LOSSES
     for run in planned[1] + planned[2]:
-        for ours, theirs in zip(logged(tmp_path, run.name), expected[run.contrastive], strict=True):
+        for ours, theirs in zip(logged(tmp_path, run.name), expected, strict=True):
             assert ours.keys() == theirs.keys() and ours["source"] == theirs["source"], run.name
             numbers = [key for key in theirs if key != "source"]
             assert [ours[key] for key in numbers] == pytest.approx([theirs[key] for key in numbers], rel=1e-5, abs=0), (run.name, ours, theirs)

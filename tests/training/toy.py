@@ -78,7 +78,7 @@ class Toy(nn.Module):
         rows = {"mim": batch.mim_rows, "mlm": batch.mlm_rows, "mmm_text": batch.mlm_rows, "itm": batch.itm_labels}
         return {name: rows[name].shape[0] for name in self.objectives[batch.kind]}
 
-    def forward(self, batch: Batch, denominators: dict[str, Tensor]) -> ToyOutput:
+    def forward(self, batch: Batch, denominators: dict[str, Tensor], gradients: None = None) -> ToyOutput:
         losses: dict[str, tuple[Tensor, Tensor]] = {}
         scale = self.logit_scale.exp()
         if batch.kind is not Kind.TEXT:

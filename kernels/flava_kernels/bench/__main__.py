@@ -1,0 +1,127 @@
+"""The command: python -m flava_kernels.bench [--op NAME ...] [--size gpu|cpu|quick] [--csv FILE] [--plots FOLDER]."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from flava_kernels import OPS
+from flava_kernels.bench import machine as machines
+from flava_kernels.bench import plots, table
+from flava_kernels.bench.measure import Arguments, Effort, Measurement, error, exact, measure
+from flava_kernels.bench.peers import Peer, UnavailableError, peers
+from flava_kernels.bench.workloads import SIZES, Workload, workloads
+from flava_kernels.op import Op
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+INPUT_SETS = 3
+EFFORT = {"gpu": Effort(1.0, 20, 200), "cpu": Effort(2.0, 1, 50), "quick": Effort(0.05, 2, 3)}
+LEFT_FREE = 2**30
+"""Bytes that stay free beside an implementation that is known to need much memory."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns an exit status."""
+    options = parse(arguments)
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    machine = machines.describe(device, dtype)
+    print(f"{machine.device}, {machine.threads} threads, torch {machine.torch}, triton {machine.triton}, commit {machine.commit}")
+    print(
+        f"copy {machine.copy_bandwidth / 1e9:.0f} GB/s, {options.dtype} matrix products {machine.gemm_rate / 1e12:.3g} TFLOP/s; forward, backward, peak of both"
+    )
+    rows: list[table.Row] = []
+    for name in options.op:
+        for workload in workloads(name, options.size):
+            print(f"{name}, {workload.name}", flush=True)
+            found = run(OPS[name], workload, device, options.dtype, machine, EFFORT[options.size])
+            table.append(options.csv, found)
+            rows += found
+    print(f"{len(rows)} rows added to {options.csv}")
+    for path in plots.write(options.plots, rows) if options.plots else ():
+        print(f"drawn: {path}")
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; sizes and dtypes follow the device where they are not given."""
+    parser = argparse.ArgumentParser(prog="python -m flava_kernels.bench", description="Times every operator against the peers that are installed.")
+    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="operators; default: all")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=SIZES, help="which shapes; default: the device's")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="size", help="tiny shapes: does everything run?")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--csv", type=Path, default=Path(__file__).parents[2] / "bench.csv", help="file that the rows are added to; default: %(default)s")
+    parser.add_argument("--plots", type=Path, help="folder for one picture per operator")
+    options = parser.parse_args(arguments)
+    on_gpu = torch.device(options.device).type == "cuda"
+    options.size = options.size or ("gpu" if on_gpu else "cpu")
+    options.dtype = options.dtype or ("bf16" if on_gpu else "fp32")
+    return options
+
+
+def run(op: Op, workload: Workload, device: torch.device, dtype: str, machine: machines.Machine, effort: Effort) -> list[table.Row]:
+    """Measures every implementation on one workload, printing a line for each."""
+    rows, cost = [], workload.cost(DTYPES[dtype].itemsize)
+    sets = [draw(workload, device, DTYPES[dtype], seed) for seed in range(INPUT_SETS)]
+    with played_ranks(workload.ranks):
+        reference = exact(op.definition, sets[0]) if workload.exact else None
+        for peer in peers(op.name):
+            found, deviation, note = attempt(op, peer, workload, sets, reference, effort, device)
+            rows += table.rows_of(workload, peer.name, dtype, machine, cost, found, deviation, note)
+            print(table.line(*rows[-2:]), flush=True)
+            gc.collect()
+    return rows
+
+
+def attempt(
+    op: Op, peer: Peer, workload: Workload, sets: list[Arguments], reference: list[torch.Tensor] | None, effort: Effort, device: torch.device
+) -> tuple[Measurement | None, float | None, str]:
+    """Measures one implementation; returns times, error, and why there are none."""
+    needed, free = peer.bytes_needed(sets[0].inputs), machines.free_bytes(device)
+    if needed + LEFT_FREE > free:
+        return None, None, f"needs about {needed / 2**30:.0f} GiB of memory; {free / 2**30:.0f} GiB are free"
+    if peer.alone and workload.ranks > 1:
+        return None, None, "knows nothing of other ranks"
+    try:
+        call = peer.build(op, device.type)
+        deviation = None if reference is None else error(call, sets[0], reference)
+        return measure(call, sets, effort, device), deviation, ""
+    except UnavailableError as reason:
+        return None, None, str(reason)
+    except Exception as refused:  # a peer may refuse shapes, dtypes and devices in any way; its words are the result
+        text = str(refused).strip().splitlines() or [type(refused).__name__]
+        return None, None, f"refuses: {type(refused).__name__}: {text[0][:160]}"
+
+
+def draw(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Arguments:
+    """Draws one set of inputs."""
+    inputs = workload.draw(torch.Generator(device).manual_seed(seed), dtype)
+    return Arguments(inputs | {name: inputs[name].requires_grad_() for name in workload.differentiable}, workload.differentiable)
+
+
+@contextlib.contextmanager
+def played_ranks(ranks: int) -> Iterator[None]:
+    """Plays rank 0 of several: collectives of torch's "fake" backend return at once, with copies of what this rank has."""
+    if ranks == 1:
+        yield
+        return
+    store = importlib.import_module("torch.testing._internal.distributed.fake_pg").FakeStore()
+    dist.init_process_group("fake", store=store, rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

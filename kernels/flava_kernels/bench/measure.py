@@ -1,0 +1,222 @@
+"""Times, peak memory and errors of one implementation on one workload.
+
+On a CPU: wall clock, inputs in turn. On a GPU: replays of CUDA graphs between events, the L2 cache overwritten before each, inputs in turn;
+an implementation that cannot be captured is timed call by call, and the row says so. Peak memory is that of tensors: what torch's profiler
+sees being allocated on a CPU, what the caching allocator reports on a GPU; inputs are not counted, results and gradients are.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[..., Any]
+FLUSHED_BYTES = 2**28
+"""More than any L2 cache."""
+
+
+@dataclass
+class Measurement:
+    """Seconds of each round, peak bytes of the forward pass and of both passes, and how it was timed."""
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+    forward_peak: int = 0
+    peak: int = 0
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """One set of inputs: the call's keyword arguments, and which of them get a gradient."""
+
+    inputs: dict[str, Any]
+    differentiable: tuple[str, ...]
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors that get a gradient."""
+        return [self.inputs[name] for name in self.differentiable]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long one implementation may be timed on one workload: at least `least` rounds, then until `seconds` or `most` rounds."""
+
+    seconds: float
+    least: int
+    most: int
+
+
+def measure(call: Call, sets: list[Arguments], effort: Effort, device: torch.device) -> Measurement:
+    """Runs a call once for its memory, which also warms it up, then in rounds for its time."""
+    found = Measurement()
+    found.forward_peak, found.peak = peak_bytes(call, sets[0], device)
+    if device.type == "cuda":
+        _time_on_gpu(call, sets, effort, found)
+    else:
+        _time_on_cpu(call, sets, effort, found)
+    return found
+
+
+def forward_and_upstream(call: Call, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+    """Calls; returns the differentiable results and the gradient that arrives at each."""
+    results = differentiable(call(**arguments.inputs))
+    return results, [upstream_for(result) for result in results]
+
+
+def differentiable(results: Any) -> list[Tensor]:
+    """Those results of a call that have a gradient."""
+    return [result for result in (results if isinstance(results, tuple) else (results,)) if isinstance(result, Tensor) and result.requires_grad]
+
+
+def upstream_for(result: Tensor) -> Tensor:
+    """Returns the gradient that arrives at a result: one for a scalar, else fixed random numbers that every dtype holds exactly."""
+    if result.dim() == 0:
+        return torch.ones_like(result)
+    return torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(result)
+
+
+def backward(results: list[Tensor], upstream: list[Tensor], arguments: Arguments, *, keep: bool = False) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of the differentiable inputs."""
+    return torch.autograd.grad(results, arguments.leaves(), upstream, retain_graph=keep, allow_unused=True)
+
+
+def exact(definition: Call, arguments: Arguments) -> list[Tensor]:
+    """Returns results and gradients of the definition in fp64, from the rounded inputs."""
+    wide = {name: value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in arguments.inputs.items()}
+    wide |= {name: wide[name].requires_grad_() for name in arguments.differentiable}
+    return _results_and_gradients(definition, Arguments(wide, arguments.differentiable))
+
+
+def error(call: Call, arguments: Arguments, reference: list[Tensor]) -> float:
+    """Largest ||x - reference|| / ||reference|| over results and gradients."""
+    found = _results_and_gradients(call, arguments)
+    return max(float((x.double() - y).norm() / y.norm()) for x, y in zip(found, reference, strict=True))
+
+
+def _results_and_gradients(call: Call, arguments: Arguments) -> list[Tensor]:
+    results, upstream = forward_and_upstream(call, arguments)
+    gradients = backward(results, upstream, arguments)
+    missing = [name for name, gradient in zip(arguments.differentiable, gradients, strict=True) if gradient is None]
+    if missing:
+        raise RuntimeError(f"no gradient for {', '.join(missing)}")
+    return [result.detach() for result in results] + list(gradients)
+
+
+def peak_bytes(call: Call, arguments: Arguments, device: torch.device) -> tuple[int, int]:
+    """Most bytes of tensors alive at one time beyond the inputs: in the forward pass, and in both."""
+    gc.collect()
+    if device.type == "cuda":
+        return _peak_on_gpu(call, arguments)
+    kept: dict[str, Any] = {}
+    events = _allocations(lambda: kept.update(results=differentiable(call(**arguments.inputs))))
+    forward_peak, alive = _highest(events)
+    upstream = [upstream_for(result) for result in kept["results"]]
+    events = _allocations(lambda: kept.update(gradients=backward(kept["results"], upstream, arguments)))
+    return forward_peak, max(forward_peak, alive + _highest(events)[0])
+
+
+def _allocations(work: Callable[[], Any]) -> list[int]:
+    """Bytes of every allocation (negative: release) of CPU tensors, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def _highest(events: list[int]) -> tuple[int, int]:
+    """Highest running sum, and the last one."""
+    alive = highest = 0
+    for size in events:
+        alive += size
+        highest = max(highest, alive)
+    return highest, alive
+
+
+def _peak_on_gpu(call: Call, arguments: Arguments) -> tuple[int, int]:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    results = differentiable(call(**arguments.inputs))
+    forward_peak, alive = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated()
+    upstream = [upstream_for(result) for result in results]
+    before += torch.cuda.memory_allocated() - alive
+    torch.cuda.reset_peak_memory_stats()
+    backward(results, upstream, arguments)
+    return forward_peak, max(forward_peak, torch.cuda.max_memory_allocated() - before)
+
+
+def _rounds(effort: Effort) -> Iterator[int]:
+    start = time.perf_counter()
+    for number in range(effort.most):
+        if number >= effort.least and time.perf_counter() - start > effort.seconds:
+            return
+        yield number
+
+
+def _time_on_cpu(call: Call, sets: list[Arguments], effort: Effort, found: Measurement) -> None:
+    found.method = "wall clock"
+    upstream: list[Tensor] = []
+    for number in _rounds(effort):
+        arguments = sets[number % len(sets)]
+        start = time.perf_counter()
+        results = call(**arguments.inputs)
+        found.forward.append(time.perf_counter() - start)
+        results = differentiable(results)
+        upstream = upstream or [upstream_for(result) for result in results]
+        start = time.perf_counter()
+        gradients = backward(results, upstream, arguments)
+        found.backward.append(time.perf_counter() - start)
+        del results, gradients
+
+
+def _time_on_gpu(call: Call, sets: list[Arguments], effort: Effort, found: Measurement) -> None:
+    for arguments in sets:
+        backward(*forward_and_upstream(call, arguments), arguments)
+    try:
+        graphs = [_capture(call, arguments) for arguments in sets]
+        forward, back = ([pair[part].replay for pair in graphs] for part in (0, 1))
+        found.method = "graph replay"
+    except RuntimeError as refused:
+        torch.cuda.synchronize()
+        forward, back = _eager(call, sets)
+        found.method = f"single calls, no graph: {str(refused).splitlines()[0][:80]}"
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
+    for times, calls in ((found.forward, forward), (found.backward, back)):
+        for number in _rounds(effort):
+            flushed.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            calls[number % len(calls)]()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+
+
+def _capture(call: Call, arguments: Arguments) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]:
+    """Captures the forward pass, and the backward pass of another forward pass."""
+    forward_graph, backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        backward(*forward_and_upstream(call, arguments), arguments)
+        results, upstream = forward_and_upstream(call, arguments)
+        backward(results, upstream, arguments, keep=True)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(backward_graph, stream=side):
+        backward(results, upstream, arguments, keep=True)
+    with torch.cuda.graph(forward_graph, stream=side):
+        call(**arguments.inputs)
+    return forward_graph, backward_graph
+
+
+def _eager(call: Call, sets: list[Arguments]) -> tuple[list[Callable[[], Any]], list[Callable[[], Any]]]:
+    prepared = [(*forward_and_upstream(call, arguments), arguments) for arguments in sets]
+    forward = [lambda arguments=arguments: call(**arguments.inputs) for arguments in sets]
+    return forward, [lambda items=items: backward(*items, keep=True) for items in prepared]

@@ -1,0 +1,214 @@
+"""Implementations to compare with: those that torch has, and those of libraries where they are installed.
+
+A peer takes an operator's arguments and returns its differentiable results. One that cannot be had says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from flava_kernels.op import Op
+
+Call = Callable[..., Any]
+OURS = "flava_kernels"
+
+
+class UnavailableError(Exception):
+    """A peer that is not installed, or does not run on this device; the text says why."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation.
+
+    `build` returns the call for an operator on a device type, or raises UnavailableError. `bytes_needed` estimates memory from the arguments.
+    `alone` tells that it computes what one rank would by itself and cannot take part where there are several.
+    """
+
+    name: str
+    build: Callable[[Op, str], Call]
+    bytes_needed: Callable[[dict[str, Any]], int] = lambda inputs: 0
+    alone: bool = False
+
+
+def peers(op: str) -> tuple[Peer, ...]:
+    """Returns the implementations of an operator, ours first."""
+    needed = WHOLE_MATRIX.get(op, lambda inputs: 0)
+    ours = Peer(OURS, lambda op, device: op.function)
+    eager = Peer("torch eager", lambda op, device: op.definition, needed, alone=True)
+    compiled = Peer("torch.compile", _compiled, needed, alone=True)
+    return (ours, eager, compiled, *PEERS.get(op, ()))
+
+
+def library(name: str, *, gpu_only: str | None = None) -> Any:
+    """Imports an optional module. Raises UnavailableError where it is missing or, for one that runs on GPUs only, where the device is none."""
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a library may fail in any way where its device is missing
+        raise UnavailableError(f"{name} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    if gpu_only is not None and gpu_only != "cuda":
+        raise UnavailableError(f"{name} runs on GPUs only")
+    return module
+
+
+@functools.cache
+def _compiled_definition(definition: Call, device: str) -> Call:
+    return torch.compile(definition, dynamic=device == "cpu")
+
+
+def _compiled(op: Op, device: str) -> Call:
+    """On a CPU one compilation serves all shapes, because each takes long."""
+    return _compiled_definition(op.definition, device)
+
+
+# Attention
+
+
+def _sdpa(backend: str) -> Peer:
+    """PyTorch's attention, pinned to a backend: equal lengths as a view, others padded and masked in every call."""
+
+    def build(op: Op, device: str) -> Call:
+        attention = importlib.import_module("torch.nn.attention")
+        chosen = getattr(attention.SDPBackend, backend)
+
+        def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+            batch, (tokens, _, heads, head_size) = cu_seqlens.shape[0] - 1, qkv.shape
+            mask = slots = None
+            if equal_lengths:
+                padded = qkv.view(batch, max_seqlen, 3, heads, head_size)
+            else:
+                cu = cu_seqlens.long()
+                row = torch.arange(tokens, device=qkv.device)
+                sequence = torch.bucketize(row, cu[1:], right=True)
+                slots = row - cu[sequence] + sequence * max_seqlen
+                padded = qkv.new_zeros(batch * max_seqlen, 3, heads, head_size).index_copy(0, slots, qkv).view(batch, max_seqlen, 3, heads, head_size)
+                mask = (torch.arange(max_seqlen, device=qkv.device) < cu.diff()[:, None])[:, None, None, :]
+            with attention.sdpa_kernel(chosen):
+                out = F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), attn_mask=mask)
+            out = out.transpose(1, 2).reshape(batch * max_seqlen, heads, head_size)
+            return out if slots is None else out.index_select(0, slots)
+
+        return call
+
+    return Peer(f"SDPA {backend.removesuffix('_ATTENTION').lower()}", build)
+
+
+def _varlen(op: Op, device: str) -> Call:
+    varlen_attn = library("torch.nn.attention.varlen", gpu_only=device).varlen_attn
+
+    def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+        return varlen_attn(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+
+    return call
+
+
+def _flash(op: Op, device: str) -> Call:
+    flash = library("flash_attn", gpu_only=device).flash_attn_varlen_qkvpacked_func
+    return lambda qkv, cu_seqlens, max_seqlen, equal_lengths: flash(qkv, cu_seqlens, max_seqlen)
+
+
+# LayerNorm
+
+
+def _behind_addition(op: Op, norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Call:
+    """The norm itself, or the norm of a sum together with the sum."""
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        y = norm(total, weight, bias, eps)
+        return y if residual is None else (y, total)
+
+    return call
+
+
+def _liger_layer_norm(op: Op, device: str) -> Call:
+    function = library("liger_kernel.ops.layer_norm", gpu_only=device).LigerLayerNormFunction
+    return _behind_addition(op, function.apply)
+
+
+def _apex_layer_norm(op: Op, device: str) -> Call:
+    norm = library("apex.normalization.fused_layer_norm", gpu_only=device).fused_layer_norm_affine
+    return _behind_addition(op, lambda x, weight, bias, eps: norm(x, weight, bias, x.shape[-1:], eps))
+
+
+# Linear cross-entropy
+
+
+def _torch_linear_cross_entropy(chunked: bool) -> Peer:
+    def build(op: Op, device: str) -> Call:
+        if not hasattr(F, "linear_cross_entropy"):
+            raise UnavailableError(f"torch {torch.__version__} has no linear_cross_entropy")
+        options = {"options": torch.nn.LinearCrossEntropyOptions()} if chunked else {}
+
+        def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+            return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="sum", **options)
+
+        return call
+
+    needed = (lambda inputs: 0) if chunked else WHOLE_MATRIX["linear_cross_entropy"]
+    return Peer("F.linear_cross_entropy" + (" chunked" if chunked else ""), build, needed)
+
+
+def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
+    function = library("liger_kernel.ops.fused_linear_cross_entropy", gpu_only=device).LigerFusedLinearCrossEntropyFunction
+
+    def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        return function.apply(hidden, weight, labels, bias, None, -100, 0.0, 0.0, "sum")[0]
+
+    return call
+
+
+# Contrastive loss
+
+
+def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
+    """open_clip's ClipLoss(local_loss=True, gather_with_grad=True), written from its formula; summed instead of averaged, without a mask."""
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    image_all, text_all = (torch.cat(torch.distributed.nn.all_gather(x)) if world > 1 else x for x in (image, text))
+    labels = torch.arange(image.shape[0], device=image.device) + rank * image.shape[0]
+    image_logits, text_logits = log_scale.exp() * image @ text_all.T, log_scale.exp() * text @ image_all.T
+    return (F.cross_entropy(image_logits.float(), labels, reduction="sum") + F.cross_entropy(text_logits.float(), labels, reduction="sum")) / 2
+
+
+def _inf_cl(op: Op, device: str) -> Call:
+    cal_inf_loss = library("inf_cl", gpu_only=device).cal_inf_loss
+
+    def call(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
+        scale = log_scale.exp()
+        return image.shape[0] * (cal_inf_loss(image, text, scale=scale) + cal_inf_loss(text, image, scale=scale)) / 2
+
+    return call
+
+
+def _bytes_of_clip_loss(inputs: dict[str, Any]) -> int:
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    return 6 * 4 * inputs["image"].shape[0] ** 2 * world
+
+
+WHOLE_MATRIX: dict[str, Callable[[dict[str, Any]], int]] = {
+    "info_nce": lambda inputs: 6 * 4 * inputs["image"].shape[0] ** 2,
+    "linear_cross_entropy": lambda inputs: 4 * 4 * inputs["labels"].shape[0] * inputs["weight"].shape[0],
+}
+"""Memory of implementations that hold the whole matrix of logits: copies of it in fp32 that live at one time."""
+
+PEERS: dict[str, tuple[Peer, ...]] = {
+    "varlen_attention": (
+        *(_sdpa(backend) for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")),
+        Peer("torch varlen_attn", _varlen),
+        Peer("flash-attn", _flash),
+    ),
+    "layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
+    "add_layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
+    "linear_cross_entropy": (_torch_linear_cross_entropy(False), _torch_linear_cross_entropy(True), Peer("Liger", _liger_linear_cross_entropy)),
+    "info_nce": (Peer("open_clip's ClipLoss", lambda op, device: clip_loss, _bytes_of_clip_loss), Peer("Inf-CL", _inf_cl)),
+}
+"""Peers of single operators beside ours, plain torch and its compiler."""

@@ -1,0 +1,131 @@
+"""Rows of the benchmark: a CSV file that grows, and lines for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import statistics
+from pathlib import Path
+
+from flava_kernels.bench.machine import Machine
+from flava_kernels.bench.measure import Measurement
+from flava_kernels.bench.workloads import Cost, Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One pass of one implementation on one workload. Numbers are empty where `note` says why there are none."""
+
+    op: str
+    workload: str
+    peer: str
+    direction: str
+    dtype: str
+    device: str
+    threads: int
+    median_us: float | None
+    p10_us: float | None
+    p90_us: float | None
+    rounds: int
+    peak_mib: float | None
+    """Of the forward pass; in the row of the backward pass, of both."""
+    share_of_copy: float | None
+    """Least bytes over time, as a share of the measured bandwidth of a copy."""
+    share_of_gemm: float | None
+    """Operations over time, as a share of the measured rate of matrix products."""
+    error: float | None
+    """Largest relative error against fp64 over results and gradients."""
+    method: str
+    note: str
+    torch: str
+    triton: str
+    commit: str
+
+
+NUMBERS = ("median_us", "p10_us", "p90_us", "peak_mib", "share_of_copy", "share_of_gemm", "error")
+
+
+def rows_of(
+    workload: Workload, peer: str, dtype: str, machine: Machine, cost: Cost, found: Measurement | None, error: float | None, note: str
+) -> tuple[Row, Row]:
+    """Returns the rows of the forward and of the backward pass."""
+    passes = (
+        ("forward", found.forward if found else [], found.forward_peak if found else None, cost.forward_bytes, cost.forward_flops),
+        ("backward", found.backward if found else [], found.peak if found else None, cost.backward_bytes, cost.backward_flops),
+    )
+    return tuple(_row(workload, peer, dtype, machine, found, error, note, *one) for one in passes)
+
+
+def _row(workload, peer, dtype, machine, found, error, note, direction, times, peak, least_bytes, flops) -> Row:
+    median, p10, p90 = quantiles(times) if times else (None, None, None)
+    return Row(
+        op=workload.op,
+        workload=workload.name,
+        peer=peer,
+        direction=direction,
+        dtype=dtype,
+        device=machine.device,
+        threads=machine.threads,
+        median_us=None if median is None else 1e6 * median,
+        p10_us=None if p10 is None else 1e6 * p10,
+        p90_us=None if p90 is None else 1e6 * p90,
+        rounds=len(times),
+        peak_mib=None if peak is None else peak / 2**20,
+        share_of_copy=None if median is None else least_bytes / median / machine.copy_bandwidth,
+        share_of_gemm=None if median is None else flops / median / machine.gemm_rate,
+        error=error,
+        method=found.method if found else "",
+        note=note,
+        torch=machine.torch,
+        triton=machine.triton,
+        commit=machine.commit,
+    )
+
+
+def quantiles(times: list[float]) -> tuple[float, float, float]:
+    """Returns median, tenth and ninetieth percentile."""
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    tenths = statistics.quantiles(times, n=10, method="inclusive")
+    return statistics.median(times), tenths[0], tenths[-1]
+
+
+def append(path: Path, rows: list[Row]) -> None:
+    """Adds rows to a CSV file, which it starts with a header where there is none.
+
+    Raises ValueError when the file has other columns.
+    """
+    names = [field.name for field in dataclasses.fields(Row)]
+    new = not path.exists() or path.stat().st_size == 0
+    if not new:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = next(csv.reader(file))
+        if found != names:
+            raise ValueError(f"{path} has the columns {', '.join(found)}; expected {', '.join(names)}. Name another file with --csv")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(names)
+        writer.writerows([_text(name, value) for name, value in dataclasses.asdict(row).items()] for row in rows)
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if name in NUMBERS else str(value)
+
+
+def line(forward: Row, backward: Row) -> str:
+    """One implementation on one workload as a line of text."""
+    head = f"  {forward.peer:32s}"
+    if forward.median_us is None or backward.median_us is None:
+        return f"{head} {forward.note}"
+    times = f"{_time(forward.median_us)} {_time(backward.median_us)}  {backward.peak_mib:9.1f} MiB"
+    shares = f"copy {forward.share_of_copy:4.0%} {backward.share_of_copy:4.0%}  gemm {forward.share_of_gemm:4.0%} {backward.share_of_gemm:4.0%}"
+    error = "error not measured" if forward.error is None else f"error {forward.error:.1e}"
+    method = "" if forward.method in ("wall clock", "graph replay") else f"  ({forward.method})"
+    return f"{head} {times}  {shares}  {error}{method}"
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds / 1000:9.2f} ms" if microseconds >= 1000 else f"{microseconds:9.1f} us"

@@ -1,0 +1,228 @@
+"""What is benchmarked: FLAVA's shapes for every operator, with the bytes and operations that no implementation can avoid.
+
+On a GPU: one micro-batch of 256 samples of flava_base (images of 197 tokens, fused sequences of 275 or, with short captions, about 215).
+On a CPU: the same layers with fewer rows, and the two heads at sizes where the memory shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIZES = ("gpu", "cpu", "quick")
+
+Draw = Callable[[torch.Generator, torch.dtype], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Least bytes moved (every tensor once) and floating-point operations, for the element size that it was asked for."""
+
+    forward_bytes: int
+    forward_flops: int
+    backward_bytes: int
+    backward_flops: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One set of arguments of an operator.
+
+    `draw` makes them on the generator's device. `cost` takes the bytes of an element. `ranks` is how many ranks take part, of which one
+    is played. `exact` tells whether the error against fp64 is measured: where the definition in fp64 fits into memory and patience.
+    """
+
+    op: str
+    name: str
+    draw: Draw
+    differentiable: tuple[str, ...]
+    cost: Callable[[int], Cost]
+    ranks: int = 1
+    exact: bool = True
+
+
+def workloads(op: str, size: str) -> tuple[Workload, ...]:
+    """Returns the workloads of an operator, or nothing for one that has none. Raises KeyError for a size that is not in SIZES."""
+    family, rows = SHAPES.get(op, (None, dict.fromkeys(SIZES, ())))
+    return tuple(family(op, *shape) for shape in rows[size])
+
+
+def _randn(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(dtype)
+
+
+def _layer_norm(op: str, rows: int, width: int) -> Workload:
+    """Rows of a residual stream, or of a branch and the stream that it joins."""
+    residual = op == "add_layer_norm"
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        weight, bias = 1 + 0.1 * _randn(generator, torch.float32, width), 0.1 * _randn(generator, torch.float32, width)
+        streams = {"x": _randn(generator, dtype, rows, width)} | ({"residual": _randn(generator, dtype, rows, width)} if residual else {})
+        return streams | {"weight": weight, "bias": bias, "eps": 1e-12}
+
+    def cost(element: int) -> Cost:
+        stream = rows * width * element
+        return Cost((4 if residual else 2) * stream, 8 * rows * width, (4 if residual else 3) * stream, 12 * rows * width)
+
+    leaves = ("x", "residual", "weight", "bias") if residual else ("x", "weight", "bias")
+    return Workload(op, f"{rows}x{width}", draw, leaves, cost)
+
+
+def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
+    """The first half of an MLP."""
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        weight, bias = _randn(generator, torch.float32, inner, width) / math.sqrt(width), 0.1 * _randn(generator, torch.float32, inner)
+        return {"hidden": _randn(generator, dtype, rows, width), "weight": weight.to(dtype), "bias": bias.to(dtype)}
+
+    def cost(element: int) -> Cost:
+        operands, result, product = (rows + inner) * width * element, rows * inner * element, 2 * rows * inner * width
+        return Cost(operands + 2 * result, product, 2 * operands + 2 * result, 2 * product)
+
+    return Workload(op, f"{rows}x{width}->{inner}", draw, ("hidden", "weight", "bias"), cost)
+
+
+def _lengths(batch: int, least: int, most: int) -> Tensor:
+    """Lengths of sequences, the same ones always; the last is the longest."""
+    drawn = torch.randint(least, most + 1, (batch,), generator=torch.Generator().manual_seed(0))
+    return torch.cat([drawn[:-1], torch.tensor([most])])
+
+
+def _cu_seqlens(lengths: Tensor, device: torch.device) -> Tensor:
+    return F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(device)
+
+
+def _packing(op: str, batch: int, least: int, most: int, width: int) -> Workload:
+    """Captions out of their padding, or back into it."""
+    lengths = _lengths(batch, least, most)
+    tokens = int(lengths.sum())
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        cu_seqlens = _cu_seqlens(lengths, generator.device)
+        if op == "pack":
+            return {"padded": _randn(generator, dtype, batch, most, width), "cu_seqlens": cu_seqlens, "total": tokens}
+        return {"packed": _randn(generator, dtype, tokens, width), "cu_seqlens": cu_seqlens, "max_seqlen": most}
+
+    def cost(element: int) -> Cost:
+        packed, padded = (tokens + rows for rows in (tokens, batch * most))
+        forward, backward = (packed, padded) if op == "pack" else (padded, packed)
+        return Cost(forward * width * element, 0, backward * width * element, 0)
+
+    return Workload(op, f"{batch}x{least}..{most} d{width}", draw, ("padded" if op == "pack" else "packed",), cost)
+
+
+def _fuse(op: str, batch: int, image_length: int, least: int, most: int, width: int) -> Workload:
+    """Image tokens and captions into the fused encoder's sequences."""
+    lengths = _lengths(batch, least, most)
+    tokens = int(lengths.sum())
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        rows = {"image": batch * image_length, "text": tokens}
+        streams = {"cls_token": _randn(generator, dtype, width)} | {name: _randn(generator, dtype, count, width) for name, count in rows.items()}
+        return streams | {"text_cu_seqlens": _cu_seqlens(lengths, generator.device), "text_max_seqlen": most}
+
+    def cost(element: int) -> Cost:
+        moved = 2 * (batch * (1 + image_length) + tokens) * width * element
+        return Cost(moved, 0, moved, 0)
+
+    return Workload(op, f"{batch}x(1+{image_length}+{least}..{most}) d{width}", draw, ("cls_token", "image", "text"), cost)
+
+
+def _attention(op: str, batch: int, most: int, heads: int, head_size: int, least: int) -> Workload:
+    """`batch` sequences of `least` to `most` tokens."""
+    lengths = _lengths(batch, least, most)
+    tokens, pairs = int(lengths.sum()), int((lengths**2).sum())
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        qkv = _randn(generator, dtype, tokens, 3, heads, head_size)
+        return {"qkv": qkv, "cu_seqlens": _cu_seqlens(lengths, generator.device), "max_seqlen": most, "equal_lengths": least == most}
+
+    def cost(element: int) -> Cost:
+        row, product = tokens * heads * head_size * element, 2 * pairs * heads * head_size
+        return Cost(4 * row, 2 * product, 8 * row, 5 * product)
+
+    name = f"{batch}x{most}" if least == most else f"{batch}x{least}..{most}"
+    return Workload(op, f"{name} h{heads} e{head_size}", draw, ("qkv",), cost)
+
+
+def _linear_cross_entropy(op: str, rows: int, classes: int, width: int) -> Workload:
+    """A masked-prediction head."""
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        hidden, weight = _randn(generator, dtype, rows, width), (_randn(generator, torch.float32, classes, width) / math.sqrt(width)).to(dtype)
+        labels = torch.randint(classes, (rows,), generator=generator, device=generator.device)
+        return {"hidden": hidden, "weight": weight, "bias": 0.1 * _randn(generator, dtype, classes), "labels": labels}
+
+    def cost(element: int) -> Cost:
+        product, operands = 2 * rows * classes * width, (rows + classes) * width * element
+        return Cost(operands, product, 2 * operands, 2 * product)
+
+    return Workload(op, f"{rows}x{classes} d{width}", draw, ("hidden", "weight", "bias"), cost)
+
+
+def _info_nce(op: str, batch: int, ranks: int, width: int) -> Workload:
+    """Features of `batch` pairs on each of `ranks` ranks, at the paper's first temperature."""
+    total = batch * ranks
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        image = F.normalize(_randn(generator, torch.float32, batch, width), dim=1)
+        text = F.normalize(image + 3.0 / math.sqrt(width) * _randn(generator, torch.float32, batch, width), dim=1)
+        log_scale = torch.full((1,), math.log(1 / 0.07), device=generator.device)
+        return {"image": image.to(dtype), "text": text.to(dtype), "log_scale": log_scale, "row_mask": torch.ones(batch, device=generator.device)}
+
+    def cost(element: int) -> Cost:
+        product, operands = 2 * batch * total * width, 2 * (total if ranks > 1 else batch) * width * element
+        both = 1 if ranks == 1 else 2
+        return Cost(operands, both * product, operands + 2 * batch * width * element, 2 * product)
+
+    name = f"{batch}x{total} r{width}"
+    return Workload(op, name, draw, ("image", "text", "log_scale"), cost, ranks=ranks, exact=ranks == 1 and batch <= 8192)
+
+
+_ROWS = {"gpu": ((4352, 768), (50432, 768), (70400, 768)), "cpu": ((4352, 768), (12608, 192)), "quick": ((64, 32),)}
+_CAPTIONS = {"gpu": ((256, 12, 20, 768), (256, 12, 77, 768)), "cpu": ((256, 12, 20, 192),), "quick": ((3, 2, 7, 16),)}
+SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...], ...]]]] = {
+    "pack": (_packing, _CAPTIONS),
+    "unpack": (_packing, _CAPTIONS),
+    "fuse_sequences": (_fuse, {"gpu": ((256, 197, 12, 20, 768),), "cpu": ((64, 65, 12, 20, 192),), "quick": ((3, 5, 2, 7, 16),)}),
+    "varlen_attention": (
+        _attention,
+        {
+            "gpu": (
+                *((batch, length, 12, 64, length) for batch in (128, 256) for length in (77, 197, 275)),
+                *((256, 275, 12, 64, 207), (256, 20, 12, 64, 12), (64, 512, 12, 64, 512), (32, 1024, 12, 64, 1024)),
+            ),
+            "cpu": ((16, 197, 3, 64, 197), (64, 40, 3, 64, 28), (64, 20, 3, 64, 12)),
+            "quick": ((3, 9, 2, 32, 9), (3, 9, 2, 32, 4)),
+        },
+    ),
+    "layer_norm": (_layer_norm, _ROWS),
+    "add_layer_norm": (_layer_norm, _ROWS),
+    "linear_gelu": (
+        _linear_gelu,
+        {"gpu": ((4352, 768, 3072), (50432, 768, 3072), (70400, 768, 3072)), "cpu": ((4352, 192, 768),), "quick": ((16, 8, 32),)},
+    ),
+    "linear_cross_entropy": (
+        _linear_cross_entropy,
+        {
+            "gpu": ((576, 30522, 768), (2880, 30522, 768), (19200, 8192, 768), (19584, 30522, 768)),
+            "cpu": ((576, 30522, 192), (2880, 30522, 192), (2400, 8192, 192)),
+            "quick": ((7, 97, 16),),
+        },
+    ),
+    "info_nce": (
+        _info_nce,
+        {
+            "gpu": ((1024, 8, 768), (4096, 8, 768), (2048, 64, 768), (8192, 1, 768), (32768, 1, 768)),
+            "cpu": ((256, 1, 256), (4096, 1, 256), (8192, 1, 512), (16384, 1, 256), (4096, 8, 256), (32768, 1, 256)),
+            "quick": ((24, 1, 16), (12, 3, 16)),
+        },
+    ),
+}
+"""Family of shapes by operator, and its arguments by size."""

@@ -1,0 +1,67 @@
+"""The command as a user runs it, and what becomes of implementations that cannot be measured."""
+
+import csv
+
+import pytest
+import torch
+from flava_kernels import OPS
+from flava_kernels.bench import __main__ as bench
+from flava_kernels.bench import machine
+from flava_kernels.bench.measure import Effort
+from flava_kernels.bench.peers import Peer, UnavailableError
+from flava_kernels.bench.workloads import workloads
+
+CPU = torch.device("cpu")
+
+
+def attempt(peer: Peer, place: int = 0):
+    workload = workloads("info_nce", "quick")[place]
+    return bench.attempt(OPS["info_nce"], peer, workload, [bench.draw(workload, CPU, torch.float32, 0)], None, Effort(0.0, 1, 1), CPU)
+
+
+@pytest.mark.slow
+def test_the_command_measures_every_peer_and_writes_rows_and_pictures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "bench.csv"
+    assert bench.main(["--op", "info_nce", "--quick", "--csv", str(path), "--plots", str(tmp_path / "plots")]) == 0
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    workload = workloads("info_nce", "quick")[0].name
+    numbers = {row["peer"]: float(row["median_us"]) for row in rows if row["workload"] == workload and row["direction"] == "backward" and row["median_us"]}
+    assert {"flava_kernels", "torch eager", "open_clip's ClipLoss"} <= numbers.keys() and min(numbers.values()) > 0
+    assert all(row["note"] for row in rows if not row["median_us"])
+    assert all(float(row["error"]) < 1e-5 for row in rows if row["error"])
+    assert (tmp_path / "plots" / "info_nce.png").exists()
+    assert "rows added to" in capsys.readouterr().out
+
+
+def test_reasons_instead_of_numbers():
+    def missing(op, device):
+        raise UnavailableError("lib cannot be imported")
+
+    def failing(**inputs):
+        raise NotImplementedError("odd shapes\nand more")
+
+    assert attempt(Peer("missing", missing))[2] == "lib cannot be imported"
+    assert attempt(Peer("failing", lambda op, device: failing))[2] == "refuses: NotImplementedError: odd shapes"
+    assert attempt(Peer("alone", missing, alone=True), place=1)[2] == "knows nothing of other ranks"
+    found, error, note = attempt(Peer("huge", missing, lambda inputs: 2**60))
+    assert found is None and error is None and note.startswith("needs about 1073741824 GiB of memory")
+
+
+def test_defaults_follow_the_device():
+    options = bench.parse(["--device", "cpu"])
+    assert (options.size, options.dtype, options.op, options.csv.name) == ("cpu", "fp32", list(OPS), "bench.csv")
+    options = bench.parse(["--device", "cuda"])
+    assert (options.size, options.dtype) == ("gpu", "bf16")
+    assert bench.parse(["--quick"]).size == "quick"
+
+
+def test_the_machine_is_named_and_measured(monkeypatch):
+    monkeypatch.setattr(machine, "MEASURED_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(machine, "MEASURED_EDGE", {"cpu": 32})
+    found = machine.describe(CPU, torch.float32)
+    assert found.device and found.torch == torch.__version__ and found.threads == torch.get_num_threads()
+    assert min(found.copy_bandwidth, found.gemm_rate) > 0
+    assert machine.version_of("no such distribution") == "none"
+    assert machine.free_bytes(CPU) > 2**20

@@ -1,0 +1,43 @@
+"""Shapes for every operator, arguments that it takes, costs by hand."""
+
+import inspect
+
+import pytest
+import torch
+from flava_kernels import OPS
+from flava_kernels.bench.workloads import SIZES, workloads
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("op", OPS)
+def test_every_operator_has_workloads_with_its_arguments(op, size):
+    found = workloads(op, size)
+    assert found and len({workload.name for workload in found}) == len(found)
+    for workload in found:
+        assert set(workload.differentiable) <= set(inspect.signature(OPS[op].function).parameters)
+        cost = workload.cost(4)
+        assert min(cost.forward_bytes, cost.backward_bytes) > 0 and min(cost.forward_flops, cost.backward_flops) >= 0
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_operator_takes_what_is_drawn(op):
+    for workload in workloads(op, "quick"):
+        first, again, other = (workload.draw(torch.Generator().manual_seed(seed), torch.float32) for seed in (0, 0, 1))
+        OPS[op].function(**first)
+        name = workload.differentiable[0]
+        assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
+
+
+def test_costs_by_hand():
+    (dense, ragged), (norm,) = workloads("varlen_attention", "quick"), workloads("layer_norm", "quick")
+    assert dense.cost(2).forward_flops == 4 * 3 * 9**2 * 2 * 32
+    assert dense.cost(2).forward_bytes == 4 * 27 * 2 * 32 * 2
+    assert ragged.cost(2).forward_flops < dense.cost(2).forward_flops
+    assert norm.cost(4).forward_bytes == 2 * 64 * 32 * 4
+    alone, one_of_three = workloads("info_nce", "quick")
+    assert alone.cost(4).forward_flops == 2 * 24 * 24 * 16
+    assert one_of_three.cost(4).forward_flops == 2 * (2 * 12 * 36 * 16)
+
+
+def test_an_unknown_operator_has_none():
+    assert workloads("no such operator", "quick") == ()

@@ -34,7 +34,8 @@ setup(
         "hf": ["transformers>=5.0", "timm>=1.0"],
         "eval": ["scikit-learn>=1.5", "scipy>=1.13"],
         "demo": ["transformers>=5.0", "scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "jinja2>=3.1"],
-        "dev": ["webdataset>=1.0.2", "pytest>=8", "hypothesis>=6", "ruff>=0.8", "ninja"],
+        "prepare": ["py3langid>=0.4"],
+        "dev": ["py3langid>=0.4", "webdataset>=1.0.2", "pytest>=8", "hypothesis>=6", "ruff>=0.8", "ninja"],
     },
     entry_points={"console_scripts": ["flava-ds=flava_ds.cli:main"]},
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flava_ds import prepare_command
 from flava_ds.errors import UserError
 from flava_ds.strict_json import did_you_mean
 
@@ -114,9 +115,7 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--out", type=Path, required=True, help="train: the .safetensors file; encode: the folder for shards with codes")
     command.add_argument("--codebook", type=Path, help="encode: the codebook's weights")
     command.add_argument("--recipe", default="demo", help="recipe or config.json whose codebook is built (default: demo)")
-    command = add("prepare", prepare, "prepare shards: 'index' counts and checks the samples of every shard")
-    command.add_argument("action", choices=["index"])
-    command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern")
+    prepare_command.add_actions(add("prepare", prepare_command.index, "index, check and convert data, and list what a run must not see"))
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -228,16 +227,6 @@ def codebook(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.codebook is None:
         raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
     codebook_command.encode(options.recipe, options.shards, options.codebook, options.out)
-    return 0
-
-
-def prepare(options: argparse.Namespace, _: list[str]) -> int:
-    """Indexes shards."""
-    from flava_ds.data.index import build_index
-    from flava_ds.launch import require_shards
-
-    require_shards("", options.shards)
-    build_index(options.shards)
     return 0
 
 

@@ -1,12 +1,13 @@
 """Write shards in img2dataset's layout and pack folders of shards, byte for byte the same every time."""
 
 import hashlib
-import io
 import json
 import lzma
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from flava_ds.prepare.shard_writer import add_member
 
 Sample = dict[str, bytes]
 """A sample is its key under "key" and its members under their suffixes, such as "webp", "txt", "json"."""
@@ -21,13 +22,6 @@ def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Add a file without time, owner or anything else of the machine that builds it."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:

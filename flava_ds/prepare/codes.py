@@ -24,6 +24,7 @@ from flava_ds.data.shards import expand_shards
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.models.image_codebook import ImageCodebook
+from flava_ds.prepare.shard_writer import add_member, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def write_codes(
             kept += 1
         else:
             done = _write_shard(shard, target, lambda images: _codes(codebook, images), batch_size)
-            _atomic(record, json.dumps({"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2).encode() + b"\n")
+            write_atomically(record, json.dumps({"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2).encode() + b"\n")
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
         on_shard(target, done["samples"])
@@ -116,11 +117,11 @@ def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]]
     codes = dict(zip(images, encode(list(images.values())), strict=True)) if images else {}
     counts["samples"] += len(images)
     for number, (name, data) in enumerate(group):
-        _add_member(tar, name, data)
+        add_member(tar, name, data)
         if number in codes:
             buffer = io.BytesIO()
             np.save(buffer, codes[number], allow_pickle=False)
-            _add_member(tar, f"{sample_key(name.encode())[0].decode()}.{CODES_SUFFIX}", buffer.getvalue())
+            add_member(tar, f"{sample_key(name.encode())[0].decode()}.{CODES_SUFFIX}", buffer.getvalue())
 
 
 def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
@@ -142,13 +143,6 @@ def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
 def _suffix(name: str) -> str:
     """Returns what follows the first dot of a member's last path component."""
     return sample_key(name.encode())[1]
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Adds a file without time, owner or any other trace of this machine."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o644
-    tar.addfile(info, io.BytesIO(data))
 
 
 def _check(source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None) -> None:
@@ -191,10 +185,3 @@ def _stat(name: str, path: Path) -> dict[str, int]:
     """Tells one state of a file from another by size and time."""
     stat = path.stat()
     return {f"{name}_bytes": stat.st_size, f"{name}_mtime_ns": stat.st_mtime_ns}
-
-
-def _atomic(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)

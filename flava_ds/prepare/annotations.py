@@ -1,0 +1,139 @@
+"""What every corpus is turned into, one entry per image or passage, and readers for the file forms that corpora are published in."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from flava_ds.errors import DataError
+
+NO_CAPTION = "empty caption"
+NOT_ENGLISH = "not English"
+TOO_SHORT = "two words or fewer"
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """One image with its captions, or one passage of text.
+
+    `key` names its members in the shard; `images` are paths below the image folder, of which the first that exists is taken; `file` is an
+    image found by walking a folder, so that no annotation can name it.
+    """
+
+    key: str
+    captions: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    file: Path | None = None
+    url: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An entry that is left out, and why."""
+
+    reason: str
+
+
+def clean(text: Any) -> str:
+    """Makes one line of a caption, without what UTF-8 cannot store; empty for anything but text."""
+    return " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split()) if isinstance(text, str) else ""
+
+
+def open_text(path: Path) -> TextIO:
+    """Opens a UTF-8 file, unpacked on the fly when its name ends in .gz or .bz2. Raises: DataError naming the file."""
+    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    try:
+        return opener(path, "rt", encoding="utf-8", errors="replace", newline="")
+    except OSError as error:
+        raise DataError(f"annotations '{path}' cannot be read: {error.strerror}") from error
+
+
+def load_json(path: Path, *fields: str) -> dict[str, Any]:
+    """Reads a JSON object that has `fields`. Raises: DataError naming the file and what it lacks."""
+    with open_text(path) as stream:
+        try:
+            value = json.load(stream)
+        except (ValueError, EOFError, OSError, RecursionError) as error:
+            raise DataError(f"annotations '{path}': no JSON: {error}") from error
+    missing = [name for name in fields if not isinstance(value, dict) or name not in value]
+    if missing:
+        raise DataError(f"annotations '{path}': no field '{missing[0]}'; is this the file that docs/data.md names?")
+    return value
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the object of every line. Raises: DataError naming the file and line."""
+    with open_text(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"annotations '{path}', line {number}: no JSON: {error}") from error
+                if not isinstance(value, dict):
+                    raise DataError(f"annotations '{path}', line {number}: {type(value).__name__} instead of an object")
+                yield value
+
+
+def json_array(path: Path) -> Iterator[Any]:
+    """Yields the elements of a JSON array one by one, so that a file of gigabytes needs the memory of one element.
+
+    Raises: DataError naming the file and where it stops being an array.
+    """
+    decoder = json.JSONDecoder()
+    with open_text(path) as stream:
+        buffer, done = "", 0
+        while not buffer and (more := stream.read(_CHUNK)):
+            buffer = more.lstrip()
+        if not buffer.startswith("["):
+            raise DataError(f"annotations '{path}': begins with {buffer[:20]!r} instead of an array")
+        buffer = buffer[1:]
+        while True:
+            buffer = buffer.lstrip().removeprefix(",").lstrip()
+            if buffer.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(buffer)
+            except ValueError as error:
+                value, end = error, len(buffer)
+            if end == len(buffer):  # cut short, or perhaps a number that goes on
+                more = stream.read(max(_CHUNK, len(buffer)))
+                if not more:
+                    raise DataError(f"annotations '{path}': the array breaks off after {done} elements")
+                buffer += more
+                continue
+            buffer, done = buffer[end:], done + 1
+            yield value
+
+
+def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterator[dict[str, str]]:
+    """Yields the rows of a tab-separated file. A first line that names the columns decides their order, else they stand as in `columns`.
+
+    Raises: DataError naming the file and the line of another width.
+    """
+    csv.field_size_limit(2**27)
+    with open_text(path) as stream:
+        rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+        names: Sequence[str] | None = None
+        for number, row in enumerate(rows, 1):
+            if names is None:
+                names = row if set(columns) <= set(row) else columns
+                if names is row:
+                    continue
+            if len(row) != len(names):
+                raise DataError(f"annotations '{path}', row {number}: {len(row)} columns instead of {len(names)} ({', '.join(names)})")
+            yield dict(zip(names, row, strict=True))
+
+
+def position_paths(position: int, per_shard: int = 10_000) -> tuple[str, ...]:
+    """Returns where img2dataset puts row `position` of a list with --output_format files: SHARD/KEY.jpg."""
+    shard, row = divmod(position, per_shard)
+    return (f"{shard:05d}/{shard:05d}{row:04d}.jpg",)

@@ -1,0 +1,224 @@
+"""Turn a corpus into shards: annotations with a folder of images, downloaded shards that are filtered, or a list of URLs to download."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flava_ds.data import faults
+from flava_ds.data.decode import read_header
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import IMAGE_SUFFIXES, load_indexes
+from flava_ds.data.shards import expand_shards
+from flava_ds.errors import DataError
+from flava_ds.prepare.annotations import Annotated, Dropped, clean
+from flava_ds.prepare.corpora import Corpus
+from flava_ds.prepare.shard_writer import Counts, ShardWriter
+
+log = logging.getLogger(__name__)
+
+NO_FILE = "no image file"
+_SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
+_THREADS, _AHEAD = 16, 64
+_EVERY_S = 10.0
+
+
+def write_shards(corpus: Corpus, annotations: Sequence[Path], images: Path | None, out: Path, **limits: int) -> Counts:
+    """Writes a corpus into folder `out`, or goes on where an interrupted run stopped. Images are copied, never encoded anew.
+
+    `limits` are those of ShardWriter. A pair's .txt is its first caption, its .json has all of them under `captions`.
+
+    Raises: DataError when an input is missing, or `out` holds something else.
+    """
+    if corpus.kind == "pair" and (images is None or not images.is_dir()):
+        raise DataError(f"{corpus.name}: the folder of images '{images or ''}' does not exist; give --images FOLDER, or --shards for what img2dataset wrote")
+    writer = ShardWriter(out, _fingerprint(corpus, annotations, limits), **limits)
+    if writer.complete:
+        return writer.counts
+    entries = islice(corpus.read(annotations), writer.counts.entries, None)
+    progress = _Progress(corpus.name)
+    try:
+        for entry, image in _read_ahead(entries, images):
+            _write(writer, entry, image)
+            progress.show(writer.counts)
+        return writer.close()
+    finally:
+        writer.abandon()
+
+
+def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) -> Counts:
+    """Counts the usable samples of downloaded shards, and copies them into folder `out` unless it is None: then the shards are used as they are.
+
+    Raises: DataError when there are no shards, or `out` holds something else.
+    """
+    paths = expand_shards(shards)
+    writer = ShardWriter(out, _fingerprint(corpus, paths, limits), **limits) if out is not None else None
+    if writer is not None and writer.complete:
+        return writer.counts
+    counts, progress = Counts(), _Progress(corpus.name)
+    done = writer.counts.entries if writer is not None else 0
+    try:
+        for key, members in islice(_samples(paths), done, None):
+            reason, captions = _judge(corpus, members)
+            if writer is None:
+                counts.add(Counts(1, 1, len(captions), sum(len(text.split()) for text in captions)) if reason is None else Counts(1))
+                counts.dropped.update([reason] if reason else [])
+            elif reason is None:
+                writer.write(key, members, captions)
+            else:
+                writer.left_out(reason)
+            progress.show(counts if writer is None else writer.counts)
+        return counts if writer is None else writer.close()
+    finally:
+        if writer is not None:
+            writer.abandon()
+
+
+def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:
+    """Writes the entries that pass the corpus' filter as a tab-separated list with a header, for img2dataset: url, caption, id.
+
+    Raises: DataError when the corpus names no URLs.
+    """
+    if not corpus.urls:
+        raise DataError(f"{corpus.name}: its published form has no list of URLs; download its archives of images")
+    counts, progress = Counts(), _Progress(corpus.name)
+    temporary = out.with_name(out.name + ".partial")
+    with temporary.open("w", encoding="utf-8", newline="") as stream:
+        rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        rows.writerow(["url", "caption", "id"])
+        for entry in corpus.read(annotations):
+            if isinstance(entry, Dropped):
+                counts.add(Counts(1))
+                counts.dropped[entry.reason] += 1
+            else:
+                rows.writerow([entry.url, entry.captions[0], entry.key])
+                counts.add(Counts(1, 1, 1, len(entry.captions[0].split())))
+            progress.show(counts)
+    temporary.replace(out)
+    return counts
+
+
+def image_suffix(data: bytes) -> str:
+    """Returns the member suffix that an image's own bytes ask for. Raises: SampleFault when they are no JPEG, PNG or WebP."""
+    return _SUFFIX_OF[read_header(data).format]
+
+
+def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | None) -> None:
+    """Writes one entry, or counts why not."""
+    if isinstance(entry, Dropped):
+        return writer.left_out(entry.reason)
+    members: dict[str, bytes] = {}
+    if entry.images or entry.file:
+        if image is None:
+            return writer.left_out(NO_FILE)
+        try:
+            members[image_suffix(image)] = image
+        except SampleFault as fault:
+            return writer.left_out(fault.reason)
+    record = {**entry.record, **({"url": entry.url} if entry.url else {})}
+    if entry.captions:
+        members["txt"] = entry.captions[0].encode()
+    if entry.captions and members.keys() != {"txt"}:
+        record["captions"] = entry.captions
+    if record:
+        members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "ignore")
+    writer.write(entry.key, members, entry.captions)
+
+
+def _read_ahead(entries: Iterator[Annotated | Dropped], images: Path | None) -> Iterator[tuple[Annotated | Dropped, bytes | None]]:
+    """Yields entries in order with their images, which threads read in advance, as folders on network disks answer slowly."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[tuple[Annotated | Dropped, Future]] = deque()
+        for entry in entries:
+            waiting.append((entry, pool.submit(_image_of, entry, images)))
+            if len(waiting) > _AHEAD:
+                first, image = waiting.popleft()
+                yield first, image.result()
+        for entry, image in waiting:
+            yield entry, image.result()
+
+
+def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | None:
+    """Reads the first image file that exists; a name that leads out of the image folder is no file."""
+    if isinstance(entry, Dropped):
+        return None
+    candidates = [entry.file] if entry.file else [images / name for name in entry.images if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    for path in candidates:
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+    return None
+
+
+def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yields the indexed members of every sample, in order."""
+    for shard, index in zip(shards, load_indexes(shards), strict=True):
+        order = np.argsort(index.member_sample, kind="stable")
+        starts = np.searchsorted(index.member_sample[order], np.arange(len(index) + 1))
+        ends = [0, *index.key_ends.tolist()]
+        with shard.open("rb") as stream:
+            for sample in range(len(index)):
+                members = {}
+                for row in order[starts[sample] : starts[sample + 1]]:
+                    stream.seek(int(index.member_offset[row]))
+                    members[index.suffixes[index.member_suffix[row]]] = stream.read(int(index.member_size[row]))
+                yield index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"), members
+
+
+def _judge(corpus: Corpus, members: dict[str, bytes]) -> tuple[str | None, tuple[str, ...]]:
+    """Says why a downloaded sample is of no use, and what its caption is."""
+    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    if image is None:
+        return faults.NO_IMAGE, ()
+    try:
+        read_header(image)
+    except SampleFault as fault:
+        return fault.reason, ()
+    caption = clean(members.get("txt", b"").decode("utf-8-sig", "replace"))
+    if not caption:
+        return faults.MISSING_CAPTION if "txt" not in members else faults.EMPTY_CAPTION, ()
+    return corpus.reason_to_drop(caption, _record(members.get("json", b""))), (caption,)
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    """Parses a sample's .json; anything but an object counts as empty."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _fingerprint(corpus: Corpus, files: Sequence[Path], limits: dict[str, int]) -> str:
+    """Hashes what determines the shards: corpus, names and sizes of the annotations, limits. Raises: DataError on a missing file."""
+    for file in files:
+        if not file.exists():
+            raise DataError(f"{corpus.name}: '{file}' does not exist; docs/data.md says where to get {corpus.annotations}")
+    stated = [(file.name, file.stat().st_size if file.is_file() else None) for file in files]
+    return hashlib.sha256(json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())]).encode()).hexdigest()[:16]
+
+
+class _Progress:
+    """Logs how far a conversion is, now and then."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.last = name, time.monotonic()
+
+    def show(self, counts: Counts) -> None:
+        """Logs the counts of finished shards when the last line is some time ago."""
+        if time.monotonic() - self.last > _EVERY_S:
+            self.last = time.monotonic()
+            log.info("%s: %d samples of %d entries in finished shards", self.name, counts.samples, counts.entries)

@@ -1,0 +1,77 @@
+"""CCNews and BookCorpus: documents to passages short enough for one text sample, cut between lines or sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from flava_ds.errors import DataError
+from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Annotated, Dropped, clean, json_lines, load_json, open_text
+from flava_ds.prepare.localized_narratives import sentences
+
+MOST_WORDS = 350
+"""About 460 tokens of WordPiece, so that few passages are cut at 512."""
+_TEXT_FIELDS = ("maintext", "text")
+
+
+def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
+    """Yields passages of books_large_p1.txt and books_large_p2.txt (one sentence per line), or of a folder with one .txt per book.
+
+    Source: Zhu et al. 2015; the folder form is BookCorpusOpen's.
+    """
+    for path in _files(paths, (".txt",)):
+        with open_text(path) as stream:
+            yield from _numbered(path.name.split(".")[0], passages(stream))
+
+
+def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
+    """Yields passages of articles: .json with one article each, or .jsonl with one per line; text in `maintext` (news-please) or `text`.
+
+    Articles whose `language` is another than English are dropped.
+    Source: news-please, the extractor that Common Crawl's news archive is read with; `cc_news` of Hugging Face.
+    """
+    for path in _files(paths, (".json", ".jsonl")):
+        articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
+        for number, article in enumerate(articles):
+            text = next((article[field] for field in _TEXT_FIELDS if isinstance(article.get(field), str)), "")
+            if article.get("language") not in (None, "en"):
+                yield Dropped(NOT_ENGLISH)
+            elif not text.strip():
+                yield Dropped(NO_CAPTION)
+            else:
+                yield from _numbered(f"{path.name.split('.')[0]}-{number:06d}", passages(text.splitlines()))
+
+
+def passages(lines: Iterable[str], most: int = MOST_WORDS) -> Iterator[str]:
+    """Joins lines to passages of at most `most` words; a longer line is cut between sentences, a longer sentence between words."""
+    held: list[str] = []
+    for line in lines:
+        for sentence in sentences(clean(line)):
+            words = sentence.split()
+            while words:
+                if held and len(held) + len(words) > most:
+                    yield " ".join(held)
+                    held = []
+                held, words = held + words[:most], words[most:]
+    if held:
+        yield " ".join(held)
+
+
+def _numbered(name: str, texts: Iterable[str]) -> Iterator[Annotated]:
+    """Names passages after their document."""
+    stem = re.sub(r"[^\w-]", "_", name)
+    for number, text in enumerate(texts):
+        yield Annotated(key=f"{stem}-{number:07d}", captions=(text,))
+
+
+def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Yields files, and those of folders in order of their names. Raises: DataError on a folder without any."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*") if file.is_file() and set(suffixes) & set(file.suffixes))
+        if not found:
+            raise DataError(f"folder '{path}' holds no {' or '.join(suffixes)} file")
+        yield from found

@@ -1,0 +1,157 @@
+"""Write shards in img2dataset's layout: KEY.jpg, KEY.txt and KEY.json in NNNNN.tar, with NNNNN_stats.json beside it. Resumes after the last whole shard.
+
+A shard is written under a temporary name and renamed; its record, written afterwards, says how many entries of the annotations went into it,
+so an interrupted conversion skips that many and goes on. Shards end at a number of samples or of bytes, so they are uneven.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flava_ds.errors import DataError
+
+SUCCESS = "success"
+DUPLICATE_KEY = "duplicate key"
+SUMMARY = "prepared.json"
+
+
+@dataclass
+class Counts:
+    """What a conversion has seen: entries of the annotations, samples and captions written, words in them, entries left out by reason."""
+
+    entries: int = 0
+    samples: int = 0
+    captions: int = 0
+    words: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        """Adds up."""
+        self.entries, self.samples = self.entries + other.entries, self.samples + other.samples
+        self.captions, self.words = self.captions + other.captions, self.words + other.words
+        self.dropped.update(other.dropped)
+
+    def as_stats(self) -> dict[str, Any]:
+        """Writes them under img2dataset's names: count, successes and status_dict."""
+        status = {SUCCESS: self.samples, **self.dropped}
+        return {"count": self.entries, "successes": self.samples, "captions": self.captions, "words": self.words, "status_dict": status}
+
+    @classmethod
+    def from_stats(cls, stats: Mapping[str, Any]) -> Counts:
+        """Reads what `as_stats` wrote."""
+        dropped = Counter({reason: number for reason, number in stats["status_dict"].items() if reason != SUCCESS})
+        return cls(stats["count"], stats["successes"], stats["captions"], stats["words"], dropped)
+
+
+class ShardWriter:
+    """Fills one shard after the other."""
+
+    def __init__(self, out: Path, fingerprint: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 2**30) -> None:
+        """Opens folder `out`, and finds what an earlier run has finished there.
+
+        Raises: DataError when `out` holds shards of something else, or shards without records.
+        """
+        self.out, self.fingerprint, self.samples_per_shard, self.bytes_per_shard = out, fingerprint, samples_per_shard, bytes_per_shard
+        out.mkdir(parents=True, exist_ok=True)
+        self.counts, self.shards, self.complete = Counts(), 0, False
+        self._resume()
+        self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
+
+    def left_out(self, reason: str) -> None:
+        """Counts an entry that gives no sample."""
+        self._shard.entries += 1
+        self._shard.dropped[reason] += 1
+
+    def write(self, key: str, members: Mapping[str, bytes], captions: tuple[str, ...]) -> None:
+        """Writes one sample: `members` maps suffixes to bytes. A second sample of one key in a shard is left out."""
+        if key in self._keys:
+            return self.left_out(DUPLICATE_KEY)
+        size = sum(1024 + len(data) for data in members.values())
+        if self._shard.samples and (self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard):
+            self._finish()
+        if self._tar is None:
+            self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
+        for suffix, data in members.items():
+            add_member(self._tar, f"{key}.{suffix}", data)
+        self._keys.add(key)
+        self._bytes += size
+        self._shard.add(Counts(1, 1, len(captions), sum(len(caption.split()) for caption in captions)))
+
+    def close(self) -> Counts:
+        """Finishes the last shard and returns the counts of this run and those before it."""
+        if self._tar is not None:
+            self._finish()
+        self.counts.add(self._shard)
+        self._shard, self.complete = Counts(), True
+        self._record(self.out / SUMMARY, self.counts)
+        return self.counts
+
+    def abandon(self) -> None:
+        """Throws the unfinished shard away."""
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+        self._temporary.unlink(missing_ok=True)
+
+    @property
+    def _temporary(self) -> Path:
+        return self.out / f"{self.shards:05d}.tar.partial"
+
+    def _finish(self) -> None:
+        """Renames the shard, then writes its record."""
+        self._tar.close()
+        self._temporary.replace(self.out / f"{self.shards:05d}.tar")
+        self._record(self.out / f"{self.shards:05d}_stats.json", self._shard)
+        self.counts.add(self._shard)
+        self.shards += 1
+        self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
+
+    def _record(self, path: Path, counts: Counts) -> None:
+        """Writes counts and what they were made from."""
+        write_atomically(path, json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2).encode() + b"\n")
+
+    def _resume(self) -> None:
+        """Adds up the records of whole shards; a shard without its record is written again."""
+        while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (self.out / f"{self.shards:05d}.tar").is_file():
+            self.counts.add(self._read(record))
+            self.shards += 1
+        strange = [path.name for path in sorted(self.out.glob("*.tar")) if path.name != f"{self.shards:05d}.tar" and not self._own(path)]
+        if strange:
+            raise DataError(f"folder '{self.out}' holds {strange[0]}, which this conversion has not written; choose an empty folder")
+        if (summary := self.out / SUMMARY).is_file():
+            self.counts, self.complete = self._read(summary), True
+
+    def _own(self, shard: Path) -> bool:
+        return shard.stem.isdigit() and int(shard.stem) < self.shards
+
+    def _read(self, path: Path) -> Counts:
+        """Reads a record. Raises: DataError when it stems from other annotations or options."""
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            counts, made_from = Counts.from_stats(saved), saved["prepared_from"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"'{path}' is no record of a conversion ({error!r}); choose an empty folder") from error
+        if made_from != self.fingerprint:
+            raise DataError(f"folder '{self.out}' was prepared from other annotations or with other options; choose an empty folder")
+        return counts
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file without time, owner or any other trace of this machine."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name and renames it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(data)
+    temporary.replace(path)

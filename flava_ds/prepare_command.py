@@ -1,0 +1,109 @@
+"""`flava-ds prepare`: index shards, convert corpora, look shards over, and list what a run must not see."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flava_ds.errors import UserError
+from flava_ds.prepare.corpora import CORPORA, Corpus
+
+if TYPE_CHECKING:
+    from flava_ds.prepare.shard_writer import Counts
+
+SHARDS = "folder, .tar or brace pattern"
+
+
+def add_actions(command: argparse.ArgumentParser) -> None:
+    """Adds the actions of `flava-ds prepare`, one per corpus among them."""
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+
+    def add(name: str, run: Callable[..., Any], help: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
+        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+        action.set_defaults(run=run, parser=action)
+        return action
+
+    action = add("index", index, "count and check the samples of every shard")
+    action.add_argument("shards", metavar="SHARDS", help=SHARDS)
+    for corpus in CORPORA.values():
+        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
+
+
+def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
+    """Adds the inputs and outputs that a corpus can have."""
+    action.set_defaults(corpus=corpus, images=None, shards=None, urls=None)
+    action.add_argument("annotations", metavar="ANNOTATIONS", type=Path, nargs="*", help=corpus.annotations)
+    action.add_argument("--out", type=Path, help="the folder to write shards into; a second call goes on where the first stopped")
+    if corpus.kind == "pair":
+        action.add_argument("--images", type=Path, metavar="FOLDER", help="the folder of images")
+        action.add_argument("--shards", help="instead of annotations: what img2dataset wrote; counted, and filtered into --out if given")
+    if corpus.urls:
+        action.add_argument("--urls", type=Path, metavar="FILE", help="write the filtered list for img2dataset instead of shards")
+    action.add_argument("--samples-per-shard", type=int, default=10_000, help="most samples in a shard (default: 10000)")
+    action.add_argument("--mib-per-shard", type=int, default=1024, help="most MiB in a shard (default: 1024)")
+
+
+def index(options: argparse.Namespace, _: list[str]) -> int:
+    """Indexes shards."""
+    from flava_ds.data.index import build_index
+    from flava_ds.launch import require_shards
+
+    require_shards("", options.shards)
+    build_index(options.shards)
+    return 0
+
+
+def convert(options: argparse.Namespace, _: list[str]) -> int:
+    """Converts, filters or lists one corpus, and prints what was found beside what the paper counts."""
+    corpus: Corpus = options.corpus
+    _check(options)
+    from flava_ds.prepare import convert
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    limits = {"samples_per_shard": options.samples_per_shard, "bytes_per_shard": options.mib_per_shard * 2**20}
+    if options.urls:
+        counts, result = convert.write_urls(corpus, options.annotations, options.urls), f"list for img2dataset: {options.urls}"
+    elif options.shards:
+        counts = convert.filter_shards(corpus, options.shards, options.out, **limits)
+        result = f"shards: {options.out}" if options.out else f"nothing written; train on {options.shards} as it is, or filter it into --out"
+    else:
+        counts = convert.write_shards(corpus, options.annotations, options.images, options.out, **limits)
+        key = "; its captions are in each .json: set caption_key to captions" if corpus.kind == "pair" else ""
+        result = f"shards: {options.out}{key}"
+    print(describe(corpus, counts))
+    print(result)
+    return 0
+
+
+def describe(corpus: Corpus, counts: Counts) -> str:
+    """Writes what a conversion found beside what the paper counts, and what was left out by reason."""
+    from flava_ds.data.index import counted
+
+    unit = {"pair": "pairs", "image": "images", "text": "passages"}[corpus.kind]
+    found = counts.samples if corpus.kind == "image" else counts.captions
+    words = f"{counts.words / counts.captions:.1f}" if counts.captions else "-"
+    rows = [("", unit, "words each"), ("found", f"{found:,}", words)]
+    if corpus.pairs is not None:
+        rows.append(("paper, Table 2" if corpus.kind == "pair" else "published", corpus.pairs, "-" if corpus.words is None else f"{corpus.words:.1f}"))
+    lines = [f"{corpus.title}: {counts.samples:,} samples from {counts.entries:,} entries", *(f"  {a:<16}{b:>12}{c:>12}" for a, b, c in rows)]
+    return "\n".join([*lines, f"left out: {counted(counts.dropped)}"])
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError unless there is one input and one output."""
+    name = options.corpus.name
+    if bool(options.annotations) == bool(options.shards):
+        raise UserError(
+            f"prepare {name}: give the published annotations ({options.corpus.annotations}){', or --shards' if options.corpus.kind == 'pair' else ''}"
+        )
+    if options.urls and (options.shards or options.out):
+        raise UserError(f"prepare {name}: --urls writes a list from annotations; leave out --shards and --out")
+    if not (options.urls or options.shards or options.out):
+        raise UserError(f"prepare {name}: give --out FOLDER{', or --urls FILE' if options.corpus.urls else ''}")
+    for option in ("samples_per_shard", "mib_per_shard"):
+        if getattr(options, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(options, option)}: use at least 1")

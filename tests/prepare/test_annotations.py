@@ -1,0 +1,90 @@
+"""Readers for published file forms: packed files, arrays element by element, tables with and without a header, errors that name the place."""
+
+import bz2
+import gzip
+import json
+
+import pytest
+
+from flava_ds.errors import DataError
+from flava_ds.prepare import annotations
+from flava_ds.prepare.annotations import clean, json_array, json_lines, load_json, open_text, position_paths, table
+
+
+def test_clean_makes_one_line_that_utf8_can_store():
+    assert clean("  a\tdog\r\n on  \ud83d the\0moon ") == "a dog on the moon"
+    assert clean(None) == clean(3) == ""
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress)])
+def test_packed_files_are_read_on_the_fly(tmp_path, suffix, pack):
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(pack("größe\n".encode()))
+    with open_text(path) as stream:
+        assert stream.read() == "größe\n"
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="gone.json' cannot be read: No such file"):
+        load_json(tmp_path / "gone.json")
+
+
+ELEMENTS = [{"id": 1, "text": 'a ] "quoted" [ one'}, [], 12345, "x" * 5000, {"nested": [{"a": [1, 2]}]}, -3.5e2, None]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_array_is_read_element_by_element_whatever_the_chunk(tmp_path, monkeypatch, chunk, indent):
+    monkeypatch.setattr(annotations, "_CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_text(" \n" * 2 + json.dumps(ELEMENTS, indent=indent))
+    assert list(json_array(path)) == ELEMENTS
+    path.write_text("[]")
+    assert list(json_array(path)) == []
+
+
+@pytest.mark.parametrize(("text", "message"), [('{"a": 1}', "begins with"), ('[{"a": 1}, {"a": 2', "breaks off after 1 elements"), ("[1, 2", "breaks off")])
+def test_array_that_is_none_or_breaks_off_is_named(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=f"a.json'.*{message}"):
+        list(json_array(tmp_path / "a.json"))
+
+
+def test_lines_name_their_number(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert list(json_lines(path)) == [{"a": 1}, {"a": 2}]
+    for bad, message in (("{broken", "line 2: no JSON"), ("[1]", "line 2: list instead of an object")):
+        path.write_text(f'{{"a": 1}}\n{bad}\n')
+        with pytest.raises(DataError, match=message):
+            list(json_lines(path))
+
+
+def test_object_lacks_a_field(tmp_path):
+    (tmp_path / "a.json").write_text('{"images": []}')
+    with pytest.raises(DataError, match="a.json': no field 'annotations'"):
+        load_json(tmp_path / "a.json", "images", "annotations")
+
+
+def test_table_with_and_without_header(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('a "dog" and\thttp://x/1.jpg\n')
+    assert list(table(path, ("caption", "url"))) == [{"caption": 'a "dog" and', "url": "http://x/1.jpg"}]
+    path.write_text("url\tcaption\thash\nhttp://x/1.jpg\ta dog\tff\n")
+    assert list(table(path, ("caption", "url"))) == [{"caption": "a dog", "url": "http://x/1.jpg", "hash": "ff"}]
+
+
+def test_quoted_table_may_hold_tabs_and_lines(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('en\t"two\nlines\tand ""quotes"""\n')
+    assert list(table(path, ("language", "caption"), quoted=True)) == [{"language": "en", "caption": 'two\nlines\tand "quotes"'}]
+
+
+def test_row_of_another_width_is_named(tmp_path):
+    (tmp_path / "a.tsv").write_text("a\tb\nc\n")
+    with pytest.raises(DataError, match=r"a.tsv', row 2: 1 columns instead of 2 \(caption, url\)"):
+        list(table(tmp_path / "a.tsv", ("caption", "url")))
+
+
+def test_position_paths_are_those_of_img2dataset():
+    assert position_paths(0) == ("00000/000000000.jpg",) and position_paths(123_456) == ("00012/000123456.jpg",)

@@ -1,0 +1,140 @@
+"""From published files to shards that the loader reads: bytes untouched, everything left out is counted, nothing is read outside the image folder."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from data.shard_files import caption, encode, pair_members, picture, write_tar
+from prepare.test_coco import image, write
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data import faults
+from flava_ds.data.loader import iterate_once
+from flava_ds.data.sources import ShardSource
+from flava_ds.errors import DataError
+from flava_ds.prepare.annotations import TOO_SHORT
+from flava_ds.prepare.convert import NO_FILE, filter_shards, write_shards, write_urls
+from flava_ds.prepare.corpora import CORPORA
+
+GREY = np.full((20, 30, 3), 90, dtype=np.uint8)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Eight images of COCO, among them one missing, one GIF, one cut short, and one whose name leads out of the folder."""
+    names = {number: f"COCO_val2014_{number:012d}.jpg" for number in range(8)} | {6: "../secret.jpg"}
+    folder = tmp_path / "images" / "val2014"
+    folder.mkdir(parents=True)
+    for number, name in names.items():
+        if number not in (2, 6):
+            (folder / name).write_bytes(encode(GREY + np.uint8(number), "jpeg" if number % 2 else "png"))
+    (tmp_path / "secret.jpg").write_bytes(encode(GREY, "jpeg"))
+    (folder / names[3]).write_bytes(encode(GREY, "gif"))
+    (folder / names[4]).write_bytes(b"\xff\xd8\xff")
+    captions = [{"image_id": number, "id": 10 * number + turn, "caption": f"{caption(number)} {turn}"} for number in range(8) for turn in range(2)]
+    file = write(tmp_path, "captions_val2014.json", [image(number, name) for number, name in names.items()], captions)
+    return file, tmp_path / "images"
+
+
+def test_coco_to_shards_that_training_reads(coco, tmp_path):
+    annotations, images = coco
+    counts = write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=3)
+    assert (counts.entries, counts.samples, counts.captions, counts.words) == (8, 4, 8, 8 * 8)
+    assert counts.dropped == {NO_FILE: 2, faults.UNDECODABLE: 1, faults.TRUNCATED: 1}
+    source = SourceConfig(name="coco", kind="pair", shards=str(tmp_path / "out"), caption_key="captions")
+    [samples] = iterate_once(source, Config(name="test"))
+    assert [sample.key for sample in samples] == [f"{number:012d}" for number in (0, 1, 5, 7)]
+    assert samples[1].captions == (f"{caption(1)} 0", f"{caption(1)} 1") and samples[1].metadata["image_id"] == 1
+    original = (images / "val2014" / f"COCO_val2014_{7:012d}.jpg").read_bytes()
+    reader = ShardSource(Config(name="test"), source)
+    assert reader.read(3)["image"] == original
+    text = SourceConfig(name="coco", kind="pair", shards=str(tmp_path / "out"))
+    assert [sample.text for sample in next(iterate_once(text, Config(name="test")))] == [f"{caption(number)} 0" for number in (0, 1, 5, 7)]
+
+
+def test_second_call_returns_the_same_counts_without_reading(coco, tmp_path):
+    annotations, images = coco
+    first = write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out")
+    for path in images.rglob("*.jpg"):
+        path.unlink()
+    assert write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out") == first
+
+
+def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
+    """The folder of images breaks down after the first shard; what the second call adds makes the shards of one uninterrupted call."""
+    annotations, images = coco
+    write_shards(CORPORA["coco"], [annotations], images, tmp_path / "whole", samples_per_shard=1)
+    broken = images / "val2014" / f"COCO_val2014_{5:012d}.jpg"
+    data = broken.read_bytes()
+    broken.unlink()
+    broken.symlink_to(broken)  # reading it fails with "too many levels of symbolic links"
+    with pytest.raises(OSError):
+        write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.tar", "00000_stats.json"]
+    broken.unlink()
+    broken.write_bytes(data)
+    write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=1)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+
+
+def test_missing_inputs_are_named(coco, tmp_path):
+    annotations, images = coco
+    with pytest.raises(DataError, match="folder of images '.*gone' does not exist; give --images"):
+        write_shards(CORPORA["coco"], [annotations], tmp_path / "gone", tmp_path / "out")
+    with pytest.raises(DataError, match=r"coco: '.*gone.json' does not exist; docs/data.md says where to get captions_train2014.json"):
+        write_shards(CORPORA["coco"], [tmp_path / "gone.json"], images, tmp_path / "out")
+
+
+def test_images_and_text_alone(tmp_path):
+    (tmp_path / "train" / "n01440764").mkdir(parents=True)
+    (tmp_path / "train" / "n01440764" / "n01440764_1.JPEG").write_bytes(encode(GREY, "png"))
+    counts = write_shards(CORPORA["imagenet"], [tmp_path / "train"], None, tmp_path / "imagenet")
+    assert counts.samples == 1
+    [[sample]] = iterate_once(SourceConfig(name="images", kind="image", shards=str(tmp_path / "imagenet")), Config(name="test"))
+    assert sample.metadata == {"wnid": "n01440764", "class": 0} and sample.image.shape == (3, 20, 30)
+    (tmp_path / "books.txt").write_text("One line .\nanother line .\n")
+    write_shards(CORPORA["bookcorpus"], [tmp_path / "books.txt"], None, tmp_path / "books")
+    [[sample]] = iterate_once(SourceConfig(name="books", kind="text", shards=str(tmp_path / "books")), Config(name="test"))
+    assert sample.text == "One line . another line ."
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    """Shards as img2dataset leaves them: 25 samples, one of them without caption, one with a web page for an image; members may be scattered."""
+    pytest.importorskip("py3langid")
+    members = [member for number in range(20) for member in pair_members([number])]
+    meta = json.dumps({"url": "http://x/1.jpg", "key": "000000020", "status": "success", "width": 16, "height": 16, "exif": "{}", "sha256": "0" * 64}).encode()
+    members += [("000000020.jpg", picture(20)), ("000000020.json", meta), ("000000021.jpg", b"<html>"), ("000000021.txt", b"a red car by the house")]
+    members += [(f"{n:09d}.jpg", picture(n)) for n in (22, 23, 24)]
+    members += [(f"{n:09d}.txt", text) for n, text in ((22, b"ein rotes Auto vor dem Haus"), (23, b"a car"), (24, b"a red car parked outside the house"))]
+    (tmp_path / "downloaded").mkdir()
+    write_tar(tmp_path / "downloaded" / "00000.tar", members)
+    return str(tmp_path / "downloaded")
+
+
+def test_downloaded_shards_are_counted_and_left_as_they_are(downloaded, tmp_path):
+    before = sorted(path.name for path in (tmp_path / "downloaded").glob("*.tar"))
+    counts = filter_shards(CORPORA["cc12m"], downloaded, None)
+    assert (counts.entries, counts.samples) == (25, 23) and counts.dropped == {faults.MISSING_CAPTION: 1, faults.UNDECODABLE: 1}
+    assert counts.words == 10 * 7 + 10 * 8 + 6 + 2 + 7 and sorted(path.name for path in (tmp_path / "downloaded").glob("*.tar")) == before
+
+
+def test_downloaded_shards_are_filtered_without_touching_members(downloaded, tmp_path):
+    counts = filter_shards(CORPORA["yfcc100m"], downloaded, tmp_path / "out", samples_per_shard=8)
+    assert counts.dropped[TOO_SHORT] == 1 and counts.entries == 25 and counts.samples == 25 - sum(counts.dropped.values())
+    old, new = (ShardSource(Config(name="t"), SourceConfig(name="s", kind="pair", shards=shards)) for shards in (downloaded, str(tmp_path / "out")))
+    reads = {old.table.key(index): old.read(index) for index in range(len(old))}
+    assert len(new) == counts.samples and "000000024" in [new.table.key(index) for index in range(len(new))]
+    assert all(new.read(index) == reads[new.table.key(index)] for index in range(len(new)))
+    assert filter_shards(CORPORA["yfcc100m"], downloaded, tmp_path / "out", samples_per_shard=8) == counts
+
+
+def test_list_for_img2dataset_has_what_passes(tmp_path):
+    (tmp_path / "cc3m.tsv").write_text('a "red" car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\n')
+    counts = write_urls(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "urls.tsv")
+    with (tmp_path / "urls.tsv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert rows[0] == {"url": "http://x/1.jpg", "caption": 'a "red" car', "id": "cc3m-00000000"} and len(rows) == counts.samples == 2
+    with pytest.raises(DataError, match="coco: its published form has no list of URLs"):
+        write_urls(CORPORA["coco"], [], tmp_path / "urls.tsv")

@@ -1,0 +1,60 @@
+"""Documents to passages: nothing is lost, nothing is longer than allowed, cuts lie between sentences."""
+
+import gzip
+import json
+
+import pytest
+
+from flava_ds.errors import DataError
+from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Dropped
+from flava_ds.prepare.passages import passages, read_bookcorpus, read_ccnews
+
+
+def test_passages_keep_every_word_and_end_with_sentences():
+    lines = [f"sentence number {n} has {'many ' * (n % 7)}words ." for n in range(200)]
+    found = list(passages(lines, most=40))
+    assert " ".join(found).split() == " ".join(lines).split()
+    assert all(len(text.split()) <= 40 and text.endswith("words .") for text in found) and all(len(text.split()) > 25 for text in found[:-1])
+
+
+def test_long_lines_are_cut_between_sentences_and_long_sentences_between_words():
+    assert list(passages(["a b c. d e f. g h i."], most=4)) == ["a b c.", "d e f.", "g h i."]
+    assert list(passages(["a b c d e f g h i"], most=4)) == ["a b c d", "e f g h", "i"]
+    assert list(passages(["", " \n"])) == []
+
+
+def test_bookcorpus_lines_become_passages(tmp_path):
+    path = tmp_path / "books_large_p1.txt"
+    path.write_text("usually , he would be tearing around the living room .\nbut just one look at a minion sent him practically catatonic .\n")
+    [found] = read_bookcorpus([path])
+    assert found.key == "books_large_p1-0000000" and found.captions[0].startswith("usually , he") and found.captions[0].endswith("catatonic .")
+
+
+def test_folder_of_books_gives_passages_of_one_book_each(tmp_path):
+    (tmp_path / "epubtxt").mkdir()
+    for name in ("b book.epub.txt", "a-book.epub.txt"):
+        (tmp_path / "epubtxt" / name).write_text("One.\n\nTwo.\n")
+    assert [(entry.key, entry.captions) for entry in read_bookcorpus([tmp_path])] == [("a-book-0000000", ("One. Two.",)), ("b_book-0000000", ("One. Two.",))]
+
+
+def test_ccnews_as_news_please_and_as_lines(tmp_path):
+    article = {
+        "title": "Title",
+        "description": None,
+        "language": "en",
+        "date_publish": "2019-01-01 10:00:00",
+        "source_domain": "x.com",
+        "url": "https://x.com/a",
+    }
+    (tmp_path / "one.json").write_text(json.dumps(article | {"maintext": "First line.\nSecond line."}))
+    lines = [{"title": "T", "text": "Third.", "domain": "y.com"}, article | {"language": "de", "maintext": "Erste."}, article | {"maintext": None}]
+    (tmp_path / "two.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    first, second, german, empty = read_ccnews([tmp_path])
+    assert (first.key, first.captions) == ("one-000000-0000000", ("First line. Second line.",))
+    assert (second.key, second.captions) == ("two-000000-0000000", ("Third.",))
+    assert german == Dropped(NOT_ENGLISH) and empty == Dropped(NO_CAPTION)
+
+
+def test_folder_without_documents_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no .json or .jsonl file"):
+        list(read_ccnews([tmp_path]))

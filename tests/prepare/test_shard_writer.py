@@ -1,0 +1,99 @@
+"""The layout that is written, its limits, and a conversion that is stopped anywhere and goes on."""
+
+import json
+import tarfile
+
+import pytest
+
+from flava_ds.data.index import scan_shard
+from flava_ds.errors import DataError
+from flava_ds.prepare.shard_writer import DUPLICATE_KEY, SUMMARY, Counts, ShardWriter
+
+
+def fill(writer: ShardWriter, entries: int, stop: int | None = None) -> ShardWriter:
+    """Writes entries that the writer has not seen; every fifth gives no sample. Stops as a killed process would, before entry `stop`."""
+    for number in range(writer.counts.entries, entries if stop is None else stop):
+        if number % 5 == 4:
+            writer.left_out("no image file")
+        else:
+            writer.write(f"{number:04d}", {"jpg": bytes([number]) * 100, "txt": b"two words"}, ("two words",))
+    return writer
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Reads all that a conversion has written."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def whole(tmp_path) -> dict[str, bytes]:
+    """What an uninterrupted conversion of 23 entries writes."""
+    counts = fill(ShardWriter(tmp_path / "whole", "f", samples_per_shard=4), 23).close()
+    assert counts == Counts(23, 19, 19, 38, {"no image file": 4})
+    return contents(tmp_path / "whole")
+
+
+def test_layout_and_records(whole, tmp_path):
+    assert list(whole) == sorted([*(f"{n:05d}.tar" for n in range(5)), *(f"{n:05d}_stats.json" for n in range(5)), SUMMARY])
+    index = scan_shard(tmp_path / "whole" / "00001.tar")
+    assert len(index) == 4 and set(index.suffixes) == {"jpg", "txt"} and not index.faults
+    stats = json.loads(whole["00001_stats.json"])
+    assert stats["successes"] == stats["status_dict"]["success"] == 4 and stats["count"] == 4 + stats["status_dict"]["no image file"]
+    with tarfile.open(tmp_path / "whole" / "00000.tar") as tar:
+        assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
+
+
+@pytest.mark.parametrize("stop", range(0, 24))
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(whole, tmp_path, stop):
+    fill(ShardWriter(tmp_path / "out", "f", samples_per_shard=4), 23, stop)  # never closed: an open .partial stays behind
+    assert fill(ShardWriter(tmp_path / "out", "f", samples_per_shard=4), 23).close().entries == 23
+    assert contents(tmp_path / "out") == whole
+
+
+def test_shard_whose_record_is_missing_is_written_again(whole, tmp_path):
+    folder = tmp_path / "whole"
+    for name in ("00004_stats.json", "00003_stats.json", "00004.tar", SUMMARY):
+        (folder / name).unlink()
+    fill(ShardWriter(folder, "f", samples_per_shard=4), 23).close()
+    assert contents(folder) == whole
+
+
+def test_finished_conversion_is_known(whole, tmp_path):
+    writer = ShardWriter(tmp_path / "whole", "f", samples_per_shard=4)
+    assert writer.complete and writer.counts == Counts(23, 19, 19, 38, {"no image file": 4})
+
+
+def test_bytes_limit_a_shard_but_a_large_sample_has_its_own(tmp_path):
+    writer = ShardWriter(tmp_path, "f", bytes_per_shard=10_000)
+    for number, size in enumerate((3000, 3000, 3000, 50_000, 100)):
+        writer.write(str(number), {"jpg": bytes(size)}, ())
+    writer.close()
+    assert [len(scan_shard(tmp_path / f"{shard:05d}.tar")) for shard in range(4)] == [2, 1, 1, 1]
+
+
+def test_second_sample_of_a_key_is_left_out(tmp_path):
+    writer = ShardWriter(tmp_path, "f")
+    for text in (b"first", b"second"):
+        writer.write("same", {"txt": text}, (text.decode(),))
+    assert writer.close().dropped == {DUPLICATE_KEY: 1} and scan_shard(tmp_path / "00000.tar").member_size.tolist() == [5]
+
+
+def test_abandoned_shard_leaves_nothing(tmp_path):
+    writer = ShardWriter(tmp_path, "f")
+    writer.write("a", {"txt": b"a"}, ())
+    writer.abandon()
+    assert contents(tmp_path) == {}
+
+
+def test_folder_of_something_else_is_refused(whole, tmp_path):
+    with pytest.raises(DataError, match="was prepared from other annotations or with other options; choose an empty folder"):
+        ShardWriter(tmp_path / "whole", "another", samples_per_shard=4)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "00007.tar").write_bytes(b"")
+    with pytest.raises(DataError, match="holds 00007.tar, which this conversion has not written"):
+        ShardWriter(tmp_path / "foreign", "f")
+    (tmp_path / "stats").mkdir()
+    for name, data in (("00000.tar", b""), ("00000_stats.json", b'{"count": 3, "successes": 3, "failed_to_download": 0}')):
+        (tmp_path / "stats" / name).write_bytes(data)
+    with pytest.raises(DataError, match="00000_stats.json' is no record of a conversion"):
+        ShardWriter(tmp_path / "stats", "f")

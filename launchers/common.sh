@@ -4,6 +4,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -d "$here/.venv/bin" ]; then
     PATH="$here/.venv/bin:$PATH"
 fi
+MODULE=flava_ds.train
+# Seconds that torchrun leaves its ranks after SIGTERM to finish a step and write a checkpoint; it kills them after 30 otherwise.
+GRACE=${GRACE:-280}
+
+# Says what is wrong and ends with the status of a mistake in the call.
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
 
 # Splits --dry-run from the rest and refuses what `flava-ds config` refuses, before anything is started.
 read_arguments() {
@@ -13,11 +22,23 @@ read_arguments() {
         shift
     fi
     if [ $# -eq 0 ]; then
-        echo "error: no recipe; usage: ${0##*/} [--dry-run] RECIPE [overrides]" >&2
-        exit 2
+        refuse "no recipe; usage: ${0##*/} [--dry-run] RECIPE [overrides]"
     fi
     flava-ds config "$@" >/dev/null
     ARGUMENTS=("$@")
+}
+
+# Sets COMMAND to torchrun with the rendezvous options given, then `--`, then what stands before torchrun on the command line.
+compose_torchrun() {
+    local rendezvous=()
+    while [ "$1" != -- ]; do
+        rendezvous+=("$1")
+        shift
+    done
+    shift
+    # Without the second variable, restarted workers read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
+    COMMAND=("$@" env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
+        torchrun "${rendezvous[@]}" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
 }
 
 # Counts NVIDIA GPUs, at least 1.
@@ -29,10 +50,20 @@ count_gpus() {
     echo $((found > 0 ? found : 1))
 }
 
-# Becomes the command, or prints it in a form that a shell reads back.
+# Prints a command in a form that a shell reads back.
+print_command() {
+    local word shown=()
+    for word in "$@"; do
+        [[ "$word" =~ ^[A-Za-z0-9_.,:/=+-]+$ ]] || word=${word@Q}
+        shown+=("$word")
+    done
+    echo "${shown[*]}"
+}
+
+# Becomes the command, or prints it.
 run_or_print() {
     if [ "$DRY_RUN" = yes ]; then
-        echo "${*@Q}" | sed -E "s/'([A-Za-z0-9_.,:\/=+-]+)'/\1/g"
+        print_command "$@"
     else
         exec "$@"
     fi

@@ -1,21 +1,64 @@
 #!/usr/bin/env bash
 # Several machines through DeepSpeed's own launcher, over ssh: launchers/deepspeed.sh [--dry-run] RECIPE [overrides]
 #   HOSTFILE   lines such as "node1 slots=8" (default: hostfile); same user, code and environment at the same path on all machines
-#   INTERFACE  network interface of the rendezvous, e.g. eth0 (default: what the host name resolves to)
-# On each machine it needs ssh without a password, and pdsh on the first one.
+#   LAUNCHER   pdsh or openmpi (default: pdsh)
+#   INTERFACE  network interface of the machines, e.g. eth0 (default: the one that the host name resolves to; openmpi has to know it)
+#   HEAD       name or address of the first machine as the others see it (default: as in HOSTFILE)
+#   PORT       port of the rendezvous on it (default: 29500)
+# The machines need ssh without a password, and the first one pdsh, or all of them Open MPI.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+# Quotes an argument for the remote shell that pdsh hands it to; DeepSpeed itself puts double quotes around one with a space, and nothing else.
+quote_for_ssh() {
+    if [[ "$1" == *" "* ]]; then
+        printf '%s\n' "$1" | sed 's/[\\$`]/\\&/g'
+    else
+        printf '%q\n' "$1"
+    fi
+}
+
+# Prints what the other machines need of this environment; DeepSpeed hands over PYTHON* and what a file lists.
+handed_over() {
+    compgen -e | grep -E '^(NCCL_|GLOO_|CUDA_|FLAVA_|HF_|TORCH_|OMP_NUM_THREADS$|DS_ACCELERATOR$)' | while read -r name; do
+        echo "$name=${!name}"
+    done
+    if [ "$LAUNCHER" = openmpi ]; then
+        printf 'MASTER_ADDR=%s\nMASTER_PORT=%s\n' "$HEAD" "$PORT"
+    fi
+}
+
 read_arguments "$@"
-HOSTFILE=${HOSTFILE:-hostfile}
+HOSTFILE=${HOSTFILE:-hostfile} LAUNCHER=${LAUNCHER:-pdsh} PORT=${PORT:-29500}
 if [ ! -s "$HOSTFILE" ]; then
-    echo "error: HOSTFILE '$HOSTFILE' is missing or empty; write one line for each machine, e.g. 'node1 slots=8'" >&2
-    exit 2
+    refuse "HOSTFILE '$HOSTFILE' is missing or empty; write one line for each machine, e.g. 'node1 slots=8'"
 fi
-# pdsh waits for ever on a machine whose network died, unless ssh itself gives up.
-export PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:--o ServerAliveInterval=15 -o ServerAliveCountMax=4}
-if [ -n "${INTERFACE:-}" ] && [ "$DRY_RUN" = no ]; then
-    # DeepSpeed passes only variables listed in .deepspeed_env on to other machines.
-    printf 'GLOO_SOCKET_IFNAME=%s\nNCCL_SOCKET_IFNAME=%s\nOMP_NUM_THREADS=%s\n' "$INTERFACE" "$INTERFACE" "${OMP_NUM_THREADS:-1}" >.deepspeed_env
+HEAD=${HEAD:-$(awk '!/^#/ && NF { print $1; exit }' "$HOSTFILE")}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if [ -n "${INTERFACE:-}" ]; then
+    export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
 fi
-run_or_print deepspeed --hostfile "$HOSTFILE" --launcher pdsh --module flava_ds.train "${ARGUMENTS[@]}"
+case $LAUNCHER in
+pdsh)
+    # pdsh waits for ever on a machine whose network died, unless ssh itself gives up.
+    variables=("PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:--o ServerAliveInterval=15 -o ServerAliveCountMax=4}")
+    options=(--force_multi) # over ssh for a single machine too, so that arguments are quoted once
+    for number in "${!ARGUMENTS[@]}"; do
+        ARGUMENTS[number]=$(quote_for_ssh "${ARGUMENTS[number]}")
+    done
+    ;;
+openmpi)
+    if [ -z "${INTERFACE:-}" ]; then
+        refuse "LAUNCHER=openmpi needs INTERFACE, e.g. eth0: DeepSpeed has to name one to Open MPI"
+    fi
+    variables=()
+    options=("--launcher_args=--bind-to none --mca btl_tcp_if_include $INTERFACE") # bound to one core, loader and threads would share it
+    ;;
+*) refuse "LAUNCHER '$LAUNCHER' is neither pdsh nor openmpi" ;;
+esac
+environment=$(cd "$(dirname "$HOSTFILE")" && pwd)/$(basename "$HOSTFILE").env
+if [ "$DRY_RUN" = no ]; then
+    handed_over >"$environment"
+fi
+run_or_print env "${variables[@]}" "DS_ENV_FILE=$environment" deepspeed --hostfile "$HOSTFILE" --launcher "$LAUNCHER" "${options[@]}" \
+    --master_addr "$HEAD" --master_port "$PORT" --module "$MODULE" "${ARGUMENTS[@]}"

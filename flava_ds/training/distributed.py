@@ -15,6 +15,14 @@ from flava_ds.errors import UserError
 
 log = logging.getLogger("flava_ds")
 
+OPEN_MPI = {
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+}
+"""What Open MPI's mpirun calls torch's variables; the address of rank 0 it does not tell."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -127,7 +135,9 @@ def agree_on_end(status: int) -> tuple[bool, int]:
 
 
 def _complete_environment() -> None:
-    """Fills in what a launcher would set, for one process without launcher."""
+    """Takes over what mpirun has set, or fills in what a launcher would set for one process without launcher."""
+    if "RANK" not in os.environ and OPEN_MPI["RANK"] in os.environ:
+        os.environ.update({name: os.environ[theirs] for name, theirs in OPEN_MPI.items()})
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     present = [name for name in names if name in os.environ]
     if "RANK" not in present and "WORLD_SIZE" not in present:

@@ -73,6 +73,21 @@ def test_half_an_environment_is_refused(monkeypatch):
         distributed._complete_environment()
 
 
+def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):
+    """Without it, each of mpirun's processes would be a world of its own, all writing into one run directory."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "gone")  # noted by monkeypatch, so that what is set below goes again
+        monkeypatch.delenv(name)
+    for name, value in (("RANK", "5"), ("SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "4")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
+        distributed._complete_environment()
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    distributed._complete_environment()
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["5", "8", "1", "4"]
+
+
 def test_cores_are_shared_among_the_ranks_of_a_host(monkeypatch):
     asked = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from flava_kernels.packing import fuse_sequences
+from flava_kernels.fusing import fuse_sequences
 from torch import Tensor, nn
 
 from flava_ds.batch import SequenceLayout
@@ -33,5 +33,5 @@ class MultimodalEncoder(nn.Module):
             keep     [k] rows that will be read, sorted; None for all
             returns  Encoded of [b*(2+n)+T d]
         """
-        hidden = fuse_sequences(self.cls_token, image, text, layout.text_cu_seqlens)
+        hidden = fuse_sequences(self.cls_token, image, text, layout.text_cu_seqlens, layout.text_max_seqlen)
         return encode_versions(self.transformer, self.final_norm, hidden, (layout.cu_seqlens, layout.max_seqlen), [keep])[0]

@@ -1,6 +1,9 @@
-"""Concatenation of packed sequences of several origins, sample by sample.
+"""Packed and padded layouts of sequences.
 
-fused_i = [cls | image_i | text_i]
+    pack      packed[cu_i + j] = padded[i, j]    j < length_i
+    unpack    padded[i, j] = packed[cu_i + j], or 0 from j = length_i on
+
+Each is the other's gradient.
 """
 
 from __future__ import annotations
@@ -8,31 +11,158 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flava_kernels import dispatch
+from flava_kernels.cases import packing as cases
+from flava_kernels.op import DTYPES, Limits, Op
 
-def fuse_sequences(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor) -> Tensor:
-    """Builds the packed multimodal sequences.
+MOST_SEQUENCES = 65535
+"""Sequences are an axis of the launch grid, and CUDA allows no more there."""
+
+EXACT = {dtype: Limits(0.0, 1e-9 if dtype == torch.float16 else 0.0) for dtype in DTYPES}
+"""Rows are copied; but an upstream gradient of a test may lie between two of the smallest numbers of fp16."""
+
+
+def sequence_of_rows(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Returns the sequence of each packed row: [b+1] -> [T] int64."""
+    return torch.bucketize(torch.arange(total, device=cu_seqlens.device), cu_seqlens[1:].long(), right=True)
+
+
+def padded_slots(cu_seqlens: Tensor, max_seqlen: int, total: int) -> Tensor:
+    """Returns where each packed row lies in the flat padded layout [b*s]: [b+1] -> [T] int64."""
+    sequence = sequence_of_rows(cu_seqlens, total)
+    return torch.arange(total, device=cu_seqlens.device) + (sequence * max_seqlen - cu_seqlens.long()[sequence])
+
+
+def padded_rows(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Returns a packed row for each row of the padded layout; behind a sequence's end its last row is repeated: [b+1] -> [b s] int64."""
+    cu, position = cu_seqlens.long(), torch.arange(max_seqlen, device=cu_seqlens.device)
+    return torch.minimum(cu[:-1, None] + position, cu[1:, None] - 1).clamp_(min=0)
+
+
+def padded_validity(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Returns which rows of the padded layout lie in their sequence: [b+1] -> [b s] bool."""
+    return torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff()[:, None]
+
+
+def to_packed(padded: Tensor, slots: Tensor) -> Tensor:
+    """Takes the rows of all sequences out of the padded layout: [b s ...] -> [T ...]."""
+    return padded.flatten(0, 1).index_select(0, slots)
+
+
+def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    """Lays the first length_i rows of each padded sequence end to end; never reads the rows behind them.
 
     Shapes:
-        cls_token        [d]
-        image            [b*s d]      the same s for every sample
-        text             [T d]        packed
-        text_cu_seqlens  [b+1]        int32
-        returns          [b+b*s+T d]  per sample: the CLS, its s image rows, its text rows
+        padded      [b s ...]
+        cu_seqlens  [b+1]      int32; no sequence longer than s
+        total                  T = cu_seqlens[-1], known to the host
+        returns     [T ...]
     """
-    return forward_reference(cls_token, image, text, text_cu_seqlens)
+    return _pack(padded, cu_seqlens, total)
 
 
-def forward_reference(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor) -> Tensor:
-    """Concatenates everything once and gathers it into order."""
-    batch = text_cu_seqlens.shape[0] - 1
-    image_length = image.shape[0] // max(batch, 1)
-    cu = text_cu_seqlens.long()
-    sample = torch.arange(batch, device=cu.device)
-    start = cu[:-1] + sample * (1 + image_length)
-    image_rows = (start[:, None] + 1 + torch.arange(image_length, device=cu.device)).flatten()
-    tokens = torch.arange(text.shape[0], device=cu.device)
-    text_rows = tokens + (1 + image_length) * (torch.bucketize(tokens, cu[1:], right=True) + 1)
-    fused = torch.cat([cls_token.expand(batch, -1), image, text])
-    order = torch.empty(fused.shape[0], dtype=torch.long, device=cu.device)
-    order[torch.cat([start, image_rows, text_rows])] = torch.arange(fused.shape[0], device=cu.device)
-    return fused.index_select(0, order)
+def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Pads each packed sequence with zeros on the right.
+
+    Shapes:
+        packed      [T ...]
+        cu_seqlens  [b+1]      int32; no sequence longer than max_seqlen
+        returns     [b s ...]  s = max_seqlen
+    """
+    return _unpack(packed, cu_seqlens, max_seqlen)
+
+
+def pack_supports(padded: Tensor, cu_seqlens: Tensor, total: int) -> str | None:
+    """Returns None, or why the kernels of `pack` do not take this input."""
+    return unsupported(cu_seqlens, padded)
+
+
+def unpack_supports(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
+    """Returns None, or why the kernels of `unpack` do not take this input."""
+    return unsupported(cu_seqlens, packed)
+
+
+def pack_definition(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    """Gathers by (sequence, position), both from the lengths."""
+    sequence, position = places(cu_seqlens, total)
+    return padded[sequence, position]
+
+
+def unpack_definition(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Writes to (sequence, position), both from the lengths."""
+    padded = packed.new_zeros(cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:])
+    return padded.index_put(places(cu_seqlens, packed.shape[0]), packed)
+
+
+def places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Returns the sequence of each packed row and the place in it, for definitions: [b+1] -> [T], [T]."""
+    sequences = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
+    sequence = sequences.repeat_interleave(cu_seqlens.diff().long(), output_size=total)
+    return sequence, torch.arange(total, device=cu_seqlens.device) - cu_seqlens.long()[sequence]
+
+
+def pack_reference(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    """Gathers the rows."""
+    return to_packed(padded, padded_slots(cu_seqlens, padded.shape[1], total))
+
+
+def unpack_reference(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Gathers a row for every place, then clears those behind a sequence's end."""
+    if packed.shape[0] == 0:
+        return packed.new_zeros(cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:])
+    padded = packed.index_select(0, padded_rows(cu_seqlens, max_seqlen).flatten())
+    invalid = ~padded_validity(cu_seqlens, max_seqlen).flatten()
+    return padded.masked_fill_(invalid.view(-1, *[1] * (packed.ndim - 1)), 0).unflatten(0, (-1, max_seqlen))
+
+
+@torch.library.custom_op("flava_kernels::pack", mutates_args=())
+def _pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    if dispatch.use_triton("pack", padded, pack_supports(padded, cu_seqlens, total)):
+        from flava_kernels.triton_ops import packing as kernels
+
+        return kernels.pack(padded, cu_seqlens, total)
+    return pack_reference(padded, cu_seqlens, total)
+
+
+@torch.library.custom_op("flava_kernels::unpack", mutates_args=())
+def _unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    if dispatch.use_triton("unpack", packed, unpack_supports(packed, cu_seqlens, max_seqlen)):
+        from flava_kernels.triton_ops import packing as kernels
+
+        return kernels.unpack(packed, cu_seqlens, max_seqlen)
+    return unpack_reference(packed, cu_seqlens, max_seqlen)
+
+
+_pack.register_fake(lambda padded, cu_seqlens, total: padded.new_empty(total, *padded.shape[2:]))
+_unpack.register_fake(lambda packed, cu_seqlens, max_seqlen: packed.new_empty(cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:]))
+
+
+def _keep_for_pack(ctx, inputs, output) -> None:
+    padded, cu_seqlens, _ = inputs
+    ctx.save_for_backward(cu_seqlens)
+    ctx.max_seqlen = padded.shape[1]
+
+
+def _keep_for_unpack(ctx, inputs, output) -> None:
+    packed, cu_seqlens, _ = inputs
+    ctx.save_for_backward(cu_seqlens)
+    ctx.total = packed.shape[0]
+
+
+_pack.register_autograd(lambda ctx, grad: (_unpack(grad, *ctx.saved_tensors, ctx.max_seqlen), None, None), setup_context=_keep_for_pack)
+_unpack.register_autograd(lambda ctx, grad: (_pack(grad, *ctx.saved_tensors, ctx.total), None, None), setup_context=_keep_for_unpack)
+
+
+def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:
+    """Returns None, or why kernels that move rows do not take this input."""
+    if len({tensor.dtype for tensor in rows}) > 1 or rows[0].dtype not in DTYPES:
+        return f"the rows have {' and '.join(sorted({str(tensor.dtype) for tensor in rows}))}; one of {', '.join(map(str, DTYPES))} is wanted"
+    if cu_seqlens.dtype != torch.int32:
+        return f"cu_seqlens has {cu_seqlens.dtype}, int32 is wanted"
+    if cu_seqlens.shape[0] - 1 > MOST_SEQUENCES:
+        return f"there are {cu_seqlens.shape[0] - 1} sequences, at most {MOST_SEQUENCES} are taken"
+    return None
+
+
+PACK = Op("pack", pack, pack_definition, pack_supports, cases.pack_cases, EXACT, "flava_kernels.triton_ops.packing")
+UNPACK = Op("unpack", unpack, unpack_definition, unpack_supports, cases.unpack_cases, EXACT, "flava_kernels.triton_ops.packing")

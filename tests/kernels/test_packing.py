@@ -1,35 +1,71 @@
-"""The fused sequence, by hand and against SequenceLayout."""
+"""Padded and packed layouts, by hand and against torch.nn.utils.rnn."""
 
+import pytest
 import torch
-from flava_kernels.packing import fuse_sequences
+from flava_kernels import packing
+from flava_kernels.cases.packing import cu_seqlens_of
+from flava_kernels.packing import pack, unpack
 
-from flava_ds.batch import SequenceLayout, image_patch_rows
-
-
-def test_fuses_by_hand():
-    image = torch.tensor([[10.0], [11.0], [20.0], [21.0]])
-    text = torch.tensor([[1.0], [2.0], [3.0]])
-    fused = fuse_sequences(torch.tensor([0.5]), image, text, torch.tensor([0, 1, 3], dtype=torch.int32))
-    assert fused.flatten().tolist() == [0.5, 10, 11, 1, 0.5, 20, 21, 2, 3]
+LENGTHS = (2, 0, 5, 1)
 
 
-def test_every_source_row_gets_its_own_gradient():
+def test_equals_pad_sequence():
     torch.manual_seed(0)
-    cls, image, text = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4,), (6, 4), (9, 4)))
-    cu_seqlens = torch.tensor([0, 2, 2, 9], dtype=torch.int32)
-    assert torch.autograd.gradcheck(lambda c, i, t: fuse_sequences(c, i, t, cu_seqlens), (cls, image, text))
+    parts = [torch.randn(length, 3) for length in LENGTHS]
+    padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    assert torch.equal(unpack(torch.cat(parts), cu_seqlens_of(LENGTHS), 5), padded)
+    assert torch.equal(pack(padded, cu_seqlens_of(LENGTHS), 8), torch.cat(parts))
 
 
-def test_layout_finds_patches_and_tokens_in_the_fused_sequence():
-    patches, lengths = 4, (3, 1, 5)
-    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int()
-    layout = SequenceLayout(patches, cu_seqlens, max(lengths))
-    image = torch.arange(3 * (1 + patches), dtype=torch.float64)[:, None]
-    text = 1000 + torch.arange(sum(lengths), dtype=torch.float64)[:, None]
-    fused = fuse_sequences(torch.tensor([-1.0], dtype=torch.float64), image, text, cu_seqlens).flatten()
-    flat = torch.arange(3 * patches)
-    assert fused[layout.patch_rows(flat)].tolist() == image.flatten()[image_patch_rows(flat, patches)].tolist()
-    tokens = torch.arange(sum(lengths))
-    assert fused[layout.text_rows(tokens)].tolist() == text.flatten().tolist()
-    assert fused[layout.cu_seqlens[:-1].long()].tolist() == [-1.0] * 3
-    assert layout.cu_seqlens[-1] == fused.shape[0] and layout.max_seqlen == 2 + patches + 5
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
+def test_padding_is_never_read_and_gets_no_gradient(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    cu_seqlens = cu_seqlens_of(LENGTHS)
+    padded = torch.full((4, 6, 3), torch.nan)
+    for sequence, length in enumerate(LENGTHS):
+        padded[sequence, :length] = 1.0
+    padded.requires_grad_()
+    packed = pack(padded, cu_seqlens, 8)
+    assert torch.equal(packed, torch.ones(8, 3))
+    packed.backward(torch.full((8, 3), 2.0))
+    assert padded.grad.sum((1, 2)).tolist() == [6.0 * length for length in LENGTHS]
+    assert padded.grad[1].eq(0).all() and padded.grad[0, 2:].eq(0).all()
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
+def test_takes_more_axes_and_strided_rows(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    cu_seqlens, whole = cu_seqlens_of(LENGTHS), torch.randn(10, 4, 2, 7)
+    rows = whole[1:9, 1:3, :, :5]
+    padded = unpack(rows, cu_seqlens, 5)
+    assert padded.shape == (4, 5, 2, 2, 5)
+    assert torch.equal(pack(padded, cu_seqlens, 8), rows)
+    assert torch.equal(pack(padded.transpose(2, 3), cu_seqlens, 8), rows.transpose(1, 2))
+
+
+def test_gradients():
+    packed = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    padded = torch.randn(4, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: unpack(x, cu_seqlens_of(LENGTHS), 5), packed)
+    assert torch.autograd.gradcheck(lambda x: pack(x, cu_seqlens_of(LENGTHS), 8), padded)
+
+
+def test_opcheck():
+    cu_seqlens = cu_seqlens_of(LENGTHS)
+    torch.library.opcheck(torch.ops.flava_kernels.unpack.default, (torch.randn(8, 3, requires_grad=True), cu_seqlens, 5))
+    torch.library.opcheck(torch.ops.flava_kernels.pack.default, (torch.randn(4, 5, 3, requires_grad=True), cu_seqlens, 8))
+
+
+def test_compiles_into_one_graph():
+    cu_seqlens, packed = cu_seqlens_of(LENGTHS), torch.randn(8, 3, requires_grad=True)
+    compiled = torch.compile(lambda x: pack(unpack(x, cu_seqlens, 5) * 2, cu_seqlens, 8), fullgraph=True, backend="aot_eager")
+    out = compiled(packed)
+    out.backward(torch.ones_like(out))
+    assert torch.equal(out, 2 * packed) and packed.grad.eq(2).all()
+
+
+def test_says_what_the_kernels_do_not_take():
+    padded, cu_seqlens = torch.zeros(4, 5, 3), cu_seqlens_of(LENGTHS)
+    assert packing.pack_supports(padded, cu_seqlens, 8) is None
+    assert "int64" in packing.pack_supports(padded.long(), cu_seqlens, 8)
+    assert "int64" in packing.unpack_supports(torch.zeros(8, 3), cu_seqlens.long(), 5)

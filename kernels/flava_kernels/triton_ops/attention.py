@@ -1,0 +1,230 @@
+"""Attention kernels over packed sequences.
+
+Forward, a program owns a tile of queries of one head of one sequence and passes over the keys with an online softmax; the scale is part of the
+base-2 exponent, and only the last keys are masked. Backward, a program owns a whole head of one sequence and passes over its keys, and for
+each tile of keys over the queries: dK and dV stay in registers, dQ is summed tile after tile in an fp32 scratch that no other program touches, so
+every sum has one order and nothing is added atomically. rowsum(P * dP) is rowsum(O * dO).
+
+Programs read a sequence's length from cu_seqlens; rows of other sequences are masked.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, tile_of
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LONGEST_LAUNCHED = 275
+"""A length beyond the last bucket for `launches`; which one makes no difference."""
+
+
+@triton.jit
+def _attend_to_keys(q, keys, values, key, length, token_stride, highest, total, weighted, HEAD_SIZE: tl.constexpr, EXPONENT: tl.constexpr, TAIL: tl.constexpr):
+    """One step of the online softmax; `highest` and `total` are in base 2."""
+    place = key[:, None] * token_stride + tl.arange(0, HEAD_SIZE)[None, :]
+    if TAIL:
+        k = tl.load(keys + place, mask=(key < length)[:, None], other=0.0)
+        v = tl.load(values + place, mask=(key < length)[:, None], other=0.0)
+    else:
+        k = tl.load(keys + place)
+        v = tl.load(values + place)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if TAIL:
+        scores = tl.where((key < length)[None, :], scores, float("-inf"))
+    new_highest = tl.maximum(highest, tl.max(scores, 1) * EXPONENT)
+    p = tl.math.exp2(scores * EXPONENT - new_highest[:, None])
+    shrink = tl.math.exp2(highest - new_highest)
+    weighted = tl.dot(p.to(v.dtype), v, weighted * shrink[:, None], input_precision="ieee")
+    return new_highest, total * shrink + tl.sum(p, 1), weighted
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def attention_forward(
+    qkv,
+    cu_seqlens,
+    out,
+    lse,
+    token_stride,
+    part_stride,
+    head_stride,
+    tokens,
+    HEAD_SIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+):
+    """qkv [T 3 h e] -> out [T h e], lse [h T] fp32 in base 2. ONE_TILE promises that no sequence has more keys than a tile."""
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    start = tl.load(cu_seqlens + sequence)
+    length = tl.load(cu_seqlens + sequence + 1) - start
+    if tl.program_id(0) * QUERIES >= length:
+        return
+    row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    inside = row < length
+    column = tl.arange(0, HEAD_SIZE)
+    queries = qkv + start.to(tl.int64) * token_stride + head * head_stride
+    keys = queries + part_stride
+    values = keys + part_stride
+    q = tl.load(queries + row[:, None] * token_stride + column[None, :], mask=inside[:, None], other=0.0)
+
+    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    weighted = tl.zeros((QUERIES, HEAD_SIZE), tl.float32)
+    key = tl.arange(0, KEYS)
+    if ONE_TILE:
+        highest, total, weighted = _attend_to_keys(q, keys, values, key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, True)
+    else:
+        whole = length // KEYS * KEYS
+        for first in range(0, whole, KEYS):
+            highest, total, weighted = _attend_to_keys(
+                q, keys, values, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, False
+            )
+        if whole < length:
+            highest, total, weighted = _attend_to_keys(
+                q, keys, values, whole + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, True
+            )
+
+    out_stride = tl.num_programs(1) * HEAD_SIZE
+    target = out + start.to(tl.int64) * out_stride + head * HEAD_SIZE + row[:, None] * out_stride + column[None, :]
+    tl.store(target, (weighted / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(lse + head.to(tl.int64) * tokens + start + row, highest + tl.math.log2(total), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def attention_backward(
+    qkv,
+    out,
+    grad,
+    lse,
+    cu_seqlens,
+    d_qkv,
+    d_q_sums,
+    token_stride,
+    part_stride,
+    head_stride,
+    grad_token_stride,
+    grad_head_stride,
+    tokens,
+    HEAD_SIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+):
+    """qkv [T 3 h e], out [T h e], grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is scratch, unused with ONE_TILE."""
+    head, sequence = tl.program_id(0), tl.program_id(1)
+    start = tl.load(cu_seqlens + sequence)
+    length = tl.load(cu_seqlens + sequence + 1) - start
+    out_stride = tl.num_programs(0) * HEAD_SIZE
+    column = tl.arange(0, HEAD_SIZE)[None, :]
+    queries = qkv + start.to(tl.int64) * token_stride + head * head_stride
+    outs = out + start.to(tl.int64) * out_stride + head * HEAD_SIZE
+    grads = grad + start.to(tl.int64) * grad_token_stride + head * grad_head_stride
+    d_queries = d_qkv + start.to(tl.int64) * 3 * out_stride + head * HEAD_SIZE
+    first_of_head = head.to(tl.int64) * tokens + start
+    for first_key in range(0, length, KEYS):
+        key = first_key + tl.arange(0, KEYS)
+        real_key = (key < length)[:, None]
+        k = tl.load(queries + part_stride + key[:, None] * token_stride + column, mask=real_key, other=0.0)
+        v = tl.load(queries + 2 * part_stride + key[:, None] * token_stride + column, mask=real_key, other=0.0)
+        d_k = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
+        d_v = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
+        for first_query in range(0, length, QUERIES):
+            row = first_query + tl.arange(0, QUERIES)
+            inside = row < length
+            real_row = inside[:, None]
+            q = tl.load(queries + row[:, None] * token_stride + column, mask=real_row, other=0.0)
+            o = tl.load(outs + row[:, None] * out_stride + column, mask=real_row, other=0.0)
+            d_o = tl.load(grads + row[:, None] * grad_token_stride + column, mask=real_row, other=0.0)
+            row_lse = tl.load(lse + first_of_head + row, mask=inside, other=float("inf"))
+            delta = tl.sum(o.to(tl.float32) * d_o.to(tl.float32), 1)
+            scores = tl.dot(k, tl.trans(q), input_precision="ieee")
+            # a padded key has the score 0, which may be far above every real one
+            p = tl.where(real_key, tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :]), 0.0)
+            d_v = tl.dot(p.to(d_o.dtype), d_o, d_v, input_precision="ieee")
+            d_p = tl.dot(v, tl.trans(d_o), input_precision="ieee")
+            d_scores = (p * (d_p - delta[None, :])).to(q.dtype)
+            d_k = tl.dot(d_scores, q, d_k, input_precision="ieee")
+            d_q = tl.dot(tl.trans(d_scores), k, input_precision="ieee")
+            d_q_place = d_queries + row[:, None] * (3 * out_stride) + column
+            if ONE_TILE:
+                tl.store(d_q_place, (d_q * SCALE).to(d_qkv.dtype.element_ty), mask=real_row)
+            else:
+                sums = d_q_sums + (first_of_head + row)[:, None] * HEAD_SIZE + column
+                if first_key > 0:
+                    d_q += tl.load(sums, mask=real_row, other=0.0)
+                if first_key + KEYS < length:
+                    tl.store(sums, d_q, mask=real_row)
+                else:
+                    tl.store(d_q_place, (d_q * SCALE).to(d_qkv.dtype.element_ty), mask=real_row)
+        d_k_place = d_queries + out_stride + key[:, None] * (3 * out_stride) + column
+        tl.store(d_k_place, (d_k * SCALE).to(d_qkv.dtype.element_ty), mask=real_key)
+        tl.store(d_k_place + out_stride, d_v.to(d_qkv.dtype.element_ty), mask=real_key)
+        if not ONE_TILE:
+            tl.debug_barrier()  # the next pass may read a partial sum in another thread than the one that wrote it
+
+
+def forward(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+    """Runs `attention_forward`: returns out [T h e] and lse [h T]. The tile is the table's unless one is given."""
+    tokens, _, heads, head_size = qkv.shape
+    out, lse = qkv.new_empty(tokens, heads, head_size), qkv.new_empty(heads, tokens, dtype=torch.float32)
+    tile = tile or tile_of(backward=False, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
+    grid = (triton.cdiv(max_seqlen, tile.queries), heads, cu_seqlens.shape[0] - 1)
+    attention_forward[grid](qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **_compiled_as(tile, head_size, max_seqlen), **_options(tile))
+    return out, lse
+
+
+def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, tile: Tile | None = None) -> Tensor:
+    """Runs `attention_backward`: returns d_qkv [T 3 h e], contiguous."""
+    tokens, _, heads, head_size = qkv.shape
+    tile = tile or tile_of(backward=True, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
+    constexprs = _compiled_as(tile, head_size, max_seqlen)
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    d_q_sums = lse if constexprs["ONE_TILE"] else qkv.new_empty(heads, tokens, head_size, dtype=torch.float32)
+    strides = (*qkv.stride()[:3], *grad.stride()[:2])
+    grid = (heads, cu_seqlens.shape[0] - 1)
+    attention_backward[grid](qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, **constexprs, **_options(tile))
+    return d_qkv
+
+
+def _compiled_as(tile: Tile, head_size: int, max_seqlen: int) -> dict[str, int | float | bool]:
+    return {"HEAD_SIZE": head_size, "SCALE": head_size**-0.5, "QUERIES": tile.queries, "KEYS": tile.keys, "ONE_TILE": max_seqlen <= tile.keys}
+
+
+def _options(tile: Tile) -> dict[str, int | bool]:
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
+
+
+def launches() -> tuple[Launch, ...]:
+    """Lists every kernel that runs: architectures, head sizes, buckets, dtypes."""
+    found = []
+    for arch in ARCHITECTURES:
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+            rows = f"*{name}"
+            strides = dict.fromkeys(("token_stride", "part_stride", "head_stride"), "i32")
+            forward_types = {"qkv": rows, "cu_seqlens": "*i32", "out": rows, "lse": "*fp32", **strides, "tokens": "i32"}
+            backward_types = {"qkv": rows, "out": rows, "grad": rows, "lse": "*fp32", "cu_seqlens": "*i32", "d_qkv": rows, "d_q_sums": "*fp32", **strides}
+            backward_types |= {"grad_token_stride": "i32", "grad_head_stride": "i32", "tokens": "i32"}
+            for head_size in (32, 64, 128):
+                for longest in (*BUCKETS, LONGEST_LAUNCHED):
+                    for way, kernel, types in (("forward", attention_forward, forward_types), ("backward", attention_backward, backward_types)):
+                        tile = tile_of(backward=way == "backward", dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest)
+                        bucket = f"{longest}" if longest in BUCKETS else "long"
+                        launch = Launch(
+                            f"varlen_attention.{way}.{name}.{head_size}.{bucket}",
+                            kernel,
+                            types,
+                            _compiled_as(tile, head_size, longest),
+                            tile.num_warps,
+                            tile.num_stages,
+                            arch,
+                        )
+                        found.append(launch)
+    return tuple(found)

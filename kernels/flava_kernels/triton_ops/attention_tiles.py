@@ -1,0 +1,72 @@
+"""Tile sizes of the attention kernels: a table, filled from what the compiler reports for each architecture, not tuned at run time.
+
+Short sequences want small tiles: at 17 tokens a tile of 128 x 128 does 2% useful work. Backward, keys beyond one tile cost a partial sum of dQ
+in memory, so its tiles are as wide as registers allow. A compiler that has to spill registers rules a tile out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """Queries and keys of one tile, and how the kernel is compiled for it."""
+
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+BUCKETS = (16, 32, 128)
+"""Longest sequence of each bucket but the last."""
+
+_TINY, _SMALL = Tile(16, 16, 1, 1), Tile(32, 32, 1, 1)
+_NVIDIA_FORWARD = {
+    32: (_TINY, _SMALL, Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+    64: (_TINY, _SMALL, Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+    128: (_TINY, Tile(32, 32, 2, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+}
+FORWARD = {
+    "sm_80": _NVIDIA_FORWARD,
+    "sm_90": _NVIDIA_FORWARD,
+    "sm_100": _NVIDIA_FORWARD,
+    "gfx942": _NVIDIA_FORWARD,
+}
+"""Architecture -> head size -> a tile for each bucket, in half precision."""
+
+_WIDE = {
+    32: (_TINY, Tile(32, 32, 2, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
+    64: (_TINY, Tile(32, 32, 2, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
+    128: (_TINY, Tile(32, 32, 4, 1), Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
+}
+BACKWARD = {
+    "sm_80": _WIDE,
+    "sm_90": _WIDE,
+    "sm_100": _WIDE,
+    "gfx942": _WIDE,
+}
+
+FORWARD_FP32 = {
+    32: (_TINY, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    64: (_TINY, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    128: (_TINY, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+}
+"""Exact fp32 products use no matrix units: a path for correctness, small enough for the registers of every architecture."""
+BACKWARD_FP32 = FORWARD_FP32
+
+
+def bucket(max_seqlen: int) -> int:
+    """Returns the place of a length in the tables' rows."""
+    return sum(max_seqlen > longest for longest in BUCKETS)
+
+
+def tile_of(*, backward: bool, dtype: torch.dtype, arch: str, head_size: int, max_seqlen: int) -> Tile:
+    """Picks a tile."""
+    if dtype == torch.float32:
+        rows = BACKWARD_FP32 if backward else FORWARD_FP32
+    else:
+        rows = (BACKWARD if backward else FORWARD)[arch]
+    return rows[head_size][bucket(max_seqlen)]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from flava_kernels import overview
 from flava_kernels.attention import OP as VARLEN_ATTENTION
 from flava_kernels.contrastive import OP as INFO_NCE
 from flava_kernels.fusing import OP as FUSE_SEQUENCES
+from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM
+from flava_kernels.linear_gelu import LINEAR_GELU
 from flava_kernels.op import Op
 from flava_kernels.packing import PACK, UNPACK
 
-OPS: dict[str, Op] = {op.name: op for op in (PACK, UNPACK, FUSE_SEQUENCES, VARLEN_ATTENTION, INFO_NCE)}
+OPS: dict[str, Op] = {op.name: op for op in (PACK, UNPACK, FUSE_SEQUENCES, VARLEN_ATTENTION, LAYER_NORM, ADD_LAYER_NORM, LINEAR_GELU, INFO_NCE)}
 """Every operator by name, in the order of docs/kernels.md."""
+
+
+def report() -> None:
+    """Prints which implementation every operator uses on this machine under FLAVA_KERNELS, and why."""
+    print(overview.table(OPS))

@@ -1,8 +1,9 @@
 """Times, peak memory and errors of one implementation on one workload.
 
-On a CPU: wall clock, inputs in turn. On a GPU: replays of CUDA graphs between events, the L2 cache overwritten before each, inputs in turn;
-an implementation that cannot be captured is timed call by call, and the row says so. Peak memory is that of tensors: what torch's profiler
-sees being allocated on a CPU, what the caching allocator reports on a GPU; inputs are not counted, results and gradients are.
+On a CPU: wall clock, inputs in turn; a call that takes very long is run once, for its time and its memory. On a GPU: replays of CUDA graphs
+between events, the L2 cache overwritten before each, inputs in turn; an implementation that cannot be captured is timed call by call, and
+the row says so. Peak memory is that of tensors: what torch's profiler sees being allocated on a CPU, what the caching allocator reports on
+a GPU; inputs are not counted, results and gradients are.
 """
 
 from __future__ import annotations
@@ -46,21 +47,30 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one implementation may be timed on one workload: at least `least` rounds, then until `seconds` or `most` rounds."""
+    """How long one implementation may be timed on one workload: at least `least` rounds, then until `seconds` or `most` rounds.
+
+    On a CPU, a first run of more than `enough` seconds is the only one.
+    """
 
     seconds: float
     least: int
     most: int
+    enough: float = float("inf")
 
 
 def measure(call: Call, sets: list[Arguments], effort: Effort, device: torch.device) -> Measurement:
     """Runs a call once for its memory, which also warms it up, then in rounds for its time."""
-    found = Measurement()
-    found.forward_peak, found.peak = peak_bytes(call, sets[0], device)
+    gc.collect()
     if device.type == "cuda":
+        found = Measurement()
+        found.forward_peak, found.peak = _peak_on_gpu(call, sets[0])
         _time_on_gpu(call, sets, effort, found)
-    else:
-        _time_on_cpu(call, sets, effort, found)
+        return found
+    once = _trace(call, sets[0])
+    if once.forward[0] + once.backward[0] > effort.enough:
+        return once
+    found = Measurement(forward_peak=once.forward_peak, peak=once.peak)
+    _time_on_cpu(call, sets, effort, found)
     return found
 
 
@@ -109,25 +119,24 @@ def _results_and_gradients(call: Call, arguments: Arguments) -> list[Tensor]:
     return [result.detach() for result in results] + list(gradients)
 
 
-def peak_bytes(call: Call, arguments: Arguments, device: torch.device) -> tuple[int, int]:
-    """Most bytes of tensors alive at one time beyond the inputs: in the forward pass, and in both."""
-    gc.collect()
-    if device.type == "cuda":
-        return _peak_on_gpu(call, arguments)
+def _trace(call: Call, arguments: Arguments) -> Measurement:
+    """One run on a CPU: times, and the most bytes of tensors alive at one time beyond the inputs in the forward pass, and in both."""
     kept: dict[str, Any] = {}
-    events = _allocations(lambda: kept.update(results=differentiable(call(**arguments.inputs))))
+    forward, events = _allocations(lambda: kept.update(results=differentiable(call(**arguments.inputs))))
     forward_peak, alive = _highest(events)
     upstream = [upstream_for(result) for result in kept["results"]]
-    events = _allocations(lambda: kept.update(gradients=backward(kept["results"], upstream, arguments)))
-    return forward_peak, max(forward_peak, alive + _highest(events)[0])
+    back, events = _allocations(lambda: kept.update(gradients=backward(kept["results"], upstream, arguments)))
+    return Measurement([forward], [back], forward_peak, max(forward_peak, alive + _highest(events)[0]), "wall clock, one run")
 
 
-def _allocations(work: Callable[[], Any]) -> list[int]:
-    """Bytes of every allocation (negative: release) of CPU tensors, in order."""
+def _allocations(work: Callable[[], Any]) -> tuple[float, list[int]]:
+    """Seconds, and bytes of every allocation (negative: release) of CPU tensors in order."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        start = time.perf_counter()
         work()
+        seconds = time.perf_counter() - start
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return seconds, [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 def _highest(events: list[int]) -> tuple[int, int]:

@@ -3,11 +3,16 @@
 import pytest
 import torch
 from flava_kernels import contrastive
-from flava_kernels.bench.measure import Arguments, Effort, error, exact, measure, peak_bytes
+from flava_kernels.bench.measure import Arguments, Effort, error, exact, measure
 from flava_kernels.bench.workloads import workloads
 
 CPU = torch.device("cpu")
 MIB = 2**20
+
+
+def peak_bytes(call, arguments: Arguments) -> tuple[int, int]:
+    found = measure(call, [arguments], Effort(0.0, 1, 1), CPU)
+    return found.forward_peak, found.peak
 
 
 def leaf(size: int) -> Arguments:
@@ -16,7 +21,7 @@ def leaf(size: int) -> Arguments:
 
 def test_peak_memory_counts_what_is_alive_at_one_time():
     """exp keeps its result, so two results are alive; the way back adds the product's gradient and exp's."""
-    forward, both = peak_bytes(lambda x: x.exp() * 2.0, leaf(MIB // 4), CPU)
+    forward, both = peak_bytes(lambda x: x.exp() * 2.0, leaf(MIB // 4))
     assert forward == pytest.approx(2 * MIB, abs=4096)
     assert both == pytest.approx(4 * MIB, abs=4096)
 
@@ -27,7 +32,7 @@ def test_memory_that_was_given_back_does_not_count():
             torch.empty(MIB, dtype=torch.int8)
         return x * 2.0
 
-    forward, _ = peak_bytes(call, leaf(64), CPU)
+    forward, _ = peak_bytes(call, leaf(64))
     assert forward == pytest.approx(MIB, abs=4096)
 
 
@@ -37,8 +42,8 @@ def test_the_contrastive_loss_never_holds_the_matrix(monkeypatch):
     x = torch.nn.functional.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     inputs = {"image": x.clone().requires_grad_(), "text": x.clone().requires_grad_(), "log_scale": torch.ones(1), "row_mask": torch.ones(rows)}
     arguments = Arguments(inputs, ("image", "text"))
-    assert peak_bytes(contrastive.info_nce, arguments, CPU)[1] < MIB
-    assert peak_bytes(contrastive.definition, arguments, CPU)[1] >= 3 * 4 * rows**2
+    assert peak_bytes(contrastive.info_nce, arguments)[1] < MIB
+    assert peak_bytes(contrastive.definition, arguments)[1] >= 3 * 4 * rows**2
 
 
 def test_error_is_relative_to_fp64_of_the_rounded_inputs():
@@ -64,6 +69,9 @@ def test_rounds_take_inputs_in_turn_until_the_time_is_up():
     assert len(found.forward) == len(found.backward) == 7 and min(found.forward) > 0
     assert [next(n for n, one in enumerate(sets) if one.inputs["x"] is x) for x in seen[1:]] == [0, 1, 2, 0, 1, 2, 0]
     assert len(measure(call, sets, Effort(0.0, 2, 7), CPU).forward) == 2
+    seen.clear()
+    once = measure(call, sets, Effort(1e9, 2, 7, enough=0.0), CPU)
+    assert len(once.forward) == len(seen) == 1 and once.forward[0] > 0 and once.method == "wall clock, one run"
 
 
 @pytest.mark.gpu

@@ -1,0 +1,137 @@
+"""Two hosts on one machine: namespaces of their own for network, mounts, names, IPC and processes, an sshd each, and one virtual link between them.
+
+No route leads out of them, and nothing of the machine is changed: what differs inside (names, ssh's configuration, /run, /dev/shm) is mounted over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LINK, SPACES = "eth0", ["--net", "--mount", "--uts", "--ipc", "--pid"]
+ADDRESSES = {"host0": "10.77.13.1", "host1": "10.77.13.2"}
+PROGRAMS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux"}
+"""Programs and the Debian packages that have them."""
+
+SSH_CONFIG = """
+Host *
+  IdentityFile {folder}/user_key
+  StrictHostKeyChecking no
+  UserKnownHostsFile /dev/null
+  LogLevel ERROR
+"""
+SSHD_CONFIG = """
+ListenAddress 0.0.0.0
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/user_key.pub
+PidFile none
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+"""
+FIRST_PROCESS = """
+set -eu
+hostname {name}
+mount --make-rprivate /
+mount --bind {folder}/hosts /etc/hosts
+mount --bind {folder}/ssh_config /etc/ssh/ssh_config
+mount -t tmpfs tmpfs /dev/shm
+sshd=$(command -v sshd)
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
+ip link set lo up
+exec "$sshd" -D -e -f {folder}/sshd_config
+"""
+
+
+def missing(*programs: str) -> str | None:
+    """Returns why there can be no hosts here, or no `programs` (name=package), or None."""
+    wanted = PROGRAMS | dict(program.split("=") for program in programs)
+    absent = sorted({package for program, package in wanted.items() if shutil.which(program) is None})
+    if absent:
+        return f"not installed (Debian): {' '.join(absent)}"
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    made = subprocess.run(["unshare", *SPACES, "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/run"], capture_output=True, text=True)
+    return f"namespaces are not allowed here: {made.stderr.strip()}" if made.returncode else None
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running host; `pid` is its first process as this machine sees it."""
+
+    name: str
+    pid: int
+
+    def command(self, *words: str) -> list[str]:
+        """Returns the command that runs `words` on the host, in the same working directory."""
+        return ["nsenter", "--all", "--target", str(self.pid), f"--wd={os.getcwd()}", *words]
+
+    def run(self, *words: str, **options) -> subprocess.CompletedProcess:
+        """Runs a command on the host to its end."""
+        return subprocess.run(self.command(*words), capture_output=True, text=True, **options)
+
+    def bytes_sent(self) -> int:
+        """Returns how many bytes have left through the link."""
+        (link,) = json.loads(self.run("ip", "-json", "-statistics", "link", "show", LINK, check=True).stdout)
+        return link["stats64"]["tx"]["bytes"]
+
+
+@contextmanager
+def two_hosts(folder: Path) -> Iterator[list[Host]]:
+    """Starts host0 and host1, which reach each other over ssh without a password; their processes end with the context, or with this process."""
+    for key in ("user_key", "host_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+    names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
+    (folder / "hosts").write_text("127.0.0.1 localhost\n" + names)
+    (folder / "ssh_config").write_text(SSH_CONFIG.format(folder=folder))
+    (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder))
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(_host(name, folder)) for name in ADDRESSES]
+        ends = [["name", LINK, "netns", str(host.pid)] for host in hosts]
+        subprocess.run(["ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1]], check=True)
+        for host in hosts:
+            host.run("ip", "address", "add", f"{ADDRESSES[host.name]}/24", "dev", LINK, check=True)
+            host.run("ip", "link", "set", LINK, "up", check=True)
+        for name in ADDRESSES:
+            _wait_until(lambda name=name: hosts[0].run("ssh", name, "hostname").stdout.strip() == name, f"{name} does not answer to ssh", folder)
+        yield hosts
+
+
+@contextmanager
+def _host(name: str, folder: Path) -> Iterator[Host]:
+    """Starts one host's first process, which becomes its sshd; with it the kernel ends everything that runs on the host."""
+    script = FIRST_PROCESS.format(name=name, folder=folder)
+    isolated = ["unshare", *SPACES, "--fork", "--mount-proc", "--kill-child=SIGKILL", "bash", "-c", script]
+    with (folder / f"{name}.log").open("w") as log:
+        outer = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *isolated], stdout=log, stderr=log, start_new_session=True)
+    try:
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        _wait_until(lambda: bool(children.read_text().split()), f"{name} did not start", folder)
+        host = Host(name, int(children.read_text().split()[0]))
+        _wait_until(lambda: Path(f"/proc/{host.pid}/comm").read_text().strip() == "sshd", f"{name}'s sshd did not start", folder)
+        yield host
+    finally:
+        outer.kill()
+        outer.wait()
+
+
+def _wait_until(condition, complaint: str, folder: Path, seconds: float = 30.0) -> None:
+    """Waits for a condition.
+
+    Raises: TimeoutError with what the hosts wrote.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            logs = "\n".join(path.read_text() for path in folder.glob("*.log"))
+            raise TimeoutError(f"{complaint}\n{logs}")
+        time.sleep(0.05)

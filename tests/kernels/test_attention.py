@@ -1,8 +1,15 @@
-"""Packed attention against attention of each sequence alone, in fp64."""
+"""Packed attention against attention of each sequence alone, in fp64; what its kernels must not read, and every tile they ship."""
 
 import pytest
 import torch
+from flava_kernels import attention
 from flava_kernels.attention import varlen_attention
+from flava_kernels.cases.packing import cu_seqlens_of
+from op_checks import relative_error
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+IMPLEMENTATIONS = ["torch", pytest.param("triton", marks=pytest.mark.triton)]
 
 
 def one_by_one(qkv, cu_seqlens):
@@ -13,19 +20,21 @@ def one_by_one(qkv, cu_seqlens):
     return torch.cat(out)
 
 
+def with_gradient(function, qkv, upstream):
+    qkv = qkv.detach().clone().requires_grad_()
+    out = function(qkv)
+    out.backward(upstream)
+    return out.detach(), qkv.grad
+
+
 @pytest.mark.parametrize("lengths", [(5,), (1, 7, 3), (4, 4, 4), (0, 6, 2, 0), (31, 2, 17)])
 def test_equals_attention_of_each_sequence_alone(lengths):
     torch.manual_seed(0)
-    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int()
-    qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64, requires_grad=True)
-    reference = qkv.detach().clone().requires_grad_()
-    grad = torch.randn(sum(lengths), 2, 8, dtype=torch.float64)
-    out = varlen_attention(qkv, cu_seqlens, max(lengths), equal_lengths=len(set(lengths)) == 1)
-    expected = one_by_one(reference, cu_seqlens)
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    out.backward(grad)
-    expected.backward(grad)
-    torch.testing.assert_close(qkv.grad, reference.grad, rtol=1e-12, atol=1e-12)
+    cu_seqlens = cu_seqlens_of(lengths)
+    qkv, upstream = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64), torch.randn(sum(lengths), 2, 8, dtype=torch.float64)
+    ours = with_gradient(lambda x: varlen_attention(x, cu_seqlens, max(lengths), equal_lengths=len(set(lengths)) == 1), qkv, upstream)
+    for value, expected in zip(ours, with_gradient(lambda x: one_by_one(x, cu_seqlens), qkv, upstream), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_larger_max_seqlen_changes_nothing():
@@ -33,3 +42,113 @@ def test_a_larger_max_seqlen_changes_nothing():
     cu_seqlens = torch.tensor([0, 3, 8], dtype=torch.int32)
     qkv = torch.randn(8, 3, 2, 8, dtype=torch.float64)
     torch.testing.assert_close(varlen_attention(qkv, cu_seqlens, 5), varlen_attention(qkv, cu_seqlens, 40), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_log_sum_exp_is_in_base_2(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    torch.manual_seed(0)
+    qkv = torch.randn(20, 3, 2, 32)
+    _, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens_of((3, 17)), 17, False)
+    q, k, _ = qkv[3:].double().permute(1, 2, 0, 3)
+    expected = (q @ k.mT / 32**0.5).exp().sum(-1).log2()
+    torch.testing.assert_close(lse[:, 3:], expected.float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_two_forward_references_agree(padded):
+    torch.manual_seed(0)
+    rows, valid = torch.randn(3, 6, 3, 2, 8, dtype=torch.float64), torch.arange(6) < torch.tensor([6, 1, 4])[:, None]
+    plain = attention.plain_attention(rows, valid if padded else None)
+    for value, expected in zip(plain, attention.flash_attention_on_cpu(rows, valid if padded else None), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("lengths", [(3, 0, 14, 5), (30, 40, 1)])
+def test_nothing_of_other_sequences_or_of_memory_around_leaks(monkeypatch, implementation, lengths):
+    """Queries, keys, values and upstream gradients are views into NaN, and one sequence is NaN itself."""
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    torch.manual_seed(0)
+    cu_seqlens, total = cu_seqlens_of(lengths), sum(lengths)
+    clean, upstream = torch.randn(total, 3, 2, 32), torch.randn(total, 2, 32)
+    expected = with_gradient(lambda x: varlen_attention(x, cu_seqlens, max(lengths)), clean, upstream)
+    around, around_upstream = torch.full((total + 90, 3, 4, 40), torch.nan), torch.full((total + 90, 3, 40), torch.nan)
+    qkv, grad = around[45:-45, :, 1:3, 4:36], around_upstream[45:-45, :2, 8:]
+    qkv.copy_(clean), grad.copy_(upstream)
+    qkv[: lengths[0]], grad[: lengths[0]] = torch.nan, torch.nan
+    out, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, max(lengths), False)
+    d_qkv = torch.ops.flava_kernels.varlen_attention_backward(grad, qkv, out, lse, cu_seqlens, max(lengths), False)
+    torch.testing.assert_close(out[lengths[0] :], expected[0][lengths[0] :], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(d_qkv[lengths[0] :], expected[1][lengths[0] :], rtol=1e-5, atol=1e-5)
+    assert out[: lengths[0]].isnan().all()
+
+
+def test_opcheck():
+    qkv, cu_seqlens = torch.randn(9, 3, 2, 32, requires_grad=True), cu_seqlens_of((4, 0, 5))
+    torch.library.opcheck(torch.ops.flava_kernels.varlen_attention.default, (qkv, cu_seqlens, 5, False))
+    out, lse = (value.detach() for value in torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, 5, False))
+    backward = torch.ops.flava_kernels.varlen_attention_backward.default
+    torch.library.opcheck(backward, (torch.randn(9, 2, 32), qkv.detach(), out, lse, cu_seqlens, 5, False))
+
+
+def test_compiles_into_one_graph():
+    torch.manual_seed(0)
+    qkv, upstream, cu_seqlens = torch.randn(9, 3, 2, 32), torch.randn(9, 2, 32), cu_seqlens_of((4, 5))
+
+    def function(x):
+        return varlen_attention(x * 2, cu_seqlens, 5) + 1
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for value, expected in zip(with_gradient(compiled, qkv, upstream), with_gradient(function, qkv, upstream), strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def test_counts_the_operations_of_plain_attention():
+    qkv, cu_seqlens, upstream = torch.randn(10, 3, 2, 32), cu_seqlens_of((5, 5)), torch.randn(10, 2, 32)
+    counted = []
+    for function in (lambda x: varlen_attention(x, cu_seqlens, 5), lambda x: attention.definition(x, cu_seqlens, 5)):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            with_gradient(function, qkv, upstream)
+        counted.append(counter.get_total_flops())
+    forward = 4 * 2 * 5**2 * 2 * 32
+    assert counted[1] == 3 * forward, "plain attention keeps its scores"
+    assert counted[0] == counted[1] + forward // 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((torch.zeros(8, 3, 2, 32, dtype=torch.float64), cu_seqlens_of((8,)), 8), "float64"),
+        ((torch.zeros(8, 3, 2, 32), cu_seqlens_of((8,)).long(), 8), "int64"),
+        ((torch.zeros(8, 3, 2, 48), cu_seqlens_of((8,)), 8), "head size is 48"),
+        ((torch.zeros(8, 3, 2, 64)[..., ::2], cu_seqlens_of((8,)), 8), "not contiguous"),
+        ((torch.zeros(8, 3, 2, 32), torch.zeros(65537, dtype=torch.int32), 8), "65536 sequences"),
+        ((torch.zeros(8, 3, 2, 32), cu_seqlens_of((8,)), 2**24), "2^31"),
+    ],
+)
+def test_says_what_the_kernels_do_not_take(arguments, words):
+    assert attention.supports(torch.zeros(8, 3, 2, 32), cu_seqlens_of((8,)), 8) is None
+    assert words in attention.supports(*arguments)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("head_size", attention.HEAD_SIZES)
+def test_every_tile_that_ships_is_right(head_size):
+    """In fp32, on lengths below, at and above a tile."""
+    from flava_kernels.triton_ops import attention as kernels
+    from flava_kernels.triton_ops import attention_tiles as tiles
+
+    torch.manual_seed(0)
+    for backward, tables in ((False, (*tiles.FORWARD.values(), tiles.FORWARD_FP32)), (True, (*tiles.BACKWARD.values(), tiles.BACKWARD_FP32))):
+        for tile in sorted({(place, tile) for table in tables for place, tile in enumerate(table[head_size])}):
+            place, tile = tile
+            longest = (*tiles.BUCKETS, 70)[place]
+            lengths = (longest - 1, 1, min(longest, tile.keys)) if place < 2 else (tile.keys + 1, tile.queries)
+            cu_seqlens, max_seqlen = cu_seqlens_of(lengths), longest if place < 3 else tiles.BUCKETS[-1] + 1
+            qkv, upstream = torch.randn(sum(lengths), 3, 1, head_size), torch.randn(sum(lengths), 1, head_size)
+            out, d_qkv = with_gradient(lambda x, cu=cu_seqlens: one_by_one(x, cu), qkv.double(), upstream.double())
+            ours, lse = kernels.forward(qkv, cu_seqlens, max_seqlen, None if backward else tile)
+            assert relative_error(ours, out) < 1e-6, (tile, lengths)
+            if backward:
+                assert relative_error(kernels.backward(upstream, qkv, ours, lse, cu_seqlens, max_seqlen, tile), d_qkv) < 2e-6, (tile, lengths)

@@ -15,12 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, tile_of
+from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, longest_of_bucket, tile_of
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LONGEST_LAUNCHED = 275
-"""A length beyond the last bucket for `launches`; which one makes no difference."""
 
 
 @triton.jit
@@ -195,7 +193,8 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Te
 
 
 def _compiled_as(tile: Tile, head_size: int, max_seqlen: int) -> dict[str, int | float | bool]:
-    return {"HEAD_SIZE": head_size, "SCALE": head_size**-0.5, "QUERIES": tile.queries, "KEYS": tile.keys, "ONE_TILE": max_seqlen <= tile.keys}
+    one_tile = longest_of_bucket(max_seqlen) <= tile.keys
+    return {"HEAD_SIZE": head_size, "SCALE": head_size**-0.5, "QUERIES": tile.queries, "KEYS": tile.keys, "ONE_TILE": one_tile}
 
 
 def _options(tile: Tile) -> dict[str, int | bool]:
@@ -203,28 +202,31 @@ def _options(tile: Tile) -> dict[str, int | bool]:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Lists every kernel that runs: architectures, head sizes, buckets, dtypes."""
-    found = []
+    """Lists what runs, each once under its first bucket's name: bf16 at every head size, fp16 and fp32 at 64.
+
+    In fp16 the instructions are those of bf16 with another type; fp32 is a path for correctness.
+    """
+    found: dict[tuple, Launch] = {}
     for arch in ARCHITECTURES:
-        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-            rows = f"*{name}"
-            strides = dict.fromkeys(("token_stride", "part_stride", "head_stride"), "i32")
-            forward_types = {"qkv": rows, "cu_seqlens": "*i32", "out": rows, "lse": "*fp32", **strides, "tokens": "i32"}
-            backward_types = {"qkv": rows, "out": rows, "grad": rows, "lse": "*fp32", "cu_seqlens": "*i32", "d_qkv": rows, "d_q_sums": "*fp32", **strides}
-            backward_types |= {"grad_token_stride": "i32", "grad_head_stride": "i32", "tokens": "i32"}
-            for head_size in (32, 64, 128):
-                for longest in (*BUCKETS, LONGEST_LAUNCHED):
-                    for way, kernel, types in (("forward", attention_forward, forward_types), ("backward", attention_backward, backward_types)):
-                        tile = tile_of(backward=way == "backward", dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest)
-                        bucket = f"{longest}" if longest in BUCKETS else "long"
-                        launch = Launch(
-                            f"varlen_attention.{way}.{name}.{head_size}.{bucket}",
-                            kernel,
-                            types,
-                            _compiled_as(tile, head_size, longest),
-                            tile.num_warps,
-                            tile.num_stages,
-                            arch,
-                        )
-                        found.append(launch)
-    return tuple(found)
+        for name, dtype, head_sizes in (("bf16", torch.bfloat16, (32, 64, 128)), ("fp16", torch.float16, (64,)), ("fp32", torch.float32, (64,))):
+            for head_size in head_sizes:
+                for longest in (*BUCKETS, BUCKETS[-1] + 1):
+                    for backward_pass in (False, True):
+                        way = "backward" if backward_pass else "forward"
+                        tile = tile_of(backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest)
+                        constexprs = _compiled_as(tile, head_size, longest)
+                        label = f"varlen_attention.{way}.{name}.{head_size}.{longest if longest in BUCKETS else 'long'}"
+                        kernel = attention_backward if backward_pass else attention_forward
+                        launch = Launch(label, kernel, _types(f"*{name}", backward_pass), constexprs, tile.num_warps, tile.num_stages, arch)
+                        found.setdefault((arch, way, name, head_size, tile, constexprs["ONE_TILE"]), launch)
+    return tuple(found.values())
+
+
+def _types(rows: str, backward_pass: bool) -> dict[str, str]:
+    """The arguments' types in the compiler's words; `rows` is that of a pointer to queries."""
+    pointers = {"qkv": rows, "cu_seqlens": "*i32", "out": rows, "lse": "*fp32"}
+    integers = ("token_stride", "part_stride", "head_stride", "tokens")
+    if backward_pass:
+        pointers |= {"grad": rows, "d_qkv": rows, "d_q_sums": "*fp32"}
+        integers += ("grad_token_stride", "grad_head_stride")
+    return pointers | dict.fromkeys(integers, "i32")

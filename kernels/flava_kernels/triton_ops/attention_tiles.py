@@ -63,6 +63,11 @@ def bucket(max_seqlen: int) -> int:
     return sum(max_seqlen > longest for longest in BUCKETS)
 
 
+def longest_of_bucket(max_seqlen: int) -> float:
+    """Returns the longest sequence of a length's bucket; a kernel is compiled for all lengths of a bucket alike."""
+    return (*BUCKETS, float("inf"))[bucket(max_seqlen)]
+
+
 def tile_of(*, backward: bool, dtype: torch.dtype, arch: str, head_size: int, max_seqlen: int) -> Tile:
     """Picks a tile."""
     if dtype == torch.float32:

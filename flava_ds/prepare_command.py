@@ -29,6 +29,13 @@ def add_actions(command: argparse.ArgumentParser) -> None:
 
     action = add("index", index, "count and check the samples of every shard")
     action.add_argument("shards", metavar="SHARDS", help=SHARDS)
+    _add_check(add("check", check, "look shards over before a run: counts, captions, duplicates, bad samples, and whether this machine is fast enough"))
+    action = add("skiplist", skip_list, "list the images of an evaluation set, for SourceConfig.skip_list")
+    action.add_argument("places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists keys only")
+    action.add_argument("--out", type=Path, required=True, help="the list to write; lists are joined with cat")
+    action.add_argument("--split-file", type=Path, help="Karpathy's dataset_coco.json or dataset_flickr30k.json: only images of --splits")
+    action.add_argument("--splits", nargs="+", default=["test"], help="splits in that file (default: test)")
+    action.add_argument("--bits", type=int, default=10, help="bits of 64 in which the hash of a copy may differ (default: 10)")
     for corpus in CORPORA.values():
         _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
 
@@ -47,6 +54,18 @@ def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
     action.add_argument("--mib-per-shard", type=int, default=1024, help="most MiB in a shard (default: 1024)")
 
 
+def _add_check(action: argparse.ArgumentParser) -> None:
+    """Adds what `prepare check` asks for."""
+    action.add_argument("shards", metavar="SHARDS", help=SHARDS)
+    action.add_argument("--caption-key", help="field of the .json that holds the captions (default: the .txt)")
+    action.add_argument("--recipe", default="flava_base", help="recipe whose transforms, lengths and batch are assumed (default: flava_base)")
+    action.add_argument("--gpus", type=int, default=8, help="GPUs to feed (default: 8)")
+    action.add_argument("--images-per-second-per-gpu", type=float, default=1000.0, help="what one GPU takes (default: 1000, about an H100 and FLAVA-base)")
+    action.add_argument("--samples", type=int, default=10_000, help="samples to read, evenly spaced; 0 reads all (default: 10000)")
+    action.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    action.add_argument("--html", type=Path, metavar="FILE", help="also write a page with charts and sample images")
+
+
 def index(options: argparse.Namespace, _: list[str]) -> int:
     """Indexes shards."""
     from flava_ds.data.index import build_index
@@ -54,6 +73,45 @@ def index(options: argparse.Namespace, _: list[str]) -> int:
 
     require_shards("", options.shards)
     build_index(options.shards)
+    return 0
+
+
+def check(options: argparse.Namespace, _: list[str]) -> int:
+    """Looks shards over, prints what was found, and writes it as JSON and as a page if asked to."""
+    from flava_ds.launch import require_shards
+
+    for name in ("gpus", "images_per_second_per_gpu"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: use more than 0")
+    require_shards("", options.shards)
+    from flava_ds.prepare.check import Need, check_shards, describe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    need = Need(gpus=options.gpus, images_per_second_per_gpu=options.images_per_second_per_gpu)
+    found = check_shards(options.shards, need, recipe=options.recipe, caption_key=options.caption_key, most=options.samples)
+    print(describe(found))
+    if options.json:
+        from flava_ds.prepare.shard_writer import write_atomically
+
+        write_atomically(options.json, found.as_json())
+        print(options.json)
+    if options.html:
+        from flava_ds.prepare.check_page import write_page
+
+        print(write_page(found, options.html))
+    return 0
+
+
+def skip_list(options: argparse.Namespace, _: list[str]) -> int:
+    """Writes a skip list."""
+    if not (options.places or options.split_file):
+        raise UserError("prepare skiplist: give folders of IMAGES, or --split-file for a list of keys")
+    if not 0 <= options.bits <= 31:
+        raise UserError(f"--bits {options.bits}: use 0 to 31; pictures that have nothing in common differ in about 32")
+    from flava_ds.prepare.skip_list import write_skip_list
+
+    entries = write_skip_list(options.places, options.out, split_file=options.split_file, splits=options.splits, bits=options.bits)
+    print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
     return 0
 
 

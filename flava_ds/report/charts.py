@@ -1,12 +1,16 @@
-"""Line charts as SVG for inlining: no fixed colours, so that they follow the page into the dark, and no fixed size."""
+"""Line charts and histograms as SVG for inlining: no fixed colours, so that they follow the page into the dark, and no fixed size."""
 
 from __future__ import annotations
 
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 MOST_POINTS = 300
 """Of one line; longer series are averaged in equal pieces."""
@@ -47,19 +51,9 @@ def draw(description: str, lines: Sequence[Line], scale: Scale = Scale(), *, lev
 
     `level` is a dashed horizontal line, e.g. the loss of guessing; `description` becomes the accessible name.
     """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.size": 8, "axes.edgecolor": RULE, "text.color": INK}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.grid(axis="y", color=RULE, linewidth=0.6)
-        axes.tick_params(length=0, labelcolor=INK, pad=4)
+    with _chart(description) as (axes, result):
         if level is not None:
             axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
         for line in lines:
@@ -80,9 +74,50 @@ def draw(description: str, lines: Sequence[Line], scale: Scale = Scale(), *, lev
         axes.margins(x=0.01)
         if scale.from_zero:
             axes.set_ylim(bottom=0, top=scale.top)
+    return result[0]
+
+
+def draw_histogram(description: str, values: Sequence[float], *, bins: int = 24, most: float | None = None, level: float | None = None) -> str:
+    """Draws how many values fall into each of equally wide bins, and returns an <svg> element.
+
+    The last bin also holds what exceeds `most`; `level` is a dashed vertical line, e.g. a limit.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    top = max(values) if most is None else most
+    counts, edges = np.histogram(np.minimum(values, top), bins=bins, range=(min(min(values), top), top))
+    with _chart(description) as (axes, result):
+        axes.bar(edges[:-1], counts, width=np.diff(edges) * 0.9, align="edge", color=FIRST)
+        if level is not None:
+            axes.axvline(level, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(4))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.margins(x=0.01)
+    return result[0]
+
+
+@contextmanager
+def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
+    """Gives axes in the page's style to draw on, and the list that afterwards holds the finished <svg> element."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    result: list[str] = []
+    settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.size": 8, "axes.edgecolor": RULE, "text.color": INK}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelcolor=INK, pad=4)
+        yield axes, result
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return inline(stream.getvalue(), description)
+    result.append(inline(stream.getvalue(), description))
 
 
 def short(value: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from flava_ds.evaluation.run_log import RunLog, read_log
 from flava_ds.report import examples, tables
 from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.examples import Blank, Missing
+from flava_ds.report.template import markup, render, write_page
 
-FOLDER = Path(__file__).parent
 LOSSES = {
     "global_contrastive": "Global contrastive",
     "itm": "Image-text matching",
@@ -40,6 +39,9 @@ def write_report(run_path: Path) -> Path:
     config, log = configuration.load(run_path / "config.json"), read_log(run_path / "log.jsonl")
     evaluation = read_evaluation(run_path / "evaluation.json")
     page = render(
+        "page.html",
+        filters={"percent": tables.percent},
+        tests={"blank": lambda piece: isinstance(piece, Blank)},
         config=config,
         header=log.header,
         steps=log.steps[-1]["step"] + 1 if log.steps else 0,
@@ -53,24 +55,7 @@ def write_report(run_path: Path) -> Path:
         config_json=json.dumps(configuration.to_dict(config), indent=2),
         **collect_examples(run_path, evaluation),
     )
-    temporary = run_path / f".report.html.{os.getpid()}"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(run_path / "report.html")
-    return run_path / "report.html"
-
-
-def render(**values: Any) -> str:
-    """Fills the template; everything is escaped but the charts, which are drawn here, and the stylesheet."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.tests["blank"] = lambda piece: isinstance(piece, Blank)
-    environment.filters["percent"] = tables.percent
-    style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html").render(style=style, **values)
+    return write_page(run_path / "report.html", page)
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
@@ -103,7 +88,7 @@ def loss_charts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) 
                 "svg": draw(words, lines, level=level, mark=None if held_out is None else Mark(steps[-1], held_out)),
             }
         )
-    return [chart | {"svg": _markup(chart["svg"])} for chart in charts]
+    return [chart | {"svg": markup(chart["svg"])} for chart in charts]
 
 
 def guessing_loss(config: Config, name: str) -> float | None:
@@ -131,7 +116,7 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
         if values:
             lines = [Line(steps, values)] if name == "lr" else [Line(steps, values, faint=True), Line(steps, smooth(values))]
             svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, scale)
-            charts.append({"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": _markup(svg)})
+            charts.append({"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": markup(svg)})
     return charts
 
 
@@ -147,7 +132,7 @@ def norm_chart(log: RunLog) -> list[dict[str, Any]]:
             svg = draw(
                 f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], Scale(from_zero=True, top=1.08 * top or None)
             )
-            charts.append({"title": title, "last": values[-1], "svg": _markup(svg)})
+            charts.append({"title": title, "last": values[-1], "svg": markup(svg)})
     return charts
 
 
@@ -174,9 +159,3 @@ def collect_examples(run_path: Path, evaluation: dict[str, Any] | None) -> dict[
         except (Missing, UserError) as error:
             found["missing_parts"][name] = str(error)
     return found
-
-
-def _markup(svg: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(svg)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flava_ds.report.charts import MOST_POINTS, Line, Mark, Scale, draw, short, smooth, thin
+from flava_ds.report.charts import MOST_POINTS, Line, Mark, Scale, draw, draw_histogram, short, smooth, thin
 
 
 def test_a_chart_is_one_element_in_the_pages_colours():
@@ -57,3 +57,10 @@ def test_scales_differ_where_they_should():
 
 
 SCALES = {"log": Scale(logarithmic=True), "zero": Scale(from_zero=True), "top": Scale(from_zero=True, top=24_000)}
+
+
+def test_histogram_counts_every_value_and_names_itself():
+    svg = draw_histogram("Lengths", [1, 2, 2, 3, 50], bins=4, most=5, level=4)
+    assert 'aria-label="Lengths"' in svg and svg.startswith("<svg") and "#0" not in svg
+    bars = [part for part in svg.split("<path")[1:] if "clip-path" in part and "var(--series-1)" in part]
+    assert len(bars) == 4

@@ -1,0 +1,266 @@
+"""Look shards over before GPU hours are spent: what is in them, what is wrong with them, and whether this machine reads them fast enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data.decode import read_header
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import IMAGE_SUFFIXES, ShardIndex, counted, load_indexes
+from flava_ds.data.reader import BatchReader
+from flava_ds.data.shards import expand_shards
+from flava_ds.data.skip_list import differing_bits, perceptual_hash
+from flava_ds.data.sources import Sample, ShardSource
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import DataError
+from flava_ds.recipes import resolve
+
+log = logging.getLogger(__name__)
+
+NEAR_BITS = 3
+_BANDS = NEAR_BITS + 1
+_TIMED_S, _TIMED_BATCH = 5.0, 32
+_SHOWN = 24
+_MOST_LENGTH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a training run takes."""
+
+    gpus: int
+    images_per_second_per_gpu: float
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all GPUs together."""
+        return self.gpus * self.images_per_second_per_gpu
+
+
+@dataclass(kw_only=True)
+class Check:
+    """What was found. Counts of shards, samples and bytes are exact; all else is of the `read` samples, evenly spaced.
+
+    `token_lengths` and `aspect_ratios` are one number per sample read; `sizes` are (width, height); `shown` are numbers of samples for the page.
+    """
+
+    shards: int = 0
+    kind: str = ""
+    recipe: str = ""
+    need: Need
+    samples: int = 0
+    total_bytes: int = 0
+    samples_per_shard: list[int] = field(default_factory=list)
+    members: dict[str, int] = field(default_factory=dict)
+    damage: dict[str, int] = field(default_factory=dict)
+    read: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    bad_examples: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    token_lengths: list[int] = field(default_factory=list)
+    max_tokens: int = 0
+    same_bytes: list[list[str]] = field(default_factory=list)
+    look_alike: list[list[str]] = field(default_factory=list)
+    cores: int = 0
+    samples_per_core_second: float = 0.0
+    global_batch_size: int = 0
+    loader_processes: int = 0
+    shown: list[int] = field(default_factory=list)
+    verdicts: list[tuple[bool, str]] = field(default_factory=list)
+    source: ShardSource | None = None
+
+    @property
+    def samples_per_second(self) -> float:
+        """Predicted of this machine, with every core at work."""
+        return self.samples_per_core_second * self.cores
+
+    @property
+    def aspect_ratios(self) -> list[float]:
+        """Widths over heights."""
+        return [width / height for width, height in self.sizes]
+
+    def as_json(self) -> bytes:
+        """Writes all but the source."""
+        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in ("source", "need")}
+        plain |= {"need": dataclasses.asdict(self.need), "samples_per_second": self.samples_per_second}
+        return json.dumps(plain, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption_key: str | None = None, most: int = 10_000) -> Check:
+    """Indexes all shards, reads up to `most` samples (0: all), and times the recipe's own reading, decoding, augmenting and masking.
+
+    Raises: DataError when there is no usable sample; ConfigError on an unknown recipe.
+    """
+    found = Check(need=need, recipe=recipe)
+    paths = expand_shards(shards)
+    _count(found, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
+    found.kind = _kind(found.members, caption_key)
+    config, source = _as_trained(recipe, found.kind, shards, caption_key)
+    found.max_tokens, found.global_batch_size = source.max_tokens, config.global_batch_size(source)
+    found.source = ShardSource(config, source)
+    _read_samples(found, most)
+    _time(found, config)
+    found.loader_processes = need.gpus * max(1, config.data.num_workers)
+    found.verdicts = _judge(found)
+    return found
+
+
+def _count(found: Check, indexes: Sequence[ShardIndex], size: int) -> None:
+    """Adds up the indexes."""
+    members, damage = Counter(), Counter()
+    for index in indexes:
+        members.update({index.suffixes[number]: int(n) for number, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
+        damage.update(index.faults)
+    found.shards, found.samples_per_shard, found.total_bytes = len(indexes), [len(index) for index in indexes], size
+    found.samples, found.members, found.damage = sum(found.samples_per_shard), dict(members), dict(damage)
+
+
+def _kind(members: dict[str, int], caption_key: str | None) -> str:
+    """Tells pairs from images and texts by their members."""
+    has_image = any(members.get(suffix) for suffix in IMAGE_SUFFIXES)
+    return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
+
+
+def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> tuple[Config, SourceConfig]:
+    """Returns the recipe with these shards in place of its source of that kind; bad samples do not stop the check, codes are left out."""
+    config = resolve(recipe, [])
+    like = next((source for source in config.data.sources if source.kind == kind), SourceConfig(name=kind, kind=kind, shards=shards))
+    changes = {"name": "checked", "shards": shards, "caption_key": caption_key, "image_codes_key": None, "max_skipped_share": 1.0, "skip_list": None}
+    source = dataclasses.replace(like, **changes)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(source,))), source
+
+
+def _read_samples(found: Check, most: int) -> None:
+    """Reads and decodes evenly spaced samples."""
+    source, tokenizer = found.source, WordPieceTokenizer(found.source.config.data.vocabulary)
+    count = min(most or len(source), len(source))
+    numbers = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)).tolist()
+    bad, formats, digests, hashes = Counter(), Counter(), {}, {}
+    usable, last = [], time.monotonic()
+    for number in numbers:
+        try:
+            fields = source.read(number)
+            sample = source.decode(fields, number, 0, draw=0.0)
+        except SampleFault as fault:
+            bad[fault.reason] += 1
+            found.bad_examples += [f"{source.where(number)}: {fault}"] if bad[fault.reason] <= 3 else []
+            continue
+        usable.append(number)
+        _look_at(found, fields, sample, formats)
+        digests.setdefault(hashlib.sha256(fields.get("image", fields.get("caption", b""))).digest(), []).append(sample.key)
+        if sample.image is not None:
+            hashes[sample.key] = perceptual_hash(sample.image)
+        found.token_lengths += [len(ids) for ids in tokenizer.encode_batch(sample.captions, _MOST_LENGTH)]
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            log.info("read %d of %d samples", len(usable), len(numbers))
+    if not usable:
+        raise DataError(f"none of {len(numbers)} samples in '{source.source.shards}' is usable: {counted(bad)}; e.g. {found.bad_examples[0]}")
+    found.read, found.bad, found.formats = len(numbers), dict(bad), dict(formats)
+    found.same_bytes = [keys for keys in digests.values() if len(keys) > 1]
+    found.look_alike = near_duplicates(hashes, {key for keys in found.same_bytes for key in keys[1:]})
+    found.shown = [usable[place] for place in np.unique(np.linspace(0, len(usable) - 1, _SHOWN).astype(np.int64))]
+
+
+def _look_at(found: Check, fields: dict[str, bytes], sample: Sample, formats: Counter[str]) -> None:
+    """Notes a sample's format and size."""
+    if sample.image is not None:
+        formats[read_header(fields["image"]).format] += 1
+        found.sizes.append((sample.image.shape[2], sample.image.shape[1]))
+
+
+def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> list[list[str]]:
+    """Groups keys whose hashes differ in at most NEAR_BITS bits from the group's first.
+
+    Such hashes agree in at least one of NEAR_BITS + 1 bands of 16 bits, so only those are compared.
+    """
+    keys = [key for key in hashes if key not in without]
+    values = np.array([hashes[key] for key in keys], dtype=np.uint64)
+    width = 64 // _BANDS
+    buckets: list[dict[int, list[int]]] = [{} for _ in range(_BANDS)]
+    groups: dict[int, list[str]] = {}
+    for number, value in enumerate(values.tolist()):
+        bands = [value >> (width * band) & (2**width - 1) for band in range(_BANDS)]
+        rows = np.unique([row for bucket, band in zip(buckets, bands, strict=True) for row in bucket.get(band, ())]).astype(np.int64)
+        close = rows[differing_bits(values[rows], value) <= NEAR_BITS] if len(rows) else rows
+        if len(close):
+            groups.setdefault(int(close[0]), [keys[close[0]]]).append(keys[number])
+        else:
+            for bucket, band in zip(buckets, bands, strict=True):
+                bucket.setdefault(band, []).append(number)
+    return list(groups.values())
+
+
+def _time(found: Check, config: Config) -> None:
+    """Measures one core on whole batches, as a loader process makes them, for some seconds of processor time; the first batch warms up."""
+    reader, position, done, used = BatchReader(config, found.source), 0, 0, 0.0
+    size = min(_TIMED_BATCH, found.global_batch_size)
+    reader.batch(np.arange(size))
+    while used < _TIMED_S and done < max(2 * len(found.source), 4 * size):
+        position += size
+        start = time.process_time()
+        reader.batch(np.arange(position, position + size))
+        used += time.process_time() - start
+        done += size
+    found.cores, found.samples_per_core_second = len(os.sched_getaffinity(0)), done / max(used, 1e-9)
+
+
+def _judge(found: Check) -> list[tuple[bool, str]]:
+    """Says what stands in the way of a run."""
+    need, rate = found.need.samples_per_second, found.samples_per_core_second
+    lost = sum(found.bad.values()) / found.read
+    cut = sum(length > found.max_tokens for length in found.token_lengths) / max(1, len(found.token_lengths))
+    copies = sum(len(keys) - 1 for keys in found.same_bytes + found.look_alike) / found.read
+    epoch_steps = found.samples / found.global_batch_size
+    return [
+        (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
+        (not found.damage, f"damage in the shards: {counted(found.damage)}"),
+        (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another"),
+        (cut <= 0.1, f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be cut"),
+        (
+            found.samples_per_second >= need,
+            f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x {rate:,.0f}); {found.need.gpus} GPUs take "
+            f"{need:,.0f}, the work of {math.ceil(need / rate)} cores",
+        ),
+        (epoch_steps >= 1, f"one epoch is {epoch_steps:,.1f} steps at a global batch of {found.global_batch_size:,}"),
+        (
+            found.shards >= found.loader_processes,
+            f"{found.shards} shards for {found.loader_processes} loader processes ({found.need.gpus} ranks x {found.loader_processes // found.need.gpus}); "
+            "fewer are read correctly here, but several processes then read one file, and loaders that hand out whole shards would stop",
+        ),
+    ]
+
+
+def describe(found: Check) -> str:
+    """Writes the check for a terminal."""
+    per_shard = sorted(found.samples_per_shard)
+    lines = [
+        f"{found.samples:,} {found.kind} samples in {found.shards} shards, {found.total_bytes / 2**30:,.2f} GiB; "
+        f"{per_shard[0]:,} to {per_shard[-1]:,} samples per shard, median {per_shard[len(per_shard) // 2]:,}",
+        f"members: {counted(found.members)}",
+        f"read {found.read:,} samples; formats: {counted(found.formats)}",
+    ]
+    for name, values in (("caption tokens", found.token_lengths), ("width / height", found.aspect_ratios), ("shorter side, px", [min(s) for s in found.sizes])):
+        if values:
+            lines.append(f"{name}: " + ", ".join(f"{label} {value:.4g}" for label, value in quantiles(values)))
+    lines += [f"  {'ok  ' if good else 'LOOK'}  {text}" for good, text in found.verdicts]
+    return "\n".join([*lines, *(f"        {example}" for example in found.bad_examples)])
+
+
+def quantiles(values: Sequence[float]) -> list[tuple[str, float]]:
+    """Returns the ends, the median and two quantiles in between."""
+    shares = (("least", 0.0), ("5 %", 0.05), ("median", 0.5), ("95 %", 0.95), ("most", 1.0))
+    return [(label, float(np.quantile(values, share))) for label, share in shares]

@@ -1,0 +1,81 @@
+"""Make a skip list from the images of an evaluation set, so that a run never trains on them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flava_ds.data.decode import decode_image
+from flava_ds.data.faults import SampleFault
+from flava_ds.data.index import IMAGE_SUFFIXES, load_index
+from flava_ds.data.shards import expand_shards
+from flava_ds.data.skip_list import load_skip_list, perceptual_hash
+from flava_ds.errors import DataError
+from flava_ds.prepare.annotations import clean, load_json
+from flava_ds.prepare.coco import key_of
+from flava_ds.prepare.shard_writer import write_atomically
+
+log = logging.getLogger(__name__)
+
+BITS = 10
+"""Bits of 64 in which a copy of a picture may differ; docs/data.md has the measurement behind it."""
+
+
+def write_skip_list(places: Sequence[str], out: Path, *, split_file: Path | None = None, splits: Sequence[str] = ("test",), bits: int = BITS) -> int:
+    """Writes the SHA-256 and the perceptual hash of every image in folders or shards, and returns the number of entries.
+
+    With `split_file` (Karpathy's dataset_coco.json or dataset_flickr30k.json) only images of `splits` count, and those of COCO are listed by the
+    key that `flava-ds prepare coco` gives them, too.
+
+    Raises: DataError when a place holds no image, or when images of the splits are missing from all of them.
+    """
+    wanted = _split_images(split_file, splits) if split_file is not None else None
+    lines = [f"# images: {', '.join(places) or 'by key only'}; {f'{split_file}: ' + '+'.join(splits) if split_file else 'all'}"]
+    lines += [f"key {key}  # {clean(name)}" for name, key in (wanted or {}).items() if key is not None]
+    found: set[str] = set()
+    for place in places:
+        for name, data in _images(place):
+            if wanted is not None and name not in wanted:
+                continue
+            found.add(name)
+            lines.append(f"sha256 {hashlib.sha256(data).hexdigest()}  # {clean(name)}")
+            try:
+                lines.append(f"phash {perceptual_hash(decode_image(data)):016x} {bits}  # {clean(name)}")
+            except SampleFault as fault:
+                log.warning("'%s' is listed by its bytes alone: %s", name, fault)
+    if wanted is not None and places and (missing := wanted.keys() - found):
+        raise DataError(f"{len(missing)} of {len(wanted)} images of {'+'.join(splits)} are not in {', '.join(places)}, {min(missing)} among them")
+    write_atomically(out, ("\n".join(lines) + "\n").encode())
+    return len(load_skip_list(out))
+
+
+def _split_images(path: Path, splits: Sequence[str]) -> dict[str, str | None]:
+    """Returns the file names of Karpathy's splits, each with its key if it is one of COCO. Raises: DataError when there are none."""
+    images = load_json(path, "images")["images"]
+    found = {image["filename"]: key_of(image["cocoid"]) if "cocoid" in image else None for image in images if image["split"] in splits}
+    if not found:
+        raise DataError(f"'{path}' has no image of {'+'.join(splits)}; its splits are {', '.join(sorted({image['split'] for image in images}))}")
+    return found
+
+
+def _images(place: str) -> Iterator[tuple[str, bytes]]:
+    """Yields names and bytes of the image files in a folder and those below it, or of the images in shards."""
+    folder = Path(place).expanduser()
+    if folder.is_dir() and not any(folder.glob("*.tar")):
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"folder '{folder}' holds no {', '.join(IMAGE_SUFFIXES)} file")
+        for file in files:
+            yield file.name, file.read_bytes()
+        return
+    for shard in expand_shards(place):
+        index = load_index(shard)
+        offsets, sizes = index.column(IMAGE_SUFFIXES)
+        ends = [0, *index.key_ends.tolist()]
+        with shard.open("rb") as stream:
+            for sample, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+                if offset >= 0:
+                    stream.seek(offset)
+                    yield index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"), stream.read(size)

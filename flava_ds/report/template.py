@@ -1,0 +1,38 @@
+"""Fills the templates of this folder and writes pages that need nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def render(template: str, *, filters: Mapping[str, Callable] | None = None, tests: Mapping[str, Callable] | None = None, **values: Any) -> str:
+    """Fills a template, which may use `filters` and `tests`; everything is escaped but the stylesheet and what went through `markup`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= filters or {}
+    environment.tests |= tests or {}
+    style = markup((FOLDER / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, **values)
+
+
+def markup(text: str) -> Any:
+    """Marks text of our own making, such as a chart, as safe to insert."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Writes a page under a temporary name, renames it and returns its path."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path

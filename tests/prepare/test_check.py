@@ -1,0 +1,95 @@
+"""`prepare check` on shards whose faults, copies and lengths are known."""
+
+import json
+
+import numpy as np
+import pytest
+from data.shard_files import encode, write_tar
+from data.test_skip_list import scene
+
+from flava_ds.data import faults
+from flava_ds.errors import DataError
+from flava_ds.prepare import check
+from flava_ds.prepare.check import NEAR_BITS, Need, check_shards, describe, near_duplicates
+
+SCENES = 40
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two shards: 40 pictures, a copy of number 0, number 1 encoded anew, a cut file, a web page, and a caption of blanks."""
+    folder = tmp_path_factory.mktemp("shards")
+    pictures = [encode(np.asarray(scene(number, 60 + number, 40)), "jpeg", quality=95) for number in range(SCENES)]
+    extra = [pictures[0], encode(np.asarray(scene(1, 61, 40)), "jpeg", quality=85), pictures[2][:300], b"<html>", pictures[3]]
+    captions = ["a dog"] * SCENES + ["a dog", "a dog", "a dog", "a dog", " "]
+    captions[5] = "dog " * 200
+    samples = [(f"{number:04d}", data, text) for number, (data, text) in enumerate(zip(pictures + extra, captions, strict=True))]
+    for shard, part in enumerate((samples[:30], samples[30:])):
+        write_tar(folder / f"{shard:05d}.tar", [member for key, data, text in part for member in ((f"{key}.jpg", data), (f"{key}.txt", text.encode()))])
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def found(shards):
+    """The check for one slow GPU, timed briefly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "_TIMED_S", 0.2)
+        return check_shards(shards, Need(gpus=1, images_per_second_per_gpu=0.5))
+
+
+def test_counts_are_exact(found):
+    assert (found.kind, found.shards, found.samples, found.samples_per_shard) == ("pair", 2, 45, [30, 15])
+    assert found.members == {"jpg": 45, "txt": 45} and found.read == 45 and found.formats == {"JPEG": 42}
+    assert found.bad == {faults.UNDECODABLE: 2, faults.EMPTY_CAPTION: 1} and len(found.bad_examples) == 3 and "'0042' in " in found.bad_examples[0]
+
+
+def test_lengths_are_those_of_the_tokenizer_and_the_pictures(found):
+    assert sorted(found.token_lengths) == [4] * 41 + [202] and found.max_tokens == 77
+    assert sorted(found.sizes)[:3] == [(60, 40), (60, 40), (61, 40)] and max(found.aspect_ratios) == 99 / 40
+
+
+def test_copies_are_told_from_pictures_that_look_alike(found):
+    assert found.same_bytes == [["0000", "0040"]] and found.look_alike == [["0001", "0041"]]
+
+
+def test_speed_is_compared_with_the_need(found, shards):
+    assert found.samples_per_second == found.samples_per_core_second * found.cores > 0.5
+    verdicts = dict((text.split(" ")[0], good) for good, text in found.verdicts)
+    assert verdicts["this"] and not verdicts["6.67%"] and not verdicts["4.44%"]
+    found.need = Need(gpus=64, images_per_second_per_gpu=1e6)
+    hungry = {text.split(" ")[0]: (good, text) for good, text in check._judge(found)}
+    assert not hungry["this"][0] and "64 GPUs take 64,000,000, the work of " in hungry["this"][1]
+    found.need = Need(gpus=1, images_per_second_per_gpu=0.5)
+
+
+def test_text_and_json_say_the_same(found):
+    text, saved = describe(found), json.loads(found.as_json())
+    assert "45 pair samples in 2 shards" in text and "LOOK  6.67% of the samples read are unusable (undecodable 2, empty caption 1)" in text
+    assert saved["samples"] == 45 and saved["bad"] == found.bad and saved["need"]["gpus"] == 1 and saved["samples_per_second"] == found.samples_per_second
+
+
+def test_only_some_are_read(shards, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_S", 1e-9)
+    assert check_shards(shards, Need(gpus=1, images_per_second_per_gpu=1), most=5).read == 5
+
+
+def test_shards_without_a_usable_sample_are_refused(tmp_path):
+    write_tar(tmp_path / "0.tar", [("a.jpg", b"<html>"), ("a.txt", b"a dog")])
+    with pytest.raises(DataError, match="none of 1 samples in .* is usable: undecodable 1; e.g. 'a' in "):
+        check_shards(str(tmp_path), Need(gpus=1, images_per_second_per_gpu=1))
+
+
+def test_near_duplicates_agree_with_comparing_all_pairs():
+    random = np.random.default_rng(0)
+    hashes = {}
+    for number in range(60):
+        value = int(random.integers(0, 2**63))
+        for copy in range(3):
+            flipped = random.choice(64, size=int(random.integers(0, 6)), replace=False) if copy else []
+            hashes[f"{number}.{copy}"] = value ^ sum(1 << int(bit) for bit in flipped)
+    expected: dict[str, list[str]] = {}
+    for key, value in hashes.items():
+        first = next((other for other in expected if bin(hashes[other] ^ value).count("1") <= NEAR_BITS), key)
+        expected.setdefault(first, []).append(key)
+    assert near_duplicates(hashes) == [keys for keys in expected.values() if len(keys) > 1]
+    assert near_duplicates(hashes, {"0.0"}) != near_duplicates(hashes)

@@ -33,10 +33,19 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
             show_progress(process, run_path / "log.jsonl", total_steps)
         finally:
             if process.poll() is None:
-                process.terminate()
-                process.wait(60)
+                stop(process)
     if process.returncode:
         raise UserError(f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})")
+
+
+def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
+    """Asks a process to end, and kills it when it does not."""
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:

@@ -29,7 +29,7 @@ class RunLog:
 def read_log(path: Path) -> RunLog:
     """Reads a log; a missing file gives an empty one, and a last line cut off by a crash is passed over.
 
-    A resumed run writes its header again and may repeat steps: the last line of a step counts.
+    A resumed run may repeat steps: the last line of a step counts.
     """
     header: dict[str, Any] = {}
     steps: dict[int, dict[str, Any]] = {}

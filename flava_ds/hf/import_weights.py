@@ -5,6 +5,7 @@ Everything is local; nothing here opens a connection, and nothing needs transfor
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -162,7 +163,8 @@ def read_file(path: Path, nested: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which DINO's full checkpoint keeps its arguments in
+            state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file or state dict ({str(error).splitlines()[0][:120]})") from error
     if nested and isinstance(state, dict) and nested in state:

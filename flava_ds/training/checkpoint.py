@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +56,17 @@ def save(engine: Engine, config: Config, step: int, data_state: dict[str, Any]) 
     """
     world, final = engine.world, config.run_path / files.FOLDER / files.name_of(step)
     temporary = final.with_name(final.name + f".tmp-{world.size}ranks")
-    if world.is_main:
-        files.remove_leftovers(config.run_path)
-        temporary.mkdir(parents=True)
-    barrier(world)
-    engine.deepspeed.save_checkpoint(str(temporary), tag=SHARDS, client_state={}, save_latest=False)
-    _save_generators(temporary / _generators_name(world.rank), world)
-    _save_weights(engine, temporary / files.WEIGHTS)
-    error = None
-    if world.is_main:
-        for script in temporary.glob("*.py"):  # DeepSpeed's conversion scripts, which unpickle anything
-            script.unlink()
-        configuration.save(config, temporary / "config.json")
-        state = {"step": step, "world_size": world.size, "zero": engine.layout(), "skipped": int(engine.skipped), "data": data_state}
-        files.write_text(temporary / "state.json", json.dumps(state, indent=1) + "\n")
-        missing = [rank for rank in range(world.size) if not (temporary / _generators_name(rank)).is_file()]
-        if missing:
-            error = CheckpointError(f"{temporary}: rank 0 does not see what rank {missing[0]} wrote; logging.run_directory must be on a shared file system")
-    raise_together(world, error)
+    with _raising_together(world, temporary):
+        if world.is_main:
+            files.remove_leftovers(config.run_path)
+            temporary.mkdir(parents=True)
+    with _raising_together(world, temporary):
+        engine.deepspeed.save_checkpoint(str(temporary), tag=SHARDS, client_state={}, save_latest=False)
+        _save_generators(temporary / _generators_name(world.rank), world)
+        _save_weights(engine, temporary / files.WEIGHTS)
+    with _raising_together(world, temporary):
+        if world.is_main:
+            _finish_folder(engine, config, temporary, step, data_state)
     mine = files.files_of(temporary)[world.rank :: world.size]
     described = {file: entry for part in gather_objects(world, files.describe(temporary, mine)) for file, entry in sorted(part.items())}
     if world.is_main:
@@ -80,6 +75,37 @@ def save(engine: Engine, config: Config, step: int, data_state: dict[str, Any]) 
         log.info("saved %s", final)
     barrier(world)
     return final
+
+
+def _finish_folder(engine: Engine, config: Config, folder: Path, step: int, data_state: dict[str, Any]) -> None:
+    """Adds configuration and state, once all ranks have written.
+
+    Raises: CheckpointError when a rank's file is not there.
+    """
+    for script in folder.glob("*.py"):  # DeepSpeed's conversion scripts, which unpickle anything
+        script.unlink()
+    configuration.save(config, folder / "config.json")
+    size = engine.world.size
+    state = {"step": step, "world_size": size, "zero": engine.layout(), "skipped": int(engine.skipped), "data": data_state}
+    files.write_text(folder / "state.json", json.dumps(state, indent=1) + "\n")
+    missing = [rank for rank in range(size) if not (folder / _generators_name(rank)).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: rank 0 does not see what rank {missing[0]} wrote; logging.run_directory must be on a shared file system")
+
+
+@contextmanager
+def _raising_together(world: World, folder: Path) -> Iterator[None]:
+    """Turns what one rank cannot write into one error of all ranks. torch reports a full disk as RuntimeError."""
+    error = None
+    try:
+        yield
+    except CheckpointError as problem:
+        error = problem
+    except (OSError, RuntimeError) as problem:
+        error = CheckpointError(
+            f"{folder} cannot be written ({str(problem).splitlines()[0][:200]}); make room or mend the disk, then start the same command again"
+        )
+    raise_together(world, error)
 
 
 def resume(engine: Engine, config: Config) -> tuple[int, dict[str, Any]] | None:

@@ -83,7 +83,7 @@ class Trainer:
         flops = sum(self.flops(self.config, batch) for batch in micro_batches)
         batches = [self._to_device(batch) for batch in micro_batches]
         gradients = self._contrastive_gradients(batches, counts)
-        self._measure_objective_gradients(step, batches[0], denominators, gradients[0])
+        self._measure_objective_gradients(step, batches, denominators, gradients)
 
         self.engine.begin(kind, lr)
         sums = [self.engine.forward_backward(batch, denominators, part).sums for batch, part in zip(batches, gradients, strict=True)]
@@ -136,8 +136,8 @@ class Trainer:
             return [None] * len(batches)
         return step_gradients([self.engine.features(batch) for batch in batches])
 
-    def _measure_objective_gradients(self, step: int, batch: Batch, denominators: dict[str, Tensor], gradients: FeatureGradients | None) -> None:
-        """Measures each objective's gradient norm on the encoders, from this rank's first micro-batch; the update is not touched.
+    def _measure_objective_gradients(self, step: int, batches: list[Batch], denominators: dict[str, Tensor], parts: list[FeatureGradients | None]) -> None:
+        """Measures each objective's gradient norm on the encoders, from this rank's micro-batches; the update is not touched.
 
         The other objectives are divided by infinity, so that one backward pass per objective suffices and no head is taken apart.
         """
@@ -153,8 +153,8 @@ class Trainer:
         for objective in denominators:
             only = {name: value if name == objective else torch.full_like(value, torch.inf) for name, value in denominators.items()}
             with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
-                loss = self.engine.module(batch, only, gradients).loss
-            gradients = [g for g in torch.autograd.grad(loss, trunk, allow_unused=True) if g is not None]
+                losses = [self.engine.module(batch, only, part).loss for batch, part in zip(batches, parts, strict=True)]
+            gradients = [g for g in torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if g is not None]
             norms[objective] = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().sqrt()
         self.metrics.add_gradient_norms(norms)
 

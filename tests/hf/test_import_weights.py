@@ -1,5 +1,6 @@
 """Folders as transformers, the Hub, DINO and timm leave them; and folders that are broken."""
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -218,7 +219,7 @@ def test_a_plain_vit_gives_the_same_hidden_states(vit, layout, tmp_path, caplog)
         torch.save({name: tensor for name, tensor in state.items() if not name.startswith("head.")}, file)
     else:
         teacher = {f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")}
-        torch.save({"student": {}, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(1)}, "epoch": 3}, file)
+        torch.save({"student": {}, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(1)}, "epoch": 3, "args": argparse.Namespace(arch="vit_base")}, file)
     with caplog.at_level(logging.WARNING):
         weights = import_vit(file, vit_config(1e-6))
     assert "layer_norm_eps" not in caplog.text

@@ -152,6 +152,30 @@ def test_unusable_checkpoints_are_refused_in_one_line_on_every_rank(run_ranks, t
     assert not (tmp_path / "ran").exists()
 
 
+def fill_the_disk_of_one_rank(folder: str) -> tuple[str, bool, bool]:
+    """On every rank: what a save says when rank 1 cannot write, whether it left a checkpoint, and whether the next save works."""
+    world, config = start(60), config_in(folder, "zero1")
+    checkpoint.prepare(config, world)
+    engine, write = engine_of(config, world), checkpoint._save_generators
+    run_steps(engine, config, world, KINDS[:1])
+
+    def no_space(path: Path, world: World) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    checkpoint._save_generators = no_space if world.rank == 1 else write
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.save(engine, config, 1, {})
+    left = checkpoint_files.latest(config.run_path) is not None
+    checkpoint._save_generators = write
+    return str(refused.value), left, checkpoint.save(engine, config, 1, {}).is_dir()
+
+
+@pytest.mark.distributed
+def test_a_full_disk_on_one_rank_is_one_error_on_all(run_ranks, tmp_path):
+    for said, left, saved_later in run_ranks(fill_the_disk_of_one_rank, 2, str(tmp_path)):
+        assert "cannot be written" in said and "No space left on device" in said and not left and saved_later
+
+
 def test_initial_weights_replace_what_they_name(tmp_path):
     module, other = Toy(0), Toy(1)
     save_file({"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)}, tmp_path / "some.safetensors")

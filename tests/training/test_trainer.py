@@ -108,7 +108,7 @@ def measured_against_autograd() -> tuple[dict, dict]:
     denominators = {"mmm_text": torch.tensor(2.0), "itm": torch.tensor(4.0)}
     found: dict = {}
     trainer.metrics.add_gradient_norms = found.update
-    trainer._measure_objective_gradients(0, batch, denominators, None)
+    trainer._measure_objective_gradients(0, [batch], denominators, [None])
     module, expected = trainer.engine.module, {}
     trunk = [p for name, p in module.named_parameters() if "_encoder." in name]
     for name in denominators:

@@ -40,7 +40,7 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
             training=dataclasses.replace(recipe.training, gradient_accumulation_steps=run.accumulation),
             engine=EngineConfig(deepspeed_config=run.deepspeed_config),
             checkpoint=CheckpointConfig(every_steps=0),
-            logging=dataclasses.replace(recipe.logging, tensorboard=False),
+            logging=dataclasses.replace(recipe.logging, tensorboard=False, objective_gradient_norms_every=0 if "3" in run.deepspeed_config else 1),
         )
         statuses.append(build(config).fit())
     return statuses
@@ -48,8 +48,13 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
 
 def logged(folder: Path, name: str) -> list[dict]:
     """What a run logged of every step, without what depends on time."""
-    lines = [json.loads(line) for line in (folder / "runs" / name / "log.jsonl").read_text().splitlines()][1:]
-    return [{key: value for key, value in line.items() if key in ("step", "source", "lr") or key.startswith(("loss/", "accuracy/"))} for line in lines]
+    kept = ("loss/", "accuracy/")
+    return [{key: value for key, value in line.items() if key in ("step", "source", "lr") or key.startswith(kept)} for line in json_lines(folder, name)]
+
+
+def json_lines(folder: Path, name: str) -> list[dict]:
+    """Everything that a run logged of every step."""
+    return [json.loads(line) for line in (folder / "runs" / name / "log.jsonl").read_text().splitlines()][1:]
 
 
 @pytest.mark.distributed
@@ -68,6 +73,8 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     expected = logged(tmp_path, "1_0")
     assert len(expected) == 20 and {line["source"] for line in expected} == {"pair", "image", "text"}
     assert {key for line in expected for key in line if key.startswith("loss/")} == LOSSES
+    norms = {key for line in json_lines(tmp_path, "1_0") for key in line if key.startswith("gradient_norm/")}
+    assert norms == {name.replace("loss/", "gradient_norm/") for name in LOSSES}
     for run in planned[1] + planned[2]:
         for ours, theirs in zip(logged(tmp_path, run.name), expected, strict=True):
             assert ours.keys() == theirs.keys() and ours["source"] == theirs["source"], run.name

@@ -63,12 +63,12 @@ FUSING = (
 
 ATTENTION = (
     bug("tail not masked", 'scores = tl.where((key < length)[None, :], scores, float("-inf"))', "scores = scores", "varlen_attention", "to-32"),
-    bug("tail skipped", "if whole < length:", "if whole > length:", "varlen_attention", "to-128"),
-    bug("whole tiles skipped", "for first in range(0, whole, KEYS):", "for first in range(KEYS, whole, KEYS):", "varlen_attention", "to-128"),
-    bug("scale missing in whole tiles", "SCALE * LOG2_E, False", "LOG2_E, False", "varlen_attention", "to-128"),
+    bug("tail skipped", "if whole < length:", "if whole > length:", "varlen_attention", "head-64"),
+    bug("whole tiles skipped", "for first in range(0, whole, KEYS):", "for first in range(KEYS, whole, KEYS):", "varlen_attention", "head-64"),
+    bug("scale missing in whole tiles", "SCALE * LOG2_E, False", "LOG2_E, False", "varlen_attention", "head-64"),
     bug("scale missing in the only tile", "HEAD_SIZE, SCALE * LOG2_E, True)", "HEAD_SIZE, LOG2_E, True)", "varlen_attention", "to-16"),
-    bug("sum not rescaled", "total * shrink + tl.sum(p, 1)", "total + tl.sum(p, 1)", "varlen_attention", "to-128"),
-    bug("values not rescaled", "weighted * shrink[:, None]", "weighted", "varlen_attention", "to-128"),
+    bug("sum not rescaled", "total * shrink + tl.sum(p, 1)", "total + tl.sum(p, 1)", "varlen_attention", "head-64"),
+    bug("values not rescaled", "weighted * shrink[:, None]", "weighted", "varlen_attention", "head-64"),
     bug("sign of the log-sum-exp", "highest + tl.math.log2(total)", "highest - tl.math.log2(total)", "varlen_attention", "to-16"),
     bug("delta missing", "p * (d_p - delta[None, :])", "p * d_p", "varlen_attention", "to-16"),
     bug("sign of delta", "p * (d_p - delta[None, :])", "p * (d_p + delta[None, :])", "varlen_attention", "to-16"),
@@ -77,12 +77,12 @@ ATTENTION = (
         "p = tl.where(real_key, tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :]), 0.0)",
         "p = tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :])",
         "varlen_attention",
-        "huge-logits",
+        "alone-huge-logits",
     ),  # fmt: skip
     bug("dk not scaled", "(d_k * SCALE)", "(d_k)", "varlen_attention", "to-16"),
     bug("dv from the queries", "tl.dot(p.to(d_o.dtype), d_o, d_v", "tl.dot(p.to(d_o.dtype), q, d_v", "varlen_attention", "to-16"),
-    bug("dq: earlier keys forgotten", "if first_key > 0:", "if first_key < 0:", "varlen_attention", "to-128"),
-    bug("last queries skipped", "range(0, length, QUERIES)", "range(0, length - QUERIES, QUERIES)", "varlen_attention", "to-128"),
+    bug("dq: earlier keys forgotten", "if first_key > 0:", "if first_key < 0:", "varlen_attention", "head-64"),
+    bug("last queries skipped", "range(0, length, QUERIES)", "range(0, length - QUERIES, QUERIES)", "varlen_attention", "head-64"),
     bug(
         "dq of the last tile in bf16", "d_q = tl.dot(tl.trans(d_scores), k", "d_q = tl.dot(tl.trans(d_scores), v", "varlen_attention", "to-32", dtype="bfloat16"
     ),
@@ -101,7 +101,7 @@ LAYER_NORM = (
     bug("outside columns not masked", "x = tl.where(inside, x - center[:, None], 0.0)", "x = x - center[:, None]", NORM, "5x770"),
     bug("epsilon missing", "tl.sqrt(tl.sum(x * x, 1) / COLUMNS + eps)", "tl.sqrt(tl.sum(x * x, 1) / COLUMNS)", NORM, "constant rows"),
     bug("sign of the bias", "weight[None, :] + bias[None, :]", "weight[None, :] - bias[None, :]", NORM, "37x64"),
-    bug("mean over the block", "mean = tl.sum(x, 1) / COLUMNS", "mean = tl.sum(x, 1) / BLOCK_COLUMNS", NORM, "large mean"),
+    bug("variance over the block", "tl.sum(x * x, 1) / COLUMNS + eps", "tl.sum(x * x, 1) / BLOCK_COLUMNS + eps", NORM, "5x770"),
     bug("gradient along the row", "- normed * along[:, None]", "+ normed * along[:, None]", NORM, "37x64"),
     bug("gradient's mean missing", "(weighted - (tl.sum(weighted, 1) / COLUMNS)[:, None]", "(weighted", NORM, "37x64"),
     bug("residual gradient missing", "d_total += tl.load(GRAD_TOTAL", "d_total += 0.0 * tl.load(GRAD_TOTAL", NORM, "37x64"),

@@ -16,7 +16,7 @@ HUGE_LOGITS = {torch.float32: Limits(1e-5, 2e-3), torch.float16: Limits(5e-4, 5e
 
 
 def cases() -> tuple[Case, ...]:
-    """Every bucket of lengths with its ends, no rows at all, empty sequences, all head sizes, equal lengths, huge logits."""
+    """Every bucket of lengths with its ends, no rows at all, empty sequences, all head sizes, equal lengths, huge logits, which alone are often all negative."""
     return (
         _case("nothing", ()),
         _case("empty", (0, 0)),
@@ -32,6 +32,7 @@ def cases() -> tuple[Case, ...]:
         _case("12-heads", (3, 9), heads=12),
         _case("slack", (4, 6), slack=40, heads=1),
         _case("huge-logits", (2, 5, 40), heads=1, size=60.0, limits=HUGE_LOGITS),
+        _case("alone-huge-logits", (1, 1, 1, 1, 1, 1, 2, 3), heads=1, size=60.0, limits=HUGE_LOGITS),
     )
 
 

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from flava_ds.config import Config
+from flava_ds.data.index import index_missing
 from flava_ds.data.loader import StepLoader
+from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.models.image_codebook import ImageCodebook, load_codebook
 from flava_ds.training import checkpoint
@@ -43,6 +45,9 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the order of the data would change.
     """
     loader, error = None, None
+    if world.local_rank == 0:  # one process of each machine indexes what has no index yet; the others find it done
+        error = _index_shards(config)
+    raise_together(world, error)
     try:
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda")
         for number, source in enumerate(loader.sources):
@@ -58,6 +63,16 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
         error = problem
     raise_together(world, error)
     return loader
+
+
+def _index_shards(config: Config) -> UserError | None:
+    """Indexes the shards of all sources; returns what went wrong."""
+    try:
+        for source in config.data.sources:
+            index_missing(list_shards(source.shards, source.name))
+    except UserError as error:
+        return error
+    return None
 
 
 def build_codebook(config: Config, world: World) -> nn.Module | None:

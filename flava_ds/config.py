@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flava_ds.config_data import UNCHANGED, DataConfig, ImageTransformConfig, SourceConfig, WeightChange, check_data
 from flava_ds.config_model import (
     CodebookConfig,
     GlobalContrastiveConfig,
@@ -26,75 +27,8 @@ __all__ = [
     "UNCHANGED", "CheckpointConfig", "CodebookConfig", "Config", "DataConfig", "EngineConfig", "GlobalContrastiveConfig", "ImageEncoderConfig",
     "ImageTextMatchingConfig", "ImageTransformConfig", "LoggingConfig", "MaskedImageConfig", "MaskedTextConfig", "ModelConfig",
     "MultimodalEncoderConfig", "ObjectivesConfig", "OptimizerConfig", "ScheduleConfig", "SourceConfig", "TextEncoderConfig", "TrainingConfig",
-    "check", "did_you_mean", "from_dict", "load", "save", "to_dict",
+    "WeightChange", "check", "did_you_mean", "from_dict", "load", "save", "to_dict",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTransformConfig:
-    """Augmentation of one image; drawn from (seed, source, epoch, sample), never from a global generator."""
-
-    crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the area kept by the random resized crop."""
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    horizontal_flip: float = 0.0
-    """Probability."""
-    rotation_degrees: float = 0.0
-    """Largest absolute angle."""
-    color_jitter: float = 0.0
-    """Strength in [0, 1] of a random linear map of the colours around their mean."""
-    grayscale: float = 0.0
-    """Probability."""
-    invert: float = 0.0
-    """Probability of a negative."""
-    edges: float = 0.0
-    """Probability of replacing the picture by the outline of its luminance."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """One corpus: shards in img2dataset layout, its kind, and how often a step draws it."""
-
-    name: str
-    kind: Literal["image", "text", "pair"]
-    shards: str
-    """A folder, one .tar, or a brace pattern such as '/data/{00000..00099}.tar'."""
-    weight: float = 1.0
-    """Relative probability that a step draws this source."""
-    global_batch_size: int | None = None
-    """Samples of one optimizer step over all ranks; None takes training.global_batch_size."""
-    caption_key: str | None = None
-    """Field of the sample's .json that holds a caption or a list of captions; None takes the .txt."""
-    max_tokens: int = 77
-    """Longest text kept, special tokens included; longer text is cut."""
-    transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
-    image_codes_key: str | None = None
-    """Member suffix of precomputed codebook indices, e.g. 'codes.npy'; None computes them on the device. Needs a transform that changes nothing."""
-    masked_share: float = 1.0
-    """Share of a pair batch that also goes through the masked and the fused pass (MMM, ITM); the contrastive loss sees the whole batch.
-
-    1 as in the paper. Those passes are two thirds of a pair step, so at 0.25 the contrastive loss gets twice the pairs in the same time.
-    """
-    max_skipped_share: float = 0.05
-    """The run stops when more than this share of the samples seen was unusable."""
-    skip_list: str | None = None
-    """File of samples to leave out, by key or by hash of the picture; `flava-ds prepare skiplist` makes one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The sources and how they are read."""
-
-    sources: tuple[SourceConfig, ...] = ()
-    vocabulary: str = "bert_base_uncased"
-    """A name under flava_ds/data/vocab or the path of a WordPiece vocab.txt."""
-    block_steps: int = 1
-    """Consecutive optimizer steps that draw the same source; ZeRO-3 likes 6."""
-    num_workers: int = 2
-    """Loader processes per rank, shared by all sources."""
-    prefetch_batches: int = 2
-    """Batches that each worker keeps ready."""
-    shuffle: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,30 +179,11 @@ def check(config: Config) -> Config:
         ("training.total_steps", config.training.total_steps),
         ("training.global_batch_size", config.training.global_batch_size),
         ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps),
-        ("data.block_steps", config.data.block_steps),
     ):
         if value < 1:
             raise ConfigError(f"{field_name} is {value}; it must be at least 1")
-    names = [source.name for source in config.data.sources]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"data.sources: names must differ, got {names}")
-    for source in config.data.sources:
-        if source.weight < 0:
-            raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
-        if not 0 < source.masked_share <= 1:
-            raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
-        if source.kind != "image" and not 2 < source.max_tokens <= text.max_position_embeddings:
-            raise ConfigError(
-                f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and "
-                f"model.text.max_position_embeddings {text.max_position_embeddings}"
-            )
-        if source.image_codes_key and source.transform != UNCHANGED:
-            raise ConfigError(f"source '{source.name}': precomputed image codes need an unchanging transform; set its transform to config.UNCHANGED")
+    check_data(config.data, text.max_position_embeddings)
     return config
-
-
-UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-"""The transform under which precomputed codes stay true."""
 
 
 def save(config: Config, path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flava_ds.config import Config
-from flava_ds.data.shards import expand_shards
+from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
 
 MODULE = "flava_ds.train"
@@ -104,7 +104,7 @@ def require_shards(name: str, shards: str) -> None:
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
         raise DataError(f"{label}no folder or .tar at '{shards}'; give the place of the shards")
-    expand_shards(shards, name)
+    list_shards(shards, name)
 
 
 def provide_demo_data(config: Config) -> None:

@@ -27,8 +27,11 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         action.set_defaults(run=run, parser=action)
         return action
 
-    action = add("index", index, "count and check the samples of every shard")
-    action.add_argument("shards", metavar="SHARDS", help=SHARDS)
+    action = add("index", index, "write beside every shard where its samples lie, how many there are, and a checksum")
+    action.add_argument("shards", metavar="SHARDS", nargs="+", help=f"{SHARDS}, or a .txt that lists such; each local or a URL (s3, gs, http, hf)")
+    action.add_argument("--no-checksum", action="store_true", help="read headers only, as training does with shards that have no index")
+    action.add_argument("--verify", action="store_true", help="read again the shards that have a checksum, and compare")
+    action.add_argument("--processes", type=int, help="shards indexed at once (default: one per core)")
     _add_check(add("check", check, "look shards over before a run: counts, captions, duplicates, bad samples, and whether this machine is fast enough"))
     action = add("skiplist", skip_list, "list the images of an evaluation set, for SourceConfig.skip_list")
     action.add_argument("places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists keys only")
@@ -68,11 +71,15 @@ def _add_check(action: argparse.ArgumentParser) -> None:
 
 def index(options: argparse.Namespace, _: list[str]) -> int:
     """Indexes shards."""
-    from flava_ds.data.index import build_index
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes {options.processes}: use at least 1")
     from flava_ds.launch import require_shards
+    from flava_ds.prepare.index import build_indexes
 
-    require_shards("", options.shards)
-    build_index(options.shards)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for shards in options.shards:
+        require_shards("", shards)
+    build_indexes(options.shards, checksum=not options.no_checksum, verify=options.verify, processes=options.processes)
     return 0
 
 

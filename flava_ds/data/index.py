@@ -1,16 +1,13 @@
-"""Where every sample's members lie in the shards: scanned once, kept beside each shard, held in memory as numpy columns.
-
-About 40 bytes per pair in memory; loader processes share them with the process they were forked from.
-"""
+"""Where every sample's members lie in a shard: scanned once and kept in a file beside the shard, or in the user's cache."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import tempfile
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flava_ds.data.shards import expand_shards
+from flava_ds.data.parallel import for_each
+from flava_ds.data.storage import RemoteShard, SequentialReader, Shard, Stamp, fetch_if_there, open_shard, put, stamp_of
 from flava_ds.data.tar_headers import tar_members
 
 log = logging.getLogger(__name__)
@@ -28,7 +26,10 @@ IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
 DUPLICATE = "duplicate member"
 """The one fault that loses no sample: the first member of a name is kept."""
-_VERSION = 1
+_VERSION = 2
+_REQUESTS_AT_ONCE = 16
+_WORTH_A_PROCESS = 256 * 2**20
+"""Bytes of shards that take longer to index than a process takes to start."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class ShardIndex:
     member_size: np.ndarray
     suffixes: tuple[str, ...]
     faults: dict[str, int]
+    stamp: Stamp
+    """The state of the shard that this describes."""
+    checksum: str | None = None
+    """SHA-256 of the whole shard in hexadecimal digits; None where only the headers were read."""
 
     def __len__(self) -> int:
         return len(self.key_ends)
@@ -78,21 +83,32 @@ def allowed(suffix: str) -> bool:
     return suffix in SUFFIXES or suffix.split(".")[-1] == "npy"
 
 
-def scan_shard(path: Path) -> ShardIndex:
-    """Reads a shard's headers. A damaged shard keeps the samples before the damage."""
+def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = False) -> ShardIndex:
+    """Reads a shard's headers; with `checksum` all of it, once. A damaged shard keeps the samples before the damage.
+
+    Raises: DataError when it cannot be read.
+    """
+    stamp = stamp or stamp_of(shard)
+    file = open_shard(shard, stamp)
+    if checksum or isinstance(shard, RemoteShard):
+        file = SequentialReader(file, checksum)
     faults: Counter[str] = Counter()
     samples: dict[bytes, int] = {}
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
-    for name, offset, size in tar_members(path, faults):
-        key, suffix = sample_key(name)
-        if not allowed(suffix) or key.endswith(b"/") or not key:
-            continue
-        place = samples.setdefault(key, len(samples)), suffixes.setdefault(suffix, len(suffixes))
-        if place in members:
-            faults[DUPLICATE] += 1
-            continue
-        members[place] = offset, size
+    try:
+        for name, offset, size in tar_members(file, faults):
+            key, suffix = sample_key(name)
+            if not allowed(suffix) or key.endswith(b"/") or not key:
+                continue
+            place = samples.setdefault(key, len(samples)), suffixes.setdefault(suffix, len(suffixes))
+            if place in members:
+                faults[DUPLICATE] += 1
+                continue
+            members[place] = offset, size
+        digest = file.checksum() if checksum else None
+    finally:
+        file.close()
     table = np.array([(*place, *where) for place, where in members.items()], dtype=np.int64).reshape(-1, 4)
     return ShardIndex(
         keys=np.frombuffer(b"".join(samples), dtype=np.uint8),
@@ -103,48 +119,121 @@ def scan_shard(path: Path) -> ShardIndex:
         member_size=table[:, 3].copy(),
         suffixes=tuple(suffixes),
         faults=dict(faults),
+        stamp=stamp,
+        checksum=digest,
     )
 
 
-def load_index(path: Path) -> ShardIndex:
-    """Returns the shard's index, from its file when shard size and time still agree, else by scanning and writing that file."""
-    stat = path.stat()
-    stamp = [_VERSION, stat.st_size, stat.st_mtime_ns]
-    for file in index_files(path):
-        index = _read(file, stamp)
-        if index is not None:
-            return index
-    index = scan_shard(path)
-    for file in index_files(path):
-        if _write(file, index, stamp):
-            break
-    return index
+def load_index(shard: Shard) -> ShardIndex:
+    """Returns the shard's index, from its file when the shard's state still agrees, else by scanning and writing that file."""
+    return next(load_indexes([shard]))
 
 
-def index_files(path: Path) -> tuple[Path, Path]:
+def load_indexes(shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None) -> Iterator[ShardIndex]:
+    """Yields every shard's index in order, after indexing those that have none, or none with a checksum where one is wanted.
+
+    Raises: DataError when a shard cannot be read.
+    """
+    unwritten, stamps = index_missing(shards, checksum=checksum, processes=processes), stamps_of(shards)
+    for shard, stamp in zip(shards, stamps, strict=True):
+        index = unwritten.pop(shard, None) or read_index(shard, stamp, checksum)
+        yield index if index is not None else scan_shard(shard, stamp, checksum=checksum)
+
+
+def index_missing(shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None) -> dict[Shard, ShardIndex]:
+    """Indexes the shards that have no index, and says so; returns those whose index no file could take.
+
+    Several are indexed at once, by `processes` processes (None: one per core) or, from afar, by threads. Each is kept as soon as it is done,
+    so a second call goes on where the first ended.
+
+    Raises: DataError when a shard cannot be read.
+    """
+    remote = bool(shards) and isinstance(shards[0], RemoteShard)
+    known = [(shard, stamp, checksum) for shard, stamp in zip(shards, stamps_of(shards), strict=True)]
+    kept = for_each(_is_kept, known, workers=_REQUESTS_AT_ONCE if remote else 1, threads=True, label="reading indexes", unit="shard")
+    missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
+    if not missing:
+        return {}
+    log.info("indexing %d of %d shards of '%s' that have no index yet; this happens once", len(missing), len(shards), missing[0][0].parent)
+    workers = _REQUESTS_AT_ONCE
+    if not remote:
+        workers = min(processes or len(os.sched_getaffinity(0)), 1 + sum(stamp[0] for _, stamp, _ in missing) // _WORTH_A_PROCESS)
+    results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing", unit="shard")
+    return {entry[0]: index for entry, index in zip(missing, results, strict=True) if index is not None}
+
+
+def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
+    """Returns the state of every shard. Raises: DataError when one is not there."""
+    remote = bool(shards) and isinstance(shards[0], RemoteShard)
+    arguments = [(shard,) for shard in shards]
+    return for_each(stamp_of, arguments, workers=_REQUESTS_AT_ONCE if remote else 1, threads=True, label="looking for shards", unit="shard")
+
+
+def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
+    """Says whether there is a usable index."""
+    return read_index(shard, stamp, checksum) is not None
+
+
+def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
     """Returns where a shard's index may lie: beside the shard, or in the user's cache when that folder cannot be written."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds" / "index"
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    return path.with_name(path.name + ".index.npz"), cache / f"{digest}.npz"
+    place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
+    name = shard.name + ".index.npz"
+    beside = shard.with_name(name) if isinstance(shard, Path) else RemoteShard(shard.beside(name))
+    return beside, cache / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
 
 
-def _read(file: Path, stamp: list[int]) -> ShardIndex | None:
-    """Reads an index file; None when it is absent, stale or damaged."""
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            header = json.loads(data["header"].tobytes())
-            if header["stamp"] != stamp:
-                return None
-            columns = {name: data[name] for name in data.files if name != "header"}
-            return ShardIndex(**columns, suffixes=tuple(header["suffixes"]), faults=header["faults"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        return None
+def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex | None:
+    """Returns the index that is kept for this state of a shard; None when there is none, or none with a checksum where one is wanted.
+
+    One that lies beside a remote shard is copied to the cache.
+    """
+    beside, cache = index_files(shard)
+    for file in (cache, beside) if isinstance(beside, RemoteShard) else (beside, cache):
+        try:
+            data = file.read_bytes() if isinstance(file, Path) else fetch_if_there(file)
+            index = _decode(data, stamp) if data else None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # absent, or not what we wrote
+            continue
+        if index is not None and (index.checksum or not checksum):
+            if isinstance(file, RemoteShard):
+                _replace(cache, data)
+            return index
+    return None
 
 
-def _write(file: Path, index: ShardIndex, stamp: list[int]) -> bool:
-    """Writes an index file under a temporary name and renames it, so that another rank never sees half of it."""
-    header = json.dumps({"stamp": stamp, "suffixes": index.suffixes, "faults": index.faults}).encode()
-    columns = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
+def write_index(shard: Shard, stamp: Stamp, checksum: bool) -> ShardIndex | None:
+    """Scans a shard and writes its index; returns it only where no place could be written."""
+    index = scan_shard(shard, stamp, checksum=checksum)
+    data = _encode(index)
+    beside, cache = index_files(shard)
+    if isinstance(beside, RemoteShard):
+        return None if put(beside, data) | _replace(cache, data) else index
+    return None if _replace(beside, data) or _replace(cache, data) else index
+
+
+def _encode(index: ShardIndex) -> bytes:
+    """Writes an index as an .npz without pickles."""
+    fields = vars(index)
+    header = {"version": _VERSION} | {name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")}
+    columns = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    stream = io.BytesIO()
+    np.savez(stream, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **columns)
+    return stream.getvalue()
+
+
+def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
+    """Reads what _encode wrote; None when it describes another state of the shard."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        header = json.loads(arrays["header"].tobytes())
+        if header.pop("version") != _VERSION or tuple(header["stamp"]) != stamp:
+            return None
+        columns = {name: arrays[name] for name in arrays.files if name != "header"}
+        return ShardIndex(**columns, **(header | {"stamp": stamp, "suffixes": tuple(header["suffixes"])}))
+
+
+def _replace(file: Path, data: bytes) -> bool:
+    """Writes a file under a temporary name and renames it, so that another process never sees half of it; False when that fails."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".index-")
@@ -152,82 +241,13 @@ def _write(file: Path, index: ShardIndex, stamp: list[int]) -> bool:
         return False
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            np.savez(stream, header=np.frombuffer(header, dtype=np.uint8), **columns)
+            stream.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, file)
         return True
     except OSError:
         Path(temporary).unlink(missing_ok=True)
         return False
-
-
-class SampleTable:
-    """The usable samples of all shards of a source.
-
-    Shapes:
-        first                     [shards+1]  int64, number of each shard's first sample; the last entry is the sample count
-        columns[field]            ([N], [N])  byte offset int64 (-1 when absent) and size uint32 of that field's member
-        keys, key_ends            [K], [N]    as in ShardIndex
-    """
-
-    def __init__(self, shards: Sequence[Path], fields: dict[str, Sequence[str]], required: dict[str, str]) -> None:
-        """Indexes `shards`; `fields` maps a field to its suffixes, `required` maps a field to the fault of samples without it."""
-        self.shards = list(shards)
-        self.faults: Counter[str] = Counter()
-        parts = [self._usable(index, fields, required) for index in load_indexes(self.shards)]
-        self.first = np.cumsum([0, *(len(part[1]) for part in parts)], dtype=np.int64)
-        self.keys = np.concatenate([part[0] for part in parts])
-        self.key_ends = np.cumsum(np.concatenate([part[1] for part in parts]), dtype=np.int64)
-        self.columns = {field: tuple(np.concatenate([part[2][field][i] for part in parts]) for i in range(2)) for field in fields}
-
-    def __len__(self) -> int:
-        return int(self.first[-1])
-
-    def shard_of(self, sample: int) -> int:
-        """Returns the number of the shard that holds a sample."""
-        return int(np.searchsorted(self.first, sample, side="right")) - 1
-
-    def key(self, sample: int) -> str:
-        """Returns a sample's key."""
-        start = self.key_ends[sample - 1] if sample else 0
-        return self.keys[start : self.key_ends[sample]].tobytes().decode("utf-8", "replace")
-
-    def _usable(self, index: ShardIndex, fields: dict[str, Sequence[str]], required: dict[str, str]) -> tuple:
-        """Keeps the samples that have every required field, and counts the others by what they lack first."""
-        self.faults.update(index.faults)
-        columns = {field: index.column(suffixes) for field, suffixes in fields.items()}
-        usable = np.ones(len(index), dtype=bool)
-        for field, fault in required.items():
-            present = columns[field][0] >= 0
-            self.faults.update({fault: n} if (n := int((usable & ~present).sum())) else {})
-            usable &= present
-        lengths = np.diff(index.key_ends, prepend=0)
-        keys = index.keys[np.repeat(usable, lengths)]
-        return keys, lengths[usable], {field: (offset[usable], size[usable]) for field, (offset, size) in columns.items()}
-
-
-def load_indexes(shards: Sequence[Path], every_s: float = 10.0) -> Iterator[ShardIndex]:
-    """Yields every shard's index and logs progress, since the first scan of a large corpus takes minutes."""
-    last = time.monotonic()
-    for number, shard in enumerate(shards):
-        yield load_index(shard)
-        if time.monotonic() - last > every_s:
-            last = time.monotonic()
-            log.info("indexed %d of %d shards in '%s' (once; the index is kept beside each shard)", number + 1, len(shards), shard.parent)
-
-
-def build_index(shards: str) -> None:
-    """Indexes the shards that a folder, a file or a pattern stands for, and prints what they hold.
-
-    Raises: DataError when there are none.
-    """
-    samples, members, damage = 0, Counter(), Counter()
-    paths = expand_shards(shards)
-    for index in load_indexes(paths):
-        samples += len(index)
-        members.update({index.suffixes[i]: int(n) for i, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
-        damage.update(index.faults)
-    print(f"{len(paths)} shards, {samples} samples; members: {counted(members)}; damage: {counted(damage)}")
 
 
 def counted(counts: dict[str, int]) -> str:

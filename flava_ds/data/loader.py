@@ -15,8 +15,9 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
+from flava_ds.data.prefetch import prefetch_batches
 from flava_ds.data.reader import BatchReader, SkipLog
-from flava_ds.data.round_robin import RoundRobin
+from flava_ds.data.round_robin import RoundRobin, weight_stages
 from flava_ds.data.sources import Sample, ShardSource
 from flava_ds.errors import CheckpointError, ConfigError, DataError, UserError
 
@@ -46,9 +47,11 @@ class StepLoader:
         if not config.data.sources:
             raise ConfigError("data.sources is empty: a run needs at least one source")
         self.config, self.rank, self.world_size, self.start_step, self.pin_memory = config, rank, world_size, start_step, pin_memory
-        self.round_robin = RoundRobin([source.weight for source in config.data.sources], config.data.block_steps, config.seed)
         self.micro_batch_sizes = [config.micro_batch_size(source, world_size) for source in config.data.sources]
+        self.prefetch_batches = prefetch_batches(config, self.micro_batch_sizes)
         self.sources = [ShardSource(config, source, number) for number, source in enumerate(config.data.sources)]
+        self.stages = weight_stages(config.data, [len(source) for source in self.sources])
+        self.round_robin = RoundRobin(self.stages, config.data.block_steps, config.seed)
         self.readers = [BatchReader(config, source) for source in self.sources]
         for source in self.sources:
             if source.table.faults and rank == 0:
@@ -71,7 +74,7 @@ class StepLoader:
             batch_size=None,
             sampler=_Schedule(self),
             num_workers=workers,
-            prefetch_factor=self.config.data.prefetch_batches if workers else None,
+            prefetch_factor=self.prefetch_batches if workers else None,
             pin_memory=self.pin_memory,
             collate_fn=_same,
             worker_init_fn=_start_worker,
@@ -93,18 +96,22 @@ class StepLoader:
         return [Request(source, first + (micro * self.world_size + self.rank) * size, size) for micro in steps]
 
     def state(self, step: int) -> dict[str, dict[str, Any]]:
-        """Returns where each source's stream stands before `step`, and what fixes the order of the data; plain JSON types."""
+        """Returns where each source's stream stands before `step`, and what fixes the order of the data; plain JSON types.
+
+        Neither ranks nor workers nor accumulation are in it: they do not change the order.
+        """
         return {
             source.name: {
                 "epoch": self._position(number, step) // len(source),
                 "position": self._position(number, step) % len(source),
                 "samples": len(source),
+                "keys": source.table.fingerprint,
                 "number": number,
-                "weight": source.source.weight,
+                "weight": ", ".join(f"{share[number]} from step {first}" for first, share in self.stages),
                 "global_batch_size": self.config.global_batch_size(source.source),
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
-                "shuffle": self.config.data.shuffle,
+                "order": str(source.order),
                 "skip_list": source.skip_list.fingerprint if source.skip_list is not None else None,
             }
             for number, source in enumerate(self.sources)

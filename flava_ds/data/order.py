@@ -6,13 +6,14 @@ Nothing here, nor in what draws from here, touches Python's, numpy's or torch's 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
-_ORDER, _SAMPLE = 1, 2
-"""Domain separators: the key of an epoch's order never equals a sample's seed by construction."""
+_ORDER, _SAMPLE, _BLOCKS, _WINDOW, _START = 1, 2, 4, 5, 6
+"""Domain separators: no two uses of a hash share one; 3 is the reader's."""
 
 
 def mix64(value: np.ndarray) -> np.ndarray:
@@ -39,30 +40,88 @@ def hash64(*parts: int | np.ndarray) -> np.ndarray:
     return np.asarray(state, dtype=np.uint64)
 
 
-def sample_at(seed: int, source: int, epoch: int | np.ndarray, position: int | np.ndarray, size: int, *, shuffle: bool = True) -> np.ndarray:
-    """Returns which sample stands at `position` of `epoch`: a bijection on [0, size) for every (seed, source, epoch).
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which sample of a source stands where in an epoch: a bijection on [0, size) for every epoch, computed for any position without a table.
 
-    A Feistel network over the mixed radix (a, b) with a*b just above `size` permutes [0, a*b); positions that land outside
-    [0, size) walk on along their cycle until they land inside, which keeps the map a bijection.
+    The full shuffle (block_size 1) permutes samples. A shuffle by blocks cuts an epoch, from a sample that the epoch picks, into blocks of
+    block_size consecutive samples, permutes the blocks, and permutes the samples within each window of window_blocks blocks:
+
+        position p = u w + q,  w = window_blocks * block_size       window u, place q in it
+        y = u w + permutation[epoch, u](q)                          another place of the same window
+        sample = (start[epoch] + permutation[epoch](y div block_size) block_size + y mod block_size) mod size
+
+    so that while a window is read, only window_blocks ranges of the shards are. What is left over from whole blocks stands in the last window.
+    """
+
+    seed: int
+    source: int
+    size: int
+    shuffle: bool = True
+    block_size: int = 1
+    window_blocks: int = 1
+
+    def __str__(self) -> str:
+        if not self.shuffle:
+            return "shard order"
+        return "full shuffle" if self.block_size == 1 else f"shuffle of blocks of {self.block_size} in windows of {self.window_blocks} blocks"
+
+    def at(self, epoch: int | np.ndarray, position: int | np.ndarray) -> np.ndarray:
+        """Returns the samples at positions.
+
+        Shapes:
+            epoch, position  [...]  broadcastable; position in [0, size)
+            out              [...]  int64
+        Raises: IndexError outside [0, size).
+        """
+        epoch, position = np.broadcast_arrays(np.asarray(epoch, dtype=np.int64), np.asarray(position, dtype=np.int64))
+        if self.size < 1 or (position.size and not 0 <= position.min() <= position.max() < self.size):
+            raise IndexError(f"positions must lie in [0, {self.size})")
+        if not self.shuffle:
+            return position.copy()
+        flat, epochs = position.ravel(), epoch.ravel()
+        if self.block_size == 1:
+            return permuted(flat, hash64(_ORDER, self.seed, self.source, epochs), self.size).reshape(position.shape)
+        return self._by_blocks(flat, epochs).reshape(position.shape)
+
+    def _by_blocks(self, position: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Returns the samples at positions of a shuffle by blocks: [k] int64, [k] int64 -> [k] int64."""
+        width = self.window_blocks * self.block_size
+        window, place = np.divmod(position, width)
+        key = hash64(_WINDOW, self.seed, self.source, epoch, window)
+        whole = window < self.size // width
+        place = place.copy()
+        place[whole] = permuted(place[whole], key[whole], width)
+        place[~whole] = permuted(place[~whole], key[~whole], self.size % width)
+        block, inside = np.divmod(window * width + place, self.block_size)
+        blocks = self.size // self.block_size
+        in_block = block < blocks
+        block[in_block] = permuted(block[in_block], hash64(_BLOCKS, self.seed, self.source, epoch)[in_block], blocks)
+        start = (hash64(_START, self.seed, self.source, epoch) % np.uint64(self.size)).astype(np.int64)
+        return (start + block * self.block_size + inside) % self.size
+
+
+def permuted(index: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
+    """Maps [0, size) onto itself, by another bijection for every key.
+
+    A Feistel network over the mixed radix (a, b) with a*b just above `size` permutes [0, a*b); what lands outside [0, size) walks on along
+    its cycle until it lands inside, which keeps the map a bijection.
 
     Shapes:
-        epoch, position  [...]  broadcastable; position in [0, size)
-        out              [...]  int64
+        index  [k]  int64 in [0, size)
+        key    [k]  uint64
+        out    [k]  int64
     """
-    epoch, position = np.broadcast_arrays(np.asarray(epoch, dtype=np.int64), np.asarray(position, dtype=np.int64))
-    if size < 1 or (position.size and not 0 <= position.min() <= position.max() < size):
-        raise IndexError(f"positions must lie in [0, {size})")
-    if not shuffle:
-        return position.copy()
+    if not index.size:
+        return index
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
-    key = hash64(_ORDER, seed, source, epoch).ravel()
-    index = position.ravel().astype(np.uint64)
+    index = index.astype(np.uint64)
     outside = np.arange(index.size)
     while outside.size:
         index[outside] = _feistel(index[outside], key[outside], np.uint64(rows), np.uint64(columns))
         outside = outside[index[outside] >= np.uint64(size)]
-    return index.astype(np.int64).reshape(position.shape)
+    return index.astype(np.int64)
 
 
 def sample_seed(seed: int, source: int, epoch: int | np.ndarray, index: int | np.ndarray, attempt: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from flava_ds.data import faults
 from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
-from flava_ds.data.order import hash64, sample_at, sample_seed, uniforms
+from flava_ds.data.order import hash64, sample_seed, uniforms
 from flava_ds.data.sources import CAPTION_STREAM, MIN_SEEN, Sample, ShardSource
 from flava_ds.errors import DataError
 
@@ -69,7 +69,7 @@ class BatchReader:
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that choose captions: [b] each."""
         epochs, places = np.divmod(positions, len(self.source))
-        indices = sample_at(self.config.seed, self.source.number, epochs, places, len(self.source), shuffle=self.config.data.shuffle)
+        indices = self.source.order.at(epochs, places)
         seeds = sample_seed(self.config.seed, self.source.number, epochs, indices)
         return indices, seeds, uniforms(seeds, 1, stream=CAPTION_STREAM)[:, 0]
 

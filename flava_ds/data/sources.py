@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +15,11 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data import faults
 from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import DUPLICATE, IMAGE_SUFFIXES, SampleTable, counted
-from flava_ds.data.order import uniforms
-from flava_ds.data.shards import expand_shards
+from flava_ds.data.index import DUPLICATE, IMAGE_SUFFIXES, counted
+from flava_ds.data.order import Order, uniforms
+from flava_ds.data.sample_table import SampleTable
+from flava_ds.data.shard_reader import ShardReader
+from flava_ds.data.shards import list_shards
 from flava_ds.data.skip_list import SkipList, load_skip_list
 from flava_ds.errors import ConfigError, DataError
 
@@ -29,7 +28,6 @@ MAX_CHARACTERS = 10_000
 MIN_SEEN = 100
 """Samples seen before a share of unusable ones stops the run."""
 CAPTION_STREAM = 4
-_OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +60,19 @@ class ShardSource:
         self.config, self.source, self.number = config, source, number
         self.name, self.kind = source.name, source.kind
         fields, required = _fields(source, metadata)
-        self.table = SampleTable(expand_shards(source.shards, source.name), fields, required)
+        self.table = SampleTable(list_shards(source.shards, source.name), fields, required)
         self.skip_list: SkipList | None = load_skip_list(source.skip_list) if source.skip_list else None
-        self._files = _OpenFiles()
+        self._files = ShardReader(self.table.shards, self.table.stamps, config.data)
         self._check(required)
+        data = config.data
+        self.order = Order(
+            seed=config.seed,
+            source=number,
+            size=len(self),
+            shuffle=data.shuffle,
+            block_size=data.shuffle_block_size,
+            window_blocks=data.shuffle_window_blocks,
+        )
         if self.kind != "text":
             decoder()
 
@@ -81,7 +88,7 @@ class ShardSource:
         """
         if self.skip_list is not None and self.skip_list.keys and self.table.key(index) in self.skip_list.keys:
             raise SampleFault(faults.SKIP_LIST, "key")
-        shard = self.table.shards[self.table.shard_of(index)]
+        shard = self.table.shard_of(index)
         found = {}
         for name, (offsets, sizes) in self.table.columns.items():
             offset, size = int(offsets[index]), int(sizes[index])
@@ -161,35 +168,6 @@ class ShardSource:
             raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is none{where}{way_out}")
         if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
             raise DataError(f"{report}; more than max_skipped_share {self.source.max_skipped_share}: mend the shards or raise the share")
-
-
-class _OpenFiles:
-    """Keeps the most recently used shards open; reads at an offset, so processes may share a descriptor."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Returns `size` bytes at `offset`."""
-        descriptor = self._open.pop(path, None)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
-            self._open[path] = descriptor
-            data = os.pread(descriptor, size, offset)
-        except OSError as error:
-            raise DataError(f"shard '{path}' cannot be read: {error.strerror}; was it moved while the run was going on?") from error
-        if len(self._open) > _OPEN_SHARDS:
-            os.close(self._open.popitem(last=False)[1])
-        if len(data) < size:
-            raise SampleFault(faults.TRUNCATED, f"{len(data)} of {size} bytes")
-        return data
-
-    def __reduce__(self) -> tuple:
-        return _OpenFiles, ()
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
 
 
 def _fields(source: SourceConfig, metadata: bool) -> tuple[dict[str, Sequence[str]], dict[str, str]]:

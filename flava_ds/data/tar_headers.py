@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
+
+from flava_ds.data.storage import Readable
 
 BLOCK = 512
 MAX_MEMBER_BYTES = 256 * 2**20
@@ -21,25 +21,16 @@ class Member(NamedTuple):
     size: int
 
 
-def tar_members(path: Path, faults: Counter[str]) -> Iterator[Member]:
+def tar_members(file: Readable, faults: Counter[str]) -> Iterator[Member]:
     """Yields the regular files of a tar in order; stops at the first damage and counts it in `faults` by reason.
 
     Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Links, folders and devices are passed over.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield from _scan(descriptor, os.fstat(descriptor).st_size, faults)
-    finally:
-        os.close(descriptor)
-
-
-def _scan(descriptor: int, end: int, faults: Counter[str]) -> Iterator[Member]:
-    """Walks from header to header."""
-    position, name, size = 0, None, None
+    position, end, name, size = 0, file.size, None, None
     if end < BLOCK:
         faults["truncated shard"] += 1
     while position + BLOCK <= end:
-        header = os.pread(descriptor, BLOCK, position)
+        header = file.pread(BLOCK, position)
         if not header.strip(b"\0"):
             return
         length = _number(header[124:136])
@@ -54,7 +45,7 @@ def _scan(descriptor: int, end: int, faults: Counter[str]) -> Iterator[Member]:
             faults["truncated shard"] += 1
             return
         if extension:
-            body = os.pread(descriptor, min(length, _MAX_EXTENSION_BYTES), position)
+            body = file.pread(min(length, _MAX_EXTENSION_BYTES), position)
             if kind == b"L":
                 name = body.rstrip(b"\0")
             elif kind == b"x":

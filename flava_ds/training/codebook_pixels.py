@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.faults import SampleFault
-from flava_ds.data.order import sample_at, sample_seed
+from flava_ds.data.order import Order, sample_seed
 from flava_ds.data.reader import SkipLog
 from flava_ds.data.sources import ShardSource
 from flava_ds.data.transforms import ImageTransform, center_pixels
@@ -49,14 +49,14 @@ class PixelStream:
         total = int(self._starts[-1])
         if total < MIN_PICTURES:
             raise DataError(f"sources {names or '(none)'}: {total} pictures are too few for a codebook; at least {MIN_PICTURES} are needed")
-        order = sample_at(config.seed, _SPLIT, 0, np.arange(total), total)
+        order = Order(seed=config.seed, source=_SPLIT, size=total).at(0, np.arange(total))
         held_out = min(held_out, total // 10)
         self._held_out, self._train = order[:held_out], order[held_out:]
 
     def batch(self, step: int, size: int) -> Tensor:
         """Returns the pictures of one step; one that cannot be decoded is left out: [b c H W] uint8."""
         epochs, places = np.divmod(step * size + np.arange(size), len(self._train))
-        pictures = self._train[sample_at(self._seed, _DEAL, epochs, places, len(self._train))]
+        pictures = self._train[Order(seed=self._seed, source=_DEAL, size=len(self._train)).at(epochs, places)]
         images, rows = self._read(pictures)
         pictures, seeds = pictures[rows], sample_seed(self._seed, _DEAL, epochs[rows], pictures[rows])
         source = self._source_of(pictures)

@@ -1,6 +1,8 @@
 """The index agrees with tarfile, survives damage, notices change, and runs nothing."""
 
+import hashlib
 import io
+import logging
 import os
 import pickle
 import tarfile
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from data.shard_files import pair_members, write_tar
 
-from flava_ds.data.index import SampleTable, build_index, index_files, load_index, sample_key, scan_shard
+from flava_ds.data.index import index_files, load_index, load_indexes, sample_key, scan_shard
+from flava_ds.data.sample_table import SampleTable
+from flava_ds.data.storage import LocalFile
 from flava_ds.data.tar_headers import tar_members
+from flava_ds.errors import DataError
 
 LONG = "folder/" + "x" * 180 + "/" + "y" * 120
 
@@ -19,7 +24,7 @@ LONG = "folder/" + "x" * 180 + "/" + "y" * 120
 def members_of(path):
     """The members as our reader and as tarfile see them."""
     faults = Counter()
-    ours = [(name.decode(), offset, size) for name, offset, size in tar_members(path, faults)]
+    ours = [(name.decode(), offset, size) for name, offset, size in tar_members(LocalFile(path), faults)]
     with tarfile.open(path) as tar:
         theirs = [(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
     return ours, theirs, faults
@@ -149,7 +154,36 @@ def test_the_table_joins_shards_and_leaves_out_incomplete_samples(make_shard):
     assert table.faults == {"no image": 1, "missing caption": 1}
 
 
-def test_build_index_reports(make_shard, capsys):
-    path = make_shard("a.tar", pair_members(range(3)))
-    build_index(str(path.parent))
-    assert capsys.readouterr().out == "1 shards, 3 samples; members: json 3, txt 3, webp 3; damage: none\n"
+def test_a_source_is_known_by_its_keys_wherever_its_shards_lie(make_shard):
+    def fingerprint(*shards):
+        return SampleTable(
+            [make_shard(f"{folder}/{n}.tar", pair_members(keys)) for n, (folder, keys) in enumerate(shards)], {"image": ("webp",)}, {}
+        ).fingerprint
+
+    whole = fingerprint(("a", range(5)), ("a", range(5, 8)))
+    assert whole == fingerprint(("b", range(5)), ("b", range(5, 8)))
+    others = {fingerprint(("c", range(4)), ("c", range(4, 8))), fingerprint(("d", range(1, 6)), ("d", range(5, 8))), fingerprint(("e", range(8)))}
+    assert len(others | {whole}) == 4
+
+
+def test_a_checksum_is_added_to_an_index_without_one(make_shard):
+    path = make_shard("a.tar", pair_members(range(5)))
+    plain = load_index(path)
+    (summed,) = load_indexes([path], checksum=True)
+    assert plain.checksum is None and summed.checksum == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert np.array_equal(plain.member_offset, summed.member_offset)
+    assert load_index(path).checksum == summed.checksum
+
+
+def test_several_processes_index_alike_and_a_second_call_goes_on(make_shard, monkeypatch, caplog):
+    shards = [make_shard(f"{n}.tar", pair_members(range(10 * n, 10 * n + n + 1))) for n in range(4)]
+    caplog.set_level(logging.INFO)
+    load_index(shards[2])
+    monkeypatch.setattr("flava_ds.data.index._WORTH_A_PROCESS", 1)
+    assert [len(index) for index in load_indexes(shards, processes=2)] == [1, 2, 3, 4]
+    assert "indexing 3 of 4 shards" in caplog.text
+    caplog.clear()
+    assert [len(index) for index in load_indexes(shards)] == [1, 2, 3, 4] and not caplog.text
+    shards[1].unlink()
+    with pytest.raises(DataError, match="1.tar' cannot be read"):
+        list(load_indexes(shards))

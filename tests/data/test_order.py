@@ -5,49 +5,96 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flava_ds.data.order import hash64, mix64, sample_at, sample_seed, uniform_at, uniforms
+from flava_ds.data.order import Order, hash64, mix64, sample_seed, uniform_at, uniforms
+
+
+def order(size, seed=0, source=0, **shuffle):
+    return Order(seed=seed, source=source, size=size, **shuffle)
+
+
+ORDERS = st.builds(
+    order,
+    st.integers(1, 3000),
+    seed=st.integers(0, 2**40),
+    source=st.integers(0, 5),
+    block_size=st.one_of(st.just(1), st.integers(1, 400)),
+    window_blocks=st.integers(1, 40),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ORDERS, st.integers(0, 10**6))
+def test_every_epoch_is_a_permutation(order, epoch):
+    assert np.array_equal(np.sort(order.at(epoch, np.arange(order.size))), np.arange(order.size))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 5), st.integers(0, 10**6))
-def test_every_epoch_is_a_permutation(size, seed, source, epoch):
-    order = sample_at(seed, source, epoch, np.arange(size), size)
-    assert np.array_equal(np.sort(order), np.arange(size))
+@given(ORDERS, st.integers(0, 50), st.integers(1, 7), st.data())
+def test_any_positions_together_agree_with_each_alone(order, epoch, count, data):
+    positions = np.array([data.draw(st.integers(0, 3 * order.size - 1)) for _ in range(count)])
+    together = order.at(epoch + positions // order.size, positions % order.size)
+    assert together.tolist() == [int(order.at(epoch + p // order.size, p % order.size)) for p in positions.tolist()]
 
 
-def test_one_position_at_a_time_agrees_with_many_across_epochs():
-    positions = np.arange(500)
-    together = sample_at(3, 1, positions // 77, positions % 77, 77)
-    alone = [int(sample_at(3, 1, p // 77, p % 77, 77)) for p in positions.tolist()]
-    assert together.tolist() == alone
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 4000), st.integers(2, 200), st.integers(1, 10), st.integers(0, 99))
+def test_a_window_reads_few_ranges_of_consecutive_samples(size, block_size, window_blocks, epoch):
+    """No more ranges than its blocks, one for what is left over, and one where a block wraps round the end of the source."""
+    blocks = order(size, block_size=block_size, window_blocks=window_blocks)
+    width, placed = block_size * window_blocks, blocks.at(epoch, np.arange(size))
+    for start in range(0, size, width):
+        window = np.sort(placed[start : start + width])
+        assert 1 + int((np.diff(window) > 1).sum()) <= min(window_blocks, -(-len(window) // block_size)) + 1
 
 
-def test_seed_source_and_epoch_each_give_another_order():
-    orders = {sample_at(*key, np.arange(40), 40).tobytes() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (31, 0, 0), (0, 0, 31), (0, 31, 0)]}
+@pytest.mark.parametrize("shuffle", [{}, {"block_size": 4, "window_blocks": 3}])
+def test_seed_source_and_epoch_each_give_another_order(shuffle):
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (31, 0, 0), (0, 0, 31), (0, 31, 0)]
+    orders = {order(40, seed, source, **shuffle).at(epoch, np.arange(40)).tobytes() for seed, source, epoch in keys}
     assert len(orders) == 7
 
 
-def test_the_order_is_well_mixed():
-    """Over many epochs every sample stands at every place equally often (chi-squared with 399 degrees of freedom: 99.99 % below 514)."""
+@pytest.mark.parametrize("shuffle", [{}, {"block_size": 3, "window_blocks": 2}])
+def test_over_many_epochs_every_sample_stands_at_every_place_equally_often(shuffle):
+    """Chi-squared with 399 degrees of freedom: 99.99 % below 514."""
     epochs = np.repeat(np.arange(4000), 20)
-    order = sample_at(0, 0, epochs, np.tile(np.arange(20), 4000), 20).reshape(4000, 20)
-    counts = np.stack([np.bincount(order[:, place], minlength=20) for place in range(20)])
+    placed = order(20, **shuffle).at(epochs, np.tile(np.arange(20), 4000)).reshape(4000, 20)
+    counts = np.stack([np.bincount(placed[:, place], minlength=20) for place in range(20)])
     assert ((counts - 200) ** 2 / 200).sum() < 514
-    neighbours = np.mean(np.diff(sample_at(0, 0, 0, np.arange(10_000), 10_000)) == 1)
-    assert neighbours < 0.002
 
 
-def test_a_large_corpus_needs_no_table():
-    order = sample_at(0, 0, 3, np.array([0, 1, 2, 4 * 10**9 - 1]), 4 * 10**9)
-    assert len(set(order.tolist())) == 4
-    assert 0 <= order.min() and order.max() < 4 * 10**9
+@pytest.mark.parametrize(("shuffle", "most"), [({}, 0.002), ({"block_size": 50, "window_blocks": 40}, 0.004)])
+def test_neighbours_in_the_shards_are_not_neighbours_in_the_order(shuffle, most):
+    """In a window of 40 blocks the chance of a sample's successor is 1/2000 a side: 0.0005 of the places, five standard deviations below 0.004."""
+    assert np.mean(np.diff(order(10_000, **shuffle).at(0, np.arange(10_000))) == 1) < most
+
+
+def test_the_full_shuffle_has_not_changed():
+    """Numbers of an earlier version: runs with the full shuffle repeat, and resume."""
+    assert order(23, seed=7, source=2).at(5, np.arange(23)).tolist() == [1, 0, 6, 21, 15, 9, 12, 5, 19, 16, 14, 22, 2, 17, 18, 11, 7, 10, 8, 4, 3, 20, 13]
+
+
+@pytest.mark.parametrize("shuffle", [{}, {"block_size": 1000, "window_blocks": 512}])
+def test_a_large_corpus_needs_no_table(shuffle):
+    large = order(4 * 10**9, **shuffle).at(3, np.array([0, 1, 2, 4 * 10**9 - 1]))
+    assert len(set(large.tolist())) == 4
+    assert 0 <= large.min() and large.max() < 4 * 10**9
 
 
 def test_unshuffled_is_the_identity_and_positions_are_checked():
-    assert sample_at(0, 0, 9, np.arange(7), 7, shuffle=False).tolist() == list(range(7))
+    assert order(7, shuffle=False).at(9, np.arange(7)).tolist() == list(range(7))
     for position, size in ((7, 7), (-1, 7), (0, 0)):
-        with pytest.raises(IndexError):
-            sample_at(0, 0, 0, position, size)
+        for block_size in (1, 3):
+            with pytest.raises(IndexError):
+                order(size, block_size=block_size).at(0, position)
+
+
+def test_an_order_says_what_it_is():
+    assert [str(order(9, **fields)) for fields in ({}, {"shuffle": False, "block_size": 3}, {"block_size": 3, "window_blocks": 8})] == [
+        "full shuffle",
+        "shard order",
+        "shuffle of blocks of 3 in windows of 8 blocks",
+    ]
 
 
 def test_seeds_differ_in_every_argument():

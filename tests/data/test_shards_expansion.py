@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from flava_ds.data.shards import expand_braces, expand_shards
+from flava_ds.data.shards import expand_braces, expand_shards, list_shards
 from flava_ds.errors import DataError
 
 
@@ -26,19 +26,47 @@ def test_braces_expand_as_in_bash(pattern):
 
 def test_what_is_missing_empty_or_refused_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.txt").touch()
+    (tmp_path / "a.txt").write_text("# nothing\n\n")
+    (tmp_path / "b.txt").write_text("gone.tar\n")
+    (tmp_path / "c.jpg").touch()
     cases = {
         str(tmp_path / "absent"): "absent' is not a .tar file",
         str(tmp_path / "absent.tar"): "source 'pairs': shard '.*absent.tar' does not exist",
         str(tmp_path / "empty"): "empty' holds no .tar file",
-        str(tmp_path / "a.txt"): "not a .tar file",
+        str(tmp_path / "a.txt"): "list of shards '.*a.txt' names none",
+        str(tmp_path / "b.txt"): "shard '.*gone.tar' does not exist",
+        str(tmp_path / "gone.txt"): "list of shards '.*gone.txt' cannot be read",
+        str(tmp_path / "c.jpg"): "not a .tar file",
         str(tmp_path / "{3..1}.tar"): "runs backwards",
-        "https://example.org/0.tar": "is a URL",
-        "hf://datasets/x": "is a URL",
+        "https://example.org/0.tar": "0.tar' is a URL",
+        "simplecache::https://example.org/0.tar": "chains protocols",
+        "nothing://example.org/x": "protocol 'nothing' cannot be used",
     }
     for shards, message in cases.items():
         with pytest.raises(DataError, match=message):
             expand_shards(shards, "pairs")
+
+
+def test_a_list_names_files_patterns_and_folders_from_its_own_place(tmp_path):
+    for name in ("a/0.tar", "a/1.tar", "b/0.tar", "c/7.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(f"# two corpora\na/{{0..1}}.tar\n\n{tmp_path}/c\n  b/0.tar\na/1.tar\n")
+    found = expand_shards(str(tmp_path / "list.txt"))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/0.tar", "a/1.tar", "b/0.tar", "c/7.tar"]
+    (tmp_path / "mixed.txt").write_text("a/0.tar\nhttps://example.org/0.tar\n")
+    with pytest.raises(DataError, match="lists local and remote shards"):
+        list_shards(str(tmp_path / "mixed.txt"))
+
+
+def test_urls_are_expanded_and_written_without_their_query():
+    shards = list_shards("https://example.org/d/{08..10}.tar?signature=secret")
+    assert [str(shard) for shard in shards] == [f"https://example.org/d/{n}.tar" for n in ("08", "09", "10")]
+    assert shards[0].url.endswith("?signature=secret") and shards[0].beside("x.npz") == "https://example.org/d/x.npz?signature=secret"
+    assert (shards[0].name, shards[0].parent) == ("08.tar", "https://example.org/d")
+    with pytest.raises(DataError) as caught:
+        expand_shards("https://example.org/0.tar?signature=secret")
+    assert "secret" not in str(caught.value)
 
 
 def test_pipes_run_nothing(tmp_path):

@@ -1,0 +1,53 @@
+"""How many batches the loader's workers keep ready, so that they fit a given memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_LABELS = 64
+"""Bytes per sample, at most, for what has one entry per sample: labels, rows, sequence ends."""
+
+
+def prefetch_batches(config: Config, micro_batch_sizes: Sequence[int]) -> int:
+    """Returns how many batches each worker keeps ready: data.prefetch_batches, or fewer, so that the largest of all sources fits
+
+        workers * batches * largest batch <= data.prefetch_mib
+
+    `micro_batch_sizes` are the samples of each source's batch on this rank.
+
+    Raises: ConfigError when one batch per worker does not fit.
+    """
+    data = config.data
+    if not data.num_workers:
+        return data.prefetch_batches
+    sizes = {source.name: sample_bytes(config, source) * count for source, count in zip(data.sources, micro_batch_sizes, strict=True)}
+    largest = max(sizes, key=lambda name: sizes[name])
+    fitting = data.prefetch_mib * 2**20 // (sizes[largest] * data.num_workers)
+    if fitting < 1:
+        raise ConfigError(
+            f"data.prefetch_mib {data.prefetch_mib} does not hold a batch of '{largest}' ({sizes[largest] / 2**20:.0f} MiB) for each of "
+            f"{data.num_workers} workers; raise it, lower data.num_workers, or raise training.gradient_accumulation_steps"
+        )
+    if fitting < data.prefetch_batches:
+        log.info("each worker keeps %d batches ready instead of %d, as data.prefetch_mib is %d", fitting, data.prefetch_batches, data.prefetch_mib)
+    return min(data.prefetch_batches, fitting)
+
+
+def sample_bytes(config: Config, source: SourceConfig) -> int:
+    """Returns the most bytes that one sample takes in a batch: uint8 pixels, int64 tokens, masks and labels, and a copy of what is masked where
+    only a share of the batch is."""
+    image, tokens = config.model.image, source.max_tokens if source.kind != "image" else 0
+    pixels = 0 if source.kind == "text" else 3 * image.image_size**2
+    clean = pixels + 8 * tokens
+    masks = 3 * 8 * tokens
+    if source.kind != "text":
+        masks += 9 * image.num_patches + (8 * image.num_patches if source.image_codes_key else 3 * config.codebook.image_size**2)
+    share = source.masked_share if source.kind == "pair" else 1.0
+    return clean + math.ceil(share * (masks + (clean if share < 1 else 0))) + _LABELS

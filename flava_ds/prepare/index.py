@@ -1,0 +1,65 @@
+"""`flava-ds prepare index`: an index with a checksum beside every shard, compared with what img2dataset counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from flava_ds.data.index import counted, load_indexes, read_index, scan_shard, stamps_of
+from flava_ds.data.parallel import for_each
+from flava_ds.data.shards import list_shards
+from flava_ds.data.storage import RemoteShard, Shard, Stamp
+from flava_ds.errors import DataError
+from flava_ds.prepare.img2dataset import compare
+
+_NAMED = 20
+
+
+def build_indexes(shards: Sequence[str], *, checksum: bool = True, verify: bool = False, processes: int | None = None) -> None:
+    """Indexes all that `shards` stand for, several shards at once, and prints what they hold and where img2dataset's own counts differ.
+
+    Without `checksum` only headers are read. With `verify`, shards that have a checksum are read again and compared with it.
+
+    Raises: DataError when there are no shards, one cannot be read, or one's content differs from its checksum.
+    """
+    paths = sorted({path for entry in shards for path in list_shards(entry)})
+    if len({type(path) is RemoteShard for path in paths}) > 1:
+        raise DataError("local and remote shards in one call; index them one after the other")
+    verified = f"; {_verify(paths, processes)} agree with their checksum" if verify else ""
+    samples, members, damage, reports, differences = 0, Counter(), Counter(), 0, []
+    for path, index in zip(paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True):
+        samples += len(index)
+        members.update({index.suffixes[i]: int(n) for i, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
+        damage.update(index.faults)
+        found = compare(path, index)
+        reports += found is not None
+        differences += found or []
+    print(f"{len(paths)} shards, {samples} samples; members: {counted(members)}; damage: {counted(damage)}{verified}")
+    if reports:
+        print(f"{reports} have a report of img2dataset; {len(differences) or 'no'} difference{'' if len(differences) == 1 else 's'} from it")
+    for difference in differences[:_NAMED]:
+        print(f"  {difference}")
+    if len(differences) > _NAMED:
+        print(f"  and {len(differences) - _NAMED} more")
+
+
+def _verify(paths: Sequence[Shard], processes: int | None) -> int:
+    """Reads again what has a checksum; returns the number of shards that agree. Raises: DataError naming those that do not."""
+    arguments = list(zip(paths, stamps_of(paths), strict=True))
+    workers = 16 if isinstance(paths[0], RemoteShard) else processes or 0
+    results = for_each(_agrees, arguments, workers=workers or len(paths), threads=True, label="verifying", unit="shard")
+    changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
+    if changed:
+        raise DataError(
+            f"{len(changed)} shards differ from their checksum, though not in size and time: {', '.join(changed[:_NAMED])}"
+            f"{' ...' * (len(changed) > _NAMED)}; restore them, or delete their .index.npz to accept them as they are"
+        )
+    return results.count(True)
+
+
+def _agrees(path: Shard, stamp: Stamp) -> bool | None:
+    """Compares a shard with its checksum; None when it has none."""
+    index = read_index(path, stamp, True)
+    return None if index is None else scan_shard(path, stamp, checksum=True).checksum == index.checksum

@@ -1,0 +1,143 @@
+"""Where a run stands, and what may change when it goes on: ranks, workers and micro-batches, but nothing that makes up the order."""
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from data.shard_files import PIECES, pair_members, write_tar
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flava_ds.config import Config, DataConfig, SourceConfig, TrainingConfig, WeightChange
+from flava_ds.data.loader import StepLoader
+from flava_ds.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def loader_of(tmp_path_factory):
+    """Returns a function that builds a rank's loader over pairs (23), images (10) and text (17), each combination once."""
+    folder = tmp_path_factory.mktemp("order")
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+    counts = {"pair": 23, "image": 10, "text": 17}
+    for kind, count in counts.items():
+        write_tar(folder / f"{kind}.tar", pair_members(range(count)))
+
+    @functools.cache
+    def build(rank, world_size, accumulation, block_size, block_steps):
+        sources = [SourceConfig(name=kind, kind=kind, shards=str(folder / f"{kind}.tar"), weight=w) for kind, w in zip(counts, (0.6, 0.2, 0.2), strict=True)]
+        sources[2] = replace(sources[2], global_batch_size=16)
+        data = {"shuffle_block_size": block_size, "shuffle_window_blocks": 2, "block_steps": block_steps, "vocabulary": str(folder / "vocab.txt")}
+        training = TrainingConfig(total_steps=100, global_batch_size=8, gradient_accumulation_steps=accumulation)
+        return StepLoader(Config(name="x", data=DataConfig(sources=tuple(sources), **data), training=training), rank, world_size)
+
+    return build
+
+
+def test_state_is_json_and_accepts_itself_at_any_step(make_config):
+    loader = StepLoader(make_config())
+    for step in (0, 7, 12):
+        state = json.loads(json.dumps(loader.state(step)))
+        loader.check_state(state)
+        draws = [loader.round_robin.source_at(s) for s in range(step)].count(0)
+        assert (state["pairs"]["epoch"], state["pairs"]["position"]) == divmod(draws * 8, 23)
+
+
+CHANGES = {
+    "seed": "seed was 0, is 3",
+    "weight": "source 'pairs': weight was 3/5 from step 0, is 7/11 from step 0",
+    "schedule": "source 'text': weight was 1/5 from step 0, is 1/5 from step 0, 0 from step 9",
+    "kinds": "source 'images': weight was 1/5 from step 0, is 1/2 from step 0",
+    "global_batch_size": "global_batch_size was 8, is 4",
+    "block_steps": "block_steps was 1, is 2",
+    "shuffle": "order was full shuffle, is shard order",
+    "block": "order was full shuffle, is shuffle of blocks of 4 in windows of 1024 blocks",
+    "samples": "source 'pairs': samples was 23, is 25",
+    "shards": "source 'pairs': keys was",
+    "source": "source 'text' is gone",
+    "order": "number was 0, is 2",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_shard, change):
+    config = make_config()
+    saved = StepLoader(config).state(5)
+    sources = config.data.sources
+    if change == "samples":
+        make_shard("pairs/2.tar", pair_members(range(50, 52)))
+    if change == "shards":
+        make_shard("pairs/1.tar", pair_members(range(50, 60)))
+    changed = {
+        "seed": lambda: replace(config, seed=3),
+        "weight": lambda: replace(config, data=replace(config.data, sources=(replace(sources[0], weight=0.7), *sources[1:]))),
+        "global_batch_size": lambda: replace(config, training=replace(config.training, global_batch_size=4)),
+        "block_steps": lambda: replace(config, data=replace(config.data, block_steps=2)),
+        "shuffle": lambda: replace(config, data=replace(config.data, shuffle=False)),
+        "block": lambda: replace(config, data=replace(config.data, shuffle_block_size=4)),
+        "schedule": lambda: replace(config, data=replace(config.data, weight_changes=(WeightChange(step=9, weights=(1.0, 1.0, 0.0)),))),
+        "kinds": lambda: replace(config, data=replace(config.data, kind_weights=(0.25, 0.5, 0.25))),
+        "samples": lambda: config,
+        "shards": lambda: config,
+        "source": lambda: replace(config, data=replace(config.data, sources=sources[:2])),
+        "order": lambda: replace(config, data=replace(config.data, sources=sources[::-1])),
+    }[change]()
+    with pytest.raises(CheckpointError, match=CHANGES[change]):
+        StepLoader(changed).check_state(saved)
+
+
+def test_accumulation_and_world_size_may_change_on_resume(make_config):
+    saved = StepLoader(make_config()).state(5)
+    loader = StepLoader(make_config(data={"num_workers": 3}, training={"gradient_accumulation_steps": 2}), 1, 2)
+    loader.check_state(saved)
+    assert loader.state(5) == saved
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    start=st.integers(0, 30),
+    split=st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 8), (4, 2), (8, 1)]),
+    block_size=st.sampled_from([1, 3]),
+    block_steps=st.sampled_from([1, 2]),
+)
+def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stream(loader_of, start, split, block_size, block_steps):
+    """The samples of step s are the next global batch of its source's stream, whoever reads them, and each epoch of it has every sample once."""
+    world_size, accumulation = split
+    loaders = [loader_of(rank, world_size, accumulation, block_size, block_steps) for rank in range(world_size)]
+    taken = {number: loaders[0].round_robin.draws_before(number, start) * (8, 8, 16)[number] for number in range(3)}
+    for step in range(start, start + 12):
+        requests = [loaders[rank].requests(step)[micro] for micro in range(accumulation) for rank in range(world_size)]
+        (number,) = {request.source for request in requests}
+        positions = np.concatenate([np.arange(request.position, request.position + request.count) for request in requests])
+        size = (8, 8, 16)[number]
+        assert positions.tolist() == list(range(taken[number], taken[number] + size))
+        taken[number] += size
+        source = loaders[0].sources[number]
+        indices, _, _ = loaders[0].readers[number]._locate(positions)
+        assert indices.tolist() == [int(source.order.at(p // len(source), p % len(source))) for p in positions.tolist()]
+    for source in loaders[0].sources:
+        assert sorted(source.order.at(3, np.arange(len(source))).tolist()) == list(range(len(source)))
+
+
+def test_resuming_at_every_position_of_a_small_source_goes_on_in_its_order(make_config):
+    """One sample a step: every place of three epochs of 17 is a place to stop at."""
+    text = replace(make_config().data.sources[2], global_batch_size=1)
+    config = make_config(data={"sources": (text,), "shuffle_block_size": 3, "shuffle_window_blocks": 2}, training={"total_steps": 51})
+    whole = StepLoader(config)
+    keys = [batch.keys[0] for (batch,) in whole]
+    assert all(len(set(keys[epoch : epoch + 17])) == 17 for epoch in (0, 17, 34))
+    for start in range(51):
+        resumed = StepLoader(config, start_step=start)
+        resumed.check_state(whole.state(start))
+        assert (resumed.state(start)["text"]["epoch"], resumed.state(start)["text"]["position"]) == divmod(start, 17)
+        assert next(iter(resumed))[0].keys[0] == keys[start]
+
+
+def test_weights_that_change_on_the_way_are_drawn_from_their_step_on(make_config):
+    changes = (WeightChange(step=10, weights=(0.0, 0.0, 1.0)), WeightChange(step=16, weights=(1.0, 1.0, 0.0)))
+    config = make_config(data={"weight_changes": changes}, training={"total_steps": 30})
+    sources = [batch.source for (batch,) in StepLoader(config)]
+    assert [sources[:10].count(name) for name in ("pairs", "images", "text")] == [6, 2, 2]
+    assert sources[10:16] == ["text"] * 6 and sorted(sources[16:18]) == ["images", "pairs"] and "text" not in sources[16:]
+    assert [batch.keys for (batch,) in StepLoader(config, start_step=13)] == [batch.keys for (batch,) in StepLoader(config)][13:]

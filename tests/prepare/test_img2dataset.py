@@ -1,0 +1,63 @@
+"""Reports in the exact form that img2dataset leaves beside a shard."""
+
+import json
+
+import pytest
+from data.shard_files import pair_members, write_tar
+
+from flava_ds.data.index import scan_shard
+from flava_ds.prepare.img2dataset import compare
+
+STATS = {
+    "count": 5,
+    "successes": 3,
+    "failed_to_download": 1,
+    "failed_to_resize": 1,
+    "duration": 1.5,
+    "start_time": 1.0,
+    "end_time": 2.5,
+    "status_dict": {"success": 3, "HTTP Error 404: Not Found": 1, "image decoding error": 1},
+}
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """A shard of three samples, with its index."""
+    path = write_tar(tmp_path / "00007.tar", pair_members(range(3)))
+    return path, scan_shard(path)
+
+
+def write_table(folder, keys, statuses):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"url": ["http://x"] * len(keys), "key": keys, "status": statuses, "error_message": [None] * len(keys), "width": [16] * len(keys)}
+    parquet.write_table(pyarrow.table(columns), folder / "00007.parquet")
+
+
+def test_no_report_is_none_and_an_agreeing_one_is_empty(shard, tmp_path):
+    assert compare(*shard) is None
+    (tmp_path / "00007_stats.json").write_text(json.dumps(STATS))
+    write_table(tmp_path, [f"{n:09d}" for n in range(5)], ["success", "success", "success", "failed_to_download", "failed_to_resize"])
+    assert compare(*shard) == []
+
+
+def test_counts_and_keys_that_differ_are_named(shard, tmp_path):
+    (tmp_path / "00007_stats.json").write_text(json.dumps(STATS | {"successes": 4}))
+    write_table(tmp_path, [f"{n:09d}" for n in (0, 1, 3, 4)], ["success", "success", "success", "success"])
+    count, missing, extra = compare(*shard)
+    assert count.endswith("3 samples, but its _stats.json counts 4 successes")
+    assert missing.endswith("2 keys are in its .parquet but not in the shard: 000000003, 000000004")
+    assert extra.endswith("1 keys are in the shard but not in its .parquet: 000000002")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{broken"])
+def test_unreadable_reports_are_differences(shard, tmp_path, content):
+    (tmp_path / "00007_stats.json").write_text(content)
+    (difference,) = compare(*shard)
+    assert "its _stats.json cannot be read" in difference
+
+
+def test_a_table_that_is_none_is_a_difference(shard, tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "00007.parquet").write_bytes(b"PAR1 not really")
+    (difference,) = compare(*shard)
+    assert "its .parquet cannot be read" in difference

@@ -1,0 +1,55 @@
+"""`prepare index`: what it prints, what it compares, what it refuses."""
+
+import os
+
+import pytest
+from data.shard_files import pair_members, write_tar
+
+from flava_ds.data.index import load_index
+from flava_ds.errors import DataError
+from flava_ds.prepare.index import build_indexes
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder of two shards."""
+    write_tar(tmp_path / "00000.tar", pair_members(range(3)))
+    write_tar(tmp_path / "00001.tar", pair_members(range(3, 5)))
+    return tmp_path
+
+
+def test_counts_and_checksums_several_places_and_overlaps_once(shards, capsys):
+    build_indexes([str(shards / "00000.tar"), str(shards), str(shards / "{00000..00001}.tar")])
+    assert capsys.readouterr().out == "2 shards, 5 samples; members: json 5, txt 5, webp 5; damage: none\n"
+    assert load_index(shards / "00001.tar").checksum
+    build_indexes([str(shards / "00000.tar")], checksum=False)
+
+
+def test_differences_from_img2dataset_are_counted_and_named(shards, capsys):
+    (shards / "00000_stats.json").write_text('{"count": 9, "successes": 3}')
+    (shards / "00001_stats.json").write_text('{"count": 9, "successes": 4}')
+    build_indexes([str(shards)])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "2 have a report of img2dataset; 1 difference from it"
+    assert printed[2].endswith("00001.tar: 2 samples, but its _stats.json counts 4 successes")
+
+
+def test_verify_finds_content_that_changed_behind_its_time(shards, capsys):
+    build_indexes([str(shards)])
+    build_indexes([str(shards)], verify=True)
+    assert capsys.readouterr().out.endswith("damage: none; 2 agree with their checksum\n")
+    path = shards / "00001.tar"
+    stat = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(load_index(path).member_offset[0] + 20)
+        stream.write(b"rot")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    build_indexes([str(shards)])
+    with pytest.raises(DataError, match="1 shards differ from their checksum.*00001.tar"):
+        build_indexes([str(shards)], verify=True)
+
+
+def test_verify_counts_only_what_had_a_checksum(shards, capsys):
+    build_indexes([str(shards)], checksum=False)
+    build_indexes([str(shards)], verify=True)
+    assert "0 agree with their checksum" in capsys.readouterr().out

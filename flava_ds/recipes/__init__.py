@@ -32,7 +32,15 @@ def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Co
     """
     default = load_recipe(recipe)
     check_option_names(default, overrides, beside)
-    return configuration.check(parse_overrides(default, overrides))
+    return configuration.check(without_idle_sources(parse_overrides(default, overrides)))
+
+
+def without_idle_sources(config: Config) -> Config:
+    """Drops the sources that no step will draw, so that nothing looks for their shards."""
+    if config.data.weight_changes:
+        return config
+    sources = tuple(source for source in config.data.sources if source.weight != 0)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources)) if sources else config
 
 
 def load_recipe(recipe: str) -> Config:

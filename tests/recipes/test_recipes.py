@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from flava_ds import config as configuration
-from flava_ds.config import Config
+from flava_ds.config import Config, WeightChange
 from flava_ds.errors import ConfigError
-from flava_ds.recipes import RECIPES, option_names, resolve
+from flava_ds.recipes import RECIPES, option_names, resolve, without_idle_sources
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -91,3 +91,11 @@ def _leaves(node: dict, prefix: str = ""):
 def test_registry_holds_functions_that_return_fresh_configurations():
     for function in RECIPES.values():
         assert isinstance(function(), Config) and function() == function()
+
+
+def test_a_source_of_weight_0_is_gone_unless_its_weight_changes_later():
+    config = resolve("flava_base", ["--data.sources.2.weight", "0"])
+    assert [source.kind for source in config.data.sources] == ["pair", "image"]
+    later = dataclasses.replace(RECIPES["flava_base"]().data, weight_changes=(WeightChange(step=10, weights=(1.0, 1.0, 0.0)),))
+    kept = without_idle_sources(dataclasses.replace(RECIPES["flava_base"](), data=later))
+    assert len(kept.data.sources) == 3

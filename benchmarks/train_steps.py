@@ -1,0 +1,99 @@
+"""Trains a recipe for a few steps on the demo's data and prints time, rate and MFU of a step of each kind: what the kernels are worth end to end.
+
+    python benchmarks/train_steps.py --out FOLDER [--recipe flava_base] [--steps 40] [--batch 256]
+
+The run is an ordinary one on one rank: DeepSpeed, the loader, all six losses; the demo's pictures are enlarged to the recipe's size, its captions
+are tokenised with the recipe's vocabulary, and the image codebook is random where the recipe names none. Every step is a line of
+the log, so each waits for the device once. Writes FOLDER/train_steps.json; the last line printed sums it up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+WARM_UP = 3
+"""Steps of each kind that are left out: the first ones compile and allocate."""
+
+
+def main() -> int:
+    """Trains, reads the log, and writes the summary; returns the run's exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", default="flava_base")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--override", nargs=argparse.REMAINDER, default=[], help="further fields of the configuration, as `flava-ds train` takes them")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "flava_ds.train", options.recipe, *overrides(options), *options.override]
+    print(" ".join(command), flush=True)
+    status = subprocess.run(command).returncode
+    if status:
+        return status
+    header, steps = read_log(options.out)
+    about = {name: header[name] for name in ("versions", "hardware", "git")}
+    summary = {"recipe": options.recipe, "batch": options.batch, **about, "kinds": summarize(steps)}
+    (options.out / "train_steps.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print("; ".join(describe(kind, found) for kind, found in summary["kinds"].items()))
+    return 0
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """Returns what a run of a few steps on the demo's data changes in a recipe."""
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.recipes import RECIPES
+
+    data = unpack(options.out / "data")
+    recipe = RECIPES[options.recipe]()
+    shards = {"pair": data.pairs_train, "image": data.images, "text": data.text}
+    changed = {
+        "name": "train_steps",
+        "logging.run-directory": options.out,
+        "logging.every-steps": 1,
+        "logging.no-tensorboard": None,
+        "checkpoint.every-steps": 0,
+        "checkpoint.no-resume": None,
+        "training.total-steps": options.steps,
+        "training.global-batch-size": options.batch,
+        "schedule.warmup-steps": options.steps,
+    }
+    if recipe.codebook_weights is None:
+        changed["codebook-weights"] = "random"
+    for place, source in enumerate(recipe.data.sources):
+        changed[f"data.sources.{place}.shards"] = shards[source.kind]
+        changed[f"data.sources.{place}.global-batch-size"] = options.batch
+        if source.kind == "pair":
+            changed[f"data.sources.{place}.caption-key"] = "captions"
+    return [word for name, value in changed.items() for word in ((f"--{name}",) if value is None else (f"--{name}", str(value)))]
+
+
+def read_log(out: Path) -> tuple[dict, list[dict]]:
+    """Reads the run's log: what ran on what, and a line for every step."""
+    header, *lines = (json.loads(line) for line in (out / "train_steps" / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return header, [line for line in lines if "seconds_per_step" in line]
+
+
+def summarize(steps: list[dict]) -> dict[str, dict[str, float]]:
+    """Takes medians over the steps of each kind after its warm-up; a kind with no more steps than that is left out."""
+    found = {}
+    for kind in ("pair", "image", "text"):
+        kept = [step for step in steps if step["kind"] == kind][WARM_UP:]
+        if kept:
+            names = ("seconds_per_step", "samples_per_second", "flops_per_second", "mfu", "data_wait")
+            found[kind] = {"steps": len(kept), **{name: statistics.median(step[name] for step in kept) for name in names}}
+    return found
+
+
+def describe(kind: str, found: dict[str, float]) -> str:
+    """Writes one kind's numbers; MFU is against the rate of plain matrix products measured on the same device."""
+    rate = f"{found['flops_per_second'] / 1e12:.3g} TFLOP/s = {100 * found['mfu']:.0f} % of GEMM"
+    return f"{kind} {1e3 * found['seconds_per_step']:.0f} ms, {found['samples_per_second']:.0f} samples/s, {rate}, data wait {100 * found['data_wait']:.0f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

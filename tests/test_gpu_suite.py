@@ -1,0 +1,83 @@
+"""benchmarks/gpu_suite.sh: its parts, its memory of what has finished, its table; for real, on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flava_kernels import OPS
+
+ROOT = Path(__file__).parents[1]
+SUITE = ROOT / "benchmarks" / "gpu_suite.sh"
+
+
+def suite(out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the suite with this interpreter."""
+    command = ["bash", SUITE, "--out", out, "--python", sys.executable, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
+
+
+def table(done: subprocess.CompletedProcess) -> dict[str, str]:
+    """Reads the table at the end."""
+    lines = done.stdout.split("\npart ")[1].splitlines()[1:]
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck():
+    done = subprocess.run(["shellcheck", SUITE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_parts(tmp_path):
+    done = suite(tmp_path, "--dry-run")
+    parts = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert parts == [*(f"check-{op}" for op in OPS), *(f"bench-{op}" for op in OPS), "train"]
+    assert "flava_base" in done.stdout.splitlines()[-1] and "flava_kernels.bench" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wheels_come_first(tmp_path):
+    done = suite(tmp_path, "--dry-run", "--wheels", str(tmp_path))
+    assert "--no-index" in done.stdout.splitlines()[0]
+    missing = suite(tmp_path, "--dry-run", "--wheels", str(tmp_path / "none"))
+    assert missing.returncode == 2 and "is no folder" in missing.stderr
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["--gpus"], "'--gpus' is not an option"), (["--only"], "--only needs a value")])
+def test_wrong_arguments(tmp_path, arguments, message):
+    done = suite(tmp_path, *arguments)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    done = suite(tmp_path)
+    assert done.returncode == 2 and "torch finds no GPU; --cpu runs without" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_has_finished_is_skipped_and_what_has_failed_is_not(tmp_path):
+    broken = suite(tmp_path, "--cpu", "--only", "check-pack", PYTEST_ADDOPTS="--no-such-option")
+    assert broken.returncode == 1 and table(broken)["check-pack"].startswith("failed:")
+    first = suite(tmp_path, "--cpu", "--only", "*-pack")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "finished before" not in first.stdout
+    assert set(table(first)) == {"check-pack", "bench-pack"}
+    assert " passed" in table(first)["check-pack"] and "rows added" in table(first)["bench-pack"]
+    again = suite(tmp_path, "--cpu", "--only", "*-pack")
+    assert again.stdout.count("finished before") == 2 and table(again) == table(first)
+
+
+@pytest.mark.slow
+def test_the_training_steps(tmp_path):
+    done = suite(tmp_path, "--cpu", "--only", "train")
+    assert done.returncode == 0, done.stdout
+    summary = json.loads((tmp_path / "train" / "train_steps.json").read_text())
+    assert set(summary["kinds"]) == {"pair", "image", "text"}
+    for found in summary["kinds"].values():
+        assert found["steps"] > 0 and found["seconds_per_step"] > 0 and 0 < found["mfu"] < 1
+    assert "% of GEMM" in table(done)["train"]

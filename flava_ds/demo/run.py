@@ -95,7 +95,7 @@ def run(*, minutes: float, ranks: int, resume: bool, enforce_gates: bool) -> int
     with demo.phase("evaluate", "a drawing style and concepts that training never saw"):
         from flava_ds.evaluation.evaluator import evaluate_run
 
-        evaluation = evaluate_run(demo.run_path, data=data, limit_s=max(15.0, demo.left_s() - 20.0))
+        evaluation = evaluate_run(demo.run_path, data=data, limit_s=max(60.0, demo.left_s() - 20.0))
     with demo.phase("export", "write Hugging Face's format, read it with transformers, compare logits"):
         difference = export(demo)
     with demo.phase("report", "one page"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -48,8 +49,8 @@ def build_indexes(shards: Sequence[str], *, checksum: bool = True, verify: bool 
 def _verify(paths: Sequence[Shard], processes: int | None) -> int:
     """Reads again what has a checksum; returns the number of shards that agree. Raises: DataError naming those that do not."""
     arguments = list(zip(paths, stamps_of(paths), strict=True))
-    workers = 16 if isinstance(paths[0], RemoteShard) else processes or 0
-    results = for_each(_agrees, arguments, workers=workers or len(paths), threads=True, label="verifying", unit="shard")
+    workers = processes or len(os.sched_getaffinity(0))
+    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying", unit="shard")  # hashing lets other threads run
     changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
     if changed:
         raise DataError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
 from torch import Tensor, nn
 
+from flava_ds.models.layers import LayerNorm, LinearGELU
 from flava_ds.models.transformer import Pooler
 
 
@@ -17,13 +17,13 @@ class MaskedPredictionHead(nn.Module):
 
     def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dense = LinearGELU(hidden_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def transform(self, hidden: Tensor) -> Tensor:
         """Everything below the classifier: [k d] -> [k d]."""
-        return self.norm(F.gelu(self.dense(hidden)))
+        return self.norm(self.dense(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary: [k d] -> [k v]."""

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flava_ds.config import ImageEncoderConfig
+from flava_ds.models.layers import LayerNorm
 from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
@@ -26,7 +27,7 @@ class ImageEncoder(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1 + config.num_patches, config.hidden_size))
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         self.transformer = Transformer(config)
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
         add_frozen_pooler(self, config.hidden_size, pooler)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import SequenceLayout
 from flava_ds.config import MultimodalEncoderConfig
+from flava_ds.models.layers import LayerNorm
 from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
@@ -21,7 +22,7 @@ class MultimodalEncoder(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.transformer = Transformer(config)
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
     def forward(self, image: Tensor, text: Tensor, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.config import TextEncoderConfig
+from flava_ds.models.layers import LayerNorm, ResidualLayerNorm
 from flava_ds.models.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
@@ -23,9 +24,9 @@ class TextEncoder(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.embedding_norm = ResidualLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.transformer = Transformer(config)
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
     def forward(self, versions: list[Tensor], cu_seqlens: Tensor, max_seqlen: int, *, keep: Sequence[Tensor | None] | None = None) -> list[Encoded]:
@@ -41,5 +42,5 @@ class TextEncoder(nn.Module):
         sequence = torch.bucketize(tokens, cu_seqlens[1:].long(), right=True)
         positions = tokens - cu_seqlens.long()[sequence]
         place = self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
-        hidden = self.embedding_norm(self.word_embeddings(torch.cat(versions)) + place.repeat(len(versions), 1))
+        hidden, _ = self.embedding_norm(self.word_embeddings(torch.cat(versions)), place.repeat(len(versions), 1))
         return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), keep or [None] * len(versions))

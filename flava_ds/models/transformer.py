@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from flava_kernels.attention import varlen_attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
+from flava_ds.models.layers import LayerNorm, LinearGELU, ResidualLayerNorm
 
 
 class TransformerShape(Protocol):
@@ -48,26 +48,32 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """LayerNorm, attention, residual; LayerNorm, MLP with the erf form of GELU, residual.
 
-    With `rows`, everything after the attention is computed for these rows only: three quarters of a block's work.
+    What a sublayer returns is added to the stream together with the LayerNorm that follows, so a block takes and returns the stream and the
+    branch that is still to be added to it. With `rows`, everything after the attention is computed for these rows only: three quarters of a
+    block's work.
 
     Shapes:
-        hidden  [T d] -> [T d], or [k d] with rows [k]
+        stream  [T d] -> [T d], or [k d] with rows [k]
+        branch  [T d] -> [T d], or [k d] with rows; None before the first block
     """
 
     def __init__(self, shape: TransformerShape):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.attention_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         self.attention = Attention(shape.hidden_size, shape.num_attention_heads)
-        self.mlp_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.mlp_up = nn.Linear(shape.hidden_size, shape.intermediate_size)
+        self.mlp_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.mlp_up = LinearGELU(shape.hidden_size, shape.intermediate_size)
         self.mlp_down = nn.Linear(shape.intermediate_size, shape.hidden_size)
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, rows: Tensor | None = None) -> Tensor:
-        context = self.attention(self.attention_norm(hidden), cu_seqlens, max_seqlen, equal_lengths)
+    def forward(
+        self, stream: Tensor, branch: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        normed, stream = self.attention_norm(branch, stream)
+        context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
-            hidden, context = hidden.index_select(0, rows), context.index_select(0, rows)
-        hidden = hidden + self.attention.output(context)
-        return hidden + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(hidden))))
+            stream, context = stream.index_select(0, rows), context.index_select(0, rows)
+        normed, stream = self.mlp_norm(self.attention.output(context), stream)
+        return stream, self.mlp_down(self.mlp_up(normed))
 
 
 class Transformer(nn.Module):
@@ -83,15 +89,15 @@ class Transformer(nn.Module):
         self.activation_checkpointing = False
 
     def forward(self, packed: Packed, *, equal_lengths: bool = False, rows: Tensor | None = None) -> Tensor:
-        hidden = packed.hidden
+        stream, branch = packed.hidden, None
         for number, block in enumerate(self.blocks, start=1):
             kept = rows if number == len(self.blocks) else None
-            arguments = (hidden, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept)
+            arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept)
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(block, *arguments, use_reentrant=False)
+                stream, branch = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                hidden = block(*arguments)
-        return hidden
+                stream, branch = block(*arguments)
+        return stream if branch is None else stream + branch
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Encoded:
     """
 
     packed: Packed
-    final_norm: nn.LayerNorm
+    final_norm: LayerNorm
     kept_rows: Tensor | None = None
 
     def last_hidden_state(self) -> Tensor:
@@ -126,7 +132,7 @@ class Encoded:
 
 def encode_versions(
     transformer: Transformer,
-    final_norm: nn.LayerNorm,
+    final_norm: LayerNorm,
     hidden: Tensor,
     layout: tuple[Tensor, int],
     keep: Sequence[Tensor | None],

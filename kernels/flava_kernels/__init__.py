@@ -7,11 +7,14 @@ from flava_kernels.attention import OP as VARLEN_ATTENTION
 from flava_kernels.contrastive import OP as INFO_NCE
 from flava_kernels.fusing import OP as FUSE_SEQUENCES
 from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM
+from flava_kernels.linear_cross_entropy import OP as LINEAR_CROSS_ENTROPY
 from flava_kernels.linear_gelu import LINEAR_GELU
 from flava_kernels.op import Op
 from flava_kernels.packing import PACK, UNPACK
 
-OPS: dict[str, Op] = {op.name: op for op in (PACK, UNPACK, FUSE_SEQUENCES, VARLEN_ATTENTION, LAYER_NORM, ADD_LAYER_NORM, LINEAR_GELU, INFO_NCE)}
+OPS: dict[str, Op] = {
+    op.name: op for op in (PACK, UNPACK, FUSE_SEQUENCES, VARLEN_ATTENTION, LAYER_NORM, ADD_LAYER_NORM, LINEAR_GELU, LINEAR_CROSS_ENTROPY, INFO_NCE)
+}
 """Every operator by name, in the order of docs/kernels.md."""
 
 

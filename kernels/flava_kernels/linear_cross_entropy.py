@@ -2,62 +2,240 @@
 
 loss = sum_i [ logsumexp_v(z_i) - z_{i, y_i} ],   z = H W^T + b
 G = softmax(z) - onehot(y),   dH = G W,   dW = G^T H,   db = colsum(G)
+
+The rows go through in chunks whose logits fit a budget of bytes: one chunk where possible, because each reads the whole of W. The gradients are
+finished chunk by chunk on the way forward, where G overwrites the logits, and are only scaled on the way back.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flava_kernels import dispatch
+from flava_kernels.cases.linear_cross_entropy import cases
+from flava_kernels.op import DTYPES, Limits, Op
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the summed loss and the number of rows whose largest logit is the label.
+IGNORE_INDEX = -100
+"""The label of a row that counts for nothing."""
 
-    One [k v] matrix is kept for the backward pass, in the dtype of `hidden`, where autograd would keep logits and log-probabilities and make
-    two more on its way back.
+LOGITS_BUDGET_BYTES = 256 * 2**20
+"""Logits that exist at one time, unless a single row has more."""
+
+REFERENCE_BLOCK_BYTES = 2**20
+"""Logits that the reference's softmax goes through at one time, in fp32: they should stay in a core's cache."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None = None, *, budget_bytes: int = LOGITS_BUDGET_BYTES
+) -> tuple[Tensor, Tensor]:
+    """Returns the summed loss and the number of rows whose largest logit is the label, the first one where several are largest.
+
+    Logits, and G in their place, are rounded to the dtype of `hidden`; softmax and sums are fp32. What is kept for the backward pass is dH, dW and db.
 
     Shapes:
-        hidden   [k d]
+        hidden   [k d], or [T d] with rows
         weight   [v d]
         bias     [v]
-        labels   [k]     int64
+        labels   [k]    int64: a class, or IGNORE_INDEX
+        rows     [k]    int64: the row of `hidden` for each label, each at most once; None for all in order. Rows that are not named are never read
         returns  scalar (fp32, or fp64 for fp64 inputs) with gradient, scalar fp32 without; both 0 (with a graph) when k = 0
     """
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels)
+    gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad)
+    if dispatch.needs_custom_operator(hidden):
+        return _linear_cross_entropy(hidden, weight, bias, labels, rows, gradients, budget_bytes)[:2]
+    return _EagerLinearCrossEntropy.apply(hidden, weight, bias, labels, rows, gradients, budget_bytes)
 
 
-def forward_reference(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns loss, number of right rows, and G: scalar, scalar, [k v]. Softmax in fp32 at least."""
+def definition(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None = None, *, budget_bytes: int = LOGITS_BUDGET_BYTES
+) -> tuple[Tensor, Tensor]:
+    """torch's own layers, with all logits at once."""
+    logits = F.linear(hidden if rows is None else hidden.index_select(0, rows), weight, bias)
+    correct = (logits.detach().argmax(-1) == labels).sum().float()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), labels, ignore_index=IGNORE_INDEX, reduction="sum"), correct
+
+
+def supports(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None = None, *, budget_bytes: int = LOGITS_BUDGET_BYTES
+) -> str | None:
+    """Returns None, or why the kernels do not take these arguments."""
+    if hidden.dtype not in DTYPES:
+        return f"hidden is {hidden.dtype}"
+    if not hidden.dtype == weight.dtype == bias.dtype:
+        return f"hidden, weight and bias are {hidden.dtype}, {weight.dtype} and {bias.dtype}; they must be of one dtype"
+    if not bias.is_contiguous() or not labels.is_contiguous():
+        return "bias and labels must be contiguous"
+    return None
+
+
+def forward_reference(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss of each row, whether it was right, and G, which is the bare logits' memory unless `gradients`: [k], [k], [k v]."""
     logits = F.linear(hidden, weight, bias)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    rows = labels[:, None]
-    largest, place = logits.max(-1, keepdim=True)
-    correct = (place == rows).sum().float()
-    target = logits.gather(1, rows) - largest
-    exponentials = logits.sub_(largest).exp_()
-    total = exponentials.sum(-1, keepdim=True)
-    loss = (total.log() - target).sum()
-    gradient = exponentials.mul_(1 / total).scatter_add_(1, rows, -torch.ones_like(total))
-    return loss, correct, gradient.to(hidden.dtype)
+    counts = labels != IGNORE_INDEX
+    places, counts = torch.where(counts, labels, 0)[:, None], counts.to(torch.promote_types(logits.dtype, torch.float32))[:, None]
+    losses, right = torch.empty_like(counts), torch.empty_like(counts)
+    step = max(1, REFERENCE_BLOCK_BYTES // (4 * max(logits.shape[1], 1)))
+    for start in range(0, logits.shape[0], step):
+        block = slice(start, start + step)
+        z, place, count = logits[block].to(counts.dtype), places[block], counts[block]
+        largest, found = z.max(-1, keepdim=True)
+        target = z.gather(1, place) - largest
+        total = z.sub_(largest).exp_().sum(-1, keepdim=True)
+        torch.mul(total.log() - target, count, out=losses[block])
+        torch.mul(found == place, count, out=right[block])
+        if gradients:
+            z.mul_(count / total).scatter_add_(1, place, -count)
+            if z.dtype != logits.dtype:
+                logits[block] = z
+    return losses[:, 0], right[:, 0], logits
 
 
-def backward_reference(grad: Tensor, gradient: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns dH [k d], dW [v d], db [v]; `grad` scales the small matrices, never the [k v] one."""
-    d_hidden = (gradient @ weight) * grad.to(hidden.dtype)
-    d_weight = gradient.T @ (hidden * grad.to(hidden.dtype))
-    d_bias = gradient.sum(0, dtype=torch.promote_types(bias.dtype, torch.float32)) * grad
-    return d_hidden, d_weight, d_bias.to(bias.dtype)
+def backward_reference(
+    grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, rows: Tensor | None, number_of_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales what the forward pass left and puts each row of dH where it came from: [k d] -> [number_of_rows d]."""
+    d_hidden, d_weight, d_bias = (_scaled(gradient, grad) for gradient in (d_hidden, d_weight, d_bias))
+    if rows is not None:
+        d_hidden = d_hidden.new_zeros(number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
+    return d_hidden, d_weight, d_bias
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
+    """Multiplies by a number that is not rounded to half precision first, as a GPU would round a tensor without axes."""
+    if gradient.dtype == grad.dtype or grad.device.type == "cpu":
+        return gradient * grad
+    return torch.mul(gradient, grad.expand(gradient.shape), out=torch.empty_like(gradient))
+
+
+def _chunks(rows: int, row_bytes: int, budget_bytes: int) -> Iterator[slice]:
+    """Cuts the rows into as few pieces as the budget allows, of equal size but for the last."""
+    pieces = max(1, -(-rows * row_bytes // budget_bytes))
+    size = max(1, -(-rows // pieces))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+class _Sums:
+    """Adds G^T H and colsum(G) over chunks, in fp32 where there are several; a single chunk's product is already what the parameters get."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, several: bool):
+        wide = torch.promote_types(weight.dtype, torch.float32) if several else weight.dtype
+        self.d_weight = torch.zeros_like(weight, dtype=wide) if several else None
+        self.d_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32)) if several else None
+
+    def add(self, gradient: Tensor, hidden: Tensor) -> None:
+        """Adds one chunk's share."""
+        if self.d_weight is None:
+            self.d_weight, self.d_bias = gradient.T @ hidden, gradient.sum(0)
+            return
+        self.d_bias += gradient.sum(0, dtype=self.d_bias.dtype)
+        if self.d_weight.dtype == gradient.dtype:
+            self.d_weight.addmm_(gradient.T, hidden)
+        elif gradient.device.type == "cpu":
+            self.d_weight += gradient.T @ hidden
+        else:  # the product stays in fp32 until it is added
+            torch.addmm(self.d_weight, gradient.T, hidden, out_dtype=self.d_weight.dtype, out=self.d_weight)
+
+
+def _in_chunks(
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    rows: Tensor | None,
+    gradients: bool,
+    budget_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Runs the whole operator with one implementation of a chunk: loss, right rows, dH [k d], dW [v d], db [v], the last three empty without gradients."""
+    number, losses, right = labels.shape[0], [], []
+    chunks = list(_chunks(number, weight.shape[0] * hidden.element_size(), budget_bytes))
+    d_hidden = hidden.new_empty(number if gradients else 0, hidden.shape[1])
+    sums = _Sums(weight, bias, several=len(chunks) != 1) if gradients else None
+    for chunk in chunks:
+        part = hidden[chunk] if rows is None else hidden.index_select(0, rows[chunk])
+        chunk_losses, chunk_right, gradient = forward(part, weight, bias, labels[chunk], gradients)
+        losses.append(chunk_losses.sum())
+        right.append(chunk_right.sum())
+        if sums is not None:
+            torch.mm(gradient, weight, out=d_hidden[chunk])
+            sums.add(gradient, part)
+        del gradient  # before the next chunk's logits exist
+    loss, correct = (hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(2))
+    loss, correct = sum(losses, loss), sum(right, correct).float()
+    kept = (weight.new_empty(0), bias.new_empty(0)) if sums is None else (sums.d_weight.to(weight.dtype), sums.d_bias.to(bias.dtype))
+    return loss, correct, d_hidden, *kept
+
+
+@torch.library.custom_op("flava_kernels::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None, gradients: bool, budget_bytes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    forward = forward_reference
+    if dispatch.use_triton("linear_cross_entropy", hidden, supports(hidden, weight, bias, labels, rows)):
+        from flava_kernels.triton_ops import linear_cross_entropy as kernels
+
+        forward = kernels.forward
+    return _in_chunks(forward, hidden, weight, bias, labels, rows, gradients, budget_bytes)
+
+
+@_linear_cross_entropy.register_fake
+def _(hidden, weight, bias, labels, rows, gradients, budget_bytes):
+    scalar = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    d_hidden = hidden.new_empty(labels.shape[0] if gradients else 0, hidden.shape[1])
+    kept = (torch.empty_like(weight), torch.empty_like(bias)) if gradients else (weight.new_empty(0), bias.new_empty(0))
+    return scalar, scalar.new_empty((), dtype=torch.float32), d_hidden, *kept
+
+
+@torch.library.custom_op("flava_kernels::linear_cross_entropy_backward", mutates_args=())
+def _linear_cross_entropy_backward(
+    grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, rows: Tensor | None, number_of_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backward_reference(grad, d_hidden, d_weight, d_bias, rows, number_of_rows)
+
+
+@_linear_cross_entropy_backward.register_fake
+def _(grad, d_hidden, d_weight, d_bias, rows, number_of_rows):
+    return d_hidden.new_empty(number_of_rows, d_hidden.shape[1]), torch.empty_like(d_weight), torch.empty_like(d_bias)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    hidden, _, _, _, rows, gradients, _ = inputs
+    if not gradients:
+        raise RuntimeError("linear_cross_entropy was called for a loss without gradients, but one is asked of it")
+    ctx.number_of_rows = hidden.shape[0]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:], rows)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_linear_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.number_of_rows), None, None, None, None
+
+
+_linear_cross_entropy.register_autograd(_differentiate, setup_context=_save)
+
+
+class _EagerLinearCrossEntropy(torch.autograd.Function):
+    """The reference without a custom operator."""
+
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels):
-        loss, correct, gradient = forward_reference(hidden, weight, bias, labels)
-        ctx.save_for_backward(gradient, hidden, weight, bias)
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+    def forward(ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes):
+        output = _in_chunks(forward_reference, hidden, weight, bias, labels, rows, gradients, budget_bytes)
+        ctx.number_of_rows = hidden.shape[0]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output[2:], rows)
+        return output[:2]
 
     @staticmethod
     def backward(ctx, grad, _):
-        return *backward_reference(grad, *ctx.saved_tensors), None
+        return *backward_reference(grad, *ctx.saved_tensors, ctx.number_of_rows), None, None, None, None
+
+
+LIMITS = {torch.float32: Limits(1e-6, 2e-6), torch.float16: Limits(5e-4, 1e-3), torch.bfloat16: Limits(4e-3, 8e-3)}
+
+OP = Op("linear_cross_entropy", linear_cross_entropy, definition, supports, cases, LIMITS, "flava_kernels.triton_ops.linear_cross_entropy")

@@ -5,6 +5,7 @@ import dataclasses
 import op_checks
 import pytest
 import torch
+from flava_kernels import dispatch
 from flava_kernels import layer_norm as module
 from flava_kernels.cases.layer_norm import OF_TORCH
 from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM, add_layer_norm, layer_norm
@@ -18,6 +19,11 @@ def example(rows: int = 6, columns: int = 10, dtype: torch.dtype = torch.float32
     return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((rows, columns), (rows, columns), (columns,), (columns,))]
 
 
+def first(results, number: int) -> tuple[torch.Tensor, ...]:
+    """The results that have a gradient."""
+    return results if isinstance(results, torch.Tensor) else results[:number]
+
+
 def test_by_hand():
     x = torch.tensor([[1.0, 2.0, 3.0, 6.0]], dtype=torch.float64)
     weight, bias = torch.tensor([1.0, 2.0, 1.0, 1.0]).double(), torch.tensor([0.0, 0.0, 5.0, 0.0]).double()
@@ -29,8 +35,9 @@ def test_by_hand():
 
 def test_gradients():
     x, residual, weight, bias = example(3, 5, torch.float64)
-    assert torch.autograd.gradcheck(lambda *inputs: layer_norm(*inputs, 1e-5), (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda *inputs: add_layer_norm(*inputs, 1e-5), (x, residual, weight, bias))
+    for functions in ((layer_norm, add_layer_norm), (torch.ops.flava_kernels.layer_norm, torch.ops.flava_kernels.add_layer_norm)):
+        assert torch.autograd.gradcheck(lambda *inputs, f=functions[0]: first(f(*inputs, 1e-5), 1), (x, weight, bias))
+        assert torch.autograd.gradcheck(lambda *inputs, f=functions[1]: first(f(*inputs, 1e-5), 2), (x, residual, weight, bias))
 
 
 @BOTH
@@ -60,6 +67,15 @@ def test_rows_and_gradients_may_be_strided(monkeypatch, implementation):
     torch.autograd.backward(expected, upstream)
     torch.testing.assert_close(x.grad[::2, :9], copies[0].grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(residual.grad[1::2, 3:12], copies[1].grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", [LAYER_NORM, ADD_LAYER_NORM], ids=lambda op: op.name)
+def test_the_custom_operators_with_the_references(monkeypatch, op):
+    monkeypatch.setenv("FLAVA_KERNELS", "torch")
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
+    for case in op.cases():
+        for dtype in case.dtypes:
+            op_checks.check_case(op, case, dtype)
 
 
 def test_half_precision_adds_parameter_gradients_in_fp32():

@@ -1,9 +1,21 @@
 """Summed cross-entropy of a linear classifier against torch in fp64."""
 
+import op_checks
 import pytest
 import torch
 import torch.nn.functional as F
+from flava_kernels import dispatch
+from flava_kernels import linear_cross_entropy as module
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
+
+BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
+
+
+def example(rows: int = 5, of: int | None = None) -> list[torch.Tensor]:
+    """hidden, weight, bias with gradient, and labels."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(*shape, requires_grad=True) for shape in ((of or rows, 12), (97, 12), (97,))]
+    return [*inputs, torch.randint(97, (rows,))]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -51,3 +63,107 @@ def test_half_precision_keeps_the_softmax_in_fp32():
     expected.backward()
     for ours, theirs in zip(inputs, copies, strict=True):
         assert float((ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()) < 6e-3
+
+
+def test_the_custom_operator_with_the_reference(monkeypatch):
+    monkeypatch.setenv("FLAVA_KERNELS", "torch")
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
+    for case in module.OP.cases():
+        for dtype in case.dtypes:
+            op_checks.check_case(module.OP, case, dtype)
+
+
+@BOTH
+def test_rows_that_are_not_named_are_never_read(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    hidden, weight, bias, labels = example(rows=3, of=6)
+    rows = torch.tensor([4, 0, 3])
+    with torch.no_grad():
+        hidden[[1, 2, 5]] = torch.nan
+    loss, correct = linear_cross_entropy(hidden, weight, bias, labels, rows)
+    loss.backward()
+    copies = [tensor.detach().clone().requires_grad_() for tensor in (hidden[rows], weight, bias)]
+    expected, expected_correct = module.definition(*copies, labels)
+    expected.backward()
+    assert correct == expected_correct
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(hidden.grad[rows], copies[0].grad)
+    assert hidden.grad[[1, 2, 5]].eq(0).all()
+    torch.testing.assert_close((weight.grad, bias.grad), (copies[1].grad, copies[2].grad))
+
+
+@BOTH
+def test_the_first_of_several_largest_logits_is_the_prediction(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    bias = torch.tensor([0.0, 2.0, 1.0, 2.0, 2.0])
+    _, correct = linear_cross_entropy(torch.zeros(5, 3), torch.zeros(5, 3), bias, torch.arange(5))
+    assert correct == 1
+    _, correct = linear_cross_entropy(torch.zeros(1, 3), torch.zeros(5, 3), bias, torch.tensor([3]))
+    assert correct == 0
+
+
+@pytest.mark.parametrize(("budget", "pieces"), [(10**9, 1), (97 * 4 * 4, 2), (97 * 4 * 2, 3), (97 * 4, 5), (1, 5)])
+def test_logits_stay_within_the_budget(monkeypatch, budget, pieces):
+    made = []
+
+    def watched(hidden, *rest):
+        made.append(hidden.shape[0])
+        return reference(hidden, *rest)
+
+    reference = module.forward_reference
+    monkeypatch.setattr(module, "forward_reference", watched)
+    inputs = example(rows=5)
+    linear_cross_entropy(*inputs, budget_bytes=budget)[0].backward()
+    assert len(made) == pieces and sum(made) == 5
+    assert max(made) * 97 * 4 <= max(budget, 97 * 4)
+
+
+def test_without_gradients_only_the_loss_is_computed():
+    hidden, weight, bias, labels = example()
+    with torch.no_grad():
+        output = module._in_chunks(module.forward_reference, hidden, weight, bias, labels, None, False, 10**9)
+        loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
+    assert [tensor.numel() for tensor in output[2:]] == [0, 0, 0]
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, linear_cross_entropy(hidden, weight, bias, labels)[0].detach())
+
+
+def test_a_second_backward_pass_gives_the_same():
+    inputs = example()
+    loss, _ = linear_cross_entropy(*inputs)
+    first = torch.autograd.grad(loss, inputs[:3], retain_graph=True)
+    second = torch.autograd.grad(loss * 2, inputs[:3])
+    for one, two in zip(first, second, strict=True):
+        torch.testing.assert_close(2 * one, two)
+
+
+def test_opcheck():
+    *inputs, labels = example(rows=3, of=6)
+    operator = torch.ops.flava_kernels.linear_cross_entropy.default
+    for rows, gradients in ((torch.tensor([4, 0, 3]), True), (torch.tensor([4, 0, 3]), False)):
+        chosen = inputs if gradients else [tensor.detach() for tensor in inputs]
+        torch.library.opcheck(operator, (*chosen, labels, rows, gradients, 10**9))
+    plain = [tensor.detach() for tensor in inputs]
+    backward = torch.ops.flava_kernels.linear_cross_entropy_backward.default
+    torch.library.opcheck(backward, (torch.tensor(2.0), plain[0][:3].clone(), plain[1], plain[2], torch.tensor([4, 0, 3]), 6))
+
+
+def test_compiles_into_one_graph():
+    ours, theirs = example(rows=3, of=6), example(rows=3, of=6)
+    rows = torch.tensor([4, 0, 3])
+    loss, correct = torch.compile(lambda *inputs: linear_cross_entropy(*inputs, rows), fullgraph=True, backend="aot_eager")(*ours)
+    expected, expected_correct = module.definition(*theirs, rows)
+    assert correct == expected_correct
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for mine, reference in zip(ours[:3], theirs[:3], strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+def test_says_what_the_kernels_do_not_take():
+    hidden, weight, bias, labels = (tensor.detach() for tensor in example())
+    assert module.supports(hidden, weight, bias, labels) is None
+    assert "float64" in module.supports(hidden.double(), weight, bias, labels)
+    assert "bfloat16" in module.supports(hidden, weight.bfloat16(), bias, labels)
+    assert "contiguous" in module.supports(hidden, weight, torch.zeros(194)[::2], labels)

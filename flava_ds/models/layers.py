@@ -1,0 +1,33 @@
+"""Layers with an operator of their own: LayerNorm, LayerNorm behind a residual, and a linear layer with GELU.
+
+Each keeps the parameters and their names of the torch layer that it extends.
+"""
+
+from __future__ import annotations
+
+from flava_kernels.layer_norm import add_layer_norm, layer_norm
+from flava_kernels.linear_gelu import linear_gelu
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalises rows: [T d] -> [T d]."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return layer_norm(hidden, self.weight, self.bias, self.eps)
+
+
+class ResidualLayerNorm(nn.LayerNorm):
+    """Adds a branch to its residual stream and normalises the sum: [T d], [T d] -> normalised [T d], sum [T d]. A stream may have no branch yet."""
+
+    def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
+        if branch is None:
+            return layer_norm(stream, self.weight, self.bias, self.eps), stream
+        return add_layer_norm(branch, stream, self.weight, self.bias, self.eps)
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer followed by the erf form of GELU: [T d] -> [T f]."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return linear_gelu(hidden, self.weight, self.bias)

@@ -69,6 +69,13 @@ def test_neighbours_in_the_shards_are_not_neighbours_in_the_order(shuffle, most)
     assert np.mean(np.diff(order(10_000, **shuffle).at(0, np.arange(10_000))) == 1) < most
 
 
+def test_the_blocks_of_a_window_come_from_all_over_the_source():
+    """40 of 200 blocks chosen at random have about 8 neighbours among them; the chance of 20 is negligible."""
+    placed = order(10_000, block_size=50, window_blocks=40).at(0, np.arange(10_000)).reshape(5, 2000)
+    for window in np.sort(placed, axis=1):
+        assert 1 + (np.diff(window) > 1).sum() > 20 and window[-1] - window[0] > 8000
+
+
 def test_the_full_shuffle_has_not_changed():
     """Numbers of an earlier version: runs with the full shuffle repeat, and resume."""
     assert order(23, seed=7, source=2).at(5, np.arange(23)).tolist() == [1, 0, 6, 21, 15, 9, 12, 5, 19, 16, 14, 22, 2, 17, 18, 11, 7, 10, 8, 4, 3, 20, 13]

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from flava_kernels import dispatch
 from flava_kernels.cases import attention as cases
@@ -197,18 +196,6 @@ def _differentiate(ctx, grad, _):
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
-
-
-@register_flop_formula(torch.ops.flava_kernels.varlen_attention)
-def _forward_flops(qkv_shape, cu_seqlens_shape, max_seqlen, *_, **__) -> int:
-    """Two products, as if every sequence were the longest: the lengths are on the device."""
-    return 4 * (cu_seqlens_shape[0] - 1) * max_seqlen**2 * qkv_shape[2] * qkv_shape[3]
-
-
-@register_flop_formula(torch.ops.flava_kernels.varlen_attention_backward)
-def _backward_flops(grad_shape, qkv_shape, saved_out_shape, lse_shape, cu_seqlens_shape, max_seqlen, *_, **__) -> int:
-    """Five products: the scores are computed again."""
-    return 10 * (cu_seqlens_shape[0] - 1) * max_seqlen**2 * qkv_shape[2] * qkv_shape[3]
 
 
 OP = Op("varlen_attention", varlen_attention, definition, supports, cases.cases, LIMITS, "flava_kernels.triton_ops.attention")

@@ -1,5 +1,6 @@
 """Packed attention against attention of each sequence alone, in fp64; what its kernels must not read, and every tile they ship."""
 
+import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 from flava_kernels import attention

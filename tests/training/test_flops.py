@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 from sample_batches import denominators, make_batch, tiny_config

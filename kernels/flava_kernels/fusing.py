@@ -59,13 +59,11 @@ def fused_rows(cu_seqlens: Tensor, image_length: int, total: int) -> tuple[Tenso
 
 
 def forward_reference(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor) -> Tensor:
-    """Writes every source to its rows."""
+    """Concatenates everything once and gathers it into order."""
     batch = text_cu_seqlens.shape[0] - 1
-    start, image_rows, text_rows = fused_rows(text_cu_seqlens, image.shape[0] // max(batch, 1), text.shape[0])
-    fused = image.new_empty(batch + image.shape[0] + text.shape[0], image.shape[1])
-    fused.index_copy_(0, start, cls_token.expand(batch, -1))
-    fused.index_copy_(0, image_rows, image)
-    return fused.index_copy_(0, text_rows, text)
+    rows = torch.cat(fused_rows(text_cu_seqlens, image.shape[0] // max(batch, 1), text.shape[0]))
+    order = torch.empty_like(rows).scatter_(0, rows, torch.arange(rows.shape[0], device=rows.device))
+    return torch.cat([cls_token.expand(batch, -1), image, text]).index_select(0, order)
 
 
 def backward_reference(grad: Tensor, text_cu_seqlens: Tensor, image_length: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ HUGE_LOGITS = {torch.float32: Limits(1e-5, 2e-3), torch.float16: Limits(5e-4, 5e
 
 
 def cases() -> tuple[Case, ...]:
-    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge logits, which alone are often all negative."""
+    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge logits, which alone may all be negative."""
     return (
         _case("nothing", ()),
         _case("empty", (0, 0)),

@@ -23,39 +23,42 @@ class Tile(NamedTuple):
 BUCKETS = (16, 32, 128)
 """Longest sequence of each bucket but the last."""
 
-_TINY, _SMALL = Tile(16, 16, 1, 1), Tile(32, 32, 1, 1)
-_NVIDIA_FORWARD = {
-    32: (_TINY, _SMALL, Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
-    64: (_TINY, _SMALL, Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
-    128: (_TINY, Tile(32, 32, 2, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+_FORWARD = {
+    32: (Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+    64: (Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
+    128: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
 }
 FORWARD = {
-    "sm_80": _NVIDIA_FORWARD,
-    "sm_90": _NVIDIA_FORWARD,
-    "sm_100": _NVIDIA_FORWARD,
-    "gfx942": _NVIDIA_FORWARD,
+    "sm_80": _FORWARD | {128: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))},
+    "sm_90": _FORWARD,
+    "sm_100": _FORWARD,
+    "gfx942": _FORWARD,
 }
 """Architecture -> head size -> a tile for each bucket, in half precision."""
 
-_WIDE = {
-    32: (_TINY, Tile(32, 32, 2, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
-    64: (_TINY, Tile(32, 32, 2, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
-    128: (_TINY, Tile(32, 32, 4, 1), Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
+_BACKWARD = {
+    32: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
+    64: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
+    128: (Tile(16, 16, 2, 1), Tile(32, 32, 4, 1), Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
 }
 BACKWARD = {
-    "sm_80": _WIDE,
-    "sm_90": _WIDE,
-    "sm_100": _WIDE,
-    "gfx942": _WIDE,
+    "sm_80": _BACKWARD | {64: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(32, 64, 4, 1), Tile(32, 64, 4, 1))},
+    "sm_90": _BACKWARD,
+    "sm_100": _BACKWARD,
+    "gfx942": _BACKWARD | {128: (Tile(16, 16, 2, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))},
 }
 
 FORWARD_FP32 = {
-    32: (_TINY, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-    64: (_TINY, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-    128: (_TINY, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    32: (Tile(16, 16, 4, 2),) * 4,
+    64: (Tile(16, 16, 4, 2),) * 4,
+    128: (Tile(16, 16, 8, 2),) * 4,
 }
-"""Exact fp32 products use no matrix units: a path for correctness, small enough for the registers of every architecture."""
-BACKWARD_FP32 = FORWARD_FP32
+"""For every architecture. Exact products of fp32 use no matrix units: a path for correctness, small enough to spill no registers."""
+BACKWARD_FP32 = {
+    32: (Tile(16, 16, 4, 1),) + (Tile(16, 32, 4, 1),) * 3,
+    64: (Tile(16, 16, 4, 1),) + (Tile(16, 32, 4, 1),) * 3,
+    128: (Tile(16, 16, 4, 1),) * 4,
+}
 
 
 def bucket(max_seqlen: int) -> int:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
-from flava_kernels.triton_ops.packing import OPTIONS, TILE_ROWS, TYPES, tile_columns
+from flava_kernels.triton_ops.packing import LISTED_TYPES, OPTIONS, TILE_ROWS, tile_columns
 
 SUM_ROWS, SUM_COLUMNS = 64, 32
 """The tile of the sum: narrow, for its programs share nothing but the columns."""
@@ -109,7 +109,7 @@ def launches() -> tuple[Launch, ...]:
     tile, sum_tile = {"ROWS": TILE_ROWS, "COLUMNS": tile_columns(768)}, {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
     found = []
     for arch in ARCHITECTURES:
-        for name in TYPES:
+        for name in LISTED_TYPES:
             rows, sizes = f"*{name}", {"image_length": "i32", "width": "i32"}
             fusing = {"cls_token": rows, "image": rows, "text": rows, "fused": rows, "cu_seqlens": "*i32"}
             fusing |= {"image_stride": "i32", "text_stride": "i32", "fused_stride": "i32"} | sizes

@@ -156,12 +156,21 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Writes all fields of all rows."""
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Writes all fields; rows of other Triton versions that the file has stay, those of the versions in `rows` are replaced."""
+    names = [field.name for field in fields(Row)]
+    versions = {row.triton for row in rows}
+    kept = [line for line in read_csv(path) if line["triton"] not in versions] if path.exists() else []
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Row))
-        writer.writerows(asdict(row).values() for row in rows)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*kept, *map(asdict, rows)], key=lambda line: line["triton"]))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Reads what `write_csv` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -173,7 +182,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare with the budget")
     action.add_argument("--update", action="store_true", help="rewrite the budget's rows of the Triton version in use")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="replaces the rows of the Triton version in use in this file")
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """A static estimate, from the compiled kernel alone, of what bounds its inner loop, and how many blocks a multiprocessor holds.
 
-For one block and one pass through the loop, cycles of the multiprocessor's four quarters:
+For one block and one pass through the loop, cycles of the multiprocessor, whose four quarters the resident blocks share:
 
     issue     warp instructions                          x cycles that issuing one takes
     special   exponentials, reciprocals, roots           x cycles on the special function units
@@ -101,7 +101,7 @@ def occupancy(machine: Machine, registers: int, shared: int, num_warps: int) -> 
 
 def estimate(machine: Machine, loop: list[str], num_warps: int, loop_dot_flops: int) -> Estimate:
     """Estimates one pass through a loop. `loop_dot_flops`, of a block's dots in it, count where instructions do not name their shape."""
-    warps_per_quarter = max(1.0, num_warps / 4)
+    warps_per_quarter = num_warps / 4
     per_warp = assembly.matrix_flops(loop)
     matrix = (loop_dot_flops if per_warp is None else per_warp * num_warps) / machine.matrix_rate
     if matrix == 0 and loop_dot_flops:

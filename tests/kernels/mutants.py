@@ -128,6 +128,21 @@ LINEAR_GELU = (
     bug("last rows skipped", "range(program * BLOCK_ROWS, rows,", "range(program * BLOCK_ROWS, rows - BLOCK_ROWS,", GELU, "37x24x40"),
 )
 
+CE = "linear_cross_entropy"
+LINEAR_CROSS_ENTROPY = (
+    bug("tail not masked", 'tl.where(column < COLUMNS, z, float("-inf"))', "z", CE, "7 rows, 97 classes"),
+    bug("tail skipped", "if WHOLE < COLUMNS:", "if WHOLE > COLUMNS:", CE, "3 rows, 4100 classes", times=2),
+    bug("first block skipped", "range(0, WHOLE, BLOCK)", "range(BLOCK, WHOLE, BLOCK)", CE, "3 rows, 8192 classes", times=2),
+    bug("sum not rescaled", "total * tl.math.exp2((largest - higher) * 1.4426950408889634)", "total", CE, "3 rows, 8192 classes"),
+    bug("bias of the label missing", " + tl.load(BIAS + label).to(tl.float32)", "", CE, "7 rows, 97 classes"),
+    bug("sign of the bias", "z += tl.load(BIAS + column", "z -= tl.load(BIAS + column", CE, "7 rows, 97 classes"),
+    bug("label missing in G", " - tl.where(column == label, count, 0.0)", "", CE, "7 rows, 97 classes"),
+    bug("ignored labels count", "tl.where(given == IGNORED, 0.0, 1.0)", "tl.where(given == IGNORED, 1.0, 1.0)", CE, "some labels ignored"),
+    bug("softmax not divided", "    factor = count / total", "    factor = count", CE, "7 rows, 97 classes"),
+    bug("the label beats itself", "(column >= label)", "(column > label)", CE, "7 rows, 97 classes"),
+    bug("sign of the maximum", "(largest - target + tl.math.log(total))", "(target - largest + tl.math.log(total))", CE, "7 rows, 97 classes"),
+)
+
 NCE = "info_nce"
 ONE_PART = (("TARGET_PROGRAMS = 512", "TARGET_PROGRAMS = 1"),)
 """With 512, so few columns are never joined within a program."""
@@ -151,6 +166,7 @@ MUTANTS = {
     "layer_norm": LAYER_NORM,
     "column_sums": COLUMN_SUMS,
     "linear_gelu": LINEAR_GELU,
+    "linear_cross_entropy": LINEAR_CROSS_ENTROPY,
     "contrastive": CONTRASTIVE,
 }
 """By module of triton_ops."""

@@ -63,6 +63,7 @@ def save(engine: Engine, config: Config, step: int, data_state: dict[str, Any]) 
     with _raising_together(world, temporary):
         engine.deepspeed.save_checkpoint(str(temporary), tag=SHARDS, client_state={}, save_latest=False)
         _save_generators(temporary / _generators_name(world.rank), world)
+    with _raising_together(world, temporary):
         _save_weights(engine, temporary / files.WEIGHTS)
     with _raising_together(world, temporary):
         if world.is_main:

@@ -47,8 +47,8 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
 
 
 def logged(folder: Path, name: str) -> list[dict]:
-    """What a run logged of every step, without what depends on time."""
-    kept = ("loss/", "accuracy/")
+    """What a run logged of every step, without what depends on time or on ties."""
+    kept = ("loss/", "accuracy/mim", "accuracy/mlm", "accuracy/mmm", "accuracy/itm")
     return [{key: value for key, value in line.items() if key in ("step", "source", "lr") or key.startswith(kept)} for line in json_lines(folder, name)]
 
 
@@ -60,7 +60,10 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
-    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so they are equal, too."""
+    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so they are equal, too.
+
+    Not compared is the contrastive one: a borrowed caption stands twice in its batch, and rounding decides which of two equal texts ranks first.
+    """
     unpack(tmp_path / DATA)
     stages = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3", "3_all": partition_everything(tmp_path)}
     planned = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import triton_36
-from flava_kernels import OPS, aot
+from flava_kernels import OPS, aot, aot_budget
 
 CACHE = Path(sys.prefix) / "triton-cache"
 """Compiled kernels by their source: only what has changed is compiled again."""

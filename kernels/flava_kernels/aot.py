@@ -124,11 +124,17 @@ def _faults(tensor_memory: int, blocks: int, atomics: int, matrix: int, dot_type
         yield "dots of 16-bit operands without a matrix instruction"
 
 
-def compile_rows(wanted: Sequence[tuple[str, Launch]], processes: int) -> list[Row]:
-    """Compiles in several processes; rows in the order of `wanted`."""
-    columns = zip(*((module, launch.arch, launch.name) for module, launch in wanted), strict=True)
+def compile_rows(wanted: Sequence[tuple[str, Launch]], processes: int) -> tuple[list[Row], list[str]]:
+    """Compiles in several processes; returns rows in the order of `wanted`, and what the compiler said where it refused."""
+    rows, refused = [], []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(compile_row, *columns))
+        running = [(launch, pool.submit(compile_row, module, launch.arch, launch.name)) for module, launch in wanted]
+        for launch, future in running:
+            try:
+                rows.append(future.result())
+            except Exception as error:  # the compiler's passes raise anything
+                refused.append(f"{launch.arch} {launch.name} does not compile: {type(error).__name__}: {error}")
+    return rows, refused
 
 
 HEADER = {
@@ -193,14 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = launches(options.op, options.arch)
     if not wanted:
         sys.exit("error: no kernels match")
-    rows = compile_rows(wanted, options.processes)
+    rows, problems = compile_rows(wanted, options.processes)
     print(markdown(rows))
     print("The cycles are a static estimate from the compiled code, for one pass of one block through its inner loop (roofline.py); nothing was run.")
     if options.csv:
         write_csv(options.csv, rows)
     if options.markdown:
         options.markdown.write_text(markdown(rows), encoding="utf-8")
-    problems = [f"{row.arch} {row.name}: {row.faults}" for row in rows if row.faults]
+    problems += [f"{row.arch} {row.name}: {row.faults}" for row in rows if row.faults]
     partial = bool(options.op or options.arch)
     if options.update:
         aot_budget.update(options.budget, [asdict(row) for row in rows], partial)

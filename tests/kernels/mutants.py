@@ -156,7 +156,7 @@ CONTRASTIVE = (
     bug("positive of mismatched pairs", "tl.where(own, 2.0 * matched[:, None], 0.0)", "tl.where(own, 2.0, 0.0)", NCE, "70-masked"),
     bug("sign of the columns' shift", "column_term = logits - tl.load(", "column_term = logits + tl.load(", NCE, "33-all"),
     bug("column softmax missing", " + tl.math.exp2(column_term * 1.4426950408889634)", "", NCE, "70-masked"),
-    bug("scale's gradient", "tl.sum(tl.sum(g * logits, 1), 0)", "tl.sum(tl.sum(g, 1), 0)", NCE, "33-all"),
+    bug("scale's gradient", "tl.sum(g * logits)", "tl.sum(g)", NCE, "33-all"),
 )
 
 MUTANTS = {

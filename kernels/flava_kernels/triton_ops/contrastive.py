@@ -161,7 +161,7 @@ def _gradient_kernel(
     g = tl.where(row_valid[:, None] & column_valid[None, :], g, 0.0)
     target = gradient + row.to(tl.int64)[:, None] * gradient_stride + column[None, :]
     tl.store(target, g.to(gradient.dtype.element_ty), mask=row_valid[:, None] & (column < gradient_stride)[None, :])
-    tl.store(part_d_scale + program, tl.sum(tl.sum(g * logits, 1), 0))
+    tl.store(part_d_scale + program, tl.sum(g * logits))
 
 
 def forward(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

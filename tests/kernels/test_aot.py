@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import triton_36
-from flava_kernels import OPS, aot, aot_budget
+from flava_kernels import OPS, aot
 
 CACHE = Path(sys.prefix) / "triton-cache"
 """Compiled kernels by their source: only what has changed is compiled again."""
@@ -20,14 +20,12 @@ def check(environment: dict[str, str]) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.aot
-@pytest.mark.skipif(not aot_budget.PATH.exists(), reason="kernels/aot_budget.json is not committed yet: python -m flava_kernels.aot --update makes it")
 def test_every_configuration_keeps_its_budget():
     done = check(dict(os.environ))
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.aot
-@pytest.mark.skipif(not aot_budget.PATH.exists(), reason="kernels/aot_budget.json is not committed yet: python -m flava_kernels.aot --update makes it")
 def test_every_configuration_keeps_its_budget_with_the_oldest_triton():
     done = check(triton_36.environment())
     assert done.returncode == 0, done.stderr

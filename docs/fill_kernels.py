@@ -1,0 +1,83 @@
+"""Fills the generated blocks of docs/kernels.md from kernels/aot.csv, which `python -m flava_kernels.aot --csv kernels/aot.csv` writes.
+
+`--check` changes nothing and exits with status 1 when the page differs from the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fill_readme import BLOCK, markdown_table
+from flava_kernels.aot import read_csv
+
+ROOT = Path(__file__).parents[1]
+GPU = "sm_90"
+"""The architecture whose rows the page shows; the file has all."""
+
+Lines = list[dict[str, str]]
+
+COLUMNS: dict[str, Callable[[dict[str, str]], str]] = {
+    "kernel": lambda line: line["name"],
+    "warps": lambda line: line["num_warps"],
+    "registers": lambda line: line["registers"],
+    "spills, B": lambda line: line["spilled_bytes"],
+    "shared, KiB": lambda line: f"{int(line['shared']) / 1024:.1f}",
+    "blocks, limit": lambda line: f"{line['blocks']}, {line['limited_by']}",
+    "matrix instructions / dots": lambda line: f"{line['matrix_instructions']}/{line['dots']}" if line["dots"] != "0" else "-",
+    "16-byte loads / loads": lambda line: f"{line['wide_loads']}/{line['loads']}",
+    "loop instructions": lambda line: line["loop_instructions"],
+    "cycles: issue / special / matrix / memory": lambda line: " / ".join(line[f"{what}_cycles"] for what in ("issue", "special", "matrix", "memory")),
+    "bound by": lambda line: line["bound"],
+    "share of the roof": lambda line: f"{float(line['share']):.2f}",
+}
+
+
+def summary(lines: Lines) -> str:
+    """Counts by Triton version and architecture."""
+    rows = []
+    for version, arch in dict.fromkeys((line["triton"], line["arch"]) for line in lines):
+        some = [line for line in lines if (line["triton"], line["arch"]) == (version, arch)]
+        half = [line for line in some if ".fp32" not in line["name"]]
+        spilling = [line for line in half if line["spilled_bytes"] != "0"]
+        rows.append(
+            [version, arch, len(some), max(int(line["registers"]) for line in some), len(spilling), max(int(line["shared"]) for line in some) // 1024]
+            + [max(int(line["tensor_memory"]) for line in some), sum(int(line["atomics"]) for line in some), sum(bool(line["faults"]) for line in some)]
+        )
+    header = ["Triton", "GPU", "configurations", "most registers", "16-bit ones that spill", "most shared, KiB", "most tensor memory", "atomics", "faults"]
+    return markdown_table(header, rows)
+
+
+def rows_of_gpu(lines: Lines) -> str:
+    """Lists the bf16 configurations of GPU, and those without a dtype, as the newest Triton in the file compiles them."""
+    newest = max((line["triton"] for line in lines), key=lambda version: tuple(map(int, version.split("."))))
+    shown = [line for line in lines if (line["triton"], line["arch"]) == (newest, GPU) and ".fp16" not in line["name"] and ".fp32" not in line["name"]]
+    return f"Triton {newest}, {GPU}:\n\n" + markdown_table(list(COLUMNS), [[cell(line) for cell in COLUMNS.values()] for line in shown])
+
+
+BLOCKS = {"aot_summary": summary, "aot_rows": rows_of_gpu}
+
+
+def fill(text: str, lines: Lines) -> str:
+    """Returns `text` with its blocks filled. Raises KeyError for a block that no function fills."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match[2]](lines)}\n\n{match[4]}", text)
+
+
+def main() -> int:
+    """Rewrites the page, or compares it."""
+    parser = argparse.ArgumentParser(description="Fill the generated blocks of docs/kernels.md.")
+    parser.add_argument("--table", type=Path, default=ROOT / "kernels" / "aot.csv")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "kernels.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when the page differs")
+    options = parser.parse_args()
+    before = options.page.read_text(encoding="utf-8")
+    after = fill(before, read_csv(options.table))
+    if not options.check:
+        options.page.write_text(after, encoding="utf-8")
+    return int(options.check and before != after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The tables of docs/kernels.md come from kernels/aot.csv, and that agrees with the budget."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flava_kernels import aot_budget
+from flava_kernels.aot import read_csv
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "docs" / "fill_kernels.py"
+TABLE = ROOT / "kernels" / "aot.csv"
+
+
+def fill(*arguments: object) -> int:
+    """Runs the script."""
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], timeout=120).returncode
+
+
+def test_the_committed_page_is_up_to_date():
+    assert fill("--check") == 0, "run make docs"
+
+
+def test_the_committed_table_agrees_with_the_budget():
+    budget = aot_budget.load(aot_budget.PATH)
+    measured = {}
+    for line in read_csv(TABLE):
+        limits = {name: int(line[name]) for name in (*aot_budget.AT_MOST, *aot_budget.AT_LEAST, *aot_budget.EXACTLY)}
+        measured.setdefault(line["triton"], {}).setdefault(line["arch"], {})[line["name"]] = limits
+    assert measured == budget, "run python -m flava_kernels.aot --update --csv kernels/aot.csv with both versions of Triton"
+
+
+def test_a_changed_number_shows(tmp_path):
+    page, table = tmp_path / "kernels.md", tmp_path / "aot.csv"
+    page.write_text(
+        "words\n<!-- generated: aot_rows -->\nold\n<!-- end of generated -->\nmore words\n<!-- generated: aot_summary -->\n<!-- end of generated -->\n"
+    )
+    header, *lines = TABLE.read_text().splitlines()
+    newest = next(line for line in reversed(lines) if ",sm_90," in line and ".bf16" in line)
+    table.write_text(f"{header}\n{newest}\n")
+    assert fill("--page", page, "--table", table) == 0
+    text = page.read_text()
+    name = newest.split(",")[2]
+    assert f"| {name} |" in text and text.startswith("words\n") and "more words" in text and "old\n" not in text
+    assert fill("--page", page, "--table", table, "--check") == 0
+    table.write_text(f"{header}\n{newest.replace(name, 'renamed.bf16')}\n")
+    assert fill("--page", page, "--table", table, "--check") == 1
+
+
+def test_an_unknown_block_is_an_error(tmp_path):
+    page = tmp_path / "kernels.md"
+    page.write_text("<!-- generated: nothing -->\n<!-- end of generated -->\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run([sys.executable, SCRIPT, "--page", page, "--table", TABLE], timeout=120, check=True, capture_output=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +62,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     decay_norm_and_bias: bool = True
-    """The paper names no exclusion; False exempts biases, LayerNorm, embeddings tables of position, CLS and mask tokens and the logit scale."""
+    """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and mask tokens and the logit scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     codebook_weights: str | None = None
-    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are computed on the device."""
+    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are computed on the device.
+
+    'random' takes an untrained one: its codes mean nothing, so that is for measuring time.
+    """
     initial_weights: str | None = None
     """Folder or safetensors file whose tensors replace the random initialisation of those of the same name."""
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
@@ -155,6 +159,21 @@ class Config:
         return size // parts
 
 
+AT_LEAST = {
+    **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
+    **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
+    **dict.fromkeys(("data.num_workers", "checkpoint.every_steps", "logging.objective_gradient_norms_every"), 0),
+    **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
+}
+"""The smallest value of a number."""
+
+SHARES = (
+    *(f"objectives.{name}.{share}" for name in ("mlm", "mmm_text") for share in ("mask_probability", "mask_token_share", "random_token_share")),
+    "objectives.itm.mismatch_probability",
+)
+"""Numbers from 0 to 1."""
+
+
 def check(config: Config) -> Config:
     """Returns `config` after the checks that involve several fields.
 
@@ -175,15 +194,19 @@ def check(config: Config) -> Config:
         )
     if config.schedule.warmup_steps > config.training.total_steps:
         raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
-    for field_name, value in (
-        ("training.total_steps", config.training.total_steps),
-        ("training.global_batch_size", config.training.global_batch_size),
-        ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps),
-    ):
-        if value < 1:
-            raise ConfigError(f"{field_name} is {value}; it must be at least 1")
+    check_bounds(config)
     check_data(config.data, text.max_position_embeddings)
     return config
+
+
+def check_bounds(config: Config) -> None:
+    """Raises ConfigError for the first number outside of AT_LEAST or SHARES."""
+    for name, least in AT_LEAST.items():
+        if (value := attrgetter(name)(config)) < least:
+            raise ConfigError(f"{name} is {value:g}; it must be at least {least}")
+    for name in SHARES:
+        if not 0 <= (value := attrgetter(name)(config)) <= 1:
+            raise ConfigError(f"{name} is {value:g}; it must lie between 0 and 1")
 
 
 def save(config: Config, path: Path) -> None:

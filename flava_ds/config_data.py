@@ -128,6 +128,8 @@ def _check_source(source: SourceConfig, max_position_embeddings: int) -> None:
         raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
     if not 0 < source.masked_share <= 1:
         raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
+    if source.masked_share != 1 and source.kind != "pair":
+        raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} is for pairs; {source.kind} batches are masked as a whole")
     if source.kind != "image" and not 2 < source.max_tokens <= max_position_embeddings:
         raise ConfigError(
             f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and model.text.max_position_embeddings {max_position_embeddings}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from operator import attrgetter
 
 import pytest
 
@@ -12,8 +13,12 @@ from flava_ds.config import (
     Config,
     DataConfig,
     ImageEncoderConfig,
+    ImageTextMatchingConfig,
+    MaskedTextConfig,
     ModelConfig,
     MultimodalEncoderConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
     ScheduleConfig,
     SourceConfig,
     TextEncoderConfig,
@@ -111,6 +116,13 @@ def test_run_path_is_directory_and_name():
         ({"schedule": ScheduleConfig(warmup_steps=10), "training": TrainingConfig(total_steps=5)}, "schedule.warmup_steps 10 exceeds training.total_steps 5"),
         ({"training": TrainingConfig(global_batch_size=0)}, "training.global_batch_size is 0; it must be at least 1"),
         ({"training": TrainingConfig(gradient_accumulation_steps=0)}, "training.gradient_accumulation_steps is 0"),
+        ({"training": TrainingConfig(gradient_clipping=-1.0)}, "training.gradient_clipping is -1; it must be at least 0"),
+        ({"optimizer": OptimizerConfig(lr=-1.0)}, "optimizer.lr is -1; it must be at least 0"),
+        ({"data": DataConfig(sources=(PAIR,), num_workers=-1)}, "data.num_workers is -1; it must be at least 0"),
+        ({"objectives": ObjectivesConfig(mlm=MaskedTextConfig(mask_probability=2.0))}, "objectives.mlm.mask_probability is 2; it must lie between 0 and 1"),
+        ({"objectives": ObjectivesConfig(itm=ImageTextMatchingConfig(weight=-0.5))}, "objectives.itm.weight is -0.5; it must be at least 0"),
+        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, masked_share=0.5),))}, "masked_share 0.5 is for pairs; text batches are masked as a whole"),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, masked_share=0.0),))}, "masked_share 0 must lie above 0"),
         ({"data": DataConfig(sources=(PAIR,), block_steps=0)}, "data.block_steps is 0"),
         ({"data": DataConfig(sources=(PAIR, PAIR))}, "names must differ"),
         ({"data": DataConfig(sources=(dataclasses.replace(PAIR, weight=-1.0),))}, "source 'pair': weight -1.0 is negative"),
@@ -148,3 +160,16 @@ def test_every_section_is_frozen_and_keyword_only():
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             assert kind.__dataclass_params__.frozen, kind
             assert all(field.kw_only for field in dataclasses.fields(kind)), kind
+
+
+@pytest.mark.parametrize("name", [*configuration.AT_LEAST, *configuration.SHARES])
+def test_every_bound_names_a_number(name):
+    assert isinstance(attrgetter(name)(a_config()), int | float)
+
+
+def test_a_masked_share_that_leaves_none_to_mask_is_refused():
+    source = dataclasses.replace(PAIR, global_batch_size=8, masked_share=0.25)
+    config = a_config(data=DataConfig(sources=(source,)))
+    assert config.micro_batch_size(source, 2) == 4
+    with pytest.raises(ConfigError, match="leaves none to mask"):
+        config.micro_batch_size(source, 4)

@@ -49,8 +49,7 @@ def main() -> None:
             for name in implementations:
                 runs[name].append(run_process(lengths, name, arguments.threads))
         rows += [summarize(lengths, name, results, runs["flava_ds"]) for name, results in runs.items()]
-    report = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads, "rounds": arguments.rounds, "batch": BATCH, "rows": rows}
-    report |= versions()
+    report = {"threads": arguments.threads, "rounds": arguments.rounds, "batch": BATCH, "rows": rows} | versions()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
@@ -226,8 +225,14 @@ def versions() -> dict:
     """What was measured."""
     import torch
     import transformers
+    from flava_kernels.bench.machine import device_name
 
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    return {
+        "machine": device_name(torch.device("cpu")),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def table(rows: list[dict]) -> str:

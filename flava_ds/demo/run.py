@@ -245,7 +245,9 @@ def conclude(demo: Demo, evaluation: dict[str, Any], difference: float, page: Pa
 
 def describe_machine() -> dict[str, Any]:
     """Names what the numbers depend on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    import torch
+    from flava_kernels.bench.machine import device_name
+
     libraries = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
-    return {"cores": len(os.sched_getaffinity(0)), "processor": processor, "python": platform.python_version(), **libraries}
+    cores, processor = len(os.sched_getaffinity(0)), device_name(torch.device("cpu"))
+    return {"cores": cores, "processor": processor, "python": platform.python_version(), **libraries}

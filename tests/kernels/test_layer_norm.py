@@ -5,7 +5,6 @@ import dataclasses
 import op_checks
 import pytest
 import torch
-from flava_kernels import dispatch
 from flava_kernels import layer_norm as module
 from flava_kernels.cases.layer_norm import OF_TORCH
 from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM, add_layer_norm, layer_norm
@@ -67,15 +66,6 @@ def test_rows_and_gradients_may_be_strided(monkeypatch, implementation):
     torch.autograd.backward(expected, upstream)
     torch.testing.assert_close(x.grad[::2, :9], copies[0].grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(residual.grad[1::2, 3:12], copies[1].grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("op", [LAYER_NORM, ADD_LAYER_NORM], ids=lambda op: op.name)
-def test_the_custom_operators_with_the_references(monkeypatch, op):
-    monkeypatch.setenv("FLAVA_KERNELS", "torch")
-    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
-    for case in op.cases():
-        for dtype in case.dtypes:
-            op_checks.check_case(op, case, dtype)
 
 
 def test_half_precision_adds_parameter_gradients_in_fp32():

@@ -1,10 +1,8 @@
 """Summed cross-entropy of a linear classifier against torch in fp64."""
 
-import op_checks
 import pytest
 import torch
 import torch.nn.functional as F
-from flava_kernels import dispatch
 from flava_kernels import linear_cross_entropy as module
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
 
@@ -63,14 +61,6 @@ def test_half_precision_keeps_the_softmax_in_fp32():
     expected.backward()
     for ours, theirs in zip(inputs, copies, strict=True):
         assert float((ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()) < 6e-3
-
-
-def test_the_custom_operator_with_the_reference(monkeypatch):
-    monkeypatch.setenv("FLAVA_KERNELS", "torch")
-    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
-    for case in module.OP.cases():
-        for dtype in case.dtypes:
-            op_checks.check_case(module.OP, case, dtype)
 
 
 @BOTH

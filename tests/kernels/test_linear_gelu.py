@@ -2,12 +2,11 @@
 
 import math
 
-import op_checks
 import pytest
 import torch
 from flava_kernels import dispatch
 from flava_kernels import linear_gelu as module
-from flava_kernels.linear_gelu import LINEAR_GELU, linear_gelu
+from flava_kernels.linear_gelu import linear_gelu
 
 BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
 
@@ -40,14 +39,6 @@ def test_the_kernels_at_the_ends_of_fp32(monkeypatch):
 def test_gradients():
     assert torch.autograd.gradcheck(linear_gelu, example(torch.float64))
     assert torch.autograd.gradcheck(lambda *inputs: torch.ops.flava_kernels.linear_gelu(*inputs)[0], example(torch.float64))
-
-
-def test_the_custom_operator_with_the_reference(monkeypatch):
-    monkeypatch.setenv("FLAVA_KERNELS", "torch")
-    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
-    for case in LINEAR_GELU.cases():
-        for dtype in case.dtypes:
-            op_checks.check_case(LINEAR_GELU, case, dtype)
 
 
 @BOTH

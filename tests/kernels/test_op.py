@@ -1,5 +1,6 @@
 """Every operator and case with the torch references, and again with the kernels in Triton's interpreter, against fp64 from the rounded inputs."""
 
+import inspect
 import os
 
 import op_checks
@@ -17,6 +18,16 @@ EVERYTHING = [
 def test_the_reference_equals_the_definition(monkeypatch, op: Op, case: Case, dtype: torch.dtype):
     monkeypatch.setenv("FLAVA_KERNELS", "torch")
     op_checks.check_case(op, case, dtype)
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if "needs_custom_operator" in inspect.getsource(op.function)])
+def test_the_custom_operator_equals_the_definition_with_its_reference(monkeypatch, name: str):
+    """In eager mode these run their reference without a custom operator on a CPU, as the test before has it."""
+    monkeypatch.setenv("FLAVA_KERNELS", "torch")
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
+    for case in OPS[name].cases():
+        for dtype in case.dtypes:
+            op_checks.check_case(OPS[name], case, dtype)
 
 
 @pytest.mark.triton

@@ -26,8 +26,7 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/step_vs_huggingface.py
 
 docs: $(STAMP)
-	@$(BIN)/python docs/fill_readme.py
-	@$(BIN)/python docs/fill_kernels.py
+	@$(BIN)/python docs/fill.py
 
 $(STAMP): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,6 +1,6 @@
 """How well the orders of a source mix, and what they cost to read: full shuffle, shuffles by blocks, and a shuffle buffer as other loaders have.
 
-    python benchmarks/data_order_mixing.py [--out benchmarks/results/data_order_mixing.json]
+    python benchmarks/data_order_mixing.py [--out benchmarks/results/data_order_mixing.json] && make docs
 
 A corpus of samples in shards of uneven size is laid out as numbers only. Of every order the first epochs are cut into global batches, and of
 each batch the pairs of its samples are looked at:
@@ -36,7 +36,7 @@ BATCHES_LOOKED_AT = 60
 
 
 def main() -> None:
-    """Measures all orders, prints a table and writes the numbers."""
+    """Measures all orders and writes the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data_order_mixing.json")
     options = parser.parse_args()
@@ -51,18 +51,6 @@ def main() -> None:
     rows.append(measure(f"shards shuffled, then a buffer of {BUFFER}", *buffered, None, ends, (BUFFER + SAMPLES / SHARDS) / SAMPLES))
     setting = {"samples": SAMPLES, "shards": SHARDS, "global_batch_size": BATCH, "near": NEAR, "part_samples": PART, "cache_share": CACHE_SHARE}
     options.out.write_text(json.dumps({"setting": setting, "orders": rows}, indent=1) + "\n", encoding="utf-8")
-    print(table(rows))
-
-
-def table(rows: list[dict]) -> str:
-    """Writes the numbers as a Markdown table."""
-    names = list(rows[0])
-    lines = [
-        names,
-        ["---"] * len(names),
-        *([row[name] if name == "order" else format(row[name], ".3g") if name in row else "" for name in names] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def by_order(order: Order) -> tuple[np.ndarray, np.ndarray, float]:

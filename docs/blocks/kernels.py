@@ -1,19 +1,14 @@
-"""Fills the generated blocks of docs/kernels.md from kernels/aot.csv, which `python -m flava_kernels.aot --csv kernels/aot.csv` writes.
-
-`--check` changes nothing and exits with status 1 when the page differs from the table.
-"""
+"""docs/kernels.md: what the kernels compile to, from kernels/aot.csv, which `python -m flava_kernels.aot --csv kernels/aot.csv` writes."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fill_readme import BLOCK, markdown_table
 from flava_kernels.aot import read_csv
 
-ROOT = Path(__file__).parents[1]
+from blocks import markdown_table
+
 GPU = "sm_90"
 """The architecture whose rows the page shows; the file has all."""
 
@@ -35,9 +30,14 @@ COLUMNS: dict[str, Callable[[dict[str, str]], str]] = {
 }
 
 
-def summary(lines: Lines) -> str:
+def compiled(root: Path) -> Lines:
+    """Reads the committed table."""
+    return read_csv(root / "kernels" / "aot.csv")
+
+
+def summary(root: Path) -> str:
     """Counts by Triton version and architecture."""
-    rows = []
+    lines, rows = compiled(root), []
     for version, arch in dict.fromkeys((line["triton"], line["arch"]) for line in lines):
         some = [line for line in lines if (line["triton"], line["arch"]) == (version, arch)]
         half = [line for line in some if ".fp32" not in line["name"]]
@@ -50,34 +50,12 @@ def summary(lines: Lines) -> str:
     return markdown_table(header, rows)
 
 
-def rows_of_gpu(lines: Lines) -> str:
+def rows_of_gpu(root: Path) -> str:
     """Lists the bf16 configurations of GPU, and those without a dtype, as the newest Triton in the file compiles them."""
+    lines = compiled(root)
     newest = max((line["triton"] for line in lines), key=lambda version: tuple(map(int, version.split("."))))
     shown = [line for line in lines if (line["triton"], line["arch"]) == (newest, GPU) and ".fp16" not in line["name"] and ".fp32" not in line["name"]]
     return f"Triton {newest}, {GPU}:\n\n" + markdown_table(list(COLUMNS), [[cell(line) for cell in COLUMNS.values()] for line in shown])
 
 
 BLOCKS = {"aot_summary": summary, "aot_rows": rows_of_gpu}
-
-
-def fill(text: str, lines: Lines) -> str:
-    """Returns `text` with its blocks filled. Raises KeyError for a block that no function fills."""
-    return BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match[2]](lines)}\n\n{match[4]}", text)
-
-
-def main() -> int:
-    """Rewrites the page, or compares it."""
-    parser = argparse.ArgumentParser(description="Fill the generated blocks of docs/kernels.md.")
-    parser.add_argument("--table", type=Path, default=ROOT / "kernels" / "aot.csv")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "kernels.md")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when the page differs")
-    options = parser.parse_args()
-    before = options.page.read_text(encoding="utf-8")
-    after = fill(before, read_csv(options.table))
-    if not options.check:
-        options.page.write_text(after, encoding="utf-8")
-    return int(options.check and before != after)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

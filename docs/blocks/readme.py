@@ -1,0 +1,65 @@
+"""README.md: what the demo reached, the time of a step, pictures."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from blocks import markdown_table, read_results
+from flava_ds.evaluation.summary import percent
+from flava_ds.evaluation.summary import rows as metric_rows
+
+IMPLEMENTATIONS = {
+    "flava_ds": "flava_ds, packed",
+    "huggingface": "Hugging Face, padded to 77",
+    "huggingface-longest": "Hugging Face, padded to the longest",
+}
+
+LENGTHS = {"full": "all of 77 tokens", "demo": "the demo's"}
+
+
+def demo(root: Path, minutes: int) -> str:
+    """Writes a demo's held-out metrics, gates, phases and machine from demo_<minutes>min.json: a run's demo.json with the `metrics` of its
+    evaluation.json added."""
+    summary = read_results(root, f"demo_{minutes}min")
+    gates = [[gate["what"], gate["value"], gate["wanted"], "yes" if gate["passed"] else "**no**"] for gate in summary["gates"]]
+    metrics = [[label, *map(percent, numbers)] for label, *numbers in metric_rows(summary)]
+    phases = ", ".join(f"{phase['name']} {phase['seconds']:.0f} s" for phase in summary["phases"])
+    machine = summary["machine"]
+    return (
+        f"{markdown_table(['held-out data', 'value', 'chance', 'nearest neighbour on pixels'], metrics)}\n\n"
+        f"{markdown_table(['gate', 'result', 'wanted', 'reached'], gates)}\n\n"
+        f"{summary['steps']} steps of {summary['recipe']} in {summary['precision']} on {summary['ranks']} ranks, {summary['seconds'] / 60:.1f} minutes in "
+        f"all ({phases}); {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, deepspeed {machine['deepspeed']}.\n"
+    )
+
+
+def step(root: Path) -> str:
+    """Writes the time and memory of one step of each kind against Hugging Face's model, from step_vs_huggingface.json."""
+    found = read_results(root, "step_vs_huggingface")
+    rows = []
+    for row in found["rows"]:
+        low, high = row["time_over_flava_ds_range"]
+        seconds = [f"{row['seconds'][kind]:.2f}" for kind in ("pair", "image", "text")]
+        ratio = f"{row['time_over_flava_ds']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
+        rows.append([LENGTHS[row["lengths"]], IMPLEMENTATIONS[row["implementation"]], *seconds, ratio, f"{row['peak_mib']:.0f}"])
+    header = ["captions", "implementation", "pair, s", "image, s", "text, s", "time over flava_ds", "peak MiB"]
+    return (
+        f"{markdown_table(header, rows)}\n\n"
+        f"Batches of {found['batch']}, {found['threads']} threads of {found['machine']}, {found['rounds']} rounds, torch {found['torch']}, "
+        f"transformers {found['transformers']}; `python benchmarks/step_vs_huggingface.py` measures again.\n"
+    )
+
+
+def pictures(root: Path) -> str:
+    """Shows the pictures under docs/images, each with the words of its file's name; nothing while there are none."""
+    files = sorted(path for path in (root / "docs" / "images").glob("*") if path.suffix in (".png", ".svg", ".webp"))
+    return "".join(f"![{path.stem.replace('_', ' ')}]({path.relative_to(root)})\n" for path in files)
+
+
+BLOCKS = {
+    "demo_10min": functools.partial(demo, minutes=10),
+    "demo_60min": functools.partial(demo, minutes=60),
+    "step": step,
+    "pictures": pictures,
+}

@@ -16,6 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flava_ds.evaluation.run_log import read_log
+from flava_ds.training.log_line import flop_rate
+
 WARM_UP = 3
 """Steps of each kind that are left out: the first ones compile and allocate."""
 
@@ -35,9 +38,9 @@ def main() -> int:
     status = subprocess.run(command).returncode
     if status:
         return status
-    header, steps = read_log(options.out)
-    about = {name: header[name] for name in ("versions", "hardware", "git")}
-    summary = {"recipe": options.recipe, "batch": options.batch, **about, "kinds": summarize(steps)}
+    log = read_log(options.out / "train_steps" / "log.jsonl")
+    about = {name: log.header[name] for name in ("versions", "hardware", "git")}
+    summary = {"recipe": options.recipe, "batch": options.batch, **about, "kinds": summarize(log.steps)}
     (options.out / "train_steps.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print("; ".join(describe(kind, found) for kind, found in summary["kinds"].items()))
     return 0
@@ -72,12 +75,6 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return [word for name, value in changed.items() for word in ((f"--{name}",) if value is None else (f"--{name}", str(value)))]
 
 
-def read_log(out: Path) -> tuple[dict, list[dict]]:
-    """Reads the run's log: what ran on what, and a line for every step."""
-    header, *lines = (json.loads(line) for line in (out / "train_steps" / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return header, [line for line in lines if "seconds_per_step" in line]
-
-
 def summarize(steps: list[dict]) -> dict[str, dict[str, float]]:
     """Takes medians over the steps of each kind after its warm-up; a kind with no more steps than that is left out."""
     found = {}
@@ -91,7 +88,7 @@ def summarize(steps: list[dict]) -> dict[str, dict[str, float]]:
 
 def describe(kind: str, found: dict[str, float]) -> str:
     """Writes one kind's numbers; MFU is against the rate of plain matrix products measured on the same device."""
-    rate = f"{found['flops_per_second'] / 1e12:.3g} TFLOP/s = {100 * found['mfu']:.0f} % of GEMM"
+    rate = f"{flop_rate(found['flops_per_second'])} = {100 * found['mfu']:.0f} % of GEMM"
     return f"{kind} {1e3 * found['seconds_per_step']:.0f} ms, {found['samples_per_second']:.0f} samples/s, {rate}, data wait {100 * found['data_wait']:.0f} %"
 
 

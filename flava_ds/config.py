@@ -96,13 +96,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Where numbers go."""
+    """Where numbers go, and what is watched. docs/observability.md explains every number."""
 
     run_directory: str = "runs"
     every_steps: int = 10
     tensorboard: bool = True
     objective_gradient_norms_every: int = 0
-    """Steps between measurements of each objective's gradient norm on the shared trunk; 0 never measures."""
+    """Steps of a window, in which the first step of each kind measures each objective's gradient norm on every encoder; 0 never measures."""
+    straggler_lines: int = 3
+    """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never warns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class Config:
 AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
-    **dict.fromkeys(("data.num_workers", "checkpoint.every_steps", "logging.objective_gradient_norms_every"), 0),
+    **dict.fromkeys(("data.num_workers", "checkpoint.every_steps", "logging.objective_gradient_norms_every", "logging.straggler_lines"), 0),
     **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }
 """The smallest value of a number."""

@@ -117,6 +117,15 @@ class StepLoader:
             for number, source in enumerate(self.sources)
         }
 
+    def progress(self, step: int) -> dict[str, float]:
+        """Returns how far the sources are after `step` steps: each one's share of the steps, the share by its weight, and its epochs."""
+        found = {}
+        for number, source in enumerate(self.sources):
+            found[f"source_share/{source.name}"] = self.round_robin.draws_before(number, step) / max(1, step)
+            found[f"source_target/{source.name}"] = self._target(number, step) / max(1, step)
+            found[f"epoch/{source.name}"] = self._position(number, step) / len(source)
+        return found
+
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
         """Compares a saved state with this loader.
 
@@ -133,6 +142,11 @@ class StepLoader:
             raise CheckpointError(
                 "the data order would change on resume: " + "; ".join(differences) + ". Restore these settings, or start a new run from the weights alone"
             )
+
+    def _target(self, source: int, step: int) -> float:
+        """Returns how many of the first steps would draw a source if its weights were met exactly."""
+        firsts = [min(first, step) for first, _ in self.stages] + [step]
+        return float(sum((after - first) * shares[source] for first, after, (_, shares) in zip(firsts, firsts[1:], self.stages, strict=False)))
 
     def _position(self, source: int, step: int) -> int:
         """Returns how many samples of a source all ranks have read before a step."""

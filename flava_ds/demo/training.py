@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.evaluation.run_log import read_log
 from flava_ds.launch import Launch
+from flava_ds.training.log_line import console_line, show
 
 PRINT_EVERY_S = 20.0
 """Seconds between lines where the output is not a terminal."""
@@ -51,29 +51,19 @@ def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
 def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
     """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now and then elsewhere."""
     live = sys.stdout.isatty()
-    shown, printed_at, start = None, 0.0, time.monotonic()
+    shown, printed_at = None, 0.0
     while True:
         ended = process.poll() is not None
         steps = read_log(log).steps
         newest = steps[-1] if steps else None
         if newest is not None and newest != shown and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S):
-            line = progress_line(newest, total_steps, time.monotonic() - start)
-            print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", flush=True)
+            show(console_line(newest, total_steps), last=False)
             shown, printed_at = newest, time.monotonic()
         if ended:
             break
         time.sleep(0.5)
     if live and shown:
         print(flush=True)
-
-
-def progress_line(step: dict[str, Any], total_steps: int, elapsed: float) -> str:
-    """Formats one logged step (numbered from 0): losses, rate, share of the time spent waiting for data, FLOP/s against this machine's own
-    matrix products, time passed and left."""
-    losses = "  ".join(f"{key.removeprefix('loss/')} {value:.2f}" for key, value in step.items() if key.startswith("loss/") and isinstance(value, float))
-    rate = f"{step['samples_per_second']:.0f} samples/s  data wait {100 * step['data_wait']:.0f} %"
-    rate += f"  {step['flops_per_second'] / 1e9:.0f} GFLOP/s = {100 * step['mfu']:.0f} % of GEMM"
-    return f"step {step['step'] + 1}/{total_steps}  {losses}  {rate}  {elapsed:.0f} s, {step['eta_s']:.0f} s left"
 
 
 def last_words(output: Path) -> str:

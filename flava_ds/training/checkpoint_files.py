@@ -54,7 +54,7 @@ def remove_leftovers(run_path: Path) -> list[str]:
 
 def set_aside(run_path: Path) -> Path | None:
     """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`; None when there are none."""
-    old = [path for name in (FOLDER, "log.jsonl", "tensorboard", "config.json") if (path := run_path / name).exists()]
+    old = [path for name in (FOLDER, "log.jsonl", "environment.json", "tensorboard", "config.json") if (path := run_path / name).exists()]
     if not old or not (complete(run_path) or (run_path / "log.jsonl").exists()):
         return None
     number = next(n for n in range(1, 1_000_000) if not (run_path / f"previous_{n}").exists())

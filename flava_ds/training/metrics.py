@@ -1,116 +1,159 @@
-"""Numbers of a run: JSON lines as the source of truth, TensorBoard beside them, one line on the console. The device is read once per line."""
+"""What is measured in a run: adds up steps, aggregates over ranks, and hands one record per log line to the sinks. The device is read once per record."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
-import platform
-import subprocess
-import sys
+import math
+import resource
+import socket
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flava_ds import config as configuration
+from flava_ds.batch import Kind
 from flava_ds.config import Config, ObjectivesConfig
-from flava_ds.training.distributed import World, gather_objects
+from flava_ds.training.distributed import World, gather_objects, log
+from flava_ds.training.environment import describe_start
+from flava_ds.training.sinks import Sink, open_sinks
+from flava_ds.training.stragglers import StepClock, StragglerWatch, find_slowest
 
 OBJECTIVES = tuple(field.name for field in dataclasses.fields(ObjectivesConfig))
 """All objective names in a fixed order, the same on every rank at every step."""
 
 
-class Metrics:
-    """Adds up steps and writes one line per `logging.every_steps`.
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One optimizer step as this rank saw it: sums per micro-batch, and counts over all ranks; samples, FLOPs and skipped samples are its own."""
 
-    Losses and accuracies of a line are means over all terms of all ranks since the last line; sums stay on the device until then.
+    kind: Kind
+    source: str
+    sums: list[dict[str, Tensor]]
+    counts: dict[str, int]
+    samples: int
+    flops: float
+    waited_s: float
+    """Seconds until the loader had the step's batches."""
+    skipped: Mapping[str, int]
+
+
+@dataclass
+class Window:
+    """What one rank adds up between two log lines, on the host."""
+
+    steps: int = 0
+    samples: int = 0
+    flops: float = 0.0
+    waited_s: float = 0.0
+    worked_s: float = 0.0
+    """Until the rank first waited for others, by StepClock."""
+    peak_memory: int = 0
+    skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class Metrics:
+    """Adds up steps and writes one record per `logging.every_steps`.
+
+    Losses and accuracies of a record are means over all terms of all ranks since the last one; sums stay on the device until then.
     """
 
     def __init__(self, config: Config, world: World, gemm_rate: float, first_step: int) -> None:
-        """`gemm_rate` is the FLOP/s of all ranks' devices together on plain matrix products."""
+        """Opens the sinks on rank 0; all ranks must call it together. `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products."""
         self.config, self.world, self.gemm_rate = config, world, gemm_rate
+        self.clock = StepClock(world.device)
         self._sums = {f"{name}/{what}": torch.zeros((), dtype=torch.float64, device=world.device) for name in OBJECTIVES for what in ("loss", "correct")}
         self._counts: Counter[str] = Counter()
-        self._skipped: Counter[str] = Counter()
-        self._samples, self._flops, self._wait_s, self._paused_s, self._steps = 0, 0.0, 0.0, 0.0, 0
+        self._window = Window()
+        self._last: StepResult | None = None
         self._norms: dict[str, Tensor] = {}
-        self._since = time.perf_counter()
-        self._file, self._board = None, None
-        if world.is_main:
-            self._file = open_log(config, world, gemm_rate, first_step)
-            if config.logging.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
+        self._watch = StragglerWatch(config.logging.straggler_lines)
+        self._hosts: list[str] = gather_objects(world, socket.gethostname())
+        description = describe_start(config, world, gemm_rate)
+        self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
+        self._since, self._paused_s = time.perf_counter(), 0.0
 
-                self._board = SummaryWriter(str(config.run_path / "tensorboard"), purge_step=first_step or None)
-
-    def add(self, sums: list[dict[str, Tensor]], counts: dict[str, int], samples: int, flops: float, wait_s: float, skipped: Counter[str]) -> None:
-        """Takes in one optimizer step: sums per micro-batch and counts over all ranks, samples and FLOPs of this rank, seconds waited for data."""
-        for part in sums:
+    def add(self, result: StepResult) -> None:
+        """Takes in one optimizer step."""
+        for part in result.sums:
             for name, value in part.items():
                 if name in self._sums:
                     self._sums[name] += value
-        self._counts.update(counts)
-        self._skipped.update(skipped)
-        self._samples, self._flops, self._wait_s, self._steps = self._samples + samples, self._flops + flops, self._wait_s + wait_s, self._steps + 1
+        self._counts.update(result.counts)
+        window = self._window
+        window.skipped.update({(result.source, reason): count for reason, count in result.skipped.items()})
+        window.steps += 1
+        window.samples += result.samples
+        window.flops += result.flops
+        window.waited_s += result.waited_s
+        self._last = result
 
     def add_gradient_norms(self, norms: dict[str, Tensor]) -> None:
-        """Takes in each objective's gradient norm on the encoders; the next line shows the latest."""
+        """Takes in gradient norms by the keys of their fields; the next record has the latest."""
         self._norms.update(norms)
 
     @contextmanager
-    def paused(self) -> Any:
-        """Leaves the time inside (a checkpoint, an evaluation) out of rates."""
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside (a checkpoint, a measurement) out of rates."""
         begun = time.perf_counter()
         yield
         self._paused_s += time.perf_counter() - begun
 
-    def write(self, step: int, kind: str, source: str, lr: float, grad_norm: Tensor, skipped_updates: Tensor) -> dict[str, Any]:
-        """Reduces what was added since the last line, writes the line on rank 0 and returns it; all ranks must call it together."""
-        names = list(self._sums)
-        values = torch.stack([*self._sums.values(), grad_norm.double(), skipped_updates.double()])
-        reduced = values[: len(names)].clone()
-        if self.world.size > 1:
-            dist.all_reduce(reduced)
-        norms = torch.stack([*self._norms.values()]).tolist() if self._norms else []
-        *totals, norm, updates = torch.cat([reduced, values[len(names) :]]).tolist()  # the one wait for the device
+    def write(self, step: int, lr: float, grad_norm: Tensor, skipped_updates: Tensor, progress: Mapping[str, float]) -> dict[str, Any]:
+        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks must call it together.
+
+        `progress` holds the fields that tell how far the sources are.
+        """
+        totals, (norm, updates, *norms) = self._read_device(grad_norm, skipped_updates)
         elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
-        host = gather_objects(self.world, (self._samples, self._flops, self._wait_s, self._skipped))
-        samples, flops, wait = (sum(part[i] for part in host) for i in range(3))
-        line = {
+        self._window.worked_s, self._window.peak_memory = self.clock.take(), peak_memory(self.world.device)
+        windows: list[Window] = gather_objects(self.world, self._window)
+        samples, flops, waited = (sum(getattr(window, name) for window in windows) for name in ("samples", "flops", "waited_s"))
+        steps = max(1, self._window.steps)
+        record = {
             "step": step,
-            "kind": str(kind),
-            "source": source,
+            "time": time.time(),
+            "kind": str(self._last.kind),
+            "source": self._last.source,
             "lr": lr,
             "grad_norm": norm,
-            **self._means(dict(zip(names, totals, strict=True))),
-            **{f"gradient_norm/{name}": value for name, value in zip(self._norms, norms, strict=True)},
+            **self._means(totals),
+            **dict(zip(self._norms, norms, strict=True)),
             "samples_per_second": samples / elapsed,
-            "seconds_per_step": elapsed / max(1, self._steps),
-            "data_wait": wait / self.world.size / elapsed,
+            "seconds_per_step": elapsed / steps,
+            "data_wait": waited / self.world.size / elapsed,
             "flops_per_second": flops / elapsed,
             "mfu": flops / elapsed / self.gemm_rate,
-            "eta_s": (self.config.training.total_steps - step - 1) * elapsed / max(1, self._steps),
+            "peak_memory_gib": max(window.peak_memory for window in windows) / 2**30,
+            **self._compare_ranks(windows, steps),
+            **progress,
+            **{f"skipped_samples/{source}/{reason}": n for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()},
             "skipped_updates": int(updates),
-            "skipped_samples": dict(sum((part[3] for part in host), Counter())),
+            "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
         }
         self._reset()
-        self._publish(line)
-        return line
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}  # JSON has no NaN
+        for sink in self._sinks:
+            sink.write(finite)
+        return record
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Closes the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def _read_device(self, *own: Tensor) -> tuple[dict[str, float], list[float]]:
+        """Returns the sums over all ranks, and this rank's `own` values and gradient norms: the one wait for the device."""
+        sums = torch.stack([*self._sums.values()])
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        values = torch.cat([sums, torch.stack([value.double() for value in (*own, *self._norms.values())])]).tolist()
+        return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
         """Turns sums into 'loss/<objective>' and 'accuracy/<objective>' for the objectives that had terms."""
@@ -119,109 +162,34 @@ class Metrics:
             f"accuracy/{name}": totals[f"{name}/correct"] / self._counts[name] for name in seen
         }
 
+    def _compare_ranks(self, windows: list[Window], steps: int) -> dict[str, Any]:
+        """Finds the slowest rank, and warns when it has been the same one for long; nothing to say of a single rank."""
+        if self.world.size == 1:
+            return {}
+        slowest = find_slowest([window.waited_s / steps for window in windows], [window.worked_s / steps for window in windows], self._hosts)
+        warning = self._watch.see(slowest)
+        if warning and self.world.is_main:
+            log.warning(warning)
+        return {
+            "rank_seconds/median": slowest.median,
+            "rank_seconds/slowest": slowest.seconds,
+            "slowest_rank": slowest.rank,
+            "slowest_host": slowest.host,
+            "slowest_in": slowest.cause,
+        }
+
     def _reset(self) -> None:
-        """Starts the next line."""
+        """Starts the next record."""
         for value in self._sums.values():
             value.zero_()
-        self._counts, self._skipped, self._norms = Counter(), Counter(), {}
-        self._samples, self._flops, self._wait_s, self._paused_s, self._steps = 0, 0.0, 0.0, 0.0, 0
-        self._since = time.perf_counter()
-
-    def _publish(self, line: dict[str, Any]) -> None:
-        """Writes a line to its three places, on rank 0. Non-finite numbers become null: JSON has none."""
-        if self._file is None:
-            return
-        finite = {key: None if isinstance(value, float) and not abs(value) < float("inf") else value for key, value in line.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for key, value in line.items():
-                if isinstance(value, int | float) and key != "step":
-                    self._board.add_scalar(key, value, line["step"])
-        show(line, self.config.training.total_steps)
+        self._counts, self._window, self._norms = Counter(), Window(), {}
+        self._since, self._paused_s = time.perf_counter(), 0.0
 
 
-def show(line: dict[str, Any], total_steps: int) -> None:
-    """Prints one line for people; on a terminal it replaces the previous one."""
-    losses = " ".join(f"{key.removeprefix('loss/')} {value:.3f}" for key, value in line.items() if key.startswith("loss/"))
-    text = (
-        f"step {line['step'] + 1}/{total_steps} | {losses} | {line['samples_per_second']:.1f} samples/s | data wait {100 * line['data_wait']:.0f}% | "
-        f"{line['flops_per_second'] / 1e9:.1f} GFLOP/s = {100 * line['mfu']:.0f}% of GEMM rate | ETA {duration(line['eta_s'])}"
-    )
-    if line["skipped_samples"]:
-        text += f" | skipped: {', '.join(f'{reason} {count}' for reason, count in line['skipped_samples'].items())}"
-    if sys.stdout.isatty():
-        last = line["step"] + 1 >= total_steps
-        print(f"\r\x1b[K{text}", end="\n" if last else "", flush=True)
-    else:
-        print(text, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Writes a time as h:mm:ss."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def open_log(config: Config, world: World, gemm_rate: float, first_step: int):
-    """Opens log.jsonl for appending: a new header for a fresh run, or the old log without the lines that the resumed run will write again."""
-    path = config.run_path / "log.jsonl"
-    header, kept = describe_run(config, world, gemm_rate), []
-    if first_step and path.is_file():
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _is_json(line)]
-        kept = [line for line in lines[1:] if line["step"] < first_step]
-        again = {key: header[key] for key in ("started", "versions", "git", "hardware", "config_sha256")}
-        header = {**lines[0], "resumed": [*lines[0].get("resumed", []), {"step": first_step, **again}]}
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in (header, *kept)), encoding="utf-8")
-    os.replace(temporary, path)
-    return path.open("a", encoding="utf-8")
-
-
-def describe_run(config: Config, world: World, gemm_rate: float) -> dict[str, Any]:
-    """Returns the first line of a log: what ran, on what, from which source."""
-    plain = configuration.to_dict(config)
-    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("flava_ds", "torch", "deepspeed", "triton")}},
-        "config_sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
-        "hardware": {
-            "device": device,
-            "ranks": world.size,
-            "cpu_cores": len(os.sched_getaffinity(0)),
-            "threads_per_rank": torch.get_num_threads(),
-            "gemm_flops_per_second": gemm_rate,
-        },
-        "git": git_state(),
-        "config": plain,
-    }
-
-
-def version(distribution: str) -> str | None:
-    """Returns an installed version without importing the package."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def git_state() -> dict[str, Any] | None:
-    """Returns the commit of the source and whether it was changed; None outside a repository."""
-    try:
-        ask = [subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10) for words in _GIT_QUESTIONS]
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return {"commit": ask[0].stdout.strip(), "changed": bool(ask[1].stdout.strip())} if ask[0].returncode == 0 else None
-
-
-_GIT_QUESTIONS = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-
-
-def _is_json(line: str) -> bool:
-    """False for the half line that a killed run may leave at the end."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def peak_memory(device: torch.device) -> int:
+    """Returns the peak of allocated bytes on a GPU since the last call, or on a CPU of this process since its start."""
+    if device.type != "cuda":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

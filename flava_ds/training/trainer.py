@@ -23,7 +23,7 @@ from flava_ds.training import checkpoint
 from flava_ds.training.distributed import World, all_reduce_counts, log
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import step_flops
-from flava_ds.training.metrics import OBJECTIVES, Metrics
+from flava_ds.training.metrics import OBJECTIVES, Metrics, StepResult
 from flava_ds.training.pretraining import CONTRASTIVE
 from flava_ds.training.schedules import learning_rate
 
@@ -38,6 +38,8 @@ class Loader(Protocol):
 
     def state(self, step: int) -> dict[str, Any]: ...
 
+    def progress(self, step: int) -> dict[str, float]: ...
+
 
 class Trainer:
     """Runs updates first_step .. total_steps - 1 on this rank."""
@@ -46,6 +48,7 @@ class Trainer:
         self.config, self.engine, self.loader, self.codebook, self.metrics = config, engine, loader, codebook, metrics
         self.world: World = engine.world
         self.first_step = first_step
+        metrics.clock.watch(engine.module)
         self.flops: Callable[[Config, Batch], float] = step_flops
         self._source_numbers = {source.name: number for number, source in enumerate(config.data.sources)}
         self._saved_at = first_step
@@ -77,22 +80,33 @@ class Trainer:
 
     def train_step(self, step: int, micro_batches: list[Batch], waited_s: float = 0.0) -> bool:
         """One optimizer update from this rank's micro-batches; returns whether any rank was asked to stop."""
-        kind, lr = micro_batches[0].kind, learning_rate(self.config, step)
+        first, lr = micro_batches[0], learning_rate(self.config, step)
         counts, stop = self._agree(step, micro_batches)
+        self.metrics.clock.start()
         denominators = self._denominators(counts)
         flops = sum(self.flops(self.config, batch) for batch in micro_batches)
         batches = [self._to_device(batch) for batch in micro_batches]
         gradients = self._contrastive_gradients(batches, counts)
         self._measure_objective_gradients(step, batches, denominators, gradients)
 
-        self.engine.begin(kind, lr)
+        self.engine.begin(first.kind, lr)
         sums = [self.engine.forward_backward(batch, denominators, part).sums for batch, part in zip(batches, gradients, strict=True)]
         grad_norm = self.engine.update()
 
-        skipped = sum((Counter(batch.skipped) for batch in micro_batches), Counter())
-        self.metrics.add(sums, counts, sum(batch.size for batch in batches), flops, waited_s, skipped)
+        self.metrics.add(
+            StepResult(
+                kind=first.kind,
+                source=first.source,
+                sums=sums,
+                counts=counts,
+                samples=sum(batch.size for batch in batches),
+                flops=flops,
+                waited_s=waited_s,
+                skipped=sum((Counter(batch.skipped) for batch in micro_batches), Counter()),
+            )
+        )
         if self._due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps:
-            self.metrics.write(step, kind, micro_batches[0].source, lr, grad_norm, self.engine.skipped)
+            self.metrics.write(step, lr, grad_norm, self.engine.skipped, self.loader.progress(step + 1))
             self._stop_when_diverged(step)
         return stop
 
@@ -155,7 +169,7 @@ class Trainer:
             with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
                 losses = [self.engine.module(batch, only, part).loss for batch, part in zip(batches, parts, strict=True)]
             gradients = [g for g in torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if g is not None]
-            norms[objective] = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().sqrt()
+            norms[f"gradient_norm/{objective}"] = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().sqrt()
         self.metrics.add_gradient_norms(norms)
 
     def _stop_when_diverged(self, step: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from data.shard_files import pair_members
 
 from flava_ds.batch import Kind
+from flava_ds.config import WeightChange
 from flava_ds.data.loader import StepLoader, iterate_once
 from flava_ds.errors import DataError
 
@@ -177,3 +178,19 @@ def test_reading_moves_no_global_generator(make_config):
     for workers in (0, 1):
         list(StepLoader(elastic(make_config(), 1, 1, workers)))
     assert before == (random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())
+
+
+def test_progress_of_the_sources_is_what_was_drawn_against_the_weights(make_config):
+    """Shares 3/5, 1/5, 1/5 for 10 steps, then pairs alone: after 20 steps the targets are 16/20, 2/20, 2/20."""
+    config = make_config(training={"total_steps": 20})
+    config = replace(config, data=replace(config.data, weight_changes=(WeightChange(step=10, weights=(1.0, 0.0, 0.0)),)))
+    loader = StepLoader(config)
+    for step in (4, 10, 20):
+        drawn = [loader.round_robin.source_at(s) for s in range(step)]
+        found = loader.progress(step)
+        for number, (name, size, samples) in enumerate((("pairs", 8, 23), ("images", 8, 10), ("text", 16, 17))):
+            assert found[f"source_share/{name}"] == drawn.count(number) / step
+            assert found[f"epoch/{name}"] == drawn.count(number) * size / samples
+    assert [found[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx([0.8, 0.1, 0.1])
+    assert [loader.progress(4)[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx([0.6, 0.2, 0.2])
+    assert loader.progress(0)["source_share/pairs"] == 0.0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flava_ds.demo.training import follow_training, last_words, progress_line, seconds_per_step
+from flava_ds.demo.training import follow_training, last_words, seconds_per_step
 from flava_ds.errors import UserError
 from flava_ds.launch import Launch
 from flava_ds.recipes import resolve
@@ -17,7 +17,7 @@ import json, os, sys, time
 with open(sys.argv[1], "w") as log:
     log.write(json.dumps({"versions": {}}) + "\\n")
     for step in (0, 1):
-        speeds = {"samples_per_second": 9.0, "data_wait": 0.1, "flops_per_second": 2e9, "mfu": 0.2, "eta_s": 1.0}
+        speeds = {"samples_per_second": 9.0, "data_wait": 0.1, "flops_per_second": 2e9, "mfu": 0.2, "peak_memory_gib": 0.5, "eta_s": 1.0}
         log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25, **speeds}) + "\\n")
 print("speaks to train.log", os.environ["A_VARIABLE"])
 """
@@ -32,7 +32,7 @@ def test_follows_a_run_to_its_end(tmp_path, capsys):
     follow_training(launch(WRITES_TWO_STEPS, str(tmp_path / "log.jsonl")), tmp_path, total_steps=2)
     assert (tmp_path / "train.log").read_text() == "speaks to train.log was set\n"
     printed = capsys.readouterr().out
-    assert "step 2/2  mlm 8.25" in printed and "A_VARIABLE='was set'" in printed
+    assert "step 2/2 | mlm 8.250 | 9.0 samples/s" in printed and "A_VARIABLE='was set'" in printed
 
 
 def test_failure_is_one_error_with_the_last_words(tmp_path):
@@ -62,12 +62,6 @@ def test_interruption_ends_the_process(tmp_path, monkeypatch):
 def test_last_words_fall_back_to_the_last_line(tmp_path):
     (tmp_path / "log").write_text("one\ntwo\n\n")
     assert last_words(tmp_path / "log") == "two"
-
-
-def test_progress_line_counts_steps_from_one():
-    speeds = {"samples_per_second": 512.4, "data_wait": 0.034, "flops_per_second": 41.2e9, "mfu": 0.314, "eta_s": 60.2}
-    line = progress_line({"step": 29, "loss/mim": 5.0, "loss/itm": 0.3, "lr": 1.0, **speeds}, 90, elapsed=31.0)
-    assert line == "step 30/90  mim 5.00  itm 0.30  512 samples/s  data wait 3 %  41 GFLOP/s = 31 % of GEMM  31 s, 60 s left"
 
 
 def test_seconds_per_step_weighs_sources_and_survives_a_slow_first_step(tmp_path):

@@ -1,7 +1,9 @@
-"""Lines of a log: means over all ranks and steps, resuming, and what a reader finds in the header."""
+"""Records of a log: means over all ranks and steps, and what is said of ranks and sources."""
 
 import dataclasses
 import json
+import math
+import time
 from collections import Counter
 
 import pytest
@@ -9,107 +11,86 @@ import torch
 from toy import toy_config
 
 from flava_ds.config import LoggingConfig
-from flava_ds.training import metrics as metrics_module
-from flava_ds.training.distributed import World, start
-from flava_ds.training.metrics import Metrics, duration, open_log, show
+from flava_ds.training.distributed import start
+from flava_ds.training.log_fields import field_of
+from flava_ds.training.metrics import Metrics, StepResult, peak_memory
+
+PROGRESS = {"source_share/books": 0.5, "source_target/books": 0.4, "epoch/books": 0.1}
+NONE = torch.tensor(0)
 
 
-def config_in(folder, tensorboard: bool = False):
-    config = dataclasses.replace(toy_config(), logging=LoggingConfig(run_directory=str(folder), tensorboard=tensorboard))
+def config_in(folder):
+    config = dataclasses.replace(toy_config(), logging=LoggingConfig(run_directory=str(folder), tensorboard=True, straggler_lines=1))
     config.run_path.mkdir(parents=True, exist_ok=True)
     return config
 
 
-def lines_of(config) -> list[dict]:
-    return [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()]
+def step(sums, counts, source="books", kind="text", **changes) -> StepResult:
+    return StepResult(**({"samples": 4, "flops": 1e6, "waited_s": 0.0, "skipped": {}} | changes), kind=kind, source=source, sums=sums, counts=counts)
 
 
 def write_two_lines(folder: str) -> list[dict]:
-    """Two steps in the first line, one in the second; sums differ by rank, counts are those of both."""
+    """Two steps in the first line, one in the second; sums differ by rank, counts are those of both. Rank 1 computes for long, then waits for data."""
     world = start(30)
-    metrics = Metrics(config_in(folder, tensorboard=True), world, gemm_rate=1e9, first_step=0)
+    metrics = Metrics(config_in(folder), world, gemm_rate=1e9, first_step=0)
     mine = 1.0 + world.rank
     for _ in range(2):
+        metrics.clock.start()
+        time.sleep(0.2 if world.rank == 1 else 0.01)
+        metrics.clock.stop()
         sums = [{"mlm/loss": torch.tensor(3.0 * mine), "mlm/correct": torch.tensor(mine)}, {"mlm/loss": torch.tensor(1.0), "mlm/correct": torch.tensor(0.0)}]
-        metrics.add(sums, {"mlm": 10}, samples=4, flops=1e6, wait_s=0.0, skipped=Counter({"truncated": world.rank}))
-    metrics.add_gradient_norms({"mlm": torch.tensor(2.5)})
-    first = metrics.write(1, "text", "books", 0.1, torch.tensor(0.5), torch.tensor(0))
-    metrics.add([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, samples=4, flops=1e6, wait_s=0.0, skipped=Counter())
-    second = metrics.write(2, "image", "photos", 0.1, torch.tensor(float("nan")), torch.tensor(3))
+        metrics.add(step(sums, {"mlm": 10}, skipped=Counter({"truncated": world.rank})))
+    metrics.add_gradient_norms({"gradient_norm/mlm": torch.tensor(2.5)})
+    first = metrics.write(1, 0.1, torch.tensor(0.5), NONE, PROGRESS)
+    metrics.add(step([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, "photos", "image", waited_s=0.01 + world.rank, skipped={"undecodable": 1}))
+    second = metrics.write(2, 0.1, torch.tensor(float("nan")), torch.tensor(3), PROGRESS)
     metrics.close()
     return [first, second]
 
 
 @pytest.mark.distributed
-def test_lines_are_means_over_ranks_and_steps(run_ranks, tmp_path):
+def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path, capfd):
     for first, second in run_ranks(write_two_lines, 2, str(tmp_path)):
         assert first["loss/mlm"] == pytest.approx(2 * (3 + 1 + 6 + 1) / 20) and first["accuracy/mlm"] == pytest.approx(2 * (1 + 2) / 20)
-        assert first["skipped_samples"] == {"truncated": 2} and first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5
+        assert first["skipped_samples/books/truncated"] == 2 and second["skipped_samples/photos/undecodable"] == 2
+        assert "skipped_samples/books/truncated" not in second
+        assert first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5 and first["epoch/books"] == 0.1
         assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e9)
         assert first["samples_per_second"] / first["flops_per_second"] == pytest.approx(16 / 4e6)
         assert not any(name.endswith(("/mlm", "/mim")) for name in second) and second["skipped_updates"] == 3  # no terms, no mean
-    config = config_in(tmp_path, tensorboard=True)
-    header, first, second = lines_of(config)
+        assert (first["slowest_rank"], first["slowest_in"], second["slowest_rank"], second["slowest_in"]) == (1, "compute", 1, "data")
+        assert first["rank_seconds/slowest"] >= 0.2 > first["rank_seconds/median"] >= 0.01
+        assert second["rank_seconds/slowest"] == pytest.approx(1.01) and second["rank_seconds/median"] == pytest.approx(0.01)
+        assert all(field_of(key) for key in (*first, *second))
+    config = config_in(tmp_path)
+    header, first, second = [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()]
     assert {"versions", "hardware", "git", "config", "config_sha256", "started"} <= header.keys() and header["hardware"]["ranks"] == 2
     assert (first["step"], first["source"], second["grad_norm"]) == (1, "books", None)  # NaN is no JSON
     assert list((config.run_path / "tensorboard").iterdir())
+    said = capfd.readouterr()
+    assert said.out.count("samples/s") == 2 and said.out.count("slow: rank 1 on ") == 2, "one line for all ranks"
+    assert said.err.count("all ranks wait for rank 1 on ") == 2 and "it computes slowly" in said.err and "it waits for data" in said.err
 
 
-def main_world() -> World:
-    return World(rank=0, local_rank=0, size=1, device=torch.device("cpu"), host_group=None)
+def paused_rate(folder: str) -> float:
+    metrics = Metrics(config_in(folder), start(30), gemm_rate=1e9, first_step=0)
+    with metrics.paused():
+        time.sleep(0.5)
+    time.sleep(0.05)
+    metrics.add(step([], {}))
+    record = metrics.write(0, 0.1, torch.tensor(0.5), NONE, {})
+    assert not any(key.startswith(("slowest", "rank_seconds")) for key in record), "one rank waits for nobody"
+    assert all(value is not None and (not isinstance(value, float) or math.isfinite(value)) for value in record.values())
+    return record["seconds_per_step"]
 
 
-def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
-    config = config_in(tmp_path)
-    with open_log(config, main_world(), 1.0, 0) as file:
-        file.writelines(json.dumps({"step": step, "kind": "text"}) + "\n" for step in range(5))
-        file.write('{"step": 5, "ki')  # a kill in the middle of a line
-    started = lines_of_complete(config)[0]["started"]
-    with open_log(config, main_world(), 1.0, 3) as file:
-        file.write(json.dumps({"step": 3}) + "\n")
-    header, *steps = lines_of(config)
-    assert [line["step"] for line in steps] == [0, 1, 2, 3]
-    assert header["started"] == started and [entry["step"] for entry in header["resumed"]] == [3]
-    open_log(config, main_world(), 1.0, 0).close()
-    assert len(lines_of(config)) == 1  # a fresh start begins a fresh log
+def test_pauses_are_left_out_of_rates(run_ranks, tmp_path):
+    (seconds,) = run_ranks(paused_rate, 1, str(tmp_path))
+    assert 0.05 <= seconds < 0.5
 
 
-def lines_of_complete(config) -> list[dict]:
-    return [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines() if line.endswith("}")]
-
-
-def test_console_line_shows_what_a_person_watches(capsys):
-    line = {
-        "step": 9,
-        "loss/mlm": 2.5,
-        "loss/mim": 3.25,
-        "samples_per_second": 12.34,
-        "data_wait": 0.07,
-        "flops_per_second": 2.5e9,
-        "mfu": 0.31,
-        "eta_s": 3723.0,
-        "skipped_samples": {"undecodable": 2, "empty caption": 1},
-    }
-    show(line, 100)
-    text = capsys.readouterr().out
-    assert text.count("\n") == 1
-    assert all(
-        part in text
-        for part in (
-            "step 10/100",
-            "mlm 2.500",
-            "mim 3.250",
-            "12.3 samples/s",
-            "data wait 7%",
-            "2.5 GFLOP/s",
-            "31%",
-            "1:02:03",
-            "| skipped: undecodable 2, empty caption 1",
-        )
-    )
-    assert duration(59.9) == "0:00:59"
-
-
-def test_git_state_is_none_without_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert metrics_module.git_state() is None
+def test_peak_memory_of_a_process_grows_with_what_it_touches():
+    before = peak_memory(torch.device("cpu"))
+    assert before > 2**20
+    block = torch.ones(before // 4)  # as many bytes as the process ever held
+    assert peak_memory(torch.device("cpu")) > 1.5 * before - 2**20 and block.numel()

@@ -57,6 +57,9 @@ class ToyLoader:
     def state(self, step: int) -> dict:
         return {"step": step}
 
+    def progress(self, step: int) -> dict:
+        return {}
+
 
 def toy_trainer(folder: str, poison: frozenset[int] = frozenset(), **changes) -> Trainer:
     world = start(60)
@@ -116,7 +119,7 @@ def measured_against_autograd() -> tuple[dict, dict]:
         gradients = torch.autograd.grad(module(batch, denominators).loss, trunk, allow_unused=True)
         Toy.weights = kept
         expected[name] = float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
-    return {name: float(value) for name, value in found.items()}, expected
+    return {name.removeprefix("gradient_norm/"): float(value) for name, value in found.items()}, expected
 
 
 def test_objective_gradient_norms_are_those_of_each_loss_alone(run_ranks, tmp_path, monkeypatch):

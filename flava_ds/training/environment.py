@@ -1,0 +1,94 @@
+"""What a run started with: configuration, versions, machines, state of the source and kernels, kept at the head of its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import flava_kernels
+import torch
+from flava_kernels import overview
+from flava_kernels.bench.machine import device_name, version_of
+
+from flava_ds import config as configuration
+from flava_ds.config import Config
+from flava_ds.training.distributed import World, gather_objects
+
+DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "deepspeed", "triton", "transformers", "numpy")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "FLAVA_KERNELS", "MASTER_ADDR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET")
+PREFIXES = ("NCCL_", "GLOO_", "SLURM_JOB_", "TORCH_NCCL_")
+"""Environment variables that decide how a run runs, by name and by beginning."""
+
+
+def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, Any]:
+    """Returns what runs, on what, from which source. All ranks must call it together, because it names their hosts.
+
+    `gemm_rate` is the FLOP/s of all ranks' devices together on plain matrix products.
+    """
+    plain = configuration.to_dict(config)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in DISTRIBUTIONS}, "cuda": torch.version.cuda or "none"},
+        "config_sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
+        "hardware": {
+            "device": device_name(world.device),
+            "ranks": world.size,
+            "device_memory_gib": _device_memory(world.device) / 2**30,
+            "host_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "threads_per_rank": torch.get_num_threads(),
+            "gemm_flops_per_second": gemm_rate,
+        },
+        "hosts": _hosts(world),
+        "git": git_state(),
+        "kernels": {name: f"{implementation}: {why}" for name, implementation, why in overview.rows(flava_kernels.OPS)},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name in VARIABLES or name.startswith(PREFIXES)},
+        "config": plain,
+    }
+
+
+def write_start(path: Path, description: dict[str, Any], step: int) -> None:
+    """Adds a start from `step` to the list in environment.json, whose last entry is the latest start. To be called on one rank."""
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps([*starts, {"step": step, **description}], indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def git_state() -> dict[str, Any] | None:
+    """Returns the commit of the source and whether it was changed; None outside a repository."""
+    try:
+        ask = [subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10) for words in _GIT_QUESTIONS]
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"commit": ask[0].stdout.strip(), "changed": bool(ask[1].stdout.strip())} if ask[0].returncode == 0 else None
+
+
+_GIT_QUESTIONS = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+
+
+def _hosts(world: World) -> dict[str, dict[str, list]]:
+    """Returns each host's ranks and the devices that they use."""
+    hosts: dict[str, dict[str, list]] = {}
+    for rank, (host, device) in enumerate(gather_objects(world, (socket.gethostname(), device_name(world.device)))):
+        entry = hosts.setdefault(host, {"ranks": [], "devices": []})
+        entry["ranks"].append(rank)
+        if device not in entry["devices"]:
+            entry["devices"].append(device)
+    return hosts
+
+
+def _device_memory(device: torch.device) -> int:
+    """Bytes of the device's memory; a CPU's is the host's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,44 @@
+"""What a run notes about where it runs."""
+
+import hashlib
+import json
+import socket
+
+import flava_kernels
+import torch
+from flava_kernels.bench.machine import device_name
+from toy import toy_config
+
+from flava_ds import config as configuration
+from flava_ds.training import environment
+from flava_ds.training.distributed import start
+
+
+def described() -> dict:
+    return environment.describe_start(toy_config(), start(30), 2e9)
+
+
+def test_a_start_names_versions_machines_kernels_and_source(run_ranks, monkeypatch):
+    monkeypatch.setenv("FLAVA_KERNELS", "torch")
+    monkeypatch.setenv("A_SECRET_TOKEN", "s3cret")
+    first, second = run_ranks(described, 2)
+    assert first["hosts"] == {socket.gethostname(): {"ranks": [0, 1], "devices": [device_name(torch.device("cpu"))]}} == second["hosts"]
+    assert first["versions"]["torch"] == torch.__version__ and first["hardware"]["gemm_flops_per_second"] == 2e9
+    assert 0.1 < first["hardware"]["host_memory_gib"] < 1e5 and first["hardware"]["device"] == device_name(torch.device("cpu"))
+    assert first["kernels"] == {name: "torch: FLAVA_KERNELS=torch" for name in flava_kernels.OPS}
+    assert first["environment"]["FLAVA_KERNELS"] == "torch" and "s3cret" not in json.dumps(first), "only variables that decide how a run runs"
+    plain = json.dumps(first["config"], sort_keys=True)
+    assert configuration.from_dict(configuration.Config, first["config"]) == toy_config()
+    assert first["config_sha256"] == hashlib.sha256(plain.encode()).hexdigest()
+
+
+def test_starts_are_a_list_with_the_latest_last(tmp_path):
+    for step in (0, 7):
+        environment.write_start(tmp_path / "environment.json", {"started": str(step)}, step)
+    assert json.loads((tmp_path / "environment.json").read_text()) == [{"step": 0, "started": "0"}, {"step": 7, "started": "7"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
+
+
+def test_git_state_is_none_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert environment.git_state() is None

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import flava_kernels.attention  # noqa: F401  defines the operators
+import flava_kernels.attention
+import flava_kernels.contrastive
+import flava_kernels.linear_cross_entropy
+import flava_kernels.linear_gelu  # noqa: F401  these define the operators
 
 
 @register_flop_formula(torch.ops.flava_kernels.varlen_attention)
@@ -32,3 +35,53 @@ def attention_backward(
 ) -> int:
     """Five products: the scores are computed again."""
     return 10 * (cu_seqlens_shape[0] - 1) * max_seqlen**2 * qkv_shape[2] * qkv_shape[3]
+
+
+@register_flop_formula(torch.ops.flava_kernels.linear_gelu)
+def linear_gelu_forward(hidden_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """One product."""
+    return 2 * hidden_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(torch.ops.flava_kernels.linear_gelu_backward)
+def linear_gelu_backward(grad_shape: torch.Size, z_shape: torch.Size, hidden_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """Two products: dh and dW."""
+    return 4 * hidden_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(torch.ops.flava_kernels.linear_cross_entropy)
+def linear_cross_entropy(
+    hidden_shape: torch.Size,
+    weight_shape: torch.Size,
+    bias_shape: torch.Size,
+    labels_shape: torch.Size,
+    rows_shape: torch.Size | None,
+    gradients: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """The logits, and dH and dW, which are finished on the way forward; the backward pass only scales them."""
+    return (6 if gradients else 2) * labels_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(torch.ops.flava_kernels.info_nce_forward)
+def info_nce_forward(rows_shape: torch.Size, columns_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """One product."""
+    return 2 * rows_shape[0] * columns_shape[0] * rows_shape[1]
+
+
+@register_flop_formula(torch.ops.flava_kernels.info_nce_backward)
+def info_nce_backward(
+    grad_shape: torch.Size,
+    rows_shape: torch.Size,
+    columns_shape: torch.Size,
+    scale_shape: torch.Size,
+    row_vectors_shape: torch.Size,
+    column_vectors_shape: torch.Size,
+    offset: int,
+    both: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """The similarities again, the gradient of the rows and, with `both`, that of the columns."""
+    return (6 if both else 4) * rows_shape[0] * columns_shape[0] * rows_shape[1]

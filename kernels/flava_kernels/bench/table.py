@@ -28,7 +28,7 @@ class Row:
     p90_us: float | None
     rounds: int
     peak_mib: float | None
-    """Of the forward pass; in the row of the backward pass, of both."""
+    """Of the forward pass; in the row of the backward pass, of both, as are the shares: some implementations finish gradients on the way forward."""
     share_of_copy: float | None
     """Least bytes over time, as a share of the measured bandwidth of a copy."""
     share_of_gemm: float | None
@@ -49,14 +49,20 @@ def rows_of(
     workload: Workload, peer: str, dtype: str, machine: Machine, cost: Cost, found: Measurement | None, error: float | None, note: str
 ) -> tuple[Row, Row]:
     """Returns the rows of the forward and of the backward pass."""
+    if found is None:
+        return tuple(_row(workload, peer, dtype, machine, None, error, note, direction, [], None, None, None) for direction in ("forward", "backward"))
+    forward = statistics.median(found.forward)
+    both = forward + statistics.median(found.backward)
+    copied = cost.forward_bytes / machine.copy_bandwidth, (cost.forward_bytes + cost.backward_bytes) / machine.copy_bandwidth
+    multiplied = cost.forward_flops / machine.gemm_rate, (cost.forward_flops + cost.backward_flops) / machine.gemm_rate
     passes = (
-        ("forward", found.forward if found else [], found.forward_peak if found else None, cost.forward_bytes, cost.forward_flops),
-        ("backward", found.backward if found else [], found.peak if found else None, cost.backward_bytes, cost.backward_flops),
+        ("forward", found.forward, found.forward_peak, copied[0] / forward, multiplied[0] / forward),
+        ("backward", found.backward, found.peak, copied[1] / both, multiplied[1] / both),
     )
     return tuple(_row(workload, peer, dtype, machine, found, error, note, *one) for one in passes)
 
 
-def _row(workload, peer, dtype, machine, found, error, note, direction, times, peak, least_bytes, flops) -> Row:
+def _row(workload, peer, dtype, machine, found, error, note, direction, times, peak, share_of_copy, share_of_gemm) -> Row:
     median, p10, p90 = quantiles(times) if times else (None, None, None)
     return Row(
         op=workload.op,
@@ -71,8 +77,8 @@ def _row(workload, peer, dtype, machine, found, error, note, direction, times, p
         p90_us=None if p90 is None else 1e6 * p90,
         rounds=len(times),
         peak_mib=None if peak is None else peak / 2**20,
-        share_of_copy=None if median is None else least_bytes / median / machine.copy_bandwidth,
-        share_of_gemm=None if median is None else flops / median / machine.gemm_rate,
+        share_of_copy=share_of_copy,
+        share_of_gemm=share_of_gemm,
         error=error,
         method=found.method if found else "",
         note=note,
@@ -121,7 +127,7 @@ def line(forward: Row, backward: Row) -> str:
     if forward.median_us is None or backward.median_us is None:
         return f"{head} {forward.note}"
     times = f"{_time(forward.median_us)} {_time(backward.median_us)}  {backward.peak_mib:9.1f} MiB"
-    shares = f"copy {forward.share_of_copy:4.0%} {backward.share_of_copy:4.0%}  gemm {forward.share_of_gemm:4.0%} {backward.share_of_gemm:4.0%}"
+    shares = f"both: copy {backward.share_of_copy:4.0%}  gemm {backward.share_of_gemm:4.0%}"
     error = "error not measured" if forward.error is None else f"error {forward.error:.1e}"
     method = "" if forward.method in ("wall clock", "graph replay") else f"  ({forward.method})"
     return f"{head} {times}  {shares}  {error}{method}"

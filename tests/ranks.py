@@ -1,7 +1,12 @@
-"""Runs a function on several ranks. A module of its own, not part of conftest.py: spawned processes import it by name, and there are several conftests."""
+"""Runs a function on several ranks. A module of its own, not part of conftest.py: other processes import it by name, and there are several conftests.
+
+Ranks are forked from one server that has imported torch, deepspeed and the trainer already and has started neither threads nor process groups:
+importing takes some seconds of each rank otherwise.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -9,6 +14,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+IMPORTED_ONCE = ("deepspeed", "flava_ds.build")
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+"""Some of it is read when torch and deepspeed are imported, so the server has it, too."""
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -19,8 +29,23 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        processes.spawn(_rank_main, args=(function, world_size, port, folder, arguments), nprocs=world_size)
+        start_server()
+        processes.start_processes(_rank_main, args=(function, world_size, port, folder, arguments), nprocs=world_size, start_method="forkserver")
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
+
+
+def start_server() -> None:
+    """Starts the server that ranks are forked from, unless it runs."""
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload(list(IMPORTED_ONCE))
+    kept = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: int, folder: str, arguments: tuple) -> None:
@@ -34,9 +59,7 @@ def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: i
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-        DS_ACCELERATOR="cpu",
-        PYTHONWARNINGS="ignore",
+        **ENVIRONMENT,
     )
     torch.set_num_threads(1)
     result = function(*arguments)

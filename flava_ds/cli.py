@@ -85,7 +85,8 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("train", train, "train a recipe, on one process or through the deepspeed launcher", epilog=overrides, add_help=False)
     add_recipe(command)
     command.add_argument("--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)")
-    command.add_argument("--master-port", type=int, help="rendezvous port (default: a free one)")
+    command.add_argument("--master-port", type=int, help="rendezvous port of the deepspeed launcher (default: a free one)")
+    command.add_argument("--max-restarts", type=int, default=0, metavar="N", help="start all ranks again after a failure, N times at most, through torchrun")
     command.add_argument("--dry-run", action="store_true", help="check everything, print the command and stop")
     command = add("config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False)
     add_recipe(command)
@@ -127,13 +128,20 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if options.ranks is not None and options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: use at least 1")
+    if options.max_restarts < 0:
+        raise UserError(f"--max-restarts {options.max_restarts}: use at least 0")
+    if options.max_restarts and options.master_port is not None:
+        raise UserError("--master-port is for the deepspeed launcher; with --max-restarts torchrun takes a free port, so leave it out")
     if options.ranks is not None:
         launch.check_batches(config, options.ranks)  # at once; counting GPUs loads torch
     launch.check_inputs(config)
     gpus = launch.count_gpus()
     ranks = options.ranks or max(1, gpus)
     launch.check_batches(config, ranks)
-    command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug)
+    if options.max_restarts:
+        command = launch.plan_supervised(options.recipe, overrides, ranks=ranks, gpus=gpus, restarts=options.max_restarts, debug=options.debug)
+    else:
+        command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug)
     if options.dry_run:
         print(command)
         return 0

@@ -15,6 +15,7 @@ from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
 
 MODULE = "flava_ds.train"
+SUPERVISOR = "flava_ds.supervise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,7 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
 
     Raises: UserError when the machine has GPUs, but fewer than ranks, or when DeepSpeed's launcher is missing.
     """
-    if gpus and ranks > gpus:
-        raise UserError(
-            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
-        )
+    check_ranks(ranks, gpus)
     if debug:
         overrides = [*overrides, "--debug"]
     if ranks == 1:
@@ -56,6 +54,26 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
     level = "info" if debug else "critical"
     launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--log_level", level, "--module", MODULE]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+
+
+def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False) -> Launch:
+    """Composes the command that trains `recipe` and, after a failure, starts all ranks again from the latest checkpoint, up to `restarts` times.
+
+    Raises: UserError when the machine has GPUs, but fewer than ranks.
+    """
+    check_ranks(ranks, gpus)
+    if debug:
+        overrides = [*overrides, "--debug"]
+    supervisor = [sys.executable, "-m", SUPERVISOR, "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    return Launch(arguments=[*supervisor, "--module", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+
+
+def check_ranks(ranks: int, gpus: int) -> None:
+    """Raises UserError when the machine has GPUs, but fewer than ranks."""
+    if gpus and ranks > gpus:
+        raise UserError(
+            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
+        )
 
 
 def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:

@@ -66,3 +66,11 @@ def test_initial_weights_have_to_exist(tmp_path):
     alone = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(text,)), initial_weights="gone")
     with pytest.raises(ConfigError, match="initial_weights 'gone': no such file or folder"):
         launch.check_inputs(alone)
+
+
+def test_supervised_run_is_torchruns():
+    command = launch.plan_supervised("demo", ["--seed", "1"], ranks=2, gpus=2, restarts=3)
+    supervisor = [sys.executable, "-m", "flava_ds.supervise", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
+    assert command.arguments == [*supervisor, "--module", "flava_ds.train", "demo", "--seed", "1"]
+    with pytest.raises(UserError, match="--ranks 3, but this machine has 2 GPUs"):
+        launch.plan_supervised("demo", [], ranks=3, gpus=2, restarts=1)

@@ -94,10 +94,11 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder, e.g. runs/demo")
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
-    command = add("convert", convert, "export a run to Hugging Face's format, or make its models, DINO's or timm's into initial_weights")
-    command.add_argument("source", metavar="FROM", type=Path, help="hf: a run's folder; flava_ds: a FLAVA folder of Hugging Face, or the file of a ViT")
-    command.add_argument("--to", choices=["hf", "flava_ds"], required=True, help="the format to write")
-    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    command = add("convert", convert, "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights")
+    kinds = "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a FLAVA folder of Hugging Face, or the file of a ViT"
+    command.add_argument("source", metavar="FROM", help=kinds)
+    command.add_argument("--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write")
+    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
@@ -197,19 +198,24 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def convert(options: argparse.Namespace, _: list[str]) -> int:
-    """Exports a run to Hugging Face's format, or imports foreign weights for --initial-weights."""
-    if options.to == "hf":
-        require_run(options.source)
+    """Exports a run's weights, or imports foreign ones for --initial-weights."""
+    source = Path(options.source)
+    if options.to == "safetensors":
+        from flava_ds.training.checkpoint_reader import write_weights
+
+        write_weights(options.source, options.out)
+    elif options.to == "hf":
+        require_run(source)
         from flava_ds.hf.export_weights import export
 
-        export(options.source, options.out)
+        export(source, options.out)
     else:
         from flava_ds.hf import import_weights
 
-        if options.source.is_dir():
-            import_weights.write_imported(import_weights.import_folder(options.source), options.out)
+        if source.is_dir():
+            import_weights.write_imported(import_weights.import_folder(source), options.out)
         else:
-            import_weights.write_imported_vit(options.source, options.out)
+            import_weights.write_imported_vit(source, options.out)
     print(options.out)
     return 0
 

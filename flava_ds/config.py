@@ -28,7 +28,7 @@ __all__ = [
     "UNCHANGED", "CheckpointConfig", "CodebookConfig", "Config", "DataConfig", "EngineConfig", "GlobalContrastiveConfig", "ImageEncoderConfig",
     "ImageTextMatchingConfig", "ImageTransformConfig", "LoggingConfig", "MaskedImageConfig", "MaskedTextConfig", "ModelConfig",
     "MultimodalEncoderConfig", "ObjectivesConfig", "OptimizerConfig", "ScheduleConfig", "SourceConfig", "TextEncoderConfig", "TrainingConfig",
-    "WeightChange", "check", "did_you_mean", "from_dict", "load", "save", "to_dict",
+    "WeightChange", "check", "did_you_mean", "from_dict", "load", "parse", "save", "to_dict",
 ]  # fmt: skip
 
 
@@ -89,7 +89,17 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     """0 writes one at the end only."""
+    asynchronous: bool = True
+    """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes per parameter of this rank's part."""
+    directory: str | None = None
+    """Where the checkpoints lie, in a folder of the run's name: a path, or a URL that fsspec reaches, e.g. s3://bucket/runs; by default the run's folder."""
     keep_last: int = 2
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps stay; 0 for none."""
+    keep_best: int = 0
+    """How many checkpoints with the lowest best_metric stay."""
+    best_metric: str = ""
+    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the checkpoint; lower is better."""
     resume: bool = True
     """Continue from `latest` in the run directory when there is one."""
 
@@ -164,7 +174,8 @@ class Config:
 AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
-    **dict.fromkeys(("data.num_workers", "checkpoint.every_steps", "logging.objective_gradient_norms_every", "logging.straggler_lines"), 0),
+    **dict.fromkeys(("checkpoint.every_steps", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
+    **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines"), 0),
     **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }
 """The smallest value of a number."""
@@ -196,6 +207,8 @@ def check(config: Config) -> Config:
         )
     if config.schedule.warmup_steps > config.training.total_steps:
         raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
+    if config.checkpoint.keep_best and not config.checkpoint.best_metric:
+        raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
     check_bounds(config)
     check_data(config.data, text.max_position_embeddings)
     return config
@@ -221,7 +234,12 @@ def load(path: Path) -> Config:
 
     Raises: ConfigError on an unknown or missing key, naming the file and the key.
     """
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(text: bytes, where: str) -> Config:
+    """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
-        return check(from_dict(Config, json.loads(path.read_text(encoding="utf-8"))))
+        return check(from_dict(Config, json.loads(text.decode("utf-8"))))
     except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoints import write_checkpoint
 from PIL import Image
-from safetensors.torch import save_file
 from sample_batches import tiny_config
 
 from flava_ds import config as configuration
@@ -115,11 +115,8 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     """A run's folder with configuration, log and one checkpoint of random weights, and the world it is evaluated on."""
     config = world_config(folder)
     run = config.run_path
-    checkpoint = run / "checkpoints" / "step_00000012"
-    checkpoint.mkdir(parents=True)
+    run.mkdir(parents=True)
     configuration.save(config, run / "config.json")
     write_log(run / "log.jsonl", config)
-    module = build_pretraining(config)
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, checkpoint / "model.safetensors")
-    (checkpoint.parent / "latest").write_text(checkpoint.name + "\n")
+    write_checkpoint(run / "checkpoints", 12, build_pretraining(config).state_dict(), config)
     return run, write_world(folder / "data")

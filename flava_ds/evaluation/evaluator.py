@@ -25,7 +25,9 @@ from flava_ds.evaluation.retrieval import Retrieval
 from flava_ds.evaluation.run_log import logged_losses, read_log
 from flava_ds.evaluation.summary import aims, gates, table
 from flava_ds.evaluation.zero_shot import ZeroShot
-from flava_ds.training import checkpoint_files
+from flava_ds.training.checkpoint_files import latest, place_of, step_of
+from flava_ds.training.checkpoint_place import Place
+from flava_ds.training.checkpoint_reader import load_weights
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float
     config, module, checkpoint = load_run(run_path)
     inputs = build_inputs(config, find_data(config) if data is None else Path(data.root))
     deadline = None if limit_s is None else start + limit_s
-    result = {"run": config.name, "checkpoint": checkpoint.name, "step": step_of(checkpoint), **evaluate(module, inputs, deadline=deadline)}
+    result = {"run": config.name, "checkpoint": checkpoint.name, "step": step_of(checkpoint.name), **evaluate(module, inputs, deadline=deadline)}
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
     result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}
     result["total_s"] = round(time.monotonic() - start, 2)
@@ -87,7 +89,7 @@ def evaluate(module: PretrainingModel, inputs: Inputs, *, deadline: float | None
     return {"metrics": metrics, "seconds": seconds, "left_out": left_out}
 
 
-def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Path]:
+def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Place]:
     """Rebuilds a run's model from its config.json and loads its latest checkpoint, on the GPU if there is one.
 
     A run trained in bf16 is evaluated in bf16: these are the numbers that it trained with, in a third of the time.
@@ -95,12 +97,12 @@ def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Path]:
     Raises: CheckpointError when there is no checkpoint or it was made for another model.
     """
     config = configuration.load(run_path / "config.json")
-    checkpoint = checkpoint_files.latest(run_path)
+    checkpoint = latest(place_of(run_path, config))
     if checkpoint is None:
         raise CheckpointError(f"{run_path}: no checkpoint there; train further: one is written every checkpoint.every_steps and at the end")
     module = build_pretraining(config)
     try:
-        module.load_state_dict(checkpoint_files.load_weights(checkpoint))
+        module.load_state_dict(load_weights(checkpoint))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint}: does not fit the model of {run_path / 'config.json'} ({' '.join(str(error).split())[:300]})") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,8 +121,3 @@ def find_data(config: Config) -> Path:
     from flava_ds.demo.dataset import unpack  # here, because evaluation stands below the demo
 
     return unpack().root
-
-
-def step_of(checkpoint: Path) -> int:
-    """Reads the step out of a checkpoint folder's name."""
-    return int(checkpoint.name.rsplit("_", 1)[-1])

@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds.batch import Kind
-from flava_ds.config import Config, load
+from flava_ds.config import Config, load, parse
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
 from flava_ds.hf import parity
 from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
 from flava_ds.models.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_codebook, save_huggingface_codebook
-from flava_ds.training.checkpoint_files import find_weights, load_weights
+from flava_ds.training.checkpoint_place import Place
+from flava_ds.training.checkpoint_reader import load_weights, locate
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 log = logging.getLogger(__name__)
@@ -184,9 +185,11 @@ def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
 
     Raises: CheckpointError, ConfigError.
     """
-    file = find_weights(run_path)
-    beside = file.parent / "config.json"
-    return load(beside if beside.is_file() else run_path / "config.json"), load_weights(file)
+    found = locate(run_path)
+    if isinstance(found, Place):
+        return parse(found.read("config.json"), f"{found / 'config.json'}"), load_weights(found)
+    beside = found.parent / "config.json"
+    return load(beside if beside.is_file() else run_path / "config.json"), load_weights(found)
 
 
 def _require_representable(config: Config) -> None:

@@ -1,20 +1,18 @@
-"""Checkpoints on disk: names, atomic publication, manifests, and reading weights back without unpickling anything."""
+"""Checkpoints in their folder: names, atomic publication, and what is deleted when. Nothing here reads tensors."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from flava_ds.config import CheckpointConfig, Config
 from flava_ds.errors import CheckpointError
+from flava_ds.training.checkpoint_place import Place, sync_folder
 
-FOLDER, LATEST, MANIFEST, WEIGHTS = "checkpoints", "latest", "manifest.json", "model.safetensors"
+FOLDER, LATEST, MANIFEST, STATE, CONFIG = "checkpoints", "latest", "manifest.json", "state.json", "config.json"
 _NAME = re.compile(r"step_\d{8}")
 
 
@@ -23,39 +21,58 @@ def name_of(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def latest(run_path: Path) -> Path | None:
-    """Returns the checkpoint that `latest` names, or None when the run has none.
+def step_of(name: str) -> int:
+    """Returns the number of updates in a checkpoint's folder name."""
+    return int(name.rsplit("_", 1)[-1])
+
+
+def place_of(run_path: Path, config: Config | None = None) -> Place:
+    """Returns where a run's checkpoints lie: in its folder, or under checkpoint.directory, in a folder of the run's name."""
+    if config is None or config.checkpoint.directory is None:
+        return Place(run_path / FOLDER)
+    return Place(config.checkpoint.directory) / config.name
+
+
+def latest(place: Place) -> Place | None:
+    """Returns the checkpoint that `latest` names, or None when there is none.
 
     Raises: CheckpointError when `latest` names something that is not there.
     """
-    pointer = run_path / FOLDER / LATEST
-    if not pointer.is_file():
+    try:
+        name = place.read(LATEST).decode("utf-8", errors="replace").strip()
+    except FileNotFoundError:
         return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not _NAME.fullmatch(name) or not (pointer.parent / name).is_dir():
-        raise CheckpointError(f"{pointer} names '{name}', which is no checkpoint there; write the name of one of {complete(run_path)} into it, or delete it")
-    return pointer.parent / name
+    except OSError as error:
+        raise CheckpointError(f"{place / LATEST} cannot be read ({error})") from error
+    if not _NAME.fullmatch(name) or not (place / name).has(MANIFEST):
+        raise CheckpointError(
+            f"{place / LATEST} names '{name}', which is no complete checkpoint there; write the name of one of {complete(place)} into it, or delete it"
+        )
+    return place / name
 
 
-def complete(run_path: Path) -> list[str]:
+def complete(place: Place) -> list[str]:
     """Returns the names of the published checkpoints, oldest first."""
-    folder = run_path / FOLDER
-    return sorted(entry.name for entry in folder.iterdir() if _NAME.fullmatch(entry.name)) if folder.is_dir() else []
+    return [name for name in place.names() if _NAME.fullmatch(name) and (place / name).has(MANIFEST)]
 
 
-def remove_leftovers(run_path: Path) -> list[str]:
+def remove_leftovers(place: Place) -> list[str]:
     """Deletes what an interrupted save left behind and returns its names."""
-    folder = run_path / FOLDER
-    leftovers = [entry for entry in folder.iterdir() if ".tmp-" in entry.name] if folder.is_dir() else []
-    for entry in leftovers:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    return sorted(entry.name for entry in leftovers)
+    leftovers = [name for name in place.names() if ".tmp-" in name or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))]
+    for name in leftovers:
+        place.remove(name)
+    return leftovers
 
 
-def set_aside(run_path: Path) -> Path | None:
-    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`; None when there are none."""
-    old = [path for name in (FOLDER, "log.jsonl", "environment.json", "tensorboard", "config.json") if (path := run_path / name).exists()]
-    if not old or not (complete(run_path) or (run_path / "log.jsonl").exists()):
+def set_aside(run_path: Path, place: Place) -> Path | None:
+    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`; None when there are none.
+
+    Raises: CheckpointError when its checkpoints lie elsewhere than in the run's folder.
+    """
+    if place != Place(run_path / FOLDER) and complete(place):
+        raise CheckpointError(f"{place} holds checkpoints of an earlier run and checkpoint.resume is off; move them away, or give another --name")
+    old = [path for name in (FOLDER, "log.jsonl", "environment.json", "tensorboard", CONFIG) if (path := run_path / name).exists()]
+    if not old or not (complete(Place(run_path / FOLDER)) or (run_path / "log.jsonl").exists()):
         return None
     number = next(n for n in range(1, 1_000_000) if not (run_path / f"previous_{n}").exists())
     folder = run_path / f"previous_{number}"
@@ -65,140 +82,55 @@ def set_aside(run_path: Path) -> Path | None:
     return folder
 
 
-def describe(folder: Path, files: list[str]) -> dict[str, dict]:
-    """Hashes `files` (relative to `folder`), makes sure they are on disk, and returns file -> {size in bytes, sha256}."""
-    described = {}
-    for file in files:
-        path = folder / file
-        described[file] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-        _sync(path)
-    return described
+def staging(place: Place, step: int, world_size: int) -> Place:
+    """Returns the folder that a checkpoint is written into: its own in object storage, which renames nothing, else a temporary one beside it."""
+    name = name_of(step)
+    return place / name if place.local is None else place / f"{name}.tmp-{world_size}ranks"
 
 
-def files_of(folder: Path) -> list[str]:
-    """Returns all files of a checkpoint but its manifest, relative and sorted."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) -> Place:
+    """Completes a checkpoint and points `latest` at it; a kill at any moment leaves the old or the new state.
 
-
-def publish(temporary: Path, final: Path, described: dict[str, dict]) -> None:
-    """Writes the manifest, gives the folder its final name and points `latest` at it; a kill at any moment leaves the old or the new state."""
-    write_text(temporary / MANIFEST, json.dumps(described, indent=1) + "\n")
-    for folder in (path for path in (*temporary.rglob("*"), temporary) if path.is_dir()):
-        _sync(folder)
-    if final.exists():
-        shutil.rmtree(final)
-    os.rename(temporary, final)
-    pointer = final.parent / f"{LATEST}.tmp-{os.getpid()}"
-    write_text(pointer, final.name + "\n")
-    os.replace(pointer, final.parent / LATEST)
-    _sync(final.parent)
-
-
-def prune(run_path: Path, keep_last: int) -> None:
-    """Deletes all but the newest `keep_last` checkpoints; never the one that `latest` names."""
-    names, current = complete(run_path), latest(run_path)
-    for name in names[: max(0, len(names) - max(1, keep_last))]:
-        path = run_path / FOLDER / name
-        if path != current:
-            shutil.rmtree(path)
-
-
-def verify(folder: Path, files: list[str] | None = None) -> None:
-    """Compares `files` (all by default) with the manifest.
-
-    Raises: CheckpointError naming the first file that is missing, cut short or changed.
+    `described` is file -> {size, sha256}. A checkpoint is complete when its manifest is there, so that is written last; a file system then
+    gives the folder its final name in one step.
     """
-    manifest = read_manifest(folder)
-    for file in manifest if files is None else files:
-        path, expected = folder / file, manifest[file]
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; use another checkpoint (write its name into {folder.parent / LATEST})")
-        size = path.stat().st_size
-        if size != expected["size"]:
-            raise CheckpointError(f"{path} is damaged: {size} bytes instead of {expected['size']}; use another checkpoint than {folder.name}")
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than {folder.name}")
+    final = place / name_of(step)
+    staged.write(MANIFEST, json.dumps(dict(sorted(described.items())), indent=1) + "\n")
+    if staged.local is not None and final.local is not None:
+        if final.local.exists():
+            shutil.rmtree(final.local)
+        os.rename(staged.local, final.local)
+        sync_folder(final.local.parent)
+    place.write(LATEST, final.name + "\n")
+    return final
 
 
-def read_manifest(folder: Path) -> dict[str, dict]:
-    """Returns file -> {size, sha256}.
+def prune(place: Place, rules: CheckpointConfig) -> list[str]:
+    """Deletes the checkpoints that no rule keeps, never the one that `latest` names; returns their names."""
+    names, current = complete(place), latest(place)
+    values = {name: _metric(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
+    keep = kept(names, values, rules) | ({current.name} if current else set())
+    gone = [name for name in names if name not in keep]
+    for name in gone:
+        if place.local is None:
+            (place / name).remove(MANIFEST)  # so that no half of it is taken for a checkpoint
+        place.remove(name)
+    return gone
 
-    Raises: CheckpointError when there is no readable manifest, or it names a file outside the folder.
-    """
+
+def kept(names: list[str], values: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
+    """Returns which of `names` (oldest first) stay: the last ones, those at multiples of keep_every, and those with the lowest values."""
+    keep = set(names[-max(1, rules.keep_last) :])
+    if rules.keep_every:
+        keep |= {name for name in names if step_of(name) % rules.keep_every == 0}
+    measured = sorted((value, name) for name, value in values.items() if value is not None)
+    return keep | {name for _, name in measured[: rules.keep_best]}
+
+
+def _metric(folder: Place, name: str) -> float | None:
+    """Reads the value that a checkpoint is judged by; None where it has none."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        outside = [file for file in manifest if Path(file).is_absolute() or ".." in Path(file).parts]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint") from error
-    if outside:
-        raise CheckpointError(f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it")
-    return manifest
-
-
-def find_weights(path: Path) -> Path:
-    """Returns the safetensors file of a checkpoint, a run, or a folder that holds one; a file is returned as it is.
-
-    Raises: CheckpointError when there is none.
-    """
-    if path.is_file():
-        return path
-    for folder in (path, latest(path), latest(path.parent) if path.name == FOLDER else None):
-        if folder is not None and (folder / WEIGHTS).is_file():
-            return folder / WEIGHTS
-    raise CheckpointError(f"{path} holds no {WEIGHTS}; give a .safetensors file, a checkpoint (checkpoints/step_...), or a run directory with one")
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads fp32 weights by parameter name from a checkpoint, a run, a folder with model.safetensors, or a safetensors file.
-
-    Raises: CheckpointError when there is none, or the file is damaged.
-    """
-    file = find_weights(Path(path))
-    if (file.parent / MANIFEST).is_file():
-        verify(file.parent, [file.name])
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is no readable safetensors file ({error})") from error
-
-
-def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes in a safetensors file; reads its header only.
-
-    Raises: CheckpointError when it cannot be read.
-    """
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is no readable safetensors file ({error})") from error
-
-
-def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raises CheckpointError naming the first parameter of the model that `found` lacks or has in another shape."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{where} has no tensor '{name}', which this configuration's model has; it was written with another configuration")
-        if found[name] != shape:
-            raise CheckpointError(f"{where}: '{name}' is {list(found[name])}, but this configuration's model has {list(shape)}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file and makes sure it is on disk."""
-    path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        metric = json.loads(folder.read(STATE))["metric"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return metric["value"] if metric is not None and metric["name"] == name else None

@@ -5,15 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import re
 import warnings
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-
-from flava_ds.errors import CheckpointError
 
 
 def apply_before_initialize(timeout_s: int) -> None:
@@ -107,31 +103,3 @@ def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor
     if zero.cpu_offload:
         return [(group, [flat.grad], False) for group, flat in zip(groups, zero.single_partition_of_fp32_groups, strict=True)]
     return [(group, list(zero.averaged_gradients[i]), False) for i, group in enumerate(groups)]
-
-
-@contextmanager
-def safe_unpickling() -> Any:
-    """Makes `engine.load_checkpoint` read tensors and plain containers only; DeepSpeed unpickles anything, so a crafted file runs code.
-
-    Raises: CheckpointError naming the file that holds anything else.
-    """
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    def load(self: Any, path: str, map_location: Any = None) -> Any:
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it holds the Python object {found.group(1)}" if found else str(error).splitlines()[0]
-            raise CheckpointError(f"{path} cannot be read safely ({reason}); it was damaged or not written by flava_ds, use another checkpoint") from error
-
-    original = TorchCheckpointEngine.load
-    TorchCheckpointEngine.load = load
-    try:
-        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]):
-            yield
-    finally:
-        TorchCheckpointEngine.load = original

@@ -6,6 +6,8 @@ import datetime
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,23 +82,31 @@ def barrier(world: World) -> None:
     dist.barrier(group=world.host_group)
 
 
-def all_reduce_counts(world: World, counts: list[int], step: int, source: int, kind: int, stop_asked: bool) -> tuple[list[int], bool]:
-    """Sums `counts` over ranks and tells whether any rank was asked to stop; one small collective on the host per step.
+def all_reduce_counts(
+    world: World, counts: list[int], step: int, source: int, kind: int, notes: tuple[int, ...] = ()
+) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Sums `counts` over ranks and returns every rank's `notes` (what it wants the others to know); one small collective on the host per step.
 
     Raises: DisagreementError naming the first rank that is on another step, source or kind. With ZeRO such ranks would exchange
     gradients of different parameters without noticing.
     """
-    mine = torch.tensor([step, source, kind, int(stop_asked), *counts], dtype=torch.int64)
-    rows = [torch.empty_like(mine) for _ in range(world.size)]
-    dist.all_gather(rows, mine, group=world.host_group)
-    table = torch.stack(rows)
-    for rank, (other_step, other_source, other_kind) in enumerate(table[:, :3].tolist()):
-        if [other_step, other_source, other_kind] != table[0, :3].tolist():
+    table = gather_numbers(world, [step, source, kind, *notes, *counts])
+    for rank, (other_step, other_source, other_kind, *_) in enumerate(table):
+        if [other_step, other_source, other_kind] != table[0][:3]:
             raise DisagreementError(
                 f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank 0 on step, source, kind "
-                f"{table[0, :3].tolist()}; every rank must draw the same source at every step (same recipe, seed and checkpoint everywhere)"
+                f"{table[0][:3]}; every rank must draw the same source at every step (same recipe, seed and checkpoint everywhere)"
             )
-    return table[:, 4:].sum(0).tolist(), bool(table[:, 3].any())
+    first = 3 + len(notes)
+    return [sum(column) for column in zip(*(row[first:] for row in table), strict=True)], [tuple(row[3:first]) for row in table]
+
+
+def gather_numbers(world: World, numbers: list[int]) -> list[list[int]]:
+    """Returns every rank's `numbers`, in rank order; all ranks bring equally many."""
+    mine = torch.tensor(numbers, dtype=torch.int64)
+    rows = [torch.empty_like(mine) for _ in range(world.size)]
+    dist.all_gather(rows, mine, group=world.host_group)
+    return torch.stack(rows).tolist()
 
 
 def gather_objects(world: World, value: object) -> list:
@@ -116,6 +126,17 @@ def raise_together(world: World, error: Exception | None) -> None:
     if first is not None:
         first.on_all_ranks = True
         raise first
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Turns a UserError that one rank meets inside into one error of all ranks, so that none is left waiting."""
+    error = None
+    try:
+        yield
+    except UserError as problem:
+        error = problem
+    raise_together(world, error)
 
 
 def agree_on_end(status: int) -> tuple[bool, int]:

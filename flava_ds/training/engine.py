@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +19,11 @@ from flava_ds.training.optimizers import activate, build_optimizer, parameter_gr
 if TYPE_CHECKING:
     from flava_ds.objectives.global_contrastive import FeatureGradients, Features
     from flava_ds.training.pretraining import StepOutput
+
+
+SKIP_COUNTERS = ("skipped", "skipped_in_a_row", "longest_skip")
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's dynamic loss scaler changes as it goes; fp16 only."""
 
 
 class Engine:
@@ -56,7 +60,7 @@ class Engine:
         return self.settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
 
     def layout(self) -> dict[str, object]:
-        """Returns what must be equal for DeepSpeed's shards to be read back: stage, offloading, precision, optimizer."""
+        """Returns how training state is split and kept, for the record: none of it has to be equal when a run goes on."""
         precision = next((name for name in ("bf16", "fp16") if name in self.settings), "fp32")
         return {"ZeRO stage": self.stage, "offload_optimizer": self.offloaded, "precision": precision, "optimizer": type(self.optimizer).__name__}
 
@@ -119,25 +123,23 @@ class Engine:
         scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
         return square.sqrt() / scale
 
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every parameter and persistent buffer by name, whole and in fp32 (buffers as they are), on the CPU.
+    def counters(self) -> dict[str, object]:
+        """Returns what an exact continuation needs beside the fragments of `training.fragments`; plain JSON types. Waits for the device."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return {
+            "updates_skipped": {name: int(getattr(self, name)) for name in SKIP_COUNTERS},
+            "loss_scaler": {name: getattr(scaler, name) for name in LOSS_SCALE} if getattr(scaler, "dynamic", False) else None,
+        }
 
-        All ranks must walk through it together; with ZeRO-3 each parameter is gathered in turn.
-        """
-        import deepspeed
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        persistent = self.module.state_dict().keys()
-        for name, parameter in self.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad and self.stage > 0 else None
-            if full is None:
-                gathered = deepspeed.zero.GatheredParameters([parameter]) if self.stage == 3 else nullcontext()
-                with gathered:
-                    full = parameter.detach().float().clone()
-            yield name, full.detach().reshape(self.shape_of(parameter)).cpu()
-        for name, buffer in self.module.named_buffers():
-            if name in persistent:
-                yield name, buffer.detach().cpu()
+    def set_counters(self, saved: Mapping[str, Any], step: int) -> None:
+        """Takes over the counters of a run that has made `step` steps; a loss scale only where both runs have one."""
+        for name in SKIP_COUNTERS:
+            getattr(self, name).fill_(saved["updates_skipped"][name])
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        if saved["loss_scaler"] is not None and getattr(scaler, "dynamic", False):
+            for name in LOSS_SCALE:
+                setattr(scaler, name, saved["loss_scaler"][name])
+        self.deepspeed.global_steps = step
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the full shape of every parameter by name, in every stage."""

@@ -16,6 +16,9 @@ from flava_ds.errors import ConfigError
 NO_DECAY_NAMES = ("position_embeddings", "cls_token", "mask_token", "logit_scale")
 """Parts of parameter names that decay_norm_and_bias=False exempts, besides everything of one dimension."""
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What every optimizer here keeps of the shape of a parameter."""
+
 
 def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[Kind]], config: OptimizerConfig) -> list[dict[str, Any]]:
     """Splits the trainable parameters by (set of kinds that use them) x (decayed or not), in a stable order.
@@ -52,10 +55,30 @@ class Gated:
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
     param_groups: list[dict[str, Any]]
+    state: dict[Tensor, dict[str, Any]]
 
     def active_groups(self) -> list[dict[str, Any]]:
         """Returns the groups that this update moves."""
         return [group for group in self.param_groups if group.get("active", True)]
+
+    def create_state(self, parameter: Tensor) -> dict[str, Any]:
+        """Gives a parameter zero moments and no updates, unless it has a state already; returns the state."""
+        if not self.state[parameter]:
+            self.state[parameter] = {"step": self._no_updates(parameter), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+        return self.state[parameter]
+
+    def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
+        """Returns how many updates a parameter of `group` has had."""
+        return int(self.create_state(parameter)["step"])
+
+    def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
+        """Sets how many updates a parameter of `group` has had."""
+        state = self.create_state(parameter)
+        state["step"] = self._no_updates(parameter) + count
+
+    def _no_updates(self, parameter: Tensor) -> Any:
+        """A count of zero, as the optimizer keeps it."""
+        return 0
 
 
 class GatedAdamW(Gated, torch.optim.AdamW):
@@ -74,18 +97,18 @@ class GatedAdamW(Gated, torch.optim.AdamW):
         """Updates the active groups; creates the state of all, so that a checkpoint at any step is complete."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and not self.state[parameter]:
-                    self.state[parameter] = {
-                        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
+                if parameter.grad is not None:
+                    self.create_state(parameter)
         everything = self.param_groups
         self.param_groups = self.active_groups()
         try:
             super().step(closure)
         finally:
             self.param_groups = everything
+
+    def _no_updates(self, parameter: Tensor) -> Tensor:
+        """The fused kernel counts on the device."""
+        return torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 
 def _gate_vendor_adam(vendor: type) -> type:
@@ -144,7 +167,19 @@ def apex_fused_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
         importlib.import_module("amp_C")
     except ImportError as error:
         raise ConfigError(f"optimizer.name 'apex_fused_adam': only apex's Python half is installed (no amp_C); {build}") from error
-    return _gate_vendor_adam(vendor)(groups, config)
+
+    class CountingPerGroup(_gate_vendor_adam(vendor)):
+        """apex counts the updates of a whole group."""
+
+        def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
+            self.create_state(parameter)
+            return group.get("step", 0)
+
+        def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
+            self.create_state(parameter)
+            group["step"] = count
+
+    return CountingPerGroup(groups, config)
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.objectives.global_contrastive import FeatureGradients, step_gradients
-from flava_ds.training import checkpoint
+from flava_ds.training.checkpoint_saver import Saver
 from flava_ds.training.distributed import World, all_reduce_counts, log
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import step_flops
@@ -51,6 +51,7 @@ class Trainer:
         metrics.clock.watch(engine.module)
         self.flops: Callable[[Config, Batch], float] = step_flops
         self._source_numbers = {source.name: number for number, source in enumerate(config.data.sources)}
+        self.saver = Saver(engine, config, first_step)
         self._saved_at = first_step
         self._stop_signal: int | None = None
         self._gradient_norms_refused = False
@@ -67,13 +68,13 @@ class Trainer:
             for step, micro_batches in enumerate(self.loader, start=self.first_step):
                 stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
                 if stop or self._due(step + 1, self.config.checkpoint.every_steps):
-                    self.save(step + 1)
+                    self.save(step + 1, last=stop)
                 if stop:
                     log.info("stopped by a signal after step %d; start the same command again to go on", step + 1)
                     break
                 asked = time.perf_counter()
             else:
-                self.save(self.config.training.total_steps)
+                self.save(self.config.training.total_steps, last=True)
                 stop = False
         self.metrics.close()
         return 128 + (self._stop_signal or signal.SIGTERM) if stop else 0
@@ -110,23 +111,27 @@ class Trainer:
             self._stop_when_diverged(step)
         return stop
 
-    def save(self, step: int) -> None:
-        """Writes the checkpoint after `step` updates, once."""
-        if step > self._saved_at:
-            with self.metrics.paused():
-                checkpoint.save(self.engine, self.config, step, self.loader.state(step))
-            self._saved_at = step
+    def save(self, step: int, last: bool = False) -> None:
+        """Saves the state after `step` updates, once; waits until it is written when it is the `last`."""
+        with self.metrics.paused():
+            if step > self._saved_at:
+                self.saver.save(step, self.loader.state(step))
+                self._saved_at = step
+            if last:
+                self.saver.finish()
 
     def _agree(self, step: int, micro_batches: list[Batch]) -> tuple[dict[str, int], bool]:
-        """Sums each objective's terms over micro-batches and ranks, and makes sure that all ranks do the same step."""
+        """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same step, and hears of saves and signals."""
         first = micro_batches[0]
         if any((batch.kind, batch.source) != (first.kind, first.source) for batch in micro_batches):
             raise AssertionError(f"step {step}: micro-batches of several kinds or sources in one optimizer step")
         parts = [self.engine.module.counts(batch) for batch in micro_batches]
         mine = [sum(part.get(name, 0) for part in parts) for name in OBJECTIVES]
         number = self._source_numbers.get(first.source, -1)
-        totals, stop = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), self._stop_signal is not None)
-        return {name: total for name, total in zip(OBJECTIVES, totals, strict=True) if name in parts[0]}, stop
+        notes = (int(self._stop_signal is not None), int(self.saver.status))
+        totals, notes = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), notes)
+        self.saver.observe([status for _, status in notes])
+        return {name: total for name, total in zip(OBJECTIVES, totals, strict=True) if name in parts[0]}, any(stop for stop, _ in notes)
 
     def _denominators(self, counts: dict[str, int]) -> dict[str, Tensor]:
         """Counts over all ranks, divided by the ranks because gradients are averaged over them; filled on the device, not copied to it."""
@@ -179,6 +184,7 @@ class Trainer:
         if longest and longest < limit:
             log.warning("step %d: up to %d updates in a row were skipped, because a loss or a gradient was not finite", step, longest)
         if longest >= limit:
+            self.saver.finish()
             error = UserError(
                 f"step {step}: {longest} updates in a row were skipped, because a loss or a gradient was not finite (training.stop_on_nonfinite is {limit}); "
                 f"lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}"
@@ -189,7 +195,7 @@ class Trainer:
     def _where_to_continue(self) -> str:
         """Names the checkpoint that a next run would start from."""
         path: Path = self.config.run_path
-        return f"the same command goes on from step {self._saved_at} under {path}" if self._saved_at else "there is no checkpoint yet"
+        return f"the same command goes on from step {self.saver.published} under {path}" if self.saver.published else "there is no checkpoint yet"
 
     @staticmethod
     def _due(step: int, every: int) -> bool:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from checkpoints import write_checkpoint
 from foreign import transformers
 from safetensors.torch import load_file, save_file
 from sample_batches import tiny_config
@@ -17,7 +18,6 @@ from flava_ds.hf import parity
 from flava_ds.hf.export_weights import export, huggingface_config, verify_export, verify_model, write_model, write_processors
 from flava_ds.hf.import_weights import import_folder
 from flava_ds.models.image_codebook import ImageCodebook, load_codebook, save_codebook
-from flava_ds.training import checkpoint_files
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 
@@ -51,13 +51,9 @@ def make_run(folder) -> Config:
     """A run's folder with one published checkpoint of random weights, and a codebook."""
     save_codebook(ImageCodebook(tiny_config().codebook), folder / "codebook.safetensors")
     config = tiny_config(codebook_weights=str(folder / "codebook.safetensors"), logging=LoggingConfig(run_directory=str(folder)))
-    checkpoints = config.run_path / checkpoint_files.FOLDER
-    temporary = checkpoints / "step_00000007.tmp-1ranks"
-    temporary.mkdir(parents=True)
-    save_file(random_module(config).state_dict(), temporary / checkpoint_files.WEIGHTS)
-    for place in (config.run_path, temporary):
-        save(config, place / "config.json")
-    checkpoint_files.publish(temporary, checkpoints / "step_00000007", checkpoint_files.describe(temporary, checkpoint_files.files_of(temporary)))
+    config.run_path.mkdir()
+    save(config, config.run_path / "config.json")
+    write_checkpoint(config.run_path / "checkpoints", 7, random_module(config).state_dict(), config)
     return config
 
 

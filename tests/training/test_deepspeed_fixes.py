@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-from pathlib import Path
 
 import torch
 from test_engine import run_steps
@@ -136,29 +134,6 @@ def test_upstream_still_overlooks_tensors_in_dataclasses(run_ranks, tmp_path):
     (said,) = run_ranks(hidden_tensors, 1, False, path)
     assert "size" in said or "shape" in said
     assert run_ranks(hidden_tensors, 1, True, path) == ["fine"]
-
-
-def unsafe_load(folder: str) -> bool:
-    """Lets DeepSpeed load a pickle that creates a file; tells whether it did."""
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-
-    torch.save(Touch(f"{folder}/ran"), f"{folder}/shard.pt")
-    TorchCheckpointEngine().load(f"{folder}/shard.pt")
-    return os.path.exists(f"{folder}/ran")
-
-
-class Touch:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
-
-
-def test_upstream_still_unpickles_anything(run_ranks, tmp_path):
-    assert run_ranks(unsafe_load, 1, str(tmp_path)) == [True]
 
 
 def test_upstream_still_wants_to_compile_an_op_at_start(run_ranks):

@@ -17,14 +17,14 @@ def agree(difference: str) -> object:
     if difference and world.rank == 1:
         own[difference] += 1
     try:
-        return all_reduce_counts(world, [10 + world.rank, 0, 3], **own, stop_asked=difference == "" and world.rank == 1)
+        return all_reduce_counts(world, [10 + world.rank, 0, 3], **own, notes=(7, world.rank))
     except DisagreementError as error:
         return str(error)
 
 
 @pytest.mark.distributed
-def test_counts_are_summed_and_one_rank_can_ask_to_stop(run_ranks):
-    assert run_ranks(agree, 2, "") == [([21, 0, 6], True)] * 2
+def test_counts_are_summed_and_notes_reach_every_rank(run_ranks):
+    assert run_ranks(agree, 2, "") == [([21, 0, 6], [(7, 0), (7, 1)])] * 2
 
 
 @pytest.mark.distributed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config, EngineConfig, ObjectivesConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.training.engine import Engine
 from flava_ds.training.engine_config import shipped_settings
 
 WIDTH = 12
@@ -152,3 +154,18 @@ def objective_counts(module: Toy, batches: list[Batch]) -> dict[str, int]:
     """Counts summed over batches."""
     counts = [module.counts(batch) for batch in batches]
     return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+
+def full_weights(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter by name, whole and in fp32, as DeepSpeed itself puts it together; all ranks call it."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter) if parameter.requires_grad and engine.stage > 0 else None
+        if full is None:
+            with deepspeed.zero.GatheredParameters([parameter]) if engine.stage == 3 else nullcontext():
+                full = parameter.detach().float().clone()
+        weights[name] = full.detach().reshape(engine.shape_of(parameter)).clone()
+    return weights

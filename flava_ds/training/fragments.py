@@ -1,0 +1,179 @@
+"""Which elements of which parameters a rank holds in fp32, whatever the ZeRO stage: views to copy a checkpoint out of, and back into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from flava_ds.errors import CheckpointError
+from flava_ds.training.optimizers import MOMENTS
+
+if TYPE_CHECKING:
+    from flava_ds.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements `start` .. `start` + `numel` of a parameter, counted in the flattened whole.
+
+    `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the moments of the optimizer.
+    `replicated` says that every rank holds the same elements.
+    """
+
+    name: str
+    start: int
+    tensors: dict[str, Tensor]
+    replicated: bool
+
+    @property
+    def numel(self) -> int:
+        """How many elements these are."""
+        return self.tensors["weight"].numel()
+
+    def narrow(self, start: int, numel: int) -> Fragment:
+        """Returns the part of it from its own element `start` on."""
+        return Fragment(self.name, self.start + start, {key: tensor.narrow(0, start, numel) for key, tensor in self.tensors.items()}, self.replicated)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Where a fragment lies in a flat tensor of the optimizer: `numel` elements from `offset` on are those from `start` on of the parameter."""
+
+    parameter: nn.Parameter
+    start: int
+    offset: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One tensor of the optimizer, the group it belongs to, all parameters spread over it on all ranks, and what this rank has of them."""
+
+    flat: Tensor
+    group: dict[str, Any]
+    members: list[nn.Parameter]
+    pieces: list[_Piece]
+
+
+def held(engine: Engine) -> Iterator[Fragment]:
+    """Yields the fragments whose values this rank needs; every parameter lies on some rank."""
+    names, replicated = _names(engine), engine.stage == 0
+    for slot in _slots(engine):
+        state = engine.optimizer.create_state(slot.flat)
+        flats = {"weight": slot.flat.detach().view(-1), **{key: state[key].view(-1) for key in MOMENTS}}
+        for piece in slot.pieces:
+            tensors = {key: flat.narrow(0, piece.offset, piece.numel) for key, flat in flats.items()}
+            yield Fragment(names[piece.parameter], piece.start, tensors, replicated)
+    for parameter, name in names.items():
+        if not parameter.requires_grad:
+            start, flat = _frozen(engine, parameter)
+            if flat.numel():
+                yield Fragment(name, start, {"weight": flat}, replicated=engine.stage < 3)
+
+
+def owned(engine: Engine) -> Iterator[Fragment]:
+    """Yields the fragments that this rank writes: what it holds alone, and its share of what all ranks hold."""
+    size, rank = engine.world.size, engine.world.rank
+    for fragment in held(engine):
+        if not fragment.replicated:
+            yield fragment
+            continue
+        share = -(-fragment.numel // size)
+        start = min(rank * share, fragment.numel)
+        if numel := min(share, fragment.numel - start):
+            yield fragment.narrow(start, numel)
+
+
+def update_counts(engine: Engine) -> dict[str, int]:
+    """Returns how many updates the optimizer has made to each trained parameter."""
+    names = _names(engine)
+    return {names[member]: engine.optimizer.updates_of(slot.group, slot.flat) for slot in _slots(engine) for member in slot.members}
+
+
+def set_update_counts(engine: Engine, counts: Mapping[str, int]) -> None:
+    """Sets how many updates each trained parameter has had.
+
+    Raises: CheckpointError when a count is missing, or parameters that now share a count have different ones.
+    """
+    names = _names(engine)
+    for slot in _slots(engine):
+        members = [names[member] for member in slot.members]
+        if missing := [name for name in members if name not in counts]:
+            raise CheckpointError(
+                f"the checkpoint has no optimizer state of '{missing[0]}', which this run trains; freeze the same parameters as before, "
+                "or start a new run with --initial-weights"
+            )
+        first = members[0]
+        if other := next((name for name in members if counts[name] != counts[first]), None):
+            raise CheckpointError(
+                f"'{first}' has had {counts[first]} updates and '{other}' {counts[other]}, but this configuration trains them as one group; go on with "
+                "the objectives and optimizer settings of the checkpoint's config.json, or start a new run with --initial-weights"
+            )
+        engine.optimizer.set_updates(slot.group, slot.flat, int(counts[first]))
+
+
+def begin_loading(engine: Engine) -> None:
+    """Prepares for new values in the fragments; all ranks together."""
+    if engine.stage == 3:
+        engine.deepspeed.optimizer._partition_all_parameters()
+
+
+def finish_loading(engine: Engine) -> None:
+    """Carries the fragments' new values over to the parameters that the module computes with; all ranks together."""
+    zero = engine.deepspeed.optimizer
+    if engine.stage in (1, 2):
+        zero.update_lp_params()
+        for group in range(len(zero.bit16_groups)):
+            zero._update_model_bit16_weights(group)
+    elif engine.stage == 3:
+        for sub_group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()
+
+
+def _names(engine: Engine) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in engine.module.named_parameters()}
+
+
+def _slots(engine: Engine) -> Iterator[_Slot]:
+    """Yields the optimizer's tensors. Stages 1 and 2 have one per group; stage 3 one per sub-group, in which every rank has a part of each
+    parameter; without ZeRO the parameters themselves are the tensors."""
+    zero, groups = engine.deepspeed.optimizer, engine.optimizer.param_groups
+    if engine.stage == 0:
+        for group in groups:
+            for parameter in group["params"]:
+                yield _Slot(parameter, group, [parameter], [_Piece(parameter, 0, 0, parameter.numel())])
+    elif engine.stage == 3:
+        for number, members in enumerate(zero.fp16_groups):
+            yield _Slot(zero.fp32_partitioned_groups_flat[number], groups[zero.sub_group_to_group_id[number]], members, _partitions(engine, members))
+    else:
+        for number, (group, members) in enumerate(zip(groups, zero.bit16_groups, strict=True)):
+            mapped = [(member, member._hp_mapping) for member in members if member._hp_mapping is not None]
+            pieces = [_Piece(p, m.lp_fragment_address.start, m.hp_fragment_address.start, m.hp_fragment_address.numel) for p, m in mapped]
+            yield _Slot(zero.single_partition_of_fp32_groups[number], group, members, pieces)
+
+
+def _partitions(engine: Engine, members: list[nn.Parameter]) -> list[_Piece]:
+    """Lists this rank's equal parts of a sub-group's parameters; the last ranks' parts may be padding."""
+    pieces, offset = [], 0
+    for parameter in members:
+        part = parameter.partition_numel()
+        start = engine.world.rank * part
+        if start < parameter.ds_numel:
+            pieces.append(_Piece(parameter, start, offset, min(part, parameter.ds_numel - start)))
+        offset += part
+    return pieces
+
+
+def _frozen(engine: Engine, parameter: nn.Parameter) -> tuple[int, Tensor]:
+    """Returns where this rank's part of a frozen parameter starts, and the part, in the module's precision."""
+    if engine.stage < 3:
+        return 0, parameter.detach().view(-1)
+    part = parameter.partition_numel()
+    start = min(engine.world.rank * part, parameter.ds_numel)
+    return start, parameter.ds_tensor.detach().view(-1).narrow(0, 0, min(part, parameter.ds_numel - start))

@@ -33,7 +33,8 @@ from flava_ds.config import (
 )
 from flava_ds.errors import UserError
 from flava_ds.training import checkpoint
-from flava_ds.training.checkpoint_files import latest
+from flava_ds.training.checkpoint_files import LATEST, latest, place_of
+from flava_ds.training.checkpoint_reader import load_weights
 from flava_ds.training.distributed import start
 from flava_ds.training.engine import Engine
 from flava_ds.training.metrics import Metrics
@@ -212,17 +213,18 @@ def test_a_killed_run_goes_on_with_a_bitwise_equal_curve(tmp_path, how):
     finish(launch(whole, tmp_path / "whole.json", 2))
     processes = launch(broken, tmp_path / "broken.json", 2)
     wait_for_lines(broken.run_path / "log.jsonl", 6, processes)
+    wait_for_lines(broken.run_path / "checkpoints" / LATEST, 0, processes)
     for process in processes[: 2 if how == signal.SIGKILL else 1]:
         process.send_signal(how)
     statuses = [process.wait(60) for process in processes]
     assert statuses == ([-9, -9] if how == signal.SIGKILL else [143, 143])
-    stopped_at = int(latest(broken.run_path).name.removeprefix("step_"))
+    stopped_at = int(latest(place_of(broken.run_path)).name.removeprefix("step_"))
     assert stopped_at < 14 and (how == signal.SIGTERM or stopped_at % 4 == 0)
     finish(launch(broken, tmp_path / "broken.json", 2))
     expected, found = steps_of(whole.run_path), steps_of(broken.run_path)
     assert [line["step"] for line in found] == list(range(14))
     assert numbers(found) == numbers(expected)
     assert {line["kind"] for line in found} == {"image", "text", "pair"}
-    ours, theirs = checkpoint.load_weights(broken.run_path), checkpoint.load_weights(whole.run_path)
+    ours, theirs = load_weights(broken.run_path), load_weights(whole.run_path)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads((broken.run_path / "log.jsonl").read_text().splitlines()[0])["resumed"][0]["step"] == stopped_at

@@ -82,23 +82,20 @@ def barrier(world: World) -> None:
     dist.barrier(group=world.host_group)
 
 
-def all_reduce_counts(
-    world: World, counts: list[int], step: int, source: int, kind: int, notes: tuple[int, ...] = ()
-) -> tuple[list[int], list[tuple[int, ...]]]:
-    """Sums `counts` over ranks and returns every rank's `notes` (what it wants the others to know); one small collective on the host per step.
+def all_reduce_counts(world: World, counts: list[int], step: int, source: int, kind: int, note: int) -> tuple[list[int], list[int]]:
+    """Sums `counts` over ranks and returns every rank's `note`, which is what it wants the others to know; one small collective on the host per step.
 
     Raises: DisagreementError naming the first rank that is on another step, source or kind. With ZeRO such ranks would exchange
     gradients of different parameters without noticing.
     """
-    table = gather_numbers(world, [step, source, kind, *notes, *counts])
+    table = gather_numbers(world, [step, source, kind, note, *counts])
     for rank, (other_step, other_source, other_kind, *_) in enumerate(table):
         if [other_step, other_source, other_kind] != table[0][:3]:
             raise DisagreementError(
                 f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank 0 on step, source, kind "
                 f"{table[0][:3]}; every rank must draw the same source at every step (same recipe, seed and checkpoint everywhere)"
             )
-    first = 3 + len(notes)
-    return [sum(column) for column in zip(*(row[first:] for row in table), strict=True)], [tuple(row[3:first]) for row in table]
+    return [sum(column) for column in zip(*(row[4:] for row in table), strict=True)], [row[3] for row in table]
 
 
 def gather_numbers(world: World, numbers: list[int]) -> list[list[int]]:

@@ -29,6 +29,8 @@ from flava_ds.training.schedules import learning_rate
 
 REPEATED_SIGNAL_S = 3.0
 """Seconds within which a second signal does not yet mean impatience."""
+STOP = 16
+"""Added to the saver's status, which is smaller, in what a rank tells the others at every step: it was asked to stop."""
 
 
 class Loader(Protocol):
@@ -128,10 +130,10 @@ class Trainer:
         parts = [self.engine.module.counts(batch) for batch in micro_batches]
         mine = [sum(part.get(name, 0) for part in parts) for name in OBJECTIVES]
         number = self._source_numbers.get(first.source, -1)
-        notes = (int(self._stop_signal is not None), int(self.saver.status))
-        totals, notes = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), notes)
-        self.saver.observe([status for _, status in notes])
-        return {name: total for name, total in zip(OBJECTIVES, totals, strict=True) if name in parts[0]}, any(stop for stop, _ in notes)
+        note = self.saver.status + STOP * (self._stop_signal is not None)
+        totals, notes = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), note)
+        self.saver.observe([note % STOP for note in notes])
+        return {name: total for name, total in zip(OBJECTIVES, totals, strict=True) if name in parts[0]}, any(note & STOP for note in notes)
 
     def _denominators(self, counts: dict[str, int]) -> dict[str, Tensor]:
         """Counts over all ranks, divided by the ranks because gradients are averaged over them; filled on the device, not copied to it."""

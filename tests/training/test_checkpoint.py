@@ -168,8 +168,8 @@ def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
     saver.save(1, {})
     with pytest.raises(CheckpointError) as refused:
         for _ in range(1000):  # as the trainer does at every step
-            _, notes = all_reduce_counts(world, [], 0, 0, 0, (int(saver.status),))
-            saver.observe([status for (status,) in notes])
+            _, notes = all_reduce_counts(world, [], 0, 0, 0, int(saver.status))
+            saver.observe(notes)
             time.sleep(0.01)
     said.append(str(refused.value))
     saver.save(1, {})

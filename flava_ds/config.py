@@ -88,7 +88,9 @@ class CheckpointConfig:
     """When checkpoints are written and how many stay."""
 
     every_steps: int = 1000
-    """0 writes one at the end only."""
+    """0 writes none for the sake of steps; one is written at the end in any case."""
+    every_minutes: float = 0.0
+    """Minutes since the last save, by rank 0's clock, after which one is due whatever the steps; 0 for never."""
     asynchronous: bool = True
     """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes per parameter of this rank's part."""
     directory: str | None = None
@@ -174,7 +176,7 @@ class Config:
 AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
-    **dict.fromkeys(("checkpoint.every_steps", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
+    **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
     **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines"), 0),
     **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }

@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if "torch" in sys.modules:
             from flava_ds.training.distributed import stop
+            from flava_ds.training.run_lock import release_all
 
+            release_all()
             stop()
 
 

@@ -9,25 +9,25 @@ from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
-from flava_ds.training import fragments
+from flava_ds.training import fragments, run_lock
 from flava_ds.training.checkpoint_reader import CheckpointReader, check_shapes, load_weights, read_manifest, verify
 from flava_ds.training.distributed import World, log, together
 from flava_ds.training.engine import Engine
 
 
 def prepare(config: Config, world: World) -> None:
-    """Creates the run's folder and removes what an interrupted save left behind.
+    """Takes the run's folder for this run alone and removes what an interrupted save left behind.
 
     With checkpoint.resume off, the checkpoints and the log of an earlier run of this name are moved into `previous_<n>` beside them.
 
-    Raises: CheckpointError on every rank when that is not possible.
+    Raises: CheckpointError on every rank when another run is alive in it, or its files cannot be moved.
     """
     with together(world):
         if world.is_main:
+            run_lock.hold(config.run_path)
             place = files.place_of(config.run_path, config)
             if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
                 log.info("an earlier run of this name was moved to %s", moved)
-            config.run_path.mkdir(parents=True, exist_ok=True)
             for name in files.remove_leftovers(place):
                 log.info("removed %s, left by an interrupted save", name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -128,9 +129,9 @@ def kept(names: list[str], values: dict[str, float | None], rules: CheckpointCon
 
 
 def _metric(folder: Place, name: str) -> float | None:
-    """Reads the value that a checkpoint is judged by; None where it has none."""
+    """Reads the value that a checkpoint is judged by; None where it has none, or none that compares."""
     try:
         metric = json.loads(folder.read(STATE))["metric"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return metric["value"] if metric is not None and metric["name"] == name else None
+    return metric["value"] if metric is not None and metric["name"] == name and math.isfinite(metric["value"]) else None

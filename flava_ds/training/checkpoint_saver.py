@@ -19,7 +19,7 @@ from torch import Tensor
 from flava_ds.config import Config, to_dict
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
-from flava_ds.training import fragments
+from flava_ds.training import fragments, run_lock
 from flava_ds.training.checkpoint_place import Place
 from flava_ds.training.checkpoint_reader import optimizer_name, tensor_name, weights_name
 from flava_ds.training.distributed import gather_numbers, log, raise_together
@@ -150,6 +150,8 @@ class Saver:
     def _publish(self) -> None:
         """Collects the receipts of all ranks and completes the checkpoint; runs in a thread of rank 0."""
         staged, described = files.staging(self.place, self._step, self.world.size), {}
+        if run_lock.lost(self.config.run_path):
+            raise CheckpointError(f"{self.config.run_path} was taken over by another run while this one did not answer; this one ends")
         for rank in range(self.world.size):
             try:
                 described |= json.loads(staged.read(_receipt_name(rank)))

@@ -29,8 +29,8 @@ from flava_ds.training.schedules import learning_rate
 
 REPEATED_SIGNAL_S = 3.0
 """Seconds within which a second signal does not yet mean impatience."""
-STOP = 16
-"""Added to the saver's status, which is smaller, in what a rank tells the others at every step: it was asked to stop."""
+STOP, SAVE = 16, 32
+"""Added to the saver's status, which is smaller, in what a rank tells the others at every step: it was asked to stop; it is time to save."""
 
 
 class Loader(Protocol):
@@ -54,7 +54,8 @@ class Trainer:
         self.flops: Callable[[Config, Batch], float] = step_flops
         self._source_numbers = {source.name: number for number, source in enumerate(config.data.sources)}
         self.saver = Saver(engine, config, first_step)
-        self._saved_at = first_step
+        self._saved_at, self._saved_s, self._save_asked = first_step, time.monotonic(), False
+        self._logged: dict[str, Any] = {}
         self._stop_signal: int | None = None
         self._gradient_norms_refused = False
 
@@ -69,7 +70,7 @@ class Trainer:
             asked = time.perf_counter()
             for step, micro_batches in enumerate(self.loader, start=self.first_step):
                 stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
-                if stop or self._due(step + 1, self.config.checkpoint.every_steps):
+                if stop or self._save_asked or self._due(step + 1, self.config.checkpoint.every_steps):
                     self.save(step + 1, last=stop)
                 if stop:
                     log.info("stopped by a signal after step %d; start the same command again to go on", step + 1)
@@ -109,7 +110,7 @@ class Trainer:
             )
         )
         if self._due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps:
-            self.metrics.write(step, lr, grad_norm, self.engine.skipped, self.loader.progress(step + 1))
+            self._logged |= self.metrics.write(step, lr, grad_norm, self.engine.skipped, self.loader.progress(step + 1))
             self._stop_when_diverged(step)
         return stop
 
@@ -117,10 +118,22 @@ class Trainer:
         """Saves the state after `step` updates, once; waits until it is written when it is the `last`."""
         with self.metrics.paused():
             if step > self._saved_at:
-                self.saver.save(step, self.loader.state(step))
-                self._saved_at = step
+                self.saver.save(step, self.loader.state(step), self._metric())
+                self._saved_at, self._saved_s = step, time.monotonic()
             if last:
                 self.saver.finish()
+
+    def _metric(self) -> dict[str, Any] | None:
+        """Returns what checkpoint.keep_best compares: the last value in the log."""
+        name = self.config.checkpoint.best_metric
+        if name and name not in self._logged and self.world.is_main:
+            log.warning("checkpoint.best_metric '%s' is not in the log so far, which has %s", name, ", ".join(sorted(self._logged)) or "no numbers yet")
+        return {"name": name, "value": self._logged[name], "step": self._logged["step"]} if name in self._logged else None
+
+    def _minutes_are_over(self) -> bool:
+        """Tells, by rank 0's clock, whether checkpoint.every_minutes have passed since the last save."""
+        minutes = self.config.checkpoint.every_minutes
+        return self.world.is_main and 0 < minutes <= (time.monotonic() - self._saved_s) / 60
 
     def _agree(self, step: int, micro_batches: list[Batch]) -> tuple[dict[str, int], bool]:
         """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same step, and hears of saves and signals."""
@@ -130,9 +143,10 @@ class Trainer:
         parts = [self.engine.module.counts(batch) for batch in micro_batches]
         mine = [sum(part.get(name, 0) for part in parts) for name in OBJECTIVES]
         number = self._source_numbers.get(first.source, -1)
-        note = self.saver.status + STOP * (self._stop_signal is not None)
+        note = self.saver.status + STOP * (self._stop_signal is not None) + SAVE * self._minutes_are_over()
         totals, notes = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), note)
         self.saver.observe([note % STOP for note in notes])
+        self._save_asked = any(note & SAVE for note in notes)
         return {name: total for name, total in zip(OBJECTIVES, totals, strict=True) if name in parts[0]}, any(note & STOP for note in notes)
 
     def _denominators(self, counts: dict[str, int]) -> dict[str, Tensor]:

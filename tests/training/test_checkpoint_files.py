@@ -59,12 +59,12 @@ def test_prune_keeps_the_newest_and_what_latest_names(place):
 
 
 def test_prune_keeps_the_best_by_what_was_logged(place):
-    """Step 2 has the lowest value; 3 was saved before the metric was chosen, and 4 before there was any."""
-    for step, metric in ((1, 2.5), (2, 1.5), (3, None), (4, None), (5, 3.0)):
+    """Step 2 has the lowest value; 3 was saved before the metric was chosen, 4 before there was any, and 6 when the loss was not finite."""
+    for step, metric in ((1, 2.5), (2, 1.5), (3, None), (4, None), (5, 3.0), (6, float("nan")), (7, 3.0)):
         known = {"name": "loss/mlm" if step != 3 else "loss/mim", "value": metric if step != 3 else 0.1, "step": step}
         write_checkpoint(place, step, small_weights(), metric=known if step != 4 else None)
     files.prune(place, CheckpointConfig(keep_last=1, keep_best=1, best_metric="loss/mlm"))
-    assert files.complete(place) == [files.name_of(step) for step in (2, 5)]
+    assert files.complete(place) == [files.name_of(step) for step in (2, 7)]
 
 
 def test_every_rule_keeps_its_own():

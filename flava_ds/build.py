@@ -80,8 +80,7 @@ def build_codebook(config: Config, world: World) -> nn.Module | None:
 
     Raises: ConfigError when codes are needed and codebook_weights is not set.
     """
-    predicted = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
-    if not predicted or all(source.kind == "text" or source.image_codes_key for source in config.data.sources):
+    if not config.computes_image_codes:
         return None
     if config.codebook_weights is None:
         raise ConfigError("codebook_weights is not set, but mim or mmm_image needs image codes; give a codebook's weights or set both weights to 0")

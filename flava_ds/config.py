@@ -148,6 +148,17 @@ class Config:
         """Folder of this run's logs, checkpoints and report."""
         return Path(self.logging.run_directory) / self.name
 
+    @property
+    def predicts_image_codes(self) -> bool:
+        """Whether an objective predicts the codes of masked patches."""
+        return self.objectives.mim.weight > 0 or self.objectives.mmm_image.weight > 0
+
+    @property
+    def computes_image_codes(self) -> bool:
+        """Whether a source comes without the codes that an objective predicts, so that the run needs the codebook."""
+        without = any(source.kind != "text" and source.image_codes_key is None for source in self.data.sources)
+        return self.predicts_image_codes and without
+
     def global_batch_size(self, source: SourceConfig) -> int:
         """Samples that one optimizer step draws from `source`, over all ranks."""
         return source.global_batch_size or self.training.global_batch_size
@@ -200,8 +211,7 @@ def check(config: Config) -> Config:
             raise ConfigError(f"model.{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
     if image.image_size % image.patch_size:
         raise ConfigError(f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}")
-    uses_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
-    if uses_codes and config.codebook.grid_size != image.grid_size:
+    if config.predicts_image_codes and config.codebook.grid_size != image.grid_size:
         raise ConfigError(
             f"codebook.image_size {config.codebook.image_size} gives a {config.codebook.grid_size} x {config.codebook.grid_size} grid of codes, "
             f"but the image encoder has {image.grid_size} x {image.grid_size} patches; use codebook.image_size "

@@ -152,8 +152,7 @@ def check_inputs(config: Config) -> None:
         if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
             raise DataError(f"source '{source.name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
     weights = config.codebook_weights
-    needs_codes = config.objectives.mim.weight > 0 or config.objectives.mmm_image.weight > 0
-    if weights is None and needs_codes and any(source.kind != "text" and source.image_codes_key is None for source in config.data.sources):
+    if weights is None and config.computes_image_codes:
         raise ConfigError("codebook_weights is not set, but image codes are computed on the device; give --codebook-weights FILE")
     if weights not in (None, "random") and not Path(weights).exists():
         raise ConfigError(f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS --out {weights}`")

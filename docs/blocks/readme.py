@@ -1,4 +1,4 @@
-"""README.md: what the demo reached, the time of a step, pictures."""
+"""README.md and docs/demo.md: what the demo reached, the time of a step, pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,36 @@ IMPLEMENTATIONS = {
     "huggingface-longest": "Hugging Face, padded to the longest",
 }
 
+TIMES = {10: "ten minutes", 60: "an hour"}
+"""The demos that are compared, by their minutes."""
+
+IN_SHORT = (
+    "zero-shot concept, flat style, top-1",
+    "zero-shot concept, flat style, top-5",
+    "zero-shot concept, high contrast, top-5",
+    "zero-shot, concepts never seen, top-5",
+    "caption to image, unseen style, R@5",
+    "image to caption, unseen style, R@5",
+    "masked tokens of pairs (MMM)",
+    "masked patches of pairs (MMM)",
+    "match or random mismatch (ITM)",
+)
+"""The rows of the README's table."""
+
 LENGTHS = {"full": "all of 77 tokens", "demo": "the demo's"}
+
+
+def in_short(root: Path) -> str:
+    """Compares a few held-out metrics of the demos, and counts the gates that they passed."""
+    summaries = {words: read_results(root, f"demo_{minutes}min") for minutes, words in TIMES.items()}
+    measured = [{label: numbers for label, *numbers in metric_rows(summary)} for summary in summaries.values()]
+    lines = []
+    for label in IN_SHORT:
+        _, chance, pixels = measured[0][label]
+        lines.append([label, percent(chance), percent(pixels), *(percent(found[label][0]) for found in measured)])
+    passed = [f"{sum(gate['passed'] for gate in summary['gates'])} of {len(summary['gates'])} in {words}" for words, summary in summaries.items()]
+    header = ["held-out data", "chance", "nearest neighbour on pixels", *summaries]
+    return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}."
 
 
 def demo(root: Path, minutes: int) -> str:
@@ -58,6 +87,7 @@ def pictures(root: Path) -> str:
 
 
 BLOCKS = {
+    "demo": in_short,
     "demo_10min": functools.partial(demo, minutes=10),
     "demo_60min": functools.partial(demo, minutes=60),
     "step": step,

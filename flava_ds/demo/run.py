@@ -45,7 +45,7 @@ class Demo:
     started: float = field(default_factory=time.monotonic)
     phases: list[dict[str, Any]] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
-    """What a resumed demo must not decide again: precision and total_steps."""
+    """What a resumed demo must not decide again, precision and total_steps, and the seconds that it has used up."""
 
     @contextlib.contextmanager
     def phase(self, name: str, what: str) -> Iterator[None]:
@@ -54,13 +54,14 @@ class Demo:
         print(f"\n== {len(self.phases) + 1}/8 {name}: {what} (minute {(start - self.started) / 60:.1f} of {self.minutes:g})", flush=True)
         yield
         self.phases.append({"name": name, "seconds": time.monotonic() - start})
+        self.save_state(used_s=time.monotonic() - self.started)
 
     def left_s(self) -> float:
         """Seconds until the time is over."""
         return self.started + 60 * self.minutes - time.monotonic()
 
     def save_state(self, **decided: Any) -> None:
-        """Keeps decisions for --resume."""
+        """Keeps what --resume needs."""
         self.state |= decided
         self.run_path.mkdir(parents=True, exist_ok=True)
         (self.run_path / "demo_state.json").write_text(json.dumps(self.state, indent=2) + "\n", encoding="utf-8")
@@ -116,11 +117,19 @@ def open_demo(minutes: float, ranks: int, resume: bool) -> Demo:
     if resume:
         if not made:
             raise UserError(f"--resume: no run named {base} in {runs}/; run without --resume first")
-        return Demo(minutes=minutes, ranks=ranks, run_path=made[-1].parent, state=json.loads(made[-1].read_text(encoding="utf-8")))
+        state = json.loads(made[-1].read_text(encoding="utf-8"))
+        return Demo(minutes=minutes, ranks=ranks, run_path=made[-1].parent, state=state, started=time.monotonic() - used_seconds(made[-1], state))
     number = 1
     while (path := runs / (base if number == 1 else f"{base}-{number}")).exists():
         number += 1
     return Demo(minutes=minutes, ranks=ranks, run_path=path)
+
+
+def used_seconds(state_file: Path, state: dict[str, Any]) -> float:
+    """Returns what an interrupted demo has used of its time: its finished phases, and training up to the last line of its log."""
+    log = state_file.parent / "log.jsonl"
+    training = log.stat().st_mtime - state_file.stat().st_mtime if log.exists() else 0.0
+    return state.get("used_s", 0.0) + max(0.0, training)
 
 
 def choose_precision(demo: Demo) -> None:

@@ -95,3 +95,12 @@ def test_missed_gates_decide_the_status(empty_folder, monkeypatch, capsys):
     assert not passed["zero-shot top-5 20 x chance, flat style"], "what was not measured must not pass"
     printed = capsys.readouterr().out
     assert "MISS zero-shot top-5 20 x chance, flat style" in printed and "report.html" in printed
+
+
+def test_resumed_demo_has_the_time_left_that_the_interrupted_one_had(empty_folder):
+    demo = demo_run.open_demo(10, ranks=2, resume=False)
+    demo.save_state(precision="fp32", used_s=60.0)
+    (demo.run_path / "log.jsonl").touch()
+    os.utime(demo.run_path / "demo_state.json", (1000, 1000))
+    os.utime(demo.run_path / "log.jsonl", (1100, 1100))
+    assert 430 < demo_run.open_demo(10, ranks=2, resume=True).left_s() <= 440, "a minute in finished phases, and 100 s of training"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flava_ds.evaluation import summary
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs" / "fill.py"
 
@@ -89,6 +91,18 @@ def test_blocks_are_filled_and_the_rest_stays(root):
     assert "Batches of 32, 2 threads of x86_64, 3 rounds, torch 2.13.0, transformers 5.24.0" in text
     assert "321 steps of demo in bf16 on 2 ranks, 9.9 minutes in all (train 432 s); 2 cores of a processor" in text
     assert fill(root, "--check").returncode == 0, "filling twice must change nothing"
+
+
+def test_demos_are_compared_in_short(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    labels = importlib.import_module("blocks.readme").IN_SHORT
+    names = {label: name for name, label in summary.ROWS}
+    metrics = {names[label]: 0.25 for label in labels} | {names[labels[0]] + "/chance": 0.01}
+    write_results(root, demo_10min=SUMMARY | {"metrics": metrics}, demo_60min=SUMMARY | {"metrics": metrics | {names[labels[0]]: 0.5}})
+    (root / "README.md").write_text("<!-- generated: demo -->\n<!-- end of generated -->\n")
+    assert fill(root).returncode == 0
+    text = (root / "README.md").read_text()
+    assert f"| {labels[0]} | 1.0 % |  | 25.0 % | 50.0 % |" in text and "Quality gates passed: 1 of 2 in ten minutes, 1 of 2 in an hour." in text
 
 
 def test_absent_results_are_said(root):

@@ -8,6 +8,7 @@ from torch import nn
 from flava_ds.config import Config
 from flava_ds.data.index import index_missing
 from flava_ds.data.loader import StepLoader
+from flava_ds.data.retry import policy_of
 from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.models.image_codebook import ImageCodebook, load_codebook
@@ -69,7 +70,7 @@ def _index_shards(config: Config) -> UserError | None:
     """Indexes the shards of all sources; returns what went wrong."""
     try:
         for source in config.data.sources:
-            index_missing(list_shards(source.shards, source.name))
+            index_missing(list_shards(source.shards, source.name, policy_of(config)))
     except UserError as error:
         return error
     return None

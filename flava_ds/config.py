@@ -189,6 +189,7 @@ AT_LEAST = {
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
     **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines"), 0),
+    **dict.fromkeys(("data.read_retries", "data.worker_timeout_s"), 0),
     **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }
 """The smallest value of a number."""

@@ -102,6 +102,12 @@ class DataConfig:
     """Folder for parts of remote shards, shared by the processes of a machine; None takes the user's cache."""
     cache_gib: float = 64.0
     """Largest size of that folder, in GiB; with a shuffle by blocks, a window's samples should fit."""
+    read_retries: int = 4
+    """How often a read from afar is repeated, after growing pauses, before the run stops."""
+    read_timeout_s: float = 30.0
+    """Seconds that one such read, of 8 MiB at most, may take before it counts as failed."""
+    worker_timeout_s: int = 300
+    """Seconds without a batch after which a loader process counts as hung and the run stops; 0 waits forever."""
 
 
 UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
@@ -114,6 +120,14 @@ def check_data(data: DataConfig, max_position_embeddings: int) -> None:
         value = getattr(data, name)
         if value <= 0 or (name != "cache_gib" and value < 1):
             raise ConfigError(f"data.{name} is {value}; it must be {'above 0' if name == 'cache_gib' else 'at least 1'}")
+    if data.read_timeout_s <= 0:
+        raise ConfigError(f"data.read_timeout_s is {data.read_timeout_s:g}; it must be above 0")
+    longest = (data.read_retries + 1) * data.read_timeout_s
+    if 0 < data.worker_timeout_s < longest and any("://" in source.shards for source in data.sources):
+        raise ConfigError(
+            f"data.worker_timeout_s {data.worker_timeout_s} is less than the {longest:g} s that a failing read may take (data.read_retries + 1 times "
+            "data.read_timeout_s); raise it, so that such a read is named instead of its process"
+        )
     names = [source.name for source in data.sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"data.sources: names must differ, got {names}")

@@ -179,7 +179,7 @@ def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds" / "index"
     place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
     name = shard.name + ".index.npz"
-    beside = shard.with_name(name) if isinstance(shard, Path) else RemoteShard(shard.beside(name))
+    beside = shard.with_name(name) if isinstance(shard, Path) else shard.beside(name)
     return beside, cache / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
 
 

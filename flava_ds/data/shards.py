@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from flava_ds.data.storage import RemoteShard, Shard, attempt, fetch
+from flava_ds.data.retry import DEFAULT, ReadPolicy, call, file_system
+from flava_ds.data.storage import RemoteShard, Shard, fetch
 from flava_ds.errors import DataError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -16,7 +17,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _MAX_SHARDS = 10_000_000
 
 
-def list_shards(shards: str, name: str = "") -> list[Shard]:
+def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> list[Shard]:
     """Returns the .tar files that `shards` stands for, sorted, each once: a folder, one file, a brace pattern, each local or as a URL such as
     's3://bucket/folder' or 'https://host/{00000..00099}.tar', or a .txt that lists such entries, one a line, relative ones from its folder.
 
@@ -24,8 +25,8 @@ def list_shards(shards: str, name: str = "") -> list[Shard]:
     """
     label = f"source '{name}': " if name else ""
     found: set[Shard] = set()
-    for entry in _entries(shards.strip(), label):
-        found.update(_expand(entry, shards, label))
+    for entry in _entries(shards.strip(), label, policy):
+        found.update(_expand(entry, shards, label, policy))
     remote = sum(isinstance(shard, RemoteShard) for shard in found)
     if 0 < remote < len(found):
         raise DataError(f"{label}'{shards}' lists local and remote shards; make two sources of them")
@@ -44,14 +45,14 @@ def expand_shards(shards: str, name: str = "") -> list[Path]:
     return found
 
 
-def _entries(shards: str, label: str) -> Iterator[str]:
+def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
     """Yields the lines of a list, or `shards` itself."""
     if not shards.split("?", 1)[0].endswith(".txt"):
         yield shards
         return
     try:
         if _URL.match(shards):
-            text, folder = fetch(RemoteShard(shards)).decode(), RemoteShard(shards).parent + "/"
+            text, folder = fetch(RemoteShard(shards, policy)).decode(), RemoteShard(shards).parent + "/"
         else:
             text, folder = Path(shards).expanduser().read_text(encoding="utf-8"), f"{Path(shards).expanduser().parent}/"
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +64,7 @@ def _entries(shards: str, label: str) -> Iterator[str]:
         yield line if _URL.match(line) or line.startswith(("/", "~", "pipe:")) else folder + line
 
 
-def _expand(entry: str, shards: str, label: str) -> list[Shard]:
+def _expand(entry: str, shards: str, label: str, policy: ReadPolicy) -> list[Shard]:
     """Returns the shards of one folder, file or pattern."""
     if entry.startswith("pipe:"):
         raise DataError(f"{label}shards '{entry}' would run a shell command, which is refused; name a folder or a URL that can be read")
@@ -72,7 +73,7 @@ def _expand(entry: str, shards: str, label: str) -> list[Shard]:
     if entry.startswith("file://"):
         entry = entry.removeprefix("file://")
     if _URL.match(entry):
-        return _expand_url(entry, label)
+        return _expand_url(entry, label, policy)
     path = Path(entry).expanduser()
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
@@ -88,17 +89,19 @@ def _expand(entry: str, shards: str, label: str) -> list[Shard]:
     return found
 
 
-def _expand_url(entry: str, label: str) -> list[Shard]:
+def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
     """Returns the shards of a URL. Whether they exist is asked when they are indexed."""
-    found = [RemoteShard(expanded) for expanded in expand_braces(entry)]
+    found = [RemoteShard(expanded, policy) for expanded in expand_braces(entry)]
     if all(shard.name.endswith(".tar") for shard in found):
         return found
     tars = []
     for folder in found:
-        listed = attempt(folder, lambda fs, path: [fs.unstrip_protocol(file) for file in fs.ls(path, detail=False) if file.split("?", 1)[0].endswith(".tar")])
+        fs, _ = file_system(folder.url)
+        files = call(folder.url, "ls", policy, detail=False)
+        listed = [fs.unstrip_protocol(file) for file in files if file.split("?", 1)[0].endswith(".tar")]
         if not listed:
             raise DataError(f"{label}'{folder}' lists no .tar file; name the folder of the shards, one .tar, a pattern or a .txt list")
-        tars += [RemoteShard(url) for url in listed]
+        tars += [RemoteShard(url, policy) for url in listed]
     return tars
 
 

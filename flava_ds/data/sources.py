@@ -17,6 +17,7 @@ from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import DUPLICATE, IMAGE_SUFFIXES, counted
 from flava_ds.data.order import Order, uniforms
+from flava_ds.data.retry import policy_of
 from flava_ds.data.sample_table import SampleTable
 from flava_ds.data.shard_reader import ShardReader
 from flava_ds.data.shards import list_shards
@@ -60,7 +61,7 @@ class ShardSource:
         self.config, self.source, self.number = config, source, number
         self.name, self.kind = source.name, source.kind
         fields, required = _fields(source, metadata)
-        self.table = SampleTable(list_shards(source.shards, source.name), fields, required)
+        self.table = SampleTable(list_shards(source.shards, source.name, policy_of(config)), fields, required)
         self.skip_list: SkipList | None = load_skip_list(source.skip_list) if source.skip_list else None
         self._files = ShardReader(self.table.shards, self.table.stamps, config.data)
         self._check(required)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from flava_ds.data.retry import DEFAULT, ReadPolicy, ShortRead, call, call_once, without_query
 from flava_ds.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -18,7 +17,6 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 8 * 2**20
 """What is read from afar at once: long enough that a request's latency does not matter."""
 _OBJECT_STORAGE = ("s3://", "gs://", "gcs://", "abfs://", "az://", "memory://")
-_ATTEMPTS, _FIRST_WAIT_S = 5, 0.5
 
 
 @dataclass(frozen=True, order=True)
@@ -26,6 +24,7 @@ class RemoteShard:
     """A shard that fsspec reaches; written without its query, which may hold a signature."""
 
     url: str
+    policy: ReadPolicy = field(default=DEFAULT, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.url.split("?", 1)[0]
@@ -40,10 +39,10 @@ class RemoteShard:
         """The URL of its folder."""
         return str(self).rsplit("/", 1)[0]
 
-    def beside(self, name: str) -> str:
-        """Returns the URL of another file of its folder."""
+    def beside(self, name: str) -> RemoteShard:
+        """Returns another file of its folder."""
         _, mark, query = self.url.partition("?")
-        return f"{self.parent}/{name}{mark}{query}"
+        return RemoteShard(f"{self.parent}/{name}{mark}{query}", self.policy)
 
 
 Shard = Path | RemoteShard
@@ -69,7 +68,7 @@ def stamp_of(shard: Shard) -> Stamp:
         except OSError as error:
             raise DataError(f"shard '{shard}' cannot be read: {error.strerror}") from error
         return stat.st_size, stat.st_mtime_ns
-    info = attempt(shard, lambda fs, path: fs.info(path))
+    info = call(shard.url, "info", shard.policy)
     size = info.get("size")
     if not isinstance(size, int):
         raise DataError(f"shard '{shard}': the server does not tell its size; copy the shards to a folder or to object storage")
@@ -117,13 +116,15 @@ class RemoteFile:
         end = min(offset + size, self.size)
         if end <= offset:
             return b""
-        data = attempt(self.shard, lambda fs, path: fs.cat_file(path, start=offset, end=end))
-        if len(data) != end - offset:
-            raise DataError(
-                f"shard '{self.shard}': asked for bytes {offset} .. {end} and got {len(data)} bytes; the server does not serve ranges, "
-                "or the shard was replaced: copy the shards elsewhere, or index them again"
-            )
-        return data
+        options = {"what": f"bytes {offset} to {end - 1} of ", "check": lambda data: self._check_length(data, end - offset)}
+        return call(self.shard.url, "cat_file", self.shard.policy, **options, start=offset, end=end)
+
+    def _check_length(self, data: bytes, wanted: int) -> None:
+        """Raises ShortRead when bytes are missing, which another attempt may bring, and DataError when there are more than were asked for."""
+        if len(data) < wanted:
+            raise ShortRead(f"{len(data)} of {wanted} bytes came; the connection was cut, or the shard was replaced by a shorter one")
+        if len(data) > wanted:
+            raise DataError(f"shard '{self.shard}': asked for {wanted} bytes and got {len(data)}; the server does not serve ranges: copy the shards elsewhere")
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -173,14 +174,13 @@ class SequentialReader:
 
 def fetch(file: RemoteShard) -> bytes:
     """Returns a whole small object. Raises: DataError when it is not there or cannot be read."""
-    return attempt(file, lambda fs, path: fs.cat_file(path))
+    return call(file.url, "cat_file", file.policy)
 
 
 def fetch_if_there(file: RemoteShard) -> bytes | None:
     """Returns a whole small object that need not be there: asks once, and takes any refusal for its absence."""
-    fs, path = file_system(file.url)
     try:
-        return fs.cat_file(path)
+        return call_once(file.url, "cat_file", file.policy.timeout_s)
     except Exception:  # every protocol has errors of its own; storage without the right to list answers 403 for what is absent
         return None
 
@@ -190,41 +190,8 @@ def put(file: RemoteShard, data: bytes) -> bool:
     if not file.url.startswith(_OBJECT_STORAGE):
         return False
     try:
-        fs, path = file_system(file.url)
-        fs.pipe_file(path, data)
+        call_once(file.url, "pipe_file", file.policy.timeout_s, value=data)
     except Exception as error:  # every protocol has errors of its own
-        log.info("'%s' cannot be written (%s: %s); it is kept in the user's cache alone", file, type(error).__name__, error)
+        log.info("'%s' cannot be written (%s: %s); it is kept in the user's cache alone", file, type(error).__name__, without_query(str(error)))
         return False
     return True
-
-
-def attempt(shard: RemoteShard, action: Callable[[Any, str], Any]) -> Any:
-    """Calls action(file system, path), again after growing pauses when it fails.
-
-    Raises: DataError when the object does not exist, access is refused, the protocol's package is missing, or all attempts fail.
-    """
-    fs, path = file_system(shard.url)
-    for number in range(1, _ATTEMPTS + 1):
-        try:
-            return action(fs, path)
-        except (FileNotFoundError, PermissionError) as error:
-            what = "does not exist" if isinstance(error, FileNotFoundError) else "may not be read"
-            raise DataError(f"'{shard}' {what}; check the address and the credentials") from error
-        except Exception as error:  # every protocol has errors of its own
-            if number == _ATTEMPTS:
-                raise DataError(f"'{shard}' cannot be read after {number} attempts: {type(error).__name__}: {error}") from error
-            wait = _FIRST_WAIT_S * 2 ** (number - 1)
-            log.warning("'%s' could not be read (%s: %s); attempt %d of %d in %g s", shard, type(error).__name__, error, number + 1, _ATTEMPTS, wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system of a URL, made for this process, and the path inside it. Raises: DataError when it is not available."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        protocol = url.split("://", 1)[0]
-        raise DataError(f"'{url.split('?', 1)[0]}': protocol '{protocol}' cannot be used: {error}") from error

@@ -69,6 +69,6 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
 def _beside(shard: Shard, name: str) -> bytes | None:
     """Returns a file of the shard's folder; None when it is not there."""
     if not isinstance(shard, Path):
-        return fetch_if_there(RemoteShard(shard.beside(name)))
+        return fetch_if_there(shard.beside(name))
     file = shard.with_name(name)
     return file.read_bytes() if file.is_file() else None

@@ -9,7 +9,7 @@ import pytest
 from data.remote_files import serving
 from data.shard_files import pair_members, write_tar
 
-from flava_ds.data import storage
+from flava_ds.data import retry
 from flava_ds.data.index import index_files, load_index, load_indexes, scan_shard
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.shards import list_shards
@@ -21,7 +21,7 @@ from flava_ds.errors import DataError
 def own_cache(tmp_path, monkeypatch):
     """Keeps indexes and parts of these tests apart, and waits little between attempts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)
 
 
 @pytest.fixture
@@ -90,16 +90,6 @@ def test_object_storage_keeps_the_index_beside_the_shard(tmp_path):
     fs.rm("/corpus", recursive=True)
     with pytest.raises(DataError, match="'memory://.*0.tar' does not exist"):
         load_index(shard)
-
-
-def test_a_failing_server_is_asked_again_and_then_named(server, caplog):
-    file = RemoteFile(RemoteShard(server.url + "/0.tar"), (server.folder / "0.tar").stat().st_size)
-    server.failures = 3
-    assert file.pread(100, 512) == (server.folder / "0.tar").read_bytes()[512:612]
-    assert caplog.text.count("could not be read") == 3 and "attempt 4 of 5" in caplog.text
-    server.failures = 5
-    with pytest.raises(DataError, match=r"http://127.*/0.tar' cannot be read after 5 attempts: .*503"):
-        file.pread(100, 512)
 
 
 def test_absent_shards_and_servers_without_ranges_are_refused(server):

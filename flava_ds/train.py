@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
+from contextlib import ExitStack
 
 from flava_ds.errors import UserError
 
@@ -13,6 +15,8 @@ CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Bro
 """What gloo says when another rank has ended."""
 GRACE_S = 1.0
 """How long rank 0, which keeps the store that the ranks ask who speaks, outlives its own last line."""
+LEAVE_S = 60.0
+"""How long a rank that ends with an error may take to let go of its process group and loader processes before it leaves them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,24 +28,30 @@ def main(arguments: list[str] | None = None) -> int:
     words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]  # the deepspeed launcher appends these
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    try:
-        return run(words)
-    except UserError as error:
-        return end(str(error), 2, debug, on_all_ranks=getattr(error, "on_all_ranks", False))
-    except RuntimeError as error:
-        if not any(words in str(error) for words in CONNECTION_LOST):
-            raise
-        return end("the connection to another rank was lost: it ended without a word, perhaps killed for lack of memory; start again to go on", 1, debug)
-    finally:
-        if "torch" in sys.modules:
-            from flava_ds.training.distributed import stop
-            from flava_ds.training.run_lock import release_all
+    with ExitStack() as leaving:
+        try:
+            return run(words)
+        except UserError as error:
+            return end(str(error), 2, debug, leaving, on_all_ranks=getattr(error, "on_all_ranks", False))
+        except RuntimeError as error:
+            if failed_elsewhere(error):
+                keep_store()
+                leave_in_time(2, leaving)
+                return 2
+            if not any(words in str(error) for words in CONNECTION_LOST):
+                raise
+            told = "the connection to another rank was lost: it ended without a word, perhaps killed for lack of memory; start again to go on"
+            return end(told, 1, debug, leaving)
+        finally:
+            if "torch" in sys.modules:
+                from flava_ds.training.distributed import stop
+                from flava_ds.training.run_lock import release_all
 
-            release_all()
-            stop()
+                release_all()
+                stop()
 
 
-def end(message: str, status: int, debug: bool, on_all_ranks: bool = False) -> int:
+def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:
     """Prints the job's last line, unless another rank does, and returns the job's exit status."""
     from flava_ds.training.distributed import agree_on_end
 
@@ -51,9 +61,30 @@ def end(message: str, status: int, debug: bool, on_all_ranks: bool = False) -> i
         traceback.print_exc()
     if speaks:
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-        if rank == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
-            time.sleep(GRACE_S)
+        keep_store()
+    leave_in_time(status, leaving)
     return status
+
+
+def failed_elsewhere(error: RuntimeError) -> bool:
+    """Says whether an error is the news of another rank's, which speaks for the job."""
+    from flava_ds.training.distributed import RankFailedError
+
+    return isinstance(error, RankFailedError)
+
+
+def keep_store() -> None:
+    """Lets rank 0 wait until the others have asked its store who speaks."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+        time.sleep(GRACE_S)
+
+
+def leave_in_time(status: int, leaving: ExitStack) -> None:
+    """Gives this process LEAVE_S until `leaving` closes, so that no collective or loader process keeps it."""
+    guard = threading.Timer(LEAVE_S, os._exit, (status,))
+    guard.daemon = True
+    guard.start()
+    leaving.callback(guard.cancel)
 
 
 def run(words: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +18,8 @@ from flava_ds.data.prefetch import prefetch_batches
 from flava_ds.data.reader import BatchReader, SkipLog
 from flava_ds.data.round_robin import RoundRobin, weight_stages
 from flava_ds.data.sources import Sample, ShardSource
-from flava_ds.errors import CheckpointError, ConfigError, DataError, UserError
+from flava_ds.data.workers import start_worker, watched
+from flava_ds.errors import CheckpointError, ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,14 @@ class StepLoader:
             prefetch_factor=self.prefetch_batches if workers else None,
             pin_memory=self.pin_memory,
             collate_fn=_same,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
+            timeout=self.config.data.worker_timeout_s if workers else 0,
             generator=torch.Generator(),
         )
         micro_batches: list[Batch] = []
-        for result in _checked(loader):
+        for result in watched(loader):
+            if isinstance(result, UserError):
+                raise result
             micro_batches.append(result)
             if len(micro_batches) == self.config.training.gradient_accumulation_steps:
                 yield micro_batches
@@ -197,29 +200,6 @@ class _Schedule(Sampler):
             yield from self.loader.requests(step)
 
 
-def _checked(loader: DataLoader) -> Iterator[Batch]:
-    """Passes batches on and raises the errors among them."""
-    results = iter(loader)
-    while True:
-        try:
-            result = next(results, None)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
-            raise DataError(f"a loader process died ({error}); it may have run out of memory: lower data.num_workers or data.prefetch_batches") from error
-        if result is None:
-            return
-        if isinstance(result, UserError):
-            raise result
-        yield result
-
-
 def _same(value: Any) -> Any:
     """Stands in for torch's conversion of what the data set returns."""
     return value
-
-
-def _start_worker(_: int) -> None:
-    """Keeps a loader process to one core."""
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

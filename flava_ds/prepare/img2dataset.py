@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.data.index import ShardIndex
-from flava_ds.data.storage import RemoteShard, Shard, fetch_if_there
+from flava_ds.data.storage import Shard, fetch_if_there
 
 log = logging.getLogger(__name__)
 

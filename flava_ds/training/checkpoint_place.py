@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flava_ds.data.storage import LocalFile, Readable, RemoteFile, RemoteShard, file_system, stamp_of
+from flava_ds.data.retry import file_system
+from flava_ds.data.storage import LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
 from flava_ds.errors import CheckpointError, DataError
 
 

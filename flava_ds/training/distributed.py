@@ -45,6 +45,10 @@ class World:
         return self.rank == 0
 
 
+class RankFailedError(RuntimeError):
+    """Another rank has ended with an error, and says so itself."""
+
+
 class DisagreementError(RuntimeError):
     """Ranks are not on the same step, source and kind; going on would mix their gradients silently."""
 
@@ -82,13 +86,20 @@ def barrier(world: World) -> None:
     dist.barrier(group=world.host_group)
 
 
+_FAILED = 2**40
+"""The note of a rank that cannot go on; larger than any other."""
+
+
 def all_reduce_counts(world: World, counts: list[int], step: int, source: int, kind: int, note: int) -> tuple[list[int], list[int]]:
     """Sums `counts` over ranks and returns every rank's `note`, which is what it wants the others to know; one small collective on the host per step.
 
-    Raises: DisagreementError naming the first rank that is on another step, source or kind. With ZeRO such ranks would exchange
-    gradients of different parameters without noticing.
+    Raises: RankFailedError when a rank brings its failure instead; DisagreementError naming the first rank that is on another step, source or kind.
+    With ZeRO such ranks would exchange gradients of different parameters without noticing.
     """
     table = gather_numbers(world, [step, source, kind, note, *counts])
+    failed = [rank for rank, row in enumerate(table) if row[3] == _FAILED]
+    if failed:
+        raise RankFailedError(f"step {step}: rank {failed[0]} has failed")
     for rank, (other_step, other_source, other_kind, *_) in enumerate(table):
         if [other_step, other_source, other_kind] != table[0][:3]:
             raise DisagreementError(
@@ -96,6 +107,11 @@ def all_reduce_counts(world: World, counts: list[int], step: int, source: int, k
                 f"{table[0][:3]}; every rank must draw the same source at every step (same recipe, seed and checkpoint everywhere)"
             )
     return [sum(column) for column in zip(*(row[4:] for row in table), strict=True)], [row[3] for row in table]
+
+
+def tell_failure(world: World, counts: int) -> None:
+    """Joins the other ranks' all_reduce_counts of `counts` numbers with the news that this rank cannot go on."""
+    gather_numbers(world, [0, 0, 0, _FAILED, *[0] * counts])
 
 
 def gather_numbers(world: World, numbers: list[int]) -> list[list[int]]:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.objectives.global_contrastive import FeatureGradients, step_gradients
 from flava_ds.training.checkpoint_saver import Saver
-from flava_ds.training.distributed import World, all_reduce_counts, log
+from flava_ds.training.distributed import World, all_reduce_counts, log, tell_failure
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import step_flops
 from flava_ds.training.metrics import OBJECTIVES, Metrics, StepResult
@@ -68,7 +68,7 @@ class Trainer:
             log.info("this run has made its %d steps; raise training.total_steps to go on, or give another --name", self.first_step)
         with self._signals_noted():
             asked = time.perf_counter()
-            for step, micro_batches in enumerate(self.loader, start=self.first_step):
+            for step, micro_batches in enumerate(self._batches(), start=self.first_step):
                 stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
                 if stop or self._save_asked or self._due(step + 1, self.config.checkpoint.every_steps):
                     self.save(step + 1, last=stop)
@@ -134,6 +134,14 @@ class Trainer:
         """Tells, by rank 0's clock, whether checkpoint.every_minutes have passed since the last save."""
         minutes = self.config.checkpoint.every_minutes
         return self.world.is_main and 0 < minutes <= (time.monotonic() - self._saved_s) / 60
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """Passes the loader's batches on. The other ranks wait for this one's counts next, so an error of its loader reaches them there."""
+        try:
+            yield from self.loader
+        except UserError:
+            tell_failure(self.world, len(OBJECTIVES))
+            raise
 
     def _agree(self, step: int, micro_batches: list[Batch]) -> tuple[dict[str, int], bool]:
         """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same step, and hears of saves and signals."""

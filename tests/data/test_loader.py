@@ -1,10 +1,8 @@
 """The loader as the trainer sees it: steps, ranks, workers, resume, faults."""
 
 import multiprocessing
-import os
 import pickle
 import random
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -149,20 +147,6 @@ def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make
     samples = sum(batches, [])
     assert [sample.metadata["number"] for sample in samples] == list(range(23))
     assert all(len(sample.captions) == 3 and sample.text == sample.captions[0] and sample.image.shape == (3, 16, 16) for sample in samples)
-
-
-class Dying:
-    """A reader whose process is killed, as by a memory limit."""
-
-    def batch(self, positions):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_loader_process_is_one_line_with_advice(make_config):
-    loader = StepLoader(elastic(make_config(), 1, 1, 1))
-    loader.readers = [Dying()] * 3
-    with pytest.raises(DataError, match="a loader process died .* lower data.num_workers"):
-        list(loader)
 
 
 def test_leaving_early_ends_the_loader_processes(make_config):

@@ -58,7 +58,8 @@ def test_what_fails_twice_works_the_third_time_and_every_attempt_is_logged(serve
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [(503, "503"), ("stall", r"no answer within 0\.4 s"), ("reset", "Disconnected|reset"), ("cut", "Payload"), ("short", "of 3000 bytes came")]
+    ("fault", "told"),
+    [(503, "503"), ("stall", r"no answer within 0\.4 s"), ("reset", "Disconnected|reset"), ("cut", "Payload"), ("short", "of 3000 bytes came")],
 )
 def test_the_last_attempt_names_the_shard_and_what_happened(server, fault, told):
     file = remote(server)[1]

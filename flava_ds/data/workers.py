@@ -1,0 +1,181 @@
+"""Loader processes that die or hang are named, and end the run within seconds instead of leaving it waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from flava_ds.errors import DataError
+
+_END = object()
+_LATER_S = 1.0
+_MEMORY = "it may have run out of memory: lower data.num_workers or data.prefetch_batches"
+_ADVICE = {
+    signal.SIGKILL: _MEMORY,
+    signal.SIGBUS: "shared memory may be full: enlarge /dev/shm (docker run --shm-size), or lower data.prefetch_mib",
+    signal.SIGSEGV: "a library that it uses failed; data.num_workers 0 reads in the trainer's process and shows where",
+    signal.SIGTERM: "something outside of this run ended it",
+}
+_STATES = {
+    "T": "it is stopped by a signal: continue it (kill -CONT), or start again",
+    "t": "a debugger holds it",
+    "D": "it waits for a disk or a network file system that does not answer: look at the storage of the shards",
+    "R": "it is at work: the storage or this machine is too slow, or a sample keeps it busy; raise data.worker_timeout_s if batches take that long",
+    "S": "it waits, for storage or another process; raise data.worker_timeout_s if batches take that long",
+}
+"""What /proc says of a process, in the order in which it makes that process the culprit."""
+
+
+def watched(loader: DataLoader) -> Iterator[Any]:
+    """Yields a loader's results in order.
+
+    Raises: DataError naming the process that died, or the one that sent nothing for `loader.timeout` seconds; all others are ended then.
+    """
+    if not loader.num_workers:
+        yield from loader
+        return
+    with _handling(signal.SIGCHLD):  # torch installs a handler that would raise wherever the trainer is: in the middle of a step
+        results = iter(loader)
+    workers, received = results._workers, 0
+    while True:
+        try:
+            with _handling(signal.SIGCHLD, lambda *_: None if results._shutdown else _notice_dead(workers)), _alarm(loader.timeout):
+                _notice_dead(workers)
+                result = next(results, _END)
+        except Exception as error:  # a process that dies while it hands a batch over shows in many ways
+            if (found := _dead_soon(workers)) is not None:
+                raise _died(workers, *found) from error
+            if isinstance(error, TimeoutError) or str(error).startswith("DataLoader timed out"):
+                raise _hung(workers, received % len(workers), loader.timeout) from error
+            raise
+        if result is _END:
+            return
+        received += 1
+        yield result
+
+
+def start_worker(_: int) -> None:
+    """Keeps a loader process to one core, and leaves Ctrl-C to the trainer, which ends its loader processes itself."""
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterator[None]:
+    """Handles a signal by `handler` inside, unless that is None, and as before afterwards. Only the main thread may do that; others wait for torch's
+    own look at its processes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    if handler is not None:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def _alarm(timeout_s: float) -> Iterator[None]:
+    """Raises TimeoutError in the main thread a little after `timeout_s`, 0 for never: torch's own time does not cover the handing over of tensors,
+    for which it asks their process."""
+    if not timeout_s or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError
+
+    with _handling(signal.SIGALRM, ring):
+        left, every = signal.setitimer(signal.ITIMER_REAL, timeout_s + _LATER_S)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, left, every)
+
+
+class _LoaderProcessDied(Exception):
+    """Ends the wait for a batch."""
+
+
+def _notice_dead(workers: Sequence[BaseProcess]) -> None:
+    """Raises _LoaderProcessDied when a process has ended by a signal or with an error."""
+    if _dead(workers) is not None:
+        raise _LoaderProcessDied
+
+
+def _dead(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
+    """Returns number and exit code, negative for a signal, of the first process that ended by a signal or with an error.
+
+    It looks without taking note, which is for multiprocessing to do: a signal handler that took the exit status away from it would leave it with
+    a process that never ends.
+    """
+    for number, worker in enumerate(workers):
+        try:
+            found = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            code = None if found is None else found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        except ChildProcessError:
+            code = worker.exitcode
+        if code not in (None, 0):
+            return number, code
+    return None
+
+
+def _dead_soon(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
+    """Returns what _dead does, after waiting for it: a process's connections break some moments before it counts as ended."""
+    end = time.monotonic() + _LATER_S
+    while (found := _dead(workers)) is None and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+def _died(workers: Sequence[BaseProcess], number: int, code: int) -> DataError:
+    """Returns the error that names a dead process, after ending the others."""
+    if code < 0:
+        told, advice = f"was killed by {signal.Signals(-code).name}", _ADVICE.get(-code, "see the system's log")
+    else:
+        told, advice = f"ended with status {code}", "see its last lines above"
+    _end_all(workers)
+    return DataError(f"a loader process died: number {number} of {len(workers)} (pid {workers[number].pid}) {told}; {advice}")
+
+
+def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> DataError:
+    """Returns the error that names the process which keeps the others waiting: one that is stopped, or the one whose batch is next."""
+    states = [_state(worker) for worker in workers]
+    stuck = [number for state in "TtD" for number, found in enumerate(states) if found == state]
+    number = stuck[0] if stuck else awaited
+    error = DataError(
+        f"a loader process hangs: number {number} of {len(workers)} (pid {workers[number].pid}) has sent no batch for {timeout_s:g} s "
+        f"(data.worker_timeout_s); {_STATES.get(states[number], _STATES['S'])}"
+    )
+    _end_all(workers)
+    return error
+
+
+def _end_all(workers: Sequence[BaseProcess]) -> None:
+    """Kills what is left: a stopped process would not hear anything gentler, and one may wait for a lock that the dead one held."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+    for worker in workers:
+        worker.join(timeout=1)  # one that waits for a disk ends when that answers
+
+
+def _state(worker: BaseProcess) -> str:
+    """Returns the letter of a process's state; '' when it is gone."""
+    try:
+        return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

@@ -1,0 +1,138 @@
+"""Loader processes that are killed, stopped or blocked: named within seconds, with nothing left behind."""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flava_ds.data.loader import StepLoader
+from flava_ds.data.parallel import for_each
+from flava_ds.errors import DataError
+
+
+class Slow:
+    """A reader that gives its process the time to be killed while it works, and says which process it is."""
+
+    def __init__(self, reader, after: int, action) -> None:
+        self.reader, self.after, self.action = reader, after, action
+
+    def batch(self, positions: np.ndarray):
+        if positions[0] >= self.after:
+            self.action()
+        return self.reader.batch(positions)
+
+
+@pytest.fixture
+def loader_of(make_config):
+    """Returns a function that builds a loader of two processes over images; from the sample at `after` on, a process runs `action` first."""
+
+    def build(action, after: int = 0, timeout_s: int = 60) -> StepLoader:
+        config = make_config(data={"num_workers": 2, "prefetch_batches": 1, "worker_timeout_s": timeout_s}, training={"total_steps": 200})
+        loader = StepLoader(replace(config, data=replace(config.data, sources=config.data.sources[1:2])))
+        loader.readers = [Slow(reader, after, action) for reader in loader.readers]
+        return loader
+
+    return build
+
+
+def children() -> set:
+    """Loader processes that are alive."""
+    return {process for process in multiprocessing.active_children() if process.is_alive()}
+
+
+def assert_gone(before: set) -> None:
+    """Waits for the end of all loader processes but those of `before`; on a busy machine a killed process takes a while."""
+    end = time.monotonic() + 60
+    while not children() <= before:
+        assert time.monotonic() < end, children()
+        time.sleep(0.05)
+
+
+def kill_self(number: int) -> None:
+    """Ends the calling process as the kernel does when memory runs out, or as a fault does, without a dump of where it was."""
+    faulthandler.disable()
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(signal.SIGKILL, "lower data.num_workers"), (signal.SIGBUS, "enlarge /dev/shm"), (signal.SIGSEGV, "a library"), (signal.SIGABRT, "log")],
+)
+def test_a_killed_process_is_named_with_its_signal_and_advice(loader_of, number, advice):
+    before = children()
+    with pytest.raises(DataError, match=rf"number [01] of 2 \(pid \d+\) was killed by {number.name}; .*{advice}") as caught:
+        list(loader_of(lambda: kill_self(number), after=24))
+    assert "\n" not in str(caught.value)
+    del caught
+    assert_gone(before)
+
+
+def test_a_process_that_leaves_with_a_status_is_named(loader_of):
+    with pytest.raises(DataError, match=r"number [01] of 2 \(pid \d+\) ended with status 3; see its last lines"):
+        list(loader_of(lambda: os._exit(3)))
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_process_killed_from_outside_ends_the_wait_at_once(loader_of, main):
+    """Both processes sleep; one is killed, by somebody else. In a thread, where no signal is seen, torch looks at its processes itself."""
+    found, before = [], children()
+
+    def read() -> None:
+        try:
+            list(loader_of(lambda: time.sleep(600), timeout_s=600 if main else 6))
+        except DataError as error:
+            found.append((str(error), time.monotonic()))
+
+    def kill() -> None:
+        while len(victims := children() - before) < 2:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        victim = min(victims, key=lambda process: process.pid)
+        found.append((victim.pid, time.monotonic()))
+        os.kill(victim.pid, signal.SIGKILL)
+
+    other = threading.Thread(target=kill if main else read)
+    other.start()
+    (read if main else kill)()
+    other.join()
+    (pid, at), (said, noticed) = found
+    assert f"(pid {pid}) was killed by SIGKILL" in said and noticed - at < 60
+    assert_gone(before)
+
+
+def test_a_stopped_process_is_named_after_the_time_and_ended(loader_of):
+    before = children()
+    with pytest.raises(DataError, match=r"number [01] of 2 \(pid \d+\) has sent no batch for 2 s .*worker_timeout_s\); it is stopped by a signal"):
+        list(loader_of(lambda: kill_self(signal.SIGSTOP), after=24, timeout_s=2))
+    assert_gone(before)
+
+
+def test_a_process_that_never_finishes_a_batch_is_named_as_waiting(loader_of):
+    with pytest.raises(DataError, match=r"has sent no batch for 1 s .*it waits, for storage or another process; raise data.worker_timeout_s"):
+        list(loader_of(lambda: time.sleep(600), after=24, timeout_s=1))
+
+
+def test_a_death_does_not_disturb_the_step_between_two_batches(loader_of):
+    """torch's own handler would raise in the middle of whatever the trainer computes."""
+    batches, before = iter(loader_of(lambda: None)), children()
+    next(batches)
+    handler = signal.getsignal(signal.SIGCHLD)
+    victim = min(children() - before, key=lambda process: process.pid)
+    os.kill(victim.pid, signal.SIGKILL)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        sum(range(1000))
+    with pytest.raises(DataError, match=rf"\(pid {victim.pid}\) was killed by SIGKILL"):
+        next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_a_death_while_indexing_is_one_line():
+    with pytest.raises(DataError, match="indexing: a process died, perhaps for lack of memory"):
+        for_each(os._exit, [(1,), (1,)], workers=2, threads=False, label="indexing", unit="shard")

@@ -16,7 +16,16 @@ MOST_LINES_OF_A_FUNCTION = 60
 MOST_LINES_OF_A_KERNEL = 120
 
 DEEPSPEED_FILES = {f"flava_ds/training/{name}.py" for name in ("engine", "engine_config", "deepspeed_fixes", "checkpoint", "distributed")}
-PROGRAM_TESTS = {"conventions", "packaging", "program", "interpreter_bf16", "hazards", "mutations", "gpu_suite"}  # tests of the whole, which mirror no module
+PROGRAM_TESTS = {
+    "conventions",
+    "packaging",
+    "program",
+    "interpreter_bf16",
+    "hazards",
+    "mutations",
+    "gpu_suite",
+    "equality",
+}  # tests of the whole, which mirror no module
 
 BELOW = {
     "errors": set(),

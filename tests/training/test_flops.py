@@ -37,6 +37,16 @@ def test_closed_form_matches_the_flop_counter(kind, objectives):
     assert step_flops(config, batch) == 3 * expected
 
 
+def test_the_first_of_two_contrastive_passes_costs_the_clean_encoders_alone():
+    """Whatever else the step trains on: nothing masked or fused runs for the features."""
+    config = tiny_config()
+    module, batch = build_pretraining(config), make_batch(Kind.PAIR, config, size=6, lengths=(8,) * 6)
+    for some in (batch, dataclasses.replace(batch, masked=batch)):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            module(some, None)
+        assert counter.get_total_flops() == pytest.approx(forward_flops(tiny_config(objectives=CONTRASTIVE_ONLY), batch), rel=2e-3)
+
+
 def test_longer_texts_cost_more_than_in_proportion():
     config = tiny_config()
     short, long = (forward_flops(config, make_batch(Kind.TEXT, config, size=2, lengths=(n, n))) for n in (8, 16))

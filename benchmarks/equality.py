@@ -1,0 +1,68 @@
+"""Compares every way to run a step with plain torch in one process, for docs/equality.md.
+
+    python benchmarks/equality.py && make docs
+
+Runs, reference and what is compared are those of tests/training/equality_scenarios.py. Rows go to benchmarks/results/equality.json as each number of
+ranks is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
+RESULTS = ROOT / "benchmarks" / "results" / "equality.json"
+
+
+def planned() -> dict[int, list]:
+    """Returns the scenarios by number of ranks."""
+    from equality_scenarios import Scenario
+
+    stages = [f"zero{stage}" for stage in range(4)]
+    offloaded = [f"zero{stage}_offload" for stage in range(1, 4)]
+    return {
+        1: [Scenario("zero0"), Scenario("zero1", 4, checkpointing=True), Scenario("zero3", idle="zeros"), Scenario("zero1", arithmetic="fp32")],
+        2: [
+            *(Scenario(stage) for stage in stages + offloaded),
+            *(Scenario(stage, 3) for stage in stages),
+            *(Scenario(stage, checkpointing=True) for stage in stages),
+            *(Scenario(stage, idle="zeros") for stage in stages + offloaded),
+            *(Scenario(stage, 6, True, "zeros") for stage in ("zero1_offload", "zero3")),
+            *(Scenario(stage, arithmetic="fp32") for stage in ("zero1", "zero3")),
+        ],
+        3: [Scenario("zero1"), Scenario("zero2", 2), Scenario("zero3", 4, checkpointing=True)],
+        4: [*(Scenario(stage) for stage in stages), Scenario("zero2_offload", 3, idle="zeros"), Scenario("zero3", 3, checkpointing=True)],
+    }
+
+
+def main() -> int:
+    """Runs everything and writes the rows."""
+    import equality_batches as batches
+    from equality_scenarios import OBSERVED, compare_all, write_references
+    from ranks import run_ranks
+
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    plan = planned()
+    found = {"steps": batches.STEPS, "batch": batches.SIZE, "observed": len(OBSERVED), "conditions": batches.CONDITIONS}
+    found |= {"machine": platform.machine(), "torch": metadata.version("torch"), "deepspeed": metadata.version("deepspeed"), "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        expected = write_references(sum(plan.values(), []), Path(folder))
+        for ranks, scenarios in plan.items():
+            of_ranks = zip(*run_ranks(compare_all, ranks, scenarios, expected, Path(folder)), strict=True)
+            for scenario, differences in zip(scenarios, of_ranks, strict=True):
+                worst = {name: max(getattr(rank, name) for rank in differences) for name in ("losses", "norms", "gradients", "parameters")}
+                found["rows"].append({"ranks": ranks, **dataclasses.asdict(scenario), **worst})
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -36,6 +36,7 @@ setup(
         "hf": ["transformers>=5.0", "timm>=1.0"],
         "eval": ["scikit-learn>=1.5", "scipy>=1.13"],
         "demo": ["transformers>=5.0", "scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "jinja2>=3.1"],
+        "wandb": ["wandb>=0.19"],
         "prepare": ["py3langid>=0.4", "pyarrow>=16"],
         "remote": ["aiohttp>=3.9", "s3fs>=2024.6", "gcsfs>=2024.6", "huggingface-hub>=0.24"],
         "dev": ["py3langid>=0.4", "aiohttp>=3.9", "pyarrow>=16", "webdataset>=1.0.2", "pytest>=8", "hypothesis>=6", "ruff>=0.8", "ninja"],

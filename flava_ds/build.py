@@ -17,7 +17,10 @@ from flava_ds.training.distributed import World, barrier, gather_objects, log, r
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import measure_gemm_rate
 from flava_ds.training.metrics import Metrics
+from flava_ds.training.out_of_memory import explained
 from flava_ds.training.pretraining import build_pretraining
+from flava_ds.training.profiling import check_device
+from flava_ds.training.sinks import check_packages
 from flava_ds.training.trainer import Trainer
 
 
@@ -26,13 +29,16 @@ def build(config: Config) -> Trainer:
 
     Raises: UserError naming what cannot be used, on every rank.
     """
+    check_packages(config)
     world = start(config.engine.communication_timeout_s)
+    check_device(config, world.device)
     checkpoint.prepare(config, world)
     module = build_pretraining(config)
     if config.initial_weights is not None:
         checkpoint.load_initial_weights(module, config.initial_weights)
     codebook = build_codebook(config, world)
-    engine = Engine(module, module.parameter_kinds(), config, world)
+    with explained(config, world, "while model and optimizer were set up"):
+        engine = Engine(module, module.parameter_kinds(), config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
     first_step = resumed[0] if resumed else 0
     loader = build_loader(config, world, first_step, resumed[1] if resumed else None)

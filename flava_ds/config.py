@@ -113,10 +113,22 @@ class LoggingConfig:
     run_directory: str = "runs"
     every_steps: int = 10
     tensorboard: bool = True
+    wandb: bool = False
+    """Also log to Weights & Biases (extra `wandb`); its variables apply, WANDB_MODE=offline among them."""
+    wandb_project: str = "flava_ds"
+    prometheus: bool = True
+    """Keep the latest numbers in metrics.prom, for the textfile collector of Prometheus' node_exporter."""
     objective_gradient_norms_every: int = 0
     """Steps of a window, in which the first step of each kind measures each objective's gradient norm on every encoder; 0 never measures."""
     straggler_lines: int = 3
     """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never warns."""
+    checksum_every_steps: int = 1000
+    """Steps between comparisons of the ranks' copies of the parameters, bit by bit; 0 never compares."""
+    profile_steps: tuple[int, int] | None = None
+    """(first step, count): steps whose operators rank 0 writes to profile/ as a Chrome trace."""
+    profile_all_ranks: bool = False
+    memory_snapshot_step: int | None = None
+    """Step whose allocations every rank writes to profile/; needs a CUDA device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +200,7 @@ AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
-    **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines"), 0),
+    **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines", "logging.checksum_every_steps"), 0),
     **dict.fromkeys(("data.read_retries", "data.worker_timeout_s"), 0),
     **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }
@@ -222,6 +234,9 @@ def check(config: Config) -> Config:
         raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
+    window = config.logging.profile_steps
+    if window is not None and not (len(window) == 2 and window[0] >= 0 and window[1] >= 1):
+        raise ConfigError(f"logging.profile_steps is {window}; give the first step and how many, e.g. 20 3")
     check_bounds(config)
     check_data(config.data, text.max_position_embeddings)
     return config

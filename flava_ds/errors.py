@@ -15,3 +15,11 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or made for something else."""
+
+
+class DeviceMemoryError(UserError):
+    """A step that does not fit into memory."""
+
+
+class DesyncError(UserError):
+    """Ranks that hold different values of what must be equal on all of them."""

@@ -197,7 +197,7 @@ def train(demo: Demo) -> None:
     steps = demo.state["total_steps"]
     words = demo.overrides(demo.run_path.name, demo.run_path.parent)
     words += ["--training.total-steps", str(steps), "--schedule.warmup-steps", str(max(1, steps // 10)), "--checkpoint.every-steps", str(max(50, steps // 4))]
-    words += ["--logging.objective-gradient-norms-every", str(max(5, steps // 12))]
+    words += ["--logging.objective-gradient-norms-every", str(max(10, steps // 6))]
     follow_training(cpu_launch(words, demo.ranks), demo.run_path, steps)
 
 

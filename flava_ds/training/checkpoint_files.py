@@ -72,7 +72,8 @@ def set_aside(run_path: Path, place: Place) -> Path | None:
     """
     if place != Place(run_path / FOLDER) and complete(place):
         raise CheckpointError(f"{place} holds checkpoints of an earlier run and checkpoint.resume is off; move them away, or give another --name")
-    old = [path for name in (FOLDER, "log.jsonl", "environment.json", "tensorboard", CONFIG) if (path := run_path / name).exists()]
+    names = (FOLDER, "log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile", CONFIG)
+    old = [path for name in names if (path := run_path / name).exists()]
     if not old or not (complete(Place(run_path / FOLDER)) or (run_path / "log.jsonl").exists()):
         return None
     number = next(n for n in range(1, 1_000_000) if not (run_path / f"previous_{n}").exists())

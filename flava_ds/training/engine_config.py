@@ -39,6 +39,7 @@ OWNED = {
     "scheduler": "schedule.warmup_steps, schedule.min_lr",
     "activation_checkpointing": "training.activation_checkpointing",
     "tensorboard": "logging.tensorboard",
+    "wandb": "logging.wandb",
     "checkpoint": "checkpoint.every_steps, ...",
 }
 """Top-level keys that the recipe owns, and the field that does."""

@@ -100,9 +100,9 @@ class Metrics:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves the time inside (a checkpoint, a measurement) out of rates."""
-        begun = time.perf_counter()
+        begun = self._now()
         yield
-        self._paused_s += time.perf_counter() - begun
+        self._paused_s += self._now() - begun
 
     def write(self, step: int, lr: float, grad_norm: Tensor, skipped_updates: Tensor, progress: Mapping[str, float]) -> dict[str, Any]:
         """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks must call it together.
@@ -146,6 +146,12 @@ class Metrics:
         """Closes the sinks."""
         for sink in self._sinks:
             sink.close()
+
+    def _now(self) -> float:
+        """Seconds, after a GPU has finished what it was given."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return time.perf_counter()
 
     def _read_device(self, *own: Tensor) -> tuple[dict[str, float], list[float]]:
         """Returns the sums over all ranks, and this rank's `own` values and gradient norms: the one wait for the device."""

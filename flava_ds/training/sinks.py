@@ -1,15 +1,20 @@
-"""Where log records go, on rank 0: JSON lines as the source of truth, the console, TensorBoard."""
+"""Where log records go, on rank 0: JSON lines as the source of truth, the console, TensorBoard, Weights & Biases, Prometheus."""
 
 from __future__ import annotations
 
 import json
 import os
+import uuid
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from flava_ds.config import Config
+from flava_ds.errors import ConfigError
 from flava_ds.evaluation.run_log import read_log
 from flava_ds.training.environment import write_start
+from flava_ds.training.log_fields import FIELDS, field_of
 from flava_ds.training.log_line import console_line, show
 
 
@@ -21,12 +26,26 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def check_packages(config: Config) -> None:
+    """Raises ConfigError when a sink needs a package that is not installed."""
+    if not config.logging.wandb:
+        return
+    try:
+        version("wandb")
+    except PackageNotFoundError:
+        raise ConfigError("logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave it off") from None
+
+
 def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:
     """Opens every sink that the configuration asks for, and notes the start in environment.json. To be called on one rank."""
     write_start(config.run_path / "environment.json", description, first_step)
     sinks: list[Sink] = [JsonLines(config.run_path / "log.jsonl", description, first_step)]
     if config.logging.tensorboard:
         sinks.append(TensorBoard(config.run_path / "tensorboard", first_step))
+    if config.logging.wandb:
+        sinks.append(WeightsAndBiases(config, description, first_step))
+    if config.logging.prometheus:
+        sinks.append(Prometheus(config.run_path / "metrics.prom", config.name))
     return [*sinks, Console(config.training.total_steps)]
 
 
@@ -73,6 +92,79 @@ class TensorBoard:
     def close(self) -> None:
         """Flushes and closes the file."""
         self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run goes on with it."""
+
+    def __init__(self, config: Config, description: dict[str, Any], first_step: int) -> None:
+        """Starts or continues the run; `description` is its configuration there."""
+        import wandb
+
+        remembered = config.run_path / "wandb" / "run_id"
+        remembered.parent.mkdir(exist_ok=True)
+        if not (first_step and remembered.is_file()):
+            remembered.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+        self._run = wandb.init(
+            project=config.logging.wandb_project,
+            name=config.name,
+            id=remembered.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(config.run_path),
+            config=description,
+            settings=wandb.Settings(console="off"),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Sends every number. The step is one of them, since a resumed run repeats steps and their counter only grows."""
+        self._run.log({**numbers(record), "step": record["step"]})
+
+    def close(self) -> None:
+        """Sends what is left and ends the run."""
+        self._run.finish()
+
+
+class Prometheus:
+    """The latest numbers in the text format that node_exporter's textfile collector reads; the file is replaced as a whole."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._path, self._run = path, run
+        self._totals: Counter[str] = Counter()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replaces the file."""
+        counts = {key for key in record if field_of(key)[0].kind == "count"}
+        self._totals.update({key: record[key] for key in counts})
+        text = prometheus_text({key: value for key, value in record.items() if key not in counts} | self._totals, self._run)
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    def close(self) -> None:
+        """Leaves the last numbers; their age is in flava_ds_time."""
+
+
+def prometheus_text(values: dict[str, Any], run: str) -> str:
+    """Formats values by the keys of records, each with the HELP and TYPE of its field; None becomes NaN, words are left out."""
+    samples: dict[str, list[str]] = {}
+    for key, value in values.items():
+        field, labels = field_of(key)
+        if field.kind != "text":
+            written = ",".join(f'{name}="{_escaped(label)}"' for name, label in {"run": run, **labels}.items())
+            samples.setdefault(field.metric, []).append(f"{field.metric}{{{written}}} {'NaN' if value is None else repr(float(value))}\n")
+    lines = []
+    for field in FIELDS:
+        if field.metric in samples:
+            kind = "gauge" if field.kind == "gauge" else "counter"
+            unit = f" ({field.unit})" if field.unit else ""
+            lines += [f"# HELP {field.metric} {field.meaning}{unit}\n", f"# TYPE {field.metric} {kind}\n", *samples[field.metric]]
+    return "".join(lines)
+
+
+def _escaped(label: str) -> str:
+    """Escapes a label's value."""
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 class Console:

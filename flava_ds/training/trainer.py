@@ -8,7 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,15 @@ from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.objectives.global_contrastive import FeatureGradients, step_gradients
+from flava_ds.training import checksums, out_of_memory
 from flava_ds.training.checkpoint_saver import Saver
 from flava_ds.training.distributed import World, all_reduce_counts, log, tell_failure
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import step_flops
+from flava_ds.training.gradient_norms import GradientNorms
 from flava_ds.training.metrics import OBJECTIVES, Metrics, StepResult
 from flava_ds.training.pretraining import CONTRASTIVE
+from flava_ds.training.profiling import StepProfiler
 from flava_ds.training.schedules import learning_rate
 
 REPEATED_SIGNAL_S = 3.0
@@ -57,23 +60,27 @@ class Trainer:
         self._saved_at, self._saved_s, self._save_asked = first_step, time.monotonic(), False
         self._logged: dict[str, Any] = {}
         self._stop_signal: int | None = None
-        self._gradient_norms_refused = False
+        self._gradient_norms = GradientNorms(engine, config.logging.objective_gradient_norms_every)
+        self._profiler = StepProfiler(config, self.world, first_step)
+        self._equal_until = first_step
 
     def fit(self) -> int:
         """Trains to the end, or until a signal asks to stop; writes checkpoints on the way. Returns 0, or 128 + the signal's number.
 
-        Raises: UserError after training.stop_on_nonfinite skipped updates in a row.
+        Raises: UserError after training.stop_on_nonfinite skipped updates in a row, when a step does not fit into memory, or when ranks differ.
         """
         if self.first_step >= self.config.training.total_steps:
             log.info("this run has made its %d steps; raise training.total_steps to go on, or give another --name", self.first_step)
         with self._signals_noted():
             asked = time.perf_counter()
             for step, micro_batches in enumerate(self._batches(), start=self.first_step):
-                stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
+                with self._profiler.around(step), self._memory_explained(step, micro_batches[0]):
+                    stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
                 if stop or self._save_asked or self._due(step + 1, self.config.checkpoint.every_steps):
                     self.save(step + 1, last=stop)
                 if stop:
                     log.info("stopped by a signal after step %d; start the same command again to go on", step + 1)
+                    self._profiler.close(step)
                     break
                 asked = time.perf_counter()
             else:
@@ -96,6 +103,7 @@ class Trainer:
         self.engine.begin(first.kind, lr)
         sums = [self.engine.forward_backward(batch, denominators, part).sums for batch, part in zip(batches, gradients, strict=True)]
         grad_norm = self.engine.update()
+        self._compare_ranks(step)
 
         self.metrics.add(
             StepResult(
@@ -143,6 +151,10 @@ class Trainer:
             tell_failure(self.world, len(OBJECTIVES))
             raise
 
+    def _memory_explained(self, step: int, batch: Batch) -> AbstractContextManager[None]:
+        """Words the error of a step that does not fit into memory."""
+        return out_of_memory.explained(self.config, self.world, f"in step {step}, of {batch.kind} batches from '{batch.source}'", step, batch.source)
+
     def _agree(self, step: int, micro_batches: list[Batch]) -> tuple[dict[str, int], bool]:
         """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same step, and hears of saves and signals."""
         first = micro_batches[0]
@@ -180,26 +192,17 @@ class Trainer:
         return step_gradients([self.engine.features(batch) for batch in batches])
 
     def _measure_objective_gradients(self, step: int, batches: list[Batch], denominators: dict[str, Tensor], parts: list[FeatureGradients | None]) -> None:
-        """Measures each objective's gradient norm on the encoders, from this rank's micro-batches; the update is not touched.
+        """Measures each objective's pull on the encoders where that is due; the update is not touched."""
+        if self._gradient_norms.due(step, batches[0].kind):
+            with self.metrics.paused():
+                self.metrics.add_gradient_norms(self._gradient_norms.measure(batches, denominators, parts))
 
-        The other objectives are divided by infinity, so that one backward pass per objective suffices and no head is taken apart.
-        """
-        if not self._due(step + 1, self.config.logging.objective_gradient_norms_every):
-            return
-        if self.engine.stage == 3:
-            if self.world.is_main and not self._gradient_norms_refused:
-                log.warning("logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no whole gradients; use ZeRO 0, 1 or 2 to measure them")
-            self._gradient_norms_refused = True
-            return
-        trunk = [parameter for name, parameter in self.engine.module.named_parameters() if "_encoder." in name and parameter.requires_grad]
-        norms = {}
-        for objective in denominators:
-            only = {name: value if name == objective else torch.full_like(value, torch.inf) for name, value in denominators.items()}
-            with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
-                losses = [self.engine.module(batch, only, part).loss for batch, part in zip(batches, parts, strict=True)]
-            gradients = [g for g in torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if g is not None]
-            norms[f"gradient_norm/{objective}"] = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum().sqrt()
-        self.metrics.add_gradient_norms(norms)
+    def _compare_ranks(self, step: int) -> None:
+        """Makes sure, where that is due, that all ranks still hold the same model."""
+        if self._due(step + 1, self.config.logging.checksum_every_steps):
+            with self.metrics.paused():
+                checksums.check_equal(self.world, checksums.replicated(self.engine, self.codebook), step, self._equal_until)
+            self._equal_until = step + 1
 
     def _stop_when_diverged(self, step: int) -> None:
         """Raises UserError after too many skipped updates in a row; called once per log line, on all ranks alike."""

@@ -1,11 +1,16 @@
 """The files that records go to."""
 
+import dataclasses
 import json
+import re
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_metrics import config_in
 
-from flava_ds.training.sinks import JsonLines, TensorBoard, open_sinks
+from flava_ds.errors import ConfigError
+from flava_ds.training import sinks
+from flava_ds.training.sinks import JsonLines, Prometheus, TensorBoard, WeightsAndBiases, check_packages, open_sinks
 
 START = {"started": "then", "versions": {}, "git": None, "hardware": {}, "config_sha256": "0"}
 
@@ -48,3 +53,101 @@ def test_every_start_of_a_run_is_noted(tmp_path):
             sink.close()
     starts = json.loads((config.run_path / "environment.json").read_text())
     assert [start["step"] for start in starts] == [0, 40] and starts[0]["versions"] == {}
+
+
+RECORD = {"step": 3, "time": 1.75e9, "kind": "pair", "loss/mlm": 2.5, "grad_norm": None, "skipped_samples/a b/no image": 2, "skipped_updates": 1}
+
+
+def test_prometheus_file_holds_the_latest_numbers_and_adds_up_counts(tmp_path):
+    path = tmp_path / "metrics.prom"
+    write_all(Prometheus(path, 'a "run"\\'), {**RECORD, "loss/itm": 0.5}, {**RECORD, "step": 4, "skipped_samples/c/truncated": 1})
+    run = r'run="a \"run\"\\"'
+    assert parse(path.read_text()) == {
+        "flava_ds_step": ("gauge", {f"{{{run}}}": 4.0}),
+        "flava_ds_time": ("gauge", {f"{{{run}}}": 1.75e9}),
+        "flava_ds_grad_norm": ("gauge", {f"{{{run}}}": "NaN"}),
+        "flava_ds_loss": ("gauge", {f'{{{run},objective="mlm"}}': 2.5}),
+        "flava_ds_skipped_samples_total": (
+            "counter",
+            {f'{{{run},source="a b",reason="no image"}}': 4.0, f'{{{run},source="c",reason="truncated"}}': 1.0},
+        ),
+        "flava_ds_skipped_updates_total": ("counter", {f"{{{run}}}": 1.0}),
+    }
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.prom"], "replaced as a whole, nothing left over"
+
+
+def parse(text: str) -> dict:
+    """Reads the text format as strictly as node_exporter does: HELP, TYPE, then the samples of that name, without timestamps; every line ends."""
+    assert text.endswith("\n")
+    found, lines = {}, iter(text.splitlines())
+    for line in lines:
+        if help := re.fullmatch(r"# HELP (\w+) [^\n]+", line):
+            name = help[1]
+            assert name not in found, "samples of one name stand together"
+            found[name] = (re.fullmatch(rf"# TYPE {name} (gauge|counter)", next(lines))[1], {})
+            continue
+        labels = r'\{(?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)+\}'
+        sample = re.fullmatch(rf"{name}({labels}) (NaN|[-+0-9.e]+)", line)
+        assert sample and sample[1] not in found[name][1], line
+        found[name][1][sample[1]] = sample[2] if sample[2] == "NaN" else float(sample[2])
+    return found
+
+
+def test_prometheus_own_parser_reads_the_file(tmp_path):
+    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
+    write_all(Prometheus(tmp_path / "metrics.prom", 'a "run"\\'), RECORD)
+    families = {family.name: family for family in parser.text_string_to_metric_families((tmp_path / "metrics.prom").read_text())}
+    (loss,) = families["flava_ds_loss"].samples
+    assert loss.labels == {"run": 'a "run"\\', "objective": "mlm"} and loss.value == 2.5 and families["flava_ds_loss"].type == "gauge"
+    (skipped,) = families["flava_ds_skipped_samples"].samples
+    assert skipped.labels["reason"] == "no image" and skipped.value == 2.0 and families["flava_ds_skipped_samples"].type == "counter"
+
+
+def with_wandb(folder):
+    config = config_in(folder)
+    return dataclasses.replace(config, logging=dataclasses.replace(config.logging, wandb=True))
+
+
+def test_a_missing_wandb_is_one_clear_error(tmp_path, monkeypatch):
+    def missing(name):
+        raise sinks.PackageNotFoundError(name)
+
+    monkeypatch.setattr(sinks, "version", missing)
+    with pytest.raises(ConfigError, match=r"logging.wandb is on, but wandb is not installed; `pip install 'flava_ds\[wandb\]'`"):
+        check_packages(with_wandb(tmp_path))
+    check_packages(config_in(tmp_path))
+
+
+def leveldb_records(log: bytes) -> list[bytes]:
+    """Reads LevelDB's log format, in which wandb keeps a run: blocks of 32 KiB, the first after a header of 7 bytes; records of checksum, length, type."""
+    found, part, place = [], b"", 0
+    while place + 7 <= len(log):
+        left = 32768 - (place + 7) % 32768
+        if left < 7:
+            place += left
+            continue
+        size, kind = int.from_bytes(log[place + 4 : place + 6], "little"), log[place + 6]
+        part += log[place + 7 : place + 7 + size]
+        if kind in (1, 4):  # whole, or the last part
+            found, part = [*found, part], b""
+        place += 7 + size
+    return found
+
+
+def test_wandb_offline_keeps_the_numbers_and_a_resumed_run_its_identity(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'flava_ds[wandb]'")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = with_wandb(tmp_path)
+    write_all(WeightsAndBiases(config, START, 0), {"step": 0, "kind": "pair", "loss/mlm": 2.5}, {"step": 1, "loss/mlm": 2.25, "grad_norm": None})
+    write_all(WeightsAndBiases(config, START, 1), {"step": 1, "loss/mlm": 2.125})
+    seen, names = [], set()
+    for path in sorted((config.run_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+        names.add(path.stem)
+        for record in map(Record.FromString, leveldb_records(path.read_bytes()[7:])):
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                seen.append((items["step"], items["loss/mlm"]))
+    assert seen == [(0, 2.5), (1, 2.25), (1, 2.125)]
+    assert len(names) == 1, "a resumed run goes on under the id of the first start"

@@ -23,6 +23,22 @@ def test_the_clock_runs_until_the_first_forward_pass_ends():
     assert clock.take() == 0.0, "a forward pass outside of a step, in an evaluation"
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_clock_counts_the_devices_time_and_does_not_wait_for_it():
+    clock, matrix = StepClock(torch.device("cuda", 0)), torch.randn(8192, 8192, device="cuda")
+    matrix @ matrix
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    clock.start()
+    for _ in range(20):
+        matrix @ matrix
+    clock.stop()
+    asked = time.perf_counter() - begun
+    torch.cuda.synchronize()
+    elapsed = time.perf_counter() - begun
+    assert asked < 0.5 * elapsed and 0.5 * elapsed < clock.take() <= 1.01 * elapsed and clock.take() == 0.0
+
+
 def test_the_slowest_rank_is_compared_with_the_median_and_told_its_cause():
     hosts = ["a", "a", "b", "b"]
     found = find_slowest([0.1, 0.1, 0.1, 0.1], [1.0, 1.1, 2.0, 1.2], hosts)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import socket
 
 import flava_kernels
@@ -15,12 +16,11 @@ from flava_ds.training.distributed import start
 
 
 def described() -> dict:
+    os.environ.update(FLAVA_KERNELS="torch", A_SECRET_TOKEN="s3cret")
     return environment.describe_start(toy_config(), start(30), 2e9)
 
 
-def test_a_start_names_versions_machines_kernels_and_source(run_ranks, monkeypatch):
-    monkeypatch.setenv("FLAVA_KERNELS", "torch")
-    monkeypatch.setenv("A_SECRET_TOKEN", "s3cret")
+def test_a_start_names_versions_machines_kernels_and_source(run_ranks):
     first, second = run_ranks(described, 2)
     assert first["hosts"] == {socket.gethostname(): {"ranks": [0, 1], "devices": [device_name(torch.device("cpu"))]}} == second["hosts"]
     assert first["versions"]["torch"] == torch.__version__ and first["hardware"]["gemm_flops_per_second"] == 2e9

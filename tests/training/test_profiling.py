@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_metrics import speak_while
 from test_trainer import toy_trainer
 from toy import toy_config
 
@@ -17,8 +18,8 @@ from flava_ds.training.distributed import World
 from flava_ds.training.profiling import StepProfiler, check_device, write_snapshot
 
 
-def traced(folder: str) -> int:
-    return toy_trainer(folder, profile_steps=(4, 2), profile_all_ranks=True).fit()
+def traced(folder: str) -> tuple[int, str]:
+    return speak_while(lambda: toy_trainer(folder, profile_steps=(4, 2), profile_all_ranks=True).fit())
 
 
 def kernels_in(path: Path) -> list[str]:
@@ -27,12 +28,13 @@ def kernels_in(path: Path) -> list[str]:
 
 
 @pytest.mark.distributed
-def test_the_steps_asked_for_are_written_as_a_trace_by_every_rank_that_was_meant(run_ranks, tmp_path, capfd):
+def test_the_steps_asked_for_are_written_as_a_trace_by_every_rank_that_was_meant(run_ranks, tmp_path):
     """Steps 4 and 5 are an image and a text step of two micro-batches, so four passes through one encoder, which has one GELU."""
-    assert run_ranks(traced, 2, str(tmp_path)) == [0, 0]
+    (status, said), (other_status, _) = run_ranks(traced, 2, str(tmp_path))
+    assert status == other_status == 0
     first, second = sorted((tmp_path / "toy" / "profile").iterdir())
     assert (first.name, second.name) == ("trace_steps_4-5_rank_0.json.gz", "trace_steps_4-5_rank_1.json.gz")
-    assert f"wrote {first}; open it at https://ui.perfetto.dev" in capfd.readouterr().err
+    assert f"wrote {first}; open it at https://ui.perfetto.dev" in said
     assert kernels_in(first).count("aten::gelu") == kernels_in(second).count("aten::gelu") == 4
 
 

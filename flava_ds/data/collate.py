@@ -55,24 +55,35 @@ class Collator:
         skipped: Mapping[str, int] | None = None,
         borrowed: Mapping[int, str] | None = None,
         masked_rows: np.ndarray | None = None,
+        views: Sequence[Tensor] | None = None,
     ) -> Batch:
         """Collates samples, those in `borrowed` (row -> caption, see `mismatch`) with another's caption instead of their own.
 
         The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours. With `masked_rows` [m] only
-        these samples of a pair batch are masked: they make up the batch's `masked`.
+        these samples of a pair batch are masked: they make up the batch's `masked`. `views` are what `augment` has made of the pictures.
         """
         seeds = np.array([sample.seed for sample in samples], dtype=np.uint64)
         matched = np.ones(len(samples), dtype=bool)
         texts = [sample.text for sample in samples]
         for row, text in (borrowed or {}).items():
             texts[row], matched[row] = text, False
-        views = self.transform([sample.image for sample in samples], seeds) if self.kind != Kind.TEXT else ()
+        views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
         token_ids = self.tokenizer.encode_batch(texts, self.source.max_tokens) if self.kind != Kind.IMAGE else ()
         augmented = _Augmented(tuple(samples), seeds, matched, tuple(views), tuple(token_ids))
         if masked_rows is None:
             return self._batch(augmented, skipped, masks=True)
         masked = self._batch(augmented.at(masked_rows), None, masks=True)
         return replace(self._batch(augmented, skipped, masks=False), masked=masked)
+
+    def empty_views(self, count: int) -> list[Tensor]:
+        """Allocates a batch's views: [count 3 S S] uint8 for each size S; none without pictures."""
+        return self.transform.empty(count) if self.kind != Kind.TEXT else []
+
+    def augment(self, samples: Sequence[Sample], views: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Fills the samples' views, of which each depends on its own sample alone, and returns them."""
+        if views:
+            self.transform([sample.image for sample in samples], np.array([sample.seed for sample in samples], dtype=np.uint64), views)
+        return views
 
     def _batch(self, augmented: _Augmented, skipped: Mapping[str, int] | None, *, masks: bool) -> Batch:
         """Puts tensors together, with the corruptions or without."""
@@ -147,14 +158,14 @@ def mismatch(
     captions: Sequence[tuple[str, ...]],
     seeds: np.ndarray,
     probability: float,
-    partners: Callable[[int, float], Iterable[str]],
+    partners: Callable[[np.ndarray, np.ndarray], Iterable[Iterable[str]]],
     *,
     among: np.ndarray | None = None,
 ) -> dict[int, str]:
     """Draws the samples, of the rows `among` if given, that lose their caption; row -> the first of its partners' captions that is not its own.
 
-    A sample stays matched when all its partners' captions are also its own. `partners(row, draw)` yields them lazily, from a place that
-    `draw` in [0, 1) picks; it is called for drawn rows only.
+    A sample stays matched when all its partners' captions are also its own. `partners(rows, draws)` yields them lazily for each of the drawn rows, from
+    places that the draws in [0, 1) pick.
 
     Shapes:
         captions  b tuples, all captions of each sample
@@ -166,8 +177,9 @@ def mismatch(
         return borrowed
     draws = uniforms(seeds, 2, stream=_MATCH_STREAM)
     drawn = np.flatnonzero(draws[:, 0] < probability)
-    for row in (drawn if among is None else np.intersect1d(drawn, among)).tolist():
-        other = next((text for text in partners(row, float(draws[row, 1])) if text not in captions[row]), None)
+    rows = drawn if among is None else np.intersect1d(drawn, among)
+    for row, texts in zip(rows.tolist(), partners(rows, draws[rows, 1]), strict=True):
+        other = next((text for text in texts if text not in captions[row]), None)
         if other is not None:
             borrowed[row] = other
     return borrowed

@@ -5,7 +5,10 @@ Nothing here, nor in what draws from here, touches Python's, numpy's or torch's 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,19 +28,35 @@ def mix64(value: np.ndarray) -> np.ndarray:
     Source: the finaliser of splitmix64 (Steele, Lea, Flood 2014).
     """
     with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return _mix(value)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """Is mix64 for callers that ignore overflow already: asking numpy to takes longer than the rest on few elements."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
 def hash64(*parts: int | np.ndarray) -> np.ndarray:
     """Hashes a sequence of integers or broadcastable integer arrays to uint64; the order of the parts matters."""
-    state = np.uint64(0x243F6A8885A308D3)
+    leading = tuple(itertools.takewhile(lambda part: isinstance(part, int), parts))
     with np.errstate(over="ignore"):
-        for part in parts:
-            state = mix64(np.asarray(state + _GAMMA, dtype=np.uint64)) ^ _unsigned(part)
-            state = mix64(state + _GAMMA)
-    return np.asarray(state, dtype=np.uint64)
+        return np.asarray(_hash_on(_hash_integers(leading), parts[len(leading) :]), dtype=np.uint64)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_integers(parts: tuple[int, ...]) -> np.uint64:
+    """Hashes the integers that many calls begin with: a kind of draw, the run's seed, a source."""
+    return np.uint64(_hash_on(np.uint64(0x243F6A8885A308D3), parts))
+
+
+def _hash_on(state: np.ndarray, parts: Sequence[int | np.ndarray]) -> np.ndarray:
+    """Takes more parts into a hash."""
+    for part in parts:
+        state = _mix(np.asarray(state + _GAMMA, dtype=np.uint64)) ^ _unsigned(part)
+        state = _mix(state + _GAMMA)
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,20 +166,20 @@ def uniforms(seeds: np.ndarray, n: int, *, stream: int = 0, start: int = 0) -> n
 def uniform_at(seeds: np.ndarray, counters: np.ndarray, *, stream: int = 0) -> np.ndarray:
     """Draws number `counters` of each seed's stream: float64 in [0, 1), of the broadcast shape."""
     with np.errstate(over="ignore"):
-        state = mix64(np.asarray(seeds, dtype=np.uint64) ^ hash64(stream)) + (_unsigned(counters) + np.uint64(1)) * _GAMMA
-    return (mix64(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        state = _mix(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,))) + (_unsigned(counters) + np.uint64(1)) * _GAMMA
+        return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
     """Permutes [0, rows * columns), keyed per element: each half is shifted by a hash of the other, in turns."""
     left, right = index % rows, index // rows
-    for number in range(_ROUNDS):
-        with np.errstate(over="ignore"):
-            salt = key + np.uint64(number + 1) * _GAMMA
+    with np.errstate(over="ignore"):
+        for number in range(_ROUNDS):
+            salt = _mix(key + np.uint64(number + 1) * _GAMMA)
             if number % 2:
-                right = (right + mix64(mix64(salt) ^ left) % columns) % columns
+                right = (right + _mix(salt ^ left) % columns) % columns
             else:
-                left = (left + mix64(mix64(salt) ^ right) % rows) % rows
+                left = (left + _mix(salt ^ right) % rows) % rows
     return left + rows * right
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
 from flava_ds.data.order import hash64, sample_seed, uniforms
 from flava_ds.data.sources import CAPTION_STREAM, MIN_SEEN, Sample, ShardSource
+from flava_ds.data.transforms import CHUNK
 from flava_ds.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class BatchReader:
 
     def batch(self, positions: np.ndarray) -> Batch:
         """Returns the batch at `positions`. What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's
-        position alone, not on rank, micro-batch or worker.
+        position alone, not on rank, micro-batch or worker. Decoded pictures are let go chunk by chunk: at their own size a batch of them may be large.
 
         Shapes:
             positions  [b]  int64
@@ -49,12 +51,16 @@ class BatchReader:
         """
         indices, seeds, draws = self._locate(positions)
         skipped: Counter[str] = Counter()
-        samples = []
-        for row, (index, sample) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
-            found = self._try(index, sample, float(draws[row]), skipped)
-            samples.append(found if found is not None else self._replacement(int(positions[row]), skipped))
+        samples, views = [], self.collator.empty_views(len(positions))
+        for start in range(0, len(positions), CHUNK):
+            chunk = []
+            for row in range(start, min(start + CHUNK, len(positions))):
+                found = self._try(int(indices[row]), int(seeds[row]), float(draws[row]), skipped)
+                chunk.append(found if found is not None else self._replacement(int(positions[row]), skipped))
+            self.collator.augment(chunk, [view[start : start + CHUNK] for view in views])
+            samples += [replace(sample, image=None) for sample in chunk]
         masked_rows = self._masked_rows(positions)
-        return self.collator(samples, skipped, self._borrowed(positions, samples, masked_rows), masked_rows)
+        return self.collator(samples, skipped, self._borrowed(positions, samples, masked_rows), masked_rows, views)
 
     def _masked_rows(self, positions: np.ndarray) -> np.ndarray | None:
         """Returns the rows that are masked where only a share of a pair batch is: [m], or None for all.
@@ -87,25 +93,30 @@ class BatchReader:
         """Draws the mismatches of a batch: row -> caption."""
         captions, seeds = [sample.captions for sample in samples], np.array([sample.seed for sample in samples], dtype=np.uint64)
         probability = self.collator.mismatch_probability
-        return mismatch(captions, seeds, probability, lambda row, draw: self._partners(int(positions[row]), draw), among=masked_rows)
+        return mismatch(captions, seeds, probability, lambda rows, draws: self._partners(positions[rows], draws), among=masked_rows)
 
-    def _partners(self, position: int, draw: float) -> Iterator[str]:
-        """Yields captions that the sample at `position` may borrow: those at up to _MAX_PARTNERS other positions of its step's global batch,
-        which another rank may hold, in turn from the one that `draw` in [0, 1) picks.
+    def _partners(self, positions: np.ndarray, draws: np.ndarray) -> Iterator[Iterator[str]]:
+        """Yields, for each sample at `positions`, the captions that it may borrow: those at up to _MAX_PARTNERS other positions of its step's global
+        batch, which another rank may hold, in turn from the one that its draw in [0, 1) picks.
 
-        Each is the caption that the stream's sample there draws in this epoch. Only its text is read, so it is the same on every rank and
-        whether or not the picture beside it can be decoded; a sample without a usable caption is passed over, and so is one on the skip list,
-        for which the picture is read where the list names pictures.
+        Each is the caption that the stream's sample there draws in this epoch.
         """
         size = self.config.global_batch_size(self.source.source)
-        own, others = position % size, size - 1
-        chosen = int(draw * others)
-        for turn in range(min(others, _MAX_PARTNERS)):
-            place = (own + 1 + (chosen + turn) % others) % size
-            indices, seeds, draws = self._locate(np.array([position - own + place]))
-            index = int(indices[0])
+        own, others = positions % size, size - 1
+        turns = np.arange(min(others, _MAX_PARTNERS))
+        places = (own[:, None] + 1 + ((draws * others).astype(np.int64)[:, None] + turns) % max(1, others)) % size
+        located = self._locate(((positions - own)[:, None] + places).ravel())
+        for row in range(len(positions)):
+            yield self._captions_at(*(values[row * len(turns) : (row + 1) * len(turns)] for values in located))
+
+    def _captions_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
+        """Yields the captions of samples, read one by one. Only the text is read, so it is the same on every rank and whether or not the picture beside
+        it can be decoded; a sample without a usable caption is passed over, and so is one on the skip list, for which the picture is read where the
+        list names pictures.
+        """
+        for index, seed, draw in zip(indices.tolist(), seeds.tolist(), draws.tolist(), strict=True):
             try:
-                text = self.source.decode(self.source.read(index, self._borrows_by), index, int(seeds[0]), float(draws[0])).text
+                text = self.source.decode(self.source.read(index, self._borrows_by), index, seed, draw).text
             except SampleFault:
                 continue
             if text is not None:

@@ -1,13 +1,15 @@
 """Decoded pictures to batches of the model's size: crop, rotation, flip and colour drawn from per-sample seeds, computed for many pictures at once.
 
 Small pictures of equal size go through one affine resampling per batch; large ones are cropped and resized one by one with an antialiased
-bicubic filter. Which way a picture goes depends on its own size alone, so a sample's pixels never depend on its neighbours in the batch.
+bicubic filter, and a view of a fraction of the first one's size is made from that one. Which way a picture goes depends on its own size alone, so a
+sample's pixels never depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ SMALL_SIDE = 160
 """Pictures up to this edge are resampled as a batch."""
 _OVERSAMPLING = 1.5
 """Small pictures larger than this many output pixels are first reduced to it with an antialiased filter; bilinear sampling copes with the rest."""
-_CHUNK = 32
+CHUNK = 32
+"""Pictures that are rendered together, at most; no more are held decoded."""
 _CROP_STREAM, _GEOMETRY_STREAM = 1, 2
 _CROP_ATTEMPTS = 10
 
@@ -36,8 +39,8 @@ class ImageTransform:
         self._turns = config.rotation_degrees > 0
         self._same_boxes = config.crop_scale[0] >= 1 and not self._turns
 
-    def __call__(self, images: Sequence[Tensor], seeds: np.ndarray) -> list[Tensor]:
-        """Returns one batch per size; the same crop, rotation and colours in each.
+    def __call__(self, images: Sequence[Tensor], seeds: np.ndarray, out: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Returns one batch per size, or fills `out`; the same crop, rotation and colours in each.
 
         Shapes:
             images  b times [3 H W]  uint8
@@ -45,31 +48,63 @@ class ImageTransform:
             out     [b 3 S S]        uint8, for each size S
         """
         shapes = np.array([image.shape[1:] for image in images], dtype=np.int64)
-        boxes = draw_boxes(shapes, seeds, self.config)
-        angle, flip = _draw_geometry(seeds, self.config)
-        colors = draw_colors(seeds, self.config)
-        return [self._view(images, shapes, boxes, angle, flip, colors, size) for size in self.sizes]
-
-    def _view(
-        self, images: Sequence[Tensor], shapes: np.ndarray, boxes: np.ndarray, angle: np.ndarray, flip: np.ndarray, colors: ColorDraw | None, size: int
-    ) -> Tensor:
-        """Renders all pictures at one size, in chunks that stay in the processor's cache: [b 3 S S] uint8."""
-        out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-        small = shapes.max(1) <= SMALL_SIDE
-        groups = [np.flatnonzero(small & (shapes == shape).all(1)) for shape in np.unique(shapes[small], axis=0)]
-        chunks = [group[start : start + _CHUNK] for group in groups for start in range(0, len(group), _CHUNK)]
-        chunks += [np.array([number]) for number in np.flatnonzero(~small)]
-        for rows in chunks:
-            group = torch.stack([images[row] for row in rows]) if len(rows) > 1 else images[rows[0]][None]
-            if self._same_boxes or not small[rows[0]]:
-                view = _crop_resize(group, boxes[rows[0]], size, flip[rows])
-                whole = np.array([[0.0, 0.0, size, size]])
-                view = _resample(view, whole, angle[rows], np.zeros(1, dtype=bool), size) if self._turns else view
+        draws = _Draws(draw_boxes(shapes, seeds, self.config), *_draw_geometry(seeds, self.config), draw_colors(seeds, self.config))
+        views = self.empty(len(images)) if out is None else list(out)
+        large = shapes.max(1) > SMALL_SIDE
+        for view in views:
+            if view is not views[0] and views[0].shape[-1] % view.shape[-1] == 0:
+                _reduce(views[0], np.flatnonzero(large), view)
+                self._render(images, shapes, draws, np.flatnonzero(~large), view)
             else:
-                view = _resample(group, boxes[rows], angle[rows], flip[rows], size)
-            view = apply_colors(view.float(), colors.at(rows)) if colors is not None else view
-            out.numpy()[rows] = _to_uint8(view).numpy()
-        return out
+                self._render(images, shapes, draws, np.arange(len(images)), view)
+        return views
+
+    def empty(self, count: int) -> list[Tensor]:
+        """Allocates what a call on `count` pictures fills."""
+        return [torch.empty(count, 3, size, size, dtype=torch.uint8) for size in self.sizes]
+
+    def _render(self, images: Sequence[Tensor], shapes: np.ndarray, draws: _Draws, rows: np.ndarray, out: Tensor) -> None:
+        """Renders the pictures `rows` at the size of `out` [b 3 S S], small ones of equal size in chunks that stay in the processor's cache."""
+        size, small = out.shape[-1], shapes[rows].max(1, initial=0) <= SMALL_SIDE
+        for row in rows[~small].tolist():
+            out[row : row + 1].copy_(self._view(images[row][None], draws.at(np.array([row])), size, small=False))
+        for shape in np.unique(shapes[rows[small]], axis=0):
+            group = rows[small & (shapes[rows] == shape).all(1)]
+            for chunk in (group[start : start + CHUNK] for start in range(0, len(group), CHUNK)):
+                view = self._view(torch.stack([images[row] for row in chunk]), draws.at(chunk), size, small=True)
+                out.numpy()[chunk] = view.numpy()
+
+    def _view(self, images: Tensor, draws: _Draws, size: int, *, small: bool) -> Tensor:
+        """Crops, turns, mirrors and colours equally large pictures, one alone where it is not small: [b 3 H W] -> [b 3 size size] uint8."""
+        if small and not self._same_boxes:
+            view = _resample(images, draws.boxes, draws.angle, draws.flip, size)
+        else:
+            view = _crop_resize(images, draws.boxes[0], size, draws.flip)
+            whole = np.array([[0.0, 0.0, size, size]])
+            view = _resample(view, whole, draws.angle, np.zeros(1, dtype=bool), size) if self._turns else view
+        return _to_uint8(apply_colors(view.float(), draws.colors) if draws.colors is not None else view)
+
+
+class _Draws(NamedTuple):
+    """What was drawn for each picture: its crop, its angle in radians, whether it is mirrored, and its colours."""
+
+    boxes: np.ndarray
+    angle: np.ndarray
+    flip: np.ndarray
+    colors: ColorDraw | None
+
+    def at(self, rows: np.ndarray) -> _Draws:
+        """Takes some pictures."""
+        return _Draws(self.boxes[rows], self.angle[rows], self.flip[rows], self.colors.at(rows) if self.colors is not None else None)
+
+
+def _reduce(views: Tensor, rows: np.ndarray, out: Tensor) -> None:
+    """Makes a smaller view of pictures from the larger one, which has their crop and colours: a third of the work of a second pass over the pictures."""
+    size = tuple(out.shape[2:])
+    if len(rows) == len(views):
+        out.copy_(interpolate(views, size=size, mode="bicubic", antialias=True))
+    elif len(rows):
+        out.numpy()[rows] = interpolate(views[torch.from_numpy(rows)], size=size, mode="bicubic", antialias=True).numpy()
 
 
 def center_pixels(images: Sequence[Tensor], size: int) -> Tensor:

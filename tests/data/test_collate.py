@@ -39,7 +39,15 @@ def borrowed_within(made, probability):
 
 def in_turn(texts):
     """Partners as a reader yields them: all other rows in turn, from a drawn one on."""
-    return lambda row, draw: (texts[(row + 1 + (int(draw * (len(texts) - 1)) + turn) % (len(texts) - 1)) % len(texts)] for turn in range(len(texts) - 1))
+    others = len(texts) - 1
+
+    def in_order(row, chosen):
+        return (texts[(row + 1 + (chosen + turn) % others) % len(texts)] for turn in range(others))
+
+    def partners(rows, draws):
+        return [in_order(row, int(draw * others)) for row, draw in zip(rows, draws, strict=True)]
+
+    return partners
 
 
 def collator(make_config, number, **objectives):
@@ -89,15 +97,19 @@ def test_mismatch_statistics_and_cases_without_a_partner():
     assert len(set(borrowed.values())) == 50
     assert mismatch([("same",)] * 5, seeds[:5], 1.0, in_turn(["same"] * 5)) == {}
     assert mismatch([("same",), ("same",), ("other",)], seeds[:3], 1.0, in_turn(["same", "same", "other"])) == {0: "other", 1: "other", 2: "same"}
-    assert mismatch([("one",)], seeds[:1], 1.0, lambda row, draw: iter(())) == {}
+    assert mismatch([("one",)], seeds[:1], 1.0, lambda rows, draws: [()] * len(rows)) == {}
 
 
 def test_a_mismatch_is_none_of_the_samples_captions_and_asks_for_drawn_rows_only():
     seeds, asked = sample_seed(0, 0, 0, np.arange(400)), []
 
-    def partners(row, draw):
-        asked.append((row, draw))
-        yield from ("mine", "also mine", "another's", "never reached")
+    def never_reached():
+        yield from ("mine", "also mine", "another's")
+        pytest.fail("a partner behind the first that will do was read")
+
+    def partners(rows, draws):
+        asked.extend(zip(rows.tolist(), draws.tolist(), strict=True))
+        return [never_reached() for _ in rows]
 
     borrowed = mismatch([("mine", "also mine")] * 400, seeds, 0.1, partners)
     assert set(borrowed.values()) == {"another's"} and list(borrowed) == [row for row, _ in asked] and 20 < len(asked) < 70

@@ -122,6 +122,19 @@ def test_both_sizes_show_the_same_crop_and_colours():
     assert (shrunk - small.roll(1, 0).float()).abs().mean() > 10
 
 
+def test_the_smaller_view_of_a_large_picture_comes_from_the_larger_one_and_hardly_differs():
+    """Only views whose edge divides the first one's do, and only of large pictures; small ones are rendered as if alone."""
+    noise = torch.randint(-20, 21, (3, 300, 400), generator=torch.Generator().manual_seed(0))
+    images = [(smooth(300, 400, i).int() + noise).clamp(0, 255).to(torch.uint8) for i in range(3)] + [smooth(64, 64)]
+    config = ImageTransformConfig(horizontal_flip=0.5)
+    large, half = ImageTransform(config, (64, 32))(images, SEEDS[:4])
+    alone = ImageTransform(config, (32,))(images, SEEDS[:4])[0]
+    again = torch.nn.functional.interpolate(large, size=(32, 32), mode="bicubic", antialias=True)
+    assert torch.equal(half[:3], again[:3]) and torch.equal(half[3], alone[3]) and not torch.equal(half[:3], alone[:3])
+    assert (half.int() - alone.int()).abs().float().mean() < 1
+    assert torch.equal(ImageTransform(config, (64, 48))(images, SEEDS[:4])[1], ImageTransform(config, (48,))(images, SEEDS[:4])[0])
+
+
 @pytest.mark.parametrize("side", [64, 150, 300])
 def test_reducing_does_not_alias(side):
     """Fine stripes become grey, not a coarse pattern."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-SLOW = 1.2
-"""A rank that takes this many times as long as the median rank is named."""
+SLOW, NOTICEABLE_S = 1.2, 0.02
+"""A rank that takes this many times as long as the median rank, and this many seconds a step longer, is named: processes differ by milliseconds."""
+
+
+def lags(seconds: float, median: float) -> bool:
+    """Tells whether a rank's seconds a step are too many beside the median rank's."""
+    return seconds > SLOW * median and seconds - median > NOTICEABLE_S
 
 
 def console_line(record: dict[str, Any], total_steps: int) -> str:
@@ -33,9 +38,9 @@ def under(record: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 
 def slow_rank(record: dict[str, Any]) -> str:
-    """Names the slowest rank where it is slower than SLOW allows; else nothing."""
+    """Names the slowest rank where it lags; else nothing."""
     slowest, median = record.get("rank_seconds/slowest"), record.get("rank_seconds/median")
-    if not slowest or not median or slowest <= SLOW * median:
+    if not slowest or not median or not lags(slowest, median):
         return ""
     return f"slow: rank {record['slowest_rank']} on {record['slowest_host']}, {slowest / median:.1f} x the median, in {record['slowest_in']}"
 

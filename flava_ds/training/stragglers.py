@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from flava_ds.objectives.global_contrastive import GlobalContrastive
-from flava_ds.training.log_line import SLOW
+from flava_ds.training.log_line import lags
 
 
 class StepClock:
@@ -80,8 +80,8 @@ class Slowest:
 
     @property
     def lags(self) -> bool:
-        """True when it is slower than SLOW allows."""
-        return self.seconds > SLOW * self.median
+        """True when the others wait for it noticeably."""
+        return lags(self.seconds, self.median)
 
 
 def find_slowest(waited: Sequence[float], worked: Sequence[float], hosts: Sequence[str]) -> Slowest:

@@ -47,6 +47,7 @@ def test_the_slowest_rank_is_compared_with_the_median_and_told_its_cause():
     found = find_slowest([0.1, 0.9, 0.1, 0.1], [1.0, 1.1, 1.0, 1.2], hosts)
     assert (found.rank, found.host, found.cause) == (1, "a", "data")
     assert not find_slowest([0.0, 0.0], [1.0, 1.19], ["a", "b"]).lags and find_slowest([0.0, 0.0], [1.0, 1.21], ["a", "b"]).lags
+    assert not find_slowest([0.0, 0.0], [0.01, 0.02], ["a", "b"]).lags, "twice as long, but 10 ms"
 
 
 def test_a_warning_needs_the_same_rank_for_several_lines():

@@ -107,6 +107,8 @@ def write_log(path: Path, config: Config, steps: int = 12) -> None:
         line |= {f"loss/{name}": 4.0 - 0.1 * step for name in names[kind]} | {f"accuracy/{name}": 0.02 * step for name in names[kind]}
         if step < 3:
             line |= {f"gradient_norm/{name}": 0.5 + step for name in names[kind]}
+            line |= {f"encoder_gradient_norm/{name}/text_encoder": 0.25 for name in names[kind] if name != "mim"}
+            line |= {f"encoder_gradient_norm/{name}/multimodal_encoder": 0.0 for name in names[kind]}
         lines.append(line)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

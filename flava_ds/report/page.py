@@ -132,8 +132,15 @@ def norm_chart(log: RunLog) -> list[dict[str, Any]]:
             svg = draw(
                 f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], Scale(from_zero=True, top=1.08 * top or None)
             )
-            charts.append({"title": title, "last": values[-1], "svg": markup(svg)})
+            charts.append({"title": title, "last": values[-1], "encoders": last_by_encoder(log, name), "svg": markup(svg)})
     return charts
+
+
+def last_by_encoder(log: RunLog, objective: str) -> list[tuple[str, float]]:
+    """Returns the last gradient norm of an objective on each encoder that it reaches, as (encoder, norm)."""
+    names = log.names(f"encoder_gradient_norm/{objective}/")
+    found = [(name.removesuffix("_encoder"), log.series(f"encoder_gradient_norm/{objective}/{name}")[1]) for name in names]
+    return [(name, values[-1]) for name, values in found if values and values[-1] > 0]
 
 
 def collect_examples(run_path: Path, evaluation: dict[str, Any] | None) -> dict[str, Any]:

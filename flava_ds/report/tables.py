@@ -132,7 +132,7 @@ def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dic
         ("numerics", f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed {config.engine.deepspeed_config}, seed {config.seed}"),
     ]
     tables = {"Configuration": run}
-    for title, key in (("Versions", "versions"), ("Hardware", "hardware"), ("Source", "git")):
+    for title, key in (("Versions", "versions"), ("Hardware", "hardware"), ("Source", "git"), ("Kernels", "kernels")):
         if isinstance(header.get(key), dict):
             tables[title] = [(name.replace("_", " "), plain(value)) for name, value in header[key].items() if value is not None]
     if evaluation is not None:

@@ -42,7 +42,7 @@ def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, 
         "hardware": {
             "device": device_name(world.device),
             "ranks": world.size,
-            "device_memory_gib": _device_memory(world.device) / 2**30,
+            **_device_memory(world.device),
             "host_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
             "cpu_cores": len(os.sched_getaffinity(0)),
             "threads_per_rank": torch.get_num_threads(),
@@ -87,8 +87,6 @@ def _hosts(world: World) -> dict[str, dict[str, list]]:
     return hosts
 
 
-def _device_memory(device: torch.device) -> int:
-    """Bytes of the device's memory; a CPU's is the host's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _device_memory(device: torch.device) -> dict[str, float]:
+    """Returns the size of a GPU's memory; a CPU's is the host's."""
+    return {"device_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30} if device.type == "cuda" else {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -29,13 +29,13 @@ def check_device(config: Config, device: torch.device) -> None:
 class StepProfiler:
     """Wraps the steps that logging.profile_steps and logging.memory_snapshot_step name."""
 
-    def __init__(self, config: Config, world: World, first_step: int) -> None:
-        """Says so when the run begins after the steps that were to be profiled.
+    def __init__(self, config: Config, world: World, first_step: int, paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Says so when the run begins after the steps that were to be profiled; `paused` is entered while a file is written.
 
         Raises: ConfigError by check_device.
         """
         check_device(config, world.device)
-        self.folder, self.world = config.run_path / "profile", world
+        self.folder, self.world, self.paused = config.run_path / "profile", world, paused
         self.snapshot_step = config.logging.memory_snapshot_step
         window = config.logging.profile_steps
         self.steps = range(window[0], min(sum(window), config.training.total_steps)) if window is not None else range(0)
@@ -57,7 +57,8 @@ class StepProfiler:
             torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS)
         yield
         if step == self.snapshot_step:
-            self._say(write_snapshot(self.folder, self.world, step), "pytorch.org/memory_viz")
+            with self.paused():
+                self._say(write_snapshot(self.folder, self.world, step), "pytorch.org/memory_viz")
             torch.cuda.memory._record_memory_history(enabled=None)
         if self._profile is not None and step == self.steps[-1]:
             self.close(step)
@@ -66,10 +67,11 @@ class StepProfiler:
         """Writes the trace of what has been profiled until now, if anything."""
         if self._profile is None:
             return
-        self._profile.stop()
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"trace_steps_{self.steps[0]}-{last_step}_rank_{self.world.rank}.json.gz"
-        self._profile.export_chrome_trace(str(path))
+        with self.paused():
+            self._profile.stop()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._profile.export_chrome_trace(str(path))
         self._profile = None
         self._say(path, "ui.perfetto.dev")
 

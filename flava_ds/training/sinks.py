@@ -6,9 +6,10 @@ import json
 import os
 import uuid
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
+
+from flava_kernels.bench.machine import version_of
 
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
@@ -28,12 +29,8 @@ class Sink(Protocol):
 
 def check_packages(config: Config) -> None:
     """Raises ConfigError when a sink needs a package that is not installed."""
-    if not config.logging.wandb:
-        return
-    try:
-        version("wandb")
-    except PackageNotFoundError:
-        raise ConfigError("logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave it off") from None
+    if config.logging.wandb and version_of("wandb") == "none":
+        raise ConfigError("logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave it off")
 
 
 def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:

@@ -61,7 +61,7 @@ class Trainer:
         self._logged: dict[str, Any] = {}
         self._stop_signal: int | None = None
         self._gradient_norms = GradientNorms(engine, config.logging.objective_gradient_norms_every)
-        self._profiler = StepProfiler(config, self.world, first_step)
+        self._profiler = StepProfiler(config, self.world, first_step, metrics.paused)
         self._equal_until = first_step
 
     def fit(self) -> int:

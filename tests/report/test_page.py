@@ -103,8 +103,17 @@ def test_tables_have_captions_and_headers_and_the_page_one_title(report):
 def test_all_parts_are_there(report):
     _, page = report
     assert "Not here." not in page.text
-    for words in ("Zero-shot concepts", "Caption to image", "Global contrastive", "Gradient norm of each objective", "0123abc", "hidden_size"):
+    for words in (
+        "Zero-shot concepts",
+        "Caption to image",
+        "Global contrastive",
+        "Gradient norm of each objective",
+        "last 2.5: text 0.25",
+        "0123abc",
+        "hidden_size",
+    ):
         assert words in page.text, words
+    assert not re.search(r"last [\d.]+:[^\n]*multimodal", page.text), "an encoder that an objective does not reach has no place"
 
 
 def test_names_are_escaped(tmp_path):

@@ -98,6 +98,10 @@ class DataConfig:
     """Batches that each worker keeps ready, at most."""
     prefetch_mib: int = 2048
     """Most memory per rank for batches kept ready; large batches are prefetched in smaller number."""
+    max_member_bytes: int = 2**26
+    """A sample with a larger member (picture, caption, codes) is skipped before a byte of it is read."""
+    max_image_pixels: int = 2**26
+    """A picture with more pixels, by its header, is skipped before it is decoded; as RGB it would take three bytes for each."""
     cache_directory: str | None = None
     """Folder for parts of remote shards, shared by the processes of a machine; None takes the user's cache."""
     cache_gib: float = 64.0
@@ -116,7 +120,16 @@ UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 
 def check_data(data: DataConfig, max_position_embeddings: int) -> None:
     """Raises ConfigError naming the field, the value and the way out."""
-    for name in ("block_steps", "shuffle_block_size", "shuffle_window_blocks", "prefetch_batches", "prefetch_mib", "cache_gib"):
+    for name in (
+        "block_steps",
+        "shuffle_block_size",
+        "shuffle_window_blocks",
+        "prefetch_batches",
+        "prefetch_mib",
+        "max_member_bytes",
+        "max_image_pixels",
+        "cache_gib",
+    ):
         value = getattr(data, name)
         if value <= 0 or (name != "cache_gib" and value < 1):
             raise ConfigError(f"data.{name} is {value}; it must be {'above 0' if name == 'cache_gib' else 'at least 1'}")

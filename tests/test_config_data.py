@@ -24,6 +24,8 @@ def test_the_defaults_and_a_full_example_pass():
         ({"shuffle_window_blocks": -1}, "data.shuffle_window_blocks is -1"),
         ({"prefetch_batches": 0}, "data.prefetch_batches is 0"),
         ({"prefetch_mib": 0}, "data.prefetch_mib is 0"),
+        ({"max_member_bytes": 0}, "data.max_member_bytes is 0"),
+        ({"max_image_pixels": 0}, "data.max_image_pixels is 0"),
         ({"cache_gib": 0.0}, "data.cache_gib is 0.0; it must be above 0"),
         ({"kind_weights": (0.5, 0.5)}, r"data.kind_weights \[0.5, 0.5\]: give 3 numbers .* for pairs, images and text"),
         ({"kind_weights": (0.0, 0.0, 0.0)}, "one of them above 0"),

@@ -16,7 +16,10 @@ from flava_ds.data import faults
 from flava_ds.data.faults import SampleFault
 
 MAX_PIXELS = 2**26
-"""Largest picture decoded, in pixels: 64 Mi, 192 MiB as RGB."""
+"""Largest picture decoded, in pixels: 64 Mi, 192 MiB as RGB; training takes data.max_image_pixels."""
+_WEBP_EXIF, _WEBP_ANIMATION = 0x08, 0x02
+_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"<svg": "SVG", b"<htm": "web page", b"<!DO": "web page"}
+"""What stands in scraped shards in a picture's place, by its first bytes."""
 
 
 class ImageHeader(NamedTuple):
@@ -85,7 +88,10 @@ def read_header(data: bytes) -> ImageHeader:
             return _webp_header(data)
     except IndexError as error:
         raise SampleFault(faults.TRUNCATED, f"{len(data)} bytes end inside the header") from error
-    raise SampleFault(faults.UNDECODABLE, f"begins with {data[:8].hex()}, which is no JPEG, PNG or WebP")
+    if data[4:8] == b"ftyp":
+        raise SampleFault(faults.UNDECODABLE, "an AVIF, HEIC or film; only JPEG, PNG and WebP are decoded")
+    other = next((f"a {name}" for start, name in _OTHERS.items() if data.startswith(start)), f"begins with {data[:8].hex()}")
+    raise SampleFault(faults.UNDECODABLE, f"{other}; only JPEG, PNG and WebP are decoded")
 
 
 def _png_header(data: bytes) -> ImageHeader:
@@ -116,7 +122,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 
 
 def _webp_header(data: bytes) -> ImageHeader:
-    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in WebP, Pillow does not."""
+    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in WebP and refuses animations."""
     chunk = bytes((data[12], data[13], data[14], data[15]))
     if chunk == b"VP8 ":
         return ImageHeader("WebP", (data[26] | data[27] << 8) & 0x3FFF, (data[28] | data[29] << 8) & 0x3FFF)
@@ -125,12 +131,12 @@ def _webp_header(data: bytes) -> ImageHeader:
         return ImageHeader("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, alpha=bool(bits >> 28 & 1))
     if chunk == b"VP8X":
         width, height = (1 + (data[start] | data[start + 1] << 8 | data[start + 2] << 16) for start in (24, 27))
-        return ImageHeader("WebP", width, height, alpha=bool(data[20] & 0x10), rare=bool(data[20] & 0x08))
+        return ImageHeader("WebP", width, height, alpha=bool(data[20] & 0x10), rare=bool(data[20] & (_WEBP_EXIF | _WEBP_ANIMATION)))
     raise SampleFault(faults.UNDECODABLE, "WebP with an unknown first chunk")
 
 
 def _decode_with_pillow(data: bytes) -> Tensor:
-    """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP."""
+    """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP, an animated WebP, of which the first frame is taken."""
     with Image.open(io.BytesIO(data)) as picture:
         rgba = ImageOps.exif_transpose(picture).convert("RGBA")
     return over_white(torch.from_numpy(np.array(rgba)).permute(2, 0, 1)).contiguous()

@@ -15,6 +15,7 @@ class SampleFault(Exception):
 TRUNCATED = "truncated"
 UNDECODABLE = "undecodable"
 TOO_MANY_PIXELS = "too many pixels"
+TOO_MANY_BYTES = "too many bytes"
 NO_IMAGE = "no image"
 MISSING_CAPTION = "missing caption"
 EMPTY_CAPTION = "empty caption"

@@ -84,8 +84,8 @@ class ShardSource:
         """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has;
         no others than `only` when that is given.
 
-        Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'skip list' when the list has its key; DataError when the
-        shard cannot be opened.
+        Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a member above data.max_member_bytes,
+        'skip list' when the list has its key; DataError when the shard cannot be opened.
         """
         if self.skip_list is not None and self.skip_list.keys and self.table.key(index) in self.skip_list.keys:
             raise SampleFault(faults.SKIP_LIST, "key")
@@ -94,6 +94,8 @@ class ShardSource:
         for name, (offsets, sizes) in self.table.columns.items():
             offset, size = int(offsets[index]), int(sizes[index])
             if offset >= 0 and (only is None or name in only):
+                if size > self.config.data.max_member_bytes:
+                    raise SampleFault(faults.TOO_MANY_BYTES, f"{name} of {size}, at most data.max_member_bytes {self.config.data.max_member_bytes}")
                 found[name] = self._files.read(shard, offset, size)
         return found
 
@@ -127,7 +129,7 @@ class ShardSource:
         """Decodes a picture that is not on the skip list: [3 H W] uint8."""
         if self.skip_list is not None and self.skip_list.has_bytes(data):
             raise SampleFault(faults.SKIP_LIST, "sha256")
-        image = decode_image(data)
+        image = decode_image(data, self.config.data.max_image_pixels)
         if self.skip_list is not None and self.skip_list.has_pixels(image):
             raise SampleFault(faults.SKIP_LIST, "phash")
         return image

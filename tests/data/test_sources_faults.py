@@ -37,6 +37,30 @@ def decode(source, index=0, **options):
     return source.decode(source.read(index), index, seed=index, **options)
 
 
+def test_large_members_and_pictures_are_refused_unread_and_undecoded(make_config, make_shard):
+    """The shard is cut to nothing behind the index's back, so a member that was read would be truncated."""
+    image, text = picture(0), b"a caption of thirty-one letters"
+    path = make_shard("case/0.tar", [("a.webp", image), ("a.txt", text)])
+
+    def fault(**limits):
+        source = ShardSource(make_config(data=limits), SourceConfig(name="case", kind="pair", shards=str(path)))
+        with open(path, "r+b") as file:
+            whole = file.read()
+            file.truncate(0)
+            with pytest.raises(SampleFault) as caught:
+                source.read(0)
+            file.seek(0)
+            file.write(whole)
+            file.flush()
+            return source, str(caught.value)
+
+    assert fault(max_member_bytes=len(image) - 1)[1] == f"too many bytes (image of {len(image)}, at most data.max_member_bytes {len(image) - 1})"
+    assert fault(max_member_bytes=max(len(image), len(text)))[1].startswith("truncated")
+    source = fault(max_image_pixels=1)[0]
+    with pytest.raises(SampleFault, match="too many pixels"):
+        decode(source)
+
+
 TEXT_CASES = [
     (b"", None, "empty caption"),
     (b" \n\t ", None, "empty caption"),

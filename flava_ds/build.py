@@ -12,7 +12,7 @@ from flava_ds.data.retry import policy_of
 from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.models.image_codebook import ImageCodebook, load_codebook
-from flava_ds.training import checkpoint
+from flava_ds.training import checkpoint, roll_call
 from flava_ds.training.distributed import World, barrier, gather_objects, log, raise_together, start
 from flava_ds.training.engine import Engine
 from flava_ds.training.flops import measure_gemm_rate
@@ -32,6 +32,7 @@ def build(config: Config) -> Trainer:
     check_packages(config)
     world = start(config.engine.communication_timeout_s)
     check_device(config, world.device)
+    roll_call.begin(world)
     checkpoint.prepare(config, world)
     module = build_pretraining(config)
     if config.initial_weights is not None:

@@ -80,7 +80,7 @@ class EngineConfig:
     deepspeed_config: str = "zero1"
     """A name under ds_configs/ or the path of a DeepSpeed JSON; it must not set what the recipe owns."""
     communication_timeout_s: int = 600
-    """Seconds before a collective that a rank never joins ends the run."""
+    """Seconds before a collective that a rank never joins ends the run; the ranks that wait name it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 
 from flava_ds.errors import UserError
 
-CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says when another rank has ended."""
 GRACE_S = 1.0
 """How long rank 0, which keeps the store that the ranks ask who speaks, outlives its own last line."""
 LEAVE_S = 60.0
@@ -38,9 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
                 keep_store()
                 leave_in_time(2, leaving)
                 return 2
-            if not any(words in str(error) for words in CONNECTION_LOST):
+            if (told := explain(error)) is None:
                 raise
-            told = "the connection to another rank was lost: it ended without a word, perhaps killed for lack of memory; start again to go on"
             return end(told, 1, debug, leaving)
         finally:
             if "torch" in sys.modules:
@@ -51,6 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
                 stop()
 
 
+def explain(error: RuntimeError) -> str | None:
+    """Names the ranks that a failed collective waited for; None for an error of another kind."""
+    from flava_ds.training import roll_call
+
+    return roll_call.explain(error)
+
+
 def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:
     """Prints the job's last line, unless another rank does, and returns the job's exit status."""
     from flava_ds.training.distributed import agree_on_end
@@ -59,7 +63,7 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
     speaks, status = (rank == "0", status) if on_all_ranks else agree_on_end(status)
     if debug:
         traceback.print_exc()
-    if speaks:
+    if speaks and message:
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
         keep_store()
     leave_in_time(status, leaving)

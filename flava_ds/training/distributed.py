@@ -6,9 +6,11 @@ import datetime
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,15 @@ import torch.distributed as dist
 from flava_ds.errors import UserError
 
 log = logging.getLogger("flava_ds")
+
+Answer = TypeVar("Answer")
+
+ENDED = "flava_ds/first_end"
+"""The store's key of the rank that ended first, and its status."""
+STORE_S = 3.0
+"""Seconds within which the store of the process group answers, unless rank 0, which keeps it, hangs."""
+DEVICE_LATER_S = 60
+"""How much later nccl gives up than gloo: it aborts the process, while a failed collective on the host can name the rank that is missing."""
 
 OPEN_MPI = {
     "RANK": "OMPI_COMM_WORLD_RANK",
@@ -69,7 +80,8 @@ def start(timeout_s: int) -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, rank=rank, world_size=size, device_id=device if cuda else None)
+        later = timeout + datetime.timedelta(seconds=DEVICE_LATER_S if cuda else 0)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=later, rank=rank, world_size=size, device_id=device if cuda else None)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
     _speak_on_main(rank)
     return World(rank=rank, local_rank=local_rank, size=size, device=device, host_group=host_group)
@@ -156,16 +168,40 @@ def agree_on_end(status: int) -> tuple[bool, int]:
     """Tells a rank that ends with an error whether it is the first to do so, and the first one's exit status.
 
     So one rank speaks, and the job ends with its status, whichever process the launcher looks at first. Before the ranks have met, or when
-    rank 0 and the store with it are gone, there is nobody to ask: then the first rank of every machine speaks, or the one that is left.
+    rank 0 and the store with it are gone or hang, there is nobody to ask: then the first rank of every machine speaks that can.
     """
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("RANK") == "1"
     if not dist.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0", status
     try:
         store = dist.distributed_c10d._get_default_store()
-        rank, first = store.compare_set("flava_ds/first_end", "", f"{dist.get_rank()}:{status}").decode().split(":")
-    except RuntimeError:  # dist.DistNetworkError among them
-        return True, status
+        rank, first = within(STORE_S, lambda: store.compare_set(ENDED, "", f"{dist.get_rank()}:{status}")).decode().split(":")
+    except (RuntimeError, TimeoutError):  # dist.DistNetworkError among them
+        return first_here, status
     return int(rank) == dist.get_rank(), int(first)
+
+
+def within(seconds: float, function: Callable[[], Answer]) -> Answer:
+    """Returns what `function` does, which a thread calls: what asks another process may wait for ever.
+
+    Raises: TimeoutError when it takes longer; its own error.
+    """
+    found: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            found["answer"] = function()
+        except Exception as error:
+            found["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in found:
+        raise found["error"]
+    if "answer" not in found:
+        raise TimeoutError
+    return found["answer"]
 
 
 def _complete_environment() -> None:

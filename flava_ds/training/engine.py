@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
 from flava_ds.training import deepspeed_fixes
-from flava_ds.training.distributed import World
+from flava_ds.training.distributed import DEVICE_LATER_S, World
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
 
@@ -41,7 +41,7 @@ class Engine:
         self.gradient_clipping = config.training.gradient_clipping
         self.accumulation_steps = config.training.gradient_accumulation_steps
         self.world = world
-        deepspeed_fixes.apply_before_initialize(config.engine.communication_timeout_s)
+        deepspeed_fixes.apply_before_initialize(config.engine.communication_timeout_s + (DEVICE_LATER_S if world.device.type == "cuda" else 0))
         deepspeed_fixes.reshape_scalars(module)
         module = module.to(world.device)
         optimizer = build_optimizer(parameter_groups(module, kinds, config.optimizer), config.optimizer)

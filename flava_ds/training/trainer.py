@@ -28,6 +28,7 @@ from flava_ds.training.gradient_norms import GradientNorms
 from flava_ds.training.metrics import OBJECTIVES, Metrics, StepResult
 from flava_ds.training.pretraining import CONTRASTIVE
 from flava_ds.training.profiling import StepProfiler
+from flava_ds.training.roll_call import located
 from flava_ds.training.schedules import learning_rate
 
 REPEATED_SIGNAL_S = 3.0
@@ -74,7 +75,7 @@ class Trainer:
         with self._signals_noted():
             asked = time.perf_counter()
             for step, micro_batches in enumerate(self._batches(), start=self.first_step):
-                with self._profiler.around(step), self._memory_explained(step, micro_batches[0]):
+                with self._profiler.around(step), self._memory_explained(step, micro_batches[0]), located(f"in step {step}"):
                     stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
                 if stop or self._save_asked or self._due(step + 1, self.config.checkpoint.every_steps):
                     self.save(step + 1, last=stop)

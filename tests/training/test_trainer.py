@@ -14,20 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_runs import world_config, write_world
+from real_runs import real_config
 from test_engine import batches_of
 from toy import KINDS, Toy, partition_everything, toy_config
 
 from flava_ds import config as configuration
 from flava_ds.config import (
-    CheckpointConfig,
     Config,
     EngineConfig,
     ImageTextMatchingConfig,
     LoggingConfig,
     OptimizerConfig,
-    ScheduleConfig,
-    SourceConfig,
     TrainingConfig,
 )
 from flava_ds.errors import UserError
@@ -111,21 +108,6 @@ def test_a_few_bad_steps_are_survived_and_many_end_the_run(run_ranks, tmp_path):
     ((said, skipped),) = run_ranks(fit_toy, 1, str(tmp_path / "many"), frozenset({4, 5, 6, 7}), 0)
     assert "updates in a row were skipped" in said and "stop_on_nonfinite is 3" in said and skipped == 4
     assert [line["skipped_updates"] for line in steps_of(tmp_path / "many" / "toy")] == [0, 0, 2, 4]
-
-
-def real_config(folder: Path, **settings) -> Config:
-    """A tiny run over written shards: three kinds, accumulation, two ranks, a line per step, a checkpoint every 4 steps."""
-    config = world_config(folder, logging=LoggingConfig(run_directory=str(folder / "runs"), every_steps=1, tensorboard=False))
-    data = write_world(folder / "data")
-    pairs, text = str(data / "pairs-train"), str(data / "text-test")
-    sources = (
-        SourceConfig(name="pair", kind="pair", shards=pairs, max_tokens=16, weight=0.5, caption_key="captions"),
-        SourceConfig(name="image", kind="image", shards=pairs, weight=0.25),
-        SourceConfig(name="text", kind="text", shards=text, max_tokens=16, weight=0.25),
-    )
-    training = TrainingConfig(total_steps=14, global_batch_size=8, gradient_accumulation_steps=2, precision="bf16", gradient_clipping=1.0)
-    defaults = {"training": training, "schedule": ScheduleConfig(warmup_steps=3), "checkpoint": CheckpointConfig(every_steps=4)}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources, num_workers=0), **(defaults | settings))
 
 
 def finish(processes: list[subprocess.Popen]) -> None:

@@ -32,14 +32,12 @@ def planned() -> dict[int, list]:
         1: [Scenario("zero0"), Scenario("zero1", 4, checkpointing=True), Scenario("zero3", idle="zeros"), Scenario("zero1", arithmetic="fp32")],
         2: [
             *(Scenario(stage) for stage in stages + offloaded),
-            *(Scenario(stage, 3) for stage in stages),
-            *(Scenario(stage, checkpointing=True) for stage in stages),
-            *(Scenario(stage, idle="zeros") for stage in stages + offloaded),
-            *(Scenario(stage, 6, True, "zeros") for stage in ("zero1_offload", "zero3")),
-            *(Scenario(stage, arithmetic="fp32") for stage in ("zero1", "zero3")),
+            *(Scenario(stage, 3, checkpointing=stage in ("zero1", "zero3")) for stage in stages),
+            *(Scenario(stage, idle="zeros") for stage in ("zero0", "zero2", "zero3", "zero1_offload", "zero3_offload")),
+            Scenario("zero1", arithmetic="fp32"),
         ],
-        3: [Scenario("zero1"), Scenario("zero2", 2), Scenario("zero3", 4, checkpointing=True)],
-        4: [*(Scenario(stage) for stage in stages), Scenario("zero2_offload", 3, idle="zeros"), Scenario("zero3", 3, checkpointing=True)],
+        3: [Scenario("zero1"), Scenario("zero3", 4, checkpointing=True)],
+        4: [Scenario("zero0"), Scenario("zero2", 3, checkpointing=True), Scenario("zero3"), Scenario("zero1_offload", 3, idle="zeros")],
     }
 
 

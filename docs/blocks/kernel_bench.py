@@ -27,7 +27,7 @@ def on_a_cpu(root: Path) -> str:
     for forward, backward in pairs:
         times = milliseconds(forward), milliseconds(backward)
         ratio = sum(times) / ours[forward["op"], forward["workload"]]
-        name = f"**{OURS}**" if forward["peer"] == OURS else forward["peer"]
+        name = f"**{OURS}** ({forward['implementation']})" if forward["peer"] == OURS else forward["peer"]
         memory = f"{float(backward['peak_mib']):,.0f}"
         lines.append([f"{forward['op']}, {forward['workload']}", name, *(f"{time:,.1f}" for time in times), f"{ratio:.2f}", memory])
     header = ["operator", "implementation", "forward, ms", "backward, ms", f"time over {OURS}", "peak MiB"]

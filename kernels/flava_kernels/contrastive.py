@@ -104,7 +104,7 @@ def backward_reference(
     work, mask = columns.to(scale.dtype), row_vectors[1]
     row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
     scaled = rows.to(scale.dtype) * scale
-    d_rows, d_columns = torch.empty_like(scaled), torch.zeros_like(work[: work.shape[0] if both else 0])
+    d_rows, d_columns = scaled.new_empty(scaled.shape), work.new_zeros(work.shape[0] if both else 0, work.shape[1])
     for chunk, logits in _chunks(scaled, work):
         torch.mm(scaled[chunk], work.T, out=logits)
         gradient = (logits - column_shift).exp_().add_(logits.sub_(row_shift[chunk, None]).exp_())

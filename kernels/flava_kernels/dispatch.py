@@ -40,17 +40,21 @@ def use_triton(op: str, example: Tensor, unsupported: str | None) -> bool:
     `example` is any tensor of the call, for its device; `unsupported` is what the operator's `supports` returned: None, or why the kernels do
     not take this input. Raises UnsupportedInputError where FLAVA_KERNELS=triton cannot be obeyed.
     """
-    wanted = mode()
-    if wanted == "torch":
-        return False
-    reason = unavailable(example.device.type) or unsupported
-    if wanted == "triton":
-        if reason is not None:
-            raise UnsupportedInputError(f"FLAVA_KERNELS=triton, but {op} cannot run its kernels: {reason}")
+    if implementation(example.device.type, unsupported) == "triton":
         return True
-    if reason is not None and example.device.type in GPU_TYPES:
+    reason = unavailable(example.device.type) or unsupported
+    if mode() == "triton":
+        raise UnsupportedInputError(f"FLAVA_KERNELS=triton, but {op} cannot run its kernels: {reason}")
+    if mode() == "auto" and example.device.type in GPU_TYPES:
         _warn_once(op, reason)
-    return reason is None and example.device.type in GPU_TYPES
+    return False
+
+
+def implementation(device_type: str, unsupported: str | None) -> str:
+    """Returns which one FLAVA_KERNELS and an operator's `supports` leave for a call: "triton" or "torch"."""
+    if mode() == "torch" or unavailable(device_type) or unsupported:
+        return "torch"
+    return "triton" if mode() == "triton" or device_type in GPU_TYPES else "torch"
 
 
 def needs_custom_operator(example: Tensor) -> bool:

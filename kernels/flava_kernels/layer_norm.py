@@ -54,7 +54,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
 
 def forward_reference(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y [T d], s [T d] (x itself without a residual), m [T 1] and q [T 1]."""
-    total = x if residual is None else x + residual
+    total = x if residual is None else (x + residual).contiguous()
     operand, wide = total, torch.promote_types(total.dtype, torch.float32)
     if not _is_native(total, weight, bias):
         weight, bias = weight.to(wide), bias.to(wide)
@@ -134,7 +134,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Te
 
 @_layer_norm.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), _statistics_like(x), _statistics_like(x)
+    return x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
 @torch.library.custom_op("flava_kernels::add_layer_norm", mutates_args=())
@@ -148,7 +148,7 @@ def _add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, e
 
 @_add_layer_norm.register_fake
 def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x), _statistics_like(x), _statistics_like(x)
+    return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
 @torch.library.custom_op("flava_kernels::layer_norm_backward", mutates_args=())
@@ -164,7 +164,7 @@ def _layer_norm_backward(
 
 @_layer_norm_backward.register_fake
 def _(grad: Tensor, grad_total: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(total), torch.empty_like(weight), torch.empty_like(bias)
+    return total.new_empty(total.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _save_layer_norm(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -125,7 +125,7 @@ class _Sums:
 
     def __init__(self, weight: Tensor, bias: Tensor, several: bool):
         wide = torch.promote_types(weight.dtype, torch.float32) if several else weight.dtype
-        self.d_weight = torch.zeros_like(weight, dtype=wide) if several else None
+        self.d_weight = weight.new_zeros(weight.shape, dtype=wide) if several else None
         self.d_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32)) if several else None
 
     def add(self, gradient: Tensor, hidden: Tensor) -> None:
@@ -188,7 +188,7 @@ def _linear_cross_entropy(
 def _(hidden, weight, bias, labels, rows, gradients, budget_bytes):
     scalar = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     d_hidden = hidden.new_empty(labels.shape[0] if gradients else 0, hidden.shape[1])
-    kept = (torch.empty_like(weight), torch.empty_like(bias)) if gradients else (weight.new_empty(0), bias.new_empty(0))
+    kept = (weight.new_empty(weight.shape), bias.new_empty(bias.shape)) if gradients else (weight.new_empty(0), bias.new_empty(0))
     return scalar, scalar.new_empty((), dtype=torch.float32), d_hidden, *kept
 
 

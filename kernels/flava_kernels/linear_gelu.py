@@ -87,7 +87,7 @@ def _linear_gelu_backward(grad: Tensor, z: Tensor, hidden: Tensor, weight: Tenso
 
 @_linear_gelu_backward.register_fake
 def _(grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.empty_like(weight), torch.empty_like(bias)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:

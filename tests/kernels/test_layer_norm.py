@@ -116,6 +116,15 @@ def test_compiles_into_one_graph():
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_inductor_may_rely_on_the_layout_of_results():
+    """Its code asserts the strides that the fake has."""
+    x, weight, bias = torch.randn(10, 6).T, torch.randn(10), torch.randn(10)
+    with torch._inductor.config.patch(force_disable_caches=True):  # the key of a cached graph says nothing of our fakes
+        out = torch.compile(lambda x: layer_norm(x, weight, bias, 1e-5) * 2 + 1, fullgraph=True)(x)
+    torch.testing.assert_close(out, module.layer_norm_definition(x, weight, bias, 1e-5) * 2 + 1)
+
+
 def test_says_what_the_kernels_do_not_take():
     x, residual, weight, bias = (tensor.detach() for tensor in example())
     assert module.add_layer_norm_supports(x, residual, weight, bias, 1e-5) is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flava_kernels import OPS, dispatch
 from flava_kernels.op import Case, Op
+from torch.utils._python_dispatch import TorchDispatchMode
 
 EVERYTHING = [
     pytest.param(op, case, dtype, id=f"{op.name}-{case.name}-{str(dtype)[6:]}") for op in OPS.values() for case in op.cases() for dtype in case.dtypes
@@ -30,6 +31,44 @@ def test_the_custom_operator_equals_the_definition_with_its_reference(monkeypatc
             op_checks.check_case(OPS[name], case, dtype)
 
 
+class CustomOperators(TorchDispatchMode):
+    """Notes the calls of our custom operators, those of backward passes among them, with copies of their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.namespace == "flava_kernels":
+            self.calls.append((function, tuple(value.detach() if isinstance(value, torch.Tensor) else value for value in arguments)))
+        return function(*arguments, **(keywords or {}))
+
+
+def column_major(value):
+    """The same numbers with the last two axes the other way round in memory."""
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        return value
+    return value.detach().mT.contiguous().mT.requires_grad_(value.requires_grad)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_fakes_have_the_layout_of_results_for_any_layout_of_inputs(monkeypatch, name: str):
+    """A compiler trusts the strides of a fake: it would read the real tensor at other places."""
+    op = OPS[name]
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
+    case = next(
+        case for case in op.cases() if all(min(t.shape) > 1 for t in case.inputs(torch.float32).values() if isinstance(t, torch.Tensor) and t.dim() > 1)
+    )
+    inputs = {argument: column_major(value) for argument, value in case.inputs(torch.float32).items()}
+    results = op.function(**inputs)
+    upstream = [column_major(gradient) for gradient in op_checks.upstream_of(list(results) if isinstance(results, tuple) else [results])]
+    with CustomOperators() as operators:
+        op_checks.results_and_gradients(op.function, inputs, case.differentiable, upstream)
+    assert len(operators.calls) >= 2
+    for function, arguments in operators.calls:
+        torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.triton
 @pytest.mark.parametrize(("op", "case", "dtype"), EVERYTHING)
 def test_the_kernels_equal_the_definition(monkeypatch, op: Op, case: Case, dtype: torch.dtype):
@@ -45,5 +84,9 @@ def test_the_kernels_equal_the_definition(monkeypatch, op: Op, case: Case, dtype
 @pytest.mark.gpu
 @pytest.mark.parametrize(("op", "case", "dtype"), EVERYTHING)
 def test_the_kernels_equal_the_definition_on_the_gpu(monkeypatch, op: Op, case: Case, dtype: torch.dtype):
-    monkeypatch.setenv("FLAVA_KERNELS", "auto")
+    """With FLAVA_KERNELS=triton, so that no reference can pass in the place of a kernel."""
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    unsupported = op.supports(**case.inputs(dtype, "cuda"))
+    if unsupported:
+        pytest.skip(unsupported)
     op_checks.check_case(op, case, dtype, "cuda")

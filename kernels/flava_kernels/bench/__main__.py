@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from flava_kernels import OPS
+from flava_kernels import OPS, dispatch
 from flava_kernels.bench import machine as machines
 from flava_kernels.bench import plots, table
 from flava_kernels.bench.measure import Arguments, Effort, Measurement, error, exact, measure
-from flava_kernels.bench.peers import Peer, UnavailableError, peers
+from flava_kernels.bench.peers import OURS, Peer, UnavailableError, peers
 from flava_kernels.bench.workloads import SIZES, Workload, workloads
 from flava_kernels.op import Op
 
@@ -78,7 +78,8 @@ def run(op: Op, workload: Workload, device: torch.device, dtype: str, machine: m
         reference = exact(op.definition, sets[0]) if workload.exact else None
         for peer in peers(op.name):
             found, deviation, note = attempt(op, peer, workload, sets, reference, effort, device)
-            rows += table.rows_of(workload, peer.name, dtype, machine, cost, found, deviation, note)
+            implementation = dispatch.implementation(device.type, op.supports(**sets[0].inputs)) if peer.name == OURS else ""
+            rows += table.rows_of(workload, table.Subject(peer.name, implementation, dtype), machine, cost, found, deviation, note)
             print(table.line(*rows[-2:]), flush=True)
             gc.collect()
     return rows

@@ -13,12 +13,23 @@ from flava_kernels.bench.workloads import Cost, Workload
 
 
 @dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured: a peer, which implementation of ours it is (empty for others), and the dtype."""
+
+    peer: str
+    implementation: str
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One pass of one implementation on one workload. Numbers are empty where `note` says why there are none."""
 
     op: str
     workload: str
     peer: str
+    implementation: str
+    """Of the rows of our own operators: "triton" or "torch", the reference. Empty for peers."""
     direction: str
     dtype: str
     device: str
@@ -45,12 +56,10 @@ class Row:
 NUMBERS = ("median_us", "p10_us", "p90_us", "peak_mib", "share_of_copy", "share_of_gemm", "error")
 
 
-def rows_of(
-    workload: Workload, peer: str, dtype: str, machine: Machine, cost: Cost, found: Measurement | None, error: float | None, note: str
-) -> tuple[Row, Row]:
+def rows_of(workload: Workload, subject: Subject, machine: Machine, cost: Cost, found: Measurement | None, error: float | None, note: str) -> tuple[Row, Row]:
     """Returns the rows of the forward and of the backward pass."""
     if found is None:
-        return tuple(_row(workload, peer, dtype, machine, None, error, note, direction, [], None, None, None) for direction in ("forward", "backward"))
+        return tuple(_row(workload, subject, machine, None, error, note, direction, [], None, None, None) for direction in ("forward", "backward"))
     forward = statistics.median(found.forward)
     both = forward + statistics.median(found.backward)
     copied = cost.forward_bytes / machine.copy_bandwidth, (cost.forward_bytes + cost.backward_bytes) / machine.copy_bandwidth
@@ -59,17 +68,16 @@ def rows_of(
         ("forward", found.forward, found.forward_peak, copied[0] / forward, multiplied[0] / forward),
         ("backward", found.backward, found.peak, copied[1] / both, multiplied[1] / both),
     )
-    return tuple(_row(workload, peer, dtype, machine, found, error, note, *one) for one in passes)
+    return tuple(_row(workload, subject, machine, found, error, note, *one) for one in passes)
 
 
-def _row(workload, peer, dtype, machine, found, error, note, direction, times, peak, share_of_copy, share_of_gemm) -> Row:
+def _row(workload, subject, machine, found, error, note, direction, times, peak, share_of_copy, share_of_gemm) -> Row:
     median, p10, p90 = quantiles(times) if times else (None, None, None)
     return Row(
         op=workload.op,
         workload=workload.name,
-        peer=peer,
+        **dataclasses.asdict(subject),
         direction=direction,
-        dtype=dtype,
         device=machine.device,
         threads=machine.threads,
         median_us=None if median is None else 1e6 * median,
@@ -123,7 +131,8 @@ def _text(name: str, value: object) -> str:
 
 def line(forward: Row, backward: Row) -> str:
     """One implementation on one workload as a line of text."""
-    head = f"  {forward.peer:32s}"
+    name = f"{forward.peer} ({forward.implementation})" if forward.implementation else forward.peer
+    head = f"  {name:32s}"
     if forward.median_us is None or backward.median_us is None:
         return f"{head} {forward.note}"
     times = f"{_time(forward.median_us)} {_time(backward.median_us)}  {backward.peak_mib:9.1f} MiB"

@@ -30,6 +30,7 @@ def test_the_command_measures_every_peer_and_writes_rows_and_pictures(tmp_path, 
     numbers = {row["peer"]: float(row["median_us"]) for row in rows if row["workload"] == workload and row["direction"] == "backward" and row["median_us"]}
     assert {"flava_kernels", "torch eager", "open_clip's ClipLoss"} <= numbers.keys() and min(numbers.values()) > 0
     assert all(row["note"] for row in rows if not row["median_us"])
+    assert all(row["implementation"] == ("torch" if row["peer"] == "flava_kernels" else "") for row in rows)
     assert all(float(row["error"]) < 1e-5 for row in rows if row["error"])
     assert (tmp_path / "plots" / "info_nce.png").exists()
     assert "rows added to" in capsys.readouterr().out

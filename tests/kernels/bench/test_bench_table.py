@@ -12,8 +12,8 @@ MACHINE = Machine("a processor", 2, "2.13", "3.9", "abc", copy_bandwidth=100.0, 
 COST = Cost(50, 200, 100, 1000)
 
 
-def rows(found: Measurement | None, note: str = "") -> tuple[table.Row, table.Row]:
-    return table.rows_of(workloads("layer_norm", "quick")[0], "somebody", "fp32", MACHINE, COST, found, 1e-6, note)
+def rows(found: Measurement | None, note: str = "", implementation: str = "") -> tuple[table.Row, table.Row]:
+    return table.rows_of(workloads("layer_norm", "quick")[0], table.Subject("somebody", implementation, "fp32"), MACHINE, COST, found, 1e-6, note)
 
 
 def test_shares_are_of_the_measured_rates_and_the_backward_rows_of_both_passes():
@@ -50,6 +50,12 @@ def test_a_file_with_other_columns_is_refused(tmp_path):
 def test_lines_name_the_reason_where_there_are_no_numbers():
     assert table.line(*rows(None, "is not installed")).endswith("is not installed")
     assert "1000.00 ms" in table.line(*rows(Measurement([1.0], [2.0], method="wall clock")))
+
+
+def test_rows_of_ours_name_the_implementation():
+    forward, backward = rows(Measurement([1.0], [2.0], method="wall clock"), implementation="torch")
+    assert forward.implementation == backward.implementation == "torch"
+    assert "somebody (torch) " in table.line(forward, backward)
 
 
 def test_one_picture_per_operator(tmp_path):

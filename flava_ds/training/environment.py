@@ -20,7 +20,8 @@ from flava_kernels.bench.machine import device_name, version_of
 
 from flava_ds import config as configuration
 from flava_ds.config import Config
-from flava_ds.training.distributed import World, gather_objects
+from flava_ds.errors import DesyncError
+from flava_ds.training.distributed import World, gather_objects, log
 
 DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "deepspeed", "triton", "transformers", "numpy")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "FLAVA_KERNELS", "MASTER_ADDR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET")
@@ -29,16 +30,27 @@ PREFIXES = ("NCCL_", "GLOO_", "SLURM_JOB_", "TORCH_NCCL_")
 
 
 def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, Any]:
-    """Returns what runs, on what, from which source. All ranks must call it together, because it names their hosts.
+    """Returns what runs, on what, from which source. All ranks must call it together: it names their hosts, and compares what they run.
 
     `gemm_rate` is the FLOP/s of all ranks' devices together on plain matrix products.
+
+    Raises: DesyncError on all ranks when one has another configuration.
     """
-    plain = configuration.to_dict(config)
+    plain, git = configuration.to_dict(config), git_state()
+    versions = {"python": platform.python_version(), **{name: version_of(name) for name in DISTRIBUTIONS}, "cuda": torch.version.cuda or "none"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    software = {**versions, "commit": git["commit"] if git else "unknown"}
+    everyone = gather_objects(world, (socket.gethostname(), device_name(world.device), digest, software))
+    hosts = [host for host, *_ in everyone]
+    if len({digest for _, _, digest, _ in everyone}) > 1:
+        refuse_configurations(gather_objects(world, flat(plain)), hosts)
+    if world.is_main:
+        warn_of_software([software for *_, software in everyone], hosts)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in DISTRIBUTIONS}, "cuda": torch.version.cuda or "none"},
-        "config_sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
+        "versions": versions,
+        "config_sha256": digest,
         "hardware": {
             "device": device_name(world.device),
             "ranks": world.size,
@@ -48,12 +60,41 @@ def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, 
             "threads_per_rank": torch.get_num_threads(),
             "gemm_flops_per_second": gemm_rate,
         },
-        "hosts": _hosts(world),
-        "git": git_state(),
+        "hosts": _hosts([(host, device) for host, device, *_ in everyone]),
+        "git": git,
         "kernels": {name: f"{implementation}: {why}" for name, implementation, why in overview.rows(flava_kernels.OPS)},
         "environment": {name: value for name, value in sorted(os.environ.items()) if name in VARIABLES or name.startswith(PREFIXES)},
         "config": plain,
     }
+
+
+def refuse_configurations(configs: list[dict[str, Any]], hosts: list[str]) -> None:
+    """Raises DesyncError naming the first rank whose configuration, by dotted names, is not rank 0's, and the first field that differs."""
+    for config, (rank, host) in zip(configs, enumerate(hosts), strict=True):
+        if different := [name for name in sorted({*configs[0], *config}) if configs[0].get(name) != config.get(name)]:
+            name = different[0]
+            error = DesyncError(
+                f"rank {rank} on {host} has {name} {config.get(name)!r} and rank 0 has {configs[0].get(name)!r}; "
+                "give all machines the same command, and the same code where the recipe comes from"
+            )
+            error.on_all_ranks = True
+            raise error
+
+
+def warn_of_software(software: list[dict[str, str]], hosts: list[str]) -> None:
+    """Names the first rank whose versions or commit are not rank 0's."""
+    for found, (rank, host) in zip(software, enumerate(hosts), strict=True):
+        if different := [f"{name} {found[name]} instead of {version}" for name, version in software[0].items() if found[name] != version]:
+            log.warning("rank %d on %s has other software than rank 0: %s; their results may differ", rank, host, ", ".join(different))
+            return
+
+
+def flat(node: Any, name: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested JSON types by dotted name."""
+    if not isinstance(node, dict | list) or not node:
+        return {name: node}
+    entries = node.items() if isinstance(node, dict) else enumerate(node)
+    return {key: leaf for part, value in entries for key, leaf in flat(value, f"{name}.{part}" if name else str(part)).items()}
 
 
 def write_start(path: Path, description: dict[str, Any], step: int) -> None:
@@ -76,10 +117,10 @@ def git_state() -> dict[str, Any] | None:
 _GIT_QUESTIONS = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
 
 
-def _hosts(world: World) -> dict[str, dict[str, list]]:
-    """Returns each host's ranks and the devices that they use."""
+def _hosts(ranks: list[tuple[str, str]]) -> dict[str, dict[str, list]]:
+    """Returns each host's ranks and the devices that they use, from (host, device) of every rank."""
     hosts: dict[str, dict[str, list]] = {}
-    for rank, (host, device) in enumerate(gather_objects(world, (socket.gethostname(), device_name(world.device)))):
+    for rank, (host, device) in enumerate(ranks):
         entry = hosts.setdefault(host, {"ranks": [], "devices": []})
         entry["ranks"].append(rank)
         if device not in entry["devices"]:

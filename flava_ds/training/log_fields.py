@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -61,6 +62,7 @@ FIELDS = (
 )
 
 
+@functools.cache
 def field_of(key: str) -> tuple[Field, dict[str, str]]:
     """Returns the field of a record's key and what its placeholders stand for.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import resource
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -73,8 +72,9 @@ class Metrics:
         self._last: StepResult | None = None
         self._norms: dict[str, Tensor] = {}
         self._watch = StragglerWatch(config.logging.straggler_lines)
-        self._hosts: list[str] = gather_objects(world, socket.gethostname())
         description = describe_start(config, world, gemm_rate)
+        hosts = {rank: host for host, entry in description["hosts"].items() for rank in entry["ranks"]}
+        self._hosts = [hosts[rank] for rank in range(world.size)]
         self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
         self._since, self._paused_s = time.perf_counter(), 0.0
 

@@ -15,8 +15,8 @@ from flava_ds.training.distributed import World
 from flava_ds.training.engine_config import merged_settings, shipped_settings, zero_stage
 from flava_ds.training.profiling import write_snapshot
 
-HOST_WORDS = ("DefaultCPUAllocator", "not enough memory")
-"""What torch says when the host's memory is used up, which is a plain RuntimeError."""
+MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a plain RuntimeError says when the host's memory is used up, or the device's outside of torch's allocator."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def explained(config: Config, world: World, during: str, step: int = 0, source: 
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError among them
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in HOST_WORDS):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in MEMORY_WORDS):
             raise
         where = f"rank {world.rank} on {socket.gethostname()} ran out of memory {during}"
         said = str(error).splitlines()[0].rstrip(".") if str(error) else "no details"
@@ -47,7 +47,7 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
     """
     settings = merged_settings(config, world.size, world.device.type)
     stage, now = zero_stage(settings), config.engine.deepspeed_config
-    offloaded = "offload_optimizer" in settings["zero_optimization"]
+    offloaded = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
     found = []
     drawn = next((entry for entry in config.data.sources if entry.name == source), None)
     if drawn is not None:

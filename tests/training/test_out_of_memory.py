@@ -47,8 +47,12 @@ def test_what_cannot_help_is_not_named():
     )
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(SAID), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")])
-def test_both_kinds_of_memory_are_recognised(error):
+HOST = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes"
+LIBRARY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(SAID), RuntimeError(HOST), RuntimeError(LIBRARY)])
+def test_memory_of_every_kind_is_recognised(error):
     with pytest.raises(DeviceMemoryError, match=r"^rank 0 on \S+ ran out of memory in a step \(.*\)\. Change, in this order, what is needed: \(1\) "):
         with explained(config_of("zero1"), world_of(1), "in a step", source="s0"):
             raise error

@@ -4,23 +4,56 @@ import time
 
 import pytest
 import torch
+from sample_batches import denominators, make_batch, tiny_config
+from test_metrics import Time
 from torch import nn
 
+from flava_ds.batch import Kind
+from flava_ds.objectives import global_contrastive
+from flava_ds.training import stragglers
+from flava_ds.training.pretraining import build_pretraining
 from flava_ds.training.stragglers import Slowest, StepClock, StragglerWatch, find_slowest
 
 
-def test_the_clock_runs_until_the_first_forward_pass_ends():
+@pytest.fixture
+def passing(monkeypatch) -> Time:
+    """The time that the module sees."""
+    monkeypatch.setattr(stragglers, "time", clock := Time())
+    return clock
+
+
+def test_the_clock_runs_until_the_first_forward_pass_ends(passing):
     clock, module = StepClock(torch.device("cpu")), nn.Linear(2, 2)
     clock.watch(module)
     clock.start()
-    time.sleep(0.05)
+    passing.now += 0.5
     module(torch.zeros(1, 2))
-    time.sleep(0.2)
+    passing.now += 8.0
     module(torch.zeros(1, 2))
-    assert 0.05 <= clock.take() < 0.2
-    assert clock.take() == 0.0
+    clock.start()
+    passing.now += 0.25
+    module(torch.zeros(1, 2))
+    assert clock.take() == 0.75 and clock.take() == 0.0
+    passing.now += 1.0
     module(torch.zeros(1, 2))
     assert clock.take() == 0.0, "a forward pass outside of a step, in an evaluation"
+
+
+def test_the_clock_stops_before_contrastive_features_are_gathered(passing, monkeypatch):
+    config = tiny_config()
+    module, batch, clock = build_pretraining(config), make_batch(Kind.PAIR, config), StepClock(torch.device("cpu"))
+    original = global_contrastive.info_nce
+
+    def slow_gather(*arguments):
+        passing.now += 60.0
+        return original(*arguments)
+
+    monkeypatch.setattr(global_contrastive, "info_nce", slow_gather)
+    clock.watch(module)
+    clock.start()
+    passing.now += 2.0
+    module(batch, denominators(module, batch))
+    assert passing.now == 62.0 and clock.take() == 2.0
 
 
 @pytest.mark.gpu

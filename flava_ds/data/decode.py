@@ -20,6 +20,9 @@ MAX_PIXELS = 2**26
 _WEBP_EXIF, _WEBP_ANIMATION = 0x08, 0x02
 _OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"<svg": "SVG", b"<htm": "web page", b"<!DO": "web page"}
 """What stands in scraped shards in a picture's place, by its first bytes."""
+MAX_SCANS = 200
+"""Most scans of a JPEG, those of its thumbnails included; progressive files have about ten."""
+_MAX_SEGMENTS = 10_000
 
 
 class ImageHeader(NamedTuple):
@@ -51,8 +54,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             return _decode_with_pillow(data)
         mode = "RGB_ALPHA" if header.alpha else "RGB"
         image = decoder().decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
-    except (RuntimeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SampleFault(faults.UNDECODABLE, f"{header.format}: {str(error).splitlines()[0][:200]}") from error
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
+        raise SampleFault(faults.UNDECODABLE, f"{header.format}: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
     if image.dtype == torch.uint16:
         image = ((image.to(torch.int32) * 255 + 32767) // 65535).to(torch.uint8)
     return over_white(image) if header.alpha else image
@@ -104,10 +107,13 @@ def _png_header(data: bytes) -> ImageHeader:
 
 def _jpeg_header(data: bytes) -> ImageHeader:
     """Walks the segments to the start of frame."""
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {MAX_SCANS} scans, each of which is decoded over the whole picture")
     position = 2
-    while True:
-        while data[position] != 0xFF:
-            position += 1
+    for _ in range(_MAX_SEGMENTS):
+        position = data.find(b"\xff", position)
+        if position < 0:
+            raise IndexError
         while data[position] == 0xFF:
             position += 1
         marker, position = data[position], position + 1
@@ -119,6 +125,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         if marker in (0xD9, 0xDA):
             raise SampleFault(faults.UNDECODABLE, "JPEG without a frame")
         position += max(2, data[position] << 8 | data[position + 1])
+    raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {_MAX_SEGMENTS} segments before its frame")
 
 
 def _webp_header(data: bytes) -> ImageHeader:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flava_ds.data import faults
 from flava_ds.data.parallel import for_each
 from flava_ds.data.storage import RemoteShard, SequentialReader, Shard, Stamp, fetch_if_there, open_shard, put, stamp_of
 from flava_ds.data.tar_headers import tar_members
@@ -24,9 +25,11 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
-DUPLICATE = "duplicate member"
-"""The one fault that loses no sample: the first member of a name is kept."""
-_VERSION = 2
+MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 256 * 2**20, 16 * 2**20
+"""Largest members that are read: pictures, and captions, metadata or codes, which are parsed as a whole."""
+_PICKLED = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ten", "tenbin", "cbor", "mp"})
+_PACKED = frozenset({"gz", "bz2", "xz", "zst", "zip", "tgz", "lzma"})
+_VERSION = 3
 _REQUESTS_AT_ONCE = 16
 _WORTH_A_PROCESS = 256 * 2**20
 """Bytes of shards that take longer to index than a process takes to start."""
@@ -40,7 +43,7 @@ class ShardIndex:
         keys           [K]  uint8, all keys end to end
         key_ends       [n]  int64
         member_sample  [m]  int32
-        member_suffix  [m]  int16, into `suffixes`
+        member_suffix  [m]  int32, into `suffixes`
         member_offset  [m]  int64, bytes from the start of the shard
         member_size    [m]  int64, bytes
     """
@@ -83,6 +86,20 @@ def allowed(suffix: str) -> bool:
     return suffix in SUFFIXES or suffix.split(".")[-1] == "npy"
 
 
+def refusal(name: bytes, suffix: str, size: int) -> str | None:
+    """Returns the reason for which a member is left alone and counted; None for what is read, and for what nobody asks for."""
+    last = suffix.rpartition(".")[2]
+    if last in _PICKLED:
+        return faults.PICKLED
+    if last in _PACKED:
+        return faults.PACKED
+    if not allowed(suffix):
+        return None
+    if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:
+        return faults.UNSAFE_NAME
+    return faults.TOO_LARGE if size > (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES) else None
+
+
 def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = False) -> ShardIndex:
     """Reads a shard's headers; with `checksum` all of it, once. A damaged shard keeps the samples before the damage.
 
@@ -92,18 +109,22 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
     file = open_shard(shard, stamp)
     if checksum or isinstance(shard, RemoteShard):
         file = SequentialReader(file, checksum)
-    faults: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     samples: dict[bytes, int] = {}
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
     try:
-        for name, offset, size in tar_members(file, faults):
+        for name, offset, size in tar_members(file, found):
             key, suffix = sample_key(name)
+            reason = refusal(name, suffix, size)
+            if reason is not None:
+                found[reason] += 1
+                continue
             if not allowed(suffix) or key.endswith(b"/") or not key:
                 continue
             place = samples.setdefault(key, len(samples)), suffixes.setdefault(suffix, len(suffixes))
             if place in members:
-                faults[DUPLICATE] += 1
+                found[faults.DUPLICATE] += 1
                 continue
             members[place] = offset, size
         digest = file.checksum() if checksum else None
@@ -114,11 +135,11 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
         keys=np.frombuffer(b"".join(samples), dtype=np.uint8),
         key_ends=np.cumsum([len(key) for key in samples], dtype=np.int64),
         member_sample=table[:, 0].astype(np.int32),
-        member_suffix=table[:, 1].astype(np.int16),
+        member_suffix=table[:, 1].astype(np.int32),
         member_offset=table[:, 2].copy(),
         member_size=table[:, 3].copy(),
         suffixes=tuple(suffixes),
-        faults=dict(faults),
+        faults=dict(+found),
         stamp=stamp,
         checksum=digest,
     )

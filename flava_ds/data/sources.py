@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data import faults
 from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import DUPLICATE, IMAGE_SUFFIXES, counted
+from flava_ds.data.index import IMAGE_SUFFIXES, counted
 from flava_ds.data.order import Order, uniforms
 from flava_ds.data.retry import policy_of
 from flava_ds.data.sample_table import SampleTable
@@ -29,6 +30,9 @@ MAX_CHARACTERS = 10_000
 MIN_SEEN = 100
 """Samples seen before a share of unusable ones stops the run."""
 CAPTION_STREAM = 4
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NPY = re.compile(rb"\{'descr': '[<|]([iu])([1248])', 'fortran_order': False, 'shape': \(([0-9, ]{0,40})\), \} *\n")
+_SHOWN_CHARACTERS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +126,8 @@ class ShardSource:
         )
 
     def where(self, index: int) -> str:
-        """Names a sample for messages: its key and its shard."""
-        return f"'{self.table.key(index)}' in {self.table.shards[self.table.shard_of(index)]}"
+        """Names a sample for messages: its key, with what a terminal would obey escaped, and its shard."""
+        return f"'{printable(self.table.key(index))}' in {self.table.shards[self.table.shard_of(index)]}"
 
     def _image(self, data: bytes) -> Tensor:
         """Decodes a picture that is not on the skip list: [3 H W] uint8."""
@@ -145,17 +149,18 @@ class ShardSource:
         texts = [text for text in texts if text]
         if not texts:
             raise SampleFault(faults.EMPTY_CAPTION)
+        if any(_SURROGATE.search(text) for text in texts):
+            raise SampleFault(faults.NOT_UTF8, "half of a surrogate pair")
         return tuple(texts)
 
     def _codes(self, data: bytes) -> np.ndarray:
-        """Reads precomputed codebook indices; a pickled array is refused."""
+        """Reads precomputed codebook indices, in the order of the patches."""
         image, limit = self.config.model.image, self.config.codebook.vocab_size
-        try:
-            codes = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise SampleFault(faults.BAD_CODES, str(error)) from error
-        if not isinstance(codes, np.ndarray) or codes.size != image.num_patches or codes.dtype.kind not in "iu":
-            raise SampleFault(faults.BAD_CODES, f"expected {image.num_patches} integers, model.image has {image.grid_size} x {image.grid_size} patches")
+        codes = read_integers(data)
+        if codes.size != image.num_patches:
+            raise SampleFault(
+                faults.BAD_CODES, f"expected {image.num_patches} integers, not {codes.size}: model.image has {image.grid_size} x {image.grid_size} patches"
+            )
         codes = codes.reshape(-1).astype(np.int64)
         if codes.min() < 0 or codes.max() >= limit:
             raise SampleFault(faults.BAD_CODES, f"values {codes.min()} .. {codes.max()}, but codebook.vocab_size is {limit}")
@@ -163,7 +168,7 @@ class ShardSource:
 
     def _check(self, required: dict[str, str]) -> None:
         """Refuses a source that has nothing, or too little, to offer."""
-        lost = sum(self.table.faults.values()) - self.table.faults[DUPLICATE]
+        lost = sum(count for reason, count in self.table.faults.items() if reason not in faults.HARMLESS)
         report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
         if not len(self):
             needs, where = " and ".join(required), f" in {self.table.shards[0]}" if len(self.table.shards) else ""
@@ -191,6 +196,29 @@ def _fields(source: SourceConfig, metadata: bool) -> tuple[dict[str, Sequence[st
     return fields, required
 
 
+def read_integers(data: bytes) -> np.ndarray:
+    """Reads an .npy of integers by its header's exact words, as numpy writes them: nothing is evaluated or unpickled, and no size that the header
+    claims is believed: [n].
+
+    Raises: SampleFault 'bad image codes' for anything else.
+    """
+    start = 10 if data[6:7] == b"\x01" else 12
+    length = int.from_bytes(data[8:start], "little")
+    match = _NPY.fullmatch(data[start : start + length]) if data.startswith(b"\x93NUMPY") and length <= len(data) else None
+    if match is None:
+        raise SampleFault(faults.BAD_CODES, "no .npy of little-endian integers in C order; pickled arrays are refused")
+    width, count = int(match[2]), math.prod(int(size) for size in match[3].split(b",") if size.strip())
+    if len(data) != start + length + count * width:
+        raise SampleFault(faults.BAD_CODES, f"{len(data)} bytes are not the {count} integers that its header tells of")
+    return np.frombuffer(data, dtype=np.dtype(f"<{match[1].decode()}{width}"), offset=start + length)
+
+
+def printable(text: str) -> str:
+    """Escapes what is not printable, and cuts what is long."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:_SHOWN_CHARACTERS])
+    return shown + "..." * (len(text) > _SHOWN_CHARACTERS)
+
+
 def _decode_text(data: bytes) -> str:
     """Decodes UTF-8, with or without a byte-order mark."""
     try:
@@ -203,6 +231,6 @@ def _metadata(data: bytes) -> dict[str, Any]:
     """Parses a .json member; anything but an object counts as empty."""
     try:
         value = json.loads(_decode_text(data))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
         raise SampleFault(faults.UNDECODABLE, f"json: {error}") from error
     return value if isinstance(value, dict) else {}

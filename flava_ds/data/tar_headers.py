@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from flava_ds.data import faults
 from flava_ds.data.storage import Readable
 
 BLOCK = 512
-MAX_MEMBER_BYTES = 256 * 2**20
 _MAX_EXTENSION_BYTES = 2**20
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+"""How gzip, bzip2, xz, zstd and zip files begin."""
+_RECORD, _SIZE = re.compile(rb"([0-9]{1,9}) "), re.compile(rb"[0-9]{1,18}")
 
 
 class Member(NamedTuple):
@@ -21,28 +25,30 @@ class Member(NamedTuple):
     size: int
 
 
-def tar_members(file: Readable, faults: Counter[str]) -> Iterator[Member]:
-    """Yields the regular files of a tar in order; stops at the first damage and counts it in `faults` by reason.
+def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
+    """Yields the regular files of a tar in order; stops at the first damage and counts it in `found` by reason.
 
-    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Links, folders and devices are passed over.
+    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Links, folders and devices are passed over, and so are zeros
+    between members, as in tars that were joined with cat.
     """
-    position, end, name, size = 0, file.size, None, None
-    if end < BLOCK:
-        faults["truncated shard"] += 1
+    position, end, name, size, zeros = 0, file.size, None, None, False
     while position + BLOCK <= end:
         header = file.pread(BLOCK, position)
         if not header.strip(b"\0"):
-            return
-        length = _number(header[124:136])
+            position, zeros = position + BLOCK, True
+            continue
+        if zeros:
+            found[faults.ZEROS] += 1
+        zeros, length = False, _number(header[124:136])
         if length is None or not _checksum_holds(header):
-            faults["broken header"] += 1
+            found[faults.COMPRESSED_SHARD if position == 0 and header.startswith(_PACKED) else faults.BROKEN_HEADER] += 1
             return
         kind, position = header[156:157], position + BLOCK
-        extension = kind in b"xLgK" and kind != b""
+        extension = kind in b"xLgK"
         if not extension and size is not None:
             length = size
         if position + length > end:
-            faults["truncated shard"] += 1
+            found[faults.TRUNCATED_SHARD] += 1
             return
         if extension:
             body = file.pread(min(length, _MAX_EXTENSION_BYTES), position)
@@ -52,12 +58,11 @@ def tar_members(file: Readable, faults: Counter[str]) -> Iterator[Member]:
                 name, size = _pax(body, name, size)
         else:
             if kind in (b"0", b"\0", b"7"):
-                if length > MAX_MEMBER_BYTES:
-                    faults["member too large"] += 1
-                else:
-                    yield Member(name or _name(header), position, length)
+                yield Member(name or _name(header), position, length)
             name, size = None, None
         position += -(-length // BLOCK) * BLOCK
+    if not zeros:  # every tar ends with blocks of zeros
+        found[faults.TRUNCATED_SHARD] += 1
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -66,14 +71,13 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _number(field: bytes) -> int | None:
-    """Parses an octal or GNU base-256 number; None when it is neither."""
+    """Parses an octal or GNU base-256 number; None when it is neither, or negative."""
     if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+        return None if field[0] & 0x40 else int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
-    try:
-        return int(digits, 8) if digits else 0
-    except ValueError:
+    if digits.translate(None, b"01234567"):  # int() would take signs and underscores, and a negative size would lead back to its own header
         return None
+    return int(digits, 8) if digits else 0
 
 
 def _name(header: bytes) -> bytes:
@@ -85,14 +89,15 @@ def _name(header: bytes) -> bytes:
 
 def _pax(body: bytes, name: bytes | None, size: int | None) -> tuple[bytes | None, int | None]:
     """Takes `path` and `size` out of 'LENGTH KEY=VALUE' records, and leaves what they do not set."""
-    while body:
-        digits, _, rest = body.partition(b" ")
-        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(body):
+    start = 0
+    while match := _RECORD.match(body, start):
+        end = start + int(match[1])
+        if not match.end() < end <= len(body):
             break
-        key, _, value = rest[: int(digits) - len(digits) - 2].partition(b"=")
+        key, _, value = body[match.end() : end - 1].partition(b"=")
         if key == b"path":
             name = value
-        elif key == b"size" and value.isdigit():
+        elif key == b"size" and _SIZE.fullmatch(value):
             size = int(value)
-        body = body[int(digits) :]
+        start = end
     return name, size

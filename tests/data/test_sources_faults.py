@@ -74,6 +74,9 @@ TEXT_CASES = [
     (b"{broken", "captions", "undecodable"),
     (b"[" * 100_000, "captions", "undecodable"),
     (b'{"captions": "caf\xe9"}', "captions", "not utf-8"),
+    (b'{"captions": "\\ud800"}', "captions", "not utf-8"),
+    (b'{"captions": ' + b"9" * 5000 + b"}", "captions", "undecodable"),
+    (b'{"captions": NaN}', "captions", "missing caption"),
 ]
 
 
@@ -136,11 +139,14 @@ CODES = [
     (npy(np.arange(16)), None),
     (npy(np.arange(16, dtype=np.uint16).reshape(4, 4)), None),
     (npy(np.arange(9)), "expected 16 integers"),
-    (npy(np.arange(16) / 2), "expected 16 integers"),
+    (npy(np.arange(16) / 2), "no .npy of little-endian integers"),
     (npy(np.arange(16) + 60), "codebook.vocab_size is 64"),
     (npy(np.arange(16) - 1), "values -1"),
-    (npy(np.array([object()] * 16)), "allow_pickle=False"),
+    (npy(np.array([object()] * 16)), "pickled arrays are refused"),
     (b"junk", "bad image codes"),
+    (npy(np.arange(16))[:-1], "are not the 16 integers"),
+    (npy(np.arange(16)).replace(b"(16,), }        ", b"(9999999999,), }"), "are not the 9999999999 integers"),
+    (b"PK\x03\x04 half a zip", "bad image codes"),
 ]
 
 
@@ -180,6 +186,7 @@ def test_hostile_members_run_nothing_and_stay_unread(make_config, make_shard, tm
     source = replace(config.data.sources[0], shards=str(path), caption_key=None)
     config = replace(config, data=replace(config.data, sources=(source,)))
     keys = {key for batches in StepLoader(config) for batch in batches for key in batch.keys}
-    assert sum(len(batch) for batch in iterate_once(source, config)) == 9
-    assert "../../escape" in keys and len(keys) == 9
+    assert sum(len(batch) for batch in iterate_once(source, config)) == 8
+    assert "../../escape" not in keys and len(keys) == 8
+    assert ShardSource(config, source).table.faults == {"unsafe name": 2, "pickled member": 48, "packed member": 8}
     assert not (tmp_path / "ran").exists() and not list(tmp_path.parent.glob("escape*"))

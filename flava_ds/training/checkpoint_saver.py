@@ -163,7 +163,8 @@ class Saver:
         gone = files.prune(self.place, self.config.checkpoint)
         gib = sum(entry["size"] for entry in described.values()) / 2**30
         took = time.perf_counter() - self._begun
-        log.info("saved %s: training stood for %.2f s, %.2f GiB were written within %.1f s%s", final, self._stall_s, gib, took, _deleted(gone))
+        stood = self._stall_s if self.config.checkpoint.asynchronous else took
+        log.info("saved %s: training stood for %.2f s, %.2f GiB were written within %.1f s%s", final, stood, gib, took, _deleted(gone))
 
 
 class _Task:

@@ -77,9 +77,10 @@ class Bench:
         }
         self.steps(3)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-        undisturbed = []
+        undisturbed, loads = [], []
         for number in range(rounds + 1):
             undisturbed += self.steps(5)
+            loads.append(os.getloadavg()[0])
             for name, way in ways.items():
                 row = way()
                 print(f"round {number}, {name}: {row}", flush=True)
@@ -88,7 +89,7 @@ class Bench:
         from flava_kernels.bench.machine import device_name
 
         return {
-            "machine": device_name(torch.device("cpu")),
+            **{"machine": device_name(torch.device("cpu")), "cores": len(os.sched_getaffinity(0)), "load": statistics.median(loads)},
             "torch": torch.__version__.partition("+")[0],
             "rounds": rounds,
             "parameters": sum(parameter.numel() for parameter in self.engine.module.parameters()),

@@ -13,8 +13,9 @@ def checkpoint_cost(root: Path) -> str:
     slower = found["ways"]["flava_ds in the background"]["step_meanwhile_s"] / found["undisturbed_step_s"]
     text = (
         f"{found['parameters'] / 1e6:.0f} million parameters on one rank, ZeRO-1, fp32; medians of {found['rounds']} rounds that take the ways in turn, "
-        f"on a CPU ({found['machine']}) and its local disk, torch {found['torch']}. While ours writes in the background, a step takes "
-        f"{slower:.2f} times as long as an undisturbed one, since writer and training share the cores."
+        f"on {found['cores']} cores of a CPU ({found['machine']}) and its local disk, torch {found['torch']}. The machine did other work meanwhile "
+        f"(load {found['load']:.0f}), so compare the rows with each other. While ours writes in the background, a step takes {slower:.2f} times as long as "
+        "an undisturbed one, since writer and training share the cores."
     )
     header = ["way of saving", "training stands", "on disk after", "bytes"]
     rows = [[name, f"{way['stands_s']:.2f} s", f"{way['on_disk_s']:.1f} s", f"{way['bytes'] / 2**30:.2f} GiB"] for name, way in found["ways"].items()]

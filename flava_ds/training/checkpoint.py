@@ -24,12 +24,20 @@ def prepare(config: Config, world: World) -> None:
     """
     with together(world):
         if world.is_main:
-            run_lock.hold(config.run_path)
-            place = files.place_of(config.run_path, config)
-            if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
-                log.info("an earlier run of this name was moved to %s", moved)
-            for name in files.remove_leftovers(place):
-                log.info("removed %s, left by an interrupted save", name)
+            try:
+                _prepare_folders(config)
+            except OSError as error:
+                raise CheckpointError(f"{config.run_path} cannot be used ({error}); make it writable, or set logging.run_directory") from error
+
+
+def _prepare_folders(config: Config) -> None:
+    """Does rank 0's part of `prepare`."""
+    run_lock.hold(config.run_path)
+    place = files.place_of(config.run_path, config)
+    if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
+        log.info("an earlier run of this name was moved to %s", moved)
+    for name in files.remove_leftovers(place):
+        log.info("removed %s, left by an interrupted save", name)
 
 
 def record(config: Config, world: World) -> None:

@@ -23,6 +23,7 @@ from flava_ds.training.tensor_files import CHUNK_BYTES, TensorFile
 
 WEIGHTS = "model.safetensors"
 """The name of a file of whole weights, in folders that are no checkpoints."""
+MOST_OPEN_FILES = 64
 STATE_KEYS = ("step", "world_size", "layout", "updates_skipped", "optimizer_updates", "parameters", "buffers", "loss_scaler", "metric", "data")
 
 
@@ -55,6 +56,7 @@ class CheckpointReader:
         self._files: dict[str, TensorFile] = {}
         self._parts: dict[str, list[_Part]] = {}
         self._listed: set[Any] = set()
+        self._open: list[TensorFile] = []
 
     def read(self, key: str, name: str, start: int, numel: int) -> Tensor:
         """Returns elements of a parameter's 'weight' or of one of its moments, flat, in fp32.
@@ -65,7 +67,7 @@ class CheckpointReader:
         for part in self._parts_of(key, name):
             begin, end = max(start, part.start), min(start + numel, part.start + part.numel)
             if begin < end:
-                values[begin - start : end - start] = part.file.read(tensor_name(key, name), begin - part.start, end - begin)
+                values[begin - start : end - start] = self._opened(part.file).read(tensor_name(key, name), begin - part.start, end - begin)
                 missing -= end - begin
         if missing:
             raise CheckpointError(f"{self.folder}: {missing} of {numel} elements of '{name}' ({key}) are in none of its files; use another checkpoint")
@@ -91,7 +93,7 @@ class CheckpointReader:
         """Closes its files."""
         for file in self._files.values():
             file.close()
-        self._files.clear(), self._parts.clear(), self._listed.clear()
+        self._files.clear(), self._parts.clear(), self._listed.clear(), self._open.clear()
 
     def _parts_of(self, key: str, name: str) -> list[_Part]:
         """Returns where the elements of a tensor lie; the headers of all files of its kind are read on first use."""
@@ -113,10 +115,19 @@ class CheckpointReader:
             self._parts.setdefault(tensor, []).append(part)
 
     def _file(self, name: str) -> TensorFile:
-        """Opens a file once."""
+        """Reads a file's header once."""
         if name not in self._files:
-            self._files[name] = TensorFile(self.folder.open(name), f"{self.folder / name}")
-        return self._files[name]
+            self._files[name] = TensorFile(lambda: self.folder.open(name), f"{self.folder / name}")
+        return self._opened(self._files[name])
+
+    def _opened(self, file: TensorFile) -> TensorFile:
+        """Notes a file that is being read and closes the one that has not been for longest, as there may be more than a process can open."""
+        if file in self._open:
+            self._open.remove(file)
+        self._open.append(file)
+        if len(self._open) > MOST_OPEN_FILES:
+            self._open.pop(0).close()
+        return file
 
 
 def tensor_name(key: str, name: str) -> str:

@@ -135,6 +135,9 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
         raise ConfigError(f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm itself; remove it")
     if zero["stage"] == 0 and ("offload_optimizer" in zero or "offload_param" in zero):
         raise ConfigError(f"{path}: offloading needs ZeRO stage 1, 2 or 3; stage 0 keeps everything on the device")
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
+            raise ConfigError(f'{path}: zero_optimization.{key}.device "nvme" is refused, as gradients and checkpoints are taken from memory; use "cpu"')
     try:
         DeepSpeedZeroConfig(**zero)
     except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,14 +84,16 @@ class Entry:
 
 
 class TensorFile:
-    """The header of a safetensors file, and its tensors on request; the file stays open until `close`."""
+    """The header of a safetensors file, and its tensors on request. After `close` the header stays, and reading opens the file again."""
 
-    def __init__(self, file: Readable, where: str) -> None:
+    def __init__(self, opener: Callable[[], Readable], where: str) -> None:
         """`where` names the file in errors.
 
         Raises: CheckpointError when it is no safetensors file.
         """
-        self._file, self.where = file, where
+        self._opener, self.where = opener, where
+        self._file: Readable | None = opener()
+        file = self._file
         try:
             length = int.from_bytes(self._pread(8, 0), "little")
             if not 2 <= length <= min(MOST_HEADER_BYTES, file.size - 8):
@@ -124,9 +126,13 @@ class TensorFile:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _pread(self, size: int, offset: int) -> bytes:
+        if self._file is None:
+            self._file = self._opener()
         try:
             return self._file.pread(size, offset)
         except DataError as error:

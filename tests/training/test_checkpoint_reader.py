@@ -1,6 +1,7 @@
 """Reading checkpoints without an engine: whole weights from every side, and damage named."""
 
 import json
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -85,6 +86,14 @@ def test_a_manifest_cannot_point_outside(tmp_path):
     final.remove(files.MANIFEST)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         reader.verify(final)
+
+
+def test_more_files_than_may_be_open_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MOST_OPEN_FILES", 1)
+    write_checkpoint(tmp_path, 5, small_weights(7.0))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert same(reader.load_weights(tmp_path), small_weights(7.0))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_elements_that_no_file_has_are_counted(tmp_path):

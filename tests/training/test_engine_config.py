@@ -42,6 +42,7 @@ def test_shipped_files_pass_and_always_carry_clipping(name):
         ({"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}}, ["reduce_bucket_sise", "did you mean 'reduce_bucket_size'"]),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}, ["zero_optimization.reduce_bucket_size"]),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, ["offloading needs ZeRO stage 1"]),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["offload_param", "nvme", 'use "cpu"']),
         ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}', ["'zero_optimization' occurs twice"]),
         ('{"zero_optimization": ', ["mine.json"]),
         ("[1]", ["expected a JSON object"]),

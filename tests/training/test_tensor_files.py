@@ -28,7 +28,7 @@ TENSORS = {
 def opened(path, content: bytes | None = None) -> TensorFile:
     if content is not None:
         path.write_bytes(content)
-    return TensorFile(LocalFile(path), path.name)
+    return TensorFile(lambda: LocalFile(path), path.name)
 
 
 @pytest.mark.parametrize("chunk", [3, tensor_files.CHUNK_BYTES])
@@ -45,6 +45,7 @@ def test_the_library_reads_what_is_written_and_the_checksum_is_the_file_s(tmp_pa
     assert writer.described() == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     ours = opened(tmp_path / "a")
     assert all(torch.equal(ours.read(name), tensor) for name, tensor in TENSORS.items()) and ours.metadata == {"starts": "{}"}
+    ours.close()
     assert torch.equal(ours.read("weight", 5, 4), TENSORS["weight"].reshape(-1)[5:9])
     ours.close()
 

@@ -142,6 +142,19 @@ def test_communication_in_words_and_against_theory(root):
     assert "| +2.286% |" in text, "2148 bytes leave a rank, 2100 in theory"
 
 
+def test_checkpoint_cost_in_words(root):
+    ways = {"flava_ds in the background": {"stands_s": 0.5, "on_disk_s": 20.04, "bytes": 2**30, "step_meanwhile_s": 3.0}}
+    ways["torch.save"] = {"stands_s": 8.125, "on_disk_s": 9.0, "bytes": 2**29}
+    about = {"machine": "a CPU", "cores": 2, "load": 1.6, "torch": "2.13.0", "rounds": 4, "parameters": 110_714_743, "undisturbed_step_s": 2.0}
+    write_results(root, checkpoint_cost=about | {"ways": ways})
+    page = root / "docs" / "page.md"
+    page.write_text("<!-- generated: checkpoint_cost -->\n<!-- end of generated -->\n")
+    assert fill(root).returncode == 0
+    text = page.read_text()
+    assert "111 million parameters" in text and "load 2" in text and "a step takes 1.50 times as long" in text
+    assert "| flava_ds in the background | 0.50 s | 20.0 s | 1.00 GiB |\n| torch.save | 8.12 s | 9.0 s | 0.50 GiB |" in text
+
+
 def test_committed_pages_agree_with_committed_results():
     done = fill(ROOT, "--check")
     assert done.returncode == 0, done.stderr

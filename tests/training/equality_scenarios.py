@@ -69,9 +69,10 @@ class Record:
 class Differences:
     """Relative differences from the reference, the largest of all.
 
-    `losses` over steps and objectives, `norms` over steps, `parameters` at the end over tensors, the largest difference of a tensor over its largest
-    entry. `gradients` likewise over observed steps and tensors, but over the largest entry that the tensor has in any of these steps: AdamW divides
-    by what the steps before have left, and the ranks' parts can cancel to next to nothing. `worst` names the tensors of both.
+    `losses` over steps and objectives, `norms` over steps. `gradients` over observed steps and tensors: the largest difference over the largest entry
+    that the tensor has in any of these steps, because the ranks' parts can cancel to next to nothing in one of them. `parameters` at the end over
+    tensors: the length of the difference over the tensor's, because AdamW divides each element by its own size, so a single one whose parts
+    cancel is rounded as much as they are. `worst` names the tensors of both.
     """
 
     losses: float
@@ -259,13 +260,18 @@ def compare(run: Record, reference: Record) -> Differences:
         for step in OBSERVED
         for name, theirs in reference.gradients[step].items()
     )
-    parameters = max((over(largest(run.parameters[name] - theirs), largest(theirs)), name) for name, theirs in reference.parameters.items())
+    parameters = max((over(length(run.parameters[name] - theirs), length(theirs)), name) for name, theirs in reference.parameters.items())
     return Differences(max(losses), max(norms), gradients[0], parameters[0], (gradients[1], parameters[1]))
 
 
 def largest(tensor: Tensor) -> float:
     """Returns the largest absolute value."""
     return float(tensor.abs().max())
+
+
+def length(tensor: Tensor) -> float:
+    """Returns the Euclidean norm, computed in fp64."""
+    return float(tensor.double().norm())
 
 
 def over(difference: float, scale: float) -> float:

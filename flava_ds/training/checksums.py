@@ -39,10 +39,10 @@ def checksum(tensor: Tensor) -> Tensor:
     return torch.stack([part.sum(dtype=torch.int64) for part in bits.split(CHUNK)] or [bits.sum(dtype=torch.int64)]).sum()
 
 
-def check_equal(world: World, tensors: dict[str, Tensor], step: int, equal_until: int) -> None:
+def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equal_until: int) -> None:
     """Compares the ranks' copies; one small collective, and one wait for the device. All ranks must call it together.
 
-    `step` is the step just made, `equal_until` the number of updates after which the last comparison was made.
+    `step` is the step just made, None at the start; `equal_until` is the number of updates after which the last comparison was made.
 
     Raises: DesyncError on all ranks, naming those that differ and the first tensor in which they do.
     """
@@ -59,7 +59,7 @@ def check_equal(world: World, tensors: dict[str, Tensor], step: int, equal_until
     raise error
 
 
-def describe(names: list[str], table: list[list[int]], hosts: list[str], step: int, equal_until: int) -> str:
+def describe(names: list[str], table: list[list[int]], hosts: list[str], step: int | None, equal_until: int) -> str:
     """Words the error for checksums by rank and tensor, of which some differ between ranks."""
     different = [column for column in range(len(names)) if len({row[column] for row in table}) > 1]
     values = [row[different[0]] for row in table]
@@ -68,8 +68,11 @@ def describe(names: list[str], table: list[list[int]], hosts: list[str], step: i
     odd = [rank for rank, value in enumerate(values) if tied or value != usual]
     named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
     against = "differ from each other" if tied else f"differ{'s' * (len(odd) == 1)} from the other {len(values) - len(odd)} ranks"
+    found = f"{named} {against} in '{names[different[0]]}' ({len(different)} of {len(names)} tensors differ)"
+    if step is None:
+        return f"at the start {found}; give all machines the same files (codebook_weights, initial_weights, checkpoints)"
+    way_back = f"go on from a checkpoint of step {equal_until} or before, when all were equal" if equal_until else "start again, as they were equal only then"
     return (
-        f"step {step}: {named} {against} in '{names[different[0]]}' ({len(different)} of {len(names)} tensors differ), although all ranks make the same "
-        f"updates; a faulty device or memory does that: test these machines or leave them out, and go on from a checkpoint of step {equal_until} or before, "
-        "when all were equal (logging.checksum_every_steps)"
+        f"step {step}: {found}, although all ranks make the same updates; a faulty device or memory does that: test these machines or leave them out, "
+        f"and {way_back} (logging.checksum_every_steps)"
     )

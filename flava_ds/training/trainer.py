@@ -72,6 +72,7 @@ class Trainer:
         """
         if self.first_step >= self.config.training.total_steps:
             log.info("this run has made its %d steps; raise training.total_steps to go on, or give another --name", self.first_step)
+        self._compare_ranks(None)
         with self._signals_noted():
             asked = time.perf_counter()
             for step, micro_batches in enumerate(self._batches(), start=self.first_step):
@@ -198,12 +199,13 @@ class Trainer:
             with self.metrics.paused():
                 self.metrics.add_gradient_norms(self._gradient_norms.measure(batches, denominators, parts))
 
-    def _compare_ranks(self, step: int) -> None:
-        """Makes sure, where that is due, that all ranks still hold the same model."""
-        if self._due(step + 1, self.config.logging.checksum_every_steps):
+    def _compare_ranks(self, step: int | None) -> None:
+        """Makes sure that all ranks hold the same model: at the start, where `step` is None, and after the steps where that is due."""
+        every = self.config.logging.checksum_every_steps
+        if every and (step is None or self._due(step + 1, every)):
             with self.metrics.paused():
                 checksums.check_equal(self.world, checksums.replicated(self.engine, self.codebook), step, self._equal_until)
-            self._equal_until = step + 1
+            self._equal_until = self.first_step if step is None else step + 1
 
     def _stop_when_diverged(self, step: int) -> None:
         """Raises UserError after too many skipped updates in a row; called once per log line, on all ranks alike."""

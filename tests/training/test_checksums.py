@@ -28,6 +28,9 @@ def test_the_error_names_the_few_and_what_to_do():
     said = checksums.describe(names, [[1, 2, 3], [1, 2, 3], [1, 5, 4], [1, 2, 3]], hosts, 99, 50)
     assert said.startswith("step 99: rank 2 on n2 differs from the other 3 ranks in 'b.weight' (2 of 3 tensors differ)")
     assert "a checkpoint of step 50 or before" in said
+    assert "and start again" in checksums.describe(names, [[1, 2, 3], [1, 5, 3]], hosts, 99, 0)
+    start = checksums.describe(names, [[1, 2, 3], [1, 2, 3], [1, 5, 3]], hosts, None, 0)
+    assert start.startswith("at the start rank 2 on n2 differs from the other 2 ranks in 'b.weight'") and "the same files (codebook_weights" in start
     tied = checksums.describe(names, [[1, 2, 3], [1, 2, 3], [1, 5, 4], [1, 5, 3]], hosts, 99, 50)
     assert "rank 0 on n1, rank 1 on n1, rank 2 on n2, rank 3 on n2 differ from each other in 'b.weight'" in tied
     two = checksums.describe(names, [[1, 2, 3], [0, 2, 3], [2, 2, 3], [1, 2, 3]], hosts, 99, 0)
@@ -62,6 +65,10 @@ def three_runs(folder: str, divided: str) -> tuple:
     trainer = toy_trainer(f"{folder}/zero3", deepspeed_config=divided)
     tensors = checksums.replicated(trainer.engine, nn.BatchNorm1d(3))
     checksums.check_equal(trainer.world, tensors, 0, 0)
+    trainer.codebook = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    trainer.codebook.weight.fill_(float(trainer.world.rank))
+    with pytest.raises(DesyncError, match=r"^at the start rank 0 .* in 'codebook.weight' \(1 of 1 tensors differ\)"):
+        trainer.fit()
     return kept, fresh, list(tensors)
 
 

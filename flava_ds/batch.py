@@ -150,6 +150,8 @@ class Batch:
     masked: Batch | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     """Unusable samples met while this batch was read: reason -> count."""
+    unusable: tuple[dict[str, Any], ...] = ()
+    """The same samples, each with source, shard, key, offset, reason, detail and epoch, but for those on the skip list."""
 
     def of(self, views: Collection[View]) -> Batch:
         """Returns the batch that views of one side, clean or masked, are made from."""

@@ -8,6 +8,7 @@ from torch import nn
 from flava_ds.config import Config
 from flava_ds.data.index import index_missing
 from flava_ds.data.loader import StepLoader
+from flava_ds.data.quarantine import Quarantine, quarantine_file
 from flava_ds.data.retry import policy_of
 from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
@@ -58,6 +59,7 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     raise_together(world, error)
     try:
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda")
+        loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
         for number, source in enumerate(loader.sources):
             size = config.global_batch_size(source.source)
             if source.source.weight > 0 and len(source) < size:

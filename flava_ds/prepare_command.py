@@ -35,6 +35,7 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     _add_check(add("check", check, "look shards over before a run: counts, captions, duplicates, bad samples, and whether this machine is fast enough"))
     action = add("skiplist", skip_list, "list the images of an evaluation set, for SourceConfig.skip_list")
     action.add_argument("places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists keys only")
+    action.add_argument("--from-quarantine", type=Path, metavar="RUN", help="instead of images: the unusable samples that a run has met")
     action.add_argument("--out", type=Path, required=True, help="the list to write; lists are joined with cat")
     action.add_argument("--split-file", type=Path, help="Karpathy's dataset_coco.json or dataset_flickr30k.json: only images of --splits")
     action.add_argument("--splits", nargs="+", default=["test"], help="splits in that file (default: test)")
@@ -111,6 +112,8 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
 
 def skip_list(options: argparse.Namespace, _: list[str]) -> int:
     """Writes a skip list."""
+    if options.from_quarantine:
+        return quarantined(options)
     if not (options.places or options.split_file):
         raise UserError("prepare skiplist: give folders of IMAGES, or --split-file for a list of keys")
     if not 0 <= options.bits <= 31:
@@ -119,6 +122,22 @@ def skip_list(options: argparse.Namespace, _: list[str]) -> int:
 
     entries = write_skip_list(options.places, options.out, split_file=options.split_file, splits=options.splits, bits=options.bits)
     print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
+    return 0
+
+
+def quarantined(options: argparse.Namespace) -> int:
+    """Turns a run's quarantine list into a skip list."""
+    if options.places or options.split_file:
+        raise UserError("prepare skiplist: --from-quarantine takes neither IMAGES nor --split-file; join lists with cat")
+    from collections import Counter
+
+    from flava_ds.data.index import counted
+    from flava_ds.data.quarantine import read_quarantine, skip_list_lines
+    from flava_ds.prepare.shard_writer import write_atomically
+
+    entries = read_quarantine(options.from_quarantine)
+    write_atomically(options.out, "".join(line + "\n" for line in skip_list_lines(entries)).encode())
+    print(f"{options.out}: {len(entries):,} entries ({counted(Counter(entry['reason'] for entry in entries))}); set skip_list of each source to it")
     return 0
 
 

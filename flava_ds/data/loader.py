@@ -15,6 +15,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
 from flava_ds.data.prefetch import prefetch_batches
+from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader, SkipLog
 from flava_ds.data.round_robin import RoundRobin, weight_stages
 from flava_ds.data.sources import Sample, ShardSource
@@ -47,6 +48,7 @@ class StepLoader:
         if not config.data.sources:
             raise ConfigError("data.sources is empty: a run needs at least one source")
         self.config, self.rank, self.world_size, self.start_step, self.pin_memory = config, rank, world_size, start_step, pin_memory
+        self.quarantine: Quarantine | None = None
         self.micro_batch_sizes = [config.micro_batch_size(source, world_size) for source in config.data.sources]
         self.prefetch_batches = prefetch_batches(config, self.micro_batch_sizes)
         self.sources = [ShardSource(config, source, number) for number, source in enumerate(config.data.sources)]
@@ -81,14 +83,16 @@ class StepLoader:
             timeout=self.config.data.worker_timeout_s if workers else 0,
             generator=torch.Generator(),
         )
-        micro_batches: list[Batch] = []
+        step, micro_batches = self.start_step, []
         for result in watched(loader):
+            if self.quarantine is not None:
+                self.quarantine.add(step, result.unusable)
             if isinstance(result, UserError):
                 raise result
             micro_batches.append(result)
             if len(micro_batches) == self.config.training.gradient_accumulation_steps:
                 yield micro_batches
-                micro_batches = []
+                step, micro_batches = step + 1, []
 
     def requests(self, step: int) -> list[Request]:
         """Returns what this rank reads at a step, one entry per micro-step."""
@@ -186,7 +190,9 @@ class _Requests(Dataset):
         try:
             return self.readers[request.source].batch(np.arange(request.position, request.position + request.count))
         except UserError as error:
-            return type(error)(str(error))
+            told = type(error)(str(error))
+            told.unusable = self.readers[request.source].skips.take()
+            return told
 
 
 class _Schedule(Sampler):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _MAX_ATTEMPTS = 200
 _MAX_PARTNERS = 16
 _REPLACEMENT = 3
 _LOGGED_FIRST, _LOGGED_EVERY = 5, 1000
+_MOST_KEPT = 10_000
 
 
 class BatchReader:
@@ -50,6 +52,7 @@ class BatchReader:
         Raises: DataError when too large a share of the samples is unusable.
         """
         indices, seeds, draws = self._locate(positions)
+        self.skips.epoch = int(positions[0]) // len(self.source)
         skipped: Counter[str] = Counter()
         samples, views = [], self.collator.empty_views(len(positions))
         for start in range(0, len(positions), CHUNK):
@@ -60,7 +63,8 @@ class BatchReader:
             self.collator.augment(chunk, [view[start : start + CHUNK] for view in views])
             samples += [replace(sample, image=None) for sample in chunk]
         masked_rows = self._masked_rows(positions)
-        return self.collator(samples, skipped, self._borrowed(positions, samples, masked_rows), masked_rows, views)
+        batch = self.collator(samples, skipped, self._borrowed(positions, samples, masked_rows), masked_rows, views)
+        return replace(batch, unusable=self.skips.take())
 
     def _masked_rows(self, positions: np.ndarray) -> np.ndarray | None:
         """Returns the rows that are masked where only a share of a pair batch is: [m], or None for all.
@@ -144,6 +148,7 @@ class SkipLog:
 
     def __init__(self, source: ShardSource) -> None:
         self.source, self.seen, self.reasons, self.example = source, 0, Counter(), ""
+        self.epoch, self._found = 0, deque(maxlen=_MOST_KEPT)
 
     def good(self) -> None:
         """Counts a usable sample."""
@@ -155,6 +160,7 @@ class SkipLog:
         self.reasons[fault.reason] += 1
         if fault.reason == faults.SKIP_LIST:
             return
+        self._found.append(self.source.describe(index) | {"reason": fault.reason, "detail": fault.detail, "epoch": self.epoch})
         self.example = f"{self.source.where(index)}: {fault}"
         lost = self._lost()
         if lost <= _LOGGED_FIRST or lost % _LOGGED_EVERY == 0:
@@ -165,6 +171,12 @@ class SkipLog:
                 f"source '{self.source.name}': {self.summary()}, more than max_skipped_share {limit:.1%}; last: {self.example}. "
                 "Mend the shards or raise the share"
             )
+
+    def take(self) -> tuple[dict[str, Any], ...]:
+        """Hands over what was unusable since the last call, the latest _MOST_KEPT of it."""
+        found = tuple(self._found)
+        self._found.clear()
+        return found
 
     def summary(self) -> str:
         """Writes the share that is lost and the count of each reason."""

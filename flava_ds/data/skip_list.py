@@ -5,6 +5,7 @@ A list is text, one entry per line, so that lists are joined with `cat`; '#' beg
     key 000000391895
     sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     phash 8f373714acfcf4d0 6        skips pictures whose hash differs in at most 6 of the 64 bits
+    sample /data/00012.tar 000120034    skips that key in that shard; both percent-encoded
 
     phash: bit (u, v) = D[u, v] > median(D),   D = C Y C^T on u, v < 8,   C[u, x] = cos(pi u (2x + 1) / 64),
     Y the luminance of the picture at 32 x 32.
@@ -17,6 +18,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from flava_ds.data.colors import LUMINANCE
 from flava_ds.errors import DataError
 
 _SIDE, _KEPT = 32, 8
-_FORMS = {"key": r"\S+", "sha256": r"[0-9a-f]{64}", "phash": r"[0-9a-f]{16}( [0-9]{1,2})?"}
+_FORMS = {"key": r"\S+", "sha256": r"[0-9a-f]{64}", "phash": r"[0-9a-f]{16}( [0-9]{1,2})?", "sample": r"\S+ \S+"}
 _BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
 
 
@@ -44,6 +46,8 @@ class SkipList:
     digests: frozenset[str]
     hashes: np.ndarray
     distances: np.ndarray
+    samples: frozenset[tuple[str, str]] = frozenset()
+    """Shard, as messages name it, and key."""
 
     @property
     def reads_images(self) -> bool:
@@ -54,10 +58,14 @@ class SkipList:
     def fingerprint(self) -> str:
         """Hashes the entries, whatever their order in the file."""
         pairs = sorted(zip(self.hashes.tolist(), self.distances.tolist(), strict=True))
-        return hashlib.sha256(repr((sorted(self.keys), sorted(self.digests), pairs)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((sorted(self.keys), sorted(self.digests), pairs, sorted(self.samples))).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return len(self.keys) + len(self.digests) + len(self.hashes)
+        return len(self.keys) + len(self.digests) + len(self.hashes) + len(self.samples)
+
+    def has_key(self, key: str, shard: str) -> bool:
+        """Looks up a sample by its key, and by its key and shard."""
+        return key in self.keys or (bool(self.samples) and (shard, key) in self.samples)
 
     def has_bytes(self, data: bytes) -> bool:
         """Looks up an encoded picture."""
@@ -84,7 +92,7 @@ def load_skip_list(path: str | Path) -> SkipList:
             continue
         kind, _, value = entry.partition(" ")
         if kind not in _FORMS or not re.fullmatch(_FORMS[kind], value):
-            raise DataError(f"skip list '{file}', line {number}: '{line.strip()[:80]}' is none of 'key KEY', 'sha256 HEX' and 'phash HEX [BITS]'")
+            raise DataError(f"skip list '{file}', line {number}: '{line.strip()[:80]}' is none of 'key KEY', 'sha256 HEX', 'phash HEX [BITS]', 'sample ...'")
         found[kind].append(value)
     hashes = [value.split() for value in found["phash"]]
     return SkipList(
@@ -92,6 +100,7 @@ def load_skip_list(path: str | Path) -> SkipList:
         digests=frozenset(found["sha256"]),
         hashes=np.array([int(value[0], 16) for value in hashes], dtype=np.uint64),
         distances=np.array([int(value[1]) if len(value) > 1 else 0 for value in hashes], dtype=np.uint8),
+        samples=frozenset((unquote(shard), unquote(key)) for shard, key in map(str.split, found["sample"])),
     )
 
 

@@ -91,9 +91,9 @@ class ShardSource:
         Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a member above data.max_member_bytes,
         'skip list' when the list has its key; DataError when the shard cannot be opened.
         """
-        if self.skip_list is not None and self.skip_list.keys and self.table.key(index) in self.skip_list.keys:
-            raise SampleFault(faults.SKIP_LIST, "key")
         shard = self.table.shard_of(index)
+        if self.skip_list is not None and self.skip_list.has_key(self.table.key(index), str(self.table.shards[shard])):
+            raise SampleFault(faults.SKIP_LIST, "key")
         found = {}
         for name, (offsets, sizes) in self.table.columns.items():
             offset, size = int(offsets[index]), int(sizes[index])
@@ -124,6 +124,12 @@ class ShardSource:
             codes=self._codes(fields["codes"]) if "codes" in fields else None,
             metadata=_metadata(fields["metadata"]) if "metadata" in fields else None,
         )
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Tells a sample from all others, for the quarantine list: source, shard, key, and the offset of its first field in the shard."""
+        offsets = [int(offset[index]) for offset, _ in self.table.columns.values() if offset[index] >= 0]
+        shard = str(self.table.shards[self.table.shard_of(index)])
+        return {"source": self.name, "shard": shard, "key": self.table.key(index), "offset": min(offsets, default=-1)}
 
     def where(self, index: int) -> str:
         """Names a sample for messages: its key, with what a terminal would obey escaped, and its shard."""

@@ -111,6 +111,7 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
     config, source = _as_trained(recipe, found.kind, shards, caption_key)
     found.max_tokens, found.global_batch_size = source.max_tokens, config.global_batch_size(source)
     found.source = ShardSource(config, source)
+    found.damage = dict(found.source.table.faults)
     _read_samples(found, most)
     _time(found, config)
     found.loader_processes = need.gpus * max(1, config.data.num_workers)
@@ -120,12 +121,11 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
 
 def _count(found: Check, indexes: Sequence[ShardIndex], size: int) -> None:
     """Adds up the indexes."""
-    members, damage = Counter(), Counter()
+    members = Counter()
     for index in indexes:
         members.update({index.suffixes[number]: int(n) for number, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
-        damage.update(index.faults)
     found.shards, found.samples_per_shard, found.total_bytes = len(indexes), [len(index) for index in indexes], size
-    found.samples, found.members, found.damage = sum(found.samples_per_shard), dict(members), dict(damage)
+    found.samples, found.members = sum(found.samples_per_shard), dict(members)
 
 
 def _kind(members: dict[str, int], caption_key: str | None) -> str:
@@ -227,7 +227,7 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
     epoch_steps = found.samples / found.global_batch_size
     return [
         (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
-        (not found.damage, f"damage in the shards: {counted(found.damage)}"),
+        (not found.damage, f"left out of the shards: {counted(found.damage)}"),
         (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another"),
         (cut <= 0.1, f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be cut"),
         (

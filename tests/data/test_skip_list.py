@@ -134,11 +134,12 @@ def test_listed_sample_is_replaced_counted_and_never_borrowed_from(build, form):
     reader, captions, skipped = BatchReader(config, source), [], 0
     plain = reader.collator
 
-    def keep(samples, skips, borrowed, masked_rows):
+    def keep(samples, skips, borrowed, masked_rows, views):
         captions.extend([*borrowed.values(), *(sample.text for sample in samples)])
-        return plain(samples, skips, borrowed, masked_rows)
+        return plain(samples, skips, borrowed, masked_rows, views)
 
     reader.collator = keep
+    keep.empty_views, keep.augment = plain.empty_views, plain.augment
     keep.mismatch_probability, keep.image_mask = plain.mismatch_probability, plain.image_mask
     for step in range(10):
         batch = reader.batch(np.arange(6 * step, 6 * step + 6))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 import re
 
 import pytest
@@ -138,6 +139,7 @@ def test_wandb_offline_keeps_the_numbers_and_a_resumed_run_its_identity(tmp_path
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = with_wandb(tmp_path)
     write_all(WeightsAndBiases(config, START, 0), {"step": 0, "kind": "pair", "loss/mlm": 2.5}, {"step": 1, "loss/mlm": 2.25, "grad_norm": None})
+    time.sleep(1.1)  # wandb names folders by the second, and starts within one would share theirs
     write_all(WeightsAndBiases(config, START, 1), {"step": 1, "loss/mlm": 2.125})
     seen, names = [], set()
     for path in sorted((config.run_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import time
 import re
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,6 +1,7 @@
 """The command as a user runs it: quick help, one line for every slip, the exact command of a launch."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -8,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from checkpoints import small_weights, write_checkpoint
+from safetensors.torch import load_file
 
 from flava_ds import cli
 
@@ -84,6 +88,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
         (["report", "."], ".: holds no config.json, so it is not a run"),
         (["convert", "gone", "out"], "--to"),
+        (["convert", "gone", "--to", "safetensors", "out"], "gone holds neither a checkpoint nor model.safetensors"),
         (["codebook", "encode", "gone", "--out", "x"], "codebook encode needs --codebook FILE"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
         (["demo", "--minute", "3"], "unknown argument --minute; did you mean '--minutes'?; see `flava-ds demo --help`"),
@@ -163,3 +168,11 @@ def _seconds() -> float:
     start = time.perf_counter()
     run("--help")
     return time.perf_counter() - start
+
+
+def test_a_run_becomes_one_file_of_weights(tmp_path):
+    write_checkpoint(tmp_path / "run" / "checkpoints", 3, small_weights(2.0))
+    done = run("convert", str(tmp_path / "run"), "--to", "safetensors", str(tmp_path / "weights.safetensors"), env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0 and done.stdout == f"{tmp_path}/weights.safetensors\n", done.stderr
+    found = load_file(tmp_path / "weights.safetensors")
+    assert found.keys() == small_weights().keys() and all(torch.equal(found[name], tensor) for name, tensor in small_weights(2.0).items())

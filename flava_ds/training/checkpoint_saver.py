@@ -136,6 +136,8 @@ class Saver:
     def _write(self, staged: Place, contents: Mapping[str, Any]) -> None:
         """Writes this rank's files, and last a receipt with their checksums; runs in a thread."""
         described = {}
+        if self.world.is_main and staged.has(files.MANIFEST):
+            staged.remove(files.MANIFEST)  # an abandoned checkpoint of this step in object storage, which is written over
         for name, content in contents.items():
             with staged.create(name) as file:
                 writer = HashingWriter(file)

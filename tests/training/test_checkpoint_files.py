@@ -1,16 +1,19 @@
 """Checkpoints in their folder: publishing, what is kept, and leftovers, on a file system and in object storage."""
 
 import json
+import os
+from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 from checkpoints import small_weights, write_checkpoint
 
 from flava_ds.config import CheckpointConfig, Config
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
 from flava_ds.training.checkpoint_place import Place
-from flava_ds.training.checkpoint_reader import verify
+from flava_ds.training.checkpoint_reader import load_weights, verify
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -40,6 +43,34 @@ def test_a_checkpoint_without_its_manifest_is_none(place):
     assert files.latest(place) == final and files.complete(place) == [final.name]
     assert files.remove_leftovers(place) == ["latest.tmp-77", "step_00000006", "step_00000007.tmp-2ranks"]
     assert place.names() == ["latest", final.name]
+
+
+@pytest.mark.parametrize("stage", ["manifest", "rename", "latest"])
+def test_a_publication_cut_short_leaves_the_old_or_the_new(tmp_path, monkeypatch, stage):
+    """What a kill would leave: the next start finds a whole checkpoint and removes the rest, and the step can be saved again."""
+    place = Place(tmp_path)
+    old = write_checkpoint(place, 1, small_weights(1.0))
+    write, rename = Place.write, os.rename
+
+    def dying_write(folder: Place, name: str, text: str) -> None:
+        if name == {"manifest": files.MANIFEST, "latest": files.LATEST}.get(stage):
+            raise KeyboardInterrupt
+        write(folder, name, text)
+
+    def dying_rename(source: Path, target: Path) -> None:
+        if stage == "rename":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write", dying_write)
+        patch.setattr(files.os, "rename", dying_rename)
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(place, 2, small_weights(2.0))
+    assert files.latest(place) == old and torch.equal(load_weights(old)["a"], torch.ones(2, 3))
+    assert len(files.remove_leftovers(place)) == (0 if stage == "latest" else 1)
+    new = write_checkpoint(place, 2, small_weights(3.0))
+    assert files.latest(place) == new and torch.equal(load_weights(new)["a"], torch.full((2, 3), 3.0))
 
 
 @pytest.mark.parametrize("name", ["step_00000009", "../elsewhere", ""])

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_engine import reference
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
@@ -58,9 +59,9 @@ def stored(config: Config, step: int) -> dict[str, torch.Tensor]:
     return {f"{key}/{name}": reader.read(key, name, 0, size) for key in ("weight", *MOMENTS) for name, size in sizes.items()}
 
 
-def write(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[str, dict]:
-    """On every rank: trains and saves each (stage, precision) on this many ranks; returns what was saved, by run."""
-    world, results = start(60), {}
+def write(folder: str, runs: tuple[tuple[str, str], ...]) -> list[str]:
+    """On every rank: trains and saves each (stage, precision) on this many ranks; returns the runs, whose numbers lie in NAME.safetensors."""
+    world, results = start(60), []
     for stage, precision in runs:
         config = topology(folder, stage, world.size, precision)
         checkpoint.prepare(config, world)
@@ -70,11 +71,14 @@ def write(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[str, dict]:
         saver = Saver(engine, config)
         saver.save(SAVED_AT, {})
         saver.finish()
-        results[config.name] = whole(engine)
+        saved = whole(engine)
+        if world.is_main:
+            save_file(saved, f"{folder}/{config.name}.safetensors")
+        results.append(config.name)
     return results
 
 
-def read(folder: str, sources: dict[str, dict], stages: tuple[str, ...]) -> dict[tuple[str, str], dict]:
+def read(folder: str, sources: list[str], stages: tuple[str, ...]) -> dict[tuple[str, str], dict]:
     """On every rank: loads each source into each stage on this many ranks, saves it again, and trains to the end.
 
     Returns, by (source, stage), which tensors differ at once, which differ in the second checkpoint, and how far the curve ends from that of
@@ -83,8 +87,8 @@ def read(folder: str, sources: dict[str, dict], stages: tuple[str, ...]) -> dict
     world, results = start(60), {}
     expected = reference(toy_config(), "frozen", MICRO_BATCHES)
     for stage in stages:
-        for source, saved in sources.items():
-            config = topology(folder, stage, world.size)
+        for source in sources:
+            config, saved = topology(folder, stage, world.size), load_file(f"{folder}/{source}.safetensors")
             module = Toy(seed=1)
             engine = Engine(module, module.parameter_kinds(), config, world)
             state = checkpoint.resume(engine, dataclasses.replace(config, name=source))
@@ -112,8 +116,8 @@ def test_any_topology_goes_on_from_any_other(run_ranks, tmp_path):
     folder, both = str(tmp_path), (("zero1", 2), ("zero3", 2), ("zero0", 1), ("zero2_offload", 1))
     partition_everything(tmp_path)
     sources = run_ranks(write, 2, folder, tuple((stage, "fp32") for stage, ranks in both if ranks == 2))[0]
-    sources |= run_ranks(write, 1, folder, tuple((stage, "fp32") for stage, ranks in both if ranks == 1))[0]
-    counts = {name: int(value) for name, value in sources["zero1 fp32 on 2"].items() if name.startswith("updates/")}
+    sources += run_ranks(write, 1, folder, tuple((stage, "fp32") for stage, ranks in both if ranks == 1))[0]
+    counts = {name: int(value) for name, value in load_file(tmp_path / "zero1 fp32 on 2.safetensors").items() if name.startswith("updates/")}
     assert counts["updates/mim.dense.weight"] == KINDS[:SAVED_AT].count(Kind.IMAGE) == 2 and counts["updates/mlm.dense.weight"] == 1
     assert counts["updates/image_encoder.gain"] == 3 and counts["updates/dead.weight"] == 0
     for ranks in (2, 1):
@@ -124,10 +128,10 @@ def test_any_topology_goes_on_from_any_other(run_ranks, tmp_path):
                 assert result["distance"] < 1e-6, (pair, result)
 
 
-def across_precision(folder: str, source: str, saved: dict, stage: str, precision: str) -> tuple[list[str], bool]:
+def across_precision(folder: str, source: str, stage: str, precision: str) -> tuple[list[str], bool]:
     """On every rank: which fp32 numbers change when a run goes on in another precision, and whether the module has the precision's weights."""
     world = start(60)
-    config = topology(folder, stage, world.size, precision)
+    config, saved = topology(folder, stage, world.size, precision), load_file(f"{folder}/{source}.safetensors")
     module = Toy(seed=1)
     engine = Engine(module, module.parameter_kinds(), config, world)
     checkpoint.resume(engine, dataclasses.replace(config, name=source))
@@ -140,7 +144,7 @@ def across_precision(folder: str, source: str, saved: dict, stage: str, precisio
 def test_precision_may_change_and_the_fp32_numbers_stay(run_ranks, tmp_path):
     folder = str(tmp_path)
     partition_everything(tmp_path)
-    half = run_ranks(write, 2, folder, (("zero3", "bf16"),))[0]["zero3 bf16 on 2"]
-    assert run_ranks(across_precision, 1, folder, "zero3 bf16 on 2", half, "zero1", "fp32") == [([], True)]
-    full = run_ranks(write, 1, folder, (("zero0", "fp32"),))[0]["zero0 fp32 on 1"]
-    assert run_ranks(across_precision, 2, folder, "zero0 fp32 on 1", full, "zero2", "bf16") == [([], True)] * 2
+    run_ranks(write, 2, folder, (("zero3", "bf16"),))
+    assert run_ranks(across_precision, 1, folder, "zero3 bf16 on 2", "zero1", "fp32") == [([], True)]
+    run_ranks(write, 1, folder, (("zero0", "fp32"),))
+    assert run_ranks(across_precision, 2, folder, "zero0 fp32 on 1", "zero2", "bf16") == [([], True)] * 2

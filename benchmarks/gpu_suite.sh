@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in parts of less than ten minutes: every operator against fp64, every operator against its peers, and training steps
-# of flava_base with their MFU. A part that has finished is skipped the next time; a table comes last.
+# of flava_base with their MFU. A part that has finished on the same device is skipped the next time; a table comes last.
 #
 #   benchmarks/gpu_suite.sh [--out FOLDER] [--wheels FOLDER] [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
 #
-#   --out      where logs, rows and finished parts are kept (default: runs/gpu_suite); remove FOLDER/NAME.done to repeat a part
-#   --wheels   installs the wheels in FOLDER first, without a network
+#   --out      where logs, rows and finished parts are kept (default: runs/gpu_suite), in a folder named after the device or "cpu";
+#              remove NAME.done there to repeat a part
+#   --wheels   installs each wheel in FOLDER first, without a network and without what it depends on; pytest and all of that must be among them
 #   --only     the parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
 #   --cpu      the same parts in a minute or so on a CPU, with the references: does the suite itself work?
 #   --dry-run  prints the commands and runs none
@@ -14,7 +15,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry=""
 seconds=590
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -32,10 +33,30 @@ done
 
 export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 unset TRITON_INTERPRET
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+case $out in /*) ;; *) out=$PWD/$out ;; esac
+case $wheels in /* | "") ;; *) wheels=$PWD/$wheels ;; esac
 cd "$root"
 parts=() failed=()
+
+# install_wheels: one by one, so that one that does not fit this machine takes no other with it; pip passes over those that are installed
+install_wheels() {
+    local wheel refused=0
+    for wheel in "$wheels"/*.whl; do
+        if [ -n "$dry" ]; then
+            printf 'wheels: %s\n' "$python -m pip install --quiet --no-index --no-deps $wheel"
+        elif ! "$python" -m pip install --quiet --no-index --no-deps "$wheel"; then
+            echo "error: ${wheel##*/} does not install (pip's reason is above); carry one for $("$python" -V) on this platform" >&2
+            refused=$((refused + 1))
+        fi
+    done
+    [ "$refused" -eq 0 ] || exit 2
+}
+
+# device: how the folder of this machine's results is called
+device() {
+    [ -z "$cpu" ] || { echo cpu; return; }
+    "$python" -c 'import re, torch; print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"))'
+}
 
 # part NAME COMMAND...: runs it unless it has finished before; its log's last line is its result
 part() {
@@ -65,7 +86,7 @@ part() {
 
 if [ -n "$wheels" ]; then
     [ -d "$wheels" ] || { echo "error: $wheels is no folder" >&2; exit 2; }
-    part wheels "$python" -m pip install --quiet --no-index --find-links "$wheels" "$wheels"/*.whl
+    install_wheels
 fi
 
 operators=$("$python" -c 'import flava_kernels; print(*flava_kernels.OPS)')
@@ -76,6 +97,12 @@ else
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] || { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
     test='on_the_gpu' marker='gpu' bench=()
     steps=(--recipe flava_base --steps 40 --batch 256)
+fi
+
+if [ -z "$dry" ]; then
+    "$python" -c 'import pytest' 2>/dev/null || { echo "error: $python has no pytest; install it, or carry its wheels (pytest, pluggy, iniconfig, packaging)" >&2; exit 2; }
+    out=$out/$(device)
+    mkdir -p "$out"
 fi
 
 for operator in $operators; do

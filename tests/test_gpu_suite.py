@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,47 @@ def test_the_parts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wheels_come_first(tmp_path):
-    done = suite(tmp_path, "--dry-run", "--wheels", str(tmp_path))
-    assert "--no-index" in done.stdout.splitlines()[0]
+def wheel(folder: Path, name: str, requires: str = "") -> None:
+    """Writes a wheel with one module."""
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + (f"Requires-Dist: {requires}\n" if requires else ""))
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def bare(tmp_path) -> Path:
+    """An interpreter of its own that has pip and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
+    return tmp_path / "bare" / "bin" / "python"
+
+
+@pytest.mark.slow
+def test_wheels_are_installed_one_by_one_without_what_they_depend_on(tmp_path, bare):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel(wheels, "first", requires="something-that-is-not-carried")
+    wheel(wheels, "second")
+    (wheels / "broken-1.0-py3-none-any.whl").write_text("no archive")
+    command = ["bash", SUITE, "--out", tmp_path / "out", "--python", bare, "--cpu", "--wheels", wheels]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and "error: broken-1.0-py3-none-any.whl does not install" in done.stderr
+    assert subprocess.run([bare, "-c", "import first, second"]).returncode == 0
+
+
+def test_a_folder_of_wheels_has_to_exist(tmp_path):
     missing = suite(tmp_path, "--dry-run", "--wheels", str(tmp_path / "none"))
     assert missing.returncode == 2 and "is no folder" in missing.stderr
+
+
+def test_without_pytest_it_says_so(tmp_path):
+    blind = tmp_path / "python"
+    blind.write_text(f'#!/bin/sh\ncase "$*" in *"import pytest"*) exit 1 ;; esac\nexec {sys.executable} "$@"\n')
+    blind.chmod(0o755)
+    done = suite(tmp_path, "--cpu", "--python", str(blind))
+    assert done.returncode == 2 and "has no pytest" in done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["--gpus"], "'--gpus' is not an option"), (["--only"], "--only needs a value")])
@@ -68,6 +105,7 @@ def test_what_has_finished_is_skipped_and_what_has_failed_is_not(tmp_path):
     assert "finished before" not in first.stdout
     assert set(table(first)) == {"check-pack", "bench-pack"}
     assert " passed" in table(first)["check-pack"] and "rows added" in table(first)["bench-pack"]
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu"}  # a GPU's results get a folder of their own
     again = suite(tmp_path, "--cpu", "--only", "*-pack")
     assert again.stdout.count("finished before") == 2 and table(again) == table(first)
 
@@ -76,7 +114,7 @@ def test_what_has_finished_is_skipped_and_what_has_failed_is_not(tmp_path):
 def test_the_training_steps(tmp_path):
     done = suite(tmp_path, "--cpu", "--only", "train")
     assert done.returncode == 0, done.stdout
-    summary = json.loads((tmp_path / "train" / "train_steps.json").read_text())
+    summary = json.loads((tmp_path / "cpu" / "train" / "train_steps.json").read_text())
     assert set(summary["kinds"]) == {"pair", "image", "text"}
     for found in summary["kinds"].values():
         assert found["steps"] > 0 and found["seconds_per_step"] > 0 and 0 < found["mfu"] < 1

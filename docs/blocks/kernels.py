@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from flava_kernels import OPS
 from flava_kernels.aot import read_csv
+from flava_kernels.op import DTYPES, Op
 
 from blocks import markdown_table
 
@@ -58,4 +61,16 @@ def rows_of_gpu(root: Path) -> str:
     return f"Triton {newest}, {GPU}:\n\n" + markdown_table(list(COLUMNS), [[cell(line) for cell in COLUMNS.values()] for line in shown])
 
 
-BLOCKS = {"aot_summary": summary, "aot_rows": rows_of_gpu}
+def limits(root: Path) -> str:
+    """Lists the errors that tests allow every operator, by dtype; the third number where parameters may stay fp32."""
+
+    def cell(op: Op, dtype: torch.dtype) -> str:
+        allowed = op.limits[dtype]
+        third = (allowed.fp32_gradient,) if any(case.fp32 for case in op.cases()) else ()
+        return " / ".join(f"{limit:.2g}" for limit in (allowed.result, allowed.gradient, *third))
+
+    rows = [[name, *(cell(op, dtype) for dtype in DTYPES)] for name, op in OPS.items()]
+    return markdown_table(["operator", *(str(dtype).removeprefix("torch.") for dtype in DTYPES)], rows)
+
+
+BLOCKS = {"kernel_limits": limits, "aot_summary": summary, "aot_rows": rows_of_gpu}

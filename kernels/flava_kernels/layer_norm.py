@@ -212,7 +212,7 @@ class _EagerLayerNorm(torch.autograd.Function):
         return *backward_reference(grad, None, *ctx.saved_tensors), None
 
 
-LIMITS = {torch.float32: Limits(2e-7, 1e-6), torch.float16: Limits(5e-4, 6e-4), torch.bfloat16: Limits(3.5e-3, 4.5e-3)}
+LIMITS = {torch.float32: Limits(2e-7, 2e-7), torch.float16: Limits(5e-4, 5e-4), torch.bfloat16: Limits(3.5e-3, 3.5e-3)}
 
 LAYER_NORM = Op("layer_norm", layer_norm, layer_norm_definition, layer_norm_supports, layer_norm_cases, LIMITS, "flava_kernels.triton_ops.layer_norm")
 ADD_LAYER_NORM = Op(

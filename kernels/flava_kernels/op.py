@@ -15,10 +15,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest relative error ||x - reference|| / ||reference|| against fp64 from the rounded inputs: of results, and of gradients."""
+    """Largest relative error ||x - reference|| / ||reference|| against fp64 from the rounded inputs: of results, and of gradients.
+
+    `fp32_gradient` is for parameters that stay fp32 whatever the dtype of the rest: their sums are not rounded to it on the way either.
+    """
 
     result: float
     gradient: float
+    fp32_gradient: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = DTYPES
     limits: dict[torch.dtype, Limits] = field(default_factory=dict)
     """Where a case is harder than the operator's own limits: huge logits, say."""
+    reference_limits: dict[torch.dtype, Limits] = field(default_factory=dict)
+    """Where torch's own functions, of which the reference is made, do worse than the kernels must."""
 
     def inputs(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> dict[str, Any]:
         """Draws the arguments and rounds the floating tensors to `dtype`; the same seed gives the same numbers on every device."""

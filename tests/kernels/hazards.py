@@ -12,6 +12,8 @@ LAUNCH_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 WAITS = {"item", "tolist", "nonzero", "argwhere", "masked_select", "cpu", "numpy", "synchronize", "unique"}
 SHAPES = {"trans", "reshape", "broadcast_to", "expand_dims", "view", "permute"}
 ARITHMETIC = {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "erf", "abs", "fma", "sum", "max", "min", "maximum", "minimum", "sigmoid", "softmax", "cumsum"}
+REDUCTIONS = {"sum", "max", "min", "mean", "any", "all", "amax", "amin", "argmax", "argmin", "prod", "norm", "count_nonzero"}
+"""Methods whose result a host that asks float(), int() or `if` about it has to wait for."""
 WIDE = {"*fp32", "*i1", "*i8", "*i16", "*i32", "*i64"}
 
 Types = Mapping[str, Mapping[str, set[str]]]
@@ -22,9 +24,12 @@ def in_source(source: str, types: Types | None = None) -> list[str]:
     """Lists the hazards of a module as "line: what"; `types` tells integers and fp32 from what has to be upcast."""
     tree = ast.parse(source)
     found = [*_forbidden(tree), *_memory(tree), *_launches(tree)]
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    kernels = {function.name: _Kernel(function, types or {}) for function in functions if _is_kernel(function)}
+    _pass_on_narrow_arguments(kernels)
+    for function in functions:
         if _is_kernel(function):
-            found += _narrow_arithmetic(function, types or {})
+            found += [*_narrow_arithmetic(kernels[function.name]), *_unordered_memory(kernels[function.name])]
         elif "definition" not in function.name:
             found += _waits(function)
     return [f"{line}: {what}" for line, what in sorted(set(found))]
@@ -93,6 +98,15 @@ def _waits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "repeat_interleave without output_size waits for the device"
         if isinstance(node, ast.Subscript) and _is_mask(node.slice, masks):
             yield node.lineno, "indexing with truth values waits for the device"
+        asked = node.test if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert) else None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("float", "int", "bool") and node.args:
+            asked = node.args[0]
+        if asked is not None and any(_is_reduction(part) for part in ast.walk(asked)):
+            yield node.lineno, f"asking for the value of {ast.unparse(asked)} waits for the device"
+
+
+def _is_reduction(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in REDUCTIONS
 
 
 def _is_mask(expression: ast.expr, masks: set[str]) -> bool:
@@ -106,23 +120,40 @@ def _is_mask(expression: ast.expr, masks: set[str]) -> bool:
 
 
 class _Kernel:
-    """Which expressions of a kernel may be bf16 or fp16: what was loaded or cast down and not cast up."""
+    """Which expressions of a kernel may be bf16 or fp16: what was loaded or cast down and not cast up, and parameters that get such a value."""
 
     def __init__(self, function: ast.FunctionDef, types: Types):
         everywhere: dict[str, set[str]] = {}
         for arguments in types.values():
             for argument, kinds in arguments.items():
                 everywhere[argument] = everywhere.get(argument, set()) | kinds
+        self.function = function
+        self.parameters = [argument.arg for argument in function.args.args]
+        self.narrow_parameters: set[str] = set()
         self.types = types.get(function.name) or everywhere
-        self.assigned = {
-            target.id: node.value for node in ast.walk(function) if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
-        }
+        self.assigned: dict[str, list[tuple[int, ast.expr]]] = {}
+        for node in (node for node in ast.walk(function) if isinstance(node, ast.Assign)):
+            for target in node.targets:
+                several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                for name, value in zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]:
+                    if isinstance(name, ast.Name):
+                        self.assigned.setdefault(name.id, []).append((node.lineno, value))
 
-    def narrow(self, expression: ast.expr, seen: frozenset[str] = frozenset()) -> bool:
+    def value_of(self, name: ast.Name) -> ast.expr | None:
+        """What was last assigned above a name's use, or, in a loop, below it; None for parameters."""
+        found = sorted(self.assigned.get(name.id, []), key=lambda pair: pair[0])
+        above = [value for line, value in found if line < name.lineno]
+        if above or name.id in self.parameters:
+            return above[-1] if above else None
+        return found[-1][1] if found else None
+
+    def narrow(self, expression: ast.expr, seen: frozenset[int] = frozenset()) -> bool:
         """Follows names to what was assigned to them, and shape operations to their argument."""
         if isinstance(expression, ast.Name):
-            value = self.assigned.get(expression.id)
-            return value is not None and expression.id not in seen and self.narrow(value, seen | {expression.id})
+            value = self.value_of(expression)
+            if value is None:
+                return expression.id in self.narrow_parameters
+            return id(value) not in seen and self.narrow(value, seen | {id(value)})
         if isinstance(expression, ast.Subscript):
             return self.narrow(expression.value, seen)
         if isinstance(expression, ast.Attribute):
@@ -146,14 +177,42 @@ class _Kernel:
             if not isinstance(node, ast.Name):
                 yield from self.names(node, seen)
             elif node.id not in seen:
-                value = self.assigned.get(node.id)
+                value = self.value_of(node)
                 loaded = isinstance(value, ast.Call) and _name(value.func) == "load"
                 yield from [node.id] if value is None or loaded else self.names(value, seen | {node.id})
 
 
-def _narrow_arithmetic(function: ast.FunctionDef, types: Types) -> Iterator[tuple[int, str]]:
-    kernel = _Kernel(function, types)
-    for node in ast.walk(function):
+def _pass_on_narrow_arguments(kernels: Mapping[str, _Kernel]) -> None:
+    """Marks the parameters of helpers that a caller gives 16-bit values, until no call adds one."""
+    calls = [(kernel, call) for kernel in kernels.values() for call in ast.walk(kernel.function) if isinstance(call, ast.Call) and _name(call.func) in kernels]
+    changed = True
+    while changed:
+        changed = False
+        for caller, call in calls:
+            helper = kernels[_name(call.func)]
+            given = [*zip(helper.parameters, call.args, strict=False), *((keyword.arg, keyword.value) for keyword in call.keywords)]
+            found = {name for name, value in given if caller.narrow(value)} - helper.narrow_parameters
+            helper.narrow_parameters |= found
+            changed = changed or bool(found)
+
+
+def _unordered_memory(kernel: _Kernel) -> Iterator[tuple[int, str]]:
+    """A pass of an outer loop may load what another thread stored in the pass before: only a barrier orders the two."""
+    for outer in (node for node in ast.walk(kernel.function) if isinstance(node, ast.For)):
+        calls = [call for call in ast.walk(outer) if isinstance(call, ast.Call)]
+        if any(_name(call.func) == "debug_barrier" for call in calls):
+            continue
+        for inner in (node for node in ast.walk(outer) if isinstance(node, ast.For) and node is not outer):
+            within = [call for call in ast.walk(inner) if isinstance(call, ast.Call) and ast.unparse(call.func) in ("tl.load", "tl.store")]
+            places = {"load": set(), "store": set()}
+            for call in within:
+                places[_name(call.func)] |= {next(kernel.names(call.args[0], frozenset()), "")}
+            for name in sorted(places["load"] & places["store"]):
+                yield inner.lineno, f"{name} is stored and loaded again in a later pass of the loop around it without tl.debug_barrier()"
+
+
+def _narrow_arithmetic(kernel: _Kernel) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(kernel.function):
         operands: list[ast.expr] = []
         if isinstance(node, ast.BinOp):
             operands = [node.left, node.right]

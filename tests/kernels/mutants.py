@@ -9,7 +9,10 @@ Edits = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Mutant:
-    """`edits` are (text, replacement), each text occurring `times` in the module; `setup` are edits that change no result, for the unchanged run too."""
+    """`edits` are (text, replacement), each text occurring `times` in the module; `setup` are edits that change no result, for the unchanged run too.
+
+    `cases` are the operator's, `checks` functions of kernel_checks.py.
+    """
 
     name: str
     edits: Edits
@@ -18,6 +21,7 @@ class Mutant:
     dtype: str = "float32"
     times: int = 1
     setup: Edits = ()
+    checks: tuple[str, ...] = ()
 
 
 def bug(name: str, text: str, replacement: str, op: str, *cases: str, **options) -> Mutant:
@@ -30,8 +34,10 @@ def unchanged(module: str) -> list[Mutant]:
     merged: dict[tuple, Mutant] = {}
     for mutant in MUTANTS[module]:
         key = (mutant.op, mutant.dtype, mutant.setup)
-        cases = tuple(dict.fromkeys((*(merged[key].cases if key in merged else ()), *mutant.cases)))
-        merged[key] = replace(mutant, name=f"unchanged: {mutant.op}, {mutant.dtype}{', set up' if mutant.setup else ''}", edits=(), cases=cases, times=1)
+        sofar = merged.get(key, replace(mutant, cases=(), checks=()))
+        cases, checks = (tuple(dict.fromkeys((*old, *new))) for old, new in ((sofar.cases, mutant.cases), (sofar.checks, mutant.checks)))
+        name = f"unchanged: {mutant.op}, {mutant.dtype}{', set up' if mutant.setup else ''}"
+        merged[key] = replace(mutant, name=name, edits=(), cases=cases, checks=checks, times=1)
     return list(merged.values())
 
 
@@ -83,9 +89,7 @@ ATTENTION = (
     bug("dv from the queries", "tl.dot(p.to(d_o.dtype), d_o, d_v", "tl.dot(p.to(d_o.dtype), q, d_v", "varlen_attention", "to-16"),
     bug("dq: earlier keys forgotten", "if first_key > 0:", "if first_key < 0:", "varlen_attention", "head-64"),
     bug("last queries skipped", "range(0, length, QUERIES)", "range(0, length - QUERIES, QUERIES)", "varlen_attention", "head-64"),
-    bug(
-        "dq of the last tile in bf16", "d_q = tl.dot(tl.trans(d_scores), k", "d_q = tl.dot(tl.trans(d_scores), v", "varlen_attention", "to-32", dtype="bfloat16"
-    ),
+    bug("dq from the values", "d_q = tl.dot(tl.trans(d_scores), k", "d_q = tl.dot(tl.trans(d_scores), v", "varlen_attention", "to-32", dtype="bfloat16"),
 )
 
 NORM = "add_layer_norm"
@@ -107,6 +111,23 @@ LAYER_NORM = (
     bug("residual gradient missing", "d_total += tl.load(GRAD_TOTAL", "d_total += 0.0 * tl.load(GRAD_TOTAL", NORM, "37x64"),
     bug("d_weight: tiles not added", "d_weight += tl.sum(grad * normed, 0)", "d_weight = tl.sum(grad * normed, 0)", NORM, "5x770"),
     bug("last rows skipped", "range(program * BLOCK_ROWS, rows,", "range(program * BLOCK_ROWS, rows - BLOCK_ROWS,", NORM, "5x770"),
+    bug("mean not corrected", "return tl.where(inside, x - (tl.sum(x, 1) / columns)[:, None], 0.0)", "return x", "layer_norm", "large mean"),
+    bug(
+        "d_weight rounded to bf16",
+        "d_weight.to(D_WEIGHT.dtype.element_ty)",
+        "d_weight.to(tl.bfloat16).to(D_WEIGHT.dtype.element_ty)",
+        NORM,
+        "fp32 parameters",
+        dtype="bfloat16",
+    ),
+    bug(
+        "d_bias rounded to bf16",
+        "d_bias.to(D_BIAS.dtype.element_ty)",
+        "d_bias.to(tl.bfloat16).to(D_BIAS.dtype.element_ty)",
+        NORM,
+        "fp32 parameters",
+        dtype="bfloat16",
+    ),
     bug("d_bias is d_weight", "tl.store(place + COLUMNS, d_bias,", "tl.store(place + COLUMNS, d_weight,", "layer_norm", "37x64"),
 )
 
@@ -126,6 +147,14 @@ LINEAR_GELU = (
     bug("bias gradient before the activation", "d_bias += tl.sum(d_z, 0)", "d_bias += tl.sum(grad, 0)", GELU, "37x24x40"),
     bug("bias gradient: tiles not added", "d_bias += tl.sum(d_z, 0)", "d_bias = tl.sum(d_z, 0)", GELU, "37x24x40"),
     bug("last rows skipped", "range(program * BLOCK_ROWS, rows,", "range(program * BLOCK_ROWS, rows - BLOCK_ROWS,", GELU, "37x24x40"),
+    bug(
+        "bias gradient: adds rounded numbers",
+        "d_bias += tl.sum(d_z, 0)",
+        "d_bias += tl.sum(d_z.to(D_Z.dtype.element_ty).to(tl.float32), 0)",
+        GELU,
+        dtype="bfloat16",
+        checks=("gelu_backward_of_given_z",),
+    ),
 )
 
 CE = "linear_cross_entropy"
@@ -156,6 +185,14 @@ CONTRASTIVE = (
     bug("positive of mismatched pairs", "tl.where(own, 2.0 * matched[:, None], 0.0)", "tl.where(own, 2.0, 0.0)", NCE, "70-masked"),
     bug("sign of the columns' shift", "column_term = logits - tl.load(", "column_term = logits + tl.load(", NCE, "33-all"),
     bug("column softmax missing", " + tl.math.exp2(column_term * 1.4426950408889634)", "", NCE, "70-masked"),
+    bug(
+        "the last of equal entries counts",
+        "place = tl.where(tile_max > largest, tile_place, place)",
+        "place = tl.where(tile_max >= largest, tile_place, place)",
+        NCE,
+        "96-twins",
+        setup=ONE_PART,
+    ),
     bug("scale's gradient", "tl.sum(g * logits)", "tl.sum(g)", NCE, "33-all"),
 )
 

@@ -1,8 +1,8 @@
 """Runs planted bugs: copies flava_kernels, edits a kernel's source, and runs cases of an operator on the copy in Triton's interpreter.
 
 `python mutation_run.py MODULE FOLDER` runs the mutants of one module of triton_ops, with copies under FOLDER, and prints one JSON object: for every
-mutant "caught" (a check failed), "crashed" (the process died), "survived", or what else went wrong. One process imports torch and triton; every
-mutant is a fork of it.
+mutant "caught" (a check failed), "crashed" (it read or wrote where no memory is), "survived", or what else went wrong. One process imports torch and triton;
+every mutant is a fork of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ import mutants  # noqa: E402
 
 PACKAGE = TESTS.parent / "kernels" / "flava_kernels"
 SURVIVED, CAUGHT, BROKEN = 0, 3, 4
+BY_SIGNAL = {signal.SIGALRM: "ran for ever", signal.SIGSEGV: "crashed", signal.SIGBUS: "crashed"}
+"""Other signals say nothing of the bug: the kernel of the system kills for memory."""
 SECONDS = 600
 """A mutant that loops for ever is not caught by any check: it is reported."""
 
@@ -47,6 +49,7 @@ def run_cases(mutant: mutants.Mutant, folder: Path) -> int:
     """Runs the mutant's cases on the copy; the exit status of the fork."""
     sys.path.insert(0, str(folder))
     import flava_kernels
+    import kernel_checks
     import op_checks
 
     if not Path(flava_kernels.__file__).is_relative_to(folder):
@@ -55,11 +58,14 @@ def run_cases(mutant: mutants.Mutant, folder: Path) -> int:
     wanted = [case for case in op.cases() if case.name in mutant.cases]
     if len(wanted) != len(mutant.cases):
         raise LookupError(f"{mutant.op} lacks one of the cases {mutant.cases}")
-    for case in wanted:
-        try:
-            op_checks.check_case(op, case, getattr(torch, mutant.dtype))
-        except AssertionError:
-            return CAUGHT
+    dtype = getattr(torch, mutant.dtype)
+    try:
+        for case in wanted:
+            op_checks.check_case(op, case, dtype)
+        for name in mutant.checks:
+            getattr(kernel_checks, name)(dtype)
+    except AssertionError:
+        return CAUGHT
     return SURVIVED
 
 
@@ -76,7 +82,7 @@ def outcome(mutant: mutants.Mutant, folder: Path) -> str:
         os._exit(status)
     _, ended = os.waitpid(process, 0)
     if os.WIFSIGNALED(ended):
-        return "ran for ever" if os.WTERMSIG(ended) == signal.SIGALRM else "crashed"
+        return BY_SIGNAL.get(os.WTERMSIG(ended), f"ended by {signal.Signals(os.WTERMSIG(ended)).name}: out of memory?")
     return {SURVIVED: "survived", CAUGHT: "caught"}.get(os.WEXITSTATUS(ended), "raised something else than an assertion")
 
 

@@ -67,6 +67,9 @@ def test_sound_kernels_pass():
         (["a = tl.math.exp2(tl.load(x))"], "before .to(tl.float32)"),
         (["p = x + n", "a = tl.load(p)", "a += 1.0"], "before .to(tl.float32)"),
         (["a = tl.load(w).to(x.dtype.element_ty)", "b = a * a"], "before .to(tl.float32)"),
+        (["a = tl.load(x)", "b = a * 2.0", "a = a.to(tl.float32)"], "before .to(tl.float32)"),
+        (["a, b = tl.load(w), tl.load(x)", "c = b * 2.0"], "before .to(tl.float32)"),
+        (["for i in range(n):", "    for j in range(n):", "        tl.store(out + j, tl.load(out + j) + 1)"], "without tl.debug_barrier()"),
     ],
 )
 def test_a_planted_hazard_in_a_kernel_is_found(lines, hazard):
@@ -86,6 +89,10 @@ def test_a_planted_hazard_in_a_kernel_is_found(lines, hazard):
         ("keep = labels != -100\n    return x[keep]", "truth values"),
         ("x[lengths.bool()] = 0", "truth values"),
         ("return x.repeat_interleave(lengths)", "repeat_interleave"),
+        ("return float(x.sum())", "x.sum() waits"),
+        ("return int(x.max() + 1)", "x.max() + 1 waits"),
+        ("if x.sum() > 0:\n        return x", "x.sum() > 0 waits"),
+        ("return x if torch.any(mask) else None", "torch.any(mask) waits"),
         ("kernel[(1,)](x, num_warps=4)", "a launch without enable_fp_fusion, num_stages"),
     ],
 )
@@ -94,8 +101,41 @@ def test_a_planted_hazard_in_a_wrapper_is_found(line, hazard):
     assert any(hazard in what for what in found), found
 
 
+HELPER = [
+    "@triton.jit",
+    "def helper(a, factor):",
+    "    b = a",
+    "    return b * factor",
+    "@triton.jit",
+    "def between(a, factor):",
+    "    return helper(factor=2.0, a=a)",
+]
+
+
+@pytest.mark.parametrize(("loaded", "hazards_found"), [("tl.load(x)", 1), ("tl.load(x).to(tl.float32)", 0), ("tl.load(w)", 0)])
+def test_a_helper_s_parameter_is_as_narrow_as_what_it_is_given(loaded, hazards_found):
+    found = hazards.in_source("\n".join([kernel(f"a = between({loaded}, 2.0)"), *HELPER]), TYPES)
+    assert len(found) == hazards_found and all("before .to(tl.float32)" in what for what in found)
+
+
+def test_the_attention_kernel_needs_its_barrier():
+    """No test that runs can miss it: in the interpreter one thread does everything."""
+    source = (PACKAGE / "triton_ops" / "attention.py").read_text(encoding="utf-8")
+    assert source.count("tl.debug_barrier()") == 1
+    found = hazards.in_source(source.replace("tl.debug_barrier()", "pass"), types_in_launches())
+    assert len(found) == 1 and "d_q_sums is stored and loaded again" in found[0]
+
+
 @pytest.mark.parametrize(
-    "line", ["return x[lengths]", "return x[0]", "return table[name is None]", "kernel[(1,)](x, **OPTIONS)", "return torch.where(x > 0, x, 0)"]
+    "line",
+    [
+        "return x[lengths]",
+        "return x[0]",
+        "return table[name is None]",
+        "kernel[(1,)](x, **OPTIONS)",
+        "return torch.where(x > 0, x, 0)",
+        "return max(len(name), int(table.shape[0]))",
+    ],
 )
 def test_sound_wrappers_pass(line):
     assert hazards.in_source(f"def wrapper(x, lengths, name, table):\n    {line}\n") == []

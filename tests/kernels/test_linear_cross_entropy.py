@@ -1,10 +1,12 @@
 """Summed cross-entropy of a linear classifier against torch in fp64."""
 
+import kernel_checks
 import pytest
 import torch
 import torch.nn.functional as F
 from flava_kernels import linear_cross_entropy as module
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
+from flava_kernels.op import DTYPES
 
 BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
 
@@ -31,6 +33,12 @@ def test_equals_cross_entropy(rows):
     expected.backward()
     for ours, theirs in zip(inputs, copies, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_s_losses_are_exact_given_the_logits(dtype):
+    kernel_checks.cross_entropy_of_given_logits(dtype)
 
 
 def test_no_rows_give_zero_and_zero_gradients():

@@ -2,11 +2,13 @@
 
 import math
 
+import kernel_checks
 import pytest
 import torch
 from flava_kernels import dispatch
 from flava_kernels import linear_gelu as module
 from flava_kernels.linear_gelu import linear_gelu
+from flava_kernels.op import DTYPES
 
 BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
 
@@ -34,6 +36,12 @@ def test_the_kernels_at_the_ends_of_fp32(monkeypatch):
     y.backward(torch.ones(4, 1))
     assert y[0] == math.inf and y[1] == 3e38 and y[2] == 0 and y[3].isnan()
     assert hidden.grad[1] == 1 and hidden.grad[2] == 0
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_bias_s_gradient_adds_numbers_that_are_not_rounded(dtype):
+    kernel_checks.gelu_backward_of_given_z(dtype)
 
 
 def test_gradients():

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from flava_kernels.op import Case, Limits
 
-HUGE_LOGITS = {torch.float32: Limits(4e-7, 1e-5), torch.float16: Limits(4e-7, 6e-4), torch.bfloat16: Limits(4e-7, 5e-3)}
-"""At scale 100 the rounding of a logit in fp32, 4e-6, shows in the gradient."""
+HUGE_LOGITS = {torch.float32: Limits(4e-7, 4e-6, 1e-5), torch.float16: Limits(4e-7, 6e-4, 1e-5), torch.bfloat16: Limits(4e-7, 5e-3, 1e-5)}
+"""At scale 100 the rounding of a logit in fp32, 4e-6, shows in the gradients, most of all in that of the scale, whose terms cancel."""
 
 
 def cases() -> tuple[Case, ...]:

@@ -18,25 +18,27 @@ OF_TORCH = {
     "3x1": {torch.float32: Limits(2e-7, 2e-4)},
     "constant rows": {torch.float32: Limits(2e-7, 4e-3), torch.float16: Limits(1e-3, 4e-3)},
     "constant rows, eps 1e-12": {torch.float32: Limits(2e-7, 4e-3)},
-    "large mean": {torch.float32: Limits(2e-3, 2e-3)},
+    "large mean": {torch.float32: Limits(1e-3, 1e-3)},
 }
-"""Errors where the spread of a row is far below its mean: torch's kernels round before they subtract.
+"""Errors of torch's kernels where the spread of a row is far below its mean: they round before they subtract."""
 
-Ours do not, but for x + r itself."""
+ROUNDED_SUM = {"large mean": {torch.float32: Limits(5e-4, 5e-4)}}
+"""Beside a residual, x + r itself is rounded before it is normalised."""
 
 
 def add_layer_norm_cases() -> tuple[Case, ...]:
     """Rows of ordinary numbers in many shapes, constant rows, a large mean, fp32 parameters of half-precision rows."""
 
     def case(name: str, fp32: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES, **draw: Any) -> Case:
-        return Case(name, lambda generator: _draw(generator, **draw), ("x", "residual", "weight", "bias"), fp32, dtypes, OF_TORCH.get(name, {}))
+        tensors = ("x", "residual", "weight", "bias")
+        return Case(name, lambda generator: _draw(generator, **draw), tensors, fp32, dtypes, ROUNDED_SUM.get(name, {}), OF_TORCH.get(name, {}))
 
     return (
         *(case(f"{rows}x{columns}", rows=rows, columns=columns) for rows, columns in SIZES),
         case("constant rows", rows=3, columns=96, constant=True),
         case("constant rows, eps 1e-12", rows=3, columns=96, constant=True, eps=1e-12, dtypes=(torch.float32, torch.bfloat16)),
         case("large mean", rows=3, columns=768, mean=1e4, dtypes=(torch.float32,)),
-        case("fp32 parameters", rows=37, columns=96, fp32=("weight", "bias")),
+        case("fp32 parameters", rows=37, columns=96, quarters=True, fp32=("weight", "bias")),
         case("no rows", rows=0, columns=64),
     )
 
@@ -51,14 +53,20 @@ def _without_residual(case: Case) -> Case:
     def make(generator: Generator) -> dict[str, Any]:
         return {name: value for name, value in case.make(generator).items() if name != "residual"}
 
-    return dataclasses.replace(case, make=make, differentiable=("x", "weight", "bias"))
+    return dataclasses.replace(case, make=make, differentiable=("x", "weight", "bias"), limits={})
 
 
-def _draw(generator: Generator, *, rows: int, columns: int, mean: float = 0.0, constant: bool = False, eps: float = 1e-6) -> dict[str, Any]:
+def _draw(
+    generator: Generator, *, rows: int, columns: int, mean: float = 0.0, constant: bool = False, quarters: bool = False, eps: float = 1e-6
+) -> dict[str, Any]:
+    """Quarters add without rounding in every dtype, so that what depends on the sum is as exact as fp32."""
+
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     x, residual = normal(rows, columns) + mean, normal(rows, columns)
-    if constant:  # quarters, so that their sums are exact in every dtype
+    if constant:
         x, residual = ((normal(rows, 1) * 8).round() / 4 * torch.ones(columns, dtype=torch.float64) for _ in range(2))
+    if quarters:
+        x, residual = (x * 4).round() / 4, (residual * 4).round() / 4
     return {"x": x, "residual": residual, "weight": 1 + 0.2 * normal(columns), "bias": 0.2 * normal(columns), "eps": eps}

@@ -159,17 +159,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with every tensor on `device`; copies from pinned memory do not block."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Returns the batch with every tensor in pinned memory; called by torch's DataLoader."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def each(self, change: Callable[[Tensor], Any]) -> Batch:
         """Applies `change` to every tensor."""
         changed: dict[str, Any] = {f.name: change(value) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         if self.masked is not None:
-            changed["masked"] = self.masked._each(change)
+            changed["masked"] = self.masked.each(change)
         return dataclasses.replace(self, **changed)
 
 

@@ -152,6 +152,8 @@ class Batch:
     """Unusable samples met while this batch was read: reason -> count."""
     unusable: tuple[dict[str, Any], ...] = ()
     """The same samples, each with source, shard, key, offset, reason, detail and epoch, but for those on the skip list."""
+    cut_tokens: int = 0
+    """Tokens of its texts beyond the source's max_tokens, which are left out."""
 
     def of(self, views: Collection[View]) -> Batch:
         """Returns the batch that views of one side, clean or masked, are made from."""

@@ -68,12 +68,12 @@ class Collator:
         for row, text in (borrowed or {}).items():
             texts[row], matched[row] = text, False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
-        token_ids = self.tokenizer.encode_batch(texts, self.source.max_tokens) if self.kind != Kind.IMAGE else ()
+        token_ids, cut = self.tokenizer.encode_counting(texts, self.source.max_tokens) if self.kind != Kind.IMAGE else ((), 0)
         augmented = _Augmented(tuple(samples), seeds, matched, tuple(views), tuple(token_ids))
         if masked_rows is None:
-            return self._batch(augmented, skipped, masks=True)
+            return replace(self._batch(augmented, skipped, masks=True), cut_tokens=cut)
         masked = self._batch(augmented.at(masked_rows), None, masks=True)
-        return replace(self._batch(augmented, skipped, masks=False), masked=masked)
+        return replace(self._batch(augmented, skipped, masks=False), masked=masked, cut_tokens=cut)
 
     def empty_views(self, count: int) -> list[Tensor]:
         """Allocates a batch's views: [count 3 S S] uint8 for each size S; none without pictures."""

@@ -60,11 +60,16 @@ class WordPieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
         """Encodes each text as [CLS] ... [SEP], at most `max_tokens` ids: one int64 array per text."""
+        return self.encode_counting(texts, max_tokens)[0]
+
+    def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
+        """Encodes as encode_batch does, and counts the ids that were cut off."""
         if max_tokens != self._max_tokens:
             self._tokenizer.enable_truncation(max_length=max_tokens)
             self._max_tokens = max_tokens
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        cut = sum(len(rest.ids) - 2 for encoding in encodings for rest in encoding.overflowing)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], cut
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
         """Joins ids back into text, word pieces merged."""

@@ -57,6 +57,7 @@ FIELDS = (
     Field("source_target/<source>", "share", "the same by its weight, weight changes included"),
     Field("epoch/<source>", "epochs", "how often the source's samples have been read"),
     Field("skipped_samples/<source>/<reason>", "samples", "unusable samples met by all ranks since the last line", "count"),
+    Field("cut_tokens/<source>", "share", "tokens of the source's texts beyond its max_tokens, which were left out, of all since the last line"),
     Field("skipped_updates", "steps", "updates left out because a loss or a gradient was not finite, over the whole run", "counter"),
     Field("eta_s", "s", "time left to training.total_steps at the rate of this line"),
 )

@@ -7,7 +7,7 @@ import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,10 @@ class StepResult:
     waited_s: float
     """Seconds until the loader had the step's batches."""
     skipped: Mapping[str, int]
+    tokens: int = 0
+    """Of the texts, as they were read."""
+    cut_tokens: int = 0
+    """Those that were left out beyond them."""
 
 
 @dataclass
@@ -54,6 +58,14 @@ class Window:
     """Until the rank first waited for others, by StepClock."""
     peak_memory: int = 0
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    cut_tokens: Counter[str] = field(default_factory=Counter)
+
+
+def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
+    """Returns, by field, the share of each source's text tokens that were cut off on all ranks; sources without text have none."""
+    kept, cut = (sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", "cut_tokens"))
+    return {f"cut_tokens/{source}": cut[source] / (cut[source] + number) for source, number in kept.items()}
 
 
 class Metrics:
@@ -87,6 +99,8 @@ class Metrics:
         self._counts.update(result.counts)
         window = self._window
         window.skipped.update({(result.source, reason): count for reason, count in result.skipped.items()})
+        window.tokens[result.source] += result.tokens
+        window.cut_tokens[result.source] += result.cut_tokens
         window.steps += 1
         window.samples += result.samples
         window.flops += result.flops
@@ -133,6 +147,7 @@ class Metrics:
             **self._compare_ranks(windows, steps),
             **progress,
             **{f"skipped_samples/{source}/{reason}": n for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()},
+            **cut_shares(windows),
             "skipped_updates": int(updates),
             "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
         }

@@ -116,6 +116,8 @@ class Trainer:
                 samples=sum(batch.size for batch in batches),
                 flops=flops,
                 waited_s=waited_s,
+                tokens=sum(len(batch.input_ids) for batch in micro_batches if batch.input_ids is not None),
+                cut_tokens=sum(batch.cut_tokens for batch in micro_batches),
                 skipped=sum((Counter(batch.skipped) for batch in micro_batches), Counter()),
             )
         )

@@ -183,3 +183,9 @@ def test_collators_are_picklable_and_check_the_vocabulary(make_config):
     small = replace(config, model=replace(config.model, text=replace(config.model.text, vocab_size=50)))
     with pytest.raises(ConfigError, match="model.text.vocab_size 50 is smaller than"):
         Collator(small, small.data.sources[0])
+
+
+def test_tokens_beyond_max_tokens_are_counted_in_the_batch(make_config):
+    collate = collator(make_config, 2)
+    assert collate(samples(2, ["red cat", "red"])).cut_tokens == 0
+    assert collate(samples(2, ["red cat " * 20, "red"])).cut_tokens == 40 - (collate.source.max_tokens - 2)

@@ -90,3 +90,9 @@ def test_the_packaged_vocabulary_is_berts():
     assert tokenizer.encode_batch(["Hello, world!"], 77)[0].tolist() == [101, 7592, 1010, 2088, 999, 102]
     with pytest.raises(DataError, match="did you mean 'bert_base_uncased'"):
         WordPieceTokenizer("bert_base_uncase")
+
+
+@pytest.mark.parametrize(("max_tokens", "kept", "cut"), [(16, [12, 4, 2], 0), (12, [12, 4, 2], 0), (11, [11, 4, 2], 1), (4, [4, 4, 2], 8), (3, [3, 3, 2], 10)])
+def test_tokens_that_are_cut_off_are_counted(file, max_tokens, kept, cut):
+    ids, found = WordPieceTokenizer(file).encode_counting(["red cat " * 5, "red cat", ""], max_tokens)
+    assert [len(text) for text in ids] == kept and found == cut

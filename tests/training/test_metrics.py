@@ -71,7 +71,7 @@ def write_two_lines(folder: str) -> list[dict]:
         clock.now += 0.5 if world.rank == 1 else 0.25
         metrics.clock.stop()
         sums = [{"mlm/loss": torch.tensor(3.0 * mine), "mlm/correct": torch.tensor(mine)}, {"mlm/loss": torch.tensor(1.0), "mlm/correct": torch.tensor(0.0)}]
-        metrics.add(step(sums, {"mlm": 10}, skipped=Counter({"truncated": world.rank})))
+        metrics.add(step(sums, {"mlm": 10}, skipped=Counter({"truncated": world.rank}), tokens=90, cut_tokens=20 * world.rank))
     metrics.add_gradient_norms({"gradient_norm/mlm": torch.tensor(2.5)})
     first = metrics.write(1, 0.1, torch.tensor(0.5), NONE, PROGRESS)
     metrics.add(step([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, "photos", "image", waited_s=0.01 + world.rank, skipped={"undecodable": 1}))
@@ -87,6 +87,7 @@ def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
         assert first["loss/mlm"] == pytest.approx(2 * (3 + 1 + 6 + 1) / 20) and first["accuracy/mlm"] == pytest.approx(2 * (1 + 2) / 20)
         assert first["skipped_samples/books/truncated"] == 2 and second["skipped_samples/photos/undecodable"] == 2
         assert "skipped_samples/books/truncated" not in second
+        assert first["cut_tokens/books"] == pytest.approx(40 / 400) and not any(name.startswith("cut_tokens") for name in second)
         assert first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5 and first["epoch/books"] == 0.1
         assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e9)
         assert first["samples_per_second"] / first["flops_per_second"] == pytest.approx(16 / 4e6)

@@ -1,4 +1,4 @@
-# make demo [MINUTES=10]   make test   make check   make bench   make docs
+# make demo [MINUTES=10]   make test   make check   make bench   make docs   make results
 # The environment is installed on first use, and again only after setup.py or pyproject.toml has changed.
 
 PYTHON  ?= python3
@@ -8,7 +8,10 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 EXTRAS  := demo,hf,eval,triton,dev
 
-.PHONY: demo test check bench docs
+# What the pages about distributed training show, in the order of how long it takes: about half an hour in all.
+RESULTS := communication two_hosts equality two_pass checkpoint_cost
+
+.PHONY: demo test check bench docs results
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -24,6 +27,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/step_vs_huggingface.py
+
+results: $(STAMP)
+	@for name in $(RESULTS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit; done
+	@$(BIN)/python docs/fill.py
 
 docs: $(STAMP)
 	@$(BIN)/python docs/fill.py

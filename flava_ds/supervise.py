@@ -13,6 +13,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 ENVIRONMENT = {
     # Restarted ranks would read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    # What its agent passes on to the ranks; it would die of Slurm's SIGUSR1 otherwise.
+    "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     # Seconds between SIGTERM and SIGKILL: time to finish a step and write a checkpoint.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "280",
 }

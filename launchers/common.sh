@@ -7,6 +7,8 @@ fi
 MODULE=flava_ds.train
 # Seconds that torchrun leaves its ranks after SIGTERM to finish a step and write a checkpoint; it kills them after 30 otherwise.
 GRACE=${GRACE:-280}
+# Signals that torchrun passes on to its ranks, which write a checkpoint and end; without the last one it would die of it.
+PASSED_ON=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 
 # Says what is wrong and ends with the status of a mistake in the call.
 refuse() {
@@ -38,7 +40,7 @@ compose_torchrun() {
     shift
     # Without the second variable, restarted workers read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
     COMMAND=("$@" env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
-        torchrun "${rendezvous[@]}" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
+        "TORCHELASTIC_SIGNALS_TO_HANDLE=$PASSED_ON" torchrun "${rendezvous[@]}" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
 }
 
 # Counts NVIDIA GPUs, at least 1.

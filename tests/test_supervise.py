@@ -69,3 +69,30 @@ def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
     again = start(tmp_path, "disturbed")
     assert again.wait(300) == 0
     assert len(curve(tmp_path, "disturbed")) == 60 and curve(tmp_path, "disturbed") == curve(tmp_path, "undisturbed")
+
+
+PROGRAM = """
+import pathlib, signal, sys, time
+
+def stop(number, frame):
+    pathlib.Path("asked").write_text(str(number))
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGUSR1, stop)
+pathlib.Path("ready").touch()
+time.sleep(300)
+"""
+
+
+def test_slurms_signal_reaches_the_ranks(tmp_path):
+    """Slurm's --signal=USR1 goes to every process of a step: the agent has to pass it on instead of dying of it."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "flava_ds.supervise", "--standalone", "--nproc-per-node", "1", "--max-restarts", "1", "program.py"]
+    job = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode == 128 + signal.SIGUSR1 and (tmp_path / "asked").read_text() == str(int(signal.SIGUSR1)), said

@@ -65,10 +65,11 @@ def watched(loader: DataLoader) -> Iterator[Any]:
 
 
 def start_worker(_: int) -> None:
-    """Keeps a loader process to one core, and leaves Ctrl-C to the trainer, which ends its loader processes itself."""
+    """Keeps a loader process to one core, and leaves Ctrl-C and Slurm's SIGUSR1, which reach all processes, to the trainer, which ends it itself."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ from flava_ds.training.profiling import StepProfiler
 from flava_ds.training.roll_call import located
 from flava_ds.training.schedules import learning_rate
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks for a checkpoint and an end; the last one is what Slurm's --signal=USR1 sends."""
 REPEATED_SIGNAL_S = 3.0
 """Seconds within which a second signal does not yet mean impatience."""
 STOP, SAVE = 16, 32
@@ -236,7 +238,7 @@ class Trainer:
 
     @contextmanager
     def _signals_noted(self) -> Any:
-        """Turns the first SIGINT or SIGTERM into a request that all ranks agree on; a later one takes its usual course.
+        """Turns the first of STOP_SIGNALS into a request that all ranks agree on; a later one takes its usual course.
 
         Repeats within REPEATED_SIGNAL_S are the same request: on Ctrl-C a launcher forwards what the terminal has already sent.
         """
@@ -251,7 +253,7 @@ class Trainer:
                 signal.signal(number, handlers[number])
                 signal.raise_signal(number)
 
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number in handlers:
             signal.signal(number, note)
         try:

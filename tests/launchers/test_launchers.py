@@ -14,7 +14,10 @@ FOLDER = ROOT / "launchers"
 SCRIPTS = sorted(path for path in [*FOLDER.iterdir(), *(ROOT / ".ci").iterdir()] if path.suffix in (".sh", ".sbatch", ""))
 STARTED = ["torchrun.sh", "deepspeed.sh", "slurm.sbatch", "kubernetes.sh"]
 SETTINGS = "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND".split()
-TORCHRUN = "env OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 torchrun"
+TORCHRUN = (
+    "env OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 "
+    "TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 torchrun"
+)
 SSH = "'PDSH_SSH_ARGS_APPEND=-o ServerAliveInterval=15 -o ServerAliveCountMax=4'"
 
 

@@ -42,10 +42,13 @@ def build(config: Config) -> Trainer:
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(module, module.parameter_kinds(), config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
-    first_step = resumed[0] if resumed else 0
-    loader = build_loader(config, world, first_step, resumed[1] if resumed else None)
+    first_step = resumed.step if resumed else 0
+    loader = build_loader(config, world, first_step, resumed.data if resumed else None)
     checkpoint.record(config, world)
-    return Trainer(config, engine, loader, codebook, Metrics(config, world, total_gemm_rate(config, world), first_step), first_step)
+    trainer = Trainer(config, engine, loader, codebook, Metrics(config, world, total_gemm_rate(config, world), first_step), first_step)
+    if resumed:
+        trainer.spikes.set_state(resumed.spikes)
+    return trainer
 
 
 def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:

@@ -49,7 +49,13 @@ class TrainingConfig:
     """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them
     a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
     stop_on_nonfinite: int = 10
-    """The run stops after this many skipped updates in a row (loss or gradient norm not finite)."""
+    """After this many skipped updates in a row (loss or gradient norm not finite) the run goes back, or stops."""
+    spike_factor: float = 0.0
+    """A loss more than this many times the running median of its step kind is a spike; 0 looks for none. The paper says nothing of spikes."""
+    spike_steps: int = 5
+    """After this many spikes of one step kind in a row the run goes back, or stops."""
+    max_rollbacks: int = 0
+    """How often a run goes back to its last good checkpoint and jumps the data from there to where it diverged, before it stops; 0 stops at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +204,7 @@ class Config:
 
 AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
+    **{"training.spike_steps": 1, "training.spike_factor": 0, "training.max_rollbacks": 0},
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
     **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines", "logging.checksum_every_steps"), 0),

@@ -13,12 +13,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 ENVIRONMENT = {
     # Restarted ranks would read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    # What its agent passes on to the ranks; it would die of Slurm's SIGUSR1 otherwise.
-    "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     # Seconds between SIGTERM and SIGKILL: time to finish a step and write a checkpoint.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "280",
 }
 """What torchrun should be told, unless it has been told otherwise."""
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What its agent passes on to the ranks; it would die of the last one, which Slurm may send to all processes, otherwise."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options = torchrun.parse_args(arguments)
+    options.signals_to_handle = PASSED_ON
     try:
         torchrun.run(options)
     except ChildFailedError as error:

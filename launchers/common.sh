@@ -40,7 +40,7 @@ compose_torchrun() {
     shift
     # Without the second variable, restarted workers read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
     COMMAND=("$@" env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
-        "TORCHELASTIC_SIGNALS_TO_HANDLE=$PASSED_ON" torchrun "${rendezvous[@]}" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
+        torchrun "${rendezvous[@]}" --signals_to_handle "$PASSED_ON" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
 }
 
 # Counts NVIDIA GPUs, at least 1.

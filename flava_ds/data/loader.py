@@ -39,6 +39,9 @@ class Request(NamedTuple):
 class StepLoader:
     """Yields, for every optimizer step from start_step on, the rank's micro-batches: a list of gradient_accumulation_steps batches of one source.
 
+    `jumps` are (step, n): from that step on, until the next one, step s draws what step s + n would. A run that diverged jumps the data that it met
+    then; everything else about a step stays a function of the step.
+
     Step s reads positions draws_before(source, s) * global_batch .. + global_batch of its source's stream. Micro-step m of rank r takes slice
     m * world_size + r of them, so every split of the same global batch covers the same samples in the same order.
     """
@@ -52,6 +55,7 @@ class StepLoader:
             raise ConfigError("data.sources is empty: a run needs at least one source")
         self.config, self.rank, self.world_size, self.start_step, self.pin_memory = config, rank, world_size, start_step, pin_memory
         self.quarantine: Quarantine | None = None
+        self.jumps: list[tuple[int, int]] = []
         self.micro_batch_sizes = [config.micro_batch_size(source, world_size) for source in config.data.sources]
         self.prefetch_batches = prefetch_batches(config, self.micro_batch_sizes)
         self.sources = [ShardSource(config, source, number) for number, source in enumerate(config.data.sources)]
@@ -97,9 +101,15 @@ class StepLoader:
                 yield micro_batches
                 step, micro_batches = step + 1, []
 
+    def go_back(self, step: int, failed: int) -> None:
+        """Begins again at `step`, whose data will be those that step `failed` would have drawn."""
+        unseen = self._drawn(failed)
+        self.jumps = [(first, n) for first, n in self.jumps if first < step] + [(step, unseen - step)]
+        self.start_step = step
+
     def requests(self, step: int) -> list[Request]:
         """Returns what this rank reads at a step, one entry per micro-step."""
-        source = self.round_robin.source_at(step)
+        source = self.round_robin.source_at(self._drawn(step))
         size = self.micro_batch_sizes[source]
         first = self._position(source, step)
         steps = range(self.config.training.gradient_accumulation_steps)
@@ -122,6 +132,7 @@ class StepLoader:
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
                 "order": str(source.order),
+                "jumps": [list(jump) for jump in self.jumps],
                 "skip_list": source.skip_list.fingerprint if source.skip_list is not None else None,
             }
             for number, source in enumerate(self.sources)
@@ -129,18 +140,19 @@ class StepLoader:
 
     def progress(self, step: int) -> dict[str, float]:
         """Returns how far the sources are after `step` steps: each one's share of the steps, the share by its weight, and its epochs."""
-        found = {}
+        found, drawn = {}, self._drawn(step)
         for number, source in enumerate(self.sources):
-            found[f"source_share/{source.name}"] = self.round_robin.draws_before(number, step) / max(1, step)
-            found[f"source_target/{source.name}"] = self._target(number, step) / max(1, step)
+            found[f"source_share/{source.name}"] = self.round_robin.draws_before(number, drawn) / max(1, drawn)
+            found[f"source_target/{source.name}"] = self._target(number, drawn) / max(1, drawn)
             found[f"epoch/{source.name}"] = self._position(number, step) / len(source)
         return found
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
-        """Compares a saved state with this loader.
+        """Compares a saved state with this loader and takes over its jumps.
 
         Raises: CheckpointError naming every difference that would change the order of the data.
         """
+        self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
         current = self.state(self.start_step)
         differences = [f"source '{name}' is gone" for name in saved if name not in current]
         differences += [f"source '{name}' is new" for name in current if name not in saved]
@@ -158,9 +170,13 @@ class StepLoader:
         firsts = [min(first, step) for first, _ in self.stages] + [step]
         return float(sum((after - first) * shares[source] for first, after, (_, shares) in zip(firsts, firsts[1:], self.stages, strict=False)))
 
+    def _drawn(self, step: int) -> int:
+        """Returns how many steps' data have been drawn or jumped before a step."""
+        return step + next((n for first, n in reversed(self.jumps) if first <= step), 0)
+
     def _position(self, source: int, step: int) -> int:
-        """Returns how many samples of a source all ranks have read before a step."""
-        return self.round_robin.draws_before(source, step) * self.config.global_batch_size(self.config.data.sources[source])
+        """Returns how many samples of a source all ranks have read or jumped before a step."""
+        return self.round_robin.draws_before(source, self._drawn(step)) * self.config.global_batch_size(self.config.data.sources[source])
 
 
 def iterate_once(source_config: SourceConfig, config: Config, batch_size: int = 64) -> Iterator[list[Sample]]:

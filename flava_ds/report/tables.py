@@ -131,6 +131,7 @@ def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dic
         ("schedule", f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, cosine"),
         ("numerics", f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed {config.engine.deepspeed_config}, seed {config.seed}"),
     ]
+    run += [("rollback", f"from step {back['at']} to {back['to']}: {back['reason']}") for back in header.get("rollbacks", [])]
     tables = {"Configuration": run}
     for title, key in (("Versions", "versions"), ("Hardware", "hardware"), ("Source", "git"), ("Kernels", "kernels")):
         if isinstance(header.get(key), dict):

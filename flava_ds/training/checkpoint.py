@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
 from flava_ds.training import fragments, run_lock
+from flava_ds.training.checkpoint_place import Place
 from flava_ds.training.checkpoint_reader import CheckpointReader, check_shapes, load_weights, read_manifest, verify
 from flava_ds.training.distributed import World, log, together
 from flava_ds.training.engine import Engine
@@ -46,24 +49,57 @@ def record(config: Config, world: World) -> None:
         configuration.save(config, config.run_path / files.CONFIG)
 
 
-def resume(engine: Engine, config: Config) -> tuple[int, dict] | None:
-    """Continues from the run's latest checkpoint; returns (updates done, saved data state), or None for a fresh start.
+class Resumed(NamedTuple):
+    """Updates done, the saved state of the data, and that of the watch over spikes."""
+
+    step: int
+    data: dict
+    spikes: dict
+
+
+def resume(engine: Engine, config: Config) -> Resumed | None:
+    """Continues from the run's latest checkpoint, or from the one before when that is damaged; None for a fresh start.
 
     Ranks, ZeRO stage, offloading and precision may differ from those that wrote it: each rank reads the elements that it holds now.
 
-    Raises: CheckpointError on every rank when the checkpoint is damaged or was written by another model.
+    Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest sound one was written by another model.
     """
-    world, reader = engine.world, None
-    place = files.place_of(config.run_path, config)
-    with together(world):
+    place, folder = files.place_of(config.run_path, config), None
+    with together(engine.world):
         folder = files.latest(place)
-        if folder is not None:
-            verify(folder, sorted(read_manifest(folder))[world.rank :: world.size])
-            reader = CheckpointReader(folder)
-            _check_fits(engine, reader)
-    if reader is None:
+        earlier = [] if folder is None else [place / name for name in reversed(files.complete(place)) if name < folder.name]
+    if folder is None:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
+    for candidate, before in zip([folder, *earlier], [*earlier, None], strict=True):
+        try:
+            check(engine.world, candidate)
+            break
+        except CheckpointError as error:
+            if before is None:
+                raise
+            log.error("%s; going on from the checkpoint before, %s", error, before)
+    return restore(engine, candidate)
+
+
+def check(world: World, folder: Place) -> None:
+    """Compares a checkpoint's files with its manifest, each rank a part of them.
+
+    Raises: CheckpointError on every rank when one is missing, cut short or changed.
+    """
+    with together(world):
+        verify(folder, sorted(read_manifest(folder))[world.rank :: world.size])
+
+
+def restore(engine: Engine, folder: Place) -> Resumed:
+    """Puts the engine into the state of a checkpoint.
+
+    Raises: CheckpointError on every rank when it was written by another model.
+    """
+    world, reader = engine.world, None
+    with together(world):
+        reader = CheckpointReader(folder)
+        _check_fits(engine, reader)
     fragments.begin_loading(engine)
     with together(world):
         _load(engine, reader)
@@ -71,7 +107,7 @@ def resume(engine: Engine, config: Config) -> tuple[int, dict] | None:
     saved, now = {"ranks": reader.state["world_size"], **reader.state["layout"]}, {"ranks": world.size, **engine.layout()}
     changed = [f"{what} {saved.get(what)} -> {value}" for what, value in now.items() if saved.get(what) != value]
     log.info("continuing from %s%s", reader.folder, f" with {', '.join(changed)}" if changed else "")
-    return reader.state["step"], reader.state["data"]
+    return Resumed(reader.state["step"], reader.state["data"], reader.state["spikes"])
 
 
 def _load(engine: Engine, reader: CheckpointReader) -> None:

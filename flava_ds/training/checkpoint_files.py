@@ -107,16 +107,30 @@ def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) 
     return final
 
 
-def prune(place: Place, rules: CheckpointConfig) -> list[str]:
-    """Deletes the checkpoints that no rule keeps, never the one that `latest` names; returns their names."""
+def return_to(place: Place, folder: Place) -> list[str]:
+    """Makes a checkpoint the latest one and deletes the later ones; returns their names."""
+    place.write(LATEST, folder.name + "\n")
+    later = [name for name in complete(place) if step_of(name) > step_of(folder.name)]
+    for name in later:
+        _delete(place, name)
+    return later
+
+
+def _delete(place: Place, name: str) -> None:
+    """Deletes a checkpoint; no half of it is ever taken for one."""
+    if place.local is None:
+        (place / name).remove(MANIFEST)
+    place.remove(name)
+
+
+def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> list[str]:
+    """Deletes the checkpoints that no rule keeps, never the one that `latest` names nor the last `good` one; returns their names."""
     names, current = complete(place), latest(place)
     values = {name: _metric(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
-    keep = kept(names, values, rules) | ({current.name} if current else set())
+    keep = kept(names, values, rules) | ({current.name} if current else set()) | {good}
     gone = [name for name in names if name not in keep]
     for name in gone:
-        if place.local is None:
-            (place / name).remove(MANIFEST)  # so that no half of it is taken for a checkpoint
-        place.remove(name)
+        _delete(place, name)
     return gone
 
 

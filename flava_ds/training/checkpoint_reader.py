@@ -17,14 +17,14 @@ from torch import Tensor
 from flava_ds import config as configuration
 from flava_ds.data.storage import Readable
 from flava_ds.errors import CheckpointError, DataError
-from flava_ds.training.checkpoint_files import CONFIG, FOLDER, MANIFEST, STATE, latest, place_of
+from flava_ds.training.checkpoint_files import CONFIG, FOLDER, MANIFEST, STATE, complete, latest, place_of
 from flava_ds.training.checkpoint_place import Place
 from flava_ds.training.tensor_files import CHUNK_BYTES, TensorFile
 
 WEIGHTS = "model.safetensors"
 """The name of a file of whole weights, in folders that are no checkpoints."""
 MOST_OPEN_FILES = 64
-STATE_KEYS = ("step", "world_size", "layout", "updates_skipped", "optimizer_updates", "parameters", "buffers", "loss_scaler", "metric", "data")
+STATE_KEYS = ("step", "world_size", "layout", "updates_skipped", "optimizer_updates", "parameters", "buffers", "loss_scaler", "metric", "data", "spikes")
 
 
 def weights_name(rank: int) -> str:
@@ -146,6 +146,20 @@ def read_state(folder: Place) -> dict[str, Any]:
         return {key: state[key] for key in STATE_KEYS} | {"world_size": int(state["world_size"]), "parameters": shapes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / STATE} cannot be used ({type(error).__name__}: {error}); use another checkpoint") from error
+
+
+def newest_good(place: Place) -> Place | None:
+    """Returns the newest checkpoint that was written while nothing was wrong: no spike had begun and the last update had not been skipped."""
+    return next((place / name for name in reversed(complete(place)) if _is_good(place / name)), None)
+
+
+def _is_good(folder: Place) -> bool:
+    """Tells whether nothing was wrong when a checkpoint was written."""
+    try:
+        state = read_state(folder)
+        return bool(state["spikes"]["calm"]) and not state["updates_skipped"]["skipped_in_a_row"]
+    except (CheckpointError, KeyError, TypeError):
+        return False
 
 
 def read_manifest(folder: Place) -> dict[str, dict]:

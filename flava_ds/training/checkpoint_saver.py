@@ -21,7 +21,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
 from flava_ds.training import fragments, run_lock
 from flava_ds.training.checkpoint_place import Place
-from flava_ds.training.checkpoint_reader import optimizer_name, tensor_name, weights_name
+from flava_ds.training.checkpoint_reader import newest_good, optimizer_name, tensor_name, weights_name
 from flava_ds.training.distributed import gather_numbers, log, raise_together
 from flava_ds.training.engine import Engine
 from flava_ds.training.tensor_files import HashingWriter, write_tensors
@@ -56,7 +56,7 @@ class Saver:
         """What this rank tells the others."""
         return Status.IDLE if self._task is None else self._task.status
 
-    def save(self, step: int, data_state: dict[str, Any], metric: dict[str, Any] | None = None) -> Place:
+    def save(self, step: int, data_state: dict[str, Any], metric: dict[str, Any] | None = None, spikes: dict[str, Any] | None = None) -> Place:
         """Copies the state after `step` updates and begins to write it; returns where the checkpoint will be. Waits for the save before, if it is
         still being written, and without checkpoint.asynchronous for this one.
 
@@ -72,7 +72,7 @@ class Saver:
         staged = files.staging(self.place, step, self.world.size)
         self._task = _Task(staged, Status.WRITTEN)
         try:
-            contents = self._contents(step, data_state, metric)
+            contents = self._contents(step, {"data": data_state, "metric": metric, "spikes": spikes})
             self._task.begin(lambda: self._write(staged, contents))
         except RuntimeError as problem:  # the host's memory is full: this rank tells the others at the next step
             self._task.fail(problem)
@@ -108,7 +108,7 @@ class Saver:
             elif self._task is not None:
                 time.sleep(POLL_S / 4)
 
-    def _contents(self, step: int, data_state: dict[str, Any], metric: dict[str, Any] | None) -> dict[str, Any]:
+    def _contents(self, step: int, told: dict[str, Any]) -> dict[str, Any]:
         """Collects this rank's files: name -> text, or (tensors, first elements). Tensors are copies when training goes on meanwhile."""
         rank = self.world.rank
         weights, moments, starts = {}, {}, {"weights": {}, "moments": {}}
@@ -128,7 +128,7 @@ class Saver:
             state = {
                 **{"step": step, "world_size": self.world.size, "layout": self.engine.layout(), **self.engine.counters()},
                 "optimizer_updates": fragments.update_counts(self.engine),
-                **{"parameters": self.engine.shapes(), "buffers": list(buffers), "metric": metric, "data": data_state},
+                **{"parameters": self.engine.shapes(), "buffers": list(buffers), **told},
             }
             contents |= {files.STATE: json.dumps(state, indent=1) + "\n", files.CONFIG: json.dumps(to_dict(self.config), indent=2) + "\n"}
         return contents
@@ -162,7 +162,8 @@ class Saver:
                 raise CheckpointError(f"{staged}: rank 0 does not see what rank {rank} wrote; {where} must be on a file system that all share") from error
             staged.remove(_receipt_name(rank))
         final = files.publish(self.place, staged, self._step, described)
-        gone = files.prune(self.place, self.config.checkpoint)
+        good = newest_good(self.place) if self.config.training.max_rollbacks else None
+        gone = files.prune(self.place, self.config.checkpoint, good.name if good else None)
         gib = sum(entry["size"] for entry in described.values()) / 2**30
         took = time.perf_counter() - self._begun
         stood = self._stall_s if self.config.checkpoint.asynchronous else took

@@ -31,7 +31,8 @@ class Engine:
 
     An update whose loss or gradient norm is not finite is skipped on the device, on all ranks alike: weights, moments and step counts stay
     as they are. `skipped` counts such updates, `skipped_in_a_row` the current run of them, `longest_skip` the longest since it was last set
-    to zero; all are tensors on the device, to be read once per log line.
+    to zero; all are tensors on the device, to be read once per log line. So is `loss`, this rank's part of the current step's: the mean over ranks
+    is the step's.
     """
 
     def __init__(self, module: nn.Module, kinds: Mapping[str, frozenset[Kind]], config: Config, world: World) -> None:
@@ -52,7 +53,7 @@ class Engine:
         self.skipped, self.skipped_in_a_row, self.longest_skip = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3))
         self._kind: Kind | None = None
         self._micro_steps = 0
-        self._loss_check = torch.zeros((), device=world.device)
+        self.loss = torch.zeros((), device=world.device)
 
     @property
     def offloaded(self) -> bool:
@@ -69,7 +70,7 @@ class Engine:
         if self._kind is not None:
             raise AssertionError("the previous optimizer step was not finished with update()")
         self._kind, self._micro_steps = kind, 0
-        self._loss_check = torch.zeros((), device=self.world.device)
+        self.loss = torch.zeros((), device=self.world.device)
         activate(self.optimizer, kind, self.idle)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -92,7 +93,7 @@ class Engine:
         output = self.deepspeed(batch, denominators, gradients)
         self.deepspeed.backward(output.loss, scale_wrt_gas=False)
         self._micro_steps += 1
-        self._loss_check = self._loss_check + output.loss.detach() * 0.0  # NaN from here on when the loss is not finite
+        self.loss = self.loss + output.loss.detach()
         return output
 
     @torch.no_grad()
@@ -114,7 +115,7 @@ class Engine:
 
     def _global_norm(self) -> Tensor:
         """Norm of the gradients that this update applies, over all ranks; NaN or infinite when a gradient or a loss is."""
-        square = self._loss_check.clone()
+        square = self.loss * 0.0  # NaN when a loss is not finite
         for group, tensors, replicated in deepspeed_fixes.local_gradients(self.deepspeed):
             if group["active"] and tensors and not (replicated and self.world.rank > 0):
                 square += torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).square().sum().to(square.device)

@@ -59,6 +59,7 @@ FIELDS = (
     Field("skipped_samples/<source>/<reason>", "samples", "unusable samples met by all ranks since the last line", "count"),
     Field("cut_tokens/<source>", "share", "tokens of the source's texts beyond its max_tokens, which were left out, of all since the last line"),
     Field("skipped_updates", "steps", "updates left out because a loss or a gradient was not finite, over the whole run", "counter"),
+    Field("rollbacks", "", "how often the run has gone back to a good checkpoint because it diverged", "counter"),
     Field("eta_s", "s", "time left to training.total_steps at the rate of this line"),
 )
 

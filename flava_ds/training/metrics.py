@@ -157,6 +157,13 @@ class Metrics:
             sink.write(finite)
         return record
 
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Forgets what was measured from `step` on; the log keeps that the run has gone back, and why."""
+        self.clock.take()
+        self._reset()
+        for sink in self._sinks:
+            sink.go_back(step, rollback)
+
     def close(self) -> None:
         """Closes the sinks."""
         for sink in self._sinks:

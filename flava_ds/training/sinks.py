@@ -7,7 +7,7 @@ import os
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from flava_kernels.bench.machine import version_of
 
@@ -23,6 +23,9 @@ class Sink(Protocol):
     """Takes records, which are flat: key -> number, word or None; training/log_fields.py lists the keys."""
 
     def write(self, record: dict[str, Any]) -> None: ...
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Is told that the steps from `step` on will be written again, other ones than before; what cannot be undone stays."""
 
     def close(self) -> None: ...
 
@@ -46,40 +49,60 @@ def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> 
     return [*sinks, Console(config.training.total_steps)]
 
 
-class JsonLines:
+class JsonLines(Sink):
     """log.jsonl: a header, then a record per line, each on disk before the next step."""
 
     def __init__(self, path: Path, description: dict[str, Any], first_step: int) -> None:
         """Begins a fresh run's log with `description`; a resumed run's keeps its header and loses the lines that will be written again."""
-        header, kept = description, []
+        self._path, header, kept = path, description, []
         if first_step and path.is_file():
             log = read_log(path)
             kept = [record for record in log.steps if record["step"] < first_step]
             again = {key: description[key] for key in ("started", "versions", "git", "hardware", "config_sha256")}
             header = {**log.header, "resumed": [*log.header.get("resumed", []), {"step": first_step, **again}]}
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in (header, *kept)), encoding="utf-8")
-        os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = self._begin(header, kept)
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds a line."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Takes away the lines from `step` on and notes the rollback in the header."""
+        self._file.close()
+        log = read_log(self._path)
+        header = {**log.header, "rollbacks": [*log.header.get("rollbacks", []), rollback]}
+        self._file = self._begin(header, [record for record in log.steps if record["step"] < step])
+
+    def _begin(self, header: dict[str, Any], kept: list[dict[str, Any]]) -> TextIO:
+        """Replaces the file as a whole and opens it."""
+        temporary = self._path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in (header, *kept)), encoding="utf-8")
+        os.replace(temporary, self._path)
+        return self._path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """An event file with every number."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Opens a new event file; what older ones hold from `first_step` on counts no more."""
+        self._folder = folder
+        self._writer = self._open(first_step)
+
+    def _open(self, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        return SummaryWriter(str(self._folder), purge_step=first_step or None)
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Opens a new event file."""
+        self._writer.close()
+        self._writer = self._open(step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds a point per number."""
@@ -91,7 +114,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Sink):
     """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run goes on with it."""
 
     def __init__(self, config: Config, description: dict[str, Any], first_step: int) -> None:
@@ -122,7 +145,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class Prometheus:
+class Prometheus(Sink):
     """The latest numbers in the text format that node_exporter's textfile collector reads; the file is replaced as a whole."""
 
     def __init__(self, path: Path, run: str) -> None:
@@ -164,7 +187,7 @@ def _escaped(label: str) -> str:
     return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-class Console:
+class Console(Sink):
     """One line for people; on a terminal it replaces the previous one."""
 
     def __init__(self, total_steps: int) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,12 +28,11 @@ from flava_ds.training.metrics import OBJECTIVES, Metrics, StepResult
 from flava_ds.training.pretraining import CONTRASTIVE
 from flava_ds.training.profiling import StepProfiler
 from flava_ds.training.roll_call import located
+from flava_ds.training.rollback import go_back
 from flava_ds.training.schedules import learning_rate
+from flava_ds.training.spikes import DivergedError, SpikeWatch
+from flava_ds.training.stop_signals import StopRequest
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks for a checkpoint and an end; the last one is what Slurm's --signal=USR1 sends."""
-REPEATED_SIGNAL_S = 3.0
-"""Seconds within which a second signal does not yet mean impatience."""
 STOP, SAVE = 16, 32
 """Added to the saver's status, which is smaller, in what a rank tells the others at every step: it was asked to stop; it is time to save."""
 
@@ -47,6 +45,8 @@ class Loader(Protocol):
     def state(self, step: int) -> dict[str, Any]: ...
 
     def progress(self, step: int) -> dict[str, float]: ...
+
+    def go_back(self, step: int, failed: int) -> None: ...
 
 
 class Trainer:
@@ -62,22 +62,37 @@ class Trainer:
         self.saver = Saver(engine, config, first_step)
         self._saved_at, self._saved_s, self._save_asked = first_step, time.monotonic(), False
         self._logged: dict[str, Any] = {}
-        self._stop_signal: int | None = None
+        self._stop = StopRequest()
         self._gradient_norms = GradientNorms(engine, config.logging.objective_gradient_norms_every)
         self._profiler = StepProfiler(config, self.world, first_step, metrics.paused)
         self._equal_until = first_step
+        self.spikes = SpikeWatch(config.training, self.world)
 
     def fit(self) -> int:
         """Trains to the end, or until a signal asks to stop; writes checkpoints on the way. Returns 0, or 128 + the signal's number.
 
-        Raises: UserError after training.stop_on_nonfinite skipped updates in a row, when a step does not fit into memory, or when ranks differ.
+        A run that diverges goes back to its last good checkpoint, training.max_rollbacks times at most.
+
+        Raises: UserError when it diverges once more, when a step does not fit into memory, or when ranks differ.
         """
         if self.first_step >= self.config.training.total_steps:
             log.info("this run has made its %d steps; raise training.total_steps to go on, or give another --name", self.first_step)
         self._compare_ranks(None)
-        with self._signals_noted():
+        with self._stop.listening():
+            while True:
+                try:
+                    stop = self._take_steps()
+                    break
+                except DivergedError as error:
+                    self._go_back(error)
+        self.metrics.close()
+        return 128 + (self._stop.asked or signal.SIGTERM) if stop else 0
+
+    def _take_steps(self) -> bool:
+        """Trains from first_step on; returns whether a signal ended it."""
+        with closing(self._batches()) as batches:
             asked = time.perf_counter()
-            for step, micro_batches in enumerate(self._batches(), start=self.first_step):
+            for step, micro_batches in enumerate(batches, start=self.first_step):
                 with self._profiler.around(step), self._memory_explained(step, micro_batches[0]), located(f"in step {step}"):
                     stop = self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
                 if stop or self._save_asked or self._due(step + 1, self.config.checkpoint.every_steps):
@@ -85,13 +100,10 @@ class Trainer:
                 if stop:
                     log.info("stopped by a signal after step %d; start the same command again to go on", step + 1)
                     self._profiler.close(step)
-                    break
+                    return True
                 asked = time.perf_counter()
-            else:
-                self.save(self.config.training.total_steps, last=True)
-                stop = False
-        self.metrics.close()
-        return 128 + (self._stop_signal or signal.SIGTERM) if stop else 0
+        self.save(self.config.training.total_steps, last=True)
+        return False
 
     def train_step(self, step: int, micro_batches: list[Batch], waited_s: float = 0.0) -> bool:
         """One optimizer update from this rank's micro-batches; returns whether any rank was asked to stop."""
@@ -107,6 +119,7 @@ class Trainer:
         self.engine.begin(first.kind, lr)
         sums = [self.engine.forward_backward(batch, denominators, part).sums for batch, part in zip(batches, gradients, strict=True)]
         grad_norm = self.engine.update()
+        self.spikes.add(step, first.kind, self.engine.loss)
         self._compare_ranks(step)
 
         self.metrics.add(
@@ -124,18 +137,23 @@ class Trainer:
             )
         )
         if self._due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps:
-            self._logged |= self.metrics.write(step, lr, grad_norm, self.engine.skipped, self.loader.progress(step + 1))
-            self._stop_when_diverged(step)
+            self._logged |= self.metrics.write(step, lr, grad_norm, self.engine.skipped, self._progress(step + 1))
+            self._notice_divergence(step)
         return stop
 
     def save(self, step: int, last: bool = False) -> None:
         """Saves the state after `step` updates, once; waits until it is written when it is the `last`."""
         with self.metrics.paused():
             if step > self._saved_at:
-                self.saver.save(step, self.loader.state(step), self._metric())
+                self.spikes.look()
+                self.saver.save(step, self.loader.state(step), self._metric(), self.spikes.state())
                 self._saved_at, self._saved_s = step, time.monotonic()
             if last:
                 self.saver.finish()
+
+    def _progress(self, step: int) -> dict[str, float]:
+        """Returns how far the sources are, and how often the run has gone back."""
+        return {**self.loader.progress(step), "rollbacks": self.spikes.rollbacks}
 
     def _metric(self) -> dict[str, Any] | None:
         """Returns what checkpoint.keep_best compares: the last value in the log."""
@@ -169,7 +187,7 @@ class Trainer:
         parts = [self.engine.module.counts(batch) for batch in micro_batches]
         mine = [sum(part.get(name, 0) for part in parts) for name in OBJECTIVES]
         number = self._source_numbers.get(first.source, -1)
-        note = self.saver.status + STOP * (self._stop_signal is not None) + SAVE * self._minutes_are_over()
+        note = self.saver.status + STOP * (self._stop.asked is not None) + SAVE * self._minutes_are_over()
         totals, notes = all_reduce_counts(self.world, mine, step, number, list(Kind).index(first.kind), note)
         self.saver.observe([note % STOP for note in notes])
         self._save_asked = any(note & SAVE for note in notes)
@@ -211,20 +229,38 @@ class Trainer:
                 checksums.check_equal(self.world, checksums.replicated(self.engine, self.codebook), step, self._equal_until)
             self._equal_until = self.first_step if step is None else step + 1
 
-    def _stop_when_diverged(self, step: int) -> None:
-        """Raises UserError after too many skipped updates in a row; called once per log line, on all ranks alike."""
+    def _notice_divergence(self, step: int) -> None:
+        """Raises DivergedError after too many skipped updates or spikes in a row; called once per log line, on all ranks alike."""
         longest, limit = int(self.engine.longest_skip), self.config.training.stop_on_nonfinite
         self.engine.longest_skip.copy_(self.engine.skipped_in_a_row)
         if longest and longest < limit:
             log.warning("step %d: up to %d updates in a row were skipped, because a loss or a gradient was not finite", step, longest)
         if longest >= limit:
-            self.saver.finish()
-            error = UserError(
-                f"step {step}: {longest} updates in a row were skipped, because a loss or a gradient was not finite (training.stop_on_nonfinite is {limit}); "
-                f"lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}"
+            raise DivergedError(
+                f"step {step}: {longest} updates in a row were skipped, because a loss or a gradient was not finite (training.stop_on_nonfinite is {limit})",
+                step,
             )
+        self.spikes.look()
+
+    def _go_back(self, diverged: DivergedError) -> None:
+        """Goes back to the last good checkpoint and jumps the data up to the step at which the run was found to diverge.
+
+        Raises: UserError on all ranks when there is none, or the run has gone back often enough.
+        """
+        self.saver.finish()
+        done, most = self.spikes.rollbacks, self.config.training.max_rollbacks
+        resumed = go_back(self.engine, self.config) if done < most else None
+        if resumed is None:
+            often = f"it has gone back {done} times (training.max_rollbacks); " if done >= most > 0 else "there is no good checkpoint; " if most else ""
+            error = UserError(f"{diverged}; {often}lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}")
             error.on_all_ranks = True
             raise error
+        self.loader.go_back(resumed.step, diverged.step + 1)
+        self.spikes.set_state(resumed.spikes)
+        self.spikes.rollbacks = done + 1
+        self.metrics.go_back(resumed.step, {"at": diverged.step, "to": resumed.step, "reason": str(diverged)})
+        self.first_step = self._saved_at = self._equal_until = self.saver.published = resumed.step
+        log.warning("%s; back to step %d, without the data of the steps since: rollback %d of %d", diverged, resumed.step, done + 1, most)
 
     def _where_to_continue(self) -> str:
         """Names the checkpoint that a next run would start from."""
@@ -235,29 +271,3 @@ class Trainer:
     def _due(step: int, every: int) -> bool:
         """True at every multiple of `every`; never for 0."""
         return every > 0 and step % every == 0
-
-    @contextmanager
-    def _signals_noted(self) -> Any:
-        """Turns the first of STOP_SIGNALS into a request that all ranks agree on; a later one takes its usual course.
-
-        Repeats within REPEATED_SIGNAL_S are the same request: on Ctrl-C a launcher forwards what the terminal has already sent.
-        """
-        asked_at = 0.0
-
-        def note(number: int, _: Any) -> None:
-            nonlocal asked_at
-            if self._stop_signal is None:
-                self._stop_signal, asked_at = number, time.monotonic()
-                os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
-            elif time.monotonic() - asked_at > REPEATED_SIGNAL_S:
-                signal.signal(number, handlers[number])
-                signal.raise_signal(number)
-
-        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number in handlers:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, previous in handlers.items():
-                signal.signal(number, previous)

@@ -14,10 +14,8 @@ FOLDER = ROOT / "launchers"
 SCRIPTS = sorted(path for path in [*FOLDER.iterdir(), *(ROOT / ".ci").iterdir()] if path.suffix in (".sh", ".sbatch", ""))
 STARTED = ["torchrun.sh", "deepspeed.sh", "slurm.sbatch", "kubernetes.sh"]
 SETTINGS = "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND".split()
-TORCHRUN = (
-    "env OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 "
-    "TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 torchrun"
-)
+PASSED_ON = "--signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+TORCHRUN = "env OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 torchrun"
 SSH = "'PDSH_SSH_ARGS_APPEND=-o ServerAliveInterval=15 -o ServerAliveCountMax=4'"
 
 
@@ -63,14 +61,16 @@ def test_shellcheck_finds_nothing(script):
 def test_torchrun_on_one_machine():
     command = printed("torchrun.sh", "flava_base", "--optimizer.lr", "3e-4", "--name", "a b", RANKS="4")
     start = TORCHRUN.format(threads=1)
-    assert command == f"{start} --standalone --nproc_per_node 4 --max_restarts 2 --module flava_ds.train flava_base --optimizer.lr 3e-4 --name 'a b'"
+    assert (
+        command == f"{start} --standalone --nproc_per_node 4 {PASSED_ON} --max_restarts 2 --module flava_ds.train flava_base --optimizer.lr 3e-4 --name 'a b'"
+    )
 
 
 def test_torchrun_on_several_machines():
     command = printed("torchrun.sh", "flava_base", NODES="2:4", HEAD="node1", RANKS="8", RESTARTS="5", OMP_NUM_THREADS="6")
     assert command == (
         f"{TORCHRUN.format(threads=6)} --nnodes 2:4 --rdzv_backend c10d --rdzv_endpoint node1:29500 --rdzv_id flava_ds "
-        "--nproc_per_node 8 --max_restarts 5 --module flava_ds.train flava_base"
+        f"--nproc_per_node 8 {PASSED_ON} --max_restarts 5 --module flava_ds.train flava_base"
     )
     done = dry_run("torchrun.sh", "flava_base", NODES="2")
     assert done.returncode == 2 and "NODES=2 needs HEAD" in done.stderr
@@ -123,7 +123,7 @@ def test_slurm_prints_srun():
     job = {"SLURM_JOB_NUM_NODES": "16", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "3", "SLURM_CPUS_PER_TASK": "96"}
     assert printed("slurm.sbatch", "flava_base", SLURM_SUBMIT_DIR=str(ROOT), **job) == (
         f"srun --kill-on-bad-exit=1 --cpus-per-task=96 {TORCHRUN.format(threads=8)} --nnodes 16 --nproc_per_node 4 "
-        "--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 --max_restarts 2 --module flava_ds.train flava_base"
+        f"--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 {PASSED_ON} --max_restarts 2 --module flava_ds.train flava_base"
     )
 
 

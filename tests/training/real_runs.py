@@ -26,7 +26,7 @@ WAIT_S = 240.0
 def real_config(folder: Path, **settings) -> Config:
     """A tiny run over written shards: three kinds, accumulation, two ranks, a line per step, a checkpoint every 4 steps."""
     config = world_config(folder, logging=LoggingConfig(run_directory=str(folder / "runs"), every_steps=1, tensorboard=False))
-    data = write_world(folder / "data")
+    data = folder / "data" if (folder / "data").is_dir() else write_world(folder / "data")
     pairs, text = str(data / "pairs-train"), str(data / "text-test")
     sources = (
         SourceConfig(name="pair", kind="pair", shards=pairs, max_tokens=16, weight=0.5, caption_key="captions"),

@@ -86,7 +86,7 @@ def test_resuming_is_bitwise_in_every_stage(run_ranks, tmp_path):
     for results in run_ranks(save_and_resume, 2, str(tmp_path), cases):
         assert len(results) == len(cases)
         for result in results:
-            assert result["fresh"] is None and result["resumed"] == (4, {"source": {"epoch": 1}}), result
+            assert result["fresh"] is None and result["resumed"][:2] == (4, {"source": {"epoch": 1}}), result
             assert result["same"] and result["exported"], result
             shards = [f"{kind}_0000{rank}.safetensors" for kind in ("optimizer", "weights") for rank in (0, 1)]
             assert result["files"] == sorted(["config.json", "manifest.json", "state.json", *shards])

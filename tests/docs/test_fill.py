@@ -152,6 +152,7 @@ def test_checkpoint_cost_in_words(root):
     assert fill(root).returncode == 0
     text = page.read_text()
     assert "111 million parameters" in text and "load 2" in text and "a step takes 1.50 times as long" in text
+    assert "a save costs 7.0 s of training" in text, "20.04 s, in which 19.54 / 3 steps were made that take 2 s each otherwise"
     assert "| flava_ds in the background | 0.50 s | 20.0 s | 1.00 GiB |\n| torch.save | 8.12 s | 9.0 s | 0.50 GiB |" in text
 
 

@@ -90,7 +90,8 @@ def attempt(
 ) -> tuple[Measurement | None, float | None, str]:
     """Measures one implementation; returns times, error, and why there are none."""
     needed, free = peer.bytes_needed(sets[0].inputs), machines.free_bytes(device)
-    if needed + LEFT_FREE > free:
+    fitting = sets_that_fit(len(sets), needed, free, device)
+    if fitting == 0:
         return None, None, f"needs about {needed / 2**30:.0f} GiB of memory; {free / 2**30:.0f} GiB are free"
     if peer.alone and workload.ranks > 1:
         return None, None, "knows nothing of other ranks"
@@ -98,12 +99,22 @@ def attempt(
         call = peer.build(op, device.type)
         deviation = None if reference is None else error(call, sets[0], reference)
         effort = dataclasses.replace(effort, enough=float("inf")) if peer.compiles else effort
-        return measure(call, sets, effort, device), deviation, ""
+        found = measure(call, sets[:fitting], effort, device)
+        found.method += "" if fitting == len(sets) else f", {fitting} of {len(sets)} input sets"
+        return found, deviation, ""
     except UnavailableError as reason:
         return None, None, str(reason)
     except Exception as refused:  # a peer may refuse shapes, dtypes and devices in any way; its words are the result
         text = str(refused).strip().splitlines() or [type(refused).__name__]
         return None, None, f"refuses: {type(refused).__name__}: {text[0][:160]}"
+
+
+def sets_that_fit(number: int, needed: int, free: int, device: torch.device) -> int:
+    """Returns for how many of the input sets there is memory: on a GPU each has two graphs, which keep theirs; on a CPU one call runs at a time."""
+    room = free - LEFT_FREE
+    if device.type != "cuda" or needed == 0:
+        return number if needed <= room else 0
+    return min(number, max(0, room // (2 * needed)))
 
 
 def draw(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Arguments:

@@ -68,8 +68,9 @@ def commit() -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns how much memory is free on the device."""
+    """Returns how much memory is free on the device, without what torch's allocator keeps for later."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -30,7 +30,7 @@ class UnavailableError(Exception):
 class Peer:
     """One implementation.
 
-    `build` returns the call for an operator on a device type, or raises UnavailableError. `bytes_needed` estimates memory from the arguments.
+    `build` returns the call for an operator on a device type, or raises UnavailableError. `bytes_needed` estimates the memory of one call from its arguments.
     `alone` tells that it computes what one rank would by itself and cannot take part where there are several, `compiles` that a first call
     may take longer than others.
     """
@@ -63,13 +63,19 @@ def library(name: str, *, gpu_only: str | None = None) -> Any:
 
 
 @functools.cache
-def _compiled_definition(definition: Call, device: str) -> Call:
-    return torch.compile(definition, dynamic=device == "cpu")
+def _compiled_for_all_shapes(definition: Call) -> Call:
+    return torch.compile(definition, dynamic=True)
 
 
 def _compiled(op: Op, device: str) -> Call:
-    """On a CPU one compilation serves all shapes, because each takes long."""
-    return _compiled_definition(op.definition, device)
+    """On a CPU one compilation serves all shapes, because each takes long. On a GPU every workload has its own.
+
+    There, what was compiled before is forgotten: after eight shapes of one function torch would run it in eager mode without a word.
+    """
+    if device == "cpu":
+        return _compiled_for_all_shapes(op.definition)
+    torch.compiler.reset()
+    return torch.compile(op.definition, dynamic=False)
 
 
 # Attention

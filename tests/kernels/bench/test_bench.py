@@ -50,6 +50,16 @@ def test_reasons_instead_of_numbers():
     assert found is None and error is None and note.startswith("needs about 1073741824 GiB of memory")
 
 
+@pytest.mark.parametrize(
+    ("device", "needed", "free", "sets"),
+    [("cpu", 0, 1, 0), ("cpu", 5, 8, 3), ("cpu", 7, 8, 0), ("cuda", 0, 8, 3), ("cuda", 1, 8, 3), ("cuda", 2, 8, 1), ("cuda", 4, 8, 0), ("cuda", 20, 78, 1)],
+)
+def test_memory_for_one_call_on_a_cpu_and_for_two_graphs_a_set_on_a_gpu(device, needed, free, sets):
+    gib = 2**30
+    assert bench.LEFT_FREE == 2 * gib
+    assert bench.sets_that_fit(3, needed * gib, free * gib, torch.device(device)) == sets
+
+
 def test_defaults_follow_the_device():
     options = bench.parse(["--device", "cpu"])
     assert (options.size, options.dtype, options.op, options.csv.name) == ("cpu", "fp32", list(OPS), "bench.csv")
@@ -66,3 +76,11 @@ def test_the_machine_is_named_and_measured(monkeypatch):
     assert min(found.copy_bandwidth, found.gemm_rate) > 0
     assert machine.version_of("no such distribution") == "none"
     assert machine.free_bytes(CPU) > 2**20
+
+
+@pytest.mark.gpu
+def test_memory_that_torch_keeps_for_later_is_free():
+    device = torch.device("cuda")
+    before = machine.free_bytes(device)
+    torch.empty(2**30, dtype=torch.int8, device=device)
+    assert machine.free_bytes(device) > before - 2**28

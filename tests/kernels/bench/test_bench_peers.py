@@ -1,5 +1,7 @@
 """Peers that can be had compute what the operator's definition does; others say why not."""
 
+import dataclasses
+
 import pytest
 import torch
 from flava_kernels import OPS
@@ -36,6 +38,19 @@ def test_what_torch_has_runs_on_a_cpu():
             peer = next(peer for peer in peers(op) if peer.name == name)
             arguments = draw(workloads(op, "quick")[0], torch.device("cpu"), torch.float32, 0)
             assert error(peer.build(OPS[op], "cpu"), arguments, exact(OPS[op].definition, arguments)) < 1e-5
+
+
+def test_a_ninth_shape_is_still_compiled(monkeypatch):
+    """torch gives up on a function after eight shapes and runs it in eager mode; every workload of a GPU has its own."""
+    compiled, compile_ = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, backend=lambda graph, _: compiled.append(1) or graph.forward, **options)
+    )
+    op = dataclasses.replace(OPS["layer_norm"], definition=lambda x: x * 2)
+    (peer,) = (peer for peer in peers("layer_norm") if peer.name == "torch.compile")
+    for rows in range(2, 12):
+        peer.build(op, "cuda")(torch.zeros(rows))
+    assert len(compiled) == 10
 
 
 def test_a_missing_library_is_named():

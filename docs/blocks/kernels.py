@@ -38,12 +38,17 @@ def compiled(root: Path) -> Lines:
     return read_csv(root / "kernels" / "aot.csv")
 
 
+def in_fp32(line: dict[str, str]) -> bool:
+    """Tells configurations of fp32 from half-precision ones with fp32 parameters, "bf16.768.fp32_parameters"."""
+    return ".fp32." in line["name"] + "."
+
+
 def summary(root: Path) -> str:
     """Counts by Triton version and architecture."""
     lines, rows = compiled(root), []
     for version, arch in dict.fromkeys((line["triton"], line["arch"]) for line in lines):
         some = [line for line in lines if (line["triton"], line["arch"]) == (version, arch)]
-        half = [line for line in some if ".fp32" not in line["name"]]
+        half = [line for line in some if not in_fp32(line)]
         spilling = [line for line in half if line["spilled_bytes"] != "0"]
         rows.append(
             [version, arch, len(some), max(int(line["registers"]) for line in some), len(spilling), max(int(line["shared"]) for line in some) // 1024]
@@ -57,7 +62,7 @@ def rows_of_gpu(root: Path) -> str:
     """Lists the bf16 configurations of GPU, and those without a dtype, as the newest Triton in the file compiles them."""
     lines = compiled(root)
     newest = max((line["triton"] for line in lines), key=lambda version: tuple(map(int, version.split("."))))
-    shown = [line for line in lines if (line["triton"], line["arch"]) == (newest, GPU) and ".fp16" not in line["name"] and ".fp32" not in line["name"]]
+    shown = [line for line in lines if (line["triton"], line["arch"]) == (newest, GPU) and ".fp16" not in line["name"] and not in_fp32(line)]
     return f"Triton {newest}, {GPU}:\n\n" + markdown_table(list(COLUMNS), [[cell(line) for cell in COLUMNS.values()] for line in shown])
 
 

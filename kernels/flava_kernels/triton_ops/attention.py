@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flava_kernels.attention import HEAD_SIZES
 from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, longest_of_bucket, tile_of
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
@@ -202,14 +203,11 @@ def _options(tile: Tile) -> dict[str, int | bool]:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Lists what runs, each once under its first bucket's name: bf16 at every head size, fp16 and fp32 at 64.
-
-    In fp16 the instructions are those of bf16 with another type; fp32 is a path for correctness.
-    """
+    """Lists what runs, each once under its first bucket's name: every dtype at every head size."""
     found: dict[tuple, Launch] = {}
     for arch in ARCHITECTURES:
-        for name, dtype, head_sizes in (("bf16", torch.bfloat16, (32, 64, 128)), ("fp16", torch.float16, (64,)), ("fp32", torch.float32, (64,))):
-            for head_size in head_sizes:
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+            for head_size in HEAD_SIZES:
                 for longest in (*BUCKETS, BUCKETS[-1] + 1):
                     for backward_pass in (False, True):
                         way = "backward" if backward_pass else "forward"

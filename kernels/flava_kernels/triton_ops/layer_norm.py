@@ -145,26 +145,29 @@ def _with_whole_rows(tensor: Tensor | None) -> Tensor | None:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Returns what FLAVA's widths compile to, with a width that fills no power of two (768) and the largest one."""
+    """Returns what FLAVA's widths compile to, with a width that fills no power of two (768) and the largest one, and half rows with fp32 parameters."""
     shapes = (("bf16", 768), ("bf16", 1024), ("bf16", 8192), ("fp16", 768), ("fp32", 768))
     found = [launch for arch in ARCHITECTURES for dtype, columns in shapes for launch in _launches(arch, dtype, columns, True)]
-    return (*found, *(launch for arch in ARCHITECTURES for launch in _launches(arch, "bf16", 768, False)))
+    found += [launch for arch in ARCHITECTURES for launch in _launches(arch, "bf16", 768, False)]
+    mixed = [launch for arch in ARCHITECTURES for dtype in ("bf16", "fp16") for launch in _launches(arch, dtype, 768, True, parameters="fp32")]
+    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name))  # sums of fp32 partials into fp32 are listed already
 
 
-def _launches(arch: str, dtype: str, columns: int, residual: bool) -> tuple[Launch, ...]:
+def _launches(arch: str, dtype: str, columns: int, residual: bool, parameters: str = "") -> tuple[Launch, ...]:
     value, fp32 = f"*{dtype}", "*fp32"
     tile, warps = _tile(columns, arch)
-    prefix, suffix = ("add_layer_norm" if residual else "layer_norm"), f"{dtype}.{columns}"
-    reads = dict.fromkeys(("X", "RESIDUAL", "WEIGHT", "BIAS", "Y", "TOTAL"), value) | dict.fromkeys(("MEAN", "RSTD"), fp32)
+    prefix, suffix = ("add_layer_norm" if residual else "layer_norm"), f"{dtype}.{columns}" + (f".{parameters}_parameters" if parameters else "")
+    parameter = f"*{parameters or dtype}"
+    reads = dict.fromkeys(("X", "RESIDUAL", "Y", "TOTAL"), value) | dict.fromkeys(("WEIGHT", "BIAS"), parameter) | dict.fromkeys(("MEAN", "RSTD"), fp32)
     forward_types = reads | {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-    tensors = dict.fromkeys(("GRAD", "GRAD_TOTAL", "TOTAL", "WEIGHT"), value) | {"MEAN": fp32, "RSTD": fp32, "D_TOTAL": value, "PARTIALS": fp32}
+    tensors = dict.fromkeys(("GRAD", "GRAD_TOTAL", "TOTAL"), value) | {"WEIGHT": parameter, "MEAN": fp32, "RSTD": fp32, "D_TOTAL": value, "PARTIALS": fp32}
     backward_types = tensors | dict.fromkeys(("rows", "programs", "grad_stride", "grad_total_stride", "total_stride"), "i32")
     made = [
         Launch(f"{prefix}.forward.{suffix}", _forward, forward_types, {"COLUMNS": columns, **tile, "HAS_RESIDUAL": residual}, warps, 1, arch),
         Launch(f"{prefix}.backward.{suffix}", _backward, backward_types, {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual}, warps, 1, arch),
     ]
     if residual:
-        types = {"PARTIALS": fp32, "D_WEIGHT": value, "D_BIAS": value, "programs": "i32"}
+        types = {"PARTIALS": fp32, "D_WEIGHT": parameter, "D_BIAS": parameter, "programs": "i32"}
         constants = {"COLUMNS": columns, "BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
         made.append(Launch(f"{prefix}.parameters.{suffix}", _parameter_gradients, types, constants, TILE_WARPS, 1, arch))
     return tuple(made)

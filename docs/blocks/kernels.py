@@ -17,6 +17,8 @@ GPU = "sm_90"
 
 Lines = list[dict[str, str]]
 
+RESOURCES = ("issue", "special", "matrix", "cache", "memory")
+
 COLUMNS: dict[str, Callable[[dict[str, str]], str]] = {
     "kernel": lambda line: line["name"],
     "warps": lambda line: line["num_warps"],
@@ -27,7 +29,7 @@ COLUMNS: dict[str, Callable[[dict[str, str]], str]] = {
     "matrix instructions / dots": lambda line: f"{line['matrix_instructions']}/{line['dots']}" if line["dots"] != "0" else "-",
     "16-byte loads / loads": lambda line: f"{line['wide_loads']}/{line['loads']}",
     "loop instructions": lambda line: line["loop_instructions"],
-    "cycles: issue / special / matrix / memory": lambda line: " / ".join(line[f"{what}_cycles"] for what in ("issue", "special", "matrix", "memory")),
+    "cycles: issue / special / matrix / cache / memory": lambda line: " / ".join(line[f"{what}_cycles"] for what in RESOURCES),
     "bound by": lambda line: line["bound"],
     "share of the roof": lambda line: f"{float(line['share']):.2f}",
 }

@@ -56,6 +56,7 @@ class Row:
     issue_cycles: int
     special_cycles: int
     matrix_cycles: int
+    cache_cycles: int
     memory_cycles: int
     bound: str
     share: float
@@ -82,7 +83,7 @@ def compile_row(module: str, arch: str, name: str) -> Row:
     machine = roofline.MACHINES[arch]
     code, loop, dots = assembly.instructions(compiled.assembly), assembly.inner_loop(compiled.assembly), triton_ir.dots(compiled.ir)
     resident = roofline.occupancy(machine, compiled.registers, compiled.shared, launch.num_warps)
-    estimate = roofline.estimate(machine, loop, launch.num_warps, triton_ir.loop_flops(dots))
+    estimate = roofline.estimate(machine, loop, launch.num_warps, triton_ir.loop_flops(dots), launch.from_memory)
     matrix = assembly.count(assembly.MATRIX, code)
     atomics = assembly.count(assembly.ATOMIC, code)
     return Row(
@@ -150,7 +151,9 @@ HEADER = {
     "16-byte loads / loads": lambda row: f"{row.wide_loads}/{row.loads}",
     "blocks, limit": lambda row: f"{row.blocks}, {row.limited_by}",
     "loop instructions": lambda row: row.loop_instructions,
-    "issue / special / matrix / memory cycles": lambda row: f"{row.issue_cycles} / {row.special_cycles} / {row.matrix_cycles} / {row.memory_cycles}",
+    "cycles: issue / special / matrix / cache / memory": lambda row: " / ".join(
+        str(cycles) for cycles in (row.issue_cycles, row.special_cycles, row.matrix_cycles, row.cache_cycles, row.memory_cycles)
+    ),
     "bound by": lambda row: row.bound,
     "share of the roof": lambda row: f"{row.share:.2f}",
 }

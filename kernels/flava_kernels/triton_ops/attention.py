@@ -21,6 +21,9 @@ from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+EXAMPLE_LENGTH = 512
+"""Of the last bucket, for the static estimate."""
+
 
 @triton.jit
 def _attend_to_keys(q, keys, values, key, length, token_stride, highest, total, weighted, HEAD_SIZE: tl.constexpr, EXPONENT: tl.constexpr, TAIL: tl.constexpr):
@@ -215,9 +218,22 @@ def launches() -> tuple[Launch, ...]:
                         constexprs = _compiled_as(tile, head_size, longest)
                         label = f"varlen_attention.{way}.{name}.{head_size}.{longest if longest in BUCKETS else 'long'}"
                         kernel = attention_backward if backward_pass else attention_forward
-                        launch = Launch(label, kernel, _types(f"*{name}", backward_pass), constexprs, tile.num_warps, tile.num_stages, arch)
+                        once = 1.0 if constexprs["ONE_TILE"] else _from_memory(tile, longest, dtype.itemsize, backward_pass)
+                        types = _types(f"*{name}", backward_pass)
+                        launch = Launch(label, kernel, types, constexprs, tile.num_warps, tile.num_stages, arch, from_memory=once)
                         found.setdefault((arch, way, name, head_size, tile, constexprs["ONE_TILE"]), launch)
     return tuple(found.values())
+
+
+def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool) -> float:
+    """`Launch.from_memory` of a loop over tiles: 4 (backward 8) rows a token move once, spread over all passes; sums of dQ stay in the L2 cache.
+
+    Forward, a pass asks for the keys and values of a tile, backward for three rows a query and two of sums, and writes one more.
+    """
+    length = longest if longest in BUCKETS else EXAMPLE_LENGTH
+    if backward_pass:
+        return min(1.0, 8 * element * tile.keys / ((4 * element + 8) * length))
+    return min(1.0, 2 * tile.queries / length)
 
 
 def _types(rows: str, backward_pass: bool) -> dict[str, str]:

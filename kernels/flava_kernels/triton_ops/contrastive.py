@@ -26,6 +26,9 @@ CHUNK_BYTES = 24 * 2**20
 TARGET_PROGRAMS = 512
 """The forward kernel cuts the columns into parts until there are about this many programs."""
 
+EXAMPLE_SIZES = 4096, 32768
+"""Rows and columns for the static estimate: one of eight ranks."""
+
 GROUP = tl.constexpr(8)
 """Row tiles of G that run beside each other, so that they share the columns' features in the L2 cache."""
 
@@ -227,9 +230,11 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
     forward_signature = features | parts | sizes | {"tiles_per_part": "i32"}
     gradient_signature = features | vectors | {"gradient": f"*{dtype}", "part_d_scale": "*fp32"} | sizes | {"gradient_stride": "i32"}
     blocks = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k}
-    return (
-        Launch(f"info_nce.forward.{dtype}", _forward_kernel, forward_signature, blocks, tiles.num_warps, tiles.num_stages, arch),
-        Launch(f"info_nce.gradient.{dtype}", _gradient_kernel, gradient_signature, blocks, tiles.num_warps, tiles.num_stages, arch),
+    rows, columns = EXAMPLE_SIZES
+    once = (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
+    kernels = (("forward", _forward_kernel, forward_signature), ("gradient", _gradient_kernel, gradient_signature))
+    return tuple(
+        Launch(f"info_nce.{way}.{dtype}", kernel, types, blocks, tiles.num_warps, tiles.num_stages, arch, from_memory=once) for way, kernel, types in kernels
     )
 
 

@@ -34,6 +34,11 @@ class Launch:
     num_stages: int
     arch: str
     unaligned: tuple[str, ...] = ()
+    from_memory: float = 1.0
+    """Part of the bytes asked for in the inner loop that come from the GPU's own memory when an operator moves each of its bytes once.
+
+    The rest was read before by this program or another, and an L2 cache has it. For the static estimate of roofline.py.
+    """
 
 
 def architecture(device: torch.device) -> str:

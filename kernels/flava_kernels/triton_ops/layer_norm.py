@@ -162,8 +162,11 @@ def _launches(arch: str, dtype: str, columns: int, residual: bool, parameters: s
     forward_types = reads | {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
     tensors = dict.fromkeys(("GRAD", "GRAD_TOTAL", "TOTAL"), value) | {"WEIGHT": parameter, "MEAN": fp32, "RSTD": fp32, "D_TOTAL": value, "PARTIALS": fp32}
     backward_types = tensors | dict.fromkeys(("rows", "programs", "grad_stride", "grad_total_stride", "total_stride"), "i32")
+    constants = {"COLUMNS": columns, **tile, "HAS_RESIDUAL": residual}
+    moved = tile["BLOCK_ROWS"] * (4 if residual else 2) * (4 if dtype == "fp32" else 2)
+    once = moved / (moved + 2 * (4 if parameter == fp32 else 2))  # every program reads weight and bias again
     made = [
-        Launch(f"{prefix}.forward.{suffix}", _forward, forward_types, {"COLUMNS": columns, **tile, "HAS_RESIDUAL": residual}, warps, 1, arch),
+        Launch(f"{prefix}.forward.{suffix}", _forward, forward_types, constants, warps, 1, arch, from_memory=once),
         Launch(f"{prefix}.backward.{suffix}", _backward, backward_types, {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual}, warps, 1, arch),
     ]
     if residual:

@@ -104,4 +104,5 @@ def launches() -> tuple[Launch, ...]:
 def _launch(arch: str, dtype: str, columns: int, gradients: bool) -> Launch:
     types = {"LOGITS": f"*{dtype}", "BIAS": f"*{dtype}", "LABELS": "*i64", "LOSSES": "*fp32", "RIGHT": "*fp32", "stride": "i32"}
     name = f"linear_cross_entropy.{'gradient' if gradients else 'loss'}.{dtype}.{columns}"
-    return Launch(name, _softmax, types, _constants(columns, gradients), NUM_WARPS, 1, arch)
+    once = 1 / 3 if gradients else 1 / 2  # the bias is read before, and the logits by the first of two passes
+    return Launch(name, _softmax, types, _constants(columns, gradients), NUM_WARPS, 1, arch, from_memory=once)

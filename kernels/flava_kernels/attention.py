@@ -58,6 +58,8 @@ def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths:
         return f"there are {cu_seqlens.shape[0] - 1} sequences and {qkv.shape[2]} heads, at most {MOST_SEQUENCES} of each are taken"
     if max_seqlen * max(qkv.stride(0), 3 * qkv.shape[2] * qkv.shape[3]) >= 2**31:
         return f"a sequence of {max_seqlen} rows spans 2^31 elements or more"
+    if max(2 * qkv.stride(1), (qkv.shape[2] - 1) * qkv.stride(2)) >= 2**31:
+        return f"a token's parts and heads span 2^31 elements or more: the strides of qkv are {qkv.stride()}"
     return None
 
 

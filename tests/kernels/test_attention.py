@@ -126,6 +126,8 @@ def test_counts_the_operations_of_plain_attention():
         ((torch.zeros(8, 3, 2, 64)[..., ::2], cu_seqlens_of((8,)), 8), "not contiguous"),
         ((torch.zeros(8, 3, 2, 32), torch.zeros(65537, dtype=torch.int32), 8), "65536 sequences"),
         ((torch.zeros(8, 3, 2, 32), cu_seqlens_of((8,)), 2**24), "2^31"),
+        ((torch.empty_strided((8, 3, 2, 32), (32, 2**30, 256, 1), device="meta"), cu_seqlens_of((8,)), 8), "parts and heads span 2^31"),
+        ((torch.empty_strided((8, 3, 2, 32), (32, 256, 2**31, 1), device="meta"), cu_seqlens_of((8,)), 8), "parts and heads span 2^31"),
     ],
 )
 def test_says_what_the_kernels_do_not_take(arguments, words):

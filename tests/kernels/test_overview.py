@@ -52,6 +52,12 @@ def test_the_command_prints_the_report():
     assert done.stdout.splitlines()[1].split() == ["operator", "implementation", "why"]
 
 
+def test_a_wrong_setting_is_one_line():
+    environment = os.environ | {"FLAVA_KERNELS": "bad"}
+    done = subprocess.run([sys.executable, "-m", "flava_kernels"], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1 and done.stderr == "error: FLAVA_KERNELS is 'bad'; it must be one of auto, torch, triton\n"
+
+
 @pytest.mark.parametrize(
     ("gpu", "configurations"),
     [("sm_80", "sm_80"), ("sm_89", "sm_80"), ("sm_90", "sm_90"), ("sm_100", "sm_100"), ("sm_103", "sm_100"), ("sm_120", "sm_80"), ("gfx950", "gfx942")],

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from flava_kernels.linear_cross_entropy import IGNORE_INDEX
 from flava_kernels.op import Op
 
 Call = Callable[..., Any]
@@ -170,7 +171,7 @@ def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
     function = library("liger_kernel.ops.fused_linear_cross_entropy", gpu_only=device).LigerFusedLinearCrossEntropyFunction
 
     def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        return function.apply(hidden, weight, labels, bias, None, -100, 0.0, 0.0, "sum")[0]
+        return function.apply(hidden, weight, labels, bias, None, IGNORE_INDEX, 0.0, 0.0, "sum")[0]
 
     return call
 

@@ -22,6 +22,7 @@ def cases() -> tuple[Case, ...]:
         _case("64 rows, 97 classes", rows=64),
         _case("3 rows, 8192 classes", rows=3, classes=8192, margin=4.0),
         _case("3 rows, 4100 classes", rows=3, classes=4100),
+        _case("3 rows, 30522 classes", rows=3, classes=30522, margin=4.0),
         _case("no rows", rows=0),
         _case("some labels ignored", rows=7, ignored=(0, 3, 6)),
         _case("all labels ignored", rows=4, ignored=(0, 1, 2, 3)),

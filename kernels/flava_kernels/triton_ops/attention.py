@@ -187,7 +187,8 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Te
     tokens, _, heads, head_size = qkv.shape
     tile = tile or tile_of(backward=True, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
     constexprs = _compiled_as(tile, head_size, max_seqlen)
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    narrow = max(max_seqlen * grad.stride(0), heads * grad.stride(1)) < 2**31  # places within a sequence are int32
+    grad = grad if narrow and grad.stride(-1) == 1 else grad.contiguous()
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     d_q_sums = lse if constexprs["ONE_TILE"] else qkv.new_empty(heads, tokens, head_size, dtype=torch.float32)
     strides = (*qkv.stride()[:3], *grad.stride()[:2])

@@ -134,7 +134,7 @@ def backward(grad: Tensor, grad_total: Tensor | None, total: Tensor, mean: Tenso
 
 
 def _tile(columns: int, arch: str) -> tuple[dict[str, int], int]:
-    """Returns rows and columns of one program's tile, and its warps: 16 elements of a tensor in each thread of a warp of 32, at most 32."""
+    """Returns rows and columns of one program's tile, and its warps: 8, or 16 for rows of more than 4096 columns in a power of two."""
     block = triton.next_power_of_2(columns)
     rows = max(1, ELEMENTS[arch] // block)
     return {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": block}, 8 if block <= 4096 else 16

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flava_kernels.linear_cross_entropy import IGNORE_INDEX
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
 
 BLOCK, NUM_WARPS = 4096, 8
@@ -92,7 +93,7 @@ def forward(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradie
 
 
 def _constants(columns: int, gradients: bool) -> dict[str, int | bool]:
-    return {"IGNORED": -100, "COLUMNS": columns, "BLOCK": min(BLOCK, triton.next_power_of_2(columns)), "GRADIENTS": gradients}
+    return {"IGNORED": IGNORE_INDEX, "COLUMNS": columns, "BLOCK": min(BLOCK, triton.next_power_of_2(columns)), "GRADIENTS": gradients}
 
 
 def launches() -> tuple[Launch, ...]:

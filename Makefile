@@ -9,7 +9,7 @@ STAMP   := $(VENV)/.installed
 EXTRAS  := demo,hf,eval,triton,dev
 
 # What the pages about distributed training show, in the order of how long it takes: about half an hour in all.
-RESULTS := communication two_hosts equality two_pass checkpoint_cost
+RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
 
 .PHONY: demo test check bench docs results
 .DELETE_ON_ERROR:

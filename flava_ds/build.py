@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import torch
 from torch import nn
 
@@ -75,7 +77,32 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     except UserError as problem:
         error = problem
     raise_together(world, error)
+    compare_data(world, loader)
     return loader
+
+
+def compare_data(world: World, loader: StepLoader) -> None:
+    """Raises DataError on every rank when one sees other samples than rank 0: a copy of the shards that is not complete, or an older one."""
+    seen = {
+        source.name: {
+            "samples": len(source),
+            "the sizes of its shards": [size for size, _ in source.table.stamps],
+            "the keys of its samples": source.table.fingerprint,
+        }
+        for source in loader.sources
+    }
+    first, *others = gather_objects(world, (socket.gethostname(), seen))
+    for rank, (host, found) in enumerate(others, start=1):
+        differing = [(name, what) for name, facts in first[1].items() for what, value in facts.items() if found[name][what] != value]
+        if differing:
+            name, what = differing[0]
+            counts = f": {found[name]['samples']} samples, not {first[1][name]['samples']}" if what == "samples" else ""
+            error = DataError(
+                f"rank {rank} (host {host}) reads other data for source '{name}' than rank 0 (host {first[0]}): {what} differ{counts}; "
+                "copy the shards again, so that all hosts have the same"
+            )
+            error.on_all_ranks = True
+            raise error
 
 
 def _index_shards(config: Config) -> UserError | None:

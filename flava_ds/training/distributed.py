@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 ENDED = "flava_ds/first_end"
 """The store's key of the rank that ended first, and its status."""
-STORE_S = 3.0
+STORE_S = 5.0
 """Seconds within which the store of the process group answers, unless rank 0, which keeps it, hangs."""
 DEVICE_LATER_S = 60
 """How much later nccl gives up than gloo: it aborts the process, while a failed collective on the host can name the rank that is missing."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another rank has ended."""
 TIMED_OUT = re.compile(r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout")
 """What gloo and nccl say when another rank does not take part."""
-ANSWER_S = 3.0
+ANSWER_S = 5.0
 """Seconds that a rank has to answer."""
 ASKED, SPENT, PRESENT = "flava_ds/roll_call", "flava_ds/roll_call/seconds", "flava_ds/roll_call/rank_{}"
 NAMED = 8
@@ -80,7 +81,8 @@ def explain(error: RuntimeError) -> str | None:
             return ""
         positions, seconds = _ask(store, dist.get_rank(), f"{milliseconds / 1000:g}" if spent else None)
     except (RuntimeError, TimeoutError):  # the store is gone, or does not answer
-        positions, seconds = {rank: "" for rank in range(1, len(_peers))}, f"{milliseconds / 1000:g}" if spent else None
+        keeper = {0} - {dist.get_rank()}  # rank 0 keeps it
+        positions, seconds = {rank: "" for rank in range(len(_peers)) if rank not in keeper}, f"{milliseconds / 1000:g}" if spent else None
     missing = [rank for rank in range(len(_peers)) if rank not in positions]
     elsewhere = {rank: position for rank, position in positions.items() if position}
     if seconds is not None:
@@ -106,13 +108,18 @@ def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], st
     within(STORE_S, lambda: store.set(ASKED, "1"))
     deadline, waiting = time.monotonic() + ANSWER_S, set(range(len(_peers)))
     while waiting and time.monotonic() < deadline:
-        waiting -= {other for other in waiting if within(STORE_S, lambda other=other: store.check([PRESENT.format(other)]))}
+        waiting = within(STORE_S, partial(_absent, store, waiting))
         time.sleep(0.05)
     answered = [other for other in range(len(_peers)) if other not in waiting]
-    positions = {other: within(STORE_S, lambda other=other: store.get(PRESENT.format(other))).decode() for other in answered}
+    positions = within(STORE_S, lambda: {other: store.get(PRESENT.format(other)).decode() for other in answered})
     if within(STORE_S, lambda: store.check([SPENT])):
         seconds = within(STORE_S, lambda: store.get(SPENT)).decode()
     return positions, seconds
+
+
+def _absent(store: Any, ranks: set[int]) -> set[int]:
+    """Returns which of `ranks` have not answered yet."""
+    return {rank for rank in ranks if not store.check([PRESENT.format(rank)])}
 
 
 def _answer(store: Any, rank: int) -> None:

@@ -1,0 +1,61 @@
+"""Faults injected into the real trainer on two ranks: one line that says what it was, an end within a set time, and a curve that is bitwise the same."""
+
+from __future__ import annotations
+
+import pytest
+from fault_cases import TIMEOUT_S, Gauntlet, Outcome
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+HUNG = f"has not answered for {TIMEOUT_S} s in step"
+
+
+@pytest.fixture(scope="module")
+def gauntlet(tmp_path_factory) -> Gauntlet:
+    """The configuration and its undisturbed curve."""
+    gauntlet = Gauntlet(tmp_path_factory.mktemp("faults"))
+    assert len(gauntlet.expected) == 24 and {record["kind"] for record in gauntlet.expected} == {"image", "text", "pair"}
+    return gauntlet
+
+
+def check(outcome: Outcome, *words: str, equal: bool | None = True) -> None:
+    """Expects what the user has to see, and the curve of the run that went on."""
+    assert all(word in outcome.said for word in words) and outcome.equal is equal, outcome
+
+
+def test_twenty_kills_leave_the_curve_as_it_is(gauntlet):
+    outcome = gauntlet.kills()
+    check(outcome)
+    assert " 0 of them inside" not in outcome.fault
+
+
+def test_killed_and_hanging_ranks_are_named(gauntlet):
+    check(gauntlet.killed_rank(), "error: rank 1 (host ", "ended without a word in step")
+    for rank, outcome in zip((1, 0), gauntlet.hangs(), strict=True):
+        check(outcome, f"error: rank {rank} (host ", HUNG)
+
+
+def test_signals_leave_a_checkpoint(gauntlet):
+    for outcome in gauntlet.signals():
+        check(outcome, "stopped by a signal after step", "start the same command again")
+
+
+def test_a_full_disk_is_named(gauntlet):
+    check(gauntlet.full_disk(), "error: ", "cannot be written", "make room")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(gauntlet):
+    cut, flipped, missing = gauntlet.damaged()
+    check(cut, "weights_00001.safetensors is damaged: ", "bytes instead of")
+    check(flipped, "weights_00001.safetensors is damaged: its sha256 differs")
+    check(missing, "weights_00001.safetensors is missing")
+
+
+def test_what_cannot_begin_is_refused(gauntlet):
+    check(gauntlet.unwritable(), "error: ", "unwritable cannot be used", "make it writable", equal=None)
+    check(gauntlet.other_data(), "error: rank 1 (host ", "reads other data for source", "samples, not 36", equal=None)
+    check(gauntlet.two_runs(), "error: ", "is in use: process")
+
+
+def test_clocks_need_not_agree(gauntlet):
+    check(gauntlet.skewed_clock())

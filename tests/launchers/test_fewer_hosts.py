@@ -65,4 +65,6 @@ def test_a_run_goes_on_without_a_host_that_is_gone(tmp_path, monkeypatch):
     resumed = int(found[1])
     assert KILLED_AFTER - 7 <= resumed < STEPS and shrunk[:resumed] == expected[:resumed], "the same arithmetic on two hosts as on one"
     for ours, theirs in zip(shrunk, expected, strict=True):
-        assert {k: v for k, v in ours.items() if "accuracy" not in k} == pytest.approx({k: v for k, v in theirs.items() if "accuracy" not in k}, rel=1e-5)
+        assert ours.keys() == theirs.keys()
+        assert {key: value for key, value in ours.items() if "loss" in key} == pytest.approx({k: v for k, v in theirs.items() if "loss" in k}, rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

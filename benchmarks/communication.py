@@ -86,12 +86,13 @@ def measure_all(folder: Path) -> None:
 
 
 def write_setting(folder: Path, number: int, name: str) -> Path:
-    """Writes the DeepSpeed JSON of a setting; every rank writes the same bytes to a file of its own."""
+    """Writes the DeepSpeed JSON of a setting; every rank writes the same bytes."""
     base, changes = SETTINGS[name]
     settings = json.loads((ROOT / "ds_configs" / f"{base}.json").read_text(encoding="utf-8"))
     settings["zero_optimization"] |= changes
-    path = folder / f"setting{number}_rank{os.environ['RANK']}.json"
-    path.write_text(json.dumps(settings), encoding="utf-8")
+    path, own = folder / f"setting{number}.json", folder / f"setting{number}.json.rank{os.environ['RANK']}"
+    own.write_text(json.dumps(settings), encoding="utf-8")
+    own.replace(path)
     return path
 
 

@@ -61,8 +61,9 @@ def measured_steps(folder: str) -> list[tuple]:
     for number, (base, changes) in enumerate(SETTINGS):
         settings = json.loads(shipped_settings()[base].read_text())
         settings["zero_optimization"] |= changes
-        path = Path(f"setting{number}_rank{os.environ['RANK']}.json")
-        path.write_text(json.dumps(settings))
+        path, own = Path(f"setting{number}.json"), Path(f"setting{number}.json.rank{os.environ['RANK']}")
+        own.write_text(json.dumps(settings))
+        own.replace(path)  # every rank writes the same bytes
         overrides = ["--name", str(number), "--engine.deepspeed-config", str(path), "--training.total-steps", "1000", "--checkpoint.every-steps", "0"]
         overrides += ["--data.block-steps", str(BLOCK), "--logging.every-steps", "1000", "--logging.no-tensorboard"]
         trainer = build(resolve("flava_debug", overrides))

@@ -27,8 +27,8 @@ import mutants  # noqa: E402
 
 PACKAGE = TESTS.parent / "kernels" / "flava_kernels"
 SURVIVED, CAUGHT, BROKEN = 0, 3, 4
-BY_SIGNAL = {signal.SIGALRM: "ran for ever", signal.SIGSEGV: "crashed", signal.SIGBUS: "crashed"}
-"""Other signals say nothing of the bug: the kernel of the system kills for memory."""
+BY_SIGNAL = {signal.SIGALRM: "ran for ever", signal.SIGSEGV: "crashed", signal.SIGBUS: "crashed", signal.SIGABRT: "crashed"}
+"""The C library aborts when it finds its heap overwritten. Other signals say nothing of the bug: the kernel of the system kills for memory."""
 SECONDS = 600
 """A mutant that loops for ever is not caught by any check: it is reported."""
 

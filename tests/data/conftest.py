@@ -21,6 +21,7 @@ from flava_ds.config import (
     TextEncoderConfig,
     TrainingConfig,
 )
+from flava_ds.data import retry
 
 
 @pytest.fixture
@@ -74,3 +75,10 @@ def make_config(tmp_path, make_shard, vocabulary):
         )
 
     return make
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Keeps indexes and parts of these tests apart, and waits little between attempts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)

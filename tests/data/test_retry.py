@@ -11,7 +11,6 @@ from data.remote_files import serving
 from data.shard_files import pair_members, write_tar
 
 from flava_ds.config import UNCHANGED, Config, DataConfig, SourceConfig, check
-from flava_ds.data import retry
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.retry import ReadPolicy, call_once, policy_of
 from flava_ds.data.shards import list_shards
@@ -23,11 +22,7 @@ ASKED = {"reset": 2}
 """Requests per attempt: aiohttp repeats a GET once by itself when its connection is torn down."""
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Keeps indexes and parts of these tests apart, and waits little between attempts."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -9,19 +9,13 @@ import pytest
 from data.remote_files import serving
 from data.shard_files import pair_members, write_tar
 
-from flava_ds.data import retry
 from flava_ds.data.index import index_files, load_index, load_indexes, scan_shard
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.shards import list_shards
 from flava_ds.data.storage import CHUNK_BYTES, LocalFile, RemoteFile, RemoteShard, SequentialReader
 from flava_ds.errors import DataError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Keeps indexes and parts of these tests apart, and waits little between attempts."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -116,6 +116,7 @@ def test_the_clock_of_this_machine_does_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock.time, "time", lambda: 0.0)
     lock = RunLock(tmp_path)
     lock.acquire()
+    assert lock.held()
     lock.release()
 
 
@@ -155,6 +156,8 @@ def test_the_heart_beats(tmp_path, short):
     lock = RunLock(tmp_path)
     lock.acquire()
     os.utime(lock.path, (0, 0))
-    while lock.path.stat().st_mtime == 0:
+    deadline = time.monotonic() + 60
+    while lock.path.stat().st_mtime == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert lock.path.stat().st_mtime > 0
     lock.release()

@@ -36,6 +36,7 @@ ROWS = (
     "pillow",
     "decode_crop_two_views",
     "flava_ds_two_views",
+    "webdataset_pillow_two_views",
     "pillow_two_views",
 )
 RATIOS = {
@@ -43,8 +44,9 @@ RATIOS = {
     "flava_ds / webdataset + torchvision": ("flava_ds", "webdataset_pillow", None),
     "flava_ds / webdataset + torchvision, uint8": ("flava_ds", "webdataset_uint8", None),
     "flava_ds / decode + crop alone": ("flava_ds", "decode_crop", 0.8),
-    "flava_ds, two views and masks / Pillow's two views alone": ("flava_ds_two_views", "pillow_two_views", 3.5),
-    "decode + crop alone / Pillow's, two views": ("decode_crop_two_views", "pillow_two_views", None),
+    "flava_ds, two views and masks / webdataset + Pillow, two views without masks": ("flava_ds_two_views", "webdataset_pillow_two_views", 3.5),
+    "decode + crop alone / Pillow's alone, two views": ("decode_crop_two_views", "pillow_two_views", 3.5),
+    "flava_ds, two views and masks / Pillow's decode + crop alone, two views": ("flava_ds_two_views", "pillow_two_views", None),
 }
 """Which rates are divided, and what the quotient should reach."""
 

@@ -93,15 +93,19 @@ def open_clip(folder: Path) -> Stream:
         yield len(images)
 
 
-def webdataset_pillow(folder: Path) -> Stream:
-    """Plain webdataset and torchvision's usual transforms: Pillow's decode, float32, a Rust tokenizer per caption."""
+def webdataset_pillow(folder: Path, *, two_views: bool) -> Stream:
+    """Plain webdataset and Pillow's decode, a Rust tokenizer per caption: torchvision's usual transforms to float32, or FLAVA's two views, uint8."""
     import webdataset as wds
     from torchvision import transforms
 
     bicubic = transforms.InterpolationMode.BICUBIC
     transform = transforms.Compose([transforms.RandomResizedCrop(SIZE, SCALE, RATIO, bicubic), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     tokenize = padding_tokenizer()
-    stages = wds.decode("pilrgb", only=["jpg"]), wds.to_tuple("jpg", "txt"), wds.map_tuple(transform, lambda text: tokenize([text.decode()])[0])
+    stages = (
+        wds.decode("pilrgb", only=["jpg"]),
+        wds.to_tuple("jpg", "txt"),
+        wds.map(lambda sample: (*(pillow_views(sample[0], two_views=True) if two_views else [transform(sample[0])]), tokenize([sample[1].decode()])[0])),
+    )
     return through_webdataset(folder, [*stages, wds.batched(BATCH, partial=False)])
 
 
@@ -128,9 +132,9 @@ def through_webdataset(folder: Path, stages: list) -> Stream:
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     pipeline = wds.DataPipeline(wds.SimpleShardList(shards), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(1000), *stages)
-    for images, texts in wds.WebLoader(pipeline.repeat(10**6), batch_size=None, num_workers=WORKERS):
-        assert images.shape == (BATCH, 3, SIZE, SIZE) and len(texts) == BATCH
-        yield len(images)
+    for *views, texts in wds.WebLoader(pipeline.repeat(10**6), batch_size=None, num_workers=WORKERS):
+        assert views[0].shape == (BATCH, 3, SIZE, SIZE) and len(texts) == BATCH
+        yield len(texts)
 
 
 def padding_tokenizer() -> Callable[[list[str]], torch.Tensor]:
@@ -160,21 +164,25 @@ def decode_and_crop(folder: Path, *, sizes: tuple[int, ...]) -> Stream:
 
 
 def pillow(folder: Path, *, two_views: bool) -> Stream:
-    """Pillow's decode and crop alone, to uint8: 224 bicubic and, of the same crop, 112 Lanczos, as the released code makes them."""
+    """Pillow's decode and crop alone, to uint8."""
+    from PIL import Image
+
+    for pictures in in_memory(folder):
+        rows = [pillow_views(Image.open(io.BytesIO(data)).convert("RGB"), two_views=two_views) for data in pictures]
+        yield len([torch.stack(view) for view in zip(*rows, strict=True)][0])
+
+
+def pillow_views(picture, *, two_views: bool) -> list[torch.Tensor]:
+    """Crops with Pillow, to uint8: 224 bicubic and, of the same crop, 112 Lanczos, as the released code makes them."""
     from PIL import Image
     from torchvision.transforms import RandomResizedCrop
 
-    for pictures in in_memory(folder):
-        first, second = [], []
-        for data in pictures:
-            picture = Image.open(io.BytesIO(data)).convert("RGB")
-            top, left, height, width = RandomResizedCrop.get_params(picture, SCALE, RATIO)
-            crop = picture.crop((left, top, left + width, top + height))
-            first.append(np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
-            if two_views:
-                second.append(np.asarray(crop.resize((CODEBOOK_SIZE, CODEBOOK_SIZE), Image.Resampling.LANCZOS)))
-        views = [torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2).contiguous() for view in (first, second) if view]
-        yield len(views[0])
+    top, left, height, width = RandomResizedCrop.get_params(picture, SCALE, RATIO)
+    crop = picture.crop((left, top, left + width, top + height))
+    views = [crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC)]
+    if two_views:
+        views.append(crop.resize((CODEBOOK_SIZE, CODEBOOK_SIZE), Image.Resampling.LANCZOS))
+    return [torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous() for view in views]
 
 
 def in_memory(folder: Path) -> Iterator[list[bytes]]:
@@ -192,11 +200,12 @@ ROWS: dict[str, Callable[[Path], Stream]] = {
     "decode_crop": lambda folder: decode_and_crop(folder, sizes=(SIZE,)),
     "flava_ds": lambda folder: flava_ds(folder, objectives=False),
     "open_clip": open_clip,
-    "webdataset_pillow": webdataset_pillow,
+    "webdataset_pillow": lambda folder: webdataset_pillow(folder, two_views=False),
     "webdataset_uint8": webdataset_uint8,
     "pillow": lambda folder: pillow(folder, two_views=False),
     "flava_ds_two_views": lambda folder: flava_ds(folder, objectives=True),
     "decode_crop_two_views": lambda folder: decode_and_crop(folder, sizes=(SIZE, CODEBOOK_SIZE)),
+    "webdataset_pillow_two_views": lambda folder: webdataset_pillow(folder, two_views=True),
     "pillow_two_views": lambda folder: pillow(folder, two_views=True),
 }
 

@@ -15,6 +15,7 @@ NAMES = {
     "pillow": "Pillow's decode + crop alone, one view",
     "decode_crop_two_views": "decode + crop alone, two views",
     "flava_ds_two_views": "**flava_ds**, two views, masks, mismatches",
+    "webdataset_pillow_two_views": "webdataset {webdataset} + Pillow's decode, two views, uint8, no masks",
     "pillow_two_views": "Pillow's decode + crop alone, two views",
 }
 

@@ -16,7 +16,7 @@ from flava_ds.data.masking import mask_patches, mask_tokens
 from flava_ds.data.order import uniforms
 from flava_ds.data.sources import Sample
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.data.transforms import ImageTransform
+from flava_ds.data.transforms import Empty, ImageTransform
 from flava_ds.errors import ConfigError
 
 _MATCH_STREAM = 5
@@ -75,9 +75,9 @@ class Collator:
         masked = self._batch(augmented.at(masked_rows), None, masks=True)
         return replace(self._batch(augmented, skipped, masks=False), masked=masked, cut_tokens=cut)
 
-    def empty_views(self, count: int) -> list[Tensor]:
+    def empty_views(self, count: int, empty: Empty = torch.empty) -> list[Tensor]:
         """Allocates a batch's views: [count 3 S S] uint8 for each size S; none without pictures."""
-        return self.transform.empty(count) if self.kind != Kind.TEXT else []
+        return self.transform.empty(count, empty) if self.kind != Kind.TEXT else []
 
     def augment(self, samples: Sequence[Sample], views: Sequence[Tensor]) -> Sequence[Tensor]:
         """Fills the samples' views, of which each depends on its own sample alone, and returns them."""

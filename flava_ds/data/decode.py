@@ -106,10 +106,8 @@ def _png_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    """Walks the segments to the start of frame."""
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {MAX_SCANS} scans, each of which is decoded over the whole picture")
-    position = 2
+    """Walks the segments to the first scan."""
+    position, frame = 2, None
     for _ in range(_MAX_SEGMENTS):
         position = data.find(b"\xff", position)
         if position < 0:
@@ -117,15 +115,24 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         while data[position] == 0xFF:
             position += 1
         marker, position = data[position], position + 1
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[position + 3] << 8 | data[position + 4], data[position + 5] << 8 | data[position + 6]
-            return ImageHeader("JPEG", width, height)
         if marker in (0x01, *range(0xD0, 0xD8)):
             continue
         if marker in (0xD9, 0xDA):
-            raise SampleFault(faults.UNDECODABLE, "JPEG without a frame")
+            if frame is None:
+                raise SampleFault(faults.UNDECODABLE, "JPEG without a frame")
+            return _jpeg_frame(data, *frame, scan=position)
+        if frame is None and 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame = marker, position
         position += max(2, data[position] << 8 | data[position + 1])
-    raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {_MAX_SEGMENTS} segments before its frame")
+    raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {_MAX_SEGMENTS} segments before its first scan")
+
+
+def _jpeg_frame(data: bytes, marker: int, frame: int, *, scan: int) -> ImageHeader:
+    """Reads the segment of the frame. A sequential JPEG whose first scan has all components is decoded in that one; the scans of others are counted."""
+    one_scan = marker in (0xC0, 0xC1) and data[scan + 2] >= data[frame + 7]
+    if not one_scan and data.count(b"\xff\xda") > MAX_SCANS:
+        raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {MAX_SCANS} scans, each of which is decoded over the whole picture")
+    return ImageHeader("JPEG", width=data[frame + 5] << 8 | data[frame + 6], height=data[frame + 3] << 8 | data[frame + 4])
 
 
 def _webp_header(data: bytes) -> ImageHeader:

@@ -8,24 +8,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
-from flava_ds.data.prefetch import prefetch_batches
+from flava_ds.data.prefetch import prefetch_batches, sample_bytes
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader, SkipLog
 from flava_ds.data.round_robin import RoundRobin, weight_stages
+from flava_ds.data.slots import SlotPool
 from flava_ds.data.sources import Sample, ShardSource
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
 
 log = logging.getLogger(__name__)
-
-_BY_VALUE = 2**16
-"""Largest tensor, in bytes, that is sent by value."""
 
 
 class Request(NamedTuple):
@@ -77,11 +75,11 @@ class StepLoader:
         return max(0, self.config.training.total_steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        workers = self.config.data.num_workers
+        workers, slots = self.config.data.num_workers, self._slots()
         loader = DataLoader(
-            _Requests(self.readers),
+            _Requests(self.readers, slots),
             batch_size=None,
-            sampler=_Schedule(self),
+            sampler=_Schedule(self, slots),
             num_workers=workers,
             prefetch_factor=self.prefetch_batches if workers else None,
             pin_memory=self.pin_memory,
@@ -165,6 +163,15 @@ class StepLoader:
                 "the data order would change on resume: " + "; ".join(differences) + ". Restore these settings, or start a new run from the weights alone"
             )
 
+    def _slots(self) -> SlotPool | None:
+        """Reserves memory for the batches that are kept ready and for those that the trainer holds: the step it is at, and the one that it receives."""
+        data = self.config.data
+        if not data.num_workers:
+            return None
+        held = 2 * self.config.training.gradient_accumulation_steps + 1
+        largest = max(sample_bytes(self.config, source) * count for source, count in zip(data.sources, self.micro_batch_sizes, strict=True))
+        return SlotPool(data.num_workers, self.prefetch_batches + -(-held // data.num_workers), largest)
+
     def _target(self, source: int, step: int) -> float:
         """Returns how many of the first steps would draw a source if its weights were met exactly."""
         firsts = [min(first, step) for first, _ in self.stages] + [step]
@@ -202,42 +209,36 @@ def iterate_once(source_config: SourceConfig, config: Config, batch_size: int = 
 class _Requests(Dataset):
     """Turns requests into batches, in a loader process or in place. A user's error comes back as a value, so that it arrives as one line."""
 
-    def __init__(self, readers: list[BatchReader]) -> None:
-        self.readers = readers
+    def __init__(self, readers: list[BatchReader], slots: SlotPool | None) -> None:
+        self.readers, self.slots = readers, slots
 
-    def __getitem__(self, request: Request) -> Batch | UserError:
+    def __getitem__(self, assigned: tuple[Request, int | None]) -> Batch | UserError:
+        request, number = assigned
+        reader, positions = self.readers[request.source], np.arange(request.position, request.position + request.count)
         try:
-            batch = self.readers[request.source].batch(np.arange(request.position, request.position + request.count))
-            return batch if get_worker_info() is None else batch.each(lambda tensor: _ByValue(tensor) if tensor.nbytes <= _BY_VALUE else tensor)
+            if number is None:
+                return reader.batch(positions)
+            slot = self.slots.open(number)
+            return reader.batch(positions, slot.empty).each(slot.put)
         except UserError as error:
             told = type(error)(str(error))
-            told.unusable = self.readers[request.source].skips.take()
+            told.unusable = reader.skips.take()
             return told
 
 
-class _ByValue:
-    """A small tensor on its way to the trainer's process: it goes with the message, as an array, and arrives as a tensor.
+class _Schedule(Sampler):
+    """Yields a loader's requests in order of steps and micro-steps, each with the number of the slot for its batch.
 
-    torch sends every tensor as a file of shared memory, whose descriptor costs the two processes a handshake: ten small tensors cost a batch of pairs
-    more than its tokenisation.
+    torch hands them to its loader processes in turn.
     """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.array = tensor.numpy()
+    def __init__(self, loader: StepLoader, slots: SlotPool | None) -> None:
+        self.loader, self.slots = loader, slots
 
-    def __reduce__(self) -> tuple:
-        return torch.from_numpy, (self.array,)
-
-
-class _Schedule(Sampler):
-    """Yields a loader's requests in order of steps and micro-steps."""
-
-    def __init__(self, loader: StepLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Request]:
-        for step in range(self.loader.start_step, self.loader.config.training.total_steps):
-            yield from self.loader.requests(step)
+    def __iter__(self) -> Iterator[tuple[Request, int | None]]:
+        steps = range(self.loader.start_step, self.loader.config.training.total_steps)
+        for number, request in enumerate(request for step in steps for request in self.loader.requests(step)):
+            yield request, None if self.slots is None else self.slots.take(number % self.loader.config.data.num_workers)
 
 
 def _same(value: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
@@ -18,7 +19,7 @@ from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
 from flava_ds.data.order import hash64, sample_seed, uniforms
 from flava_ds.data.sources import CAPTION_STREAM, MIN_SEEN, Sample, ShardSource
-from flava_ds.data.transforms import CHUNK
+from flava_ds.data.transforms import CHUNK, Empty
 from flava_ds.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,11 @@ class BatchReader:
         listed_by_picture = source.skip_list is not None and source.skip_list.reads_images
         self._borrows_by = ("caption", "image") if listed_by_picture else ("caption",)
 
-    def batch(self, positions: np.ndarray) -> Batch:
-        """Returns the batch at `positions`. What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's
-        position alone, not on rank, micro-batch or worker. Decoded pictures are let go chunk by chunk: at their own size a batch of them may be large.
+    def batch(self, positions: np.ndarray, empty: Empty = torch.empty) -> Batch:
+        """Returns the batch at `positions`; `empty` provides the memory for its pictures.
+
+        What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's position alone, not on rank, micro-batch or
+        worker. Decoded pictures are let go chunk by chunk: at their own size a batch of them may be large.
 
         Shapes:
             positions  [b]  int64
@@ -54,7 +57,7 @@ class BatchReader:
         indices, seeds, draws = self._locate(positions)
         self.skips.epoch = int(positions[0]) // len(self.source)
         skipped: Counter[str] = Counter()
-        samples, views = [], self.collator.empty_views(len(positions))
+        samples, views = [], self.collator.empty_views(len(positions), empty)
         for start in range(0, len(positions), CHUNK):
             chunk = []
             for row in range(start, min(start + CHUNK, len(positions))):

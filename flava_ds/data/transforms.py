@@ -8,7 +8,7 @@ sample's pixels never depend on its neighbours in the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ _OVERSAMPLING = 1.5
 """Small pictures larger than this many output pixels are first reduced to it with an antialiased filter; bilinear sampling copes with the rest."""
 CHUNK = 32
 """Pictures that are rendered together, at most; no more are held decoded."""
+Empty = Callable[..., Tensor]
+"""Allocates as torch.empty does."""
 _CROP_STREAM, _GEOMETRY_STREAM = 1, 2
 _CROP_ATTEMPTS = 10
 
@@ -59,9 +61,9 @@ class ImageTransform:
                 self._render(images, shapes, draws, np.arange(len(images)), view)
         return views
 
-    def empty(self, count: int) -> list[Tensor]:
+    def empty(self, count: int, empty: Empty = torch.empty) -> list[Tensor]:
         """Allocates what a call on `count` pictures fills."""
-        return [torch.empty(count, 3, size, size, dtype=torch.uint8) for size in self.sizes]
+        return [empty(count, 3, size, size, dtype=torch.uint8) for size in self.sizes]
 
     def _render(self, images: Sequence[Tensor], shapes: np.ndarray, draws: _Draws, rows: np.ndarray, out: Tensor) -> None:
         """Renders the pictures `rows` at the size of `out` [b 3 S S], small ones of equal size in chunks that stay in the processor's cache."""

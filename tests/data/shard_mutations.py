@@ -168,12 +168,14 @@ def image_bombs() -> list[tuple[str, bytes, str]]:
     """Small files that claim to be large, or are never done: name, bytes, reason."""
     ihdr = struct.pack(">II5B", 100_000, 100_000, 8, 2, 0, 0, 0)
     frame = b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
+    scan = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
+    progressive = frame.replace(b"\xff\xc0", b"\xff\xc2").replace(b"\xff\xff\xff\xff", b"\0\x10\0\x10")
     vp8x = b"VP8X\x0a\0\0\0\0\0\0\0" + (16_383).to_bytes(3, "little") * 2
     return [
         ("PNG bomb", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + ihdr + bytes(40), "too many pixels"),
-        ("JPEG bomb", b"\xff\xd8" + frame + bytes(40), "too many pixels"),
+        ("JPEG bomb", b"\xff\xd8" + frame + scan + bytes(40), "too many pixels"),
         ("WebP bomb", b"RIFF" + struct.pack("<I", 100) + b"WEBP" + vp8x + bytes(40), "too many pixels"),
-        ("JPEG of scans", b"\xff\xd8" + frame.replace(b"\xff\xff\xff\xff", b"\0\x10\0\x10") + b"\xff\xda\0\x08" * 500, "undecodable"),
+        ("JPEG of scans", b"\xff\xd8" + progressive + scan * 500, "undecodable"),
         ("JPEG of segments", b"\xff\xd8" + b"\xff\xe0\0\x02" * 20_000, "undecodable"),
         ("PNG of nothing", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(13 + 40), "undecodable"),
     ]

@@ -202,3 +202,25 @@ def test_the_limit_is_on_pixels():
     assert decode_image(data, max_pixels=200).shape == (3, 10, 20)
     with pytest.raises(SampleFault, match="too many pixels"):
         decode_image(data, max_pixels=199)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("times", [0, 100, 300])
+def test_no_more_than_200_scans_of_a_jpeg_are_decoded(progressive, times):
+    """A sequential one ends with its only scan, so its decoder refuses what follows; a progressive one may go on, each scan over the whole picture."""
+    data = save(RGB, "jpeg", quality=90, progressive=progressive)
+    longer = data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
+    if not times or (progressive and times < 200):
+        assert decode_image(longer).shape == (3, 30, 40)
+    else:
+        with pytest.raises(SampleFault, match="more than 200 scans" if progressive else "undecodable"):
+            decode_image(longer)
+
+
+def test_a_sequential_jpeg_of_one_scan_per_component_has_its_scans_counted():
+    """Its decoder takes them all, as of a progressive one."""
+    frame = b"\xff\xc0\x00\x11\x08\0\x10\0\x10\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    assert read_header(b"\xff\xd8" + frame + scan * 3)[:3] == ("JPEG", 16, 16)
+    with pytest.raises(SampleFault, match="more than 200 scans"):
+        read_header(b"\xff\xd8" + frame + scan * 300)

@@ -35,7 +35,7 @@ def long_config(make_config):
 def test_the_schedule_of_100_000_steps_takes_no_more_memory_than_that_of_10_000(long_config):
     loader, sizes, draws, pending = StepLoader(long_config), {}, np.zeros(3, dtype=int), ([], [], [])
     visits = [np.zeros(len(source), dtype=int) for source in loader.sources]
-    for step, (source, position, count) in enumerate(_Schedule(loader), start=1):
+    for step, ((source, position, count), _) in enumerate(_Schedule(loader, None), start=1):
         draws[source] += 1
         pending[source].extend(range(position, position + count))
         if step % 1000:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.parallel import for_each
@@ -22,10 +23,10 @@ class Slow:
     def __init__(self, reader, after: int, action) -> None:
         self.reader, self.after, self.action = reader, after, action
 
-    def batch(self, positions: np.ndarray):
+    def batch(self, positions: np.ndarray, empty=torch.empty):
         if positions[0] >= self.after:
             self.action()
-        return self.reader.batch(positions)
+        return self.reader.batch(positions, empty)
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import mmap
 import os
 import weakref
+from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
 import torch
@@ -33,25 +35,24 @@ class SlotPool:
     """
 
     def __init__(self, workers: int, slots_each: int, slot_bytes: int) -> None:
-        """Reserves address space; the kernel provides pages as they are first written."""
+        """Reserves address space; the kernel provides pages as they are first written. None of it counts against the size of /dev/shm."""
         self.slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
-        size, room = workers * slots_each * self.slot_bytes, shared_memory_left()
-        if size > room:
-            log.warning(
-                "/dev/shm has %d MiB left, and the loader processes may fill %d: enlarge it (docker run --shm-size), or lower data.prefetch_batches or "
-                "data.num_workers",
-                room >> 20,
-                size >> 20,
-            )
-        self.memory = torch.empty(size, dtype=torch.uint8).share_memory_()
+        file = os.memfd_create("flava_ds batches")
+        os.ftruncate(file, workers * slots_each * self.slot_bytes)
+        self._map(file)
         self.key = next(_KEYS)
         self._free = [[worker * slots_each + slot for slot in range(slots_each)] for worker in range(workers)]
-        self._slots_each = slots_each
+        self._slots_each, self._told = slots_each, False
         _POOLS[self.key] = self
 
     def take(self, worker: int) -> int | None:
         """Takes a free slot of a loader process; None when the trainer holds them all: that batch then goes torch's way."""
-        return self._free[worker].pop() if self._free[worker] else None
+        if self._free[worker]:
+            return self._free[worker].pop()
+        if not self._told:
+            log.info("batches travel more slowly, each in files of shared memory of its own: more of them are in use than there are slots for")
+            self._told = True
+        return None
 
     def open(self, number: int) -> Slot:
         """Returns an empty slot, in the process that fills it."""
@@ -62,6 +63,18 @@ class SlotPool:
         array = self.memory.numpy()[number * self.slot_bytes : (number + 1) * self.slot_bytes]
         weakref.finalize(array, self._free[number // self._slots_each].append, number).atexit = False
         return torch.from_numpy(array)  # its storage holds the array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "memory"} | {"_file": DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map(state["_file"].detach())
+
+    def _map(self, file: int) -> None:
+        """Maps a file of shared memory, and closes it when the pool is gone; the memory stays for as long as tensors refer to it."""
+        self._file, self.memory = file, torch.frombuffer(mmap.mmap(file, os.fstat(file).st_size), dtype=torch.uint8)
+        weakref.finalize(self, os.close, file).atexit = False
 
 
 class Slot:
@@ -92,12 +105,6 @@ class Slot:
     def _holds(self, tensor: Tensor) -> bool:
         """Tells whether a tensor's values lie in the slot, one after the other."""
         return tensor.is_contiguous() and tensor.untyped_storage().data_ptr() == self._bytes.untyped_storage().data_ptr()
-
-
-def shared_memory_left() -> int:
-    """Returns the bytes that /dev/shm has left, where Linux keeps shared memory."""
-    found = os.statvfs("/dev/shm")
-    return found.f_bavail * found.f_frsize
 
 
 class _Sent(NamedTuple):

@@ -2,13 +2,14 @@
 
 import gc
 import multiprocessing
+import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from flava_ds.data import slots
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.slots import SlotPool
 
@@ -86,12 +87,28 @@ def test_a_pool_that_is_gone_leaves_its_tensors_alone():
     assert torch.equal(tensor, torch.arange(500))
 
 
-def test_too_little_shared_memory_is_told_before_it_ends_a_process(monkeypatch, caplog):
-    SlotPool(2, 3, 2**20)
-    assert not caplog.text
-    monkeypatch.setattr(slots, "shared_memory_left", lambda: 2**22)
-    SlotPool(2, 3, 2**20)
-    assert "/dev/shm has 4 MiB left, and the loader processes may fill 6: enlarge it" in caplog.text
+def test_slots_take_no_room_in_dev_shm_and_no_memory_before_they_are_written():
+    """A container's /dev/shm has 64 MiB unless somebody enlarges it."""
+    room = os.statvfs("/dev/shm")
+    pool = SlotPool(2, 4, room.f_bavail * room.f_frsize)
+    (tensor,) = sent(pool.open(7), torch.arange(500))
+    assert tensor.tolist() == list(range(500)) and os.fstat(pool._file).st_blocks * 512 <= 2**22
+
+
+def test_a_pool_that_is_gone_closes_its_file_and_unmaps_its_memory():
+    def maps():
+        return Path("/proc/self/maps").read_text().count("flava_ds batches"), len(os.listdir("/proc/self/fd"))
+
+    before = maps()
+    pools = [SlotPool(1, 1, 4096) for _ in range(10)]
+    tensors = [sent(pool.open(0), torch.arange(5))[0] for pool in pools]
+    assert maps()[1] > before[1]
+    del pools
+    gc.collect()
+    assert maps()[0] == before[0] + 10 and all(tensor.tolist() == [0, 1, 2, 3, 4] for tensor in tensors)
+    del tensors
+    gc.collect()
+    assert maps() == before
 
 
 def fill(pool, queue):
@@ -112,10 +129,12 @@ def test_processes_that_are_not_forked_share_the_memory():
     assert process.exitcode == 0
 
 
-def test_batches_that_are_kept_stay_what_they_are(batches_of):
-    """All 30 are held at once, more than there are slots."""
+def test_batches_that_are_kept_stay_what_they_are(batches_of, caplog):
+    """All 30 are held at once, more than there are slots, which is told once."""
+    caplog.set_level("INFO")
     ours, theirs = list(batches_of(2)), list(batches_of(0))
     assert len(ours) == len(theirs) == 30 and all(map(same, ours, theirs))
+    assert caplog.text.count("batches travel more slowly") == 1
 
 
 def test_a_trainer_that_lets_its_batches_go_meets_the_same_memory_again(batches_of, monkeypatch):

@@ -20,7 +20,7 @@ import numpy as np
 from flava_ds.data import faults
 from flava_ds.data.decode import read_header
 from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, load_indexes
+from flava_ds.data.index import IMAGE_SUFFIXES, counted, load_indexes
 from flava_ds.data.shards import expand_shards
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import Annotated, Dropped, clean
@@ -94,19 +94,23 @@ def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts
     if not corpus.urls:
         raise DataError(f"{corpus.name}: its published form has no list of URLs; download its archives of images")
     counts, progress = Counts(), _Progress(corpus.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".partial")
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        rows.writerow(["url", "caption", "id"])
-        for entry in corpus.read(annotations):
-            if isinstance(entry, Dropped):
-                counts.add(Counts(1))
-                counts.dropped[entry.reason] += 1
-            else:
-                rows.writerow([entry.url, entry.captions[0], entry.key])
-                counts.add(Counts(1, 1, 1, len(entry.captions[0].split())))
-            progress.show(counts)
-    temporary.replace(out)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            rows.writerow(["url", "caption", "id"])
+            for entry in corpus.read(annotations):
+                if isinstance(entry, Dropped):
+                    counts.add(Counts(1))
+                    counts.dropped[entry.reason] += 1
+                else:
+                    rows.writerow([entry.url, entry.captions[0], entry.key])
+                    counts.add(Counts(1, 1, 1, len(entry.captions[0].split())))
+                progress.show(counts)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return counts
 
 
@@ -164,8 +168,10 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | None:
 
 
 def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yields the indexed members of every sample, in order."""
+    """Yields the indexed members of every sample, in order; says of a shard with damage what its index leaves out."""
     for shard, index in zip(shards, load_indexes(shards), strict=True):
+        if damage := {reason: n for reason, n in index.faults.items() if reason not in faults.HARMLESS}:
+            log.warning("%s: %s; what the index leaves out is not among the samples", shard, counted(damage))
         order = np.argsort(index.member_sample, kind="stable")
         starts = np.searchsorted(index.member_sample[order], np.arange(len(index) + 1))
         ends = [0, *index.key_ends.tolist()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from flava_ds.prepare.localized_narratives import sentences
 MOST_WORDS = 350
 """About 460 tokens of WordPiece, so that few passages are cut at 512."""
 _TEXT_FIELDS = ("maintext", "text")
+_SUFFIXES = re.compile(r"(\.(jsonl?|txt|epub|html?|gz|bz2))+$")
+_MOST_BYTES, _KEPT_LETTERS = 64, 10
+"""Longer names of documents are cut, as a tar's header has room for 100 bytes, and told apart by a hash."""
 
 
 def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -20,9 +25,9 @@ def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
     Source: Zhu et al. 2015; the folder form is BookCorpusOpen's.
     """
-    for path in _files(paths, (".txt",)):
+    for path, name in _files(paths, (".txt",)):
         with open_text(path) as stream:
-            yield from _numbered(path.name.split(".")[0], passages(stream))
+            yield from _numbered(name, passages(stream))
 
 
 def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -31,7 +36,7 @@ def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     Articles whose `language` is another than English are dropped.
     Source: news-please, the extractor that Common Crawl's news archive is read with; `cc_news` of Hugging Face.
     """
-    for path in _files(paths, (".json", ".jsonl")):
+    for path, name in _files(paths, (".json", ".jsonl")):
         articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
         for number, article in enumerate(articles):
             text = next((article[field] for field in _TEXT_FIELDS if isinstance(article.get(field), str)), "")
@@ -40,7 +45,7 @@ def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             elif not text.strip():
                 yield Dropped(NO_CAPTION)
             else:
-                yield from _numbered(f"{path.name.split('.')[0]}-{number:06d}", passages(text.splitlines()))
+                yield from _numbered(f"{name}-{number:06d}", passages(text.splitlines()))
 
 
 def passages(lines: Iterable[str], most: int = MOST_WORDS) -> Iterator[str]:
@@ -60,18 +65,26 @@ def passages(lines: Iterable[str], most: int = MOST_WORDS) -> Iterator[str]:
 
 def _numbered(name: str, texts: Iterable[str]) -> Iterator[Annotated]:
     """Names passages after their document."""
-    stem = re.sub(r"[^\w-]", "_", name)
     for number, text in enumerate(texts):
-        yield Annotated(key=f"{stem}-{number:07d}", captions=(text,))
+        yield Annotated(key=f"{name}-{number:07d}", captions=(text,))
 
 
-def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yields files, and those of folders in order of their names. Raises: DataError on a folder without any."""
-    for path in paths:
+def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    """Yields files, and those of folders in order of their names, each with what its keys begin with. Raises: DataError on a folder without any."""
+    given = Counter(path.name for path in paths)
+    for number, path in enumerate(paths):
+        unlike = f"{number}/" if given[path.name] > 1 else ""
         if not path.is_dir():
-            yield path
+            yield path, _name(unlike + path.name)
             continue
         found = sorted(file for file in path.rglob("*") if file.is_file() and set(suffixes) & set(file.suffixes))
         if not found:
             raise DataError(f"folder '{path}' holds no {' or '.join(suffixes)} file")
-        yield from found
+        for file in found:
+            yield file, _name(unlike + file.relative_to(path).as_posix())
+
+
+def _name(place: str) -> str:
+    """Makes the beginning of a key of a file's place among those given: files of one name in two folders are two documents."""
+    name = re.sub(r"[^\w-]", "_", _SUFFIXES.sub("", place))
+    return name if len(name.encode()) <= _MOST_BYTES else f"{name[:_KEPT_LETTERS]}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}"

@@ -147,11 +147,13 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """Adds a file without time, owner or any other trace of this machine."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
+    tar.format = tarfile.USTAR_FORMAT if len(name.encode("utf-8", "surrogateescape")) <= tarfile.LENGTH_NAME else tarfile.GNU_FORMAT  # which has long names
     tar.addfile(info, io.BytesIO(data))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
+    """Writes a file under a temporary name and renames it; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_bytes(data)
     temporary.replace(path)

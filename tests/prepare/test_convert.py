@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -130,6 +131,17 @@ def test_downloaded_shards_are_filtered_without_touching_members(downloaded, tmp
     assert filter_shards(CORPORA["yfcc100m"], downloaded, tmp_path / "out", samples_per_shard=8) == counts
 
 
+def test_downloaded_shards_with_damage_and_long_keys(tmp_path, caplog):
+    """Samples behind the damage are lost without an entry to count; a key of 150 letters takes a header of its own."""
+    long = "k" * 150
+    shard = write_tar(tmp_path / "00000.tar", [(f"{long}.jpg", picture(1)), (f"{long}.txt", b"a red car"), *pair_members(range(5))], tarfile.GNU_FORMAT)
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
+    counts = filter_shards(CORPORA["cc12m"], str(shard), tmp_path / "out")
+    assert counts.samples < 6 and f"{shard}: truncated shard 1; what the index leaves out is not among the samples" in caplog.text
+    written = ShardSource(Config(name="t"), SourceConfig(name="s", kind="pair", shards=str(tmp_path / "out")))
+    assert written.table.key(0) == long and len(written) == counts.samples
+
+
 def test_list_for_img2dataset_has_what_passes(tmp_path):
     (tmp_path / "cc3m.tsv").write_text('a "red" car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\n')
     counts = write_urls(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "urls.tsv")
@@ -138,3 +150,10 @@ def test_list_for_img2dataset_has_what_passes(tmp_path):
     assert rows[0] == {"url": "http://x/1.jpg", "caption": 'a "red" car', "id": "cc3m-00000000"} and len(rows) == counts.samples == 2
     with pytest.raises(DataError, match="coco: its published form has no list of URLs"):
         write_urls(CORPORA["coco"], [], tmp_path / "urls.tsv")
+
+
+def test_list_that_breaks_off_leaves_nothing_behind(tmp_path):
+    (tmp_path / "cc3m.tsv").write_text("a car\thttp://x/1.jpg\na car\n")
+    with pytest.raises(DataError, match="row 2: 1 columns instead of 2"):
+        write_urls(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "new" / "urls.tsv")
+    assert not list((tmp_path / "new").iterdir())

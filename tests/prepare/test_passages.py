@@ -7,6 +7,8 @@ import pytest
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Dropped
+from flava_ds.prepare.convert import write_shards
+from flava_ds.prepare.corpora import CORPORA
 from flava_ds.prepare.passages import passages, read_bookcorpus, read_ccnews
 
 
@@ -34,7 +36,8 @@ def test_folder_of_books_gives_passages_of_one_book_each(tmp_path):
     (tmp_path / "epubtxt").mkdir()
     for name in ("b book.epub.txt", "a-book.epub.txt"):
         (tmp_path / "epubtxt" / name).write_text("One.\n\nTwo.\n")
-    assert [(entry.key, entry.captions) for entry in read_bookcorpus([tmp_path])] == [("a-book-0000000", ("One. Two.",)), ("b_book-0000000", ("One. Two.",))]
+    found = [(entry.key, entry.captions) for entry in read_bookcorpus([tmp_path])]
+    assert found == [("epubtxt_a-book-0000000", ("One. Two.",)), ("epubtxt_b_book-0000000", ("One. Two.",))]
 
 
 def test_ccnews_as_news_please_and_as_lines(tmp_path):
@@ -53,6 +56,19 @@ def test_ccnews_as_news_please_and_as_lines(tmp_path):
     assert (first.key, first.captions) == ("one-000000-0000000", ("First line. Second line.",))
     assert (second.key, second.captions) == ("two-000000-0000000", ("Third.",))
     assert german == Dropped(NOT_ENGLISH) and empty == Dropped(NO_CAPTION)
+
+
+def test_documents_of_one_name_and_of_long_names_are_all_written(tmp_path):
+    """news-please names a file after its article's address; a folder a year holds files of the same names."""
+    address = "https%3A%2F%2Fwww.example.com%2F" + "%E6%96%B0%E8%81%9E" * 8 + "%2F{}.html.json"
+    names = ["2016/01.json", "2017/01.json", "www.a.com_x.json", "www.b.com_x.json", address.format(1), address.format(2), "\u65b0" * 60 + ".json"]
+    for number, name in enumerate(names):
+        (tmp_path / "news" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "news" / name).write_text(json.dumps({"maintext": f"Article {number}."}))
+    counts = write_shards(CORPORA["ccnews"], [tmp_path / "news"], None, tmp_path / "out")
+    assert counts.samples == len(names) and not counts.dropped
+    alone = [tmp_path / "news" / name for name in names[:2]]
+    assert [entry.key for entry in read_ccnews(alone)] == ["0_01-000000-0000000", "1_01-000000-0000000"]
 
 
 def test_folder_without_documents_is_refused(tmp_path):

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -214,7 +213,7 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
         try:
             data = file.read_bytes() if isinstance(file, Path) else fetch_if_there(file)
             index = _decode(data, stamp) if data else None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # absent, or not what we wrote
+        except Exception:  # absent, or not what we wrote: zipfile and numpy raise whatever such bytes lead them to
             continue
         if index is not None and (index.checksum or not checksum):
             if isinstance(file, RemoteShard):
@@ -244,13 +243,38 @@ def _encode(index: ShardIndex) -> bytes:
 
 
 def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
-    """Reads what _encode wrote; None when it describes another state of the shard."""
+    """Reads what _encode wrote; None when it describes another state of the shard. It may have come with the shard, from anybody.
+
+    Raises: whatever bytes that are none of ours lead to, ValueError for an index that contradicts itself.
+    """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        if any(entry.compress_type for entry in arrays.zip.infolist()):
+            raise ValueError("packed arrays, of a size that nothing bounds")
         header = json.loads(arrays["header"].tobytes())
         if header.pop("version") != _VERSION or tuple(header["stamp"]) != stamp:
             return None
         columns = {name: arrays[name] for name in arrays.files if name != "header"}
-        return ShardIndex(**columns, **(header | {"stamp": stamp, "suffixes": tuple(header["suffixes"])}))
+    index = ShardIndex(**columns, **(header | {"stamp": stamp, "suffixes": tuple(header["suffixes"])}))
+    if not _agrees_with_itself(index):
+        raise ValueError("numbers that point nowhere")
+    return index
+
+
+def _agrees_with_itself(index: ShardIndex) -> bool:
+    """Says whether every array is of its type and length, and every number in it points to something."""
+    members = (index.member_sample, index.member_suffix, index.member_offset, index.member_size)
+    typed = [array.dtype for array in (index.keys, index.key_ends, *members)] == [np.uint8, np.int64, np.int32, np.int32, np.int64, np.int64]
+    if not typed or {array.shape for array in members} != {(len(index.member_size),)} or index.keys.ndim != 1 or index.key_ends.ndim != 1:
+        return False
+    ends, starts = index.key_ends, np.concatenate([np.zeros(1, dtype=np.int64), index.key_ends[:-1]])[: len(index)]
+    bounds = ((index.member_sample, len(index)), (index.member_suffix, len(index.suffixes)), (index.member_offset, index.stamp[0] + 1))
+    return bool(
+        (ends >= starts).all()
+        and (ends[-1] if len(ends) else 0) == len(index.keys)
+        and all(((0 <= array) & (array < limit)).all() for array, limit in bounds)
+        and ((0 <= index.member_size) & (index.member_size <= index.stamp[0] - index.member_offset)).all()
+        and all(isinstance(n, int) for n in index.faults.values())
+    )
 
 
 def _replace(file: Path, data: bytes) -> bool:

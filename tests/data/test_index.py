@@ -6,13 +6,15 @@ import logging
 import os
 import pickle
 import tarfile
+import zipfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from data.shard_files import pair_members, write_tar
 
-from flava_ds.data.index import index_files, load_index, load_indexes, sample_key, scan_shard
+from flava_ds.data.index import _encode, index_files, load_index, load_indexes, sample_key, scan_shard
 from flava_ds.data.sample_table import SampleTable
 from flava_ds.data.storage import LocalFile
 from flava_ds.data.tar_headers import tar_members
@@ -113,6 +115,15 @@ def test_the_index_file_is_reused_until_the_shard_changes(make_shard):
     assert beside.stat().st_mtime_ns != before
 
 
+@pytest.mark.parametrize("content", ["no member", "an empty member at the end"])
+def test_the_index_of_an_unusual_shard_is_reused(make_shard, content):
+    path = make_shard("a.tar", [("1.txt", b"")] if content != "no member" else [])
+    with path.open("r+b") as stream:
+        stream.truncate(512)
+    written = [len(load_index(path)), index_files(path)[0].stat().st_mtime_ns]
+    assert written == [len(load_index(path)), index_files(path)[0].stat().st_mtime_ns] == [int(content != "no member"), written[1]]
+
+
 class Bomb:
     """Writes a file when it is unpickled."""
 
@@ -132,6 +143,43 @@ def test_damaged_and_hostile_index_files_are_rebuilt(make_shard, tmp_path):
     np.savez(beside, header=np.array([Bomb(str(tmp_path / "ran"))], dtype=object))
     assert len(load_index(path)) == 5
     assert not (tmp_path / "ran").exists()
+
+
+CONTRADICTIONS = {
+    "samples": lambda index: {"member_sample": index.member_sample + 100},
+    "keys": lambda index: {"key_ends": index.key_ends * 1000},
+    "backward keys": lambda index: {"key_ends": np.concatenate([index.key_ends[:3][::-1], index.key_ends[3:]])},
+    "negative": lambda index: {"member_offset": index.member_offset - 10**6},
+    "overflow": lambda index: {"member_size": index.member_size + (2**63 - 1 - index.member_size.max())},
+    "beyond": lambda index: {"member_offset": index.member_offset + 10**9},
+    "lengths": lambda index: {"member_offset": index.member_offset[:-3]},
+    "suffixes": lambda index: {"suffixes": ()},
+    "types": lambda index: {"member_suffix": index.member_suffix.astype(float)},
+    "faults": lambda index: {"faults": {"duplicate member": "1"}},
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_an_index_that_contradicts_itself_is_rebuilt(make_shard, case):
+    """It may have come with the shard."""
+    path = make_shard("a.tar", pair_members(range(5)))
+    good, (beside, _) = load_index(path), index_files(path)
+    beside.write_bytes(_encode(replace(good, **CONTRADICTIONS[case](good))))
+    assert vars(load_index(path)).keys() == vars(good).keys()
+    for name, value in vars(load_index(path)).items():
+        assert np.array_equal(value, getattr(good, name)), name
+
+
+@pytest.mark.parametrize("case", ["terabytes", "packed"])
+def test_an_index_that_claims_to_be_large_is_rebuilt(make_shard, case):
+    path = make_shard("a.tar", pair_members(range(5)))
+    good, (beside, _), claim = load_index(path), index_files(path), io.BytesIO()
+    np.lib.format.write_array_header_1_0(claim, {"descr": "<i8", "fortran_order": False, "shape": (10**15,)})
+    with zipfile.ZipFile(io.BytesIO(_encode(good))) as old, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED if case == "packed" else 0) as new:
+        for name in old.namelist():
+            new.writestr(name, claim.getvalue() if case == "terabytes" and name == "member_offset.npy" else old.read(name))
+    written = beside.read_bytes()
+    assert np.array_equal(load_index(path).member_offset, good.member_offset) and beside.read_bytes() != written
 
 
 def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):

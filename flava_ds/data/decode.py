@@ -51,7 +51,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise SampleFault(faults.UNDECODABLE, f"{header.format} of {header.width} x {header.height} pixels")
     try:
         if header.rare:
-            return _decode_with_pillow(data)
+            return _decode_with_pillow(data, header)
         mode = "RGB_ALPHA" if header.alpha else "RGB"
         image = decoder().decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
     except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
@@ -100,6 +100,8 @@ def read_header(data: bytes) -> ImageHeader:
 def _png_header(data: bytes) -> ImageHeader:
     """Reads IHDR. torchvision honours a palette's tRNS chunk but not a transparent colour, which Pillow does."""
     color_type = data[25]
+    if data[12:16] != b"IHDR":
+        raise SampleFault(faults.UNDECODABLE, "PNG that does not begin with IHDR: its decoder would look for another")
     transparent = color_type in (0, 2, 3) and 0 < data.find(b"tRNS", 33, data.find(b"IDAT", 33))
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     return ImageHeader("PNG", width, height, alpha=color_type in (4, 6) or (transparent and color_type == 3), rare=transparent and color_type != 3)
@@ -115,7 +117,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         while data[position] == 0xFF:
             position += 1
         marker, position = data[position], position + 1
-        if marker in (0x01, *range(0xD0, 0xD8)):
+        if marker in (0x00, 0x01, *range(0xD0, 0xD8)):  # have no length; libjpeg passes over FF 00 here, too, so what follows is what it sees
             continue
         if marker in (0xD9, 0xDA):
             if frame is None:
@@ -149,8 +151,10 @@ def _webp_header(data: bytes) -> ImageHeader:
     raise SampleFault(faults.UNDECODABLE, "WebP with an unknown first chunk")
 
 
-def _decode_with_pillow(data: bytes) -> Tensor:
+def _decode_with_pillow(data: bytes, header: ImageHeader) -> Tensor:
     """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP, an animated WebP, of which the first frame is taken."""
     with Image.open(io.BytesIO(data)) as picture:
+        if picture.size != (header.width, header.height):
+            raise ValueError(f"a second header says {picture.width} x {picture.height}")
         rgba = ImageOps.exif_transpose(picture).convert("RGBA")
     return over_white(torch.from_numpy(np.array(rgba)).permute(2, 0, 1)).contiguous()

@@ -108,14 +108,15 @@ ADAM7 = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (
 """First row, row step, first column, column step of the seven passes of an interlaced PNG."""
 
 
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png_of(values, color_type, bits=16, *, interlaced=False):
     """Writes what Pillow cannot: 16-bit samples in colour, and interlaced pictures. `values` [H W channels]."""
     height, width = values.shape[:2]
     passes = [values[top::down, left::across] for top, down, left, across in ADAM7] if interlaced else [values]
     rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for part in passes if part.size for row in part)
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlaced)
     palette = chunk(b"PLTE", bytes(range(256)) * 3) if color_type == 3 else b""
@@ -192,7 +193,8 @@ def test_flipped_bytes_never_crash():
             data = bytearray(CASES[name])
             data[int(rng.integers(2, len(data)))] ^= 1 << int(rng.integers(8))
             try:
-                assert decode_image(bytes(data), max_pixels=10**6).shape[0] == 3
+                header, image = read_header(bytes(data)), decode_image(bytes(data), max_pixels=10**6)
+                assert image.shape[0] == 3 and sorted(image.shape[1:]) == sorted((header.width, header.height))
             except SampleFault:
                 pass
 
@@ -224,3 +226,20 @@ def test_a_sequential_jpeg_of_one_scan_per_component_has_its_scans_counted():
     assert read_header(b"\xff\xd8" + frame + scan * 3)[:3] == ("JPEG", 16, 16)
     with pytest.raises(SampleFault, match="more than 200 scans"):
         read_header(b"\xff\xd8" + frame + scan * 300)
+
+
+def two_headed():
+    """Pictures of 600 x 600 whose first bytes tell of 8 x 8 to a reader that parses them in another way than their decoders do."""
+    large, small = (encode(np.zeros((side, side, 3), np.uint8), "jpeg") for side in (600, 8))
+    inside = large[2:]
+    yield "jpeg, escaped length", b"\xff\xd8\xff\x00" + struct.pack(">H", len(inside) + 2) + inside + small[2:]
+    sizes = {side: struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) for side in (600, 8)}
+    pixels = chunk(b"IDAT", zlib.compress(bytes(600 * 1801))) + chunk(b"IEND", b"")
+    yield "png, unknown chunk first", b"\x89PNG\r\n\x1a\n" + chunk(b"aaAa", sizes[8]) + chunk(b"IHDR", sizes[600]) + pixels
+    yield "png, two headers", b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", sizes[8]) + chunk(b"tRNS", bytes(6)) + chunk(b"IHDR", sizes[600]) + pixels
+
+
+@pytest.mark.parametrize(("name", "data"), list(two_headed()), ids=lambda value: value if isinstance(value, str) else "")
+def test_no_second_header_leads_past_the_limit(name, data):
+    with pytest.raises(SampleFault, match="too many pixels|does not begin with IHDR|a second header says 600 x 600"):
+        decode_image(data, max_pixels=100)

@@ -1,5 +1,9 @@
 """The reasons for which a sample cannot be used. Each is counted under its words, logged, and the sample replaced."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class SampleFault(Exception):
     """An unusable sample; `reason` is one of a small set of words, `detail` tells what was found."""
@@ -42,3 +46,8 @@ OF_A_SAMPLE = (TRUNCATED, UNDECODABLE, TOO_MANY_PIXELS, TOO_MANY_BYTES, MISSING_
 """Counted by sample while a run reads; the sample is replaced."""
 HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED})
 """Members that are left alone and lose no sample: they never stop a run."""
+
+
+def lossy(counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns the counts of those reasons that lose samples."""
+    return {reason: n for reason, n in counts.items() if n and reason not in HARMLESS}

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config, SourceConfig
+from flava_ds.data import faults
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
 from flava_ds.data.prefetch import prefetch_batches, sample_bytes
@@ -62,7 +63,8 @@ class StepLoader:
         self.readers = [BatchReader(config, source) for source in self.sources]
         for source in self.sources:
             if source.table.faults and rank == 0:
-                log.warning("source '%s': %d usable samples; left out: %s", source.name, len(source), counted(source.table.faults))
+                named = "; `flava-ds prepare index` names the shards" if faults.lossy(source.table.faults).keys() & set(faults.OF_A_SHARD) else ""
+                log.warning("source '%s': %d usable samples; left out: %s%s", source.name, len(source), counted(source.table.faults), named)
             if len(source) < config.global_batch_size(source.source) and rank == 0:
                 log.warning(
                     "source '%s': %d samples are fewer than its global batch of %d; a step reaches into the next epoch",

@@ -174,7 +174,7 @@ class ShardSource:
 
     def _check(self, required: dict[str, str]) -> None:
         """Refuses a source that has nothing, or too little, to offer."""
-        lost = sum(count for reason, count in self.table.faults.items() if reason not in faults.HARMLESS)
+        lost = sum(faults.lossy(self.table.faults).values())
         report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
         if not len(self):
             needs, where = " and ".join(required), f" in {self.table.shards[0]}" if len(self.table.shards) else ""

@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.data import faults
 from flava_ds.data.decode import read_header
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import IMAGE_SUFFIXES, ShardIndex, counted, load_indexes
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 NEAR_BITS = 3
 _BANDS = NEAR_BITS + 1
 _TIMED_S, _TIMED_BATCH = 5.0, 32
-_SHOWN = 24
+_SHOWN, _DAMAGED_NAMED = 24, 10
 _MOST_LENGTH = 512
 
 
@@ -92,6 +94,11 @@ class Check:
         """Widths over heights."""
         return [width / height for width, height in self.sizes]
 
+    @property
+    def volume(self) -> str:
+        """Size of all shards with its unit."""
+        return f"{self.total_bytes / 2**30:,.2f} GiB" if self.total_bytes >= 2**30 else f"{self.total_bytes / 2**20:.2f} MiB"
+
     def as_json(self) -> bytes:
         """Writes all but the source."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in ("source", "need")}
@@ -106,7 +113,7 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
     """
     found = Check(need=need, recipe=recipe)
     paths = expand_shards(shards)
-    _count(found, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
+    _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
     found.kind = _kind(found.members, caption_key)
     config, source = _as_trained(recipe, found.kind, shards, caption_key)
     found.max_tokens, found.global_batch_size = source.max_tokens, config.global_batch_size(source)
@@ -119,10 +126,12 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
     return found
 
 
-def _count(found: Check, indexes: Sequence[ShardIndex], size: int) -> None:
-    """Adds up the indexes."""
+def _count(found: Check, paths: Sequence[Path], indexes: Sequence[ShardIndex], size: int) -> None:
+    """Adds up the indexes, and names some shards that are damaged."""
     members = Counter()
-    for index in indexes:
+    for path, index in zip(paths, indexes, strict=True):
+        if (lost := faults.lossy(index.faults)) and len(found.bad_examples) < _DAMAGED_NAMED:
+            found.bad_examples.append(f"{path}: {counted(lost)}")
         members.update({index.suffixes[number]: int(n) for number, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
     found.shards, found.samples_per_shard, found.total_bytes = len(indexes), [len(index) for index in indexes], size
     found.samples, found.members = sum(found.samples_per_shard), dict(members)
@@ -148,7 +157,7 @@ def _read_samples(found: Check, most: int) -> None:
     source, tokenizer = found.source, WordPieceTokenizer(found.source.config.data.vocabulary)
     count = min(most or len(source), len(source))
     numbers = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)).tolist()
-    bad, formats, digests, hashes = Counter(), Counter(), {}, {}
+    bad, formats, digests, hashes, seen = Counter(), Counter(), {}, {}, set()
     usable, last = [], time.monotonic()
     for number in numbers:
         try:
@@ -160,15 +169,17 @@ def _read_samples(found: Check, most: int) -> None:
             continue
         usable.append(number)
         _look_at(found, fields, sample, formats)
-        digests.setdefault(hashlib.sha256(fields.get("image", fields.get("caption", b""))).digest(), []).append(sample.key)
+        name = source.where(number) if sample.key in seen else sample.key  # shards may share keys
+        seen.add(name)
+        digests.setdefault(hashlib.sha256(fields.get("image", fields.get("caption", b""))).digest(), []).append(name)
         if sample.image is not None:
-            hashes[sample.key] = perceptual_hash(sample.image)
+            hashes[name] = perceptual_hash(sample.image)
         found.token_lengths += [len(ids) for ids in tokenizer.encode_batch(sample.captions, _MOST_LENGTH)]
         if time.monotonic() - last > 10:
             last = time.monotonic()
             log.info("read %d of %d samples", len(usable), len(numbers))
     if not usable:
-        raise DataError(f"none of {len(numbers)} samples in '{source.source.shards}' is usable: {counted(bad)}; e.g. {found.bad_examples[0]}")
+        raise DataError(f"none of {len(numbers)} samples in '{source.source.shards}' is usable: {counted(bad)}; e.g. {found.bad_examples[-1]}")
     found.read, found.bad, found.formats = len(numbers), dict(bad), dict(formats)
     found.same_bytes = [keys for keys in digests.values() if len(keys) > 1]
     found.look_alike = near_duplicates(hashes, {key for keys in found.same_bytes for key in keys[1:]})
@@ -224,18 +235,19 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
     lost = sum(found.bad.values()) / found.read
     cut = sum(length > found.max_tokens for length in found.token_lengths) / max(1, len(found.token_lengths))
     copies = sum(len(keys) - 1 for keys in found.same_bytes + found.look_alike) / found.read
-    epoch_steps = found.samples / found.global_batch_size
+    twins = "" if found.read >= len(found.source) else ", as far as both were read: --samples 0 reads all"
+    steps = found.samples / found.global_batch_size
     return [
         (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
         (not found.damage, f"left out of the shards: {counted(found.damage)}"),
-        (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another"),
+        (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another{twins}"),
         (cut <= 0.1, f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be cut"),
         (
             found.samples_per_second >= need,
             f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x {rate:,.0f}); {found.need.gpus} GPUs take "
             f"{need:,.0f}, the work of {math.ceil(need / rate)} cores",
         ),
-        (epoch_steps >= 1, f"one epoch is {epoch_steps:,.1f} steps at a global batch of {found.global_batch_size:,}"),
+        (steps >= 1, f"one epoch is {f'{steps:,.1f}' if steps >= 1 else f'{steps:.2g}'} steps at a global batch of {found.global_batch_size:,}"),
         (
             found.shards >= found.loader_processes,
             f"{found.shards} shards for {found.loader_processes} loader processes ({found.need.gpus} ranks x {found.loader_processes // found.need.gpus}); "
@@ -248,7 +260,7 @@ def describe(found: Check) -> str:
     """Writes the check for a terminal."""
     per_shard = sorted(found.samples_per_shard)
     lines = [
-        f"{found.samples:,} {found.kind} samples in {found.shards} shards, {found.total_bytes / 2**30:,.2f} GiB; "
+        f"{found.samples:,} {found.kind} samples in {found.shards} shards, {found.volume}; "
         f"{per_shard[0]:,} to {per_shard[-1]:,} samples per shard, median {per_shard[len(per_shard) // 2]:,}",
         f"members: {counted(found.members)}",
         f"read {found.read:,} samples; formats: {counted(found.formats)}",

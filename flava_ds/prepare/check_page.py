@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def charts(check: Check) -> list[dict[str, Any]]:
         if values:
             spread = dict(quantiles(values))
             words = f"{unit}: median {spread['median']:.4g}, 95 % within {spread['95 %']:.4g}"
-            most = max(sorted(values)[int(0.99 * (len(values) - 1))], level or 0)
+            most = max(sorted(values)[math.ceil(0.99 * (len(values) - 1))], level or 0)
             drawn.append({"title": title, "words": words, "svg": markup(draw_histogram(f"{title} in {words}", values, most=most, level=level))})
     return drawn
 

@@ -170,7 +170,7 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | None:
 def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields the indexed members of every sample, in order; says of a shard with damage what its index leaves out."""
     for shard, index in zip(shards, load_indexes(shards), strict=True):
-        if damage := {reason: n for reason, n in index.faults.items() if reason not in faults.HARMLESS}:
+        if damage := faults.lossy(index.faults):
             log.warning("%s: %s; what the index leaves out is not among the samples", shard, counted(damage))
         order = np.argsort(index.member_sample, kind="stable")
         starts = np.searchsorted(index.member_sample[order], np.arange(len(index) + 1))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flava_ds.data import faults
 from flava_ds.data.index import counted, load_indexes, read_index, scan_shard, stamps_of
 from flava_ds.data.parallel import for_each
 from flava_ds.data.shards import list_shards
@@ -19,7 +20,7 @@ _NAMED = 20
 
 
 def build_indexes(shards: Sequence[str], *, checksum: bool = True, verify: bool = False, processes: int | None = None) -> None:
-    """Indexes all that `shards` stand for, several shards at once, and prints what they hold and where img2dataset's own counts differ.
+    """Indexes all that `shards` stand for, several shards at once, and prints what they hold, which are damaged, and where img2dataset's counts differ.
 
     Without `checksum` only headers are read. With `verify`, shards that have a checksum are read again and compared with it.
 
@@ -29,21 +30,28 @@ def build_indexes(shards: Sequence[str], *, checksum: bool = True, verify: bool 
     if len({type(path) is RemoteShard for path in paths}) > 1:
         raise DataError("local and remote shards in one call; index them one after the other")
     verified = f"; {_verify(paths, processes)} agree with their checksum" if verify else ""
-    samples, members, damage, reports, differences = 0, Counter(), Counter(), 0, []
+    samples, members, damage, damaged, reports, differences = 0, Counter(), Counter(), [], 0, []
     for path, index in zip(paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True):
         samples += len(index)
         members.update({index.suffixes[i]: int(n) for i, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
         damage.update(index.faults)
+        damaged += [f"{path}: {lost}"] if (lost := counted(faults.lossy(index.faults))) != "none" else []
         found = compare(path, index)
         reports += found is not None
         differences += found or []
     print(f"{len(paths)} shards, {samples} samples; members: {counted(members)}; damage: {counted(damage)}{verified}")
+    _name_some(damaged)
     if reports:
         print(f"{reports} have a report of img2dataset; {len(differences) or 'no'} difference{'' if len(differences) == 1 else 's'} from it")
-    for difference in differences[:_NAMED]:
-        print(f"  {difference}")
-    if len(differences) > _NAMED:
-        print(f"  and {len(differences) - _NAMED} more")
+    _name_some(differences)
+
+
+def _name_some(lines: Sequence[str]) -> None:
+    """Prints the first lines, and how many there are besides."""
+    for line in lines[:_NAMED]:
+        print(f"  {line}")
+    if len(lines) > _NAMED:
+        print(f"  and {len(lines) - _NAMED} more")
 
 
 def _verify(paths: Sequence[Shard], processes: int | None) -> int:

@@ -40,7 +40,11 @@ def found(shards):
 def test_counts_are_exact(found):
     assert (found.kind, found.shards, found.samples, found.samples_per_shard) == ("pair", 2, 45, [30, 15])
     assert found.members == {"jpg": 45, "txt": 45} and found.read == 45 and found.formats == {"JPEG": 42}
-    assert found.bad == {faults.UNDECODABLE: 2, faults.EMPTY_CAPTION: 1} and len(found.bad_examples) == 3 and "'0042' in " in found.bad_examples[0]
+    assert (
+        found.bad == {faults.UNDECODABLE: 1, faults.TRUNCATED: 1, faults.EMPTY_CAPTION: 1}
+        and len(found.bad_examples) == 3
+        and "'0042' in " in found.bad_examples[0]
+    )
 
 
 def test_lengths_are_those_of_the_tokenizer_and_the_pictures(found):
@@ -64,13 +68,27 @@ def test_speed_is_compared_with_the_need(found, shards):
 
 def test_text_and_json_say_the_same(found):
     text, saved = describe(found), json.loads(found.as_json())
-    assert "45 pair samples in 2 shards" in text and "LOOK  6.67% of the samples read are unusable (undecodable 2, empty caption 1)" in text
+    assert "45 pair samples in 2 shards" in text and "LOOK  6.67% of the samples read are unusable (empty caption 1, truncated 1, undecodable 1)" in text
     assert saved["samples"] == 45 and saved["bad"] == found.bad and saved["need"]["gpus"] == 1 and saved["samples_per_second"] == found.samples_per_second
 
 
 def test_only_some_are_read(shards, monkeypatch):
     monkeypatch.setattr(check, "_TIMED_S", 1e-9)
-    assert check_shards(shards, Need(gpus=1, images_per_second_per_gpu=1), most=5).read == 5
+    found = check_shards(shards, Need(gpus=1, images_per_second_per_gpu=1), most=5)
+    assert found.read == 5 and "as far as both were read: --samples 0 reads all" in describe(found)
+
+
+def test_damaged_shards_are_named_and_equal_keys_of_two_shards_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_S", 1e-9)
+    pictures = [encode(np.asarray(scene(0, 60, 40)), "jpeg", quality=quality) for quality in (95, 95, 85)]
+    for number, data in enumerate(pictures):
+        write_tar(tmp_path / f"{number}.tar", [("a.jpg", data), ("a.txt", b"a dog"), ("b.txt", b"cut off")])
+    cut = tmp_path / "2.tar"
+    cut.write_bytes(cut.read_bytes().rstrip(b"\0")[:-3])
+    found = check_shards(str(tmp_path), Need(gpus=1, images_per_second_per_gpu=1))
+    assert found.same_bytes == [["a", f"'a' in {tmp_path}/1.tar"]] and found.look_alike == [["a", f"'a' in {tmp_path}/2.tar"]]
+    assert f"{cut}: truncated shard 1" in describe(found)
+    assert found.volume.endswith(" MiB") and "steps at a global batch" in describe(found) and " is 0.0 steps" not in describe(found)
 
 
 def test_shards_without_a_usable_sample_are_refused(tmp_path):

@@ -34,6 +34,13 @@ def test_differences_from_img2dataset_are_counted_and_named(shards, capsys):
     assert printed[2].endswith("00001.tar: 2 samples, but its _stats.json counts 4 successes")
 
 
+def test_damaged_shards_are_named(shards, capsys):
+    path = shards / "00001.tar"
+    path.write_bytes(path.read_bytes()[:1500])
+    build_indexes([str(shards)])
+    assert capsys.readouterr().out.splitlines()[1:] == [f"  {path}: truncated shard 1"]
+
+
 def test_verify_finds_content_that_changed_behind_its_time(shards, capsys):
     build_indexes([str(shards)])
     build_indexes([str(shards)], verify=True)

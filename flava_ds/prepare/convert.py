@@ -29,7 +29,7 @@ from flava_ds.prepare.shard_writer import Counts, ShardWriter
 
 log = logging.getLogger(__name__)
 
-NO_FILE = "no image file"
+NO_FILE, OTHER_URL = "no image file", "image file of another URL"
 _SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
 _THREADS, _AHEAD = 16, 64
 _EVERY_S = 10.0
@@ -119,14 +119,14 @@ def image_suffix(data: bytes) -> str:
     return _SUFFIX_OF[read_header(data).format]
 
 
-def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | None) -> None:
-    """Writes one entry, or counts why not."""
+def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) -> None:
+    """Writes one entry with its image's bytes, or counts why not."""
     if isinstance(entry, Dropped):
         return writer.left_out(entry.reason)
     members: dict[str, bytes] = {}
     if entry.images or entry.file:
-        if image is None:
-            return writer.left_out(NO_FILE)
+        if isinstance(image, str):
+            return writer.left_out(image)
         try:
             members[image_suffix(image)] = image
         except SampleFault as fault:
@@ -141,7 +141,7 @@ def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | None)
     writer.write(entry.key, members, entry.captions)
 
 
-def _read_ahead(entries: Iterator[Annotated | Dropped], images: Path | None) -> Iterator[tuple[Annotated | Dropped, bytes | None]]:
+def _read_ahead(entries: Iterator[Annotated | Dropped], images: Path | None) -> Iterator[tuple[Annotated | Dropped, bytes | str]]:
     """Yields entries in order with their images, which threads read in advance, as folders on network disks answer slowly."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[Annotated | Dropped, Future]] = deque()
@@ -154,17 +154,32 @@ def _read_ahead(entries: Iterator[Annotated | Dropped], images: Path | None) -> 
             yield entry, image.result()
 
 
-def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | None:
-    """Reads the first image file that exists; a name that leads out of the image folder is no file."""
+def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
+    """Reads the first image file that exists, or returns why there is none; a name that leads out of the image folder is no file.
+
+    img2dataset names files by their rows in its list, which may be another than this one; the .json beside a file tells whose image it is.
+    """
     if isinstance(entry, Dropped):
-        return None
+        return NO_FILE
     candidates = [entry.file] if entry.file else [images / name for name in entry.images if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    reason = NO_FILE
     for path in candidates:
         try:
-            return path.read_bytes()
+            image = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
-    return None
+        if not entry.url or _downloaded_from(path) in (None, entry.url):
+            return image
+        reason = OTHER_URL
+    return reason
+
+
+def _downloaded_from(image: Path) -> str | None:
+    """Returns the URL in the .json that img2dataset writes beside a file; None where there is none."""
+    try:
+        return _record(image.with_suffix(".json").read_bytes()).get("url")
+    except OSError:
+        return None
 
 
 def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:

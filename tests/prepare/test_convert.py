@@ -15,7 +15,7 @@ from flava_ds.data.loader import iterate_once
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import TOO_SHORT
-from flava_ds.prepare.convert import NO_FILE, filter_shards, write_shards, write_urls
+from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls
 from flava_ds.prepare.corpora import CORPORA
 
 GREY = np.full((20, 30, 3), 90, dtype=np.uint8)
@@ -52,6 +52,19 @@ def test_coco_to_shards_that_training_reads(coco, tmp_path):
     assert reader.read(3)["image"] == original
     text = SourceConfig(name="coco", kind="pair", shards=str(tmp_path / "out"))
     assert [sample.text for sample in next(iterate_once(text, Config(name="test")))] == [f"{caption(number)} 0" for number in (0, 1, 5, 7)]
+
+
+def test_a_file_named_by_the_row_of_another_list_is_not_taken(tmp_path):
+    """img2dataset downloaded the filtered list, whose second row is the third of the published file."""
+    (tmp_path / "cc3m.tsv").write_text("a red car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\na green car\thttp://x/4.jpg\n")
+    folder = tmp_path / "images" / "00000"
+    folder.mkdir(parents=True)
+    for row, number in enumerate((1, 3, 4)):
+        (folder / f"{row:09d}.jpg").write_bytes(encode(GREY, "jpeg"))
+        (folder / f"{row:09d}.json").write_text(json.dumps({"url": f"http://x/{number}.jpg", "status": "success"}))
+    (folder / f"{3:09d}.jpg").write_bytes(encode(GREY, "jpeg"))
+    counts = write_shards(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "images", tmp_path / "out")
+    assert counts.samples == 2 and counts.dropped == {"empty caption": 1, OTHER_URL: 1}
 
 
 def test_second_call_returns_the_same_counts_without_reading(coco, tmp_path):

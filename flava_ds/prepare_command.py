@@ -91,6 +91,8 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
     for name in ("gpus", "images_per_second_per_gpu"):
         if getattr(options, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: use more than 0")
+    if options.samples < 0:
+        raise UserError(f"--samples {options.samples}: use at least 1, or 0 for all")
     require_shards("", options.shards)
     from flava_ds.prepare.check import Need, check_shards, describe
 

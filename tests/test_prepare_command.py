@@ -49,6 +49,7 @@ def test_writes_the_list_for_a_download(corpus, tmp_path, capsys):
         (["sbu", "sbu.json", "--out", "b"], "give --images FOLDER, or --shards for what img2dataset wrote"),
         (["sbu", "gone.json", "--images", "images", "--out", "b"], "sbu: 'gone.json' does not exist"),
         (["imagenet", "images", "--images", "images"], "unknown argument --images"),
+        (["check", "images", "--samples", "-1"], "--samples -1: use at least 1, or 0 for all"),
         (["cocoo"], "did you mean 'coco'?"),
     ],
 )

@@ -31,7 +31,8 @@ def markup(text: str) -> Any:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes a page under a temporary name, renames it and returns its path."""
+    """Writes a page under a temporary name, renames it and returns its path; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)

@@ -25,7 +25,7 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "_TIMED_S", 1e-9)
         found = check_shards(str(folder), Need(gpus=2, images_per_second_per_gpu=100))
-    path = write_page(found, folder / "check.html")
+    path = write_page(found, folder / "a new folder" / "check.html")
     return Page(path.read_text(encoding="utf-8")), path
 
 

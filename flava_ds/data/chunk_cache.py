@@ -10,12 +10,16 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from flava_ds.data.storage import CHUNK_BYTES, RemoteFile, RemoteShard, Stamp
 from flava_ds.errors import DataError
 
+_ABANDONED_S = 3600
+"""Age at which a part that never appeared counts as left by a process that was killed."""
 _KEPT_SHARE = 0.9
 """What stays when the oldest parts go, so that not every new part looks for an old one."""
 
@@ -48,14 +52,19 @@ class ChunkCache:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            data = RemoteFile(shard, stamp[0]).pread(self.chunk_bytes, number * self.chunk_bytes)
-            self._keep(path, data)
-            return data[place : place + length]
-        try:
-            os.utime(descriptor)
-            return os.pread(descriptor, length, place)
-        finally:
-            os.close(descriptor)
+            pass
+        else:
+            try:
+                os.utime(descriptor)
+                data = os.pread(descriptor, length, place)
+            finally:
+                os.close(descriptor)
+            if len(data) == length:
+                return data
+            path.unlink(missing_ok=True)  # a machine that went down left it short
+        data = RemoteFile(shard, stamp[0]).pread(self.chunk_bytes, number * self.chunk_bytes)
+        self._keep(path, data)
+        return data[place : place + length]
 
     def _keep(self, path: Path, data: bytes) -> None:
         """Writes a part and makes it appear, after making room."""
@@ -87,7 +96,11 @@ class ChunkCache:
         file.flush()
 
     def _make_room(self, needed: int) -> int:
-        """Removes the parts that were not read for longest; returns the bytes that stay."""
+        """Removes the parts that were not read for longest, and what killed processes left; returns the bytes that stay."""
+        for path in self.folder.glob(".part-*"):
+            with suppress(FileNotFoundError):  # its process was alive, and is done with it
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
         parts = sorted(self._parts())
         total, target = sum(size for _, size, _ in parts), min(int(_KEPT_SHARE * self.limit_bytes), self.limit_bytes - needed)
         for _, size, path in parts:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -73,6 +74,20 @@ def test_another_state_of_a_shard_shares_no_parts(tmp_path, server, shard):
     before = server.asked["GET", "0.tar"]
     cache.read(shard[0], (shard[1][0], "another tag"), 0, 10)
     assert server.asked["GET", "0.tar"] == before + 1
+
+
+def test_a_part_that_a_crash_left_short_is_fetched_again_and_what_a_kill_left_is_removed(tmp_path, server, shard):
+    cache = ChunkCache(tmp_path, 4 * PART, chunk_bytes=PART)
+    cache.read(*shard, 0, PART)
+    (part,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
+    part.write_bytes(b"")
+    assert cache.read(*shard, 10, 100) == CONTENT[10:110] and part.stat().st_size == PART
+    for name, age_s in ((".part-old", 7200), (".part-new", 0)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    for number in range(1, 8):
+        cache.read(*shard, number * PART, 1)
+    assert not (tmp_path / ".part-old").exists() and (tmp_path / ".part-new").exists()
 
 
 def _read_much(folder, shard, stamp, seed) -> None:

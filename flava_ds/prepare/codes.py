@@ -21,6 +21,7 @@ from flava_ds.data.decode import decode_image
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import IMAGE_SUFFIXES, sample_key
 from flava_ds.data.shards import expand_shards
+from flava_ds.data.sources import printable
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.models.image_codebook import ImageCodebook
@@ -113,7 +114,7 @@ def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]]
                 images[number] = decode_image(data)
             except SampleFault as fault:
                 counts["failed"] += 1
-                log.warning("shard '%s': '%s' gets no codes: %s", shard, name, fault)
+                log.warning("shard '%s': '%s' gets no codes: %s", shard, printable(name), fault)
     codes = dict(zip(images, encode(list(images.values())), strict=True)) if images else {}
     counts["samples"] += len(images)
     for number, (name, data) in enumerate(group):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.data.index import ShardIndex
+from flava_ds.data.sources import printable
 from flava_ds.data.storage import Shard, fetch_if_there
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ def _compare_count(shard: Shard, index: ShardIndex, stats: bytes) -> list[str]:
     """Compares the number of samples with the successes."""
     try:
         successes = json.loads(stats)["successes"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{shard}: its _stats.json cannot be read ({type(error).__name__}: {error})"]
-    return [] if successes == len(index) else [f"{shard}: {len(index)} samples, but its _stats.json counts {successes} successes"]
+    return [] if successes == len(index) else [f"{shard}: {len(index)} samples, but its _stats.json counts {printable(str(successes))} successes"]
 
 
 def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
@@ -53,15 +54,15 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
     try:
         columns: dict[str, list[Any]] = read_table(io.BytesIO(table), columns=["key", "status"]).to_pydict()
         expected = {str(key) for key, status in zip(columns["key"], columns["status"], strict=True) if status == "success"}
-    except (ArrowException, KeyError) as error:
-        return [f"{shard}: its .parquet cannot be read ({error})"]
+    except (ArrowException, OSError, ValueError, KeyError) as error:
+        return [f"{shard}: its .parquet cannot be read ({printable(str(error))})"]
     starts = [0, *index.key_ends.tolist()]
     keys = index.keys.tobytes()
     found = {keys[a:b].decode("utf-8", "replace") for a, b in zip(starts, starts[1:], strict=False)}
     differences = []
     for words, extra in (("are in its .parquet but not in the shard", expected - found), ("are in the shard but not in its .parquet", found - expected)):
         if extra:
-            some = ", ".join(sorted(extra)[:_KEYS_NAMED])
+            some = ", ".join(map(printable, sorted(extra)[:_KEYS_NAMED]))
             differences.append(f"{shard}: {len(extra)} keys {words}: {some}{' ...' if len(extra) > _KEYS_NAMED else ''}")
     return differences
 

@@ -12,6 +12,7 @@ from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import IMAGE_SUFFIXES, load_index
 from flava_ds.data.shards import expand_shards
 from flava_ds.data.skip_list import load_skip_list, perceptual_hash
+from flava_ds.data.sources import printable
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import clean, load_json
 from flava_ds.prepare.coco import key_of
@@ -33,18 +34,18 @@ def write_skip_list(places: Sequence[str], out: Path, *, split_file: Path | None
     """
     wanted = _split_images(split_file, splits) if split_file is not None else None
     lines = [f"# images: {', '.join(places) or 'by key only'}; {f'{split_file}: ' + '+'.join(splits) if split_file else 'all'}"]
-    lines += [f"key {key}  # {clean(name)}" for name, key in (wanted or {}).items() if key is not None]
+    lines += [f"key {key}  # {printable(clean(name))}" for name, key in (wanted or {}).items() if key is not None]
     found: set[str] = set()
     for place in places:
         for name, data in _images(place):
             if wanted is not None and name not in wanted:
                 continue
             found.add(name)
-            lines.append(f"sha256 {hashlib.sha256(data).hexdigest()}  # {clean(name)}")
+            lines.append(f"sha256 {hashlib.sha256(data).hexdigest()}  # {printable(clean(name))}")
             try:
-                lines.append(f"phash {perceptual_hash(decode_image(data)):016x} {bits}  # {clean(name)}")
+                lines.append(f"phash {perceptual_hash(decode_image(data)):016x} {bits}  # {printable(clean(name))}")
             except SampleFault as fault:
-                log.warning("'%s' is listed by its bytes alone: %s", name, fault)
+                log.warning("'%s' is listed by its bytes alone: %s", printable(name), fault)
     if wanted is not None and places and (missing := wanted.keys() - found):
         raise DataError(f"{len(missing)} of {len(wanted)} images of {'+'.join(splits)} are not in {', '.join(places)}, {min(missing)} among them")
     write_atomically(out, ("\n".join(lines) + "\n").encode())

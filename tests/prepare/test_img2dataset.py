@@ -49,7 +49,7 @@ def test_counts_and_keys_that_differ_are_named(shard, tmp_path):
     assert extra.endswith("1 keys are in the shard but not in its .parquet: 000000002")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "{broken"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{broken", "[" * 100_000])
 def test_unreadable_reports_are_differences(shard, tmp_path, content):
     (tmp_path / "00007_stats.json").write_text(content)
     (difference,) = compare(*shard)
@@ -61,3 +61,9 @@ def test_a_table_that_is_none_is_a_difference(shard, tmp_path):
     (tmp_path / "00007.parquet").write_bytes(b"PAR1 not really")
     (difference,) = compare(*shard)
     assert "its .parquet cannot be read" in difference
+
+
+def test_what_a_report_says_cannot_write_to_the_terminal(shard, tmp_path):
+    (tmp_path / "00007_stats.json").write_text(json.dumps(STATS | {"successes": "\x1b[2J"}))
+    write_table(tmp_path, ["\x1b]0;title\x07"], ["success"])
+    assert [line.isprintable() for line in compare(*shard)] == [True] * 3

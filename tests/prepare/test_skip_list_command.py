@@ -65,6 +65,12 @@ def test_list_from_shards_finds_copies_that_a_download_made(images):
     assert source.decode(source.read(1), 1, 0).text == "other"
 
 
+def test_names_cannot_write_to_the_terminal(tmp_path, caplog):
+    write_tar(tmp_path / "0.tar", [("\x1b[2Ja.jpg", encode(np.asarray(scene(0)), "jpeg")), ("\x1b[2Jb.jpg", b"")])
+    assert write_skip_list([str(tmp_path / "0.tar")], tmp_path / "skip.txt") == 3
+    assert all(line.isprintable() for line in [*(tmp_path / "skip.txt").read_text().splitlines(), *caplog.messages])
+
+
 def test_command_lists_keys_alone(images, monkeypatch, capsys):
     monkeypatch.chdir(images)
     assert status_of(["prepare", "skiplist", "--split-file", "dataset_coco.json", "--splits", "test", "val", "--out", "keys.txt"]) == 0

@@ -12,6 +12,7 @@ from flava_ds.evaluation.summary import rows as metric_rows
 IMPLEMENTATIONS = {
     "flava_ds": "flava_ds, packed",
     "huggingface": "Hugging Face, padded to 77",
+    "huggingface-keeping": "the same, keeping freed memory as we do",
     "huggingface-longest": "Hugging Face, padded to the longest",
 }
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from flava_ds.errors import UserError
+from flava_ds.training.allocator import keep_freed_memory
 
 log = logging.getLogger("flava_ds")
 
@@ -79,6 +80,7 @@ def start(timeout_s: int) -> World:
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        keep_freed_memory()
     if not dist.is_initialized():
         later = timeout + datetime.timedelta(seconds=DEVICE_LATER_S if cuda else 0)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=later, rank=rank, world_size=size, device_id=device if cuda else None)

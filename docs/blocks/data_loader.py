@@ -24,6 +24,7 @@ def data_loader(root: Path) -> str:
     """Lists the rates and the quotients that are wanted."""
     found = read_results(root, "data_loader")
     versions, machine, pictures = found["versions"], found["machine"], found["pictures"]
+    busy = ", so that samples per second say little" if machine["load"] > machine["cores"] + 0.5 else ""
     rates = [
         [
             NAMES[row["row"]].format(**versions),

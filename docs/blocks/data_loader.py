@@ -39,7 +39,7 @@ def data_loader(root: Path) -> str:
         f"{markdown_table(['ratio per CPU second, median of the rounds', 'result', 'wanted'], ratios)}\n\n"
         f"{found['rounds']} rounds of {found['samples']} samples each, {pictures['width']} x {pictures['height']} JPEGs of "
         f"{pictures['mean_bytes'] / 1000:.0f} kB on average, in two processes of one thread each; {machine['cores']} cores of "
-        f"{machine['processor']} under a load of {machine['load']:.0f}, so that samples per second say little; torch {versions['torch']}, torchvision "
+        f"{machine['processor']} under a load of {machine['load']:.1f}{busy}; torch {versions['torch']}, torchvision "
         f"{versions['torchvision']}, Pillow {versions['pillow']}."
     )
 

@@ -109,7 +109,7 @@ def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]]
     """Writes some members, with codes after the pictures among them."""
     images: dict[int, Tensor] = {}
     for number, (name, data) in enumerate(group):
-        if _suffix(name) in IMAGE_SUFFIXES:
+        if _split(name)[1] in IMAGE_SUFFIXES:
             try:
                 images[number] = decode_image(data)
             except SampleFault as fault:
@@ -122,7 +122,7 @@ def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]]
         if number in codes:
             buffer = io.BytesIO()
             np.save(buffer, codes[number], allow_pickle=False)
-            add_member(tar, f"{sample_key(name.encode())[0].decode()}.{CODES_SUFFIX}", buffer.getvalue())
+            add_member(tar, f"{_split(name)[0]}.{CODES_SUFFIX}", buffer.getvalue())
 
 
 def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
@@ -130,10 +130,10 @@ def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
     group, pictures = [], 0
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
-            if not member.isreg() or _suffix(member.name) == CODES_SUFFIX:
+            if not member.isreg() or _split(member.name)[1] == CODES_SUFFIX:
                 continue
             group.append((member.name, tar.extractfile(member).read()))
-            pictures += _suffix(member.name) in IMAGE_SUFFIXES
+            pictures += _split(member.name)[1] in IMAGE_SUFFIXES
             if pictures == batch_size:
                 yield group
                 group, pictures = [], 0
@@ -141,9 +141,10 @@ def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
         yield group
 
 
-def _suffix(name: str) -> str:
-    """Returns what follows the first dot of a member's last path component."""
-    return sample_key(name.encode())[1]
+def _split(name: str) -> tuple[str, str]:
+    """Returns a member's key and suffix; tarfile gives bytes that are not UTF-8 as surrogates."""
+    key, suffix = sample_key(name.encode("utf-8", "surrogateescape"))
+    return key.decode("utf-8", "surrogateescape"), suffix
 
 
 def _check(source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None) -> None:

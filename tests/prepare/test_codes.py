@@ -132,3 +132,11 @@ def test_what_is_refused(source, codebook, tmp_path):
     with pytest.raises(DataError, match="00001.tar"):
         write_codes(source, codebook, CONFIG, out=tmp_path / "out")
     assert not (tmp_path / "out" / "00001.tar").exists() and not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(source, codebook, tmp_path):
+    name = b"x/caf\xe9".decode("utf-8", "surrogateescape")
+    write_tar(tmp_path / "in" / "00003.tar", [(f"{name}.webp", picture(1, 20)), (f"{name}.txt", b"a cup")])
+    assert write_codes(source, codebook, CONFIG, out=tmp_path / "out").failed == 0
+    assert list(members(tmp_path / "out" / "00003.tar")) == [f"{name}.webp", f"{name}.codes.npy", f"{name}.txt"]
+    assert b"x/caf\xe9.codes.npy\0" in (tmp_path / "out" / "00003.tar").read_bytes()

@@ -71,6 +71,8 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     if folder is None:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
+    if engine.world.is_main and (name := files.named(place)) != folder.name:
+        log.error("%s %s; going on from %s", place / files.LATEST, "is missing" if name is None else f"names '{name}', which is gone", folder)
     for candidate, before in zip([folder, *earlier], [*earlier, None], strict=True):
         try:
             check(engine.world, candidate)
@@ -78,7 +80,8 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
         except CheckpointError as error:
             if before is None:
                 raise
-            log.error("%s; going on from the checkpoint before, %s", error, before)
+            if engine.world.is_main:
+                log.error("%s; going on from the checkpoint before, %s", error, before)
     return restore(engine, candidate)
 
 

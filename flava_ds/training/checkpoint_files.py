@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 
 from flava_ds.config import CheckpointConfig, Config
@@ -34,22 +33,31 @@ def place_of(run_path: Path, config: Config | None = None) -> Place:
     return Place(config.checkpoint.directory) / config.name
 
 
-def latest(place: Place) -> Place | None:
-    """Returns the checkpoint that `latest` names, or None when there is none.
-
-    Raises: CheckpointError when `latest` names something that is not there.
-    """
+def named(place: Place) -> str | None:
+    """Returns what `latest` says, or None when it is missing. Raises: CheckpointError when it cannot be read."""
     try:
-        name = place.read(LATEST).decode("utf-8", errors="replace").strip()
+        return place.read(LATEST).decode("utf-8", errors="replace").strip()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{place / LATEST} cannot be read ({error})") from error
-    if not _NAME.fullmatch(name) or not (place / name).has(MANIFEST):
+
+
+def latest(place: Place) -> Place | None:
+    """Returns the checkpoint that `latest` names, the one before when that is gone, the newest when `latest` is missing; None when there is none.
+
+    Raises: CheckpointError when `latest` names no checkpoint and none before.
+    """
+    name, names = named(place), complete(place)
+    if name is None or name in names:
+        return place / (name or names[-1]) if names else None
+    before = [other for other in names if other < name]
+    if not _NAME.fullmatch(name) or not before:
         raise CheckpointError(
-            f"{place / LATEST} names '{name}', which is no complete checkpoint there; write the name of one of {complete(place)} into it, or delete it"
+            f"{place / LATEST} names '{name}', which is no complete checkpoint there; write the name of one of {names} into it, or delete it "
+            "to go on from the newest"
         )
-    return place / name
+    return place / before[-1]
 
 
 def complete(place: Place) -> list[str]:
@@ -100,7 +108,7 @@ def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) 
     staged.write(MANIFEST, json.dumps(dict(sorted(described.items())), indent=1) + "\n")
     if staged.local is not None and final.local is not None:
         if final.local.exists():
-            shutil.rmtree(final.local)
+            _delete(place, final.name)
         os.rename(staged.local, final.local)
         sync_folder(final.local.parent)
     place.write(LATEST, final.name + "\n")
@@ -118,7 +126,7 @@ def return_to(place: Place, folder: Place) -> list[str]:
 
 def _delete(place: Place, name: str) -> None:
     """Deletes a checkpoint; no half of it is ever taken for one."""
-    if place.local is None:
+    if (place / name).has(MANIFEST):
         (place / name).remove(MANIFEST)
     place.remove(name)
 

@@ -149,8 +149,13 @@ def read_state(folder: Place) -> dict[str, Any]:
 
 
 def newest_good(place: Place) -> Place | None:
-    """Returns the newest checkpoint that was written while nothing was wrong: no spike had begun and the last update had not been skipped."""
-    return next((place / name for name in reversed(complete(place)) if _is_good(place / name)), None)
+    """Returns the newest checkpoint that was written while nothing was wrong: no spike had begun and the last update had not been skipped.
+
+    Those after the one that `latest` names are not this run's: somebody has gone back behind them.
+    """
+    current = latest(place)
+    names = [name for name in complete(place) if current is not None and name <= current.name]
+    return next((place / name for name in reversed(names) if _is_good(place / name)), None)
 
 
 def _is_good(folder: Place) -> bool:

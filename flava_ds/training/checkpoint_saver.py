@@ -28,6 +28,8 @@ from flava_ds.training.tensor_files import HashingWriter, write_tensors
 
 POLL_S = 0.02
 """Between looks at a writer that is waited for."""
+WAIT_WORTH_WORDS_S = 0.5
+"""A save that waited less for the one before says nothing of it."""
 
 
 class Status(IntEnum):
@@ -67,7 +69,8 @@ class Saver:
             unfinished = self._step
             self.finish()
             waited = time.perf_counter() - self._begun
-            log.warning("step %d waited %.1f s for the checkpoint of step %d to be written; save less often than that takes", step, waited, unfinished)
+            if self.world.is_main and waited >= WAIT_WORTH_WORDS_S:
+                log.warning("step %d waited %.1f s for the checkpoint of step %d to be written; save less often than that takes", step, waited, unfinished)
         self._step = step
         staged = files.staging(self.place, step, self.world.size)
         self._task = _Task(staged, Status.WRITTEN)

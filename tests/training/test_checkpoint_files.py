@@ -73,7 +73,34 @@ def test_a_publication_cut_short_leaves_the_old_or_the_new(tmp_path, monkeypatch
     assert files.latest(place) == new and torch.equal(load_weights(new)["a"], torch.full((2, 3), 3.0))
 
 
-@pytest.mark.parametrize("name", ["step_00000009", "../elsewhere", ""])
+def test_without_latest_or_what_it_names_the_newest_before_counts(place):
+    """A run of weeks must not begin afresh, and delete its checkpoints, because one small file is gone."""
+    first, second, third = (write_checkpoint(place, step, small_weights()) for step in (5, 6, 9))
+    place.remove(files.LATEST)
+    assert files.latest(place) == third
+    place.write(files.LATEST, "step_00000008")
+    assert files.latest(place) == second
+    place.write(files.LATEST, third.name)
+    third.remove(files.MANIFEST)
+    assert files.latest(place) == second
+
+
+def test_a_deletion_cut_short_leaves_nothing_that_counts(place, monkeypatch):
+    first, second = (write_checkpoint(place, step, small_weights()) for step in (1, 2))
+    remove = Place.remove
+
+    def dying_remove(folder: Place, name: str) -> None:
+        if name == first.name:
+            raise KeyboardInterrupt
+        remove(folder, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Place, "remove", dying_remove)
+        files.prune(place, CheckpointConfig(keep_last=1))
+    assert files.complete(place) == [second.name] and files.remove_leftovers(place) == [first.name]
+
+
+@pytest.mark.parametrize("name", ["step_00000004", "../elsewhere", ""])
 def test_a_wrong_latest_is_named(place, name):
     write_checkpoint(place, 5, small_weights())
     place.write(files.LATEST, name)

@@ -124,3 +124,14 @@ def test_shapes_are_compared_by_name():
         reader.check_shapes({"a": (2,), "b": (2, 3)}, {"a": (2,), "b": (3, 2)}, "file")
     with pytest.raises(CheckpointError, match="no tensor 'c'"):
         reader.check_shapes({"a": (2,)}, {"c": (2,)}, "file")
+
+
+def test_the_newest_good_one_is_this_runs(tmp_path):
+    """Not one that diverged, nor one behind which somebody has gone back by writing an older name into `latest`."""
+    calm = {"calm": True}, {"skipped_in_a_row": 0}
+    states = {2: calm, 4: calm, 6: ({"calm": False}, calm[1]), 8: calm}
+    for step, (spikes, skipped) in states.items():
+        write_checkpoint(tmp_path, step, small_weights(), spikes=spikes, updates_skipped=skipped)
+    assert reader.newest_good(Place(tmp_path)).name == files.name_of(8)
+    Place(tmp_path).write(files.LATEST, files.name_of(6))
+    assert reader.newest_good(Place(tmp_path)).name == files.name_of(4)

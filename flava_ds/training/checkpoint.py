@@ -30,7 +30,7 @@ def prepare(config: Config, world: World) -> None:
             try:
                 _prepare_folders(config)
             except OSError as error:
-                raise CheckpointError(f"{config.run_path} cannot be used ({error}); make it writable, or set logging.run_directory") from error
+                raise CheckpointError(f"{config.run_path} cannot be used ({error}); make room or make it writable, or set logging.run_directory") from error
 
 
 def _prepare_folders(config: Config) -> None:

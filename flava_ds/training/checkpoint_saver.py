@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -92,7 +93,10 @@ class Saver:
         if Status.FAILED in statuses:
             task, self._task = self._task, None
             task.join()
-            raise_together(self.world, task.error)
+            try:
+                raise_together(self.world, task.error)
+            finally:
+                self._clear_away()
         elif statuses[0] == Status.PUBLISHED:
             self._task, self.published = None, self._step
         elif self.world.is_main and all(status == Status.WRITTEN for status in statuses):
@@ -110,6 +114,12 @@ class Saver:
                 self._task.join(POLL_S)
             elif self._task is not None:
                 time.sleep(POLL_S / 4)
+
+    def _clear_away(self) -> None:
+        """Removes what a save that failed has written, so that it does not fill the disk till the next start."""
+        if self.world.is_main and not run_lock.lost(self.config.run_path):
+            with suppress(OSError):
+                files.remove_leftovers(self.place)
 
     def _contents(self, step: int, told: dict[str, Any]) -> dict[str, Any]:
         """Collects this rank's files: name -> text, or (tensors, first elements). Tensors are copies when training goes on meanwhile."""

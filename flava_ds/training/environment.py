@@ -99,7 +99,11 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
 
 def write_start(path: Path, description: dict[str, Any], step: int) -> None:
     """Adds a start from `step` to the list in environment.json, whose last entry is the latest start. To be called on one rank."""
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except ValueError as error:  # a machine that went down may leave it empty, which must not keep a run from going on
+        log.warning("%s cannot be read (%s); it begins anew", path, error)
+        starts = []
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps([*starts, {"step": step, **description}], indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flava_ds.batch import Kind
 from flava_ds.config import Config, ObjectivesConfig
+from flava_ds.errors import UserError
 from flava_ds.training.distributed import World, gather_objects, log
 from flava_ds.training.environment import describe_start
 from flava_ds.training.sinks import Sink, open_sinks
@@ -87,7 +88,8 @@ class Metrics:
         description = describe_start(config, world, gemm_rate)
         hosts = {rank: host for host, entry in description["hosts"].items() for rank in entry["ranks"]}
         self._hosts = [hosts[rank] for rank in range(world.size)]
-        self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
+        with self._writing():
+            self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
         self._since, self._paused_s = time.perf_counter(), 0.0
 
     def add(self, result: StepResult) -> None:
@@ -153,21 +155,34 @@ class Metrics:
         }
         self._reset()
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}  # JSON has no NaN
-        for sink in self._sinks:
-            sink.write(finite)
+        with self._writing():
+            for sink in self._sinks:
+                sink.write(finite)
         return record
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
         """Forgets what was measured from `step` on; the log keeps that the run has gone back, and why."""
         self.clock.take()
         self._reset()
-        for sink in self._sinks:
-            sink.go_back(step, rollback)
+        with self._writing():
+            for sink in self._sinks:
+                sink.go_back(step, rollback)
 
     def close(self) -> None:
         """Closes the sinks."""
-        for sink in self._sinks:
-            sink.close()
+        with self._writing():
+            for sink in self._sinks:
+                sink.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Words the error of a sink that cannot write. Raises: UserError on rank 0."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the logs in {self.config.run_path} cannot be written ({error}); make room or mend what stands in the way, then start the same command again"
+            ) from error
 
     def _now(self) -> float:
         """Seconds, after a GPU has finished what it was given."""

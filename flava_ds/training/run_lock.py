@@ -151,13 +151,18 @@ class RunLock:
 
 
 def _create(path: Path, said: dict[str, Any]) -> bool:
-    """Creates a file unless there is one."""
+    """Creates a file unless there is one; on a full disk none is left, as an empty one would hold the folder."""
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(said))
-        return True
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(json.dumps(said))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def machine() -> str:

@@ -118,6 +118,7 @@ class Gauntlet:
             job.wait()
             seconds = time.monotonic() - begun
             if mounted:
+                assert not list(checkpoints.iterdir()), "a save that failed leaves the disk as it was"
                 subprocess.run(["mount", "-o", "remount,size=512m", str(checkpoints)], check=True)
             return Outcome("disk full while a checkpoint is written", _last(job), seconds, self.goes_on(config))
         finally:

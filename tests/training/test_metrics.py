@@ -14,6 +14,7 @@ import torch
 from toy import toy_config
 
 from flava_ds.config import LoggingConfig
+from flava_ds.errors import UserError
 from flava_ds.training import metrics as metrics_module
 from flava_ds.training import stragglers
 from flava_ds.training.distributed import log, start
@@ -130,3 +131,25 @@ def test_peak_memory_of_a_process_is_what_the_system_counts():
 
     few = 32 * 2**20  # the two are counted in steps
     assert counted() - few <= peak_memory(torch.device("cpu")) <= counted() + few
+
+
+def said_of_logs(folder: str) -> list[str]:
+    """What is said when a file of the logs cannot be written, in the middle of a run and at its start."""
+    config, world, said = config_in(Path(folder)), start(60), []
+    metrics = Metrics(config, world, 1e12, 0)
+    metrics.add(step([], {"mlm": 1}))
+    (config.run_path / "metrics.prom").mkdir()
+    (config.run_path / "log.jsonl").unlink()
+    (config.run_path / "log.jsonl").mkdir()
+    for write in (lambda: metrics.write(0, 0.1, NONE, NONE, PROGRESS), lambda: Metrics(config, world, 1e12, 0)):
+        try:
+            write()
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def test_logs_that_cannot_be_written_are_one_line(run_ranks, tmp_path):
+    (said,) = run_ranks(said_of_logs, 1, str(tmp_path))
+    assert len(said) == 2 and all("the logs in" in line and "start the same command again" in line for line in said), said
+    assert "metrics.prom" in said[0] and "log.jsonl" in said[1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -161,3 +162,15 @@ def test_the_heart_beats(tmp_path, short):
         time.sleep(0.01)
     assert lock.path.stat().st_mtime > 0
     lock.release()
+
+
+def test_a_full_disk_leaves_no_lock_that_says_nothing(tmp_path):
+    """An empty one would keep the next start waiting for a process that never was."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            RunLock(tmp_path).acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -54,6 +54,10 @@ def test_every_start_of_a_run_is_noted(tmp_path):
             sink.close()
     starts = json.loads((config.run_path / "environment.json").read_text())
     assert [start["step"] for start in starts] == [0, 40] and starts[0]["versions"] == {}
+    (config.run_path / "environment.json").write_text("")  # as a machine that went down may leave it
+    for sink in open_sinks(config, START, 60):
+        sink.close()
+    assert [start["step"] for start in json.loads((config.run_path / "environment.json").read_text())] == [60]
 
 
 RECORD = {"step": 3, "time": 1.75e9, "kind": "pair", "loss/mlm": 2.5, "grad_norm": None, "skipped_samples/a b/no image": 2, "skipped_updates": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 import torch
@@ -35,10 +36,21 @@ def prepare(config: Config, world: World) -> None:
 
 def _prepare_folders(config: Config) -> None:
     """Does rank 0's part of `prepare`."""
-    run_lock.hold(config.run_path)
     place = files.place_of(config.run_path, config)
+    try:
+        run_lock.hold(config.run_path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or (config.run_path / run_lock.NAME).exists():
+            raise
+        _remove_leftovers(place)  # which may be what fills the disk; without a lock, no other run is writing them
+        run_lock.hold(config.run_path)
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
+    _remove_leftovers(place)
+
+
+def _remove_leftovers(place: Place) -> None:
+    """Removes what interrupted saves left behind, and says so."""
     for name in files.remove_leftovers(place):
         log.info("removed %s, left by an interrupted save", name)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -253,3 +255,24 @@ def test_initial_weights_replace_what_they_name(tmp_path):
     save_file({"vision.weight": torch.ones(3, 3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="none of its 1 tensors"):
         checkpoint.load_initial_weights(module, str(tmp_path / "foreign.safetensors"))
+
+
+def prepare_on_a_full_disk(folder: str) -> list[str]:
+    """What lies among the checkpoints after a start on a disk that an interrupted save has filled."""
+    config = config_in(folder, "zero1")
+    left = config.run_path / "checkpoints" / "step_00000003.tmp-1ranks"
+    left.mkdir(parents=True)
+    with suppress(OSError), (left / "weights_00000.safetensors").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    checkpoint.prepare(config, start(60))
+    return [path.name for path in left.parent.iterdir()]
+
+
+def test_a_disk_that_an_interrupted_save_has_filled_is_no_end(run_ranks, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("needs a small disk of its own, which only root can mount")
+    try:
+        assert run_ranks(prepare_on_a_full_disk, 1, str(tmp_path)) == [[]]
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

@@ -213,6 +213,9 @@ AT_LEAST = {
 }
 """The smallest value of a number."""
 
+READ_BY = {"pair": ("global_contrastive", "mmm_image", "mmm_text", "itm"), "image": ("mim",), "text": ("mlm",)}
+"""The objectives that read batches of a kind; the objectives' own `kinds`, in the order of data.kind_weights."""
+
 SHARES = (
     *(f"objectives.{name}.{share}" for name in ("mlm", "mmm_text") for share in ("mask_probability", "mask_token_share", "random_token_share")),
     "objectives.itm.mismatch_probability",
@@ -246,7 +249,24 @@ def check(config: Config) -> Config:
         raise ConfigError(f"logging.profile_steps is {window}; give the first step and how many, e.g. 20 3")
     check_bounds(config)
     check_data(config.data, text.max_position_embeddings)
+    check_objectives(config)
     return config
+
+
+def check_objectives(config: Config) -> None:
+    """Raises ConfigError for the first source that steps draw, although no objective reads its batches."""
+    data = config.data
+    for number, source in enumerate(data.sources):
+        of_kind = 1.0 if data.kind_weights is None else data.kind_weights[list(READ_BY).index(source.kind)]
+        if source.weight * of_kind == 0 and not data.weight_changes:
+            continue
+        readers = READ_BY[source.kind]
+        if all(getattr(config.objectives, name).weight == 0 for name in readers):
+            weights = " and ".join(f"objectives.{name}.weight" for name in readers)
+            raise ConfigError(
+                f"source '{source.name}': nothing reads its {source.kind} batches, because {weights} {'are' if len(readers) > 1 else 'is'} 0; "
+                f"raise {'one' if len(readers) > 1 else 'it'}, or set --data.sources.{number}.weight 0"
+            )
 
 
 def check_bounds(config: Config) -> None:

@@ -5,8 +5,10 @@ import json
 from operator import attrgetter
 
 import pytest
+from sample_batches import tiny_config
 
 from flava_ds import config as configuration
+from flava_ds.batch import Kind
 from flava_ds.config import (
     UNCHANGED,
     CodebookConfig,
@@ -31,6 +33,7 @@ from flava_ds.config import (
     to_dict,
 )
 from flava_ds.errors import ConfigError
+from flava_ds.objectives import build_objectives
 
 PAIR = SourceConfig(name="pair", kind="pair", shards="somewhere")
 TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_size=48)
@@ -165,6 +168,30 @@ def test_every_section_is_frozen_and_keyword_only():
 @pytest.mark.parametrize("name", [*configuration.AT_LEAST, *configuration.SHARES])
 def test_every_bound_names_a_number(name):
     assert isinstance(attrgetter(name)(a_config()), int | float)
+
+
+def off(*names: str) -> ObjectivesConfig:
+    """Returns the objectives with the weights of some at 0."""
+    return ObjectivesConfig(**{name: dataclasses.replace(getattr(ObjectivesConfig(), name), weight=0.0) for name in names})
+
+
+def test_a_source_that_no_objective_reads_is_refused():
+    """Its first step would have no loss."""
+    with pytest.raises(ConfigError, match=r"source 'text': nothing reads its text batches, because objectives.mlm.weight is 0; .* --data.sources.1.weight 0"):
+        check(a_config(objectives=off("mlm")))
+    rests = dataclasses.replace(TEXT, weight=0.0)
+    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, rests))))
+    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, TEXT), kind_weights=(1.0, 0.0, 0.0))))
+    readers = configuration.READ_BY["pair"]
+    assert check(a_config(objectives=off(*readers[1:])))
+    with pytest.raises(ConfigError, match="source 'pair': nothing reads its pair batches, because .*objectives.itm.weight are 0; raise one"):
+        check(a_config(objectives=off(*readers)))
+
+
+def test_readers_of_a_kind_are_the_objectives_own():
+    objectives = build_objectives(tiny_config())
+    kinds = {kind: {name for name, objective in objectives.items() if Kind(kind) in objective.kinds} for kind in configuration.READ_BY}
+    assert kinds == {kind: set(names) for kind, names in configuration.READ_BY.items()}
 
 
 def test_a_masked_share_that_leaves_none_to_mask_is_refused():

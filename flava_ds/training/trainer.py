@@ -204,7 +204,7 @@ class Trainer:
     def _with_codes(self, batch: Batch) -> Batch:
         if batch.masked is not None:
             return dataclasses.replace(batch, masked=self._with_codes(batch.masked))
-        if batch.mim_rows is None or batch.image_codes is not None or self.codebook is None:
+        if batch.codebook_pixel_values is None or self.codebook is None:
             return batch
         with torch.no_grad():
             return dataclasses.replace(batch, image_codes=self.codebook.encode(batch.codebook_pixel_values))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_runs import real_config
+from real_runs import Job, real_config
 from test_engine import batches_of
 from toy import KINDS, Toy, partition_everything, toy_config
 
@@ -140,6 +140,20 @@ def wait_for_lines(log: Path, count: int, processes: list[subprocess.Popen]) -> 
     while not log.is_file() or log.read_text().count("\n") <= count:
         assert time.monotonic() < deadline and all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("off", "source"), [("mmm_image", None), ("mim", 1), ("mlm", 2), ("mmm_text", None), ("itm", None), ("global_contrastive", None)])
+def test_every_objective_can_be_left_out(tmp_path, off, source):
+    """Without mmm_image, pairs come without the codebook's view while image batches still need their codes; `source` is the one that `off` alone reads."""
+    config = real_config(tmp_path, training=TrainingConfig(total_steps=8, global_batch_size=8, gradient_accumulation_steps=2, precision="fp32"))
+    objectives = dataclasses.replace(config.objectives, **{off: dataclasses.replace(getattr(config.objectives, off), weight=0.0)})
+    sources = tuple(s for number, s in enumerate(config.data.sources) if number != source)
+    config = dataclasses.replace(config, objectives=objectives, data=dataclasses.replace(config.data, sources=sources))
+    job = Job(config, 1)
+    assert job.wait() == [0], job.said()
+    lines = steps_of(config.run_path)
+    losses = {name for line in lines for name in line if name.startswith("loss/")}
+    assert losses == {f"loss/{name}" for name in vars(objectives) if name != off} and {line["kind"] for line in lines} == {s.kind for s in sources}
 
 
 @pytest.mark.distributed

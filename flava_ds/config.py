@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from flava_ds.config_data import UNCHANGED, DataConfig, ImageTransformConfig, SourceConfig, WeightChange, check_data
+from flava_ds.config_data import UNCHANGED, DataConfig, ImageTransformConfig, SourceConfig, WeightChange, check_data, check_read
 from flava_ds.config_model import (
     CodebookConfig,
     GlobalContrastiveConfig,
@@ -20,6 +21,8 @@ from flava_ds.config_model import (
     MultimodalEncoderConfig,
     ObjectivesConfig,
     TextEncoderConfig,
+    check_masks,
+    check_model,
 )
 from flava_ds.errors import ConfigError
 from flava_ds.strict_json import did_you_mean, from_dict, to_dict
@@ -118,6 +121,7 @@ class LoggingConfig:
 
     run_directory: str = "runs"
     every_steps: int = 10
+    """0 logs the last step only."""
     tensorboard: bool = True
     wandb: bool = False
     """Also log to Weights & Biases (extra `wandb`); its variables apply, WANDB_MODE=offline among them."""
@@ -204,7 +208,8 @@ class Config:
 
 AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
-    **{"training.spike_steps": 1, "training.spike_factor": 0, "training.max_rollbacks": 0},
+    **{"training.spike_steps": 1, "training.spike_factor": 0, "training.max_rollbacks": 0, "training.stop_on_nonfinite": 1},
+    **{"seed": 0, "optimizer.eps": 0, "engine.communication_timeout_s": 1, "logging.every_steps": 0, "objectives.global_contrastive.logit_scale_max": 0},
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
     **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines", "logging.checksum_every_steps"), 0),
@@ -212,9 +217,6 @@ AT_LEAST = {
     **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }
 """The smallest value of a number."""
-
-READ_BY = {"pair": ("global_contrastive", "mmm_image", "mmm_text", "itm"), "image": ("mim",), "text": ("mlm",)}
-"""The objectives that read batches of a kind; the objectives' own `kinds`, in the order of data.kind_weights."""
 
 SHARES = (
     *(f"objectives.{name}.{share}" for name in ("mlm", "mmm_text") for share in ("mask_probability", "mask_token_share", "random_token_share")),
@@ -228,17 +230,15 @@ def check(config: Config) -> Config:
 
     Raises: ConfigError naming the fields and the way out.
     """
-    image, text, multimodal = config.model.image, config.model.text, config.model.multimodal
-    for name, encoder in (("image", image), ("text", text), ("multimodal", multimodal)):
-        if encoder.hidden_size % encoder.num_attention_heads:
-            raise ConfigError(f"model.{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
-    if image.image_size % image.patch_size:
-        raise ConfigError(f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}")
-    if config.predicts_image_codes and config.codebook.grid_size != image.grid_size:
+    check_bounds(config)
+    check_model(config.model, config.codebook)
+    check_masks(config.objectives)
+    image, codebook = config.model.image, config.codebook
+    codebook_size = image.grid_size * 2 ** (codebook.num_groups - 1)
+    if config.predicts_image_codes and codebook.image_size != codebook_size:
         raise ConfigError(
-            f"codebook.image_size {config.codebook.image_size} gives a {config.codebook.grid_size} x {config.codebook.grid_size} grid of codes, "
-            f"but the image encoder has {image.grid_size} x {image.grid_size} patches; use codebook.image_size "
-            f"{image.grid_size * 2 ** (config.codebook.num_groups - 1)}"
+            f"codebook.image_size {codebook.image_size} gives a {codebook.grid_size} x {codebook.grid_size} grid of codes, "
+            f"but the image encoder has {image.grid_size} x {image.grid_size} patches; use codebook.image_size {codebook_size}"
         )
     if config.schedule.warmup_steps > config.training.total_steps:
         raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
@@ -247,36 +247,25 @@ def check(config: Config) -> Config:
     window = config.logging.profile_steps
     if window is not None and not (len(window) == 2 and window[0] >= 0 and window[1] >= 1):
         raise ConfigError(f"logging.profile_steps is {window}; give the first step and how many, e.g. 20 3")
-    check_bounds(config)
-    check_data(config.data, text.max_position_embeddings)
-    check_objectives(config)
+    if Path(config.name).name in ("", ".."):
+        raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
+    check_data(config.data, config.model.text.max_position_embeddings)
+    check_read(config.data, [f.name for f in fields(ObjectivesConfig) if getattr(config.objectives, f.name).weight > 0])
     return config
-
-
-def check_objectives(config: Config) -> None:
-    """Raises ConfigError for the first source that steps draw, although no objective reads its batches."""
-    data = config.data
-    for number, source in enumerate(data.sources):
-        of_kind = 1.0 if data.kind_weights is None else data.kind_weights[list(READ_BY).index(source.kind)]
-        if source.weight * of_kind == 0 and not data.weight_changes:
-            continue
-        readers = READ_BY[source.kind]
-        if all(getattr(config.objectives, name).weight == 0 for name in readers):
-            weights = " and ".join(f"objectives.{name}.weight" for name in readers)
-            raise ConfigError(
-                f"source '{source.name}': nothing reads its {source.kind} batches, because {weights} {'are' if len(readers) > 1 else 'is'} 0; "
-                f"raise {'one' if len(readers) > 1 else 'it'}, or set --data.sources.{number}.weight 0"
-            )
 
 
 def check_bounds(config: Config) -> None:
     """Raises ConfigError for the first number outside of AT_LEAST or SHARES."""
     for name, least in AT_LEAST.items():
-        if (value := attrgetter(name)(config)) < least:
-            raise ConfigError(f"{name} is {value:g}; it must be at least {least}")
+        if not least <= (value := attrgetter(name)(config)) < math.inf:
+            raise ConfigError(f"{name} is {value:g}; it must be {'finite' if value == math.inf else f'at least {least}'}")
     for name in SHARES:
         if not 0 <= (value := attrgetter(name)(config)) <= 1:
             raise ConfigError(f"{name} is {value:g}; it must lie between 0 and 1")
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; each must be at least 0 and below 1")
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed is {config.seed}; it must be below 2**32")
 
 
 def save(config: Config, path: Path) -> None:

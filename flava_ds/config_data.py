@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,6 +115,9 @@ class DataConfig:
     """Seconds without a batch after which a loader process counts as hung and the run stops; 0 waits forever."""
 
 
+READ_BY = {"pair": ("global_contrastive", "mmm_image", "mmm_text", "itm"), "image": ("mim",), "text": ("mlm",)}
+"""The objectives that read batches of a kind; the objectives' own `kinds`, in the order of data.kind_weights."""
+
 UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 """The transform under which precomputed codes stay true."""
 
@@ -149,6 +153,21 @@ def check_data(data: DataConfig, max_position_embeddings: int) -> None:
     _check_weights(data)
 
 
+def check_read(data: DataConfig, used: Collection[str]) -> None:
+    """Raises ConfigError for the first source that steps draw, although none of the objectives in use reads its batches."""
+    for number, source in enumerate(data.sources):
+        of_kind = 1.0 if data.kind_weights is None else data.kind_weights[list(READ_BY).index(source.kind)]
+        if source.weight * of_kind == 0 and not data.weight_changes:
+            continue
+        readers = READ_BY[source.kind]
+        if not set(readers).intersection(used):
+            weights = " and ".join(f"objectives.{name}.weight" for name in readers)
+            raise ConfigError(
+                f"source '{source.name}': nothing reads its {source.kind} batches, because {weights} {'are' if len(readers) > 1 else 'is'} 0; "
+                f"raise {'one' if len(readers) > 1 else 'it'}, or set --data.sources.{number}.weight 0"
+            )
+
+
 def _check_source(source: SourceConfig, max_position_embeddings: int) -> None:
     """Checks one source."""
     if source.weight < 0:
@@ -161,8 +180,22 @@ def _check_source(source: SourceConfig, max_position_embeddings: int) -> None:
         raise ConfigError(
             f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and model.text.max_position_embeddings {max_position_embeddings}"
         )
+    if not 0 <= source.max_skipped_share <= 1:
+        raise ConfigError(f"source '{source.name}': max_skipped_share {source.max_skipped_share:g} must lie between 0 and 1")
+    _check_transform(f"source '{source.name}': transform", source.transform)
     if source.image_codes_key and source.transform != UNCHANGED:
         raise ConfigError(f"source '{source.name}': precomputed image codes need an unchanging transform; set its transform to config.UNCHANGED")
+
+
+def _check_transform(where: str, transform: ImageTransformConfig) -> None:
+    """Checks one augmentation."""
+    if not 0 < transform.crop_scale[0] <= transform.crop_scale[1] <= 1:
+        raise ConfigError(f"{where}.crop_scale {transform.crop_scale}: give the least and the largest share of the area, above 0 and at most 1")
+    if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1] < float("inf"):
+        raise ConfigError(f"{where}.crop_ratio {transform.crop_ratio}: give the least and the largest width / height, above 0")
+    for name in ("horizontal_flip", "color_jitter", "grayscale", "invert", "edges"):
+        if not 0 <= (value := getattr(transform, name)) <= 1:
+            raise ConfigError(f"{where}.{name} {value:g} must lie between 0 and 1")
 
 
 def _check_weights(data: DataConfig) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+
+from flava_ds.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +146,49 @@ class ObjectivesConfig:
     mmm_image: MaskedImageConfig = field(default_factory=MaskedImageConfig)
     mmm_text: MaskedTextConfig = field(default_factory=lambda: MaskedTextConfig(whole_word=True))
     itm: ImageTextMatchingConfig = field(default_factory=ImageTextMatchingConfig)
+
+
+def check_model(model: ModelConfig, codebook: CodebookConfig) -> None:
+    """Raises ConfigError naming the field, the value and the way out."""
+    encoders = {"model.image": model.image, "model.text": model.text, "model.multimodal": model.multimodal}
+    for name, part in {**encoders, "model": model, "codebook": codebook}.items():
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            if type(value) is int and value < (0 if entry.name == "pad_token_id" else 1):
+                raise ConfigError(f"{name}.{entry.name} is {value}; it must be at least {0 if entry.name == 'pad_token_id' else 1}")
+            if type(value) is float and not 0 <= value < math.inf:
+                raise ConfigError(f"{name}.{entry.name} is {value:g}; it must be a finite number of at least 0")
+    for name, encoder in encoders.items():
+        if encoder.hidden_size % encoder.num_attention_heads:
+            raise ConfigError(f"{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
+    if model.image.image_size % model.image.patch_size:
+        raise ConfigError(f"model.image: image_size {model.image.image_size} does not divide by patch_size {model.image.patch_size}")
+    if not min(model.image.image_std) > 0:
+        raise ConfigError(f"model.image.image_std is {model.image.image_std}; each must be above 0")
+    if model.text.pad_token_id >= model.text.vocab_size:
+        raise ConfigError(f"model.text.pad_token_id {model.text.pad_token_id} is none of model.text.vocab_size {model.text.vocab_size} entries")
+    for name, channels in (("model.image", model.image.num_channels), ("codebook", codebook.num_channels)):
+        if channels != 3:
+            raise ConfigError(f"{name}.num_channels is {channels}; pictures are read as RGB, so it must be 3")
+
+
+def check_masks(objectives: ObjectivesConfig) -> None:
+    """Raises ConfigError for the first objective in use whose masks would be empty or impossible."""
+    for name in ("mim", "mmm_image"):
+        mask: MaskedImageConfig = getattr(objectives, name)
+        for field_name in ("num_masked_patches", "min_patches_per_block", "attempts_per_block"):
+            if mask.weight and getattr(mask, field_name) < 1:
+                raise ConfigError(f"objectives.{name}.{field_name} is {getattr(mask, field_name)}; it must be at least 1, or set objectives.{name}.weight 0")
+        if mask.weight and mask.min_patches_per_block > mask.num_masked_patches:
+            raise ConfigError(
+                f"objectives.{name}: a block of min_patches_per_block {mask.min_patches_per_block} does not fit into "
+                f"num_masked_patches {mask.num_masked_patches}"
+            )
+        if mask.weight and not 0 < mask.min_aspect_ratio <= 1:
+            raise ConfigError(f"objectives.{name}.min_aspect_ratio is {mask.min_aspect_ratio:g}; it must lie above 0 and at most at 1")
+    for name in ("mlm", "mmm_text"):
+        shares: MaskedTextConfig = getattr(objectives, name)
+        if shares.mask_token_share + shares.random_token_share > 1 + 1e-9:
+            raise ConfigError(
+                f"objectives.{name}: mask_token_share {shares.mask_token_share:g} and random_token_share {shares.random_token_share:g} are more than 1 together"
+            )

@@ -14,8 +14,11 @@ from flava_ds.config import (
     CodebookConfig,
     Config,
     DataConfig,
+    EngineConfig,
     ImageEncoderConfig,
     ImageTextMatchingConfig,
+    ImageTransformConfig,
+    MaskedImageConfig,
     MaskedTextConfig,
     ModelConfig,
     MultimodalEncoderConfig,
@@ -32,6 +35,7 @@ from flava_ds.config import (
     save,
     to_dict,
 )
+from flava_ds.config_data import READ_BY
 from flava_ds.errors import ConfigError
 from flava_ds.objectives import build_objectives
 
@@ -42,6 +46,11 @@ TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_s
 def a_config(**changes) -> Config:
     """Returns a configuration with two sources."""
     return Config(**{"name": "run", "data": DataConfig(sources=(PAIR, TEXT)), "training": TrainingConfig(global_batch_size=96), **changes})
+
+
+def cropped(**transform) -> SourceConfig:
+    """Returns the source of pairs with another augmentation."""
+    return dataclasses.replace(PAIR, transform=ImageTransformConfig(**transform))
 
 
 def test_json_rebuilds_the_run(tmp_path):
@@ -132,6 +141,48 @@ def test_run_path_is_directory_and_name():
         ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=513),))}, "max_tokens 513 must lie between 3 and"),
         ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=2),))}, "max_tokens 2 must lie between 3 and"),
         ({"data": DataConfig(sources=(dataclasses.replace(PAIR, image_codes_key="codes.npy"),))}, "precomputed image codes need an unchanging transform"),
+        ({"optimizer": OptimizerConfig(lr=float("nan"))}, "optimizer.lr is nan; it must be at least 0"),
+        ({"optimizer": OptimizerConfig(lr=float("inf"))}, "optimizer.lr is inf; it must be finite"),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, "optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1"),
+        ({"training": TrainingConfig(stop_on_nonfinite=0)}, "training.stop_on_nonfinite is 0; it must be at least 1"),
+        ({"engine": EngineConfig(communication_timeout_s=0)}, "engine.communication_timeout_s is 0; it must be at least 1"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
+        ({"name": ""}, "name is ''; give the name of the run's folder"),
+        ({"model": ModelConfig(image=ImageEncoderConfig(patch_size=0))}, "model.image.patch_size is 0; it must be at least 1"),
+        ({"model": ModelConfig(text=TextEncoderConfig(num_attention_heads=0))}, "model.text.num_attention_heads is 0; it must be at least 1"),
+        ({"model": ModelConfig(multimodal=MultimodalEncoderConfig(num_hidden_layers=0))}, "model.multimodal.num_hidden_layers is 0; it must be at least 1"),
+        ({"model": ModelConfig(projection_dim=0)}, "model.projection_dim is 0; it must be at least 1"),
+        (
+            {"model": ModelConfig(image=ImageEncoderConfig(layer_norm_eps=-1e-6))},
+            "model.image.layer_norm_eps is -1e-06; it must be a finite number of at least 0",
+        ),
+        ({"model": ModelConfig(image=ImageEncoderConfig(num_channels=1))}, "model.image.num_channels is 1; pictures are read as RGB, so it must be 3"),
+        ({"model": ModelConfig(image=ImageEncoderConfig(image_std=(1.0, 0.0, 1.0)))}, "model.image.image_std is (1.0, 0.0, 1.0); each must be above 0"),
+        ({"model": ModelConfig(text=TextEncoderConfig(pad_token_id=30522))}, "model.text.pad_token_id 30522 is none of model.text.vocab_size 30522 entries"),
+        ({"codebook": CodebookConfig(image_size=113)}, "use codebook.image_size 112"),
+        (
+            {"objectives": ObjectivesConfig(mim=MaskedImageConfig(num_masked_patches=0))},
+            "objectives.mim.num_masked_patches is 0; it must be at least 1, or set",
+        ),
+        ({"objectives": ObjectivesConfig(mim=MaskedImageConfig(num_masked_patches=8))}, "objectives.mim: a block of min_patches_per_block 16 does not fit"),
+        (
+            {"objectives": ObjectivesConfig(mmm_image=MaskedImageConfig(min_aspect_ratio=0.0))},
+            "objectives.mmm_image.min_aspect_ratio is 0; it must lie above 0",
+        ),
+        (
+            {"objectives": ObjectivesConfig(mlm=MaskedTextConfig(random_token_share=0.3))},
+            "objectives.mlm: mask_token_share 0.8 and random_token_share 0.3 are more",
+        ),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, max_skipped_share=-1.0),))}, "source 'pair': max_skipped_share -1 must lie between 0 and 1"),
+        (
+            {"data": DataConfig(sources=(cropped(crop_scale=(2.0, 3.0)),))},
+            "source 'pair': transform.crop_scale (2.0, 3.0): give the least and the largest share",
+        ),
+        (
+            {"data": DataConfig(sources=(cropped(crop_ratio=(2.0, 1.0)),))},
+            "source 'pair': transform.crop_ratio (2.0, 1.0): give the least and the largest width",
+        ),
+        ({"data": DataConfig(sources=(cropped(invert=2.0),))}, "source 'pair': transform.invert 2 must lie between 0 and 1"),
     ],
 )
 def test_cross_field_checks(changes, message):
@@ -182,7 +233,7 @@ def test_a_source_that_no_objective_reads_is_refused():
     rests = dataclasses.replace(TEXT, weight=0.0)
     assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, rests))))
     assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, TEXT), kind_weights=(1.0, 0.0, 0.0))))
-    readers = configuration.READ_BY["pair"]
+    readers = READ_BY["pair"]
     assert check(a_config(objectives=off(*readers[1:])))
     with pytest.raises(ConfigError, match="source 'pair': nothing reads its pair batches, because .*objectives.itm.weight are 0; raise one"):
         check(a_config(objectives=off(*readers)))
@@ -190,8 +241,8 @@ def test_a_source_that_no_objective_reads_is_refused():
 
 def test_readers_of_a_kind_are_the_objectives_own():
     objectives = build_objectives(tiny_config())
-    kinds = {kind: {name for name, objective in objectives.items() if Kind(kind) in objective.kinds} for kind in configuration.READ_BY}
-    assert kinds == {kind: set(names) for kind, names in configuration.READ_BY.items()}
+    kinds = {kind: {name for name, objective in objectives.items() if Kind(kind) in objective.kinds} for kind in READ_BY}
+    assert kinds == {kind: set(names) for kind, names in READ_BY.items()}
 
 
 def test_a_masked_share_that_leaves_none_to_mask_is_refused():

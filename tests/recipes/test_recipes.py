@@ -56,7 +56,7 @@ def test_saved_configuration_takes_overrides(tmp_path):
         ("flava_base", ["--data.sources.0.kind", "pare"], "invalid choice 'pare' for argument '--data.sources.0.kind'"),
         ("flava_base", ["--optimizer.betas", "0.9"], "--optimizer.betas"),
         ("flava_base", ["stray"], "stray"),
-        ("flava_base", ["--training.total-steps", "0"], "schedule.warmup_steps 10000 exceeds training.total_steps 0"),
+        ("flava_base", ["--training.total-steps", "5"], "schedule.warmup_steps 10000 exceeds training.total_steps 5"),
         ("flava_base", ["--model.image.patch-size", "15"], "image_size 224 does not divide by patch_size 15"),
     ],
 )

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ranks
@@ -57,9 +58,10 @@ class Job:
             process.start()
 
     def signal(self, number: int, rank: int) -> None:
-        """Sends a signal to a rank, if it is still there."""
-        if self.processes[rank].exitcode is None:
-            os.kill(self.processes[rank].pid, number)
+        """Sends a signal to a rank, if it is still there; one that has ended is gone some time before its exit code is known."""
+        with suppress(ProcessLookupError):
+            if self.processes[rank].exitcode is None:
+                os.kill(self.processes[rank].pid, number)
 
     def wait(self, seconds: float = WAIT_S) -> list[int]:
         """Returns the exit codes of all ranks, negative for signals; a rank that is killed takes the others with it as under a launcher.

@@ -37,13 +37,17 @@ class Launch:
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
 
 
+MOST_RANKS_PER_CORE = 16
+"""More ranks than cores are of use in tests alone."""
+
+
 def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False) -> Launch:
     """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous port, None takes a free one.
 
     DeepSpeed's launcher is kept quiet, as what it says about a rank's end would bury the rank's own line; `debug` lets it speak and the
     ranks show tracebacks.
 
-    Raises: UserError when the machine has GPUs, but fewer than ranks, or when DeepSpeed's launcher is missing.
+    Raises: UserError when the machine cannot hold so many ranks, or when DeepSpeed's launcher is missing.
     """
     check_ranks(ranks, gpus)
     if debug:
@@ -59,7 +63,7 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
 def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False) -> Launch:
     """Composes the command that trains `recipe` and, after a failure, starts all ranks again from the latest checkpoint, up to `restarts` times.
 
-    Raises: UserError when the machine has GPUs, but fewer than ranks.
+    Raises: UserError when the machine cannot hold so many ranks.
     """
     check_ranks(ranks, gpus)
     if debug:
@@ -69,7 +73,14 @@ def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int,
 
 
 def check_ranks(ranks: int, gpus: int) -> None:
-    """Raises UserError when the machine has GPUs, but fewer than ranks."""
+    """Raises UserError for less than one rank, for more than the machine has GPUs, and without GPUs for so many that they would fill its memory."""
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: use at least 1")
+    cores = len(os.sched_getaffinity(0))
+    if not gpus and ranks > MOST_RANKS_PER_CORE * cores:
+        raise UserError(
+            f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use --ranks {cores}, or {MOST_RANKS_PER_CORE * cores} at most"
+        )
     if gpus and ranks > gpus:
         raise UserError(
             f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"

@@ -94,6 +94,10 @@ def test_recipe_help_lists_fields_without_torch():
         (["demo", "--minute", "3"], "unknown argument --minute; did you mean '--minutes'?; see `flava-ds demo --help`"),
         (["prepare", "index", "gone"], "no folder or .tar at 'gone'; give the place of the shards"),
         (["demo", "--minutes", "0"], "--minutes 0: the demo needs at least 1 minute"),
+        (["demo", "--minutes", "inf"], "--minutes inf: the demo needs at least 1 minute, and an end"),
+        (["demo", "--ranks", "0"], "--ranks 0: use at least 1"),
+        (["demo", "--ranks", "7"], "does not divide by 7 ranks"),
+        (["demo", "--ranks", "30000"], "--ranks 30000, but this machine has"),
     ],
 )
 def test_slip_is_one_line_and_status_2(words, message, sources, tmp_path, monkeypatch, capfd):

@@ -18,7 +18,7 @@ from typing import Any
 from flava_ds.codebook_command import picture_source
 from flava_ds.demo.training import follow_training, seconds_per_step
 from flava_ds.errors import UserError
-from flava_ds.launch import Launch, plan_launch
+from flava_ds.launch import Launch, check_batches, check_ranks, plan_launch
 from flava_ds.recipes import resolve
 from flava_ds.recipes.demo import DATA
 
@@ -75,10 +75,12 @@ class Demo:
 def run(*, minutes: float, ranks: int, resume: bool, enforce_gates: bool) -> int:
     """Runs the demo and prints its table. Returns 0, or 1 when a gate was missed and gates are enforced.
 
-    Raises: UserError on a time too short, or nothing to resume, or a phase that failed.
+    Raises: UserError on a time too short, ranks that the machine or a batch cannot be divided among, or nothing to resume, or a phase that failed.
     """
-    if not minutes >= LEAST_MINUTES:
-        raise UserError(f"--minutes {minutes:g}: the demo needs at least {LEAST_MINUTES:g} minute")
+    if not LEAST_MINUTES <= minutes < math.inf:
+        raise UserError(f"--minutes {minutes:g}: the demo needs at least {LEAST_MINUTES:g} minute, and an end")
+    check_ranks(ranks, gpus=0)
+    check_batches(resolve("demo", []), ranks)
     demo = open_demo(minutes, ranks, resume)
     print(f"FLAVA demo in {demo.run_path}: {minutes:g} minutes on {len(os.sched_getaffinity(0))} cores, {ranks} ranks", flush=True)
     with demo.phase("data", "unpack the committed drawings and texts"):

@@ -37,13 +37,15 @@ def prepare(config: Config, world: World) -> None:
 def _prepare_folders(config: Config) -> None:
     """Does rank 0's part of `prepare`."""
     place = files.place_of(config.run_path, config)
-    try:
-        run_lock.hold(config.run_path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC or (config.run_path / run_lock.NAME).exists():
-            raise
-        _remove_leftovers(place)  # which may be what fills the disk; without a lock, no other run is writing them
-        run_lock.hold(config.run_path)
+    elsewhere = [place.local] if place.local is not None and place.local != config.run_path / files.FOLDER else []
+    for folder in (*elsewhere, config.run_path):
+        try:
+            run_lock.hold(folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or (folder / run_lock.NAME).exists():
+                raise
+            _remove_leftovers(place)  # which may be what fills the disk; without a lock, no other run is writing them
+            run_lock.hold(folder)
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
     _remove_leftovers(place)

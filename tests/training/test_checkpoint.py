@@ -155,6 +155,14 @@ def test_unusable_checkpoints_are_refused_in_one_line_on_every_rank(run_ranks, t
         assert "(weight) are in none of its files" in said["ranks"]
 
 
+def block_weights(config: Config, world: World) -> None:
+    """Puts a folder where rank 1 writes its file of weights at step 1: a file cannot be created there."""
+    torch.distributed.barrier()
+    if world.rank == 1:
+        (files.staging(files.place_of(config.run_path, config), 1, world.size).local / weights_name(1)).mkdir(parents=True)
+    torch.distributed.barrier()
+
+
 def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
     """On every rank: what saving says when rank 1 cannot write, at once and at the next step, whether it left a checkpoint, and whether the
     next save works."""
@@ -162,10 +170,7 @@ def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
     checkpoint.prepare(config, world)
     engine, said = engine_of(config, world), []
     run_steps(engine, config, world, KINDS[:1])
-    if world.rank == 1:
-        blocked = files.staging(files.place_of(config.run_path, config), 1, world.size).local / weights_name(1)
-        blocked.mkdir(parents=True)  # a file cannot be created where a folder is
-    torch.distributed.barrier()
+    block_weights(config, world)
     saver = Saver(engine, config)
     saver.save(1, {})
     with pytest.raises(CheckpointError) as refused:
@@ -174,14 +179,13 @@ def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
             saver.observe(notes)
             time.sleep(0.01)
     said.append(str(refused.value))
+    block_weights(config, world)  # again: what a failed save leaves is removed
     saver.save(1, {})
     with pytest.raises(CheckpointError) as refused:
         saver.finish()
     said.append(str(refused.value))
     left = files.latest(saver.place) is not None
     torch.distributed.barrier()
-    if world.rank == 1:
-        blocked.rmdir()
     return *said, left, save(engine, config, 1).has("manifest.json")
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.training import run_lock
+from flava_ds.training import checkpoint, run_lock
+from flava_ds.training.distributed import start
 from flava_ds.training.run_lock import RunLock
 
 HOLDER = """
@@ -174,3 +176,23 @@ def test_a_full_disk_leaves_no_lock_that_says_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def prepare_beside_another(folder: str) -> str:
+    """What a run is told whose checkpoints would lie among those of one with the same name in another run directory."""
+    config = Config(name="twin", checkpoint=CheckpointConfig(directory=f"{folder}/big"), logging=LoggingConfig(run_directory=folder))
+    other = RunLock(Path(folder) / "big" / config.name)
+    other.acquire()
+    try:
+        checkpoint.prepare(config, start(60))
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        other.release()
+    return ""
+
+
+@pytest.mark.distributed
+def test_two_runs_of_one_name_do_not_share_a_checkpoint_directory(run_ranks, tmp_path):
+    (said,) = run_ranks(prepare_beside_another, 1, str(tmp_path))
+    assert "big/twin is in use" in said and "another --name" in said

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from flava_ds import config as configuration
-from flava_ds.config import Config
+from flava_ds.config import Config, to_dict
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
 from flava_ds.training import fragments, run_lock
@@ -17,6 +18,7 @@ from flava_ds.training.checkpoint_place import Place
 from flava_ds.training.checkpoint_reader import CheckpointReader, check_shapes, load_weights, read_manifest, verify
 from flava_ds.training.distributed import World, log, together
 from flava_ds.training.engine import Engine
+from flava_ds.training.environment import flat
 
 
 def prepare(config: Config, world: World) -> None:
@@ -96,7 +98,16 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
                 raise
             if engine.world.is_main:
                 log.error("%s; going on from the checkpoint before, %s", error, before)
-    return restore(engine, candidate)
+    resumed = restore(engine, candidate)
+    if engine.world.is_main and (changed := changed_settings(candidate, config)):
+        log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
+    return resumed
+
+
+def changed_settings(folder: Place, config: Config) -> list[str]:
+    """Lists the settings that are not those with which a checkpoint was written, as "name before -> now"."""
+    before, now = (flat(json.loads(words)) for words in (folder.read(files.CONFIG), json.dumps(to_dict(config))))
+    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 
 
 def check(world: World, folder: Place) -> None:

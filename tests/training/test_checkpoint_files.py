@@ -1,5 +1,6 @@
 """Checkpoints in their folder: publishing, what is kept, and leftovers, on a file system and in object storage."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 from checkpoints import small_weights, write_checkpoint
 
-from flava_ds.config import CheckpointConfig, Config
+from flava_ds import config as configuration
+from flava_ds.config import CheckpointConfig, Config, TrainingConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
+from flava_ds.training.checkpoint import changed_settings
 from flava_ds.training.checkpoint_place import Place
 from flava_ds.training.checkpoint_reader import load_weights, verify
 
@@ -166,3 +169,15 @@ def test_a_run_says_where_its_checkpoints_lie(tmp_path):
 def test_a_manifest_lists_every_file(place):
     final = write_checkpoint(place, 5, small_weights())
     assert sorted(json.loads(final.read(files.MANIFEST))) == [name for name in final.names() if name != files.MANIFEST]
+
+
+def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
+    before = Config(name="run", training=TrainingConfig(total_steps=10))
+    configuration.save(before, tmp_path / files.CONFIG)
+    assert changed_settings(Place(tmp_path), before) == []
+    now = dataclasses.replace(before, optimizer=dataclasses.replace(before.optimizer, lr=0.5, betas=(0.9, 0.5)), training=TrainingConfig(total_steps=20))
+    assert changed_settings(Place(tmp_path), now) == [
+        f"optimizer.betas.1 {before.optimizer.betas[1]} -> 0.5",
+        f"optimizer.lr {before.optimizer.lr} -> 0.5",
+        "training.total_steps 10 -> 20",
+    ]

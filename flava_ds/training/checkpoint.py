@@ -89,19 +89,28 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
         return None
     if engine.world.is_main and (name := files.named(place)) != folder.name:
         log.error("%s %s; going on from %s", place / files.LATEST, "is missing" if name is None else f"names '{name}', which is gone", folder)
-    for candidate, before in zip([folder, *earlier], [*earlier, None], strict=True):
-        try:
-            check(engine.world, candidate)
-            break
-        except CheckpointError as error:
-            if before is None:
-                raise
-            if engine.world.is_main:
-                log.error("%s; going on from the checkpoint before, %s", error, before)
+    candidate = newest_sound(engine.world, [folder, *earlier])
     resumed = restore(engine, candidate)
     if engine.world.is_main and (changed := changed_settings(candidate, config)):
         log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
     return resumed
+
+
+def newest_sound(world: World, folders: list[Place]) -> Place:
+    """Returns the first of the checkpoints, of which there is one at least, that is not damaged.
+
+    Raises: CheckpointError on every rank when all are.
+    """
+    for folder, before in zip(folders, [*folders[1:], None], strict=True):
+        try:
+            check(world, folder)
+            break
+        except CheckpointError as error:
+            if before is None:
+                raise
+            if world.is_main:
+                log.error("%s; going on from the checkpoint before, %s", error, before)
+    return folder
 
 
 def changed_settings(folder: Place, config: Config) -> list[str]:

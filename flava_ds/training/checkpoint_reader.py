@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -148,14 +149,14 @@ def read_state(folder: Place) -> dict[str, Any]:
         raise CheckpointError(f"{folder / STATE} cannot be used ({type(error).__name__}: {error}); use another checkpoint") from error
 
 
-def newest_good(place: Place) -> Place | None:
-    """Returns the newest checkpoint that was written while nothing was wrong: no spike had begun and the last update had not been skipped.
+def good_checkpoints(place: Place) -> Iterator[Place]:
+    """Yields the checkpoints that were written while nothing was wrong, the newest first: no spike had begun and the last update had not been skipped.
 
     Those after the one that `latest` names are not this run's: somebody has gone back behind them.
     """
     current = latest(place)
     names = [name for name in complete(place) if current is not None and name <= current.name]
-    return next((place / name for name in reversed(names) if _is_good(place / name)), None)
+    return (place / name for name in reversed(names) if _is_good(place / name))
 
 
 def _is_good(folder: Place) -> bool:

@@ -22,7 +22,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
 from flava_ds.training import fragments, run_lock
 from flava_ds.training.checkpoint_place import Place
-from flava_ds.training.checkpoint_reader import newest_good, optimizer_name, tensor_name, weights_name
+from flava_ds.training.checkpoint_reader import good_checkpoints, optimizer_name, tensor_name, weights_name
 from flava_ds.training.distributed import gather_numbers, log, raise_together
 from flava_ds.training.engine import Engine
 from flava_ds.training.tensor_files import HashingWriter, write_tensors
@@ -175,7 +175,7 @@ class Saver:
                 raise CheckpointError(f"{staged}: rank 0 does not see what rank {rank} wrote; {where} must be on a file system that all share") from error
             staged.remove(_receipt_name(rank))
         final = files.publish(self.place, staged, self._step, described)
-        good = newest_good(self.place) if self.config.training.max_rollbacks else None
+        good = next(good_checkpoints(self.place), None) if self.config.training.max_rollbacks else None
         gone = files.prune(self.place, self.config.checkpoint, good.name if good else None)
         gib = sum(entry["size"] for entry in described.values()) / 2**30
         took = time.perf_counter() - self._begun

@@ -5,26 +5,27 @@ from __future__ import annotations
 from flava_ds.config import Config
 from flava_ds.training import checkpoint
 from flava_ds.training import checkpoint_files as files
-from flava_ds.training.checkpoint_reader import newest_good
+from flava_ds.training.checkpoint_reader import good_checkpoints
 from flava_ds.training.distributed import gather_objects, log, together
 from flava_ds.training.engine import Engine
 
 
 def go_back(engine: Engine, config: Config) -> checkpoint.Resumed | None:
-    """Puts the engine into the state of the last good checkpoint and deletes the later ones, so that `latest` is that one; None when there is none.
+    """Puts the engine into the state of the last good checkpoint that is not damaged and deletes the later ones, so that `latest` is that one; None when
+    there is none that is good.
 
     All ranks call it together, when no save is under way.
 
-    Raises: CheckpointError on every rank when the checkpoint is damaged.
+    Raises: CheckpointError on every rank when all that are good are damaged.
     """
-    world, place, found = engine.world, files.place_of(config.run_path, config), None
+    world, place, good = engine.world, files.place_of(config.run_path, config), []
     with together(world):
         if world.is_main:
-            found = newest_good(place)
-    found = gather_objects(world, found)[0]
-    if found is None:
+            good = list(good_checkpoints(place))
+    good = gather_objects(world, good)[0]
+    if not good:
         return None
-    checkpoint.check(world, found)
+    found = checkpoint.newest_sound(world, good)
     resumed = checkpoint.restore(engine, found)
     with together(world):
         if world.is_main:

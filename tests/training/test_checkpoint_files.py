@@ -14,9 +14,10 @@ from flava_ds import config as configuration
 from flava_ds.config import CheckpointConfig, Config, TrainingConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.training import checkpoint_files as files
-from flava_ds.training.checkpoint import changed_settings
+from flava_ds.training.checkpoint import changed_settings, newest_sound
 from flava_ds.training.checkpoint_place import Place
 from flava_ds.training.checkpoint_reader import load_weights, verify
+from flava_ds.training.distributed import start
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -181,3 +182,23 @@ def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
         f"optimizer.lr {before.optimizer.lr} -> 0.5",
         "training.total_steps 10 -> 20",
     ]
+
+
+def sound_one(folder: str) -> str:
+    """On every rank: the name of the newest sound checkpoint, or what is said where there is none."""
+    place = Place(folder)
+    try:
+        return newest_sound(start(60), [place / name for name in reversed(files.complete(place))]).name
+    except CheckpointError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_damaged_checkpoints_give_way_to_those_before(run_ranks, tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, small_weights())
+    for step, expected in ((3, files.name_of(2)), (2, files.name_of(1)), (1, "step_00000001")):
+        weights = next((tmp_path / files.name_of(step)).glob("weights*"))
+        weights.write_bytes(weights.read_bytes()[:-1])
+        for said in run_ranks(sound_one, 2, str(tmp_path)):
+            assert expected in said and ("is damaged" in said) == (step == 1)

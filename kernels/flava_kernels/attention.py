@@ -10,21 +10,18 @@ This is the only operator that knows where one sequence ends and the next begins
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from flava_kernels import dispatch
+from flava_kernels.attention_reference import EagerAttention, backward_reference, forward_reference, keeps_probabilities
 from flava_kernels.cases import attention as cases
 from flava_kernels.op import DTYPES, Limits, Op
-from flava_kernels.packing import MOST_SEQUENCES, padded_rows, padded_slots, padded_validity, places, to_packed
+from flava_kernels.packing import MOST_SEQUENCES, places
 
 HEAD_SIZES = (32, 64, 128)
 """Of the kernels; the references take any."""
-
-CPU_SCORES_BYTES, GPU_SCORES_BYTES = 2**19, 2**28
-"""Scores that the reference's backward pass holds at one time: on a CPU they should stay in a core's cache."""
 
 LIMITS = {torch.float32: Limits(1e-6, 2e-6), torch.float16: Limits(5e-4, 8e-4), torch.bfloat16: Limits(4e-3, 6e-3)}
 
@@ -40,8 +37,9 @@ def varlen_attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_
 
     `equal_lengths` promises that every sequence is max_seqlen long (images), so that the reference makes no padded copy.
     """
-    out, _ = _attention(qkv, cu_seqlens, max_seqlen, equal_lengths)
-    return out
+    if dispatch.needs_custom_operator(qkv) or not keeps_probabilities(qkv, max_seqlen):
+        return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths)[0]
+    return EagerAttention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, torch.is_grad_enabled() and qkv.requires_grad)
 
 
 def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False) -> str | None:
@@ -71,86 +69,6 @@ def definition(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_length
     padding = torch.arange(max_seqlen, device=qkv.device) >= cu_seqlens.diff()[:, None]
     scores = (q @ k.mT / math.sqrt(qkv.shape[3])).masked_fill(padding[:, None, None, :], torch.finfo(qkv.dtype).min)
     return (scores.softmax(-1) @ v)[sequence, :, position]
-
-
-def forward_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> tuple[Tensor, Tensor]:
-    """Attends in a padded layout, on a CPU with PyTorch's flash kernel.
-
-    Shapes:
-        out  [T h e]
-        lse  [h T]    log2 of each query's sum of exponentials, in fp32 at least
-    """
-    attend = flash_attention_on_cpu if qkv.device.type == "cpu" else plain_attention
-    if equal_lengths:
-        out, lse = attend(qkv.unflatten(0, (-1, max_seqlen)), None)
-        return out.flatten(0, 1).contiguous(), lse.transpose(0, 1).flatten(1) / math.log(2)
-    rows = padded_rows(cu_seqlens, max_seqlen)
-    out, lse = attend(qkv.index_select(0, rows.flatten()).unflatten(0, rows.shape), _attended_keys(cu_seqlens, max_seqlen))
-    slots = padded_slots(cu_seqlens, max_seqlen, qkv.shape[0])
-    return to_packed(out, slots), lse.transpose(0, 1).flatten(1).index_select(1, slots) / math.log(2)
-
-
-def flash_attention_on_cpu(padded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What scaled_dot_product_attention runs on a CPU, with its log-sum-exp: [b s 3 h e], [b s] -> [b s h e], [b h s]."""
-    q, k, v = padded.permute(2, 0, 3, 1, 4)
-    mask = None if valid is None else q.new_zeros(valid.shape).masked_fill_(~valid, float("-inf"))[:, None, None, :]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2), lse
-
-
-def plain_attention(padded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same in separate steps, for any device."""
-    q, k, v = padded.permute(2, 0, 3, 1, 4)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if valid is not None:
-        scores.masked_fill_(~valid[:, None, None, :], float("-inf"))
-    lse = scores.to(torch.promote_types(scores.dtype, torch.float32)).logsumexp(-1)
-    return (scores.softmax(-1) @ v).transpose(1, 2), lse
-
-
-def backward_reference(grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
-    """Recomputes the softmax a few samples at a time: [T h e], [T 3 h e] -> [T 3 h e].
-
-    PyTorch's own flash backward for CPUs takes 2 to 6 times as long at these lengths.
-    """
-    shape = (cu_seqlens.shape[0] - 1, max_seqlen, *qkv.shape[1:])
-    d_qkv, scale = qkv.new_empty(shape), qkv.shape[3] ** -0.5
-    keys = None if equal_lengths else _attended_keys(cu_seqlens, max_seqlen)
-    for samples, chunk, d_out in _padded_chunks(grad, qkv, cu_seqlens, max_seqlen, equal_lengths):
-        (q, k, v), d = (part.contiguous() for part in chunk.permute(2, 0, 3, 1, 4)), d_out.transpose(1, 2).contiguous()
-        scores = (q * scale) @ k.mT
-        if keys is not None:
-            scores.masked_fill_(~keys[samples, None, None, :], float("-inf"))
-        p = scores.softmax(-1)
-        d_qkv[samples, :, 2].copy_((p.mT @ d).transpose(1, 2))
-        d_scores = torch._softmax_backward_data(d @ v.mT, p, -1, p.dtype).mul_(scale)
-        d_qkv[samples, :, 0].copy_((d_scores @ k).transpose(1, 2))
-        d_qkv[samples, :, 1].copy_((d_scores.mT @ q).transpose(1, 2))
-    return d_qkv.flatten(0, 1) if equal_lengths else to_packed(d_qkv, padded_slots(cu_seqlens, max_seqlen, qkv.shape[0]))
-
-
-def _padded_chunks(grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yields a few sequences at a time: [c s 3 h e], and their upstream gradient [c s h e] with zeros behind each sequence."""
-    batch = cu_seqlens.shape[0] - 1
-    budget = CPU_SCORES_BYTES if qkv.device.type == "cpu" else GPU_SCORES_BYTES
-    size = max(1, budget // (qkv.shape[2] * max_seqlen**2 * qkv.element_size()))
-    if equal_lengths:
-        for start in range(0, batch, size):
-            samples = slice(start, start + size)
-            yield samples, *(tensor.unflatten(0, (-1, max_seqlen))[samples] for tensor in (qkv, grad))
-        return
-    rows = padded_rows(cu_seqlens, max_seqlen)
-    grad_rows = rows.masked_fill(~padded_validity(cu_seqlens, max_seqlen), qkv.shape[0])
-    grad = torch.cat([grad, grad.new_zeros(1, *grad.shape[1:])])
-    for start in range(0, batch, size):
-        samples = slice(start, start + size)
-        chosen = ((qkv, rows[samples]), (grad, grad_rows[samples]))
-        yield samples, *(tensor.index_select(0, picked.flatten()).unflatten(0, picked.shape) for tensor, picked in chosen)
-
-
-def _attended_keys(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Which keys of the padded layout count: [b+1] -> [b s]. An empty sequence keeps one, so that its softmax is defined."""
-    return torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff().clamp(min=1)[:, None]
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention", mutates_args=())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flava_kernels import dispatch
 from flava_kernels.cases.layer_norm import add_layer_norm_cases, layer_norm_cases
@@ -208,6 +209,7 @@ class _EagerLayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return *backward_reference(grad, None, *ctx.saved_tensors), None
 

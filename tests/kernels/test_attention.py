@@ -3,7 +3,7 @@
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
-from flava_kernels import attention
+from flava_kernels import attention, attention_reference, dispatch
 from flava_kernels.attention import varlen_attention
 from flava_kernels.cases.packing import cu_seqlens_of
 from op_checks import relative_error
@@ -28,8 +28,12 @@ def with_gradient(function, qkv, upstream):
     return out.detach(), qkv.grad
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed again"])
 @pytest.mark.parametrize("lengths", [(5,), (1, 7, 3), (4, 4, 4), (0, 6, 2, 0), (31, 2, 17)])
-def test_equals_attention_of_each_sequence_alone(lengths):
+def test_equals_attention_of_each_sequence_alone(monkeypatch, lengths, kept):
+    """With the probabilities kept, and computed again for one sequence at a time."""
+    monkeypatch.setattr(attention_reference, "LONGEST_KEPT", 4 if kept else 0)
+    monkeypatch.setattr(attention_reference, "SCORES_BYTES", 1)
     torch.manual_seed(0)
     cu_seqlens = cu_seqlens_of(lengths)
     qkv, upstream = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64), torch.randn(sum(lengths), 2, 8, dtype=torch.float64)
@@ -38,11 +42,38 @@ def test_equals_attention_of_each_sequence_alone(lengths):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_larger_max_seqlen_changes_nothing():
+@pytest.mark.parametrize("longest", [40, 41])
+def test_a_larger_max_seqlen_changes_nothing(longest):
+    """Five head sizes, the most at which probabilities are kept, and one more."""
     torch.manual_seed(0)
     cu_seqlens = torch.tensor([0, 3, 8], dtype=torch.int32)
-    qkv = torch.randn(8, 3, 2, 8, dtype=torch.float64)
-    torch.testing.assert_close(varlen_attention(qkv, cu_seqlens, 5), varlen_attention(qkv, cu_seqlens, 40), rtol=1e-13, atol=1e-13)
+    qkv, upstream = torch.randn(8, 3, 2, 8, dtype=torch.float64), torch.randn(8, 2, 8, dtype=torch.float64)
+    exact = with_gradient(lambda x: varlen_attention(x, cu_seqlens, 5), qkv, upstream)
+    for value, expected in zip(with_gradient(lambda x: varlen_attention(x, cu_seqlens, longest), qkv, upstream), exact, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("longest", "kept"), [(40, True), (41, False)])
+def test_keeps_the_probabilities_of_short_sequences_where_a_gradient_is_wanted(longest, kept):
+    qkv, cu_seqlens, saved = torch.randn(longest, 3, 2, 8, requires_grad=True), cu_seqlens_of((longest,)), []
+
+    def sizes_of_saved(tensor):
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(sizes_of_saved, lambda tensor: tensor):
+        varlen_attention(qkv, cu_seqlens, longest)
+    assert saved.count((1, longest, longest)) == (2 if kept else 0)
+    with torch.no_grad():
+        assert not varlen_attention(qkv, cu_seqlens, longest).requires_grad
+
+
+def test_has_no_second_derivative():
+    """The kept probabilities are constants to autograd: it must not take them for such in silence."""
+    qkv = torch.randn(6, 3, 2, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(varlen_attention(qkv, cu_seqlens_of((6,)), 6).sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        first.sum().backward()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -60,8 +91,8 @@ def test_log_sum_exp_is_in_base_2(monkeypatch, implementation):
 def test_the_two_forward_references_agree(padded):
     torch.manual_seed(0)
     rows, valid = torch.randn(3, 6, 3, 2, 8, dtype=torch.float64), torch.arange(6) < torch.tensor([6, 1, 4])[:, None]
-    plain = attention.plain_attention(rows, valid if padded else None)
-    for value, expected in zip(plain, attention.flash_attention_on_cpu(rows, valid if padded else None), strict=True):
+    plain = attention_reference.plain_attention(rows, valid if padded else None)
+    for value, expected in zip(plain, attention_reference.flash_attention_on_cpu(rows, valid if padded else None), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -105,7 +136,9 @@ def test_compiles_into_one_graph():
         torch.testing.assert_close(value, expected)
 
 
-def test_counts_the_operations_of_plain_attention():
+@pytest.mark.parametrize("custom", [False, True])
+def test_counts_the_operations_of_plain_attention(monkeypatch, custom):
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
     qkv, cu_seqlens, upstream = torch.randn(10, 3, 2, 32), cu_seqlens_of((5, 5)), torch.randn(10, 2, 32)
     counted = []
     for function in (lambda x: varlen_attention(x, cu_seqlens, 5), lambda x: attention.definition(x, cu_seqlens, 5)):
@@ -114,7 +147,7 @@ def test_counts_the_operations_of_plain_attention():
         counted.append(counter.get_total_flops())
     forward = 4 * 2 * 5**2 * 2 * 32
     assert counted[1] == 3 * forward, "plain attention keeps its scores"
-    assert counted[0] == counted[1] + forward // 2
+    assert counted[0] == counted[1] + (forward // 2 if custom else 0)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,24 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda h, w, b: linear_cross_entropy(h, w, b, labels)[0], inputs)
 
 
+@pytest.mark.parametrize(("rows", "kept"), [(12, (12, 97)), (13, (97, 12))])
+def test_keeps_the_smaller_of_g_and_dw_and_can_go_back_twice(rows, kept):
+    """On a CPU, with hidden states of width 12."""
+    *inputs, labels = example(rows)
+    saved = []
+
+    def note(tensor):
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss, _ = linear_cross_entropy(*inputs, labels)
+    assert saved[0 if rows == 12 else 1] == kept and len(saved) == 3
+    once = torch.autograd.grad(loss, inputs, torch.tensor(3.0), retain_graph=True)
+    for first, second in zip(once, torch.autograd.grad(loss, inputs, torch.tensor(6.0)), strict=True):
+        torch.testing.assert_close(2 * first, second)
+
+
 def test_half_precision_keeps_the_softmax_in_fp32():
     torch.manual_seed(0)
     inputs = [torch.randn(*shape).bfloat16().requires_grad_() for shape in ((16, 12), (300, 12), (300,))]

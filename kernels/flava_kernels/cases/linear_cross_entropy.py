@@ -27,6 +27,7 @@ def cases() -> tuple[Case, ...]:
         _case("some labels ignored", rows=7, ignored=(0, 3, 6)),
         _case("all labels ignored", rows=4, ignored=(0, 1, 2, 3)),
         _case("rows by index", rows=7, of=19),
+        _case("more rows by index than columns", rows=20, of=31),
         _case("rows by index, none", rows=0, of=5),
         _case("three chunks", rows=7, budget_bytes=3 * 97 * 4),
         _case("rows by index, a chunk each", rows=5, of=9, budget_bytes=1),

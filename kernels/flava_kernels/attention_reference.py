@@ -1,0 +1,161 @@
+"""Self-attention over packed sequences in torch's own operators: what runs on a CPU, and wherever the kernels do not.
+
+Sequences of unequal lengths are padded first. The backward pass and `EagerAttention` go head by head: a head's queries, keys and values are then
+[b s e] views of the packed projection, whose strides a batched product takes as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flava_kernels.packing import padded_rows, padded_slots, padded_validity, to_packed
+
+SCORES_BYTES = 2**28
+"""Scores of one head that the backward pass computes at one time."""
+
+LONGEST_KEPT = 5
+"""Head sizes that a sequence may be long while its probabilities are kept: they take s/e as much memory as the queries."""
+
+
+def forward_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> tuple[Tensor, Tensor]:
+    """Attends without keeping the scores where it can: on a CPU with PyTorch's flash kernel.
+
+    Shapes:
+        out  [T h e]
+        lse  [h T]    log2 of each query's sum of exponentials, in fp32 at least
+    """
+    attend = flash_attention_on_cpu if qkv.device.type == "cpu" else plain_attention
+    layout = cu_seqlens, max_seqlen, equal_lengths
+    out, lse = attend(_padded(qkv, *layout), _attended_keys(*layout))
+    lse = _packed(lse.permute(0, 2, 1), *layout, qkv.shape[0]).mT / math.log(2)
+    return _packed(out, *layout, qkv.shape[0]).contiguous(), lse.contiguous()
+
+
+def flash_attention_on_cpu(padded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What scaled_dot_product_attention runs on a CPU, with its log-sum-exp: [b s 3 h e], [b s] -> [b s h e], [b h s]."""
+    q, k, v = padded.permute(2, 0, 3, 1, 4)
+    mask = None if valid is None else _mask(valid, q.dtype)[:, None]
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2), lse
+
+
+def plain_attention(padded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in separate steps, for any device."""
+    q, k, v = padded.permute(2, 0, 3, 1, 4)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if valid is not None:
+        scores.masked_fill_(~valid[:, None, None, :], float("-inf"))
+    lse = scores.to(torch.promote_types(scores.dtype, torch.float32)).logsumexp(-1)
+    return (scores.softmax(-1) @ v).transpose(1, 2), lse
+
+
+def backward_reference(grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+    """Computes the scores again: [T h e], [T 3 h e] -> [T 3 h e].
+
+    PyTorch's own flash backward for CPUs takes 2 to 6 times as long at these lengths.
+    """
+    layout = cu_seqlens, max_seqlen, equal_lengths
+    return _gradient(grad, _padded(qkv, *layout), layout, None)
+
+
+def _gradient(grad: Tensor, padded: Tensor, layout: tuple[Tensor, int, bool], probabilities: Sequence[Tensor] | None) -> Tensor:
+    """Goes head by head and, where the probabilities were not kept, some sequences at a time.
+
+    Shapes:
+        grad           [T h e]
+        padded         [b s 3 h e]
+        probabilities  for each head [b s s]
+        returns        [T 3 h e]
+    """
+    keys, d_out, d_qkv = _attended_keys(*layout), _padded_gradient(grad, *layout), torch.empty_like(padded, memory_format=torch.contiguous_format)
+    batch, longest, _, heads, head_size = padded.shape
+    size = batch if probabilities is not None else max(1, SCORES_BYTES // (longest**2 * padded.element_size()))
+    for head in range(heads):
+        for start in range(0, batch, size):
+            some = slice(start, start + size)
+            q, k, v = padded[some, :, :, head].unbind(2)
+            p = _probabilities(q, k, None if keys is None else keys[some]) if probabilities is None else probabilities[head]
+            d = d_out[some, :, head]
+            d_scores = torch._softmax_backward_data(torch.bmm(d, v.mT), p, -1, p.dtype).mul_(head_size**-0.5)
+            for place, product in enumerate((torch.bmm(d_scores, k), torch.bmm(d_scores.mT, q), torch.bmm(p.mT, d))):
+                d_qkv[some, :, place, head].copy_(product)
+    return _packed(d_qkv, *layout, grad.shape[0])
+
+
+def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
+    """Tells whether sequences are short enough for `EagerAttention`: FLAVA's 275 are, at heads of 64."""
+    return 0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3] and qkv.numel() > 0
+
+
+class EagerAttention(torch.autograd.Function):
+    """Attends head by head and keeps the probabilities, for sequences so short that those are small.
+
+    On a CPU it takes about 60 % of the time of PyTorch's flash kernel and a backward pass that computes the scores again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, gradients: bool) -> Tensor:
+        layout = cu_seqlens, max_seqlen, equal_lengths
+        padded, keys, kept = _padded(qkv, *layout), _attended_keys(*layout), []
+        out = qkv.new_empty(*padded.shape[:2], *qkv.shape[2:])
+        for head in range(qkv.shape[2]):
+            q, k, v = padded[:, :, :, head].unbind(2)
+            p = _probabilities(q, k, keys)
+            out[:, :, head].copy_(torch.bmm(p, v))
+            if gradients:
+                kept.append(p)
+        ctx.layout = layout
+        ctx.save_for_backward(padded, *kept)
+        return _packed(out, *layout, qkv.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        padded, *probabilities = ctx.saved_tensors
+        return _gradient(grad, padded, ctx.layout, probabilities), None, None, None, None
+
+
+def _probabilities(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
+    """Returns softmax(q K^T / sqrt(e)) over the keys that count: [b s e], [b s e], [b s] -> [b s s]."""
+    scale = q.shape[-1] ** -0.5
+    if keys is None:
+        scores = q.new_empty(*q.shape[:2], k.shape[1])
+        return torch.baddbmm(scores, q, k.mT, beta=0, alpha=scale).softmax(-1)
+    return torch.baddbmm(_mask(keys, q.dtype), q, k.mT, alpha=scale).softmax(-1)
+
+
+def _mask(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what is added to the scores: 0, and -inf for keys that do not count: [b s] -> [b 1 s]."""
+    return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill_(~keys, float("-inf"))[:, None]
+
+
+def _padded(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+    """Lays sequences out at one length, a view where they have it: [T 3 h e] -> [b s 3 h e]. A place behind a sequence holds a row of its own."""
+    if equal_lengths:
+        return qkv.unflatten(0, (-1, max_seqlen))
+    rows = padded_rows(cu_seqlens, max_seqlen)
+    return qkv.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def _packed(padded: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, total: int) -> Tensor:
+    """The way back: [b s ...] -> [T ...]."""
+    return padded.flatten(0, 1) if equal_lengths else to_packed(padded, padded_slots(cu_seqlens, max_seqlen, total))
+
+
+def _padded_gradient(grad: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+    """The same with zeros behind each sequence: [T h e] -> [b s h e]."""
+    if equal_lengths:
+        return grad.unflatten(0, (-1, max_seqlen))
+    rows = padded_rows(cu_seqlens, max_seqlen).masked_fill(~padded_validity(cu_seqlens, max_seqlen), grad.shape[0])
+    return torch.cat([grad, grad.new_zeros(1, *grad.shape[1:])]).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def _attended_keys(cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor | None:
+    """Which keys of the padded layout count: [b+1] -> [b s]; None for all. An empty sequence keeps one, so that its softmax is defined."""
+    return None if equal_lengths else torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff().clamp(min=1)[:, None]

@@ -7,7 +7,7 @@ Sequences of unequal lengths are padded first. The backward pass and `EagerAtten
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,15 +76,15 @@ def _gradient(grad: Tensor, padded: Tensor, layout: tuple[Tensor, int, bool], pr
     keys, d_out, d_qkv = _attended_keys(*layout), _padded_gradient(grad, *layout), torch.empty_like(padded, memory_format=torch.contiguous_format)
     batch, longest, _, heads, head_size = padded.shape
     size = batch if probabilities is not None else max(1, SCORES_BYTES // (longest**2 * padded.element_size()))
-    for head in range(heads):
-        for start in range(0, batch, size):
-            some = slice(start, start + size)
-            q, k, v = padded[some, :, :, head].unbind(2)
-            p = _probabilities(q, k, None if keys is None else keys[some]) if probabilities is None else probabilities[head]
-            d = d_out[some, :, head]
+    for start in range(0, batch, size):
+        some = slice(start, start + size)
+        mask = None if keys is None else _mask(keys[some], padded.dtype)
+        for head, (q, k, v, d, d_q, d_k, d_v) in enumerate(zip(*_by_head(padded[some]), d_out[some].unbind(2), *_by_head(d_qkv[some]), strict=True)):
+            p = _probabilities(q, k, mask) if probabilities is None else probabilities[head]
             d_scores = torch._softmax_backward_data(torch.bmm(d, v.mT), p, -1, p.dtype).mul_(head_size**-0.5)
-            for place, product in enumerate((torch.bmm(d_scores, k), torch.bmm(d_scores.mT, q), torch.bmm(p.mT, d))):
-                d_qkv[some, :, place, head].copy_(product)
+            d_q.copy_(torch.bmm(d_scores, k))
+            d_k.copy_(torch.bmm(d_scores.mT, q))
+            d_v.copy_(torch.bmm(p.mT, d))
     return _packed(d_qkv, *layout, grad.shape[0])
 
 
@@ -103,11 +103,11 @@ class EagerAttention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, gradients: bool) -> Tensor:
         layout = cu_seqlens, max_seqlen, equal_lengths
         padded, keys, kept = _padded(qkv, *layout), _attended_keys(*layout), []
+        mask = None if keys is None else _mask(keys, qkv.dtype)
         out = qkv.new_empty(*padded.shape[:2], *qkv.shape[2:])
-        for head in range(qkv.shape[2]):
-            q, k, v = padded[:, :, :, head].unbind(2)
-            p = _probabilities(q, k, keys)
-            out[:, :, head].copy_(torch.bmm(p, v))
+        for q, k, v, head_out in zip(*_by_head(padded), out.unbind(2), strict=True):
+            p = _probabilities(q, k, mask)
+            head_out.copy_(torch.bmm(p, v))
             if gradients:
                 kept.append(p)
         ctx.layout = layout
@@ -121,13 +121,17 @@ class EagerAttention(torch.autograd.Function):
         return _gradient(grad, padded, ctx.layout, probabilities), None, None, None, None
 
 
-def _probabilities(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
-    """Returns softmax(q K^T / sqrt(e)) over the keys that count: [b s e], [b s e], [b s] -> [b s s]."""
+def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yields queries, keys and values, each as one view for every head: [b s 3 h e] -> three times h times [b s e]."""
+    return (part.unbind(2) for part in padded.unbind(2))
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns softmax(q K^T / sqrt(e) + mask): [b s e], [b s e], [b 1 s] -> [b s s]."""
     scale = q.shape[-1] ** -0.5
-    if keys is None:
-        scores = q.new_empty(*q.shape[:2], k.shape[1])
-        return torch.baddbmm(scores, q, k.mT, beta=0, alpha=scale).softmax(-1)
-    return torch.baddbmm(_mask(keys, q.dtype), q, k.mT, alpha=scale).softmax(-1)
+    if mask is None:
+        return torch.baddbmm(q.new_empty(*q.shape[:2], k.shape[1]), q, k.mT, beta=0, alpha=scale).softmax(-1)
+    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
 
 
 def _mask(keys: Tensor, dtype: torch.dtype) -> Tensor:

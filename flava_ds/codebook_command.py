@@ -21,12 +21,13 @@ def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
     """
     config = resolve(recipe, [])
     source = picture_source(config, shards)
-    from flava_ds.training import codebook
+    from flava_ds.training.codebook import train_codebook
+    from flava_ds.training.codebook_config import DALLE, DEMO
 
-    default = codebook.DEMO if recipe in SMALL_RECIPES else codebook.CodebookTrainingConfig()
+    default = DEMO if recipe in SMALL_RECIPES else DALLE
     check_option_names(default, overrides)
     training = parse_overrides(default, overrides, prog="flava-ds codebook train SHARDS --out FILE")
-    codebook.train_codebook(config, source, out, training=training, device=device(), on_report=lambda report: print(report, flush=True))
+    train_codebook(config, source, out, training=training, device=device(), on_report=lambda report: print(report, flush=True))
     print(out)
 
 

@@ -15,7 +15,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data import faults
 from flava_ds.data.faults import SampleFault
 from flava_ds.data.index import counted
-from flava_ds.data.prefetch import prefetch_batches, sample_bytes
+from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader, SkipLog
 from flava_ds.data.round_robin import RoundRobin, weight_stages
@@ -171,7 +171,7 @@ class StepLoader:
         if not data.num_workers:
             return None
         held = 2 * self.config.training.gradient_accumulation_steps + 1
-        largest = max(sample_bytes(self.config, source) * count for source, count in zip(data.sources, self.micro_batch_sizes, strict=True))
+        largest, _ = largest_batch(self.config, self.micro_batch_sizes)
         return SlotPool(data.num_workers, self.prefetch_batches + -(-held // data.num_workers), largest)
 
     def _target(self, source: int, step: int) -> float:

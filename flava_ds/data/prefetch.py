@@ -27,17 +27,22 @@ def prefetch_batches(config: Config, micro_batch_sizes: Sequence[int]) -> int:
     data = config.data
     if not data.num_workers:
         return data.prefetch_batches
-    sizes = {source.name: sample_bytes(config, source) * count for source, count in zip(data.sources, micro_batch_sizes, strict=True)}
-    largest = max(sizes, key=lambda name: sizes[name])
-    fitting = data.prefetch_mib * 2**20 // (sizes[largest] * data.num_workers)
+    size, name = largest_batch(config, micro_batch_sizes)
+    fitting = data.prefetch_mib * 2**20 // (size * data.num_workers)
     if fitting < 1:
         raise ConfigError(
-            f"data.prefetch_mib {data.prefetch_mib} does not hold a batch of '{largest}' ({sizes[largest] / 2**20:.0f} MiB) for each of "
+            f"data.prefetch_mib {data.prefetch_mib} does not hold a batch of '{name}' ({size / 2**20:.0f} MiB) for each of "
             f"{data.num_workers} workers; raise it, lower data.num_workers, or raise training.gradient_accumulation_steps"
         )
     if fitting < data.prefetch_batches:
         log.info("each worker keeps %d batches ready instead of %d, as data.prefetch_mib is %d", fitting, data.prefetch_batches, data.prefetch_mib)
     return min(data.prefetch_batches, fitting)
+
+
+def largest_batch(config: Config, micro_batch_sizes: Sequence[int]) -> tuple[int, str]:
+    """Returns the bytes of the largest batch of any source on this rank, and that source's name."""
+    sources = zip(config.data.sources, micro_batch_sizes, strict=True)
+    return max((sample_bytes(config, source) * count, source.name) for source, count in sources)
 
 
 def sample_bytes(config: Config, source: SourceConfig) -> int:

@@ -22,7 +22,7 @@ _LATER_S = 1.0
 _MEMORY = "it may have run out of memory: lower data.num_workers or data.prefetch_batches"
 _ADVICE = {
     signal.SIGKILL: _MEMORY,
-    signal.SIGBUS: "shared memory may be full: enlarge /dev/shm (docker run --shm-size), or lower data.prefetch_mib",
+    signal.SIGBUS: "memory for batches may have run out: lower data.prefetch_mib; if the log says that they travel more slowly, enlarge /dev/shm",
     signal.SIGSEGV: "a library that it uses failed; data.num_workers 0 reads in the trainer's process and shows where",
     signal.SIGTERM: "something outside of this run ended it",
 }

@@ -168,8 +168,8 @@ def train_codebook(demo: Demo, data: Any) -> None:
     out = demo.run_path / "codebook.safetensors"
     if out.exists():
         return
-    from flava_ds.training.codebook import DEMO
     from flava_ds.training.codebook import train_codebook as fit
+    from flava_ds.training.codebook_config import DEMO
 
     config = resolve("demo", [])
     shards = sorted(str(path) for folder in (data.pairs_train, data.images) for path in folder.glob("*.tar"))

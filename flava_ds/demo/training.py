@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,8 @@ from flava_ds.training.log_line import console_line, show
 
 PRINT_EVERY_S = 20.0
 """Seconds between lines where the output is not a terminal."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 
 
 def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
@@ -28,7 +32,8 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
     output = run_path / "train.log"
     print(f"{launch}\n(output in {output})", flush=True)
     with output.open("ab") as file:
-        process = subprocess.Popen(launch.arguments, env={**os.environ, **launch.environment}, stdout=file, stderr=subprocess.STDOUT)
+        environment = {**os.environ, **launch.environment}
+        process = subprocess.Popen(launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, preexec_fn=end_with_parent)
         try:
             show_progress(process, run_path / "log.jsonl", total_steps)
         finally:
@@ -36,6 +41,13 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
                 stop(process)
     if process.returncode:
         raise UserError(f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})")
+
+
+def end_with_parent() -> None:
+    """Asks Linux for a SIGTERM when the parent is gone, so that killing the demo leaves no ranks behind; other systems know no such wish."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:

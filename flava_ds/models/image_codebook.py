@@ -195,15 +195,16 @@ def _codebook_file(path: Path) -> Path:
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads all tensors and the metadata of a safetensors file or of a state dict that torch saved."""
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        try:
             with safe_open(file, "pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
+    try:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"{file}: not a readable safetensors file or state dict ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
-        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+        raise CheckpointError(f"{file}: neither a .safetensors file nor a state dict that torch.save wrote; it holds something else, or is damaged") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{file}: holds {type(state).__name__} instead of a state dict of tensors; convert it to safetensors")
     return state, {}

@@ -105,9 +105,10 @@ class TensorBoard(Sink):
         self._writer = self._open(step)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a point per number."""
+        """Adds a point per number, and writes them out: whatever ends the run, they are there."""
         for key, value in numbers(record).items():
             self._writer.add_scalar(key, value, record["step"])
+        self._writer.flush()
 
     def close(self) -> None:
         """Flushes and closes the file."""

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +60,36 @@ def test_interruption_ends_the_process(tmp_path, monkeypatch):
         follow_training(launch("import time\ntime.sleep(60)"), tmp_path, total_steps=2)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+def test_a_killed_demo_leaves_no_process_behind(tmp_path):
+    code = (
+        "import pathlib, sys; from flava_ds.demo.training import follow_training; from flava_ds.launch import Launch; "
+        "follow_training(Launch(arguments=[sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']), pathlib.Path('.'), 2)"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    try:
+        wait_for(lambda: (tmp_path / "train.log").exists() and (tmp_path / "train.log").read_text().endswith("\n"))
+        demo.kill()
+        demo.wait()
+        wait_for(lambda: has_ended((tmp_path / "train.log").read_text().strip()))
+    finally:
+        demo.kill()
+
+
+def has_ended(pid):
+    """Gone, or left for an init process that may not care."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except FileNotFoundError:
+        return True
+
+
+def wait_for(happened, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_last_words_fall_back_to_the_last_line(tmp_path):

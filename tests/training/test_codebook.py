@@ -11,17 +11,10 @@ import torch
 from data.shard_files import encode, write_tar
 
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, SourceConfig
-from flava_ds.errors import ConfigError
+from flava_ds.errors import CheckpointError, ConfigError
 from flava_ds.models.image_codebook import load_codebook
-from flava_ds.training.codebook import (
-    DEMO,
-    CodebookTrainer,
-    CodebookTrainingConfig,
-    kl_weight_at,
-    learning_rate_at,
-    temperature_at,
-    train_codebook,
-)
+from flava_ds.training.codebook import CodebookTrainer, train_codebook
+from flava_ds.training.codebook_config import DEMO, CodebookTrainingConfig, kl_weight_at, learning_rate_at, temperature_at
 
 CODEBOOK = CodebookConfig(hidden_size=16, num_groups=3, num_blocks_per_group=1, vocab_size=32, image_size=16, decoder_init_size=16)
 SHORT = dataclasses.replace(DEMO, total_steps=160, batch_size=16, lr=5e-3, eval_samples=20, log_every=80)
@@ -140,11 +133,34 @@ def test_bf16_and_fp32_agree(config):
 
 
 @pytest.mark.parametrize(
-    "change", [{"total_steps": 0}, {"max_seconds": -1.0}, {"min_temperature": 0.0}, {"precision": "fp8"}, {"log_every": 0}, {"batch_size": 0}]
+    "change",
+    [
+        {"total_steps": 0},
+        {"max_seconds": -1.0},
+        {"max_seconds": math.inf},
+        {"min_temperature": 0.0},
+        {"precision": "fp8"},
+        {"log_every": 0},
+        {"batch_size": 0},
+        {"lr": math.nan},
+        {"usage_weight": -1.0},
+        {"kl_share": 2.0},
+        {"betas": (1.0, 1.0)},
+        {"ema_decay": 3.0},
+        {"embedding_std": 0.0},
+    ],
 )
 def test_settings_that_cannot_work(config, change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         CodebookTrainer(config, dataclasses.replace(SHORT, **change), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["codebook.json", "codebook", "taken.safetensors", "file/codebook.safetensors"])
+def test_a_result_without_a_place_ends_it_before_the_training(config, source, tmp_path, name):
+    (tmp_path / "taken.safetensors").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match=name):
+        train_codebook(config, source, tmp_path / name, training=SHORT, on_report=lambda report: pytest.fail("it was trained"))
 
 
 def test_a_weak_codebook_is_said_to_be_weak(config, source, tmp_path, caplog):

@@ -47,6 +47,13 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resumed_run_repeats(tmp
     assert [(event.step, event.value) for event in events.Scalars("loss/mlm")] == [(0, 9.0), (1, 8.0), (2, 5.0)]
 
 
+def test_tensorboard_has_a_record_as_soon_as_it_is_written(tmp_path):
+    sink = TensorBoard(tmp_path, 0)
+    sink.write({"step": 0, "loss/mlm": 9.0})
+    assert [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("loss/mlm")] == [9.0]
+    sink.close()
+
+
 def test_every_start_of_a_run_is_noted(tmp_path):
     config = config_in(tmp_path)
     for step in (0, 40):

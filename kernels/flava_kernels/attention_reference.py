@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flava_kernels.packing import padded_rows, padded_slots, padded_validity, to_packed
+from flava_kernels.packing import padded_rows, padded_slots, to_packed
 
 SCORES_BYTES = 2**28
 """Scores of one head that the backward pass computes at one time."""
@@ -31,10 +31,9 @@ def forward_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_le
         lse  [h T]    log2 of each query's sum of exponentials, in fp32 at least
     """
     attend = flash_attention_on_cpu if qkv.device.type == "cpu" else plain_attention
-    layout = cu_seqlens, max_seqlen, equal_lengths
-    out, lse = attend(_padded(qkv, *layout), _attended_keys(*layout))
-    lse = _packed(lse.permute(0, 2, 1), *layout, qkv.shape[0]).mT / math.log(2)
-    return _packed(out, *layout, qkv.shape[0]).contiguous(), lse.contiguous()
+    padding = _Padding(cu_seqlens, max_seqlen, equal_lengths, qkv.shape[0])
+    out, lse = attend(padding.pad(qkv), padding.keys)
+    return padding.pack(out).contiguous(), padding.pack(lse.permute(0, 2, 1)).mT.contiguous() / math.log(2)
 
 
 def flash_attention_on_cpu(padded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -60,11 +59,11 @@ def backward_reference(grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen
 
     PyTorch's own flash backward for CPUs takes 2 to 6 times as long at these lengths.
     """
-    layout = cu_seqlens, max_seqlen, equal_lengths
-    return _gradient(grad, _padded(qkv, *layout), layout, None)
+    padding = _Padding(cu_seqlens, max_seqlen, equal_lengths, qkv.shape[0])
+    return _gradient(grad, padding.pad(qkv), padding, None)
 
 
-def _gradient(grad: Tensor, padded: Tensor, layout: tuple[Tensor, int, bool], probabilities: Sequence[Tensor] | None) -> Tensor:
+def _gradient(grad: Tensor, padded: Tensor, padding: _Padding, probabilities: Sequence[Tensor] | None) -> Tensor:
     """Goes head by head and, where the probabilities were not kept, some sequences at a time.
 
     Shapes:
@@ -73,19 +72,19 @@ def _gradient(grad: Tensor, padded: Tensor, layout: tuple[Tensor, int, bool], pr
         probabilities  for each head [b s s]
         returns        [T 3 h e]
     """
-    keys, d_out, d_qkv = _attended_keys(*layout), _padded_gradient(grad, *layout), torch.empty_like(padded, memory_format=torch.contiguous_format)
-    batch, longest, _, heads, head_size = padded.shape
+    d_out, d_qkv = padding.pad_with_zeros(grad), torch.empty_like(padded, memory_format=torch.contiguous_format)
+    batch, longest, _, _, head_size = padded.shape
     size = batch if probabilities is not None else max(1, SCORES_BYTES // (longest**2 * padded.element_size()))
     for start in range(0, batch, size):
         some = slice(start, start + size)
-        mask = None if keys is None else _mask(keys[some], padded.dtype)
+        mask = None if padding.keys is None or probabilities is not None else _mask(padding.keys[some], padded.dtype)
         for head, (q, k, v, d, d_q, d_k, d_v) in enumerate(zip(*_by_head(padded[some]), d_out[some].unbind(2), *_by_head(d_qkv[some]), strict=True)):
             p = _probabilities(q, k, mask) if probabilities is None else probabilities[head]
-            d_scores = torch._softmax_backward_data(torch.bmm(d, v.mT), p, -1, p.dtype).mul_(head_size**-0.5)
-            d_q.copy_(torch.bmm(d_scores, k))
-            d_k.copy_(torch.bmm(d_scores.mT, q))
+            d_scores = torch._softmax_backward_data(torch.bmm(d, v.mT), p, -1, p.dtype)
+            d_q.copy_(_scaled_product(d_scores, k, head_size**-0.5))
+            d_k.copy_(_scaled_product(d_scores.mT, q, head_size**-0.5))
             d_v.copy_(torch.bmm(p.mT, d))
-    return _packed(d_qkv, *layout, grad.shape[0])
+    return padding.pack(d_qkv)
 
 
 def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
@@ -101,24 +100,23 @@ class EagerAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, gradients: bool) -> Tensor:
-        layout = cu_seqlens, max_seqlen, equal_lengths
-        padded, keys, kept = _padded(qkv, *layout), _attended_keys(*layout), []
-        mask = None if keys is None else _mask(keys, qkv.dtype)
+        padding, kept = _Padding(cu_seqlens, max_seqlen, equal_lengths, qkv.shape[0]), []
+        padded, mask = padding.pad(qkv), None if padding.keys is None else _mask(padding.keys, qkv.dtype)
         out = qkv.new_empty(*padded.shape[:2], *qkv.shape[2:])
         for q, k, v, head_out in zip(*_by_head(padded), out.unbind(2), strict=True):
             p = _probabilities(q, k, mask)
             head_out.copy_(torch.bmm(p, v))
             if gradients:
                 kept.append(p)
-        ctx.layout = layout
+        ctx.padding = padding
         ctx.save_for_backward(padded, *kept)
-        return _packed(out, *layout, qkv.shape[0])
+        return padding.pack(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         padded, *probabilities = ctx.saved_tensors
-        return _gradient(grad, padded, ctx.layout, probabilities), None, None, None, None
+        return _gradient(grad, padded, ctx.padding, probabilities), None, None, None, None
 
 
 def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -129,9 +127,13 @@ def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Returns softmax(q K^T / sqrt(e) + mask): [b s e], [b s e], [b 1 s] -> [b s s]."""
     scale = q.shape[-1] ** -0.5
-    if mask is None:
-        return torch.baddbmm(q.new_empty(*q.shape[:2], k.shape[1]), q, k.mT, beta=0, alpha=scale).softmax(-1)
-    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
+    scores = _scaled_product(q, k.mT, scale) if mask is None else torch.baddbmm(mask, q, k.mT, alpha=scale)
+    return scores.softmax(-1)
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Returns left right * scale: [b n k], [b k m] -> [b n m]."""
+    return torch.baddbmm(left.new_empty(*left.shape[:2], right.shape[2]), left, right, beta=0, alpha=scale)
 
 
 def _mask(keys: Tensor, dtype: torch.dtype) -> Tensor:
@@ -139,27 +141,30 @@ def _mask(keys: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill_(~keys, float("-inf"))[:, None]
 
 
-def _padded(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
-    """Lays sequences out at one length, a view where they have it: [T 3 h e] -> [b s 3 h e]. A place behind a sequence holds a row of its own."""
-    if equal_lengths:
-        return qkv.unflatten(0, (-1, max_seqlen))
-    rows = padded_rows(cu_seqlens, max_seqlen)
-    return qkv.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+class _Padding:
+    """The layout in which all sequences are as long as the longest; where they are anyway, a view of the packed one.
 
+    `keys` tells which rows of it count as keys, [b s], or is None for all. An empty sequence keeps one, so that its softmax is defined.
+    """
 
-def _packed(padded: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, total: int) -> Tensor:
-    """The way back: [b s ...] -> [T ...]."""
-    return padded.flatten(0, 1) if equal_lengths else to_packed(padded, padded_slots(cu_seqlens, max_seqlen, total))
+    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, total: int) -> None:
+        self._longest, self._rows, self._slots, self.keys = max_seqlen, None, None, None
+        if not equal_lengths:
+            self._rows, self._slots = padded_rows(cu_seqlens, max_seqlen), padded_slots(cu_seqlens, max_seqlen, total)
+            self.keys = torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff().clamp(min=1)[:, None]
 
+    def pad(self, packed: Tensor) -> Tensor:
+        """Lays sequences out at one length: [T ...] -> [b s ...]. A place behind a sequence holds a row of its own."""
+        if self._rows is None:
+            return packed.unflatten(0, (-1, self._longest))
+        return packed.index_select(0, self._rows.flatten()).unflatten(0, self._rows.shape)
 
-def _padded_gradient(grad: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
-    """The same with zeros behind each sequence: [T h e] -> [b s h e]."""
-    if equal_lengths:
-        return grad.unflatten(0, (-1, max_seqlen))
-    rows = padded_rows(cu_seqlens, max_seqlen).masked_fill(~padded_validity(cu_seqlens, max_seqlen), grad.shape[0])
-    return torch.cat([grad, grad.new_zeros(1, *grad.shape[1:])]).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    def pad_with_zeros(self, packed: Tensor) -> Tensor:
+        """The same with zeros behind each sequence."""
+        if self._rows is None:
+            return packed.unflatten(0, (-1, self._longest))
+        return packed.new_zeros(self._rows.numel(), *packed.shape[1:]).index_copy_(0, self._slots, packed).unflatten(0, self._rows.shape)
 
-
-def _attended_keys(cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor | None:
-    """Which keys of the padded layout count: [b+1] -> [b s]; None for all. An empty sequence keeps one, so that its softmax is defined."""
-    return None if equal_lengths else torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff().clamp(min=1)[:, None]
+    def pack(self, padded: Tensor) -> Tensor:
+        """The way back: [b s ...] -> [T ...]."""
+        return padded.flatten(0, 1) if self._slots is None else to_packed(padded, self._slots)

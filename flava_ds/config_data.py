@@ -148,8 +148,8 @@ def check_data(data: DataConfig, max_position_embeddings: int) -> None:
     names = [source.name for source in data.sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"data.sources: names must differ, got {names}")
-    for source in data.sources:
-        _check_source(source, max_position_embeddings)
+    for number, source in enumerate(data.sources):
+        _check_source(number, source, max_position_embeddings)
     _check_weights(data)
 
 
@@ -168,8 +168,8 @@ def check_read(data: DataConfig, used: Collection[str]) -> None:
             )
 
 
-def _check_source(source: SourceConfig, max_position_embeddings: int) -> None:
-    """Checks one source."""
+def _check_source(number: int, source: SourceConfig, max_position_embeddings: int) -> None:
+    """Checks the source at place `number`."""
     if source.weight < 0:
         raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
     if not 0 < source.masked_share <= 1:
@@ -184,7 +184,10 @@ def _check_source(source: SourceConfig, max_position_embeddings: int) -> None:
         raise ConfigError(f"source '{source.name}': max_skipped_share {source.max_skipped_share:g} must lie between 0 and 1")
     _check_transform(f"source '{source.name}': transform", source.transform)
     if source.image_codes_key and source.transform != UNCHANGED:
-        raise ConfigError(f"source '{source.name}': precomputed image codes need an unchanging transform; set its transform to config.UNCHANGED")
+        raise ConfigError(
+            f"source '{source.name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "
+            f"--data.sources.{number}.transform.crop-scale 1 1 --data.sources.{number}.transform.crop-ratio 1 1 and its other fields to 0"
+        )
 
 
 def _check_transform(where: str, transform: ImageTransformConfig) -> None:

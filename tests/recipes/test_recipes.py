@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from flava_ds import config as configuration
-from flava_ds.config import Config, WeightChange
+from flava_ds.config import UNCHANGED, Config, WeightChange
 from flava_ds.errors import ConfigError
 from flava_ds.recipes import RECIPES, option_names, resolve, without_idle_sources
 
@@ -34,6 +34,14 @@ def test_overrides_change_what_they_name_and_nothing_else():
         data=dataclasses.replace(plain.data, sources=sources, shuffle=False),
         training=dataclasses.replace(plain.training, total_steps=20_000),
     )
+
+
+def test_stored_codes_are_had_by_the_options_that_the_refusal_names():
+    words = ["--data.sources.1.image-codes-key", "codes.npy"]
+    with pytest.raises(ConfigError) as caught:
+        resolve("flava_base", words)
+    named = str(caught.value).split("; set ")[1].split(" and ")[0].split()
+    assert resolve("flava_base", words + named).data.sources[1].transform == UNCHANGED
 
 
 def test_saved_configuration_takes_overrides(tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
 from flava_ds.batch import Kind
@@ -185,3 +188,52 @@ def test_a_step_cannot_mix_kinds_or_end_early(run_ranks):
     assert "kind 'text' in a step of kind 'image'" in said[0]
     assert "0 micro-batches in a step of 2" in said[1]
     assert "not finished" in said[2]
+
+
+class Waits(TorchDispatchMode):
+    """Collects who asks for the value of a tensor, for which a GPU would have to finish first: a function of flava_ds, or DeepSpeed by itself."""
+
+    asking = {getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in self.asking:
+            frames = [f for f in traceback.extract_stack() if "flava_ds/training/" in f.filename or "/deepspeed/" in f.filename]
+            self.found.add("DeepSpeed" if "/deepspeed/" in frames[-1].filename else frames[-1].name)
+        return function(*args, **(kwargs or {}))
+
+
+def watch_steps(stages: tuple[str, ...]) -> dict[str, set[str]]:
+    """Who waits for the device in a step, by stage; the first round of steps warms up unwatched."""
+    world, found = start(60), {}
+    for stage in stages:
+        config = toy_config(stage)
+        module = Toy()
+        engine = Engine(module, module.parameter_kinds(), config, world)
+        run_steps(engine, config, world, KINDS[:3])
+        tables = [(kind, batches_of(kind, step, world.size, 1)[world.rank][0]) for step, kind in enumerate(KINDS[3:7], start=3)]
+        denominators = {name: torch.tensor(4.0) for name in Toy.weights}
+        with Waits() as waits:
+            for step, (kind, batch) in enumerate(tables, start=3):
+                engine.begin(kind, learning_rate(config, step))
+                engine.forward_backward(batch, denominators)
+                engine.update()
+        found[stage] = waits.found
+    return found
+
+
+def test_no_part_of_a_step_waits_for_the_device(run_ranks, tmp_path):
+    """The finite check and clipping included. ZeRO-3 waits by itself: for a norm of its own, and where the kind of step changes."""
+    zero3 = partition_everything(tmp_path)
+    (found,) = run_ranks(watch_steps, 1, ("zero0", "zero1", "zero2", zero3))
+    assert found == {"zero0": set(), "zero1": set(), "zero2": set(), zero3: {"DeepSpeed"}}
+
+
+def test_a_wait_of_ours_would_be_found():
+    with Waits() as waits:
+        exec(compile("def norm(tensor): return float(tensor)", "flava_ds/training/engine.py", "exec"), space := {})
+        space["norm"](torch.ones(()))
+    assert waits.found == {"norm"}

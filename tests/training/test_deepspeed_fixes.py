@@ -69,6 +69,37 @@ def test_clearing_stops_stale_gradients(run_ranks):
     assert moved == {"zero3": 0.0, "zero1_offload": 0.0}
 
 
+def idle_motion() -> dict[int, float]:
+    """How far AdamW moves `a` in a step that uses `b` alone, by stage; under plain torch it stays where it is."""
+    start(60)
+    moved = {}
+    for stage in (0, 1, 2):
+        module = Two()
+        engine = initialize(module, stage, torch.optim.AdamW(module.parameters(), lr=0.1))
+        step(engine, "a")
+        before = module.a.weight.detach().clone()
+        step(engine, "b")
+        moved[stage] = float((module.a.weight - before).abs().max())
+    return moved
+
+
+def test_upstream_still_moves_parameters_that_a_step_does_not_use(run_ranks):
+    """Why the optimizer is gated by groups: idle_parameters "frozen" would need nothing else."""
+    (moved,) = run_ranks(idle_motion, 1)
+    assert all(distance > 1e-3 for distance in moved.values()), moved
+
+
+class Scaled(torch.nn.Module):
+    """A vector whose gradient is what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, factor: float) -> torch.Tensor:
+        return (self.weight * factor).sum()
+
+
 def upstream_habits() -> dict[str, object]:
     """Collects what DeepSpeed does on its own, one small engine each."""
     import deepspeed
@@ -94,6 +125,12 @@ def upstream_habits() -> dict[str, object]:
     initialize(module, 0, optimizer, bf16={"enabled": True})
     said["updates at start, stage 0 + bf16"] = [float(state["step"]) for state in optimizer.state.values()]
 
+    scaled = Scaled()
+    engine = initialize(scaled, 1, torch.optim.SGD(scaled.parameters(), lr=0.1), bf16={"enabled": True, "check_grad_overflow": False})
+    engine.backward(engine(float("nan")))
+    engine.step()
+    said["NaN reaches the weights, stage 1 + bf16 without a check that waits"] = bool(scaled.weight.isnan().all())
+
     group = TorchBackend.new_group(deepspeed.comm.comm.cdb, [0])
     said["upstream timeout"] = group._get_backend(torch.device("cpu")).options._timeout
     original = TorchBackend.new_group
@@ -110,6 +147,7 @@ def test_upstream_still_has_the_habits_that_engine_config_and_fixes_work_around(
     assert said["default clipping"] == 1.0
     assert "cannot be 0" in said["0-d"]
     assert said["updates at start, stage 0 + bf16"] == [1.0] * 4
+    assert said["NaN reaches the weights, stage 1 + bf16 without a check that waits"]
     assert said["upstream timeout"] > datetime.timedelta(minutes=20)
     assert said["our timeout"] == datetime.timedelta(seconds=33)
 

@@ -62,6 +62,27 @@ def test_mismatched_pairs_are_left_out_whatever_the_itm_weight():
         assert torch.equal(loss.sum, ours[name].sum), name
 
 
+WEIGHTS = {"global_contrastive": 2.0, "mim": 0.25, "mlm": 3.0, "mmm_image": 0.5, "mmm_text": 1.5, "itm": 4.0}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_weight_multiplies_its_own_objective_in_the_loss_and_in_every_gradient(kind):
+    plain_config, default = tiny_config(), ObjectivesConfig()
+    objectives = ObjectivesConfig(**{name: dataclasses.replace(getattr(default, name), weight=weight) for name, weight in WEIGHTS.items()})
+    plain, weighted = build_pretraining(plain_config).double(), build_pretraining(tiny_config(objectives=objectives)).double()
+    batch = make_batch(kind, plain_config)
+    shares = plain.weighted(plain.losses(batch), denominators(plain, batch))
+    expected = sum(WEIGHTS[name] * share for name, share in shares.items())
+    output = weighted(batch, denominators(weighted, batch))
+    torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=1e-12)
+    output.loss.backward()
+    expected.backward()
+    for (name, ours), theirs in zip(weighted.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-14, msg=name)
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_callers_tensors_are_never_changed(kind):
     config = tiny_config()

@@ -1,7 +1,10 @@
 """The command as a user runs it: quick help, one line for every slip, the exact command of a launch."""
 
+import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,7 +17,10 @@ from checkpoints import small_weights, write_checkpoint
 from safetensors.torch import load_file
 
 from flava_ds import cli
+from flava_ds.recipes import check_option_names, load_recipe, option_names
 
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+OF_OTHER_PROGRAMS = {"--nodes", "--module"}
 COMMANDS = ["demo", "train", "config", "evaluate", "report", "convert", "codebook", "prepare"]
 
 
@@ -180,3 +186,30 @@ def test_a_run_becomes_one_file_of_weights(tmp_path):
     assert done.returncode == 0 and done.stdout == f"{tmp_path}/weights.safetensors\n", done.stderr
     found = load_file(tmp_path / "weights.safetensors")
     assert found.keys() == small_weights().keys() and all(torch.equal(found[name], tensor) for name, tensor in small_weights(2.0).items())
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Collects the options of a parser and of all commands under it."""
+    found = {name for action in parser._actions for name in action.option_strings}
+    below = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found.union(*(options_of(command) for commands in below for command in commands))
+
+
+def test_readme_names_options_that_exist():
+    known = options_of(cli.build_parser()[0]) | {f"--{name}" for name in option_names(load_recipe("flava_base"))}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", README))
+    assert len(named) > 15 and named <= known | OF_OTHER_PROGRAMS, named - known
+
+
+def test_readme_shows_commands_that_are_understood():
+    """In code and in sentences; `...` stands for more options, and capitals for names of the reader's own."""
+    blocks = re.findall(r"^    (flava-ds .*)$", README.replace("\\\n", " "), flags=re.MULTILINE)
+    shown = [shlex.split(line, comments=True)[1:] for line in blocks + re.findall(r"`(flava-ds [^`]+)`", README) if " | " not in line]
+    assert len(shown) > 12
+    for words in shown:
+        options, rest = cli.build_parser()[0].parse_known_args([word for word in words if word != "..."])
+        if words[0] in ("train", "config"):
+            recipe = "flava_base" if "NAME" in options.recipe else options.recipe
+            check_option_names(load_recipe(recipe), rest)
+        else:
+            assert rest == [], words

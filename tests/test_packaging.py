@@ -1,10 +1,13 @@
 """make and the scripts under it: what they start, and what they say on a machine that lacks something."""
 
+import os
 import subprocess
 import sys
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,3 +74,25 @@ def test_groups_of_tests_decide_the_status_and_the_closing_line_is_last(tmp_path
     assert done.stdout.splitlines()[-1] == "9 passed"
     assert "interpreter: 1" in done.stdout, "this file names mark.triton, so the group is run"
     assert ("failed in the group(s): triton" in done.stderr) == (triton == 1)
+
+
+@pytest.mark.parametrize(("tests", "demo"), [(0, 0), (3, 0), (0, 4)], ids=["all pass", "a test fails", "the demo fails"])
+def test_continuous_integration_runs_the_tests_and_then_a_short_demo(tmp_path, tests, demo):
+    calls = tmp_path / "calls"
+    tested = f'echo "5 passed, 1 skipped in 2.50s"; exit {tests}'
+    fake_python(tmp_path / "make", f'echo "$@" >>{calls}\nif [ "$1" = test ]; then {tested}; fi\necho "a table"; exit {demo}')
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([str(ROOT / ".ci/run")], env={**os.environ, **path}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (tests or demo), done.stderr
+    assert calls.read_text().splitlines() == ["test"] + ([] if tests else ["demo MINUTES=2 DEMO_FLAGS=--no-gates"])
+    assert done.stdout.splitlines()[-1] == "5 passed, 1 skipped in 2.50s"
+
+
+def test_bounds_are_lower_ones_that_admit_the_oldest_and_the_newest_torch():
+    """torch 2.11 comes with triton 3.6, and torch 2.13 with triton 3.9."""
+    needed = [Requirement(line) for line in requires("flava_ds")]
+    assert {"hf", "eval", "demo", "dev"} <= set(metadata("flava_ds").get_all("Provides-Extra"))
+    assert {clause.operator for requirement in needed for clause in requirement.specifier} == {">="}
+    for name, admitted, too_old in (("torch", ("2.11.0", "2.13.0"), "2.10.0"), ("triton", ("3.6.0", "3.9.0"), "3.5.1")):
+        (found,) = [requirement.specifier for requirement in needed if requirement.name == name]
+        assert all(version in found for version in admitted) and too_old not in found, name

@@ -37,7 +37,7 @@ def test_debug_recipe_trains_on_two_ranks_and_its_configuration_rebuilds_it(tmp_
 
     run = tmp_path / "runs" / "flava_debug"
     assert resolve(str(run / "config.json"), []) == resolve("flava_debug", OVERRIDES)
-    assert list((run / "checkpoints").glob("step_00000006"))
+    assert resolve(str(run / "checkpoints" / "step_00000006" / "config.json"), []) == resolve("flava_debug", OVERRIDES)
     header, *steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == list(range(6))
     losses = {key for line in steps for key in line if key.startswith("loss/")}

@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return fail(str(error), options.debug, status=2)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return fail(f"{error.filename}: {error.strerror}; name another place, or mend this one", options.debug, status=2)
         return fail(f"{type(error).__name__}: {error}; run again with --debug for the traceback", options.debug, status=1)
 
 

@@ -135,6 +135,13 @@ def test_failure_at_run_time_is_status_1(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: ZeroDivisionError: division by zero; run again with --debug for the traceback\n"
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cli, "show_config", lambda options, rest: (tmp_path / "file" / "folder").mkdir(parents=True))
+    assert cli.main(["config", "flava_base"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory; name another place, or mend this one\n"
+
+
 def test_config_prints_what_rebuilds_the_run(tmp_path):
     done = run("config", "flava_base", "--optimizer.lr", "3e-4")
     assert json.loads(done.stdout)["optimizer"]["lr"] == 3e-4

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from flava_kernels.eager import once_differentiable
 from flava_kernels.packing import padded_rows, padded_slots, to_packed
 
 SCORES_BYTES = 2**28
@@ -88,8 +88,11 @@ def _gradient(grad: Tensor, padded: Tensor, padding: _Padding, probabilities: Se
 
 
 def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
-    """Tells whether sequences are short enough for `EagerAttention`: FLAVA's 275 are, at heads of 64."""
-    return 0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3] and qkv.numel() > 0
+    """Tells whether sequences are short enough for `EagerAttention`: FLAVA's 275 are, at heads of 64.
+
+    Under autocast the probabilities would be of another dtype than the gradients that come back.
+    """
+    return 0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3] and qkv.numel() > 0 and not torch.is_autocast_enabled(qkv.device.type)
 
 
 class EagerAttention(torch.autograd.Function):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flava_kernels import dispatch
 from flava_kernels.cases.layer_norm import add_layer_norm_cases, layer_norm_cases
+from flava_kernels.eager import once_differentiable
 from flava_kernels.op import DTYPES, Limits, Op
 
 MOST_COLUMNS = 8192

@@ -4,7 +4,7 @@ loss = sum_i [ logsumexp_v(z_i) - z_{i, y_i} ],   z = H W^T + b
 G = softmax(z) - onehot(y),   dH = G W,   dW = G^T H,   db = colsum(G)
 
 The rows go through in chunks whose logits fit a budget of bytes: one chunk where possible, because each reads the whole of W. The gradients are
-finished chunk by chunk on the way forward, where G overwrites the logits, and are only scaled on the way back.
+finished chunk by chunk on the way forward, where G overwrites the logits, and are only scaled on the way back. On a CPU with few rows G is kept instead.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flava_kernels import dispatch
 from flava_kernels.cases.linear_cross_entropy import cases
+from flava_kernels.eager import once_differentiable
 from flava_kernels.op import DTYPES, Limits, Op
 
 IGNORE_INDEX = -100
@@ -36,7 +36,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Returns the summed loss and the number of rows whose largest logit is the label, the first one where several are largest.
 
-    Logits, and G in their place, are rounded to the dtype of `hidden`; softmax and sums are fp32. What is kept for the backward pass is dH, dW and db.
+    Logits, and G in their place, are rounded to the dtype of `hidden`; softmax and sums are fp32. What is kept for the backward pass is dH, dW and db,
+    or, on a CPU with no more rows than columns, G, H and W.
 
     Shapes:
         hidden   [k d], or [T d] with rows
@@ -234,7 +235,7 @@ _linear_cross_entropy.register_autograd(_differentiate, setup_context=_save)
 class _EagerLinearCrossEntropy(torch.autograd.Function):
     """The reference without a custom operator.
 
-    With fewer rows than columns of `hidden`, G is smaller than dW: then it is kept, and what is scaled on the way back is only as large as the rows.
+    With no more rows than columns of `hidden`, G is no larger than dW: then it is kept, and what is scaled on the way back is only as large as the rows.
     """
 
     @staticmethod
@@ -261,7 +262,8 @@ class _EagerLinearCrossEntropy(torch.autograd.Function):
         d_hidden = _scaled(g @ weight, grad)
         if rows is not None:
             d_hidden = d_hidden.new_zeros(ctx.number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
-        return d_hidden, g.T @ _scaled(part, grad), _scaled(g.sum(0), grad), None, None, None, None
+        d_weight = weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())  # a loss scale times H would overflow in fp16
+        return d_hidden, d_weight, _scaled(g.sum(0), grad), None, None, None, None
 
 
 LIMITS = {torch.float32: Limits(1e-6, 2e-6), torch.float16: Limits(5e-4, 1e-3), torch.bfloat16: Limits(4e-3, 8e-3)}

@@ -74,6 +74,20 @@ def test_keeps_the_smaller_of_g_and_dw_and_can_go_back_twice(rows, kept):
         torch.testing.assert_close(2 * first, second)
 
 
+def test_a_loss_scale_overflows_in_fp16_only_where_a_gradient_does():
+    """A well trained head: hidden states are large, and G, with it dW, is small. Their product with a loss scale of 2^13 would leave fp16's range."""
+    torch.manual_seed(0)
+    labels, hidden = torch.arange(8), torch.randn(8, 64).mul_(4).half()
+    weight = torch.zeros(97, 64).index_copy_(0, labels, 9 * hidden.float() / hidden.float().square().sum(1, keepdim=True))
+    inputs = [tensor.half().requires_grad_() for tensor in (hidden, weight, torch.zeros(97))]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    for function, tensors in ((linear_cross_entropy, inputs), (module.definition, exact)):
+        loss, _ = function(*tensors, labels)
+        loss.backward(torch.tensor(2.0**13, dtype=loss.dtype))
+    for ours, theirs in zip(inputs, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=5e-3, atol=5e-3 * float(theirs.grad.abs().max()))
+
+
 def test_half_precision_keeps_the_softmax_in_fp32():
     torch.manual_seed(0)
     inputs = [torch.randn(*shape).bfloat16().requires_grad_() for shape in ((16, 12), (300, 12), (300,))]

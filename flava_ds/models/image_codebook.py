@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -203,7 +202,9 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
     try:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); check the file and its permissions") from error
+    except Exception as error:  # a damaged pickle ends in any kind of error
         raise CheckpointError(f"{file}: neither a .safetensors file nor a state dict that torch.save wrote; it holds something else, or is damaged") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{file}: holds {type(state).__name__} instead of a state dict of tensors; convert it to safetensors")

@@ -208,8 +208,10 @@ def _warn(report: CodebookReport) -> None:
 
 def _check_output(out: Path) -> None:
     """Finds out before the training, not after it, that the result has no place."""
-    if out.suffix != ".safetensors" or out.is_dir():
+    if out.suffix != ".safetensors":
         raise CheckpointError(f"{out}: give the result the name of a file that ends in .safetensors")
+    if out.is_dir():
+        raise CheckpointError(f"{out}: is a folder; give the result the name of a file in it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()

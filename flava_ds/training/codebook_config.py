@@ -110,7 +110,10 @@ def check_training(training: CodebookTrainingConfig) -> None:
     for name in ("max_seconds", "embedding_std"):
         if (value := getattr(training, name)) is not None and not 0 < value < math.inf:
             raise ConfigError(f"codebook training: {name} is {value:g}; give a positive number or None")
-    if not 0 < training.min_temperature <= training.temperature < math.inf:
-        raise ConfigError(f"codebook training: min_temperature {training.min_temperature} must lie above 0 and not above temperature {training.temperature}")
+    for name in ("temperature", "min_temperature"):
+        if not 0 < (value := getattr(training, name)) < math.inf:
+            raise ConfigError(f"codebook training: {name} is {value:g}; give a positive number")
+    if training.min_temperature > training.temperature:
+        raise ConfigError(f"codebook training: min_temperature {training.min_temperature} must not lie above temperature {training.temperature}")
     if training.precision not in ("bf16", "fp32"):
         raise ConfigError(f"codebook training: precision is '{training.precision}'; choose 'bf16' or 'fp32'")

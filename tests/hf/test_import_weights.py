@@ -164,6 +164,10 @@ def test_broken_folders(folder, tmp_path):
     weights.unlink()
     with pytest.raises(CheckpointError, match="neither model.safetensors"):
         import_folder(folder)
+    for content in (b"", b"\x80"):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"pytorch_model.bin: not a readable .*\(\w"):
+            import_folder(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="config.json: not readable as JSON"):
         import_folder(folder)

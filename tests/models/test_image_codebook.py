@@ -156,9 +156,15 @@ def test_damaged_files_are_one_clear_error(tmp_path):
     (tmp_path / "broken.bin").write_bytes(b"hello")
     (tmp_path / "empty.bin").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.bin")
-    for name in ("broken.safetensors", "broken.bin", "empty.bin", "list.bin"):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for size in (1, 18):
+        (tmp_path / f"cut-{size}.bin").write_bytes((tmp_path / "old.bin").read_bytes()[:size])
+    for name in ("broken.safetensors", "broken.bin", "empty.bin", "list.bin", "cut-1.bin", "cut-18.bin"):
         with pytest.raises(CheckpointError, match=name):
             load_codebook(tmp_path / name, FOUR)
+    (tmp_path / "unreadable.bin").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"unreadable.bin: cannot be read \(Input/output error\)"):
+        load_codebook(tmp_path / "unreadable.bin", FOUR)
 
 
 class Trap:

@@ -139,6 +139,8 @@ def test_bf16_and_fp32_agree(config):
         {"max_seconds": -1.0},
         {"max_seconds": math.inf},
         {"min_temperature": 0.0},
+        {"min_temperature": 2.0},
+        {"temperature": math.inf},
         {"precision": "fp8"},
         {"log_every": 0},
         {"batch_size": 0},
@@ -151,15 +153,18 @@ def test_bf16_and_fp32_agree(config):
     ],
 )
 def test_settings_that_cannot_work(config, change):
-    with pytest.raises(ConfigError, match=next(iter(change))):
+    with pytest.raises(ConfigError, match=f"codebook training: {next(iter(change))} "):
         CodebookTrainer(config, dataclasses.replace(SHORT, **change), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["codebook.json", "codebook", "taken.safetensors", "file/codebook.safetensors"])
-def test_a_result_without_a_place_ends_it_before_the_training(config, source, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("codebook.json", "ends in"), ("codebook", "ends in"), ("taken.safetensors", "folder"), ("file/codebook.safetensors", "cannot be written")],
+)
+def test_a_result_without_a_place_ends_it_before_the_training(config, source, tmp_path, name, said):
     (tmp_path / "taken.safetensors").mkdir()
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
         train_codebook(config, source, tmp_path / name, training=SHORT, on_report=lambda report: pytest.fail("it was trained"))
 
 

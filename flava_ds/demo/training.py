@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -19,8 +20,15 @@ from flava_ds.training.log_line import console_line, show
 
 PRINT_EVERY_S = 20.0
 """Seconds between lines where the output is not a terminal."""
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
+GUARD = """
+import os, signal, sys, time
+sys.stdin.read()
+for number in (signal.SIGINT, signal.SIGTERM):
+    os.killpg(int(sys.argv[1]), number)
+    time.sleep(60)
+"""
+"""Waits for the end of its input, which is that of the process at the other end, and asks a group of processes to end: first as Ctrl-C does, which
+leaves time for a checkpoint, then those that ignore that."""
 
 
 def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
@@ -33,9 +41,10 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
     print(f"{launch}\n(output in {output})", flush=True)
     with output.open("ab") as file:
         environment = {**os.environ, **launch.environment}
-        process = subprocess.Popen(launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, preexec_fn=end_with_parent)
+        process = subprocess.Popen(launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
         try:
-            show_progress(process, run_path / "log.jsonl", total_steps)
+            with end_together(process):
+                show_progress(process, run_path / "log.jsonl", total_steps)
         finally:
             if process.poll() is None:
                 stop(process)
@@ -43,20 +52,30 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
         raise UserError(f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})")
 
 
-def end_with_parent() -> None:
-    """Asks Linux for a SIGTERM when the parent is gone, so that killing the demo leaves no ranks behind; other systems know no such wish."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+@contextmanager
+def end_together(process: subprocess.Popen) -> Iterator[None]:
+    """Interrupts the group of `process` when this one is gone, however it ends, so that killing the demo leaves no ranks behind.
+
+    The group, because DeepSpeed's launcher is two processes, of which the first neither passes signals on nor takes the second with it. The guard
+    stands in a group of its own: what kills the demo's must not reach it.
+    """
+    command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+        guard.stdin.close()
 
 
 def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
-    """Asks a process to end, and kills it when it does not."""
-    process.terminate()
+    """Interrupts a process and its group, as Ctrl-C on a terminal does, and kills them when the process does not end."""
+    os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(patience_s)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

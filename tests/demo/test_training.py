@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,17 +63,30 @@ def test_interruption_ends_the_process(tmp_path, monkeypatch):
         os.kill(pids[0], 0)
 
 
-def test_a_killed_demo_leaves_no_process_behind(tmp_path):
-    code = (
-        "import pathlib, sys; from flava_ds.demo.training import follow_training; from flava_ds.launch import Launch; "
-        "follow_training(Launch(arguments=[sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']), pathlib.Path('.'), 2)"
-    )
-    demo = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+LAUNCHES = """
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+subprocess.Popen([sys.executable, "-c", "import os, time; print(os.getppid(), os.getpid(), flush=True); time.sleep(60)"]).wait()
+"""
+FOLLOWS = """
+import pathlib, sys
+from flava_ds.demo.training import follow_training
+from flava_ds.launch import Launch
+follow_training(Launch(arguments=[sys.executable, "-c", sys.argv[1]]), pathlib.Path("."), 2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_demo_leaves_no_process_behind(tmp_path, number):
+    """Neither the launcher, which does not pass signals on, as DeepSpeed's does not, nor what it has launched."""
+    demo = subprocess.Popen([sys.executable, "-c", FOLLOWS, LAUNCHES], cwd=tmp_path)
     try:
         wait_for(lambda: (tmp_path / "train.log").exists() and (tmp_path / "train.log").read_text().endswith("\n"))
-        demo.kill()
+        launcher, rank = (tmp_path / "train.log").read_text().split()
+        assert not has_ended(launcher) and not has_ended(rank)
+        demo.send_signal(number)
         demo.wait()
-        wait_for(lambda: has_ended((tmp_path / "train.log").read_text().strip()))
+        wait_for(lambda: has_ended(launcher) and has_ended(rank))
     finally:
         demo.kill()
 

@@ -23,12 +23,12 @@ PRINT_EVERY_S = 20.0
 GUARD = """
 import os, signal, sys, time
 sys.stdin.read()
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, *[0] * 60, signal.SIGTERM):
     os.killpg(int(sys.argv[1]), number)
-    time.sleep(60)
+    time.sleep(1)
 """
-"""Waits for the end of its input, which is that of the process at the other end, and asks a group of processes to end: first as Ctrl-C does, which
-leaves time for a checkpoint, then those that ignore that."""
+"""Waits for the end of its input, which is that of the process at the other end, and asks a group of processes to end: first as Ctrl-C does, after a
+minute those that ignore that. A signal 0 does nothing, but ends the guard once the group is gone."""
 
 
 def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:

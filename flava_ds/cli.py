@@ -225,6 +225,8 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
 def require_run(path: Path) -> None:
     """Raises UserError unless `path` is the folder of a run."""
     if (path / "config.json").is_file():
+        if b'"model_type"' in (path / "config.json").read_bytes():
+            raise UserError(f"{path}: is a model of Hugging Face, not a run; `flava-ds convert {path} --to flava_ds OUT` makes initial_weights of it")
         return
     known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))
     there = "no such folder" if not path.is_dir() else "holds no config.json"

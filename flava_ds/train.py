@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]  # the deepspeed launcher appends these
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not debug:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # stack traces of lost connections would bury the line of the rank that knows why
     with ExitStack() as leaving:
         try:
             return run(words)

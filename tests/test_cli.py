@@ -92,6 +92,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["train", "flava_debug", "--data.sources.1.shards", "gone"], "source 'image': no folder or .tar at 'gone'; give the place"),
         (["config", "flava_base", "--optimizer.lr", "fast"], "Error parsing --optimizer.lr"),
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
+        (["convert", "HF", "--to", "hf", "out"], "HF: is a model of Hugging Face, not a run; `flava-ds convert HF --to flava_ds OUT`"),
         (["report", "."], ".: holds no config.json, so it is not a run"),
         (["convert", "gone", "out"], "--to"),
         (["convert", "gone", "--to", "safetensors", "out"], "gone holds neither a checkpoint nor model.safetensors"),
@@ -108,6 +109,9 @@ def test_recipe_help_lists_fields_without_torch():
 )
 def test_slip_is_one_line_and_status_2(words, message, sources, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    if "HF" in words:
+        Path("HF").mkdir()
+        Path("HF/config.json").write_text('{"model_type": "flava"}')
     if words[0] == "train" and len(words) > 1:
         words = [*words, *(sources[:2] + sources[4:] if "--data.sources.1.shards" in words else sources)]
     assert status_of(words) == 2

@@ -1,5 +1,6 @@
 """The module that launchers start: its exit status and what it prints."""
 
+import os
 import subprocess
 import sys
 
@@ -21,6 +22,15 @@ def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(ca
     assert train.main(["--local_rank=3", "nothing", "--no_local_rank", "--debug"]) == 2
     error = capsys.readouterr().err
     assert "no recipe named 'nothing'" in error and "Traceback" in error
+
+
+def test_stack_traces_of_lost_connections_are_left_to_debug(monkeypatch):
+    """They would bury the line of the rank that knows why the run ends."""
+    for words, level in ((["nothing", "--debug"], None), (["nothing"], "ERROR")):
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "INFO")  # noted, and restored in the end
+        monkeypatch.delenv("TORCH_CPP_LOG_LEVEL")
+        train.main(words)
+        assert os.environ.get("TORCH_CPP_LOG_LEVEL") == level
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")

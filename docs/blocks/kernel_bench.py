@@ -7,8 +7,8 @@ from pathlib import Path
 
 from blocks import markdown_table
 
-OPERATORS = ("linear_cross_entropy", "info_nce")
-"""Whose references win on a CPU, too; the others are plain torch there."""
+OPERATORS = ("varlen_attention", "linear_cross_entropy", "info_nce")
+"""Whose references are more than plain torch on a CPU."""
 
 OURS = "flava_kernels"
 
@@ -16,11 +16,11 @@ Row = dict[str, str]
 
 
 def on_a_cpu(root: Path) -> str:
-    """Compares the latest rows of one CPU with those of its peers, forward and backward together."""
+    """Compares the latest rows of each operator with those of its peers, forward and backward together."""
     with (root / "kernels" / "bench.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["op"] in OPERATORS and row["threads"] and row["median_us"] and row["torch"].endswith("+cpu")]
-    latest = rows[-1]
-    same = [row for row in rows if (row["device"], row["commit"]) == (latest["device"], latest["commit"])]
+    latest = [next(row for row in reversed(rows) if row["op"] == operator) for operator in OPERATORS]
+    same = [row for last in latest for row in rows if all(row[key] == last[key] for key in ("op", "device", "commit"))]
     pairs = list(zip(same[::2], same[1::2], strict=True))  # forward, backward
     ours = {(forward["op"], forward["workload"]): milliseconds(forward) + milliseconds(backward) for forward, backward in pairs if forward["peer"] == OURS}
     lines = []
@@ -31,8 +31,8 @@ def on_a_cpu(root: Path) -> str:
         memory = f"{float(backward['peak_mib']):,.0f}"
         lines.append([f"{forward['op']}, {forward['workload']}", name, *(f"{time:,.1f}" for time in times), f"{ratio:.2f}", memory])
     header = ["operator", "implementation", "forward, ms", "backward, ms", f"time over {OURS}", "peak MiB"]
-    what = f"fp32, {latest['threads']} threads of {latest['device']}, torch {latest['torch']}, commit {latest['commit']}; medians."
-    return f"{what} A peer that is missing could not take the workload; `kernels/bench.csv` says why.\n\n{markdown_table(header, lines)}"
+    runs = "; ".join(f"{last['op']} with {last['threads']} threads of {last['device']}, torch {last['torch']}, commit {last['commit']}" for last in latest)
+    return f"fp32, medians: {runs}. A peer that is missing could not take the workload; `kernels/bench.csv` says why.\n\n{markdown_table(header, lines)}"
 
 
 def milliseconds(row: Row) -> float:

@@ -119,22 +119,27 @@ class WeightsAndBiases(Sink):
     """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run goes on with it."""
 
     def __init__(self, config: Config, description: dict[str, Any], first_step: int) -> None:
-        """Starts or continues the run; `description` is its configuration there."""
+        """Starts or continues the run; `description` is its configuration there. Raises: ConfigError when the service does not take it."""
         import wandb
 
         remembered = config.run_path / "wandb" / "run_id"
         remembered.parent.mkdir(exist_ok=True)
         if not (first_step and remembered.is_file()):
             remembered.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
-        self._run = wandb.init(
-            project=config.logging.wandb_project,
-            name=config.name,
-            id=remembered.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            dir=str(config.run_path),
-            config=description,
-            settings=wandb.Settings(console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=config.logging.wandb_project,
+                name=config.name,
+                id=remembered.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(config.run_path),
+                config=description,
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"Weights & Biases does not take the run ({error}); log in with `wandb login`, set WANDB_MODE=offline, or leave logging.wandb off"
+            ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -80,9 +80,10 @@ class Gauntlet:
         equal = statuses == [0, 0] and curve(config.run_path) == self.expected
         return Outcome(f"kill -9 of a random rank, {KILLS} times in a row, {inside} of them inside a checkpoint write", "", None, equal)
 
-    def killed_rank(self) -> Outcome:
-        """Kills one rank and leaves the other to itself."""
-        return self._ended("kill -9 of rank 1, nobody ends the others", self.config("killed"), lambda job: job.signal(signal.SIGKILL, 1))
+    def killed_ranks(self) -> list[Outcome]:
+        """Kills either rank and leaves the other to itself."""
+        fault = "kill -9 of rank {}, nobody ends the others"
+        return [self._ended(fault.format(rank), self.config(f"killed{rank}"), lambda job, rank=rank: job.signal(signal.SIGKILL, rank)) for rank in (1, 0)]
 
     def hangs(self) -> list[Outcome]:
         """Stops either rank."""
@@ -198,7 +199,7 @@ class Gauntlet:
 def every_fault(gauntlet: Gauntlet) -> Iterator[Outcome]:
     """Injects all of them in turn."""
     yield gauntlet.kills()
-    yield gauntlet.killed_rank()
+    yield from gauntlet.killed_ranks()
     yield from gauntlet.hangs()
     yield from gauntlet.signals()
     yield gauntlet.full_disk()

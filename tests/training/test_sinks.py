@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import time
 
@@ -125,6 +126,16 @@ def test_a_missing_wandb_is_one_clear_error(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"logging.wandb is on, but wandb is not installed; `pip install 'flava_ds\[wandb\]'`"):
         check_packages(with_wandb(tmp_path))
     check_packages(config_in(tmp_path))
+
+
+def test_wandb_without_a_login_is_one_clear_error(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'flava_ds[wandb]'")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="Weights & Biases does not take the run .*`wandb login`.* or leave logging.wandb off"):
+        WeightsAndBiases(with_wandb(tmp_path), {}, 0)
+    wandb.teardown()  # it remembers in this process what its variables said
 
 
 def leveldb_records(log: bytes) -> list[bytes]:

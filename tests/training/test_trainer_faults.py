@@ -30,7 +30,8 @@ def test_twenty_kills_leave_the_curve_as_it_is(gauntlet):
 
 
 def test_killed_and_hanging_ranks_are_named(gauntlet):
-    check(gauntlet.killed_rank(), "error: rank 1 (host ", "ended without a word in step")
+    for rank, outcome in zip((1, 0), gauntlet.killed_ranks(), strict=True):
+        check(outcome, f"error: rank {rank} (host ", "ended without a word in step")
     for rank, outcome in zip((1, 0), gauntlet.hangs(), strict=True):
         check(outcome, f"error: rank {rank} (host ", HUNG)
 

@@ -102,10 +102,10 @@ def _is_first_of_largest(z: Tensor, place: Tensor, largest: Tensor) -> Tensor:
 
     On a CPU torch finds a largest value four times as fast as the place of one, so only rows that may be right are searched.
     """
-    if z.device.type != "cpu":
-        return largest & (z.argmax(-1, keepdim=True) == place)
-    rows = largest[:, 0].nonzero()[:, 0]
-    return largest.index_copy_(0, rows, z[rows].argmax(-1, keepdim=True) == place[rows])
+    if z.device.type == "cpu":
+        rows = largest[:, 0].nonzero()[:, 0]
+        return largest.index_copy_(0, rows, z[rows].argmax(-1, keepdim=True) == place[rows])
+    return largest & (z.argmax(-1, keepdim=True) == place)
 
 
 def backward_reference(

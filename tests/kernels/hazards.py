@@ -87,7 +87,10 @@ def _launches(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def _waits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
     masks = {ast.unparse(node.targets[0]) for node in ast.walk(function) if isinstance(node, ast.Assign) and _is_mask(node.value, set())}
+    on_a_cpu = {part for node in ast.walk(function) if _asks_for_a_cpu(node) for statement in node.body for part in ast.walk(statement)}
     for node in ast.walk(function):
+        if node in on_a_cpu:  # there is nothing to wait for
+            continue
         if isinstance(node, ast.Call):
             name = _name(node.func)
             if name in WAITS and isinstance(node.func, ast.Attribute):
@@ -103,6 +106,10 @@ def _waits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
             asked = node.args[0]
         if asked is not None and any(_is_reduction(part) for part in ast.walk(asked)):
             yield node.lineno, f"asking for the value of {ast.unparse(asked)} waits for the device"
+
+
+def _asks_for_a_cpu(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith(".device.type == 'cpu'")
 
 
 def _is_reduction(node: ast.AST) -> bool:

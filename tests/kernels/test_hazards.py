@@ -93,12 +93,18 @@ def test_a_planted_hazard_in_a_kernel_is_found(lines, hazard):
         ("return int(x.max() + 1)", "x.max() + 1 waits"),
         ("if x.sum() > 0:\n        return x", "x.sum() > 0 waits"),
         ("return x if torch.any(mask) else None", "torch.any(mask) waits"),
+        ("if x.device.type != 'cpu':\n        return x.nonzero()", ".nonzero() waits"),
+        ("if x.device.type == 'cpu':\n        return x\n    return x.nonzero()", ".nonzero() waits"),
         ("kernel[(1,)](x, num_warps=4)", "a launch without enable_fp_fusion, num_stages"),
     ],
 )
 def test_a_planted_hazard_in_a_wrapper_is_found(line, hazard):
     found = hazards.in_source(f"def wrapper(x, lengths, labels, mask):\n    {line}\n")
     assert any(hazard in what for what in found), found
+
+
+def test_a_wrapper_may_look_at_tensors_of_a_cpu():
+    assert hazards.in_source("def wrapper(x):\n    if x.device.type == 'cpu':\n        return x[x.nonzero()[:, 0]]\n    return x\n") == []
 
 
 HELPER = [

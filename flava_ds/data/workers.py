@@ -24,7 +24,6 @@ _ADVICE = {
     signal.SIGKILL: _MEMORY,
     signal.SIGBUS: "memory for batches may have run out: lower data.prefetch_mib; if the log says that they travel more slowly, enlarge /dev/shm",
     signal.SIGSEGV: "a library that it uses failed; data.num_workers 0 reads in the trainer's process and shows where",
-    signal.SIGTERM: "something outside of this run ended it",
 }
 _STATES = {
     "T": "it is stopped by a signal: continue it (kill -CONT), or start again",
@@ -65,10 +64,11 @@ def watched(loader: DataLoader) -> Iterator[Any]:
 
 
 def start_worker(_: int) -> None:
-    """Keeps a loader process to one core, and leaves Ctrl-C and Slurm's SIGUSR1, which reach all processes, to the trainer, which ends it itself."""
+    """Keeps a loader process to one core, and leaves signals that launchers and Slurm send to all processes to the trainer: it needs batches for the step
+    that it finishes, and then ends the loader itself."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -154,7 +154,7 @@ def _died(workers: Sequence[BaseProcess], number: int, code: int) -> DataError:
 
 def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> DataError:
     """Returns the error that names the process which keeps the others waiting: one that is stopped, or the one whose batch is next."""
-    states = [_state(worker) for worker in workers]
+    states = [state_of(worker) for worker in workers]
     stuck = [number for state in "TtD" for number, found in enumerate(states) if found == state]
     number = stuck[0] if stuck else awaited
     error = DataError(
@@ -174,7 +174,7 @@ def _end_all(workers: Sequence[BaseProcess]) -> None:
         worker.join(timeout=1)  # one that waits for a disk ends when that answers
 
 
-def _state(worker: BaseProcess) -> str:
+def state_of(worker: BaseProcess) -> str:
     """Returns the letter of a process's state; '' when it is gone."""
     try:
         return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -14,6 +14,7 @@ import torch
 
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.parallel import for_each
+from flava_ds.data.workers import state_of
 from flava_ds.errors import DataError
 
 
@@ -51,7 +52,7 @@ def assert_gone(before: set) -> None:
     """Waits for the end of all loader processes but those of `before`; on a busy machine a killed process takes a while."""
     end = time.monotonic() + 60
     while not children() <= before:
-        assert time.monotonic() < end, children()
+        assert time.monotonic() < end, [(process, state_of(process)) for process in children()]
         time.sleep(0.05)
 
 
@@ -132,6 +133,18 @@ def test_a_death_does_not_disturb_the_step_between_two_batches(loader_of):
     with pytest.raises(DataError, match=rf"\(pid {victim.pid}\) was killed by SIGKILL"):
         next(batches)
     assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_signals_to_all_processes_of_a_job_are_left_to_the_trainer(loader_of):
+    """Slurm and DeepSpeed's launcher ask every process to end; the trainer finishes its step first."""
+    before = children()
+    batches = iter(loader_of(lambda: None))
+    for _, number in zip(range(3), (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), strict=True):
+        next(batches)
+        for process in children() - before:
+            os.kill(process.pid, number)
+    assert len(list(batches)) == 197
+    assert_gone(before)
 
 
 def test_a_death_while_indexing_is_one_line():

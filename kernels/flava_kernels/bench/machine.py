@@ -49,7 +49,9 @@ def device_name(device: torch.device) -> str:
 
 
 def version_of(distribution: str) -> str:
-    """Returns an installed version, or "none"."""
+    """Returns an installed version, or "none"; of torch with its build, which a package index leaves out of the name."""
+    if distribution == "torch":
+        return torch.__version__
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -23,7 +23,7 @@ def test_a_peer_equals_the_definition_or_says_why_not(op, peer):
             call = peer.build(OPS[op], "cpu")
             found = error(call, arguments, exact(OPS[op].definition, arguments))
         except UnavailableError as reason:
-            assert "cannot be imported" in str(reason) or "GPUs only" in str(reason)
+            assert any(words in str(reason) for words in ("cannot be imported", "GPUs only", f"torch {torch.__version__} has no"))
             return
         except RuntimeError as refused:
             assert "No available kernel" in str(refused) or "No viable backend" in str(refused)

@@ -98,7 +98,7 @@ def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
 class EagerAttention(torch.autograd.Function):
     """Attends head by head and keeps the probabilities, for sequences so short that those are small.
 
-    On a CPU it takes about 60 % of the time of PyTorch's flash kernel and a backward pass that computes the scores again.
+    On a CPU it takes about two thirds of the time of PyTorch's flash kernel and a backward pass that computes the scores again.
     """
 
     @staticmethod

@@ -211,7 +211,6 @@ def cpu_launch(overrides: list[str], ranks: int) -> Launch:
 
 def export(demo: Demo) -> float:
     """Exports to Hugging Face's format and returns the largest relative difference of logits after reading it back."""
-    os.environ["TQDM_DISABLE"] = "1"  # transformers' progress bar of half a second
     from flava_ds.hf import export_weights
 
     out = export_weights.export(demo.run_path, demo.run_path / "huggingface")

@@ -158,7 +158,9 @@ def write_processors(config: Config, out: Path) -> None:
 def verify_model(module: PretrainingModel, config: Config, out: Path) -> float:
     """Compares the folder `out` with a module in memory, which it turns to fp32 and eval mode; see `verify_export`."""
     from transformers import FlavaForPreTraining
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of half a second, across what the caller prints
     theirs, report = FlavaForPreTraining.from_pretrained(out, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     absent = tuple(f"{name}_head." for name in (*HEADS, "itm") if name not in module.objectives)
     lost = sorted(name for name in report["missing_keys"] if not name.startswith(absent))

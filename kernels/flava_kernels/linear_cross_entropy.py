@@ -113,9 +113,12 @@ def backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scales what the forward pass left and puts each row of dH where it came from: [k d] -> [number_of_rows d]."""
     d_hidden, d_weight, d_bias = (_scaled(gradient, grad) for gradient in (d_hidden, d_weight, d_bias))
-    if rows is not None:
-        d_hidden = d_hidden.new_zeros(number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
-    return d_hidden, d_weight, d_bias
+    return _put_back(d_hidden, rows, number_of_rows), d_weight, d_bias
+
+
+def _put_back(d_hidden: Tensor, rows: Tensor | None, number_of_rows: int) -> Tensor:
+    """Puts each row where it came from, zeros elsewhere: [k d] -> [number_of_rows d]."""
+    return d_hidden if rows is None else d_hidden.new_zeros(number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
 
 
 def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
@@ -259,9 +262,7 @@ class _EagerLinearCrossEntropy(torch.autograd.Function):
         if not ctx.keeps_g:
             return *backward_reference(grad, *kept, rows, ctx.number_of_rows), None, None, None, None
         g, part, weight = kept
-        d_hidden = _scaled(g @ weight, grad)
-        if rows is not None:
-            d_hidden = d_hidden.new_zeros(ctx.number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
+        d_hidden = _put_back(_scaled(g @ weight, grad), rows, ctx.number_of_rows)
         d_weight = weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())  # a loss scale times H would overflow in fp16
         return d_hidden, d_weight, _scaled(g.sum(0), grad), None, None, None, None
 

@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 
 from flava_ds.batch import Batch, Kind
+from flava_ds.checkpoints import fragments
+from flava_ds.checkpoints.saver import Saver, Status
 from flava_ds.config import Config
 from flava_ds.hf.parity import random_batch
+from flava_ds.ranks.distributed import start, stop
 from flava_ds.recipes import resolve
-from flava_ds.training import fragments
-from flava_ds.training.checkpoint_saver import Saver, Status
-from flava_ds.training.distributed import start, stop
 from flava_ds.training.engine import Engine
 from flava_ds.training.pretraining import build_pretraining
 

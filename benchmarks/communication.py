@@ -64,9 +64,9 @@ def run_ranks(folder: Path) -> None:
 def measure_all(folder: Path) -> None:
     """On each rank: takes the steps of every setting; rank 0 writes their payloads beside theory."""
     from flava_ds.build import build
+    from flava_ds.ranks.distributed import stop
     from flava_ds.recipes import resolve
-    from flava_ds.training import communication as bytes_of
-    from flava_ds.training.distributed import stop
+    from flava_ds.watching import communication as bytes_of
 
     rows, trainable = [], 0
     for number, name in enumerate(SETTINGS):

@@ -45,7 +45,7 @@ def main() -> int:
     """Runs everything and writes the rows."""
     import equality_batches as batches
     from equality_scenarios import OBSERVED, compare_all, write_references
-    from ranks import run_ranks
+    from rank_processes import run_ranks
 
     os.environ["DS_ACCELERATOR"] = "cpu"
     plan = planned()

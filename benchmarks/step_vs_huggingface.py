@@ -9,7 +9,7 @@ codebook 8,192, batch 32, fp32, labels given. Two lengths of text:
     demo   caption lengths of the demo's training pairs and glosses; Hugging Face pads to 77 as its published pipelines do,
            and, as a second peer, only to the longest of the batch
 
-Our trainer has the C library keep freed memory on a CPU (flava_ds/training/allocator.py), so our side does here; theirs runs as it comes, and once more
+Our trainer has the C library keep freed memory on a CPU (flava_ds/ranks/allocator.py), so our side does here; theirs runs as it comes, and once more
 with the same setting, so that the two effects can be told apart.
 
 Each measurement is a process of its own, so that its peak memory is its own; processes alternate, so that a drift of the machine
@@ -72,7 +72,7 @@ def measure(lengths: str, implementation: str, threads: int) -> dict:
     """Returns seconds per step kind (best of STEPS after a warm-up) and the process's peak memory in MiB."""
     import torch
 
-    from flava_ds.training.allocator import keep_freed_memory
+    from flava_ds.ranks.allocator import keep_freed_memory
 
     torch.set_num_threads(threads)
     if implementation in ("flava_ds", "huggingface-keeping"):

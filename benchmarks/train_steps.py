@@ -16,8 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flava_ds.evaluation.run_log import read_log
-from flava_ds.training.log_line import flop_rate
+from flava_ds.watching.log_line import flop_rate
+from flava_ds.watching.run_log import read_log
 
 WARM_UP = 3
 """Steps of each kind that are left out: the first ones compile and allocate."""

@@ -154,8 +154,8 @@ def resident_mib() -> float:
 
 def ratio(masked_share: float, rounds: int) -> dict:
     """Returns the ratios of processor time of two passes to one, round by round, and their floor by arithmetic."""
-    from flava_ds.training.flops import forward_flops, step_flops
     from flava_ds.training.pretraining import build_pretraining
+    from flava_ds.watching.flops import forward_flops, step_flops
 
     config = settings(masked_share)
     module, batch = build_pretraining(config), micro_batch(masked_share)

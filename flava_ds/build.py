@@ -7,24 +7,25 @@ import socket
 import torch
 from torch import nn
 
+from flava_ds.checkpoints import checkpoint
+from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
 from flava_ds.config import Config
-from flava_ds.data.index import index_missing
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
-from flava_ds.data.retry import policy_of
-from flava_ds.data.shards import list_shards
 from flava_ds.errors import ConfigError, DataError, UserError
-from flava_ds.models.image_codebook import ImageCodebook, load_codebook
-from flava_ds.training import checkpoint, roll_call
-from flava_ds.training.distributed import World, barrier, gather_objects, log, raise_together, start
+from flava_ds.ranks import roll_call
+from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
+from flava_ds.storage.index import index_missing
+from flava_ds.storage.retry import policy_of
+from flava_ds.storage.shards import list_shards
 from flava_ds.training.engine import Engine
-from flava_ds.training.flops import measure_gemm_rate
-from flava_ds.training.metrics import Metrics
-from flava_ds.training.out_of_memory import explained
 from flava_ds.training.pretraining import build_pretraining
-from flava_ds.training.profiling import check_device
-from flava_ds.training.sinks import check_packages
 from flava_ds.training.trainer import Trainer
+from flava_ds.watching.flops import measure_gemm_rate
+from flava_ds.watching.metrics import Metrics
+from flava_ds.watching.out_of_memory import explained
+from flava_ds.watching.profiling import check_device
+from flava_ds.watching.sinks import check_packages
 
 
 def build(config: Config) -> Trainer:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flava_ds import prepare_command
+from flava_ds.commands import prepare as prepare_command
+from flava_ds.config.strict_json import did_you_mean
 from flava_ds.errors import UserError
-from flava_ds.strict_json import did_you_mean
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,7 +124,7 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Checks the configuration and its inputs, then becomes the launcher's command."""
-    from flava_ds import launch
+    from flava_ds.ranks import launch
 
     config = resolve_or_help(options, overrides)
     if config is None:
@@ -203,7 +203,7 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
     """Exports a run's weights, or imports foreign ones for --initial-weights."""
     source = Path(options.source)
     if options.to == "safetensors":
-        from flava_ds.training.checkpoint_reader import write_weights
+        from flava_ds.checkpoints.reader import write_weights
 
         write_weights(options.source, options.out)
     elif options.to == "hf":
@@ -235,7 +235,7 @@ def require_run(path: Path) -> None:
 
 def codebook(options: argparse.Namespace, overrides: list[str]) -> int:
     """Trains a codebook, or writes shards that carry codes."""
-    from flava_ds import codebook_command
+    from flava_ds.commands import codebook as codebook_command
 
     if options.action == "train":
         codebook_command.train(options.recipe, options.shards, options.out, overrides)

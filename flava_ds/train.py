@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return end(told, 1, debug, leaving)
         finally:
             if "torch" in sys.modules:
-                from flava_ds.training.distributed import stop
-                from flava_ds.training.run_lock import release_all
+                from flava_ds.ranks.distributed import stop
+                from flava_ds.ranks.run_lock import release_all
 
                 release_all()
                 stop()
@@ -52,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def explain(error: RuntimeError) -> str | None:
     """Names the ranks that a failed collective waited for; None for an error of another kind."""
-    from flava_ds.training import roll_call
+    from flava_ds.ranks import roll_call
 
     return roll_call.explain(error)
 
 
 def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:
     """Prints the job's last line, unless another rank does, and returns the job's exit status."""
-    from flava_ds.training.distributed import agree_on_end
+    from flava_ds.ranks.distributed import agree_on_end
 
     rank = os.environ.get("RANK", "0")
     speaks, status = (rank == "0", status) if on_all_ranks else agree_on_end(status)
@@ -74,7 +74,7 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
 
 def failed_elsewhere(error: RuntimeError) -> bool:
     """Says whether an error is the news of another rank's, which speaks for the job."""
-    from flava_ds.training.distributed import RankFailedError
+    from flava_ds.ranks.distributed import RankFailedError
 
     return isinstance(error, RankFailedError)
 

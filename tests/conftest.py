@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import ranks
+import rank_processes
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter_bf16
@@ -17,5 +17,5 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 @pytest.fixture
 def run_ranks() -> Callable[..., list[Any]]:
-    """`ranks.run_ranks` as a fixture."""
-    return ranks.run_ranks
+    """`rank_processes.run_ranks` as a fixture."""
+    return rank_processes.run_ranks

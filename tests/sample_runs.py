@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoints import write_checkpoint
+from checkpoint_helpers import write_checkpoint
 from PIL import Image
 from sample_batches import tiny_config
 
 from flava_ds import config as configuration
+from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
 from flava_ds.config import Config, DataConfig, LoggingConfig, MaskedImageConfig, ObjectivesConfig, SourceConfig
 from flava_ds.demo.shards import as_json, write_shards
 from flava_ds.evaluation.inputs import Inputs, build_inputs
-from flava_ds.models.image_codebook import ImageCodebook, save_codebook
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 WORDS = "apple bear cloud daisy eagle flame grape house igloo jewel kite lemon moon nest owl pear".split()

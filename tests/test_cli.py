@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import small_weights, write_checkpoint
+from checkpoint_helpers import small_weights, write_checkpoint
 from safetensors.torch import load_file
 
 from flava_ds import cli

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.shard_files import write_tar
 from PIL import Image
 
 from flava_ds import config as configuration
 from flava_ds.recipes import resolve
-
-sys.path.append(str(Path(__file__).parent / "data"))
-from shard_files import write_tar  # noqa: E402
 
 OVERRIDES = ["--training.total-steps", "6", "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "0", "--logging.no-tensorboard"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blocks import markdown_table, read_results
-from flava_ds.training.communication import PARTS, sent
+from flava_ds.watching.communication import PARTS, sent
 
 
 def communication(root: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blocks import markdown_table
-from flava_ds.training.log_fields import FIELDS
+from flava_ds.watching.log_fields import FIELDS
 
 
 def log_fields(_: Path) -> str:

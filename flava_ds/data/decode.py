@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from flava_ds.data import faults
-from flava_ds.data.faults import SampleFault
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
 
 MAX_PIXELS = 2**26
 """Largest picture decoded, in pixels: 64 Mi, 192 MiB as RGB; training takes data.max_image_pixels."""

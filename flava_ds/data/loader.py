@@ -12,9 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data import faults
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import counted
 from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader, SkipLog
@@ -23,6 +20,9 @@ from flava_ds.data.slots import SlotPool
 from flava_ds.data.sources import Sample, ShardSource
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import counted
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ import torch
 
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
-from flava_ds.data import faults
 from flava_ds.data.collate import Collator, mismatch
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import counted
 from flava_ds.data.order import hash64, sample_seed, uniforms
 from flava_ds.data.sources import CAPTION_STREAM, MIN_SEEN, Sample, ShardSource
 from flava_ds.data.transforms import CHUNK, Empty
 from flava_ds.errors import DataError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import counted
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ import numpy as np
 from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data import faults
 from flava_ds.data.decode import decode_image, decoder
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, counted
 from flava_ds.data.order import Order, uniforms
-from flava_ds.data.retry import policy_of
-from flava_ds.data.sample_table import SampleTable
-from flava_ds.data.shard_reader import ShardReader
-from flava_ds.data.shards import list_shards
 from flava_ds.data.skip_list import SkipList, load_skip_list
 from flava_ds.errors import ConfigError, DataError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES, counted
+from flava_ds.storage.retry import policy_of
+from flava_ds.storage.sample_table import SampleTable
+from flava_ds.storage.shard_reader import ShardReader
+from flava_ds.storage.shards import list_shards
 
 MAX_CHARACTERS = 10_000
 """Longer texts are cut before tokenisation."""

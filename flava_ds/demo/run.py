@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flava_ds.codebook_command import picture_source
+from flava_ds.commands.codebook import picture_source
 from flava_ds.demo.training import follow_training, seconds_per_step
 from flava_ds.errors import UserError
-from flava_ds.launch import Launch, check_batches, check_ranks, plan_launch
+from flava_ds.ranks.launch import Launch, check_batches, check_ranks, plan_launch
 from flava_ds.recipes import resolve
 from flava_ds.recipes.demo import DATA
 
@@ -168,8 +168,8 @@ def train_codebook(demo: Demo, data: Any) -> None:
     out = demo.run_path / "codebook.safetensors"
     if out.exists():
         return
-    from flava_ds.training.codebook import train_codebook as fit
-    from flava_ds.training.codebook_config import DEMO
+    from flava_ds.codebook.config import DEMO
+    from flava_ds.codebook.training import train_codebook as fit
 
     config = resolve("demo", [])
     shards = sorted(str(path) for folder in (data.pairs_train, data.images) for path in folder.glob("*.tar"))

@@ -14,9 +14,9 @@ from statistics import median
 
 from flava_ds.config import Config
 from flava_ds.errors import UserError
-from flava_ds.evaluation.run_log import read_log
-from flava_ds.launch import Launch
-from flava_ds.training.log_line import console_line, show
+from flava_ds.ranks.launch import Launch
+from flava_ds.watching.log_line import console_line, show
+from flava_ds.watching.run_log import read_log
 
 PRINT_EVERY_S = 20.0
 """Seconds between lines where the output is not a terminal."""

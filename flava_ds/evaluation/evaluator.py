@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flava_ds import config as configuration
+from flava_ds.checkpoints.files import latest, place_of, step_of
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.evaluation.base import Evaluator, Unavailable
@@ -22,13 +25,10 @@ from flava_ds.evaluation.masked import Masked
 from flava_ds.evaluation.matching import Matching
 from flava_ds.evaluation.pixel_baseline import PixelBaseline
 from flava_ds.evaluation.retrieval import Retrieval
-from flava_ds.evaluation.run_log import logged_losses, read_log
 from flava_ds.evaluation.summary import aims, gates, table
 from flava_ds.evaluation.zero_shot import ZeroShot
-from flava_ds.training.checkpoint_files import latest, place_of, step_of
-from flava_ds.training.checkpoint_place import Place
-from flava_ds.training.checkpoint_reader import load_weights
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+from flava_ds.watching.run_log import logged_losses, read_log
 
 if TYPE_CHECKING:
     from flava_ds.demo.dataset import DemoData

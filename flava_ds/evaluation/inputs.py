@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
 from flava_ds.config import Config
-from flava_ds.data.shards import expand_shards
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.evaluation.samples import Samples, read_samples
-from flava_ds.models.image_codebook import ImageCodebook, load_codebook
+from flava_ds.storage.shards import expand_shards
 
 SEED = 20_260
 """Of every mask and every mismatched caption of the evaluation, whatever the run's own seed."""

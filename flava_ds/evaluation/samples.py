@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from flava_ds.data.decode import decode_image
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES
-from flava_ds.data.sample_table import SampleTable
-from flava_ds.data.shards import expand_shards
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import DataError
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES
+from flava_ds.storage.sample_table import SampleTable
+from flava_ds.storage.shards import expand_shards
 
 FIELDS = {"image": IMAGE_SUFFIXES, "text": ("txt",), "record": ("json",)}
 DECODE_ROWS = 512

@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds.batch import Kind
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import load_weights, locate
+from flava_ds.codebook.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_codebook, save_huggingface_codebook
 from flava_ds.config import Config, load, parse
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
 from flava_ds.hf import parity
 from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
-from flava_ds.models.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_codebook, save_huggingface_codebook
-from flava_ds.training.checkpoint_place import Place
-from flava_ds.training.checkpoint_reader import load_weights, locate
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 log = logging.getLogger(__name__)

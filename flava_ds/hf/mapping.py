@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flava_ds.config import Config, ImageEncoderConfig, did_you_mean
 from flava_ds.errors import CheckpointError
-from flava_ds.models.flava import Flava
-from flava_ds.models.image_encoder import ImageEncoder
+from flava_ds.families.flava.image_encoder import ImageEncoder
+from flava_ds.families.flava.model import Flava
 from flava_ds.objectives import build_objectives
 from flava_ds.training.pretraining import PretrainingModel
 

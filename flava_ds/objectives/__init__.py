@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from flava_ds.config import Config
-from flava_ds.models.heads import MaskedPredictionHead, MatchingHead
+from flava_ds.layers.heads import MaskedPredictionHead, MatchingHead
 from flava_ds.objectives.base import Objective
 from flava_ds.objectives.global_contrastive import GlobalContrastive
 from flava_ds.objectives.itm import ImageTextMatching

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind, Loss, View
-from flava_ds.models.flava import Flava
-from flava_ds.models.transformer import Encoded
+from flava_ds.families.flava.model import Flava
+from flava_ds.layers.transformer import Encoded
 
 
 class Objective(nn.Module, ABC):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import GlobalContrastiveConfig
-from flava_ds.models.flava import Flava
-from flava_ds.models.transformer import Encoded, at_least_fp32
+from flava_ds.families.flava.model import Flava
+from flava_ds.layers.transformer import Encoded, at_least_fp32
 from flava_ds.objectives.base import Objective
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import ImageTextMatchingConfig
-from flava_ds.models.flava import Flava
-from flava_ds.models.heads import MatchingHead
-from flava_ds.models.transformer import Encoded, at_least_fp32
+from flava_ds.families.flava.model import Flava
+from flava_ds.layers.heads import MatchingHead
+from flava_ds.layers.transformer import Encoded, at_least_fp32
 from flava_ds.objectives.base import Objective
 
 

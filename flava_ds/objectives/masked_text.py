@@ -6,9 +6,9 @@ from torch import Tensor
 
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import MaskedTextConfig
-from flava_ds.models.flava import Flava
-from flava_ds.models.heads import MaskedPredictionHead
-from flava_ds.models.transformer import Encoded
+from flava_ds.families.flava.model import Flava
+from flava_ds.layers.heads import MaskedPredictionHead
+from flava_ds.layers.transformer import Encoded
 from flava_ds.objectives.base import Objective
 
 

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data import faults
 from flava_ds.data.decode import read_header
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, ShardIndex, counted, load_indexes
 from flava_ds.data.reader import BatchReader
-from flava_ds.data.shards import expand_shards
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
 from flava_ds.data.sources import Sample, ShardSource
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES, ShardIndex, counted, load_indexes
+from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)
 

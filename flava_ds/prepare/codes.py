@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import decode_image
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, sample_key
-from flava_ds.data.shards import expand_shards
 from flava_ds.data.sources import printable
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
-from flava_ds.models.image_codebook import ImageCodebook
 from flava_ds.prepare.shard_writer import add_member, write_atomically
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES, sample_key
+from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)
 

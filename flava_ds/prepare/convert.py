@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from flava_ds.data import faults
 from flava_ds.data.decode import read_header
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, counted, load_indexes
-from flava_ds.data.shards import expand_shards
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import Annotated, Dropped, clean
 from flava_ds.prepare.corpora import Corpus
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES, counted, load_indexes
+from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)
 

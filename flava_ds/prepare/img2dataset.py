@@ -8,9 +8,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from flava_ds.data.index import ShardIndex
 from flava_ds.data.sources import printable
-from flava_ds.data.storage import Shard, fetch_if_there
+from flava_ds.storage.files import Shard, fetch_if_there
+from flava_ds.storage.index import ShardIndex
 
 log = logging.getLogger(__name__)
 

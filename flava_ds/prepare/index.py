@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flava_ds.data import faults
-from flava_ds.data.index import counted, load_indexes, read_index, scan_shard, stamps_of
-from flava_ds.data.parallel import for_each
-from flava_ds.data.shards import list_shards
-from flava_ds.data.storage import RemoteShard, Shard, Stamp
 from flava_ds.errors import DataError
 from flava_ds.prepare.img2dataset import compare
+from flava_ds.storage import faults
+from flava_ds.storage.files import RemoteShard, Shard, Stamp
+from flava_ds.storage.index import counted, load_indexes, read_index, scan_shard, stamps_of
+from flava_ds.storage.parallel import for_each
+from flava_ds.storage.shards import list_shards
 
 _NAMED = 20
 

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flava_ds.data.decode import decode_image
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import IMAGE_SUFFIXES, load_index
-from flava_ds.data.shards import expand_shards
 from flava_ds.data.skip_list import load_skip_list, perceptual_hash
 from flava_ds.data.sources import printable
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import clean, load_json
 from flava_ds.prepare.coco import key_of
 from flava_ds.prepare.shard_writer import write_atomically
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES, load_index
+from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from flava_ds.batch import Batch, Kind
+from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.evaluation.encoding import FrozenModel
 from flava_ds.evaluation.inputs import Inputs
 from flava_ds.evaluation.masked import masked_batches
 from flava_ds.evaluation.nearest import top_k
 from flava_ds.evaluation.samples import Samples
-from flava_ds.models.image_codebook import ImageCodebook
 from flava_ds.report.pictures import cover, uri_of_bytes, uri_of_pixels
 
 QUERIES, FOUND = 8, 5

@@ -14,11 +14,11 @@ from flava_ds.errors import UserError
 from flava_ds.evaluation.encoding import FrozenModel
 from flava_ds.evaluation.evaluator import find_data, load_run
 from flava_ds.evaluation.inputs import Inputs, build_inputs
-from flava_ds.evaluation.run_log import RunLog, read_log
 from flava_ds.report import examples, tables
 from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.examples import Blank, Missing
 from flava_ds.report.template import markup, render, write_page
+from flava_ds.watching.run_log import RunLog, read_log
 
 LOSSES = {
     "global_contrastive": "Global contrastive",

@@ -7,8 +7,8 @@ from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.evaluation.base import CHANCE, PIXELS
-from flava_ds.evaluation.run_log import RunLog
 from flava_ds.evaluation.summary import CONTRAST, FLAT, percent
+from flava_ds.watching.run_log import RunLog
 
 SETS = {
     FLAT: "unseen style, flat",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind
 from flava_ds.config import Config
+from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes
-from flava_ds.training.distributed import DEVICE_LATER_S, World
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind, Loss, View
 from flava_ds.config import Config
-from flava_ds.models.flava import Flava, initialize
-from flava_ds.models.transformer import Encoded, Transformer
+from flava_ds.families.flava.model import Flava, initialize
+from flava_ds.layers.transformer import Encoded, Transformer
 from flava_ds.objectives import Objective, build_objectives
 from flava_ds.objectives.global_contrastive import FeatureGradients, Features
 

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Kind
+from flava_ds.checkpoints.rollback import go_back
+from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.objectives.global_contrastive import FeatureGradients, step_gradients
-from flava_ds.training import checksums, out_of_memory
-from flava_ds.training.checkpoint_saver import Saver
-from flava_ds.training.distributed import World, all_reduce_counts, log, tell_failure
+from flava_ds.ranks.distributed import World, all_reduce_counts, log, tell_failure
+from flava_ds.ranks.roll_call import located
+from flava_ds.ranks.stop_signals import StopRequest
 from flava_ds.training.engine import Engine
-from flava_ds.training.flops import step_flops
-from flava_ds.training.gradient_norms import GradientNorms
-from flava_ds.training.metrics import OBJECTIVES, Metrics, StepResult
 from flava_ds.training.pretraining import CONTRASTIVE
-from flava_ds.training.profiling import StepProfiler
-from flava_ds.training.roll_call import located
-from flava_ds.training.rollback import go_back
 from flava_ds.training.schedules import learning_rate
-from flava_ds.training.spikes import DivergedError, SpikeWatch
-from flava_ds.training.stop_signals import StopRequest
+from flava_ds.watching import checksums, out_of_memory
+from flava_ds.watching.flops import step_flops
+from flava_ds.watching.gradient_norms import GradientNorms
+from flava_ds.watching.metrics import OBJECTIVES, Metrics, StepResult
+from flava_ds.watching.profiling import StepProfiler
+from flava_ds.watching.spikes import DivergedError, SpikeWatch
 
 STOP, SAVE = 16, 32
 """Added to the saver's status, which is smaller, in what a rank tells the others at every step: it was asked to stop; it is time to save."""

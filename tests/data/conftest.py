@@ -21,7 +21,7 @@ from flava_ds.config import (
     TextEncoderConfig,
     TrainingConfig,
 )
-from flava_ds.data import retry
+from flava_ds.storage import retry
 
 
 @pytest.fixture

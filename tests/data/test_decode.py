@@ -11,7 +11,7 @@ from data.shard_files import encode
 from PIL import Image, ImageOps
 
 from flava_ds.data.decode import decode_image, read_header
-from flava_ds.data.faults import SampleFault
+from flava_ds.storage.faults import SampleFault
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 8, 4), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC))

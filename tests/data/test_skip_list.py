@@ -12,13 +12,13 @@ from PIL import Image
 from scipy.fft import dctn
 
 from flava_ds.config import ImageTextMatchingConfig, ObjectivesConfig, SourceConfig
-from flava_ds.data import faults
 from flava_ds.data.decode import decode_image
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage import faults
 
 
 def scene(number: int, width: int = 320, height: int = 240) -> Image.Image:

@@ -10,10 +10,10 @@ import pytest
 from data.shard_files import caption, pair_members, picture
 
 from flava_ds.config import UNCHANGED, SourceConfig
-from flava_ds.data.faults import SampleFault
 from flava_ds.data.loader import StepLoader, iterate_once
 from flava_ds.data.sources import MAX_CHARACTERS, ShardSource
 from flava_ds.errors import ConfigError, DataError
+from flava_ds.storage.faults import SampleFault
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from data.shard_files import caption, picture
 from data.shard_mutations import END, RANDOM, SAMPLES, Mutation, known, members, places
 
 from flava_ds.config import SourceConfig
-from flava_ds.data import faults
 from flava_ds.data.decode import decode_image
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import load_index
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import load_index
 
 ROUNDS_OF_KNOWN, RANDOM_SHARDS, READ_AS_BATCHES = 15, 1400, 20
 MOST_CPU_S = 10.0

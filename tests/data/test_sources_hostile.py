@@ -13,13 +13,13 @@ from data.shard_mutations import END, member, pax
 
 import flava_ds.data
 from flava_ds.config import UNCHANGED
-from flava_ds.data.faults import SampleFault
-from flava_ds.data.index import load_indexes
 from flava_ds.data.loader import StepLoader, iterate_once
-from flava_ds.data.shards import list_shards
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.index import build_indexes
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import load_indexes
+from flava_ds.storage.shards import list_shards
 
 GOOD = 8
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from flava_ds.data.loader import StepLoader
-from flava_ds.data.parallel import for_each
 from flava_ds.data.workers import state_of
 from flava_ds.errors import DataError
+from flava_ds.storage.parallel import for_each
 
 
 class Slow:

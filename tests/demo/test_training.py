@@ -13,7 +13,7 @@ import pytest
 
 from flava_ds.demo.training import follow_training, last_words, seconds_per_step
 from flava_ds.errors import UserError
-from flava_ds.launch import Launch
+from flava_ds.ranks.launch import Launch
 from flava_ds.recipes import resolve
 
 WRITES_TWO_STEPS = """
@@ -71,7 +71,7 @@ subprocess.Popen([sys.executable, "-c", "import os, time; print(os.getppid(), os
 FOLLOWS = """
 import pathlib, sys
 from flava_ds.demo.training import follow_training
-from flava_ds.launch import Launch
+from flava_ds.ranks.launch import Launch
 follow_training(Launch(arguments=[sys.executable, "-c", sys.argv[1]]), pathlib.Path("."), 2)
 """
 

@@ -5,19 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoint_helpers import write_checkpoint
 from foreign import transformers
 from safetensors.torch import load_file, save_file
 from sample_batches import tiny_config
 
 from flava_ds.batch import Kind
+from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook, save_codebook
 from flava_ds.config import Config, ImageTextMatchingConfig, LoggingConfig, MaskedTextConfig, ObjectivesConfig, save
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.hf import parity
 from flava_ds.hf.export_weights import export, huggingface_config, verify_export, verify_model, write_model, write_processors
 from flava_ds.hf.import_weights import import_folder
-from flava_ds.models.image_codebook import ImageCodebook, load_codebook, save_codebook
 from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 

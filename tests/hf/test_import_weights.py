@@ -13,12 +13,12 @@ from sample_batches import make_batch, tiny_config
 
 from flava_ds import cli
 from flava_ds.batch import Kind, View
+from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, load_codebook
 from flava_ds.config import Config, ImageEncoderConfig, load
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.hf.import_weights import import_folder, import_vit, write_imported
-from flava_ds.models.image_codebook import ImageCodebook, huggingface_name, load_codebook
-from flava_ds.models.image_encoder import ImageEncoder
-from flava_ds.training.checkpoint import load_initial_weights
 from flava_ds.training.pretraining import build_pretraining
 
 

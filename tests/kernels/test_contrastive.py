@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from flava_kernels.cases.contrastive import features
 from flava_kernels.contrastive import definition, info_nce
-from ranks import run_ranks
+from rank_processes import run_ranks
 
 BATCH, WIDTH = 6, 5
 GRAD = 3.0

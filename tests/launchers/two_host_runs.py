@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretend_hosts import ADDRESSES, LINK, Host
 
-from flava_ds.training.checkpoint_reader import load_weights
+from flava_ds.checkpoints.reader import load_weights
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

@@ -7,10 +7,10 @@ import pytest
 from data.shard_files import encode, write_tar
 from data.test_skip_list import scene
 
-from flava_ds.data import faults
 from flava_ds.errors import DataError
 from flava_ds.prepare import check
 from flava_ds.prepare.check import NEAR_BITS, Need, check_shards, describe, near_duplicates
+from flava_ds.storage import faults
 
 SCENES = 40
 

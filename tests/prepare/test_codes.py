@@ -9,12 +9,12 @@ import pytest
 import torch
 from data.shard_files import caption, picture, write_tar
 
+from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, ImageEncoderConfig, ModelConfig, SourceConfig
 from flava_ds.data.decode import decode_image
 from flava_ds.data.sources import ShardSource
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
-from flava_ds.models.image_codebook import ImageCodebook
 from flava_ds.prepare.codes import write_codes
 
 CODEBOOK = CodebookConfig(hidden_size=8, num_groups=3, num_blocks_per_group=1, vocab_size=600, image_size=16, decoder_init_size=8)

@@ -10,13 +10,13 @@ from data.shard_files import caption, encode, pair_members, picture, write_tar
 from prepare.test_coco import image, write
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data import faults
 from flava_ds.data.loader import iterate_once
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import TOO_SHORT
 from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls
 from flava_ds.prepare.corpora import CORPORA
+from flava_ds.storage import faults
 
 GREY = np.full((20, 30, 3), 90, dtype=np.uint8)
 

@@ -5,9 +5,9 @@ import os
 import pytest
 from data.shard_files import pair_members, write_tar
 
-from flava_ds.data.index import load_index
 from flava_ds.errors import DataError
 from flava_ds.prepare.index import build_indexes
+from flava_ds.storage.index import load_index
 
 
 @pytest.fixture

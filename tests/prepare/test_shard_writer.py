@@ -5,9 +5,9 @@ import tarfile
 
 import pytest
 
-from flava_ds.data.index import scan_shard
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import DUPLICATE_KEY, SUMMARY, Counts, ShardWriter
+from flava_ds.storage.index import scan_shard
 
 
 def fill(writer: ShardWriter, entries: int, stop: int | None = None) -> ShardWriter:

@@ -10,11 +10,11 @@ from data.test_skip_list import scene
 from test_cli import status_of
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data.faults import SampleFault
 from flava_ds.data.skip_list import load_skip_list
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.skip_list import BITS, write_skip_list
+from flava_ds.storage.faults import SampleFault
 
 NAMES = {number: f"COCO_val2014_{number:012d}.jpg" for number in (391895, 60623, 483108)}
 

@@ -2,8 +2,8 @@
 
 from sample_runs import tiny_config
 
-from flava_ds.evaluation.run_log import RunLog
 from flava_ds.report import tables
+from flava_ds.watching.run_log import RunLog
 
 METRICS = {
     "zero_shot/fluent-emoji-flat/top5_accuracy": 0.3,

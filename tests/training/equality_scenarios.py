@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from toy import full_weights, partition_everything
 
 from flava_ds.batch import Batch
+from flava_ds.checkpoints import checkpoint
 from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
-from flava_ds.training import checkpoint
-from flava_ds.training.distributed import World, barrier, start
+from flava_ds.ranks.distributed import World, barrier, start
 from flava_ds.training.engine import Engine
-from flava_ds.training.metrics import Metrics
 from flava_ds.training.pretraining import CONTRASTIVE, PretrainingModel, StepOutput, build_pretraining
 from flava_ds.training.schedules import learning_rate
 from flava_ds.training.trainer import Trainer
+from flava_ds.watching.metrics import Metrics
 
 OBSERVED = frozenset({3, 4, 6, 10, 11, 12, 13, 19})
 """Steps whose gradients are compared tensor by tensor: all conditions and kinds, and pairs after steps that left parameters idle."""

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from real_runs import Job, curve, real_config, steps_of
 
+from flava_ds.checkpoints.files import latest, place_of
 from flava_ds.config import CheckpointConfig, Config, EngineConfig
-from flava_ds.training.checkpoint_files import latest, place_of
 
 TIMEOUT_S = 6
 KILLS = 20
@@ -231,7 +231,7 @@ def _last(job: Job) -> str:
 
 def _write_slowly(rank: int) -> None:
     """Keeps a checkpoint unfinished for some time."""
-    from flava_ds.training.checkpoint_saver import Saver
+    from flava_ds.checkpoints.saver import Saver
 
     write = Saver._write
 

@@ -9,8 +9,8 @@ from test_engine import run_steps
 from toy import Toy, partition_everything, toy_batch, toy_config
 
 from flava_ds.batch import Kind
+from flava_ds.ranks.distributed import start
 from flava_ds.training import deepspeed_fixes
-from flava_ds.training.distributed import start
 from flava_ds.training.engine import Engine
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
 from flava_ds.batch import Kind
-from flava_ds.training.distributed import World, start
+from flava_ds.ranks.distributed import World, start
 from flava_ds.training.engine import Engine
 from flava_ds.training.schedules import learning_rate
 

@@ -19,6 +19,9 @@ from test_engine import batches_of
 from toy import KINDS, Toy, partition_everything, toy_config
 
 from flava_ds import config as configuration
+from flava_ds.checkpoints import checkpoint
+from flava_ds.checkpoints.files import LATEST, latest, place_of
+from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import (
     Config,
     EngineConfig,
@@ -28,13 +31,10 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.errors import UserError
-from flava_ds.training import checkpoint
-from flava_ds.training.checkpoint_files import LATEST, latest, place_of
-from flava_ds.training.checkpoint_reader import load_weights
-from flava_ds.training.distributed import start
+from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
-from flava_ds.training.metrics import Metrics
 from flava_ds.training.trainer import Trainer
+from flava_ds.watching.metrics import Metrics
 
 
 class ToyLoader:

@@ -8,10 +8,10 @@ from pathlib import Path
 from real_runs import Job, curve, real_config
 
 from flava_ds import config as configuration
+from flava_ds.checkpoints.reader import load_weights
+from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.config import UNCHANGED, Config
-from flava_ds.models.image_codebook import load_codebook
 from flava_ds.prepare.codes import write_codes
-from flava_ds.training.checkpoint_reader import load_weights
 
 
 def unchanging(config: Config, **pictures) -> Config:

@@ -12,12 +12,12 @@ from sample_batches import make_batch
 from torch import Tensor
 
 from flava_ds.batch import Kind
-from flava_ds.training import checkpoint
-from flava_ds.training.distributed import start
+from flava_ds.checkpoints import checkpoint
+from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
-from flava_ds.training.metrics import Metrics
 from flava_ds.training.pretraining import build_pretraining
 from flava_ds.training.trainer import Trainer
+from flava_ds.watching.metrics import Metrics
 
 
 class SavedTensors:

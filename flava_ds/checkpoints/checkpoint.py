@@ -1,0 +1,197 @@
+"""Beginning a run in its folder, going on from its latest checkpoint, and starting from given weights; all ranks together."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from flava_ds import config as configuration
+from flava_ds.checkpoints import files, fragments
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, read_manifest, verify
+from flava_ds.config import Config, to_dict
+from flava_ds.errors import CheckpointError
+from flava_ds.ranks import run_lock
+from flava_ds.ranks.distributed import World, log, together
+from flava_ds.training.engine import Engine
+from flava_ds.watching.environment import flat
+
+
+def prepare(config: Config, world: World) -> None:
+    """Takes the run's folder for this run alone and removes what an interrupted save left behind.
+
+    With checkpoint.resume off, the checkpoints and the log of an earlier run of this name are moved into `previous_<n>` beside them.
+
+    Raises: CheckpointError on every rank when another run is alive in it, or its files cannot be moved.
+    """
+    with together(world):
+        if world.is_main:
+            try:
+                _prepare_folders(config)
+            except OSError as error:
+                raise CheckpointError(f"{config.run_path} cannot be used ({error}); make room or make it writable, or set logging.run_directory") from error
+
+
+def _prepare_folders(config: Config) -> None:
+    """Does rank 0's part of `prepare`."""
+    place = files.place_of(config.run_path, config)
+    elsewhere = [place.local] if place.local is not None and place.local != config.run_path / files.FOLDER else []
+    for folder in (*elsewhere, config.run_path):
+        try:
+            run_lock.hold(folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or (folder / run_lock.NAME).exists():
+                raise
+            _remove_leftovers(place)  # which may be what fills the disk; without a lock, no other run is writing them
+            run_lock.hold(folder)
+    if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
+        log.info("an earlier run of this name was moved to %s", moved)
+    _remove_leftovers(place)
+
+
+def _remove_leftovers(place: Place) -> None:
+    """Removes what interrupted saves left behind, and says so."""
+    for name in files.remove_leftovers(place):
+        log.info("removed %s, left by an interrupted save", name)
+
+
+def record(config: Config, world: World) -> None:
+    """Writes the run's config.json; to be called when nothing can refuse the run any more, as an earlier run of this name owns it till then."""
+    if world.is_main:
+        configuration.save(config, config.run_path / files.CONFIG)
+
+
+class Resumed(NamedTuple):
+    """Updates done, the saved state of the data, and that of the watch over spikes."""
+
+    step: int
+    data: dict
+    spikes: dict
+
+
+def resume(engine: Engine, config: Config) -> Resumed | None:
+    """Continues from the run's latest checkpoint, or from the one before when that is damaged; None for a fresh start.
+
+    Ranks, ZeRO stage, offloading and precision may differ from those that wrote it: each rank reads the elements that it holds now.
+
+    Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest sound one was written by another model.
+    """
+    place, folder = files.place_of(config.run_path, config), None
+    with together(engine.world):
+        folder = files.latest(place)
+        earlier = [] if folder is None else [place / name for name in reversed(files.complete(place)) if name < folder.name]
+    if folder is None:
+        log.info("no checkpoint under %s: a fresh start", place)
+        return None
+    if engine.world.is_main and (name := files.named(place)) != folder.name:
+        log.error("%s %s; going on from %s", place / files.LATEST, "is missing" if name is None else f"names '{name}', which is gone", folder)
+    candidate = newest_sound(engine.world, [folder, *earlier])
+    resumed = restore(engine, candidate)
+    if engine.world.is_main and (changed := changed_settings(candidate, config)):
+        log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
+    return resumed
+
+
+def newest_sound(world: World, folders: list[Place]) -> Place:
+    """Returns the first of the checkpoints, of which there is one at least, that is not damaged.
+
+    Raises: CheckpointError on every rank when all are.
+    """
+    for folder, before in zip(folders, [*folders[1:], None], strict=True):
+        try:
+            check(world, folder)
+            break
+        except CheckpointError as error:
+            if before is None:
+                raise
+            if world.is_main:
+                log.error("%s; going on from the checkpoint before, %s", error, before)
+    return folder
+
+
+def changed_settings(folder: Place, config: Config) -> list[str]:
+    """Lists the settings that are not those with which a checkpoint was written, as "name before -> now"."""
+    before, now = (flat(json.loads(words)) for words in (folder.read(files.CONFIG), json.dumps(to_dict(config))))
+    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+
+
+def check(world: World, folder: Place) -> None:
+    """Compares a checkpoint's files with its manifest, each rank a part of them.
+
+    Raises: CheckpointError on every rank when one is missing, cut short or changed.
+    """
+    with together(world):
+        verify(folder, sorted(read_manifest(folder))[world.rank :: world.size])
+
+
+def restore(engine: Engine, folder: Place) -> Resumed:
+    """Puts the engine into the state of a checkpoint.
+
+    Raises: CheckpointError on every rank when it was written by another model.
+    """
+    world, reader = engine.world, None
+    with together(world):
+        reader = CheckpointReader(folder)
+        _check_fits(engine, reader)
+    fragments.begin_loading(engine)
+    with together(world):
+        _load(engine, reader)
+    fragments.finish_loading(engine)
+    saved, now = {"ranks": reader.state["world_size"], **reader.state["layout"]}, {"ranks": world.size, **engine.layout()}
+    changed = [f"{what} {saved.get(what)} -> {value}" for what, value in now.items() if saved.get(what) != value]
+    log.info("continuing from %s%s", reader.folder, f" with {', '.join(changed)}" if changed else "")
+    return Resumed(reader.state["step"], reader.state["data"], reader.state["spikes"])
+
+
+def _load(engine: Engine, reader: CheckpointReader) -> None:
+    """Reads this rank's elements, the counters, buffers and random states.
+
+    Raises: CheckpointError when the checkpoint lacks some of them.
+    """
+    fragments.set_update_counts(engine, reader.state["optimizer_updates"])
+    with torch.no_grad():
+        for fragment in fragments.held(engine):
+            for key, target in fragment.tensors.items():
+                target.copy_(reader.read(key, fragment.name, fragment.start, fragment.numel))
+        buffers = reader.buffers()
+        for name, buffer in engine.module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+    engine.set_counters(reader.state, reader.state["step"])
+    generators = reader.generators(engine.world.rank)
+    if "cpu" in generators:
+        torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and engine.world.device.type == "cuda":
+        torch.cuda.set_rng_state(generators["cuda"], engine.world.device)
+    reader.close()
+
+
+def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
+    """Raises CheckpointError unless the checkpoint holds this model."""
+    folder = reader.folder
+    try:
+        check_shapes(reader.shapes, engine.shapes(), str(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another --name") from error
+
+
+def load_initial_weights(module: nn.Module, path: str) -> None:
+    """Copies the tensors of `path` into the module's parameters and buffers of the same name; others stay as initialised.
+
+    Raises: CheckpointError when a shape differs, or no name fits.
+    """
+    weights, own = load_weights(path), module.state_dict()
+    known = {name: tensor for name, tensor in weights.items() if name in own}
+    if not known:
+        raise CheckpointError(
+            f"initial_weights '{path}': none of its {len(weights)} tensors is one of this model's, e.g. '{next(iter(weights), '')}' "
+            f"against '{next(iter(own))}'; convert other layouts with `flava-ds convert FROM --to flava_ds OUT` first"
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
+    check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
+    module.load_state_dict(known, strict=False)
+    log.info("%d of the model's %d tensors come from %s, %d of that file are not used", len(known), len(own), path, len(weights) - len(known))

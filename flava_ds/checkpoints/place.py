@@ -1,0 +1,143 @@
+"""Folders that checkpoints lie in: on a file system, or in any storage that fsspec reaches (s3, gs, memory, ...)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.files import LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
+from flava_ds.storage.retry import file_system
+
+
+class Place:
+    """One folder. Operations raise OSError (FileNotFoundError for what is absent), whatever the storage calls it."""
+
+    def __init__(self, where: str | Path) -> None:
+        """`where` is a path or a URL; file:// is a path.
+
+        Raises: CheckpointError when the protocol's package is not installed.
+        """
+        text = str(where)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        self.local: Path | None = None if "://" in text else Path(text)
+        self._url = text.rstrip("/")
+
+    def __str__(self) -> str:
+        return self._url
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(f"{self._url}/{name}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self._url == other._url
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self._url.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Place:
+        """The folder that holds this one."""
+        return Place(self.local.parent) if self.local is not None else Place(self._url.rsplit("/", 1)[0])
+
+    def names(self) -> list[str]:
+        """Returns the names in the folder, sorted; none when it does not exist."""
+        if self.local is not None:
+            return sorted(entry.name for entry in self.local.iterdir()) if self.local.is_dir() else []
+        with self._remote() as (fs, path):
+            fs.invalidate_cache()
+            return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)}) if fs.isdir(path) else []
+
+    def has(self, name: str) -> bool:
+        """Tells whether the folder holds a file of this name."""
+        if self.local is not None:
+            return (self.local / name).is_file()
+        with self._remote() as (fs, path):
+            fs.invalidate_cache()
+            return bool(fs.isfile(f"{path}/{name}"))
+
+    def read(self, name: str) -> bytes:
+        """Returns a small file."""
+        if self.local is not None:
+            return (self.local / name).read_bytes()
+        with self._remote() as (fs, path):
+            return fs.cat_file(f"{path}/{name}")
+
+    def open(self, name: str) -> Readable:
+        """Opens a file to be read at offsets. Raises: CheckpointError when it is not there."""
+        try:
+            if self.local is not None:
+                return LocalFile(self.local / name)
+            shard = RemoteShard(f"{self._url}/{name}")
+            return RemoteFile(shard, stamp_of(shard)[0])
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[Any]:
+        """Opens a file for writing and, at the end, makes sure that it is in the storage."""
+        if self.local is not None:
+            self.local.mkdir(parents=True, exist_ok=True)
+            with (self.local / name).open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        with self._remote() as (fs, path):
+            fs.makedirs(path, exist_ok=True)
+            with fs.open(f"{path}/{name}", "wb") as file:
+                yield file
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a small file; on a file system it appears whole or not at all."""
+        data = text.encode()
+        if self.local is None:
+            with self._remote() as (fs, path):
+                fs.makedirs(path, exist_ok=True)
+                fs.pipe_file(f"{path}/{name}", data)
+            return
+        temporary = f"{name}.tmp-{os.getpid()}"
+        with self.create(temporary) as file:
+            file.write(data)
+        os.replace(self.local / temporary, self.local / name)
+        sync_folder(self.local)
+
+    def remove(self, name: str) -> None:
+        """Deletes a file or folder in it."""
+        if self.local is not None:
+            path = self.local / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return
+        with self._remote() as (fs, path):
+            fs.rm(f"{path}/{name}", recursive=True)
+
+    @contextmanager
+    def _remote(self) -> Iterator[tuple[Any, str]]:
+        """Yields fsspec's file system and the path in it; every protocol has errors of its own, all become OSError."""
+        try:
+            yield file_system(self._url)
+        except OSError:
+            raise
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        except Exception as error:
+            raise OSError(f"'{self._url}': {type(error).__name__}: {error}") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until a folder's entries are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,280 @@
+"""Reads a checkpoint by parameter and element, whichever ranks wrote it and however they had split it. Needs no device and unpickles nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flava_ds import config as configuration
+from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, STATE, complete, latest, place_of
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.tensor_files import CHUNK_BYTES, TensorFile
+from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.files import Readable
+
+WEIGHTS = "model.safetensors"
+"""The name of a file of whole weights, in folders that are no checkpoints."""
+MOST_OPEN_FILES = 64
+STATE_KEYS = ("step", "world_size", "layout", "updates_skipped", "optimizer_updates", "parameters", "buffers", "loss_scaler", "metric", "data", "spikes")
+
+
+def weights_name(rank: int) -> str:
+    """Returns the name of a rank's file of weights."""
+    return f"weights_{rank:05d}.safetensors"
+
+
+def optimizer_name(rank: int) -> str:
+    """Returns the name of a rank's file of moments and random states."""
+    return f"optimizer_{rank:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Elements `start` .. `start` + `numel` of a tensor, as one file holds them."""
+
+    start: int
+    numel: int
+    file: TensorFile
+
+
+class CheckpointReader:
+    """One published checkpoint. `state` is its state.json, `shapes` the shape of every parameter."""
+
+    def __init__(self, folder: Place) -> None:
+        """Raises: CheckpointError when its state cannot be read."""
+        self.folder, self.state = folder, read_state(folder)
+        self.shapes: dict[str, tuple[int, ...]] = self.state["parameters"]
+        self._files: dict[str, TensorFile] = {}
+        self._parts: dict[str, list[_Part]] = {}
+        self._listed: set[Any] = set()
+        self._open: list[TensorFile] = []
+
+    def read(self, key: str, name: str, start: int, numel: int) -> Tensor:
+        """Returns elements of a parameter's 'weight' or of one of its moments, flat, in fp32.
+
+        Raises: CheckpointError when the checkpoint lacks some of them.
+        """
+        values, missing = torch.empty(numel, dtype=torch.float32), numel
+        for part in self._parts_of(key, name):
+            begin, end = max(start, part.start), min(start + numel, part.start + part.numel)
+            if begin < end:
+                values[begin - start : end - start] = self._opened(part.file).read(tensor_name(key, name), begin - part.start, end - begin)
+                missing -= end - begin
+        if missing:
+            raise CheckpointError(f"{self.folder}: {missing} of {numel} elements of '{name}' ({key}) are in none of its files; use another checkpoint")
+        return values
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns every parameter and persistent buffer, whole; parameters in fp32."""
+        whole = {name: self.read("weight", name, 0, math.prod(shape)).reshape(shape) for name, shape in self.shapes.items()}
+        return whole | self.buffers()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Returns the persistent buffers by name."""
+        return {name: self._file(weights_name(0)).read(f"buffer/{name}") for name in self.state["buffers"]}
+
+    def generators(self, rank: int) -> dict[str, Tensor]:
+        """Returns a rank's random states by device type; none when the checkpoint was written by fewer ranks."""
+        if rank >= self.state["world_size"]:
+            return {}
+        file = self._file(optimizer_name(rank))
+        return {name.removeprefix("generator/"): file.read(name) for name in file.entries if name.startswith("generator/")}
+
+    def close(self) -> None:
+        """Closes its files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear(), self._parts.clear(), self._listed.clear(), self._open.clear()
+
+    def _parts_of(self, key: str, name: str) -> list[_Part]:
+        """Returns where the elements of a tensor lie; the headers of all files of its kind are read on first use."""
+        file_name = weights_name if key == "weight" else optimizer_name
+        if file_name not in self._listed:
+            self._listed.add(file_name)
+            for rank in range(self.state["world_size"]):
+                self._list(self._file(file_name(rank)))
+        return self._parts.get(tensor_name(key, name), [])
+
+    def _list(self, file: TensorFile) -> None:
+        """Takes in what a file holds."""
+        try:
+            starts = json.loads(file.metadata["starts"])
+            parts = {tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()}
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{file.where} does not say what it holds ({type(error).__name__}: {error}); use another checkpoint") from error
+        for tensor, part in parts.items():
+            self._parts.setdefault(tensor, []).append(part)
+
+    def _file(self, name: str) -> TensorFile:
+        """Reads a file's header once."""
+        if name not in self._files:
+            self._files[name] = TensorFile(lambda: self.folder.open(name), f"{self.folder / name}")
+        return self._opened(self._files[name])
+
+    def _opened(self, file: TensorFile) -> TensorFile:
+        """Notes a file that is being read and closes the one that has not been for longest, as there may be more than a process can open."""
+        if file in self._open:
+            self._open.remove(file)
+        self._open.append(file)
+        if len(self._open) > MOST_OPEN_FILES:
+            self._open.pop(0).close()
+        return file
+
+
+def tensor_name(key: str, name: str) -> str:
+    """Returns the name, in a rank's file, of its part of a parameter's 'weight' or of one of its moments."""
+    return f"{key}/{name}"
+
+
+def read_state(folder: Place) -> dict[str, Any]:
+    """Returns a checkpoint's state.json.
+
+    Raises: CheckpointError when it is missing or lacks a key.
+    """
+    try:
+        state = json.loads(folder.read(STATE))
+        shapes = {name: tuple(map(int, shape)) for name, shape in state["parameters"].items()}
+        return {key: state[key] for key in STATE_KEYS} | {"world_size": int(state["world_size"]), "parameters": shapes}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / STATE} cannot be used ({type(error).__name__}: {error}); use another checkpoint") from error
+
+
+def good_checkpoints(place: Place) -> Iterator[Place]:
+    """Yields the checkpoints that were written while nothing was wrong, the newest first: no spike had begun and the last update had not been skipped.
+
+    Those after the one that `latest` names are not this run's: somebody has gone back behind them.
+    """
+    current = latest(place)
+    names = [name for name in complete(place) if current is not None and name <= current.name]
+    return (place / name for name in reversed(names) if _is_good(place / name))
+
+
+def _is_good(folder: Place) -> bool:
+    """Tells whether nothing was wrong when a checkpoint was written."""
+    try:
+        state = read_state(folder)
+        return bool(state["spikes"]["calm"]) and not state["updates_skipped"]["skipped_in_a_row"]
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def read_manifest(folder: Place) -> dict[str, dict]:
+    """Returns file -> {size, sha256}.
+
+    Raises: CheckpointError when there is no readable manifest, or it names a file outside the folder.
+    """
+    try:
+        manifest = json.loads(folder.read(MANIFEST))
+        outside = [file for file in manifest if PurePosixPath(file).name != file]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint") from error
+    if outside:
+        raise CheckpointError(f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it")
+    return manifest
+
+
+def verify(folder: Place, files: list[str] | None = None) -> None:
+    """Compares `files` (all by default) with the manifest.
+
+    Raises: CheckpointError naming the first file that is missing, cut short or changed.
+    """
+    manifest = read_manifest(folder)
+    for name in manifest if files is None else files:
+        path = folder / name
+        if name not in manifest or not folder.has(name):
+            raise CheckpointError(f"{path} is missing; use another checkpoint (write its name into {folder.parent / 'latest'})")
+        file, expected = folder.open(name), manifest[name]
+        try:
+            if file.size != expected["size"]:
+                raise CheckpointError(f"{path} is damaged: {file.size} bytes instead of {expected['size']}; use another checkpoint than {folder.name}")
+            if sha256_of(file) != expected["sha256"]:
+                raise CheckpointError(f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than {folder.name}")
+        finally:
+            file.close()
+
+
+def sha256_of(file: Readable) -> str:
+    """Hashes a whole file. Raises: CheckpointError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        for offset in range(0, file.size, CHUNK_BYTES):
+            digest.update(file.pread(min(CHUNK_BYTES, file.size - offset), offset))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return digest.hexdigest()
+
+
+def locate(path: str | Path | Place) -> Place | Path:
+    """Returns the checkpoint of a checkpoint folder, a run, or a folder of checkpoints, or else the safetensors file of a path or folder.
+
+    Raises: CheckpointError when there is none.
+    """
+    place = Place(path)
+    if place.local is not None and place.local.is_file():
+        return place.local
+    if place.has(MANIFEST):
+        return place
+    run = place.local if place.local is not None and (place.local / CONFIG).is_file() else None
+    elsewhere = [place_of(run, configuration.load(run / CONFIG))] if run is not None and not place.has(WEIGHTS) else []
+    for folder in (place / FOLDER, place, *elsewhere):
+        if (found := latest(folder)) is not None:
+            return found
+    if place.local is not None and (place.local / WEIGHTS).is_file():
+        return place.local / WEIGHTS
+    raise CheckpointError(
+        f"{path} holds neither a checkpoint nor {WEIGHTS}; give a checkpoint (checkpoints/step_...), a run directory with one, or a .safetensors file"
+    )
+
+
+def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
+    """Reads weights by parameter name from a checkpoint, a run, a folder with model.safetensors, or a safetensors file; a checkpoint's in fp32.
+
+    Raises: CheckpointError when there is none, or it is damaged.
+    """
+    found = locate(path)
+    if isinstance(found, Place):
+        reader = CheckpointReader(found)
+        verify(found, [STATE, *(weights_name(rank) for rank in range(reader.state["world_size"]))])
+        try:
+            return reader.weights()
+        finally:
+            reader.close()
+    try:
+        with safe_open(found, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{found} is no readable safetensors file ({error})") from error
+
+
+def write_weights(source: str | Path | Place, out: Path) -> None:
+    """Writes the weights of a checkpoint or run into one safetensors file, which appears whole or not at all.
+
+    Raises: CheckpointError when the checkpoint is damaged or the file cannot be written.
+    """
+    weights = load_weights(source)
+    temporary = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata={"format": "pt"})
+        temporary.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out} cannot be written ({error}); make room, or name another file") from error
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raises CheckpointError naming the first parameter of the model that `found` lacks or has in another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{where} has no tensor '{name}', which this configuration's model has; it was written with another configuration")
+        if found[name] != shape:
+            raise CheckpointError(f"{where}: '{name}' is {list(found[name])}, but this configuration's model has {list(shape)}")

@@ -1,0 +1,261 @@
+"""Writes checkpoints while training goes on: a copy to host memory at the end of a step, then a thread writes it.
+
+Every rank writes its own fragments. How far each has come travels with the numbers that all ranks exchange at every step anyway, so no thread
+ever takes part in a collective; when all have written, rank 0 publishes. Until then the run's `latest` is the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.checkpoints import files, fragments
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import good_checkpoints, optimizer_name, tensor_name, weights_name
+from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
+from flava_ds.config import Config, to_dict
+from flava_ds.errors import CheckpointError
+from flava_ds.ranks import run_lock
+from flava_ds.ranks.distributed import gather_numbers, log, raise_together
+from flava_ds.training.engine import Engine
+
+POLL_S = 0.02
+"""Between looks at a writer that is waited for."""
+WAIT_WORTH_WORDS_S = 0.5
+"""A save that waited less for the one before says nothing of it."""
+
+
+class Status(IntEnum):
+    """How far a rank's part of a save has come."""
+
+    IDLE = 0
+    WORKING = 1
+    WRITTEN = 2
+    PUBLISHED = 3
+    FAILED = 4
+
+
+class Saver:
+    """Saves one checkpoint at a time. All ranks call its methods together; `published` is the step of the last one that is complete."""
+
+    def __init__(self, engine: Engine, config: Config, first_step: int = 0) -> None:
+        self.engine, self.config, self.world = engine, config, engine.world
+        self.place = files.place_of(config.run_path, config)
+        self.published = first_step
+        self._task: _Task | None = None
+        self._step, self._begun, self._stall_s = 0, 0.0, 0.0
+        self._host = HostCopy(engine.world.device.type == "cuda")
+
+    @property
+    def status(self) -> Status:
+        """What this rank tells the others."""
+        return Status.IDLE if self._task is None else self._task.status
+
+    def save(self, step: int, data_state: dict[str, Any], metric: dict[str, Any] | None = None, spikes: dict[str, Any] | None = None) -> Place:
+        """Copies the state after `step` updates and begins to write it; returns where the checkpoint will be. Waits for the save before, if it is
+        still being written, and without checkpoint.asynchronous for this one.
+
+        Raises: CheckpointError on every rank when one cannot write, or does not see the others' files.
+        """
+        self._begun = time.perf_counter()
+        if self._task is not None:
+            unfinished = self._step
+            self.finish()
+            waited = time.perf_counter() - self._begun
+            if self.world.is_main and waited >= WAIT_WORTH_WORDS_S:
+                log.warning("step %d waited %.1f s for the checkpoint of step %d to be written; save less often than that takes", step, waited, unfinished)
+        self._step = step
+        staged = files.staging(self.place, step, self.world.size)
+        self._task = _Task(staged, Status.WRITTEN)
+        try:
+            contents = self._contents(step, {"data": data_state, "metric": metric, "spikes": spikes})
+            self._task.begin(lambda: self._write(staged, contents))
+        except RuntimeError as problem:  # the host's memory is full: this rank tells the others at the next step
+            self._task.fail(problem)
+        self._stall_s = time.perf_counter() - self._begun
+        if not self.config.checkpoint.asynchronous:
+            self.finish()
+        return self.place / files.name_of(step)
+
+    def observe(self, statuses: list[int]) -> None:
+        """Acts on what all ranks have just told each other.
+
+        Raises: CheckpointError on every rank when one of them failed.
+        """
+        if Status.FAILED in statuses:
+            task, self._task = self._task, None
+            task.join()
+            try:
+                raise_together(self.world, task.error)
+            finally:
+                self._clear_away()
+        elif statuses[0] == Status.PUBLISHED:
+            self._task, self.published = None, self._step
+        elif self.world.is_main and all(status == Status.WRITTEN for status in statuses):
+            self._task = _Task(self.place / files.name_of(self._step), Status.PUBLISHED)
+            self._task.begin(self._publish)
+
+    def finish(self) -> None:
+        """Waits until what is being saved is published.
+
+        Raises: CheckpointError on every rank when one of them failed.
+        """
+        while self._task is not None:
+            self.observe([status for (status,) in gather_numbers(self.world, [self.status])])
+            if self.status == Status.WORKING:
+                self._task.join(POLL_S)
+            elif self._task is not None:
+                time.sleep(POLL_S / 4)
+
+    def _clear_away(self) -> None:
+        """Removes what a save that failed has written, so that it does not fill the disk till the next start."""
+        if self.world.is_main and not run_lock.lost(self.config.run_path):
+            with suppress(OSError):
+                files.remove_leftovers(self.place)
+
+    def _contents(self, step: int, told: dict[str, Any]) -> dict[str, Any]:
+        """Collects this rank's files: name -> text, or (tensors, first elements). Tensors are copies when training goes on meanwhile."""
+        rank = self.world.rank
+        weights, moments, starts = {}, {}, {"weights": {}, "moments": {}}
+        for fragment in fragments.owned(self.engine):
+            for key, tensor in fragment.tensors.items():
+                name = tensor_name(key, fragment.name)
+                kind = "weights" if key == "weight" else "moments"
+                starts[kind][name] = fragment.start
+                (weights if kind == "weights" else moments)[name] = tensor
+        buffers = _persistent_buffers(self.engine) if self.world.is_main else {}
+        weights |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
+        moments |= {f"generator/{name}": state for name, state in generator_states(self.world.device).items()}
+        if self.config.checkpoint.asynchronous:
+            weights, moments = self._host.take("weights", weights), self._host.take("moments", moments)
+        contents = {weights_name(rank): (weights, starts["weights"]), optimizer_name(rank): (moments, starts["moments"])}
+        if self.world.is_main:
+            state = {
+                **{"step": step, "world_size": self.world.size, "layout": self.engine.layout(), **self.engine.counters()},
+                "optimizer_updates": fragments.update_counts(self.engine),
+                **{"parameters": self.engine.shapes(), "buffers": list(buffers), **told},
+            }
+            contents |= {files.STATE: json.dumps(state, indent=1) + "\n", files.CONFIG: json.dumps(to_dict(self.config), indent=2) + "\n"}
+        return contents
+
+    def _write(self, staged: Place, contents: Mapping[str, Any]) -> None:
+        """Writes this rank's files, and last a receipt with their checksums; runs in a thread."""
+        described = {}
+        if self.world.is_main and staged.has(files.MANIFEST):
+            staged.remove(files.MANIFEST)  # an abandoned checkpoint of this step in object storage, which is written over
+        for name, content in contents.items():
+            with staged.create(name) as file:
+                writer = HashingWriter(file)
+                if isinstance(content, str):
+                    writer.write(content.encode())
+                else:
+                    tensors, starts = content
+                    write_tensors(writer, tensors, {"format": "flava_ds", "starts": json.dumps(starts)})
+            described[name] = writer.described()
+        staged.write(_receipt_name(self.world.rank), json.dumps(described))
+
+    def _publish(self) -> None:
+        """Collects the receipts of all ranks and completes the checkpoint; runs in a thread of rank 0."""
+        staged, described = files.staging(self.place, self._step, self.world.size), {}
+        if run_lock.lost(self.config.run_path):
+            raise CheckpointError(f"{self.config.run_path} was taken over by another run while this one did not answer; this one ends")
+        for rank in range(self.world.size):
+            try:
+                described |= json.loads(staged.read(_receipt_name(rank)))
+            except FileNotFoundError as error:
+                where = "checkpoint.directory" if self.config.checkpoint.directory else "logging.run_directory"
+                raise CheckpointError(f"{staged}: rank 0 does not see what rank {rank} wrote; {where} must be on a file system that all share") from error
+            staged.remove(_receipt_name(rank))
+        final = files.publish(self.place, staged, self._step, described)
+        good = next(good_checkpoints(self.place), None) if self.config.training.max_rollbacks else None
+        gone = files.prune(self.place, self.config.checkpoint, good.name if good else None)
+        gib = sum(entry["size"] for entry in described.values()) / 2**30
+        took = time.perf_counter() - self._begun
+        stood = self._stall_s if self.config.checkpoint.asynchronous else took
+        log.info("saved %s: training stood for %.2f s, %.2f GiB were written within %.1f s%s", final, stood, gib, took, _deleted(gone))
+
+
+class _Task:
+    """Something that a thread does: `status` is WORKING, then `done`, or FAILED with an `error` that names the place `where`."""
+
+    def __init__(self, where: Place, done: Status) -> None:
+        self.where, self._done = where, done
+        self.status, self.error = Status.WORKING, None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, function: Callable[[], None]) -> None:
+        """Starts the thread; it dies with the process."""
+        self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def fail(self, problem: Exception) -> None:
+        """Notes why it did not work; a full disk is an OSError of many kinds."""
+        said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
+        known = isinstance(problem, CheckpointError)
+        self.error = (
+            problem if known else CheckpointError(f"{self.where} cannot be written ({said}); make room or mend the disk, then start the same command again")
+        )
+        self.status = Status.FAILED
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Waits for the thread."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+            self.status = self._done
+        except Exception as problem:  # whatever it is, the ranks have to hear of it
+            self.fail(problem)
+
+
+class HostCopy:
+    """Copies of tensors in host memory that the next copy uses again: new memory costs more than the copy. `pinned` for those of a GPU."""
+
+    def __init__(self, pinned: bool) -> None:
+        self._pinned, self._kept = pinned, {}
+
+    def take(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies all of a group and waits for the device; what was taken of the group before is overwritten."""
+        kept = self._kept.get(group, {})
+        copies = {}
+        for name, tensor in tensors.items():
+            copy = kept.get(name)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned)
+            copies[name] = copy.copy_(tensor, non_blocking=True)
+        if self._pinned:
+            torch.cuda.synchronize()
+        self._kept[group] = copies
+        return copies
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Returns this rank's random states; everything drawn per sample or step is a function of the step and needs none."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _persistent_buffers(engine: Engine) -> dict[str, Tensor]:
+    """Returns the buffers that belong to the model's state dict."""
+    persistent = engine.module.state_dict().keys()
+    return {name: buffer for name, buffer in engine.module.named_buffers() if name in persistent}
+
+
+def _receipt_name(rank: int) -> str:
+    return f"written_{rank:05d}.json"
+
+
+def _deleted(names: list[str]) -> str:
+    return f"; deleted {', '.join(names)}" if names else ""

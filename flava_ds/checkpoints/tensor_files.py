@@ -1,0 +1,156 @@
+"""safetensors files as streams: written tensor by tensor with their checksum, and read by ranges, on a disk or in object storage alike.
+
+The library's own functions want a whole local file; a checkpoint's shards are written in the background and read in slices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.files import Readable
+
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
+}
+"""safetensors' names."""
+CHUNK_BYTES = 16 * 2**20
+"""What is hashed and written, or read, at once."""
+MOST_HEADER_BYTES = 100_000_000
+"""The limit of the format's own library."""
+
+
+class Writable(Protocol):
+    """What a stream is written to."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+class HashingWriter:
+    """Passes bytes on and keeps their number and SHA-256."""
+
+    def __init__(self, file: Writable) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Writes and hashes; for long pieces both leave the interpreter to other threads."""
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def described(self) -> dict[str, int | str]:
+        """Returns what a manifest keeps of a file: {size in bytes, sha256}."""
+        return {"size": self.size, "sha256": self._digest.hexdigest()}
+
+
+def write_tensors(file: Writable, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file. A tensor on a device is copied when its turn comes, so that the host never holds all of them.
+
+    Wider types come first, which keeps every tensor aligned.
+    """
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in names:
+        size = tensors[name].numel() * tensors[name].element_size()
+        header[name] = {"dtype": _name_of(tensors[name].dtype), "shape": list(tensors[name].shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        data = memoryview(tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+        for start in range(0, len(data), CHUNK_BYTES):
+            file.write(data[start : start + CHUNK_BYTES])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its bytes are `begin` .. `end` of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class TensorFile:
+    """The header of a safetensors file, and its tensors on request. After `close` the header stays, and reading opens the file again."""
+
+    def __init__(self, opener: Callable[[], Readable], where: str) -> None:
+        """`where` names the file in errors.
+
+        Raises: CheckpointError when it is no safetensors file.
+        """
+        self._opener, self.where = opener, where
+        self._file: Readable | None = opener()
+        file = self._file
+        try:
+            length = int.from_bytes(self._pread(8, 0), "little")
+            if not 2 <= length <= min(MOST_HEADER_BYTES, file.size - 8):
+                raise ValueError("its header is cut short")
+            header = json.loads(self._pread(length, 8))
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self.entries = {name: _entry(value, 8 + length, file.size) for name, value in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where} is no readable safetensors file ({error})") from error
+
+    def read(self, name: str, start: int = 0, numel: int | None = None) -> Tensor:
+        """Returns elements `start` .. `start` + `numel` of the flattened tensor, or all of it in its shape.
+
+        Raises: CheckpointError when the tensor has fewer, or the file cannot be read.
+        """
+        entry = self.entries[name]
+        whole, width = math.prod(entry.shape), entry.dtype.itemsize
+        count = whole if numel is None else numel
+        if not 0 <= start <= start + count <= whole:
+            raise CheckpointError(f"{self.where}: elements {start} .. {start + count} of '{name}', which has {whole}, were asked for")
+        values = torch.empty(count, dtype=entry.dtype)
+        target = memoryview(values.view(torch.uint8).numpy()) if count else memoryview(bytearray())
+        for place in range(0, len(target), CHUNK_BYTES):
+            size = min(CHUNK_BYTES, len(target) - place)
+            data = self._pread(size, entry.begin + start * width + place)
+            if len(data) != size:
+                raise CheckpointError(f"{self.where} ends within '{name}'; it was cut short, use another checkpoint")
+            target[place : place + size] = data
+        return values.reshape(entry.shape) if numel is None else values
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        if self._file is None:
+            self._file = self._opener()
+        try:
+            return self._file.pread(size, offset)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+
+
+def _entry(value: dict, data_begin: int, file_size: int) -> Entry:
+    """Reads one tensor's line of a header. Raises: ValueError, KeyError or TypeError when it does not fit the file."""
+    shape, (begin, end) = tuple(value["shape"]), value["data_offsets"]
+    if value["dtype"] not in DTYPES:
+        raise ValueError(f"its type {value['dtype']} is not known")
+    dtype = DTYPES[value["dtype"]]
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor's size does not agree with its shape")
+    if data_begin + end > file_size:
+        raise ValueError(f"it has {file_size} bytes, and its tensors need {data_begin + end}")
+    return Entry(dtype, shape, data_begin + begin, data_begin + end)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known == dtype)

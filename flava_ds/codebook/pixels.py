@@ -1,0 +1,101 @@
+"""The pictures that the image codebook learns from: decoded, augmented, dealt by step, some held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data.order import Order, sample_seed
+from flava_ds.data.reader import SkipLog
+from flava_ds.data.sources import ShardSource
+from flava_ds.data.transforms import ImageTransform, center_pixels
+from flava_ds.errors import ConfigError, DataError
+from flava_ds.storage.faults import SampleFault
+
+_CACHE_BYTES = 2**29
+"""Decoded pictures kept in memory; a larger source is decoded anew each time."""
+MIN_PICTURES = 20
+_SPLIT, _DEAL = 0, 1
+"""Keys of the two permutations: what is held out, and the order of the rest."""
+
+
+class PixelStream:
+    """Deals the pictures of one or several sources, augmented by each source's transform, at the codebook's size.
+
+    Batches are a pure function of the step; an epoch deals every picture that is not held out once.
+    """
+
+    def __init__(self, config: Config, sources: Sequence[SourceConfig], held_out: int) -> None:
+        """Indexes the shards and holds `held_out` pictures out, at most a tenth.
+
+        Raises: ConfigError on a text source; DataError when the sources have too few pictures.
+        """
+        names = ", ".join(f"'{source.name}'" for source in sources)
+        for source in sources:
+            if source.kind == "text":
+                raise ConfigError(f"source '{source.name}' is of kind 'text'; an image codebook needs image or pair sources")
+        self._sources = [ShardSource(config, dataclasses.replace(source, kind="image", image_codes_key=None), number) for number, source in enumerate(sources)]
+        self._skips = [SkipLog(source) for source in self._sources]
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        self._transforms = [ImageTransform(source.transform, (config.codebook.image_size,)) for source in sources]
+        self._seed, self._size = config.seed, config.codebook.image_size
+        self._cache: dict[int, Tensor] = {}
+        self._room = _CACHE_BYTES
+        total = int(self._starts[-1])
+        if total < MIN_PICTURES:
+            raise DataError(f"sources {names or '(none)'}: {total} pictures are too few for a codebook; at least {MIN_PICTURES} are needed")
+        order = Order(seed=config.seed, source=_SPLIT, size=total).at(0, np.arange(total))
+        held_out = min(held_out, total // 10)
+        self._held_out, self._train = order[:held_out], order[held_out:]
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """Returns the pictures of one step; one that cannot be decoded is left out: [b c H W] uint8."""
+        epochs, places = np.divmod(step * size + np.arange(size), len(self._train))
+        pictures = self._train[Order(seed=self._seed, source=_DEAL, size=len(self._train)).at(epochs, places)]
+        images, rows = self._read(pictures)
+        pictures, seeds = pictures[rows], sample_seed(self._seed, _DEAL, epochs[rows], pictures[rows])
+        source = self._source_of(pictures)
+        parts = [np.flatnonzero(source == number) for number in np.unique(source)]
+        dealt = [self._transforms[source[part[0]]]([images[row] for row in part], seeds[part])[0] for part in parts]
+        return torch.cat(dealt)
+
+    def held_out(self) -> Tensor:
+        """Returns the held-out pictures, not augmented: [b c H W] uint8."""
+        return center_pixels(self._read(self._held_out)[0], self._size)
+
+    def _source_of(self, pictures: np.ndarray) -> np.ndarray:
+        """Returns the number of the source of each picture: [b] -> [b]."""
+        return np.searchsorted(self._starts, pictures, side="right") - 1
+
+    def _read(self, pictures: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+        """Decodes pictures, leaving out unusable ones (too many of them end the run): the pictures, and where they stand in the argument."""
+        images, rows = [], []
+        for row, picture in enumerate(pictures.tolist()):
+            image = self._cache.get(picture)
+            image = self._decode(picture) if image is None else image
+            if image is not None:
+                images.append(image)
+                rows.append(row)
+        if not images:
+            raise DataError(f"none of {len(pictures)} pictures could be decoded; {self._skips[0].summary()}")
+        return images, np.array(rows)
+
+    def _decode(self, picture: int) -> Tensor | None:
+        """Decodes one picture and keeps it while there is room; None when it is unusable."""
+        number = int(self._source_of(np.array([picture]))[0])
+        index = picture - int(self._starts[number])
+        try:
+            image = self._sources[number].decode(self._sources[number].read(index), index, 0).image
+        except SampleFault as fault:
+            self._skips[number].bad(index, fault)
+            return None
+        self._skips[number].good()
+        if image.numel() <= self._room:
+            self._cache[picture] = image
+            self._room -= image.numel()
+        return image

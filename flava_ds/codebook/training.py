@@ -1,0 +1,219 @@
+"""Train the image codebook: a Gumbel-softmax discrete VAE on the pictures of one source, on one device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from flava_ds.codebook.config import DALLE, CodebookTrainingConfig, check_training, kl_weight_at, learning_rate_at, temperature_at
+from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
+from flava_ds.codebook.losses import CodebookLoss, code_usage, codebook_loss, gumbel_softmax
+from flava_ds.codebook.pixels import PixelStream
+from flava_ds.config import Config, SourceConfig, to_dict
+from flava_ds.errors import CheckpointError, DataError
+
+log = logging.getLogger(__name__)
+
+_CALIBRATION_STEPS = (3, 12)
+"""Steps before the clock starts, and steps timed, when max_seconds decides the length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookReport:
+    """How good the codebook is on held-out pictures, with hard codes. Errors are mean squares of pixel values in [0, 1].
+
+    mean_color_mse is what one constant colour would give, image_mean_mse one colour per picture.
+    """
+
+    step: int
+    total_steps: int
+    mse: float
+    perplexity: float
+    used_codes: int
+    vocab_size: int
+    mean_color_mse: float
+    image_mean_mse: float
+    samples_per_second: float
+    seconds: float
+    reconstruction: float
+    kl: float
+    temperature: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}/{self.total_steps}: mse {self.mse:.4f} (one colour {self.mean_color_mse:.4f}, one per image {self.image_mean_mse:.4f}), "
+            f"perplexity {self.perplexity:.0f}, {self.used_codes} of {self.vocab_size} codes used, kl {self.kl:.2f} nats, "
+            f"temperature {self.temperature:.3f}, {self.samples_per_second:.0f} images/s, {self.seconds:.0f} s"
+        )
+
+
+class CodebookTrainer:
+    """One codebook, its optimizer and its schedules. Everything random in a step comes from (seed, step)."""
+
+    def __init__(self, config: Config, training: CodebookTrainingConfig, device: torch.device) -> None:
+        check_training(training)
+        self.training, self.seed, self.device, self.total_steps = training, config.seed, device, training.total_steps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.codebook = ImageCodebook(config.codebook)
+            if training.embedding_std is not None:
+                torch.nn.init.normal_(self.codebook.decoder.input.weight, std=training.embedding_std)
+        self.codebook.to(device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.codebook).requires_grad_(False) if training.ema_decay else self.codebook
+        self.optimizer = torch.optim.AdamW(
+            self.codebook.parameters(), lr=training.lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay, fused=True
+        )
+
+    def step(self, step: int, pixels: Tensor) -> CodebookLoss:
+        """Makes one update from a batch of pictures: [b c H W] uint8."""
+        training, total = self.training, self.total_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(training, step, total)
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            logits = rearrange(self.codebook.logits(pixels), "b v gh gw -> b gh gw v").float()
+            relaxed = gumbel_softmax(logits, temperature_at(training, step, total), generator)
+            output = self.codebook.decoder(rearrange(relaxed, "b gh gw v -> b v gh gw"))
+        loss = codebook_loss(logits, self.codebook.prepare(pixels), output, kl_weight_at(training, step, total), training.usage_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        self.optimizer.step()
+        if training.ema_decay:
+            decay = min(training.ema_decay, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.codebook.parameters()), 1 - decay)
+        return loss
+
+    def calibrate(self, batch: Callable[[int], Tensor], max_seconds: float) -> None:
+        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps; then forgets them."""
+        state = copy.deepcopy((self.codebook.state_dict(), self.average.state_dict(), self.optimizer.state_dict()))
+        warm, timed = _CALIBRATION_STEPS
+        seconds, start = [], time.perf_counter()
+        for number in range(warm + timed):
+            before = time.perf_counter()
+            self.step(0, batch(number)).total.item()
+            seconds.append(time.perf_counter() - before)
+        left = max_seconds - (time.perf_counter() - start)
+        self.total_steps = max(1, int(left / sorted(seconds[warm:])[timed // 2]))
+        for part, saved in zip((self.codebook, self.average, self.optimizer), state, strict=True):
+            part.load_state_dict(saved)
+
+    def shorten(self, done: int, begin: float, deadline: float) -> None:
+        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`, when that is less; times are perf_counter's."""
+        now = time.perf_counter()
+        self.total_steps = min(self.total_steps, done + max(0, int((deadline - now) * done / (now - begin))))
+
+    @torch.no_grad()
+    def evaluate(self, pixels: Tensor) -> tuple[float, float, int]:
+        """Encodes and decodes pictures with hard codes: mean squared error, perplexity, used codes."""
+        error, codes = 0.0, []
+        for part in pixels.split(128):
+            part = part.to(self.device, memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+                codes.append(self.average.encode(part))
+                decoded = self.average.decode(codes[-1])
+            error += (decoded - part.float() / 255).square().sum().item()
+        perplexity, used = code_usage(torch.cat(codes), self.codebook.config.vocab_size)
+        return error / pixels.numel(), perplexity, used
+
+
+def train_codebook(
+    config: Config,
+    source: SourceConfig | Sequence[SourceConfig],
+    out: Path,
+    *,
+    training: CodebookTrainingConfig = DALLE,
+    device: torch.device | str = "cpu",
+    on_report: Callable[[CodebookReport], None] = lambda report: log.info("codebook %s", report),
+) -> CodebookReport:
+    """Trains config.codebook on the pictures of one or several sources, writes `out` (safetensors) and `out` with suffix .json, and returns the last report.
+
+    A source's transform is applied, so give those of the run that will use the codes. Ends with a warning in the log when the codebook collapsed
+    (perplexity under a tenth of the vocabulary) or is no better than one colour per image.
+
+    Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not finite; CheckpointError when
+    `out` cannot be written.
+    """
+    trainer = CodebookTrainer(config, training, torch.device(device))
+    _check_output(out)
+    sources = [source] if isinstance(source, SourceConfig) else list(source)
+    stream = PixelStream(config, sources, training.eval_samples)
+    held_out = stream.held_out()
+    start = time.perf_counter()
+    if training.max_seconds is not None:
+        trainer.calibrate(lambda step: stream.batch(step, training.batch_size), training.max_seconds)
+    done, begin = 0, time.perf_counter()
+    while done < trainer.total_steps:
+        loss = trainer.step(done, stream.batch(done, training.batch_size))
+        done += 1
+        if done % training.log_every and done != trainer.total_steps:
+            continue
+        if training.max_seconds is not None:
+            trainer.shorten(done, begin, start + training.max_seconds)
+        if not math.isfinite(loss.total.item()):
+            raise DataError(f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}")
+        now = time.perf_counter()
+        on_report(report := _report(trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start))
+    save_codebook(trainer.average, out)
+    summary = {
+        "report": dataclasses.asdict(report),
+        "codebook": to_dict(config.codebook),
+        "training": to_dict(training),
+        "sources": [to_dict(source) for source in sources],
+    }
+    out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _warn(report)
+    return report
+
+
+def _report(trainer: CodebookTrainer, held_out: Tensor, done: int, loss: CodebookLoss, speed: float, seconds: float) -> CodebookReport:
+    """Measures on the held-out pictures, against the errors of constant colours."""
+    mse, perplexity, used = trainer.evaluate(held_out)
+    values = held_out.float() / 255
+    one_colour, per_image = reduce(values, "b c h w -> 1 c 1 1", "mean"), reduce(values, "b c h w -> b c 1 1", "mean")
+    return CodebookReport(
+        step=done,
+        total_steps=trainer.total_steps,
+        mse=mse,
+        perplexity=perplexity,
+        used_codes=used,
+        vocab_size=trainer.codebook.config.vocab_size,
+        mean_color_mse=(values - one_colour).square().mean().item(),
+        image_mean_mse=(values - per_image).square().mean().item(),
+        samples_per_second=speed,
+        seconds=seconds,
+        reconstruction=loss.reconstruction.item(),
+        kl=loss.kl.item(),
+        temperature=temperature_at(trainer.training, done - 1, trainer.total_steps),
+    )
+
+
+def _warn(report: CodebookReport) -> None:
+    """Says so when the codebook is of little use."""
+    if report.perplexity < report.vocab_size / 10 or report.mse > report.image_mean_mse:
+        log.warning("the codebook is weak (%s); train longer, or raise usage_weight or kl_weight", report)
+
+
+def _check_output(out: Path) -> None:
+    """Finds out before the training, not after it, that the result has no place."""
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"{out}: give the result the name of a file that ends in .safetensors")
+    if out.is_dir():
+        raise CheckpointError(f"{out}: is a folder; give the result the name of a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error.strerror}); give another place") from error

@@ -1,0 +1,67 @@
+"""The configuration of a run: a tree of frozen dataclasses, checked as a whole, read from and written to JSON."""
+
+from flava_ds.config.data import (
+    UNCHANGED,
+    DataConfig,
+    ImageTransformConfig,
+    SourceConfig,
+    WeightChange,
+)
+from flava_ds.config.model import (
+    CodebookConfig,
+    GlobalContrastiveConfig,
+    ImageEncoderConfig,
+    ImageTextMatchingConfig,
+    MaskedImageConfig,
+    MaskedTextConfig,
+    ModelConfig,
+    MultimodalEncoderConfig,
+    ObjectivesConfig,
+    TextEncoderConfig,
+)
+from flava_ds.config.strict_json import did_you_mean, from_dict, to_dict
+from flava_ds.config.tree import (
+    CheckpointConfig,
+    Config,
+    EngineConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    check,
+    load,
+    parse,
+    save,
+)
+
+__all__ = [
+    "UNCHANGED",
+    "CheckpointConfig",
+    "CodebookConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "GlobalContrastiveConfig",
+    "ImageEncoderConfig",
+    "ImageTextMatchingConfig",
+    "ImageTransformConfig",
+    "LoggingConfig",
+    "MaskedImageConfig",
+    "MaskedTextConfig",
+    "ModelConfig",
+    "MultimodalEncoderConfig",
+    "ObjectivesConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "SourceConfig",
+    "TextEncoderConfig",
+    "TrainingConfig",
+    "WeightChange",
+    "check",
+    "did_you_mean",
+    "from_dict",
+    "load",
+    "parse",
+    "save",
+    "to_dict",
+]

@@ -1,0 +1,275 @@
+"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports the standard library only, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Literal
+
+from flava_ds.config.data import DataConfig, SourceConfig, check_data, check_read
+from flava_ds.config.model import (
+    CodebookConfig,
+    ModelConfig,
+    ObjectivesConfig,
+    check_masks,
+    check_model,
+)
+from flava_ds.config.strict_json import from_dict, to_dict
+from flava_ds.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length, batch and numerics of a run."""
+
+    total_steps: int = 214_286
+    """Optimizer updates over all sources."""
+    global_batch_size: int = 8192
+    """Samples of one optimizer step over all ranks; micro_batch_size = global_batch_size / (world size * gradient_accumulation_steps)."""
+    gradient_accumulation_steps: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    activation_checkpointing: bool = False
+    gradient_clipping: float = 0.0
+    """Largest global norm; 0 clips nothing."""
+    idle_parameters: Literal["frozen", "zeros"] = "frozen"
+    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them
+    a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
+    stop_on_nonfinite: int = 10
+    """After this many skipped updates in a row (loss or gradient norm not finite) the run goes back, or stops."""
+    spike_factor: float = 0.0
+    """A loss more than this many times the running median of its step kind is a spike; 0 looks for none. The paper says nothing of spikes."""
+    spike_steps: int = 5
+    """After this many spikes of one step kind in a row the run goes back, or stops."""
+    max_rollbacks: int = 0
+    """How often a run goes back to its last good checkpoint and jumps the data from there to where it diverged, before it stops; 0 stops at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (paper, Table A.2)."""
+
+    name: Literal["adamw", "deepspeed_fused_adam", "apex_fused_adam"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_norm_and_bias: bool = True
+    """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and mask tokens and the logit scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up, then cosine to min_lr at training.total_steps."""
+
+    warmup_steps: int = 10_000
+    min_lr: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What DeepSpeed is told beyond the recipe."""
+
+    deepspeed_config: str = "zero1"
+    """A name under ds_configs/ or the path of a DeepSpeed JSON; it must not set what the recipe owns."""
+    communication_timeout_s: int = 600
+    """Seconds before a collective that a rank never joins ends the run; the ranks that wait name it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 1000
+    """0 writes none for the sake of steps; one is written at the end in any case."""
+    every_minutes: float = 0.0
+    """Minutes since the last save, by rank 0's clock, after which one is due whatever the steps; 0 for never."""
+    asynchronous: bool = True
+    """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes per parameter of this rank's part."""
+    directory: str | None = None
+    """Where the checkpoints lie, in a folder of the run's name: a path, or a URL that fsspec reaches, e.g. s3://bucket/runs; by default the run's folder."""
+    keep_last: int = 2
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps stay; 0 for none."""
+    keep_best: int = 0
+    """How many checkpoints with the lowest best_metric stay."""
+    best_metric: str = ""
+    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the checkpoint; lower is better."""
+    resume: bool = True
+    """Continue from `latest` in the run directory when there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where numbers go, and what is watched. docs/observability.md explains every number."""
+
+    run_directory: str = "runs"
+    every_steps: int = 10
+    """0 logs the last step only."""
+    tensorboard: bool = True
+    wandb: bool = False
+    """Also log to Weights & Biases (extra `wandb`); its variables apply, WANDB_MODE=offline among them."""
+    wandb_project: str = "flava_ds"
+    prometheus: bool = True
+    """Keep the latest numbers in metrics.prom, for the textfile collector of Prometheus' node_exporter."""
+    objective_gradient_norms_every: int = 0
+    """Steps of a window, in which the first step of each kind measures each objective's gradient norm on every encoder; 0 never measures."""
+    straggler_lines: int = 3
+    """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never warns."""
+    checksum_every_steps: int = 1000
+    """Steps between comparisons of the ranks' copies of the parameters, bit by bit; 0 never compares."""
+    profile_steps: tuple[int, int] | None = None
+    """(first step, count): steps whose operators rank 0 writes to profile/ as a Chrome trace."""
+    profile_all_ranks: bool = False
+    memory_snapshot_step: int | None = None
+    """Step whose allocations every rank writes to profile/; needs a CUDA device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
+
+    name: str
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    codebook_weights: str | None = None
+    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are computed on the device.
+
+    'random' takes an untrained one: its codes mean nothing, so that is for measuring time.
+    """
+    initial_weights: str | None = None
+    """Folder or safetensors file whose tensors replace the random initialisation of those of the same name."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def run_path(self) -> Path:
+        """Folder of this run's logs, checkpoints and report."""
+        return Path(self.logging.run_directory) / self.name
+
+    @property
+    def predicts_image_codes(self) -> bool:
+        """Whether an objective predicts the codes of masked patches."""
+        return self.objectives.mim.weight > 0 or self.objectives.mmm_image.weight > 0
+
+    @property
+    def computes_image_codes(self) -> bool:
+        """Whether a source comes without the codes that an objective predicts, so that the run needs the codebook."""
+        without = any(source.kind != "text" and source.image_codes_key is None for source in self.data.sources)
+        return self.predicts_image_codes and without
+
+    def global_batch_size(self, source: SourceConfig) -> int:
+        """Samples that one optimizer step draws from `source`, over all ranks."""
+        return source.global_batch_size or self.training.global_batch_size
+
+    def micro_batch_size(self, source: SourceConfig, world_size: int) -> int:
+        """Samples of one micro-step on one rank.
+
+        Raises: ConfigError when the global batch does not divide, or is too small for the masked share.
+        """
+        parts = world_size * self.training.gradient_accumulation_steps
+        size = self.global_batch_size(source)
+        if size % parts:
+            raise ConfigError(
+                f"source '{source.name}': global_batch_size {size} does not divide by {world_size} ranks x "
+                f"{self.training.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
+            )
+        share = source.masked_share
+        if source.kind == "pair" and size // parts * share < 1:
+            raise ConfigError(
+                f"source '{source.name}': masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
+                f"use a share of at least {parts / size:g} or a larger global_batch_size"
+            )
+        return size // parts
+
+
+AT_LEAST = {
+    **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
+    **{"training.spike_steps": 1, "training.spike_factor": 0, "training.max_rollbacks": 0, "training.stop_on_nonfinite": 1},
+    **{"seed": 0, "optimizer.eps": 0, "engine.communication_timeout_s": 1, "logging.every_steps": 0, "objectives.global_contrastive.logit_scale_max": 0},
+    **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
+    **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
+    **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines", "logging.checksum_every_steps"), 0),
+    **dict.fromkeys(("data.read_retries", "data.worker_timeout_s"), 0),
+    **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
+}
+"""The smallest value of a number."""
+
+SHARES = (
+    *(f"objectives.{name}.{share}" for name in ("mlm", "mmm_text") for share in ("mask_probability", "mask_token_share", "random_token_share")),
+    "objectives.itm.mismatch_probability",
+)
+"""Numbers from 0 to 1."""
+
+
+def check(config: Config) -> Config:
+    """Returns `config` after the checks that involve several fields.
+
+    Raises: ConfigError naming the fields and the way out.
+    """
+    check_bounds(config)
+    check_model(config.model, config.codebook)
+    check_masks(config.objectives)
+    image, codebook = config.model.image, config.codebook
+    codebook_size = image.grid_size * 2 ** (codebook.num_groups - 1)
+    if config.predicts_image_codes and codebook.image_size != codebook_size:
+        raise ConfigError(
+            f"codebook.image_size {codebook.image_size} gives a {codebook.grid_size} x {codebook.grid_size} grid of codes, "
+            f"but the image encoder has {image.grid_size} x {image.grid_size} patches; use codebook.image_size {codebook_size}"
+        )
+    if config.schedule.warmup_steps > config.training.total_steps:
+        raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
+    if config.checkpoint.keep_best and not config.checkpoint.best_metric:
+        raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
+    window = config.logging.profile_steps
+    if window is not None and not (len(window) == 2 and window[0] >= 0 and window[1] >= 1):
+        raise ConfigError(f"logging.profile_steps is {window}; give the first step and how many, e.g. 20 3")
+    if Path(config.name).name in ("", ".."):
+        raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
+    check_data(config.data, config.model.text.max_position_embeddings)
+    check_read(config.data, [f.name for f in fields(ObjectivesConfig) if getattr(config.objectives, f.name).weight > 0])
+    return config
+
+
+def check_bounds(config: Config) -> None:
+    """Raises ConfigError for the first number outside of AT_LEAST or SHARES."""
+    for name, least in AT_LEAST.items():
+        if not least <= (value := attrgetter(name)(config)) < math.inf:
+            raise ConfigError(f"{name} is {value:g}; it must be {'finite' if value == math.inf else f'at least {least}'}")
+    for name in SHARES:
+        if not 0 <= (value := attrgetter(name)(config)) <= 1:
+            raise ConfigError(f"{name} is {value:g}; it must lie between 0 and 1")
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; each must be at least 0 and below 1")
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed is {config.seed}; it must be below 2**32")
+
+
+def save(config: Config, path: Path) -> None:
+    """Writes `config` as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Config:
+    """Rebuilds the configuration that `save` wrote.
+
+    Raises: ConfigError on an unknown or missing key, naming the file and the key.
+    """
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(text: bytes, where: str) -> Config:
+    """Rebuilds the configuration from the contents of the file `where`; see `load`."""
+    try:
+        return check(from_dict(Config, json.loads(text.decode("utf-8"))))
+    except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,68 @@
+"""The ViT that encodes images, clean and masked, as packed sequences [CLS_I | patches]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from flava_ds.config import ImageEncoderConfig
+from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
+
+
+class ImageEncoder(nn.Module):
+    """Encodes images; a mask token stands in for masked patches before positions are added.
+
+    Source: paper, section 3.1 and Table A.1.
+    """
+
+    def __init__(self, config: ImageEncoderConfig, *, pooler: bool = False):
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1 + config.num_patches, config.hidden_size))
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.transformer = Transformer(config)
+        self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
+        self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
+        add_frozen_pooler(self, config.hidden_size, pooler)
+
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, *, clean: bool = True, keep: Sequence[Tensor | None] | None = None
+    ) -> list[Encoded]:
+        """Encodes the clean images (if asked) and the masked ones (if a mask is given) in one packed call, in this order.
+
+        Shapes:
+            pixel_values     [b c H W]  uint8 in [0, 255], or floats already normalised
+            bool_masked_pos  [b n]      bool
+            keep             for each version the rows that will be read; see encode_versions
+            returns          one Encoded of [b*(1+n) d] for each version
+        """
+        patches = self.embed_patches(pixel_values)
+        versions = [patches] if clean else []
+        if bool_masked_pos is not None:
+            versions.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
+        stacked = torch.cat(versions)
+        hidden = torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1) + self.position_embeddings
+        length = hidden.shape[1]
+        cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
+        keep = keep or [None] * len(versions)
+        return encode_versions(self.transformer, self.final_norm, rearrange(hidden, "b s d -> (b s) d"), (cu_seqlens, length), keep, equal_lengths=True)
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """Normalises uint8 pixels and projects each patch: [b c H W] -> [b n d]."""
+        size = self.config.patch_size
+        if pixel_values.shape[-2:] != (self.config.image_size, self.config.image_size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects {self.config.image_size} x {self.config.image_size}"
+            )
+        dtype = self.patch_embedding.weight.dtype
+        if pixel_values.dtype == torch.uint8:
+            scale = (1 / (255 * self.image_std.float()))[:, None, None]
+            pixel_values = torch.addcmul(-(self.image_mean.float() / self.image_std.float())[:, None, None], pixel_values.float(), scale)
+        return self.patch_embedding(rearrange(pixel_values.to(dtype), "b c (gh p) (gw q) -> b (gh gw) (c p q)", p=size, q=size))

@@ -1,0 +1,138 @@
+"""FLAVA: three encoders, two projections into the fused space, two into the contrastive space."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flava_ds.batch import MASKED_VIEWS, Batch, Packed, SequenceLayout, View
+from flava_ds.config import ModelConfig
+from flava_ds.families.flava.image_encoder import ImageEncoder
+from flava_ds.families.flava.multimodal_encoder import MultimodalEncoder
+from flava_ds.families.flava.text_encoder import TextEncoder
+from flava_ds.layers.transformer import Encoded, at_least_fp32
+
+CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
+"""Prefixes of what only the contrastive objective uses."""
+
+
+FUSED_FROM = {View.MULTIMODAL: (View.IMAGE, View.TEXT), View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED)}
+"""The views that each fused view is made of."""
+
+
+class Flava(nn.Module):
+    """Encodes whatever views of a batch are asked for, each once.
+
+    Source: paper, section 3; docs/architecture.md lists the choices where the paper is silent.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.image, pooler=config.poolers)
+        self.text_encoder = TextEncoder(config.text, pooler=config.poolers)
+        self.multimodal_encoder = MultimodalEncoder(config.multimodal, pooler=config.poolers)
+        self.image_to_multimodal = nn.Linear(config.image.hidden_size, config.multimodal.hidden_size)
+        self.text_to_multimodal = nn.Linear(config.text.hidden_size, config.multimodal.hidden_size)
+        self.image_projection = nn.Linear(config.image.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init]))
+
+    def layout(self, batch: Batch) -> SequenceLayout:
+        """Returns the positions in the fused sequences of a pair batch."""
+        return SequenceLayout(self.config.image.num_patches, batch.cu_seqlens, batch.max_seqlen)
+
+    def encode(self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None) -> dict[View, Encoded]:
+        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call.
+
+        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block finishes only them. A view
+        that the fused encoder reads is always whole. Where only a share of the batch is masked, clean and masked views are two packed calls.
+        """
+        if batch.masked is not None:
+            whole, masked = set(views) - MASKED_VIEWS, MASKED_VIEWS.intersection(views)
+            return self.encode(dataclasses.replace(batch, masked=None), whole, reads) | self.encode(batch.masked, masked, reads)
+        wanted, keep = set(views), dict(reads or {})
+        for fused, below in FUSED_FROM.items():
+            if fused in wanted:
+                wanted |= set(below)
+                keep |= dict.fromkeys(below)
+        encoded: dict[View, Encoded] = {}
+        image_views = [view for view in (View.IMAGE, View.IMAGE_MASKED) if view in wanted]
+        if image_views:
+            mask = batch.bool_masked_pos if View.IMAGE_MASKED in wanted else None
+            outputs = self.image_encoder(batch.pixel_values, mask, clean=View.IMAGE in wanted, keep=[keep.get(view) for view in image_views])
+            encoded |= zip(image_views, outputs, strict=True)
+        text_views = [view for view in (View.TEXT, View.TEXT_MASKED) if view in wanted]
+        if text_views:
+            versions = [batch.input_ids if view is View.TEXT else batch.input_ids_masked for view in text_views]
+            outputs = self.text_encoder(versions, batch.cu_seqlens, batch.max_seqlen, keep=[keep.get(view) for view in text_views])
+            encoded |= zip(text_views, outputs, strict=True)
+        for fused, (image, text) in FUSED_FROM.items():
+            if fused in wanted:
+                encoded[fused] = self.fuse(encoded[image].packed, encoded[text].packed, self.layout(batch), keep=keep.get(fused))
+        return encoded
+
+    def fuse(self, image: Packed, text: Packed, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:
+        """Projects the encoders' states, taken before their final LayerNorm, and encodes them together."""
+        return self.multimodal_encoder(self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden), layout, keep=keep)
+
+    def first_rows(self, view: View, batch: Batch) -> Tensor:
+        """Returns the row of each sequence's CLS in a view's packed output: [b]."""
+        if view in (View.IMAGE, View.IMAGE_MASKED):
+            return torch.arange(batch.size, device=batch.pixel_values.device) * (1 + self.config.image.num_patches)
+        cu_seqlens = batch.cu_seqlens if view in (View.TEXT, View.TEXT_MASKED) else self.layout(batch).cu_seqlens
+        return cu_seqlens[:-1].long()
+
+    def image_embeddings(self, encoded: Encoded) -> Tensor:
+        """Projects each image's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
+        return F.normalize(at_least_fp32(self.image_projection(encoded.first())), dim=-1)
+
+    def text_embeddings(self, encoded: Encoded) -> Tensor:
+        """Projects each text's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
+        return F.normalize(at_least_fp32(self.text_projection(encoded.first())), dim=-1)
+
+    def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
+        """Names of the parameters that get a gradient when `view` does.
+
+        `read_directly` tells whether an objective reads the view itself, through its final LayerNorm; the fused encoder reads the
+        states below that norm.
+        """
+        if view in FUSED_FROM:
+            image, text = FUSED_FROM[view]
+            below = self.parameters_of(image, read_directly=False) | self.parameters_of(text, read_directly=False)
+            return below | self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
+        encoder = "image_encoder." if view in (View.IMAGE, View.IMAGE_MASKED) else "text_encoder."
+        unused = () if read_directly else (encoder + "final_norm.",)
+        if view is View.IMAGE:
+            unused += ("image_encoder.mask_token",)
+        return {name for name in self._trainable(encoder) if not name.startswith(unused or "\0")}
+
+    def contrastive_parameters(self) -> set[str]:
+        """Names of the parameters that only the contrastive objective uses."""
+        return self._trainable(*CONTRASTIVE_PARAMETERS)
+
+    def _trainable(self, *prefixes: str) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad and name.startswith(prefixes)}
+
+
+def initialize(module: nn.Module, initializer_range: float) -> None:
+    """Draws linear and embedding weights, CLS and mask tokens and position tables from N(0, initializer_range); zeroes biases and the padding row.
+
+    Source: both published implementations, except that those leave tokens and image positions at zero: there the first LayerNorm, with
+    its eps of 1e-12, multiplies their first gradient by a million, and Adam's second moments keep them still for hundreds of steps.
+    """
+    for name, parameter in module.named_parameters():
+        if name.endswith(("cls_token", "mask_token", "position_embeddings")):
+            nn.init.normal_(parameter, std=initializer_range)
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=initializer_range)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            with torch.no_grad():
+                part.weight[part.padding_idx].zero_()

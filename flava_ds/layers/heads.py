@@ -1,0 +1,46 @@
+"""What stands between an encoder's rows and a loss."""
+
+from __future__ import annotations
+
+from flava_kernels.linear_cross_entropy import linear_cross_entropy
+from torch import Tensor, nn
+
+from flava_ds.layers.fused import LayerNorm, LinearGELU
+from flava_ds.layers.transformer import Pooler
+
+
+class MaskedPredictionHead(nn.Module):
+    """Dense, GELU, LayerNorm and a classifier over a vocabulary, not tied to any embedding.
+
+    Source: paper, section 3.2; BERT's prediction head.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float):
+        super().__init__()
+        self.dense = LinearGELU(hidden_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """Everything below the classifier: [k d] -> [k d]."""
+        return self.norm(self.dense(hidden))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary: [k d] -> [k v]."""
+        return self.decoder(self.transform(hidden))
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy and number of right predictions over the rows: [k d], [k] -> scalars."""
+        return linear_cross_entropy(self.transform(hidden), self.decoder.weight, self.decoder.bias, labels)
+
+
+class MatchingHead(nn.Module):
+    """Pooler over CLS_M and a classifier into mismatch (0) and match (1): [b d] -> [b 2]."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.pooler = Pooler(hidden_size)
+        self.classifier = nn.Linear(hidden_size, 2)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return self.classifier(self.pooler(first))

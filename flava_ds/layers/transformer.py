@@ -1,0 +1,184 @@
+"""The pre-norm transformer that all three encoders share, over packed sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from flava_kernels.attention import varlen_attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flava_ds.batch import Packed
+from flava_ds.layers.fused import LayerNorm, LinearGELU, ResidualLayerNorm
+
+
+class TransformerShape(Protocol):
+    """What a transformer needs of an encoder's configuration."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    layer_norm_eps: float
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each packed sequence, up to its output projection, which the block applies to the rows it keeps.
+
+    Shapes:
+        hidden  [T d] -> [T d]
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+        qkv = rearrange(self.qkv(hidden), "T (three h e) -> T three h e", three=3, h=self.num_heads)
+        context = varlen_attention(qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths)
+        return rearrange(context, "T h e -> T (h e)")
+
+
+class Block(nn.Module):
+    """LayerNorm, attention, residual; LayerNorm, MLP with the erf form of GELU, residual.
+
+    What a sublayer returns is added to the stream together with the LayerNorm that follows, so a block takes and returns the stream and the
+    branch that is still to be added to it. With `rows`, everything after the attention is computed for these rows only: three quarters of a
+    block's work.
+
+    Shapes:
+        stream  [T d] -> [T d], or [k d] with rows [k]
+        branch  [T d] -> [T d], or [k d] with rows; None before the first block
+    """
+
+    def __init__(self, shape: TransformerShape):
+        super().__init__()
+        self.attention_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.attention = Attention(shape.hidden_size, shape.num_attention_heads)
+        self.mlp_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.mlp_up = LinearGELU(shape.hidden_size, shape.intermediate_size)
+        self.mlp_down = nn.Linear(shape.intermediate_size, shape.hidden_size)
+
+    def forward(
+        self, stream: Tensor, branch: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        normed, stream = self.attention_norm(branch, stream)
+        context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
+        if rows is not None:
+            stream, context = stream.index_select(0, rows), context.index_select(0, rows)
+        normed, stream = self.mlp_norm(self.attention.output(context), stream)
+        return stream, self.mlp_down(self.mlp_up(normed))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; the encoder that owns it also owns the final LayerNorm.
+
+    Shapes:
+        packed.hidden  [T d] -> [T d], or [k d] with rows [k]: then the last block finishes only these
+    """
+
+    def __init__(self, shape: TransformerShape):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
+        self.activation_checkpointing = False
+
+    def forward(self, packed: Packed, *, equal_lengths: bool = False, rows: Tensor | None = None) -> Tensor:
+        stream, branch = packed.hidden, None
+        for number, block in enumerate(self.blocks, start=1):
+            kept = rows if number == len(self.blocks) else None
+            arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept)
+            if self.activation_checkpointing and self.training:
+                stream, branch = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                stream, branch = block(*arguments)
+        return stream if branch is None else stream + branch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One view's output before the final LayerNorm, which is applied only to the rows that somebody reads.
+
+    Shapes:
+        packed.hidden  [T d]  every row; or [k d], only the rows that were asked for
+        kept_rows      [k]    these rows, in their order; None when all are there
+    """
+
+    packed: Packed
+    final_norm: LayerNorm
+    kept_rows: Tensor | None = None
+
+    def last_hidden_state(self) -> Tensor:
+        """Every row after the final LayerNorm: [T d]."""
+        if self.kept_rows is not None:
+            raise AssertionError("this view was encoded for some rows only")
+        return self.final_norm(self.packed.hidden)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """The chosen rows after the final LayerNorm: [k] -> [k d]. Of a view encoded for some rows, only those can be chosen."""
+        if self.kept_rows is not None:
+            rows = torch.searchsorted(self.kept_rows, rows)
+        return self.final_norm(self.packed.hidden.index_select(0, rows))
+
+    def first(self) -> Tensor:
+        """Each sequence's CLS after the final LayerNorm: [b d]."""
+        return self.rows(self.packed.first_rows)
+
+
+def encode_versions(
+    transformer: Transformer,
+    final_norm: LayerNorm,
+    hidden: Tensor,
+    layout: tuple[Tensor, int],
+    keep: Sequence[Tensor | None],
+    *,
+    equal_lengths: bool = False,
+) -> list[Encoded]:
+    """Encodes several versions of the same sequences, laid end to end, in one packed call.
+
+    Shapes:
+        hidden   [len(keep)*T d]
+        layout   cu_seqlens [b+1] of one version, and the longest sequence
+        keep     for each version the rows that will be read, sorted: [k] within the version; None for all
+        returns  one Encoded for each version
+    """
+    cu_seqlens, max_seqlen = layout
+    total = hidden.shape[0] // len(keep)
+    repeated = torch.cat([cu_seqlens[:1]] + [cu_seqlens[1:] + number * total for number in range(len(keep))]).to(torch.int32)
+    rows = None
+    if any(kept is not None for kept in keep):
+        everything = torch.arange(total, device=hidden.device)
+        rows = torch.cat([(everything if kept is None else kept) + number * total for number, kept in enumerate(keep)])
+    encoded = transformer(Packed(hidden, repeated, max_seqlen), equal_lengths=equal_lengths, rows=rows)
+    parts = encoded.split([total if kept is None else kept.shape[0] for kept in keep])
+    return [Encoded(Packed(part, cu_seqlens, max_seqlen), final_norm, kept) for part, kept in zip(parts, keep, strict=True)]
+
+
+class Pooler(nn.Module):
+    """Dense and tanh over the CLS. No pre-training loss reads the encoders' poolers; ITM has one of its own.
+
+    Shapes:
+        first  [b d] -> [b d]
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return self.dense(first).tanh()
+
+
+def add_frozen_pooler(module: nn.Module, hidden_size: int, wanted: bool) -> None:
+    """Gives an encoder its `pooler` (or None), without gradient: weight decay would shrink what no loss holds in place."""
+    module.pooler = Pooler(hidden_size).requires_grad_(False) if wanted else None
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Widens half precision to fp32 and leaves fp64, which reference computations use, as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,171 @@
+"""The command that starts a run: one process, or one per device through DeepSpeed's launcher. Every launcher starts flava_ds.train."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.storage.shards import list_shards
+
+MODULE = "flava_ds.train"
+SUPERVISOR = "flava_ds.ranks.supervise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A command line and the environment variables it needs beyond those that are set."""
+
+    arguments: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Spells the command as a shell would take it."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+    def replace_process(self) -> None:
+        """Becomes the command; does not return."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
+
+
+MOST_RANKS_PER_CORE = 16
+"""More ranks than cores are of use in tests alone."""
+
+
+def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False) -> Launch:
+    """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous port, None takes a free one.
+
+    DeepSpeed's launcher is kept quiet, as what it says about a rank's end would bury the rank's own line; `debug` lets it speak and the
+    ranks show tracebacks.
+
+    Raises: UserError when the machine cannot hold so many ranks, or when DeepSpeed's launcher is missing.
+    """
+    check_ranks(ranks, gpus)
+    if debug:
+        overrides = [*overrides, "--debug"]
+    if ranks == 1:
+        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+    port = free_port() if port is None else port
+    level = "info" if debug else "critical"
+    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--log_level", level, "--module", MODULE]
+    return Launch(arguments=[*launcher, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+
+
+def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False) -> Launch:
+    """Composes the command that trains `recipe` and, after a failure, starts all ranks again from the latest checkpoint, up to `restarts` times.
+
+    Raises: UserError when the machine cannot hold so many ranks.
+    """
+    check_ranks(ranks, gpus)
+    if debug:
+        overrides = [*overrides, "--debug"]
+    supervisor = [sys.executable, "-m", SUPERVISOR, "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    return Launch(arguments=[*supervisor, "--module", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+
+
+def check_ranks(ranks: int, gpus: int) -> None:
+    """Raises UserError for less than one rank, for more than the machine has GPUs, and without GPUs for so many that they would fill its memory."""
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: use at least 1")
+    cores = len(os.sched_getaffinity(0))
+    if not gpus and ranks > MOST_RANKS_PER_CORE * cores:
+        raise UserError(
+            f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use --ranks {cores}, or {MOST_RANKS_PER_CORE * cores} at most"
+        )
+    if gpus and ranks > gpus:
+        raise UserError(
+            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
+        )
+
+
+def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:
+    """Names DeepSpeed's device and divides the cores among the ranks, so that they do not fight over them; nothing where there is a GPU."""
+    if gpus:
+        return {}
+    cores = len(os.sched_getaffinity(0))
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks))), "DS_ACCELERATOR": "cpu"}
+
+
+def find_launcher() -> str:
+    """Returns the path of the `deepspeed` command, first beside this interpreter, then on PATH.
+
+    Raises: UserError when it is not installed.
+    """
+    beside = Path(sys.executable).parent / "deepspeed"
+    found = str(beside) if beside.exists() else shutil.which("deepspeed")
+    if found is None:
+        raise UserError("the `deepspeed` command is missing; install this package with `pip install -e .`, or use --ranks 1")
+    return found
+
+
+def free_port() -> int:
+    """Returns a TCP port that nothing listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def count_gpus() -> int:
+    """Returns the number of CUDA devices that this torch can use. Imports torch, starts no device."""
+    import torch
+
+    return torch.cuda.device_count() if torch.backends.cuda.is_built() else 0
+
+
+def check_batches(config: Config, ranks: int) -> None:
+    """Raises ConfigError naming the source whose batch does not divide over `ranks`."""
+    for source in config.data.sources:
+        config.micro_batch_size(source, ranks)
+
+
+def require_shards(name: str, shards: str) -> None:
+    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does not stand for shards."""
+    is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
+    if is_plain_path and not Path(shards).expanduser().exists():
+        label = f"source '{name}': " if name else ""
+        raise DataError(f"{label}no folder or .tar at '{shards}'; give the place of the shards")
+    list_shards(shards, name)
+
+
+def provide_demo_data(config: Config) -> None:
+    """Unpacks the committed data set when a source expects it at its usual place and it is not there yet."""
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.recipes.demo import DATA
+
+    if not DATA.exists() and any(DATA in Path(source.shards).parents for source in config.data.sources):
+        unpack(DATA)
+
+
+def check_inputs(config: Config) -> None:
+    """Looks for what a run will read, before anything is started.
+
+    Raises: ConfigError or DataError naming the folder or file that is missing or empty.
+    """
+    if not config.data.sources:
+        raise ConfigError("data.sources is empty: a run needs at least one source")
+    from flava_ds.data.tokenizer import vocabulary_file
+    from flava_ds.training.engine_config import read_settings
+
+    read_settings(config.engine.deepspeed_config)
+    vocabulary_file(config.data.vocabulary)
+    provide_demo_data(config)
+    for source in config.data.sources:
+        require_shards(source.name, source.shards)
+        if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
+            raise DataError(f"source '{source.name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
+    weights = config.codebook_weights
+    if weights is None and config.computes_image_codes:
+        raise ConfigError("codebook_weights is not set, but image codes are computed on the device; give --codebook-weights FILE")
+    if weights not in (None, "random") and not Path(weights).exists():
+        raise ConfigError(f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS --out {weights}`")
+    if config.initial_weights is not None and not Path(config.initial_weights).exists():
+        raise ConfigError(f"initial_weights '{config.initial_weights}': no such file or folder")

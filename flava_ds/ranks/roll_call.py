@@ -1,0 +1,170 @@
+"""Names the ranks that no longer answer when a collective fails, so that a hang or a lost machine ends as one line and not as a traceback.
+
+Every rank has a thread that waits for a question in the store of the process group. A rank whose collective ran out of time, or whose
+connection was lost, asks; whoever is alive answers within milliseconds, whatever its main thread does. Rank 0 keeps the store and may be the
+one that hangs, so no wait for an answer of the store is unlimited.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from flava_ds.ranks.distributed import ENDED, STORE_S, World, gather_objects, within
+from flava_ds.ranks.run_lock import machine, process_start
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says when another rank has ended."""
+TIMED_OUT = re.compile(r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout")
+"""What gloo and nccl say when another rank does not take part."""
+ANSWER_S = 5.0
+"""Seconds that a rank has to answer."""
+ASKED, SPENT, PRESENT = "flava_ds/roll_call", "flava_ds/roll_call/seconds", "flava_ds/roll_call/rank_{}"
+NAMED = 8
+"""Most ranks that a line names."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a rank runs; `machine` is what shares process numbers, `began` tells a process from a later one of the same number."""
+
+    host: str
+    pid: int
+    machine: str
+    began: int | None
+
+    @classmethod
+    def here(cls) -> Peer:
+        """Describes this process."""
+        return cls(socket.gethostname(), os.getpid(), machine(), process_start(os.getpid()))
+
+
+_peers: list[Peer] = []
+
+
+def begin(world: World) -> None:
+    """Learns where every rank runs, and answers roll calls from now on; all ranks call it together."""
+    _peers[:] = gather_objects(world, Peer.here())
+    if world.size > 1:
+        store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: it is busy with waiting
+        threading.Thread(target=_answer, args=(store, world.rank), name="roll call", daemon=True).start()
+
+
+def explain(error: RuntimeError) -> str | None:
+    """Returns the line that names the ranks that are missing, '' when another rank has said already why it ends, and None for other errors.
+
+    To be called on every rank whose collective failed. A rank that hangs on this machine is ended, as its launcher would wait for it.
+    """
+    words, spent = str(error), TIMED_OUT.search(str(error))
+    if not _peers or not (spent or any(lost in words for lost in LOST)):
+        return None
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that has seen a rank die ends the others, before one could be named
+    where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    milliseconds = next((int(group) for group in spent.groups() if group), 0) if spent else 0
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        if within(STORE_S, lambda: store.check([ENDED])):
+            return ""
+        positions, seconds = _ask(store, dist.get_rank(), f"{milliseconds / 1000:g}" if spent else None)
+    except (RuntimeError, TimeoutError):  # the store is gone, or does not answer
+        keeper = {0} - {dist.get_rank()}  # rank 0 keeps it
+        positions, seconds = {rank: "" for rank in range(len(_peers)) if rank not in keeper}, f"{milliseconds / 1000:g}" if spent else None
+    missing = [rank for rank in range(len(_peers)) if rank not in positions]
+    elsewhere = {rank: position for rank, position in positions.items() if position}
+    if seconds is not None:
+        _end_hung([_peers[rank] for rank in missing])
+    return _told(missing, elsewhere, seconds, where)
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Adds to an error inside where it happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(where)
+        raise
+
+
+def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], str | None]:
+    """Returns where every rank that answers is, '' for in a collective, and the seconds that any rank waited, None when all lost a connection."""
+    if seconds is not None:
+        within(STORE_S, lambda: store.set(SPENT, seconds))
+    within(STORE_S, lambda: store.set(PRESENT.format(rank), ""))
+    within(STORE_S, lambda: store.set(ASKED, "1"))
+    deadline, waiting = time.monotonic() + ANSWER_S, set(range(len(_peers)))
+    while waiting and time.monotonic() < deadline:
+        waiting = within(STORE_S, partial(_absent, store, waiting))
+        time.sleep(0.05)
+    answered = [other for other in range(len(_peers)) if other not in waiting]
+    positions = within(STORE_S, lambda: {other: store.get(PRESENT.format(other)).decode() for other in answered})
+    if within(STORE_S, lambda: store.check([SPENT])):
+        seconds = within(STORE_S, lambda: store.get(SPENT)).decode()
+    return positions, seconds
+
+
+def _absent(store: Any, ranks: set[int]) -> set[int]:
+    """Returns which of `ranks` have not answered yet."""
+    return {rank for rank in ranks if not store.check([PRESENT.format(rank)])}
+
+
+def _answer(store: Any, rank: int) -> None:
+    """Waits for the question and says where the main thread is; ends with the store."""
+    try:
+        store.wait([ASKED], timedelta(days=1000))
+        store.compare_set(PRESENT.format(rank), "", _position())
+    except RuntimeError:
+        return
+
+
+def _position() -> str:
+    """Returns file, line and function in which this package's main thread is; '' while it waits in a collective."""
+    frame, inside = sys._current_frames().get(threading.main_thread().ident), ""
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if "torch/distributed" in path.as_posix() or path.name == "roll_call.py":
+            return ""
+        if not inside and "flava_ds" in path.parts:
+            inside = f"{path.parent.name}/{path.name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return inside
+
+
+def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, where: str) -> str:
+    """Words what was found."""
+    names = ", ".join(f"rank {rank} (host {_peers[rank].host})" for rank in missing[:NAMED]) + (f" and {len(missing) - NAMED} more" * (len(missing) > NAMED))
+    again = "start the same command again to go on from the latest checkpoint"
+    if missing and seconds is None:
+        return f"{names} ended without a word{where}, perhaps killed for lack of memory: the kernel's log of that host tells; {again}"
+    if missing:
+        verb, why = ("has", "it hangs or its machine is gone") if len(missing) == 1 else ("have", "they hang or their machines are gone")
+        return f"{names} {verb} not answered for {seconds} s{where}: {why}; look there, then {again}"
+    at = "; ".join(f"rank {rank} (host {_peers[rank].host}) is at {position}" for rank, position in list(elsewhere.items())[:NAMED])
+    if seconds is None:
+        return f"the connection between two ranks was lost{where}, though all processes are alive: look at the network; {again}"
+    return (
+        f"ranks have waited for {seconds} s for others{where}, though all processes are alive{': ' * bool(at)}{at}; "
+        f"raise engine.communication_timeout_s if that may take so long, or {again}"
+    )
+
+
+def _end_hung(peers: list[Peer]) -> None:
+    """Kills the processes among `peers` that are this machine's: one that is stopped hears nothing gentler, and the launcher would wait for it."""
+    for peer in peers:
+        if peer.machine == machine() and peer.began is not None and process_start(peer.pid) == peer.began:
+            with suppress(OSError):
+                os.kill(peer.pid, signal.SIGKILL)

@@ -1,0 +1,201 @@
+"""One run per folder: a file that says who trains there, with a heartbeat for those who cannot look whether its process is alive.
+
+Two runs in one folder would delete each other's checkpoints and mix their logs. A process that is gone holds nothing: on the same machine that is
+looked up, on another one it follows from a heartbeat that stays away. Ages are differences of times that the file system itself has stamped, so
+clocks of machines need not agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from flava_ds.errors import CheckpointError
+from flava_ds.ranks.distributed import log
+
+NAME = "lock.json"
+HEARTBEAT_S = 10.0
+STALE_S = 60.0
+"""A lock of another machine that has not been renewed for so long is taken over."""
+POLL_S = 1.0
+
+
+_HELD: dict[Path, RunLock] = {}
+"""What this process holds."""
+
+
+def hold(run_path: Path) -> None:
+    """Takes a run's folder for this process, unless it has it already.
+
+    Raises: CheckpointError when another run is alive in it.
+    """
+    if run_path not in _HELD:
+        lock = RunLock(run_path)
+        lock.acquire()
+        _HELD[run_path] = lock
+
+
+def lost(run_path: Path) -> bool:
+    """Tells whether this process has held the folder and another one has it now."""
+    return run_path in _HELD and not _HELD[run_path].held()
+
+
+def release_all() -> None:
+    """Gives free what this process holds."""
+    while _HELD:
+        _HELD.popitem()[1].release()
+
+
+class RunLock:
+    """The right to train in a run's folder; held until `release`, or until this process ends."""
+
+    def __init__(self, run_path: Path) -> None:
+        self.path = run_path / NAME
+        self._said = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+        self._said |= {"machine": machine(), "process": process_start(os.getpid()), "id": uuid.uuid4().hex}
+        self._own = self.path.with_name(f"{NAME}.{self._said['id']}")
+        self._released = threading.Event()
+
+    def acquire(self) -> None:
+        """Takes the lock, from a process that is gone if need be.
+
+        Raises: CheckpointError when another run is alive in this folder.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not _create(self.path, self._said):
+            other = _read(self.path)
+            if other is None:
+                continue
+            if self._is_alive(other):
+                other = _read(self.path) or other
+                raise CheckpointError(
+                    f"{self.path.parent} is in use: process {other.get('pid')} on {other.get('host')} has trained there since {other.get('since')}; "
+                    "stop that run, or give this one another --name"
+                )
+            if self._take_over(other):
+                log.info("took over %s from process %s on %s, which is gone", self.path, other.get("pid"), other.get("host"))
+                break
+        threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+
+    def held(self) -> bool:
+        """Tells whether the lock is still this one; another run takes it from one that seems to be gone."""
+        return (_read(self.path) or {}).get("id") == self._said["id"]
+
+    def release(self) -> None:
+        """Gives the folder free."""
+        self._released.set()
+        if self.held():
+            self.path.unlink(missing_ok=True)
+
+    def _is_alive(self, other: dict[str, Any]) -> bool:
+        """Tells whether the holder is there. A lock of another machine is watched until it is renewed or stale."""
+        if other.get("machine") == self._said["machine"]:
+            started = process_start(other.get("pid"))
+            return started is not None and started == other.get("process")
+        first = None
+        while (beat := _stamp(self.path)) is not None:
+            age_s = (self._now() - beat) / 1e9
+            if first is not None and beat != first:
+                return True
+            if age_s > STALE_S:
+                return False
+            if first is None:
+                place = f"process {other.get('pid')} on {other.get('host')}"
+                log.info("%s is held by %s; waiting up to %.0f s for a sign of life", self.path, place, STALE_S - age_s)
+            first = beat
+            time.sleep(POLL_S)
+        return False
+
+    def _take_over(self, other: dict[str, Any]) -> bool:
+        """Replaces the lock of a process that is gone; of several that want to, one does. False when it has to be looked at again."""
+        turn = self.path.with_name(f"{NAME}.turn")
+        if not _create(turn, self._said):
+            stamp = _stamp(turn)
+            if stamp is not None and self._now() - stamp > STALE_S * 1e9:
+                turn.unlink(missing_ok=True)  # its owner was killed in between
+            time.sleep(POLL_S)
+            return False
+        try:
+            if _read(self.path) != other:
+                return False
+            self._own.write_text(json.dumps(self._said), encoding="utf-8")
+            os.replace(self._own, self.path)
+            return True
+        finally:
+            turn.unlink(missing_ok=True)
+
+    def _now(self) -> int:
+        """Returns the file system's own time in ns: that of a file written now."""
+        self._own.write_text("", encoding="utf-8")
+        try:
+            return self._own.stat().st_mtime_ns
+        finally:
+            self._own.unlink()
+
+    def _beat(self) -> None:
+        """Renews the lock until it is released or lost."""
+        while not self._released.wait(HEARTBEAT_S):
+            try:
+                if not self.held():
+                    log.error("%s was taken over by another run; this one saves no more", self.path)
+                    return
+                os.utime(self.path)
+            except OSError as error:
+                log.warning("%s cannot be renewed (%s)", self.path, error)
+
+
+def _create(path: Path, said: dict[str, Any]) -> bool:
+    """Creates a file unless there is one; on a full disk none is left, as an empty one would hold the folder."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(json.dumps(said))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def machine() -> str:
+    """Names what shares process numbers: this boot of this machine, and in a container its own name space."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    names = Path("/proc/self/ns/pid")
+    return f"{boot.read_text().strip()} {names.stat().st_ino}" if boot.is_file() else socket.gethostname()
+
+
+def process_start(pid: Any) -> int | None:
+    """Returns when a process of this machine was started, in ticks since boot, so that a number used again is noticed; None when there is none."""
+    try:
+        state, *numbers = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+        return int(numbers[18]) if state not in "ZX" else None  # a zombie trains no more
+    except (OSError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Returns what a lock says; None when there is none. One that cannot be read says nothing, and its age decides."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return said if isinstance(said, dict) else {}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+
+
+def _stamp(path: Path) -> int | None:
+    """Returns a file's time of modification in ns, fresh from a network file system; None when it is gone."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,129 @@
+"""From SourceConfig.shards to a sorted list of .tar files: local ones, or objects that fsspec reaches."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from flava_ds.errors import DataError
+from flava_ds.storage.files import RemoteShard, Shard, fetch
+from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_MAX_SHARDS = 10_000_000
+
+
+def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> list[Shard]:
+    """Returns the .tar files that `shards` stands for, sorted, each once: a folder, one file, a brace pattern, each local or as a URL such as
+    's3://bucket/folder' or 'https://host/{00000..00099}.tar', or a .txt that lists such entries, one a line, relative ones from its folder.
+
+    Raises: DataError naming the source and what is missing, empty or refused.
+    """
+    label = f"source '{name}': " if name else ""
+    found: set[Shard] = set()
+    for entry in _entries(shards.strip(), label, policy):
+        found.update(_expand(entry, shards, label, policy))
+    remote = sum(isinstance(shard, RemoteShard) for shard in found)
+    if 0 < remote < len(found):
+        raise DataError(f"{label}'{shards}' lists local and remote shards; make two sources of them")
+    return sorted(found)
+
+
+def expand_shards(shards: str, name: str = "") -> list[Path]:
+    """Returns what list_shards does, for what reads whole files from local folders.
+
+    Raises: DataError as list_shards, and for URLs.
+    """
+    found = list_shards(shards, name)
+    if isinstance(found[0], RemoteShard):
+        label = f"source '{name}': " if name else ""
+        raise DataError(f"{label}shards '{found[0]}' is a URL; training and `prepare index` read those, this does not: copy or mount the shards")
+    return found
+
+
+def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
+    """Yields the lines of a list, or `shards` itself."""
+    if not shards.split("?", 1)[0].endswith(".txt"):
+        yield shards
+        return
+    try:
+        if _URL.match(shards):
+            text, folder = fetch(RemoteShard(shards, policy)).decode(), RemoteShard(shards).parent + "/"
+        else:
+            text, folder = Path(shards).expanduser().read_text(encoding="utf-8"), f"{Path(shards).expanduser().parent}/"
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{label}list of shards '{shards}' cannot be read: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not lines:
+        raise DataError(f"{label}list of shards '{shards}' names none")
+    for line in lines:
+        yield line if _URL.match(line) or line.startswith(("/", "~", "pipe:")) else folder + line
+
+
+def _expand(entry: str, shards: str, label: str, policy: ReadPolicy) -> list[Shard]:
+    """Returns the shards of one folder, file or pattern."""
+    if entry.startswith("pipe:"):
+        raise DataError(f"{label}shards '{entry}' would run a shell command, which is refused; name a folder or a URL that can be read")
+    if "::" in entry:
+        raise DataError(f"{label}'{entry}' chains protocols with '::'; name the shards by one protocol, data.cache_directory keeps local copies")
+    if entry.startswith("file://"):
+        entry = entry.removeprefix("file://")
+    if _URL.match(entry):
+        return _expand_url(entry, label, policy)
+    path = Path(entry).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+        if not found:
+            raise DataError(f"{label}folder '{path}' holds no .tar file; point data.sources[].shards at a folder of shards")
+        return found
+    found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
+    for shard in found:
+        if shard.is_dir() or shard.suffix != ".tar":
+            raise DataError(f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern such as '/data/{{00000..00099}}.tar'")
+        if not shard.is_file():
+            raise DataError(f"{label}shard '{shard}' does not exist; check data.sources[].shards = '{shards}'")
+    return found
+
+
+def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
+    """Returns the shards of a URL. Whether they exist is asked when they are indexed."""
+    found = [RemoteShard(expanded, policy) for expanded in expand_braces(entry)]
+    if all(shard.name.endswith(".tar") for shard in found):
+        return found
+    tars = []
+    for folder in found:
+        fs, _ = file_system(folder.url)
+        files = call(folder.url, "ls", policy, detail=False)
+        listed = [fs.unstrip_protocol(file) for file in files if file.split("?", 1)[0].endswith(".tar")]
+        if not listed:
+            raise DataError(f"{label}'{folder}' lists no .tar file; name the folder of the shards, one .tar, a pattern or a .txt list")
+        tars += [RemoteShard(url, policy) for url in listed]
+    return tars
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expands '{000..123}' (keeping leading zeros) and '{a,b}' like a shell, in order.
+
+    Raises: DataError on a range that runs backwards or on an unreasonable number of results.
+    """
+    done, pending = [], deque([pattern])
+    while pending:
+        if len(done) + len(pending) > _MAX_SHARDS:
+            raise DataError(f"pattern '{pattern}' expands to more than {_MAX_SHARDS} shards")
+        text = pending.popleft()
+        match = _RANGE.search(text) or _LIST.search(text)
+        if match is None:
+            done.append(text)
+        elif match.re is _RANGE:
+            first, last = match.groups()
+            if int(last) < int(first) or int(last) - int(first) >= _MAX_SHARDS:
+                raise DataError(f"pattern '{pattern}': range {{{first}..{last}}} runs backwards or is too long")
+            width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+            pending += [text[: match.start()] + str(number).zfill(width) + text[match.end() :] for number in range(int(first), int(last) + 1)]
+        else:
+            pending += [text[: match.start()] + choice + text[match.end() :] for choice in match.group(1).split(",")]
+    return done

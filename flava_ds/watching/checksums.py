@@ -1,0 +1,78 @@
+"""Do all ranks still hold the same model? A checksum of the bits of every tensor that must be equal everywhere, compared over ranks.
+
+Compared are whole copies: all parameters and buffers in ZeRO 0 to 2, in ZeRO-3 buffers and those parameters that it keeps whole, and the image
+codebook. What ZeRO divides among the ranks (fp32 masters and moments, in ZeRO-3 most weights) has no second copy to compare with. ZeRO 1 and 2
+renew all copies from the owners' parts at every update, so a copy that went wrong shows only until the next one.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flava_ds.errors import DesyncError
+from flava_ds.ranks.distributed import World, gather_objects
+from flava_ds.training.engine import Engine
+
+CHUNK = 2**22
+"""Elements whose bits are added at once, which bounds the memory that this takes."""
+
+
+def replicated(engine: Engine, codebook: nn.Module | None) -> dict[str, Tensor]:
+    """Returns the tensors that must be equal on all ranks, by name."""
+    found = {name: parameter for name, parameter in engine.module.named_parameters() if engine.stage < 3 or getattr(parameter, "ds_persist", False)}
+    found |= dict(engine.module.named_buffers())
+    if codebook is not None:
+        found |= {f"codebook.{name}": tensor for name, tensor in (*codebook.named_parameters(), *codebook.named_buffers())}
+    return found
+
+
+@torch.no_grad()
+def checksum(tensor: Tensor) -> Tensor:
+    """Adds up a tensor's bits as integers: a scalar int64 on its device. Any change of one element changes it."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().reshape(-1).view(integers)
+    return torch.stack([part.sum(dtype=torch.int64) for part in bits.split(CHUNK)] or [bits.sum(dtype=torch.int64)]).sum()
+
+
+def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equal_until: int) -> None:
+    """Compares the ranks' copies; one small collective, and one wait for the device. All ranks must call it together.
+
+    `step` is the step just made, None at the start; `equal_until` is the number of updates after which the last comparison was made.
+
+    Raises: DesyncError on all ranks, naming those that differ and the first tensor in which they do.
+    """
+    if world.size == 1 or not tensors:
+        return
+    sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
+    bounds = torch.cat([sums, ~sums])  # the largest ~x belongs to the smallest x
+    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    if torch.equal(bounds[: len(tensors)], ~bounds[len(tensors) :]):
+        return
+    everyone = gather_objects(world, (socket.gethostname(), sums.tolist()))
+    error = DesyncError(describe(list(tensors), [row for _, row in everyone], [host for host, _ in everyone], step, equal_until))
+    error.on_all_ranks = True
+    raise error
+
+
+def describe(names: list[str], table: list[list[int]], hosts: list[str], step: int | None, equal_until: int) -> str:
+    """Words the error for checksums by rank and tensor, of which some differ between ranks."""
+    different = [column for column in range(len(names)) if len({row[column] for row in table}) > 1]
+    values = [row[different[0]] for row in table]
+    (usual, count), *others = Counter(values).most_common()
+    tied = bool(others) and others[0][1] == count
+    odd = [rank for rank, value in enumerate(values) if tied or value != usual]
+    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
+    against = "differ from each other" if tied else f"differ{'s' * (len(odd) == 1)} from the other {len(values) - len(odd)} ranks"
+    found = f"{named} {against} in '{names[different[0]]}' ({len(different)} of {len(names)} tensors differ)"
+    if step is None:
+        return f"at the start {found}; give all machines the same files (codebook_weights, initial_weights, checkpoints)"
+    way_back = f"go on from a checkpoint of step {equal_until} or before, when all were equal" if equal_until else "start again, as they were equal only then"
+    return (
+        f"step {step}: {found}, although all ranks make the same updates; a faulty device or memory does that: test these machines or leave them out, "
+        f"and {way_back} (logging.checksum_every_steps)"
+    )

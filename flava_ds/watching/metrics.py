@@ -1,0 +1,238 @@
+"""What is measured in a run: adds up steps, aggregates over ranks, and hands one record per log line to the sinks. The device is read once per record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flava_ds.batch import Kind
+from flava_ds.config import Config, ObjectivesConfig
+from flava_ds.errors import UserError
+from flava_ds.ranks.distributed import World, gather_objects, log
+from flava_ds.watching.environment import describe_start
+from flava_ds.watching.sinks import Sink, open_sinks
+from flava_ds.watching.stragglers import StepClock, StragglerWatch, find_slowest
+
+OBJECTIVES = tuple(field.name for field in dataclasses.fields(ObjectivesConfig))
+"""All objective names in a fixed order, the same on every rank at every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One optimizer step as this rank saw it: sums per micro-batch, and counts over all ranks; samples, FLOPs and skipped samples are its own."""
+
+    kind: Kind
+    source: str
+    sums: list[dict[str, Tensor]]
+    counts: dict[str, int]
+    samples: int
+    flops: float
+    waited_s: float
+    """Seconds until the loader had the step's batches."""
+    skipped: Mapping[str, int]
+    tokens: int = 0
+    """Of the texts, as they were read."""
+    cut_tokens: int = 0
+    """Those that were left out beyond them."""
+
+
+@dataclass
+class Window:
+    """What one rank adds up between two log lines, on the host."""
+
+    steps: int = 0
+    samples: int = 0
+    flops: float = 0.0
+    waited_s: float = 0.0
+    worked_s: float = 0.0
+    """Until the rank first waited for others, by StepClock."""
+    peak_memory: int = 0
+    skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    cut_tokens: Counter[str] = field(default_factory=Counter)
+
+
+def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
+    """Returns, by field, the share of each source's text tokens that were cut off on all ranks; sources without text have none."""
+    kept, cut = (sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", "cut_tokens"))
+    return {f"cut_tokens/{source}": cut[source] / (cut[source] + number) for source, number in kept.items()}
+
+
+class Metrics:
+    """Adds up steps and writes one record per `logging.every_steps`.
+
+    Losses and accuracies of a record are means over all terms of all ranks since the last one; sums stay on the device until then.
+    """
+
+    def __init__(self, config: Config, world: World, gemm_rate: float, first_step: int) -> None:
+        """Opens the sinks on rank 0; all ranks must call it together. `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products."""
+        self.config, self.world, self.gemm_rate = config, world, gemm_rate
+        self.clock = StepClock(world.device)
+        self._sums = {f"{name}/{what}": torch.zeros((), dtype=torch.float64, device=world.device) for name in OBJECTIVES for what in ("loss", "correct")}
+        self._counts: Counter[str] = Counter()
+        self._window = Window()
+        self._last: StepResult | None = None
+        self._norms: dict[str, Tensor] = {}
+        self._watch = StragglerWatch(config.logging.straggler_lines)
+        description = describe_start(config, world, gemm_rate)
+        hosts = {rank: host for host, entry in description["hosts"].items() for rank in entry["ranks"]}
+        self._hosts = [hosts[rank] for rank in range(world.size)]
+        with self._writing():
+            self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
+        self._since, self._paused_s = time.perf_counter(), 0.0
+
+    def add(self, result: StepResult) -> None:
+        """Takes in one optimizer step."""
+        for part in result.sums:
+            for name, value in part.items():
+                if name in self._sums:
+                    self._sums[name] += value
+        self._counts.update(result.counts)
+        window = self._window
+        window.skipped.update({(result.source, reason): count for reason, count in result.skipped.items()})
+        window.tokens[result.source] += result.tokens
+        window.cut_tokens[result.source] += result.cut_tokens
+        window.steps += 1
+        window.samples += result.samples
+        window.flops += result.flops
+        window.waited_s += result.waited_s
+        self._last = result
+
+    def add_gradient_norms(self, norms: dict[str, Tensor]) -> None:
+        """Takes in gradient norms by the keys of their fields; the next record has the latest."""
+        self._norms.update(norms)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside (a checkpoint, a measurement) out of rates."""
+        begun = self._now()
+        yield
+        self._paused_s += self._now() - begun
+
+    def write(self, step: int, lr: float, grad_norm: Tensor, skipped_updates: Tensor, progress: Mapping[str, float]) -> dict[str, Any]:
+        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks must call it together.
+
+        `progress` holds the fields that tell how far the sources are.
+        """
+        totals, (norm, updates, *norms) = self._read_device(grad_norm, skipped_updates)
+        elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
+        self._window.worked_s, self._window.peak_memory = self.clock.take(), peak_memory(self.world.device)
+        windows: list[Window] = gather_objects(self.world, self._window)
+        samples, flops, waited = (sum(getattr(window, name) for window in windows) for name in ("samples", "flops", "waited_s"))
+        steps = max(1, self._window.steps)
+        record = {
+            "step": step,
+            "time": time.time(),
+            "kind": str(self._last.kind),
+            "source": self._last.source,
+            "lr": lr,
+            "grad_norm": norm,
+            **self._means(totals),
+            **dict(zip(self._norms, norms, strict=True)),
+            "samples_per_second": samples / elapsed,
+            "seconds_per_step": elapsed / steps,
+            "data_wait": waited / self.world.size / elapsed,
+            "flops_per_second": flops / elapsed,
+            "mfu": flops / elapsed / self.gemm_rate,
+            "peak_memory_gib": max(window.peak_memory for window in windows) / 2**30,
+            **self._compare_ranks(windows, steps),
+            **progress,
+            **{f"skipped_samples/{source}/{reason}": n for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()},
+            **cut_shares(windows),
+            "skipped_updates": int(updates),
+            "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
+        }
+        self._reset()
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}  # JSON has no NaN
+        with self._writing():
+            for sink in self._sinks:
+                sink.write(finite)
+        return record
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Forgets what was measured from `step` on; the log keeps that the run has gone back, and why."""
+        self.clock.take()
+        self._reset()
+        with self._writing():
+            for sink in self._sinks:
+                sink.go_back(step, rollback)
+
+    def close(self) -> None:
+        """Closes the sinks."""
+        with self._writing():
+            for sink in self._sinks:
+                sink.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Words the error of a sink that cannot write. Raises: UserError on rank 0."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the logs in {self.config.run_path} cannot be written ({error}); make room or mend what stands in the way, then start the same command again"
+            ) from error
+
+    def _now(self) -> float:
+        """Seconds, after a GPU has finished what it was given."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return time.perf_counter()
+
+    def _read_device(self, *own: Tensor) -> tuple[dict[str, float], list[float]]:
+        """Returns the sums over all ranks, and this rank's `own` values and gradient norms: the one wait for the device."""
+        sums = torch.stack([*self._sums.values()])
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        values = torch.cat([sums, torch.stack([value.double() for value in (*own, *self._norms.values())])]).tolist()
+        return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
+
+    def _means(self, totals: dict[str, float]) -> dict[str, float]:
+        """Turns sums into 'loss/<objective>' and 'accuracy/<objective>' for the objectives that had terms."""
+        seen = [name for name in OBJECTIVES if self._counts[name] > 0]
+        return {f"loss/{name}": totals[f"{name}/loss"] / self._counts[name] for name in seen} | {
+            f"accuracy/{name}": totals[f"{name}/correct"] / self._counts[name] for name in seen
+        }
+
+    def _compare_ranks(self, windows: list[Window], steps: int) -> dict[str, Any]:
+        """Finds the slowest rank, and warns when it has been the same one for long; nothing to say of a single rank."""
+        if self.world.size == 1:
+            return {}
+        slowest = find_slowest([window.waited_s / steps for window in windows], [window.worked_s / steps for window in windows], self._hosts)
+        warning = self._watch.see(slowest)
+        if warning and self.world.is_main:
+            log.warning(warning)
+        return {
+            "rank_seconds/median": slowest.median,
+            "rank_seconds/slowest": slowest.seconds,
+            "slowest_rank": slowest.rank,
+            "slowest_host": slowest.host,
+            "slowest_in": slowest.cause,
+        }
+
+    def _reset(self) -> None:
+        """Starts the next record."""
+        for value in self._sums.values():
+            value.zero_()
+        self._counts, self._window, self._norms = Counter(), Window(), {}
+        self._since, self._paused_s = time.perf_counter(), 0.0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Returns the peak of allocated bytes on a GPU since the last call, or on a CPU of this process since its start."""
+    if device.type != "cuda":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

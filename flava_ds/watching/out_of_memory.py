@@ -1,0 +1,78 @@
+"""What to do about a step that does not fit: the settings that save memory, in the order in which they cost time."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.errors import ConfigError, DeviceMemoryError
+from flava_ds.ranks.distributed import World
+from flava_ds.training.engine_config import merged_settings, shipped_settings, zero_stage
+from flava_ds.watching.profiling import write_snapshot
+
+MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a plain RuntimeError says when the host's memory is used up, or the device's outside of torch's allocator."""
+
+
+@contextmanager
+def explained(config: Config, world: World, during: str, step: int = 0, source: str | None = None) -> Iterator[None]:
+    """Turns running out of memory inside `with` into one line that says which settings to change; on a GPU a snapshot of its memory is written.
+
+    Raises: DeviceMemoryError.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError among them
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in MEMORY_WORDS):
+            raise
+        where = f"rank {world.rank} on {socket.gethostname()} ran out of memory {during}"
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else "no details"
+        snapshot = ""
+        if world.device.type == "cuda":
+            snapshot = f"; what held the memory is in {write_snapshot(config.run_path / 'profile', world, step)} (open it at https://pytorch.org/memory_viz)"
+        ways = remedies(config, world, source)
+        listed = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
+        raise DeviceMemoryError(f"{where} ({said}). Change, in this order, what is needed: {listed}{snapshot}") from error
+
+
+def remedies(config: Config, world: World, source: str | None) -> list[str]:
+    """Lists settings with their present values; those that change no result come first, and of these the ones that cost least time.
+
+    `source` is the one whose batch did not fit; without one, the memory was used up before the first step.
+    """
+    settings = merged_settings(config, world.size, world.device.type)
+    stage, now = zero_stage(settings), config.engine.deepspeed_config
+    offloaded = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+    found = []
+    drawn = next((entry for entry in config.data.sources if entry.name == source), None)
+    if drawn is not None:
+        found += smaller_micro_batch(config, world, drawn)
+        if not config.training.activation_checkpointing:
+            found.append("--training.activation-checkpointing (now off): a third more computation, the same results")
+    if stage < 3 and world.size > 1:
+        more = " or ".join(f"zero{n}" for n in range(stage + 1, 4))
+        found.append(f"--engine.deepspeed-config {more} (now {now}): optimizer state, then gradients, then weights divided among the {world.size} ranks")
+    if not offloaded and (offload := f"zero{max(1, stage)}_offload") in shipped_settings():
+        found.append(f"--engine.deepspeed-config {offload} (now {now}): optimizer state in host memory, slower updates")
+    return [*found, "more ranks, or a smaller training.global_batch_size or model, which change results"]
+
+
+def smaller_micro_batch(config: Config, world: World, source: SourceConfig) -> list[str]:
+    """Returns the next number of accumulation steps by which every source's batch divides, as a setting; empty when micro-batches are as small as can be."""
+    steps = config.training.gradient_accumulation_steps
+    size = config.micro_batch_size(source, world.size)
+    for more in range(2 * steps, size * steps + 1, steps):
+        changed = dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_accumulation_steps=more))
+        try:
+            smaller = [changed.micro_batch_size(entry, world.size) for entry in config.data.sources if entry.weight or config.data.weight_changes]
+        except ConfigError:
+            continue
+        if smaller:
+            mine = changed.micro_batch_size(source, world.size)
+            return [f"--training.gradient-accumulation-steps {more} (now {steps}): micro-batches of {mine} instead of {size}, the same global batch and losses"]
+    return []

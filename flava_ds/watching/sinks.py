@@ -1,0 +1,212 @@
+"""Where log records go, on rank 0: JSON lines as the source of truth, the console, TensorBoard, Weights & Biases, Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from flava_kernels.bench.machine import version_of
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError
+from flava_ds.watching.environment import write_start
+from flava_ds.watching.log_fields import FIELDS, field_of
+from flava_ds.watching.log_line import console_line, show
+from flava_ds.watching.run_log import read_log
+
+
+class Sink(Protocol):
+    """Takes records, which are flat: key -> number, word or None; watching/log_fields.py lists the keys."""
+
+    def write(self, record: dict[str, Any]) -> None: ...
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Is told that the steps from `step` on will be written again, other ones than before; what cannot be undone stays."""
+
+    def close(self) -> None: ...
+
+
+def check_packages(config: Config) -> None:
+    """Raises ConfigError when a sink needs a package that is not installed."""
+    if config.logging.wandb and version_of("wandb") == "none":
+        raise ConfigError("logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave it off")
+
+
+def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:
+    """Opens every sink that the configuration asks for, and notes the start in environment.json. To be called on one rank."""
+    write_start(config.run_path / "environment.json", description, first_step)
+    sinks: list[Sink] = [JsonLines(config.run_path / "log.jsonl", description, first_step)]
+    if config.logging.tensorboard:
+        sinks.append(TensorBoard(config.run_path / "tensorboard", first_step))
+    if config.logging.wandb:
+        sinks.append(WeightsAndBiases(config, description, first_step))
+    if config.logging.prometheus:
+        sinks.append(Prometheus(config.run_path / "metrics.prom", config.name))
+    return [*sinks, Console(config.training.total_steps)]
+
+
+class JsonLines(Sink):
+    """log.jsonl: a header, then a record per line, each on disk before the next step."""
+
+    def __init__(self, path: Path, description: dict[str, Any], first_step: int) -> None:
+        """Begins a fresh run's log with `description`; a resumed run's keeps its header and loses the lines that will be written again."""
+        self._path, header, kept = path, description, []
+        if first_step and path.is_file():
+            log = read_log(path)
+            kept = [record for record in log.steps if record["step"] < first_step]
+            again = {key: description[key] for key in ("started", "versions", "git", "hardware", "config_sha256")}
+            header = {**log.header, "resumed": [*log.header.get("resumed", []), {"step": first_step, **again}]}
+        self._file = self._begin(header, kept)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds a line."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Takes away the lines from `step` on and notes the rollback in the header."""
+        self._file.close()
+        log = read_log(self._path)
+        header = {**log.header, "rollbacks": [*log.header.get("rollbacks", []), rollback]}
+        self._file = self._begin(header, [record for record in log.steps if record["step"] < step])
+
+    def _begin(self, header: dict[str, Any], kept: list[dict[str, Any]]) -> TextIO:
+        """Replaces the file as a whole and opens it."""
+        temporary = self._path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in (header, *kept)), encoding="utf-8")
+        os.replace(temporary, self._path)
+        return self._path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoard(Sink):
+    """An event file with every number."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Opens a new event file; what older ones hold from `first_step` on counts no more."""
+        self._folder = folder
+        self._writer = self._open(first_step)
+
+    def _open(self, first_step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=first_step or None)
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        """Opens a new event file."""
+        self._writer.close()
+        self._writer = self._open(step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds a point per number, and writes them out: whatever ends the run, they are there."""
+        for key, value in numbers(record).items():
+            self._writer.add_scalar(key, value, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
+
+
+class WeightsAndBiases(Sink):
+    """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run goes on with it."""
+
+    def __init__(self, config: Config, description: dict[str, Any], first_step: int) -> None:
+        """Starts or continues the run; `description` is its configuration there. Raises: ConfigError when the service does not take it."""
+        import wandb
+
+        remembered = config.run_path / "wandb" / "run_id"
+        remembered.parent.mkdir(exist_ok=True)
+        if not (first_step and remembered.is_file()):
+            remembered.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project=config.logging.wandb_project,
+                name=config.name,
+                id=remembered.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(config.run_path),
+                config=description,
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"Weights & Biases does not take the run ({error}); log in with `wandb login`, set WANDB_MODE=offline, or leave logging.wandb off"
+            ) from error
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Sends every number. The step is one of them, since a resumed run repeats steps and their counter only grows."""
+        self._run.log({**numbers(record), "step": record["step"]})
+
+    def close(self) -> None:
+        """Sends what is left and ends the run."""
+        self._run.finish()
+
+
+class Prometheus(Sink):
+    """The latest numbers in the text format that node_exporter's textfile collector reads; the file is replaced as a whole."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._path, self._run = path, run
+        self._totals: Counter[str] = Counter()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replaces the file."""
+        counts = {key for key in record if field_of(key)[0].kind == "count"}
+        self._totals.update({key: record[key] for key in counts})
+        text = prometheus_text({key: value for key, value in record.items() if key not in counts} | self._totals, self._run)
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    def close(self) -> None:
+        """Leaves the last numbers; their age is in flava_ds_time."""
+
+
+def prometheus_text(values: dict[str, Any], run: str) -> str:
+    """Formats values by the keys of records, each with the HELP and TYPE of its field; None becomes NaN, words are left out."""
+    samples: dict[str, list[str]] = {}
+    for key, value in values.items():
+        field, labels = field_of(key)
+        if field.kind != "text":
+            written = ",".join(f'{name}="{_escaped(label)}"' for name, label in {"run": run, **labels}.items())
+            samples.setdefault(field.metric, []).append(f"{field.metric}{{{written}}} {'NaN' if value is None else repr(float(value))}\n")
+    lines = []
+    for field in FIELDS:
+        if field.metric in samples:
+            kind = "gauge" if field.kind == "gauge" else "counter"
+            unit = f" ({field.unit})" if field.unit else ""
+            lines += [f"# HELP {field.metric} {field.meaning}{unit}\n", f"# TYPE {field.metric} {kind}\n", *samples[field.metric]]
+    return "".join(lines)
+
+
+def _escaped(label: str) -> str:
+    """Escapes a label's value."""
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+class Console(Sink):
+    """One line for people; on a terminal it replaces the previous one."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Prints the line."""
+        show(console_line(record, self._total_steps), last=record["step"] + 1 >= self._total_steps)
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+def numbers(record: dict[str, Any]) -> dict[str, float]:
+    """Returns what can be drawn over steps."""
+    return {key: value for key, value in record.items() if isinstance(value, int | float) and key not in ("step", "time")}

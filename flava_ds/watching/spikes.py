@@ -1,0 +1,98 @@
+"""Notices that a run diverges: a step kind's loss far above its running median, on numbers that are the same on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flava_ds.batch import Kind
+from flava_ds.config import TrainingConfig
+from flava_ds.ranks.distributed import World
+
+RECENT = 100
+"""Losses of a kind that its median is taken over; those of a spike are not among them."""
+FEWEST = 8
+"""Losses of a kind before which nothing is a spike."""
+
+
+class DivergedError(Exception):
+    """The run diverges, on all ranks alike; says how, and at which step that was found."""
+
+    def __init__(self, told: str, step: int) -> None:
+        super().__init__(told)
+        self.step = step
+
+
+class SpikeWatch:
+    """Keeps each kind's recent losses and how many steps in a row have been a spike. Everything it decides is the same on all ranks, and its
+    state is part of a checkpoint, so a resumed run decides as one that went through."""
+
+    def __init__(self, training: TrainingConfig, world: World) -> None:
+        self.factor, self.steps, self._world = training.spike_factor, training.spike_steps, world
+        self.rollbacks = 0
+        self._recent: dict[str, deque[float]] = {str(kind): deque(maxlen=RECENT) for kind in Kind}
+        self._streaks: dict[str, int] = dict.fromkeys(self._recent, 0)
+        self._pending: list[tuple[int, str, Tensor]] = []
+
+    @property
+    def calm(self) -> bool:
+        """True when no kind's latest loss is a spike."""
+        return not any(self._streaks.values())
+
+    def add(self, step: int, kind: Kind, loss: Tensor) -> None:
+        """Takes in this rank's part of a step's loss, on the device; the mean over ranks is the step's."""
+        if self.factor:
+            self._pending.append((step, str(kind), loss.detach()))
+
+    def look(self) -> None:
+        """Judges the steps since the last look; all ranks call it together. Waits for the device.
+
+        Raises: DivergedError at the step that completes training.spike_steps spikes of a kind in a row.
+        """
+        if not self._pending:
+            return
+        losses = torch.stack([loss for *_, loss in self._pending]).double()
+        if self._world.size > 1:
+            dist.all_reduce(losses)
+        pending, self._pending = self._pending, []
+        for (step, kind, _), loss in zip(pending, (losses / self._world.size).tolist(), strict=True):
+            self._judge(step, kind, loss)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps; plain JSON types."""
+        return {
+            "calm": self.calm,
+            "rollbacks": self.rollbacks,
+            "recent": {kind: list(values) for kind, values in self._recent.items()},
+            "streaks": dict(self._streaks),
+        }
+
+    def set_state(self, saved: dict[str, Any]) -> None:
+        """Takes over what a checkpoint kept."""
+        self.rollbacks, self._pending = saved["rollbacks"], []
+        self._recent = {kind: deque(values, maxlen=RECENT) for kind, values in saved["recent"].items()}
+        self._streaks = dict(saved["streaks"])
+
+    def _judge(self, step: int, kind: str, loss: float) -> None:
+        """Takes in one step's loss. One that is not finite is the engine's to skip and to count."""
+        if not math.isfinite(loss):
+            return
+        recent = self._recent[kind]
+        usual = median(recent) if len(recent) >= FEWEST else math.inf
+        if loss <= self.factor * usual:
+            self._streaks[kind] = 0
+            recent.append(loss)
+            return
+        self._streaks[kind] += 1
+        if self._streaks[kind] >= self.steps:
+            raise DivergedError(
+                f"step {step}: the loss of {kind} steps is {loss:.4g}, and for {self._streaks[kind]} of them in a row has been more than {self.factor:g} times "
+                f"its median {usual:.4g} (training.spike_factor, training.spike_steps)",
+                step,
+            )

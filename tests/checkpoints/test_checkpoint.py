@@ -1,0 +1,281 @@
+"""Saving and resuming in every stage, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_engine import everything, run_steps, stages_in
+from toy import KINDS, Toy, full_weights, partition_everything, toy_config
+
+from flava_ds.batch import Kind
+from flava_ds.checkpoints import checkpoint, files
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import load_weights, optimizer_name, read_state, sha256_of, weights_name
+from flava_ds.checkpoints.saver import Saver
+from flava_ds.config import CheckpointConfig, Config, LoggingConfig
+from flava_ds.errors import CheckpointError
+from flava_ds.ranks.distributed import World, all_reduce_counts, start
+from flava_ds.training.engine import Engine
+
+
+def config_in(folder: str, stage: str, **training) -> Config:
+    config = toy_config(stage, **training)
+    return dataclasses.replace(config, name=Path(stage).stem, logging=LoggingConfig(run_directory=folder), checkpoint=CheckpointConfig(keep_last=2))
+
+
+def engine_of(config: Config, world: World, seed: int = 0) -> Engine:
+    module = Toy(seed)
+    return Engine(module, module.parameter_kinds(), config, world)
+
+
+def save(engine: Engine, config: Config, step: int, data: dict | None = None) -> Place:
+    """Saves and waits until the checkpoint is there."""
+    saver = Saver(engine, config)
+    folder = saver.save(step, data or {})
+    saver.finish()
+    return folder
+
+
+def save_and_resume(folder: str, cases: tuple[tuple[str, str, bool], ...]) -> list[dict]:
+    """On every rank: differences between going on and resuming in another engine, after 4 of 9 steps. Training goes on while it is written."""
+    world, results = start(60), []
+    for stage, precision, asynchronous in cases:
+        config = config_in(f"{folder}/{precision}", stage, precision=precision)
+        config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, asynchronous=asynchronous))
+        checkpoint.prepare(config, world)
+        engine = engine_of(config, world)
+        fresh = checkpoint.resume(engine, config)
+        run_steps(engine, config, world, KINDS[:4])
+        torch.manual_seed(77 + world.rank)
+        weights = full_weights(engine)
+        saver = Saver(engine, config)
+        written = saver.save(4, {"source": {"epoch": 1}})
+        drawn = torch.rand(3)
+        norms = run_steps(engine, config, world, KINDS[4:], first_step=4)
+        saver.finish()
+        exported = load_weights(written)
+        other = engine_of(config, world, seed=1)
+        resumed = checkpoint.resume(other, config)
+        same_draw = torch.equal(drawn, torch.rand(3))
+        norms_again = run_steps(other, config, world, KINDS[4:], first_step=4)
+        ended, again = everything(engine), everything(other)
+        results.append(
+            {
+                "stage": stage,
+                "fresh": fresh,
+                "resumed": resumed,
+                "same": same_draw and norms == norms_again and ended.keys() == again.keys() and all(torch.equal(ended[k], again[k]) for k in ended),
+                "exported": exported.keys() == weights.keys() and all(torch.equal(exported[k], weights[k]) for k in weights),
+                "files": written.names(),
+            }
+        )
+    return results
+
+
+@pytest.mark.distributed
+def test_resuming_is_bitwise_in_every_stage(run_ranks, tmp_path):
+    stages = stages_in(tmp_path)
+    cases = tuple((stage, "fp32", stage != "zero2") for stage in stages) + tuple((stage, "bf16", True) for stage in (stages[1], stages[2], stages[5]))
+    for results in run_ranks(save_and_resume, 2, str(tmp_path), cases):
+        assert len(results) == len(cases)
+        for result in results:
+            assert result["fresh"] is None and result["resumed"][:2] == (4, {"source": {"epoch": 1}}), result
+            assert result["same"] and result["exported"], result
+            shards = [f"{kind}_0000{rank}.safetensors" for kind in ("optimizer", "weights") for rank in (0, 1)]
+            assert result["files"] == sorted(["config.json", "manifest.json", "state.json", *shards])
+
+
+def refusals(folder: str) -> dict[str, str]:
+    """On every rank: what each unusable checkpoint is refused with."""
+    world = start(60)
+    config = config_in(folder, "zero1")
+    checkpoint.prepare(config, world)
+    engine = engine_of(config, world)
+    run_steps(engine, config, world, KINDS[:4])
+    written = save(engine, config, 4)
+    said: dict[str, str] = {}
+
+    def attempt(name: str, module: Toy | None = None) -> None:
+        fresh = module or Toy()
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.resume(Engine(fresh, fresh.parameter_kinds(), config, world), config)
+        said[name] = str(caught.value)
+
+    wider = Toy()
+    wider.mim.decoder = torch.nn.Linear(12, 8)
+    attempt("shape", module=wider)
+    merged = Toy()
+    everywhere = merged.parameter_kinds() | {"mim.dense.weight": frozenset({Kind.TEXT})}
+    merged.parameter_kinds = lambda: everywhere
+    attempt("group", module=merged)
+    for name, file in (("weights", weights_name(1)), ("moments", optimizer_name(1))):
+        path = written.local / file
+        intact = path.read_bytes()
+        _change(world, path, intact[: len(intact) // 2])
+        attempt(f"truncated {name}")
+        _change(world, path, intact)
+    _change(world, written.local / "state.json", json.dumps({**read_state(written), "world_size": 1}).encode())
+    _refresh_manifest(world, written)
+    attempt("ranks")
+    return said
+
+
+def _change(world: World, path: Path, content: bytes) -> None:
+    torch.distributed.barrier()
+    if world.is_main:
+        path.write_bytes(content)
+    torch.distributed.barrier()
+
+
+def _refresh_manifest(world: World, folder: Place) -> None:
+    """Makes the manifest agree with files that were changed."""
+    torch.distributed.barrier()
+    if world.is_main:
+        described = {name: {"size": folder.open(name).size, "sha256": sha256_of(folder.open(name))} for name in folder.names() if name != "manifest.json"}
+        folder.write("manifest.json", json.dumps(described))
+    torch.distributed.barrier()
+
+
+@pytest.mark.distributed
+def test_unusable_checkpoints_are_refused_in_one_line_on_every_rank(run_ranks, tmp_path):
+    for said in run_ranks(refusals, 2, str(tmp_path)):
+        assert "'mim.decoder.weight' is [7, 12], but this configuration's model has [8, 12]" in said["shape"]
+        assert "'mim.dense.weight' has had 2 updates and 'mlm.dense.weight' 1, but this configuration trains them as one group" in said["group"]
+        assert "weights_00001.safetensors is damaged" in said["truncated weights"]
+        assert "optimizer_00001.safetensors is damaged" in said["truncated moments"]
+        assert "(weight) are in none of its files" in said["ranks"]
+
+
+def block_weights(config: Config, world: World) -> None:
+    """Puts a folder where rank 1 writes its file of weights at step 1: a file cannot be created there."""
+    torch.distributed.barrier()
+    if world.rank == 1:
+        (files.staging(files.place_of(config.run_path, config), 1, world.size).local / weights_name(1)).mkdir(parents=True)
+    torch.distributed.barrier()
+
+
+def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
+    """On every rank: what saving says when rank 1 cannot write, at once and at the next step, whether it left a checkpoint, and whether the
+    next save works."""
+    world, config = start(60), config_in(folder, "zero1")
+    checkpoint.prepare(config, world)
+    engine, said = engine_of(config, world), []
+    run_steps(engine, config, world, KINDS[:1])
+    block_weights(config, world)
+    saver = Saver(engine, config)
+    saver.save(1, {})
+    with pytest.raises(CheckpointError) as refused:
+        for _ in range(1000):  # as the trainer does at every step
+            _, notes = all_reduce_counts(world, [], 0, 0, 0, int(saver.status))
+            saver.observe(notes)
+            time.sleep(0.01)
+    said.append(str(refused.value))
+    block_weights(config, world)  # again: what a failed save leaves is removed
+    saver.save(1, {})
+    with pytest.raises(CheckpointError) as refused:
+        saver.finish()
+    said.append(str(refused.value))
+    left = files.latest(saver.place) is not None
+    torch.distributed.barrier()
+    return *said, left, save(engine, config, 1).has("manifest.json")
+
+
+@pytest.mark.distributed
+def test_what_one_rank_cannot_write_is_one_error_on_all(run_ranks, tmp_path):
+    for at_a_step, at_the_end, left, saved_later in run_ranks(fill_the_disk_of_one_rank, 2, str(tmp_path)):
+        for said in (at_a_step, at_the_end):
+            assert "cannot be written" in said and "weights_00001.safetensors" in said
+        assert not left and saved_later
+
+
+class Partial(Toy):
+    """A toy with frozen parameters, one of them small, and a persistent buffer; all are random."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        draw = torch.Generator().manual_seed(seed)
+        self.pooler = torch.nn.Linear(12, 5).requires_grad_(False)
+        for parameter in self.pooler.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw))
+        self.register_buffer("seen", torch.randint(0, 1000, (3,), generator=draw))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+
+def carry_over(folder: str, stages: tuple[str, ...]) -> list[tuple]:
+    """On every rank: saves in each stage and loads in the next; returns whether all weights, the buffer and the counters came along."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def scaler() -> DynamicLossScaler:
+        return DynamicLossScaler(init_scale=2**16, scale_window=1000, min_scale=1, delayed_shift=2, consecutive_hysteresis=False)
+
+    world, results = start(60), []
+    for stage, following in zip(stages, (*stages[1:], stages[0]), strict=True):
+        config, other_config = config_in(folder, stage), dataclasses.replace(config_in(folder, following), name=Path(stage).stem)
+        engine, other = (Engine(module, module.parameter_kinds(), own, world) for module, own in ((Partial(0), config), (Partial(1), other_config)))
+        for one in (engine, other) if "0" not in (stage[4:5], following[4:5]) else ():
+            one.deepspeed.optimizer.loss_scaler = scaler()
+        checkpoint.prepare(config, world)
+        run_steps(engine, config, world, KINDS[:3], poison=frozenset({2}))
+        if isinstance(getattr(engine.deepspeed.optimizer, "loss_scaler", None), DynamicLossScaler):
+            for overflow in (True, True, False):
+                engine.deepspeed.optimizer.loss_scaler.update_scale(overflow)
+        weights, counters = full_weights(engine), engine.counters()
+        written = save(engine, config, 3)
+        checkpoint.resume(other, other_config)
+        loaded, stored = full_weights(other), load_weights(written)
+        same = all(torch.equal(loaded[name], weights[name]) and torch.equal(stored[name], weights[name]) for name in weights)
+        buffers = torch.equal(other.module.seen, engine.module.seen) and torch.equal(stored["seen"], engine.module.seen) and "scratch" not in stored
+        results.append((stage, same, buffers, counters == other.counters(), counters["updates_skipped"]["skipped"], counters["loss_scaler"]))
+    return results
+
+
+@pytest.mark.distributed
+def test_frozen_parameters_buffers_and_counters_come_along(run_ranks, tmp_path):
+    stages = ("zero1", partition_everything(tmp_path), "zero2_offload", "zero3", "zero0")
+    for results in run_ranks(carry_over, 2, str(tmp_path), stages):
+        assert len(results) == 5
+        for stage, same, buffers, counters, skipped, scale in results:
+            assert same and buffers and counters and skipped == 1, stage
+            assert scale is None if stage in ("zero0", "zero3") else scale["cur_scale"] < 2**16 and scale["cur_iter"] == 6, (stage, scale)
+
+
+def test_initial_weights_replace_what_they_name(tmp_path):
+    module, other = Toy(0), Toy(1)
+    save_file({"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)}, tmp_path / "some.safetensors")
+    checkpoint.load_initial_weights(module, str(tmp_path / "some.safetensors"))
+    assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(module.mlm.dense.weight, other.mlm.dense.weight)
+    save_file({"mim.dense.weight": torch.ones(3, 3)}, tmp_path / "wrong.safetensors")
+    with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\]"):
+        checkpoint.load_initial_weights(module, str(tmp_path / "wrong.safetensors"))
+    save_file({"vision.weight": torch.ones(3, 3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="none of its 1 tensors"):
+        checkpoint.load_initial_weights(module, str(tmp_path / "foreign.safetensors"))
+
+
+def prepare_on_a_full_disk(folder: str) -> list[str]:
+    """What lies among the checkpoints after a start on a disk that an interrupted save has filled."""
+    config = config_in(folder, "zero1")
+    left = config.run_path / "checkpoints" / "step_00000003.tmp-1ranks"
+    left.mkdir(parents=True)
+    with suppress(OSError), (left / "weights_00000.safetensors").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    checkpoint.prepare(config, start(60))
+    return [path.name for path in left.parent.iterdir()]
+
+
+def test_a_disk_that_an_interrupted_save_has_filled_is_no_end(run_ranks, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("needs a small disk of its own, which only root can mount")
+    try:
+        assert run_ranks(prepare_on_a_full_disk, 1, str(tmp_path)) == [[]]
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

@@ -1,0 +1,204 @@
+"""Checkpoints in their folder: publishing, what is kept, and leftovers, on a file system and in object storage."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from checkpoint_helpers import small_weights, write_checkpoint
+
+from flava_ds import config as configuration
+from flava_ds.checkpoints import files
+from flava_ds.checkpoints.checkpoint import changed_settings, newest_sound
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import load_weights, verify
+from flava_ds.config import CheckpointConfig, Config, TrainingConfig
+from flava_ds.errors import CheckpointError
+from flava_ds.ranks.distributed import start
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request, tmp_path):
+    """An empty folder for checkpoints."""
+    if request.param == "disk":
+        yield Place(tmp_path / files.FOLDER)
+    else:
+        yield Place("memory://bucket/runs/one")
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_publish_points_latest_at_the_new_one_and_leaves_nothing_behind(place):
+    assert files.latest(place) is None and files.complete(place) == []
+    first, second = (write_checkpoint(place, step, small_weights()) for step in (100, 200))
+    assert files.latest(place) == second and files.complete(place) == [first.name, second.name]
+    assert place.names() == ["latest", first.name, second.name]
+    verify(second)
+
+
+def test_a_checkpoint_without_its_manifest_is_none(place):
+    """What is left when a save is interrupted: half a folder, or, on a file system, a temporary one."""
+    final = write_checkpoint(place, 5, small_weights())
+    (place / "step_00000006").write("weights_00000.safetensors", "half")
+    (place / "step_00000007.tmp-2ranks").write("weights_00000.safetensors", "half")
+    place.write("latest.tmp-77", "half")
+    assert files.latest(place) == final and files.complete(place) == [final.name]
+    assert files.remove_leftovers(place) == ["latest.tmp-77", "step_00000006", "step_00000007.tmp-2ranks"]
+    assert place.names() == ["latest", final.name]
+
+
+@pytest.mark.parametrize("stage", ["manifest", "rename", "latest"])
+def test_a_publication_cut_short_leaves_the_old_or_the_new(tmp_path, monkeypatch, stage):
+    """What a kill would leave: the next start finds a whole checkpoint and removes the rest, and the step can be saved again."""
+    place = Place(tmp_path)
+    old = write_checkpoint(place, 1, small_weights(1.0))
+    write, rename = Place.write, os.rename
+
+    def dying_write(folder: Place, name: str, text: str) -> None:
+        if name == {"manifest": files.MANIFEST, "latest": files.LATEST}.get(stage):
+            raise KeyboardInterrupt
+        write(folder, name, text)
+
+    def dying_rename(source: Path, target: Path) -> None:
+        if stage == "rename":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write", dying_write)
+        patch.setattr(files.os, "rename", dying_rename)
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(place, 2, small_weights(2.0))
+    assert files.latest(place) == old and torch.equal(load_weights(old)["a"], torch.ones(2, 3))
+    assert len(files.remove_leftovers(place)) == (0 if stage == "latest" else 1)
+    new = write_checkpoint(place, 2, small_weights(3.0))
+    assert files.latest(place) == new and torch.equal(load_weights(new)["a"], torch.full((2, 3), 3.0))
+
+
+def test_without_latest_or_what_it_names_the_newest_before_counts(place):
+    """A run of weeks must not begin afresh, and delete its checkpoints, because one small file is gone."""
+    first, second, third = (write_checkpoint(place, step, small_weights()) for step in (5, 6, 9))
+    place.remove(files.LATEST)
+    assert files.latest(place) == third
+    place.write(files.LATEST, "step_00000008")
+    assert files.latest(place) == second
+    place.write(files.LATEST, third.name)
+    third.remove(files.MANIFEST)
+    assert files.latest(place) == second
+
+
+def test_a_deletion_cut_short_leaves_nothing_that_counts(place, monkeypatch):
+    first, second = (write_checkpoint(place, step, small_weights()) for step in (1, 2))
+    remove = Place.remove
+
+    def dying_remove(folder: Place, name: str) -> None:
+        if name == first.name:
+            raise KeyboardInterrupt
+        remove(folder, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Place, "remove", dying_remove)
+        files.prune(place, CheckpointConfig(keep_last=1))
+    assert files.complete(place) == [second.name] and files.remove_leftovers(place) == [first.name]
+
+
+@pytest.mark.parametrize("name", ["step_00000004", "../elsewhere", ""])
+def test_a_wrong_latest_is_named(place, name):
+    write_checkpoint(place, 5, small_weights())
+    place.write(files.LATEST, name)
+    with pytest.raises(CheckpointError, match="latest names '.*step_00000005"):
+        files.latest(place)
+
+
+def test_prune_keeps_the_newest_and_what_latest_names(place):
+    for step in (1, 2, 3, 4):
+        write_checkpoint(place, step, small_weights())
+    place.write(files.LATEST, files.name_of(1))
+    assert files.prune(place, CheckpointConfig(keep_last=2)) == [files.name_of(2)]
+    assert files.complete(place) == [files.name_of(step) for step in (1, 3, 4)]
+
+
+def test_prune_keeps_the_best_by_what_was_logged(place):
+    """Step 2 has the lowest value; 3 was saved before the metric was chosen, 4 before there was any, and 6 when the loss was not finite."""
+    for step, metric in ((1, 2.5), (2, 1.5), (3, None), (4, None), (5, 3.0), (6, float("nan")), (7, 3.0)):
+        known = {"name": "loss/mlm" if step != 3 else "loss/mim", "value": metric if step != 3 else 0.1, "step": step}
+        write_checkpoint(place, step, small_weights(), metric=known if step != 4 else None)
+    files.prune(place, CheckpointConfig(keep_last=1, keep_best=1, best_metric="loss/mlm"))
+    assert files.complete(place) == [files.name_of(step) for step in (2, 7)]
+
+
+def test_every_rule_keeps_its_own():
+    names = [files.name_of(step) for step in (10, 20, 30, 40, 50, 60)]
+    values = dict(zip(names, (5.0, 1.0, None, 0.5, 2.0, 9.0), strict=True))
+
+    def steps(**rules) -> list[int]:
+        return sorted(files.step_of(name) for name in files.kept(names, values, CheckpointConfig(**rules)))
+
+    assert steps(keep_last=2) == [50, 60]
+    assert steps(keep_last=1, keep_every=30) == [30, 60]
+    assert steps(keep_last=1, keep_best=2, best_metric="loss/mlm") == [20, 40, 60]
+    assert steps(keep_last=2, keep_every=20, keep_best=1, best_metric="loss/mlm") == [20, 40, 50, 60]
+
+
+def test_an_earlier_run_is_set_aside_not_deleted(tmp_path):
+    place = Place(tmp_path / files.FOLDER)
+    assert files.set_aside(tmp_path, place) is None
+    write_checkpoint(place, 5, small_weights())
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    moved = files.set_aside(tmp_path, place)
+    assert moved.name == "previous_1" and files.latest(place) is None
+    assert files.latest(Place(moved / files.FOLDER)) is not None and (moved / "log.jsonl").is_file()
+
+
+def test_checkpoints_elsewhere_are_not_moved_but_named(tmp_path):
+    place = Place(tmp_path / "elsewhere")
+    write_checkpoint(place, 5, small_weights())
+    with pytest.raises(CheckpointError, match="elsewhere holds checkpoints of an earlier run and checkpoint.resume is off"):
+        files.set_aside(tmp_path, place)
+
+
+def test_a_run_says_where_its_checkpoints_lie(tmp_path):
+    config = Config(name="one")
+    assert files.place_of(tmp_path / "one", config) == Place(tmp_path / "one" / "checkpoints")
+    for directory in ("s3://bucket/runs", str(tmp_path / "big")):
+        elsewhere = Config(name="one", checkpoint=CheckpointConfig(directory=directory))
+        assert str(files.place_of(tmp_path / "one", elsewhere)) == f"{directory}/one"
+
+
+def test_a_manifest_lists_every_file(place):
+    final = write_checkpoint(place, 5, small_weights())
+    assert sorted(json.loads(final.read(files.MANIFEST))) == [name for name in final.names() if name != files.MANIFEST]
+
+
+def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
+    before = Config(name="run", training=TrainingConfig(total_steps=10))
+    configuration.save(before, tmp_path / files.CONFIG)
+    assert changed_settings(Place(tmp_path), before) == []
+    now = dataclasses.replace(before, optimizer=dataclasses.replace(before.optimizer, lr=0.5, betas=(0.9, 0.5)), training=TrainingConfig(total_steps=20))
+    assert changed_settings(Place(tmp_path), now) == [
+        f"optimizer.betas.1 {before.optimizer.betas[1]} -> 0.5",
+        f"optimizer.lr {before.optimizer.lr} -> 0.5",
+        "training.total_steps 10 -> 20",
+    ]
+
+
+def sound_one(folder: str) -> str:
+    """On every rank: the name of the newest sound checkpoint, or what is said where there is none."""
+    place = Place(folder)
+    try:
+        return newest_sound(start(60), [place / name for name in reversed(files.complete(place))]).name
+    except CheckpointError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_damaged_checkpoints_give_way_to_those_before(run_ranks, tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, small_weights())
+    for step, expected in ((3, files.name_of(2)), (2, files.name_of(1)), (1, "step_00000001")):
+        weights = next((tmp_path / files.name_of(step)).glob("weights*"))
+        weights.write_bytes(weights.read_bytes()[:-1])
+        for said in run_ranks(sound_one, 2, str(tmp_path)):
+            assert expected in said and ("is damaged" in said) == (step == 1)

@@ -1,0 +1,51 @@
+"""One folder, the same on a disk and in fsspec's memory."""
+
+import fsspec
+import pytest
+
+from flava_ds.checkpoints.place import Place
+from flava_ds.errors import CheckpointError
+
+
+@pytest.fixture(params=["disk", "file url", "memory"])
+def place(request, tmp_path):
+    """A folder that does not exist yet."""
+    if request.param == "memory":
+        yield Place("memory://bucket/folder")
+        fsspec.filesystem("memory").store.clear()
+    else:
+        yield Place(tmp_path / "folder") if request.param == "disk" else Place(f"file://{tmp_path}/folder")
+
+
+def test_files_come_and_go(place):
+    assert place.names() == [] and not place.has("a")
+    with pytest.raises(FileNotFoundError):
+        place.read("a")
+    with pytest.raises(CheckpointError, match="folder/a"):
+        place.open("a")
+    place.write("a", "text")
+    with (place / "sub").create("b") as file:
+        file.write(b"01234")
+        file.write(memoryview(b"56789"))
+    assert place.names() == ["a", "sub"] and place.has("a") and not place.has("sub")
+    assert place.read("a") == b"text"
+    reading = (place / "sub").open("b")
+    assert reading.size == 10 and reading.pread(4, 3) == b"3456" and reading.pread(4, 8) == b"89"
+    place.write("a", "other")
+    assert place.read("a") == b"other"
+    place.remove("sub")
+    place.remove("a")
+    assert place.names() == []
+
+
+def test_names_are_those_of_paths():
+    for where in ("/runs/one/checkpoints", "s3://bucket/one/checkpoints"):
+        place = Place(where)
+        assert (place.name, str(place / "step_1"), str(place.parent)) == ("checkpoints", f"{where}/step_1", where.rsplit("/", 1)[0])
+        assert place == Place(f"{where}/") and place != place.parent
+    assert Place("file:///runs/one").local.as_posix() == "/runs/one" and Place("s3://bucket").local is None
+
+
+def test_a_protocol_without_its_package_is_named():
+    with pytest.raises(CheckpointError, match="protocol 'nosuch' cannot be used"):
+        Place("nosuch://bucket").names()

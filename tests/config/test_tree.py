@@ -1,0 +1,254 @@
+"""The configuration tree: JSON in and out, strictness, and every cross-field check."""
+
+import dataclasses
+import json
+from operator import attrgetter
+
+import pytest
+from sample_batches import tiny_config
+
+from flava_ds import config as configuration
+from flava_ds.batch import Kind
+from flava_ds.config import (
+    UNCHANGED,
+    CodebookConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    ImageEncoderConfig,
+    ImageTextMatchingConfig,
+    ImageTransformConfig,
+    MaskedImageConfig,
+    MaskedTextConfig,
+    ModelConfig,
+    MultimodalEncoderConfig,
+    ObjectivesConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TextEncoderConfig,
+    TrainingConfig,
+    check,
+    did_you_mean,
+    from_dict,
+    load,
+    save,
+    to_dict,
+)
+from flava_ds.config.data import READ_BY
+from flava_ds.config.tree import AT_LEAST, SHARES
+from flava_ds.errors import ConfigError
+from flava_ds.objectives import build_objectives
+
+PAIR = SourceConfig(name="pair", kind="pair", shards="somewhere")
+TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_size=48)
+
+
+def a_config(**changes) -> Config:
+    """Returns a configuration with two sources."""
+    return Config(**{"name": "run", "data": DataConfig(sources=(PAIR, TEXT)), "training": TrainingConfig(global_batch_size=96), **changes})
+
+
+def cropped(**transform) -> SourceConfig:
+    """Returns the source of pairs with another augmentation."""
+    return dataclasses.replace(PAIR, transform=ImageTransformConfig(**transform))
+
+
+def test_json_rebuilds_the_run(tmp_path):
+    config = check(a_config(seed=3, codebook_weights="codes.safetensors"))
+    save(config, tmp_path / "config.json")
+    assert load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
+        (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
+        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of ModelConfig"),
+        (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
+        (lambda data: data["training"].update(total_stps=3), "unknown key 'training.total_stps'; did you mean 'total_steps'?"),
+        (lambda data: data["data"]["sources"][1].update(shard="x"), "unknown key 'data.sources.1.shard'; did you mean 'shards'?"),
+        (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
+        (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
+        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of ModelConfig"),
+        (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
+        (lambda data: data["training"].update(precision="fp8"), "training.precision is 'fp8'; choose one of 'fp32', 'bf16', 'fp16'"),
+        (lambda data: data["training"].update(total_steps="3"), "training.total_steps is '3'; expected int"),
+        (lambda data: data["training"].update(total_steps=3.5), "training.total_steps is 3.5; expected int"),
+        (lambda data: data["optimizer"].update(lr="fast"), "optimizer.lr is 'fast'; expected float"),
+        (lambda data: data["data"].update(shuffle=1), "data.shuffle is 1; expected bool"),
+    ],
+)
+def test_load_is_strict_and_names_file_and_key(tmp_path, edit, message):
+    data = to_dict(a_config())
+    edit(data)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_broken_json_names_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    for content in (b"{", b"[]", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="config.json"):
+            load(path)
+
+
+def test_numbers_keep_their_type():
+    data = to_dict(a_config())
+    data["optimizer"]["lr"] = 1
+    rebuilt = from_dict(Config, data)
+    assert rebuilt.optimizer.lr == 1.0 and isinstance(rebuilt.optimizer.lr, float)
+    assert isinstance(rebuilt.optimizer.betas, tuple) and isinstance(rebuilt.data.sources, tuple)
+
+
+def test_micro_batch_divides_over_ranks_and_accumulation():
+    config = a_config(training=TrainingConfig(global_batch_size=96, gradient_accumulation_steps=2))
+    assert config.micro_batch_size(PAIR, world_size=4) == 12
+    assert config.micro_batch_size(TEXT, world_size=4) == 6
+    with pytest.raises(ConfigError, match=r"source 'text': global_batch_size 48 does not divide by 5 ranks x 2 accumulation steps; use a multiple of 10"):
+        config.micro_batch_size(TEXT, world_size=5)
+
+
+def test_run_path_is_directory_and_name():
+    assert str(a_config().run_path) == "runs/run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig(image=ImageEncoderConfig(hidden_size=770))}, "model.image: hidden_size 770 does not divide by num_attention_heads 12"),
+        ({"model": ModelConfig(text=TextEncoderConfig(num_attention_heads=7))}, "model.text: hidden_size 768 does not divide by num_attention_heads 7"),
+        ({"model": ModelConfig(multimodal=MultimodalEncoderConfig(num_attention_heads=5))}, "model.multimodal: hidden_size 768"),
+        ({"model": ModelConfig(image=ImageEncoderConfig(patch_size=15))}, "image_size 224 does not divide by patch_size 15"),
+        ({"codebook": CodebookConfig(image_size=224)}, "use codebook.image_size 112"),
+        ({"schedule": ScheduleConfig(warmup_steps=10), "training": TrainingConfig(total_steps=5)}, "schedule.warmup_steps 10 exceeds training.total_steps 5"),
+        ({"training": TrainingConfig(global_batch_size=0)}, "training.global_batch_size is 0; it must be at least 1"),
+        ({"training": TrainingConfig(gradient_accumulation_steps=0)}, "training.gradient_accumulation_steps is 0"),
+        ({"training": TrainingConfig(gradient_clipping=-1.0)}, "training.gradient_clipping is -1; it must be at least 0"),
+        ({"optimizer": OptimizerConfig(lr=-1.0)}, "optimizer.lr is -1; it must be at least 0"),
+        ({"data": DataConfig(sources=(PAIR,), num_workers=-1)}, "data.num_workers is -1; it must be at least 0"),
+        ({"objectives": ObjectivesConfig(mlm=MaskedTextConfig(mask_probability=2.0))}, "objectives.mlm.mask_probability is 2; it must lie between 0 and 1"),
+        ({"objectives": ObjectivesConfig(itm=ImageTextMatchingConfig(weight=-0.5))}, "objectives.itm.weight is -0.5; it must be at least 0"),
+        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, masked_share=0.5),))}, "masked_share 0.5 is for pairs; text batches are masked as a whole"),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, masked_share=0.0),))}, "masked_share 0 must lie above 0"),
+        ({"data": DataConfig(sources=(PAIR,), block_steps=0)}, "data.block_steps is 0"),
+        ({"data": DataConfig(sources=(PAIR, PAIR))}, "names must differ"),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, weight=-1.0),))}, "source 'pair': weight -1.0 is negative"),
+        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=513),))}, "max_tokens 513 must lie between 3 and"),
+        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=2),))}, "max_tokens 2 must lie between 3 and"),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, image_codes_key="codes.npy"),))}, "precomputed image codes need an unchanging transform"),
+        ({"optimizer": OptimizerConfig(lr=float("nan"))}, "optimizer.lr is nan; it must be at least 0"),
+        ({"optimizer": OptimizerConfig(lr=float("inf"))}, "optimizer.lr is inf; it must be finite"),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, "optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1"),
+        ({"training": TrainingConfig(stop_on_nonfinite=0)}, "training.stop_on_nonfinite is 0; it must be at least 1"),
+        ({"engine": EngineConfig(communication_timeout_s=0)}, "engine.communication_timeout_s is 0; it must be at least 1"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
+        ({"name": ""}, "name is ''; give the name of the run's folder"),
+        ({"model": ModelConfig(image=ImageEncoderConfig(patch_size=0))}, "model.image.patch_size is 0; it must be at least 1"),
+        ({"model": ModelConfig(text=TextEncoderConfig(num_attention_heads=0))}, "model.text.num_attention_heads is 0; it must be at least 1"),
+        ({"model": ModelConfig(multimodal=MultimodalEncoderConfig(num_hidden_layers=0))}, "model.multimodal.num_hidden_layers is 0; it must be at least 1"),
+        ({"model": ModelConfig(projection_dim=0)}, "model.projection_dim is 0; it must be at least 1"),
+        (
+            {"model": ModelConfig(image=ImageEncoderConfig(layer_norm_eps=-1e-6))},
+            "model.image.layer_norm_eps is -1e-06; it must be a finite number of at least 0",
+        ),
+        ({"model": ModelConfig(image=ImageEncoderConfig(num_channels=1))}, "model.image.num_channels is 1; pictures are read as RGB, so it must be 3"),
+        ({"model": ModelConfig(image=ImageEncoderConfig(image_std=(1.0, 0.0, 1.0)))}, "model.image.image_std is (1.0, 0.0, 1.0); each must be above 0"),
+        ({"model": ModelConfig(text=TextEncoderConfig(pad_token_id=30522))}, "model.text.pad_token_id 30522 is none of model.text.vocab_size 30522 entries"),
+        ({"codebook": CodebookConfig(image_size=113)}, "use codebook.image_size 112"),
+        (
+            {"objectives": ObjectivesConfig(mim=MaskedImageConfig(num_masked_patches=0))},
+            "objectives.mim.num_masked_patches is 0; it must be at least 1, or set",
+        ),
+        ({"objectives": ObjectivesConfig(mim=MaskedImageConfig(num_masked_patches=8))}, "objectives.mim: a block of min_patches_per_block 16 does not fit"),
+        (
+            {"objectives": ObjectivesConfig(mmm_image=MaskedImageConfig(min_aspect_ratio=0.0))},
+            "objectives.mmm_image.min_aspect_ratio is 0; it must lie above 0",
+        ),
+        (
+            {"objectives": ObjectivesConfig(mlm=MaskedTextConfig(random_token_share=0.3))},
+            "objectives.mlm: mask_token_share 0.8 and random_token_share 0.3 are more",
+        ),
+        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, max_skipped_share=-1.0),))}, "source 'pair': max_skipped_share -1 must lie between 0 and 1"),
+        (
+            {"data": DataConfig(sources=(cropped(crop_scale=(2.0, 3.0)),))},
+            "source 'pair': transform.crop_scale (2.0, 3.0): give the least and the largest share",
+        ),
+        (
+            {"data": DataConfig(sources=(cropped(crop_ratio=(2.0, 1.0)),))},
+            "source 'pair': transform.crop_ratio (2.0, 1.0): give the least and the largest width",
+        ),
+        ({"data": DataConfig(sources=(cropped(invert=2.0),))}, "source 'pair': transform.invert 2 must lie between 0 and 1"),
+    ],
+)
+def test_cross_field_checks(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        check(a_config(**changes))
+    assert message in str(caught.value)
+
+
+def test_precomputed_codes_are_accepted_with_an_unchanging_transform():
+    source = dataclasses.replace(PAIR, image_codes_key="codes.npy", transform=UNCHANGED)
+    assert check(a_config(data=DataConfig(sources=(source,)))).data.sources[0] == source
+
+
+def test_codebook_grid_is_free_when_nothing_predicts_codes():
+    config = a_config(codebook=CodebookConfig(image_size=224))
+    without = dataclasses.replace(
+        config.objectives, mim=dataclasses.replace(config.objectives.mim, weight=0.0), mmm_image=dataclasses.replace(config.objectives.mmm_image, weight=0.0)
+    )
+    assert check(dataclasses.replace(config, objectives=without)).codebook.image_size == 224
+
+
+def test_suggestion_is_empty_when_nothing_is_near():
+    assert did_you_mean("total_stps", ["total_steps"]) == "; did you mean 'total_steps'?"
+    assert did_you_mean("xyz", ["total_steps"]) == ""
+
+
+def test_every_section_is_frozen_and_keyword_only():
+    for kind in vars(configuration).values():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            assert kind.__dataclass_params__.frozen, kind
+            assert all(field.kw_only for field in dataclasses.fields(kind)), kind
+
+
+@pytest.mark.parametrize("name", [*AT_LEAST, *SHARES])
+def test_every_bound_names_a_number(name):
+    assert isinstance(attrgetter(name)(a_config()), int | float)
+
+
+def off(*names: str) -> ObjectivesConfig:
+    """Returns the objectives with the weights of some at 0."""
+    return ObjectivesConfig(**{name: dataclasses.replace(getattr(ObjectivesConfig(), name), weight=0.0) for name in names})
+
+
+def test_a_source_that_no_objective_reads_is_refused():
+    """Its first step would have no loss."""
+    with pytest.raises(ConfigError, match=r"source 'text': nothing reads its text batches, because objectives.mlm.weight is 0; .* --data.sources.1.weight 0"):
+        check(a_config(objectives=off("mlm")))
+    rests = dataclasses.replace(TEXT, weight=0.0)
+    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, rests))))
+    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, TEXT), kind_weights=(1.0, 0.0, 0.0))))
+    readers = READ_BY["pair"]
+    assert check(a_config(objectives=off(*readers[1:])))
+    with pytest.raises(ConfigError, match="source 'pair': nothing reads its pair batches, because .*objectives.itm.weight are 0; raise one"):
+        check(a_config(objectives=off(*readers)))
+
+
+def test_readers_of_a_kind_are_the_objectives_own():
+    objectives = build_objectives(tiny_config())
+    kinds = {kind: {name for name, objective in objectives.items() if Kind(kind) in objective.kinds} for kind in READ_BY}
+    assert kinds == {kind: set(names) for kind, names in READ_BY.items()}
+
+
+def test_a_masked_share_that_leaves_none_to_mask_is_refused():
+    source = dataclasses.replace(PAIR, global_batch_size=8, masked_share=0.25)
+    config = a_config(data=DataConfig(sources=(source,)))
+    assert config.micro_batch_size(source, 2) == 4
+    with pytest.raises(ConfigError, match="leaves none to mask"):
+        config.micro_batch_size(source, 4)

@@ -1,0 +1,114 @@
+"""Agreeing on counts, and starting with and without a launcher."""
+
+import os
+
+import pytest
+import torch
+
+from flava_ds.errors import DataError, UserError
+from flava_ds.ranks import distributed
+from flava_ds.ranks.distributed import DisagreementError, all_reduce_counts, gather_objects, raise_together, start
+
+
+def agree(difference: str) -> object:
+    """Reduces counts that depend on the rank; one of step, source and kind may differ on rank 1."""
+    world = start(30)
+    own = {"step": 5, "source": 2, "kind": 1}
+    if difference and world.rank == 1:
+        own[difference] += 1
+    try:
+        return all_reduce_counts(world, [10 + world.rank, 0, 3], **own, note=world.rank)
+    except DisagreementError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_counts_are_summed_and_notes_reach_every_rank(run_ranks):
+    assert run_ranks(agree, 2, "") == [([21, 0, 6], [0, 1])] * 2
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("difference", ["step", "kind"])
+def test_ranks_on_different_steps_are_noticed_before_the_forward_pass(run_ranks, difference):
+    for said in run_ranks(agree, 2, difference):
+        assert "rank 1 is on step" in said and "rank 0" in said
+
+
+def fail_on_one() -> str:
+    """Rank 1 alone meets an error."""
+    world = start(30)
+    assert gather_objects(world, world.rank) == [0, 1]
+    raise_together(world, None)
+    try:
+        raise_together(world, DataError("shard 7 is missing") if world.rank == 1 else None)
+    except DataError as error:
+        return str(error)
+    return "went on"
+
+
+@pytest.mark.distributed
+def test_an_error_on_one_rank_is_raised_on_all(run_ranks):
+    assert run_ranks(fail_on_one, 2) == ["shard 7 is missing"] * 2
+
+
+def alone() -> tuple:
+    """Starts without any of a launcher's variables."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
+        os.environ.pop(name, None)
+    world = start(30)
+    return world.rank, world.size, world.is_main, world.device.type, torch.get_num_threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about CPU")
+def test_a_process_without_launcher_is_a_world_of_its_own(run_ranks):
+    assert run_ranks(alone, 1) == [(0, 1, True, "cpu", True)]
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="set RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        distributed._complete_environment()
+
+
+def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):
+    """Without it, each of mpirun's processes would be a world of its own, all writing into one run directory."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "gone")  # noted by monkeypatch, so that what is set below goes again
+        monkeypatch.delenv(name)
+    for name, value in (("RANK", "5"), ("SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "4")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
+        distributed._complete_environment()
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    distributed._complete_environment()
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["5", "8", "1", "4"]
+
+
+def test_cores_are_shared_among_the_ranks_of_a_host(monkeypatch):
+    asked = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for ranks in (1, 3, 16):
+        distributed._share_cores(ranks)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    distributed._share_cores(1)
+    assert asked == [8, 2, 1]
+
+
+def end_with_own_status() -> tuple[bool, int]:
+    """Every rank ends with an error and a status of its own, rank 1 first."""
+    world = start(30)
+    if world.rank == 1:
+        answer = distributed.agree_on_end(2)
+    gather_objects(world, None)
+    return answer if world.rank == 1 else distributed.agree_on_end(1)
+
+
+@pytest.mark.distributed
+def test_first_rank_to_end_speaks_and_its_status_is_everybodys(run_ranks):
+    assert run_ranks(end_with_own_status, 2) == [(False, 2), (True, 2)]

@@ -1,0 +1,76 @@
+"""The launch command: threads, devices, ports, and the checks before it."""
+
+import dataclasses
+import os
+import socket
+import sys
+
+import pytest
+
+from flava_ds.errors import ConfigError, UserError
+from flava_ds.ranks import launch
+from flava_ds.recipes import resolve
+
+
+def test_one_rank_needs_no_launcher():
+    command = launch.plan_launch("demo", ["--seed", "1"], ranks=1, gpus=1)
+    assert command.arguments == [sys.executable, "-m", "flava_ds.train", "demo", "--seed", "1"]
+    assert command.environment == {}
+
+
+def test_cores_are_shared_among_cpu_ranks(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert launch.cpu_environment(ranks=2, gpus=0) == {"OMP_NUM_THREADS": "4", "DS_ACCELERATOR": "cpu"}
+    assert launch.cpu_environment(ranks=16, gpus=0)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch.cpu_environment(ranks=2, gpus=0)["OMP_NUM_THREADS"] == "3"
+    assert launch.cpu_environment(ranks=2, gpus=2) == {}
+
+
+def test_more_ranks_than_gpus_is_refused():
+    with pytest.raises(UserError, match=r"--ranks 4, but this machine has 2 GPUs; use --ranks 2"):
+        launch.plan_launch("demo", [], ranks=4, gpus=2)
+
+
+def test_missing_launcher_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="`deepspeed` command is missing"):
+        launch.plan_launch("demo", [], ranks=2, gpus=0)
+
+
+def test_free_port_can_be_bound():
+    port = launch.free_port()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        assert listener.getsockname()[1] == port > 0
+
+
+def test_text_of_a_command_is_what_a_shell_takes():
+    command = launch.Launch(arguments=["run", "a b", "$HOME"], environment={"X": "1 2"})
+    assert str(command) == "X='1 2' run 'a b' '$HOME'"
+
+
+def test_run_without_sources_is_refused():
+    config = resolve("flava_debug", [])
+    empty = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=()))
+    with pytest.raises(ConfigError, match="data.sources is empty"):
+        launch.check_inputs(empty)
+
+
+def test_initial_weights_have_to_exist(tmp_path):
+    config = resolve("flava_debug", [])
+    text = dataclasses.replace(config.data.sources[2], shards=str(tmp_path / "0.tar"))
+    (tmp_path / "0.tar").touch()
+    alone = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(text,)), initial_weights="gone")
+    with pytest.raises(ConfigError, match="initial_weights 'gone': no such file or folder"):
+        launch.check_inputs(alone)
+
+
+def test_supervised_run_is_torchruns():
+    command = launch.plan_supervised("demo", ["--seed", "1"], ranks=2, gpus=2, restarts=3)
+    supervisor = [sys.executable, "-m", "flava_ds.ranks.supervise", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
+    assert command.arguments == [*supervisor, "--module", "flava_ds.train", "demo", "--seed", "1"]
+    with pytest.raises(UserError, match="--ranks 3, but this machine has 2 GPUs"):
+        launch.plan_supervised("demo", [], ranks=3, gpus=2, restarts=1)

@@ -1,0 +1,98 @@
+"""A supervised run: a killed rank costs the steps since the latest checkpoint and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flava_ds.demo.dataset import unpack
+from flava_ds.recipes.demo import DATA
+
+SETTINGS = ["--training.total-steps", "60", "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "10", "--logging.no-tensorboard"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+def start(folder: Path, name: str) -> subprocess.Popen:
+    """Starts a run of two ranks with one restart."""
+    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2", "--max-restarts", "1", "--name", name, *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def ranks_of(supervisor: int) -> dict[int, int]:
+    """Returns the process of each rank that the supervisor has started, by rank."""
+    found = {}
+    for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+        variables = dict(pair.split("=", 1) for pair in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in pair)
+        found[int(variables.get("RANK", -1))] = int(child)
+    return found
+
+
+def curve(folder: Path, name: str) -> list[dict]:
+    """Returns step, losses and gradient norm of every step that is logged."""
+    log = folder / "runs" / name / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()[1:] if line.endswith("}")] if log.exists() else []
+    return [{key: value for key, value in record.items() if key in ("step", "grad_norm") or key.startswith("loss/")} for record in records]
+
+
+def kill_rank(job: subprocess.Popen, folder: Path, name: str, rank: int, after_step: int) -> None:
+    """Kills a rank once the run has logged a step."""
+    deadline = time.monotonic() + 300
+    while not any(record["step"] >= after_step for record in curve(folder, name)[-1:]):
+        assert job.poll() is None and time.monotonic() < deadline, job.stderr.read()
+        time.sleep(0.02)
+    os.kill(ranks_of(job.pid)[rank], signal.SIGKILL)
+
+
+def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
+    unpack(tmp_path / DATA)
+    undisturbed = start(tmp_path, "undisturbed")
+    said = undisturbed.communicate(timeout=300)[1]
+    assert undisturbed.returncode == 0 and "error" not in said, said
+
+    disturbed = start(tmp_path, "disturbed")
+    kill_rank(disturbed, tmp_path, "disturbed", rank=1, after_step=14)
+    while curve(tmp_path, "disturbed")[-1]["step"] > 14:  # until the restarted run has cut the log back to its checkpoint
+        assert disturbed.poll() is None, disturbed.stderr.read()
+        time.sleep(0.02)
+    kill_rank(disturbed, tmp_path, "disturbed", rank=0, after_step=34)
+    said = disturbed.communicate(timeout=300)[1]
+    assert disturbed.returncode == 128 + signal.SIGKILL, said
+    assert said.count("error: rank 0 was killed by SIGKILL in the last of 2 attempts") == 1 and "Traceback" not in said, said
+
+    again = start(tmp_path, "disturbed")
+    assert again.wait(300) == 0
+    assert len(curve(tmp_path, "disturbed")) == 60 and curve(tmp_path, "disturbed") == curve(tmp_path, "undisturbed")
+
+
+PROGRAM = """
+import pathlib, signal, sys, time
+
+def stop(number, frame):
+    pathlib.Path("asked").write_text(str(number))
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGUSR1, stop)
+pathlib.Path("ready").touch()
+time.sleep(300)
+"""
+
+
+def test_slurms_signal_reaches_the_ranks(tmp_path):
+    """Slurm's --signal=USR1 goes to every process of a step: the agent has to pass it on instead of dying of it."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "flava_ds.ranks.supervise", "--standalone", "--nproc-per-node", "1", "--max-restarts", "1", "program.py"]
+    job = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready").exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode == 128 + signal.SIGUSR1 and (tmp_path / "asked").read_text() == str(int(signal.SIGUSR1)), said

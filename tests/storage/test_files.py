@@ -1,0 +1,107 @@
+"""Shards from a web server and from fsspec's memory: indexed, read, retried, refused."""
+
+import hashlib
+from dataclasses import replace
+
+import fsspec
+import numpy as np
+import pytest
+from data.remote_files import serving
+from data.shard_files import pair_members, write_tar
+
+from flava_ds.data.loader import StepLoader
+from flava_ds.errors import DataError
+from flava_ds.storage.files import CHUNK_BYTES, LocalFile, RemoteFile, RemoteShard, SequentialReader
+from flava_ds.storage.index import index_files, load_index, load_indexes, scan_shard
+from flava_ds.storage.shards import list_shards
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server over two shards of pairs."""
+    (tmp_path / "web").mkdir()
+    write_tar(tmp_path / "web" / "0.tar", pair_members(range(0, 13)))
+    write_tar(tmp_path / "web" / "1.tar", pair_members(range(13, 23)))
+    with serving(tmp_path / "web") as running:
+        yield running
+
+
+def same(ours, theirs):
+    columns = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
+    return all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in columns) and ours.suffixes == theirs.suffixes
+
+
+@pytest.mark.parametrize("pattern", ["/{0..1}.tar", "/", "/list.txt"])
+def test_shards_of_a_web_server_are_indexed_as_on_disk_and_once(server, pattern):
+    (server.folder / "list.txt").write_text("1.tar\n0.tar\n")
+    shards = list_shards(server.url + pattern)
+    assert [shard.name for shard in shards] == ["0.tar", "1.tar"]
+    for shard, index in zip(shards, load_indexes(shards, checksum=True), strict=True):
+        local = server.folder / shard.name
+        assert same(index, scan_shard(local)) and index.checksum == hashlib.sha256(local.read_bytes()).hexdigest()
+    sent = server.bytes_sent
+    assert sent == sum((server.folder / name).stat().st_size for name in ("0.tar", "1.tar"))
+    assert len([*load_indexes(shards)]) == 2 and server.bytes_sent == sent
+
+
+def test_an_index_beside_a_remote_shard_is_used_and_copied(server):
+    shard = RemoteShard(server.url + "/0.tar")
+    index = load_index(shard)
+    _, cached = index_files(shard)
+    cached.rename(server.folder / "0.tar.index.npz")
+    before = server.asked["GET", "0.tar"]
+    assert same(load_index(shard), index) and server.asked["GET", "0.tar"] == before
+    (server.folder / "0.tar.index.npz").unlink()
+    assert same(load_index(shard), index) and server.asked["GET", "0.tar"] == before
+
+
+def test_a_replaced_remote_shard_is_indexed_again(server):
+    shard = RemoteShard(server.url + "/0.tar")
+    assert len(load_index(shard)) == 13
+    write_tar(server.folder / "0.tar", pair_members(range(5)))
+    assert len(load_index(shard)) == 5
+
+
+def test_training_reads_the_same_from_a_web_server_as_from_disk(server, make_config, tmp_path):
+    config = make_config(data={"cache_directory": str(tmp_path / "parts"), "cache_gib": 0.5})
+    remote = replace(config.data.sources[0], shards=server.url + "/{0..1}.tar")
+    from_web = replace(config, data=replace(config.data, sources=(remote, *config.data.sources[1:])))
+    for ours, theirs in zip(StepLoader(from_web), StepLoader(config), strict=True):
+        assert ours[0].keys == theirs[0].keys
+        assert ours[0].pixel_values is None or bool((ours[0].pixel_values == theirs[0].pixel_values).all())
+    assert server.asked["GET", "0.tar"] == 2, "once to index, once for the only part, whatever the number of samples"
+    StepLoader(from_web).check_state(StepLoader(config).state(3))
+
+
+def test_object_storage_keeps_the_index_beside_the_shard(tmp_path):
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/corpus/0.tar", write_tar(tmp_path / "0.tar", pair_members(range(4))).read_bytes())
+    (shard,) = list_shards("memory://corpus")
+    assert len(load_index(shard)) == 4
+    assert fs.exists("/corpus/0.tar.index.npz")
+    fs.rm("/corpus", recursive=True)
+    with pytest.raises(DataError, match="'memory://.*0.tar' does not exist"):
+        load_index(shard)
+
+
+def test_absent_shards_and_servers_without_ranges_are_refused(server):
+    with pytest.raises(DataError, match="7.tar' does not exist"):
+        load_index(RemoteShard(server.url + "/7.tar"))
+    server.ranges = False
+    size = (server.folder / "0.tar").stat().st_size
+    with pytest.raises(DataError, match="does not serve ranges"):
+        RemoteFile(RemoteShard(server.url + "/0.tar"), size).pread(100, 512)
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_sequential_reader_gives_the_bytes_of_the_file_across_its_chunks(tmp_path, checksum):
+    content = np.random.default_rng(0).bytes(3 * CHUNK_BYTES + 77)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    reader = SequentialReader(LocalFile(path), checksum)
+    for offset, size in ((0, 512), (CHUNK_BYTES - 100, 512), (CHUNK_BYTES + 900, CHUNK_BYTES + 5), (3 * CHUNK_BYTES, 900)):
+        assert reader.pread(size, offset) == content[offset : offset + size]
+    assert reader.checksum() == (hashlib.sha256(content).hexdigest() if checksum else None)
+    reader.close()

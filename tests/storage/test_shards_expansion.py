@@ -1,0 +1,75 @@
+"""What a shards string stands for."""
+
+import subprocess
+
+import pytest
+
+from flava_ds.errors import DataError
+from flava_ds.storage.shards import expand_braces, expand_shards, list_shards
+
+
+def test_folder_file_and_patterns_are_sorted_lists_of_tars(tmp_path):
+    for name in ("00010.tar", "00002.tar", "00001.tar", "notes.txt", "00001.tar.index.npz"):
+        (tmp_path / name).touch()
+    names = ["00001.tar", "00002.tar", "00010.tar"]
+    assert [path.name for path in expand_shards(str(tmp_path))] == names
+    assert [path.name for path in expand_shards(str(tmp_path / "00002.tar"))] == ["00002.tar"]
+    assert [path.name for path in expand_shards(str(tmp_path / "{00001..00002}.tar"))] == names[:2]
+    assert [path.name for path in expand_shards(str(tmp_path / "{00010,00001}.tar"))] == [names[0], names[2]]
+
+
+@pytest.mark.parametrize("pattern", ["/d/{098..102}.tar", "/d/{8..11}.tar", "{a,b}/{01..02}.tar", "x{3,1}.tar", "plain.tar", "{08..11}{x,y}"])
+def test_braces_expand_as_in_bash(pattern):
+    shell = subprocess.run(["bash", "-c", f"echo {pattern}"], capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(expand_braces(pattern)) == sorted(shell)
+
+
+def test_what_is_missing_empty_or_refused_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("# nothing\n\n")
+    (tmp_path / "b.txt").write_text("gone.tar\n")
+    (tmp_path / "c.jpg").touch()
+    cases = {
+        str(tmp_path / "absent"): "absent' is not a .tar file",
+        str(tmp_path / "absent.tar"): "source 'pairs': shard '.*absent.tar' does not exist",
+        str(tmp_path / "empty"): "empty' holds no .tar file",
+        str(tmp_path / "a.txt"): "list of shards '.*a.txt' names none",
+        str(tmp_path / "b.txt"): "shard '.*gone.tar' does not exist",
+        str(tmp_path / "gone.txt"): "list of shards '.*gone.txt' cannot be read",
+        str(tmp_path / "c.jpg"): "not a .tar file",
+        str(tmp_path / "{3..1}.tar"): "runs backwards",
+        "https://example.org/0.tar": "0.tar' is a URL",
+        "simplecache::https://example.org/0.tar": "chains protocols",
+        "nothing://example.org/x": "protocol 'nothing' cannot be used",
+    }
+    for shards, message in cases.items():
+        with pytest.raises(DataError, match=message):
+            expand_shards(shards, "pairs")
+
+
+def test_a_list_names_files_patterns_and_folders_from_its_own_place(tmp_path):
+    for name in ("a/0.tar", "a/1.tar", "b/0.tar", "c/7.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(f"# two corpora\na/{{0..1}}.tar\n\n{tmp_path}/c\n  b/0.tar\na/1.tar\n")
+    found = expand_shards(str(tmp_path / "list.txt"))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/0.tar", "a/1.tar", "b/0.tar", "c/7.tar"]
+    (tmp_path / "mixed.txt").write_text("a/0.tar\nhttps://example.org/0.tar\n")
+    with pytest.raises(DataError, match="lists local and remote shards"):
+        list_shards(str(tmp_path / "mixed.txt"))
+
+
+def test_urls_are_expanded_and_written_without_their_query():
+    shards = list_shards("https://example.org/d/{08..10}.tar?signature=secret")
+    assert [str(shard) for shard in shards] == [f"https://example.org/d/{n}.tar" for n in ("08", "09", "10")]
+    assert shards[0].url.endswith("?signature=secret") and shards[0].beside("x.npz").url == "https://example.org/d/x.npz?signature=secret"
+    assert (shards[0].name, shards[0].parent) == ("08.tar", "https://example.org/d")
+    with pytest.raises(DataError) as caught:
+        expand_shards("https://example.org/0.tar?signature=secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_pipes_run_nothing(tmp_path):
+    with pytest.raises(DataError, match="shell command, which is refused"):
+        expand_shards(f"pipe:touch {tmp_path / 'ran'}")
+    assert not (tmp_path / "ran").exists()

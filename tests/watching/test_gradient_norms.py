@@ -1,0 +1,60 @@
+"""Gradient norms of single objectives against plain autograd, and the steps at which they are measured."""
+
+import pytest
+import torch
+from test_engine import batches_of
+from test_trainer import toy_trainer
+from toy import Toy
+
+from flava_ds.batch import Kind
+from flava_ds.watching.gradient_norms import GradientNorms, encoder_parameters
+
+
+def measured_against_autograd() -> tuple[dict, dict]:
+    """The measured norms and those of each loss taken alone."""
+    trainer = toy_trainer("unused", objective_gradient_norms_every=1)
+    batch = batches_of(Kind.PAIR, 0, 1, 1)[0][0]
+    denominators = {"mmm_text": torch.tensor(2.0), "itm": torch.tensor(4.0)}
+    found = trainer._gradient_norms.measure([batch], denominators, [None])
+    module, expected = trainer.engine.module, {}
+    for name in denominators:
+        Toy.weights, kept = {k: v if k == name else 0.0 for k, v in Toy.weights.items()}, Toy.weights
+        for encoder in ("image_encoder", "text_encoder", "multimodal_encoder"):
+            gradients = torch.autograd.grad(module(batch, denominators).loss, list(getattr(module, encoder).parameters()), allow_unused=True)
+            expected[f"encoder_gradient_norm/{name}/{encoder}"] = float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+        Toy.weights = kept
+        expected[f"gradient_norm/{name}"] = sum(value**2 for key, value in expected.items() if f"/{name}/" in key) ** 0.5
+    return {name: float(value) for name, value in found.items()}, expected
+
+
+def test_norms_are_those_of_each_loss_alone_by_encoder(run_ranks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((found, expected),) = run_ranks(measured_against_autograd, 1)
+    assert found == pytest.approx(expected, rel=1e-5) and len(found) == 8 and min(found.values()) > 0
+
+
+def norms(every: int, stage: int = 1) -> GradientNorms:
+    engine = type("Engine", (), {"stage": stage, "world": type("World", (), {"is_main": True})})
+    return GradientNorms(engine, every)
+
+
+def test_every_kind_has_its_first_step_of_every_window_measured():
+    kinds = [Kind.PAIR, Kind.PAIR, Kind.TEXT, Kind.PAIR, Kind.IMAGE, Kind.TEXT, Kind.TEXT, Kind.PAIR]
+    measured = norms(4)
+    assert [step for step, kind in enumerate(kinds) if measured.due(step, kind)] == [0, 2, 4, 5, 7]
+    never = norms(0)
+    assert not any(never.due(step, kind) for step, kind in enumerate(kinds))
+
+
+def test_zero3_is_refused_once(caplog, monkeypatch):
+    monkeypatch.setattr("flava_ds.ranks.distributed.log.propagate", True)
+    assert not norms(4, stage=3).due(0, Kind.PAIR)
+    assert "ZeRO-3 keeps no whole gradients" in caplog.text
+
+
+def test_only_trainable_parameters_of_encoders_count():
+    module = Toy()
+    module.text_encoder.gain.requires_grad_(False)
+    found = encoder_parameters(module)
+    assert list(found) == ["image_encoder", "text_encoder", "multimodal_encoder"]
+    assert [len(group) for group in found.values()] == [6, 5, 6]

@@ -1,0 +1,22 @@
+"""Keys of records and the table that explains them."""
+
+import pytest
+
+from flava_ds.watching.log_fields import FIELDS, field_of
+
+
+def test_a_key_finds_its_field_and_what_the_placeholders_stand_for():
+    assert field_of("lr")[1] == {}
+    assert field_of("loss/mmm_text") == (next(field for field in FIELDS if field.name == "loss/<objective>"), {"objective": "mmm_text"})
+    field, labels = field_of("skipped_samples/a/b/no image")
+    assert field.kind == "count" and labels == {"source": "a/b", "reason": "no image"}
+    assert field_of("encoder_gradient_norm/itm/text_encoder")[1] == {"objective": "itm", "encoder": "text_encoder"}
+    with pytest.raises(KeyError):
+        field_of("losses/mlm")
+
+
+def test_every_field_is_explained_once_and_has_a_name_of_its_own():
+    assert len({field.name for field in FIELDS}) == len({field.metric for field in FIELDS}) == len(FIELDS)
+    assert all(field.meaning and "|" not in field.meaning + field.unit for field in FIELDS)
+    assert next(field for field in FIELDS if field.name == "rank_seconds/median").metric == "flava_ds_rank_seconds_median"
+    assert next(field for field in FIELDS if field.name == "skipped_updates").metric == "flava_ds_skipped_updates_total"

@@ -1,0 +1,155 @@
+"""Records of a log: means over all ranks and steps, and what is said of ranks and sources."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from toy import toy_config
+
+from flava_ds.config import LoggingConfig
+from flava_ds.errors import UserError
+from flava_ds.ranks.distributed import log, start
+from flava_ds.watching import metrics as metrics_module
+from flava_ds.watching import stragglers
+from flava_ds.watching.log_fields import field_of
+from flava_ds.watching.metrics import Metrics, StepResult, peak_memory
+
+PROGRESS = {"source_share/books": 0.5, "source_target/books": 0.4, "epoch/books": 0.1}
+NONE = torch.tensor(0)
+
+
+def config_in(folder):
+    config = dataclasses.replace(toy_config(), logging=LoggingConfig(run_directory=str(folder), tensorboard=True, straggler_lines=1))
+    config.run_path.mkdir(parents=True, exist_ok=True)
+    return config
+
+
+def step(sums, counts, source="books", kind="text", **changes) -> StepResult:
+    return StepResult(**({"samples": 4, "flops": 1e6, "waited_s": 0.0, "skipped": {}} | changes), kind=kind, source=source, sums=sums, counts=counts)
+
+
+class Time:
+    """A clock that moves when told."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+def speak_while(do, *arguments) -> tuple:
+    """Returns what a function returns and what it prints and logs: ranks are forked from a server, whose output is not this test's."""
+    said = io.StringIO()
+    log.addHandler(handler := logging.StreamHandler(said))
+    with contextlib.redirect_stdout(said):
+        result = do(*arguments)
+    log.removeHandler(handler)
+    return result, said.getvalue()
+
+
+def two_lines(folder: str) -> tuple:
+    return speak_while(write_two_lines, folder)
+
+
+def write_two_lines(folder: str) -> list[dict]:
+    """Two steps in the first line, one in the second; sums differ by rank, counts are those of both. Rank 1 computes for long, then waits for data."""
+    world = start(30)
+    metrics = Metrics(config_in(folder), world, gemm_rate=1e9, first_step=0)
+    mine = 1.0 + world.rank
+    stragglers.time = clock = Time()
+    for _ in range(2):
+        metrics.clock.start()
+        clock.now += 0.5 if world.rank == 1 else 0.25
+        metrics.clock.stop()
+        sums = [{"mlm/loss": torch.tensor(3.0 * mine), "mlm/correct": torch.tensor(mine)}, {"mlm/loss": torch.tensor(1.0), "mlm/correct": torch.tensor(0.0)}]
+        metrics.add(step(sums, {"mlm": 10}, skipped=Counter({"truncated": world.rank}), tokens=90, cut_tokens=20 * world.rank))
+    metrics.add_gradient_norms({"gradient_norm/mlm": torch.tensor(2.5)})
+    first = metrics.write(1, 0.1, torch.tensor(0.5), NONE, PROGRESS)
+    metrics.add(step([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, "photos", "image", waited_s=0.01 + world.rank, skipped={"undecodable": 1}))
+    second = metrics.write(2, 0.1, torch.tensor(float("nan")), torch.tensor(3), PROGRESS)
+    metrics.close()
+    return [first, second]
+
+
+@pytest.mark.distributed
+def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
+    found = run_ranks(two_lines, 2, str(tmp_path))
+    for (first, second), _ in found:
+        assert first["loss/mlm"] == pytest.approx(2 * (3 + 1 + 6 + 1) / 20) and first["accuracy/mlm"] == pytest.approx(2 * (1 + 2) / 20)
+        assert first["skipped_samples/books/truncated"] == 2 and second["skipped_samples/photos/undecodable"] == 2
+        assert "skipped_samples/books/truncated" not in second
+        assert first["cut_tokens/books"] == pytest.approx(40 / 400) and not any(name.startswith("cut_tokens") for name in second)
+        assert first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5 and first["epoch/books"] == 0.1
+        assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e9)
+        assert first["samples_per_second"] / first["flops_per_second"] == pytest.approx(16 / 4e6)
+        assert not any(name.endswith(("/mlm", "/mim")) for name in second) and second["skipped_updates"] == 3  # no terms, no mean
+        assert (first["slowest_rank"], first["slowest_in"], second["slowest_rank"], second["slowest_in"]) == (1, "compute", 1, "data")
+        assert (first["rank_seconds/slowest"], first["rank_seconds/median"]) == (0.5, 0.25)
+        assert second["rank_seconds/slowest"] == pytest.approx(1.01) and second["rank_seconds/median"] == pytest.approx(0.01)
+        assert all(field_of(key) for key in (*first, *second))
+    config = config_in(tmp_path)
+    header, first, second = [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()]
+    assert {"versions", "hardware", "git", "config", "config_sha256", "started"} <= header.keys() and header["hardware"]["ranks"] == 2
+    assert (first["step"], first["source"], second["grad_norm"]) == (1, "books", None)  # NaN is no JSON
+    assert list((config.run_path / "tensorboard").iterdir())
+    (_, said), (_, silence) = found
+    assert said.count("samples/s") == 2 and said.count("slow: rank 1 on ") == 2 and not silence, "one line for all ranks"
+    assert said.count("all ranks wait for rank 1 on ") == 2 and "it computes slowly" in said and "it waits for data" in said
+
+
+def paused_rate(folder: str) -> float:
+    metrics_module.time = clock = Time()
+    metrics = Metrics(config_in(folder), start(30), gemm_rate=1e9, first_step=0)
+    with metrics.paused():
+        clock.now += 60.0
+    clock.now += 0.5
+    metrics.add(step([], {}))
+    record = metrics.write(0, 0.1, torch.tensor(0.5), NONE, {})
+    assert not any(key.startswith(("slowest", "rank_seconds")) for key in record), "one rank waits for nobody"
+    assert all(value is not None and (not isinstance(value, float) or math.isfinite(value)) for value in record.values())
+    return record["seconds_per_step"]
+
+
+def test_pauses_are_left_out_of_rates(run_ranks, tmp_path):
+    assert run_ranks(paused_rate, 1, str(tmp_path)) == [0.5]
+
+
+def test_peak_memory_of_a_process_is_what_the_system_counts():
+    def counted() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+    few = 32 * 2**20  # the two are counted in steps
+    assert counted() - few <= peak_memory(torch.device("cpu")) <= counted() + few
+
+
+def said_of_logs(folder: str) -> list[str]:
+    """What is said when a file of the logs cannot be written, in the middle of a run and at its start."""
+    config, world, said = config_in(Path(folder)), start(60), []
+    metrics = Metrics(config, world, 1e12, 0)
+    metrics.add(step([], {"mlm": 1}))
+    (config.run_path / "metrics.prom").mkdir()
+    (config.run_path / "log.jsonl").unlink()
+    (config.run_path / "log.jsonl").mkdir()
+    for write in (lambda: metrics.write(0, 0.1, NONE, NONE, PROGRESS), lambda: Metrics(config, world, 1e12, 0)):
+        try:
+            write()
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def test_logs_that_cannot_be_written_are_one_line(run_ranks, tmp_path):
+    (said,) = run_ranks(said_of_logs, 1, str(tmp_path))
+    assert len(said) == 2 and all("the logs in" in line and "start the same command again" in line for line in said), said
+    assert "metrics.prom" in said[0] and "log.jsonl" in said[1]

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flava_ds.commands import prepare as prepare_command
-from flava_ds.config.strict_json import did_you_mean
-from flava_ds.errors import UserError
+from flava_ds.errors import UserError, did_you_mean
 
 
 def main(arguments: list[str] | None = None) -> int:

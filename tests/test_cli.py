@@ -17,7 +17,8 @@ from checkpoint_helpers import small_weights, write_checkpoint
 from safetensors.torch import load_file
 
 from flava_ds import cli
-from flava_ds.recipes import check_option_names, load_recipe, option_names
+from flava_ds.config.options import check_option_names, option_names
+from flava_ds.recipes import load_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 OF_OTHER_PROGRAMS = {"--nodes", "--module"}

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.config.options import override
 from flava_ds.errors import UserError
 from flava_ds.ranks.launch import require_shards
-from flava_ds.recipes import check_option_names, parse_overrides, resolve
+from flava_ds.recipes import resolve
 
 SMALL_RECIPES = ("demo", "flava_debug")
 """Recipes whose codebook is trained with the demo's short schedule instead of DALL-E's."""
@@ -25,8 +26,7 @@ def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
     from flava_ds.codebook.training import train_codebook
 
     default = DEMO if recipe in SMALL_RECIPES else DALLE
-    check_option_names(default, overrides)
-    training = parse_overrides(default, overrides, prog="flava-ds codebook train SHARDS --out FILE")
+    training = override(default, overrides, prog="flava-ds codebook train SHARDS --out FILE")
     train_codebook(config, source, out, training=training, device=device(), on_report=lambda report: print(report, flush=True))
     print(out)
 

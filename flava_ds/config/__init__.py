@@ -19,7 +19,7 @@ from flava_ds.config.model import (
     ObjectivesConfig,
     TextEncoderConfig,
 )
-from flava_ds.config.strict_json import did_you_mean, from_dict, to_dict
+from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.config.tree import (
     CheckpointConfig,
     Config,
@@ -33,6 +33,7 @@ from flava_ds.config.tree import (
     parse,
     save,
 )
+from flava_ds.errors import did_you_mean
 
 __all__ = [
     "UNCHANGED",

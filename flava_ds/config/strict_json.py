@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from flava_ds.errors import ConfigError
+from flava_ds.config.variants import choices, find, is_position, tag_of
+from flava_ds.errors import ConfigError, did_you_mean
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Converts a configuration dataclass into plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Converts a configuration dataclass into plain JSON types; of a position with variants, the key 'type' comes first."""
+    return json.loads(json.dumps(_plain(config)))
+
+
+def _plain(value: Any) -> Any:
+    """Turns dataclasses into objects, at any depth."""
+    if dataclasses.is_dataclass(value):
+        tagged = {"type": tag_of(value)} if is_position(type(value)) else {}
+        return tagged | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
-    """Builds dataclass `kind` from plain types, strictly: unknown keys are errors with a suggestion."""
+    """Builds dataclass `kind`, or the variant of it that the key 'type' names, from plain types, strictly.
+
+    Raises: ConfigError for a key that is unknown, with a suggestion, or missing, and for a value of another type.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where.rstrip('.') or 'the whole'} is {data!r:.60}; expected an object with the fields of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    unknown = [key for key in data if key not in hints]
+    if is_position(kind):
+        data = dict(data)
+        if "type" not in data:
+            raise ConfigError(f"key '{where}type' is missing; choose one of {', '.join(choices(kind))}")
+        kind = find(kind, data.pop("type"), f"{where}type")
+    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    unknown = [key for key in data if key not in fields]
     if unknown:
-        raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], hints)}")
-    missing = [f.name for f in dataclasses.fields(kind) if f.name not in data and f.default is f.default_factory is dataclasses.MISSING]
+        raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], fields)}")
+    missing = [f.name for f in fields.values() if f.name not in data and f.default is f.default_factory is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"key '{where}{missing[0]}' is missing; it has no default")
     return kind(**{key: _convert(hints[key], value, f"{where}{key}.") for key, value in data.items()})
-
-
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """Returns '; did you mean ...?' for the nearest known word, or the empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -42,8 +55,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or is_position(hint):
         return from_dict(hint, value, where)
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected an object with a value for each name")
+        return {name: _convert(arguments[1], entry, f"{where}{name}.") for name, entry in value.items()}
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected a list")
@@ -55,6 +72,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint):
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where.rstrip('.')} is {value!r}; expected {hint.__name__}")
     return value

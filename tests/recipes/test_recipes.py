@@ -6,8 +6,9 @@ import pytest
 
 from flava_ds import config as configuration
 from flava_ds.config import UNCHANGED, Config, WeightChange
+from flava_ds.config.options import option_names
 from flava_ds.errors import ConfigError
-from flava_ds.recipes import RECIPES, option_names, resolve, without_idle_sources
+from flava_ds.recipes import RECIPES, resolve, without_idle_sources
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

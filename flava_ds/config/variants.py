@@ -1,0 +1,137 @@
+"""Positions of the configuration that take one of several frozen dataclasses, told apart by a tag: `"type": "lion"` in JSON.
+
+The annotation of the position is a base class, whose table names the variants that come with the package. Each is imported
+when its tag is asked for, so the table costs nothing:
+
+    @dataclass(frozen=True, kw_only=True)
+    class OptimizerConfig(Variant, built_in={"lion": "flava_ds.training.lion:LionConfig"}):
+        lr: float = 1e-3
+
+    @dataclass(frozen=True, kw_only=True)
+    class LionConfig(OptimizerConfig, type="lion"):
+        lr: float = 1e-4
+
+A class that is not in the table joins by being defined: that is how a recipe outside of the package brings its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from flava_ds.errors import ConfigError, did_you_mean
+
+NONE = "none"
+"""What the command line says for no variant, where a position may be empty."""
+
+
+class Variant:
+    """Base of the base classes of such positions; see the module."""
+
+    type: ClassVar[str | None] = None
+    """The tag; None for the class that annotates the position."""
+    _built_in: ClassVar[Mapping[str, str]] = {}
+    _defined: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, *, type: str | None = None, built_in: Mapping[str, str] | None = None, **others: Any) -> None:
+        """Opens a position, for a direct subclass, or registers a variant of one under `type`.
+
+        Raises: ConfigError when the tag belongs to another class.
+        """
+        super().__init_subclass__(**others)
+        cls.type = type
+        if Variant in cls.__bases__:
+            cls._built_in, cls._defined = built_in or {}, {}
+        if type is None:
+            return
+        place = f"{cls.__module__}:{cls.__qualname__}"
+        holder = cls._built_in.get(type) or (_place(cls._defined[type]) if type in cls._defined else place)
+        if type == NONE or holder != place:
+            why = "that word stands for an empty position" if type == NONE else f"{holder} has it"
+            raise ConfigError(f"{place} cannot have the type '{type}': {why}; choose another")
+        cls._defined[type] = cls
+
+
+Chosen = TypeVar("Chosen", bound=Variant)
+
+
+def is_position(hint: Any) -> typing.TypeGuard[type[Variant]]:
+    """Says whether an annotation is the base class of variants."""
+    return isinstance(hint, type) and issubclass(hint, Variant)
+
+
+def choices(base: type[Chosen]) -> list[str]:
+    """Lists the tags that a position annotated with `base` takes: the built-in ones in their order, then what has been defined.
+
+    The variants of a base below the one with the table are imported, since only then is it known which they are.
+    """
+    tags = list(dict.fromkeys([*base._built_in, *base._defined]))
+    return tags if Variant in base.__bases__ else [tag for tag in tags if issubclass(_import(base, tag), base)]
+
+
+def find(base: type[Chosen], tag: Any, label: str) -> type[Chosen]:
+    """Returns the class of a tag, and imports the module of a built-in one.
+
+    Raises: ConfigError naming `label`, the tag and the choices.
+    """
+    known = choices(base)
+    if tag not in known:
+        raise ConfigError(f"{label} {tag!r} is none of {', '.join(known) or 'the known ones'}{did_you_mean(str(tag), known)}")
+    return _import(base, tag)
+
+
+def _import(base: type[Variant], tag: str) -> type[Variant]:
+    """Returns the class of a known tag, checked once it is there: only after its decorator has run can it be."""
+    if tag not in base._defined:
+        importlib.import_module(base._built_in[tag].split(":")[0])
+    kind = base._defined[tag]
+    if not ("__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen):
+        raise ConfigError(f"{_place(kind)}, the type '{tag}', is no frozen dataclass; write @dataclass(frozen=True, kw_only=True) above it")
+    if any(field.name == "type" for field in dataclasses.fields(kind)):
+        raise ConfigError(f"{_place(kind)}: the key 'type' holds the tag '{tag}'; give its field another name")
+    return kind
+
+
+def _place(kind: type) -> str:
+    """Names a class as the table does."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def tag_of(value: Variant) -> str:
+    """Returns the tag that JSON keeps.
+
+    Raises: ConfigError for an instance of the class that annotates the position.
+    """
+    if value.type is None:
+        known = ", ".join(choices(type(value)))
+        raise ConfigError(f"{type(value).__name__} has no type of its own, so JSON could not name it; use one of its variants ({known})")
+    return value.type
+
+
+def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:
+    """Returns `kind` with its defaults, and with what was set in `old`: fields of the same name and type that had left their default.
+
+    Raises: ConfigError naming `label` and the fields that `kind` asks for and `old` does not have.
+    """
+    if type(old) is kind:
+        return old
+    kept = {}
+    if old is not None:
+        before, now = typing.get_type_hints(type(old)), typing.get_type_hints(kind)
+        kept = {
+            field.name: getattr(old, field.name)
+            for field in dataclasses.fields(old)
+            if field.name in now and before[field.name] == now[field.name] and getattr(old, field.name) != default_of(field)
+        }
+    missing = [field.name for field in dataclasses.fields(kind) if field.name not in kept and default_of(field) is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"{label} {kind.type}: {', '.join(missing)} of {kind.__name__} has no default; choose it in a recipe, with a value")
+    return kind(**kept)
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """Returns the default of a dataclass's field, or dataclasses.MISSING."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -24,15 +24,16 @@ from pathlib import Path
 
 import torch
 
-from flava_ds.batch import Batch, Kind
-from flava_ds.checkpoints import fragments
+from flava_ds.batch import Batch
 from flava_ds.checkpoints.saver import Saver, Status
 from flava_ds.config import Config
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind
 from flava_ds.hf.parity import random_batch
 from flava_ds.ranks.distributed import start, stop
 from flava_ds.recipes import resolve
+from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
-from flava_ds.training.pretraining import build_pretraining
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "checkpoint_cost.json"
 LAYERS = {"image": 1, "text": 1, "multimodal": 1}
@@ -60,8 +61,8 @@ class Bench:
         self.folder = folder
         self.config = shallow_model(folder)
         world = start(600)
-        module = build_pretraining(self.config)
-        self.engine = Engine(module, module.parameter_kinds(), self.config, world)
+        module = build_task(self.config)
+        self.engine = Engine(module, self.config, world)
         self.batch: Batch = random_batch(Kind.TEXT, self.config)
         self.denominators = {name: torch.tensor(float(max(count, 1))) for name, count in module.counts(self.batch).items()}
         self.savers = {mode: Saver(self.engine, with_mode(self.config, mode)) for mode in ("background", "standing")}

@@ -79,7 +79,7 @@ def measure_all(folder: Path) -> None:
             rows.append({"setting": name, "kind": kind, "changed": changed, "samples": samples, "calls": len(calls)})
             rows[-1] |= {"measured": listed(bytes_of.payloads(calls)), "theory": listed(theory), "paper": bytes_of.paper_bytes(trainer, kind)}
         trainable = bytes_of.trainable_bytes(trainer)
-        trainer.metrics.close()
+        trainer.recorder.close()
         if trainer.world.is_main:
             (folder / "results.json").write_text(json.dumps({"ranks": RANKS, "recipe": "flava_debug", "weights": trainable, "rows": rows}), encoding="utf-8")
     stop()

@@ -53,7 +53,7 @@ def flava_ds(folder: Path, *, objectives: bool) -> Stream:
     )
     for batches in loader:
         batch = batches[0]
-        assert batch.pixel_values.shape == (BATCH, 3, SIZE, SIZE) and (batch.codebook_pixel_values is not None) == objectives
+        assert batch["pixel_values"].shape == (BATCH, 3, SIZE, SIZE) and ("codebook_pixel_values" in batch) == objectives
         yield batch.size
 
 

@@ -93,10 +93,10 @@ def measure(lengths: str, implementation: str, threads: int) -> dict:
 
 def configuration():
     """The peers' common shape."""
-    from flava_ds.config import CodebookConfig, Config, ImageEncoderConfig, ModelConfig, MultimodalEncoderConfig, TextEncoderConfig
+    from flava_ds.config import CodebookConfig, Config, FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig
 
     shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-    model = ModelConfig(
+    model = FlavaConfig(
         image=ImageEncoderConfig(image_size=64, patch_size=8, num_hidden_layers=4, **shape),
         text=TextEncoderConfig(num_hidden_layers=4, **shape),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=2, **shape),
@@ -114,9 +114,9 @@ def batches(lengths: str) -> list:
     config, draw = configuration(), torch.Generator().manual_seed(0)
     made = []
     for kind in (Kind.PAIR, Kind.IMAGE, Kind.TEXT):
-        matched = torch.arange(BATCH) % 10 != 9 if kind is Kind.PAIR else torch.ones(BATCH, dtype=torch.bool)
+        matched = torch.arange(BATCH) % 10 != 9 if kind == Kind.PAIR else torch.ones(BATCH, dtype=torch.bool)
         fields: dict = {"kind": kind, "source": str(kind), "size": BATCH}
-        if kind is not Kind.TEXT:
+        if kind != Kind.TEXT:
             mask = torch.rand(BATCH, config.model.image.num_patches, generator=draw).argsort(1) < 24
             fields |= {
                 "pixel_values": torch.randint(0, 256, (BATCH, 3, 64, 64), generator=draw, dtype=torch.uint8),
@@ -124,9 +124,9 @@ def batches(lengths: str) -> list:
                 "image_codes": torch.randint(0, 8192, mask.shape, generator=draw),
                 "mim_rows": (mask & matched[:, None]).flatten().nonzero()[:, 0],
             }
-        if kind is not Kind.IMAGE:
+        if kind != Kind.IMAGE:
             fields |= text_fields([FULL] * BATCH if lengths == "full" else demo_lengths(kind), matched, draw)
-        if kind is Kind.PAIR:
+        if kind == Kind.PAIR:
             fields |= {"itm_labels": matched.long(), "matched_rows": matched.nonzero()[:, 0]}
         made.append(Batch(**fields))
     return made
@@ -169,16 +169,16 @@ def our_step():
     """Returns batch -> callable that runs forward and backward once."""
     import torch
 
-    from flava_ds.training.pretraining import build_pretraining
+    from flava_ds.families.flava.task import build_task
 
-    module = build_pretraining(configuration())
+    module = build_task(configuration())
 
     def prepare(batch):
         denominators = {name: torch.tensor(float(max(count, 1))) for name, count in module.counts(batch).items()}
 
         def run() -> None:
             module.zero_grad()
-            module(batch, denominators).loss.backward()
+            module("step", batch, denominators).loss.backward()
 
         return run
 

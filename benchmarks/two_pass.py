@@ -63,11 +63,11 @@ def settings(masked_share: float):
     """Returns the configuration, with the contrastive loss alone where nothing is masked."""
     from step_vs_huggingface import configuration
 
-    from flava_ds.config import ImageTextMatchingConfig, MaskedImageConfig, MaskedTextConfig, ObjectivesConfig
+    from flava_ds.config import ImageTextMatchingConfig, MaskedImageConfig, MaskedTextConfig, flava_objectives
 
     image, text = MaskedImageConfig(weight=0.0), MaskedTextConfig(weight=0.0)
-    alone = ObjectivesConfig(mim=image, mmm_image=image, mlm=text, mmm_text=text, itm=ImageTextMatchingConfig(weight=0.0))
-    return dataclasses.replace(configuration(), objectives=ObjectivesConfig() if masked_share else alone)
+    alone = flava_objectives(mim=image, mmm_image=image, mlm=text, mmm_text=text, itm=ImageTextMatchingConfig(weight=0.0))
+    return dataclasses.replace(configuration(), objectives=flava_objectives() if masked_share else alone)
 
 
 def micro_batch(masked_share: float):
@@ -83,18 +83,18 @@ def micro_batch(masked_share: float):
 
 def cut(batch, size: int):
     """Returns the first `size` samples."""
-    tokens, patches = int(batch.cu_seqlens[size]), size * batch.bool_masked_pos.shape[1]
-    kept = batch.mlm_rows < tokens
+    tokens, patches = int(batch["cu_seqlens"][size]), size * batch["bool_masked_pos"].shape[1]
+    kept = batch["mlm_rows"] < tokens
     return dataclasses.replace(
         batch,
         size=size,
         **{name: getattr(batch, name)[:size] for name in ("pixel_values", "bool_masked_pos", "image_codes", "itm_labels")},
         **{name: getattr(batch, name)[:tokens] for name in ("input_ids", "input_ids_masked")},
-        cu_seqlens=batch.cu_seqlens[: size + 1],
-        mim_rows=batch.mim_rows[batch.mim_rows < patches],
-        mlm_rows=batch.mlm_rows[kept],
-        mlm_labels=batch.mlm_labels[kept],
-        matched_rows=batch.matched_rows[batch.matched_rows < size],
+        cu_seqlens=batch["cu_seqlens"][: size + 1],
+        mim_rows=batch["mim_rows"][batch["mim_rows"] < patches],
+        mlm_rows=batch["mlm_rows"][kept],
+        mlm_labels=batch["mlm_labels"][kept],
+        matched_rows=batch["matched_rows"][batch["matched_rows"] < size],
     )
 
 
@@ -102,14 +102,14 @@ def repeated(batch, number: int):
     """Returns `number` copies of a fully masked batch as one."""
     import torch
 
-    tokens, patches, places = batch.input_ids.shape[0], batch.size * batch.bool_masked_pos.shape[1], range(number)
+    tokens, patches, places = batch["input_ids"].shape[0], batch.size * batch["bool_masked_pos"].shape[1], range(number)
     shifted = {"mlm_rows": tokens, "mim_rows": patches, "matched_rows": batch.size}
     plain = ("pixel_values", "bool_masked_pos", "image_codes", "input_ids", "input_ids_masked", "mlm_labels", "itm_labels")
-    ends = torch.cat([batch.cu_seqlens[1:] + tokens * place for place in places])
+    ends = torch.cat([batch["cu_seqlens"][1:] + tokens * place for place in places])
     return dataclasses.replace(
         batch,
         size=number * batch.size,
-        cu_seqlens=torch.cat([batch.cu_seqlens[:1], ends]),
+        cu_seqlens=torch.cat([batch["cu_seqlens"][:1], ends]),
         **{name: torch.cat([getattr(batch, name)] * number) for name in plain},
         **{name: torch.cat([getattr(batch, name) + shift * place for place in places]) for name, shift in shifted.items()},
     )
@@ -129,15 +129,15 @@ def accumulate(module, batches: list, *, exact: bool) -> None:
             features = [module(batch, None) for batch in batches]
         parts = step_gradients(features)
     for batch, part in zip(batches, parts, strict=True):
-        module(batch, denominators, part).loss.backward()
+        module("step", batch, denominators, part).loss.backward()
 
 
 def peak(way: str, number: int) -> dict:
     """Returns the growth of this process's peak memory during a step, and the bytes of its batches and features, in MiB."""
-    from flava_ds.training.pretraining import build_pretraining
+    from flava_ds.families.flava.task import build_task
 
     config = settings(1.0)
-    module, one = build_pretraining(config), micro_batch(1.0)
+    module, one = build_task(config), micro_batch(1.0)
     batches = [repeated(one, number)] if way == "one graph" else [repeated(one, 1) for _ in range(number)]
     for parameter in module.parameters():
         parameter.grad = parameter.detach().clone().zero_()
@@ -154,11 +154,12 @@ def resident_mib() -> float:
 
 def ratio(masked_share: float, rounds: int) -> dict:
     """Returns the ratios of processor time of two passes to one, round by round, and their floor by arithmetic."""
-    from flava_ds.training.pretraining import build_pretraining
     from flava_ds.watching.flops import forward_flops, step_flops
 
+    from flava_ds.families.flava.task import build_task
+
     config = settings(masked_share)
-    module, batch = build_pretraining(config), micro_batch(masked_share)
+    module, batch = build_task(config), micro_batch(masked_share)
     batches, found = [batch] * MICRO_BATCHES, []
     accumulate(module, batches, exact=True)
     for _ in range(rounds):

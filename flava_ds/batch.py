@@ -1,16 +1,15 @@
-"""The contracts between data, model and objectives.
+"""What travels from the loader to the losses: a batch of named tensors, and sequences packed end to end.
 
 Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, `g` batch over all ranks, `w` world size,
-`c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens, `s` any sequence, `d` hidden,
-`h` heads, `e` head size, `f` MLP width, `v` vocabulary or codebook, `r` projection, `k` rows kept by a mask, `a` crops.
+`c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens, `s` any sequence,
+`d` hidden, `h` heads, `e` head size, `f` MLP width, `v` vocabulary or codebook, `r` projection, `k` rows kept by a mask,
+`m` samples of a batch that are masked, `a` crops.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,29 +17,6 @@ from torch import Tensor
 
 IGNORE_INDEX = -100
 """Label of a position without a target in Hugging Face's dense layout; packed batches list their rows instead."""
-
-
-class Kind(StrEnum):
-    """What one optimizer step trains on."""
-
-    IMAGE = "image"
-    TEXT = "text"
-    PAIR = "pair"
-
-
-class View(StrEnum):
-    """One encoder's output on one version of the input."""
-
-    IMAGE = "image"
-    IMAGE_MASKED = "image_masked"
-    TEXT = "text"
-    TEXT_MASKED = "text_masked"
-    MULTIMODAL = "multimodal"
-    MULTIMODAL_MASKED = "multimodal_masked"
-    CROPS = "crops"
-
-
-MASKED_VIEWS = frozenset({View.IMAGE_MASKED, View.TEXT_MASKED, View.MULTIMODAL_MASKED})
 
 
 @dataclass(frozen=True)
@@ -63,101 +39,61 @@ class Packed:
         return self.cu_seqlens[:-1].long()
 
 
-@dataclass(frozen=True)
-class SequenceLayout:
-    """Positions in the fused sequence [CLS_M | CLS_I, n patches | CLS_T, text] of each sample.
+@dataclass(frozen=True, kw_only=True)
+class ReadReport:
+    """What the loader met while it read a batch; nothing that a model sees."""
 
-    Shapes:
-        text_cu_seqlens  [b+1]  int32, of the packed text alone
-    """
-
-    num_patches: int
-    text_cu_seqlens: Tensor
-    text_max_seqlen: int
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the text of a sample: CLS_M, CLS_I and the patches."""
-        return 2 + self.num_patches
-
-    @property
-    def cu_seqlens(self) -> Tensor:
-        """Of the fused sequences: [b+1] int32."""
-        cu = self.text_cu_seqlens
-        return cu + self.prefix * torch.arange(cu.shape[0], device=cu.device, dtype=cu.dtype)
-
-    @property
-    def max_seqlen(self) -> int:
-        """The longest fused sequence."""
-        return self.prefix + self.text_max_seqlen
-
-    def patch_rows(self, patches: Tensor) -> Tensor:
-        """Fused rows of flat patch indices into [b n]: [k] -> [k]."""
-        sample = patches // self.num_patches
-        return self.cu_seqlens[sample].long() + 2 + patches % self.num_patches
-
-    def text_rows(self, tokens: Tensor) -> Tensor:
-        """Fused rows of packed text rows: [k] -> [k]."""
-        sample = torch.bucketize(tokens, self.text_cu_seqlens[1:].long(), right=True)
-        return tokens + self.prefix * (sample + 1)
-
-
-def image_patch_rows(patches: Tensor, num_patches: int) -> Tensor:
-    """Rows in packed image sequences [b*(1+n)] of flat patch indices into [b n]: [k] -> [k]."""
-    return patches + patches // num_patches + 1
+    tokens: int = 0
+    """Tokens of the batch's texts."""
+    cut_tokens: int = 0
+    """Tokens beyond the source's max_tokens, which were left out."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Unusable samples: reason -> count."""
+    unusable: tuple[dict[str, Any], ...] = ()
+    """The same samples with source, shard, key, offset, reason, detail and epoch, but for those on the skip list."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch of one kind, collated, corrupted and packed. Fields that the kind lacks are None.
+    """One micro-batch of one kind: tensors by name, and integers that the host knows without asking the device.
 
-    Row indices come from the collator, so nothing in a step waits for the device; in pair batches `mim_rows` and `mlm_rows`
-    already leave out mismatched samples. Where only a share of a pair batch is masked, `masked` is the batch of these samples; the masked
-    views and their objectives read that one, everything else the whole.
+    The collator provides the tensors of this table; what a corruption or a task adds is listed where it is made.
+    Row indices come from the loader, so nothing in a step waits for the device.
 
     Shapes:
-        pixel_values           [b c H W]  uint8 in [0, 255]; the image encoder normalises
-        codebook_pixel_values  [b c H W]  uint8, the same crop at the codebook's size; the same tensor when sizes agree
-        image_codes            [b n]      int64 codebook indices; None until computed on the device
-        bool_masked_pos        [b n]      bool, patches replaced by the mask token
-        mim_rows               [k]        int64, flat indices into [b n] of the patches to predict
-        input_ids              [T]        int64, packed, each text with its CLS and SEP
-        input_ids_masked       [T]        int64
-        cu_seqlens             [b+1]      int32 over the text
-        mlm_rows               [k]        int64, rows of [T] to predict
-        mlm_labels             [k]        int64, the original ids there
-        itm_labels             [b]        int64, 1 match, 0 mismatch
-        matched_rows           [k]        int64, samples whose caption is their own
+        pixel_values    [b c H W]  uint8 in [0, 255]; the image encoder normalises
+        input_ids       [T]        int64, packed, each text with its special tokens
+        cu_seqlens      [b+1]      int32 over the text
+        matched_rows    [k]        int64, samples whose caption is their own; pairs only
+        masked_samples  [m]        int64, samples that are masked, where not all are; then every tensor that a
+                                   corruption makes is about these samples alone
+        masked_cu_seqlens  [m+1]   int32 over the text of those samples
+    Numbers:
+        max_seqlen, masked_max_seqlen  the longest text, and the longest among the masked samples
     """
 
-    kind: Kind
+    kind: str
+    """The step's key: which objectives read the batch. A family defines its kinds."""
     source: str
     size: int
     keys: tuple[str, ...] = ()
-    pixel_values: Tensor | None = None
-    codebook_pixel_values: Tensor | None = None
-    image_codes: Tensor | None = None
-    bool_masked_pos: Tensor | None = None
-    mim_rows: Tensor | None = None
-    input_ids: Tensor | None = None
-    input_ids_masked: Tensor | None = None
-    cu_seqlens: Tensor | None = None
-    max_seqlen: int = 0
-    mlm_rows: Tensor | None = None
-    mlm_labels: Tensor | None = None
-    itm_labels: Tensor | None = None
-    matched_rows: Tensor | None = None
-    masked: Batch | None = None
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Unusable samples met while this batch was read: reason -> count."""
-    unusable: tuple[dict[str, Any], ...] = ()
-    """The same samples, each with source, shard, key, offset, reason, detail and epoch, but for those on the skip list."""
-    cut_tokens: int = 0
-    """Tokens of its texts beyond the source's max_tokens, which are left out."""
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    read: ReadReport = field(default_factory=ReadReport)
 
-    def of(self, views: Collection[View]) -> Batch:
-        """Returns the batch that views of one side, clean or masked, are made from."""
-        return self.masked if self.masked is not None and MASKED_VIEWS.issuperset(views) else self
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def get(self, name: str) -> Tensor | None:
+        """Returns the tensor of this name, or None."""
+        return self.tensors.get(name)
+
+    def having(self, **tensors: Tensor) -> Batch:
+        """Returns the batch with more tensors."""
+        return replace(self, tensors={**self.tensors, **tensors})
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with every tensor on `device`; copies from pinned memory do not block."""
@@ -169,22 +105,4 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Any]) -> Batch:
         """Applies `change` to every tensor."""
-        changed: dict[str, Any] = {f.name: change(value) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        if self.masked is not None:
-            changed["masked"] = self.masked.each(change)
-        return dataclasses.replace(self, **changed)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A sum and a count, never a mean: the mean is taken over the count of all ranks and micro-batches.
-
-    Shapes:
-        sum      scalar  fp32, with gradient
-        count    int     terms of the sum, known on the host from the collator
-        metrics  name -> scalar sum over the same terms (e.g. correct predictions), without gradient
-    """
-
-    sum: Tensor
-    count: int
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+        return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})

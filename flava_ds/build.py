@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import torch
 from torch import nn
 
 from flava_ds.checkpoints import checkpoint
+from flava_ds.checkpoints.keeper import CheckpointKeeper
 from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
 from flava_ds.config import Config
 from flava_ds.data.loader import StepLoader
@@ -19,13 +21,15 @@ from flava_ds.storage.index import index_missing
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
 from flava_ds.training.engine import Engine
-from flava_ds.training.pretraining import build_pretraining
-from flava_ds.training.trainer import Trainer
-from flava_ds.watching.flops import measure_gemm_rate
+from flava_ds.training.trainer import Loader, Trainer
+from flava_ds.watching.checksums import ChecksumWatch
+from flava_ds.watching.gemm_rate import measure_gemm_rate
+from flava_ds.watching.gradient_norms import GradientNorms
 from flava_ds.watching.metrics import Metrics
-from flava_ds.watching.out_of_memory import explained
-from flava_ds.watching.profiling import check_device
+from flava_ds.watching.out_of_memory import MemoryWatch, explained
+from flava_ds.watching.profiling import StepProfiler, check_device
 from flava_ds.watching.sinks import check_packages
+from flava_ds.watching.spikes import DivergenceWatch
 
 
 def build(config: Config) -> Trainer:
@@ -38,20 +42,42 @@ def build(config: Config) -> Trainer:
     check_device(config, world.device)
     roll_call.begin(world)
     checkpoint.prepare(config, world)
-    module = build_pretraining(config)
+    task = config.model.build(config)
     if config.initial_weights is not None:
-        checkpoint.load_initial_weights(module, config.initial_weights)
-    codebook = build_codebook(config, world)
+        checkpoint.load_initial_weights(task, config.initial_weights)
+    if (codebook := build_codebook(config, world)) is not None:
+        task.frozen["codebook"] = codebook
     with explained(config, world, "while model and optimizer were set up"):
-        engine = Engine(module, module.parameter_kinds(), config, world)
+        engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
     first_step = resumed.step if resumed else 0
     loader = build_loader(config, world, first_step, resumed.data if resumed else None)
     checkpoint.record(config, world)
-    trainer = Trainer(config, engine, loader, codebook, Metrics(config, world, total_gemm_rate(config, world), first_step), first_step)
-    if resumed:
-        trainer.spikes.set_state(resumed.spikes)
-    return trainer
+    return build_trainer(config, engine, loader, first_step, resumed.spikes if resumed else None)
+
+
+def build_trainer(config: Config, engine: Engine, loader: Loader, first_step: int, spikes: dict[str, Any] | None = None) -> Trainer:
+    """Puts the trainer and its watchers together; `spikes` is the saved state of the watch over divergence."""
+    rate = total_gemm_rate(config, engine.world)
+    divergence = DivergenceWatch(engine, config.training)
+
+    def progress(step: int) -> dict[str, float]:
+        return {**loader.progress(step), "rollbacks": divergence.spikes.rollbacks}
+
+    metrics = Metrics(config, engine, rate, first_step, progress)
+    keeper = CheckpointKeeper(engine, config, loader, metrics, divergence.spikes, first_step)
+    if spikes is not None:
+        divergence.spikes.set_state(spikes)
+    watchers = (
+        StepProfiler(config, engine.world, first_step, metrics.paused),
+        MemoryWatch(config, engine.world),
+        keeper,
+        GradientNorms(engine, config.logging.objective_gradient_norms_every, metrics),
+        ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),
+        metrics,  # after all that pauses its clock
+        divergence,
+    )
+    return Trainer(config, engine, loader, metrics, watchers, first_step, keeper.go_back)
 
 
 def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:
@@ -98,12 +124,10 @@ def compare_data(world: World, loader: StepLoader) -> None:
         if differing:
             name, what = differing[0]
             counts = f": {found[name]['samples']} samples, not {first[1][name]['samples']}" if what == "samples" else ""
-            error = DataError(
+            raise DataError(
                 f"rank {rank} (host {host}) reads other data for source '{name}' than rank 0 (host {first[0]}): {what} differ{counts}; "
                 "copy the shards again, so that all hosts have the same"
-            )
-            error.on_all_ranks = True
-            raise error
+            ).everywhere()
 
 
 def _index_shards(config: Config) -> UserError | None:

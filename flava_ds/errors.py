@@ -1,11 +1,24 @@
-"""Errors that are the user's to mend. Commands print them as one line, without a traceback unless --debug is given."""
+"""Errors that are the user's to fix. Commands print them as one line, without a traceback unless --debug is given."""
+
+from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, Self
 
 
 class UserError(Exception):
     """Names the file, the field or the sample, and says what to do."""
+
+    on_all_ranks = False
+    """Every rank raises the same error at the same point, so rank 0 alone speaks and nobody has to be told."""
+    unusable: tuple[dict[str, Any], ...] = ()
+    """Samples that were found unusable before a loader process raised this."""
+
+    def everywhere(self) -> Self:
+        """Marks the error as one that every rank raises; returns it."""
+        self.on_all_ranks = True
+        return self
 
 
 class ConfigError(UserError):

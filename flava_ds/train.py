@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return run(words)
         except UserError as error:
-            return end(str(error), 2, debug, leaving, on_all_ranks=getattr(error, "on_all_ranks", False))
+            return end(str(error), 2, debug, leaving, on_all_ranks=error.on_all_ranks)
         except RuntimeError as error:
             if failed_elsewhere(error):
                 keep_store()

@@ -15,10 +15,12 @@ from sample_batches import tiny_config
 
 from flava_ds import config as configuration
 from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
-from flava_ds.config import Config, DataConfig, LoggingConfig, MaskedImageConfig, ObjectivesConfig, SourceConfig
+from flava_ds.config import Config, DataConfig, LoggingConfig, SourceConfig
 from flava_ds.demo.shards import as_json, write_shards
 from flava_ds.evaluation.inputs import Inputs, build_inputs
-from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.task import FlavaTask, build_task
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 
 WORDS = "apple bear cloud daisy eagle flame grape house igloo jewel kite lemon moon nest owl pear".split()
 FILLERS = "a an the of drawing picture emoji icon black and white : grows flies shines ##s".split()
@@ -72,13 +74,13 @@ def world_config(folder: Path, **overrides) -> Config:
     """A tiny configuration whose vocabulary and codebook lie in `folder`."""
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLERS, *WORDS]) + "\n")
-    masking = MaskedImageConfig(num_masked_patches=4, min_patches_per_block=1)
+    masking = dict(num_masked_patches=4, min_patches_per_block=1)
     sources = (
         SourceConfig(name="pair", kind="pair", shards=str(folder / "data" / "pairs-train"), max_tokens=16),
         SourceConfig(name="text", kind="text", shards=str(folder / "data" / "text-test"), max_tokens=20),
     )
     settings = {
-        "objectives": ObjectivesConfig(mim=masking, mmm_image=masking),
+        "objectives": flava_objectives(mim=MaskedImageConfig(**masking), mmm_image=MultimodalMaskedImageConfig(**masking)),
         "data": DataConfig(sources=sources, vocabulary=str(vocabulary)),
         "codebook_weights": str(folder / "codebook.safetensors"),
         "logging": LoggingConfig(run_directory=str(folder / "runs")),
@@ -91,10 +93,10 @@ def world_config(folder: Path, **overrides) -> Config:
     return config
 
 
-def world(folder: Path, **overrides) -> tuple[Inputs, PretrainingModel]:
+def world(folder: Path, **overrides) -> tuple[Inputs, FlavaTask]:
     """A world, its evaluation inputs and a model with random weights."""
     config = world_config(folder, **overrides)
-    return build_inputs(config, write_world(folder / "data")), build_pretraining(config)
+    return build_inputs(config, write_world(folder / "data")), build_task(config)
 
 
 def write_log(path: Path, config: Config, steps: int = 12) -> None:
@@ -120,5 +122,5 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     run.mkdir(parents=True)
     configuration.save(config, run / "config.json")
     write_log(run / "log.jsonl", config)
-    write_checkpoint(run / "checkpoints", 12, build_pretraining(config).state_dict(), config)
+    write_checkpoint(run / "checkpoints", 12, build_task(config).state_dict(), config)
     return run, write_world(folder / "data")

@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flava_ds.batch import Batch, Kind
-from flava_ds.config import Config, EngineConfig, ObjectivesConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.batch import Batch
+from flava_ds.config import Config, EngineConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.views import Kind
 from flava_ds.training.engine import Engine
 from flava_ds.training.engine_config import shipped_settings
+from flava_ds.training.task import StepOutput
+from flava_ds.training.watcher import Update
 
 WIDTH = 12
 
@@ -24,12 +28,6 @@ class Hidden:
     """A module's output inside a dataclass, as Packed is."""
 
     hidden: Tensor
-
-
-@dataclass(frozen=True)
-class ToyOutput:
-    loss: Tensor
-    sums: dict[str, Tensor]
 
 
 class Encoder(nn.Module):
@@ -64,11 +62,16 @@ class Head(nn.Module):
 class Toy(nn.Module):
     """Image steps train mim, text steps mlm, pair steps mmm_text and itm through all three encoders; `dead` is used by none."""
 
-    objectives = {Kind.IMAGE: ("mim",), Kind.TEXT: ("mlm",), Kind.PAIR: ("mmm_text", "itm")}
+    by_kind = {Kind.IMAGE: ("mim",), Kind.TEXT: ("mlm",), Kind.PAIR: ("mmm_text", "itm")}
+    objectives = ("mim", "mlm", "mmm_text", "itm")
+    metrics = {name: {"correct": "accuracy"} for name in objectives}
+    kinds = ("image", "pair", "text")
+    states = {}
     weights = {"mim": 1.0, "mlm": 1.0, "mmm_text": 0.7, "itm": 1.3}
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
+        self.frozen = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image_encoder, self.text_encoder, self.multimodal_encoder = Encoder(), Encoder(), Encoder()
@@ -77,29 +80,44 @@ class Toy(nn.Module):
             self.dead = nn.Linear(5, 3)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        rows = {"mim": batch.mim_rows, "mlm": batch.mlm_rows, "mmm_text": batch.mlm_rows, "itm": batch.itm_labels}
-        return {name: rows[name].shape[0] for name in self.objectives[batch.kind]}
+        rows = {"mim": batch["mim_rows"], "mlm": batch["mlm_rows"], "mmm_text": batch["mlm_rows"], "itm": batch["itm_labels"]}
+        return {name: rows[name].shape[0] for name in self.by_kind[batch.kind]}
 
-    def forward(self, batch: Batch, denominators: dict[str, Tensor], gradients: None = None) -> ToyOutput:
+    def forward(self, entry: str, *arguments) -> StepOutput:
+        return getattr(self, entry)(*arguments)
+
+    def complete(self, batch: Batch) -> Batch:
+        return batch
+
+    def pooled(self, kind: str) -> dict:
+        return {}
+
+    def flops(self, batch: Batch) -> float:
+        return 1.0
+
+    def encoders(self) -> dict[str, list[nn.Parameter]]:
+        return {name: list(part.parameters()) for name, part in self.named_children() if name.endswith("_encoder")}
+
+    def step(self, batch: Batch, denominators: dict[str, Tensor], gradients: None = None) -> StepOutput:
         losses: dict[str, tuple[Tensor, Tensor]] = {}
         scale = self.logit_scale.exp()
-        if batch.kind is not Kind.TEXT:
-            image = self.image_encoder(Hidden(batch.pixel_values.to(self.logit_scale.dtype)))
-        if batch.kind is not Kind.IMAGE:
-            text = self.text_encoder(Hidden(batch.input_ids.to(self.logit_scale.dtype)))
-        if batch.kind is Kind.IMAGE:
-            losses["mim"] = self.mim.loss(image.hidden[batch.mim_rows], batch.image_codes[batch.mim_rows])
-        elif batch.kind is Kind.TEXT:
-            losses["mlm"] = self.mlm.loss(text.hidden[batch.mlm_rows], batch.mlm_labels)
+        if batch.kind != Kind.TEXT:
+            image = self.image_encoder(Hidden(batch["pixel_values"].to(self.logit_scale.dtype)))
+        if batch.kind != Kind.IMAGE:
+            text = self.text_encoder(Hidden(batch["input_ids"].to(self.logit_scale.dtype)))
+        if batch.kind == Kind.IMAGE:
+            losses["mim"] = self.mim.loss(image.hidden[batch["mim_rows"]], batch["image_codes"][batch["mim_rows"]])
+        elif batch.kind == Kind.TEXT:
+            losses["mlm"] = self.mlm.loss(text.hidden[batch["mlm_rows"]], batch["mlm_labels"])
         else:
             fused = self.multimodal_encoder(Hidden(image.hidden + scale * text.hidden))
-            losses["mmm_text"] = self.mmm_text.loss(fused.hidden[batch.mlm_rows], batch.mlm_labels)
-            losses["itm"] = self.itm.loss(fused.hidden, batch.itm_labels)
+            losses["mmm_text"] = self.mmm_text.loss(fused.hidden[batch["mlm_rows"]], batch["mlm_labels"])
+            losses["itm"] = self.itm.loss(fused.hidden, batch["itm_labels"])
         total = torch.stack([self.weights[name] * loss / denominators[name] for name, (loss, _) in losses.items()]).sum()
         sums = {f"{name}/loss": loss.detach() for name, (loss, _) in losses.items()}
-        return ToyOutput(total, sums | {f"{name}/correct": correct for name, (_, correct) in losses.items()})
+        return StepOutput(total, sums | {f"{name}/correct": correct for name, (_, correct) in losses.items()})
 
-    def parameter_kinds(self) -> dict[str, frozenset[Kind]]:
+    def users(self) -> dict[str, frozenset[Kind]]:
         image, text, pair = Kind.IMAGE, Kind.TEXT, Kind.PAIR
         used = {"image_encoder": {image, pair}, "text_encoder": {text, pair}, "mim": {image}, "mlm": {text}, "dead": set()}
         return {name: frozenset(used.get(name.split(".")[0], {pair})) for name, _ in self.named_parameters()}
@@ -114,13 +132,15 @@ def toy_batch(kind: Kind, step: int, rank: int, micro_step: int, size: int = 4) 
         kind=kind,
         source=kind.value,
         size=size,
-        pixel_values=features[0],
-        image_codes=torch.randint(0, 7, (size,), generator=draw),
-        mim_rows=rows,
-        input_ids=features[1],
-        mlm_rows=rows,
-        mlm_labels=torch.randint(0, 9, (rows.shape[0],), generator=draw),
-        itm_labels=torch.randint(0, 2, (size,), generator=draw),
+        tensors={
+            "pixel_values": features[0],
+            "image_codes": torch.randint(0, 7, (size,), generator=draw),
+            "mim_rows": rows,
+            "input_ids": features[1],
+            "mlm_rows": rows,
+            "mlm_labels": torch.randint(0, 9, (rows.shape[0],), generator=draw),
+            "itm_labels": torch.randint(0, 2, (size,), generator=draw),
+        },
     )
 
 
@@ -138,7 +158,7 @@ def toy_config(deepspeed_config: str = "zero1", **training) -> Config:
     defaults = {"total_steps": 12, "global_batch_size": 8, "precision": "fp32", "gradient_clipping": 0.5}
     return Config(
         name="toy",
-        objectives=ObjectivesConfig(),
+        objectives=flava_objectives(),
         training=TrainingConfig(**{**defaults, **training}),
         optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, weight_decay=0.1),
         schedule=ScheduleConfig(warmup_steps=3, min_lr=1e-4),
@@ -169,3 +189,12 @@ def full_weights(engine: Engine) -> dict[str, Tensor]:
                 full = parameter.detach().float().clone()
         weights[name] = full.detach().reshape(engine.shape_of(parameter)).clone()
     return weights
+
+
+def update_of(**changed) -> Update:
+    """What watchers are told of a step; its fields have values of no meaning unless they are given."""
+    fields = {
+        **{"step": 0, "kind": "text", "source": "books", "lr": 0.1, "counts": {}, "denominators": {}, "batches": []},
+        **{"flops": 1e6, "waited_s": 0.0, "loss": torch.tensor(1.0), "grad_norm": torch.tensor(0.5)},
+    }
+    return Update(**(fields | changed))

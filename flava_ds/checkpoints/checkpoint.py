@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints import files, fragments
+from flava_ds.checkpoints import files
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, read_manifest, verify
 from flava_ds.config import Config, to_dict
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import World, log, together
+from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 from flava_ds.watching.environment import flat
 
@@ -141,6 +142,7 @@ def restore(engine: Engine, folder: Place) -> Resumed:
     with together(world):
         _load(engine, reader)
     fragments.finish_loading(engine)
+    engine.restored()
     saved, now = {"ranks": reader.state["world_size"], **reader.state["layout"]}, {"ranks": world.size, **engine.layout()}
     changed = [f"{what} {saved.get(what)} -> {value}" for what, value in now.items() if saved.get(what) != value]
     log.info("continuing from %s%s", reader.folder, f" with {', '.join(changed)}" if changed else "")
@@ -161,6 +163,9 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
         for name, buffer in engine.module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
+        states = engine.state_tensors()
+        for name, saved in reader.states(states).items():
+            states[name].copy_(saved)
     engine.set_counters(reader.state, reader.state["step"])
     generators = reader.generators(engine.world.rank)
     if "cpu" in generators:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -82,6 +82,21 @@ class CheckpointReader:
     def buffers(self) -> dict[str, Tensor]:
         """Returns the persistent buffers by name."""
         return {name: self._file(weights_name(0)).read(f"buffer/{name}") for name in self.state["buffers"]}
+
+    def states(self, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Returns the tensors of training states by name; other states of the checkpoint are left alone.
+
+        Raises: CheckpointError when it lacks one.
+        """
+        if not wanted:
+            return {}
+        file = self._file(optimizer_name(0))
+        if missing := [name for name in wanted if f"state/{name}" not in file.entries]:
+            raise CheckpointError(
+                f"{file.where} has no training state '{missing[0]}', which this run keeps; go on with the objectives of "
+                f"{self.folder / CONFIG}, or start a new run with --initial-weights"
+            )
+        return {name: file.read(f"state/{name}") for name in wanted}
 
     def generators(self, rank: int) -> dict[str, Tensor]:
         """Returns a rank's random states by device type; none when the checkpoint was written by fewer ranks."""

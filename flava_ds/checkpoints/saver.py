@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flava_ds.checkpoints import files, fragments
+from flava_ds.checkpoints import files
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import good_checkpoints, optimizer_name, tensor_name, weights_name
 from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
@@ -25,6 +25,7 @@ from flava_ds.config import Config, to_dict
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import gather_numbers, log, raise_together
+from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 
 POLL_S = 0.02
@@ -134,6 +135,8 @@ class Saver:
         buffers = _persistent_buffers(self.engine) if self.world.is_main else {}
         weights |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
         moments |= {f"generator/{name}": state for name, state in generator_states(self.world.device).items()}
+        if self.world.is_main:
+            moments |= {f"state/{name}": tensor for name, tensor in self.engine.state_tensors().items()}
         if self.config.checkpoint.asynchronous:
             weights, moments = self._host.take("weights", weights), self._host.take("moments", moments)
         contents = {weights_name(rank): (weights, starts["weights"]), optimizer_name(rank): (moments, starts["moments"])}

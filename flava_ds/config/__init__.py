@@ -1,5 +1,6 @@
 """The configuration of a run: a tree of frozen dataclasses, checked as a whole, read from and written to JSON."""
 
+from flava_ds.config.codebook import CodebookConfig
 from flava_ds.config.data import (
     UNCHANGED,
     DataConfig,
@@ -7,18 +8,7 @@ from flava_ds.config.data import (
     SourceConfig,
     WeightChange,
 )
-from flava_ds.config.model import (
-    CodebookConfig,
-    GlobalContrastiveConfig,
-    ImageEncoderConfig,
-    ImageTextMatchingConfig,
-    MaskedImageConfig,
-    MaskedTextConfig,
-    ModelConfig,
-    MultimodalEncoderConfig,
-    ObjectivesConfig,
-    TextEncoderConfig,
-)
+from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.config.tree import (
     CheckpointConfig,
@@ -42,20 +32,12 @@ __all__ = [
     "Config",
     "DataConfig",
     "EngineConfig",
-    "GlobalContrastiveConfig",
-    "ImageEncoderConfig",
-    "ImageTextMatchingConfig",
     "ImageTransformConfig",
     "LoggingConfig",
-    "MaskedImageConfig",
-    "MaskedTextConfig",
-    "ModelConfig",
-    "MultimodalEncoderConfig",
-    "ObjectivesConfig",
+    "ObjectiveConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "SourceConfig",
-    "TextEncoderConfig",
     "TrainingConfig",
     "WeightChange",
     "check",

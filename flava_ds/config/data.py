@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -115,14 +114,14 @@ class DataConfig:
     """Seconds without a batch after which a loader process counts as hung and the run stops; 0 waits forever."""
 
 
-READ_BY = {"pair": ("global_contrastive", "mmm_image", "mmm_text", "itm"), "image": ("mim",), "text": ("mlm",)}
-"""The objectives that read batches of a kind; the objectives' own `kinds`, in the order of data.kind_weights."""
+KINDS = ("pair", "image", "text")
+"""The order of data.kind_weights."""
 
 UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 """The transform under which precomputed codes stay true."""
 
 
-def check_data(data: DataConfig, max_position_embeddings: int) -> None:
+def check_data(data: DataConfig, max_tokens: int) -> None:
     """Raises ConfigError naming the field, the value and the way out."""
     for name in (
         "block_steps",
@@ -149,26 +148,17 @@ def check_data(data: DataConfig, max_position_embeddings: int) -> None:
     if len(set(names)) != len(names):
         raise ConfigError(f"data.sources: names must differ, got {names}")
     for number, source in enumerate(data.sources):
-        _check_source(number, source, max_position_embeddings)
+        _check_source(number, source, max_tokens)
     _check_weights(data)
 
 
-def check_read(data: DataConfig, used: Collection[str]) -> None:
-    """Raises ConfigError for the first source that steps draw, although none of the objectives in use reads its batches."""
-    for number, source in enumerate(data.sources):
-        of_kind = 1.0 if data.kind_weights is None else data.kind_weights[list(READ_BY).index(source.kind)]
-        if source.weight * of_kind == 0 and not data.weight_changes:
-            continue
-        readers = READ_BY[source.kind]
-        if not set(readers).intersection(used):
-            weights = " and ".join(f"objectives.{name}.weight" for name in readers)
-            raise ConfigError(
-                f"source '{source.name}': nothing reads its {source.kind} batches, because {weights} {'are' if len(readers) > 1 else 'is'} 0; "
-                f"raise {'one' if len(readers) > 1 else 'it'}, or set --data.sources.{number}.weight 0"
-            )
+def draws_nothing(data: DataConfig, source: SourceConfig) -> bool:
+    """Tells whether no step ever draws `source`."""
+    of_kind = 1.0 if data.kind_weights is None else data.kind_weights[KINDS.index(source.kind)]
+    return source.weight * of_kind == 0 and not data.weight_changes
 
 
-def _check_source(number: int, source: SourceConfig, max_position_embeddings: int) -> None:
+def _check_source(number: int, source: SourceConfig, max_tokens: int) -> None:
     """Checks the source at place `number`."""
     if source.weight < 0:
         raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
@@ -176,10 +166,8 @@ def _check_source(number: int, source: SourceConfig, max_position_embeddings: in
         raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
     if source.masked_share != 1 and source.kind != "pair":
         raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} is for pairs; {source.kind} batches are masked as a whole")
-    if source.kind != "image" and not 2 < source.max_tokens <= max_position_embeddings:
-        raise ConfigError(
-            f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and model.text.max_position_embeddings {max_position_embeddings}"
-        )
+    if source.kind != "image" and not 2 < source.max_tokens <= max_tokens:
+        raise ConfigError(f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and {max_tokens}, the longest text that the model takes")
     if not 0 <= source.max_skipped_share <= 1:
         raise ConfigError(f"source '{source.name}': max_skipped_share {source.max_skipped_share:g} must lie between 0 and 1")
     _check_transform(f"source '{source.name}': transform", source.transform)

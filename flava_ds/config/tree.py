@@ -9,14 +9,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from flava_ds.config.data import DataConfig, SourceConfig, check_data, check_read
-from flava_ds.config.model import (
-    CodebookConfig,
-    ModelConfig,
-    ObjectivesConfig,
-    check_masks,
-    check_model,
-)
+from flava_ds.config.codebook import CodebookConfig, check_codebook
+from flava_ds.config.data import DataConfig, SourceConfig, check_data, draws_nothing
+from flava_ds.config.family import FamilyConfig
+from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.errors import ConfigError
 
@@ -127,13 +123,21 @@ class LoggingConfig:
     """Step whose allocations every rank writes to profile/; needs a CUDA device."""
 
 
+def _flava() -> FamilyConfig:
+    """The family of a configuration that names none."""
+    from flava_ds.families.flava.config import FlavaConfig
+
+    return FlavaConfig()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
 
     name: str
     seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: FamilyConfig = field(default_factory=_flava)
+    """The model family and its shape."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     codebook_weights: str | None = None
     """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are computed on the device.
@@ -142,7 +146,8 @@ class Config:
     """
     initial_weights: str | None = None
     """Folder or safetensors file whose tensors replace the random initialisation of those of the same name."""
-    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
+    """What the model is trained to do, by the names that losses have in the log."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -159,7 +164,7 @@ class Config:
     @property
     def predicts_image_codes(self) -> bool:
         """Whether an objective predicts the codes of masked patches."""
-        return self.objectives.mim.weight > 0 or self.objectives.mmm_image.weight > 0
+        return any(objective.predicts_codes for objective in in_use(self.objectives).values())
 
     @property
     def computes_image_codes(self) -> bool:
@@ -195,20 +200,13 @@ class Config:
 AT_LEAST = {
     **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
     **{"training.spike_steps": 1, "training.spike_factor": 0, "training.max_rollbacks": 0, "training.stop_on_nonfinite": 1},
-    **{"seed": 0, "optimizer.eps": 0, "engine.communication_timeout_s": 1, "logging.every_steps": 0, "objectives.global_contrastive.logit_scale_max": 0},
+    **{"seed": 0, "optimizer.eps": 0, "engine.communication_timeout_s": 1, "logging.every_steps": 0},
     **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
     **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines", "logging.checksum_every_steps"), 0),
     **dict.fromkeys(("data.read_retries", "data.worker_timeout_s"), 0),
-    **{f"objectives.{name}.weight": 0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")},
 }
 """The smallest value of a number."""
-
-SHARES = (
-    *(f"objectives.{name}.{share}" for name in ("mlm", "mmm_text") for share in ("mask_probability", "mask_token_share", "random_token_share")),
-    "objectives.itm.mismatch_probability",
-)
-"""Numbers from 0 to 1."""
 
 
 def check(config: Config) -> Config:
@@ -217,15 +215,9 @@ def check(config: Config) -> Config:
     Raises: ConfigError naming the fields and the way out.
     """
     check_bounds(config)
-    check_model(config.model, config.codebook)
-    check_masks(config.objectives)
-    image, codebook = config.model.image, config.codebook
-    codebook_size = image.grid_size * 2 ** (codebook.num_groups - 1)
-    if config.predicts_image_codes and codebook.image_size != codebook_size:
-        raise ConfigError(
-            f"codebook.image_size {codebook.image_size} gives a {codebook.grid_size} x {codebook.grid_size} grid of codes, "
-            f"but the image encoder has {image.grid_size} x {image.grid_size} patches; use codebook.image_size {codebook_size}"
-        )
+    config.model.check(config)
+    check_objectives(config)
+    check_codebook(config.codebook)
     if config.schedule.warmup_steps > config.training.total_steps:
         raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
@@ -235,9 +227,44 @@ def check(config: Config) -> Config:
         raise ConfigError(f"logging.profile_steps is {window}; give the first step and how many, e.g. 20 3")
     if Path(config.name).name in ("", ".."):
         raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
-    check_data(config.data, config.model.text.max_position_embeddings)
-    check_read(config.data, [f.name for f in fields(ObjectivesConfig) if getattr(config.objectives, f.name).weight > 0])
+    check_data(config.data, config.model.max_tokens)
+    check_read(config)
     return config
+
+
+def check_objectives(config: Config) -> None:
+    """Raises ConfigError for the first objective in use that cannot work, or when there is none."""
+    for name, objective in config.objectives.items():
+        for entry in fields(objective):
+            value, where = getattr(objective, entry.name), f"objectives.{name}.{entry.name}"
+            if type(value) is float and not 0 <= value < math.inf:
+                raise ConfigError(f"{where} is {value:g}; it must be {'at least 0' if value < 0 else 'finite'}")
+            if entry.name.endswith(("probability", "share")) and not 0 <= value <= 1:
+                raise ConfigError(f"{where} is {value:g}; it must lie between 0 and 1")
+    for name, objective in in_use(config.objectives).items():
+        objective.check(f"objectives.{name}", config)
+        if unknown := sorted(objective.kinds - config.model.kinds.keys()):
+            raise ConfigError(
+                f"objectives.{name} reads {unknown[0]} batches, which the family of this model does not have; it has {', '.join(config.model.kinds)}"
+            )
+    if not in_use(config.objectives):
+        raise ConfigError("objectives is empty, or all have a weight of 0; a run needs at least one")
+
+
+def check_read(config: Config) -> None:
+    """Raises ConfigError for the first source that steps draw, although no objective in use reads its batches."""
+    for number, source in enumerate(config.data.sources):
+        if draws_nothing(config.data, source):
+            continue
+        readers = [name for name, own in config.objectives.items() if source.kind in own.kinds]
+        if not set(readers).intersection(in_use(config.objectives)):
+            weights = " and ".join(f"objectives.{name}.weight" for name in readers) or "objectives"
+            several = len(readers) > 1
+            raise ConfigError(
+                f"source '{source.name}': nothing reads its {source.kind} batches, because {weights} "
+                f"{'are' if several else 'is'} 0; raise {'one' if several else 'it'}, or set "
+                f"--data.sources.{number}.weight 0"
+            )
 
 
 def check_bounds(config: Config) -> None:
@@ -245,9 +272,6 @@ def check_bounds(config: Config) -> None:
     for name, least in AT_LEAST.items():
         if not least <= (value := attrgetter(name)(config)) < math.inf:
             raise ConfigError(f"{name} is {value:g}; it must be {'finite' if value == math.inf else f'at least {least}'}")
-    for name in SHARES:
-        if not 0 <= (value := attrgetter(name)(config)) <= 1:
-            raise ConfigError(f"{name} is {value:g}; it must lie between 0 and 1")
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; each must be at least 0 and below 1")
     if config.seed >= 2**32:

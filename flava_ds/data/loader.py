@@ -93,7 +93,7 @@ class StepLoader:
         step, micro_batches = self.start_step, []
         for result in watched(loader):
             if self.quarantine is not None:
-                self.quarantine.add(step, result.unusable)
+                self.quarantine.add(step, unusable_in(result))
             if isinstance(result, UserError):
                 raise result
             micro_batches.append(result)
@@ -206,6 +206,11 @@ def iterate_once(source_config: SourceConfig, config: Config, batch_size: int = 
             samples = []
     if samples:
         yield samples
+
+
+def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:
+    """Returns the unusable samples that were met before a batch, or the error in its place, was made."""
+    return result.read.unusable if isinstance(result, Batch) else result.unusable
 
 
 class _Requests(Dataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 from flava_ds.config import Config, SourceConfig
@@ -46,13 +45,5 @@ def largest_batch(config: Config, micro_batch_sizes: Sequence[int]) -> tuple[int
 
 
 def sample_bytes(config: Config, source: SourceConfig) -> int:
-    """Returns the most bytes that one sample takes in a batch: uint8 pixels, int64 tokens, masks and labels, and a copy of what is masked where
-    only a share of the batch is."""
-    image, tokens = config.model.image, source.max_tokens if source.kind != "image" else 0
-    pixels = 0 if source.kind == "text" else 3 * image.image_size**2
-    clean = pixels + 8 * tokens
-    masks = 3 * 8 * tokens
-    if source.kind != "text":
-        masks += 9 * image.num_patches + (8 * image.num_patches if source.image_codes_key else 3 * config.codebook.image_size**2)
-    share = source.masked_share if source.kind == "pair" else 1.0
-    return clean + math.ceil(share * (masks + (clean if share < 1 else 0))) + _LABELS
+    """Returns the most bytes that one sample takes in a batch, by the family's plan."""
+    return config.model.plan(config, source).bytes_per_sample() + _LABELS

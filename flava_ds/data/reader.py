@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flava_ds.batch import Batch, Kind
+from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.order import hash64, sample_seed, uniforms
@@ -39,7 +39,8 @@ class BatchReader:
 
     def __init__(self, config: Config, source: ShardSource) -> None:
         self.config, self.source = config, source
-        self.collator = Collator(config, source.source)
+        self.plan = config.model.plan(config, source.source)
+        self.collator = Collator(self.plan, source.source)
         self.skips = SkipLog(source)
         listed_by_picture = source.skip_list is not None and source.skip_list.reads_images
         self._borrows_by = ("caption", "image") if listed_by_picture else ("caption",)
@@ -67,15 +68,15 @@ class BatchReader:
             samples += [replace(sample, image=None) for sample in chunk]
         masked_rows = self._masked_rows(positions)
         batch = self.collator(samples, skipped, self._borrowed(positions, samples, masked_rows), masked_rows, views)
-        return replace(batch, unusable=self.skips.take())
+        return replace(batch, read=replace(batch.read, unusable=self.skips.take()))
 
     def _masked_rows(self, positions: np.ndarray) -> np.ndarray | None:
         """Returns the rows that are masked where only a share of a pair batch is: [m], or None for all.
 
         They are spread evenly over the step's global batch, whose order is random, so every rank and micro-batch has its share.
         """
-        share = self.source.source.masked_share
-        if share == 1 or self.source.source.kind != Kind.PAIR or self.collator.image_mask is None:
+        share = self.plan.masked_share
+        if share == 1:
             return None
         return np.flatnonzero(is_masked(positions % self.config.global_batch_size(self.source.source), share))
 
@@ -99,7 +100,7 @@ class BatchReader:
     def _borrowed(self, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None) -> dict[int, str]:
         """Draws the mismatches of a batch: row -> caption."""
         captions, seeds = [sample.captions for sample in samples], np.array([sample.seed for sample in samples], dtype=np.uint64)
-        probability = self.collator.mismatch_probability
+        probability = self.plan.mismatch_probability
         return mismatch(captions, seeds, probability, lambda rows, draws: self._partners(positions[rows], draws), among=masked_rows)
 
     def _partners(self, positions: np.ndarray, draws: np.ndarray) -> Iterator[Iterator[str]]:

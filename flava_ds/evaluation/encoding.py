@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.batch import Batch, Kind, View
+from flava_ds.batch import Batch
 from flava_ds.evaluation.inputs import Inputs
 from flava_ds.evaluation.samples import Samples
-from flava_ds.training.pretraining import PretrainingModel
+from flava_ds.families.flava.task import FlavaTask
+from flava_ds.families.flava.views import Kind, View
 
 BATCH_ROWS = 128
 SOURCE = "evaluation"
@@ -34,7 +35,7 @@ class Features:
 class FrozenModel:
     """Encodes whole sets in batches and keeps the image features of every set. Make a new one after every update of the weights."""
 
-    def __init__(self, module: PretrainingModel, inputs: Inputs):
+    def __init__(self, module: FlavaTask, inputs: Inputs):
         self.module, self.model, self.inputs = module, module.model, inputs
         self.device = next(module.parameters()).device
         if inputs.codebook is not None:
@@ -48,7 +49,7 @@ class FrozenModel:
             embeddings, cls = [], []
             for batch in self.image_batches(samples):
                 encoded = self.model.encode(batch, {View.IMAGE})[View.IMAGE]
-                embeddings.append(self.model.image_embeddings(encoded).float())
+                embeddings.append(self.model.image_embeddings(encoded.first()).float())
                 cls.append(encoded.first().float())
             self._features[samples] = Features(torch.cat(embeddings), torch.cat(cls))
         return self._features[samples]
@@ -60,25 +61,22 @@ class FrozenModel:
         found = []
         for start in range(0, len(ids), BATCH_ROWS):
             batch = text_batch(ids[start : start + BATCH_ROWS]).to(self.device)
-            found.append(self.model.text_embeddings(self.model.encode(batch, {View.TEXT})[View.TEXT]).float())
+            found.append(self.model.text_embeddings(self.model.encode(batch, {View.TEXT})[View.TEXT].first()).float())
         return torch.cat(found)
 
     def image_batches(self, samples: Samples):
         """Yields the set's pictures as batches of the image kind, on the model's device."""
         pixels = samples.pixels(self.inputs.config.model.image.image_size)
         for rows in pixels.split(BATCH_ROWS):
-            yield Batch(kind=Kind.IMAGE, source=SOURCE, size=len(rows), pixel_values=rows).to(self.device)
+            yield Batch(kind=Kind.IMAGE, source=SOURCE, size=len(rows), tensors={"pixel_values": rows}).to(self.device)
 
 
-def text_batch(ids: Sequence[np.ndarray], **fields) -> Batch:
-    """Packs encoded texts end to end; `fields` replace or add to those of a text batch."""
+def text_batch(ids: Sequence[np.ndarray]) -> Batch:
+    """Packs encoded texts end to end."""
     lengths = [len(text) for text in ids]
-    packed = {
-        "kind": Kind.TEXT,
-        "source": SOURCE,
-        "size": len(ids),
+    tensors = {
         "input_ids": torch.from_numpy(np.concatenate(ids)),
         "cu_seqlens": torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
-        "max_seqlen": max(lengths),
     }
-    return Batch(**(packed | fields))
+    numbers = {"max_seqlen": max(lengths)}
+    return Batch(kind=Kind.TEXT, source=SOURCE, size=len(ids), tensors=tensors, numbers=numbers)

@@ -27,7 +27,7 @@ from flava_ds.evaluation.pixel_baseline import PixelBaseline
 from flava_ds.evaluation.retrieval import Retrieval
 from flava_ds.evaluation.summary import aims, gates, table
 from flava_ds.evaluation.zero_shot import ZeroShot
-from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.watching.run_log import logged_losses, read_log
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float
     return result
 
 
-def evaluate(module: PretrainingModel, inputs: Inputs, *, deadline: float | None = None) -> dict[str, Any]:
+def evaluate(module: FlavaTask, inputs: Inputs, *, deadline: float | None = None) -> dict[str, Any]:
     """Runs every evaluator on a model: the metrics, the seconds that each took, and what was left out and why.
 
     `deadline` is a time of time.monotonic() after which none starts.
@@ -89,7 +89,7 @@ def evaluate(module: PretrainingModel, inputs: Inputs, *, deadline: float | None
     return {"metrics": metrics, "seconds": seconds, "left_out": left_out}
 
 
-def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Place]:
+def load_run(run_path: Path) -> tuple[Config, FlavaTask, Place]:
     """Rebuilds a run's model from its config.json and loads its latest checkpoint, on the GPU if there is one.
 
     A run trained in bf16 is evaluated in bf16: these are the numbers that it trained with, in a third of the time.
@@ -100,7 +100,7 @@ def load_run(run_path: Path) -> tuple[Config, PretrainingModel, Place]:
     checkpoint = latest(place_of(run_path, config))
     if checkpoint is None:
         raise CheckpointError(f"{run_path}: no checkpoint there; train further: one is written every checkpoint.every_steps and at the end")
-    module = build_pretraining(config)
+    module = build_task(config)
     try:
         module.load_state_dict(load_weights(checkpoint))
     except RuntimeError as error:

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.batch import Batch, Kind
-from flava_ds.data.masking import mask_patches, mask_tokens
+from flava_ds.batch import Batch
 from flava_ds.data.order import hash64
 from flava_ds.evaluation.base import CHANCE, Evaluator, Unavailable
 from flava_ds.evaluation.encoding import BATCH_ROWS, FrozenModel, text_batch
 from flava_ds.evaluation.inputs import SEED, Inputs
 from flava_ds.evaluation.samples import Samples
+from flava_ds.families.flava.views import Kind
+from flava_ds.objectives.masked_image import mask_patches
+from flava_ds.objectives.masked_text import mask_tokens
 
 MOST_SAMPLES = 1024
 """Of each set; some ten thousand masked tokens or patches, a standard error of half a per cent."""
@@ -49,15 +51,11 @@ class Masked(Evaluator):
     @torch.inference_mode()
     def predict(self, model: FrozenModel, kind: Kind, names: list[str], samples: Samples) -> dict[str, float]:
         """Runs the objectives themselves, as training does, over batches of one kind."""
-        objectives = {name: model.module.objectives[name] for name in names}
-        views = frozenset().union(*(objective.needs for objective in objectives.values()))
         sums = {name: np.zeros(3) for name in names}
         targets: dict[str, Counter[int]] = {name: Counter() for name in names}
         for batch in masked_batches(self.inputs, kind, samples, MOST_SAMPLES):
             batch = batch.to(model.device)
-            encoded = model.model.encode(batch, views)
-            for name, objective in objectives.items():
-                loss = objective(model.model, encoded, batch)
+            for name, loss in model.module.losses(batch, only=names).items():
                 sums[name] += [float(loss.sum), float(loss.metrics["correct"]), loss.count]
                 targets[name].update(labels_of(name, batch).tolist())
         metrics = {}
@@ -72,39 +70,41 @@ class Masked(Evaluator):
 
 def labels_of(name: str, batch: Batch) -> Tensor:
     """Returns what an objective has to predict in a batch: [k]."""
-    return batch.mlm_labels if name in ("mlm", "mmm_text") else batch.image_codes.flatten()[batch.mim_rows]
+    return batch["mlm_labels"] if name in ("mlm", "mmm_text") else batch["image_codes"].flatten()[batch["mim_rows"]]
 
 
 def masked_batches(inputs: Inputs, kind: Kind, samples: Samples, most: int) -> Iterator[Batch]:
     """Yields batches of one kind with masks fixed by each sample's place in its set; pairs are all matched."""
     count = min(most, len(samples))
     name = {Kind.TEXT: "mlm", Kind.IMAGE: "mim", Kind.PAIR: "mmm_text"}[kind]
-    if kind is not Kind.IMAGE:
+    if kind != Kind.IMAGE:
         ids = inputs.tokenizer.encode_batch(samples.captions[:count], inputs.max_tokens(kind.value))
-    codes = inputs.codes(samples, count) if kind is not Kind.TEXT and inputs.codebook is not None else None
+    codes = inputs.codes(samples, count) if kind != Kind.TEXT and inputs.codebook is not None else None
     for start in range(0, count, BATCH_ROWS):
         rows = np.arange(start, min(start + BATCH_ROWS, count))
         seeds = hash64(SEED, rows)
-        fields: dict = {"kind": kind, "size": len(rows), "keys": tuple(samples.keys[row] for row in rows)}
-        if kind is not Kind.TEXT:
-            fields |= masked_image_fields(inputs, samples, rows, "mim" if kind is Kind.IMAGE else "mmm_image")
-            fields["image_codes"] = None if codes is None else codes[rows]
-        if kind is Kind.IMAGE:
-            yield Batch(source="evaluation", **fields)
+        tensors, keys = {}, tuple(samples.keys[row] for row in rows)
+        if kind != Kind.TEXT:
+            tensors |= masked_image_fields(inputs, samples, rows, "mim" if kind == Kind.IMAGE else "mmm_image")
+            if codes is not None:
+                tensors["image_codes"] = codes[rows]
+        if kind == Kind.IMAGE:
+            yield Batch(kind=kind, source="evaluation", size=len(rows), keys=keys, tensors=tensors)
             continue
         chosen = [ids[row] for row in rows]
         lengths = np.array([len(text) for text in chosen])
-        tokens = mask_tokens(seeds, np.concatenate(chosen), lengths, getattr(inputs.config.objectives, name), inputs.tokenizer)
-        fields |= {name: torch.from_numpy(value) for name, value in zip(("input_ids_masked", "mlm_rows", "mlm_labels"), vars(tokens).values(), strict=True)}
-        batch = text_batch(chosen, **fields)
+        tokens = mask_tokens(seeds, np.concatenate(chosen), lengths, inputs.config.objectives[name], inputs.tokenizer)
+        tensors |= {name: torch.from_numpy(value) for name, value in zip(("input_ids_masked", "mlm_rows", "mlm_labels"), vars(tokens).values(), strict=True)}
+        batch = replace(text_batch(chosen), kind=kind, keys=keys).having(**tensors)
         every_row = torch.arange(len(rows))
-        yield batch if kind is Kind.TEXT else replace(batch, itm_labels=torch.ones_like(every_row), matched_rows=every_row)
+        pair = {"itm_labels": torch.ones_like(every_row), "matched_rows": every_row}
+        yield batch if kind == Kind.TEXT else batch.having(**pair)
 
 
 def masked_image_fields(inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str) -> dict[str, Tensor]:
     """Returns pixels and masks of the chosen pictures."""
     image = inputs.config.model.image
-    mask = mask_patches(hash64(SEED, rows), image.grid_size, getattr(inputs.config.objectives, objective))
+    mask = mask_patches(hash64(SEED, rows), image.grid_size, inputs.config.objectives[objective])
     return {
         "pixel_values": samples.pixels(image.image_size)[rows],
         "bool_masked_pos": torch.from_numpy(mask),

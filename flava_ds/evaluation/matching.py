@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.batch import SequenceLayout, View
 from flava_ds.evaluation.base import CHANCE, Evaluator, Unavailable
 from flava_ds.evaluation.encoding import BATCH_ROWS, FrozenModel, text_batch
 from flava_ds.evaluation.inputs import SEED
+from flava_ds.families.flava.views import SequenceLayout, View
 
 MOST_PAIRS = 1024
 
@@ -64,7 +64,7 @@ class Matching(Evaluator):
             pairings  each [N]   the caption's row; a negative one is read as row 0 and its score is of no use
         """
         head, found = model.module.objectives["itm"].head, [[] for _ in pairings]
-        mismatch = min(max(self.inputs.config.objectives.itm.mismatch_probability, 1e-3), 1 - 1e-3)
+        mismatch = min(max(self.inputs.config.objectives["itm"].mismatch_probability, 1e-3), 1 - 1e-3)
         prior = math.log((1 - mismatch) / mismatch)
         patches = self.inputs.config.model.image.num_patches
         for start in range(0, len(pixels), BATCH_ROWS):
@@ -73,7 +73,7 @@ class Matching(Evaluator):
             for scores, partners in zip(found, pairings, strict=True):
                 batch = text_batch([ids[max(partner, 0)] for partner in partners[rows]]).to(model.device)
                 text = model.model.encode(batch, {View.TEXT})[View.TEXT]
-                fused = model.model.fuse(image.packed, text.packed, SequenceLayout(patches, batch.cu_seqlens, batch.max_seqlen))
+                fused = model.model.fuse(image.packed, text.packed, SequenceLayout(patches, batch["cu_seqlens"], batch.numbers["max_seqlen"]))
                 logits = head(fused.first()).float()
                 scores.append((logits[:, 1] - logits[:, 0] - prior).cpu().numpy())
         return [np.concatenate(scores) for scores in found]

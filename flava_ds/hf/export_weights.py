@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flava_ds.batch import Kind
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights, locate
 from flava_ds.codebook.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_codebook, save_huggingface_codebook
 from flava_ds.config import Config, load, parse
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.task import FlavaTask, build_task
+from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
 from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
-from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+from flava_ds.objectives.masked_image import MaskedImageConfig
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,13 @@ def verify_export(run_path: Path, out: Path) -> float:
     Raises: CheckpointError naming the logits when it exceeds TOLERANCE, or the tensors that transformers found missing.
     """
     config, weights = read_run(run_path)
-    module = build_pretraining(config)
+    module = build_task(config)
     module.load_state_dict(weights)
     return verify_model(module, config, out)
 
 
 def write_model(weights: Mapping[str, Tensor], config: Config, out: Path) -> None:
-    """Writes config.json and model.safetensors. `weights` is PretrainingModel's state dict.
+    """Writes config.json and model.safetensors. `weights` is FlavaTask's state dict.
 
     Raises: CheckpointError.
     """
@@ -120,8 +121,13 @@ def huggingface_config(config: Config) -> dict[str, Any]:
         "projection_dim": model.projection_dim,
         "logit_scale_init_value": model.logit_scale_init,
         "initializer_range": model.initializer_range,
-        **{f"{name}_weight": getattr(config.objectives, name).weight for name in objectives},
+        **{f"{name}_weight": weight_of(config, name) for name in objectives},
     }
+
+
+def weight_of(config: Config, objective: str) -> float:
+    """Returns an objective's weight; 0 where the run lacks it."""
+    return config.objectives[objective].weight if objective in config.objectives else 0.0
 
 
 def write_processors(config: Config, out: Path) -> None:
@@ -129,7 +135,8 @@ def write_processors(config: Config, out: Path) -> None:
 
     Raises: DataError when the vocabulary is not there.
     """
-    image, codebook, masking = config.model.image, config.codebook, config.objectives.mim
+    image, codebook = config.model.image, config.codebook
+    masking = config.objectives.get("mim", MaskedImageConfig())
     pixels = {"height": image.image_size, "width": image.image_size}
     codebook_pixels = {"height": codebook.image_size, "width": codebook.image_size}
     processor = {
@@ -155,7 +162,7 @@ def write_processors(config: Config, out: Path) -> None:
 
 
 @torch.no_grad()
-def verify_model(module: PretrainingModel, config: Config, out: Path) -> float:
+def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
     """Compares the folder `out` with a module in memory, which it turns to fp32 and eval mode; see `verify_export`."""
     from transformers import FlavaForPreTraining
     from transformers.utils import logging
@@ -199,9 +206,9 @@ def _require_representable(config: Config) -> None:
 
     Raises: CheckpointError.
     """
-    model, objectives = config.model, config.objectives
+    model = config.model
     for name, encoder in (("image", model.image), ("text", model.text)):
-        if getattr(objectives, f"mmm_{name}").weight == 0:
+        if weight_of(config, f"mmm_{name}") == 0:
             continue
         if encoder.hidden_size != model.multimodal.hidden_size:
             raise CheckpointError(

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flava_ds.config import CodebookConfig, Config, ImageEncoderConfig, ModelConfig, MultimodalEncoderConfig, ObjectivesConfig, TextEncoderConfig, save
+from flava_ds.config import CodebookConfig, Config, ObjectiveConfig, save
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
 from flava_ds.hf.mapping import flava_entries, tied_biases, to_ours, vit_entries
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,13 @@ VIT_LAYER_NORM_EPS = 1e-6
 class Imported:
     """A foreign FLAVA in our terms.
 
-    `weights` carries the names of PretrainingModel's state dict, `codebook_weights` those of the foreign image codebook (empty when
+    `weights` carries the names of FlavaTask's state dict, `codebook_weights` those of the foreign image codebook (empty when
     the folder holds none), `dropped` the foreign names that have no use here.
     """
 
-    model: ModelConfig
+    model: FlavaConfig
     codebook: CodebookConfig
-    objectives: ObjectivesConfig
+    objectives: dict[str, ObjectiveConfig]
     weights: dict[str, Tensor]
     codebook_weights: dict[str, Tensor]
     dropped: tuple[str, ...]
@@ -65,7 +66,7 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
     config = _config(raw, path / "config.json", poolers)
     if not with_heads:
         config = dataclasses.replace(config, objectives=without_heads(config.objectives))
-    unused = tuple(f"{f.name}_head." for f in dataclasses.fields(config.objectives) if getattr(config.objectives, f.name).weight == 0)
+    unused = tuple(f"{name}_head." for name, own in config.objectives.items() if own.weight == 0)
     names = [name for name in tensors if name.startswith(unused) or (not poolers and "_model.pooler." in name)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in names}
     dropped += names
@@ -124,10 +125,10 @@ def vit_weights(state: Mapping[str, Tensor], image: ImageEncoderConfig, where: s
     return to_ours({name: tensor for name, tensor in state.items() if name not in dropped}, vit_entries(image), where)
 
 
-def without_heads(objectives: ObjectivesConfig) -> ObjectivesConfig:
+def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
     """Sets the weight of every objective that has a head to 0, as a FlavaModel, which lacks them, needs it."""
-    off = {f.name: dataclasses.replace(getattr(objectives, f.name), weight=0.0) for f in dataclasses.fields(objectives) if f.name != "global_contrastive"}
-    return dataclasses.replace(objectives, **off)
+    kept = ("global_contrastive",)
+    return {name: own if name in kept else dataclasses.replace(own, weight=0.0) for name, own in objectives.items()}
 
 
 def read_folder(path: Path) -> dict[str, Tensor]:
@@ -197,13 +198,13 @@ def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
     parts = {name: (raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {}) for name in ("image", "text", "multimodal", "image_codebook")}
     for name in ("image", "text", "multimodal"):
         _require_supported(parts[name], f"{file}: {name}_config")
-    model = ModelConfig(
+    model = FlavaConfig(
         image=_take(ImageEncoderConfig, {**parts["image"], **_square(parts["image"], f"{file}: image_config")}),
         text=_take(TextEncoderConfig, parts["text"]),
         multimodal=_take(MultimodalEncoderConfig, parts["multimodal"]),
-        projection_dim=raw.get("projection_dim", ModelConfig.projection_dim),
-        logit_scale_init=raw.get("logit_scale_init_value", ModelConfig.logit_scale_init),
-        initializer_range=raw.get("initializer_range", ModelConfig.initializer_range),
+        projection_dim=raw.get("projection_dim", FlavaConfig.projection_dim),
+        logit_scale_init=raw.get("logit_scale_init_value", FlavaConfig.logit_scale_init),
+        initializer_range=raw.get("initializer_range", FlavaConfig.initializer_range),
         poolers=poolers,
     )
     codes = parts["image"].get("vocab_size", CodebookConfig.vocab_size)
@@ -211,9 +212,9 @@ def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
     codebook = dataclasses.replace(
         codebook, num_channels=parts["image_codebook"].get("input_channels", 3), image_size=model.image.grid_size * 2 ** (codebook.num_groups - 1)
     )
-    objectives = ObjectivesConfig()
-    weights = {f.name: dataclasses.replace(getattr(objectives, f.name), weight=float(raw.get(f"{f.name}_weight", 1.0))) for f in dataclasses.fields(objectives)}
-    return Config(name="imported", model=model, codebook=codebook, objectives=ObjectivesConfig(**weights))
+    weights = {name: float(raw.get(f"{name}_weight", 1.0)) for name in flava_objectives()}
+    objectives = {name: dataclasses.replace(own, weight=weights[name]) for name, own in flava_objectives().items()}
+    return Config(name="imported", model=model, codebook=codebook, objectives=objectives)
 
 
 def _take(kind: type, values: dict[str, Any]) -> Any:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flava_ds.config import Config, ImageEncoderConfig, did_you_mean
+from flava_ds.config import Config, did_you_mean
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
-from flava_ds.families.flava.model import Flava
-from flava_ds.objectives import build_objectives
-from flava_ds.training.pretraining import PretrainingModel
+from flava_ds.families.flava.task import FlavaTask
 
 QKV = ("query", "key", "value")
 HEADS = ("mim", "mlm", "mmm_image", "mmm_text")
@@ -88,7 +87,7 @@ class Entry:
 def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the state dict of `config`'s pre-training model, computed without memory."""
     with torch.device("meta"):
-        module = PretrainingModel(Flava(config.model), build_objectives(config))
+        module = FlavaTask(config)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 

@@ -7,23 +7,24 @@ transformers' faults that the inputs work around: its row filter for mismatched 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from flava_ds.batch import IGNORE_INDEX, Batch, Kind, View
+from flava_ds.batch import IGNORE_INDEX, Batch
 from flava_ds.config import Config
+from flava_ds.families.flava.task import FlavaTask
+from flava_ds.families.flava.views import Kind, View
 from flava_ds.objectives.global_contrastive import clamped
-from flava_ds.training.pretraining import PretrainingModel
 
 if TYPE_CHECKING:
     from transformers import FlavaForPreTraining
     from transformers.models.flava.modeling_flava import FlavaForPreTrainingOutput
 
-VIEWS = {Kind.IMAGE: (View.IMAGE, View.IMAGE_MASKED), Kind.TEXT: (View.TEXT, View.TEXT_MASKED), Kind.PAIR: tuple(v for v in View if v is not View.CROPS)}
+VIEWS = {Kind.IMAGE: (View.IMAGE, View.IMAGE_MASKED), Kind.TEXT: (View.TEXT, View.TEXT_MASKED), Kind.PAIR: tuple(View)}
 _CLS, _SEP, _MASK = 101, 102, 103
 
 
@@ -31,14 +32,15 @@ def random_batch(kind: Kind, config: Config, *, size: int = 3, seed: int = 0, mi
     """Draws a micro-batch with captions of different lengths; needs no data, so it can check any model."""
     draw = torch.Generator().manual_seed(seed)
     model, patches = config.model, config.model.image.num_patches
-    matched = torch.tensor([i for i in range(size) if kind is not Kind.PAIR or i not in mismatched])
-    fields: dict[str, Any] = {"kind": kind, "source": "random", "size": size}
+    matched = torch.tensor([i for i in range(size) if kind != Kind.PAIR or i not in mismatched])
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
     if kind in (Kind.IMAGE, Kind.PAIR):
         shape = (size, model.image.num_channels, model.image.image_size, model.image.image_size)
         mask = torch.rand(size, patches, generator=draw) < 0.4
         mask[:, 0] = True
         predicted = torch.zeros_like(mask).index_copy(0, matched, mask[matched])
-        fields |= {
+        tensors |= {
             "pixel_values": torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
             "bool_masked_pos": mask,
             "image_codes": torch.randint(0, config.codebook.vocab_size, (size, patches), generator=draw),
@@ -55,17 +57,17 @@ def random_batch(kind: Kind, config: Config, *, size: int = 3, seed: int = 0, mi
         chosen |= torch.rand(len(ids), generator=draw) < 0.2
         owner = torch.repeat_interleave(torch.arange(size), torch.tensor(lengths))
         rows = (chosen & torch.isin(owner, matched)).nonzero()[:, 0]
-        fields |= {
+        numbers["max_seqlen"] = max(lengths)
+        tensors |= {
             "input_ids": ids,
             "input_ids_masked": torch.where(chosen, min(_MASK, vocab_size - 1), ids),
             "cu_seqlens": cu_seqlens.int(),
-            "max_seqlen": max(lengths),
             "mlm_rows": rows,
             "mlm_labels": ids[rows],
         }
-    if kind is Kind.PAIR:
-        fields |= {"itm_labels": torch.isin(torch.arange(size), matched).long(), "matched_rows": matched}
-    return Batch(**fields)
+    if kind == Kind.PAIR:
+        tensors |= {"itm_labels": torch.isin(torch.arange(size), matched).long(), "matched_rows": matched}
+    return Batch(kind=kind, source="random", size=size, tensors=tensors, numbers=numbers)
 
 
 def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -79,26 +81,26 @@ def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.
         itm_labels                            [b]
     """
     inputs: dict[str, Tensor] = {}
-    if batch.pixel_values is not None:
-        labels = torch.full_like(batch.image_codes, IGNORE_INDEX).flatten()
-        labels[batch.mim_rows] = batch.image_codes.flatten()[batch.mim_rows]
+    if "pixel_values" in batch:
+        labels = torch.full_like(batch["image_codes"], IGNORE_INDEX).flatten()
+        labels[batch["mim_rows"]] = batch["image_codes"].flatten()[batch["mim_rows"]]
         inputs |= {
-            "pixel_values": normalized(batch.pixel_values, config).to(dtype),
-            "bool_masked_pos": batch.bool_masked_pos.clone(),
-            "mim_labels": labels.view_as(batch.image_codes),
+            "pixel_values": normalized(batch["pixel_values"], config).to(dtype),
+            "bool_masked_pos": batch["bool_masked_pos"].clone(),
+            "mim_labels": labels.view_as(batch["image_codes"]),
         }
-    if batch.input_ids is not None:
-        labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
-        labels[batch.mlm_rows] = batch.mlm_labels
+    if "input_ids" in batch:
+        labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
+        labels[batch["mlm_rows"]] = batch["mlm_labels"]
         pad = config.model.text.pad_token_id
         inputs |= {
-            "input_ids": padded(batch.input_ids, batch, pad),
-            "input_ids_masked": padded(batch.input_ids_masked, batch, pad),
-            "attention_mask": padded(torch.ones_like(batch.input_ids), batch, 0),
+            "input_ids": padded(batch["input_ids"], batch, pad),
+            "input_ids_masked": padded(batch["input_ids_masked"], batch, pad),
+            "attention_mask": padded(torch.ones_like(batch["input_ids"]), batch, 0),
             "mlm_labels": padded(labels, batch, IGNORE_INDEX),
         }
-    if batch.kind is Kind.PAIR:
-        inputs["itm_labels"] = batch.itm_labels.clone()
+    if batch.kind == Kind.PAIR:
+        inputs["itm_labels"] = batch["itm_labels"].clone()
     return inputs
 
 
@@ -112,10 +114,10 @@ def normalized(pixel_values: Tensor, config: Config) -> Tensor:
 
 def padded(packed: Tensor, batch: Batch, fill: int) -> Tensor:
     """Pads packed tokens on the right: [T] -> [b t]."""
-    return torch.nn.utils.rnn.pad_sequence(packed.split(batch.cu_seqlens.diff().tolist()), batch_first=True, padding_value=fill)
+    return torch.nn.utils.rnn.pad_sequence(packed.split(batch["cu_seqlens"].diff().tolist()), batch_first=True, padding_value=fill)
 
 
-def our_results(module: PretrainingModel, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
+def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
     """Computes every view of the batch's kind after the final LayerNorm, and every logit of the active objectives.
 
     Shapes:
@@ -126,13 +128,14 @@ def our_results(module: PretrainingModel, batch: Batch) -> tuple[dict[View, Tens
     logits = {}
     for name, objective in module.active(batch.kind).items():
         if name == "global_contrastive":
-            image, text = module.model.image_embeddings(encoded[View.IMAGE]), module.model.text_embeddings(encoded[View.TEXT])
+            image, text = module.model.image_embeddings(encoded[View.IMAGE].first()), module.model.text_embeddings(encoded[View.TEXT].first())
             scores = clamped(module.model.logit_scale, objective.config.logit_scale_max).exp() * image @ text.T
-            logits |= {"contrastive_logits_per_image": scores[batch.matched_rows], "contrastive_logits_per_text": scores.T[batch.matched_rows]}
+            logits |= {"contrastive_logits_per_image": scores[batch["matched_rows"]], "contrastive_logits_per_text": scores.T[batch["matched_rows"]]}
         elif name == "itm":
             logits["itm_logits"] = objective.head(encoded[View.MULTIMODAL_MASKED].first())
         else:
-            logits[f"{name}_logits"] = objective.head.logits(encoded[objective.view].rows(objective.rows(module.model, batch)))
+            rows = objective.reads(module.model, batch)[objective.view]
+            logits[f"{name}_logits"] = objective.head.logits(encoded[objective.view].rows(rows))
     return {view: part.last_hidden_state() for view, part in encoded.items()}, logits
 
 
@@ -150,8 +153,8 @@ def their_results(output: FlavaForPreTrainingOutput, batch: Batch) -> tuple[dict
     logits = {name: output[name] for name in output if name.endswith("_logits") or name.startswith("contrastive_logits")}
     for name in logits.keys() & {"contrastive_logits_per_image", "contrastive_logits_per_text"}:
         if logits[name].shape[0] == batch.size:
-            logits[name] = logits[name][batch.matched_rows]
-    real = None if batch.input_ids is None else padded(torch.ones_like(batch.input_ids), batch, 0).bool()
+            logits[name] = logits[name][batch["matched_rows"]]
+    real = None if "input_ids" not in batch else padded(torch.ones_like(batch["input_ids"]), batch, 0).bool()
     states = {}
     for view in VIEWS[batch.kind]:
         hidden = output[f"{view}_output"].last_hidden_state

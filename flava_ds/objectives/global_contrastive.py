@@ -1,107 +1,80 @@
-"""Global contrastive loss: images against texts of all ranks and micro-batches, with gradients through all of them (paper, section 3.2).
+"""Global contrastive loss: images against texts of all ranks and micro-batches, with gradients through all of them.
 
-With gradient accumulation the samples of a step never stand in one graph. Two passes give the loss of the whole step all the same: first the
-features of every micro-batch without a graph, then the loss over all of them and its gradient for each feature, and then, micro-batch by
-micro-batch, the ordinary pass with sum(features * gradient) in the loss's place. Its cost is one forward pass of the two clean encoders.
+Source: FLAVA, section 3.2; CLIP (Radford et al. 2021), section 2.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from flava_kernels.contrastive import info_nce
 from torch import Tensor
 
-from flava_ds.batch import Batch, Kind, Loss, View
-from flava_ds.config import GlobalContrastiveConfig
-from flava_ds.families.flava.model import Flava
-from flava_ds.layers.transformer import Encoded, at_least_fp32
-from flava_ds.objectives.base import Objective
+from flava_ds.batch import Batch
+from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.layers.transformer import at_least_fp32
+from flava_ds.objectives.base import Features, PooledObjective
 
 
-@dataclass(frozen=True)
-class Features:
-    """What the loss needs of one micro-batch.
+@dataclass(frozen=True, kw_only=True)
+class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
+    """Image-text contrastive loss over the batch of all ranks."""
 
-    Shapes:
-        image      [b r]  L2-normalised
-        text       [b r]
-        log_scale  [1]    clamped
-        matched    [b]    1 where the caption is the image's own, else 0
-    """
+    logit_scale_max: float = 4.6052
+    """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
 
-    image: Tensor
-    text: Tensor
-    log_scale: Tensor
-    matched: Tensor
+    kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+
+    def build(self, config: Any) -> GlobalContrastive:
+        """Builds the objective; the projections belong to the model, since evaluation needs them."""
+        return GlobalContrastive(self)
 
 
-@dataclass(frozen=True)
-class FeatureGradients:
-    """One micro-batch's part of the loss over a whole step: its gradient for the features, and an equal share of the sums.
-
-    Shapes:
-        image      [b r]
-        text       [b r]
-        log_scale  [1]
-        loss       scalar
-        correct    scalar
-    """
-
-    image: Tensor
-    text: Tensor
-    log_scale: Tensor
-    loss: Tensor
-    correct: Tensor
-
-
-class GlobalContrastive(Objective):
+class GlobalContrastive(PooledObjective):
     """Symmetric InfoNCE over the clean passes. Mismatched samples are no positives but stay negatives of the others."""
 
-    kinds = frozenset({Kind.PAIR})
-    needs = frozenset({View.IMAGE, View.TEXT})
+    kinds = GlobalContrastiveConfig.kinds
+    needs = frozenset({"image", "text"})
 
     def __init__(self, config: GlobalContrastiveConfig):
         super().__init__(config.weight)
         self.config = config
 
     def count(self, batch: Batch) -> int:
-        return batch.matched_rows.shape[0]
+        return batch["matched_rows"].shape[0]
 
-    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
-        return {view: model.first_rows(view, batch) for view in self.needs}
+    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        return model.embedding_rows(batch)
 
-    def features(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Features:
-        """Projects both CLS of every sample into the contrastive space."""
-        image, text = model.image_embeddings(encoded[View.IMAGE]), model.text_embeddings(encoded[View.TEXT])
-        matched = torch.zeros(batch.size, device=image.device).index_fill(0, batch.matched_rows, 1.0)
-        return Features(image, text, clamped(model.logit_scale, self.config.logit_scale_max), matched)
+    def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
+        """Projects both CLS of every sample into the contrastive space, L2-normalised.
 
-    def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch, gradients: FeatureGradients | None = None) -> Loss:
-        """Sums the loss over the samples of all ranks in this micro-step; with `gradients`, over those of the whole step."""
-        ours = self.features(model, encoded, batch)
-        if gradients is None:
-            loss, correct = info_nce(ours.image, ours.text, ours.log_scale, ours.matched)
-            return Loss(loss, self.count(batch), {"correct": correct})
-        pulled = (ours.image * gradients.image).sum() + (ours.text * gradients.text).sum() + (ours.log_scale * gradients.log_scale).sum()
-        return Loss(gradients.loss + (pulled - pulled.detach()), self.count(batch), {"correct": gradients.correct})
+        Shapes:
+            image, text  [b r]
+            log_scale    [1]    clamped
+            matched      [b]    1 where the caption is the image's own, else 0
+        """
+        image, text = model.image_embeddings(hidden["image"]), model.text_embeddings(hidden["text"])
+        matched = torch.zeros(batch.size, device=image.device).index_fill(0, batch["matched_rows"], 1.0)
+        scale = clamped(model.logit_scale, self.config.logit_scale_max)
+        return Features({"image": image, "text": text}, {"log_scale": scale}, {"matched": matched})
 
-    def model_parameters(self, model: Flava) -> set[str]:
+    def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
+        image, text = features.samples["image"], features.samples["text"]
+        loss, correct = info_nce(image, text, features.shared["log_scale"], features.constants["matched"])
+        return loss, {"correct": correct}
+
+    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int, int]:
+        """Returns the bytes that the ranks gather in fp32: image features, text features, and three numbers per sample
+        (row and column log-sum-exp, mask)."""
+        features = 4 * global_batch * model.config.projection_dim
+        return features, features, 4 * global_batch * 3
+
+    def model_parameters(self, model: Any) -> set[str]:
         return super().model_parameters(model) | model.contrastive_parameters()
-
-
-@torch.enable_grad()
-def step_gradients(parts: Sequence[Features]) -> list[FeatureGradients]:
-    """Computes the loss over all micro-batches of all ranks, and its gradient for each micro-batch of this rank, in order."""
-    image, text = (torch.cat([getattr(part, name) for part in parts]).detach().requires_grad_() for name in ("image", "text"))
-    log_scale = parts[0].log_scale.detach().requires_grad_()
-    loss, correct = info_nce(image, text, log_scale, torch.cat([part.matched for part in parts]))
-    d_image, d_text, d_log_scale = torch.autograd.grad(loss, (image, text, log_scale))
-    sizes, share = [part.image.shape[0] for part in parts], 1 / len(parts)
-    own = zip(d_image.split(sizes), d_text.split(sizes), strict=True)
-    return [FeatureGradients(part_image, part_text, d_log_scale * share, loss.detach() * share, correct * share) for part_image, part_text in own]
 
 
 def clamped(logit_scale: Tensor, maximum: float) -> Tensor:

@@ -1,50 +1,156 @@
-"""Predicting codebook indices of masked patches: MIM on images alone, MMM-image on pairs (paper, section 3.2)."""
+"""Predicting codebook indices of masked patches: MIM on images alone, MMM-image on pairs (FLAVA, section 3.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
 from torch import Tensor
 
-from flava_ds.batch import Batch, Kind, Loss, View, image_patch_rows
-from flava_ds.config import MaskedImageConfig
-from flava_ds.families.flava.model import Flava
+from flava_ds.batch import Batch
+from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.data.order import uniforms
+from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.errors import ConfigError
 from flava_ds.layers.heads import MaskedPredictionHead
-from flava_ds.layers.transformer import Encoded
-from flava_ds.objectives.base import Objective
+from flava_ds.objectives.base import Loss, Objective
+
+_STREAM = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedImageConfig(ObjectiveConfig, type="mim"):
+    """Masked image modelling (MIM): BEiT's block-wise masking, targets from the codebook."""
+
+    num_masked_patches: int = 75
+    """Upper limit for one image (75 of 196 as published code has it)."""
+    min_patches_per_block: int = 16
+    min_aspect_ratio: float = 0.3
+    attempts_per_block: int = 10
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"image"})
+    predicts_codes: ClassVar[bool] = True
+    view: ClassVar[str] = "image_masked"
+
+    def build(self, config: Any) -> MaskedImageModeling:
+        """Builds the objective with a head as wide as the encoder that its view comes from."""
+        shape = config.model.shape_of(self.view)
+        head = MaskedPredictionHead(shape.hidden_size, config.codebook.vocab_size, shape.layer_norm_eps)
+        return MaskedImageModeling(self, head)
+
+    def check(self, where: str, config: Any) -> None:
+        for name in ("num_masked_patches", "min_patches_per_block", "attempts_per_block"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{where}.{name} is {getattr(self, name)}; it must be at least 1, or set {where}.weight 0")
+        if self.min_patches_per_block > self.num_masked_patches:
+            raise ConfigError(
+                f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit into num_masked_patches {self.num_masked_patches}"
+            )
+        if not 0 < self.min_aspect_ratio <= 1:
+            raise ConfigError(f"{where}.min_aspect_ratio is {self.min_aspect_ratio:g}; it must lie above 0 and at most at 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalMaskedImageConfig(MaskedImageConfig, type="mmm_image"):
+    """The same on pairs, read from the multimodal encoder (MMM-image)."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    view: ClassVar[str] = "multimodal_masked"
+
+
+@dataclass(frozen=True)
+class PatchMask:
+    """Masks patches by blocks. Adds
+
+    Shapes:
+        bool_masked_pos  [m n]  bool, patches replaced by the mask token
+        mim_rows         [k]    int64, flat indices into [m n] of the patches to predict: masked ones of matched samples
+    """
+
+    grid: int
+    config: MaskedImageConfig
+
+    def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
+        mask = mask_patches(draft.seeds, self.grid, self.config)
+        return {"bool_masked_pos": mask, "mim_rows": np.flatnonzero(mask & draft.matched[:, None])}
+
+    def bytes_per_sample(self, plan: BatchPlan) -> int:
+        return 9 * self.grid**2
+
+
+@dataclass(frozen=True)
+class CodebookTargets:
+    """Passes on what the labels are made of: stored codes, or the picture at the codebook's size. Adds one of
+
+    Shapes:
+        image_codes            [m n]      int64 codebook indices
+        codebook_pixel_values  [m c H W]  uint8, the model's crop at the codebook's size
+    """
+
+    view: str | None
+    """The plan's view to pass on; None where the codes come with the data."""
+
+    def __call__(self, draft: Draft) -> Mapping[str, np.ndarray | Tensor]:
+        return {"image_codes": draft.codes} if self.view is None else {"codebook_pixel_values": draft.views[self.view]}
+
+    def bytes_per_sample(self, plan: BatchPlan) -> int:
+        return 8 * plan.stored_codes if self.view is None else 3 * plan.views[self.view] ** 2
 
 
 class MaskedImageModeling(Objective):
-    """Cross-entropy over masked patches of image batches, read from the image encoder."""
-
-    kinds = frozenset({Kind.IMAGE})
-    needs = frozenset({View.IMAGE_MASKED})
-    view = View.IMAGE_MASKED
+    """Cross-entropy over the masked patches of matched samples, read from the config's view."""
 
     def __init__(self, config: MaskedImageConfig, head: MaskedPredictionHead):
         super().__init__(config.weight)
+        self.kinds, self.needs, self.view = config.kinds, frozenset({config.view}), config.view
         self.head = head
 
     def count(self, batch: Batch) -> int:
-        return batch.mim_rows.shape[0]
+        return batch["mim_rows"].shape[0]
 
-    def rows(self, model: Flava, batch: Batch) -> Tensor:
-        """Rows of the view's packed output that hold the patches to predict: [k]."""
-        return image_patch_rows(batch.mim_rows, model.config.image.num_patches)
+    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        return {self.view: model.patch_rows(self.view, batch["mim_rows"], batch)}
 
-    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
-        return {self.view: self.rows(model, batch)}
-
-    def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
-        hidden = encoded[self.view].rows(self.rows(model, batch))
-        loss, correct = self.head.loss(hidden, batch.image_codes.flatten().index_select(0, batch.mim_rows))
+    def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
+        codes = batch["image_codes"].flatten().index_select(0, batch["mim_rows"])
+        loss, correct = self.head.loss(hidden[self.view], codes)
         return Loss(loss, self.count(batch), {"correct": correct})
 
 
-class MultimodalMaskedImageModeling(MaskedImageModeling):
-    """The same over matched pairs, read from the multimodal encoder."""
+def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.ndarray:
+    """Masks rectangular blocks of patches until the limit is reached or no block of `attempts_per_block` tries fits.
 
-    kinds = frozenset({Kind.PAIR})
-    needs = frozenset({View.MULTIMODAL_MASKED})
-    view = View.MULTIMODAL_MASKED
+    A block's area is uniform between min_patches_per_block and what is left to mask, its aspect ratio log-uniform; it is taken when it
+    covers something new and stays within the limit. All samples advance together, one try per turn.
 
-    def rows(self, model: Flava, batch: Batch) -> Tensor:
-        return model.layout(batch).patch_rows(batch.mim_rows)
+    Shapes:
+        seeds  [b]            uint64
+        out    [b grid*grid]  bool, True where the patch is replaced
+    Source: BEiT (Bao et al. 2021), algorithm 1, with the numbers of its published code.
+    """
+    mask = np.zeros((len(seeds), grid, grid), dtype=bool)
+    masked, failed = np.zeros(len(seeds), dtype=np.int64), np.zeros(len(seeds), dtype=np.int64)
+    log_ratio = np.log(config.min_aspect_ratio)
+    lines = np.arange(grid)
+    limit = min(config.num_masked_patches, grid * grid)
+    active, turn = np.arange(len(seeds) if limit > 0 else 0), 0
+    while active.size:
+        area, ratio, row, column = uniforms(seeds[active], 4, stream=_STREAM, start=4 * turn).T
+        left = limit - masked[active]
+        area = config.min_patches_per_block + area * (left - config.min_patches_per_block)
+        ratio = np.exp(log_ratio * (1 - 2 * ratio))
+        height, width = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        top, start = (row * (grid - height + 1)).astype(np.int64), (column * (grid - width + 1)).astype(np.int64)
+        rows = (lines >= top[:, None]) & (lines < (top + height)[:, None])
+        columns = (lines >= start[:, None]) & (lines < (start + width)[:, None])
+        merged = mask[active] | (rows[:, :, None] & columns[:, None, :])
+        gain = merged.sum((1, 2)) - masked[active]
+        taken = (height < grid) & (width < grid) & (gain > 0) & (gain <= left)
+        mask[active[taken]] = merged[taken]
+        masked[active] += np.where(taken, gain, 0)
+        failed[active] = np.where(taken, 0, failed[active] + 1)
+        active = active[(masked[active] < limit) & (failed[active] < config.attempts_per_block)]
+        turn += 1
+    return mask.reshape(len(seeds), grid * grid)

@@ -1,49 +1,166 @@
-"""Predicting masked tokens: MLM on text alone, MMM-text on pairs (paper, section 3.2)."""
+"""Predicting masked tokens: MLM on text alone, MMM-text on pairs (FLAVA, section 3.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
 from torch import Tensor
 
-from flava_ds.batch import Batch, Kind, Loss, View
-from flava_ds.config import MaskedTextConfig
-from flava_ds.families.flava.model import Flava
+from flava_ds.batch import Batch
+from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.data.order import uniform_at
+from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import ConfigError
 from flava_ds.layers.heads import MaskedPredictionHead
-from flava_ds.layers.transformer import Encoded
-from flava_ds.objectives.base import Objective
+from flava_ds.objectives.base import Loss, Objective
+
+_SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM = 12, 13, 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTextConfig(ObjectiveConfig, type="mlm"):
+    """Masked language modelling (MLM): BERT's 15 % with 80/10/10 replacement."""
+
+    mask_probability: float = 0.15
+    mask_token_share: float = 0.8
+    random_token_share: float = 0.1
+    whole_word: bool = False
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"text"})
+    view: ClassVar[str] = "text_masked"
+
+    def build(self, config: Any) -> MaskedLanguageModeling:
+        """Builds the objective with a head as wide as the encoder that its view comes from."""
+        shape = config.model.shape_of(self.view)
+        head = MaskedPredictionHead(shape.hidden_size, config.model.text.vocab_size, shape.layer_norm_eps)
+        return MaskedLanguageModeling(self, head)
+
+    def check(self, where: str, config: Any) -> None:
+        if self.mask_token_share + self.random_token_share > 1 + 1e-9:
+            raise ConfigError(
+                f"{where}: mask_token_share {self.mask_token_share:g} and random_token_share {self.random_token_share:g} are more than 1 together"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalMaskedTextConfig(MaskedTextConfig, type="mmm_text"):
+    """The same on pairs, by whole words, read from the multimodal encoder (MMM-text)."""
+
+    whole_word: bool = True
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    view: ClassVar[str] = "multimodal_masked"
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Masks tokens; those of mismatched texts are not predicted. Adds
+
+    Shapes:
+        input_ids_masked  [T]  int64
+        mlm_rows          [k]  int64, rows of [T] to predict
+        mlm_labels        [k]  int64, the original ids there
+    """
+
+    config: MaskedTextConfig
+    tokenizer: WordPieceTokenizer
+
+    def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
+        masked = mask_tokens(draft.seeds, draft.input_ids, draft.lengths, self.config, self.tokenizer)
+        kept = np.repeat(draft.matched, draft.lengths)[masked.rows]
+        return {
+            "input_ids_masked": masked.input_ids,
+            "mlm_rows": masked.rows[kept],
+            "mlm_labels": masked.labels[kept],
+        }
+
+    def bytes_per_sample(self, plan: BatchPlan) -> int:
+        return 3 * 8 * plan.max_tokens
 
 
 class MaskedLanguageModeling(Objective):
-    """Cross-entropy over masked tokens of text batches, read from the text encoder."""
-
-    kinds = frozenset({Kind.TEXT})
-    needs = frozenset({View.TEXT_MASKED})
-    view = View.TEXT_MASKED
+    """Cross-entropy over the masked tokens of matched samples, read from the config's view."""
 
     def __init__(self, config: MaskedTextConfig, head: MaskedPredictionHead):
         super().__init__(config.weight)
+        self.kinds, self.needs, self.view = config.kinds, frozenset({config.view}), config.view
         self.head = head
 
     def count(self, batch: Batch) -> int:
-        return batch.mlm_rows.shape[0]
+        return batch["mlm_rows"].shape[0]
 
-    def rows(self, model: Flava, batch: Batch) -> Tensor:
-        """Rows of the view's packed output that hold the tokens to predict: [k]."""
-        return batch.mlm_rows
+    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        return {self.view: model.token_rows(self.view, batch["mlm_rows"], batch)}
 
-    def reads(self, model: Flava, batch: Batch) -> dict[View, Tensor]:
-        return {self.view: self.rows(model, batch)}
-
-    def forward(self, model: Flava, encoded: dict[View, Encoded], batch: Batch) -> Loss:
-        loss, correct = self.head.loss(encoded[self.view].rows(self.rows(model, batch)), batch.mlm_labels)
+    def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
+        loss, correct = self.head.loss(hidden[self.view], batch["mlm_labels"])
         return Loss(loss, self.count(batch), {"correct": correct})
 
 
-class MultimodalMaskedLanguageModeling(MaskedLanguageModeling):
-    """The same over matched pairs, read from the multimodal encoder."""
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Packed text after masking.
 
-    kinds = frozenset({Kind.PAIR})
-    needs = frozenset({View.MULTIMODAL_MASKED})
-    view = View.MULTIMODAL_MASKED
+    Shapes:
+        input_ids  [T]  int64, corrupted
+        rows       [k]  int64, rows of [T] to predict
+        labels     [k]  int64, the original ids there
+    """
 
-    def rows(self, model: Flava, batch: Batch) -> Tensor:
-        return model.layout(batch).text_rows(batch.mlm_rows)
+    input_ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def mask_tokens(seeds: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, config: MaskedTextConfig, tokenizer: WordPieceTokenizer) -> MaskedTokens:
+    """Selects tokens to predict and replaces most of them: by [MASK], by a random ordinary token, or not at all (80/10/10).
+
+    Token-wise, each ordinary token is selected on its own with mask_probability. By whole words, words in random order are selected until
+    mask_probability of the text's ordinary tokens (rounded, at least one) are covered, so a short caption always has something to predict.
+
+    Shapes:
+        seeds      [b]  uint64
+        input_ids  [T]  int64, packed
+        lengths    [b]  tokens of each text
+    Source: BERT (Devlin et al. 2019), section 3.1 and the whole-word variant of its repository.
+    """
+    position = np.arange(len(input_ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    token_seeds = np.repeat(seeds, lengths)
+    ordinary = ~np.isin(input_ids, tokenizer.special_ids)
+    if config.whole_word:
+        selected = _select_words(seeds, position, lengths, ordinary, tokenizer.continues_word[input_ids], config.mask_probability)
+    else:
+        selected = ordinary & (uniform_at(token_seeds, position, stream=_SELECT_STREAM) < config.mask_probability)
+    rows = np.flatnonzero(selected)
+    action = uniform_at(token_seeds[rows], position[rows], stream=_ACTION_STREAM)
+    choice = uniform_at(token_seeds[rows], position[rows], stream=_TOKEN_STREAM)
+    random_ids = tokenizer.ordinary_ids[(choice * len(tokenizer.ordinary_ids)).astype(np.int64)]
+    labels = input_ids[rows]
+    replaced = np.where(action < config.mask_token_share, tokenizer.mask_id, labels)
+    by_random = (action >= config.mask_token_share) & (action < config.mask_token_share + config.random_token_share)
+    masked = input_ids.copy()
+    masked[rows] = np.where(by_random, random_ids, replaced)
+    return MaskedTokens(masked, rows, labels)
+
+
+def _select_words(seeds: np.ndarray, position: np.ndarray, lengths: np.ndarray, ordinary: np.ndarray, continues: np.ndarray, probability: float) -> np.ndarray:
+    """Selects whole words in random order until the text's quota is covered: [T] bool. Words never reach across texts or special tokens."""
+    sample = np.repeat(np.arange(len(lengths)), lengths)
+    previous_ordinary = np.concatenate([[False], ordinary[:-1]]) & (position > 0)
+    starts = ordinary & ~(continues & previous_ordinary)
+    first = np.flatnonzero(starts)
+    word = np.cumsum(starts) - 1
+    size = np.bincount(word[ordinary], minlength=len(first))
+    owner = sample[first]
+    order = np.lexsort((uniform_at(seeds[owner], position[first], stream=_SELECT_STREAM), owner))
+    tokens = np.bincount(sample[ordinary], minlength=len(lengths))
+    quota = np.where(probability > 0, np.maximum(1, np.rint(tokens * probability)), 0)
+    covered = np.cumsum(size[order]) - size[order]
+    before_text = np.cumsum(tokens) - tokens
+    chosen = np.zeros(len(first), dtype=bool)
+    chosen[order] = covered - before_text[owner[order]] < quota[owner[order]]
+    return ordinary & chosen[np.where(ordinary, word, 0)] if len(first) else ordinary

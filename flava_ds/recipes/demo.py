@@ -8,20 +8,17 @@ from flava_ds.config import (
     Config,
     DataConfig,
     EngineConfig,
-    ImageEncoderConfig,
     ImageTransformConfig,
     LoggingConfig,
-    MaskedImageConfig,
-    MaskedTextConfig,
-    ModelConfig,
-    MultimodalEncoderConfig,
-    ObjectivesConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     SourceConfig,
-    TextEncoderConfig,
     TrainingConfig,
 )
+from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig
 
 VOCABULARY = Path(__file__).parent.parent / "demo" / "vocab.txt"
 VOCABULARY_SIZE = 4096
@@ -48,10 +45,10 @@ def demo() -> Config:
     )
 
 
-def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int, int, int]) -> ModelConfig:
+def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int, int, int]) -> FlavaConfig:
     """Returns a small FLAVA for 48-pixel drawings and short captions; `layers` are those of image, text and multimodal encoder."""
     shape = {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads, "intermediate_size": 4 * hidden_size}
-    return ModelConfig(
+    return FlavaConfig(
         image=ImageEncoderConfig(image_size=48, patch_size=12, num_hidden_layers=layers[0], **shape),
         text=TextEncoderConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=layers[1], **shape),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=layers[2], **shape),
@@ -60,10 +57,14 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
     )
 
 
-def demo_objectives() -> ObjectivesConfig:
+def demo_objectives() -> dict[str, ObjectiveConfig]:
     """Returns the six losses with masks scaled from 196 patches to 16, and twice the masked tokens in text steps, which are few."""
-    masking = MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2)
-    return ObjectivesConfig(mim=masking, mmm_image=masking, mlm=MaskedTextConfig(mask_probability=0.3))
+    masking = {"num_masked_patches": 6, "min_patches_per_block": 2}
+    return flava_objectives(
+        mim=MaskedImageConfig(**masking),
+        mmm_image=MultimodalMaskedImageConfig(**masking),
+        mlm=MaskedTextConfig(mask_probability=0.3),
+    )
 
 
 def demo_sources(global_batch_sizes: tuple[int, int, int] = (256, 128, 256), masked_share: float = 0.25) -> tuple[SourceConfig, ...]:

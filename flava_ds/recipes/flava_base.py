@@ -6,21 +6,18 @@ from flava_ds.config import (
     Config,
     DataConfig,
     EngineConfig,
-    GlobalContrastiveConfig,
-    ImageEncoderConfig,
-    ImageTextMatchingConfig,
     ImageTransformConfig,
-    MaskedImageConfig,
-    MaskedTextConfig,
-    ModelConfig,
-    MultimodalEncoderConfig,
-    ObjectivesConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     SourceConfig,
-    TextEncoderConfig,
     TrainingConfig,
 )
+from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig, MultimodalMaskedTextConfig
 
 
 def flava_base() -> Config:
@@ -62,9 +59,9 @@ def flava_base() -> Config:
     )
 
 
-def published_model() -> ModelConfig:
+def published_model() -> FlavaConfig:
     """Returns the encoders of Table A.1."""
-    return ModelConfig(
+    return FlavaConfig(
         image=ImageEncoderConfig(
             image_size=224,
             patch_size=16,
@@ -88,16 +85,16 @@ def published_model() -> ModelConfig:
     )
 
 
-def published_objectives() -> ObjectivesConfig:
+def published_objectives() -> dict[str, ObjectiveConfig]:
     """Returns the six losses with equal weights (no weights are published)."""
     # BEiT's block-wise masking is named, its numbers are not: these are BEiT's.
-    image_masking = MaskedImageConfig(num_masked_patches=75, min_patches_per_block=16, min_aspect_ratio=0.3)
-    return ObjectivesConfig(
+    image_masking = {"num_masked_patches": 75, "min_patches_per_block": 16, "min_aspect_ratio": 0.3}
+    return flava_objectives(
         global_contrastive=GlobalContrastiveConfig(logit_scale_max=4.6052),  # not published; the released code's clamp
-        mim=image_masking,
-        mmm_image=image_masking,
+        mim=MaskedImageConfig(**image_masking),
+        mmm_image=MultimodalMaskedImageConfig(**image_masking),
         mlm=MaskedTextConfig(mask_probability=0.15),  # 15 % is published, the 80 / 10 / 10 split is not
-        mmm_text=MaskedTextConfig(mask_probability=0.15, whole_word=True),  # whole words: not published, the released code's choice
+        mmm_text=MultimodalMaskedTextConfig(mask_probability=0.15, whole_word=True),  # whole words: not published, the released code's choice
         itm=ImageTextMatchingConfig(mismatch_probability=0.1),  # not published; the released code's share
     )
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flava_ds.batch import Batch, Kind
+from flava_ds.batch import Batch
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.evaluation.encoding import FrozenModel
 from flava_ds.evaluation.inputs import Inputs
 from flava_ds.evaluation.masked import masked_batches
 from flava_ds.evaluation.nearest import top_k
 from flava_ds.evaluation.samples import Samples
+from flava_ds.families.flava.views import Kind
 from flava_ds.report.pictures import cover, uri_of_bytes, uri_of_pixels
 
 QUERIES, FOUND = 8, 5
@@ -109,13 +110,13 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), MASKED_PICTURES), "masked examples")
     [batch] = masked_batches(inputs, Kind.IMAGE, chosen, len(chosen))
-    predicted = batch.image_codes.clone()
-    predicted.view(-1)[batch.mim_rows] = masked_logits(model, batch, "mim").argmax(-1).cpu()
-    drawn, own = (codebook.decode(codes.to(model.device)).cpu() for codes in (predicted, batch.image_codes))
+    predicted = batch["image_codes"].clone()
+    predicted.view(-1)[batch["mim_rows"]] = masked_logits(model, batch, "mim").argmax(-1).cpu()
+    drawn, own = (codebook.decode(codes.to(model.device)).cpu() for codes in (predicted, batch["image_codes"]))
     rows = []
     for row, record in enumerate(chosen.records):
-        original = batch.pixel_values[row]
-        versions = (("original", original), ("masked", cover(original, batch.bool_masked_pos[row])), ("predicted", drawn[row]), ("codebook", own[row]))
+        original = batch["pixel_values"][row]
+        versions = (("original", original), ("masked", cover(original, batch["bool_masked_pos"][row])), ("predicted", drawn[row]), ("codebook", own[row]))
         rows.append([Picture(uri_of_pixels(pixels), f"{record['label']}, {name}") for name, pixels in versions])
     return rows
 
@@ -133,7 +134,8 @@ def masked_logits(model: FrozenModel, batch: Batch, name: str) -> torch.Tensor:
     """Scores what an objective predicts, one row per masked place: [k v] fp32."""
     objective, batch = model.module.objectives[name], batch.to(model.device)
     encoded = model.model.encode(batch, objective.needs)
-    return objective.head.logits(encoded[objective.view].rows(objective.rows(model.model, batch))).float()
+    rows = objective.reads(model.model, batch)[objective.view]
+    return objective.head.logits(encoded[objective.view].rows(rows)).float()
 
 
 @torch.inference_mode()
@@ -150,14 +152,16 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
     best = masked_logits(model, batch, name).softmax(-1).topk(GUESSES, dim=-1)
     blanks = {
         row: Blank(word(inputs, answer), [(word(inputs, token), share) for token, share in zip(tokens, shares, strict=True)])
-        for row, answer, tokens, shares in zip(batch.mlm_rows.tolist(), batch.mlm_labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+        for row, answer, tokens, shares in zip(
+            batch["mlm_rows"].tolist(), batch["mlm_labels"].tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+        )
     }
-    ends = batch.cu_seqlens.tolist()
+    ends = batch["cu_seqlens"].tolist()
     found = []
     for number, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         inner = range(start + 1, end - 1)  # without CLS and SEP
-        pieces = join_pieces([blanks.get(row) or word(inputs, int(batch.input_ids[row])) for row in inner])
-        found.append(MaskedText(pieces, picture_of(chosen, number) if kind is Kind.PAIR else None))
+        pieces = join_pieces([blanks.get(row) or word(inputs, int(batch["input_ids"][row])) for row in inner])
+        found.append(MaskedText(pieces, picture_of(chosen, number) if kind == Kind.PAIR else None))
     return [text for text in found if any(isinstance(piece, Blank) for piece in text.pieces)]
 
 

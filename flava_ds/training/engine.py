@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flava_ds.batch import Batch, Kind
+from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.objectives.base import FeatureGradients, Features
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
-
-if TYPE_CHECKING:
-    from flava_ds.objectives.global_contrastive import FeatureGradients, Features
-    from flava_ds.training.pretraining import StepOutput
-
+from flava_ds.training.task import StepOutput, Task
 
 SKIP_COUNTERS = ("skipped", "skipped_in_a_row", "longest_skip")
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -32,10 +29,10 @@ class Engine:
     An update whose loss or gradient norm is not finite is skipped on the device, on all ranks alike: weights, moments and step counts stay
     as they are. `skipped` counts such updates, `skipped_in_a_row` the current run of them, `longest_skip` the longest since it was last set
     to zero; all are tensors on the device, to be read once per log line. So is `loss`, this rank's part of the current step's: the mean over ranks
-    is the step's.
+    is the step's. `applied` is 1.0, or 0.0 where the last update was skipped.
     """
 
-    def __init__(self, module: nn.Module, kinds: Mapping[str, frozenset[Kind]], config: Config, world: World) -> None:
+    def __init__(self, module: Task, config: Config, world: World) -> None:
         self.settings = merged_settings(config, world.size, world.device.type)
         self.stage = zero_stage(self.settings)
         self.idle = config.training.idle_parameters
@@ -45,15 +42,19 @@ class Engine:
         deepspeed_fixes.apply_before_initialize(config.engine.communication_timeout_s + (DEVICE_LATER_S if world.device.type == "cuda" else 0))
         deepspeed_fixes.reshape_scalars(module)
         module = module.to(world.device)
-        optimizer = build_optimizer(parameter_groups(module, kinds, config.optimizer), config.optimizer)
+        optimizer = build_optimizer(parameter_groups(module, module.users(), config.optimizer), config.optimizer)
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings, dist_init_required=False)
         self.module, self.optimizer = module, optimizer
         self.skipped, self.skipped_in_a_row, self.longest_skip = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3))
-        self._kind: Kind | None = None
+        self._kind: str | None = None
         self._micro_steps = 0
         self.loss = torch.zeros((), device=world.device)
+        self.applied = torch.ones((), device=world.device)
+        with torch.no_grad():
+            for state in module.states.values():
+                state.begin(self)
 
     @property
     def offloaded(self) -> bool:
@@ -65,7 +66,7 @@ class Engine:
         precision = next((name for name in ("bf16", "fp16") if name in self.settings), "fp32")
         return {"ZeRO stage": self.stage, "offload_optimizer": self.offloaded, "precision": precision, "optimizer": type(self.optimizer).__name__}
 
-    def begin(self, kind: Kind, lr: float) -> None:
+    def begin(self, kind: str, lr: float) -> None:
         """Opens an optimizer step of `kind`: sets the learning rate, wakes the groups it moves, clears what the last step left."""
         if self._kind is not None:
             raise AssertionError("the previous optimizer step was not finished with update()")
@@ -77,20 +78,31 @@ class Engine:
         deepspeed_fixes.clear_stale_gradients(self.deepspeed.optimizer)
 
     @torch.no_grad()
-    def features(self, batch: Batch) -> Features:
-        """Computes a pair micro-batch's contrastive features, without a graph."""
-        return self.deepspeed(batch, None)
+    def complete(self, batch: Batch) -> Batch:
+        """Adds the targets that the task's frozen networks and training states make."""
+        return self.module.complete(batch)
 
-    def forward_backward(self, batch: Batch, denominators: dict[str, Tensor], gradients: FeatureGradients | None = None) -> StepOutput:
-        """Runs one micro-batch and adds its gradients; returns the module's StepOutput. `gradients` are those of the step's contrastive loss.
+    @torch.no_grad()
+    def features(self, batch: Batch) -> dict[str, Features]:
+        """Computes what the pooled objectives read of a micro-batch, without a graph."""
+        return self.deepspeed("features", batch)
 
-        DeepSpeed averages gradients over ranks, so `denominators` hold counts over all ranks and micro-batches divided by the world size.
+    def forward_backward(
+        self,
+        batch: Batch,
+        denominators: Mapping[str, Tensor],
+        gradients: Mapping[str, FeatureGradients] | None = None,
+    ) -> StepOutput:
+        """Runs one micro-batch and adds its gradients. `gradients` are those of the step's pooled losses.
+
+        DeepSpeed averages gradients over ranks, so `denominators` hold counts over all ranks and micro-batches divided
+        by the world size.
         """
         if batch.kind != self._kind:
             raise AssertionError(f"a micro-batch of kind '{batch.kind}' in a step of kind '{self._kind}': ZeRO 2 and 3 would mix up gradients")
         if self._micro_steps:
             self.deepspeed.step()  # closes the previous micro-step; the last one is closed by update()
-        output = self.deepspeed(batch, denominators, gradients)
+        output = self.deepspeed("step", batch, denominators, gradients)
         self.deepspeed.backward(output.loss, scale_wrt_gas=False)
         self._micro_steps += 1
         self.loss = self.loss + output.loss.detach()
@@ -107,6 +119,7 @@ class Engine:
         self.optimizer.grad_scale = ((norm + 1e-6) / self.gradient_clipping).clamp(min=1.0) if self.gradient_clipping > 0 else None
         self.deepspeed.step()
         bad = (~finite).to(torch.int64)
+        self.applied = finite.to(torch.float32)
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
         self.longest_skip = torch.maximum(self.longest_skip, self.skipped_in_a_row)
@@ -123,6 +136,17 @@ class Engine:
             dist.all_reduce(square)
         scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
         return square.sqrt() / scale
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors of the task's training states, by "<state>/<tensor>"."""
+        states = self.module.states.items()
+        return {f"{name}/{key}": tensor for name, state in states for key, tensor in state.tensors().items()}
+
+    @torch.no_grad()
+    def restored(self) -> None:
+        """Tells the training states that weights, averages and their own tensors come from a checkpoint now."""
+        for state in self.module.states.values():
+            state.restored(self)
 
     def counters(self) -> dict[str, object]:
         """Returns what an exact continuation needs beside the fragments of `training.fragments`; plain JSON types. Waits for the device."""

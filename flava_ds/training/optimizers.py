@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flava_ds.batch import Kind
 from flava_ds.config import OptimizerConfig
 from flava_ds.errors import ConfigError
 
@@ -20,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What every optimizer here keeps of the shape of a parameter."""
 
 
-def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[Kind]], config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[str]], config: OptimizerConfig) -> list[dict[str, Any]]:
     """Splits the trainable parameters by (set of kinds that use them) x (decayed or not), in a stable order.
 
     ZeRO keeps flat tensors per group, so a group that a step does not use can be left alone as a whole. `kinds` of a group is a list of
@@ -39,7 +38,7 @@ def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[Kind]], co
     ]
 
 
-def activate(optimizer: torch.optim.Optimizer, kind: Kind, idle: str) -> None:
+def activate(optimizer: torch.optim.Optimizer, kind: str, idle: str) -> None:
     """Marks the groups that an update of `kind` moves: those that use it ('frozen') or all of them ('zeros')."""
     for group in optimizer.param_groups:
         group["active"] = idle == "zeros" or str(kind) in group["kinds"]
@@ -56,16 +55,27 @@ class Gated:
     grad_scale: Tensor | None = None
     param_groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
+    averages: tuple[str, ...] = ()
+    """What is kept beside the moments, of the same shape: running averages of the weights."""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """All that the state of a parameter has of its shape."""
+        return (*MOMENTS, *self.averages)
 
     def active_groups(self) -> list[dict[str, Any]]:
         """Returns the groups that this update moves."""
         return [group for group in self.param_groups if group.get("active", True)]
 
     def create_state(self, parameter: Tensor) -> dict[str, Any]:
-        """Gives a parameter zero moments and no updates, unless it has a state already; returns the state."""
-        if not self.state[parameter]:
-            self.state[parameter] = {"step": self._no_updates(parameter), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
-        return self.state[parameter]
+        """Gives a parameter zero moments, zero averages and no updates where it has none yet; returns the state."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = self._no_updates(parameter)
+        for key in self.kept:
+            if key not in state:
+                state[key] = torch.zeros_like(parameter)
+        return state
 
     def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
         """Returns how many updates a parameter of `group` has had."""

@@ -1,33 +1,66 @@
 """Do all ranks still hold the same model? A checksum of the bits of every tensor that must be equal everywhere, compared over ranks.
 
-Compared are whole copies: all parameters and buffers in ZeRO 0 to 2, in ZeRO-3 buffers and those parameters that it keeps whole, and the image
-codebook. What ZeRO divides among the ranks (fp32 masters and moments, in ZeRO-3 most weights) has no second copy to compare with. ZeRO 1 and 2
-renew all copies from the owners' parts at every update, so a copy that went wrong shows only until the next one.
+Compared are whole copies: all parameters and buffers in ZeRO 0 to 2, in ZeRO-3 buffers and those parameters that it
+keeps whole; frozen networks, and training states that are no parameters. What ZeRO divides among the ranks (fp32
+masters and moments, in ZeRO-3 most weights) has no second copy to compare with. ZeRO 1 and 2 renew all copies from the
+owners' parts at every update, so a copy that went wrong shows only until the next one.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from flava_ds.errors import DesyncError
 from flava_ds.ranks.distributed import World, gather_objects
 from flava_ds.training.engine import Engine
+from flava_ds.training.trainer import is_due
+from flava_ds.training.watcher import Update, Watcher
 
 CHUNK = 2**22
 """Elements whose bits are added at once, which bounds the memory that this takes."""
 
 
-def replicated(engine: Engine, codebook: nn.Module | None) -> dict[str, Tensor]:
+class ChecksumWatch(Watcher):
+    """Compares the ranks' copies at the start and every so many steps."""
+
+    def __init__(self, engine: Engine, every: int, paused: Callable[[], AbstractContextManager[None]]) -> None:
+        """Never compares where `every` is 0; `paused` is entered meanwhile."""
+        self.engine, self.every, self._paused = engine, every, paused
+        self._equal_until, self._started = 0, False
+
+    def on_start(self, first_step: int) -> None:
+        self._equal_until = first_step
+        if self.every and not self._started:
+            self._compare(None)
+        self._started = True
+
+    def after_update(self, update: Update) -> None:
+        if is_due(update.step + 1, self.every):
+            self._compare(update.step)
+            self._equal_until = update.step + 1
+
+    def _compare(self, step: int | None) -> None:
+        with self._paused():
+            check_equal(self.engine.world, replicated(self.engine), step, self._equal_until)
+
+
+def replicated(engine: Engine) -> dict[str, Tensor]:
     """Returns the tensors that must be equal on all ranks, by name."""
-    found = {name: parameter for name, parameter in engine.module.named_parameters() if engine.stage < 3 or getattr(parameter, "ds_persist", False)}
-    found |= dict(engine.module.named_buffers())
-    if codebook is not None:
-        found |= {f"codebook.{name}": tensor for name, tensor in (*codebook.named_parameters(), *codebook.named_buffers())}
+    task = engine.module
+    whole = engine.stage < 3
+    found = {name: own for name, own in task.named_parameters() if whole or getattr(own, "ds_persist", False)}
+    found |= dict(task.named_buffers())
+    for name, module in task.frozen.items():
+        found |= {f"{name}.{key}": tensor for key, tensor in (*module.named_parameters(), *module.named_buffers())}
+    for name, state in task.states.items():
+        found |= {f"{name}.{key}": tensor for key, tensor in state.copies().items()}
     return found
 
 
@@ -54,9 +87,8 @@ def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equa
     if torch.equal(bounds[: len(tensors)], ~bounds[len(tensors) :]):
         return
     everyone = gather_objects(world, (socket.gethostname(), sums.tolist()))
-    error = DesyncError(describe(list(tensors), [row for _, row in everyone], [host for host, _ in everyone], step, equal_until))
-    error.on_all_ranks = True
-    raise error
+    told = describe(list(tensors), [row for _, row in everyone], [host for host, _ in everyone], step, equal_until)
+    raise DesyncError(told).everywhere()
 
 
 def describe(names: list[str], table: list[list[int]], hosts: list[str], step: int | None, equal_until: int) -> str:

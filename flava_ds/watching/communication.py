@@ -129,12 +129,13 @@ def step_payloads(trainer: Trainer, kind: str, samples: int) -> dict[tuple[str, 
     use_multi_rank_bucket_allreduce off a reduce to each part's owner. ZeRO-3 is described as it is when the step before was of the same kind;
     a module that the forward pass calls twice may be gathered once more.
     """
-    from flava_ds.watching.metrics import OBJECTIVES
-
-    world, engine = trainer.world.size, trainer.engine
-    rows = {("counts", "all_gather"): world * 8 * (4 + len(OBJECTIVES)), ("gradient norm", "all_reduce"): 4}
-    if kind == "pair":
-        rows["contrastive loss", "all_gather"] = sum(contrastive_payloads(world * samples, trainer.config.model.projection_dim))
+    world, engine, task = trainer.world.size, trainer.engine, trainer.task
+    rows = {
+        ("counts", "all_gather"): world * 8 * (4 + len(task.objectives)),
+        ("gradient norm", "all_reduce"): 4,
+    }
+    for objective in task.pooled(kind).values():
+        rows["contrastive loss", "all_gather"] = sum(objective.exchanged_bytes(task.model, world * samples))
     used, trainable = sum(_bytes_used(engine, kind)), trainable_bytes(trainer)
     if engine.stage == 0:
         return rows | {("gradients", "all_reduce"): trainable}  # idle parameters travel as zeros
@@ -171,16 +172,11 @@ def paper_bytes(trainer: Trainer, kind: str) -> float:
 
 def trainable_bytes(trainer: Trainer) -> int:
     """Returns the bytes of all trainable parameters in fp32."""
-    kinds, shapes = trainer.engine.module.parameter_kinds(), trainer.engine.shapes()
+    kinds, shapes = trainer.engine.module.users(), trainer.engine.shapes()
     return 4 * sum(torch.Size(shapes[name]).numel() for name in kinds)
 
 
 def _bytes_used(engine: Engine, kind: str) -> list[int]:
     """Returns the bytes of each parameter that a step of `kind` moves."""
-    kinds, shapes = engine.module.parameter_kinds(), engine.shapes()
+    kinds, shapes = engine.module.users(), engine.shapes()
     return [4 * torch.Size(shapes[name]).numel() for name, used in kinds.items() if kind in used]
-
-
-def contrastive_payloads(global_batch: int, width: int) -> tuple[int, int, int]:
-    """Payloads of one contrastive loss: image features, text features, and three numbers per sample (row and column log-sum-exp, mask)."""
-    return 4 * global_batch * width, 4 * global_batch * width, 4 * global_batch * 3

@@ -73,12 +73,10 @@ def refuse_configurations(configs: list[dict[str, Any]], hosts: list[str]) -> No
     for config, (rank, host) in zip(configs, enumerate(hosts), strict=True):
         if different := [name for name in sorted({*configs[0], *config}) if configs[0].get(name) != config.get(name)]:
             name = different[0]
-            error = DesyncError(
+            raise DesyncError(
                 f"rank {rank} on {host} has {name} {config.get(name)!r} and rank 0 has {configs[0].get(name)!r}; "
                 "give all machines the same command, and the same code where the recipe comes from"
-            )
-            error.on_all_ranks = True
-            raise error
+            ).everywhere()
 
 
 def warn_of_software(software: list[dict[str, str]], hosts: list[str]) -> None:

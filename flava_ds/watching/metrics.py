@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,35 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flava_ds.batch import Kind
-from flava_ds.config import Config, ObjectivesConfig
+from flava_ds.config import Config
 from flava_ds.errors import UserError
-from flava_ds.ranks.distributed import World, gather_objects, log
+from flava_ds.ranks.distributed import gather_objects, log
+from flava_ds.training.engine import Engine
+from flava_ds.training.trainer import is_due
+from flava_ds.training.watcher import Note, Update, Watcher
 from flava_ds.watching.environment import describe_start
 from flava_ds.watching.sinks import Sink, open_sinks
 from flava_ds.watching.stragglers import StepClock, StragglerWatch, find_slowest
-
-OBJECTIVES = tuple(field.name for field in dataclasses.fields(ObjectivesConfig))
-"""All objective names in a fixed order, the same on every rank at every step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """One optimizer step as this rank saw it: sums per micro-batch, and counts over all ranks; samples, FLOPs and skipped samples are its own."""
-
-    kind: Kind
-    source: str
-    sums: list[dict[str, Tensor]]
-    counts: dict[str, int]
-    samples: int
-    flops: float
-    waited_s: float
-    """Seconds until the loader had the step's batches."""
-    skipped: Mapping[str, int]
-    tokens: int = 0
-    """Of the texts, as they were read."""
-    cut_tokens: int = 0
-    """Those that were left out beyond them."""
 
 
 @dataclass
@@ -69,20 +48,34 @@ def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
     return {f"cut_tokens/{source}": cut[source] / (cut[source] + number) for source, number in kept.items()}
 
 
-class Metrics:
+class Metrics(Watcher):
     """Adds up steps and writes one record per `logging.every_steps`.
 
     Losses and accuracies of a record are means over all terms of all ranks since the last one; sums stay on the device until then.
     """
 
-    def __init__(self, config: Config, world: World, gemm_rate: float, first_step: int) -> None:
-        """Opens the sinks on rank 0; all ranks must call it together. `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products."""
-        self.config, self.world, self.gemm_rate = config, world, gemm_rate
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        gemm_rate: float,
+        first_step: int,
+        progress: Callable[[int], Mapping[str, float]],
+    ) -> None:
+        """Opens the sinks on rank 0; all ranks must call it together.
+
+        `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products; `progress` returns the fields that
+        tell how far the sources are after so many steps.
+        """
+        self.config, self.engine, self.world, self.gemm_rate = config, engine, engine.world, gemm_rate
+        world, self._progress = engine.world, progress
         self.clock = StepClock(world.device)
-        self._sums = {f"{name}/{what}": torch.zeros((), dtype=torch.float64, device=world.device) for name in OBJECTIVES for what in ("loss", "correct")}
+        self.clock.watch(engine.module)
+        self._fields = {f"{name}/loss": f"loss/{name}" for name in engine.module.objectives}
+        self._fields |= {f"{name}/{metric}": f"{shown}/{name}" for name, metrics in engine.module.metrics.items() for metric, shown in metrics.items()}
+        self._sums = {key: torch.zeros((), dtype=torch.float64, device=world.device) for key in self._fields}
         self._counts: Counter[str] = Counter()
         self._window = Window()
-        self._last: StepResult | None = None
         self._norms: dict[str, Tensor] = {}
         self._watch = StragglerWatch(config.logging.straggler_lines)
         description = describe_start(config, world, gemm_rate)
@@ -92,22 +85,26 @@ class Metrics:
             self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
         self._since, self._paused_s = time.perf_counter(), 0.0
 
-    def add(self, result: StepResult) -> None:
+    def heard(self, step: int, notes: Sequence[Note]) -> None:
+        """Starts the clock: from here on a rank works for itself."""
+        self.clock.start()
+
+    def after_update(self, update: Update) -> None:
         """Takes in one optimizer step."""
-        for part in result.sums:
-            for name, value in part.items():
+        for output in update.outputs:
+            for name, value in output.sums.items():
                 if name in self._sums:
                     self._sums[name] += value
-        self._counts.update(result.counts)
-        window = self._window
-        window.skipped.update({(result.source, reason): count for reason, count in result.skipped.items()})
-        window.tokens[result.source] += result.tokens
-        window.cut_tokens[result.source] += result.cut_tokens
+        self._counts.update(update.counts)
+        window, source = self._window, update.source
+        for batch in update.batches:
+            window.skipped.update({(source, reason): count for reason, count in batch.read.skipped.items()})
+            window.tokens[source] += batch.read.tokens
+            window.cut_tokens[source] += batch.read.cut_tokens
         window.steps += 1
-        window.samples += result.samples
-        window.flops += result.flops
-        window.waited_s += result.waited_s
-        self._last = result
+        window.samples += sum(batch.size for batch in update.batches)
+        window.flops += update.flops
+        window.waited_s += update.waited_s
 
     def add_gradient_norms(self, norms: dict[str, Tensor]) -> None:
         """Takes in gradient norms by the keys of their fields; the next record has the latest."""
@@ -120,12 +117,14 @@ class Metrics:
         yield
         self._paused_s += self._now() - begun
 
-    def write(self, step: int, lr: float, grad_norm: Tensor, skipped_updates: Tensor, progress: Mapping[str, float]) -> dict[str, Any]:
-        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks must call it together.
+    def due(self, step: int) -> bool:
+        """Tells whether a record follows `step`."""
+        return is_due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps
 
-        `progress` holds the fields that tell how far the sources are.
-        """
-        totals, (norm, updates, *norms) = self._read_device(grad_norm, skipped_updates)
+    def write(self, update: Update) -> dict[str, Any]:
+        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks together."""
+        step = update.step
+        totals, (norm, updates, *norms) = self._read_device(update.grad_norm, self.engine.skipped)
         elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
         self._window.worked_s, self._window.peak_memory = self.clock.take(), peak_memory(self.world.device)
         windows: list[Window] = gather_objects(self.world, self._window)
@@ -134,9 +133,9 @@ class Metrics:
         record = {
             "step": step,
             "time": time.time(),
-            "kind": str(self._last.kind),
-            "source": self._last.source,
-            "lr": lr,
+            "kind": update.kind,
+            "source": update.source,
+            "lr": update.lr,
             "grad_norm": norm,
             **self._means(totals),
             **dict(zip(self._norms, norms, strict=True)),
@@ -147,7 +146,7 @@ class Metrics:
             "mfu": flops / elapsed / self.gemm_rate,
             "peak_memory_gib": max(window.peak_memory for window in windows) / 2**30,
             **self._compare_ranks(windows, steps),
-            **progress,
+            **self._progress(step + 1),
             **{f"skipped_samples/{source}/{reason}": n for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()},
             **cut_shares(windows),
             "skipped_updates": int(updates),
@@ -199,11 +198,13 @@ class Metrics:
         return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
-        """Turns sums into 'loss/<objective>' and 'accuracy/<objective>' for the objectives that had terms."""
-        seen = [name for name in OBJECTIVES if self._counts[name] > 0]
-        return {f"loss/{name}": totals[f"{name}/loss"] / self._counts[name] for name in seen} | {
-            f"accuracy/{name}": totals[f"{name}/correct"] / self._counts[name] for name in seen
-        }
+        """Turns sums into means, under the log's names, for the objectives that had terms."""
+        found = {}
+        for key, shown in self._fields.items():
+            count = self._counts[key.rsplit("/", 1)[0]]
+            if count > 0:
+                found[shown] = totals[key] / count
+        return found
 
     def _compare_ranks(self, windows: list[Window], steps: int) -> dict[str, Any]:
         """Finds the slowest rank, and warns when it has been the same one for long; nothing to say of a single rank."""

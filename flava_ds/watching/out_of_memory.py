@@ -5,18 +5,31 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from flava_ds.batch import Batch
 from flava_ds.config import Config, SourceConfig
 from flava_ds.errors import ConfigError, DeviceMemoryError
 from flava_ds.ranks.distributed import World
 from flava_ds.training.engine_config import merged_settings, shipped_settings, zero_stage
+from flava_ds.training.watcher import Watcher
 from flava_ds.watching.profiling import write_snapshot
 
 MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a plain RuntimeError says when the host's memory is used up, or the device's outside of torch's allocator."""
+
+
+class MemoryWatch(Watcher):
+    """Words the error of a step that does not fit into memory."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+
+    def around(self, step: int, batch: Batch) -> AbstractContextManager[None]:
+        during = f"in step {step}, of {batch.kind} batches from '{batch.source}'"
+        return explained(self.config, self.world, during, step, batch.source)
 
 
 @contextmanager

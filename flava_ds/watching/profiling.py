@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.distributed import World, log
+from flava_ds.training.watcher import Watcher
 
 MOST_EVENTS = 200_000
 """Allocations that a memory snapshot remembers."""
@@ -26,7 +28,7 @@ def check_device(config: Config, device: torch.device) -> None:
         )
 
 
-class StepProfiler:
+class StepProfiler(Watcher):
     """Wraps the steps that logging.profile_steps and logging.memory_snapshot_step name."""
 
     def __init__(self, config: Config, world: World, first_step: int, paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
@@ -47,7 +49,7 @@ class StepProfiler:
             log.warning("logging.profile_steps begins with step %d, but the run has %d steps", window[0], config.training.total_steps)
 
     @contextmanager
-    def around(self, step: int) -> Iterator[None]:
+    def around(self, step: int, batch: Batch) -> Iterator[None]:
         """Profiles a step if it is one of those."""
         if self.traces and step == self.steps[0]:
             cuda = [ProfilerActivity.CUDA] if self.world.device.type == "cuda" else []
@@ -62,6 +64,9 @@ class StepProfiler:
             torch.cuda.memory._record_memory_history(enabled=None)
         if self._profile is not None and step == self.steps[-1]:
             self.close(step)
+
+    def on_end(self, steps: int, *, stopped: bool) -> None:
+        self.close(steps - 1)
 
     def close(self, last_step: int) -> None:
         """Writes the trace of what has been profiled until now, if anything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -11,22 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flava_ds.batch import Kind
 from flava_ds.config import TrainingConfig
-from flava_ds.ranks.distributed import World
+from flava_ds.ranks.distributed import World, log
+from flava_ds.training.engine import Engine
+from flava_ds.training.watcher import DivergedError, Update, Watcher
 
 RECENT = 100
 """Losses of a kind that its median is taken over; those of a spike are not among them."""
 FEWEST = 8
 """Losses of a kind before which nothing is a spike."""
-
-
-class DivergedError(Exception):
-    """The run diverges, on all ranks alike; says how, and at which step that was found."""
-
-    def __init__(self, told: str, step: int) -> None:
-        super().__init__(told)
-        self.step = step
 
 
 class SpikeWatch:
@@ -36,8 +30,8 @@ class SpikeWatch:
     def __init__(self, training: TrainingConfig, world: World) -> None:
         self.factor, self.steps, self._world = training.spike_factor, training.spike_steps, world
         self.rollbacks = 0
-        self._recent: dict[str, deque[float]] = {str(kind): deque(maxlen=RECENT) for kind in Kind}
-        self._streaks: dict[str, int] = dict.fromkeys(self._recent, 0)
+        self._recent: dict[str, deque[float]] = {}
+        self._streaks: dict[str, int] = {}
         self._pending: list[tuple[int, str, Tensor]] = []
 
     @property
@@ -45,10 +39,10 @@ class SpikeWatch:
         """True when no kind's latest loss is a spike."""
         return not any(self._streaks.values())
 
-    def add(self, step: int, kind: Kind, loss: Tensor) -> None:
+    def add(self, step: int, kind: str, loss: Tensor) -> None:
         """Takes in this rank's part of a step's loss, on the device; the mean over ranks is the step's."""
         if self.factor:
-            self._pending.append((step, str(kind), loss.detach()))
+            self._pending.append((step, kind, loss.detach()))
 
     def look(self) -> None:
         """Judges the steps since the last look; all ranks call it together. Waits for the device.
@@ -83,16 +77,37 @@ class SpikeWatch:
         """Takes in one step's loss. One that is not finite is the engine's to skip and to count."""
         if not math.isfinite(loss):
             return
-        recent = self._recent[kind]
+        recent = self._recent.setdefault(kind, deque(maxlen=RECENT))
         usual = median(recent) if len(recent) >= FEWEST else math.inf
         if loss <= self.factor * usual:
             self._streaks[kind] = 0
             recent.append(loss)
             return
-        self._streaks[kind] += 1
+        self._streaks[kind] = self._streaks.get(kind, 0) + 1
         if self._streaks[kind] >= self.steps:
             raise DivergedError(
                 f"step {step}: the loss of {kind} steps is {loss:.4g}, and for {self._streaks[kind]} of them in a row has been more than {self.factor:g} times "
                 f"its median {usual:.4g} (training.spike_factor, training.spike_steps)",
                 step,
             )
+
+
+class DivergenceWatch(Watcher):
+    """Sends a run back, or ends it, after too many spikes or skipped updates in a row; looks once per log line."""
+
+    def __init__(self, engine: Engine, training: TrainingConfig) -> None:
+        self.engine, self.limit = engine, training.stop_on_nonfinite
+        self.spikes = SpikeWatch(training, engine.world)
+
+    def after_update(self, update: Update) -> None:
+        self.spikes.add(update.step, update.kind, update.loss)
+
+    def on_record(self, step: int, record: Mapping[str, Any]) -> None:
+        longest = int(self.engine.longest_skip)
+        self.engine.longest_skip.copy_(self.engine.skipped_in_a_row)
+        told = "updates in a row were skipped, because a loss or a gradient was not finite"
+        if longest and longest < self.limit:
+            log.warning("step %d: up to %d %s", step, longest, told)
+        if longest >= self.limit:
+            raise DivergedError(f"step {step}: {longest} {told} (training.stop_on_nonfinite is {self.limit})", step)
+        self.spikes.look()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flava_ds.objectives.global_contrastive import GlobalContrastive
+from flava_ds.objectives.base import PooledObjective
 from flava_ds.watching.log_line import lags
 
 
@@ -30,10 +30,10 @@ class StepClock:
         self._started: Any = None
 
     def watch(self, module: nn.Module) -> None:
-        """Stops the clock wherever a forward pass of `module` ends or, before that, gathers contrastive features."""
+        """Stops the clock wherever a forward pass of `module` ends or, before that, gathers the features of a pooled loss."""
         module.register_forward_hook(lambda *_: self.stop())
         for part in module.modules():
-            if isinstance(part, GlobalContrastive):
+            if isinstance(part, PooledObjective):
                 part.register_forward_pre_hook(lambda *_: self.stop())
 
     def start(self) -> None:

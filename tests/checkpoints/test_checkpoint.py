@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from test_engine import everything, run_steps, stages_in
 from toy import KINDS, Toy, full_weights, partition_everything, toy_config
 
-from flava_ds.batch import Kind
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights, optimizer_name, read_state, sha256_of, weights_name
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import World, all_reduce_counts, start
 from flava_ds.training.engine import Engine
 
@@ -33,7 +33,7 @@ def config_in(folder: str, stage: str, **training) -> Config:
 
 def engine_of(config: Config, world: World, seed: int = 0) -> Engine:
     module = Toy(seed)
-    return Engine(module, module.parameter_kinds(), config, world)
+    return Engine(module, config, world)
 
 
 def save(engine: Engine, config: Config, step: int, data: dict | None = None) -> Place:
@@ -106,15 +106,15 @@ def refusals(folder: str) -> dict[str, str]:
     def attempt(name: str, module: Toy | None = None) -> None:
         fresh = module or Toy()
         with pytest.raises(CheckpointError) as caught:
-            checkpoint.resume(Engine(fresh, fresh.parameter_kinds(), config, world), config)
+            checkpoint.resume(Engine(fresh, config, world), config)
         said[name] = str(caught.value)
 
     wider = Toy()
     wider.mim.decoder = torch.nn.Linear(12, 8)
     attempt("shape", module=wider)
     merged = Toy()
-    everywhere = merged.parameter_kinds() | {"mim.dense.weight": frozenset({Kind.TEXT})}
-    merged.parameter_kinds = lambda: everywhere
+    everywhere = merged.users() | {"mim.dense.weight": frozenset({Kind.TEXT})}
+    merged.users = lambda: everywhere
     attempt("group", module=merged)
     for name, file in (("weights", weights_name(1)), ("moments", optimizer_name(1))):
         path = written.local / file
@@ -219,7 +219,7 @@ def carry_over(folder: str, stages: tuple[str, ...]) -> list[tuple]:
     world, results = start(60), []
     for stage, following in zip(stages, (*stages[1:], stages[0]), strict=True):
         config, other_config = config_in(folder, stage), dataclasses.replace(config_in(folder, following), name=Path(stage).stem)
-        engine, other = (Engine(module, module.parameter_kinds(), own, world) for module, own in ((Partial(0), config), (Partial(1), other_config)))
+        engine, other = (Engine(module, own, world) for module, own in ((Partial(0), config), (Partial(1), other_config)))
         for one in (engine, other) if "0" not in (stage[4:5], following[4:5]) else ():
             one.deepspeed.optimizer.loss_scaler = scaler()
         checkpoint.prepare(config, world)

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from test_engine import reference
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
-from flava_ds.batch import Kind
-from flava_ds.checkpoints import checkpoint, files, fragments
+from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
+from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import World, start
+from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 from flava_ds.training.optimizers import MOMENTS
 from flava_ds.training.schedules import learning_rate
@@ -65,7 +66,7 @@ def write(folder: str, runs: tuple[tuple[str, str], ...]) -> list[str]:
         config = topology(folder, stage, world.size, precision)
         checkpoint.prepare(config, world)
         module = Toy()
-        engine = Engine(module, module.parameter_kinds(), config, world)
+        engine = Engine(module, config, world)
         train(engine, config, world, range(SAVED_AT))
         saver = Saver(engine, config)
         saver.save(SAVED_AT, {})
@@ -89,7 +90,7 @@ def read(folder: str, sources: list[str], stages: tuple[str, ...]) -> dict[tuple
         for source in sources:
             config, saved = topology(folder, stage, world.size), load_file(f"{folder}/{source}.safetensors")
             module = Toy(seed=1)
-            engine = Engine(module, module.parameter_kinds(), config, world)
+            engine = Engine(module, config, world)
             state = checkpoint.resume(engine, dataclasses.replace(config, name=source))
             assert state[:2] == (SAVED_AT, {})
             loaded = whole(engine)
@@ -132,7 +133,7 @@ def across_precision(folder: str, source: str, stage: str, precision: str) -> tu
     world = start(60)
     config, saved = topology(folder, stage, world.size, precision), load_file(f"{folder}/{source}.safetensors")
     module = Toy(seed=1)
-    engine = Engine(module, module.parameter_kinds(), config, world)
+    engine = Engine(module, config, world)
     checkpoint.resume(engine, dataclasses.replace(config, name=source))
     loaded = whole(engine)
     rounded = all(torch.equal(p.detach(), loaded[name].to(p.dtype)) for name, p in engine.module.named_parameters())

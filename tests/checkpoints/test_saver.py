@@ -12,6 +12,7 @@ from test_engine import everything
 from test_trainer import ToyLoader
 from toy import Toy, toy_config
 
+from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.reader import read_state
 from flava_ds.checkpoints.saver import HostCopy
@@ -19,7 +20,6 @@ from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Trainer
-from flava_ds.watching.metrics import Metrics
 
 STEPS = 12
 
@@ -43,11 +43,10 @@ def trainer_of(config: Config, stop_at: int | None = None) -> Trainer:
     world = start(60)
     checkpoint.prepare(config, world)
     module = Toy()
-    engine = Engine(module, module.parameter_kinds(), config, world)
+    engine = Engine(module, config, world)
     state = checkpoint.resume(engine, config)
     first = state[0] if state else 0
-    trainer = Trainer(config, engine, StoppingLoader(world, first, stop_at), None, Metrics(config, world, 1e9, first), first)
-    trainer.flops = lambda *_: 1.0
+    trainer = build_trainer(config, engine, StoppingLoader(world, first, stop_at), first)
     return trainer
 
 

@@ -5,28 +5,18 @@ import json
 from operator import attrgetter
 
 import pytest
-from sample_batches import tiny_config
 
 from flava_ds import config as configuration
-from flava_ds.batch import Kind
 from flava_ds.config import (
     UNCHANGED,
     CodebookConfig,
     Config,
     DataConfig,
     EngineConfig,
-    ImageEncoderConfig,
-    ImageTextMatchingConfig,
     ImageTransformConfig,
-    MaskedImageConfig,
-    MaskedTextConfig,
-    ModelConfig,
-    MultimodalEncoderConfig,
-    ObjectivesConfig,
     OptimizerConfig,
     ScheduleConfig,
     SourceConfig,
-    TextEncoderConfig,
     TrainingConfig,
     check,
     did_you_mean,
@@ -35,10 +25,12 @@ from flava_ds.config import (
     save,
     to_dict,
 )
-from flava_ds.config.data import READ_BY
-from flava_ds.config.tree import AT_LEAST, SHARES
+from flava_ds.config.tree import AT_LEAST
 from flava_ds.errors import ConfigError
-from flava_ds.objectives import build_objectives
+from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig
 
 PAIR = SourceConfig(name="pair", kind="pair", shards="somewhere")
 TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_size=48)
@@ -46,7 +38,8 @@ TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_s
 
 def a_config(**changes) -> Config:
     """Returns a configuration with two sources."""
-    return Config(**{"name": "run", "data": DataConfig(sources=(PAIR, TEXT)), "training": TrainingConfig(global_batch_size=96), **changes})
+    defaults = {"name": "run", "objectives": flava_objectives(), "data": DataConfig(sources=(PAIR, TEXT))}
+    return Config(**{**defaults, "training": TrainingConfig(global_batch_size=96), **changes})
 
 
 def cropped(**transform) -> SourceConfig:
@@ -65,13 +58,13 @@ def test_json_rebuilds_the_run(tmp_path):
     [
         (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
         (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
-        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of ModelConfig"),
+        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of FamilyConfig"),
         (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
         (lambda data: data["training"].update(total_stps=3), "unknown key 'training.total_stps'; did you mean 'total_steps'?"),
         (lambda data: data["data"]["sources"][1].update(shard="x"), "unknown key 'data.sources.1.shard'; did you mean 'shards'?"),
         (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
         (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
-        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of ModelConfig"),
+        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of FamilyConfig"),
         (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
         (lambda data: data["training"].update(precision="fp8"), "training.precision is 'fp8'; choose one of 'fp32', 'bf16', 'fp16'"),
         (lambda data: data["training"].update(total_steps="3"), "training.total_steps is '3'; expected int"),
@@ -121,10 +114,10 @@ def test_run_path_is_directory_and_name():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ModelConfig(image=ImageEncoderConfig(hidden_size=770))}, "model.image: hidden_size 770 does not divide by num_attention_heads 12"),
-        ({"model": ModelConfig(text=TextEncoderConfig(num_attention_heads=7))}, "model.text: hidden_size 768 does not divide by num_attention_heads 7"),
-        ({"model": ModelConfig(multimodal=MultimodalEncoderConfig(num_attention_heads=5))}, "model.multimodal: hidden_size 768"),
-        ({"model": ModelConfig(image=ImageEncoderConfig(patch_size=15))}, "image_size 224 does not divide by patch_size 15"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(hidden_size=770))}, "model.image: hidden_size 770 does not divide by num_attention_heads 12"),
+        ({"model": FlavaConfig(text=TextEncoderConfig(num_attention_heads=7))}, "model.text: hidden_size 768 does not divide by num_attention_heads 7"),
+        ({"model": FlavaConfig(multimodal=MultimodalEncoderConfig(num_attention_heads=5))}, "model.multimodal: hidden_size 768"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(patch_size=15))}, "image_size 224 does not divide by patch_size 15"),
         ({"codebook": CodebookConfig(image_size=224)}, "use codebook.image_size 112"),
         ({"schedule": ScheduleConfig(warmup_steps=10), "training": TrainingConfig(total_steps=5)}, "schedule.warmup_steps 10 exceeds training.total_steps 5"),
         ({"training": TrainingConfig(global_batch_size=0)}, "training.global_batch_size is 0; it must be at least 1"),
@@ -132,8 +125,8 @@ def test_run_path_is_directory_and_name():
         ({"training": TrainingConfig(gradient_clipping=-1.0)}, "training.gradient_clipping is -1; it must be at least 0"),
         ({"optimizer": OptimizerConfig(lr=-1.0)}, "optimizer.lr is -1; it must be at least 0"),
         ({"data": DataConfig(sources=(PAIR,), num_workers=-1)}, "data.num_workers is -1; it must be at least 0"),
-        ({"objectives": ObjectivesConfig(mlm=MaskedTextConfig(mask_probability=2.0))}, "objectives.mlm.mask_probability is 2; it must lie between 0 and 1"),
-        ({"objectives": ObjectivesConfig(itm=ImageTextMatchingConfig(weight=-0.5))}, "objectives.itm.weight is -0.5; it must be at least 0"),
+        ({"objectives": flava_objectives(mlm=MaskedTextConfig(mask_probability=2.0))}, "objectives.mlm.mask_probability is 2; it must lie between 0 and 1"),
+        ({"objectives": flava_objectives(itm=ImageTextMatchingConfig(weight=-0.5))}, "objectives.itm.weight is -0.5; it must be at least 0"),
         ({"data": DataConfig(sources=(dataclasses.replace(TEXT, masked_share=0.5),))}, "masked_share 0.5 is for pairs; text batches are masked as a whole"),
         ({"data": DataConfig(sources=(dataclasses.replace(PAIR, masked_share=0.0),))}, "masked_share 0 must lie above 0"),
         ({"data": DataConfig(sources=(PAIR,), block_steps=0)}, "data.block_steps is 0"),
@@ -149,29 +142,29 @@ def test_run_path_is_directory_and_name():
         ({"engine": EngineConfig(communication_timeout_s=0)}, "engine.communication_timeout_s is 0; it must be at least 1"),
         ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
         ({"name": ""}, "name is ''; give the name of the run's folder"),
-        ({"model": ModelConfig(image=ImageEncoderConfig(patch_size=0))}, "model.image.patch_size is 0; it must be at least 1"),
-        ({"model": ModelConfig(text=TextEncoderConfig(num_attention_heads=0))}, "model.text.num_attention_heads is 0; it must be at least 1"),
-        ({"model": ModelConfig(multimodal=MultimodalEncoderConfig(num_hidden_layers=0))}, "model.multimodal.num_hidden_layers is 0; it must be at least 1"),
-        ({"model": ModelConfig(projection_dim=0)}, "model.projection_dim is 0; it must be at least 1"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(patch_size=0))}, "model.image.patch_size is 0; it must be at least 1"),
+        ({"model": FlavaConfig(text=TextEncoderConfig(num_attention_heads=0))}, "model.text.num_attention_heads is 0; it must be at least 1"),
+        ({"model": FlavaConfig(multimodal=MultimodalEncoderConfig(num_hidden_layers=0))}, "model.multimodal.num_hidden_layers is 0; it must be at least 1"),
+        ({"model": FlavaConfig(projection_dim=0)}, "model.projection_dim is 0; it must be at least 1"),
         (
-            {"model": ModelConfig(image=ImageEncoderConfig(layer_norm_eps=-1e-6))},
+            {"model": FlavaConfig(image=ImageEncoderConfig(layer_norm_eps=-1e-6))},
             "model.image.layer_norm_eps is -1e-06; it must be a finite number of at least 0",
         ),
-        ({"model": ModelConfig(image=ImageEncoderConfig(num_channels=1))}, "model.image.num_channels is 1; pictures are read as RGB, so it must be 3"),
-        ({"model": ModelConfig(image=ImageEncoderConfig(image_std=(1.0, 0.0, 1.0)))}, "model.image.image_std is (1.0, 0.0, 1.0); each must be above 0"),
-        ({"model": ModelConfig(text=TextEncoderConfig(pad_token_id=30522))}, "model.text.pad_token_id 30522 is none of model.text.vocab_size 30522 entries"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(num_channels=1))}, "model.image.num_channels is 1; pictures are read as RGB, so it must be 3"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(image_std=(1.0, 0.0, 1.0)))}, "model.image.image_std is (1.0, 0.0, 1.0); each must be above 0"),
+        ({"model": FlavaConfig(text=TextEncoderConfig(pad_token_id=30522))}, "model.text.pad_token_id 30522 is none of model.text.vocab_size 30522 entries"),
         ({"codebook": CodebookConfig(image_size=113)}, "use codebook.image_size 112"),
         (
-            {"objectives": ObjectivesConfig(mim=MaskedImageConfig(num_masked_patches=0))},
+            {"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=0))},
             "objectives.mim.num_masked_patches is 0; it must be at least 1, or set",
         ),
-        ({"objectives": ObjectivesConfig(mim=MaskedImageConfig(num_masked_patches=8))}, "objectives.mim: a block of min_patches_per_block 16 does not fit"),
+        ({"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=8))}, "objectives.mim: a block of min_patches_per_block 16 does not fit"),
         (
-            {"objectives": ObjectivesConfig(mmm_image=MaskedImageConfig(min_aspect_ratio=0.0))},
+            {"objectives": flava_objectives(mmm_image=MultimodalMaskedImageConfig(min_aspect_ratio=0.0))},
             "objectives.mmm_image.min_aspect_ratio is 0; it must lie above 0",
         ),
         (
-            {"objectives": ObjectivesConfig(mlm=MaskedTextConfig(random_token_share=0.3))},
+            {"objectives": flava_objectives(mlm=MaskedTextConfig(random_token_share=0.3))},
             "objectives.mlm: mask_token_share 0.8 and random_token_share 0.3 are more",
         ),
         ({"data": DataConfig(sources=(dataclasses.replace(PAIR, max_skipped_share=-1.0),))}, "source 'pair': max_skipped_share -1 must lie between 0 and 1"),
@@ -199,10 +192,7 @@ def test_precomputed_codes_are_accepted_with_an_unchanging_transform():
 
 def test_codebook_grid_is_free_when_nothing_predicts_codes():
     config = a_config(codebook=CodebookConfig(image_size=224))
-    without = dataclasses.replace(
-        config.objectives, mim=dataclasses.replace(config.objectives.mim, weight=0.0), mmm_image=dataclasses.replace(config.objectives.mmm_image, weight=0.0)
-    )
-    assert check(dataclasses.replace(config, objectives=without)).codebook.image_size == 224
+    assert check(dataclasses.replace(config, objectives=off("mim", "mmm_image"))).codebook.image_size == 224
 
 
 def test_suggestion_is_empty_when_nothing_is_near():
@@ -217,14 +207,14 @@ def test_every_section_is_frozen_and_keyword_only():
             assert all(field.kw_only for field in dataclasses.fields(kind)), kind
 
 
-@pytest.mark.parametrize("name", [*AT_LEAST, *SHARES])
+@pytest.mark.parametrize("name", [*AT_LEAST])
 def test_every_bound_names_a_number(name):
     assert isinstance(attrgetter(name)(a_config()), int | float)
 
 
-def off(*names: str) -> ObjectivesConfig:
+def off(*names: str) -> dict:
     """Returns the objectives with the weights of some at 0."""
-    return ObjectivesConfig(**{name: dataclasses.replace(getattr(ObjectivesConfig(), name), weight=0.0) for name in names})
+    return flava_objectives(**{name: dataclasses.replace(flava_objectives()[name], weight=0.0) for name in names})
 
 
 def test_a_source_that_no_objective_reads_is_refused():
@@ -234,16 +224,10 @@ def test_a_source_that_no_objective_reads_is_refused():
     rests = dataclasses.replace(TEXT, weight=0.0)
     assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, rests))))
     assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, TEXT), kind_weights=(1.0, 0.0, 0.0))))
-    readers = READ_BY["pair"]
+    readers = [name for name, own in flava_objectives().items() if "pair" in own.kinds]
     assert check(a_config(objectives=off(*readers[1:])))
     with pytest.raises(ConfigError, match="source 'pair': nothing reads its pair batches, because .*objectives.itm.weight are 0; raise one"):
         check(a_config(objectives=off(*readers)))
-
-
-def test_readers_of_a_kind_are_the_objectives_own():
-    objectives = build_objectives(tiny_config())
-    kinds = {kind: {name for name, objective in objectives.items() if Kind(kind) in objective.kinds} for kind in READ_BY}
-    assert kinds == {kind: set(names) for kind, names in READ_BY.items()}
 
 
 def test_a_masked_share_that_leaves_none_to_mask_is_refused():

@@ -7,20 +7,10 @@ import numpy as np
 import pytest
 from data.shard_files import PIECES, caption, encode, pair_members, write_tar
 
-from flava_ds.config import (
-    CodebookConfig,
-    Config,
-    DataConfig,
-    ImageEncoderConfig,
-    ImageTextMatchingConfig,
-    ImageTransformConfig,
-    MaskedImageConfig,
-    ModelConfig,
-    ObjectivesConfig,
-    SourceConfig,
-    TextEncoderConfig,
-    TrainingConfig,
-)
+from flava_ds.config import CodebookConfig, Config, DataConfig, ImageTransformConfig, SourceConfig, TrainingConfig
+from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 from flava_ds.storage import retry
 
 
@@ -61,14 +51,19 @@ def make_config(tmp_path, make_shard, vocabulary):
             SourceConfig(name="images", kind="image", shards=str(tmp_path / "images"), weight=0.2, transform=TRANSFORM),
             SourceConfig(name="text", kind="text", shards=str(tmp_path / "text"), weight=0.2, max_tokens=24, global_batch_size=16),
         )
-        masking = MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2)
+        masking = {"num_masked_patches": 6, "min_patches_per_block": 2}
+        objectives = flava_objectives(
+            mim=MaskedImageConfig(**masking),
+            mmm_image=MultimodalMaskedImageConfig(**masking),
+            itm=ImageTextMatchingConfig(mismatch_probability=0.3),
+        )
         training = {"total_steps": 12, "global_batch_size": 8} | changes.pop("training", {})
         data = {"sources": sources, "vocabulary": vocabulary, "num_workers": 0} | changes.pop("data", {})
         return Config(
             name="test",
-            model=ModelConfig(image=ImageEncoderConfig(image_size=16, patch_size=4), text=TextEncoderConfig(vocab_size=128, max_position_embeddings=32)),
+            model=FlavaConfig(image=ImageEncoderConfig(image_size=16, patch_size=4), text=TextEncoderConfig(vocab_size=128, max_position_embeddings=32)),
             codebook=CodebookConfig(image_size=32, vocab_size=64),
-            objectives=changes.pop("objectives", ObjectivesConfig(mim=masking, mmm_image=masking, itm=ImageTextMatchingConfig(mismatch_probability=0.3))),
+            objectives=changes.pop("objectives", objectives),
             data=DataConfig(**data),
             training=TrainingConfig(**training),
             **changes,

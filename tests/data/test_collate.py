@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from flava_ds.batch import Kind
-from flava_ds.config import (
-    UNCHANGED,
-    GlobalContrastiveConfig,
-    ImageTextMatchingConfig,
-    MaskedImageConfig,
-    MaskedTextConfig,
-    ObjectivesConfig,
-)
+from flava_ds.config import UNCHANGED
 from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.order import sample_seed
 from flava_ds.data.sources import Sample
 from flava_ds.errors import ConfigError
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.views import Kind
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig, MultimodalMaskedTextConfig
 
-OFF_IMAGE, OFF_TEXT, OFF_ITM = MaskedImageConfig(weight=0.0), MaskedTextConfig(weight=0.0), ImageTextMatchingConfig(weight=0.0)
+OFF_ITM = ImageTextMatchingConfig(weight=0.0)
+OFF_MMM = {"mmm_image": MultimodalMaskedImageConfig(weight=0.0), "mmm_text": MultimodalMaskedTextConfig(weight=0.0)}
 
 
 def samples(n, texts=None):
@@ -50,42 +49,47 @@ def in_turn(texts):
     return partners
 
 
+def collator_of(config, source):
+    """The collator that carries out the family's plan for a source."""
+    return Collator(config.model.plan(config, source), source)
+
+
 def collator(make_config, number, **objectives):
-    config = make_config(**({"objectives": ObjectivesConfig(**objectives)} if objectives else {}))
-    return Collator(config, config.data.sources[number])
+    config = make_config(**({"objectives": flava_objectives(**objectives)} if objectives else {}))
+    return collator_of(config, config.data.sources[number])
 
 
 def test_pair_batches_keep_every_promise_of_the_contract(make_config):
     collate = collator(make_config, 0)
     batch = collate(samples(64), {"truncated": 2}, borrowed_within(samples(64), 0.3))
-    assert (batch.kind, batch.source, batch.size, batch.skipped) == (Kind.PAIR, "pairs", 64, {"truncated": 2})
+    assert (batch.kind, batch.source, batch.size, batch.read.skipped) == (Kind.PAIR, "pairs", 64, {"truncated": 2})
     assert batch.keys == tuple(map(str, range(64)))
-    assert (batch.pixel_values.shape, batch.pixel_values.dtype) == ((64, 3, 16, 16), torch.uint8)
-    assert batch.codebook_pixel_values.shape == (64, 3, 32, 32)
-    assert (batch.bool_masked_pos.shape, batch.bool_masked_pos.dtype) == ((64, 16), torch.bool)
-    cu = batch.cu_seqlens
-    assert (cu.dtype, cu[0], cu[-1], len(cu)) == (torch.int32, 0, len(batch.input_ids), 65)
-    assert batch.max_seqlen == cu.diff().max() and batch.input_ids.dtype == batch.input_ids_masked.dtype == torch.int64
+    assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((64, 3, 16, 16), torch.uint8)
+    assert batch["codebook_pixel_values"].shape == (64, 3, 32, 32)
+    assert (batch["bool_masked_pos"].shape, batch["bool_masked_pos"].dtype) == ((64, 16), torch.bool)
+    cu = batch["cu_seqlens"]
+    assert (cu.dtype, cu[0], cu[-1], len(cu)) == (torch.int32, 0, len(batch["input_ids"]), 65)
+    assert batch.numbers["max_seqlen"] == cu.diff().max() and batch["input_ids"].dtype == batch["input_ids_masked"].dtype == torch.int64
     starts, ends = cu[:-1].long(), cu[1:].long() - 1
-    assert (batch.input_ids[starts] == collate.tokenizer.cls_id).all() and (batch.input_ids[ends] == collate.tokenizer.sep_id).all()
-    assert (batch.input_ids_masked[starts] == collate.tokenizer.cls_id).all()
-    assert torch.equal(batch.mlm_labels, batch.input_ids[batch.mlm_rows])
-    matched = batch.itm_labels.bool()
-    assert torch.equal(batch.matched_rows, matched.nonzero().flatten()) and 0 < matched.sum() < 64
+    assert (batch["input_ids"][starts] == collate.plan.tokenizer.cls_id).all() and (batch["input_ids"][ends] == collate.plan.tokenizer.sep_id).all()
+    assert (batch["input_ids_masked"][starts] == collate.plan.tokenizer.cls_id).all()
+    assert torch.equal(batch["mlm_labels"], batch["input_ids"][batch["mlm_rows"]])
+    matched = batch["itm_labels"].bool()
+    assert torch.equal(batch["matched_rows"], matched.nonzero().flatten()) and 0 < matched.sum() < 64
     sample_of_token = torch.repeat_interleave(torch.arange(64), cu.diff().long())
-    assert matched[sample_of_token[batch.mlm_rows]].all()
-    assert torch.equal(batch.mim_rows, (batch.bool_masked_pos & matched[:, None]).flatten().nonzero().flatten())
-    changed = (batch.input_ids != batch.input_ids_masked).nonzero().flatten()
+    assert matched[sample_of_token[batch["mlm_rows"]]].all()
+    assert torch.equal(batch["mim_rows"], (batch["bool_masked_pos"] & matched[:, None]).flatten().nonzero().flatten())
+    changed = (batch["input_ids"] != batch["input_ids_masked"]).nonzero().flatten()
     assert not matched[sample_of_token[changed]].all()
 
 
 def test_borrowed_captions_take_the_place_of_the_samples_own(make_config):
     collate, made = collator(make_config, 0), samples(6)
     batch = collate(made, borrowed={1: "a blue house", 4: "big dog"})
-    ids = [batch.input_ids[a:b].tolist() for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)]
+    ids = [batch["input_ids"][a:b].tolist() for a, b in zip(batch["cu_seqlens"][:-1], batch["cu_seqlens"][1:], strict=True)]
     texts = [made[0].text, "a blue house", made[2].text, made[3].text, "big dog", made[5].text]
-    assert ids == [list(encoded) for encoded in collate.tokenizer.encode_batch(texts, 24)]
-    assert batch.itm_labels.tolist() == [1, 0, 1, 1, 0, 1] and batch.matched_rows.tolist() == [0, 2, 3, 5]
+    assert ids == [list(encoded) for encoded in collate.plan.tokenizer.encode_batch(texts, 24)]
+    assert batch["itm_labels"].tolist() == [1, 0, 1, 1, 0, 1] and batch["matched_rows"].tolist() == [0, 2, 3, 5]
 
 
 def test_mismatch_statistics_and_cases_without_a_partner():
@@ -120,72 +124,72 @@ def test_a_mismatch_is_none_of_the_samples_captions_and_asks_for_drawn_rows_only
 
 def test_a_batch_without_a_match_has_no_rows_to_predict(make_config):
     batch = collator(make_config, 0)(samples(6), borrowed={row: "red house" for row in range(6)})
-    assert batch.itm_labels.sum() == 0 and len(batch.matched_rows) == len(batch.mim_rows) == len(batch.mlm_rows) == len(batch.mlm_labels) == 0
-    assert batch.mim_rows.dtype == batch.mlm_rows.dtype == batch.matched_rows.dtype == torch.int64
+    assert batch["itm_labels"].sum() == 0 and len(batch["matched_rows"]) == len(batch["mim_rows"]) == len(batch["mlm_rows"]) == len(batch["mlm_labels"]) == 0
+    assert batch["mim_rows"].dtype == batch["mlm_rows"].dtype == batch["matched_rows"].dtype == torch.int64
 
 
 def test_image_and_text_batches_have_their_own_fields_only(make_config):
     image = collator(make_config, 1)(samples(4))
-    assert image.kind == Kind.IMAGE and torch.equal(image.mim_rows, image.bool_masked_pos.flatten().nonzero().flatten())
-    assert all(getattr(image, name) is None for name in ("input_ids", "input_ids_masked", "cu_seqlens", "mlm_rows", "itm_labels", "matched_rows"))
+    assert image.kind == Kind.IMAGE and torch.equal(image["mim_rows"], image["bool_masked_pos"].flatten().nonzero().flatten())
+    assert all(name not in image for name in ("input_ids", "input_ids_masked", "cu_seqlens", "mlm_rows", "itm_labels", "matched_rows"))
     text = collator(make_config, 2)(samples(4))
-    assert text.kind == Kind.TEXT and torch.equal(text.mlm_labels, text.input_ids[text.mlm_rows])
-    assert all(getattr(text, name) is None for name in ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "mim_rows", "itm_labels", "matched_rows"))
+    assert text.kind == Kind.TEXT and torch.equal(text["mlm_labels"], text["input_ids"][text["mlm_rows"]])
+    assert all(name not in text for name in ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "mim_rows", "itm_labels", "matched_rows"))
 
 
 def test_masking_follows_the_objectives_that_read_it(make_config):
-    contrastive = collator(make_config, 0, mmm_image=OFF_IMAGE, mmm_text=OFF_TEXT, itm=OFF_ITM)(samples(8))
+    contrastive = collator(make_config, 0, **OFF_MMM, itm=OFF_ITM)(samples(8))
     for name in ("bool_masked_pos", "mim_rows", "input_ids_masked", "mlm_rows", "mlm_labels", "codebook_pixel_values"):
-        assert getattr(contrastive, name) is None
-    assert contrastive.itm_labels.all() and len(contrastive.matched_rows) == 8
-    matching = collator(make_config, 0, global_contrastive=GlobalContrastiveConfig(weight=0.0), mmm_image=OFF_IMAGE, mmm_text=OFF_TEXT)(samples(8))
-    assert matching.bool_masked_pos is not None and matching.input_ids_masked is not None and matching.codebook_pixel_values is None
+        assert name not in contrastive
+    assert "itm_labels" not in contrastive and len(contrastive["matched_rows"]) == 8
+    matching = collator(make_config, 0, global_contrastive=GlobalContrastiveConfig(weight=0.0), **OFF_MMM)(samples(8))
+    assert "bool_masked_pos" in matching and "input_ids_masked" in matching and "codebook_pixel_values" not in matching
     modelling = collator(make_config, 0, itm=OFF_ITM)(samples(8))
-    assert modelling.bool_masked_pos is not None and modelling.itm_labels.all() and modelling.codebook_pixel_values is not None
-    assert collator(make_config, 1, mim=OFF_IMAGE)(samples(8)).bool_masked_pos is None
-    assert collator(make_config, 2, mlm=OFF_TEXT)(samples(8)).input_ids_masked is None
+    assert "bool_masked_pos" in modelling and len(modelling["matched_rows"]) == 8 and "codebook_pixel_values" in modelling
+    assert collator(make_config, 1, mim=MaskedImageConfig(weight=0.0))(samples(8)).get("bool_masked_pos") is None
+    assert collator(make_config, 2, mlm=MaskedTextConfig(weight=0.0))(samples(8)).get("input_ids_masked") is None
 
 
 def test_without_matching_no_caption_is_replaced(make_config):
-    assert collator(make_config, 0).mismatch_probability == 0.3
-    assert collator(make_config, 0, itm=OFF_ITM).mismatch_probability == 0.0
-    assert collator(make_config, 2).mismatch_probability == 0.0
+    assert collator(make_config, 0).plan.mismatch_probability == 0.3
+    assert collator(make_config, 0, itm=OFF_ITM).plan.mismatch_probability == 0.0
+    assert collator(make_config, 2).plan.mismatch_probability == 0.0
 
 
 def test_one_size_serves_both_when_model_and_codebook_agree(make_config):
     config = make_config()
     config = replace(config, codebook=replace(config.codebook, image_size=16))
-    batch = Collator(config, config.data.sources[1])(samples(3))
-    assert batch.codebook_pixel_values is batch.pixel_values
+    batch = collator_of(config, config.data.sources[1])(samples(3))
+    assert batch["codebook_pixel_values"] is batch["pixel_values"]
 
 
 def test_precomputed_codes_are_passed_on(make_config):
     config = make_config()
     source = replace(config.data.sources[1], image_codes_key="codes.npy", transform=UNCHANGED)
-    batch = Collator(config, source)(samples(3))
-    assert batch.image_codes.tolist() == [[i] * 16 for i in range(3)] and batch.image_codes.dtype == torch.int64
-    assert batch.codebook_pixel_values is None
+    batch = collator_of(config, source)(samples(3))
+    assert batch["image_codes"].tolist() == [[i] * 16 for i in range(3)] and batch["image_codes"].dtype == torch.int64
+    assert "codebook_pixel_values" not in batch
 
 
 def test_a_sample_keeps_its_corruption_in_any_batch(make_config):
     collate = collator(make_config, 0)
     whole, part = collate(samples(12), borrowed={5: "red dog", 0: "tree"}), collate(samples(12)[5:7], borrowed={0: "red dog"})
-    start, end = whole.cu_seqlens[5], whole.cu_seqlens[7]
-    assert torch.equal(part.input_ids_masked, whole.input_ids_masked[start:end])
-    assert torch.equal(part.bool_masked_pos, whole.bool_masked_pos[5:7]) and torch.equal(part.pixel_values, whole.pixel_values[5:7])
+    start, end = whole["cu_seqlens"][5], whole["cu_seqlens"][7]
+    assert torch.equal(part["input_ids_masked"], whole["input_ids_masked"][start:end])
+    assert torch.equal(part["bool_masked_pos"], whole["bool_masked_pos"][5:7]) and torch.equal(part["pixel_values"], whole["pixel_values"][5:7])
 
 
 def test_collators_are_picklable_and_check_the_vocabulary(make_config):
     config = make_config()
-    collate = Collator(config, config.data.sources[0])
+    collate = collator_of(config, config.data.sources[0])
     again = pickle.loads(pickle.dumps(collate))
-    assert torch.equal(again(samples(4)).input_ids_masked, collate(samples(4)).input_ids_masked)
+    assert torch.equal(again(samples(4))["input_ids_masked"], collate(samples(4))["input_ids_masked"])
     small = replace(config, model=replace(config.model, text=replace(config.model.text, vocab_size=50)))
     with pytest.raises(ConfigError, match="model.text.vocab_size 50 is smaller than"):
-        Collator(small, small.data.sources[0])
+        collator_of(small, small.data.sources[0])
 
 
 def test_tokens_beyond_max_tokens_are_counted_in_the_batch(make_config):
     collate = collator(make_config, 2)
-    assert collate(samples(2, ["red cat", "red"])).cut_tokens == 0
-    assert collate(samples(2, ["red cat " * 20, "red"])).cut_tokens == 40 - (collate.source.max_tokens - 2)
+    assert collate(samples(2, ["red cat", "red"])).read.cut_tokens == 0
+    assert collate(samples(2, ["red cat " * 20, "red"])).read.cut_tokens == 40 - (collate.source.max_tokens - 2)

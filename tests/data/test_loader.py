@@ -10,10 +10,10 @@ import pytest
 import torch
 from data.shard_files import pair_members
 
-from flava_ds.batch import Kind
 from flava_ds.config import WeightChange
 from flava_ds.data.loader import StepLoader, iterate_once
 from flava_ds.errors import DataError
+from flava_ds.families.flava.views import Kind
 
 TENSORS = ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "input_ids", "input_ids_masked", "itm_labels")
 
@@ -92,7 +92,7 @@ def test_unshuffled_order_is_that_of_the_shards(make_config):
 def test_another_epoch_and_another_seed_change_the_augmentation(make_config):
     config = make_config(training={"total_steps": 30})
     first, other = ([batch for (batch,) in StepLoader(c) if batch.kind == Kind.IMAGE] for c in (config, replace(config, seed=1)))
-    masks = [{(key, b.bool_masked_pos[row].numpy().tobytes()) for b in run for row, key in enumerate(b.keys)} for run in (first, other)]
+    masks = [{(key, b["bool_masked_pos"][row].numpy().tobytes()) for b in run for row, key in enumerate(b.keys)} for run in (first, other)]
     visits = sum(batch.size for batch in first)
     assert visits >= 3 * 10
     assert len(masks[0]) > 0.8 * visits

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from flava_ds.config import UNCHANGED
 from flava_ds.data.loader import StepLoader
@@ -12,9 +11,8 @@ from flava_ds.errors import ConfigError
 
 
 def size_of(batch) -> int:
-    """Bytes of a batch's tensors, those of its masked part included."""
-    own = sum(value.nbytes for value in vars(batch).values() if isinstance(value, torch.Tensor))
-    return own + (size_of(batch.masked) if batch.masked is not None else 0)
+    """Bytes of a batch's tensors."""
+    return sum(tensor.nbytes for tensor in batch.tensors.values())
 
 
 def largest(config, kind):

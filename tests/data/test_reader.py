@@ -9,9 +9,9 @@ import pytest
 import torch
 from data.shard_files import picture
 
-from flava_ds.config import ImageTextMatchingConfig
 from flava_ds.data.reader import BatchReader, is_masked
 from flava_ds.data.sources import ShardSource
+from flava_ds.objectives.itm import ImageTextMatchingConfig
 
 WORDS = "red green blue small large cat dog bird house tree over under".split()
 
@@ -37,8 +37,8 @@ def reader_of(make_config, make_shard, tmp_path):
 def texts_of(reader, positions):
     """Reads a batch and its texts back."""
     batch = reader.batch(np.asarray(positions))
-    cu = batch.cu_seqlens.tolist()
-    return [reader.collator.tokenizer.decode(batch.input_ids[a:b].tolist()) for a, b in zip(cu, cu[1:], strict=False)], batch
+    cu = batch["cu_seqlens"].tolist()
+    return [reader.collator.tokenizer.decode(batch["input_ids"][a:b].tolist()) for a, b in zip(cu, cu[1:], strict=False)], batch
 
 
 def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothing_beyond_it(reader_of):
@@ -46,7 +46,7 @@ def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothin
     for step in range(200):
         texts, batch = texts_of(reader, range(6 * step, 6 * step + 6))
         own = WORDS[:6] if step % 2 == 0 else WORDS[6:]
-        assert set(texts) <= set(own) and not any(a == b for a, b in zip(texts, own, strict=True)) and not batch.itm_labels.any()
+        assert set(texts) <= set(own) and not any(a == b for a, b in zip(texts, own, strict=True)) and not batch["itm_labels"].any()
         counts.update(zip(own, texts, strict=True))
     assert len(counts) == 12 * 5
     assert all(abs(count - 20) < 4 * (100 * 0.2 * 0.8) ** 0.5 for count in counts.values())
@@ -62,10 +62,10 @@ def test_a_global_batch_reaches_into_the_next_epoch(reader_of):
 def test_what_is_borrowed_does_not_depend_on_the_micro_batch(reader_of, size):
     reader = reader_of(WORDS, probability=0.5, shuffle=True)
     whole, batch = texts_of(reader, range(12, 18))
-    assert 0 < batch.itm_labels.sum() < 6
+    assert 0 < batch["itm_labels"].sum() < 6
     parts = [texts_of(reader, range(start, start + size)) for start in range(12, 18, size)]
     assert sum((texts for texts, _ in parts), []) == whole
-    assert sum((part.itm_labels.tolist() for _, part in parts), []) == batch.itm_labels.tolist()
+    assert sum((part.itm_labels.tolist() for _, part in parts), []) == batch["itm_labels"].tolist()
 
 
 def test_a_partner_lends_the_caption_that_it_draws_itself_in_this_epoch(reader_of):
@@ -79,7 +79,7 @@ def test_a_partner_lends_the_caption_that_it_draws_itself_in_this_epoch(reader_o
 def test_a_sample_that_comes_twice_in_a_step_never_borrows_from_itself(reader_of):
     captions = [[f"{word} {number}" for number in range(4)] for word in WORDS[:3]]
     texts, batch = texts_of(reader_of(captions), range(6))
-    assert not batch.itm_labels.any() and not any(text.startswith(word) for text, word in zip(texts, WORDS[:3] * 2, strict=True))
+    assert not batch["itm_labels"].any() and not any(text.startswith(word) for text, word in zip(texts, WORDS[:3] * 2, strict=True))
 
 
 def test_partners_without_a_caption_are_passed_over_and_counted_by_their_own_rank_only(reader_of):
@@ -100,7 +100,7 @@ def test_pictures_of_partners_are_not_looked_at(reader_of):
 def test_after_sixteen_equal_captions_a_sample_stays_matched(reader_of):
     texts, batch = texts_of(reader_of(["red"] * 40 + ["cat"], global_batch=41), range(41))
     borrowed = texts[:40].count("cat")
-    assert texts[40] == "red" and batch.itm_labels.sum() == 40 - borrowed and 6 <= borrowed <= 26
+    assert texts[40] == "red" and batch["itm_labels"].sum() == 40 - borrowed and 6 <= borrowed <= 26
     assert texts_of(reader_of(["red"] * 6), range(6))[1].itm_labels.all()
     assert texts_of(reader_of(["red", "cat"], global_batch=1), [0])[1].itm_labels.all()
 
@@ -112,9 +112,9 @@ def test_a_masked_share_is_the_same_samples_on_any_number_of_ranks_and_only_thos
     parts = [reader.batch(np.arange(start, start + 6)) for start in (0, 6)]
     assert whole.masked.size == 3 and sum((part.masked.keys for part in parts), ()) == whole.masked.keys
     assert [part.masked.size for part in parts] in ([1, 2], [2, 1])
-    assert whole.bool_masked_pos is None and whole.input_ids_masked is None and whole.masked.bool_masked_pos.shape[0] == 3
-    assert [key for key, label in zip(whole.keys, whole.itm_labels.tolist(), strict=True) if not label] == list(whole.masked.keys)
-    assert not whole.masked.itm_labels.any() and len(whole.matched_rows) == 9
+    assert "bool_masked_pos" not in whole and "input_ids_masked" not in whole and whole.masked.bool_masked_pos.shape[0] == 3
+    assert [key for key, label in zip(whole.keys, whole["itm_labels"].tolist(), strict=True) if not label] == list(whole.masked.keys)
+    assert not whole.masked.itm_labels.any() and len(whole["matched_rows"]) == 9
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.5, 0.75])
@@ -132,4 +132,4 @@ def test_the_masked_samples_of_a_share_are_masked_as_in_a_whole_batch(reader_of)
     reader.source.source = replace(reader.source.source, masked_share=0.5)
     share = reader.batch(np.arange(12)).masked
     rows = [whole.keys.index(key) for key in share.keys]
-    assert torch.equal(share.bool_masked_pos, whole.bool_masked_pos[rows]) and torch.equal(share.pixel_values, whole.pixel_values[rows])
+    assert torch.equal(share["bool_masked_pos"], whole["bool_masked_pos"][rows]) and torch.equal(share["pixel_values"], whole["pixel_values"][rows])

@@ -11,13 +11,15 @@ from data.shard_files import caption, encode, pair_members, picture
 from PIL import Image
 from scipy.fft import dctn
 
-from flava_ds.config import ImageTextMatchingConfig, ObjectivesConfig, SourceConfig
+from flava_ds.config import SourceConfig
 from flava_ds.data.decode import decode_image
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash
 from flava_ds.data.sources import ShardSource
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.storage import faults
 
 
@@ -117,7 +119,7 @@ def build(make_config, make_shard, tmp_path):
 
     def build(text: str | None, **changes):
         make_shard("few/0.tar", pair_members(range(6)))
-        objectives = ObjectivesConfig(itm=ImageTextMatchingConfig(mismatch_probability=1.0))
+        objectives = flava_objectives(itm=ImageTextMatchingConfig(mismatch_probability=1.0))
         config = make_config(objectives=objectives, training={"global_batch_size": 6})
         path = write_list(tmp_path, text) if text is not None else None
         source = SourceConfig(name="few", kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes)
@@ -152,8 +154,8 @@ def test_listed_sample_is_replaced_counted_and_never_borrowed_from(build, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_batches_do_not_depend_on_the_form_of_the_list(build, form):
     batches = [BatchReader(*build(text)).batch(np.arange(12)) for text in (FORMS["key"], FORMS[form])]
-    assert batches[0].keys == batches[1].keys and torch.equal(batches[0].pixel_values, batches[1].pixel_values)
-    assert torch.equal(batches[0].input_ids, batches[1].input_ids)
+    assert batches[0].keys == batches[1].keys and torch.equal(batches[0]["pixel_values"], batches[1]["pixel_values"])
+    assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
 
 
 def test_listed_samples_are_no_loss(build, make_shard, tmp_path):

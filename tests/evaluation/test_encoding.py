@@ -5,9 +5,10 @@ import pytest
 import torch
 from sample_runs import world
 
-from flava_ds.batch import Batch, Kind, View
+from flava_ds.batch import Batch
 from flava_ds.evaluation import encoding
 from flava_ds.evaluation.encoding import FrozenModel, text_batch
+from flava_ds.families.flava.views import Kind, View
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +22,11 @@ def test_image_features_are_those_of_single_images_whatever_the_batch(inputs_and
     features = FrozenModel(module, inputs).images(inputs.unseen_style)
     pixels = inputs.unseen_style.pixels(inputs.config.model.image.image_size)
     for row in (0, 4, 5, 23):
-        batch = Batch(kind=Kind.IMAGE, source="alone", size=1, pixel_values=pixels[row : row + 1])
+        batch = Batch(kind=Kind.IMAGE, source="alone", size=1, tensors={"pixel_values": pixels[row : row + 1]})
         with torch.no_grad():
             encoded = module.model.encode(batch, {View.IMAGE})[View.IMAGE]
             torch.testing.assert_close(features.cls[row], encoded.first()[0])
-            torch.testing.assert_close(features.embeddings[row], module.model.image_embeddings(encoded)[0])
+            torch.testing.assert_close(features.embeddings[row], module.model.image_embeddings(encoded.first())[0])
 
 
 def test_texts_do_not_depend_on_their_neighbours(inputs_and_module, monkeypatch):
@@ -49,5 +50,5 @@ def test_features_of_a_set_are_computed_once_and_belong_to_that_set(inputs_and_m
 
 def test_texts_are_packed_end_to_end():
     batch = text_batch([np.array([2, 7, 3]), np.array([2, 3])])
-    assert batch.input_ids.tolist() == [2, 7, 3, 2, 3] and batch.cu_seqlens.tolist() == [0, 3, 5] and batch.max_seqlen == 3
-    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch["input_ids"].tolist() == [2, 7, 3, 2, 3] and batch["cu_seqlens"].tolist() == [0, 3, 5] and batch.numbers["max_seqlen"] == 3
+    assert batch["cu_seqlens"].dtype == torch.int32

@@ -6,9 +6,10 @@ import pytest
 import torch
 from sample_runs import SEEN, UNSEEN_STYLES, WORDS, world, world_config
 
-from flava_ds.config import DataConfig, TextEncoderConfig
+from flava_ds.config import DataConfig
 from flava_ds.errors import DataError
 from flava_ds.evaluation.inputs import DEFAULT_MAX_TOKENS, build_inputs
+from flava_ds.families.flava.config import TextEncoderConfig
 
 
 @pytest.fixture(scope="module")

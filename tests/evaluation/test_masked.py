@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from sample_runs import world
 
-from flava_ds.batch import Kind
 from flava_ds.evaluation.base import Unavailable
 from flava_ds.evaluation.encoding import FrozenModel
 from flava_ds.evaluation.masked import Masked, masked_batches
+from flava_ds.families.flava.views import Kind
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,9 @@ def test_numbers_are_those_of_plain_torch(inputs_and_module, kind, name, samples
     [batch] = masked_batches(inputs, kind, getattr(inputs, samples), 1000)
     with torch.no_grad():
         encoded = module.model.encode(batch, objective.needs)
-        logits = objective.head.logits(encoded[objective.view].rows(objective.rows(module.model, batch)))
-    labels = batch.image_codes.flatten()[batch.mim_rows] if kind is Kind.IMAGE else batch.mlm_labels
+        rows = objective.reads(module.model, batch)[objective.view]
+        logits = objective.head.logits(encoded[objective.view].rows(rows))
+    labels = batch["image_codes"].flatten()[batch["mim_rows"]] if kind == Kind.IMAGE else batch["mlm_labels"]
     assert len(labels) > 10
     assert metrics[f"masked/{name}/loss_nats"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
     assert metrics[f"masked/{name}/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
@@ -36,18 +37,18 @@ def test_numbers_are_those_of_plain_torch(inputs_and_module, kind, name, samples
 def test_targets_are_the_codes_and_words_under_the_mask(inputs_and_module):
     inputs, _ = inputs_and_module
     [batch] = masked_batches(inputs, Kind.PAIR, inputs.unseen_style, 1000)
-    assert torch.equal(batch.mim_rows, batch.bool_masked_pos.flatten().nonzero()[:, 0])
-    assert torch.equal(batch.mlm_labels, batch.input_ids[batch.mlm_rows])
-    assert torch.equal(batch.image_codes, inputs.codebook.encode(inputs.unseen_style.pixels(inputs.config.codebook.image_size)))
-    changed = (batch.input_ids != batch.input_ids_masked).nonzero()[:, 0]
-    assert set(changed.tolist()) <= set(batch.mlm_rows.tolist())
+    assert torch.equal(batch["mim_rows"], batch["bool_masked_pos"].flatten().nonzero()[:, 0])
+    assert torch.equal(batch["mlm_labels"], batch["input_ids"][batch["mlm_rows"]])
+    assert torch.equal(batch["image_codes"], inputs.codebook.encode(inputs.unseen_style.pixels(inputs.config.codebook.image_size)))
+    changed = (batch["input_ids"] != batch["input_ids_masked"]).nonzero()[:, 0]
+    assert set(changed.tolist()) <= set(batch["mlm_rows"].tolist())
 
 
 def test_masks_are_the_same_every_time_and_differ_between_samples(inputs_and_module):
     inputs, _ = inputs_and_module
     [first], [again] = (list(masked_batches(inputs, Kind.IMAGE, inputs.unseen_style, 10)) for _ in range(2))
-    assert torch.equal(first.bool_masked_pos, again.bool_masked_pos)
-    assert len(np.unique(first.bool_masked_pos.numpy(), axis=0)) > 3
+    assert torch.equal(first["bool_masked_pos"], again["bool_masked_pos"])
+    assert len(np.unique(first["bool_masked_pos"].numpy(), axis=0)) > 3
 
 
 def test_without_a_codebook_text_is_still_measured(tmp_path):

@@ -1,6 +1,7 @@
 """Mismatches are mismatches, the area under the curve is scikit-learn's, and a known head gives known accuracies."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
     partners = draw_mismatches(samples.column("concept"), np.zeros(len(samples), dtype=int))
     pixels = samples.pixels(inputs.config.model.image.image_size)
     [found] = Matching(inputs).scores(FrozenModel(module, inputs), pixels, ids, [partners])
-    batch = text_batch([ids[p] for p in partners], kind=Kind.PAIR, pixel_values=pixels)
+    batch = replace(text_batch([ids[p] for p in partners]), kind=Kind.PAIR).having(pixel_values=pixels)
     with torch.no_grad():
         logits = module.objectives["itm"].head(module.model.encode(batch, {View.MULTIMODAL})[View.MULTIMODAL].first())
     np.testing.assert_allclose(found, (logits[:, 1] - logits[:, 0]).numpy() - math.log(9), rtol=1e-4, atol=1e-5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flava_ds.config import Config
+from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.hf.mapping import flava_entries, tied_biases, to_ours
-from flava_ds.training.pretraining import PretrainingModel, build_pretraining
 
 transformers = pytest.importorskip("transformers")
 
@@ -50,9 +50,9 @@ def their_state(model: torch.nn.Module, *, poolers: bool = False) -> dict[str, t
     return {name: tensor for name, tensor in state.items() if name not in aliases and (poolers or "_model.pooler." not in name)}
 
 
-def our_model(config: Config, theirs: transformers.FlavaForPreTraining) -> PretrainingModel:
+def our_model(config: Config, theirs: transformers.FlavaForPreTraining) -> FlavaTask:
     """Builds our model with their weights."""
-    module = build_pretraining(config).to(theirs.dtype)
+    module = build_task(config).to(theirs.dtype)
     state = {name: tensor.detach() for name, tensor in their_state(theirs, poolers=config.model.poolers).items()}
     module.load_state_dict(to_ours(state, flava_entries(config), "transformers"))
     return module

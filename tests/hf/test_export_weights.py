@@ -10,20 +10,23 @@ from foreign import transformers
 from safetensors.torch import load_file, save_file
 from sample_batches import tiny_config
 
-from flava_ds.batch import Kind
 from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook, save_codebook
-from flava_ds.config import Config, ImageTextMatchingConfig, LoggingConfig, MaskedTextConfig, ObjectivesConfig, save
+from flava_ds.config import Config, LoggingConfig, save
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.task import FlavaTask, build_task
+from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
 from flava_ds.hf.export_weights import export, huggingface_config, verify_export, verify_model, write_model, write_processors
 from flava_ds.hf.import_weights import import_folder
-from flava_ds.training.pretraining import PretrainingModel, build_pretraining
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig
 
 
-def random_module(config: Config) -> PretrainingModel:
+def random_module(config: Config) -> FlavaTask:
     """Every tensor random, so that nothing passes as zero."""
-    module = build_pretraining(config)
+    module = build_task(config)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -33,7 +36,7 @@ def random_module(config: Config) -> PretrainingModel:
     return module
 
 
-def written(config: Config, out) -> PretrainingModel:
+def written(config: Config, out) -> FlavaTask:
     module = random_module(config)
     write_model(module.state_dict(), config, out)
     return module
@@ -112,12 +115,12 @@ def test_base_model_and_poolers(tmp_path):
 
 
 def test_objectives_that_were_off_have_no_head(tmp_path):
-    objectives = ObjectivesConfig(itm=ImageTextMatchingConfig(weight=0.0), mlm=MaskedTextConfig(weight=0.0))
+    objectives = flava_objectives(itm=ImageTextMatchingConfig(weight=0.0), mlm=MaskedTextConfig(weight=0.0))
     config = tiny_config(objectives=objectives)
     module = written(config, tmp_path)
     assert not any(name.startswith(("itm_head", "mlm_head")) for name in load_file(tmp_path / "model.safetensors"))
     assert 0 < verify_model(module, config, tmp_path) < 3e-6
-    assert import_folder(tmp_path).objectives.itm.weight == 0
+    assert import_folder(tmp_path).objectives["itm"].weight == 0
 
 
 def test_unequal_widths_are_refused(tmp_path):

@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 from sample_batches import make_batch, tiny_config
 
 from flava_ds import cli
-from flava_ds.batch import Kind, View
 from flava_ds.checkpoints.checkpoint import load_initial_weights
 from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, load_codebook
-from flava_ds.config import Config, ImageEncoderConfig, load
+from flava_ds.config import Config, load
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind, View
 from flava_ds.hf.import_weights import import_folder, import_vit, write_imported
-from flava_ds.training.pretraining import build_pretraining
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def check_model(imported, theirs) -> None:
     tiny = tiny_config()
     assert imported.model == tiny.model
     assert (imported.codebook.vocab_size, imported.codebook.grid_size) == (tiny.codebook.vocab_size, tiny.codebook.grid_size)
-    module = build_pretraining(imported.config())
+    module = build_task(imported.config())
     module.load_state_dict(imported.weights)
     expected = our_model(tiny, theirs).state_dict()
     assert module.state_dict().keys() == expected.keys()
@@ -82,7 +83,7 @@ def test_initial_weights_read_what_was_written(folder, tmp_path):
     save_file({**state, **foreign}, folder / "model.safetensors")
     out = write_imported(import_folder(folder), tmp_path / "ours")
     config = load(out / "config.json")
-    module = build_pretraining(config)
+    module = build_task(config)
     load_initial_weights(module, str(out))
     expected = import_folder(folder).weights
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
@@ -93,7 +94,7 @@ def test_initial_weights_read_what_was_written(folder, tmp_path):
 def test_a_base_model_has_no_heads(theirs, tmp_path):
     theirs.flava.save_pretrained(tmp_path)
     imported = import_folder(tmp_path)
-    module = build_pretraining(imported.config())
+    module = build_task(imported.config())
     module.load_state_dict(imported.weights)
     assert set(module.objectives) == {"global_contrastive"}
     assert not any(name.startswith("objectives.") for name in imported.weights)
@@ -107,14 +108,14 @@ def test_poolers_are_kept_or_dropped_aloud(folder, theirs, caplog):
     kept = import_folder(folder, poolers=True)
     assert kept.model.poolers and not kept.dropped
     assert torch.equal(kept.weights["model.text_encoder.pooler.dense.weight"], theirs.flava.text_model.pooler.dense.weight)
-    build_pretraining(kept.config()).load_state_dict(kept.weights)
+    build_task(kept.config()).load_state_dict(kept.weights)
 
 
 def test_a_head_whose_weight_is_zero_is_dropped(folder):
     edit(folder, itm_weight=0.0)
     imported = import_folder(folder)
-    assert imported.objectives.itm.weight == 0 and "itm_head.seq_relationship.bias" in imported.dropped
-    build_pretraining(imported.config()).load_state_dict(imported.weights)
+    assert imported.objectives["itm"].weight == 0 and "itm_head.seq_relationship.bias" in imported.dropped
+    build_task(imported.config()).load_state_dict(imported.weights)
 
 
 def edit(folder, part: str | None = None, **values) -> None:
@@ -247,7 +248,7 @@ def test_another_layer_norm_eps_is_said(vit, tmp_path, caplog):
 def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_path, capsys):
     timm = pytest.importorskip("timm")
     assert cli.main(["convert", str(folder), "--to", "flava_ds", str(tmp_path / "ours")]) == 0
-    module = build_pretraining(load(tmp_path / "ours" / "config.json"))
+    module = build_task(load(tmp_path / "ours" / "config.json"))
     load_initial_weights(module, str(tmp_path / "ours"))
     assert all(torch.equal(tensor, import_folder(folder).weights[name]) for name, tensor in module.state_dict().items())
     torch.save(timm.create_model("vit_base_patch16_224").state_dict(), tmp_path / "vit.pth")
@@ -270,7 +271,7 @@ def test_vit_weights_fit_the_whole_model(vit, tmp_path):
     tiny = tiny_config()
     config: Config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=vit_config(1e-6)))
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    module = build_pretraining(config)
+    module = build_task(config)
     batch = make_batch(Kind.IMAGE, config)
     before = module.model.encode(batch, [View.IMAGE])[View.IMAGE].first()
     result = module.load_state_dict(import_vit(tmp_path / "vit.pth", config.model.image), strict=False)

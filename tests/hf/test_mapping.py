@@ -9,8 +9,9 @@ from sample_batches import tiny_config
 
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.task import build_task
 from flava_ds.hf.mapping import check_tensors, flava_entries, huggingface_names, to_ours, to_theirs
-from flava_ds.training.pretraining import build_pretraining
 
 
 def with_poolers(config: Config) -> Config:
@@ -31,7 +32,7 @@ def test_theirs_to_ours_to_theirs_is_exact_and_leaves_nothing_out():
 @pytest.mark.parametrize("poolers", [False, True])
 def test_ours_to_theirs_to_ours_is_exact(poolers):
     config = with_poolers(tiny_config()) if poolers else tiny_config()
-    state = {name: torch.randn_like(tensor) for name, tensor in build_pretraining(config).state_dict().items()}
+    state = {name: torch.randn_like(tensor) for name, tensor in build_task(config).state_dict().items()}
     entries = flava_entries(config)
     back = to_ours(to_theirs(state, entries, "ours"), entries, "theirs")
     assert back.keys() == state.keys()
@@ -39,7 +40,7 @@ def test_ours_to_theirs_to_ours_is_exact(poolers):
 
 
 def test_no_two_tensors_share_a_name():
-    names = [name for entry in flava_entries(with_poolers(Config(name="base"))) for name in entry.theirs]
+    names = [name for entry in flava_entries(with_poolers(Config(name="base", objectives=flava_objectives()))) for name in entry.theirs]
     assert len(set(names)) == len(names)
 
 
@@ -80,6 +81,6 @@ def test_messages_name_the_tensor():
 def test_an_exported_image_encoder_of_other_size_does_not_fit():
     config = tiny_config()
     larger = dataclasses.replace(config, model=dataclasses.replace(config.model, image=dataclasses.replace(config.model.image, image_size=16)))
-    state = build_pretraining(config).state_dict()
+    state = build_task(config).state_dict()
     with pytest.raises(CheckpointError, match="model.image_encoder.position_embeddings"):
         to_theirs(state, flava_entries(larger), "ours")

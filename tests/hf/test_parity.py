@@ -7,8 +7,10 @@ import torch
 from foreign import our_model, their_model, their_state, transformers
 from sample_batches import denominators, make_batch, tiny_config
 
-from flava_ds.batch import Batch, Kind
+from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
 from flava_ds.hf.mapping import flava_entries, our_shapes, to_ours
 
@@ -28,7 +30,7 @@ def differences(theirs: transformers.FlavaForPreTraining, config: Config, batch:
     for what in ours:
         assert ours[what].keys() == expected[what].keys()
         found[what] = {name: parity.relative_difference(ours[what][name], expected[what][name]) for name in ours[what]}
-    result = module(batch, denominators(module, batch))
+    result = module("step", batch, denominators(module, batch))
     losses = {name: loss for name, loss in output.loss_info.items() if loss is not None} | {"total": output.loss}
     counts = module.counts(batch)
     means = {name: result.sums[f"{name}/loss"] / counts[name] for name in counts} | {"total": result.loss}
@@ -74,15 +76,15 @@ def test_tiny_model_agrees_in_fp32(kind, mismatched):
 def test_tiny_model_agrees_in_fp64(kind, mismatched):
     config = tiny_config()
     batch = make_batch(kind, config, mismatched=mismatched, lengths=(7, 3, 11, 5))
-    if batch.pixel_values is not None:
+    if "pixel_values" in batch:
         # Our own normalisation of uint8 pixels works in fp32; the fp32 tests cover it.
-        batch = dataclasses.replace(batch, pixel_values=parity.normalized(batch.pixel_values, config))
+        batch = batch.having(pixel_values=parity.normalized(batch["pixel_values"], config))
     check(differences(their_model(config, std=0.1).double(), config, batch), hidden=1e-13, logits=1e-13, losses=1e-13, gradients=1e-12)
 
 
 @pytest.mark.slow
 def test_base_model_agrees():
-    config = Config(name="base")
+    config = Config(name="base", objectives=flava_objectives())
     theirs = their_model(config)
     found: dict[str, dict[str, float]] = {}
     for kind, size, mismatched in ((Kind.PAIR, 2, (1,)), (Kind.PAIR, 2, ()), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
@@ -96,7 +98,7 @@ def test_base_model_agrees():
 
 
 def test_parameter_counts_are_the_published_ones():
-    base = Config(name="base")
+    base = Config(name="base", objectives=flava_objectives())
 
     def count(poolers: bool) -> dict[str, int]:
         config = dataclasses.replace(base, model=dataclasses.replace(base.model, poolers=poolers))

@@ -6,7 +6,7 @@ from flava_kernels import fusing
 from flava_kernels.cases.packing import cu_seqlens_of
 from flava_kernels.fusing import fuse_sequences
 
-from flava_ds.batch import SequenceLayout, image_patch_rows
+from flava_ds.families.flava.views import SequenceLayout, image_patch_rows
 
 
 def test_fuses_by_hand():

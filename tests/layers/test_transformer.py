@@ -1,25 +1,27 @@
 """Rows that nobody reads are not finished, and nothing else changes."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from sample_batches import denominators, make_batch, tiny_config
 
-from flava_ds.batch import Kind, View
-from flava_ds.training.pretraining import build_pretraining
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind, View
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_keeping_only_the_rows_that_are_read_changes_no_loss_and_no_gradient(kind):
     config = tiny_config()
-    module, batch = build_pretraining(config).double(), make_batch(kind, config, size=6, mismatched=(1, 4))
+    module, batch = build_task(config).double(), make_batch(kind, config, size=6, mismatched=(1, 4))
     results = []
     for whole in (False, True):
         module.zero_grad()
         if whole:
-            encoded = module.model.encode(batch, frozenset().union(*(objective.needs for objective in module.active(kind).values())))
-            losses = {name: objective(module.model, encoded, batch) for name, objective in module.active(kind).items()}
+            active = module.active(kind)
+            encoded = module.model.encode(batch, frozenset().union(*(own.needs for own in active.values())))
+            losses = {}
+            for name, own in active.items():
+                rows = own.reads(module.model, batch)
+                losses[name] = own(module.model, {view: encoded[view].rows(rows[view]) for view in rows}, batch)
         else:
             losses = module.losses(batch)
         sum(module.weighted(losses, denominators(module, batch)).values()).backward()
@@ -31,7 +33,7 @@ def test_keeping_only_the_rows_that_are_read_changes_no_loss_and_no_gradient(kin
 
 def test_a_view_encoded_for_some_rows_says_so():
     config = tiny_config()
-    module, batch = build_pretraining(config), make_batch(Kind.IMAGE, config)
+    module, batch = build_task(config), make_batch(Kind.IMAGE, config)
     encoded = module.model.encode(batch, {View.IMAGE_MASKED}, {View.IMAGE_MASKED: torch.tensor([1, 3, 12])})[View.IMAGE_MASKED]
     whole = module.model.encode(batch, {View.IMAGE_MASKED})[View.IMAGE_MASKED]
     assert encoded.packed.hidden.shape[0] == 3
@@ -42,7 +44,7 @@ def test_a_view_encoded_for_some_rows_says_so():
 
 def test_what_the_fused_encoder_reads_stays_whole():
     config = tiny_config()
-    module, batch = build_pretraining(config), make_batch(Kind.PAIR, config)
+    module, batch = build_task(config), make_batch(Kind.PAIR, config)
     reads = {view: module.model.first_rows(view, batch) for view in (View.IMAGE_MASKED, View.MULTIMODAL_MASKED)}
     encoded = module.model.encode(batch, reads.keys(), reads)
     assert encoded[View.IMAGE_MASKED].packed.hidden.shape[0] == batch.size * (1 + config.model.image.num_patches)
@@ -55,16 +57,15 @@ def test_packed_texts_never_see_each_other(kind, view):
     """Another text in the middle of the packed sequence, of the same or another length, leaves states and gradients of all others as they are, up to the
     last bits of fp64: a matrix product may round a row differently among other rows."""
     config = tiny_config()
-    model = build_pretraining(config).double().model
+    model = build_task(config).double().model
     lengths = (9, 32, 3, 17)
     first = make_batch(kind, config, size=4, seed=1, lengths=lengths)
-    start, end = int(first.cu_seqlens[1]), int(first.cu_seqlens[2])
+    start, end = int(first["cu_seqlens"][1]), int(first["cu_seqlens"][2])
     for length in (32, 5):
         ids = torch.cat([torch.tensor([101]), torch.arange(110, 110 + length - 2), torch.tensor([102])])
-        other = replace(
-            first,
-            input_ids=torch.cat([first.input_ids[:start], ids, first.input_ids[end:]]),
-            input_ids_masked=torch.cat([first.input_ids_masked[:start], ids, first.input_ids_masked[end:]]),
+        other = first.having(
+            input_ids=torch.cat([first["input_ids"][:start], ids, first["input_ids"][end:]]),
+            input_ids_masked=torch.cat([first["input_ids_masked"][:start], ids, first["input_ids_masked"][end:]]),
             cu_seqlens=torch.tensor([0, *lengths[:1], length, *lengths[2:]]).cumsum(0).to(torch.int32),
         )
         states = []

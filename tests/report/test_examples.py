@@ -5,9 +5,9 @@ import torch
 from evaluation.known_answers import KnownAnswers
 from sample_runs import SEEN, UNSEEN_STYLES, world
 
-from flava_ds.batch import Kind
 from flava_ds.evaluation.encoding import FrozenModel
 from flava_ds.evaluation.masked import masked_batches
+from flava_ds.families.flava.views import Kind
 from flava_ds.report import examples
 from flava_ds.report.examples import Blank, Missing
 from flava_ds.report.pictures import uri_of_bytes, uri_of_pixels
@@ -43,17 +43,17 @@ def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(m
     rows = examples.reconstruct(model, model.inputs)
     samples = model.inputs.unseen_style.select(examples.spaced(24, examples.MASKED_PICTURES), "masked examples")
     [batch] = masked_batches(model.inputs, Kind.IMAGE, samples, 8)
-    own = model.inputs.codebook.decode(batch.image_codes)
+    own = model.inputs.codebook.decode(batch["image_codes"])
     assert len(rows) == 8 and all(len(row) == 4 for row in rows)
     for number, (original, masked, _, codebook) in enumerate(rows):
-        assert original.uri == uri_of_pixels(batch.pixel_values[number])
+        assert original.uri == uri_of_pixels(batch["pixel_values"][number])
         assert masked.uri != original.uri and codebook.uri == uri_of_pixels(own[number])
     objective = model.module.objectives["mim"]
     with torch.no_grad():
         encoded = model.model.encode(batch, objective.needs)
         guesses = objective.head.logits(encoded[objective.view].rows(objective.rows(model.model, batch))).argmax(-1)
-    codes = batch.image_codes.clone()
-    codes.view(-1)[batch.mim_rows] = guesses
+    codes = batch["image_codes"].clone()
+    codes.view(-1)[batch["mim_rows"]] = guesses
     assert rows[3][2].uri == uri_of_pixels(model.inputs.codebook.decode(codes)[3])
 
 

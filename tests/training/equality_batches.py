@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sample_batches import CLS, MASK, SEP
+from sample_batches import CLS, MASK, SEP, masked_share_of
 
-from flava_ds.batch import Batch, Kind
+from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.flava.views import Kind
 
 STEPS, SIZE = 20, 24
 """Optimizer steps of a run, and samples of each step's global batch: a multiple of all numbers of parts that are tested."""
@@ -82,27 +82,29 @@ def _sample(draw: np.random.Generator, config: Config, condition: str, place: in
 
 def pack(kind: Kind, samples: list[Sample], *, masks: bool = True) -> Batch:
     """Packs samples into one micro-batch, as the collator does."""
-    fields: dict = {"kind": kind, "source": str(kind), "size": len(samples)}
-    matched = np.array([kind is not Kind.PAIR or sample.matched for sample in samples])
-    if kind is not Kind.TEXT:
-        fields["pixel_values"] = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-    if kind is not Kind.TEXT and masks:
+    tensors: dict = {}
+    numbers: dict = {}
+    matched = np.array([kind != Kind.PAIR or sample.matched for sample in samples])
+    if kind != Kind.TEXT:
+        tensors["pixel_values"] = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+    if kind != Kind.TEXT and masks:
         patches = np.stack([sample.patches for sample in samples])
-        fields["bool_masked_pos"] = torch.from_numpy(patches)
-        fields["image_codes"] = torch.from_numpy(np.stack([sample.codes for sample in samples]))
-        fields["mim_rows"] = torch.from_numpy(np.flatnonzero(patches & matched[:, None]))
-    if kind is not Kind.IMAGE:
+        tensors["bool_masked_pos"] = torch.from_numpy(patches)
+        tensors["image_codes"] = torch.from_numpy(np.stack([sample.codes for sample in samples]))
+        tensors["mim_rows"] = torch.from_numpy(np.flatnonzero(patches & matched[:, None]))
+    if kind != Kind.IMAGE:
         lengths = [len(sample.tokens) for sample in samples]
         tokens, masked = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("tokens", "masked"))
-        fields["input_ids"] = torch.from_numpy(tokens)
-        fields |= {"cu_seqlens": torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)), "max_seqlen": max(lengths)}
-    if kind is not Kind.IMAGE and masks:
+        tensors["input_ids"] = torch.from_numpy(tokens)
+        tensors["cu_seqlens"] = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
+        numbers["max_seqlen"] = max(lengths)
+    if kind != Kind.IMAGE and masks:
         rows = np.flatnonzero(masked & np.repeat(matched, lengths))
-        fields["input_ids_masked"] = torch.from_numpy(np.where(masked, MASK, tokens))
-        fields |= {"mlm_rows": torch.from_numpy(rows), "mlm_labels": torch.from_numpy(tokens[rows])}
-    if kind is Kind.PAIR:
-        fields |= {"itm_labels": torch.from_numpy(matched.astype(np.int64)), "matched_rows": torch.from_numpy(np.flatnonzero(matched))}
-    return Batch(**fields)
+        tensors["input_ids_masked"] = torch.from_numpy(np.where(masked, MASK, tokens))
+        tensors |= {"mlm_rows": torch.from_numpy(rows), "mlm_labels": torch.from_numpy(tokens[rows])}
+    if kind == Kind.PAIR:
+        tensors |= {"itm_labels": torch.from_numpy(matched.astype(np.int64)), "matched_rows": torch.from_numpy(np.flatnonzero(matched))}
+    return Batch(kind=kind, source=str(kind), size=len(samples), tensors=tensors, numbers=numbers)
 
 
 def parts_of(step: int, config: Config, parts: int) -> list[Batch]:
@@ -110,8 +112,9 @@ def parts_of(step: int, config: Config, parts: int) -> list[Batch]:
     samples, kind, size = draw_samples(step, config), kind_at(step), SIZE // parts
     batches = []
     for part in (samples[start : start + size] for start in range(0, SIZE, size)):
-        if kind is Kind.PAIR and condition_at(step) == "half masked":
-            batches.append(dataclasses.replace(pack(kind, part, masks=False), masked=pack(kind, part[::2])))
+        if kind == Kind.PAIR and condition_at(step) == "half masked":
+            chosen = tuple(range(0, len(part), 2))
+            batches.append(masked_share_of(pack(kind, part), chosen, pack(kind, part[::2])))
         else:
             batches.append(pack(kind, part))
     return batches

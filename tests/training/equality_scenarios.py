@@ -28,15 +28,16 @@ from torch import Tensor, nn
 from toy import full_weights, partition_everything
 
 from flava_ds.batch import Batch
+from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint
 from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.ranks.distributed import World, barrier, start
 from flava_ds.training.engine import Engine
-from flava_ds.training.pretraining import CONTRASTIVE, PretrainingModel, StepOutput, build_pretraining
 from flava_ds.training.schedules import learning_rate
-from flava_ds.training.trainer import Trainer
-from flava_ds.watching.metrics import Metrics
+from flava_ds.training.task import StepOutput
 
+CONTRASTIVE = "global_contrastive"
 OBSERVED = frozenset({3, 4, 6, 10, 11, 12, 13, 19})
 """Steps whose gradients are compared tensor by tensor: all conditions and kinds, and pairs after steps that left parameters idle."""
 
@@ -124,7 +125,7 @@ def arithmetic_in(precision: str) -> Iterator[None]:
 def reference(scenario: Scenario, folder: Path) -> Record:
     """Trains in this process, in plain torch."""
     config = scenario_config(Scenario(idle=scenario.idle), folder)
-    module = build_pretraining(config)
+    module = build_task(config)
     parameters = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(plain_groups(parameters, config.optimizer), betas=config.optimizer.betas, eps=config.optimizer.eps, foreach=False)
     losses, norms, gradients = [], [], {}
@@ -153,14 +154,15 @@ def plain_groups(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -
     return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
-def plain_means(module: PretrainingModel, batch: Batch) -> dict[str, Tensor]:
+def plain_means(module: FlavaTask, batch: Batch) -> dict[str, Tensor]:
     """Computes each active objective's mean over its terms, zero where it has none; the contrastive one anew, from features."""
     means = {name: loss.sum / max(loss.count, 1) for name, loss in module.losses(batch).items()}
     if CONTRASTIVE in means:
-        ours = module(batch, None)
-        logits, own = ours.log_scale.exp() * ours.image @ ours.text.T, torch.arange(batch.size)
+        ours = module("features", batch)[CONTRASTIVE]
+        scale = ours.shared["log_scale"].exp()
+        logits, own = scale * ours.samples["image"] @ ours.samples["text"].T, torch.arange(batch.size)
         both = F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")
-        means[CONTRASTIVE] = (ours.matched * both).sum() / 2 / max(batch.matched_rows.shape[0], 1)
+        means[CONTRASTIVE] = (ours.constants["matched"] * both).sum() / 2 / max(batch["matched_rows"].shape[0], 1)
     return means
 
 
@@ -169,7 +171,7 @@ class ObservedEngine(Engine):
 
     def __init__(self, module: nn.Module, config: Config, world: World) -> None:
         module.register_forward_hook(_loss_in_fp32)
-        super().__init__(module, module.parameter_kinds(), config, world)
+        super().__init__(module, config, world)
         self.gradients: dict[int, dict[str, Tensor]] = {}
         self.step = 0
 
@@ -215,12 +217,12 @@ def run(scenario: Scenario, folder: Path, world: World) -> Record:
     name = "_".join(map(str, (world.size, *dataclasses.astuple(scenario))))
     config = scenario_config(scenario, folder, name)
     checkpoint.prepare(config, world)
-    engine = ObservedEngine(build_pretraining(config), config, world)
-    trainer = Trainer(config, engine, Parts(config, world), None, Metrics(config, world, 1e9, 0), 0)
+    engine = ObservedEngine(build_task(config), config, world)
+    trainer = build_trainer(config, engine, Parts(config, world), 0)
     with contextlib.redirect_stdout(io.StringIO()), arithmetic_in(scenario.arithmetic):
         for step, batches in enumerate(trainer.loader):
             trainer.train_step(step, batches)
-    trainer.metrics.close()
+    trainer.recorder.close()
     barrier(world)  # all ranks read what rank 0 has written
     weights = full_weights(engine)
     lines = [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()[1:]]

@@ -8,7 +8,7 @@ import torch
 from test_engine import run_steps
 from toy import Toy, partition_everything, toy_batch, toy_config
 
-from flava_ds.batch import Kind
+from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import start
 from flava_ds.training import deepspeed_fixes
 from flava_ds.training.engine import Engine
@@ -159,7 +159,7 @@ def hidden_tensors(fixed: bool, path: str) -> str:
     if not fixed:
         deepspeed_fixes.see_tensors_in_dataclasses = lambda: None
     module = Toy()
-    engine = Engine(module, module.parameter_kinds(), config, world)
+    engine = Engine(module, config, world)
     try:
         run_steps(engine, config, world, [Kind.PAIR])
     except RuntimeError as error:

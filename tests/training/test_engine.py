@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
-from flava_ds.batch import Kind
+from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import World, start
 from flava_ds.training.engine import Engine
 from flava_ds.training.schedules import learning_rate
@@ -37,7 +37,7 @@ def reference(config, idle: str, ranks: int) -> dict[str, torch.Tensor]:
         denominators = {name: torch.tensor(float(n)) for name, n in objective_counts(module, batches).items()}
         optimizer.zero_grad()
         for batch in batches:
-            module(batch, denominators).loss.backward()
+            module("step", batch, denominators).loss.backward()
         if idle == "zeros":
             for parameter in module.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -57,7 +57,7 @@ def run_steps(engine: Engine, config, world: World, kinds, first_step: int = 0, 
         engine.begin(kind, learning_rate(config, step))
         for micro, batch in enumerate(table[world.rank]):
             if step in poison and world.rank == 0 and micro == 0:
-                (batch.pixel_values if batch.kind != "text" else batch.input_ids).fill_(float("nan"))
+                (batch["pixel_values"] if batch.kind != "text" else batch["input_ids"]).fill_(float("nan"))
             engine.forward_backward(batch, denominators)
         norms.append(float(engine.update()))
     return norms
@@ -73,7 +73,7 @@ def compare_stages(stages: tuple[str, ...], cases: tuple[tuple[int, str], ...]) 
         for stage in stages:
             config = toy_config(stage, gradient_accumulation_steps=accumulation, idle_parameters=idle)
             module = Toy()
-            engine = Engine(module, module.parameter_kinds(), config, world)
+            engine = Engine(module, config, world)
             run_steps(engine, config, world, KINDS)
             weights = full_weights(engine)
             assert weights.keys() == expected.keys()
@@ -107,7 +107,7 @@ def poison_steps(cases: tuple[tuple[str, str], ...]) -> list[tuple]:
     results = []
     for stage, precision in cases:
         config = toy_config(stage, precision=precision, gradient_accumulation_steps=2)
-        engines = [Engine(module, module.parameter_kinds(), config, world) for module in (Toy(), Toy())]
+        engines = [Engine(module, config, world) for module in (Toy(), Toy())]
         poisoned, clean = engines
         for engine in engines:
             run_steps(engine, config, world, KINDS[:3])
@@ -150,7 +150,7 @@ def compare_bf16(stages: tuple[str, ...], accumulation: int) -> dict[str, float]
     for stage in stages:
         config = toy_config(stage, precision="bf16", gradient_accumulation_steps=accumulation)
         module = Toy()
-        engine = Engine(module, module.parameter_kinds(), config, world)
+        engine = Engine(module, config, world)
         run_steps(engine, config, world, KINDS)
         distances[stage] = sum(float((weight - expected[name]).abs().mean()) for name, weight in full_weights(engine).items())
     return distances
@@ -168,7 +168,7 @@ def misuse() -> list[str]:
     world = start(60)
     config = toy_config(gradient_accumulation_steps=2)
     module = Toy()
-    engine = Engine(module, module.parameter_kinds(), config, world)
+    engine = Engine(module, config, world)
     said = []
     denominators = {name: torch.tensor(1.0) for name in Toy.weights}
     engine.begin(Kind.IMAGE, 1e-3)
@@ -212,7 +212,7 @@ def watch_steps(stages: tuple[str, ...]) -> dict[str, set[str]]:
     for stage in stages:
         config = toy_config(stage)
         module = Toy()
-        engine = Engine(module, module.parameter_kinds(), config, world)
+        engine = Engine(module, config, world)
         run_steps(engine, config, world, KINDS[:3])
         tables = [(kind, batches_of(kind, step, world.size, 1)[world.rank][0]) for step, kind in enumerate(KINDS[3:7], start=3)]
         denominators = {name: torch.tensor(4.0) for name in Toy.weights}

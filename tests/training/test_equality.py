@@ -9,8 +9,8 @@ import pytest
 from equality_batches import CONDITIONS, KINDS, SIZE, STEPS, condition_at, kind_at, parts_of
 from equality_scenarios import OBSERVED, Scenario, compare, compare_all, read_references, scenario_config, write_references
 
-from flava_ds.batch import Kind
-from flava_ds.training.pretraining import build_pretraining
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind
 
 TOLERANCE = 1e-6
 PLANNED = {
@@ -47,18 +47,18 @@ def test_steps_meet_every_condition_in_every_kind_and_the_observed_ones_all_cond
 def test_ranks_differ_in_terms_and_some_have_none(tmp_path, ranks):
     """Lengths, masked tokens, masked patches and matched pairs differ between ranks; with one part only, all ranks but the first have none."""
     config = scenario_config(Scenario(), tmp_path)
-    module = build_pretraining(config)
+    module = build_task(config)
     for step in range(STEPS):
         parts = parts_of(step, config, ranks)
         counts = [{name: count for name, count in module.counts(part).items() if name != "itm"} for part in parts]
         if condition_at(step) == "unequal":
             assert all(len({count[name] for count in counts}) > 1 for name in counts[0]), step
-            assert kind_at(step) is Kind.IMAGE or len({part.input_ids.shape for part in parts}) == ranks
+            assert kind_at(step) == Kind.IMAGE or len({part.input_ids.shape for part in parts}) == ranks
         elif condition_at(step) == "one part":
             assert all(count > 0 for count in counts[0].values()) and not any(count for part in counts[1:] for count in part.values()), step
         elif condition_at(step) == "none":
             assert not any(count for part in counts for count in part.values()), step
-        elif condition_at(step) == "half masked" and kind_at(step) is Kind.PAIR:
+        elif condition_at(step) == "half masked" and kind_at(step) == Kind.PAIR:
             assert all(part.masked.size == part.size // 2 == SIZE // ranks // 2 for part in parts)
 
 

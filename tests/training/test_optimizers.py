@@ -7,29 +7,29 @@ import pytest
 import torch
 from toy import Toy, toy_config
 
-from flava_ds.batch import Kind
 from flava_ds.config import OptimizerConfig
 from flava_ds.errors import ConfigError
+from flava_ds.families.flava.views import Kind
 from flava_ds.training.optimizers import GatedAdamW, activate, build_optimizer, parameter_groups
 
 
 def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
     module = Toy()
-    groups = parameter_groups(module, module.parameter_kinds(), OptimizerConfig(decay_norm_and_bias=False, weight_decay=0.1))
+    groups = parameter_groups(module, module.users(), OptimizerConfig(decay_norm_and_bias=False, weight_decay=0.1))
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in module.parameters())
     names = {id(p): name for name, p in module.named_parameters()}
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert set(group["kinds"]) == {str(kind) for kind in module.parameter_kinds()[name]}
+            assert set(group["kinds"]) == {str(kind) for kind in module.users()[name]}
             assert (group["weight_decay"] == 0.0) == (name.endswith(("bias", "gain", "cls_token", "logit_scale"))), name
     assert len(groups) == 12  # six sets of kinds (one of them empty), decayed or not; the encoder pairs and heads have both
 
 
 def test_decaying_everything_halves_the_groups():
     module = Toy()
-    assert len(parameter_groups(module, module.parameter_kinds(), OptimizerConfig())) == 6
+    assert len(parameter_groups(module, module.users(), OptimizerConfig())) == 6
 
 
 def test_two_dimensional_tables_are_exempt_by_name():
@@ -114,7 +114,7 @@ def test_a_vendor_optimizer_is_gated_too(monkeypatch):
     for name, module in (("apex", types.ModuleType("apex")), ("apex.optimizers", optimizers), ("amp_C", types.ModuleType("amp_C"))):
         monkeypatch.setitem(sys.modules, name, module)
     module, config = Toy(), toy_config()
-    groups = parameter_groups(module, module.parameter_kinds(), config.optimizer)
+    groups = parameter_groups(module, module.users(), config.optimizer)
     optimizer = build_optimizer(groups, OptimizerConfig(name="apex_fused_adam", lr=0.1))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     for bad in (1.0, 0.0):
@@ -124,6 +124,6 @@ def test_a_vendor_optimizer_is_gated_too(monkeypatch):
         optimizer.found_inf, optimizer.grad_scale = torch.tensor(bad), torch.tensor(2.0)
         optimizer.step()
         moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
-        expected = {name for name, kinds in module.parameter_kinds().items() if Kind.IMAGE in kinds}
+        expected = {name for name, kinds in module.users().items() if Kind.IMAGE in kinds}
         assert moved == (set() if bad else expected)
     assert all(torch.equal(p.grad, torch.ones_like(p)) for name, p in module.named_parameters() if name in expected)

@@ -39,7 +39,7 @@ def fit(path: str) -> dict[str, bool]:
     from flava_ds.build import build
 
     trainer = build(configuration.load(Path(path)))
-    codebook, module = trainer.codebook, trainer.engine.module
+    codebook, module = trainer.task.frozen["codebook"], trainer.task
     before = {name: tensor.clone() for name, tensor in codebook.state_dict().items()}
     return {
         "trained": trainer.fit() == 0,

@@ -11,13 +11,12 @@ from equality_scenarios import Parts, Scenario, scenario_config
 from sample_batches import make_batch
 from torch import Tensor
 
-from flava_ds.batch import Kind
+from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
-from flava_ds.training.pretraining import build_pretraining
-from flava_ds.training.trainer import Trainer
-from flava_ds.watching.metrics import Metrics
 
 
 class SavedTensors:
@@ -51,13 +50,13 @@ def saved_bytes(numbers: tuple[int, ...], folder: str) -> dict[int, tuple[int, i
         config = scenario_config(Scenario(accumulation=number), Path(folder), str(number))
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, global_batch_size=4 * number))
         checkpoint.prepare(config, world)
-        module = build_pretraining(config)
-        trainer = Trainer(config, Engine(module, module.parameter_kinds(), config, world), Parts(config, world), None, Metrics(config, world, 1e9, 0), 0)
+        module = build_task(config)
+        trainer = build_trainer(config, Engine(module, config, world), Parts(config, world), 0)
         batches = [make_batch(Kind.PAIR, config, seed=3, lengths=(5, 6, 7, 8)) for _ in range(number)]
         saved = SavedTensors()
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept.tensor):
             trainer.train_step(0, batches)
-        trainer.metrics.close()
+        trainer.recorder.close()
         found[number] = saved.most, saved.live
     return found
 

@@ -63,10 +63,12 @@ def three_runs(folder: str, divided: str) -> tuple:
     kept = train_with_a_fault(f"{folder}/zero0", "zero0", 5)
     fresh = train_with_a_fault(f"{folder}/zero1", "zero1", 3)
     trainer = toy_trainer(f"{folder}/zero3", deepspeed_config=divided)
-    tensors = checksums.replicated(trainer.engine, nn.BatchNorm1d(3))
+    task = trainer.task
+    task.frozen = {"codebook": nn.BatchNorm1d(3)}
+    tensors = checksums.replicated(trainer.engine)
     checksums.check_equal(trainer.world, tensors, 0, 0)
-    trainer.codebook = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    trainer.codebook.weight.fill_(float(trainer.world.rank))
+    task.frozen = {"codebook": nn.Linear(2, 2, bias=False).requires_grad_(False)}
+    task.frozen["codebook"].weight.fill_(float(trainer.world.rank))
     with pytest.raises(DesyncError, match=r"^at the start rank 0 .* in 'codebook.weight' \(1 of 1 tensors differ\)"):
         trainer.fit()
     assert toy_trainer(f"{folder}/persistent", deepspeed_config="zero3", checksum_every_steps=2).fit() == 0, "small parameters, which it keeps whole"

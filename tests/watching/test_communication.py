@@ -11,7 +11,7 @@ import torch.distributed as dist
 from flava_ds.ranks import distributed
 from flava_ds.training.engine_config import shipped_settings
 from flava_ds.watching import communication
-from flava_ds.watching.communication import Call, CollectiveLog, contrastive_payloads, payloads, sent, step_payloads
+from flava_ds.watching.communication import Call, CollectiveLog, payloads, sent, step_payloads
 
 RANKS, STEPS, BLOCK = 2, 36, 4
 WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
@@ -68,15 +68,20 @@ def measured_steps(folder: str) -> list[tuple]:
         overrides = ["--name", str(number), "--engine.deepspeed-config", str(path), "--training.total-steps", "1000", "--checkpoint.every-steps", "0"]
         overrides += ["--data.block-steps", str(BLOCK), "--logging.every-steps", "1000", "--logging.no-tensorboard"]
         trainer = build(resolve("flava_debug", overrides))
-        kinds = trainer.engine.module.parameter_kinds()
+        kinds = trainer.engine.module.users()
         sizes = {name: 4 * shape.numel() for name, shape in ((name, torch.Size(shape)) for name, shape in trainer.engine.shapes().items())}
         last = {kind: (samples, calls) for kind, samples, calls in communication.measure(trainer, STEPS)[BLOCK - 1 :: BLOCK]}
         for kind, (samples, calls) in last.items():
             used = sum(sizes[name] for name, of in kinds.items() if kind in of)
             theory = step_payloads(trainer, kind, samples)
             rows.append((number, kind, samples, calls, theory, used, sum(sizes[name] for name in kinds)))
-        trainer.metrics.close()
+        trainer.recorder.close()
     return rows
+
+
+def contrastive_payloads(global_batch: int, width: int) -> tuple[int, int, int]:
+    """Payloads in fp32: image features, text features, and three numbers per sample."""
+    return 4 * global_batch * width, 4 * global_batch * width, 4 * global_batch * 3
 
 
 @pytest.mark.distributed

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from sample_batches import tiny_config
 from test_engine import batches_of
 from test_trainer import toy_trainer
-from toy import Toy
+from toy import Toy, update_of
 
-from flava_ds.batch import Kind
-from flava_ds.watching.gradient_norms import GradientNorms, encoder_parameters
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind
+from flava_ds.watching.gradient_norms import GradientNorms
 
 
 def measured_against_autograd() -> tuple[dict, dict]:
@@ -15,12 +17,14 @@ def measured_against_autograd() -> tuple[dict, dict]:
     trainer = toy_trainer("unused", objective_gradient_norms_every=1)
     batch = batches_of(Kind.PAIR, 0, 1, 1)[0][0]
     denominators = {"mmm_text": torch.tensor(2.0), "itm": torch.tensor(4.0)}
-    found = trainer._gradient_norms.measure([batch], denominators, [None])
+    watch = next(watcher for watcher in trainer.watchers if isinstance(watcher, GradientNorms))
+    update = update_of(batches=[batch], denominators=denominators, gradients=[None])
+    found = watch.measure(update)
     module, expected = trainer.engine.module, {}
     for name in denominators:
         Toy.weights, kept = {k: v if k == name else 0.0 for k, v in Toy.weights.items()}, Toy.weights
         for encoder in ("image_encoder", "text_encoder", "multimodal_encoder"):
-            gradients = torch.autograd.grad(module(batch, denominators).loss, list(getattr(module, encoder).parameters()), allow_unused=True)
+            gradients = torch.autograd.grad(module("step", batch, denominators).loss, list(getattr(module, encoder).parameters()), allow_unused=True)
             expected[f"encoder_gradient_norm/{name}/{encoder}"] = float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
         Toy.weights = kept
         expected[f"gradient_norm/{name}"] = sum(value**2 for key, value in expected.items() if f"/{name}/" in key) ** 0.5
@@ -35,7 +39,7 @@ def test_norms_are_those_of_each_loss_alone_by_encoder(run_ranks, tmp_path, monk
 
 def norms(every: int, stage: int = 1) -> GradientNorms:
     engine = type("Engine", (), {"stage": stage, "world": type("World", (), {"is_main": True})})
-    return GradientNorms(engine, every)
+    return GradientNorms(engine, every, metrics=None)
 
 
 def test_every_kind_has_its_first_step_of_every_window_measured():
@@ -53,8 +57,8 @@ def test_zero3_is_refused_once(caplog, monkeypatch):
 
 
 def test_only_trainable_parameters_of_encoders_count():
-    module = Toy()
-    module.text_encoder.gain.requires_grad_(False)
-    found = encoder_parameters(module)
+    task = build_task(tiny_config())
+    task.model.text_encoder.final_norm.weight.requires_grad_(False)
+    found, all_of = task.encoders(), {name: len(list(part.parameters())) for name, part in task.model.named_children()}
     assert list(found) == ["image_encoder", "text_encoder", "multimodal_encoder"]
-    assert [len(group) for group in found.values()] == [6, 5, 6]
+    assert [all_of[name] - len(group) for name, group in found.items()] == [0, 1, 0]

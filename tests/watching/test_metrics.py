@@ -8,21 +8,24 @@ import logging
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from toy import toy_config
+from toy import Toy, toy_config, update_of
 
+from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import LoggingConfig
 from flava_ds.errors import UserError
 from flava_ds.ranks.distributed import log, start
+from flava_ds.training.task import StepOutput
+from flava_ds.training.watcher import Update
 from flava_ds.watching import metrics as metrics_module
 from flava_ds.watching import stragglers
 from flava_ds.watching.log_fields import field_of
-from flava_ds.watching.metrics import Metrics, StepResult, peak_memory
+from flava_ds.watching.metrics import Metrics, peak_memory
 
 PROGRESS = {"source_share/books": 0.5, "source_target/books": 0.4, "epoch/books": 0.1}
-NONE = torch.tensor(0)
 
 
 def config_in(folder):
@@ -31,8 +34,17 @@ def config_in(folder):
     return config
 
 
-def step(sums, counts, source="books", kind="text", **changes) -> StepResult:
-    return StepResult(**({"samples": 4, "flops": 1e6, "waited_s": 0.0, "skipped": {}} | changes), kind=kind, source=source, sums=sums, counts=counts)
+def update(sums, counts, read: ReadReport | None = None, **changes) -> Update:
+    """A step of four samples, its sums by micro-batch."""
+    outputs = [StepOutput(torch.tensor(0.0), own) for own in sums]
+    batch = Batch(kind="text", source="books", size=4, tensors={}, read=read or ReadReport())
+    return update_of(outputs=outputs, counts=counts, batches=[batch], **changes)
+
+
+def metrics_in(config, world, rate: float = 1e9, skipped: int = 0) -> Metrics:
+    """Metrics of the toy's run, without an engine that computes."""
+    engine = SimpleNamespace(module=Toy(), world=world, skipped=torch.tensor(skipped))
+    return Metrics(config, engine, rate, 0, lambda step: PROGRESS)
 
 
 class Time:
@@ -64,19 +76,23 @@ def two_lines(folder: str) -> tuple:
 def write_two_lines(folder: str) -> list[dict]:
     """Two steps in the first line, one in the second; sums differ by rank, counts are those of both. Rank 1 computes for long, then waits for data."""
     world = start(30)
-    metrics = Metrics(config_in(folder), world, gemm_rate=1e9, first_step=0)
+    metrics = metrics_in(config_in(folder), world)
     mine = 1.0 + world.rank
     stragglers.time = clock = Time()
     for _ in range(2):
-        metrics.clock.start()
+        metrics.heard(0, [])
         clock.now += 0.5 if world.rank == 1 else 0.25
         metrics.clock.stop()
         sums = [{"mlm/loss": torch.tensor(3.0 * mine), "mlm/correct": torch.tensor(mine)}, {"mlm/loss": torch.tensor(1.0), "mlm/correct": torch.tensor(0.0)}]
-        metrics.add(step(sums, {"mlm": 10}, skipped=Counter({"truncated": world.rank}), tokens=90, cut_tokens=20 * world.rank))
+        read = ReadReport(tokens=90, cut_tokens=20 * world.rank, skipped=Counter({"truncated": world.rank}))
+        metrics.after_update(update(sums, {"mlm": 10}, read))
     metrics.add_gradient_norms({"gradient_norm/mlm": torch.tensor(2.5)})
-    first = metrics.write(1, 0.1, torch.tensor(0.5), NONE, PROGRESS)
-    metrics.add(step([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, "photos", "image", waited_s=0.01 + world.rank, skipped={"undecodable": 1}))
-    second = metrics.write(2, 0.1, torch.tensor(float("nan")), torch.tensor(3), PROGRESS)
+    first = metrics.write(update_of(step=1))
+    photos = {"source": "photos", "kind": "image", "waited_s": 0.01 + world.rank}
+    read = ReadReport(skipped={"undecodable": 1})
+    metrics.after_update(update([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, read, **photos))
+    metrics.engine.skipped = torch.tensor(3)
+    second = metrics.write(update_of(step=2, grad_norm=torch.tensor(float("nan")), **photos))
     metrics.close()
     return [first, second]
 
@@ -109,12 +125,12 @@ def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
 
 def paused_rate(folder: str) -> float:
     metrics_module.time = clock = Time()
-    metrics = Metrics(config_in(folder), start(30), gemm_rate=1e9, first_step=0)
+    metrics = metrics_in(config_in(folder), start(30))
     with metrics.paused():
         clock.now += 60.0
     clock.now += 0.5
-    metrics.add(step([], {}))
-    record = metrics.write(0, 0.1, torch.tensor(0.5), NONE, {})
+    metrics.after_update(update([], {}))
+    record = metrics.write(update_of())
     assert not any(key.startswith(("slowest", "rank_seconds")) for key in record), "one rank waits for nobody"
     assert all(value is not None and (not isinstance(value, float) or math.isfinite(value)) for value in record.values())
     return record["seconds_per_step"]
@@ -136,12 +152,12 @@ def test_peak_memory_of_a_process_is_what_the_system_counts():
 def said_of_logs(folder: str) -> list[str]:
     """What is said when a file of the logs cannot be written, in the middle of a run and at its start."""
     config, world, said = config_in(Path(folder)), start(60), []
-    metrics = Metrics(config, world, 1e12, 0)
-    metrics.add(step([], {"mlm": 1}))
+    metrics = metrics_in(config, world)
+    metrics.after_update(update([], {"mlm": 1}))
     (config.run_path / "metrics.prom").mkdir()
     (config.run_path / "log.jsonl").unlink()
     (config.run_path / "log.jsonl").mkdir()
-    for write in (lambda: metrics.write(0, 0.1, NONE, NONE, PROGRESS), lambda: Metrics(config, world, 1e12, 0)):
+    for write in (lambda: metrics.write(update_of()), lambda: metrics_in(config, world)):
         try:
             write()
         except UserError as error:

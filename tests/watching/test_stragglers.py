@@ -8,9 +8,9 @@ from sample_batches import denominators, make_batch, tiny_config
 from test_metrics import Time
 from torch import nn
 
-from flava_ds.batch import Kind
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind
 from flava_ds.objectives import global_contrastive
-from flava_ds.training.pretraining import build_pretraining
 from flava_ds.watching import stragglers
 from flava_ds.watching.stragglers import Slowest, StepClock, StragglerWatch, find_slowest
 
@@ -41,7 +41,7 @@ def test_the_clock_runs_until_the_first_forward_pass_ends(passing):
 
 def test_the_clock_stops_before_contrastive_features_are_gathered(passing, monkeypatch):
     config = tiny_config()
-    module, batch, clock = build_pretraining(config), make_batch(Kind.PAIR, config), StepClock(torch.device("cpu"))
+    module, batch, clock = build_task(config), make_batch(Kind.PAIR, config), StepClock(torch.device("cpu"))
     original = global_contrastive.info_nce
 
     def slow_gather(*arguments):
@@ -52,7 +52,7 @@ def test_the_clock_stops_before_contrastive_features_are_gathered(passing, monke
     clock.watch(module)
     clock.start()
     passing.now += 2.0
-    module(batch, denominators(module, batch))
+    module("step", batch, denominators(module, batch))
     assert passing.now == 62.0 and clock.take() == 2.0
 
 

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flava_ds.config import ImageEncoderConfig
+from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flava_ds.batch import MASKED_VIEWS, Batch, Packed, SequenceLayout, View
-from flava_ds.config import ModelConfig
+from flava_ds.batch import Batch, Packed
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.multimodal_encoder import MultimodalEncoder
 from flava_ds.families.flava.text_encoder import TextEncoder
+from flava_ds.families.flava.views import (
+    FUSED_FROM,
+    IMAGE_VIEWS,
+    MASKED_VIEWS,
+    TEXT_VIEWS,
+    SequenceLayout,
+    View,
+    image_patch_rows,
+    is_share,
+    side_of,
+)
 from flava_ds.layers.transformer import Encoded, at_least_fp32
 
 CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
 """Prefixes of what only the contrastive objective uses."""
-
-
-FUSED_FROM = {View.MULTIMODAL: (View.IMAGE, View.TEXT), View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED)}
-"""The views that each fused view is made of."""
 
 
 class Flava(nn.Module):
@@ -30,7 +36,7 @@ class Flava(nn.Module):
     Source: paper, section 3; docs/architecture.md lists the choices where the paper is silent.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: FlavaConfig):
         super().__init__()
         self.config = config
         self.image_encoder = ImageEncoder(config.image, pooler=config.poolers)
@@ -42,58 +48,88 @@ class Flava(nn.Module):
         self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init]))
 
-    def layout(self, batch: Batch) -> SequenceLayout:
-        """Returns the positions in the fused sequences of a pair batch."""
-        return SequenceLayout(self.config.image.num_patches, batch.cu_seqlens, batch.max_seqlen)
+    def layout(self, batch: Batch, view: View) -> SequenceLayout:
+        """Returns the positions in the fused sequences of a pair batch, clean or masked."""
+        side = side_of(batch, view)
+        return SequenceLayout(self.config.image.num_patches, side.cu_seqlens, side.max_seqlen)
 
     def encode(self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None) -> dict[View, Encoded]:
         """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call.
 
-        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block finishes only them. A view
-        that the fused encoder reads is always whole. Where only a share of the batch is masked, clean and masked views are two packed calls.
+        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block finishes
+        only them. A view that the fused encoder reads is always whole. Where only a share of the batch is masked, clean
+        and masked views are two packed calls.
         """
-        if batch.masked is not None:
-            whole, masked = set(views) - MASKED_VIEWS, MASKED_VIEWS.intersection(views)
-            return self.encode(dataclasses.replace(batch, masked=None), whole, reads) | self.encode(batch.masked, masked, reads)
         wanted, keep = set(views), dict(reads or {})
         for fused, below in FUSED_FROM.items():
             if fused in wanted:
                 wanted |= set(below)
                 keep |= dict.fromkeys(below)
+        calls = [wanted - MASKED_VIEWS, wanted & MASKED_VIEWS] if is_share(batch) else [wanted]
         encoded: dict[View, Encoded] = {}
-        image_views = [view for view in (View.IMAGE, View.IMAGE_MASKED) if view in wanted]
+        for together in calls:
+            encoded |= self._encode(batch, together, keep)
+        return encoded
+
+    def _encode(self, batch: Batch, wanted: set[View], keep: Mapping[View, Tensor | None]) -> dict[View, Encoded]:
+        """Computes views that share their packed calls: all of a batch, or its clean or its masked side."""
+        encoded: dict[View, Encoded] = {}
+        image_views = [view for view in IMAGE_VIEWS if view in wanted]
         if image_views:
-            mask = batch.bool_masked_pos if View.IMAGE_MASKED in wanted else None
-            outputs = self.image_encoder(batch.pixel_values, mask, clean=View.IMAGE in wanted, keep=[keep.get(view) for view in image_views])
+            side = side_of(batch, image_views[0])
+            mask = side.bool_masked_pos if View.IMAGE_MASKED in wanted else None
+            kept = [keep.get(view) for view in image_views]
+            outputs = self.image_encoder(side.pixel_values, mask, clean=View.IMAGE in wanted, keep=kept)
             encoded |= zip(image_views, outputs, strict=True)
-        text_views = [view for view in (View.TEXT, View.TEXT_MASKED) if view in wanted]
+        text_views = [view for view in TEXT_VIEWS if view in wanted]
         if text_views:
-            versions = [batch.input_ids if view is View.TEXT else batch.input_ids_masked for view in text_views]
-            outputs = self.text_encoder(versions, batch.cu_seqlens, batch.max_seqlen, keep=[keep.get(view) for view in text_views])
+            side = side_of(batch, text_views[0])
+            versions = [side.input_ids if view == View.TEXT else side.masked_ids for view in text_views]
+            kept = [keep.get(view) for view in text_views]
+            outputs = self.text_encoder(versions, side.cu_seqlens, side.max_seqlen, keep=kept)
             encoded |= zip(text_views, outputs, strict=True)
         for fused, (image, text) in FUSED_FROM.items():
             if fused in wanted:
-                encoded[fused] = self.fuse(encoded[image].packed, encoded[text].packed, self.layout(batch), keep=keep.get(fused))
+                layout = self.layout(batch, fused)
+                packed = encoded[image].packed, encoded[text].packed
+                encoded[fused] = self.fuse(*packed, layout, keep=keep.get(fused))
         return encoded
 
     def fuse(self, image: Packed, text: Packed, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:
         """Projects the encoders' states, taken before their final LayerNorm, and encodes them together."""
-        return self.multimodal_encoder(self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden), layout, keep=keep)
+        image_hidden, text_hidden = self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden)
+        return self.multimodal_encoder(image_hidden, text_hidden, layout, keep=keep)
 
     def first_rows(self, view: View, batch: Batch) -> Tensor:
-        """Returns the row of each sequence's CLS in a view's packed output: [b]."""
-        if view in (View.IMAGE, View.IMAGE_MASKED):
-            return torch.arange(batch.size, device=batch.pixel_values.device) * (1 + self.config.image.num_patches)
-        cu_seqlens = batch.cu_seqlens if view in (View.TEXT, View.TEXT_MASKED) else self.layout(batch).cu_seqlens
+        """Returns the row of each sequence's CLS in a view's packed output: [b], or [m] of a masked share."""
+        if view in IMAGE_VIEWS:
+            rows = torch.arange(side_of(batch, view).size, device=batch["pixel_values"].device)
+            return rows * (1 + self.config.image.num_patches)
+        text = view in TEXT_VIEWS
+        cu_seqlens = side_of(batch, view).cu_seqlens if text else self.layout(batch, view).cu_seqlens
         return cu_seqlens[:-1].long()
 
-    def image_embeddings(self, encoded: Encoded) -> Tensor:
-        """Projects each image's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
-        return F.normalize(at_least_fp32(self.image_projection(encoded.first())), dim=-1)
+    def patch_rows(self, view: View, patches: Tensor, batch: Batch) -> Tensor:
+        """Returns the rows of flat patch indices into [b n] in a view's packed output: [k] -> [k]."""
+        if view in IMAGE_VIEWS:
+            return image_patch_rows(patches, self.config.image.num_patches)
+        return self.layout(batch, view).patch_rows(patches)
 
-    def text_embeddings(self, encoded: Encoded) -> Tensor:
-        """Projects each text's CLS into the contrastive space, L2-normalised in fp32 or better: [b r]."""
-        return F.normalize(at_least_fp32(self.text_projection(encoded.first())), dim=-1)
+    def token_rows(self, view: View, tokens: Tensor, batch: Batch) -> Tensor:
+        """Returns the rows of packed tokens in a view's packed output: [k] -> [k]."""
+        return tokens if view in TEXT_VIEWS else self.layout(batch, view).text_rows(tokens)
+
+    def embedding_rows(self, batch: Batch) -> dict[View, Tensor]:
+        """Returns the rows from which the contrastive embeddings are made: both clean CLS."""
+        return {view: self.first_rows(view, batch) for view in (View.IMAGE, View.TEXT)}
+
+    def image_embeddings(self, first: Tensor) -> Tensor:
+        """Projects images' CLS into the contrastive space, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.image_projection(first)), dim=-1)
+
+    def text_embeddings(self, first: Tensor) -> Tensor:
+        """Projects texts' CLS into the contrastive space, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.text_projection(first)), dim=-1)
 
     def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
         """Names of the parameters that get a gradient when `view` does.
@@ -105,9 +141,9 @@ class Flava(nn.Module):
             image, text = FUSED_FROM[view]
             below = self.parameters_of(image, read_directly=False) | self.parameters_of(text, read_directly=False)
             return below | self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
-        encoder = "image_encoder." if view in (View.IMAGE, View.IMAGE_MASKED) else "text_encoder."
+        encoder = "image_encoder." if view in IMAGE_VIEWS else "text_encoder."
         unused = () if read_directly else (encoder + "final_norm.",)
-        if view is View.IMAGE:
+        if view == View.IMAGE:
             unused += ("image_encoder.mask_token",)
         return {name for name in self._trainable(encoder) if not name.startswith(unused or "\0")}
 

@@ -6,8 +6,8 @@ import torch
 from flava_kernels.fusing import fuse_sequences
 from torch import Tensor, nn
 
-from flava_ds.batch import SequenceLayout
-from flava_ds.config import MultimodalEncoderConfig
+from flava_ds.families.flava.config import MultimodalEncoderConfig
+from flava_ds.families.flava.views import SequenceLayout
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 

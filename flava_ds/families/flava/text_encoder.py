@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flava_ds.config import TextEncoderConfig
+from flava_ds.families.flava.config import TextEncoderConfig
 from flava_ds.layers.fused import LayerNorm, ResidualLayerNorm
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from flava_ds.errors import CheckpointError
-from flava_ds.training.optimizers import MOMENTS
 
 if TYPE_CHECKING:
     from flava_ds.training.engine import Engine
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 class Fragment:
     """Elements `start` .. `start` + `numel` of a parameter, counted in the flattened whole.
 
-    `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the moments of the optimizer.
+    `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the moments of the optimizer and
+    what else it keeps of the same shape.
     `replicated` says that every rank holds the same elements.
     """
 
@@ -63,7 +63,7 @@ def held(engine: Engine) -> Iterator[Fragment]:
     names, replicated = _names(engine), engine.stage == 0
     for slot in _slots(engine):
         state = engine.optimizer.create_state(slot.flat)
-        flats = {"weight": slot.flat.detach().view(-1), **{key: state[key].view(-1) for key in MOMENTS}}
+        flats = {"weight": slot.flat.detach().view(-1), **{key: state[key].view(-1) for key in engine.optimizer.kept}}
         for piece in slot.pieces:
             tensors = {key: flat.narrow(0, piece.offset, piece.numel) for key, flat in flats.items()}
             yield Fragment(names[piece.parameter], piece.start, tensors, replicated)

@@ -1,0 +1,105 @@
+"""Saves a run when that is due, and takes a diverged one back: the watcher between the trainer and the saver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flava_ds.checkpoints import rollback
+from flava_ds.checkpoints.saver import Saver
+from flava_ds.config import Config
+from flava_ds.errors import UserError
+from flava_ds.ranks.distributed import log
+from flava_ds.training.engine import Engine
+from flava_ds.training.trainer import Loader, is_due
+from flava_ds.training.watcher import DivergedError, Note, Watcher
+from flava_ds.watching.metrics import Metrics
+from flava_ds.watching.spikes import SpikeWatch
+
+
+class CheckpointKeeper(Watcher):
+    """Writes checkpoints by steps, by minutes, at a stop and at the end."""
+
+    def __init__(self, engine: Engine, config: Config, loader: Loader, metrics: Metrics, spikes: SpikeWatch, first_step: int) -> None:
+        self.engine, self.config, self.loader = engine, config, loader
+        self.metrics, self.spikes = metrics, spikes
+        self.saver = Saver(engine, config, first_step)
+        self._saved_at, self._saved_s, self._asked = first_step, time.monotonic(), False
+        self._logged: dict[str, Any] = {}
+
+    def note(self) -> Note:
+        return Note(saving=int(self.saver.status), save=self._minutes_are_over())
+
+    def heard(self, step: int, notes: Sequence[Note]) -> None:
+        self.saver.observe([note.saving for note in notes])
+        self._asked = any(note.save for note in notes)
+
+    def on_record(self, step: int, record: Mapping[str, Any]) -> None:
+        self._logged |= record
+
+    def after_step(self, step: int, *, stopping: bool) -> None:
+        if not stopping and (self._asked or is_due(step + 1, self.config.checkpoint.every_steps)):
+            self.save(step + 1)
+
+    def on_end(self, steps: int, *, stopped: bool) -> None:
+        self.save(steps, last=True)
+
+    def save(self, step: int, last: bool = False) -> None:
+        """Saves the state after `step` updates, once; waits until it is written when it is the `last`."""
+        with self.metrics.paused():
+            if step > self._saved_at:
+                self.spikes.look()
+                self.saver.save(step, self.loader.state(step), self._metric(), self.spikes.state())
+                self._saved_at, self._saved_s = step, time.monotonic()
+            if last:
+                self.saver.finish()
+
+    def go_back(self, diverged: DivergedError) -> int:
+        """Goes back to the last good checkpoint, jumps the data up to the step at which the run was found to diverge,
+        and returns the checkpoint's step.
+
+        Raises: UserError on all ranks when there is none, or the run has gone back often enough.
+        """
+        self.saver.finish()
+        done, most = self.spikes.rollbacks, self.config.training.max_rollbacks
+        resumed = rollback.go_back(self.engine, self.config) if done < most else None
+        if resumed is None:
+            often = ""
+            if most:
+                spent = f"it has gone back {done} times (training.max_rollbacks); "
+                often = spent if done >= most else "there is no good checkpoint; "
+            raise UserError(
+                f"{diverged}; {often}lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}"
+            ).everywhere()
+        self.loader.go_back(resumed.step, diverged.step + 1)
+        self.spikes.set_state(resumed.spikes)
+        self.spikes.rollbacks = done + 1
+        self.metrics.go_back(resumed.step, {"at": diverged.step, "to": resumed.step, "reason": str(diverged)})
+        self._saved_at = self.saver.published = resumed.step
+        log.warning(
+            "%s; back to step %d, without the data of the steps since: rollback %d of %d",
+            diverged, resumed.step, done + 1, most,
+        )  # fmt: skip
+        return resumed.step
+
+    def _metric(self) -> dict[str, Any] | None:
+        """Returns what checkpoint.keep_best compares: the last value in the log."""
+        name = self.config.checkpoint.best_metric
+        if name and name not in self._logged and self.engine.world.is_main:
+            seen = ", ".join(sorted(self._logged)) or "no numbers yet"
+            log.warning("checkpoint.best_metric '%s' is not in the log so far, which has %s", name, seen)
+        if name not in self._logged:
+            return None
+        return {"name": name, "value": self._logged[name], "step": self._logged["step"]}
+
+    def _minutes_are_over(self) -> bool:
+        """Tells, by rank 0's clock, whether checkpoint.every_minutes have passed since the last save."""
+        minutes = self.config.checkpoint.every_minutes
+        return self.engine.world.is_main and 0 < minutes <= (time.monotonic() - self._saved_s) / 60
+
+    def _where_to_continue(self) -> str:
+        """Names the checkpoint that a next run would start from."""
+        if not self.saver.published:
+            return "there is no checkpoint yet"
+        return f"the same command goes on from step {self.saver.published} under {self.config.run_path}"

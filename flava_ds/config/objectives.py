@@ -1,0 +1,44 @@
+"""What every objective's configuration has. The rest stands in the objective's own file under flava_ds/objectives/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flava_ds.config.variants import Variant
+
+BUILT_IN = {
+    "global_contrastive": "flava_ds.objectives.global_contrastive:GlobalContrastiveConfig",
+    "mim": "flava_ds.objectives.masked_image:MaskedImageConfig",
+    "mlm": "flava_ds.objectives.masked_text:MaskedTextConfig",
+    "mmm_image": "flava_ds.objectives.masked_image:MultimodalMaskedImageConfig",
+    "mmm_text": "flava_ds.objectives.masked_text:MultimodalMaskedTextConfig",
+    "itm": "flava_ds.objectives.itm:ImageTextMatchingConfig",
+}
+"""The objectives that come with the package, by the tag that a configuration names them with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Variant, built_in=BUILT_IN):
+    """One objective of a run. A weight of 0 removes it with its head and its forward pass."""
+
+    kinds: ClassVar[frozenset[str]]
+    """The kinds of step that it takes part in."""
+    predicts_codes: ClassVar[bool] = False
+    """Whether its targets are an image codebook's indices."""
+
+    weight: float = 1.0
+    """Factor of the objective's mean in the loss."""
+
+    def build(self, config: Any) -> Any:
+        """Builds the objective with its head for the model of `config`, a Config."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how its objective is built")
+
+    def check(self, where: str, config: Any) -> None:
+        """Raises ConfigError for settings that cannot work in `config`; `where` is the objective's place, for messages."""
+
+
+def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
+    """Returns the objectives of positive weight."""
+    return {name: objective for name, objective in objectives.items() if objective.weight > 0}

@@ -1,0 +1,89 @@
+"""What batches of FLAVA's kinds contain: pictures and texts, and the masks, labels and mismatches of its objectives."""
+
+from __future__ import annotations
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.config.objectives import in_use
+from flava_ds.data.plan import BatchPlan, Corruption
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import ConfigError
+from flava_ds.families.flava.views import Kind
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.itm import ImageTextMatchingConfig, MatchLabels
+from flava_ds.objectives.masked_image import (
+    CodebookTargets,
+    MaskedImageConfig,
+    MultimodalMaskedImageConfig,
+    PatchMask,
+)
+from flava_ds.objectives.masked_text import MaskedTextConfig, MultimodalMaskedTextConfig, TokenMask
+
+MASKS = {
+    Kind.PAIR: (MultimodalMaskedImageConfig, MultimodalMaskedTextConfig),
+    Kind.IMAGE: (MaskedImageConfig, None),
+    Kind.TEXT: (None, MaskedTextConfig),
+}
+"""Whose masks the masked views of a kind have."""
+
+
+def plan(config: Config, source: SourceConfig) -> BatchPlan:
+    """Plans the batches of `source`.
+
+    The fused pass of a pair sees a masked image and a masked text whenever one of its objectives (MMM, ITM) is in use,
+    so both masks are drawn then, by the settings of MMM or, where a run leaves one out, by its defaults.
+
+    Raises: ConfigError when the vocabulary is larger than the embedding table.
+    """
+    kind, used = Kind(source.kind), in_use(config.objectives)
+    active = [own for own in used.values() if kind in own.kinds and not isinstance(own, GlobalContrastiveConfig)]
+    image_mask, text_mask = (_mask_of(config, kind, variant, bool(active)) for variant in MASKS[kind])
+    matching = next((o for o in active if isinstance(o, ImageTextMatchingConfig)), None)
+    predicted = any(isinstance(objective, MaskedImageConfig) for objective in active)
+    views, corruptions = {}, []
+    if kind != Kind.TEXT:
+        views, targets = _pictures(config, source, predicted)
+        if image_mask is not None:
+            corruptions += [*targets, PatchMask(config.model.image.grid_size, image_mask)]
+    tokenizer = load_tokenizer(config) if kind != Kind.IMAGE else None
+    if text_mask is not None:
+        corruptions.append(TokenMask(text_mask, tokenizer))
+    if matching is not None:
+        corruptions.append(MatchLabels())
+    return BatchPlan(
+        kind=kind,
+        views=views,
+        tokenizer=tokenizer,
+        max_tokens=0 if tokenizer is None else source.max_tokens,
+        mismatch_probability=0.0 if matching is None else matching.mismatch_probability,
+        masked_share=source.masked_share if kind == Kind.PAIR and active else 1.0,
+        corruptions=tuple(corruptions),
+        stored_codes=config.model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
+    )
+
+
+def load_tokenizer(config: Config) -> WordPieceTokenizer:
+    """Loads the vocabulary. Raises: ConfigError when it is larger than model.text.vocab_size."""
+    tokenizer, most = WordPieceTokenizer(config.data.vocabulary), config.model.text.vocab_size
+    if tokenizer.vocab_size > most:
+        raise ConfigError(f"model.text.vocab_size {most} is smaller than the {tokenizer.vocab_size} entries of {tokenizer.file}; raise it")
+    return tokenizer
+
+
+def _mask_of(config: Config, kind: Kind, variant: type | None, wanted: bool):
+    """Returns the settings by which one side of a kind is masked; None where it is not."""
+    if variant is None or not wanted:
+        return None
+    return next((own for own in config.objectives.values() if type(own) is variant), variant())
+
+
+def _pictures(config: Config, source: SourceConfig, predicted: bool) -> tuple[dict[str, int], list[Corruption]]:
+    """Returns the views of a picture, and what passes on the targets of masked patches."""
+    size, codebook_size = config.model.image.image_size, config.codebook.image_size
+    views = {"pixel_values": size}
+    if source.image_codes_key:
+        return views, [CodebookTargets(None)]
+    if not predicted:
+        return views, []
+    if size == codebook_size:
+        return views, [CodebookTargets("pixel_values")]
+    return {**views, "codebook_pixel_values": codebook_size}, [CodebookTargets("codebook_pixel_values")]

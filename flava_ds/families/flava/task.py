@@ -1,0 +1,108 @@
+"""FLAVA with its objectives: how it is built, the codes that its masked patches predict, and the work of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.config.objectives import in_use
+from flava_ds.families.flava.model import Flava, initialize
+from flava_ds.families.flava.views import Kind, is_share
+from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.training.task import Pass, Task, recompute_activations
+
+CODEBOOK = "codebook"
+
+
+class FlavaTask(Task):
+    """FLAVA and its objectives; `frozen["codebook"]` makes the targets of masked patches where the data has none."""
+
+    def __init__(self, config: Config) -> None:
+        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        super().__init__(Flava(config.model), objectives)
+        self.config = config
+
+    def complete(self, batch: Batch) -> Batch:
+        """Adds `image_codes` [m n], the codebook's indices, to a batch that brings the codebook's pixels."""
+        batch = super().complete(batch)
+        if "codebook_pixel_values" not in batch or CODEBOOK not in self.frozen:
+            return batch
+        with torch.no_grad():
+            return batch.having(image_codes=self.frozen[CODEBOOK].encode(batch["codebook_pixel_values"]))
+
+    def passes(self, batch: Batch) -> Iterator[Pass]:
+        """Lists what a batch costs; lookups, norms and losses are left out, and so is the codebook."""
+        if batch.kind == Kind.PAIR:
+            yield from self._clean_pair(batch)
+            yield from self._masked_pair(batch)
+        elif batch.kind == Kind.IMAGE:
+            image, rows = self.config.model.image, _count(batch, "mim_rows")
+            yield self._patches(batch.size)
+            yield Pass("image_encoder", encoder_flops(image, self._image_lengths(batch.size), rows))
+            yield Pass("mim", rows * head_flops(image.hidden_size, self.config.codebook.vocab_size))
+        else:
+            text, rows = self.config.model.text, _count(batch, "mlm_rows")
+            yield Pass("text_encoder", encoder_flops(text, _lengths(batch, "cu_seqlens"), rows))
+            yield Pass("mlm", rows * head_flops(text.hidden_size, text.vocab_size))
+
+    def _clean_pair(self, batch: Batch) -> Iterator[Pass]:
+        """The patches of a pair batch, embedded once for both versions, and the contrastive loss's passes."""
+        model = self.config.model
+        yield self._patches(batch.size)
+        if "global_contrastive" in self.objectives:
+            yield Pass("image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size))
+            yield Pass("text_encoder", encoder_flops(model.text, _lengths(batch, "cu_seqlens"), batch.size))
+            widths = model.image.hidden_size + model.text.hidden_size
+            yield Pass("projections", 2 * batch.size * model.projection_dim * widths)
+
+    def _masked_pair(self, batch: Batch) -> Iterator[Pass]:
+        """The masked and fused passes of a pair batch, or of the share that is masked, whose patches are embedded again."""
+        with_image, with_text, with_matching = (name in self.objectives for name in ("mmm_image", "mmm_text", "itm"))
+        if not (with_image or with_text or with_matching):
+            return
+        model, share = self.config.model, is_share(batch)
+        size = batch["masked_samples"].shape[0] if share else batch.size
+        images, texts = self._image_lengths(size), _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens")
+        patches, tokens = _count(batch, "mim_rows"), _count(batch, "mlm_rows")
+        fused = model.multimodal.hidden_size
+        if share:
+            yield self._patches(size)
+        yield Pass("image_encoder", encoder_flops(model.image, images))
+        yield Pass("text_encoder", encoder_flops(model.text, texts))
+        inputs = sum(images) * model.image.hidden_size + sum(texts) * model.text.hidden_size
+        yield Pass("to_multimodal", 2 * fused * inputs)
+        read = with_image * patches + with_text * tokens + with_matching * size
+        lengths = [1 + a + b for a, b in zip(images, texts, strict=True)]
+        yield Pass("multimodal_encoder", encoder_flops(model.multimodal, lengths, read))
+        yield Pass("mmm_image", with_image * patches * head_flops(fused, self.config.codebook.vocab_size))
+        yield Pass("mmm_text", with_text * tokens * head_flops(fused, model.text.vocab_size))
+        yield Pass("itm", with_matching * size * 2 * fused * (fused + 2))
+
+    def _patches(self, images: int) -> Pass:
+        image = self.config.model.image
+        weights = image.patch_size**2 * image.num_channels * image.hidden_size
+        return Pass("patch_embedding", 2 * images * image.num_patches * weights)
+
+    def _image_lengths(self, images: int) -> list[int]:
+        return [1 + self.config.model.image.num_patches] * images
+
+
+def _lengths(batch: Batch, name: str) -> list[int]:
+    return batch[name].diff().tolist()
+
+
+def _count(batch: Batch, name: str) -> int:
+    return batch[name].shape[0] if name in batch else 0
+
+
+def build_task(config: Config) -> FlavaTask:
+    """Builds FLAVA and its objectives, initialised from config.seed whatever the global generator holds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task = FlavaTask(config)
+        initialize(task, config.model.initializer_range)
+    recompute_activations(task, config.training.activation_checkpointing)
+    return task

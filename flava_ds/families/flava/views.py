@@ -1,0 +1,125 @@
+"""FLAVA's kinds of step, its views, and where things stand in its packed sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from flava_ds.batch import Batch
+
+
+class Kind(StrEnum):
+    """What one optimizer step trains on."""
+
+    IMAGE = "image"
+    TEXT = "text"
+    PAIR = "pair"
+
+
+class View(StrEnum):
+    """One encoder's output on one version of the input."""
+
+    IMAGE = "image"
+    IMAGE_MASKED = "image_masked"
+    TEXT = "text"
+    TEXT_MASKED = "text_masked"
+    MULTIMODAL = "multimodal"
+    MULTIMODAL_MASKED = "multimodal_masked"
+
+
+MASKED_VIEWS = frozenset({View.IMAGE_MASKED, View.TEXT_MASKED, View.MULTIMODAL_MASKED})
+IMAGE_VIEWS = (View.IMAGE, View.IMAGE_MASKED)
+TEXT_VIEWS = (View.TEXT, View.TEXT_MASKED)
+FUSED_FROM = {View.MULTIMODAL: (View.IMAGE, View.TEXT), View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED)}
+"""The views that each fused view is made of."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The samples that views of one side, clean or masked, are made from: all of a batch, or those that are masked.
+
+    Shapes:
+        pixel_values     [m c H W]  or None
+        bool_masked_pos  [m n]      or None
+        input_ids        [T]        clean; None where only the masked ids of a share were sent
+        masked_ids       [T]        or None
+        cu_seqlens       [m+1]      or None
+    """
+
+    size: int
+    pixel_values: Tensor | None
+    bool_masked_pos: Tensor | None
+    input_ids: Tensor | None
+    masked_ids: Tensor | None
+    cu_seqlens: Tensor | None
+    max_seqlen: int
+
+
+def is_share(batch: Batch) -> bool:
+    """Tells whether only a share of the batch's samples is masked."""
+    return "masked_samples" in batch
+
+
+def side_of(batch: Batch, view: str) -> Side:
+    """Returns the samples of a batch that `view` is made from."""
+    share = is_share(batch) and view in MASKED_VIEWS
+    pixels, size, prefix = batch.get("pixel_values"), batch.size, ""
+    if share:
+        rows, prefix = batch["masked_samples"], "masked_"
+        pixels, size = (None if pixels is None else pixels.index_select(0, rows)), rows.shape[0]
+    return Side(
+        size=size,
+        pixel_values=pixels,
+        bool_masked_pos=batch.get("bool_masked_pos"),
+        input_ids=None if share else batch.get("input_ids"),
+        masked_ids=batch.get("input_ids_masked"),
+        cu_seqlens=batch.get(f"{prefix}cu_seqlens"),
+        max_seqlen=batch.numbers.get(f"{prefix}max_seqlen", 0),
+    )
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Positions in the fused sequence [CLS_M | CLS_I, n patches | CLS_T, text] of each sample.
+
+    Shapes:
+        text_cu_seqlens  [b+1]  int32, of the packed text alone
+    """
+
+    num_patches: int
+    text_cu_seqlens: Tensor
+    text_max_seqlen: int
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the text of a sample: CLS_M, CLS_I and the patches."""
+        return 2 + self.num_patches
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Of the fused sequences: [b+1] int32."""
+        cu = self.text_cu_seqlens
+        return cu + self.prefix * torch.arange(cu.shape[0], device=cu.device, dtype=cu.dtype)
+
+    @property
+    def max_seqlen(self) -> int:
+        """The longest fused sequence."""
+        return self.prefix + self.text_max_seqlen
+
+    def patch_rows(self, patches: Tensor) -> Tensor:
+        """Fused rows of flat patch indices into [b n]: [k] -> [k]."""
+        sample = patches // self.num_patches
+        return self.cu_seqlens[sample].long() + 2 + patches % self.num_patches
+
+    def text_rows(self, tokens: Tensor) -> Tensor:
+        """Fused rows of packed text rows: [k] -> [k]."""
+        sample = torch.bucketize(tokens, self.text_cu_seqlens[1:].long(), right=True)
+        return tokens + self.prefix * (sample + 1)
+
+
+def image_patch_rows(patches: Tensor, num_patches: int) -> Tensor:
+    """Rows in packed image sequences [b*(1+n)] of flat patch indices into [b n]: [k] -> [k]."""
+    return patches + patches // num_patches + 1

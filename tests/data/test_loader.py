@@ -22,7 +22,7 @@ def flat(batches):
     """Joins a step's batches, in the order of the global batch, into comparable arrays."""
     joined = {"keys": sum((batch.keys for batch in batches), ())}
     for name in TENSORS:
-        values = [getattr(batch, name) for batch in batches]
+        values = [batch.get(name) for batch in batches]
         joined[name] = None if values[0] is None else torch.cat(values)
     return joined
 
@@ -113,7 +113,7 @@ def damaged(make_config, make_shard, tmp_path):
 def test_a_bad_sample_is_replaced_alike_on_every_split_and_counted(damaged):
     assert_equal(global_steps(elastic(damaged, 2, 2, 0), 2), global_steps(damaged, 1))
     batches = [batch for (batch,) in StepLoader(damaged)]
-    assert sum(batch.skipped.get("undecodable", 0) for batch in batches) >= 3
+    assert sum(batch.read.skipped.get("undecodable", 0) for batch in batches) >= 3
     assert all("000000007" not in batch.keys and len(batch.keys) == 8 for batch in batches)
 
 
@@ -137,7 +137,7 @@ def test_small_sources_are_announced_and_data_set_is_picklable(make_config, capl
     loader = StepLoader(make_config(training={"global_batch_size": 16}))
     assert "'images': 10 samples are fewer than its global batch of 16" in caplog.text
     again = pickle.loads(pickle.dumps(loader.readers[0]))
-    assert torch.equal(again.batch(np.arange(4)).pixel_values, loader.readers[0].batch(np.arange(4)).pixel_values)
+    assert torch.equal(again.batch(np.arange(4))["pixel_values"], loader.readers[0].batch(np.arange(4))["pixel_values"])
 
 
 def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make_config):

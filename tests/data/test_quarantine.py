@@ -37,7 +37,7 @@ def run(config, folder, rank=0, world_size=1, start=0):
 def test_each_is_listed_once_over_epochs_and_restarts(damaged, tmp_path, workers):
     config = replace(damaged, data=replace(damaged.data, num_workers=workers))
     batches = run(config, tmp_path)
-    assert sum(batch.skipped.get("undecodable", 0) for batch in batches) > 4
+    assert sum(batch.read.skipped.get("undecodable", 0) for batch in batches) > 4
     entries = read_quarantine(tmp_path)
     assert {entry["key"] for entry in entries} == set(BAD) and len(quarantine_file(tmp_path, 0).read_text().splitlines()) == 2
     for entry in entries:
@@ -45,7 +45,7 @@ def test_each_is_listed_once_over_epochs_and_restarts(damaged, tmp_path, workers
         with open(entry["shard"], "rb") as shard:
             shard.seek(entry["offset"])
             assert shard.read(10) == b"no picture"
-        first = next(step for step, batch in enumerate(batches) if any(found["key"] == entry["key"] for found in batch.unusable))
+        first = next(step for step, batch in enumerate(batches) if any(found["key"] == entry["key"] for found in batch.read.unusable))
         assert entry["step"] == first
     run(config, tmp_path, start=5)
     assert read_quarantine(tmp_path) == entries
@@ -60,8 +60,8 @@ def test_ranks_are_merged_and_the_list_changes_no_batch_but_spares_the_attempt(d
     config = replace(damaged, data=replace(damaged.data, sources=(listed,)))
     after = [run(config, tmp_path / "runs" / "y", rank, 2) for rank in range(2)]
     for ours, theirs in zip(sum(before, []), sum(after, []), strict=True):
-        assert ours.keys == theirs.keys and torch.equal(ours.pixel_values, theirs.pixel_values)
-        assert sum(ours.skipped.values()) == theirs.skipped.get("skip list", 0) and set(theirs.skipped) <= {"skip list"}
+        assert ours.keys == theirs.keys and torch.equal(ours["pixel_values"], theirs["pixel_values"])
+        assert sum(ours.read.skipped.values()) == theirs.read.skipped.get("skip list", 0) and set(theirs.read.skipped) <= {"skip list"}
     with pytest.raises(DataError, match="holds no list: the run met no unusable sample"):
         read_quarantine(tmp_path / "runs" / "y")
 

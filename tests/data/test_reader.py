@@ -27,7 +27,7 @@ def reader_of(make_config, make_shard, tmp_path):
             members.append((f"{number:03d}.json", json.dumps({} if value is None else {"captions": value}).encode()))
         make_shard("few/0.tar", members)
         config = make_config(data={"shuffle": shuffle}, training={"global_batch_size": global_batch})
-        config = replace(config, objectives=replace(config.objectives, itm=ImageTextMatchingConfig(mismatch_probability=probability)))
+        config = replace(config, objectives={**config.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=probability)})
         pairs = replace(config.data.sources[0], shards=str(tmp_path / "few"), max_skipped_share=1.0)
         return BatchReader(config, ShardSource(config, pairs))
 
@@ -38,7 +38,7 @@ def texts_of(reader, positions):
     """Reads a batch and its texts back."""
     batch = reader.batch(np.asarray(positions))
     cu = batch["cu_seqlens"].tolist()
-    return [reader.collator.tokenizer.decode(batch["input_ids"][a:b].tolist()) for a, b in zip(cu, cu[1:], strict=False)], batch
+    return [reader.collator.plan.tokenizer.decode(batch["input_ids"][a:b].tolist()) for a, b in zip(cu, cu[1:], strict=False)], batch
 
 
 def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothing_beyond_it(reader_of):
@@ -65,7 +65,7 @@ def test_what_is_borrowed_does_not_depend_on_the_micro_batch(reader_of, size):
     assert 0 < batch["itm_labels"].sum() < 6
     parts = [texts_of(reader, range(start, start + size)) for start in range(12, 18, size)]
     assert sum((texts for texts, _ in parts), []) == whole
-    assert sum((part.itm_labels.tolist() for _, part in parts), []) == batch["itm_labels"].tolist()
+    assert sum((part["itm_labels"].tolist() for _, part in parts), []) == batch["itm_labels"].tolist()
 
 
 def test_a_partner_lends_the_caption_that_it_draws_itself_in_this_epoch(reader_of):
@@ -86,35 +86,42 @@ def test_partners_without_a_caption_are_passed_over_and_counted_by_their_own_ran
     reader = reader_of(["red", None, None, "cat", None, None])
     for turn in range(10):
         texts, batch = texts_of(reader, [6 * turn])
-        assert texts == ["cat"] and batch.skipped == {}
-    assert texts_of(reader, range(6))[1].skipped["missing caption"] >= 4
+        assert texts == ["cat"] and batch.read.skipped == {}
+    assert texts_of(reader, range(6))[1].read.skipped["missing caption"] >= 4
 
 
 def test_pictures_of_partners_are_not_looked_at(reader_of):
     broken = reader_of(WORDS[:6], pictures=[picture(0), *[b"not a picture"] * 5])
     for turn in range(10):
         (text,), batch = texts_of(broken, [6 * turn])
-        assert text in WORDS[1:6] and batch.skipped == {}
+        assert text in WORDS[1:6] and batch.read.skipped == {}
 
 
 def test_after_sixteen_equal_captions_a_sample_stays_matched(reader_of):
     texts, batch = texts_of(reader_of(["red"] * 40 + ["cat"], global_batch=41), range(41))
     borrowed = texts[:40].count("cat")
     assert texts[40] == "red" and batch["itm_labels"].sum() == 40 - borrowed and 6 <= borrowed <= 26
-    assert texts_of(reader_of(["red"] * 6), range(6))[1].itm_labels.all()
-    assert texts_of(reader_of(["red", "cat"], global_batch=1), [0])[1].itm_labels.all()
+    assert texts_of(reader_of(["red"] * 6), range(6))[1]["itm_labels"].all()
+    assert texts_of(reader_of(["red", "cat"], global_batch=1), [0])[1]["itm_labels"].all()
+
+
+def masked_keys(batch) -> list[str]:
+    """Keys of the samples that the corruptions see."""
+    return [batch.keys[row] for row in batch["masked_samples"].tolist()]
 
 
 def test_a_masked_share_is_the_same_samples_on_any_number_of_ranks_and_only_those_are_mismatched(reader_of):
     reader = reader_of(WORDS, global_batch=12, probability=1.0)
-    reader.source.source = replace(reader.source.source, masked_share=0.25)
+    reader.plan = replace(reader.plan, masked_share=0.25)
     whole = reader.batch(np.arange(12))
     parts = [reader.batch(np.arange(start, start + 6)) for start in (0, 6)]
-    assert whole.masked.size == 3 and sum((part.masked.keys for part in parts), ()) == whole.masked.keys
-    assert [part.masked.size for part in parts] in ([1, 2], [2, 1])
-    assert "bool_masked_pos" not in whole and "input_ids_masked" not in whole and whole.masked.bool_masked_pos.shape[0] == 3
-    assert [key for key, label in zip(whole.keys, whole["itm_labels"].tolist(), strict=True) if not label] == list(whole.masked.keys)
-    assert not whole.masked.itm_labels.any() and len(whole["matched_rows"]) == 9
+    chosen = masked_keys(whole)
+    assert len(chosen) == 3 and sum((masked_keys(part) for part in parts), []) == chosen
+    assert [len(masked_keys(part)) for part in parts] in ([1, 2], [2, 1])
+    assert whole["bool_masked_pos"].shape[0] == 3 and len(whole["masked_cu_seqlens"]) == 4
+    matched = whole["matched_rows"].tolist()
+    assert [key for row, key in enumerate(whole.keys) if row not in matched] == chosen
+    assert not whole["itm_labels"].any() and len(whole["itm_labels"]) == 3 and len(matched) == 9
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.5, 0.75])
@@ -129,7 +136,13 @@ def test_any_neighbours_hold_their_part_of_the_masked_share(share):
 def test_the_masked_samples_of_a_share_are_masked_as_in_a_whole_batch(reader_of):
     reader = reader_of(WORDS, global_batch=12, probability=0.0)
     whole = reader.batch(np.arange(12))
-    reader.source.source = replace(reader.source.source, masked_share=0.5)
-    share = reader.batch(np.arange(12)).masked
-    rows = [whole.keys.index(key) for key in share.keys]
-    assert torch.equal(share["bool_masked_pos"], whole["bool_masked_pos"][rows]) and torch.equal(share["pixel_values"], whole["pixel_values"][rows])
+    reader.plan = replace(reader.plan, masked_share=0.5)
+    share = reader.batch(np.arange(12))
+    rows = share["masked_samples"].tolist()
+    assert len(rows) == 6 and torch.equal(share["bool_masked_pos"], whole["bool_masked_pos"][rows])
+    assert torch.equal(share["pixel_values"], whole["pixel_values"])
+    ends = whole["cu_seqlens"].tolist()
+    texts = [whole["input_ids_masked"][ends[row] : ends[row + 1]] for row in rows]
+    assert torch.equal(share["input_ids_masked"], torch.cat(texts))
+    assert share["masked_cu_seqlens"].diff().tolist() == [len(text) for text in texts]
+    assert share.numbers["masked_max_seqlen"] == max(len(text) for text in texts)

@@ -142,11 +142,10 @@ def test_listed_sample_is_replaced_counted_and_never_borrowed_from(build, form):
 
     reader.collator = keep
     keep.empty_views, keep.augment = plain.empty_views, plain.augment
-    keep.mismatch_probability, keep.image_mask = plain.mismatch_probability, plain.image_mask
     for step in range(10):
         batch = reader.batch(np.arange(6 * step, 6 * step + 6))
-        assert f"{LISTED:09d}" not in batch.keys and batch.size == 6 and set(batch.skipped) == {faults.SKIP_LIST}
-        skipped += batch.skipped[faults.SKIP_LIST]
+        assert f"{LISTED:09d}" not in batch.keys and batch.size == 6 and set(batch.read.skipped) == {faults.SKIP_LIST}
+        skipped += batch.read.skipped[faults.SKIP_LIST]
     assert len(captions) == 120 and caption(LISTED) not in captions and {caption(number) for number in range(6)} - {caption(LISTED)} == set(captions)
     assert skipped >= 10  # once in every epoch, and whenever a replacement draws it again
 

@@ -51,7 +51,7 @@ def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(m
     objective = model.module.objectives["mim"]
     with torch.no_grad():
         encoded = model.model.encode(batch, objective.needs)
-        guesses = objective.head.logits(encoded[objective.view].rows(objective.rows(model.model, batch))).argmax(-1)
+        guesses = objective.head.logits(encoded[objective.view].rows(objective.reads(model.model, batch)[objective.view])).argmax(-1)
     codes = batch["image_codes"].clone()
     codes.view(-1)[batch["mim_rows"]] = guesses
     assert rows[3][2].uri == uri_of_pixels(model.inputs.codebook.decode(codes)[3])

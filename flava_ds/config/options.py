@@ -7,62 +7,17 @@ import dataclasses
 import inspect
 import io
 import re
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from flava_ds.config.variants import NONE, Variant, choices, find, is_position, switched
+from flava_ds.config.bounds import described
+from flava_ds.config.field_docs import field_docs
+from flava_ds.config.places import Place, places
+from flava_ds.config.variants import NONE, Variant, find, switched
 from flava_ds.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
-
-
-class Place(NamedTuple):
-    """A value in the tree that the command line can set or exchange."""
-
-    option: str
-    """Its name without the dashes in front, e.g. 'data.shuffle-block-size'."""
-    path: tuple[str | int, ...]
-    """The fields, keys and positions that lead to it."""
-    base: type[Variant] | None
-    """The base of the variants that may stand there; None for a field."""
-    optional: bool
-    """Whether it may be empty (None)."""
-    value: Any
-
-    def choices(self) -> list[str]:
-        """Lists what the command line may put there."""
-        return [*choices(self.base), *([NONE] if self.optional else [])] if self.base else []
-
-
-def places(node: Any, hint: Any = None, path: tuple[str | int, ...] = ()) -> Iterator[Place]:
-    """Yields every field under a configuration, and every position of a variant before the fields of that variant."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    base = next((part for part in parts if is_position(part)), None)
-    entries = _entries(node, hint)
-    if path and (base is not None or entries is None):
-        yield Place(".".join(str(name).replace("_", "-") for name in path), path, base, type(None) in parts, node)
-    for name, below, value in entries or ():
-        yield from places(value, below, (*path, name))
-
-
-def _entries(node: Any, hint: Any) -> list[tuple[str | int, Any, Any]] | None:
-    """Lists name, annotation and value of what a section, a mapping or a tuple of sections holds; None for what is one option."""
-    arguments = typing.get_args(hint)
-    if dataclasses.is_dataclass(node):
-        hints = typing.get_type_hints(type(node))
-        return [(field.name, hints[field.name], getattr(node, field.name)) for field in dataclasses.fields(node)]
-    if typing.get_origin(hint) in (dict, Mapping) and (node or _is_section(arguments[1])):
-        return [(name, arguments[1], value) for name, value in node.items()]
-    if isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
-        return [(number, arguments[0], value) for number, value in enumerate(node)]
-    return None
-
-
-def _is_section(hint: Any) -> bool:
-    """Says whether an annotation asks for a dataclass or a variant."""
-    return any(dataclasses.is_dataclass(part) or is_position(part) for part in (hint, *typing.get_args(hint)))
 
 
 def option_names(node: Any) -> Iterator[str]:
@@ -166,11 +121,38 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
                 prog=prog,
                 description=describe_variants(default),
                 config=(tyro.conf.AvoidSubcommands,),  # an optional section has the options of what stands there
+                registry=_described_fields(),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(_one_line(complaint.getvalue())) from None
+
+
+def _described_fields() -> Any:
+    """Returns what has tyro show each field's meaning and bounds."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
+
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def section(info: Any) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.default) or isinstance(info.default, type):
+            return None
+        kind = type(info.default)
+        hints, meanings = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
+        fields = [
+            StructFieldSpec(
+                name=field.name,
+                type=hints[field.name],
+                default=getattr(info.default, field.name),
+                helptext=" ".join(filter(None, (meanings.get(field.name), described(hints[field.name])))) or None,
+            )
+            for field in dataclasses.fields(kind)
+        ]
+        return StructConstructorSpec(instantiate=kind, fields=tuple(fields))
+
+    return registry
 
 
 def describe_variants(default: Any) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from flava_ds.config.places import alternatives, plain
 from flava_ds.config.variants import choices, find, is_position, tag_of
 from flava_ds.errors import ConfigError, did_you_mean
 
@@ -28,6 +28,22 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
+def loads(text: str) -> Any:
+    """Reads JSON.
+
+    Raises: ValueError where it is none; ConfigError for a key that an object has twice, of which the first would be lost.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of its pairs."""
+    keys = [key for key, _ in pairs]
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise ConfigError(f"key '{twice[0]}' is there twice in one object; leave one")
+    return dict(pairs)
+
+
 def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
     """Builds dataclass `kind`, or the variant of it that the key 'type' names, from plain types, strictly.
 
@@ -40,38 +56,54 @@ def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
         if "type" not in data:
             raise ConfigError(f"key '{where}type' is missing; choose one of {', '.join(choices(kind))}")
         kind = find(kind, data.pop("type"), f"{where}type")
-    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    hints, fields = typing.get_type_hints(kind, include_extras=True), {field.name: field for field in dataclasses.fields(kind)}
     unknown = [key for key in data if key not in fields]
     if unknown:
         raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], fields)}")
     missing = [f.name for f in fields.values() if f.name not in data and f.default is f.default_factory is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"key '{where}{missing[0]}' is missing; it has no default")
-    return kind(**{key: _convert(hints[key], value, f"{where}{key}.") for key, value in data.items()})
+    return kind(**{key: convert(hints[key], value, f"{where}{key}.") for key, value in data.items()})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Turns a JSON value into what a field's annotation asks for."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Turns a JSON value into what a field's annotation asks for; `where` is the field's name with a dot behind it.
+
+    Raises: ConfigError for a value of another type.
+    """
+    parts = alternatives(hint)
+    if value is None and type(None) in parts:
+        return None
+    hint = plain(next(part for part in parts if part is not type(None)))
+    origin, arguments, name = typing.get_origin(hint), typing.get_args(hint), where.rstrip(".")
     if dataclasses.is_dataclass(hint) or is_position(hint):
         return from_dict(hint, value, where)
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
-            raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected an object with a value for each name")
-        return {name: _convert(arguments[1], entry, f"{where}{name}.") for name, entry in value.items()}
+            raise ConfigError(f"{name} is {value!r:.60}; expected an object with a value for each name")
+        return {key: convert(arguments[1], entry, f"{where}{key}.") for key, entry in value.items()}
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected a list")
-        item = arguments[0]
-        return tuple(_convert(item, entry, f"{where}{i}.") for i, entry in enumerate(value))
+        return _convert_entries(arguments, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{where.rstrip('.')} is {value!r}; choose one of {', '.join(map(repr, arguments))}")
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(repr, arguments))}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{name} is a number of {len(str(value))} digits, more than a float holds") from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where.rstrip('.')} is {value!r}; expected {hint.__name__}")
+        raise ConfigError(f"{name} is {value!r}; expected {hint.__name__}")
     return value
+
+
+def _convert_entries(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """Turns a list into a tuple whose entries have the annotations `hints`, or all the first one where `...` follows it."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected a list")
+    if Ellipsis in hints:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected {len(hints)} values")
+    return tuple(convert(hint, entry, f"{where}{i}.") for i, (hint, entry) in enumerate(zip(hints, value, strict=True)))

@@ -7,13 +7,14 @@ import math
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from flava_ds.config.bounds import AtLeast, AtMost, Below, Range, Steps, check_bounds, check_value
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, check_data, draws_nothing
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
-from flava_ds.config.strict_json import from_dict, to_dict
+from flava_ds.config.strict_json import from_dict, loads, to_dict
 from flava_ds.errors import ConfigError
 
 
@@ -21,26 +22,30 @@ from flava_ds.errors import ConfigError
 class TrainingConfig:
     """Length, batch and numerics of a run."""
 
-    total_steps: int = 214_286
+    total_steps: Annotated[int, AtLeast(1), AtMost(10**9)] = 214_286
     """Optimizer updates over all sources."""
-    global_batch_size: int = 8192
+    global_batch_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 8192
     """Samples of one optimizer step over all ranks; micro_batch_size = global_batch_size / (world size * gradient_accumulation_steps)."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, AtLeast(1), AtMost(2**16)] = 1
+    """Micro-steps whose gradients one optimizer step adds up."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     activation_checkpointing: bool = False
-    gradient_clipping: float = 0.0
+    gradient_clipping: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """Largest global norm; 0 clips nothing."""
     idle_parameters: Literal["frozen", "zeros"] = "frozen"
     """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them
     a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
-    stop_on_nonfinite: int = 10
+    stop_on_nonfinite: Annotated[int, AtLeast(1), AtMost(10**6)] = 10
     """After this many skipped updates in a row (loss or gradient norm not finite) the run goes back, or stops."""
-    spike_factor: float = 0.0
+    spike_factor: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """A loss more than this many times the running median of its step kind is a spike; 0 looks for none. The paper says nothing of spikes."""
-    spike_steps: int = 5
+    spike_steps: Annotated[int, AtLeast(1), AtMost(10**6)] = 5
     """After this many spikes of one step kind in a row the run goes back, or stops."""
-    max_rollbacks: int = 0
+    max_rollbacks: Annotated[int, AtLeast(0), AtMost(1000)] = 0
     """How often a run goes back to its last good checkpoint and jumps the data from there to where it diverged, before it stops; 0 stops at once."""
+
+
+Beta = Annotated[float, Range(0, 1, open_most=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +53,14 @@ class OptimizerConfig:
     """AdamW (paper, Table A.2)."""
 
     name: Literal["adamw", "deepspeed_fused_adam", "apex_fused_adam"] = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    lr: Annotated[float, AtLeast(0), AtMost(10)] = 1e-3
+    """The largest learning rate of the schedule."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """What the averages of gradients and of their squares keep at each update."""
+    eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-8
+    """Added to the square root of the second average."""
+    weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 0.1
+    """Share of the weights that an update subtracts, times the learning rate."""
     decay_norm_and_bias: bool = True
     """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and mask tokens and the logit scale."""
 
@@ -60,8 +69,10 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Linear warm-up, then cosine to min_lr at training.total_steps."""
 
-    warmup_steps: int = 10_000
-    min_lr: float = 0.0
+    warmup_steps: Steps = 10_000
+    """Optimizer steps over which the learning rate grows from 0 to optimizer.lr."""
+    min_lr: Annotated[float, AtLeast(0), AtMost(10)] = 0.0
+    """Learning rate at the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +81,7 @@ class EngineConfig:
 
     deepspeed_config: str = "zero1"
     """A name under ds_configs/ or the path of a DeepSpeed JSON; it must not set what the recipe owns."""
-    communication_timeout_s: int = 600
+    communication_timeout_s: Annotated[int, AtLeast(1), AtMost(7 * 86_400)] = 600
     """Seconds before a collective that a rank never joins ends the run; the ranks that wait name it."""
 
 
@@ -78,18 +89,19 @@ class EngineConfig:
 class CheckpointConfig:
     """When checkpoints are written and how many stay."""
 
-    every_steps: int = 1000
+    every_steps: Steps = 1000
     """0 writes none for the sake of steps; one is written at the end in any case."""
-    every_minutes: float = 0.0
+    every_minutes: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """Minutes since the last save, by rank 0's clock, after which one is due whatever the steps; 0 for never."""
     asynchronous: bool = True
     """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes per parameter of this rank's part."""
     directory: str | None = None
     """Where the checkpoints lie, in a folder of the run's name: a path, or a URL that fsspec reaches, e.g. s3://bucket/runs; by default the run's folder."""
-    keep_last: int = 2
-    keep_every: int = 0
+    keep_last: Annotated[int, AtLeast(1), AtMost(10**6)] = 2
+    """How many of the newest checkpoints stay."""
+    keep_every: Steps = 0
     """Checkpoints at multiples of this many steps stay; 0 for none."""
-    keep_best: int = 0
+    keep_best: Annotated[int, AtLeast(0), AtMost(10**6)] = 0
     """How many checkpoints with the lowest best_metric stay."""
     best_metric: str = ""
     """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the checkpoint; lower is better."""
@@ -102,24 +114,24 @@ class LoggingConfig:
     """Where numbers go, and what is watched. docs/observability.md explains every number."""
 
     run_directory: str = "runs"
-    every_steps: int = 10
-    """0 logs the last step only."""
+    every_steps: Steps = 10
+    """Steps between lines of the log; 0 logs the last step only."""
     tensorboard: bool = True
     wandb: bool = False
     """Also log to Weights & Biases (extra `wandb`); its variables apply, WANDB_MODE=offline among them."""
     wandb_project: str = "flava_ds"
     prometheus: bool = True
     """Keep the latest numbers in metrics.prom, for the textfile collector of Prometheus' node_exporter."""
-    objective_gradient_norms_every: int = 0
+    objective_gradient_norms_every: Steps = 0
     """Steps of a window, in which the first step of each kind measures each objective's gradient norm on every encoder; 0 never measures."""
-    straggler_lines: int = 3
+    straggler_lines: Annotated[int, AtLeast(0), AtMost(10**6)] = 3
     """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never warns."""
-    checksum_every_steps: int = 1000
+    checksum_every_steps: Steps = 1000
     """Steps between comparisons of the ranks' copies of the parameters, bit by bit; 0 never compares."""
-    profile_steps: tuple[int, int] | None = None
+    profile_steps: tuple[Steps, Annotated[int, AtLeast(1), AtMost(1000)]] | None = None
     """(first step, count): steps whose operators rank 0 writes to profile/ as a Chrome trace."""
     profile_all_ranks: bool = False
-    memory_snapshot_step: int | None = None
+    memory_snapshot_step: Steps | None = None
     """Step whose allocations every rank writes to profile/; needs a CUDA device."""
 
 
@@ -135,7 +147,8 @@ class Config:
     """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
 
     name: str
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
+    """Of everything that is drawn: weights, order of the samples, masks, augmentation."""
     model: FamilyConfig = field(default_factory=_flava)
     """The model family and its shape."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
@@ -198,15 +211,9 @@ class Config:
 
 
 AT_LEAST = {
-    **dict.fromkeys(("training.total_steps", "training.global_batch_size", "training.gradient_accumulation_steps", "checkpoint.keep_last"), 1),
-    **{"training.spike_steps": 1, "training.spike_factor": 0, "training.max_rollbacks": 0, "training.stop_on_nonfinite": 1},
-    **{"seed": 0, "optimizer.eps": 0, "engine.communication_timeout_s": 1, "logging.every_steps": 0},
-    **dict.fromkeys(("training.gradient_clipping", "optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps", "schedule.min_lr"), 0),
-    **dict.fromkeys(("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every", "checkpoint.keep_best", "data.num_workers"), 0),
-    **dict.fromkeys(("logging.objective_gradient_norms_every", "logging.straggler_lines", "logging.checksum_every_steps"), 0),
-    **dict.fromkeys(("data.read_retries", "data.worker_timeout_s"), 0),
+    **{"data.num_workers": 0, "data.read_retries": 0, "data.worker_timeout_s": 0},
 }
-"""The smallest value of a number."""
+"""The smallest value of numbers whose fields do not say it."""
 
 
 def check(config: Config) -> Config:
@@ -215,6 +222,8 @@ def check(config: Config) -> Config:
     Raises: ConfigError naming the fields and the way out.
     """
     check_bounds(config)
+    for name, least in AT_LEAST.items():
+        check_value(name, Annotated[float, AtLeast(least)], float(attrgetter(name)(config)))
     config.model.check(config)
     check_objectives(config)
     check_codebook(config.codebook)
@@ -222,9 +231,6 @@ def check(config: Config) -> Config:
         raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
-    window = config.logging.profile_steps
-    if window is not None and not (len(window) == 2 and window[0] >= 0 and window[1] >= 1):
-        raise ConfigError(f"logging.profile_steps is {window}; give the first step and how many, e.g. 20 3")
     if Path(config.name).name in ("", ".."):
         raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
     check_data(config.data, config.model.max_tokens)
@@ -267,17 +273,6 @@ def check_read(config: Config) -> None:
             )
 
 
-def check_bounds(config: Config) -> None:
-    """Raises ConfigError for the first number outside of AT_LEAST or SHARES."""
-    for name, least in AT_LEAST.items():
-        if not least <= (value := attrgetter(name)(config)) < math.inf:
-            raise ConfigError(f"{name} is {value:g}; it must be {'finite' if value == math.inf else f'at least {least}'}")
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; each must be at least 0 and below 1")
-    if config.seed >= 2**32:
-        raise ConfigError(f"seed is {config.seed}; it must be below 2**32")
-
-
 def save(config: Config, path: Path) -> None:
     """Writes `config` as JSON."""
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
@@ -294,6 +289,6 @@ def load(path: Path) -> Config:
 def parse(text: bytes, where: str) -> Config:
     """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
-        return check(from_dict(Config, json.loads(text.decode("utf-8"))))
+        return check(from_dict(Config, loads(text.decode("utf-8"))))
     except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
         raise ConfigError(f"{where}: {error}") from error

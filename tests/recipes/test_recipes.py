@@ -88,9 +88,11 @@ def test_every_leaf_of_the_configuration_is_an_option():
 
 
 def _leaves(node: dict, prefix: str = ""):
-    """Yields the dotted path of every value that is no section."""
+    """Yields the dotted path of every value that is no section, and of every section that has variants."""
     for key, value in node.items():
-        if isinstance(value, dict):
+        if key == "type" and prefix:
+            yield prefix.removesuffix(".")
+        elif isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for position, entry in enumerate(value):

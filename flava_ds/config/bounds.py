@@ -1,0 +1,156 @@
+"""Bounds on the fields of the configuration, written beside their types: `lr: Annotated[float, Between(0, 10)]`.
+
+Every number is finite unless its field says `ANY_FLOAT`. One walk checks a whole tree, whoever built it: a recipe, JSON or the command line.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from flava_ds.config.places import alternatives, places, plain
+from flava_ds.config.strict_json import convert
+from flava_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values from `least` to `most`, both allowed unless they are open."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    open_least: bool = False
+    open_most: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Says whether `value` lies inside; NaN never does."""
+        above = value > self.least if self.open_least else value >= self.least
+        return above and (value < self.most if self.open_most else value <= self.most)
+
+    def __str__(self) -> str:
+        """Says what a value must do, e.g. 'be at least 0'."""
+        words = []
+        if self.least > -math.inf:
+            words.append(f"{'above' if self.open_least else 'at least'} {spelled(self.least)}")
+        if self.most < math.inf:
+            words.append(f"{'below' if self.open_most else 'at most'} {spelled(self.most)}")
+        if len(words) == 2 and not (self.open_least or self.open_most):
+            return f"lie between {spelled(self.least)} and {spelled(self.most)}"
+        return f"be {' and '.join(words)}" if words else "be finite"
+
+
+def AtLeast(least: float) -> Range:
+    """Allows `least` and more."""
+    return Range(least=least)
+
+
+def Above(least: float) -> Range:
+    """Allows more than `least`."""
+    return Range(least=least, open_least=True)
+
+
+def AtMost(most: float) -> Range:
+    """Allows `most` and less."""
+    return Range(most=most)
+
+
+def Below(most: float) -> Range:
+    """Allows less than `most`."""
+    return Range(most=most, open_most=True)
+
+
+def Between(least: float, most: float) -> Range:
+    """Allows both and what lies between."""
+    return Range(least, most)
+
+
+ANY_FLOAT = "any float"
+"""Lets a field be infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many entries a tuple has."""
+
+    least: int
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        """Says what a value must do."""
+        if self.least == self.most:
+            return f"have {self.least} entries"
+        return f"have at least {self.least} entries" if self.most == math.inf else f"have {self.least} to {self.most} entries"
+
+
+Steps = Annotated[int, AtLeast(0), AtMost(10**9)]
+"""A number of optimizer steps, 0 where that means never."""
+
+
+def check_bounds(tree: Any) -> None:
+    """Raises ConfigError for the first value of the tree of another type than its field's, or outside of its bounds."""
+    for place in places(tree):
+        if place.base is None:
+            check_value(place.name, place.hint, place.value)
+
+
+def check_value(name: str, hint: Any, value: Any) -> None:
+    """Raises ConfigError unless `value` suits the annotation `hint`."""
+    convert(hint, value, f"{name}.")
+    if (must := complaint(hint, value)) is not None:
+        raise ConfigError(f"{name} is {f'{value:g}' if isinstance(value, float) else value}; {must}")
+
+
+def complaint(hint: Any, value: Any) -> str | None:
+    """Says what `value` must be and is not, e.g. 'it must be at least 0', by the first bound that it breaks; None when it keeps all."""
+    if isinstance(value, tuple):
+        broken = [bound for bound in _bounds(hint) if isinstance(bound, Length) and not bound.least <= len(value) <= bound.most]
+        return f"it must {broken[0]}" if broken else _complaint_of_entries(_entry_hints(hint, len(value)), value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    broken = [bound for bound in _bounds(hint) if isinstance(bound, Range) and not bound.holds(value)]
+    if not broken and isinstance(value, float) and not math.isfinite(value) and ANY_FLOAT not in _bounds(hint):
+        broken = [Range()]
+    return f"it must {broken[0]}" if broken else None
+
+
+def _complaint_of_entries(hints: list[Any], values: tuple[Any, ...]) -> str | None:
+    """Says what the entries of a tuple must be; of entries with different bounds, which one is meant."""
+    alike = all(hint == hints[0] for hint in hints)
+    for number, (hint, value) in enumerate(zip(hints, values, strict=True), 1):
+        if (must := complaint(hint, value)) is not None:
+            return must.replace("it", "each" if alike else f"number {number}", 1)
+    return None
+
+
+def described(hint: Any) -> str:
+    """Says in a sentence what values of an annotation must do; empty where any will do."""
+    bounds = [str(bound) for bound in _bounds(hint) if bound != ANY_FLOAT]
+    words = [f"It must {' and '.join([*bounds[:1], *(bound.removeprefix('be ') for bound in bounds[1:])])}."] if bounds else []
+    kind = next(part for part in alternatives(hint) if part is not type(None))
+    if typing.get_origin(plain(kind)) is tuple:
+        hints = [entry for entry in typing.get_args(plain(kind)) if entry is not Ellipsis]
+        entries = [described(entry) for entry in hints[: 1 if all(entry == hints[0] for entry in hints) else None]]
+        words += [words.replace("It", "Each" if len(entries) == 1 else f"Number {number}", 1) for number, words in enumerate(entries, 1) if words]
+    return " ".join(words)
+
+
+def _entry_hints(hint: Any, count: int) -> list[Any]:
+    """Returns the annotation of each entry of a tuple."""
+    entries = typing.get_args(plain(next(part for part in alternatives(hint) if part is not type(None))))
+    return [entries[0]] * count if len(entries) == 2 and entries[1] is Ellipsis else list(entries)
+
+
+def _bounds(hint: Any) -> list[Any]:
+    """Returns what stands beside the type, also where it may be None."""
+    parts = [hint, *(part for part in alternatives(hint) if part != hint)]
+    return [bound for part in parts if typing.get_origin(part) is Annotated for bound in part.__metadata__]
+
+
+def spelled(bound: float) -> str:
+    """Spells a bound as a reader would: 2**32 and 10**9 as powers, floats without needless digits."""
+    if isinstance(bound, int) and bound >= 10**5:
+        power, zeros = bound.bit_length() - 1, len(str(bound)) - 1
+        return f"2**{power}" if bound == 2**power else f"10**{zeros}" if bound == 10**zeros else str(bound)
+    return f"{bound:g}"

@@ -1,0 +1,31 @@
+"""What the source says about each field of a dataclass: the string below it, as --help and the reference show it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+
+
+@functools.cache
+def field_docs(kind: type) -> dict[str, str]:
+    """Returns the string below each annotated field of `kind` and of its bases; a field that is annotated again keeps the base's, unless it has one.
+
+    A class whose source cannot be read has none.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        except (OSError, TypeError, SyntaxError):  # made at run time, built in, or only compiled
+            continue
+        for node, below in zip(body, body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_text(below):
+                found[node.target.id] = " ".join(below.value.value.split())
+    return found
+
+
+def _is_text(node: ast.stmt) -> bool:
+    """Says whether a statement is nothing but a string."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

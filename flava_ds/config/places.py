@@ -1,0 +1,79 @@
+"""Walks the values of a configuration: each field with its name, its annotation and, for a section, the variants that may stand there."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
+
+from flava_ds.config.variants import NONE, Variant, choices, is_position
+
+
+class Place(NamedTuple):
+    """A value in the tree that can be set or exchanged."""
+
+    path: tuple[str | int, ...]
+    """The fields, keys and positions that lead to it."""
+    hint: Any
+    """Its annotation, bounds included."""
+    base: type[Variant] | None
+    """The base of the variants that may stand there; None for a field."""
+    optional: bool
+    """Whether it may be empty (None)."""
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """Its name in messages and JSON, e.g. 'data.shuffle_block_size'."""
+        return ".".join(map(str, self.path))
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line without the dashes in front, e.g. 'data.shuffle-block-size'."""
+        return self.name.replace("_", "-")
+
+    def choices(self) -> list[str]:
+        """Lists what the command line may put there."""
+        return [*choices(self.base), *([NONE] if self.optional else [])] if self.base else []
+
+
+def places(node: Any, hint: Any = None, path: tuple[str | int, ...] = ()) -> Iterator[Place]:
+    """Yields every field under a configuration, and every position of a variant before the fields of that variant."""
+    parts = alternatives(hint)
+    base = next((part for part in parts if is_position(part)), None)
+    entries = _entries(node, parts)
+    if path and (base is not None or entries is None):
+        yield Place(path, hint, base, type(None) in parts, node)
+    for name, below, value in entries or ():
+        yield from places(value, below, (*path, name))
+
+
+def plain(hint: Any) -> Any:
+    """Returns an annotation without its bounds."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Returns the members of a union, or the one annotation that there is."""
+    hint = plain(hint)
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def is_section(hint: Any) -> bool:
+    """Says whether an annotation asks for a dataclass or a variant, or for none."""
+    return any(dataclasses.is_dataclass(part) or is_position(part) for part in alternatives(hint))
+
+
+def _entries(node: Any, parts: tuple[Any, ...]) -> list[tuple[str | int, Any, Any]] | None:
+    """Lists name, annotation and value of what a section, a mapping or a tuple of sections holds; None for what is one value."""
+    if dataclasses.is_dataclass(node):
+        hints = typing.get_type_hints(type(node), include_extras=True)
+        return [(field.name, hints[field.name], getattr(node, field.name)) for field in dataclasses.fields(node)]
+    inner = typing.get_args(plain(parts[0]))
+    if isinstance(node, Mapping) and len(parts) == 1 and inner and (node or is_section(inner[1])):
+        return [(name, inner[1], value) for name, value in node.items()]
+    if isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
+        return [(number, inner[0], value) for number, value in enumerate(node)]
+    return None

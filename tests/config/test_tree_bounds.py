@@ -1,0 +1,66 @@
+"""Bounds of the real tree: what was taken before and meant nothing is refused by name; recipes and defaults pass."""
+
+import dataclasses
+import math
+
+import pytest
+
+from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, OptimizerConfig, TrainingConfig, check, from_dict, load, to_dict
+from flava_ds.config.bounds import check_bounds
+from flava_ds.errors import ConfigError
+from flava_ds.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_keep_their_bounds(name):
+    check_bounds(RECIPES[name]())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": OptimizerConfig(lr=1e300)}, "optimizer.lr is 1e+300; it must be at most 10"),
+        ({"optimizer": OptimizerConfig(weight_decay=math.inf)}, "optimizer.weight_decay is inf; it must be at most 100"),
+        ({"optimizer": OptimizerConfig(lr="3e-4")}, "optimizer.lr is '3e-4'; expected float"),
+        ({"optimizer": OptimizerConfig(betas=(0.9,))}, "optimizer.betas is (0.9,); expected 2 values"),
+        ({"training": TrainingConfig(total_steps=10**20)}, "training.total_steps is 100000000000000000000; it must be at most 10**9"),
+        ({"training": TrainingConfig(global_batch_size=-4)}, "training.global_batch_size is -4; it must be at least 1"),
+        ({"training": TrainingConfig(spike_factor=math.nan)}, "training.spike_factor is nan; it must be at least 0"),
+        ({"training": TrainingConfig(precision="fp8")}, "training.precision is 'fp8'; choose one of 'fp32', 'bf16', 'fp16'"),
+        ({"engine": EngineConfig(communication_timeout_s=10**13)}, "engine.communication_timeout_s is 10000000000000; it must be at most 604800"),
+        ({"checkpoint": CheckpointConfig(every_minutes=math.nan)}, "checkpoint.every_minutes is nan; it must be at least 0"),
+        ({"checkpoint": CheckpointConfig(keep_last=0)}, "checkpoint.keep_last is 0; it must be at least 1"),
+        ({"logging": LoggingConfig(profile_steps=(20, 10**11))}, "logging.profile_steps is (20, 100000000000); number 2 must be at most 1000"),
+        ({"logging": LoggingConfig(profile_steps=(20, 0))}, "logging.profile_steps is (20, 0); number 2 must be at least 1"),
+        ({"logging": LoggingConfig(memory_snapshot_step=-1)}, "logging.memory_snapshot_step is -1; it must be at least 0"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
+        ({"seed": 1.0}, "seed is 1.0; expected int"),
+    ],
+)
+def test_nonsense_is_refused_by_name(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        check(dataclasses.replace(RECIPES["flava_debug"](), **changes))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda words: words["optimizer"].update(betas=[0.9]), "optimizer.betas is [0.9]; expected 2 values"),
+        (lambda words: words["optimizer"].update(lr=10**400), "optimizer.lr is a number of 401 digits, more than a float holds"),
+    ],
+)
+def test_json_is_as_strict(edit, message):
+    words = to_dict(RECIPES["flava_debug"]())
+    edit(words)
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Config, words)
+    assert message in str(caught.value)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"name": "run", "optimizer": {"lr": 1.0, "eps": 0.1, "lr": 2.0}}')
+    with pytest.raises(ConfigError, match="config.json: key 'lr' is there twice in one object; leave one"):
+        load(path)

@@ -9,14 +9,20 @@ from flava_ds.config.data import (
     WeightChange,
 )
 from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.config.optimizers import OptimizerConfig
+from flava_ds.config.schedules import (
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    LinearScheduleConfig,
+    ScheduleConfig,
+    WarmupStableDecayConfig,
+)
 from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.config.tree import (
     CheckpointConfig,
     Config,
     EngineConfig,
     LoggingConfig,
-    OptimizerConfig,
-    ScheduleConfig,
     TrainingConfig,
     check,
     load,
@@ -30,15 +36,19 @@ __all__ = [
     "CheckpointConfig",
     "CodebookConfig",
     "Config",
+    "ConstantScheduleConfig",
+    "CosineScheduleConfig",
     "DataConfig",
     "EngineConfig",
     "ImageTransformConfig",
+    "LinearScheduleConfig",
     "LoggingConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "SourceConfig",
     "TrainingConfig",
+    "WarmupStableDecayConfig",
     "WeightChange",
     "check",
     "did_you_mean",

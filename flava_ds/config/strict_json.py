@@ -31,7 +31,7 @@ def _plain(value: Any) -> Any:
 def loads(text: str) -> Any:
     """Reads JSON.
 
-    Raises: ValueError where it is none; ConfigError for a key that an object has twice, of which the first would be lost.
+    Raises: ValueError where it is none, or has a key twice in one object: the first would be lost.
     """
     return json.loads(text, object_pairs_hook=_unique)
 
@@ -40,7 +40,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object of its pairs."""
     keys = [key for key, _ in pairs]
     if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
-        raise ConfigError(f"key '{twice[0]}' is there twice in one object; leave one")
+        raise ValueError(f"key '{twice[0]}' occurs twice in one object")
     return dict(pairs)
 
 
@@ -55,7 +55,7 @@ def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
         data = dict(data)
         if "type" not in data:
             raise ConfigError(f"key '{where}type' is missing; choose one of {', '.join(choices(kind))}")
-        kind = find(kind, data.pop("type"), f"{where}type")
+        kind = find(kind, data.pop("type"), f"{where}type", otherwise="; if code of your own defines it, add --plugin FILE.py")
     hints, fields = typing.get_type_hints(kind, include_extras=True), {field.name: field for field in dataclasses.fields(kind)}
     unknown = [key for key in data if key not in fields]
     if unknown:

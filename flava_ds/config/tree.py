@@ -9,11 +9,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from flava_ds.config.bounds import AtLeast, AtMost, Below, Range, Steps, check_bounds, check_value
+from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds, check_value
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, check_data, draws_nothing
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
+from flava_ds.config.optimizers import OptimizerConfig
+from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig
 from flava_ds.config.strict_json import from_dict, loads, to_dict
 from flava_ds.errors import ConfigError
 
@@ -43,36 +45,6 @@ class TrainingConfig:
     """After this many spikes of one step kind in a row the run goes back, or stops."""
     max_rollbacks: Annotated[int, AtLeast(0), AtMost(1000)] = 0
     """How often a run goes back to its last good checkpoint and jumps the data from there to where it diverged, before it stops; 0 stops at once."""
-
-
-Beta = Annotated[float, Range(0, 1, open_most=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW (paper, Table A.2)."""
-
-    name: Literal["adamw", "deepspeed_fused_adam", "apex_fused_adam"] = "adamw"
-    lr: Annotated[float, AtLeast(0), AtMost(10)] = 1e-3
-    """The largest learning rate of the schedule."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """What the averages of gradients and of their squares keep at each update."""
-    eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-8
-    """Added to the square root of the second average."""
-    weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 0.1
-    """Share of the weights that an update subtracts, times the learning rate."""
-    decay_norm_and_bias: bool = True
-    """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and mask tokens and the logit scale."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Linear warm-up, then cosine to min_lr at training.total_steps."""
-
-    warmup_steps: Steps = 10_000
-    """Optimizer steps over which the learning rate grows from 0 to optimizer.lr."""
-    min_lr: Annotated[float, AtLeast(0), AtMost(10)] = 0.0
-    """Learning rate at the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +114,13 @@ def _flava() -> FamilyConfig:
     return FlavaConfig()
 
 
+def _adamw() -> OptimizerConfig:
+    """The optimizer of a configuration that names none."""
+    from flava_ds.optimizers.adamw import AdamWConfig
+
+    return AdamWConfig()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
@@ -163,8 +142,10 @@ class Config:
     """What the model is trained to do, by the names that losses have in the log."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=_adamw)
+    """How weights follow gradients."""
+    schedule: ScheduleConfig = field(default_factory=CosineScheduleConfig)
+    """The learning rate of every step."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -184,6 +165,10 @@ class Config:
         """Whether a source comes without the codes that an objective predicts, so that the run needs the codebook."""
         without = any(source.kind != "text" and source.image_codes_key is None for source in self.data.sources)
         return self.predicts_image_codes and without
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of update `step`; 0 is the first."""
+        return self.schedule.learning_rate(step, self.optimizer.lr, self.training.total_steps)
 
     def global_batch_size(self, source: SourceConfig) -> int:
         """Samples that one optimizer step draws from `source`, over all ranks."""
@@ -227,8 +212,7 @@ def check(config: Config) -> Config:
     config.model.check(config)
     check_objectives(config)
     check_codebook(config.codebook)
-    if config.schedule.warmup_steps > config.training.total_steps:
-        raise ConfigError(f"schedule.warmup_steps {config.schedule.warmup_steps} exceeds training.total_steps {config.training.total_steps}")
+    config.schedule.check(config.optimizer.lr, config.training.total_steps)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
     if Path(config.name).name in ("", ".."):

@@ -72,14 +72,14 @@ def choices(base: type[Chosen]) -> list[str]:
     return tags if Variant in base.__bases__ else [tag for tag in tags if issubclass(_import(base, tag), base)]
 
 
-def find(base: type[Chosen], tag: Any, label: str) -> type[Chosen]:
+def find(base: type[Chosen], tag: Any, label: str, otherwise: str = "") -> type[Chosen]:
     """Returns the class of a tag, and imports the module of a built-in one.
 
-    Raises: ConfigError naming `label`, the tag and the choices.
+    Raises: ConfigError naming `label`, the tag and the choices, with the nearest of them or else `otherwise`.
     """
     known = choices(base)
     if tag not in known:
-        raise ConfigError(f"{label} {tag!r} is none of {', '.join(known) or 'the known ones'}{did_you_mean(str(tag), known)}")
+        raise ConfigError(f"{label} {tag!r} is none of {', '.join(known) or 'the known ones'}{did_you_mean(str(tag), known) or otherwise}")
     return _import(base, tag)
 
 

@@ -6,19 +6,19 @@ from flava_ds.config import (
     CheckpointConfig,
     CodebookConfig,
     Config,
+    CosineScheduleConfig,
     DataConfig,
     EngineConfig,
     ImageTransformConfig,
     LoggingConfig,
     ObjectiveConfig,
-    OptimizerConfig,
-    ScheduleConfig,
     SourceConfig,
     TrainingConfig,
 )
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.optimizers.adamw import AdamWConfig
 
 VOCABULARY = Path(__file__).parent.parent / "demo" / "vocab.txt"
 VOCABULARY_SIZE = 4096
@@ -37,8 +37,8 @@ def demo() -> Config:
         objectives=demo_objectives(),
         data=DataConfig(sources=demo_sources(), vocabulary=str(VOCABULARY), num_workers=1),
         training=TrainingConfig(total_steps=600, global_batch_size=256, precision="bf16", gradient_clipping=1.0),
-        optimizer=OptimizerConfig(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), decay_norm_and_bias=False),
-        schedule=ScheduleConfig(warmup_steps=60, min_lr=1e-5),
+        optimizer=AdamWConfig(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), decay_norm_and_bias=False),
+        schedule=CosineScheduleConfig(warmup_steps=60, min_lr=1e-5),
         engine=EngineConfig(deepspeed_config="zero1"),
         checkpoint=CheckpointConfig(every_steps=200),
         logging=LoggingConfig(every_steps=5),

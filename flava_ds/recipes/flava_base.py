@@ -4,12 +4,11 @@ from flava_ds.config import (
     CheckpointConfig,
     CodebookConfig,
     Config,
+    CosineScheduleConfig,
     DataConfig,
     EngineConfig,
     ImageTransformConfig,
     ObjectiveConfig,
-    OptimizerConfig,
-    ScheduleConfig,
     SourceConfig,
     TrainingConfig,
 )
@@ -18,6 +17,7 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig, MultimodalMaskedTextConfig
+from flava_ds.optimizers.adamw import AdamWConfig
 
 
 def flava_base() -> Config:
@@ -43,14 +43,14 @@ def flava_base() -> Config:
             # Published runs used FSDP, which gives idle parameters a zero gradient; 'zeros' repeats that, 'frozen' is plain torch.
             idle_parameters="frozen",
         ),
-        optimizer=OptimizerConfig(
+        optimizer=AdamWConfig(
             lr=1e-3,
             betas=(0.9, 0.999),
             weight_decay=0.1,
             eps=1e-8,  # not published
             decay_norm_and_bias=True,  # no exclusion is named
         ),
-        schedule=ScheduleConfig(
+        schedule=CosineScheduleConfig(
             warmup_steps=10_000,
             min_lr=0.0,  # "warmup_cosine"; its end is not published
         ),

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from flava_ds.config import CheckpointConfig, CodebookConfig, Config, DataConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.config import CheckpointConfig, CodebookConfig, Config, CosineScheduleConfig, DataConfig, LoggingConfig, TrainingConfig
+from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes.demo import VOCABULARY, demo_model, demo_objectives, demo_sources
 
 CODEBOOK = Path(__file__).with_name("debug_codebook.safetensors")
@@ -21,8 +22,8 @@ def flava_debug() -> Config:
         objectives=demo_objectives(),
         data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16), masked_share=1.0), vocabulary=str(VOCABULARY), num_workers=0),
         training=TrainingConfig(total_steps=20, global_batch_size=16, precision="fp32", gradient_clipping=1.0),
-        optimizer=OptimizerConfig(lr=1e-3),
-        schedule=ScheduleConfig(warmup_steps=5),
+        optimizer=AdamWConfig(lr=1e-3),
+        schedule=CosineScheduleConfig(warmup_steps=5),
         checkpoint=CheckpointConfig(every_steps=10),
         logging=LoggingConfig(every_steps=1),
     )

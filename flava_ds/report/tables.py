@@ -127,8 +127,8 @@ def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dic
         ("pictures", f"{model.image.image_size} px, patches of {model.image.patch_size}; codebook of {config.codebook.vocab_size}"),
         ("batch", ", ".join(f"{source.name} {config.global_batch_size(source)}" for source in config.data.sources)),
         ("sources", ", ".join(f"{source.name} {source.weight:g}" for source in config.data.sources)),
-        ("optimizer", f"{config.optimizer.name}, lr {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),
-        ("schedule", f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, cosine"),
+        ("optimizer", f"{config.optimizer.label}, lr {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),
+        ("schedule", f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, {config.schedule.type}"),
         ("numerics", f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed {config.engine.deepspeed_config}, seed {config.seed}"),
     ]
     run += [("rollback", f"from step {back['at']} to {back['to']}: {back['reason']}") for back in header.get("rollbacks", [])]

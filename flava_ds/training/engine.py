@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.objectives.base import FeatureGradients, Features
+from flava_ds.optimizers.base import activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes
 from flava_ds.training.engine_config import merged_settings, zero_stage
-from flava_ds.training.optimizers import activate, build_optimizer, parameter_groups
 from flava_ds.training.task import StepOutput, Task
 
 SKIP_COUNTERS = ("skipped", "skipped_in_a_row", "longest_skip")
@@ -42,7 +42,7 @@ class Engine:
         deepspeed_fixes.apply_before_initialize(config.engine.communication_timeout_s + (DEVICE_LATER_S if world.device.type == "cuda" else 0))
         deepspeed_fixes.reshape_scalars(module)
         module = module.to(world.device)
-        optimizer = build_optimizer(parameter_groups(module, module.users(), config.optimizer), config.optimizer)
+        optimizer = config.optimizer.build(parameter_groups(module, module.users(), config.optimizer))
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings, dist_init_required=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from flava_ds.config import Config, did_you_mean
+from flava_ds.config.strict_json import loads
 from flava_ds.errors import ConfigError
 
 ALLOWED = {
@@ -35,8 +35,8 @@ OWNED = {
     "amp": "training.precision",
     "torch_autocast": "training.precision",
     "data_types": "training.precision",
-    "optimizer": "optimizer.name, optimizer.lr, ...",
-    "scheduler": "schedule.warmup_steps, schedule.min_lr",
+    "optimizer": "optimizer.lr, ... (--optimizer NAME takes another one)",
+    "scheduler": "schedule.warmup_steps, ...",
     "activation_checkpointing": "training.activation_checkpointing",
     "tensorboard": "logging.tensorboard",
     "wandb": "logging.wandb",
@@ -62,7 +62,7 @@ def read_settings(name: str) -> tuple[dict[str, Any], str]:
     if name not in shipped and not source.is_file():
         raise ConfigError(f"engine.deepspeed_config '{name}' is neither a file nor one of {', '.join(sorted(shipped))}{did_you_mean(name, shipped)}")
     try:
-        settings = json.loads(source.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        settings = loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     if not isinstance(settings, dict):
@@ -102,15 +102,6 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
 def zero_stage(settings: dict[str, Any]) -> int:
     """Returns the ZeRO stage of merged settings."""
     return settings["zero_optimization"]["stage"]
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a JSON object and refuses a key that occurs twice."""
-    keys = [key for key, _ in pairs]
-    repeated = [key for key in keys if keys.count(key) > 1]
-    if repeated:
-        raise ValueError(f"key '{repeated[0]}' occurs twice in one object")
-    return dict(pairs)
 
 
 def _check_keys(settings: dict[str, Any], path: str) -> None:

@@ -22,7 +22,6 @@ from flava_ds.ranks.distributed import all_reduce_counts, log, tell_failure
 from flava_ds.ranks.roll_call import located
 from flava_ds.ranks.stop_signals import StopRequest
 from flava_ds.training.engine import Engine
-from flava_ds.training.schedules import learning_rate
 from flava_ds.training.watcher import DivergedError, Note, Update, Watcher
 
 
@@ -171,7 +170,7 @@ class Trainer:
             step=step,
             kind=first.kind,
             source=first.source,
-            lr=learning_rate(self.config, step),
+            lr=self.config.learning_rate(step),
             counts=counts,
             denominators=self._denominators(counts),
             batches=micro_batches,

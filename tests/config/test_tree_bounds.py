@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, OptimizerConfig, TrainingConfig, check, from_dict, load, to_dict
+from flava_ds.config import CheckpointConfig, Config, CosineScheduleConfig, EngineConfig, LoggingConfig, TrainingConfig, check, from_dict, load, to_dict
 from flava_ds.config.bounds import check_bounds
 from flava_ds.errors import ConfigError
+from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes import RECIPES
 
 
@@ -19,10 +20,11 @@ def test_recipes_keep_their_bounds(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": OptimizerConfig(lr=1e300)}, "optimizer.lr is 1e+300; it must be at most 10"),
-        ({"optimizer": OptimizerConfig(weight_decay=math.inf)}, "optimizer.weight_decay is inf; it must be at most 100"),
-        ({"optimizer": OptimizerConfig(lr="3e-4")}, "optimizer.lr is '3e-4'; expected float"),
-        ({"optimizer": OptimizerConfig(betas=(0.9,))}, "optimizer.betas is (0.9,); expected 2 values"),
+        ({"optimizer": AdamWConfig(lr=1e300)}, "optimizer.lr is 1e+300; it must be at most 10"),
+        ({"optimizer": AdamWConfig(weight_decay=math.inf)}, "optimizer.weight_decay is inf; it must be at most 100"),
+        ({"optimizer": AdamWConfig(lr="3e-4")}, "optimizer.lr is '3e-4'; expected float"),
+        ({"optimizer": AdamWConfig(betas=(0.9,))}, "optimizer.betas is (0.9,); expected 2 values"),
+        ({"optimizer": AdamWConfig(lr=1e-3), "schedule": CosineScheduleConfig(warmup_steps=5, min_lr=0.1)}, "schedule.min_lr 0.1 exceeds optimizer.lr 0.001"),
         ({"training": TrainingConfig(total_steps=10**20)}, "training.total_steps is 100000000000000000000; it must be at most 10**9"),
         ({"training": TrainingConfig(global_batch_size=-4)}, "training.global_batch_size is -4; it must be at least 1"),
         ({"training": TrainingConfig(spike_factor=math.nan)}, "training.spike_factor is nan; it must be at least 0"),
@@ -62,5 +64,5 @@ def test_json_is_as_strict(edit, message):
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"name": "run", "optimizer": {"lr": 1.0, "eps": 0.1, "lr": 2.0}}')
-    with pytest.raises(ConfigError, match="config.json: key 'lr' is there twice in one object; leave one"):
+    with pytest.raises(ConfigError, match="config.json: key 'lr' occurs twice in one object"):
         load(path)

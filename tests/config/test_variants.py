@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from variant_toys import Adam, Contrast, Loss, Masked, MaskedPatches, MaskedWords, Momentum, Mover, Tree, toy_tree
 
-from flava_ds.config import from_dict, to_dict
+from flava_ds.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, from_dict, to_dict
+from flava_ds.config.family import FamilyConfig
 from flava_ds.config.variants import Variant, choices, find, switched, tag_of
 from flava_ds.errors import ConfigError
 
@@ -67,6 +68,15 @@ def _path() -> str:
     """Returns where another process finds the toys and the package under test."""
     root = Path(__file__).parents[2]
     return f"{root}:{root / 'tests'}"
+
+
+@pytest.mark.parametrize("base", [FamilyConfig, ObjectiveConfig, OptimizerConfig, ScheduleConfig])
+def test_every_variant_of_the_package_is_where_its_table_says(base):
+    """And has a default for every field, so that the command line can exchange it."""
+    assert len(choices(base)) >= len(base._built_in)
+    for tag in choices(base):
+        kind = find(base, tag, "x")
+        assert issubclass(kind, base) and kind.type == tag and from_dict(base, {"type": tag}) == kind()
 
 
 def test_choices_of_a_narrower_position_are_its_own():

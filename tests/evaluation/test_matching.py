@@ -37,8 +37,8 @@ def test_area_under_the_curve_counts_ties_half():
 
 def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
     """Encoding images once and fusing them with other captions equals encoding each pair as a batch."""
-    from flava_ds.families.flava.views import Kind, View
     from flava_ds.evaluation.encoding import text_batch
+    from flava_ds.families.flava.views import Kind, View
 
     inputs, module = inputs_and_module
     samples = inputs.unseen_style

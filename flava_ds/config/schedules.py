@@ -1,0 +1,106 @@
+"""Schedules of the learning rate, as pure functions of the step: ranks agree by arithmetic and resuming needs no state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from flava_ds.config.bounds import AtLeast, AtMost, Between, Steps
+from flava_ds.config.variants import Variant
+from flava_ds.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Variant):
+    """Linear warm-up, then what the variant says up to training.total_steps."""
+
+    warmup_steps: Steps = 10_000
+    """Optimizer steps over which the learning rate grows to optimizer.lr, by equal parts; the first one already has a part."""
+
+    def learning_rate(self, step: int, peak: float, total_steps: int) -> float:
+        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, whose largest is `peak`."""
+        if step < self.warmup_steps:
+            return peak * (step + 1) / self.warmup_steps
+        return self.after_warmup(step, peak, total_steps)
+
+    def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
+        """Returns the learning rate of an update from `warmup_steps` on."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how the learning rate goes on after the warm-up")
+
+    def check(self, peak: float, total_steps: int) -> None:
+        """Raises ConfigError for what the run's other settings rule out."""
+        if self.warmup_steps > total_steps:
+            raise ConfigError(f"schedule.warmup_steps {self.warmup_steps} exceeds training.total_steps {total_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantScheduleConfig(ScheduleConfig, type="constant"):
+    """Warm-up, then optimizer.lr to the end."""
+
+    def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
+        """Returns the peak."""
+        return peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallingScheduleConfig(ScheduleConfig):
+    """What the schedules have that come down to a smallest learning rate; no variant itself."""
+
+    min_lr: Annotated[float, AtLeast(0), AtMost(10)] = 0.0
+    """Learning rate at training.total_steps, one step after the last update."""
+
+    def fall_begins(self, total_steps: int) -> int:
+        """Returns the step at which the learning rate begins to fall."""
+        return self.warmup_steps
+
+    def height(self, progress: float) -> float:
+        """Returns how much of the way from min_lr up to the peak is left after a share of the fall."""
+        return 1.0 - progress
+
+    def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
+        """Stays at the peak until the fall begins, then comes down."""
+        begin = self.fall_begins(total_steps)
+        progress = min(1.0, max(0, step - begin) / max(1, total_steps - begin))
+        return self.min_lr + (peak - self.min_lr) * self.height(progress)
+
+    def check(self, peak: float, total_steps: int) -> None:
+        """Raises ConfigError for what the run's other settings rule out."""
+        super().check(peak, total_steps)
+        if self.min_lr > peak:
+            raise ConfigError(f"schedule.min_lr {self.min_lr:g} exceeds optimizer.lr {peak:g}; the learning rate would rise instead of falling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineScheduleConfig(FallingScheduleConfig, type="cosine"):
+    """Warm-up, then half a cosine down to min_lr (FLAVA, Table A.2: warmup_cosine)."""
+
+    def height(self, progress: float) -> float:
+        """Returns 1 at the start, a half in the middle and 0 at the end."""
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScheduleConfig(FallingScheduleConfig, type="linear"):
+    """Warm-up, then a straight line down to min_lr (BERT)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecayConfig(FallingScheduleConfig, type="wsd"):
+    """Warm-up, optimizer.lr for most of the run, then a straight line down to min_lr: a run can be prolonged from before its cool-down."""
+
+    cooldown_share: Annotated[float, Between(0, 1)] = 0.2
+    """Share of training.total_steps, at the end, over which the learning rate falls."""
+
+    def fall_begins(self, total_steps: int) -> int:
+        """Returns the first step of the cool-down."""
+        return total_steps - round(self.cooldown_share * total_steps)
+
+    def check(self, peak: float, total_steps: int) -> None:
+        """Raises ConfigError for what the run's other settings rule out."""
+        super().check(peak, total_steps)
+        if self.warmup_steps > self.fall_begins(total_steps):
+            raise ConfigError(
+                f"schedule.warmup_steps {self.warmup_steps} reaches into the cool-down, which begins at step {self.fall_begins(total_steps)} "
+                f"(schedule.cooldown_share {self.cooldown_share:g} of {total_steps}); make one of them smaller"
+            )

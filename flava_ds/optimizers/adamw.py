@@ -1,0 +1,147 @@
+"""AdamW: torch's fused one, DeepSpeed's or apex's, each gated by groups.
+
+Source: Loshchilov and Hutter 2019, algorithm 2; FLAVA, Table A.2.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from flava_ds.config.bounds import AtLeast, AtMost
+from flava_ds.config.optimizers import Beta, OptimizerConfig
+from flava_ds.errors import ConfigError
+from flava_ds.optimizers.base import Gated
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The averages of gradients and of their squares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(OptimizerConfig, type="adamw"):
+    """Adam with decoupled weight decay (FLAVA, Table A.2)."""
+
+    name: Literal["adamw", "deepspeed_fused_adam", "apex_fused_adam"] = "adamw"
+    """Whose implementation: torch's fused one, or a vendor's for CUDA devices."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """What the averages of gradients and of their squares keep at each update."""
+    eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-8
+    """Added to the square root of the second average."""
+
+    @property
+    def label(self) -> str:
+        """Names the implementation too."""
+        return self.name
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Builds the implementation that `name` asks for.
+
+        Raises: ConfigError when it is a vendor's that this machine does not have.
+        """
+        builders = {"adamw": GatedAdamW, "deepspeed_fused_adam": deepspeed_fused_adam, "apex_fused_adam": apex_fused_adam}
+        return builders[self.name](groups, self)
+
+
+class GatedAdamW(Gated, torch.optim.AdamW):
+    """torch's fused AdamW over the active groups only.
+
+    An inactive group keeps weights, moments and step count: what torch does where the gradient is None. The fused kernel divides the
+    gradients by `grad_scale` on its way and, where `found_inf` is 1, leaves weights, moments and step count as they are; the host never
+    learns of it inside the step.
+    """
+
+    moments = MOMENTS
+
+    def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
+        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates the active groups."""
+        self.create_states()
+        everything = self.param_groups
+        self.param_groups = self.active_groups()
+        try:
+            super().step(closure)
+        finally:
+            self.param_groups = everything
+
+
+def _gate_vendor_adam(vendor: type) -> type:
+    """Returns `vendor` (a FusedAdam) gated by groups. Its kernels cannot skip on the device, so the flag is read: one wait per update."""
+
+    class GatedFusedAdam(Gated, vendor):
+        moments = MOMENTS
+
+        def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
+            super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, adam_w_mode=True)
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            if self.found_inf is not None and self.found_inf.item():
+                return
+            everything = self.param_groups
+            self.param_groups = [group for group in self.active_groups() if any(p.grad is not None for p in group["params"])]
+            if self.grad_scale is not None:
+                torch._foreach_div_([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None], self.grad_scale)
+            try:
+                super().step()
+            finally:
+                self.param_groups = everything
+
+        def _no_updates(self, parameter: Tensor) -> int:
+            return 0  # counted on the host
+
+    return GatedFusedAdam
+
+
+def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
+    """Builds DeepSpeed's FusedAdam, gated.
+
+    Raises: ConfigError without a CUDA device, for which alone its kernel is written.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("optimizer.name 'deepspeed_fused_adam' needs a CUDA device and there is none; use optimizer.name 'adamw'")
+    return _gate_vendor_adam(importlib.import_module("deepspeed.ops.adam").FusedAdam)(groups, config)
+
+
+def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
+    """Builds NVIDIA apex's FusedAdam, gated.
+
+    Raises: ConfigError when apex is missing, is PyPI's unrelated package of that name, or lacks its CUDA half (amp_C).
+    """
+    build = (
+        "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation .`, or use optimizer.name 'adamw'"
+    )
+    try:
+        importlib.import_module("apex")
+    except ImportError as error:
+        raise ConfigError(f"optimizer.name 'apex_fused_adam': apex is not installed; {build}") from error
+    try:
+        vendor = importlib.import_module("apex.optimizers").FusedAdam
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "optimizer.name 'apex_fused_adam': the installed `apex` has no apex.optimizers.FusedAdam; "
+            f"PyPI's package of that name is an unrelated web toolkit: uninstall it and {build}"
+        ) from error
+    try:
+        importlib.import_module("amp_C")
+    except ImportError as error:
+        raise ConfigError(f"optimizer.name 'apex_fused_adam': only apex's Python half is installed (no amp_C); {build}") from error
+
+    class CountingPerGroup(_gate_vendor_adam(vendor)):
+        """apex counts the updates of a whole group."""
+
+        def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
+            self.create_state(parameter)
+            return group.get("step", 0)
+
+        def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
+            self.create_state(parameter)
+            group["step"] = count
+
+    return CountingPerGroup(groups, config)

@@ -1,0 +1,96 @@
+"""What the engine needs of an optimizer: groups that can sleep, and an update that is scaled or skipped on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flava_ds.config import OptimizerConfig
+
+NO_DECAY_NAMES = ("position_embeddings", "cls_token", "mask_token", "logit_scale")
+"""Parts of parameter names that decay_norm_and_bias=False exempts, besides everything of one dimension."""
+
+
+def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[str]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Splits the trainable parameters by (set of kinds that use them) x (decayed or not), in a stable order.
+
+    ZeRO keeps flat tensors per group, so a group that a step does not use can be left alone as a whole. `kinds` of a group is a list of
+    plain strings, since it is written into checkpoints that are read without unpickling.
+    """
+    groups: dict[tuple[tuple[str, ...], bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        exempt = not config.decay_norm_and_bias and (parameter.ndim < 2 or any(part in name for part in NO_DECAY_NAMES))
+        key = (tuple(sorted(str(kind) for kind in kinds[name])), not exempt)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": groups[key], "kinds": list(key[0]), "active": True, "weight_decay": config.weight_decay if key[1] else 0.0, "lr": config.lr}
+        for key in sorted(groups)
+    ]
+
+
+def activate(optimizer: torch.optim.Optimizer, kind: str, idle: str) -> None:
+    """Marks the groups that an update of `kind` moves: those that use it ('frozen') or all of them ('zeros')."""
+    for group in optimizer.param_groups:
+        group["active"] = idle == "zeros" or str(kind) in group["kinds"]
+
+
+class Gated:
+    """What an optimizer mixes in beside torch's class.
+
+    The engine sets `found_inf` (1.0 skips the update) and `grad_scale` (divides the gradients, or None) before `step`; both are scalars on
+    the device. A step moves the active groups only: an inactive one keeps weights, moments and step count. Checkpoints keep `moments`, each
+    of the shape of its parameter, and the count of updates.
+    """
+
+    moments: ClassVar[tuple[str, ...]]
+    """What the optimizer keeps for each element of a parameter, by its keys in `state`."""
+    averages: tuple[str, ...] = ()
+    """What is kept beside the moments, of the same shape: running averages of the weights (training/state.py)."""
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
+    param_groups: list[dict[str, Any]]
+    state: dict[Tensor, dict[str, Any]]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """All that the state of a parameter has of its shape."""
+        return (*self.moments, *self.averages)
+
+    def active_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups that this update moves."""
+        return [group for group in self.param_groups if group.get("active", True)]
+
+    def create_state(self, parameter: Tensor) -> dict[str, Any]:
+        """Gives a parameter zero moments, zero averages and no updates where it has none yet; returns the state."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = self._no_updates(parameter)
+        for key in self.kept:
+            if key not in state:
+                state[key] = torch.zeros_like(parameter)
+        return state
+
+    def create_states(self) -> None:
+        """Gives every parameter with a gradient its state, also in groups that sleep, so that a checkpoint at any step is complete."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.create_state(parameter)
+
+    def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
+        """Returns how many updates a parameter of `group` has had."""
+        return int(self.create_state(parameter)["step"])
+
+    def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
+        """Sets how many updates a parameter of `group` has had."""
+        state = self.create_state(parameter)
+        state["step"] = self._no_updates(parameter) + count
+
+    def _no_updates(self, parameter: Tensor) -> Any:
+        """A count of zero on the device, where a skipped update leaves it without telling the host."""
+        return torch.zeros((), dtype=torch.float32, device=parameter.device)

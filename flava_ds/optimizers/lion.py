@@ -1,0 +1,63 @@
+"""Lion: the sign of an interpolated momentum, one moment instead of two.
+
+Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", program 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.config.bounds import AtLeast, AtMost
+from flava_ds.config.optimizers import Beta, OptimizerConfig
+from flava_ds.optimizers.base import Gated
+
+
+@dataclass(frozen=True, kw_only=True)
+class LionConfig(OptimizerConfig, type="lion"):
+    """Moves every element by the learning rate, whatever its gradient; its authors take an AdamW's divided, and weight_decay multiplied, by 3 to 10."""
+
+    lr: Annotated[float, AtLeast(0), AtMost(10)] = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    """Shares of the momentum in the sign that an update takes, and in the momentum after it."""
+    weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 1.0
+
+    def build(self, groups: list[dict[str, Any]]) -> Lion:
+        """Builds it."""
+        return Lion(groups, self)
+
+
+class Lion(Gated, torch.optim.Optimizer):
+    """Updates `w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g)`, then `m <- beta_2 m + (1 - beta_2) g`."""
+
+    moments = ("exp_avg",)
+
+    def __init__(self, groups: list[dict[str, Any]], config: LionConfig) -> None:
+        super().__init__(groups, {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates the active groups; where `found_inf` is 1 the device leaves everything as it is."""
+        self.create_states()
+        for group in self.active_groups():
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Updates one parameter. Skipping takes a learning rate of 0 and a finite gradient, which change nothing."""
+        state, gradient, lr = self.create_state(parameter), parameter.grad, group["lr"]
+        momentum, (inner, outer) = state["exp_avg"], group["betas"]
+        if self.grad_scale is not None:
+            gradient = gradient / self.grad_scale.to(gradient.device)
+        taken: Any = 1.0
+        if self.found_inf is not None:
+            taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)  # a scalar: it leaves the others their precision
+            gradient = torch.where(taken > 0, gradient, momentum)
+        parameter.mul_(1.0 - lr * group["weight_decay"] * taken)
+        parameter.sub_(torch.sign(momentum * inner + gradient * (1.0 - inner)) * (lr * taken))
+        momentum.add_((gradient - momentum) * (1.0 - outer))
+        state["step"] += taken

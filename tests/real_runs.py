@@ -18,7 +18,8 @@ import rank_processes
 from sample_runs import world_config, write_world
 
 from flava_ds import config as configuration
-from flava_ds.config import CheckpointConfig, Config, LoggingConfig, ScheduleConfig, SourceConfig, TrainingConfig
+from flava_ds.config import CheckpointConfig, Config, LoggingConfig, SourceConfig, TrainingConfig
+from flava_ds.config.schedules import CosineScheduleConfig
 
 WAIT_S = 240.0
 """Not a measure of speed: a hang would last for ever."""
@@ -35,7 +36,7 @@ def real_config(folder: Path, **settings) -> Config:
         SourceConfig(name="text", kind="text", shards=text, max_tokens=16, weight=0.25),
     )
     training = TrainingConfig(total_steps=14, global_batch_size=8, gradient_accumulation_steps=2, precision="bf16", gradient_clipping=1.0)
-    defaults = {"training": training, "schedule": ScheduleConfig(warmup_steps=3), "checkpoint": CheckpointConfig(every_steps=4)}
+    defaults = {"training": training, "schedule": CosineScheduleConfig(warmup_steps=3), "checkpoint": CheckpointConfig(every_steps=4)}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources, num_workers=0), **(defaults | settings))
 
 

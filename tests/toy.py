@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.config import Config, EngineConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.config import Config, EngineConfig, TrainingConfig
+from flava_ds.config.schedules import CosineScheduleConfig
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.views import Kind
+from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.training.engine import Engine
 from flava_ds.training.engine_config import shipped_settings
 from flava_ds.training.task import StepOutput
@@ -160,8 +162,8 @@ def toy_config(deepspeed_config: str = "zero1", **training) -> Config:
         name="toy",
         objectives=flava_objectives(),
         training=TrainingConfig(**{**defaults, **training}),
-        optimizer=OptimizerConfig(lr=1e-2, eps=1e-4, weight_decay=0.1),
-        schedule=ScheduleConfig(warmup_steps=3, min_lr=1e-4),
+        optimizer=AdamWConfig(lr=1e-2, eps=1e-4, weight_decay=0.1),
+        schedule=CosineScheduleConfig(warmup_steps=3, min_lr=1e-4),
         engine=EngineConfig(deepspeed_config=deepspeed_config, communication_timeout_s=60),
     )
 

@@ -15,11 +15,10 @@ from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.families.flava.views import Kind
+from flava_ds.optimizers.adamw import GatedAdamW
 from flava_ds.ranks.distributed import World, start
 from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
-from flava_ds.training.optimizers import MOMENTS
-from flava_ds.training.schedules import learning_rate
 
 SAVED_AT = 4
 MICRO_BATCHES = 2
@@ -40,7 +39,7 @@ def train(engine: Engine, config: Config, world: World, steps: range) -> None:
         kind = KINDS[step]
         batches = [toy_batch(kind, step, number, 0) for number in range(MICRO_BATCHES)]
         denominators = {name: torch.tensor(n / world.size) for name, n in objective_counts(engine.module, batches).items()}
-        engine.begin(kind, learning_rate(config, step))
+        engine.begin(kind, config.learning_rate(step))
         for batch in batches[world.rank :: world.size]:
             engine.forward_backward(batch, denominators)
         engine.update()
@@ -56,7 +55,7 @@ def stored(config: Config, step: int) -> dict[str, torch.Tensor]:
     """All numbers of a checkpoint, put together."""
     reader = CheckpointReader(files.place_of(config.run_path) / files.name_of(step))
     sizes = {name: torch.Size(shape).numel() for name, shape in reader.shapes.items()}
-    return {f"{key}/{name}": reader.read(key, name, 0, size) for key in ("weight", *MOMENTS) for name, size in sizes.items()}
+    return {f"{key}/{name}": reader.read(key, name, 0, size) for key in ("weight", *GatedAdamW.moments) for name, size in sizes.items()}
 
 
 def write(folder: str, runs: tuple[tuple[str, str], ...]) -> list[str]:

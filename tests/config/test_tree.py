@@ -14,8 +14,6 @@ from flava_ds.config import (
     DataConfig,
     EngineConfig,
     ImageTransformConfig,
-    OptimizerConfig,
-    ScheduleConfig,
     SourceConfig,
     TrainingConfig,
     check,
@@ -25,12 +23,14 @@ from flava_ds.config import (
     save,
     to_dict,
 )
+from flava_ds.config.schedules import CosineScheduleConfig
 from flava_ds.config.tree import AT_LEAST
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.optimizers.adamw import AdamWConfig
 
 PAIR = SourceConfig(name="pair", kind="pair", shards="somewhere")
 TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_size=48)
@@ -119,11 +119,14 @@ def test_run_path_is_directory_and_name():
         ({"model": FlavaConfig(multimodal=MultimodalEncoderConfig(num_attention_heads=5))}, "model.multimodal: hidden_size 768"),
         ({"model": FlavaConfig(image=ImageEncoderConfig(patch_size=15))}, "image_size 224 does not divide by patch_size 15"),
         ({"codebook": CodebookConfig(image_size=224)}, "use codebook.image_size 112"),
-        ({"schedule": ScheduleConfig(warmup_steps=10), "training": TrainingConfig(total_steps=5)}, "schedule.warmup_steps 10 exceeds training.total_steps 5"),
+        (
+            {"schedule": CosineScheduleConfig(warmup_steps=10), "training": TrainingConfig(total_steps=5)},
+            "schedule.warmup_steps 10 exceeds training.total_steps 5",
+        ),
         ({"training": TrainingConfig(global_batch_size=0)}, "training.global_batch_size is 0; it must be at least 1"),
         ({"training": TrainingConfig(gradient_accumulation_steps=0)}, "training.gradient_accumulation_steps is 0"),
         ({"training": TrainingConfig(gradient_clipping=-1.0)}, "training.gradient_clipping is -1; it must be at least 0"),
-        ({"optimizer": OptimizerConfig(lr=-1.0)}, "optimizer.lr is -1; it must be at least 0"),
+        ({"optimizer": AdamWConfig(lr=-1.0)}, "optimizer.lr is -1; it must be at least 0"),
         ({"data": DataConfig(sources=(PAIR,), num_workers=-1)}, "data.num_workers is -1; it must be at least 0"),
         ({"objectives": flava_objectives(mlm=MaskedTextConfig(mask_probability=2.0))}, "objectives.mlm.mask_probability is 2; it must lie between 0 and 1"),
         ({"objectives": flava_objectives(itm=ImageTextMatchingConfig(weight=-0.5))}, "objectives.itm.weight is -0.5; it must be at least 0"),
@@ -135,9 +138,9 @@ def test_run_path_is_directory_and_name():
         ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=513),))}, "max_tokens 513 must lie between 3 and"),
         ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=2),))}, "max_tokens 2 must lie between 3 and"),
         ({"data": DataConfig(sources=(dataclasses.replace(PAIR, image_codes_key="codes.npy"),))}, "precomputed image codes need an unchanging transform"),
-        ({"optimizer": OptimizerConfig(lr=float("nan"))}, "optimizer.lr is nan; it must be at least 0"),
-        ({"optimizer": OptimizerConfig(lr=float("inf"))}, "optimizer.lr is inf; it must be at most 10"),
-        ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, "optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1"),
+        ({"optimizer": AdamWConfig(lr=float("nan"))}, "optimizer.lr is nan; it must be at least 0"),
+        ({"optimizer": AdamWConfig(lr=float("inf"))}, "optimizer.lr is inf; it must be at most 10"),
+        ({"optimizer": AdamWConfig(betas=(0.9, 1.0))}, "optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1"),
         ({"training": TrainingConfig(stop_on_nonfinite=0)}, "training.stop_on_nonfinite is 0; it must be at least 1"),
         ({"engine": EngineConfig(communication_timeout_s=0)}, "engine.communication_timeout_s is 0; it must be at least 1"),
         ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),

@@ -3,13 +3,13 @@
 import torch
 from toy import Toy
 
-from flava_ds.config import OptimizerConfig
+from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.optimizers.base import parameter_groups
 
 
 def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
     module = Toy()
-    groups = parameter_groups(module, module.users(), OptimizerConfig(decay_norm_and_bias=False, weight_decay=0.1))
+    groups = parameter_groups(module, module.users(), AdamWConfig(decay_norm_and_bias=False, weight_decay=0.1))
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in module.parameters())
     names = {id(p): name for name, p in module.named_parameters()}
@@ -23,12 +23,12 @@ def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
 
 def test_decaying_everything_halves_the_groups():
     module = Toy()
-    assert len(parameter_groups(module, module.users(), OptimizerConfig())) == 6
+    assert len(parameter_groups(module, module.users(), AdamWConfig())) == 6
 
 
 def test_two_dimensional_tables_are_exempt_by_name():
     module = torch.nn.Module()
     module.position_embeddings, module.word_embeddings = torch.nn.Embedding(4, 3), torch.nn.Embedding(4, 3)
     kinds = {name: frozenset({"text"}) for name, _ in module.named_parameters()}
-    groups = parameter_groups(module, kinds, OptimizerConfig(decay_norm_and_bias=False, weight_decay=0.1))
+    groups = parameter_groups(module, kinds, AdamWConfig(decay_norm_and_bias=False, weight_decay=0.1))
     assert {group["weight_decay"]: group["params"][0] is module.position_embeddings.weight for group in groups} == {0.0: True, 0.1: False}

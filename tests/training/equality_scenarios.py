@@ -30,11 +30,12 @@ from toy import full_weights, partition_everything
 from flava_ds.batch import Batch
 from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint
-from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, OptimizerConfig, TrainingConfig
+from flava_ds.config.schedules import CosineScheduleConfig
 from flava_ds.families.flava.task import FlavaTask, build_task
+from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.ranks.distributed import World, barrier, start
 from flava_ds.training.engine import Engine
-from flava_ds.training.schedules import learning_rate
 from flava_ds.training.task import StepOutput
 
 CONTRASTIVE = "global_contrastive"
@@ -96,8 +97,8 @@ def scenario_config(scenario: Scenario, folder: Path, name: str = "run") -> Conf
             activation_checkpointing=scenario.checkpointing,
             idle_parameters=scenario.idle,
         ),
-        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, decay_norm_and_bias=False),
-        schedule=ScheduleConfig(warmup_steps=4, min_lr=1e-4),
+        optimizer=AdamWConfig(lr=1e-3, weight_decay=0.1, decay_norm_and_bias=False),
+        schedule=CosineScheduleConfig(warmup_steps=4, min_lr=1e-4),
         engine=EngineConfig(deepspeed_config=settings, communication_timeout_s=60),
         checkpoint=CheckpointConfig(every_steps=0),
         logging=LoggingConfig(run_directory=str(folder / name), every_steps=1, tensorboard=False),
@@ -141,7 +142,7 @@ def reference(scenario: Scenario, folder: Path) -> Record:
             gradients[step] = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}
         norms.append(float(nn.utils.clip_grad_norm_(parameters.values(), config.training.gradient_clipping)))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+            group["lr"] = config.learning_rate(step)
         optimizer.step()
         losses.append({name: float(mean.detach()) for name, mean in means.items()})
     return Record(losses, norms, gradients, {name: parameter.detach() for name, parameter in parameters.items()})

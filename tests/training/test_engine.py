@@ -12,7 +12,6 @@ from toy import KINDS, Toy, full_weights, objective_counts, partition_everything
 from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import World, start
 from flava_ds.training.engine import Engine
-from flava_ds.training.schedules import learning_rate
 
 
 def stages_in(folder) -> tuple[str, ...]:
@@ -32,7 +31,7 @@ def reference(config, idle: str, ranks: int) -> dict[str, torch.Tensor]:
     module.logit_scale = torch.nn.Parameter(module.logit_scale.detach().reshape(1))
     optimizer = torch.optim.AdamW(module.parameters(), betas=config.optimizer.betas, eps=config.optimizer.eps, weight_decay=0.1, foreach=False)
     for step, kind in enumerate(KINDS):
-        optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+        optimizer.param_groups[0]["lr"] = config.learning_rate(step)
         batches = sum(batches_of(kind, step, ranks, config.training.gradient_accumulation_steps), [])
         denominators = {name: torch.tensor(float(n)) for name, n in objective_counts(module, batches).items()}
         optimizer.zero_grad()
@@ -54,7 +53,7 @@ def run_steps(engine: Engine, config, world: World, kinds, first_step: int = 0, 
         table = batches_of(kind, step, world.size, accumulation)
         counts = objective_counts(engine.module, sum(table, []))
         denominators = {name: torch.tensor(n / world.size) for name, n in counts.items()}
-        engine.begin(kind, learning_rate(config, step))
+        engine.begin(kind, config.learning_rate(step))
         for micro, batch in enumerate(table[world.rank]):
             if step in poison and world.rank == 0 and micro == 0:
                 (batch["pixel_values"] if batch.kind != "text" else batch["input_ids"]).fill_(float("nan"))
@@ -218,7 +217,7 @@ def watch_steps(stages: tuple[str, ...]) -> dict[str, set[str]]:
         denominators = {name: torch.tensor(4.0) for name in Toy.weights}
         with Waits() as waits:
             for step, (kind, batch) in enumerate(tables, start=3):
-                engine.begin(kind, learning_rate(config, step))
+                engine.begin(kind, config.learning_rate(step))
                 engine.forward_backward(batch, denominators)
                 engine.update()
         found[stage] = waits.found

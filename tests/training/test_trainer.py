@@ -23,9 +23,10 @@ from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint
 from flava_ds.checkpoints.files import LATEST, latest, place_of
 from flava_ds.checkpoints.reader import load_weights
-from flava_ds.config import Config, EngineConfig, LoggingConfig, OptimizerConfig, TrainingConfig
+from flava_ds.config import Config, EngineConfig, LoggingConfig, TrainingConfig
 from flava_ds.errors import UserError
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Trainer
@@ -158,7 +159,7 @@ def test_ranks_and_stages_do_not_change_the_curve(tmp_path):
     left to rounding.
     """
     training = TrainingConfig(total_steps=8, global_batch_size=8, gradient_accumulation_steps=2, precision="fp32", gradient_clipping=1.0)
-    one = real_config(tmp_path, name="one", training=training, optimizer=OptimizerConfig(lr=1e-2, eps=1e-2))
+    one = real_config(tmp_path, name="one", training=training, optimizer=AdamWConfig(lr=1e-2, eps=1e-2))
     matching = {**one.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=0.5)}
     one = dataclasses.replace(one, objectives=matching)
     two = dataclasses.replace(one, name="two", engine=EngineConfig(deepspeed_config=partition_everything(tmp_path)))

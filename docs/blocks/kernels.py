@@ -1,4 +1,4 @@
-"""docs/kernels.md: what the kernels compile to, from kernels/aot.csv, which `python -m flava_kernels.aot --csv kernels/aot.csv` writes."""
+"""docs/kernels.md: what the kernels compile to, from kernels/aot.csv, which `make kernels` writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from flava_kernels import OPS
-from flava_kernels.aot import read_csv
+from flava_kernels.aot_table import read_csv
 from flava_kernels.op import DTYPES, Op
 
 from blocks import markdown_table

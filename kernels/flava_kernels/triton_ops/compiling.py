@@ -15,7 +15,8 @@ from triton.runtime.jit import JITFunction
 
 from flava_kernels.triton_ops.launch import Launch
 
-VERSION = ".".join(triton.__version__.split(".")[:2])
+FULL_VERSION = triton.__version__
+VERSION = ".".join(FULL_VERSION.split(".")[:2])
 """Major and minor version of the compiler in use."""
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

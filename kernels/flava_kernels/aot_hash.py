@@ -36,6 +36,7 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\n".join([",".join(lengths), *parts]).encode()).hexdigest()[:LENGTH]
 
 
+@functools.cache
 def code(source: str) -> str:
     """Returns Python source without comments, docstrings and layout."""
     tree = ast.parse(textwrap.dedent(source))

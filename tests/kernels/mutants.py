@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 Edits = tuple[tuple[str, str], ...]
@@ -29,10 +30,10 @@ def bug(name: str, text: str, replacement: str, op: str, *cases: str, **options)
     return Mutant(name, ((text, replacement),), op, cases, **options)
 
 
-def unchanged(module: str) -> list[Mutant]:
-    """The cases of a module's mutants without their bugs."""
+def unchanged(planted: Iterable[Mutant]) -> list[Mutant]:
+    """The cases of mutants without their bugs."""
     merged: dict[tuple, Mutant] = {}
-    for mutant in MUTANTS[module]:
+    for mutant in planted:
         key = (mutant.op, mutant.dtype, mutant.setup)
         sofar = merged.get(key, replace(mutant, cases=(), checks=()))
         cases, checks = (tuple(dict.fromkeys((*old, *new))) for old, new in ((sofar.cases, mutant.cases), (sofar.checks, mutant.checks)))

@@ -1,6 +1,6 @@
 """Runs planted bugs: copies flava_kernels, edits a kernel's source, and runs cases of an operator on the copy in Triton's interpreter.
 
-`python mutation_run.py MODULE FOLDER` runs the mutants of one module of triton_ops, with copies under FOLDER, and prints one JSON object: for every
+`python mutation_run.py MODULE FOLDER NAME...` runs mutants of one module of triton_ops, with copies under FOLDER, and prints one JSON object: for every
 mutant "caught" (a check failed), "crashed" (it read or wrote where no memory is), "survived", or what else went wrong. One process imports torch and triton;
 every mutant is a fork of it.
 """
@@ -86,11 +86,11 @@ def outcome(mutant: mutants.Mutant, folder: Path) -> str:
     return {SURVIVED: "survived", CAUGHT: "caught"}.get(os.WEXITSTATUS(ended), "raised something else than an assertion")
 
 
-def main(module: str, folder: str) -> None:
-    """Runs the unchanged module first: its cases have to pass."""
+def main(module: str, folder: str, *names: str) -> None:
+    """Runs the unchanged module first: the mutants' cases have to pass."""
     interpreter_bf16.install()
-    found = {}
-    for place, mutant in enumerate((*mutants.unchanged(module), *mutants.MUTANTS[module])):
+    found, planted = {}, [mutant for mutant in mutants.MUTANTS[module] if mutant.name in names]
+    for place, mutant in enumerate((*mutants.unchanged(planted), *planted)):
         copy = Path(folder) / f"{module}-{place}"
         copy_with(module, mutant, copy)
         found[mutant.name] = outcome(mutant, copy)

@@ -1,0 +1,118 @@
+"""mutants.csv: planted bugs that were noticed, each with a hash of everything that this hung on; those need not run again.
+
+`python mutation_record.py` runs the mutants without a row that holds and writes their rows; it ends with status 1 where one survives.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "kernels")]
+import flava_kernels  # noqa: E402
+import import_graph  # noqa: E402
+import mutants  # noqa: E402
+import rotation  # noqa: E402
+from flava_kernels import aot_hash  # noqa: E402
+
+PATH = Path(__file__).with_name("mutants.csv")
+RUNNER = Path(__file__).with_name("mutation_run.py")
+PACKAGE = TESTS.parent / "kernels"
+FIELDS = ("triton", "module", "name", "outcome", "hash")
+DEAD = ("caught", "crashed")
+SECONDS = 3600
+
+Record = dict[tuple[str, str], dict[str, str]]
+
+
+def files_of(module: str, mutant: mutants.Mutant) -> list[Path]:
+    """Lists what decides whether a mutant is noticed: kernels, their operator and its cases, and the checks, with what they import."""
+    op = flava_kernels.OPS[mutant.op]
+    names = (f"flava_kernels.triton_ops.{module}", op.kernels, op.function.__module__)
+    checks = ("op_checks.py", "interpreter_bf16.py", *(("kernels/kernel_checks.py",) if mutant.checks else ()))
+    roots = [PACKAGE.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+    return [*import_graph.all_imported_by([*roots, *(TESTS / name for name in checks)]), RUNNER]
+
+
+def hash_of(module: str, mutant: mutants.Mutant, outcome: str) -> str:
+    """Returns the hash of a mutant, of the code that decides about it, of Triton's version, and of the outcome."""
+    version = importlib.metadata.version("triton")
+    return aot_hash.digest(version, aot_hash.of_files(files_of(module, mutant)), module, repr(mutant), outcome)
+
+
+def read(path: Path = PATH) -> Record:
+    """Reads the rows by module and name; an absent file has none."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {(line["module"], line["name"]): line for line in csv.DictReader(file)}
+
+
+def holds(record: Record, module: str, mutant: mutants.Mutant) -> bool:
+    """Tells whether a mutant's death is recorded and nothing that it hung on has changed since."""
+    line = record.get((module, mutant.name))
+    return line is not None and line["outcome"] in DEAD and line["hash"] == hash_of(module, mutant, line["outcome"])
+
+
+def to_run(module: str, record: Record, seed: str) -> list[str]:
+    """Names a module's mutants without a row that holds, and one of the others, which the seed draws."""
+    held = [mutant.name for mutant in mutants.MUTANTS[module] if holds(record, module, mutant)]
+    drawn = {rotation.draw(held, f"{seed} {module}")} if held else set()
+    return [mutant.name for mutant in mutants.MUTANTS[module] if mutant.name not in held or mutant.name in drawn]
+
+
+def run(module: str, names: Sequence[str], folder: Path) -> tuple[dict[str, str], str]:
+    """Runs mutants of one module, and their cases without a bug; returns the outcomes by name, and what was written to stderr."""
+    command = [sys.executable, "-W", "ignore", RUNNER, module, folder, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout), done.stderr
+
+
+def wrong(outcomes: dict[str, str]) -> dict[str, str]:
+    """Returns the outcomes that should be others: mutants have to die, unchanged kernels to survive."""
+    return {name: outcome for name, outcome in outcomes.items() if outcome not in (("survived",) if name.startswith("unchanged") else DEAD)}
+
+
+def write(record: Record) -> None:
+    """Writes the rows in the order of MUTANTS."""
+    order = [(module, mutant.name) for module, planted in mutants.MUTANTS.items() for mutant in planted]
+    with PATH.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(record[key] for key in order if key in record)
+
+
+def main() -> int:
+    """Brings mutants.csv up to date, a module at a time."""
+    record, status = read(), 0
+    for module, planted in mutants.MUTANTS.items():
+        left = [mutant for mutant in planted if not holds(record, module, mutant)]
+        print(f"{module}: {len(left)} of {len(planted)} planted bugs run", flush=True)
+        if not left:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes, said = run(module, [mutant.name for mutant in left], Path(folder))
+        if wrong(outcomes):
+            status = 1
+            print(f"error: {module}: {wrong(outcomes)}\n{said}", file=sys.stderr)
+        for mutant in left:
+            record.pop((module, mutant.name), None)
+            outcome = outcomes[mutant.name]
+            if outcome in DEAD:
+                values = (importlib.metadata.version("triton"), module, mutant.name, outcome, hash_of(module, mutant, outcome))
+                record[module, mutant.name] = dict(zip(FIELDS, values, strict=True))
+        write(record)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

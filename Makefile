@@ -1,4 +1,4 @@
-# make demo [MINUTES=10]   make test   make check   make bench   make docs   make results
+# make demo [MINUTES=10]   make test [TEST_FLAGS=--full]   make check   make kernels   make bench   make docs   make results
 # The environment is installed on first use, and again only after setup.py or pyproject.toml has changed.
 
 PYTHON  ?= python3
@@ -11,7 +11,7 @@ EXTRAS  := demo,hf,eval,triton,dev
 # What the pages about distributed training show, in the order of how long it takes: about half an hour in all.
 RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
 
-.PHONY: demo test check bench docs results
+.PHONY: demo test check kernels bench docs results
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -23,7 +23,16 @@ test: $(STAMP)
 check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_conventions.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_conventions.py
+	@$(BIN)/python tests/changed_tests.py
+
+# Compiles the kernels that have changed, with both versions of Triton, runs the bugs planted in them, and writes the records of both;
+# AOT_FLAGS=--update takes the new costs as the budget.
+kernels: $(STAMP)
+	@$(BIN)/python -m flava_kernels.aot --csv kernels/aot.csv $(AOT_FLAGS)
+	@$(BIN)/python tests/triton_36.py -m flava_kernels.aot --csv kernels/aot.csv $(AOT_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutation_record.py
+	@$(BIN)/python docs/fill.py
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/step_vs_huggingface.py

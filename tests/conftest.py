@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import rank_processes
+
+BEGUN = pytest.StashKey[float]()
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter_bf16
@@ -16,8 +20,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds what `make test TEST_FLAGS=--full` asks for."""
+    """Adds what `make test TEST_FLAGS=--full` asks for, and what `make check` needs."""
     parser.addoption("--full", action="store_true", help="compile every kernel and run every planted bug, unchanged ones too")
+    parser.addoption("--seconds", type=float, default=math.inf, help="skip what has not begun by then")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keeps to --seconds, counted from the first test."""
+    begun = item.config.stash.setdefault(BEGUN, time.monotonic())
+    if time.monotonic() - begun > item.config.getoption("--seconds"):
+        pytest.skip("no time left for it in make check; make test runs it")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ PROGRAM_TESTS = {
     "hazards",
     "mutations",
     "gpu_suite",
+    "changed_tests",
     "equality",
 }  # tests of the whole, which mirror no module
 

@@ -76,6 +76,37 @@ def test_groups_of_tests_decide_the_status_and_the_closing_line_is_last(tmp_path
     assert ("failed in the group(s): triton" in done.stderr) == (triton == 1)
 
 
+def test_skips_of_all_groups_are_listed_with_their_reasons_before_the_last_lines(tmp_path):
+    script = r"""
+case "$*" in
+*"not triton"*) printf 'SKIPPED [2] tests/hf/test_a.py:12: no network\nSKIPPED [1] tests/b.py: not on AMD\n======= 9 passed, 3 skipped in 2.50s =======\n';;
+*"-m triton"*) printf 'SKIPPED [1] tests/kernels/test_c.py:3: no network\n1 passed, 1 skipped in 1.00s\n';;
+*"-m aot"*) printf '7 passed, 1 failed in 1.00s\n'; exit 1;;
+*torch*) exit 1;;
+esac
+"""
+    done = subprocess.run(["sh", ".ci/run_tests", str(stub_folder(tmp_path, script))], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "failed in the group(s): aot" in done.stderr
+    assert done.stdout.splitlines()[-4:] == [
+        "== skipped 1: not on AMD (tests/b.py)",
+        "== skipped 3: no network (tests/kernels/test_c.py tests/hf/test_a.py)",
+        "== all groups: 17 passed, 1 failed, 0 errors, 4 skipped",
+        "======= 9 passed, 3 skipped in 2.50s =======",
+    ]
+
+
+@pytest.mark.parametrize(("xdist", "jobs", "flags"), [(0, "3", "-n 3 --dist loadfile"), (0, "1", ""), (1, "2", "")], ids=["three", "one", "not installed"])
+def test_processes_share_the_files_of_a_group(tmp_path, xdist, jobs, flags):
+    script = f'case "$*" in *"import xdist"*) exit {xdist};; *"import sys, torch"*) exit 1;; *) echo "run with $*"; echo "1 passed";; esac'
+    folder = stub_folder(tmp_path, script)
+    command = ["sh", ".ci/run_tests", str(folder), "--full"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ | {"TEST_JOBS": jobs})
+    runs = [line for line in done.stdout.splitlines() if line.startswith("run with")]
+    assert len(runs) == 3 and all(line.endswith("--full") for line in runs)
+    assert [line.count(flags) if flags else line.count("-n ") for line in runs] == ([1, 0, 1] if flags else [0, 0, 0])
+    assert ("pytest-xdist is not installed" in done.stdout) == bool(xdist)
+
+
 @pytest.mark.parametrize(("tests", "demo"), [(0, 0), (3, 0), (0, 4)], ids=["all pass", "a test fails", "the demo fails"])
 def test_continuous_integration_runs_the_tests_and_then_a_short_demo(tmp_path, tests, demo):
     calls = tmp_path / "calls"

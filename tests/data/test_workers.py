@@ -44,8 +44,11 @@ def loader_of(make_config):
 
 
 def children() -> set:
-    """Loader processes that are alive."""
-    return {process for process in multiprocessing.active_children() if process.is_alive()}
+    """Loader processes that are alive.
+
+    The death of one may raise in the middle of multiprocessing's own look at it, which then never knows its exit code; the system does know.
+    """
+    return {process for process in multiprocessing.active_children() if process.is_alive() and state_of(process)}
 
 
 def assert_gone(before: set) -> None:
@@ -108,16 +111,17 @@ def test_a_process_killed_from_outside_ends_the_wait_at_once(loader_of, main):
     assert_gone(before)
 
 
+# On a busy machine a process may take some seconds until it sends its first batch; a shorter time would name one that starts.
 def test_a_stopped_process_is_named_after_the_time_and_ended(loader_of):
     before = children()
-    with pytest.raises(DataError, match=r"number [01] of 2 \(pid \d+\) has sent no batch for 2 s .*worker_timeout_s\); it is stopped by a signal"):
-        list(loader_of(lambda: kill_self(signal.SIGSTOP), after=24, timeout_s=2))
+    with pytest.raises(DataError, match=r"number [01] of 2 \(pid \d+\) has sent no batch for 8 s .*worker_timeout_s\); it is stopped by a signal"):
+        list(loader_of(lambda: kill_self(signal.SIGSTOP), after=24, timeout_s=8))
     assert_gone(before)
 
 
 def test_a_process_that_never_finishes_a_batch_is_named_as_waiting(loader_of):
-    with pytest.raises(DataError, match=r"has sent no batch for 1 s .*it waits, for storage or another process; raise data.worker_timeout_s"):
-        list(loader_of(lambda: time.sleep(600), after=24, timeout_s=1))
+    with pytest.raises(DataError, match=r"has sent no batch for 8 s .*it waits, for storage or another process; raise data.worker_timeout_s"):
+        list(loader_of(lambda: time.sleep(600), after=24, timeout_s=8))
 
 
 def test_a_death_does_not_disturb_the_step_between_two_batches(loader_of):

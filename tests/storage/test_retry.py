@@ -2,7 +2,7 @@
 
 import logging
 import re
-import time
+import threading
 from dataclasses import replace
 
 import fsspec
@@ -17,7 +17,9 @@ from flava_ds.storage.files import RemoteFile, RemoteShard, stamp_of
 from flava_ds.storage.retry import ReadPolicy, call_once, policy_of
 from flava_ds.storage.shards import list_shards
 
-QUICK = ReadPolicy(retries=2, timeout_s=0.4)
+QUICK = ReadPolicy(retries=2, timeout_s=1.0)
+PATIENT = ReadPolicy(retries=2, timeout_s=60.0)
+"""For a server that answers at once, which on a busy machine may take a while."""
 ASKED = {"reset": 2}
 """Requests per attempt: aiohttp repeats a GET once by itself when its connection is torn down."""
 
@@ -42,7 +44,7 @@ def remote(server, policy=QUICK):
 
 @pytest.mark.parametrize("fault", [503, 429, "stall", "stall in body", "reset", "cut", "short"])
 def test_what_fails_twice_works_the_third_time_and_every_attempt_is_logged(server, fault, caplog):
-    data, file = remote(server)
+    data, file = remote(server, QUICK if "stall" in str(fault) else PATIENT)
     server.faults.extend([fault] * 2 * ASKED.get(fault, 1))
     assert file.pread(3000, 512) == data[512:3512]
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -54,21 +56,19 @@ def test_what_fails_twice_works_the_third_time_and_every_attempt_is_logged(serve
 
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [(503, "503"), ("stall", r"no answer within 0\.4 s"), ("reset", "Disconnected|reset"), ("cut", "Payload"), ("short", "of 3000 bytes came")],
+    [(503, "503"), ("stall", "no answer within 1 s"), ("reset", "Disconnected|reset"), ("cut", "Payload"), ("short", "of 3000 bytes came")],
 )
 def test_the_last_attempt_names_the_shard_and_what_happened(server, fault, told):
-    file = remote(server)[1]
+    file = remote(server, QUICK if fault == "stall" else PATIENT)[1]
     server.faults.extend([fault] * 3 * ASKED.get(fault, 1))
-    begun = time.monotonic()
     with pytest.raises(DataError, match=rf"bytes 512 to 3511 of 'http://127.*/0\.tar' cannot be read after 3 attempts: .*({told}).*read_retries") as caught:
         file.pread(3000, 512)
     assert not server.faults and "SECRET" not in str(caught.value) and "\n" not in str(caught.value)
-    assert time.monotonic() - begun < 60, "the server would stall for ever"
 
 
 @pytest.mark.parametrize(("status", "told"), [(403, "may not be read"), (404, "does not exist"), (416, "is refused by the server .*416")])
 def test_the_servers_last_word_is_not_asked_for_twice(server, status, told):
-    file = remote(server)[1]
+    file = remote(server, PATIENT)[1]
     server.faults.append(status)
     with pytest.raises(DataError, match=f"0.tar' {told}") as caught:
         file.pread(3000, 512)
@@ -77,30 +77,32 @@ def test_the_servers_last_word_is_not_asked_for_twice(server, status, told):
 
 def test_a_server_that_is_down_is_not_taken_for_a_missing_shard():
     """fsspec reports whatever fails while it asks for a size as a missing file."""
-    shard = RemoteShard("http://127.0.0.1:9/0.tar?signature=SECRET", QUICK)
+    shard = RemoteShard("http://127.0.0.1:9/0.tar?signature=SECRET", PATIENT)
     with pytest.raises(DataError, match="0.tar' cannot be read after 3 attempts: ClientConnect.*refused|Cannot connect") as caught:
         stamp_of(shard)
     assert "does not exist" not in str(caught.value) and "SECRET" not in str(caught.value)
 
 
 class Stalling(fsspec.AbstractFileSystem):
-    """A protocol without coroutines, which blocks."""
+    """A protocol without coroutines, which blocks until it is released."""
 
     protocol = "stalling"
+    released = threading.Event()
 
     def cat_file(self, path, start=None, end=None, **_):
         if "slow" in path:
-            time.sleep(3)
+            self.released.wait()
         return b"content"
 
 
 def test_a_protocol_that_blocks_is_given_up():
     fsspec.register_implementation("stalling", Stalling, clobber=True)
-    assert call_once("stalling://quick/0.tar", "cat_file", 5.0) == b"content"
-    begun = time.monotonic()
-    with pytest.raises(TimeoutError):
-        call_once("stalling://slow/0.tar", "cat_file", 0.1)
-    assert time.monotonic() - begun < 2.5
+    assert call_once("stalling://quick/0.tar", "cat_file", 60.0) == b"content"
+    try:
+        with pytest.raises(TimeoutError):
+            call_once("stalling://slow/0.tar", "cat_file", 0.1)
+    finally:
+        Stalling.released.set()
 
 
 def test_pauses_double_stay_bounded_and_depend_on_the_seed(monkeypatch):

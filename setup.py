@@ -47,7 +47,7 @@ setup(
             "wandb>=0.19",
             "prometheus-client>=0.20",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "hypothesis>=6",
             "ruff>=0.8",
             "ninja",

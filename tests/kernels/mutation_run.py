@@ -64,7 +64,8 @@ def run_cases(mutant: mutants.Mutant, folder: Path) -> int:
             op_checks.check_case(op, case, dtype)
         for name in mutant.checks:
             getattr(kernel_checks, name)(dtype)
-    except AssertionError:
+    except AssertionError as error:
+        print(f"{mutant.name}: {error}", file=sys.stderr)
         return CAUGHT
     return SURVIVED
 

@@ -109,13 +109,3 @@ def test_checkpoint_of_another_shape_is_refused_and_the_run_stays_whole(tmp_path
     (line,) = errors_in(done)
     assert "step_00000006" in line and "is [64], but this configuration's model has [96]" in line and "another --name" in line
     assert (tmp_path / "runs" / "flava_debug" / "config.json").read_text() == before
-
-
-@pytest.mark.distributed
-def test_error_of_a_rank_is_one_line_of_the_program(tmp_path):
-    """Bad bytes in a vocabulary are found by the ranks, not by the command: the line and the status come through the launcher."""
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
-    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "1", "--data.vocabulary", "vocab.txt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] and "Traceback" not in done.stderr

@@ -9,13 +9,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from real_runs import Job, curve, real_config, steps_of
 
 from flava_ds.checkpoints.files import latest, place_of
+from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import CheckpointConfig, Config, EngineConfig
 
 TIMEOUT_S = 6
@@ -24,8 +26,8 @@ KILLS = 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault led to. `seconds` from the fault to the end of all ranks, None where the run went on; `equal`: whether the curve of the run that
-    went on is, bitwise, that of the undisturbed one, None where nothing had begun."""
+    """What a fault led to. `seconds` from the fault to the end of all ranks, None where the run went on; `equal`: whether curve and weights of the
+    run that went on are, bitwise, those of the undisturbed one, None where nothing had begun."""
 
     fault: str
     said: str
@@ -41,7 +43,7 @@ class Gauntlet:
         self.folder = folder
         config = self.config("undisturbed")
         Job(config).wait()
-        self.expected = curve(config.run_path)
+        self.expected, self.weights = curve(config.run_path), load_weights(config.run_path)
 
     def config(self, name: str, **settings) -> Config:
         """Two ranks, three kinds of steps, a checkpoint every two."""
@@ -49,8 +51,15 @@ class Gauntlet:
         return dataclasses.replace(config, training=dataclasses.replace(config.training, total_steps=24))
 
     def goes_on(self, config: Config) -> bool:
-        """Runs to the end and compares the curve."""
-        return Job(config).wait() == [0, 0] and curve(config.run_path) == self.expected
+        """Runs to the end and compares."""
+        return self.equal(config, Job(config).wait())
+
+    def equal(self, config: Config, statuses: list[int]) -> bool:
+        """Tells whether a run has ended well, with the curve and the weights of the undisturbed one."""
+        if statuses != [0, 0] or curve(config.run_path) != self.expected:
+            return False
+        found = load_weights(config.run_path)
+        return found.keys() == self.weights.keys() and all(torch.equal(found[name], tensor) for name, tensor in self.weights.items())
 
     def started(self, config: Config, prepare: Callable[[int], None] | None = None, steps: int = 5) -> Job:
         """Starts a run and waits for some steps of it."""
@@ -58,11 +67,11 @@ class Gauntlet:
         assert job.wait_until(lambda: len(steps_of(config.run_path)) >= seen + steps), job.said()
         return job
 
-    def kills(self) -> Outcome:
+    def kills(self, times: int = KILLS) -> Outcome:
         """Kills a random rank at random moments, again and again: while it starts, in steps, and while a checkpoint is being written."""
         config, draw, inside, job = self.config("kills"), random.Random(0), 0, None
         checkpoints = config.run_path / "checkpoints"
-        for kill in range(KILLS):
+        for kill in range(times):
             job, seen = Job(config, 2, _write_slowly if kill % 4 == 1 else None), len(steps_of(config.run_path))
             if kill % 4 == 0:
                 time.sleep(draw.uniform(0, 2))
@@ -75,23 +84,20 @@ class Gauntlet:
                 time.sleep(draw.uniform(0, 0.1))
             job.signal(signal.SIGKILL, draw.randrange(2))
             job.kill()
-        left = Job(config)
-        statuses = left.wait()
-        equal = statuses == [0, 0] and curve(config.run_path) == self.expected
-        return Outcome(f"kill -9 of a random rank, {KILLS} times in a row, {inside} of them inside a checkpoint write", "", None, equal)
+        return Outcome(f"kill -9 of a random rank, {times} times in a row, {inside} of them inside a checkpoint write", "", None, self.goes_on(config))
 
     def killed_ranks(self) -> list[Outcome]:
         """Kills either rank and leaves the other to itself."""
         fault = "kill -9 of rank {}, nobody ends the others"
         return [self._ended(fault.format(rank), self.config(f"killed{rank}"), lambda job, rank=rank: job.signal(signal.SIGKILL, rank)) for rank in (1, 0)]
 
-    def hangs(self) -> list[Outcome]:
-        """Stops either rank."""
+    def hangs(self, ranks: Sequence[int] = (1, 0)) -> list[Outcome]:
+        """Stops either rank, or one of them."""
         settings = {"engine": EngineConfig(communication_timeout_s=TIMEOUT_S)}
         fault = "rank {} hangs (kill -STOP), communication_timeout_s {}"
         return [
             self._ended(fault.format(rank, TIMEOUT_S), self.config(f"hang{rank}", **settings), lambda job, rank=rank: job.signal(signal.SIGSTOP, rank))
-            for rank in (1, 0)
+            for rank in ranks
         ]
 
     def signals(self) -> list[Outcome]:
@@ -102,8 +108,8 @@ class Gauntlet:
                 job.signal(signal.SIGUSR1, rank)
 
         return [
-            self._ended("SIGTERM to one rank", self.config("term"), lambda job: job.signal(signal.SIGTERM, 1)),
-            self._ended("SIGUSR1 to all ranks", self.config("usr1"), usr1),
+            self._ended("SIGTERM to one rank", self.config("term"), lambda job: job.signal(signal.SIGTERM, 1), [128 + signal.SIGTERM] * 2),
+            self._ended("SIGUSR1 to all ranks", self.config("usr1"), usr1, [128 + signal.SIGUSR1] * 2),
         ]
 
     def full_disk(self) -> Outcome:
@@ -126,18 +132,18 @@ class Gauntlet:
             if mounted:
                 subprocess.run(["umount", str(checkpoints)], check=True)
 
-    def damaged(self) -> list[Outcome]:
-        """Damages a file of the latest checkpoint of a stopped run, in three ways."""
+    def damaged(self, faults: Sequence[str] = ("cut short", "with one bit flipped", "missing")) -> list[Outcome]:
+        """Damages a file of the latest checkpoint of a stopped run, in three ways or some of them."""
         outcomes = []
-        for fault, damage in (("cut short", _cut), ("with one bit flipped", _flip), ("missing", Path.unlink)):
+        for fault in faults:
             config = self.config("damaged " + fault)
             job = self.started(config, steps=9)
             job.signal(signal.SIGTERM, 0)
             job.wait()
             newest = latest(place_of(config.run_path)).local
-            damage(newest / "weights_00001.safetensors")
+            DAMAGES[fault](newest / "weights_00001.safetensors")
             job = Job(config)
-            equal = job.wait() == [0, 0] and curve(config.run_path) == self.expected
+            equal = self.equal(config, job.wait())
             (line,) = [line for line in job.said(0).splitlines() if "going on from the checkpoint before" in line]
             outcomes.append(Outcome(f"a file of the latest checkpoint {fault}", line.partition("] ")[2], None, equal))
         return outcomes
@@ -159,7 +165,7 @@ class Gauntlet:
         second = Job(config)
         second.wait()
         seconds = time.monotonic() - begun
-        equal = first.wait() == [0, 0] and curve(config.run_path) == self.expected
+        equal = self.equal(config, first.wait())
         return Outcome("a second run in the same directory", _last(second), seconds, equal)
 
     def skewed_clock(self) -> Outcome:
@@ -168,8 +174,7 @@ class Gauntlet:
         job = self.started(config, _days_ahead)
         job.signal(signal.SIGTERM, 0)
         job.wait()
-        job = Job(config, 2, _days_behind)
-        equal = job.wait() == [0, 0] and curve(config.run_path) == self.expected
+        equal = self.equal(config, Job(config, 2, _days_behind).wait())
         return Outcome("clock of one rank two days ahead, then behind", "", None, equal)
 
     def other_data(self) -> Outcome:
@@ -186,12 +191,13 @@ class Gauntlet:
         job.wait()
         return Outcome("a rank whose data differ", _last(job), time.monotonic() - begun, None)
 
-    def _ended(self, fault: str, config: Config, inject: Callable[[Job], None]) -> Outcome:
-        """Injects a fault that ends the run, and goes on."""
+    def _ended(self, fault: str, config: Config, inject: Callable[[Job], None], statuses: list[int] | None = None) -> Outcome:
+        """Injects a fault that ends the run, with certain statuses or any, and goes on."""
         job = self.started(config)
         begun = time.monotonic()
         inject(job)
-        job.wait()
+        found = job.wait()
+        assert statuses in (None, found), (found, job.said())
         seconds = time.monotonic() - begun
         return Outcome(fault, _last(job), seconds, self.goes_on(config))
 
@@ -273,3 +279,6 @@ def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"cut short": _cut, "with one bit flipped": _flip, "missing": Path.unlink}

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
 from real_runs import Job, real_config
 from test_engine import batches_of
-from toy import KINDS, Toy, partition_everything, toy_config
+from toy import KINDS, Toy, toy_config
 
-from flava_ds import config as configuration
 from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint
-from flava_ds.checkpoints.files import LATEST, latest, place_of
-from flava_ds.checkpoints.reader import load_weights
-from flava_ds.config import Config, EngineConfig, LoggingConfig, TrainingConfig
+from flava_ds.config import LoggingConfig, TrainingConfig
 from flava_ds.errors import UserError
-from flava_ds.objectives.itm import ImageTextMatchingConfig
-from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Trainer
@@ -106,35 +94,6 @@ def test_a_few_bad_steps_are_survived_and_many_end_the_run(run_ranks, tmp_path):
     assert [line["skipped_updates"] for line in steps_of(tmp_path / "many" / "toy")] == [0, 0, 2, 4]
 
 
-def finish(processes: list[subprocess.Popen]) -> None:
-    """Waits for a launched run and expects it to end well."""
-    for process in processes:
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, said
-
-
-def launch(config: Config, path: Path, ranks: int) -> list[subprocess.Popen]:
-    """Starts flava_ds.train as a launcher would."""
-    configuration.save(config, path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    base = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "flava_ds.train", str(path)]
-    return [
-        subprocess.Popen([*command, f"--local_rank={rank}"], env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(ranks)
-    ]
-
-
-def wait_for_lines(log: Path, count: int, processes: list[subprocess.Popen]) -> None:
-    """Waits until the log has `count` step lines."""
-    deadline = time.monotonic() + 120
-    while not log.is_file() or log.read_text().count("\n") <= count:
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize(("off", "source"), [("mmm_image", None), ("mim", 1), ("mlm", 2), ("mmm_text", None), ("itm", None), ("global_contrastive", None)])
 def test_every_objective_can_be_left_out(tmp_path, off, source):
     """Without mmm_image, pairs come without the codebook's view while image batches still need their codes; `source` is the one that `off` alone reads."""
@@ -147,53 +106,3 @@ def test_every_objective_can_be_left_out(tmp_path, off, source):
     lines = steps_of(config.run_path)
     losses = {name for line in lines for name in line if name.startswith("loss/")}
     assert losses == {f"loss/{name}" for name in objectives if name != off} and {line["kind"] for line in lines} == {s.kind for s in sources}
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_ranks_and_stages_do_not_change_the_curve(tmp_path):
-    """One rank with ZeRO-1 against two with ZeRO-3 that keeps nothing whole: the same samples, losses and gradient norms.
-
-    eps is large, since key biases have rounding noise for a gradient, which a small one turns into whole steps. Half of the captions are
-    replaced, by those of pairs that another micro-batch or rank may hold; a caption that stands twice makes ties, so which text ranks first is
-    left to rounding.
-    """
-    training = TrainingConfig(total_steps=8, global_batch_size=8, gradient_accumulation_steps=2, precision="fp32", gradient_clipping=1.0)
-    one = real_config(tmp_path, name="one", training=training, optimizer=AdamWConfig(lr=1e-2, eps=1e-2))
-    matching = {**one.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=0.5)}
-    one = dataclasses.replace(one, objectives=matching)
-    two = dataclasses.replace(one, name="two", engine=EngineConfig(deepspeed_config=partition_everything(tmp_path)))
-    finish(launch(one, tmp_path / "one.json", 1))
-    finish(launch(two, tmp_path / "two.json", 2))
-    for a, b in zip(numbers(steps_of(one.run_path)), numbers(steps_of(two.run_path)), strict=True):
-        assert (a.pop("kind"), a.pop("source")) == (b.pop("kind"), b.pop("source"))
-        assert ("accuracy/global_contrastive" in a) == ("accuracy/global_contrastive" in b)
-        a, b = ({key: value for key, value in line.items() if key != "accuracy/global_contrastive"} for line in (a, b))
-        assert a == pytest.approx(b, rel=1e-5), (a, b)
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_goes_on_with_a_bitwise_equal_curve(tmp_path, how):
-    """Two ranks, the real model and data; SIGKILL falls at any moment, SIGTERM reaches one rank only and both save and leave."""
-    whole = real_config(tmp_path, name="whole")
-    broken = dataclasses.replace(whole, name="broken")
-    finish(launch(whole, tmp_path / "whole.json", 2))
-    processes = launch(broken, tmp_path / "broken.json", 2)
-    wait_for_lines(broken.run_path / "log.jsonl", 6, processes)
-    wait_for_lines(broken.run_path / "checkpoints" / LATEST, 0, processes)
-    for process in processes[: 2 if how == signal.SIGKILL else 1]:
-        process.send_signal(how)
-    statuses = [process.wait(60) for process in processes]
-    assert statuses == ([-9, -9] if how == signal.SIGKILL else [143, 143])
-    stopped_at = int(latest(place_of(broken.run_path)).name.removeprefix("step_"))
-    assert stopped_at < 14 and (how == signal.SIGTERM or stopped_at % 4 == 0)
-    finish(launch(broken, tmp_path / "broken.json", 2))
-    expected, found = steps_of(whole.run_path), steps_of(broken.run_path)
-    assert [line["step"] for line in found] == list(range(14))
-    assert numbers(found) == numbers(expected)
-    assert {line["kind"] for line in found} == {"image", "text", "pair"}
-    ours, theirs = load_weights(broken.run_path), load_weights(whole.run_path)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert json.loads((broken.run_path / "log.jsonl").read_text().splitlines()[0])["resumed"][0]["step"] == stopped_at

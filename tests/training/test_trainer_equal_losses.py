@@ -64,14 +64,16 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so they are equal, too.
 
+    One rank in every stage is the business of test_engine.py and test_equality.py.
+
     Not compared is the contrastive one: a borrowed caption stands twice in its batch, and rounding decides which of two equal texts ranks first.
     """
     unpack(tmp_path / DATA)
     stages = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3", "3_all": partition_everything(tmp_path)}
+    accumulating = [Run(f"2_four_micro_steps_{stage}", f"zero{stage}", 4) for stage in (0, 2, 3)]
     planned = {
-        ranks: [Run(f"{ranks}_{stage}", settings) for stage, settings in stages.items()]
-        + [Run(f"{ranks}_four_micro_steps_{stage}", f"zero{stage}", 4) for stage in (0, 2, 3)]
-        for ranks in (1, 2)
+        1: [Run("1_0", "zero0"), Run("1_3_all", stages["3_all"]), Run("1_four_micro_steps_0", "zero0", 4)],
+        2: [*(Run(f"2_{stage}", settings) for stage, settings in stages.items()), *accumulating],
     }
     for ranks, runs in planned.items():
         assert run_ranks(train_all, ranks, str(tmp_path), runs) == [[0] * len(runs)] * ranks

@@ -1,6 +1,12 @@
-"""Faults injected into the real trainer on two ranks: one line that says what it was, an end within a set time, and a curve that is bitwise the same."""
+"""Faults injected into the real trainer on two ranks: one line that says what it was, an end within a set time, and curve and weights bitwise the same.
+
+benchmarks/faults.py injects more of each kind.
+"""
 
 from __future__ import annotations
+
+import json
+import re
 
 import pytest
 from fault_cases import TIMEOUT_S, Gauntlet, Outcome
@@ -23,8 +29,9 @@ def check(outcome: Outcome, *words: str, equal: bool | None = True) -> None:
     assert all(word in outcome.said for word in words) and outcome.equal is equal, outcome
 
 
-def test_twenty_kills_leave_the_curve_as_it_is(gauntlet):
-    outcome = gauntlet.kills()
+def test_kills_again_and_again_leave_curve_and_weights_as_they_are(gauntlet):
+    """Two at each moment: at the start, inside a checkpoint write, and twice in steps."""
+    outcome = gauntlet.kills(8)
     check(outcome)
     assert " 0 of them inside" not in outcome.fault
 
@@ -32,13 +39,15 @@ def test_twenty_kills_leave_the_curve_as_it_is(gauntlet):
 def test_killed_and_hanging_ranks_are_named(gauntlet):
     for rank, outcome in zip((1, 0), gauntlet.killed_ranks(), strict=True):
         check(outcome, f"error: rank {rank} (host ", "ended without a word in step")
-    for rank, outcome in zip((1, 0), gauntlet.hangs(), strict=True):
-        check(outcome, f"error: rank {rank} (host ", HUNG)
+    (outcome,) = gauntlet.hangs([0])  # it keeps the store; test_roll_call.py stops another one
+    check(outcome, "error: rank 0 (host ", HUNG)
 
 
-def test_signals_leave_a_checkpoint(gauntlet):
-    for outcome in gauntlet.signals():
+def test_signals_leave_a_checkpoint_of_the_last_step(gauntlet):
+    for name, outcome in zip(("term", "usr1"), gauntlet.signals(), strict=True):
         check(outcome, "stopped by a signal after step", "start the same command again")
+        header = json.loads((gauntlet.config(name).run_path / "log.jsonl").read_text().splitlines()[0])
+        assert header["resumed"][0]["step"] == int(re.search(r"after step (\d+)", outcome.said)[1])
 
 
 def test_a_full_disk_is_named(gauntlet):
@@ -46,10 +55,9 @@ def test_a_full_disk_is_named(gauntlet):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(gauntlet):
-    cut, flipped, missing = gauntlet.damaged()
-    check(cut, "weights_00001.safetensors is damaged: ", "bytes instead of")
+    """Of the ways to be damaged, which test_checkpoint_reader.py has, the one that only a checksum finds."""
+    (flipped,) = gauntlet.damaged(["with one bit flipped"])
     check(flipped, "weights_00001.safetensors is damaged: its sha256 differs")
-    check(missing, "weights_00001.safetensors is missing")
 
 
 def test_what_cannot_begin_is_refused(gauntlet):

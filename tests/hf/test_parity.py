@@ -82,9 +82,8 @@ def test_tiny_model_agrees_in_fp64(kind, mismatched):
     check(differences(their_model(config, std=0.1).double(), config, batch), hidden=1e-13, logits=1e-13, losses=1e-13, gradients=1e-12)
 
 
-@pytest.mark.slow
-def test_base_model_agrees():
-    config = Config(name="base", objectives=flava_objectives())
+def differences_in_every_kind(config: Config) -> dict[str, dict[str, float]]:
+    """Returns the differences of an image, a text and two pair batches, one pair with a mismatch: what -> "kind mismatched/name" -> number."""
     theirs = their_model(config)
     found: dict[str, dict[str, float]] = {}
     for kind, size, mismatched in ((Kind.PAIR, 2, (1,)), (Kind.PAIR, 2, ()), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
@@ -92,6 +91,13 @@ def test_base_model_agrees():
         batch = parity.random_batch(kind, config, size=size, mismatched=mismatched)
         for what, numbers in differences(theirs, config, batch).items():
             found.setdefault(what, {}).update({f"{kind} {mismatched}/{name}": number for name, number in numbers.items()})
+    return found
+
+
+@pytest.mark.slow
+def test_base_model_agrees(run_ranks):
+    """In a process of its own: two models of 304 million parameters with gradients and graphs reach 7 GB, and the C library keeps most of it."""
+    (found,) = run_ranks(differences_in_every_kind, 1, Config(name="base", objectives=flava_objectives()))
     cancelling = [found["gradients"].pop(f"pair ()/{name}") for name in CANCELLING]
     check(found, hidden=1e-5, logits=1e-5, losses=1e-5, gradients=1e-5)
     assert max(cancelling) < 1e-4

@@ -15,9 +15,9 @@ def names(*changed: str) -> list[str]:
 
 
 def test_the_mirror_comes_first_then_who_imports():
-    found = names("flava_ds/data/masking.py")
-    assert found[0] == "tests/data/test_masking.py"
-    assert "tests/data/test_collate.py" in found, "collate.py imports masking.py"
+    found = names("flava_ds/data/collate.py")
+    assert found[0] == "tests/data/test_collate.py"
+    assert "tests/data/test_reader.py" in found, "reader.py imports collate.py"
     assert "tests/hf/test_export_weights.py" not in found
 
 
@@ -56,7 +56,7 @@ def test_changes_are_those_since_the_branch_began_and_of_the_working_tree(tmp_pa
 
 def test_imports_are_found_in_functions_packages_and_folders_of_tests():
     trainer = ROOT / "flava_ds" / "commands" / "__init__.py"
-    assert trainer not in import_graph.imported_by(ROOT / "tests" / "ranks.py")
+    assert trainer not in import_graph.imported_by(ROOT / "tests" / "rank_processes.py")
     assert ROOT / "tests" / "rotation.py" in import_graph.imported_by(ROOT / "tests" / "kernels" / "mutation_record.py")
     assert ROOT / "kernels" / "flava_kernels" / "triton_ops" / "linear_gelu.py" in import_graph.imported_by(ROOT / "tests" / "kernels" / "kernel_checks.py")
     reached = import_graph.all_imported_by([ROOT / "kernels" / "flava_kernels" / "attention.py"])

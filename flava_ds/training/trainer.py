@@ -90,6 +90,8 @@ class Trainer:
                     steps = self._take_steps()
                     for watcher in self.watchers:
                         watcher.on_end(steps, stopped=self.stopping)
+                    if self.stopping:
+                        log.info("stopped by a signal after step %d; start the same command again to go on", steps)
                     break
                 except DivergedError as error:
                     self.first_step = self.go_back(error)
@@ -109,7 +111,6 @@ class Trainer:
                 for watcher in self.watchers:
                     watcher.after_step(step, stopping=self.stopping)
                 if self.stopping:
-                    log.info("stopped by a signal after step %d; start the same command again to go on", step + 1)
                     return step + 1
                 asked = time.perf_counter()
         return self.config.training.total_steps

@@ -23,7 +23,7 @@ def spoil(rank: int, factor: float = 50.0, bad: range = BAD) -> None:
     """Multiplies the losses that come from the bad data."""
     from flava_ds.families.flava.task import FlavaTask
 
-    drawn, batches, forward = [0], StepLoader.__iter__, FlavaTask.forward
+    drawn, batches, forward = [0], StepLoader.__iter__, FlavaTask.step
 
     def iterate(self):
         for step, micro_batches in enumerate(batches(self), start=self.start_step):
@@ -34,7 +34,7 @@ def spoil(rank: int, factor: float = 50.0, bad: range = BAD) -> None:
         output = forward(self, batch, denominators, *rest)
         return dataclasses.replace(output, loss=output.loss * factor) if denominators is not None and drawn[0] in bad else output
 
-    StepLoader.__iter__, FlavaTask.forward = iterate, lose
+    StepLoader.__iter__, FlavaTask.step = iterate, lose
 
 
 def spoil_with_nan(rank: int) -> None:

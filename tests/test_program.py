@@ -15,6 +15,9 @@ from PIL import Image
 from flava_ds import config as configuration
 from flava_ds.recipes import resolve
 
+TIMEOUT_S = 900
+"""Not a measure of speed: a run takes some 15 s on two idle cores, and a hang would last for ever."""
+
 OVERRIDES = ["--training.total-steps", "6", "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "0", "--logging.no-tensorboard"]
 
 
@@ -30,7 +33,7 @@ def picture(number: int, mode: str = "RGB") -> bytes:
 @pytest.mark.slow
 def test_debug_recipe_trains_on_two_ranks_and_its_configuration_rebuilds_it(tmp_path):
     command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2", *OVERRIDES]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
     run = tmp_path / "runs" / "flava_debug"
@@ -47,7 +50,7 @@ def train(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """Runs `flava-ds train flava_debug` in a folder, on pairs alone."""
     only_pairs = ["--data.sources.1.weight", "0", "--data.sources.2.weight", "0", "--data.sources.0.caption-key", "None"]
     command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", *OVERRIDES, *only_pairs, *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def errors_in(done: subprocess.CompletedProcess) -> list[str]:

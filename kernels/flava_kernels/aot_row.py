@@ -57,8 +57,8 @@ class Row:
 
 def read_row(line: Mapping[str, str]) -> Row:
     """Makes a row of the cells of a line of kernels/aot.csv. Raises ValueError for a cell that is no number where one has to be."""
-    kinds = {"int": int, "float": float, "str": str}
-    return Row(**{field.name: kinds[field.type](line.get(field.name) or "") for field in fields(Row)})
+    kinds = {"int": int, "float": float}
+    return Row(**{field.name: kinds.get(field.type, str)(line.get(field.name) or "") for field in fields(Row)})
 
 
 def with_hash(row: Row, launch_hash: str) -> Row:

@@ -1,6 +1,6 @@
 """Self-attention over packed sequences.
 
-    out_i = softmax(q_i K^T * scale) V,  keys and values of the query's own sequence only
+    out_i = softmax(q_i K^T * scale) V,  keys and values of the query's own sequence only, and with `causal` those up to the query itself
 
     dV = P^T dO,   dP = dO V^T,   dS = P * (dP - rowsum(P * dP)) * scale,   dQ = dS K,   dK = dS^T Q
 
@@ -26,8 +26,8 @@ HEAD_SIZES = (32, 64, 128)
 LIMITS = {torch.float32: Limits(1e-6, 2e-6), torch.float16: Limits(5e-4, 8e-4), torch.bfloat16: Limits(4e-3, 6e-3)}
 
 
-def varlen_attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False) -> Tensor:
-    """Attends within each packed sequence; never waits for the device.
+def varlen_attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False) -> Tensor:
+    """Attends within each packed sequence, with `causal` to no token behind the query's own; never waits for the device.
 
     Shapes:
         qkv         [T 3 h e]
@@ -38,11 +38,11 @@ def varlen_attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_
     `equal_lengths` promises that every sequence is max_seqlen long (images), so that the reference makes no padded copy.
     """
     if dispatch.needs_custom_operator(qkv) or not keeps_probabilities(qkv, max_seqlen):
-        return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths)[0]
-    return EagerAttention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, torch.is_grad_enabled() and qkv.requires_grad)
+        return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)[0]
+    return EagerAttention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, torch.is_grad_enabled() and qkv.requires_grad)
 
 
-def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False) -> str | None:
+def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False) -> str | None:
     """Returns None, or why the kernels do not take this input."""
     if qkv.dtype not in DTYPES:
         return f"qkv has {qkv.dtype}; one of {', '.join(map(str, DTYPES))} is wanted"
@@ -61,58 +61,68 @@ def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths:
     return None
 
 
-def definition(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False) -> Tensor:
-    """Attends in a padded layout, as transformers does: every score is held, and padded keys are masked."""
+def definition(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False) -> Tensor:
+    """Attends in a padded layout, as transformers does: every score is held, and padded keys are masked, as are keys behind a query with `causal`."""
     batch = cu_seqlens.shape[0] - 1
     sequence, position = places(cu_seqlens, qkv.shape[0])
     q, k, v = qkv.new_zeros(batch, max_seqlen, *qkv.shape[1:]).index_put((sequence, position), qkv).permute(2, 0, 3, 1, 4)
-    padding = torch.arange(max_seqlen, device=qkv.device) >= cu_seqlens.diff()[:, None]
-    scores = (q @ k.mT / math.sqrt(qkv.shape[3])).masked_fill(padding[:, None, None, :], torch.finfo(qkv.dtype).min)
+    place = torch.arange(max_seqlen, device=qkv.device)
+    masked = (place >= cu_seqlens.diff()[:, None])[:, None, None, :]
+    if causal:
+        masked = masked | (place > place[:, None])
+    scores = (q @ k.mT / math.sqrt(qkv.shape[3])).masked_fill(masked, torch.finfo(qkv.dtype).min)
     return (scores.softmax(-1) @ v)[sequence, :, position]
 
 
+def pairs(length: int, causal: bool) -> int:
+    """Counts the pairs of a query and a key in one sequence whose score is needed."""
+    return length * (length + 1) // 2 if causal else length**2
+
+
 @torch.library.custom_op("flava_kernels::varlen_attention", mutates_args=())
-def _attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> tuple[Tensor, Tensor]:
+def _attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> tuple[Tensor, Tensor]:
     if qkv.numel() == 0:
-        return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths)
+        return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
     if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):
         from flava_kernels.triton_ops import attention as kernels
 
-        return kernels.forward(qkv, cu_seqlens, max_seqlen)
-    return forward_reference(qkv, cu_seqlens, max_seqlen, equal_lengths)
+        return kernels.forward(qkv, cu_seqlens, max_seqlen, causal)
+    return forward_reference(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention_backward", mutates_args=())
-def _attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+def _attention_backward(
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+) -> Tensor:
     if qkv.numel() == 0:
-        return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths)
+        return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
     if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):
         from flava_kernels.triton_ops import attention as kernels
 
-        return kernels.backward(grad, qkv, out, lse, cu_seqlens, max_seqlen)
-    return backward_reference(grad, qkv, cu_seqlens, max_seqlen, equal_lengths)
+        return kernels.backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, causal)
+    return backward_reference(grad, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
 @_attention.register_fake
-def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths):
+def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
     tokens, _, heads, head_size = qkv.shape
     return qkv.new_empty(tokens, heads, head_size), qkv.new_empty(heads, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32))
 
 
 @_attention_backward.register_fake
-def _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths):
+def _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal):
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def _keep(ctx, inputs, output) -> None:
-    qkv, cu_seqlens, ctx.max_seqlen, ctx.equal_lengths = inputs
+    qkv, cu_seqlens, ctx.max_seqlen, ctx.equal_lengths, ctx.causal = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(qkv, out, lse, cu_seqlens)
 
 
 def _differentiate(ctx, grad, _):
-    return _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths), None, None, None
+    return _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths, ctx.causal), None, None, None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import flava_kernels.attention
 import flava_kernels.contrastive
 import flava_kernels.linear_cross_entropy
 import flava_kernels.linear_gelu  # noqa: F401  these define the operators
+from flava_kernels import attention
 
 
 @register_flop_formula(torch.ops.flava_kernels.varlen_attention)
-def attention_forward(qkv_shape: torch.Size, cu_seqlens_shape: torch.Size, max_seqlen: int, *_: Any, **__: Any) -> int:
+def attention_forward(
+    qkv_shape: torch.Size, cu_seqlens_shape: torch.Size, max_seqlen: int, equal_lengths: bool, causal: bool, *_: Any, **__: Any
+) -> int:
     """Two products, as if every sequence were the longest: the lengths are on the device."""
-    return 4 * (cu_seqlens_shape[0] - 1) * max_seqlen**2 * qkv_shape[2] * qkv_shape[3]
+    return 4 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
 
 
 @register_flop_formula(torch.ops.flava_kernels.varlen_attention_backward)
@@ -30,11 +32,13 @@ def attention_backward(
     lse_shape: torch.Size,
     cu_seqlens_shape: torch.Size,
     max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
     *_: Any,
     **__: Any,
 ) -> int:
     """Five products: the scores are computed again."""
-    return 10 * (cu_seqlens_shape[0] - 1) * max_seqlen**2 * qkv_shape[2] * qkv_shape[3]
+    return 10 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
 
 
 @register_flop_formula(torch.ops.flava_kernels.linear_gelu)

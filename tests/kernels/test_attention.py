@@ -188,7 +188,7 @@ def test_every_tile_that_ships_is_right(head_size):
             cu_seqlens, max_seqlen = cu_seqlens_of(lengths), longest if place < 3 else tiles.BUCKETS[-1] + 1
             qkv, upstream = torch.randn(sum(lengths), 3, 1, head_size), torch.randn(sum(lengths), 1, head_size)
             out, d_qkv = with_gradient(lambda x, cu=cu_seqlens: one_by_one(x, cu), qkv.double(), upstream.double())
-            ours, lse = kernels.forward(qkv, cu_seqlens, max_seqlen, None if backward else tile)
+            ours, lse = kernels.forward(qkv, cu_seqlens, max_seqlen, False, None if backward else tile)
             assert relative_error(ours, out) < 1e-6, (tile, lengths)
             if backward:
                 assert relative_error(kernels.backward(upstream, qkv, ours, lse, cu_seqlens, max_seqlen, tile), d_qkv) < 2e-6, (tile, lengths)

@@ -83,13 +83,16 @@ def _compiled(op: Op, device: str) -> Call:
 
 
 def _sdpa(backend: str) -> Peer:
-    """PyTorch's attention, pinned to a backend: equal lengths as a view, others padded and masked in every call."""
+    """PyTorch's attention, pinned to a backend: equal lengths as a view, others padded in every call, and masked unless it is causal.
+
+    No query sees a padded key then, and the backends take no mask beside `is_causal`.
+    """
 
     def build(op: Op, device: str) -> Call:
         attention = importlib.import_module("torch.nn.attention")
         chosen = getattr(attention.SDPBackend, backend)
 
-        def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+        def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> Tensor:
             batch, (tokens, _, heads, head_size) = cu_seqlens.shape[0] - 1, qkv.shape
             mask = slots = None
             if equal_lengths:
@@ -100,9 +103,9 @@ def _sdpa(backend: str) -> Peer:
                 sequence = torch.bucketize(row, cu[1:], right=True)
                 slots = row - cu[sequence] + sequence * max_seqlen
                 padded = qkv.new_zeros(batch * max_seqlen, 3, heads, head_size).index_copy(0, slots, qkv).view(batch, max_seqlen, 3, heads, head_size)
-                mask = (torch.arange(max_seqlen, device=qkv.device) < cu.diff()[:, None])[:, None, None, :]
+                mask = None if causal else (torch.arange(max_seqlen, device=qkv.device) < cu.diff()[:, None])[:, None, None, :]
             with attention.sdpa_kernel(chosen):
-                out = F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), attn_mask=mask)
+                out = F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), attn_mask=mask, is_causal=causal)
             out = out.transpose(1, 2).reshape(batch * max_seqlen, heads, head_size)
             return out if slots is None else out.index_select(0, slots)
 
@@ -114,15 +117,16 @@ def _sdpa(backend: str) -> Peer:
 def _varlen(op: Op, device: str) -> Call:
     varlen_attn = library("torch.nn.attention.varlen", gpu_only=device).varlen_attn
 
-    def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
-        return varlen_attn(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> Tensor:
+        window = {"window_size": (-1, 0)} if causal else {}
+        return varlen_attn(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **window)
 
     return call
 
 
 def _flash(op: Op, device: str) -> Call:
     flash = library("flash_attn", gpu_only=device).flash_attn_varlen_qkvpacked_func
-    return lambda qkv, cu_seqlens, max_seqlen, equal_lengths: flash(qkv, cu_seqlens, max_seqlen)
+    return lambda qkv, cu_seqlens, max_seqlen, equal_lengths, causal: flash(qkv, cu_seqlens, max_seqlen, causal=causal)
 
 
 # LayerNorm

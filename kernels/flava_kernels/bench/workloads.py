@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flava_kernels import attention
+
 SIZES = ("gpu", "cpu", "quick")
 
 Draw = Callable[[torch.Generator, torch.dtype], dict[str, Any]]
@@ -134,21 +136,22 @@ def _fuse(op: str, batch: int, image_length: int, least: int, most: int, width: 
     return Workload(op, f"{batch}x(1+{image_length}+{least}..{most}) d{width}", draw, ("cls_token", "image", "text"), cost)
 
 
-def _attention(op: str, batch: int, most: int, heads: int, head_size: int, least: int) -> Workload:
+def _attention(op: str, batch: int, most: int, heads: int, head_size: int, least: int, causal: bool = False) -> Workload:
     """`batch` sequences of `least` to `most` tokens."""
     lengths = _lengths(batch, least, most)
-    tokens, pairs = int(lengths.sum()), int((lengths**2).sum())
+    tokens, pairs = int(lengths.sum()), sum(attention.pairs(length, causal) for length in lengths.tolist())
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         qkv = _randn(generator, dtype, tokens, 3, heads, head_size)
-        return {"qkv": qkv, "cu_seqlens": _cu_seqlens(lengths, generator.device), "max_seqlen": most, "equal_lengths": least == most}
+        layout = {"cu_seqlens": _cu_seqlens(lengths, generator.device), "max_seqlen": most, "equal_lengths": least == most}
+        return {"qkv": qkv, **layout, "causal": causal}
 
     def cost(element: int) -> Cost:
         row, product = tokens * heads * head_size * element, 2 * pairs * heads * head_size
         return Cost(4 * row, 2 * product, 8 * row, 5 * product)
 
     name = f"{batch}x{most}" if least == most else f"{batch}x{least}..{most}"
-    return Workload(op, f"{name} h{heads} e{head_size}", draw, ("qkv",), cost)
+    return Workload(op, f"{name} h{heads} e{head_size}{' causal' if causal else ''}", draw, ("qkv",), cost)
 
 
 def _linear_cross_entropy(op: str, rows: int, classes: int, width: int) -> Workload:
@@ -197,9 +200,10 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
             "gpu": (
                 *((batch, length, 12, 64, length) for batch in (128, 256) for length in (77, 197, 275)),
                 *((256, 275, 12, 64, 207), (256, 20, 12, 64, 12), (64, 512, 12, 64, 512), (32, 1024, 12, 64, 1024)),
+                *((256, 77, 8, 64, 77, True), (256, 77, 8, 64, 12, True), (64, 512, 8, 64, 512, True)),
             ),
-            "cpu": ((16, 197, 3, 64, 197), (64, 40, 3, 64, 28), (64, 20, 3, 64, 12)),
-            "quick": ((3, 9, 2, 32, 9), (3, 9, 2, 32, 4)),
+            "cpu": ((16, 197, 3, 64, 197), (64, 40, 3, 64, 28), (64, 20, 3, 64, 12), (16, 77, 8, 64, 77, True)),
+            "quick": ((3, 9, 2, 32, 9), (3, 9, 2, 32, 4), (3, 9, 2, 32, 9, True), (3, 9, 2, 32, 4, True)),
         },
     ),
     "layer_norm": (_layer_norm, _ROWS),

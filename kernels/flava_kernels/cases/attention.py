@@ -19,7 +19,10 @@ ROUNDED = {torch.bfloat16: Limits(5e-3, 6e-3)}
 
 
 def cases() -> tuple[Case, ...]:
-    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge logits, which alone may all be negative."""
+    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge logits, which alone may all be negative.
+
+    Causal attention has its own: the edges of its tiles, and CLIP's text encoder, 8 heads of 64 and 77 tokens.
+    """
     return (
         _case("nothing", ()),
         _case("empty", (0, 0)),
@@ -36,6 +39,16 @@ def cases() -> tuple[Case, ...]:
         _case("slack", (4, 6), slack=40, heads=1),
         _case("huge-logits", (2, 5, 40), heads=1, size=60.0, limits=HUGE_LOGITS),
         _case("alone-huge-logits", (1, 1, 1, 1, 1, 1, 2, 3), heads=1, size=60.0, limits=HUGE_LOGITS),
+        _case("causal-nothing", (), causal=True),
+        _case("causal-to-16", (0, 1, 2, 15, 16), causal=True),
+        _case("causal-to-32", (17, 0, 31, 32), heads=1, causal=True),
+        _case("causal-to-128", (33, 64, 1, 65, 127, 128), heads=1, causal=True),
+        _case("causal-197", (197, 1, 0, 63), heads=1, causal=True),
+        _case("causal-equal", (20, 20), equal_lengths=True, causal=True),
+        _case("causal-head-128", (5, 70), heads=1, head_size=128, causal=True),
+        _case("causal-clip-text", (77, 12), heads=8, head_size=64, causal=True),
+        _case("causal-slack", (4, 70), slack=60, heads=1, causal=True),
+        _case("causal-huge-logits", (2, 5, 70), heads=1, size=60.0, limits=HUGE_LOGITS, causal=True),
     )
 
 
@@ -46,17 +59,19 @@ def _case(
     heads: int = 2,
     head_size: int = 32,
     equal_lengths: bool = False,
+    causal: bool = False,
     slack: int = 0,
     size: float = 1.0,
     limits: dict[torch.dtype, Limits] | None = None,
     reference_limits: dict[torch.dtype, Limits] | None = None,
 ) -> Case:
-    draw = functools.partial(_draw, lengths, heads, head_size, equal_lengths, slack, size)
+    layout = {"cu_seqlens": cu_seqlens_of(lengths), "max_seqlen": max(lengths, default=0) + slack, "equal_lengths": equal_lengths, "causal": causal}
+    draw = functools.partial(_draw, (sum(lengths), 3, heads, head_size), size, layout)
     return Case(name, draw, ("qkv",), limits=limits or {}, reference_limits=reference_limits or {})
 
 
-def _draw(lengths: tuple[int, ...], heads: int, head_size: int, equal_lengths: bool, slack: int, size: float, generator: Generator) -> dict[str, Any]:
-    """`size` multiplies queries and keys, `slack` is added to the longest length."""
-    qkv = torch.randn(sum(lengths), 3, heads, head_size, generator=generator, dtype=torch.float64)
+def _draw(shape: tuple[int, ...], size: float, layout: dict[str, Any], generator: Generator) -> dict[str, Any]:
+    """`size` multiplies queries and keys."""
+    qkv = torch.randn(shape, generator=generator, dtype=torch.float64)
     qkv[:, :2] *= size
-    return {"qkv": qkv, "cu_seqlens": cu_seqlens_of(lengths), "max_seqlen": max(lengths, default=0) + slack, "equal_lengths": equal_lengths}
+    return {"qkv": qkv, **layout}

@@ -5,10 +5,15 @@ base-2 exponent, and only the last keys are masked. Backward, a program owns a w
 each tile of keys over the queries: dK and dV stay in registers, dQ is summed tile after tile in an fp32 scratch that no other program touches, so
 every sum has one order and nothing is added atomically. rowsum(P * dP) is rowsum(O * dO).
 
+CAUSAL lets a query attend to no key behind it. Tiles that it leaves empty are not visited: forward the keys end with the tile of queries, backward
+the queries begin with the tile of keys, and a tile's dQ is complete with the last keys that it sees. Only tiles on the diagonal are masked.
+
 Programs read a sequence's length from cu_seqlens; rows of other sequences are masked.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import torch
 import triton
@@ -26,17 +31,34 @@ EXAMPLE_LENGTH = 512
 
 
 @triton.jit
-def _attend_to_keys(q, keys, values, key, length, token_stride, highest, total, weighted, HEAD_SIZE: tl.constexpr, EXPONENT: tl.constexpr, TAIL: tl.constexpr):
-    """One step of the online softmax; `highest` and `total` are in base 2."""
+def _attend_to_keys(
+    q,
+    keys,
+    values,
+    row,
+    key,
+    length,
+    token_stride,
+    highest,
+    total,
+    weighted,
+    HEAD_SIZE: tl.constexpr,
+    EXPONENT: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """One step of the online softmax; `highest` and `total` are in base 2. MASKED: some keys lie behind the sequence or, with CAUSAL, behind a query."""
     place = key[:, None] * token_stride + tl.arange(0, HEAD_SIZE)[None, :]
-    if TAIL:
+    if MASKED:
         k = tl.load(keys + place, mask=(key < length)[:, None], other=0.0)
         v = tl.load(values + place, mask=(key < length)[:, None], other=0.0)
     else:
         k = tl.load(keys + place)
         v = tl.load(values + place)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-    if TAIL:
+    if MASKED and CAUSAL:
+        scores = tl.where(key[None, :] <= row[:, None], scores, float("-inf"))
+    elif MASKED:
         scores = tl.where((key < length)[None, :], scores, float("-inf"))
     new_highest = tl.maximum(highest, tl.max(scores, 1) * EXPONENT)
     p = tl.math.exp2(scores * EXPONENT - new_highest[:, None])
@@ -60,6 +82,7 @@ def attention_forward(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """qkv [T 3 h e] -> out [T h e], lse [h T] fp32 in base 2. ONE_TILE promises that no sequence has more keys than a tile."""
     head, sequence = tl.program_id(1), tl.program_id(2)
@@ -80,16 +103,23 @@ def attention_forward(
     weighted = tl.zeros((QUERIES, HEAD_SIZE), tl.float32)
     key = tl.arange(0, KEYS)
     if ONE_TILE:
-        highest, total, weighted = _attend_to_keys(q, keys, values, key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, True)
+        highest, total, weighted = _attend_to_keys(
+            q, keys, values, row, key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL
+        )
     else:
-        whole = length // KEYS * KEYS
+        whole = (tl.program_id(0) * QUERIES if CAUSAL else length) // KEYS * KEYS
         for first in range(0, whole, KEYS):
             highest, total, weighted = _attend_to_keys(
-                q, keys, values, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, False
+                q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=False, CAUSAL=CAUSAL
             )
-        if whole < length:
+        if CAUSAL:
+            for first in range(whole, tl.minimum(length, (tl.program_id(0) + 1) * QUERIES), KEYS):
+                highest, total, weighted = _attend_to_keys(
+                    q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=True
+                )
+        elif whole < length:
             highest, total, weighted = _attend_to_keys(
-                q, keys, values, whole + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, True
+                q, keys, values, row, whole + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=False
             )
 
     out_stride = tl.num_programs(1) * HEAD_SIZE
@@ -118,6 +148,7 @@ def attention_backward(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """qkv [T 3 h e], out [T h e], grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is scratch, unused with ONE_TILE."""
     head, sequence = tl.program_id(0), tl.program_id(1)
@@ -137,7 +168,7 @@ def attention_backward(
         v = tl.load(queries + 2 * part_stride + key[:, None] * token_stride + column, mask=real_key, other=0.0)
         d_k = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
         d_v = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
-        for first_query in range(0, length, QUERIES):
+        for first_query in range(first_key // QUERIES * QUERIES if CAUSAL else 0, length, QUERIES):
             row = first_query + tl.arange(0, QUERIES)
             inside = row < length
             real_row = inside[:, None]
@@ -147,8 +178,11 @@ def attention_backward(
             row_lse = tl.load(lse + first_of_head + row, mask=inside, other=float("inf"))
             delta = tl.sum(o.to(tl.float32) * d_o.to(tl.float32), 1)
             scores = tl.dot(k, tl.trans(q), input_precision="ieee")
-            # a padded key has the score 0, which may be far above every real one
-            p = tl.where(real_key, tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :]), 0.0)
+            p = tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :])
+            if not CAUSAL:
+                p = tl.where(real_key, p, 0.0)  # a padded key has the score 0, which may be far above every real one
+            elif first_query < first_key + KEYS:  # else every key is a real one before every query
+                p = tl.where(key[:, None] <= row[None, :], p, 0.0)
             d_v = tl.dot(p.to(d_o.dtype), d_o, d_v, input_precision="ieee")
             d_p = tl.dot(v, tl.trans(d_o), input_precision="ieee")
             d_scores = (p * (d_p - delta[None, :])).to(q.dtype)
@@ -161,7 +195,7 @@ def attention_backward(
                 sums = d_q_sums + (first_of_head + row)[:, None] * HEAD_SIZE + column
                 if first_key > 0:
                     d_q += tl.load(sums, mask=real_row, other=0.0)
-                if first_key + KEYS < length:
+                if first_key + KEYS < (tl.minimum(length, first_query + QUERIES) if CAUSAL else length):
                     tl.store(sums, d_q, mask=real_row)
                 else:
                     tl.store(d_q_place, (d_q * SCALE).to(d_qkv.dtype.element_ty), mask=real_row)
@@ -172,21 +206,24 @@ def attention_backward(
             tl.debug_barrier()  # the next pass may read a partial sum in another thread than the one that wrote it
 
 
-def forward(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+def forward(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
     """Runs `attention_forward`: returns out [T h e] and lse [h T]. The tile is the table's unless one is given."""
     tokens, _, heads, head_size = qkv.shape
     out, lse = qkv.new_empty(tokens, heads, head_size), qkv.new_empty(heads, tokens, dtype=torch.float32)
     tile = tile or tile_of(backward=False, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
     grid = (triton.cdiv(max_seqlen, tile.queries), heads, cu_seqlens.shape[0] - 1)
-    attention_forward[grid](qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **_compiled_as(tile, head_size, max_seqlen), **_options(tile))
+    constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
+    attention_forward[grid](qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **constexprs, **_options(tile))
     return out, lse
 
 
-def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, tile: Tile | None = None) -> Tensor:
+def backward(
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None
+) -> Tensor:
     """Runs `attention_backward`: returns d_qkv [T 3 h e], contiguous."""
     tokens, _, heads, head_size = qkv.shape
     tile = tile or tile_of(backward=True, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
-    constexprs = _compiled_as(tile, head_size, max_seqlen)
+    constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
     narrow = max(max_seqlen * grad.stride(0), heads * grad.stride(1)) < 2**31  # places within a sequence are int32
     grad = grad if narrow and grad.stride(-1) == 1 else grad.contiguous()
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -197,9 +234,9 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Te
     return d_qkv
 
 
-def _compiled_as(tile: Tile, head_size: int, max_seqlen: int) -> dict[str, int | float | bool]:
+def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> dict[str, int | float | bool]:
     one_tile = longest_of_bucket(max_seqlen) <= tile.keys
-    return {"HEAD_SIZE": head_size, "SCALE": head_size**-0.5, "QUERIES": tile.queries, "KEYS": tile.keys, "ONE_TILE": one_tile}
+    return {"HEAD_SIZE": head_size, "SCALE": head_size**-0.5, "QUERIES": tile.queries, "KEYS": tile.keys, "ONE_TILE": one_tile, "CAUSAL": causal}
 
 
 def _options(tile: Tile) -> dict[str, int | bool]:
@@ -209,32 +246,32 @@ def _options(tile: Tile) -> dict[str, int | bool]:
 def launches() -> tuple[Launch, ...]:
     """Lists what runs, each once under its first bucket's name: every dtype at every head size."""
     found: dict[tuple, Launch] = {}
-    for arch in ARCHITECTURES:
-        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-            for head_size in HEAD_SIZES:
-                for longest in (*BUCKETS, BUCKETS[-1] + 1):
-                    for backward_pass in (False, True):
-                        way = "backward" if backward_pass else "forward"
-                        tile = tile_of(backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest)
-                        constexprs = _compiled_as(tile, head_size, longest)
-                        label = f"varlen_attention.{way}.{name}.{head_size}.{longest if longest in BUCKETS else 'long'}"
-                        kernel = attention_backward if backward_pass else attention_forward
-                        once = 1.0 if constexprs["ONE_TILE"] else _from_memory(tile, longest, dtype.itemsize, backward_pass)
-                        types = _types(f"*{name}", backward_pass)
-                        launch = Launch(label, kernel, types, constexprs, tile.num_warps, tile.num_stages, arch, from_memory=once)
-                        found.setdefault((arch, way, name, head_size, tile, constexprs["ONE_TILE"]), launch)
+    dtypes = (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
+    lengths = (*BUCKETS, BUCKETS[-1] + 1)
+    for arch, (name, dtype), head_size, causal, longest, backward_pass in product(ARCHITECTURES, dtypes, HEAD_SIZES, (False, True), lengths, (False, True)):
+        way = "backward" if backward_pass else "forward"
+        tile = tile_of(backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest)
+        constexprs = _compiled_as(tile, head_size, longest, causal)
+        label = f"varlen_attention.{way}.{name}.{head_size}.{longest if longest in BUCKETS else 'long'}{'.causal' if causal else ''}"
+        kernel = attention_backward if backward_pass else attention_forward
+        once = 1.0 if constexprs["ONE_TILE"] else _from_memory(tile, longest, dtype.itemsize, backward_pass, causal)
+        types = _types(f"*{name}", backward_pass)
+        launch = Launch(label, kernel, types, constexprs, tile.num_warps, tile.num_stages, arch, from_memory=once)
+        found.setdefault((arch, way, name, head_size, causal, tile, constexprs["ONE_TILE"]), launch)
     return tuple(found.values())
 
 
-def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool) -> float:
+def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
     """`Launch.from_memory` of a loop over tiles: 4 (backward 8) rows a token move once, spread over all passes; sums of dQ stay in the L2 cache.
 
-    Forward, a pass asks for the keys and values of a tile, backward for three rows a query and two of sums, and writes one more.
+    Forward, a pass asks for the keys and values of a tile, backward for three rows a query and two of sums, and writes one more. Causal attention
+    makes about half as many passes: the tiles up to the diagonal.
     """
     length = longest if longest in BUCKETS else EXAMPLE_LENGTH
-    if backward_pass:
-        return min(1.0, 8 * element * tile.keys / ((4 * element + 8) * length))
-    return min(1.0, 2 * tile.queries / length)
+    step = tile.keys if backward_pass else tile.queries
+    once = 8 * element * step / ((4 * element + 8) * length) if backward_pass else 2 * step / length
+    visited = (1 + step / length) / 2 if causal else 1.0
+    return min(1.0, once / visited)
 
 
 def _types(rows: str, backward_pass: bool) -> dict[str, str]:

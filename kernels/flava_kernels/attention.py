@@ -91,9 +91,7 @@ def _attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: 
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention_backward", mutates_args=())
-def _attention_backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
-) -> Tensor:
+def _attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> Tensor:
     if qkv.numel() == 0:
         return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
     if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):

@@ -1,7 +1,8 @@
 """Self-attention over packed sequences in torch's own operators: what runs on a CPU, and wherever the kernels do not.
 
-Sequences of unequal lengths are padded first; causal attention needs no mask for that, because padding lies behind all queries that count. The backward pass and `EagerAttention` go head by head: a head's queries, keys and values are then
-[b s e] views of the packed projection, whose strides a batched product takes as they are.
+Sequences of unequal lengths are padded first; causal attention needs no mask for that, since padding lies behind
+every query that counts. The backward pass and `EagerAttention` go head by head: a head's queries, keys and values
+are then [b s e] views of the packed projection, whose strides a batched product takes as they are.
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ from flava_kernels import attention
 
 
 @register_flop_formula(torch.ops.flava_kernels.varlen_attention)
-def attention_forward(
-    qkv_shape: torch.Size, cu_seqlens_shape: torch.Size, max_seqlen: int, equal_lengths: bool, causal: bool, *_: Any, **__: Any
-) -> int:
+def attention_forward(qkv_shape: torch.Size, cu_seqlens_shape: torch.Size, max_seqlen: int, equal_lengths: bool, causal: bool, *_: Any, **__: Any) -> int:
     """Two products, as if every sequence were the longest: the lengths are on the device."""
     return 4 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
 

@@ -33,3 +33,33 @@ def cross_entropy_of_given_logits(dtype: torch.dtype) -> None:
     losses, _, _ = kernels.forward(hidden, weight, bias, labels, False)
     exact = torch.nn.functional.cross_entropy((hidden @ weight.T).double() + bias.double(), labels, reduction="none")
     assert float((losses.double() - exact).abs().max()) < 5e-6
+
+
+def causal_attention_of_any_tile(dtype: torch.dtype) -> None:
+    """Asserts that causal attention visits no tile that is masked as a whole, whatever a tile's sides.
+
+    What it must not read is NaN, which a mask would not stop: 0 * NaN is NaN. Forward these are the tokens behind a tile of queries; backward the
+    queries before a tile of keys, with their outputs and gradients. Neither may change what the rest is.
+    """
+    from flava_kernels.cases.packing import cu_seqlens_of
+    from flava_kernels.triton_ops import attention as kernels
+    from flava_kernels.triton_ops.attention_tiles import Tile
+
+    torch.manual_seed(0)
+    lengths, edge, longest = (7, 100), 32, 200
+    cu_seqlens, behind = cu_seqlens_of(lengths), lengths[0] + edge
+    qkv, grad = torch.randn(sum(lengths), 3, 1, 32).to(dtype), torch.randn(sum(lengths), 1, 32).to(dtype)
+    for sides in ((16, 16), (16, 32), (32, 16), (32, 32)):
+        tile = Tile(*sides, 4, 1)
+        out, lse = kernels.forward(qkv, cu_seqlens, longest, True, tile)
+        d_qkv = kernels.backward(grad, qkv, out, lse, cu_seqlens, longest, True, tile)
+        assert bool(out.isfinite().all()) and bool(d_qkv.isfinite().all())
+        unread = qkv.clone()
+        unread[behind:] = torch.nan
+        before, _ = kernels.forward(unread, cu_seqlens, longest, True, tile)
+        assert torch.equal(before[:behind], out[:behind]), f"forward, tiles of {sides}"
+        unread, out_unread, lse_unread, grad_unread = (value.clone() for value in (qkv, out, lse, grad))
+        for rows in (unread[:, 0], out_unread, lse_unread.T, grad_unread):
+            rows[lengths[0] : behind] = torch.nan
+        d_behind = kernels.backward(grad_unread, unread, out_unread, lse_unread, cu_seqlens, longest, True, tile)
+        assert torch.equal(d_behind[behind:], d_qkv[behind:]), f"backward, tiles of {sides}"

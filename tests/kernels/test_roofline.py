@@ -53,11 +53,15 @@ def test_the_largest_bounds():
 
 
 def test_bytes_that_an_operator_moves_once():
-    """By hand: at 512 tokens a program of 64 queries reads all keys and values, eight programs do, and 4 rows a token move."""
+    """By hand: at 512 tokens a program of 64 queries reads all keys and values, eight programs do, and 4 rows a token move.
+
+    Causal, the first program reads 64 of them, the last all 512.
+    """
     attention, contrastive = (importlib.import_module(f"flava_kernels.triton_ops.{name}") for name in ("attention", "contrastive"))
     found = {launch.name: launch.from_memory for module in (attention, contrastive) for launch in module.launches() if launch.arch == "sm_90"}
     rows = 512
     asked = 8 * 2 * rows
     assert found["varlen_attention.forward.bf16.64.long"] == 4 * rows / asked
+    assert found["varlen_attention.forward.bf16.64.long.causal"] == 4 * rows / (2 * 64 * sum(range(1, 9)))
     assert found["varlen_attention.forward.bf16.64.16"] == 1.0
     assert found["info_nce.forward.bf16"] == (4096 + 32768) / (32 * 256 * (128 + 128))

@@ -217,9 +217,7 @@ def forward(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile
     return out, lse
 
 
-def backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None
-) -> Tensor:
+def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None) -> Tensor:
     """Runs `attention_backward`: returns d_qkv [T 3 h e], contiguous."""
     tokens, _, heads, head_size = qkv.shape
     tile = tile or tile_of(backward=True, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)

@@ -29,10 +29,13 @@ def test_the_operator_takes_what_is_drawn(op):
 
 
 def test_costs_by_hand():
-    (dense, ragged), (norm,) = workloads("varlen_attention", "quick"), workloads("layer_norm", "quick")
+    (dense, ragged, causal, _), (norm,) = workloads("varlen_attention", "quick"), workloads("layer_norm", "quick")
     assert dense.cost(2).forward_flops == 4 * 3 * 9**2 * 2 * 32
     assert dense.cost(2).forward_bytes == 4 * 27 * 2 * 32 * 2
     assert ragged.cost(2).forward_flops < dense.cost(2).forward_flops
+    assert causal.cost(2).forward_flops == 4 * 3 * 45 * 2 * 32
+    assert causal.cost(2).backward_flops == 10 * 3 * 45 * 2 * 32
+    assert causal.cost(2).forward_bytes == dense.cost(2).forward_bytes
     assert norm.cost(4).forward_bytes == 2 * 64 * 32 * 4
     alone, one_of_three = workloads("info_nce", "quick")
     assert alone.cost(4).forward_flops == 2 * 24 * 24 * 16

@@ -47,7 +47,10 @@ def _attend_to_keys(
     MASKED: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """One step of the online softmax; `highest` and `total` are in base 2. MASKED: some keys lie behind the sequence or, with CAUSAL, behind a query."""
+    """One step of the online softmax; `highest` and `total` are in base 2.
+
+    MASKED says that some keys may lie behind the sequence or, with CAUSAL, behind a query.
+    """
     place = key[:, None] * token_stride + tl.arange(0, HEAD_SIZE)[None, :]
     if MASKED:
         k = tl.load(keys + place, mask=(key < length)[:, None], other=0.0)
@@ -112,14 +115,14 @@ def attention_forward(
             highest, total, weighted = _attend_to_keys(
                 q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=False, CAUSAL=CAUSAL
             )
-        if CAUSAL:
+        if CAUSAL and KEYS < QUERIES:
             for first in range(whole, tl.minimum(length, (tl.program_id(0) + 1) * QUERIES), KEYS):
                 highest, total, weighted = _attend_to_keys(
                     q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=True
                 )
         elif whole < length:
             highest, total, weighted = _attend_to_keys(
-                q, keys, values, row, whole + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=False
+                q, keys, values, row, whole + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL
             )
 
     out_stride = tl.num_programs(1) * HEAD_SIZE

@@ -116,7 +116,7 @@ def attention_forward(
                 q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=False, CAUSAL=CAUSAL
             )
         if CAUSAL and KEYS < QUERIES:
-            for first in range(whole, tl.minimum(length, (tl.program_id(0) + 1) * QUERIES), KEYS):
+            for first in tl.range(whole, tl.minimum(length, (tl.program_id(0) + 1) * QUERIES), KEYS, num_stages=1):
                 highest, total, weighted = _attend_to_keys(
                     q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=True
                 )

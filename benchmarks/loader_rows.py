@@ -40,14 +40,14 @@ def flava_ds(folder: Path, *, objectives: bool) -> Stream:
     from flava_ds.recipes.flava_base import published_model, published_objectives
 
     transform = ImageTransformConfig(crop_scale=SCALE, crop_ratio=RATIO)
-    source = SourceConfig(name="photos", kind="pair", shards=str(folder), max_tokens=MAX_TOKENS, transform=transform)
+    source = SourceConfig(kind="pair", seed=0, shards=str(folder), max_tokens=MAX_TOKENS, transform=transform)
     loader = StepLoader(
         Config(
             name="benchmark",
             model=published_model(),
             codebook=CodebookConfig(image_size=CODEBOOK_SIZE),
             objectives=published_objectives() if objectives else contrastive_alone(published_objectives()),
-            data=DataConfig(sources=(source,), num_workers=WORKERS),
+            data=DataConfig(sources={"photos": source}, num_workers=WORKERS),
             training=TrainingConfig(total_steps=10**6, global_batch_size=BATCH),
         )
     )

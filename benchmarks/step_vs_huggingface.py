@@ -19,7 +19,6 @@ hits all alike. Prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -159,9 +158,8 @@ def demo_lengths(kind: str) -> list[int]:
 
     data = unpack()
     folder = data.pairs_train if kind == "pair" else data.text
-    source = SourceConfig(name="lengths", kind="text", shards=str(folder), max_tokens=FULL)
-    config = dataclasses.replace(configuration(), data=dataclasses.replace(configuration().data, sources=(source,)))
-    samples = next(iter(iterate_once(source, config, batch_size=BATCH)))
+    config = configuration().with_sources({"lengths": SourceConfig(kind="text", shards=str(folder), max_tokens=FULL)})
+    samples = next(iter(iterate_once(config, "lengths", batch_size=BATCH)))
     return [len(ids) for ids in WordPieceTokenizer("bert_base_uncased").encode_batch([sample.text for sample in samples], FULL)]
 
 

@@ -67,11 +67,11 @@ def overrides(options: argparse.Namespace) -> list[str]:
     }
     if recipe.codebook_weights is None:
         changed["codebook-weights"] = "random"
-    for place, source in enumerate(recipe.data.sources):
-        changed[f"data.sources.{place}.shards"] = shards[source.kind]
-        changed[f"data.sources.{place}.global-batch-size"] = options.batch
+    for name, source in recipe.data.sources.items():
+        changed[f"data.sources.{name}.shards"] = shards[source.kind]
+        changed[f"data.sources.{name}.global-batch-size"] = options.batch
         if source.kind == "pair":
-            changed[f"data.sources.{place}.caption-key"] = "captions"
+            changed[f"data.sources.{name}.caption-key"] = "captions"
     return [word for name, value in changed.items() for word in ((f"--{name}",) if value is None else (f"--{name}", str(value)))]
 
 

@@ -92,12 +92,12 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     try:
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda")
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
-        for number, source in enumerate(loader.sources):
-            size = config.global_batch_size(source.source)
+        for name, source in loader.sources.items():
+            size = config.global_batch_size(name)
             if source.source.weight > 0 and len(source) < size:
                 raise DataError(
-                    f"source '{source.name}': {len(source)} usable samples in '{source.source.shards}' are fewer than the {size} of one step over all "
-                    f"ranks; add shards, or set --data.sources.{number}.global-batch-size to {len(source)} or less"
+                    f"source '{name}': {len(source)} usable samples in '{source.source.shards}' are fewer than the {size} of one step over all "
+                    f"ranks; add shards, or set --data.sources.{name}.global-batch-size to {len(source)} or less"
                 )
         if saved_state is not None:
             loader.check_state(saved_state)
@@ -111,12 +111,12 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
 def compare_data(world: World, loader: StepLoader) -> None:
     """Raises DataError on every rank when one sees other samples than rank 0: a copy of the shards that is not complete, or an older one."""
     seen = {
-        source.name: {
+        name: {
             "samples": len(source),
             "the sizes of its shards": [size for size, _ in source.table.stamps],
             "the keys of its samples": source.table.fingerprint,
         }
-        for source in loader.sources
+        for name, source in loader.sources.items()
     }
     first, *others = gather_objects(world, (socket.gethostname(), seen))
     for rank, (host, found) in enumerate(others, start=1):
@@ -133,8 +133,8 @@ def compare_data(world: World, loader: StepLoader) -> None:
 def _index_shards(config: Config) -> UserError | None:
     """Indexes the shards of all sources; returns what went wrong."""
     try:
-        for source in config.data.sources:
-            index_missing(list_shards(source.shards, source.name, policy_of(config)))
+        for name, source in config.drawn_sources.items():
+            index_missing(list_shards(source.shards, name, policy_of(config)))
     except UserError as error:
         return error
     return None

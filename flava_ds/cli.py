@@ -82,7 +82,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
     command.add_argument("--resume", action="store_true", help="continue the latest demo run instead of starting a new one")
     command.add_argument("--no-gates", action="store_true", help="report the quality gates, but do not fail because of them")
-    overrides = "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.0.shards DIR; RECIPE --help lists them"
+    overrides = "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards DIR; RECIPE --help lists them"
     command = add("train", train, "train a recipe, on one process or through the deepspeed launcher", epilog=overrides, add_help=False)
     add_recipe(command)
     command.add_argument("--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)")

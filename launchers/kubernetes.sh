@@ -6,7 +6,7 @@
 #   NAME   of the job (default: flava-ds)
 #   NODES  pods (default: 2)          GPUS  of each pod (default: 8)
 #   PORT   of the rendezvous (default: 29500)
-# Paths in the overrides are those inside the pods: --data.sources.0.shards /data/pmd --logging.run-directory /data/runs ...
+# Paths in the overrides are those inside the pods: --data.sources.pmd.shards /data/pmd --logging.run-directory /data/runs ...
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -30,11 +30,11 @@ def real_config(folder: Path, **settings) -> Config:
     config = world_config(folder, logging=LoggingConfig(run_directory=str(folder / "runs"), every_steps=1, tensorboard=False))
     data = folder / "data" if (folder / "data").is_dir() else write_world(folder / "data")
     pairs, text = str(data / "pairs-train"), str(data / "text-test")
-    sources = (
-        SourceConfig(name="pair", kind="pair", shards=pairs, max_tokens=16, weight=0.5, caption_key="captions"),
-        SourceConfig(name="image", kind="image", shards=pairs, weight=0.25),
-        SourceConfig(name="text", kind="text", shards=text, max_tokens=16, weight=0.25),
-    )
+    sources = {
+        "pair": SourceConfig(kind="pair", seed=0, shards=pairs, max_tokens=16, weight=0.5, caption_key="captions"),
+        "image": SourceConfig(kind="image", seed=1, shards=pairs, weight=0.25),
+        "text": SourceConfig(kind="text", seed=2, shards=text, max_tokens=16, weight=0.25),
+    }
     training = TrainingConfig(total_steps=14, global_batch_size=8, gradient_accumulation_steps=2, precision="bf16", gradient_clipping=1.0)
     defaults = {"training": training, "schedule": CosineScheduleConfig(warmup_steps=3), "checkpoint": CheckpointConfig(every_steps=4)}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources, num_workers=0), **(defaults | settings))

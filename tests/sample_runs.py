@@ -75,10 +75,10 @@ def world_config(folder: Path, **overrides) -> Config:
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLERS, *WORDS]) + "\n")
     masking = dict(num_masked_patches=4, min_patches_per_block=1)
-    sources = (
-        SourceConfig(name="pair", kind="pair", shards=str(folder / "data" / "pairs-train"), max_tokens=16),
-        SourceConfig(name="text", kind="text", shards=str(folder / "data" / "text-test"), max_tokens=20),
-    )
+    sources = {
+        "pair": SourceConfig(kind="pair", seed=0, shards=str(folder / "data" / "pairs-train"), max_tokens=16),
+        "text": SourceConfig(kind="text", seed=1, shards=str(folder / "data" / "text-test"), max_tokens=20),
+    }
     settings = {
         "objectives": flava_objectives(mim=MaskedImageConfig(**masking), mmm_image=MultimodalMaskedImageConfig(**masking)),
         "data": DataConfig(sources=sources, vocabulary=str(vocabulary)),

@@ -42,12 +42,12 @@ def status_of(words: list[str]) -> int:
 def sources(tmp_path) -> list[str]:
     """Overrides that give flava_debug a shard for every source."""
     words = []
-    for position in range(3):
-        folder = tmp_path / str(position)
+    for name in ("pair", "image", "text"):
+        folder = tmp_path / name
         folder.mkdir()
         with tarfile.open(folder / "00000.tar", "w"):
             pass
-        words += [f"--data.sources.{position}.shards", str(folder)]
+        words += [f"--data.sources.{name}.shards", str(folder)]
     return words
 
 
@@ -73,7 +73,7 @@ def test_help_names_every_command():
 
 def test_recipe_help_lists_fields_without_torch():
     done = run("train", "flava_base", "--help")
-    assert done.returncode == 0 and "--data.sources.0.shards" in done.stdout and "flava-ds train RECIPE" in done.stdout
+    assert done.returncode == 0 and "--data.sources.pmd.shards" in done.stdout and "flava-ds train RECIPE" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,13 @@ def test_recipe_help_lists_fields_without_torch():
         (["train", "flava_debug", "--engine.deepspeed-config", "zero9"], "engine.deepspeed_config 'zero9' is neither a file nor one of zero0"),
         (["train", "flava_debug", "--data.vocabulary", "nope"], "data.vocabulary 'nope' is neither a vocab.txt nor one of bert_base_uncased"),
         (["train", "flava_debug", "--ranks", "0"], "--ranks 0: use at least 1"),
-        (["train", "flava_debug", "--ranks", "3"], "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; use a multiple of 3"),
+        (
+            ["train", "flava_debug", "--ranks", "3"],
+            "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; set --data.sources.pair.global-batch-size to a multiple of 3",
+        ),
         (["train", "flava_base"], "codebook_weights is not set"),
         (["train", "flava_debug", "--codebook-weights", "gone.safetensors"], "codebook_weights 'gone.safetensors': no such file"),
-        (["train", "flava_debug", "--data.sources.1.shards", "gone"], "source 'image': no folder or .tar at 'gone'; give the place"),
+        (["train", "flava_debug", "--data.sources.image.shards", "gone"], "source 'image': no folder or .tar at 'gone'; give the place"),
         (["config", "flava_base", "--optimizer.lr", "fast"], "Error parsing --optimizer.lr"),
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
         (["convert", "HF", "--to", "hf", "out"], "HF: is a model of Hugging Face, not a run; `flava-ds convert HF --to flava_ds OUT`"),
@@ -113,8 +116,10 @@ def test_slip_is_one_line_and_status_2(words, message, sources, tmp_path, monkey
     if "HF" in words:
         Path("HF").mkdir()
         Path("HF/config.json").write_text('{"model_type": "flava"}')
-    if words[0] == "train" and len(words) > 1:
-        words = [*words, *(sources[:2] + sources[4:] if "--data.sources.1.shards" in words else sources)]
+    if words[:2] == ["train", "flava_debug"]:
+        words = [*words, *(sources[:2] + sources[4:] if "--data.sources.image.shards" in words else sources)]
+    if words[:2] == ["train", "flava_base"]:
+        words = [*words, *(f"--data.sources.{name}.shards={sources[1]}" for name in ("pmd", "imagenet", "text"))]
     assert status_of(words) == 2
     printed = capfd.readouterr()
     assert message in printed.err and printed.err.startswith("error: ") and printed.err.count("\n") == 1
@@ -122,10 +127,10 @@ def test_slip_is_one_line_and_status_2(words, message, sources, tmp_path, monkey
 
 
 def test_empty_folder_of_shards_is_named(sources, tmp_path, capfd):
-    (tmp_path / "0" / "00000.tar").unlink()
+    (tmp_path / "pair" / "00000.tar").unlink()
     assert status_of(["train", "flava_debug", "--dry-run", *sources]) == 2
     error = capfd.readouterr().err
-    assert str(tmp_path / "0") in error and "holds no .tar file" in error
+    assert str(tmp_path / "pair") in error and "--data.sources.pair.shards" in error and "holds no .tar file" in error
 
 
 def test_traceback_only_with_debug(tmp_path):
@@ -208,7 +213,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def test_readme_names_options_that_exist():
-    known = options_of(cli.build_parser()[0]) | {f"--{name}" for name in option_names(load_recipe("flava_base"))}
+    known = options_of(cli.build_parser()[0]) | {f"--{name}" for recipe in ("flava_base", "demo") for name in option_names(load_recipe(recipe))}
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", README))
     assert len(named) > 15 and named <= known | OF_OTHER_PROGRAMS, named - known
 

@@ -48,7 +48,7 @@ def test_debug_recipe_trains_on_two_ranks_and_its_configuration_rebuilds_it(tmp_
 
 def train(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """Runs `flava-ds train flava_debug` in a folder, on pairs alone."""
-    only_pairs = ["--data.sources.1.weight", "0", "--data.sources.2.weight", "0", "--data.sources.0.caption-key", "None"]
+    only_pairs = ["--data.sources.image.weight", "0", "--data.sources.text.weight", "0", "--data.sources.pair.caption-key", "None"]
     command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", *OVERRIDES, *only_pairs, *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -72,7 +72,7 @@ def write_pairs(path: Path, pictures: list[bytes], captions: list[bytes]) -> str
 def test_two_ranks_with_the_same_bad_shards_say_one_line(tmp_path):
     """Both ranks find pictures that cannot be decoded, each by itself."""
     bad = write_pairs(tmp_path / "bad", [b"no picture"] * 120, [b"a dog"] * 120)
-    done = train(tmp_path, "--ranks", "2", "--data.sources.0.shards", bad)
+    done = train(tmp_path, "--ranks", "2", "--data.sources.pair.shards", bad)
     assert done.returncode == 2
     (line,) = errors_in(done)
     assert line.startswith("error: source 'pair': ") and "undecodable" in line and "Mend the shards or raise the share" in line
@@ -81,10 +81,10 @@ def test_two_ranks_with_the_same_bad_shards_say_one_line(tmp_path):
 @pytest.mark.distributed
 def test_too_few_samples_for_a_step_are_refused(tmp_path):
     few = write_pairs(tmp_path / "few", [picture(i) for i in range(3)], [b"a dog"] * 3)
-    done = train(tmp_path, "--ranks", "1", "--data.sources.0.shards", few)
+    done = train(tmp_path, "--ranks", "1", "--data.sources.pair.shards", few)
     assert done.returncode == 2
     (line,) = errors_in(done)
-    assert "3 usable samples" in line and "fewer than the 16 of one step" in line and "--data.sources.0.global-batch-size to 3 or less" in line
+    assert "3 usable samples" in line and "fewer than the 16 of one step" in line and "--data.sources.pair.global-batch-size to 3 or less" in line
 
 
 @pytest.mark.distributed
@@ -93,7 +93,7 @@ def test_bad_samples_are_skipped_counted_and_shown(tmp_path):
     odd = [whole[: len(whole) // 2], *[picture(0, mode) for mode in ("L", "CMYK", "P", "RGBA")], whole, whole]
     captions = [b"cut short", b"grey", b"cmyk", b"palette", b"alpha", b" ", b"x" * 10_000]
     shards = write_pairs(tmp_path / "odd", odd + [picture(i) for i in range(pairs)], captions + [b"a dog"] * pairs)
-    done = train(tmp_path, "--ranks", "1", "--data.sources.0.shards", shards)
+    done = train(tmp_path, "--ranks", "1", "--data.sources.pair.shards", shards)
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line) for line in (tmp_path / "runs" / "flava_debug" / "log.jsonl").read_text().splitlines()[1:]]
     assert {key for step in steps for key in step if "skipped_samples" in key} == {
@@ -104,7 +104,7 @@ def test_bad_samples_are_skipped_counted_and_shown(tmp_path):
 
 @pytest.mark.distributed
 def test_checkpoint_of_another_shape_is_refused_and_the_run_stays_whole(tmp_path):
-    shards = ["--ranks", "1", "--data.sources.0.shards", write_pairs(tmp_path / "pairs", [picture(i) for i in range(20)], [b"a dog"] * 20)]
+    shards = ["--ranks", "1", "--data.sources.pair.shards", write_pairs(tmp_path / "pairs", [picture(i) for i in range(20)], [b"a dog"] * 20)]
     assert train(tmp_path, *shards).returncode == 0
     before = (tmp_path / "runs" / "flava_debug" / "config.json").read_text()
     done = train(tmp_path, *shards, "--model.image.hidden-size", "96")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -30,19 +30,20 @@ class PixelStream:
     Batches are a pure function of the step; an epoch deals every picture that is not held out once.
     """
 
-    def __init__(self, config: Config, sources: Sequence[SourceConfig], held_out: int) -> None:
+    def __init__(self, config: Config, sources: Mapping[str, SourceConfig], held_out: int) -> None:
         """Indexes the shards and holds `held_out` pictures out, at most a tenth.
 
         Raises: ConfigError on a text source; DataError when the sources have too few pictures.
         """
-        names = ", ".join(f"'{source.name}'" for source in sources)
-        for source in sources:
+        names = ", ".join(f"'{name}'" for name in sources)
+        for name, source in sources.items():
             if source.kind == "text":
-                raise ConfigError(f"source '{source.name}' is of kind 'text'; an image codebook needs image or pair sources")
-        self._sources = [ShardSource(config, dataclasses.replace(source, kind="image", image_codes_key=None), number) for number, source in enumerate(sources)]
+                raise ConfigError(f"source '{name}' is of kind 'text'; an image codebook needs image or pair sources")
+        pictures = config.with_sources({name: dataclasses.replace(source, kind="image", image_codes_key=None) for name, source in sources.items()})
+        self._sources = [ShardSource(pictures, name) for name in sources]
         self._skips = [SkipLog(source) for source in self._sources]
         self._starts = np.cumsum([0, *map(len, self._sources)])
-        self._transforms = [ImageTransform(source.transform, (config.codebook.image_size,)) for source in sources]
+        self._transforms = [ImageTransform(source.transform, (config.codebook.image_size,)) for source in sources.values()]
         self._seed, self._size = config.seed, config.codebook.image_size
         self._cache: dict[int, Tensor] = {}
         self._room = _CACHE_BYTES

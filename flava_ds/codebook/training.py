@@ -9,7 +9,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ class CodebookTrainer:
 
 def train_codebook(
     config: Config,
-    source: SourceConfig | Sequence[SourceConfig],
+    sources: Mapping[str, SourceConfig],
     out: Path,
     *,
     training: CodebookTrainingConfig = DALLE,
@@ -148,7 +148,6 @@ def train_codebook(
     """
     trainer = CodebookTrainer(config, training, torch.device(device))
     _check_output(out)
-    sources = [source] if isinstance(source, SourceConfig) else list(source)
     stream = PixelStream(config, sources, training.eval_samples)
     held_out = stream.held_out()
     start = time.perf_counter()
@@ -171,7 +170,7 @@ def train_codebook(
         "report": dataclasses.asdict(report),
         "codebook": to_dict(config.codebook),
         "training": to_dict(training),
-        "sources": [to_dict(source) for source in sources],
+        "sources": {name: to_dict(source) for name, source in sources.items()},
     }
     out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _warn(report)

@@ -27,7 +27,7 @@ def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
 
     default = DEMO if recipe in SMALL_RECIPES else DALLE
     training = override(default, overrides, prog="flava-ds codebook train SHARDS --out FILE")
-    train_codebook(config, source, out, training=training, device=device(), on_report=lambda report: print(report, flush=True))
+    train_codebook(config, {"pictures": source}, out, training=training, device=device(), on_report=lambda report: print(report, flush=True))
     print(out)
 
 
@@ -54,9 +54,9 @@ def picture_source(config: Config, shards: str) -> SourceConfig:
 
     Raises: ConfigError or DataError when there are no shards.
     """
-    like = next((source for source in config.data.sources if source.kind == "image"), SourceConfig(name="pictures", kind="image", shards=shards))
+    like = next((source for source in config.data.sources.values() if source.kind == "image"), SourceConfig(kind="image", shards=shards))
     require_shards("pictures", shards)
-    return dataclasses.replace(like, name="pictures", shards=shards, image_codes_key=None)
+    return dataclasses.replace(like, shards=shards, image_codes_key=None)
 
 
 def device() -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +34,19 @@ class ImageTransformConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One corpus: shards in img2dataset layout, its kind, and how often a step draws it."""
+    """One corpus: shards in img2dataset layout, its kind, and how often a step draws it. Its name is its key in data.sources."""
 
-    name: str
     kind: Literal["image", "text", "pair"]
     shards: str
     """A folder, one .tar, a brace pattern such as '/data/{00000..00099}.tar', or a .txt that lists such entries; each local or a URL."""
     weight: float = 1.0
     """Share of steps that draw this source, relative to the others', or to those of its kind where data.kind_weights is set."""
+    seed: int | None = None
+    """Fixes, with the run's seed, the order of its samples and everything random about them; None takes a hash of its name.
+
+    So neither its place among the sources nor what the others are called changes its order. A source that gets another name keeps its order under the
+    seed that it had; `flava-ds config` and the loader's state in a checkpoint show it. Seeds of one run differ.
+    """
     global_batch_size: int | None = None
     """Samples of one optimizer step over all ranks; None takes training.global_batch_size."""
     caption_key: str | None = None
@@ -65,21 +73,22 @@ class WeightChange:
 
     step: int
     """The first optimizer step with these weights; a multiple of data.block_steps."""
-    weights: tuple[float, ...] | None = None
-    """One per source, in their order, in place of SourceConfig.weight; None keeps what holds till then. 0 rests a source."""
-    kind_weights: tuple[float, ...] | None = None
-    """In place of data.kind_weights; None keeps what holds till then."""
+    weights: dict[str, float] | None = None
+    """By the name of a source, in place of SourceConfig.weight; a source that is not named keeps what holds till then. 0 rests a source."""
+    kind_weights: dict[str, float] | None = None
+    """By kind, in place of data.kind_weights; a kind that is not named keeps what holds till then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The sources and how they are read."""
 
-    sources: tuple[SourceConfig, ...] = ()
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """The corpora by name: letters, digits, '_', '-', '.' and '+'. Their order means nothing."""
     vocabulary: str = "bert_base_uncased"
     """A name under flava_ds/data/vocab or the path of a WordPiece vocab.txt."""
-    kind_weights: tuple[float, ...] | None = None
-    """Shares of the steps that draw pairs, images and text; sources share those of their kind. None: each source's weight counts among all."""
+    kind_weights: dict[str, float] | None = None
+    """Shares of the steps by kind, e.g. pair 0.7 image 0.15 text 0.15; sources share those of their kind. None: each source's weight counts among all."""
     weigh_by_size: bool = False
     """Multiply each source's weight by its number of samples, so that sources of equal weight pass through their epochs at the same rate."""
     weight_changes: tuple[WeightChange, ...] = ()
@@ -115,66 +124,99 @@ class DataConfig:
 
 
 KINDS = ("pair", "image", "text")
-"""The order of data.kind_weights."""
+"""What a sample of a source may hold."""
 
 UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 """The transform under which precomputed codes stay true."""
 
+_NAME = re.compile(r"\w[\w.+-]*")
+_LONGEST_NAME = 100
+_AT_LEAST_ONE = (
+    "block_steps",
+    "shuffle_block_size",
+    "shuffle_window_blocks",
+    "prefetch_batches",
+    "prefetch_mib",
+    "max_member_bytes",
+    "max_image_pixels",
+)
+
+
+def weights_by_stage(data: DataConfig) -> list[tuple[int, dict[str, float], dict[str, float] | None]]:
+    """Returns, for every stage of equal weights, its first step, each source's weight, and each kind's where data.kind_weights is set."""
+    weights, kind_weights = {name: source.weight for name, source in data.sources.items()}, data.kind_weights
+    stages = [(0, weights, kind_weights)]
+    for change in data.weight_changes:
+        weights = weights | (change.weights or {})
+        kind_weights = kind_weights if change.kind_weights is None else (kind_weights or {}) | change.kind_weights
+        stages.append((change.step, weights, kind_weights))
+    return stages
+
+
+def drawn_sources(data: DataConfig) -> dict[str, SourceConfig]:
+    """Returns the sources that some step of a run draws; the others are idle, and nothing looks for their shards."""
+    drawn = set().union(*(_drawn(data, weights, kinds) for _, weights, kinds in weights_by_stage(data)))
+    return {name: source for name, source in data.sources.items() if name in drawn}
+
+
+def _drawn(data: DataConfig, weights: Mapping[str, float], kind_weights: Mapping[str, float] | None) -> set[str]:
+    """Returns the names of the sources that a stage draws."""
+    return {name for name, source in data.sources.items() if weights[name] and (kind_weights is None or kind_weights.get(source.kind))}
+
 
 def check_data(data: DataConfig, max_tokens: int) -> None:
     """Raises ConfigError naming the field, the value and the way out."""
-    for name in (
-        "block_steps",
-        "shuffle_block_size",
-        "shuffle_window_blocks",
-        "prefetch_batches",
-        "prefetch_mib",
-        "max_member_bytes",
-        "max_image_pixels",
-        "cache_gib",
-    ):
+    for name in (*_AT_LEAST_ONE, "cache_gib"):
         value = getattr(data, name)
         if value <= 0 or (name != "cache_gib" and value < 1):
             raise ConfigError(f"data.{name} is {value}; it must be {'above 0' if name == 'cache_gib' else 'at least 1'}")
     if data.read_timeout_s <= 0:
         raise ConfigError(f"data.read_timeout_s is {data.read_timeout_s:g}; it must be above 0")
     longest = (data.read_retries + 1) * data.read_timeout_s
-    if 0 < data.worker_timeout_s < longest and any("://" in source.shards for source in data.sources):
+    if 0 < data.worker_timeout_s < longest and any("://" in source.shards for source in data.sources.values()):
         raise ConfigError(
             f"data.worker_timeout_s {data.worker_timeout_s} is less than the {longest:g} s that a failing read may take (data.read_retries + 1 times "
             "data.read_timeout_s); raise it, so that such a read is named instead of its process"
         )
-    names = [source.name for source in data.sources]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"data.sources: names must differ, got {names}")
-    for number, source in enumerate(data.sources):
-        _check_source(number, source, max_tokens)
+    check_names(data.sources)
+    for name, source in data.sources.items():
+        _check_source(name, source, max_tokens)
     _check_weights(data)
 
 
-def draws_nothing(data: DataConfig, source: SourceConfig) -> bool:
-    """Tells whether no step ever draws `source`."""
-    of_kind = 1.0 if data.kind_weights is None else data.kind_weights[KINDS.index(source.kind)]
-    return source.weight * of_kind == 0 and not data.weight_changes
+def check_names(sources: Mapping[str, SourceConfig]) -> None:
+    """Raises ConfigError for a name that cannot stand in an option, a message and a number of the log, or a seed that two sources share."""
+    options: dict[str, str] = {}
+    seeds: dict[int, str] = {}
+    for name, source in sources.items():
+        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+            raise ConfigError(
+                f"data.sources: {name!r:.80} cannot name a source; use letters, digits, '_', '-', '.' and '+', a letter or digit first, at most 100 of them"
+            )
+        if (other := options.setdefault(name.replace("_", "-"), name)) != name:
+            raise ConfigError(f"data.sources: '{other}' and '{name}' differ only in '_' and '-', which are the same in options; rename one")
+        if source.seed is not None and (other := seeds.setdefault(source.seed, name)) != name:
+            raise ConfigError(f"data.sources: '{other}' and '{name}' both have seed {source.seed}; change --data.sources.{name}.seed")
 
 
-def _check_source(number: int, source: SourceConfig, max_tokens: int) -> None:
-    """Checks the source at place `number`."""
-    if source.weight < 0:
-        raise ConfigError(f"source '{source.name}': weight {source.weight} is negative")
+def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
+    """Checks one source."""
+    if not 0 <= source.weight < math.inf:
+        wrong = "negative" if source.weight < 0 else "no finite number"
+        raise ConfigError(f"source '{name}': weight {source.weight} is {wrong}; set --data.sources.{name}.weight to 0 or more")
     if not 0 < source.masked_share <= 1:
-        raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
+        raise ConfigError(f"source '{name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
     if source.masked_share != 1 and source.kind != "pair":
-        raise ConfigError(f"source '{source.name}': masked_share {source.masked_share:g} is for pairs; {source.kind} batches are masked as a whole")
+        raise ConfigError(f"source '{name}': masked_share {source.masked_share:g} is for pairs; {source.kind} batches are masked as a whole")
     if source.kind != "image" and not 2 < source.max_tokens <= max_tokens:
-        raise ConfigError(f"source '{source.name}': max_tokens {source.max_tokens} must lie between 3 and {max_tokens}, the longest text that the model takes")
+        raise ConfigError(f"source '{name}': max_tokens {source.max_tokens} must lie between 3 and {max_tokens}, the longest text that the model takes")
     if not 0 <= source.max_skipped_share <= 1:
-        raise ConfigError(f"source '{source.name}': max_skipped_share {source.max_skipped_share:g} must lie between 0 and 1")
-    _check_transform(f"source '{source.name}': transform", source.transform)
+        raise ConfigError(f"source '{name}': max_skipped_share {source.max_skipped_share:g} must lie between 0 and 1")
+    _check_transform(f"source '{name}': transform", source.transform)
     if source.image_codes_key and source.transform != UNCHANGED:
         raise ConfigError(
-            f"source '{source.name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "
-            f"--data.sources.{number}.transform.crop-scale 1 1 --data.sources.{number}.transform.crop-ratio 1 1 and its other fields to 0"
+            f"source '{name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "
+            f"--data.sources.{name}.transform.crop-scale 1 1 --data.sources.{name}.transform.crop-ratio 1 1 and its other fields to 0"
         )
 
 
@@ -190,18 +232,34 @@ def _check_transform(where: str, transform: ImageTransformConfig) -> None:
 
 
 def _check_weights(data: DataConfig) -> None:
-    """Checks the lengths, signs and steps of weights; round_robin checks that something can be drawn."""
-    stages = [("data.kind_weights", data.kind_weights, 3)]
+    """Checks the names, signs and steps of weights; round_robin checks that something can be drawn."""
+    kinds = sorted({source.kind for source in data.sources.values()} | set(KINDS))
+    _check_mapping("data.kind_weights", data.kind_weights, kinds, "kind")
     last = 0
     for number, change in enumerate(data.weight_changes):
         name = f"data.weight_changes[{number}]"
         if change.step <= last or change.step % data.block_steps:
             raise ConfigError(f"{name}: step {change.step} must come after step {last} and be a multiple of data.block_steps {data.block_steps}")
-        if change.weights is None and change.kind_weights is None:
+        if not change.weights and not change.kind_weights:
             raise ConfigError(f"{name} changes nothing; set weights or kind_weights")
         last = change.step
-        stages += [(f"{name}.weights", change.weights, len(data.sources)), (f"{name}.kind_weights", change.kind_weights, 3)]
-    for name, weights, count in stages:
-        if weights is not None and (len(weights) != count or min(weights) < 0 or not sum(weights)):
-            what = "pairs, images and text" if count == 3 and "kind" in name else "each source"
-            raise ConfigError(f"{name} {list(weights)}: give {count} numbers of at least 0, for {what}, and one of them above 0")
+        _check_mapping(f"{name}.weights", change.weights, list(data.sources), "source")
+        _check_mapping(f"{name}.kind_weights", change.kind_weights, kinds, "kind")
+    for first, weights, of_kinds in weights_by_stage(data):
+        if data.sources and not _drawn(data, weights, of_kinds):
+            raise ConfigError(
+                f"data.sources: no source has a weight above 0 at step {first}; give one, e.g. --data.sources.{next(iter(data.sources))}.weight 1"
+            )
+        unnamed = [name for name, source in data.sources.items() if weights[name] and of_kinds is not None and source.kind not in of_kinds]
+        if unnamed:
+            kind = data.sources[unnamed[0]].kind
+            raise ConfigError(f"data.kind_weights: no share for '{kind}', the kind of source '{unnamed[0]}', at step {first}; give it one, 0 to rest the kind")
+
+
+def _check_mapping(where: str, weights: Mapping[str, float] | None, known: list[str], what: str) -> None:
+    """Checks weights by name."""
+    for name, weight in (weights or {}).items():
+        if name not in known:
+            raise ConfigError(f"{where}: no {what} is called {name!r:.80}{did_you_mean(name, known) or '; there is ' + ', '.join(known)}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"{where}: {name} is {weight:g}; it must be a number of at least 0")

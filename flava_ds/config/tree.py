@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds, check_value
 from flava_ds.config.codebook import CodebookConfig, check_codebook
-from flava_ds.config.data import DataConfig, SourceConfig, check_data, draws_nothing
+from flava_ds.config.data import DataConfig, SourceConfig, check_data, drawn_sources
+from flava_ds.config.earlier import modernised
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.optimizers import OptimizerConfig
@@ -163,33 +165,42 @@ class Config:
     @property
     def computes_image_codes(self) -> bool:
         """Whether a source comes without the codes that an objective predicts, so that the run needs the codebook."""
-        without = any(source.kind != "text" and source.image_codes_key is None for source in self.data.sources)
+        without = any(source.kind != "text" and source.image_codes_key is None for source in self.drawn_sources.values())
         return self.predicts_image_codes and without
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of update `step`; 0 is the first."""
         return self.schedule.learning_rate(step, self.optimizer.lr, self.training.total_steps)
 
-    def global_batch_size(self, source: SourceConfig) -> int:
-        """Samples that one optimizer step draws from `source`, over all ranks."""
-        return source.global_batch_size or self.training.global_batch_size
+    @property
+    def drawn_sources(self) -> dict[str, SourceConfig]:
+        """The sources that some step draws, by name."""
+        return drawn_sources(self.data)
 
-    def micro_batch_size(self, source: SourceConfig, world_size: int) -> int:
+    def with_sources(self, sources: Mapping[str, SourceConfig]) -> Config:
+        """Returns this configuration with other sources."""
+        return replace(self, data=replace(self.data, sources=dict(sources)))
+
+    def global_batch_size(self, name: str) -> int:
+        """Samples that one optimizer step draws from source `name`, over all ranks."""
+        return self.data.sources[name].global_batch_size or self.training.global_batch_size
+
+    def micro_batch_size(self, name: str, world_size: int) -> int:
         """Samples of one micro-step on one rank.
 
         Raises: ConfigError when the global batch does not divide, or is too small for the masked share.
         """
         parts = world_size * self.training.gradient_accumulation_steps
-        size = self.global_batch_size(source)
+        size, source = self.global_batch_size(name), self.data.sources[name]
         if size % parts:
             raise ConfigError(
-                f"source '{source.name}': global_batch_size {size} does not divide by {world_size} ranks x "
-                f"{self.training.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
+                f"source '{name}': global_batch_size {size} does not divide by {world_size} ranks x "
+                f"{self.training.gradient_accumulation_steps} accumulation steps; set --data.sources.{name}.global-batch-size to a multiple of {parts}"
             )
         share = source.masked_share
         if source.kind == "pair" and size // parts * share < 1:
             raise ConfigError(
-                f"source '{source.name}': masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
+                f"source '{name}': masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
                 f"use a share of at least {parts / size:g} or a larger global_batch_size"
             )
         return size // parts
@@ -243,17 +254,15 @@ def check_objectives(config: Config) -> None:
 
 def check_read(config: Config) -> None:
     """Raises ConfigError for the first source that steps draw, although no objective in use reads its batches."""
-    for number, source in enumerate(config.data.sources):
-        if draws_nothing(config.data, source):
-            continue
+    for source_name, source in config.drawn_sources.items():
         readers = [name for name, own in config.objectives.items() if source.kind in own.kinds]
         if not set(readers).intersection(in_use(config.objectives)):
             weights = " and ".join(f"objectives.{name}.weight" for name in readers) or "objectives"
             several = len(readers) > 1
             raise ConfigError(
-                f"source '{source.name}': nothing reads its {source.kind} batches, because {weights} "
+                f"source '{source_name}': nothing reads its {source.kind} batches, because {weights} "
                 f"{'are' if several else 'is'} 0; raise {'one' if several else 'it'}, or set "
-                f"--data.sources.{number}.weight 0"
+                f"--data.sources.{source_name}.weight 0"
             )
 
 
@@ -273,6 +282,6 @@ def load(path: Path) -> Config:
 def parse(text: bytes, where: str) -> Config:
     """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
-        return check(from_dict(Config, loads(text.decode("utf-8"))))
+        return check(from_dict(Config, modernised(loads(text.decode("utf-8")))))
     except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
         raise ConfigError(f"{where}: {error}") from error

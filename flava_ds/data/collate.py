@@ -21,8 +21,8 @@ _MATCH_STREAM = 5
 class Collator:
     """Carries out one source's plan: makes its batches. Runs in loader processes; picklable."""
 
-    def __init__(self, plan: BatchPlan, source: SourceConfig) -> None:
-        self.plan, self.source = plan, source
+    def __init__(self, plan: BatchPlan, name: str, source: SourceConfig) -> None:
+        self.plan, self.name, self.source = plan, name, source
         self.transform = ImageTransform(source.transform, tuple(plan.views.values())) if plan.views else None
 
     def __call__(
@@ -58,7 +58,7 @@ class Collator:
             tensors |= {name: torch.as_tensor(value) for name, value in corruption(seen).items()}
         return Batch(
             kind=self.plan.kind,
-            source=self.source.name,
+            source=self.name,
             size=len(samples),
             keys=tuple(sample.key for sample in samples),
             tensors=tensors,

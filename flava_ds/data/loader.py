@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flava_ds.batch import Batch
-from flava_ds.config import Config, SourceConfig
+from flava_ds.config import Config
 from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader, SkipLog
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Request(NamedTuple):
     """What one rank reads for one micro-step: `count` samples of the source's endless stream, from `position` on."""
 
-    source: int
+    source: str
     position: int
     count: int
 
@@ -46,7 +46,7 @@ class StepLoader:
     """
 
     def __init__(self, config: Config, rank: int = 0, world_size: int = 1, start_step: int = 0, *, pin_memory: bool = False) -> None:
-        """Indexes all sources.
+        """Indexes the sources that some step draws.
 
         Raises: ConfigError when a global batch does not divide; DataError when a source is missing or has no usable sample.
         """
@@ -55,22 +55,23 @@ class StepLoader:
         self.config, self.rank, self.world_size, self.start_step, self.pin_memory = config, rank, world_size, start_step, pin_memory
         self.quarantine: Quarantine | None = None
         self.jumps: list[tuple[int, int]] = []
-        self.micro_batch_sizes = [config.micro_batch_size(source, world_size) for source in config.data.sources]
+        self.micro_batch_sizes = {name: config.micro_batch_size(name, world_size) for name in config.drawn_sources}
         self.prefetch_batches = prefetch_batches(config, self.micro_batch_sizes)
-        self.sources = [ShardSource(config, source, number) for number, source in enumerate(config.data.sources)]
-        self.stages = weight_stages(config.data, [len(source) for source in self.sources])
-        self.round_robin = RoundRobin(self.stages, config.data.block_steps, config.seed)
-        self.readers = [BatchReader(config, source) for source in self.sources]
-        for source in self.sources:
+        self.sources = {name: ShardSource(config, name) for name in config.drawn_sources}
+        self.stages = weight_stages(config.data, {name: len(source) for name, source in self.sources.items()})
+        seeds = {name: source.seed for name, source in self.sources.items()}
+        self.round_robin = RoundRobin(self.stages, seeds, config.data.block_steps, config.seed)
+        self.readers = {name: BatchReader(config, source) for name, source in self.sources.items()}
+        for name, source in self.sources.items():
             if source.table.faults and rank == 0:
                 named = "; `flava-ds prepare index` names the shards" if faults.lossy(source.table.faults).keys() & set(faults.OF_A_SHARD) else ""
-                log.warning("source '%s': %d usable samples; left out: %s%s", source.name, len(source), counted(source.table.faults), named)
-            if len(source) < config.global_batch_size(source.source) and rank == 0:
+                log.warning("source '%s': %d usable samples; left out: %s%s", name, len(source), counted(source.table.faults), named)
+            if len(source) < config.global_batch_size(name) and rank == 0:
                 log.warning(
                     "source '%s': %d samples are fewer than its global batch of %d; a step reaches into the next epoch",
-                    source.name,
+                    name,
                     len(source),
-                    config.global_batch_size(source.source),
+                    config.global_batch_size(name),
                 )
 
     def __len__(self) -> int:
@@ -121,30 +122,30 @@ class StepLoader:
         Neither ranks nor workers nor accumulation are in it: they do not change the order.
         """
         return {
-            source.name: {
-                "epoch": self._position(number, step) // len(source),
-                "position": self._position(number, step) % len(source),
+            name: {
+                "epoch": self._position(name, step) // len(source),
+                "position": self._position(name, step) % len(source),
                 "samples": len(source),
                 "keys": source.table.fingerprint,
-                "number": number,
-                "weight": ", ".join(f"{share[number]} from step {first}" for first, share in self.stages),
-                "global_batch_size": self.config.global_batch_size(source.source),
+                "source_seed": source.seed,
+                "weight": ", ".join(f"{share[name]} from step {first}" for first, share in self.stages),
+                "global_batch_size": self.config.global_batch_size(name),
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
                 "order": str(source.order),
                 "jumps": [list(jump) for jump in self.jumps],
                 "skip_list": source.skip_list.fingerprint if source.skip_list is not None else None,
             }
-            for number, source in enumerate(self.sources)
+            for name, source in self.sources.items()
         }
 
     def progress(self, step: int) -> dict[str, float]:
         """Returns how far the sources are after `step` steps: each one's share of the steps, the share by its weight, and its epochs."""
         found, drawn = {}, self._drawn(step)
-        for number, source in enumerate(self.sources):
-            found[f"source_share/{source.name}"] = self.round_robin.draws_before(number, drawn) / max(1, drawn)
-            found[f"source_target/{source.name}"] = self._target(number, drawn) / max(1, drawn)
-            found[f"epoch/{source.name}"] = self._position(number, step) / len(source)
+        for name, source in self.sources.items():
+            found[f"source_share/{name}"] = self.round_robin.draws_before(name, drawn) / max(1, drawn)
+            found[f"source_target/{name}"] = self._target(name, drawn) / max(1, drawn)
+            found[f"epoch/{name}"] = self._position(name, step) / len(source)
         return found
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
@@ -152,6 +153,7 @@ class StepLoader:
 
         Raises: CheckpointError naming every difference that would change the order of the data.
         """
+        saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
         current = self.state(self.start_step)
         differences = [f"source '{name}' is gone" for name in saved if name not in current]
@@ -159,7 +161,8 @@ class StepLoader:
         for name in (name for name in current if name in saved):
             for field, value in current[name].items():
                 if field not in ("epoch", "position") and saved[name].get(field) != value:
-                    differences.append(f"source '{name}': {field} was {saved[name].get(field)}, is {value}")
+                    kept = f" (--data.sources.{name}.seed {saved[name].get(field)} keeps it)" if field == "source_seed" else ""
+                    differences.append(f"source '{name}': {field} was {saved[name].get(field)}{kept}, is {value}")
         if differences:
             raise CheckpointError(
                 "the data order would change on resume: " + "; ".join(differences) + ". Restore these settings, or start a new run from the weights alone"
@@ -174,7 +177,7 @@ class StepLoader:
         largest, _ = largest_batch(self.config, self.micro_batch_sizes)
         return SlotPool(data.num_workers, self.prefetch_batches + -(-held // data.num_workers), largest)
 
-    def _target(self, source: int, step: int) -> float:
+    def _target(self, source: str, step: int) -> float:
         """Returns how many of the first steps would draw a source if its weights were met exactly."""
         firsts = [min(first, step) for first, _ in self.stages] + [step]
         return float(sum((after - first) * shares[source] for first, after, (_, shares) in zip(firsts, firsts[1:], self.stages, strict=False)))
@@ -183,17 +186,17 @@ class StepLoader:
         """Returns how many steps' data have been drawn or jumped before a step."""
         return step + next((n for first, n in reversed(self.jumps) if first <= step), 0)
 
-    def _position(self, source: int, step: int) -> int:
+    def _position(self, source: str, step: int) -> int:
         """Returns how many samples of a source all ranks have read or jumped before a step."""
-        return self.round_robin.draws_before(source, self._drawn(step)) * self.config.global_batch_size(self.config.data.sources[source])
+        return self.round_robin.draws_before(source, self._drawn(step)) * self.config.global_batch_size(source)
 
 
-def iterate_once(source_config: SourceConfig, config: Config, batch_size: int = 64) -> Iterator[list[Sample]]:
-    """Yields every usable sample once, in the order of the shards, decoded but not augmented, with all its captions and its .json.
+def iterate_once(config: Config, name: str, batch_size: int = 64) -> Iterator[list[Sample]]:
+    """Yields every usable sample of source `name` once, in the order of the shards, decoded but not augmented, with all its captions and its .json.
 
     Raises: DataError when the share of unusable samples exceeds the source's limit.
     """
-    source = ShardSource(config, source_config, metadata=True)
+    source = ShardSource(config, name, metadata=True)
     skips, samples = SkipLog(source), []
     for index in range(len(source)):
         try:
@@ -216,7 +219,7 @@ def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:
 class _Requests(Dataset):
     """Turns requests into batches, in a loader process or in place. A user's error comes back as a value, so that it arrives as one line."""
 
-    def __init__(self, readers: list[BatchReader], slots: SlotPool | None) -> None:
+    def __init__(self, readers: dict[str, BatchReader], slots: SlotPool | None) -> None:
         self.readers, self.slots = readers, slots
 
     def __getitem__(self, assigned: tuple[Request, int | None]) -> Batch | UserError:
@@ -246,6 +249,11 @@ class _Schedule(Sampler):
         steps = range(self.loader.start_step, self.loader.config.training.total_steps)
         for number, request in enumerate(request for step in steps for request in self.loader.requests(step)):
             yield request, None if self.slots is None else self.slots.take(number % self.loader.config.data.num_workers)
+
+
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns a source's saved state with the number that it had in earlier versions under today's name: its number was its seed."""
+    return {("source_seed" if field == "number" else field): value for field, value in state.items()}
 
 
 def _same(value: Any) -> Any:

@@ -6,6 +6,7 @@ Nothing here, nor in what draws from here, touches Python's, numpy's or torch's 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ class Order:
         sample = (start[epoch] + permutation[epoch](y div block_size) block_size + y mod block_size) mod size
 
     so that while a window is read, only window_blocks ranges of the shards are. What is left over from whole blocks stands in the last window.
+    `source` is the source's source_seed.
     """
 
     seed: int
@@ -143,8 +145,13 @@ def permuted(index: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
     return index.astype(np.int64)
 
 
+def source_seed(name: str, given: int | None) -> int:
+    """Returns the number that stands for a source in every seed and hash: `given`, or else 64 bits of a hash of its name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") if given is None else given
+
+
 def sample_seed(seed: int, source: int, epoch: int | np.ndarray, index: int | np.ndarray, attempt: int = 0) -> np.ndarray:
-    """Returns the seed of everything random about one sample in one epoch: augmentation, caption choice, corruption.
+    """Returns the seed of everything random about one sample in one epoch: augmentation, caption choice, corruption. `source` is its source_seed.
 
     Shapes:
         epoch, index  [...]  broadcastable

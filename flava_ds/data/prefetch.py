@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.errors import ConfigError
@@ -14,12 +14,12 @@ _LABELS = 64
 """Bytes per sample, at most, for what has one entry per sample: labels, rows, sequence ends."""
 
 
-def prefetch_batches(config: Config, micro_batch_sizes: Sequence[int]) -> int:
+def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> int:
     """Returns how many batches each worker keeps ready: data.prefetch_batches, or fewer, so that the largest of all sources fits
 
         workers * batches * largest batch <= data.prefetch_mib
 
-    `micro_batch_sizes` are the samples of each source's batch on this rank.
+    `micro_batch_sizes` are the samples of each drawn source's batch on this rank.
 
     Raises: ConfigError when one batch per worker does not fit.
     """
@@ -38,10 +38,9 @@ def prefetch_batches(config: Config, micro_batch_sizes: Sequence[int]) -> int:
     return min(data.prefetch_batches, fitting)
 
 
-def largest_batch(config: Config, micro_batch_sizes: Sequence[int]) -> tuple[int, str]:
+def largest_batch(config: Config, micro_batch_sizes: Mapping[str, int]) -> tuple[int, str]:
     """Returns the bytes of the largest batch of any source on this rank, and that source's name."""
-    sources = zip(config.data.sources, micro_batch_sizes, strict=True)
-    return max((sample_bytes(config, source) * count, source.name) for source, count in sources)
+    return max((sample_bytes(config, config.data.sources[name]) * count, name) for name, count in micro_batch_sizes.items())
 
 
 def sample_bytes(config: Config, source: SourceConfig) -> int:

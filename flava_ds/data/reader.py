@@ -40,7 +40,7 @@ class BatchReader:
     def __init__(self, config: Config, source: ShardSource) -> None:
         self.config, self.source = config, source
         self.plan = config.model.plan(config, source.source)
-        self.collator = Collator(self.plan, source.source)
+        self.collator = Collator(self.plan, source.name, source.source)
         self.skips = SkipLog(source)
         listed_by_picture = source.skip_list is not None and source.skip_list.reads_images
         self._borrows_by = ("caption", "image") if listed_by_picture else ("caption",)
@@ -78,24 +78,24 @@ class BatchReader:
         share = self.plan.masked_share
         if share == 1:
             return None
-        return np.flatnonzero(is_masked(positions % self.config.global_batch_size(self.source.source), share))
+        return np.flatnonzero(is_masked(positions % self.config.global_batch_size(self.source.name), share))
 
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that choose captions: [b] each."""
         epochs, places = np.divmod(positions, len(self.source))
         indices = self.source.order.at(epochs, places)
-        seeds = sample_seed(self.config.seed, self.source.number, epochs, indices)
+        seeds = sample_seed(self.config.seed, self.source.seed, epochs, indices)
         return indices, seeds, uniforms(seeds, 1, stream=CAPTION_STREAM)[:, 0]
 
     def _replacement(self, position: int, skipped: Counter[str]) -> Sample:
         """Draws samples for an unusable one's position until one is usable."""
-        seed, number, size = self.config.seed, self.source.number, len(self.source)
+        seed, own, size = self.config.seed, self.source.seed, len(self.source)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            index = int(hash64(_REPLACEMENT, seed, number, position, attempt) % np.uint64(size))
-            found = self._try(index, int(sample_seed(seed, number, position // size, index, attempt)), None, skipped)
+            index = int(hash64(_REPLACEMENT, seed, own, position, attempt) % np.uint64(size))
+            found = self._try(index, int(sample_seed(seed, own, position // size, index, attempt)), None, skipped)
             if found is not None:
                 return found
-        raise DataError(f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: {self.skips.summary()}; mend the shards")
+        raise DataError(f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: {self.skips.summary()}; repair the shards")
 
     def _borrowed(self, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None) -> dict[int, str]:
         """Draws the mismatches of a batch: row -> caption."""
@@ -109,7 +109,7 @@ class BatchReader:
 
         Each is the caption that the stream's sample there draws in this epoch.
         """
-        size = self.config.global_batch_size(self.source.source)
+        size = self.config.global_batch_size(self.source.name)
         own, others = positions % size, size - 1
         turns = np.arange(min(others, _MAX_PARTNERS))
         places = (own[:, None] + 1 + ((draws * others).astype(np.int64)[:, None] + turns) % max(1, others)) % size
@@ -173,7 +173,7 @@ class SkipLog:
         if self.seen >= MIN_SEEN and lost > limit * self.seen:
             raise DataError(
                 f"source '{self.source.name}': {self.summary()}, more than max_skipped_share {limit:.1%}; last: {self.example}. "
-                "Mend the shards or raise the share"
+                f"Repair the shards or raise --data.sources.{self.source.name}.max-skipped-share"
             )
 
     def take(self) -> tuple[dict[str, Any], ...]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import lcm
 
 import numpy as np
 
 from flava_ds.config import DataConfig
+from flava_ds.config.data import weights_by_stage
 from flava_ds.data.order import hash64
 from flava_ds.errors import ConfigError
 
-KINDS = ("pair", "image", "text")
-"""The order of data.kind_weights."""
 _CHUNK = 1024
 """Blocks whose schedule is computed at once."""
 _CHUNKS_KEPT = 4
@@ -24,24 +23,26 @@ _CHUNKS_KEPT = 4
 class RoundRobin:
     """Rotates over sources in proportion to weights, which may change at given steps; each stage of equal weights is a Rotation of its own.
 
-    So the draws of every source stay within one block of their target from the start of a stage to any step inside it.
+    So the draws of every source stay within one block of their target from the start of a stage to any step inside it. Neither the order in which
+    sources are given nor those of weight 0 change anything.
     """
 
-    def __init__(self, stages: Sequence[tuple[int, Sequence[Fraction]]], block_steps: int = 1, seed: int = 0) -> None:
-        """`stages` are (first step, one weight per source), by ascending step, which block_steps divides; the first begins at step 0."""
+    def __init__(self, stages: Sequence[tuple[int, Mapping[str, Fraction]]], seeds: Mapping[str, int], block_steps: int = 1, seed: int = 0) -> None:
+        """`stages` are (first step, share by source), by ascending step, which block_steps divides; the first begins at step 0. `seeds` holds each
+        source's source_seed."""
         self.block_steps = block_steps
         self._firsts = [step // block_steps for step, _ in stages]
-        self._rotations = [Rotation(weights, seed, first) for first, (_, weights) in zip(self._firsts, stages, strict=True)]
-        self._drawn = [[0] * len(stages[0][1])]
+        self._rotations = [Rotation(weights, seeds, seed, first) for first, (_, weights) in zip(self._firsts, stages, strict=True)]
+        self._drawn = [dict.fromkeys(stages[0][1], 0)]
         for rotation, first, following in zip(self._rotations, self._firsts, self._firsts[1:], strict=False):
-            self._drawn.append([n + rotation.drawn_before(source, following - first) for source, n in enumerate(self._drawn[-1])])
+            self._drawn.append({name: n + rotation.drawn_before(name, following - first) for name, n in self._drawn[-1].items()})
 
-    def source_at(self, step: int) -> int:
-        """Returns the number of the source that optimizer step `step` draws."""
+    def source_at(self, step: int) -> str:
+        """Returns the name of the source that optimizer step `step` draws."""
         stage, block = self._place(step)
         return self._rotations[stage].source_at(block)
 
-    def draws_before(self, source: int, step: int) -> int:
+    def draws_before(self, source: str, step: int) -> int:
         """Returns how many of the steps 0 .. step - 1 draw `source`."""
         stage, block = self._place(step)
         inside = step % self.block_steps if self._rotations[stage].source_at(block) == source else 0
@@ -61,29 +62,33 @@ class Rotation:
 
     After any number n of blocks, source i has been drawn more than n * w_i - 1 and less than n * w_i + 1 times: draw c of a source may not
     come before block floor(c / w_i) and must not come after block ceil((c + 1) / w_i); of the draws that may come, the one most urgent
-    comes first, which meets every such deadline as the weights sum to one. Equally urgent sources are ordered by a hash of the seed and the block.
+    comes first, which meets every such deadline as the weights sum to one. Equally urgent sources are ordered by a hash of the run's seed, the
+    block and the source's seed.
 
     The last chunks of the schedule are kept, and for every chunk the draws before it: reaching block n costs O(n) once, and no memory to speak of.
 
     Source: Baruah et al., "Proportionate progress" (1996), on one processor; paper section 3.3 for drawing one data set per update.
     """
 
-    def __init__(self, weights: Sequence[Fraction], seed: int, first_block: int) -> None:
+    def __init__(self, weights: Mapping[str, Fraction], seeds: Mapping[str, int], seed: int, first_block: int) -> None:
         """`first_block` is the block of the run at which this rotation begins."""
-        scale = lcm(*(weight.denominator for weight in weights))
-        self._shares = [int(weight * scale) for weight in weights]
+        self._names = sorted(name for name, weight in weights.items() if weight)
+        self._numbers = {name: number for number, name in enumerate(self._names)}
+        scale = lcm(*(weights[name].denominator for name in self._names))
+        self._shares = [int(weights[name] * scale) for name in self._names]
         self._total = sum(self._shares)
+        self._seeds = np.array([seeds[name] for name in self._names], dtype=np.uint64)
         self._seed, self._first_block = seed, first_block
-        self._starts = [[0] * len(weights)]
+        self._starts = [[0] * len(self._names)]
         self._chunks: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
-    def source_at(self, block: int) -> int:
+    def source_at(self, block: int) -> str:
         """Returns the source that is drawn in a block."""
-        return int(self._chunk(block // _CHUNK)[0][block % _CHUNK])
+        return self._names[int(self._chunk(block // _CHUNK)[0][block % _CHUNK])]
 
-    def drawn_before(self, source: int, block: int) -> int:
+    def drawn_before(self, source: str, block: int) -> int:
         """Returns how many of the blocks 0 .. block - 1 draw `source`."""
-        return int(self._chunk(block // _CHUNK)[1][block % _CHUNK, source])
+        return int(self._chunk(block // _CHUNK)[1][block % _CHUNK, self._numbers[source]]) if source in self._numbers else 0
 
     def _chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns a chunk's sources [_CHUNK] int16 and the draws before each of its blocks [_CHUNK, sources] int64."""
@@ -99,7 +104,7 @@ class Rotation:
         """Computes a chunk, whose predecessors have been computed, and notes where the next one starts."""
         first, drawn = number * _CHUNK, list(self._starts[number])
         blocks = self._first_block + np.arange(first, first + _CHUNK)
-        noise = hash64(self._seed, blocks[:, None], np.arange(len(self._shares))[None]).tolist()
+        noise = hash64(self._seed, blocks[:, None], self._seeds[None]).tolist()
         sequence, counts = np.empty(_CHUNK, dtype=np.int16), np.empty((_CHUNK, len(self._shares)), dtype=np.int64)
         for i in range(_CHUNK):
             counts[i] = drawn
@@ -121,7 +126,7 @@ class Rotation:
         return best[2]
 
 
-def weight_stages(data: DataConfig, sizes: Sequence[int]) -> list[tuple[int, list[Fraction]]]:
+def weight_stages(data: DataConfig, sizes: Mapping[str, int]) -> list[tuple[int, dict[str, Fraction]]]:
     """Returns (first step, share of each source) of every stage of equal weights; the shares sum to 1. `sizes` are the sources' samples.
 
     A source's share is its weight, times its size where data.weigh_by_size is set, over the sum of these; where data.kind_weights is set,
@@ -129,29 +134,30 @@ def weight_stages(data: DataConfig, sizes: Sequence[int]) -> list[tuple[int, lis
 
     Raises: ConfigError when no step could draw anything, or a kind with a weight has no source with one.
     """
-    weights, kind_weights = [source.weight for source in data.sources], data.kind_weights
-    stages = [(0, _shares(data, weights, kind_weights, sizes, "data.sources"))]
-    for number, change in enumerate(data.weight_changes):
-        weights = weights if change.weights is None else change.weights
-        kind_weights = kind_weights if change.kind_weights is None else change.kind_weights
-        stages.append((change.step, _shares(data, weights, kind_weights, sizes, f"data.weight_changes[{number}]")))
+    stages = []
+    for number, (first, weights, kind_weights) in enumerate(weights_by_stage(data)):
+        where = f"data.weight_changes[{number - 1}]" if number else "data.sources"
+        stages.append((first, _shares(data, {name: weights[name] for name in sizes}, kind_weights, sizes, where)))
     return stages
 
 
-def _shares(data: DataConfig, weights: Sequence[float], kind_weights: Sequence[float] | None, sizes: Sequence[int], where: str) -> list[Fraction]:
+def _shares(
+    data: DataConfig, weights: Mapping[str, float], kind_weights: Mapping[str, float] | None, sizes: Mapping[str, int], where: str
+) -> dict[str, Fraction]:
     """Returns each source's exact share of the steps."""
-    masses = [_exact(weight) * (size if data.weigh_by_size else 1) for weight, size in zip(weights, sizes, strict=True)]
-    if not any(masses) or min(masses) < 0:
-        raise ConfigError(f"{where}: weights {list(weights)} must be non-negative, and one of them positive")
+    masses = {name: _exact(weight) * (sizes[name] if data.weigh_by_size else 1) for name, weight in weights.items()}
+    if not any(masses.values()) or min(masses.values()) < 0:
+        raise ConfigError(f"{where}: weights {dict(weights)} must be non-negative, and one of them positive")
     if kind_weights is None:
-        return [mass / sum(masses) for mass in masses]
-    kinds = [source.kind for source in data.sources]
-    sums = {kind: sum(mass for mass, of in zip(masses, kinds, strict=True) if of == kind) for kind in KINDS}
-    shares = dict(zip(KINDS, map(_exact, kind_weights), strict=True))
-    for kind in KINDS:
-        if shares[kind] and not sums[kind]:
-            raise ConfigError(f"{where}: kind_weights give {kind} steps {float(shares[kind]):g}, but no source of that kind has a weight")
-    return [shares[kind] / sum(shares.values()) * mass / sums[kind] if mass else Fraction(0) for mass, kind in zip(masses, kinds, strict=True)]
+        return {name: mass / sum(masses.values()) for name, mass in masses.items()}
+    kinds = {name: data.sources[name].kind for name in weights}
+    sums = {kind: sum(mass for name, mass in masses.items() if kinds[name] == kind) for kind in {*kinds.values(), *kind_weights}}
+    shares = {kind: _exact(kind_weights.get(kind, 0)) for kind in sums}
+    for kind, share in shares.items():
+        if share and not sums[kind]:
+            raise ConfigError(f"{where}: kind_weights give {kind} steps {float(share):g}, but no source of that kind has a weight")
+    total = sum(shares.values())
+    return {name: shares[kinds[name]] / total * mass / sums[kinds[name]] if mass else Fraction(0) for name, mass in masses.items()}
 
 
 def _exact(weight: float) -> Fraction:

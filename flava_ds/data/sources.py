@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import decode_image, decoder
-from flava_ds.data.order import Order, uniforms
+from flava_ds.data.order import Order, source_seed, uniforms
 from flava_ds.data.skip_list import SkipList, load_skip_list
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage import faults
@@ -57,22 +57,23 @@ class Sample:
 class ShardSource:
     """Reads samples of one source by number, in any order. Indexes its shards on construction."""
 
-    def __init__(self, config: Config, source: SourceConfig, number: int = 0, *, metadata: bool = False) -> None:
-        """`metadata` also reads each sample's .json, which training leaves alone.
+    def __init__(self, config: Config, name: str, *, metadata: bool = False) -> None:
+        """`name` is one of config.data.sources. `metadata` also reads each sample's .json, which training leaves alone.
 
         Raises: DataError when shards are missing, hold no usable sample, or lack more than max_skipped_share of what the kind needs.
         """
-        self.config, self.source, self.number = config, source, number
-        self.name, self.kind = source.name, source.kind
-        fields, required = _fields(source, metadata)
-        self.table = SampleTable(list_shards(source.shards, source.name, policy_of(config)), fields, required)
+        source = config.data.sources[name]
+        self.config, self.name, self.source, self.kind = config, name, source, source.kind
+        self.seed = source_seed(name, source.seed)
+        fields, required = _fields(name, source, metadata)
+        self.table = SampleTable(list_shards(source.shards, name, policy_of(config)), fields, required)
         self.skip_list: SkipList | None = load_skip_list(source.skip_list) if source.skip_list else None
         self._files = ShardReader(self.table.shards, self.table.stamps, config.data)
         self._check(required)
         data = config.data
         self.order = Order(
             seed=config.seed,
-            source=number,
+            source=self.seed,
             size=len(self),
             shuffle=data.shuffle,
             block_size=data.shuffle_block_size,
@@ -178,13 +179,15 @@ class ShardSource:
         report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
         if not len(self):
             needs, where = " and ".join(required), f" in {self.table.shards[0]}" if len(self.table.shards) else ""
-            way_out = f"; captions are taken from the .json's '{self.source.caption_key}': set caption_key None for the .txt" if self.source.caption_key else ""
+            key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
+            way_out = f"; captions are taken from the .json's '{key}': set {option} None for the .txt" if key else ""
             raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is none{where}{way_out}")
         if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
-            raise DataError(f"{report}; more than max_skipped_share {self.source.max_skipped_share}: mend the shards or raise the share")
+            limit, option = self.source.max_skipped_share, f"--data.sources.{self.name}.max-skipped-share"
+            raise DataError(f"{report}; more than max_skipped_share {limit}: repair the shards or raise {option}")
 
 
-def _fields(source: SourceConfig, metadata: bool) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+def _fields(name: str, source: SourceConfig, metadata: bool) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
     """Returns the member suffixes of each field a source reads, and the fault of a sample without a field it must have."""
     fields: dict[str, Sequence[str]] = {}
     required = {}
@@ -195,7 +198,7 @@ def _fields(source: SourceConfig, metadata: bool) -> tuple[dict[str, Sequence[st
     if source.kind != "text" and source.image_codes_key:
         suffix = source.image_codes_key.lower().lstrip(".")
         if suffix.split(".")[-1] != "npy":
-            raise ConfigError(f"source '{source.name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. 'codes.npy'")
+            raise ConfigError(f"source '{name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. 'codes.npy'")
         fields["codes"], required["codes"] = (suffix,), faults.BAD_CODES
     if metadata:
         fields["metadata"] = ("json",)

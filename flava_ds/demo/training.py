@@ -118,5 +118,5 @@ def seconds_per_step(log: Path, config: Config) -> float:
         raise UserError(f"{log}: no step was logged; see {log.with_name('train.log')}")
     typical = {source: median(times) for source, times in by_source.items()}
     slowest = max(typical.values())
-    weights = {source.name: source.weight for source in config.data.sources}
+    weights = {name: source.weight for name, source in config.data.sources.items()}
     return sum(weight * typical.get(name, slowest) for name, weight in weights.items()) / sum(weights.values())

@@ -115,7 +115,7 @@ def find_data(config: Config) -> Path:
 
     Raises: DataError when the package lacks its data.
     """
-    for source in config.data.sources:
+    for source in config.data.sources.values():
         if source.kind == "pair" and (Path(source.shards).parent / "concepts.json").is_file():
             return Path(source.shards).parent
     from flava_ds.demo.dataset import unpack  # here, because evaluation stands below the demo

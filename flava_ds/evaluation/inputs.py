@@ -110,7 +110,7 @@ class Inputs:
 
     def max_tokens(self, kind: str) -> int:
         """Longest text kept, special tokens included: what the run's first source of this kind has."""
-        limits = [source.max_tokens for source in self.config.data.sources if source.kind == kind]
+        limits = [source.max_tokens for source in self.config.data.sources.values() if source.kind == kind]
         return min([*limits[:1], self.config.model.text.max_position_embeddings]) if limits else DEFAULT_MAX_TOKENS[kind]
 
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 NEAR_BITS = 3
 _BANDS = NEAR_BITS + 1
 _TIMED_S, _TIMED_BATCH = 5.0, 32
+CHECKED = "checked"
+"""The name of the source whose shards are checked."""
 _SHOWN, _DAMAGED_NAMED = 24, 10
 _MOST_LENGTH = 512
 
@@ -115,9 +117,9 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
     paths = expand_shards(shards)
     _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
     found.kind = _kind(found.members, caption_key)
-    config, source = _as_trained(recipe, found.kind, shards, caption_key)
-    found.max_tokens, found.global_batch_size = source.max_tokens, config.global_batch_size(source)
-    found.source = ShardSource(config, source)
+    config = _as_trained(recipe, found.kind, shards, caption_key)
+    found.max_tokens, found.global_batch_size = config.data.sources[CHECKED].max_tokens, config.global_batch_size(CHECKED)
+    found.source = ShardSource(config, CHECKED)
     found.damage = dict(found.source.table.faults)
     _read_samples(found, most)
     _time(found, config)
@@ -143,13 +145,12 @@ def _kind(members: dict[str, int], caption_key: str | None) -> str:
     return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
 
 
-def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> tuple[Config, SourceConfig]:
+def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> Config:
     """Returns the recipe with these shards in place of its source of that kind; bad samples do not stop the check, codes are left out."""
     config = resolve(recipe, [])
-    like = next((source for source in config.data.sources if source.kind == kind), SourceConfig(name=kind, kind=kind, shards=shards))
-    changes = {"name": "checked", "shards": shards, "caption_key": caption_key, "image_codes_key": None, "max_skipped_share": 1.0, "skip_list": None}
-    source = dataclasses.replace(like, **changes)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(source,))), source
+    like = next((source for source in config.data.sources.values() if source.kind == kind), SourceConfig(kind=kind, shards=shards))
+    changes = {"shards": shards, "caption_key": caption_key, "image_codes_key": None, "max_skipped_share": 1.0, "skip_list": None}
+    return config.with_sources({CHECKED: dataclasses.replace(like, **changes)})
 
 
 def _read_samples(found: Check, most: int) -> None:

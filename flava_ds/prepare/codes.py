@@ -62,7 +62,7 @@ def write_codes(
     Raises: ConfigError on a text source, a vocabulary over 65,536, or a codebook whose grid is not the model's; DataError on unreadable or
     clashing shards.
     """
-    shards = expand_shards(source.shards, source.name)
+    shards = expand_shards(source.shards)
     _check(source, codebook, config, shards, out)
     codebook = codebook.to(device)
     stamp = _fingerprint(codebook)
@@ -150,7 +150,7 @@ def _split(name: str) -> tuple[str, str]:
 def _check(source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None) -> None:
     """Refuses what cannot give usable codes."""
     if source.kind == "text":
-        raise ConfigError(f"source '{source.name}' is of kind 'text'; only pictures have codes")
+        raise ConfigError(f"'{source.shards}' is a source of kind 'text'; only pictures have codes")
     if codebook.config.vocab_size > 2**16:
         raise ConfigError(f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at most 65536")
     if codebook.config.grid_size != config.model.image.grid_size:
@@ -160,9 +160,9 @@ def _check(source: SourceConfig, codebook: ImageCodebook, config: Config, shards
         )
     names = [shard.name for shard in shards]
     if out is not None and len(set(names)) != len(names):
-        raise DataError(f"source '{source.name}': two shards have the same file name and would overwrite each other in '{out}'; give them one by one")
+        raise DataError(f"'{source.shards}': two shards have the same file name and would overwrite each other in '{out}'; give them one by one")
     if out is not None and any(shard.parent.resolve() == out.resolve() for shard in shards):
-        raise DataError(f"source '{source.name}': out '{out}' is the folder of the shards themselves; choose another, or None to replace them in place")
+        raise DataError(f"'{source.shards}': out '{out}' is the folder of the shards themselves; choose another, or None to replace them in place")
 
 
 def _fingerprint(codebook: ImageCodebook) -> str:

@@ -123,8 +123,8 @@ def count_gpus() -> int:
 
 def check_batches(config: Config, ranks: int) -> None:
     """Raises ConfigError naming the source whose batch does not divide over `ranks`."""
-    for source in config.data.sources:
-        config.micro_batch_size(source, ranks)
+    for name in config.drawn_sources:
+        config.micro_batch_size(name, ranks)
 
 
 def require_shards(name: str, shards: str) -> None:
@@ -141,7 +141,7 @@ def provide_demo_data(config: Config) -> None:
     from flava_ds.demo.dataset import unpack
     from flava_ds.recipes.demo import DATA
 
-    if not DATA.exists() and any(DATA in Path(source.shards).parents for source in config.data.sources):
+    if not DATA.exists() and any(DATA in Path(source.shards).parents for source in config.data.sources.values()):
         unpack(DATA)
 
 
@@ -158,10 +158,10 @@ def check_inputs(config: Config) -> None:
     read_settings(config.engine.deepspeed_config)
     vocabulary_file(config.data.vocabulary)
     provide_demo_data(config)
-    for source in config.data.sources:
-        require_shards(source.name, source.shards)
+    for name, source in config.drawn_sources.items():
+        require_shards(name, source.shards)
         if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
-            raise DataError(f"source '{source.name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
+            raise DataError(f"source '{name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
     weights = config.codebook_weights
     if weights is None and config.computes_image_codes:
         raise ConfigError("codebook_weights is not set, but image codes are computed on the device; give --codebook-weights FILE")

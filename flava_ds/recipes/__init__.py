@@ -29,11 +29,15 @@ def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Co
 
 
 def without_idle_sources(config: Config) -> Config:
-    """Drops the sources that no step will draw, so that nothing looks for their shards."""
-    if config.data.weight_changes:
+    """Drops the sources that no step will draw, so that nothing looks for their shards; the others keep their names, and so their order."""
+    drawn = config.drawn_sources
+    if not drawn or len(drawn) == len(config.data.sources):
         return config
-    sources = tuple(source for source in config.data.sources if source.weight != 0)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources)) if sources else config
+    changes = tuple(
+        dataclasses.replace(change, weights={name: weight for name, weight in change.weights.items() if name in drawn} if change.weights else None)
+        for change in config.data.weight_changes
+    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=drawn, weight_changes=changes))
 
 
 def load_recipe(recipe: str) -> Config:

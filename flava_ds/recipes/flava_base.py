@@ -23,7 +23,7 @@ from flava_ds.optimizers.adamw import AdamWConfig
 def flava_base() -> Config:
     """Returns FLAVA as published: ViT-B/16 encoders, batch 8192, PMD / ImageNet / text drawn at 0.70 / 0.15 / 0.15.
 
-    Give it data with --data.sources.0.shards (pairs), .1. (images), .2. (text) and the codebook with --codebook-weights.
+    Give it data with --data.sources.pmd.shards (pairs), .imagenet. (images), .text. (text) and the codebook with --codebook-weights.
     Source: paper, Tables A.1 and A.2 and section 4.
     """
     return Config(
@@ -99,12 +99,13 @@ def published_objectives() -> dict[str, ObjectiveConfig]:
     )
 
 
-def published_sources() -> tuple[SourceConfig, ...]:
+def published_sources() -> dict[str, SourceConfig]:
     """Returns PMD, ImageNet-1k and CCNews + BookCorpus at the published probabilities."""
     # Augmentation is not published; the released code crops 0.9 to 1.0 of the area and neither flips nor changes colours.
     transform = ImageTransformConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
-    return (
-        SourceConfig(name="pmd", kind="pair", shards="shards/pmd", weight=0.70, max_tokens=77, transform=transform),  # 77: not published
-        SourceConfig(name="imagenet", kind="image", shards="shards/imagenet", weight=0.15, transform=transform),
-        SourceConfig(name="text", kind="text", shards="shards/text", weight=0.15, max_tokens=512),  # 512: not published
-    )
+    # Seeds 0, 1, 2 keep the order of runs that were started when sources had numbers.
+    return {
+        "pmd": SourceConfig(kind="pair", seed=0, shards="shards/pmd", weight=0.70, max_tokens=77, transform=transform),  # 77: not published
+        "imagenet": SourceConfig(kind="image", seed=1, shards="shards/imagenet", weight=0.15, transform=transform),
+        "text": SourceConfig(kind="text", seed=2, shards="shards/text", weight=0.15, max_tokens=512),  # 512: not published
+    }

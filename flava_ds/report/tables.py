@@ -125,8 +125,8 @@ def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dic
     run = [(name, f"{part.num_hidden_layers} layers, width {part.hidden_size}, {part.num_attention_heads} heads") for name, part in shapes]
     run += [
         ("pictures", f"{model.image.image_size} px, patches of {model.image.patch_size}; codebook of {config.codebook.vocab_size}"),
-        ("batch", ", ".join(f"{source.name} {config.global_batch_size(source)}" for source in config.data.sources)),
-        ("sources", ", ".join(f"{source.name} {source.weight:g}" for source in config.data.sources)),
+        ("batch", ", ".join(f"{name} {config.global_batch_size(name)}" for name in config.data.sources)),
+        ("sources", ", ".join(f"{name} {source.weight:g}" for name, source in config.data.sources.items())),
         ("optimizer", f"{config.optimizer.label}, lr {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),
         ("schedule", f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, {config.schedule.type}"),
         ("numerics", f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed {config.engine.deepspeed_config}, seed {config.seed}"),

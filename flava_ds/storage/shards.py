@@ -26,7 +26,7 @@ def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> li
     label = f"source '{name}': " if name else ""
     found: set[Shard] = set()
     for entry in _entries(shards.strip(), label, policy):
-        found.update(_expand(entry, shards, label, policy))
+        found.update(_expand(entry, shards, name, policy))
     remote = sum(isinstance(shard, RemoteShard) for shard in found)
     if 0 < remote < len(found):
         raise DataError(f"{label}'{shards}' lists local and remote shards; make two sources of them")
@@ -64,8 +64,9 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
         yield line if _URL.match(line) or line.startswith(("/", "~", "pipe:")) else folder + line
 
 
-def _expand(entry: str, shards: str, label: str, policy: ReadPolicy) -> list[Shard]:
+def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shard]:
     """Returns the shards of one folder, file or pattern."""
+    label = f"source '{name}': " if name else ""
     if entry.startswith("pipe:"):
         raise DataError(f"{label}shards '{entry}' would run a shell command, which is refused; name a folder or a URL that can be read")
     if "::" in entry:
@@ -78,14 +79,14 @@ def _expand(entry: str, shards: str, label: str, policy: ReadPolicy) -> list[Sha
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
         if not found:
-            raise DataError(f"{label}folder '{path}' holds no .tar file; point data.sources[].shards at a folder of shards")
+            raise DataError(f"{label}folder '{path}' holds no .tar file; point {_option(name)} at a folder of shards")
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
     for shard in found:
         if shard.is_dir() or shard.suffix != ".tar":
             raise DataError(f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern such as '/data/{{00000..00099}}.tar'")
         if not shard.is_file():
-            raise DataError(f"{label}shard '{shard}' does not exist; check data.sources[].shards = '{shards}'")
+            raise DataError(f"{label}shard '{shard}' does not exist; check {_option(name)} '{shards}'")
     return found
 
 
@@ -103,6 +104,11 @@ def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
             raise DataError(f"{label}'{folder}' lists no .tar file; name the folder of the shards, one .tar, a pattern or a .txt list")
         tars += [RemoteShard(url, policy) for url in listed]
     return tars
+
+
+def _option(name: str) -> str:
+    """Returns the option that holds a source's shards."""
+    return f"--data.sources.{name or 'NAME'}.shards"
 
 
 def expand_braces(pattern: str) -> list[str]:

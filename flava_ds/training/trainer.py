@@ -68,7 +68,7 @@ class Trainer:
         self.task, self.world = engine.module, engine.world
         self.stopping, self._stop = False, StopRequest()
         self._objectives, self._kinds = tuple(self.task.objectives), self.task.kinds
-        self._sources = {source.name: number for number, source in enumerate(config.data.sources)}
+        self._sources = {name: number for number, name in enumerate(sorted(config.data.sources))}
 
     def fit(self) -> int:
         """Trains to the end, or until a signal asks a rank to stop. Returns 0, or 128 + the signal's number.

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from flava_ds.batch import Batch
-from flava_ds.config import Config, SourceConfig
+from flava_ds.config import Config
 from flava_ds.errors import ConfigError, DeviceMemoryError
 from flava_ds.ranks.distributed import World
 from flava_ds.training.engine_config import merged_settings, shipped_settings, zero_stage
@@ -62,9 +62,8 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
     stage, now = zero_stage(settings), config.engine.deepspeed_config
     offloaded = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
     found = []
-    drawn = next((entry for entry in config.data.sources if entry.name == source), None)
-    if drawn is not None:
-        found += smaller_micro_batch(config, world, drawn)
+    if source in config.data.sources:
+        found += smaller_micro_batch(config, world, source)
         if not config.training.activation_checkpointing:
             found.append("--training.activation-checkpointing (now off): a third more computation, the same results")
     if stage < 3 and world.size > 1:
@@ -75,14 +74,14 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
     return [*found, "more ranks, or a smaller training.global_batch_size or model, which change results"]
 
 
-def smaller_micro_batch(config: Config, world: World, source: SourceConfig) -> list[str]:
+def smaller_micro_batch(config: Config, world: World, source: str) -> list[str]:
     """Returns the next number of accumulation steps by which every source's batch divides, as a setting; empty when micro-batches are as small as can be."""
     steps = config.training.gradient_accumulation_steps
     size = config.micro_batch_size(source, world.size)
     for more in range(2 * steps, size * steps + 1, steps):
         changed = dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_accumulation_steps=more))
         try:
-            smaller = [changed.micro_batch_size(entry, world.size) for entry in config.data.sources if entry.weight or config.data.weight_changes]
+            smaller = [changed.micro_batch_size(name, world.size) for name in config.drawn_sources]
         except ConfigError:
             continue
         if smaller:

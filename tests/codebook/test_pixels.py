@@ -19,11 +19,11 @@ def config(tmp_path) -> Config:
     return Config(name="test", codebook=CodebookConfig(image_size=16, hidden_size=4, vocab_size=8))
 
 
-def sources(tmp_path) -> list[SourceConfig]:
-    return [
-        SourceConfig(name="pairs", kind="pair", shards=str(tmp_path / "a.tar"), transform=UNCHANGED),
-        SourceConfig(name="images", kind="image", shards=str(tmp_path / "b.tar"), transform=UNCHANGED),
-    ]
+def sources(tmp_path) -> dict[str, SourceConfig]:
+    return {
+        "pairs": SourceConfig(kind="pair", shards=str(tmp_path / "a.tar"), transform=UNCHANGED),
+        "images": SourceConfig(kind="image", shards=str(tmp_path / "b.tar"), transform=UNCHANGED),
+    }
 
 
 def rows(pixels: torch.Tensor) -> list[bytes]:
@@ -41,7 +41,8 @@ def test_an_epoch_deals_every_picture_but_the_held_out_once(config, tmp_path):
 
 
 def test_batches_are_a_function_of_the_step(config, tmp_path):
-    augmented = [dataclasses.replace(source, transform=dataclasses.replace(UNCHANGED, crop_scale=(0.5, 1.0))) for source in sources(tmp_path)]
+    cropped = dataclasses.replace(UNCHANGED, crop_scale=(0.5, 1.0))
+    augmented = {name: dataclasses.replace(source, transform=cropped) for name, source in sources(tmp_path).items()}
     left, right = PixelStream(config, augmented, held_out=6), PixelStream(config, augmented, held_out=6)
     late = right.batch(7, 9)
     for step in range(8):
@@ -52,22 +53,22 @@ def test_batches_are_a_function_of_the_step(config, tmp_path):
 
 def test_undecodable_pictures_are_left_out_and_too_many_end_the_run(config, tmp_path):
     write_tar(tmp_path / "c.tar", [(f"{n:04d}.webp", picture(n) if n % 20 else b"RIFFxxxxWEBPVP8 ") for n in range(200)])
-    source = SourceConfig(name="images", kind="image", shards=str(tmp_path / "c.tar"), transform=UNCHANGED, max_skipped_share=0.2)
-    assert PixelStream(config, [source], held_out=1).batch(0, 199).shape[0] in range(189, 192)
+    source = SourceConfig(kind="image", shards=str(tmp_path / "c.tar"), transform=UNCHANGED, max_skipped_share=0.2)
+    assert PixelStream(config, {"images": source}, held_out=1).batch(0, 199).shape[0] in range(189, 192)
     strict = dataclasses.replace(source, max_skipped_share=0.001)
     with pytest.raises(DataError, match="'images'.*unusable"):
-        PixelStream(config, [strict], held_out=1).batch(0, 199)
+        PixelStream(config, {"images": strict}, held_out=1).batch(0, 199)
 
 
 def test_sources_that_cannot_serve(config, tmp_path):
     with pytest.raises(ConfigError, match="'text' is of kind 'text'"):
-        PixelStream(config, [SourceConfig(name="text", kind="text", shards=str(tmp_path / "a.tar"))], held_out=1)
+        PixelStream(config, {"text": SourceConfig(kind="text", shards=str(tmp_path / "a.tar"))}, held_out=1)
     write_tar(tmp_path / "few.tar", [(f"{n}.webp", picture(n)) for n in range(5)])
     with pytest.raises(DataError, match="'few': 5 pictures are too few"):
-        PixelStream(config, [SourceConfig(name="few", kind="image", shards=str(tmp_path / "few.tar"))], held_out=1)
+        PixelStream(config, {"few": SourceConfig(kind="image", shards=str(tmp_path / "few.tar"))}, held_out=1)
 
 
 def test_text_that_a_pair_lacks_does_not_matter(config, tmp_path):
     write_tar(tmp_path / "d.tar", [(f"{n}.webp", picture(n)) for n in range(40)])
-    stream = PixelStream(config, [SourceConfig(name="pairs", kind="pair", shards=str(tmp_path / "d.tar"))], held_out=4)
+    stream = PixelStream(config, {"pairs": SourceConfig(kind="pair", shards=str(tmp_path / "d.tar"))}, held_out=4)
     assert np.prod(stream.batch(0, 36).shape[:1]) == 36

@@ -26,12 +26,12 @@ def config() -> Config:
 
 
 @pytest.fixture
-def source(tmp_path) -> SourceConfig:
+def sources(tmp_path) -> dict[str, SourceConfig]:
     """Black and white cells, one for each code, drawn at random."""
     draw = np.random.default_rng(0)
     pixels = draw.choice([20, 240], (240, 4, 4, 1)).repeat(4, 1).repeat(4, 2).repeat(3, 3).astype(np.uint8)
     write_tar(tmp_path / "shapes.tar", [(f"{number:04d}.webp", encode(image)) for number, image in enumerate(pixels)])
-    return SourceConfig(name="shapes", kind="image", shards=str(tmp_path / "shapes.tar"), transform=UNCHANGED)
+    return {"shapes": SourceConfig(kind="image", shards=str(tmp_path / "shapes.tar"), transform=UNCHANGED)}
 
 
 def test_published_schedules():
@@ -54,10 +54,10 @@ def test_schedules_scale_with_the_length():
         assert max(rates) <= DEMO.lr and all(rate > 0 for rate in rates)
 
 
-def test_training_learns_writes_and_reports(config, source, tmp_path):
+def test_training_learns_writes_and_reports(config, sources, tmp_path):
     reports = []
     out = tmp_path / "run" / "codebook.safetensors"
-    last = train_codebook(config, source, out, training=SHORT, on_report=reports.append)
+    last = train_codebook(config, sources, out, training=SHORT, on_report=reports.append)
     assert [report.step for report in reports] == [80, 160] and reports[-1] == last
     assert last.mse < 0.25 * last.mean_color_mse, last
     assert 1.9 < last.perplexity <= last.used_codes <= 32, "black and white need two codes"
@@ -65,25 +65,25 @@ def test_training_learns_writes_and_reports(config, source, tmp_path):
     assert loaded.decoder is not None
     summary = json.loads(out.with_suffix(".json").read_text())
     assert summary["report"]["mse"] == last.mse and summary["training"]["total_steps"] == 160
-    assert summary["codebook"]["vocab_size"] == 32 and summary["sources"][0]["name"] == "shapes"
+    assert summary["codebook"]["vocab_size"] == 32 and summary["sources"]["shapes"]["kind"] == "image"
 
 
-def test_baselines_are_those_of_constant_colours(config, source, tmp_path):
+def test_baselines_are_those_of_constant_colours(config, sources, tmp_path):
     """Two equally likely levels: one colour leaves their variance; one per image leaves 15/16 of it on average."""
-    report = train_codebook(config, source, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1))
+    report = train_codebook(config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1))
     variance = np.var([20 / 255, 240 / 255])
     assert report.mean_color_mse == pytest.approx(variance, rel=0.1)
     assert report.image_mean_mse == pytest.approx(variance * 15 / 16, rel=0.1)
 
 
-def test_the_same_seed_gives_the_same_weights(config, source, tmp_path):
+def test_the_same_seed_gives_the_same_weights(config, sources, tmp_path):
     training = dataclasses.replace(SHORT, total_steps=3, ema_decay=0.9)
     torch.manual_seed(1)
-    train_codebook(config, source, tmp_path / "a.safetensors", training=training)
+    train_codebook(config, sources, tmp_path / "a.safetensors", training=training)
     torch.manual_seed(2)
-    train_codebook(config, source, tmp_path / "b.safetensors", training=training)
+    train_codebook(config, sources, tmp_path / "b.safetensors", training=training)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    train_codebook(dataclasses.replace(config, seed=1), source, tmp_path / "c.safetensors", training=training)
+    train_codebook(dataclasses.replace(config, seed=1), sources, tmp_path / "c.safetensors", training=training)
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "c.safetensors").read_bytes()
 
 
@@ -161,13 +161,13 @@ def test_settings_that_cannot_work(config, change):
     ("name", "said"),
     [("codebook.json", "ends in"), ("codebook", "ends in"), ("taken.safetensors", "folder"), ("file/codebook.safetensors", "cannot be written")],
 )
-def test_a_result_without_a_place_ends_it_before_the_training(config, source, tmp_path, name, said):
+def test_a_result_without_a_place_ends_it_before_the_training(config, sources, tmp_path, name, said):
     (tmp_path / "taken.safetensors").mkdir()
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
-        train_codebook(config, source, tmp_path / name, training=SHORT, on_report=lambda report: pytest.fail("it was trained"))
+        train_codebook(config, sources, tmp_path / name, training=SHORT, on_report=lambda report: pytest.fail("it was trained"))
 
 
-def test_a_weak_codebook_is_said_to_be_weak(config, source, tmp_path, caplog):
-    report = train_codebook(config, source, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1))
+def test_a_weak_codebook_is_said_to_be_weak(config, sources, tmp_path, caplog):
+    report = train_codebook(config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1))
     assert "the codebook is weak" in caplog.text and math.isfinite(report.mse)

@@ -48,6 +48,6 @@ def test_source_takes_the_recipes_transform(pictures):
     config = resolve("demo", [])
     source = picture_source(config, str(pictures))
     assert (source.kind, source.shards) == ("image", str(pictures))
-    assert source.transform == next(each for each in config.data.sources if each.kind == "image").transform
+    assert source.transform == next(each for each in config.data.sources.values() if each.kind == "image").transform
     with pytest.raises(DataError):
         picture_source(config, str(pictures / "gone"))

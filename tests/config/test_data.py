@@ -4,16 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from flava_ds.config.data import DataConfig, SourceConfig, WeightChange, check_data
+from flava_ds.config.data import DataConfig, SourceConfig, WeightChange, check_data, drawn_sources
 from flava_ds.errors import ConfigError
 
-SOURCES = (SourceConfig(name="a", kind="pair", shards="x"), SourceConfig(name="b", kind="text", shards="x"))
+PAIR, TEXT = SourceConfig(kind="pair", shards="x"), SourceConfig(kind="text", shards="x")
+SOURCES = {"a": PAIR, "b": TEXT}
+
+
+def change(step, **weights):
+    return WeightChange(step=step, weights=weights or None)
 
 
 def test_the_defaults_and_a_full_example_pass():
     check_data(DataConfig(), 512)
-    changes = (WeightChange(step=6, weights=(1.0, 0.0)), WeightChange(step=12, kind_weights=(0.5, 0.0, 0.5)))
-    check_data(DataConfig(sources=SOURCES, kind_weights=(0.8, 0.0, 0.2), weight_changes=changes, block_steps=6, shuffle_block_size=256), 512)
+    changes = (change(6, b=0.0), WeightChange(step=12, kind_weights={"pair": 0.5, "text": 0.5}))
+    check_data(DataConfig(sources=SOURCES, kind_weights={"pair": 0.8, "text": 0.2}, weight_changes=changes, block_steps=6, shuffle_block_size=256), 512)
 
 
 @pytest.mark.parametrize(
@@ -27,17 +32,47 @@ def test_the_defaults_and_a_full_example_pass():
         ({"max_member_bytes": 0}, "data.max_member_bytes is 0"),
         ({"max_image_pixels": 0}, "data.max_image_pixels is 0"),
         ({"cache_gib": 0.0}, "data.cache_gib is 0.0; it must be above 0"),
-        ({"kind_weights": (0.5, 0.5)}, r"data.kind_weights \[0.5, 0.5\]: give 3 numbers .* for pairs, images and text"),
-        ({"kind_weights": (0.0, 0.0, 0.0)}, "one of them above 0"),
-        ({"weight_changes": (WeightChange(step=0, weights=(1.0, 1.0)),)}, r"weight_changes\[0\]: step 0 must come after step 0"),
-        ({"weight_changes": (WeightChange(step=5, weights=(1.0, 1.0)),), "block_steps": 2}, "a multiple of data.block_steps 2"),
-        ({"weight_changes": (WeightChange(step=5),)}, r"weight_changes\[0\] changes nothing"),
-        ({"weight_changes": (WeightChange(step=5, weights=(1.0,)),)}, r"weight_changes\[0\].weights \[1.0\]: give 2 numbers of at least 0, for each source"),
-        ({"weight_changes": (WeightChange(step=5, weights=(1.0, -1.0)),)}, "at least 0"),
-        ({"weight_changes": (WeightChange(step=5, weights=(0.0, 1.0)), WeightChange(step=4, weights=(1.0, 1.0)))}, r"\[1\]: step 4 must come after step 5"),
-        ({"sources": (SOURCES[0], replace(SOURCES[1], name="a"))}, "names must differ"),
+        ({"kind_weights": {"pair": 0.5}}, "data.kind_weights: no share for 'text', the kind of source 'b', at step 0; give it one, 0 to rest the kind"),
+        ({"kind_weights": {"pair": 0.5, "texts": 0.5}}, "data.kind_weights: no kind is called 'texts'; did you mean 'text'?"),
+        ({"kind_weights": {"pair": 0.5, "text": -0.5}}, "data.kind_weights: text is -0.5; it must be a number of at least 0"),
+        ({"kind_weights": {"pair": 0.0, "text": 0.0}}, "no source has a weight above 0 at step 0; give one, e.g. --data.sources.a.weight 1"),
+        ({"weight_changes": (change(0, a=1.0),)}, r"weight_changes\[0\]: step 0 must come after step 0"),
+        ({"weight_changes": (change(5, a=1.0),), "block_steps": 2}, "a multiple of data.block_steps 2"),
+        ({"weight_changes": (change(5),)}, r"weight_changes\[0\] changes nothing"),
+        ({"weight_changes": (change(5, c=1.0),)}, r"weight_changes\[0\].weights: no source is called 'c'; there is a, b"),
+        ({"weight_changes": (change(5, b=-1.0),)}, r"weight_changes\[0\].weights: b is -1; it must be a number of at least 0"),
+        ({"weight_changes": (change(5, b=float("nan")),)}, "b is nan; it must be a number of at least 0"),
+        ({"weight_changes": (change(5, a=0.0, b=0.0),)}, "no source has a weight above 0 at step 5"),
+        ({"weight_changes": (change(5, a=0.0), change(4, a=1.0))}, r"\[1\]: step 4 must come after step 5"),
+        ({"sources": {"a": replace(PAIR, seed=3), "b": replace(TEXT, seed=3)}}, "'a' and 'b' both have seed 3; change --data.sources.b.seed"),
+        ({"sources": {"a_b": PAIR, "a-b": TEXT}}, "'a_b' and 'a-b' differ only in '_' and '-'"),
+        ({"sources": {"a": replace(PAIR, weight=-1.0)}}, "source 'a': weight -1.0 is negative; set --data.sources.a.weight to 0 or more"),
+        ({"sources": {"a": replace(PAIR, weight=float("inf"))}}, "source 'a': weight inf is no finite number"),
+        ({"sources": {"a": replace(PAIR, weight=0.0), "b": replace(TEXT, weight=0.0)}}, "no source has a weight above 0 at step 0"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(fields, message):
     with pytest.raises(ConfigError, match=message):
         check_data(DataConfig(**{"sources": SOURCES} | fields), 512)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a/b", "../a", "-a", ".a", "a\nb", "a\n", "a\x1b[31m", "a=b", "a" * 101])
+def test_a_name_that_cannot_stand_in_an_option_is_refused_in_one_line(name):
+    with pytest.raises(ConfigError, match="cannot name a source") as caught:
+        check_data(DataConfig(sources={name: PAIR}), 512)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["pmd", "cc12m-1.0", "laion_2b.en", "0", "C++", "фото"])
+def test_usual_names_pass(name):
+    check_data(DataConfig(sources={name: PAIR}), 512)
+
+
+def test_a_source_is_drawn_when_some_stage_draws_it():
+    third = SourceConfig(kind="image", shards="x", weight=0.0)
+    data = DataConfig(sources={**SOURCES, "c": third}, kind_weights={"pair": 1.0, "image": 0.0, "text": 0.0})
+    assert list(drawn_sources(data)) == ["a"]
+    later = replace(data, weight_changes=(WeightChange(step=9, kind_weights={"image": 1.0}),))
+    assert list(drawn_sources(later)) == ["a"]
+    later = replace(data, weight_changes=(WeightChange(step=9, kind_weights={"image": 1.0}, weights={"c": 1.0}),))
+    assert list(drawn_sources(later)) == ["a", "c"]

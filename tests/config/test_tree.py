@@ -32,13 +32,14 @@ from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMasked
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 
-PAIR = SourceConfig(name="pair", kind="pair", shards="somewhere")
-TEXT = SourceConfig(name="text", kind="text", shards="elsewhere", global_batch_size=48)
+PAIR = SourceConfig(kind="pair", shards="somewhere")
+TEXT = SourceConfig(kind="text", shards="elsewhere", global_batch_size=48)
+BOTH = {"pair": PAIR, "text": TEXT}
 
 
 def a_config(**changes) -> Config:
     """Returns a configuration with two sources."""
-    defaults = {"name": "run", "objectives": flava_objectives(), "data": DataConfig(sources=(PAIR, TEXT))}
+    defaults = {"name": "run", "objectives": flava_objectives(), "data": DataConfig(sources=BOTH)}
     return Config(**{**defaults, "training": TrainingConfig(global_batch_size=96), **changes})
 
 
@@ -57,15 +58,13 @@ def test_json_rebuilds_the_run(tmp_path):
     ("edit", "message"),
     [
         (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
-        (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
+        (lambda data: data["data"]["sources"]["pair"].pop("kind"), "key 'data.sources.pair.kind' is missing"),
         (lambda data: data.update(model=3), "model is 3; expected an object with the fields of FamilyConfig"),
-        (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
+        (lambda data: data["data"].update(sources=[{"kind": "pair"}]), "data.sources is [{'kind': 'pair'}]; expected an object"),
+        (lambda data: data["data"]["sources"].update({"a/b": {"kind": "pair", "shards": "x"}}), "data.sources: 'a/b' cannot name a source"),
         (lambda data: data["training"].update(total_stps=3), "unknown key 'training.total_stps'; did you mean 'total_steps'?"),
-        (lambda data: data["data"]["sources"][1].update(shard="x"), "unknown key 'data.sources.1.shard'; did you mean 'shards'?"),
-        (lambda data: data.pop("name"), "key 'name' is missing; it has no default"),
-        (lambda data: data["data"]["sources"][0].pop("kind"), "key 'data.sources.0.kind' is missing"),
-        (lambda data: data.update(model=3), "model is 3; expected an object with the fields of FamilyConfig"),
-        (lambda data: data["data"].update(sources={"pair": {}}), "data.sources is {'pair': {}}; expected a list"),
+        (lambda data: data["data"]["sources"]["text"].update(shard="x"), "unknown key 'data.sources.text.shard'; did you mean 'shards'?"),
+        (lambda data: data["data"].update(kind_weights={"pair": "most"}), "data.kind_weights.pair is 'most'; expected float"),
         (lambda data: data["training"].update(precision="fp8"), "training.precision is 'fp8'; choose one of 'fp32', 'bf16', 'fp16'"),
         (lambda data: data["training"].update(total_steps="3"), "training.total_steps is '3'; expected int"),
         (lambda data: data["training"].update(total_steps=3.5), "training.total_steps is 3.5; expected int"),
@@ -96,15 +95,15 @@ def test_numbers_keep_their_type():
     data["optimizer"]["lr"] = 1
     rebuilt = from_dict(Config, data)
     assert rebuilt.optimizer.lr == 1.0 and isinstance(rebuilt.optimizer.lr, float)
-    assert isinstance(rebuilt.optimizer.betas, tuple) and isinstance(rebuilt.data.sources, tuple)
+    assert isinstance(rebuilt.optimizer.betas, tuple) and rebuilt.data.sources == BOTH
 
 
 def test_micro_batch_divides_over_ranks_and_accumulation():
     config = a_config(training=TrainingConfig(global_batch_size=96, gradient_accumulation_steps=2))
-    assert config.micro_batch_size(PAIR, world_size=4) == 12
-    assert config.micro_batch_size(TEXT, world_size=4) == 6
-    with pytest.raises(ConfigError, match=r"source 'text': global_batch_size 48 does not divide by 5 ranks x 2 accumulation steps; use a multiple of 10"):
-        config.micro_batch_size(TEXT, world_size=5)
+    assert config.micro_batch_size("pair", world_size=4) == 12
+    assert config.micro_batch_size("text", world_size=4) == 6
+    with pytest.raises(ConfigError, match="48 does not divide by 5 ranks x 2 .*--data.sources.text.global-batch-size to a multiple of 10"):
+        config.micro_batch_size("text", world_size=5)
 
 
 def test_run_path_is_directory_and_name():
@@ -127,17 +126,22 @@ def test_run_path_is_directory_and_name():
         ({"training": TrainingConfig(gradient_accumulation_steps=0)}, "training.gradient_accumulation_steps is 0"),
         ({"training": TrainingConfig(gradient_clipping=-1.0)}, "training.gradient_clipping is -1; it must be at least 0"),
         ({"optimizer": AdamWConfig(lr=-1.0)}, "optimizer.lr is -1; it must be at least 0"),
-        ({"data": DataConfig(sources=(PAIR,), num_workers=-1)}, "data.num_workers is -1; it must be at least 0"),
+        ({"data": DataConfig(sources={"pair": PAIR}, num_workers=-1)}, "data.num_workers is -1; it must be at least 0"),
         ({"objectives": flava_objectives(mlm=MaskedTextConfig(mask_probability=2.0))}, "objectives.mlm.mask_probability is 2; it must lie between 0 and 1"),
         ({"objectives": flava_objectives(itm=ImageTextMatchingConfig(weight=-0.5))}, "objectives.itm.weight is -0.5; it must be at least 0"),
-        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, masked_share=0.5),))}, "masked_share 0.5 is for pairs; text batches are masked as a whole"),
-        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, masked_share=0.0),))}, "masked_share 0 must lie above 0"),
-        ({"data": DataConfig(sources=(PAIR,), block_steps=0)}, "data.block_steps is 0"),
-        ({"data": DataConfig(sources=(PAIR, PAIR))}, "names must differ"),
-        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, weight=-1.0),))}, "source 'pair': weight -1.0 is negative"),
-        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=513),))}, "max_tokens 513 must lie between 3 and"),
-        ({"data": DataConfig(sources=(dataclasses.replace(TEXT, max_tokens=2),))}, "max_tokens 2 must lie between 3 and"),
-        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, image_codes_key="codes.npy"),))}, "precomputed image codes need an unchanging transform"),
+        (
+            {"data": DataConfig(sources={"text": dataclasses.replace(TEXT, masked_share=0.5)})},
+            "masked_share 0.5 is for pairs; text batches are masked as a whole",
+        ),
+        ({"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, masked_share=0.0)})}, "masked_share 0 must lie above 0"),
+        ({"data": DataConfig(sources={"pair": PAIR}, block_steps=0)}, "data.block_steps is 0"),
+        ({"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, weight=-1.0)})}, "source 'pair': weight -1.0 is negative"),
+        ({"data": DataConfig(sources={"text": dataclasses.replace(TEXT, max_tokens=513)})}, "max_tokens 513 must lie between 3 and"),
+        ({"data": DataConfig(sources={"text": dataclasses.replace(TEXT, max_tokens=2)})}, "max_tokens 2 must lie between 3 and"),
+        (
+            {"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, image_codes_key="codes.npy")})},
+            "precomputed image codes need an unchanging transform",
+        ),
         ({"optimizer": AdamWConfig(lr=float("nan"))}, "optimizer.lr is nan; it must be at least 0"),
         ({"optimizer": AdamWConfig(lr=float("inf"))}, "optimizer.lr is inf; it must be at most 10"),
         ({"optimizer": AdamWConfig(betas=(0.9, 1.0))}, "optimizer.betas is (0.9, 1.0); each must be at least 0 and below 1"),
@@ -170,16 +174,19 @@ def test_run_path_is_directory_and_name():
             {"objectives": flava_objectives(mlm=MaskedTextConfig(random_token_share=0.3))},
             "objectives.mlm: mask_token_share 0.8 and random_token_share 0.3 are more",
         ),
-        ({"data": DataConfig(sources=(dataclasses.replace(PAIR, max_skipped_share=-1.0),))}, "source 'pair': max_skipped_share -1 must lie between 0 and 1"),
         (
-            {"data": DataConfig(sources=(cropped(crop_scale=(2.0, 3.0)),))},
+            {"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, max_skipped_share=-1.0)})},
+            "source 'pair': max_skipped_share -1 must lie between 0 and 1",
+        ),
+        (
+            {"data": DataConfig(sources={"pair": cropped(crop_scale=(2.0, 3.0))})},
             "source 'pair': transform.crop_scale (2.0, 3.0): give the least and the largest share",
         ),
         (
-            {"data": DataConfig(sources=(cropped(crop_ratio=(2.0, 1.0)),))},
+            {"data": DataConfig(sources={"pair": cropped(crop_ratio=(2.0, 1.0))})},
             "source 'pair': transform.crop_ratio (2.0, 1.0): give the least and the largest width",
         ),
-        ({"data": DataConfig(sources=(cropped(invert=2.0),))}, "source 'pair': transform.invert 2 must lie between 0 and 1"),
+        ({"data": DataConfig(sources={"pair": cropped(invert=2.0)})}, "source 'pair': transform.invert 2 must lie between 0 and 1"),
     ],
 )
 def test_cross_field_checks(changes, message):
@@ -190,7 +197,7 @@ def test_cross_field_checks(changes, message):
 
 def test_precomputed_codes_are_accepted_with_an_unchanging_transform():
     source = dataclasses.replace(PAIR, image_codes_key="codes.npy", transform=UNCHANGED)
-    assert check(a_config(data=DataConfig(sources=(source,)))).data.sources[0] == source
+    assert check(a_config(data=DataConfig(sources={"pair": source}))).data.sources["pair"] == source
 
 
 def test_codebook_grid_is_free_when_nothing_predicts_codes():
@@ -222,11 +229,11 @@ def off(*names: str) -> dict:
 
 def test_a_source_that_no_objective_reads_is_refused():
     """Its first step would have no loss."""
-    with pytest.raises(ConfigError, match=r"source 'text': nothing reads its text batches, because objectives.mlm.weight is 0; .* --data.sources.1.weight 0"):
+    with pytest.raises(ConfigError, match=r"'text': nothing reads its text batches, because objectives.mlm.weight is 0; .* --data.sources.text.weight 0"):
         check(a_config(objectives=off("mlm")))
     rests = dataclasses.replace(TEXT, weight=0.0)
-    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, rests))))
-    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=(PAIR, TEXT), kind_weights=(1.0, 0.0, 0.0))))
+    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources={"pair": PAIR, "text": rests})))
+    assert check(a_config(objectives=off("mlm"), data=DataConfig(sources=BOTH, kind_weights={"pair": 1.0, "text": 0.0})))
     readers = [name for name, own in flava_objectives().items() if "pair" in own.kinds]
     assert check(a_config(objectives=off(*readers[1:])))
     with pytest.raises(ConfigError, match="source 'pair': nothing reads its pair batches, because .*objectives.itm.weight are 0; raise one"):
@@ -235,7 +242,7 @@ def test_a_source_that_no_objective_reads_is_refused():
 
 def test_a_masked_share_that_leaves_none_to_mask_is_refused():
     source = dataclasses.replace(PAIR, global_batch_size=8, masked_share=0.25)
-    config = a_config(data=DataConfig(sources=(source,)))
-    assert config.micro_batch_size(source, 2) == 4
+    config = a_config(data=DataConfig(sources={"pair": source}))
+    assert config.micro_batch_size("pair", 2) == 4
     with pytest.raises(ConfigError, match="leaves none to mask"):
-        config.micro_batch_size(source, 4)
+        config.micro_batch_size("pair", 4)

@@ -46,11 +46,12 @@ def make_config(tmp_path, make_shard, vocabulary):
     make_shard("text/0.tar", [(f"{n}.txt", caption(100 + n).encode()) for n in range(17)])
 
     def make(**changes) -> Config:
-        sources = (
-            SourceConfig(name="pairs", kind="pair", shards=str(tmp_path / "pairs"), weight=0.6, caption_key="captions", max_tokens=24, transform=TRANSFORM),
-            SourceConfig(name="images", kind="image", shards=str(tmp_path / "images"), weight=0.2, transform=TRANSFORM),
-            SourceConfig(name="text", kind="text", shards=str(tmp_path / "text"), weight=0.2, max_tokens=24, global_batch_size=16),
-        )
+        folders = {name: str(tmp_path / name) for name in ("pairs", "images", "text")}
+        sources = {
+            "pairs": SourceConfig(kind="pair", seed=0, shards=folders["pairs"], weight=0.6, caption_key="captions", max_tokens=24, transform=TRANSFORM),
+            "images": SourceConfig(kind="image", seed=1, shards=folders["images"], weight=0.2, transform=TRANSFORM),
+            "text": SourceConfig(kind="text", seed=2, shards=folders["text"], weight=0.2, max_tokens=24, global_batch_size=16),
+        }
         masking = {"num_masked_patches": 6, "min_patches_per_block": 2}
         objectives = flava_objectives(
             mim=MaskedImageConfig(**masking),

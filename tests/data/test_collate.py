@@ -49,18 +49,18 @@ def in_turn(texts):
     return partners
 
 
-def collator_of(config, source):
+def collator_of(config, name):
     """The collator that carries out the family's plan for a source."""
-    return Collator(config.model.plan(config, source), source)
+    source = config.data.sources[name]
+    return Collator(config.model.plan(config, source), name, source)
 
 
-def collator(make_config, number, **objectives):
-    config = make_config(**({"objectives": flava_objectives(**objectives)} if objectives else {}))
-    return collator_of(config, config.data.sources[number])
+def collator(make_config, name, **objectives):
+    return collator_of(make_config(**({"objectives": flava_objectives(**objectives)} if objectives else {})), name)
 
 
 def test_pair_batches_keep_every_promise_of_the_contract(make_config):
-    collate = collator(make_config, 0)
+    collate = collator(make_config, "pairs")
     batch = collate(samples(64), {"truncated": 2}, borrowed_within(samples(64), 0.3))
     assert (batch.kind, batch.source, batch.size, batch.read.skipped) == (Kind.PAIR, "pairs", 64, {"truncated": 2})
     assert batch.keys == tuple(map(str, range(64)))
@@ -84,7 +84,7 @@ def test_pair_batches_keep_every_promise_of_the_contract(make_config):
 
 
 def test_borrowed_captions_take_the_place_of_the_samples_own(make_config):
-    collate, made = collator(make_config, 0), samples(6)
+    collate, made = collator(make_config, "pairs"), samples(6)
     batch = collate(made, borrowed={1: "a blue house", 4: "big dog"})
     ids = [batch["input_ids"][a:b].tolist() for a, b in zip(batch["cu_seqlens"][:-1], batch["cu_seqlens"][1:], strict=True)]
     texts = [made[0].text, "a blue house", made[2].text, made[3].text, "big dog", made[5].text]
@@ -123,56 +123,56 @@ def test_a_mismatch_is_none_of_the_samples_captions_and_asks_for_drawn_rows_only
 
 
 def test_a_batch_without_a_match_has_no_rows_to_predict(make_config):
-    batch = collator(make_config, 0)(samples(6), borrowed={row: "red house" for row in range(6)})
+    batch = collator(make_config, "pairs")(samples(6), borrowed={row: "red house" for row in range(6)})
     assert batch["itm_labels"].sum() == 0 and len(batch["matched_rows"]) == len(batch["mim_rows"]) == len(batch["mlm_rows"]) == len(batch["mlm_labels"]) == 0
     assert batch["mim_rows"].dtype == batch["mlm_rows"].dtype == batch["matched_rows"].dtype == torch.int64
 
 
 def test_image_and_text_batches_have_their_own_fields_only(make_config):
-    image = collator(make_config, 1)(samples(4))
+    image = collator(make_config, "images")(samples(4))
     assert image.kind == Kind.IMAGE and torch.equal(image["mim_rows"], image["bool_masked_pos"].flatten().nonzero().flatten())
     assert all(name not in image for name in ("input_ids", "input_ids_masked", "cu_seqlens", "mlm_rows", "itm_labels", "matched_rows"))
-    text = collator(make_config, 2)(samples(4))
+    text = collator(make_config, "text")(samples(4))
     assert text.kind == Kind.TEXT and torch.equal(text["mlm_labels"], text["input_ids"][text["mlm_rows"]])
     assert all(name not in text for name in ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "mim_rows", "itm_labels", "matched_rows"))
 
 
 def test_masking_follows_the_objectives_that_read_it(make_config):
-    contrastive = collator(make_config, 0, **OFF_MMM, itm=OFF_ITM)(samples(8))
+    contrastive = collator(make_config, "pairs", **OFF_MMM, itm=OFF_ITM)(samples(8))
     for name in ("bool_masked_pos", "mim_rows", "input_ids_masked", "mlm_rows", "mlm_labels", "codebook_pixel_values"):
         assert name not in contrastive
     assert "itm_labels" not in contrastive and len(contrastive["matched_rows"]) == 8
-    matching = collator(make_config, 0, global_contrastive=GlobalContrastiveConfig(weight=0.0), **OFF_MMM)(samples(8))
+    matching = collator(make_config, "pairs", global_contrastive=GlobalContrastiveConfig(weight=0.0), **OFF_MMM)(samples(8))
     assert "bool_masked_pos" in matching and "input_ids_masked" in matching and "codebook_pixel_values" not in matching
-    modelling = collator(make_config, 0, itm=OFF_ITM)(samples(8))
+    modelling = collator(make_config, "pairs", itm=OFF_ITM)(samples(8))
     assert "bool_masked_pos" in modelling and len(modelling["matched_rows"]) == 8 and "codebook_pixel_values" in modelling
-    assert collator(make_config, 1, mim=MaskedImageConfig(weight=0.0))(samples(8)).get("bool_masked_pos") is None
-    assert collator(make_config, 2, mlm=MaskedTextConfig(weight=0.0))(samples(8)).get("input_ids_masked") is None
+    assert collator(make_config, "images", mim=MaskedImageConfig(weight=0.0))(samples(8)).get("bool_masked_pos") is None
+    assert collator(make_config, "text", mlm=MaskedTextConfig(weight=0.0))(samples(8)).get("input_ids_masked") is None
 
 
 def test_without_matching_no_caption_is_replaced(make_config):
-    assert collator(make_config, 0).plan.mismatch_probability == 0.3
-    assert collator(make_config, 0, itm=OFF_ITM).plan.mismatch_probability == 0.0
-    assert collator(make_config, 2).plan.mismatch_probability == 0.0
+    assert collator(make_config, "pairs").plan.mismatch_probability == 0.3
+    assert collator(make_config, "pairs", itm=OFF_ITM).plan.mismatch_probability == 0.0
+    assert collator(make_config, "text").plan.mismatch_probability == 0.0
 
 
 def test_one_size_serves_both_when_model_and_codebook_agree(make_config):
     config = make_config()
     config = replace(config, codebook=replace(config.codebook, image_size=16))
-    batch = collator_of(config, config.data.sources[1])(samples(3))
+    batch = collator_of(config, "images")(samples(3))
     assert batch["codebook_pixel_values"] is batch["pixel_values"]
 
 
 def test_precomputed_codes_are_passed_on(make_config):
     config = make_config()
-    source = replace(config.data.sources[1], image_codes_key="codes.npy", transform=UNCHANGED)
-    batch = collator_of(config, source)(samples(3))
+    source = replace(config.data.sources["images"], image_codes_key="codes.npy", transform=UNCHANGED)
+    batch = collator_of(config.with_sources({"images": source}), "images")(samples(3))
     assert batch["image_codes"].tolist() == [[i] * 16 for i in range(3)] and batch["image_codes"].dtype == torch.int64
     assert "codebook_pixel_values" not in batch
 
 
 def test_a_sample_keeps_its_corruption_in_any_batch(make_config):
-    collate = collator(make_config, 0)
+    collate = collator(make_config, "pairs")
     whole, part = collate(samples(12), borrowed={5: "red dog", 0: "tree"}), collate(samples(12)[5:7], borrowed={0: "red dog"})
     start, end = whole["cu_seqlens"][5], whole["cu_seqlens"][7]
     assert torch.equal(part["input_ids_masked"], whole["input_ids_masked"][start:end])
@@ -181,15 +181,15 @@ def test_a_sample_keeps_its_corruption_in_any_batch(make_config):
 
 def test_collators_are_picklable_and_check_the_vocabulary(make_config):
     config = make_config()
-    collate = collator_of(config, config.data.sources[0])
+    collate = collator_of(config, "pairs")
     again = pickle.loads(pickle.dumps(collate))
     assert torch.equal(again(samples(4))["input_ids_masked"], collate(samples(4))["input_ids_masked"])
     small = replace(config, model=replace(config.model, text=replace(config.model.text, vocab_size=50)))
     with pytest.raises(ConfigError, match="model.text.vocab_size 50 is smaller than"):
-        collator_of(small, small.data.sources[0])
+        collator_of(small, "pairs")
 
 
 def test_tokens_beyond_max_tokens_are_counted_in_the_batch(make_config):
-    collate = collator(make_config, 2)
+    collate = collator(make_config, "text")
     assert collate(samples(2, ["red cat", "red"])).read.cut_tokens == 0
     assert collate(samples(2, ["red cat " * 20, "red"])).read.cut_tokens == 40 - (collate.source.max_tokens - 2)

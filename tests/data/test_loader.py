@@ -72,9 +72,9 @@ def test_steps_draw_their_source_and_every_epoch_visits_every_sample_once(make_c
     loader = StepLoader(config)
     seen = {"pairs": [], "images": [], "text": []}
     for step, (batch,) in enumerate(loader):
-        source = config.data.sources[loader.round_robin.source_at(step)]
-        assert (batch.source, batch.kind) == (source.name, Kind(source.kind))
-        assert batch.size == len(batch.keys) == config.global_batch_size(source)
+        name = loader.round_robin.source_at(step)
+        assert (batch.source, batch.kind) == (name, Kind(config.data.sources[name].kind))
+        assert batch.size == len(batch.keys) == config.global_batch_size(name)
         seen[batch.source] += batch.keys
     for name, size in (("pairs", 23), ("images", 10), ("text", 17)):
         epochs = [seen[name][start : start + size] for start in range(0, len(seen[name]) - size + 1, size)]
@@ -106,8 +106,8 @@ def damaged(make_config, make_shard, tmp_path):
     members[3 * 7] = (members[3 * 7][0], b"not a picture")
     make_shard("damaged/0.tar", members)
     config = make_config()
-    pairs = replace(config.data.sources[0], shards=str(tmp_path / "damaged"))
-    return replace(config, data=replace(config.data, sources=(pairs,)))
+    pairs = replace(config.data.sources["pairs"], shards=str(tmp_path / "damaged"))
+    return config.with_sources({"pairs": pairs})
 
 
 def test_a_bad_sample_is_replaced_alike_on_every_split_and_counted(damaged):
@@ -136,13 +136,13 @@ def test_a_source_without_one_good_sample_ends_instead_of_spinning(damaged, make
 def test_small_sources_are_announced_and_data_set_is_picklable(make_config, caplog):
     loader = StepLoader(make_config(training={"global_batch_size": 16}))
     assert "'images': 10 samples are fewer than its global batch of 16" in caplog.text
-    again = pickle.loads(pickle.dumps(loader.readers[0]))
-    assert torch.equal(again.batch(np.arange(4))["pixel_values"], loader.readers[0].batch(np.arange(4))["pixel_values"])
+    again = pickle.loads(pickle.dumps(loader.readers["pairs"]))
+    assert torch.equal(again.batch(np.arange(4))["pixel_values"], loader.readers["pairs"].batch(np.arange(4))["pixel_values"])
 
 
 def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make_config):
     config = make_config()
-    batches = list(iterate_once(config.data.sources[0], config, batch_size=10))
+    batches = list(iterate_once(config, "pairs", batch_size=10))
     assert [len(batch) for batch in batches] == [10, 10, 3]
     samples = sum(batches, [])
     assert [sample.metadata["number"] for sample in samples] == list(range(23))
@@ -167,14 +167,14 @@ def test_reading_moves_no_global_generator(make_config):
 def test_progress_of_the_sources_is_what_was_drawn_against_the_weights(make_config):
     """Shares 3/5, 1/5, 1/5 for 10 steps, then pairs alone: after 20 steps the targets are 16/20, 2/20, 2/20."""
     config = make_config(training={"total_steps": 20})
-    config = replace(config, data=replace(config.data, weight_changes=(WeightChange(step=10, weights=(1.0, 0.0, 0.0)),)))
+    config = replace(config, data=replace(config.data, weight_changes=(WeightChange(step=10, weights={"images": 0.0, "text": 0.0}),)))
     loader = StepLoader(config)
     for step in (4, 10, 20):
         drawn = [loader.round_robin.source_at(s) for s in range(step)]
         found = loader.progress(step)
-        for number, (name, size, samples) in enumerate((("pairs", 8, 23), ("images", 8, 10), ("text", 16, 17))):
-            assert found[f"source_share/{name}"] == drawn.count(number) / step
-            assert found[f"epoch/{name}"] == drawn.count(number) * size / samples
+        for name, size, samples in (("pairs", 8, 23), ("images", 8, 10), ("text", 16, 17)):
+            assert found[f"source_share/{name}"] == drawn.count(name) / step
+            assert found[f"epoch/{name}"] == drawn.count(name) * size / samples
     assert [found[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx([0.8, 0.1, 0.1])
     assert [loader.progress(4)[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx([0.6, 0.2, 0.2])
     assert loader.progress(0)["source_share/pairs"] == 0.0

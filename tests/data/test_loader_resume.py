@@ -26,11 +26,12 @@ def loader_of(tmp_path_factory):
 
     @functools.cache
     def build(rank, world_size, accumulation, block_size, block_steps):
-        sources = [SourceConfig(name=kind, kind=kind, shards=str(folder / f"{kind}.tar"), weight=w) for kind, w in zip(counts, (0.6, 0.2, 0.2), strict=True)]
-        sources[2] = replace(sources[2], global_batch_size=16)
+        shares = zip(counts, (0.6, 0.2, 0.2), strict=True)
+        sources = {kind: SourceConfig(kind=kind, shards=str(folder / f"{kind}.tar"), weight=share) for kind, share in shares}
+        sources["text"] = replace(sources["text"], global_batch_size=16)
         data = {"shuffle_block_size": block_size, "shuffle_window_blocks": 2, "block_steps": block_steps, "vocabulary": str(folder / "vocab.txt")}
         training = TrainingConfig(total_steps=100, global_batch_size=8, gradient_accumulation_steps=accumulation)
-        return StepLoader(Config(name="x", data=DataConfig(sources=tuple(sources), **data), training=training), rank, world_size)
+        return StepLoader(Config(name="x", data=DataConfig(sources=sources, **data), training=training), rank, world_size)
 
     return build
 
@@ -40,7 +41,7 @@ def test_state_is_json_and_accepts_itself_at_any_step(make_config):
     for step in (0, 7, 12):
         state = json.loads(json.dumps(loader.state(step)))
         loader.check_state(state)
-        draws = [loader.round_robin.source_at(s) for s in range(step)].count(0)
+        draws = [loader.round_robin.source_at(s) for s in range(step)].count("pairs")
         assert (state["pairs"]["epoch"], state["pairs"]["position"]) == divmod(draws * 8, 23)
 
 
@@ -56,7 +57,7 @@ CHANGES = {
     "samples": "source 'pairs': samples was 23, is 25",
     "shards": "source 'pairs': keys was",
     "source": "source 'text' is gone",
-    "order": "number was 0, is 2",
+    "source_seed": r"source 'pairs': source_seed was 0 \(--data.sources.pairs.seed 0 keeps it\), is \d{5,}",
 }
 
 
@@ -71,17 +72,17 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
         make_shard("pairs/1.tar", pair_members(range(50, 60)))
     changed = {
         "seed": lambda: replace(config, seed=3),
-        "weight": lambda: replace(config, data=replace(config.data, sources=(replace(sources[0], weight=0.7), *sources[1:]))),
+        "weight": lambda: config.with_sources(sources | {"pairs": replace(sources["pairs"], weight=0.7)}),
         "global_batch_size": lambda: replace(config, training=replace(config.training, global_batch_size=4)),
         "block_steps": lambda: replace(config, data=replace(config.data, block_steps=2)),
         "shuffle": lambda: replace(config, data=replace(config.data, shuffle=False)),
         "block": lambda: replace(config, data=replace(config.data, shuffle_block_size=4)),
-        "schedule": lambda: replace(config, data=replace(config.data, weight_changes=(WeightChange(step=9, weights=(1.0, 1.0, 0.0)),))),
-        "kinds": lambda: replace(config, data=replace(config.data, kind_weights=(0.25, 0.5, 0.25))),
+        "schedule": lambda: replace(config, data=replace(config.data, weight_changes=(WeightChange(step=9, weights={"text": 0.0}),))),
+        "kinds": lambda: replace(config, data=replace(config.data, kind_weights={"pair": 0.25, "image": 0.5, "text": 0.25})),
         "samples": lambda: config,
         "shards": lambda: config,
-        "source": lambda: replace(config, data=replace(config.data, sources=sources[:2])),
-        "order": lambda: replace(config, data=replace(config.data, sources=sources[::-1])),
+        "source": lambda: config.with_sources({name: sources[name] for name in ("pairs", "images")}),
+        "source_seed": lambda: config.with_sources(sources | {"pairs": replace(sources["pairs"], seed=None)}),
     }[change]()
     with pytest.raises(CheckpointError, match=CHANGES[change]):
         StepLoader(changed).check_state(saved)
@@ -105,25 +106,25 @@ def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stre
     """The samples of step s are the next global batch of its source's stream, whoever reads them, and each epoch of it has every sample once."""
     world_size, accumulation = split
     loaders = [loader_of(rank, world_size, accumulation, block_size, block_steps) for rank in range(world_size)]
-    taken = {number: loaders[0].round_robin.draws_before(number, start) * (8, 8, 16)[number] for number in range(3)}
+    sizes = {"pair": 8, "image": 8, "text": 16}
+    taken = {name: loaders[0].round_robin.draws_before(name, start) * size for name, size in sizes.items()}
     for step in range(start, start + 12):
         requests = [loaders[rank].requests(step)[micro] for micro in range(accumulation) for rank in range(world_size)]
-        (number,) = {request.source for request in requests}
+        (name,) = {request.source for request in requests}
         positions = np.concatenate([np.arange(request.position, request.position + request.count) for request in requests])
-        size = (8, 8, 16)[number]
-        assert positions.tolist() == list(range(taken[number], taken[number] + size))
-        taken[number] += size
-        source = loaders[0].sources[number]
-        indices, _, _ = loaders[0].readers[number]._locate(positions)
+        assert positions.tolist() == list(range(taken[name], taken[name] + sizes[name]))
+        taken[name] += sizes[name]
+        source = loaders[0].sources[name]
+        indices, _, _ = loaders[0].readers[name]._locate(positions)
         assert indices.tolist() == [int(source.order.at(p // len(source), p % len(source))) for p in positions.tolist()]
-    for source in loaders[0].sources:
+    for source in loaders[0].sources.values():
         assert sorted(source.order.at(3, np.arange(len(source))).tolist()) == list(range(len(source)))
 
 
 def test_resuming_at_every_position_of_a_small_source_goes_on_in_its_order(make_config):
     """One sample a step: every place of three epochs of 17 is a place to stop at."""
-    text = replace(make_config().data.sources[2], global_batch_size=1)
-    config = make_config(data={"sources": (text,), "shuffle_block_size": 3, "shuffle_window_blocks": 2}, training={"total_steps": 51})
+    text = replace(make_config().data.sources["text"], global_batch_size=1)
+    config = make_config(data={"sources": {"text": text}, "shuffle_block_size": 3, "shuffle_window_blocks": 2}, training={"total_steps": 51})
     whole = StepLoader(config)
     keys = [batch.keys[0] for (batch,) in whole]
     assert all(len(set(keys[epoch : epoch + 17])) == 17 for epoch in (0, 17, 34))
@@ -135,7 +136,10 @@ def test_resuming_at_every_position_of_a_small_source_goes_on_in_its_order(make_
 
 
 def test_weights_that_change_on_the_way_are_drawn_from_their_step_on(make_config):
-    changes = (WeightChange(step=10, weights=(0.0, 0.0, 1.0)), WeightChange(step=16, weights=(1.0, 1.0, 0.0)))
+    changes = (
+        WeightChange(step=10, weights={"pairs": 0.0, "images": 0.0, "text": 1.0}),
+        WeightChange(step=16, weights={"pairs": 1.0, "images": 1.0, "text": 0.0}),
+    )
     config = make_config(data={"weight_changes": changes}, training={"total_steps": 30})
     sources = [batch.source for (batch,) in StepLoader(config)]
     assert [sources[:10].count(name) for name in ("pairs", "images", "text")] == [6, 2, 2]

@@ -22,25 +22,25 @@ def largest(config, kind):
 @pytest.mark.parametrize("share", [1.0, 0.25, 0.6])
 def test_no_batch_is_larger_than_its_estimate_which_is_within_a_third_for_pixels(make_config, share):
     config = make_config()
-    pairs, images, text = config.data.sources
-    config = replace(config, data=replace(config.data, sources=(replace(pairs, masked_share=share, max_tokens=8), images, text)))
-    for source, tight in zip(config.data.sources, (1.35, 1.35, 10.0), strict=True):
-        found, bound = largest(config, source.name), sample_bytes(config, source) * config.global_batch_size(source)
-        assert found <= bound <= tight * found, source.name
+    pairs = replace(config.data.sources["pairs"], masked_share=share, max_tokens=8)
+    config = config.with_sources(config.data.sources | {"pairs": pairs})
+    for (name, source), tight in zip(config.data.sources.items(), (1.35, 1.35, 10.0), strict=True):
+        found, bound = largest(config, name), sample_bytes(config, source) * config.global_batch_size(name)
+        assert found <= bound <= tight * found, name
 
 
 def test_precomputed_codes_count_instead_of_the_codebooks_view(make_config):
-    images = make_config().data.sources[1]
+    images = make_config().data.sources["images"]
     coded = replace(images, image_codes_key="codes.npy", transform=UNCHANGED)
     assert sample_bytes(make_config(), images) - sample_bytes(make_config(), coded) == 3 * 32**2 - 8 * 16
 
 
 def test_large_batches_are_prefetched_in_smaller_number_or_refused(make_config, caplog):
     config = make_config(data={"num_workers": 2, "prefetch_batches": 4, "prefetch_mib": 1})
-    each = sample_bytes(config, config.data.sources[0])
-    assert each == max(sample_bytes(config, source) for source in config.data.sources)
+    each = sample_bytes(config, config.data.sources["pairs"])
+    assert each == max(sample_bytes(config, source) for source in config.data.sources.values())
     for batches, samples in ((4, 2**20 // (8 * each)), (3, 2**20 // (6 * each)), (1, 2**20 // (2 * each))):
-        assert prefetch_batches(config, [samples, 1, 1]) == batches
+        assert prefetch_batches(config, {"pairs": samples, "images": 1, "text": 1}) == batches
     with pytest.raises(ConfigError, match="data.prefetch_mib 1 does not hold a batch of 'pairs'"):
-        prefetch_batches(config, [2**20 // each, 1, 1])
-    assert prefetch_batches(replace(config, data=replace(config.data, num_workers=0)), [2**20, 1, 1]) == 4
+        prefetch_batches(config, {"pairs": 2**20 // each, "images": 1, "text": 1})
+    assert prefetch_batches(replace(config, data=replace(config.data, num_workers=0)), {"pairs": 2**20}) == 4

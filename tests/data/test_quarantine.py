@@ -23,8 +23,8 @@ def damaged(make_config, make_shard, tmp_path):
     make_shard("damaged/0.tar", members[:45])
     make_shard("damaged/1.tar", members[45:])
     config = make_config(training={"total_steps": 20})
-    source = replace(config.data.sources[0], shards=str(tmp_path / "damaged"), max_skipped_share=0.5)
-    return replace(config, data=replace(config.data, sources=(source,)))
+    source = replace(config.data.sources["pairs"], shards=str(tmp_path / "damaged"), max_skipped_share=0.5)
+    return config.with_sources({"pairs": source})
 
 
 def run(config, folder, rank=0, world_size=1, start=0):
@@ -56,8 +56,7 @@ def test_ranks_are_merged_and_the_list_changes_no_batch_but_spares_the_attempt(d
     out = tmp_path / "bad.txt"
     assert cli.main(["prepare", "skiplist", "--from-quarantine", str(tmp_path / "runs" / "x"), "--out", str(out)]) == 0
     assert "2 entries (undecodable 2)" in capsys.readouterr().out
-    listed = replace(damaged.data.sources[0], skip_list=str(out))
-    config = replace(damaged, data=replace(damaged.data, sources=(listed,)))
+    config = damaged.with_sources({"pairs": replace(damaged.data.sources["pairs"], skip_list=str(out))})
     after = [run(config, tmp_path / "runs" / "y", rank, 2) for rank in range(2)]
     for ours, theirs in zip(sum(before, []), sum(after, []), strict=True):
         assert ours.keys == theirs.keys and torch.equal(ours["pixel_values"], theirs["pixel_values"])

@@ -28,8 +28,9 @@ def reader_of(make_config, make_shard, tmp_path):
         make_shard("few/0.tar", members)
         config = make_config(data={"shuffle": shuffle}, training={"global_batch_size": global_batch})
         config = replace(config, objectives={**config.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=probability)})
-        pairs = replace(config.data.sources[0], shards=str(tmp_path / "few"), max_skipped_share=1.0)
-        return BatchReader(config, ShardSource(config, pairs))
+        pairs = replace(config.data.sources["pairs"], shards=str(tmp_path / "few"), max_skipped_share=1.0)
+        config = config.with_sources({"pairs": pairs})
+        return BatchReader(config, ShardSource(config, "pairs"))
 
     return build
 

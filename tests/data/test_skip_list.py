@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,9 +121,9 @@ def build(make_config, make_shard, tmp_path):
         objectives = flava_objectives(itm=ImageTextMatchingConfig(mismatch_probability=1.0))
         config = make_config(objectives=objectives, training={"global_batch_size": 6})
         path = write_list(tmp_path, text) if text is not None else None
-        source = SourceConfig(name="few", kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes)
-        config = replace(config, data=replace(config.data, sources=(source,)))
-        return config, ShardSource(config, source)
+        source = SourceConfig(kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes)
+        config = config.with_sources({"few": source})
+        return config, ShardSource(config, "few")
 
     return build
 

@@ -31,8 +31,8 @@ def batches_of(make_config):
 
     def build(workers: int):
         config = make_config(data={"num_workers": workers, "prefetch_batches": 1}, training={"total_steps": 30})
-        pairs, *others = config.data.sources
-        return (batch for (batch,) in StepLoader(replace(config, data=replace(config.data, sources=(replace(pairs, masked_share=0.25), *others)))))
+        quarter = replace(config.data.sources["pairs"], masked_share=0.25)
+        return (batch for (batch,) in StepLoader(config.with_sources(config.data.sources | {"pairs": quarter})))
 
     return build
 

@@ -22,7 +22,8 @@ def source_of(make_config, make_shard):
 
     def build(members, **changes):
         path = make_shard("case/0.tar", members)
-        return ShardSource(make_config(), SourceConfig(**{"name": "case", "kind": "pair", "shards": str(path)} | changes))
+        source = SourceConfig(**{"kind": "pair", "shards": str(path)} | changes)
+        return ShardSource(make_config().with_sources({"case": source}), "case")
 
     return build
 
@@ -43,7 +44,8 @@ def test_large_members_and_pictures_are_refused_unread_and_undecoded(make_config
     path = make_shard("case/0.tar", [("a.webp", image), ("a.txt", text)])
 
     def fault(**limits):
-        source = ShardSource(make_config(data=limits), SourceConfig(name="case", kind="pair", shards=str(path)))
+        config = make_config(data=limits).with_sources({"case": SourceConfig(kind="pair", shards=str(path))})
+        source = ShardSource(config, "case")
         with open(path, "r+b") as file:
             whole = file.read()
             file.truncate(0)
@@ -183,10 +185,9 @@ def test_hostile_members_run_nothing_and_stay_unread(make_config, make_shard, tm
         members += [*pair_members([number]), *extra]
     path = make_shard("hostile.tar", [*members, ("../../escape.webp", picture(1)), ("../../escape.txt", caption(1).encode())])
     config = make_config()
-    source = replace(config.data.sources[0], shards=str(path), caption_key=None)
-    config = replace(config, data=replace(config.data, sources=(source,)))
+    config = config.with_sources({"pairs": replace(config.data.sources["pairs"], shards=str(path), caption_key=None)})
     keys = {key for batches in StepLoader(config) for batch in batches for key in batch.keys}
-    assert sum(len(batch) for batch in iterate_once(source, config)) == 8
+    assert sum(len(batch) for batch in iterate_once(config, "pairs")) == 8
     assert "../../escape" not in keys and len(keys) == 8
-    assert ShardSource(config, source).table.faults == {"unsafe name": 2, "pickled member": 48, "packed member": 8}
+    assert ShardSource(config, "pairs").table.faults == {"unsafe name": 2, "pickled member": 48, "packed member": 8}
     assert not (tmp_path / "ran").exists() and not list(tmp_path.parent.glob("escape*"))

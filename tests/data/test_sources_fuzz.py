@@ -45,7 +45,7 @@ def limited():
 @pytest.fixture
 def read_shard(make_config, tmp_path, limited):
     """Returns a function that reads a shard as a source: usable samples by key, faults of the index, faults of the samples."""
-    config, count = make_config(), 0
+    plain, count = make_config(), 0
 
     def read(shard: bytes) -> tuple[dict, Counter, Counter]:
         nonlocal count
@@ -55,7 +55,8 @@ def read_shard(make_config, tmp_path, limited):
         path.write_bytes(shard)
         found, lost = {}, Counter()
         try:
-            source = ShardSource(config, SourceConfig(name="fuzz", kind="pair", shards=str(path), max_skipped_share=1.0, max_tokens=24))
+            config = plain.with_sources({"fuzz": SourceConfig(kind="pair", shards=str(path), max_skipped_share=1.0, max_tokens=24)})
+            source = ShardSource(config, "fuzz")
         except DataError as error:
             assert "0 usable samples" in str(error) and "\n" not in str(error)
             return {}, faults_in(str(error)), lost

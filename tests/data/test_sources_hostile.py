@@ -66,8 +66,8 @@ def hostile(tmp_path, make_config, monkeypatch):
     sentinel = tmp_path / "ran"
     (folder / "0.tar").write_bytes(b"".join([*hostile_members(sentinel), END]))
     config = make_config(data={"num_workers": 1})
-    source = replace(config.data.sources[0], shards=str(folder), max_skipped_share=1.0, caption_key=None)
-    return replace(config, data=replace(config.data, sources=(source,))), sentinel
+    source = replace(config.data.sources["pairs"], shards=str(folder), max_skipped_share=1.0, caption_key=None)
+    return config.with_sources({"pairs": source}), sentinel
 
 
 def files(folder: Path) -> set[Path]:
@@ -76,19 +76,19 @@ def files(folder: Path) -> set[Path]:
 
 def test_nothing_runs_and_nothing_is_written(hostile, tmp_path, capsys):
     config, sentinel = hostile
-    (source,) = config.data.sources
+    source = config.data.sources["pairs"]
     before = files(tmp_path), set(Path.cwd().iterdir()), set(Path("/tmp").glob("ran*"))
     build_indexes([source.shards])
     for caption_key in (None, "captions"):
-        case = replace(source, caption_key=caption_key)
-        once = [sample.key for samples in iterate_once(case, config) for sample in samples]
-        seen = {key for batches in StepLoader(replace(config, data=replace(config.data, sources=(case,)))) for batch in batches for key in batch.keys}
+        case = config.with_sources({"pairs": replace(source, caption_key=caption_key)})
+        once = [sample.key for samples in iterate_once(case, "pairs") for sample in samples]
+        seen = {key for batches in StepLoader(case) for batch in batches for key in batch.keys}
         assert once == [f"{number:09d}" for number in range(GOOD)] and seen <= set(once)
     coded = replace(source, kind="image", image_codes_key="codes.npy", transform=UNCHANGED)
-    assert reasons(ShardSource(config, coded)) == {"bad image codes"}
+    assert reasons(ShardSource(config.with_sources({"pairs": coded}), "pairs")) == {"bad image codes"}
     assert before == (files(tmp_path), set(Path.cwd().iterdir()), set(Path("/tmp").glob("ran*")))
     assert not sentinel.exists()
-    found = ShardSource(config, source).table.faults
+    found = ShardSource(config, "pairs").table.faults
     assert found["pickled member"] == 5 * GOOD and found["unsafe name"] == 6 and "\x1b" not in capsys.readouterr().out
 
 
@@ -117,7 +117,7 @@ def test_commands_in_the_names_of_shards_are_refused_in_one_line(tmp_path, entry
 def test_a_hostile_member_name_cannot_write_to_the_terminal(hostile, caplog):
     config, _ = hostile
     loader = StepLoader(replace(config, data=replace(config.data, num_workers=0)))
-    loader.readers[0].batch(np.arange(32))
+    loader.readers["pairs"].batch(np.arange(32))
     lines = [record.getMessage() for record in caplog.records]
     assert any("skipped" in line for line in lines) and all(line.isprintable() for line in lines)
 

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,8 +35,8 @@ def loader_of(make_config):
 
     def build(action, after: int = 0, timeout_s: int = 60) -> StepLoader:
         config = make_config(data={"num_workers": 2, "prefetch_batches": 1, "worker_timeout_s": timeout_s}, training={"total_steps": 200})
-        loader = StepLoader(replace(config, data=replace(config.data, sources=config.data.sources[1:2])))
-        loader.readers = [Slow(reader, after, action) for reader in loader.readers]
+        loader = StepLoader(config.with_sources({"images": config.data.sources["images"]}))
+        loader.readers = {name: Slow(reader, after, action) for name, reader in loader.readers.items()}
         return loader
 
     return build

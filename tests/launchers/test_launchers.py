@@ -148,7 +148,7 @@ def test_slips_stop_before_the_launch(script, words, message):
     assert done.returncode == 2 and message in done.stderr and done.stdout == ""
 
 
-OVERRIDES = ["--data.sources.0.shards", "/data/{00..09}.tar", "--name", "it's $(NAME): 1", "--logging.run-directory", "/data/runs"]
+OVERRIDES = ["--data.sources.pmd.shards", "/data/{00..09}.tar", "--name", "it's $(NAME): 1", "--logging.run-directory", "/data/runs"]
 
 
 def manifest(*words: str, **variables: str) -> list[dict]:

@@ -36,7 +36,7 @@ def source(tmp_path) -> SourceConfig:
         for number in range(5 * shard, 5 * shard + 5):
             members += [(f"x/{number:04d}.webp", picture(number, 20 + number)), (f"x/{number:04d}.txt", caption(number).encode())]
         write_tar(tmp_path / "in" / f"{shard:05d}.tar", members)
-    return SourceConfig(name="pairs", kind="pair", shards=str(tmp_path / "in"), transform=UNCHANGED)
+    return SourceConfig(kind="pair", shards=str(tmp_path / "in"), transform=UNCHANGED)
 
 
 def members(path) -> dict[str, bytes]:
@@ -62,7 +62,8 @@ def test_codes_are_those_of_the_unchanged_transform(source, codebook, tmp_path):
 
 def test_the_source_reads_them_back(source, codebook, tmp_path):
     write_codes(source, codebook, CONFIG, out=tmp_path / "out")
-    coded = ShardSource(CONFIG, dataclasses.replace(source, shards=str(tmp_path / "out"), image_codes_key="codes.npy"))
+    stored = dataclasses.replace(source, shards=str(tmp_path / "out"), image_codes_key="codes.npy")
+    coded = ShardSource(CONFIG.with_sources({"pairs": stored}), "pairs")
     assert len(coded) == 15
     for index in range(15):
         sample = coded.decode(coded.read(index), index, 0)

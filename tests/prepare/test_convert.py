@@ -21,6 +21,11 @@ from flava_ds.storage import faults
 GREY = np.full((20, 30, 3), 90, dtype=np.uint8)
 
 
+def reading(folder, kind: str, **fields) -> Config:
+    """A configuration whose one source, 'read', has its shards in a folder."""
+    return Config(name="test").with_sources({"read": SourceConfig(kind=kind, shards=str(folder), **fields)})
+
+
 @pytest.fixture
 def coco(tmp_path):
     """Eight images of COCO, among them one missing, one GIF, one cut short, and one whose name leads out of the folder."""
@@ -43,15 +48,14 @@ def test_coco_to_shards_that_training_reads(coco, tmp_path):
     counts = write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=3)
     assert (counts.entries, counts.samples, counts.captions, counts.words) == (8, 4, 8, 8 * 8)
     assert counts.dropped == {NO_FILE: 2, faults.UNDECODABLE: 1, faults.TRUNCATED: 1}
-    source = SourceConfig(name="coco", kind="pair", shards=str(tmp_path / "out"), caption_key="captions")
-    [samples] = iterate_once(source, Config(name="test"))
+    config = reading(tmp_path / "out", "pair", caption_key="captions")
+    [samples] = iterate_once(config, "read")
     assert [sample.key for sample in samples] == [f"{number:012d}" for number in (0, 1, 5, 7)]
     assert samples[1].captions == (f"{caption(1)} 0", f"{caption(1)} 1") and samples[1].metadata["image_id"] == 1
     original = (images / "val2014" / f"COCO_val2014_{7:012d}.jpg").read_bytes()
-    reader = ShardSource(Config(name="test"), source)
+    reader = ShardSource(config, "read")
     assert reader.read(3)["image"] == original
-    text = SourceConfig(name="coco", kind="pair", shards=str(tmp_path / "out"))
-    assert [sample.text for sample in next(iterate_once(text, Config(name="test")))] == [f"{caption(number)} 0" for number in (0, 1, 5, 7)]
+    assert [sample.text for sample in next(iterate_once(reading(tmp_path / "out", "pair"), "read"))] == [f"{caption(number)} 0" for number in (0, 1, 5, 7)]
 
 
 def test_a_file_named_by_the_row_of_another_list_is_not_taken(tmp_path):
@@ -105,11 +109,11 @@ def test_images_and_text_alone(tmp_path):
     (tmp_path / "train" / "n01440764" / "n01440764_1.JPEG").write_bytes(encode(GREY, "png"))
     counts = write_shards(CORPORA["imagenet"], [tmp_path / "train"], None, tmp_path / "imagenet")
     assert counts.samples == 1
-    [[sample]] = iterate_once(SourceConfig(name="images", kind="image", shards=str(tmp_path / "imagenet")), Config(name="test"))
+    [[sample]] = iterate_once(reading(tmp_path / "imagenet", "image"), "read")
     assert sample.metadata == {"wnid": "n01440764", "class": 0} and sample.image.shape == (3, 20, 30)
     (tmp_path / "books.txt").write_text("One line .\nanother line .\n")
     write_shards(CORPORA["bookcorpus"], [tmp_path / "books.txt"], None, tmp_path / "books")
-    [[sample]] = iterate_once(SourceConfig(name="books", kind="text", shards=str(tmp_path / "books")), Config(name="test"))
+    [[sample]] = iterate_once(reading(tmp_path / "books", "text"), "read")
     assert sample.text == "One line . another line ."
 
 
@@ -137,7 +141,7 @@ def test_downloaded_shards_are_counted_and_left_as_they_are(downloaded, tmp_path
 def test_downloaded_shards_are_filtered_without_touching_members(downloaded, tmp_path):
     counts = filter_shards(CORPORA["yfcc100m"], downloaded, tmp_path / "out", samples_per_shard=8)
     assert counts.dropped[TOO_SHORT] == 1 and counts.entries == 25 and counts.samples == 25 - sum(counts.dropped.values())
-    old, new = (ShardSource(Config(name="t"), SourceConfig(name="s", kind="pair", shards=shards)) for shards in (downloaded, str(tmp_path / "out")))
+    old, new = (ShardSource(reading(shards, "pair"), "read") for shards in (downloaded, tmp_path / "out"))
     reads = {old.table.key(index): old.read(index) for index in range(len(old))}
     assert len(new) == counts.samples and "000000024" in [new.table.key(index) for index in range(len(new))]
     assert all(new.read(index) == reads[new.table.key(index)] for index in range(len(new)))
@@ -151,7 +155,7 @@ def test_downloaded_shards_with_damage_and_long_keys(tmp_path, caplog):
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
     counts = filter_shards(CORPORA["cc12m"], str(shard), tmp_path / "out")
     assert counts.samples < 6 and f"{shard}: truncated shard 1; what the index leaves out is not among the samples" in caplog.text
-    written = ShardSource(Config(name="t"), SourceConfig(name="s", kind="pair", shards=str(tmp_path / "out")))
+    written = ShardSource(reading(tmp_path / "out", "pair"), "read")
     assert written.table.key(0) == long and len(written) == counts.samples
 
 

@@ -59,7 +59,8 @@ def test_list_from_shards_finds_copies_that_a_download_made(images):
     assert write_skip_list([str(images / "test.tar")], images / "skip.txt") == 6
     copy, other = (encode(np.asarray(scene(number).resize((213, 160))), "jpeg", quality=80) for number in (60623, 7))
     write_tar(images / "train.tar", [("x.jpg", copy), ("x.txt", b"copy"), ("y.jpg", other), ("y.txt", b"other")])
-    source = ShardSource(Config(name="t"), SourceConfig(name="train", kind="pair", shards=str(images / "train.tar"), skip_list=str(images / "skip.txt")))
+    train = SourceConfig(kind="pair", shards=str(images / "train.tar"), skip_list=str(images / "skip.txt"))
+    source = ShardSource(Config(name="t").with_sources({"train": train}), "train")
     with pytest.raises(SampleFault, match=r"skip list \(phash\)"):
         source.decode(source.read(0), 0, 0)
     assert source.decode(source.read(1), 1, 0).text == "other"

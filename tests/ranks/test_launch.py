@@ -54,16 +54,16 @@ def test_text_of_a_command_is_what_a_shell_takes():
 
 def test_run_without_sources_is_refused():
     config = resolve("flava_debug", [])
-    empty = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=()))
+    empty = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={}))
     with pytest.raises(ConfigError, match="data.sources is empty"):
         launch.check_inputs(empty)
 
 
 def test_initial_weights_have_to_exist(tmp_path):
     config = resolve("flava_debug", [])
-    text = dataclasses.replace(config.data.sources[2], shards=str(tmp_path / "0.tar"))
+    text = dataclasses.replace(config.data.sources["text"], shards=str(tmp_path / "0.tar"))
     (tmp_path / "0.tar").touch()
-    alone = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(text,)), initial_weights="gone")
+    alone = dataclasses.replace(config.with_sources({"text": text}), initial_weights="gone")
     with pytest.raises(ConfigError, match="initial_weights 'gone': no such file or folder"):
         launch.check_inputs(alone)
 

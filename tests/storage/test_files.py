@@ -66,8 +66,8 @@ def test_a_replaced_remote_shard_is_indexed_again(server):
 
 def test_training_reads_the_same_from_a_web_server_as_from_disk(server, make_config, tmp_path):
     config = make_config(data={"cache_directory": str(tmp_path / "parts"), "cache_gib": 0.5})
-    remote = replace(config.data.sources[0], shards=server.url + "/{0..1}.tar")
-    from_web = replace(config, data=replace(config.data, sources=(remote, *config.data.sources[1:])))
+    remote = replace(config.data.sources["pairs"], shards=server.url + "/{0..1}.tar")
+    from_web = config.with_sources(config.data.sources | {"pairs": remote})
     for ours, theirs in zip(StepLoader(from_web), StepLoader(config), strict=True):
         assert ours[0].keys == theirs[0].keys
         assert ours[0].pixel_values is None or bool((ours[0].pixel_values == theirs[0].pixel_values).all())

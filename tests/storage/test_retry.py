@@ -117,8 +117,8 @@ def test_pauses_double_stay_bounded_and_depend_on_the_seed(monkeypatch):
 def test_the_policy_of_a_run_reaches_its_reads(server, make_config, tmp_path):
     data = {"cache_directory": str(tmp_path / "parts"), "cache_gib": 0.5, "read_retries": 1, "read_timeout_s": 0.4}
     config = make_config(data=data, seed=5)
-    images = replace(config.data.sources[1], shards=server.url + "/0.tar", transform=UNCHANGED)
-    config = replace(config, data=replace(config.data, sources=(images,)))
+    images = replace(config.data.sources["images"], shards=server.url + "/0.tar", transform=UNCHANGED)
+    config = config.with_sources({"images": images})
     assert policy_of(config) == ReadPolicy(retries=1, timeout_s=0.4, seed=5)
     (shard,) = list_shards(images.shards, "images", policy_of(config))
     assert shard.policy == shard.beside("x").policy == policy_of(config) and shard == RemoteShard(shard.url)
@@ -130,7 +130,7 @@ def test_the_policy_of_a_run_reaches_its_reads(server, make_config, tmp_path):
 
 def test_times_that_cannot_work_are_refused():
     def data(**changes):
-        return Config(name="x", data=DataConfig(sources=(SourceConfig(name="a", kind="image", shards="http://host/0.tar"),), **changes))
+        return Config(name="x", data=DataConfig(sources={"a": SourceConfig(kind="image", shards="http://host/0.tar")}, **changes))
 
     check(data())
     for changes, told in (

@@ -184,8 +184,8 @@ class Gauntlet:
             shutil.copytree(self.folder / "data" / "pairs-train", self.folder / name / "pairs")
         sorted((self.folder / "there" / "pairs").glob("*.tar"))[-1].unlink()
         config = self.config("other data")
-        sources = tuple(dataclasses.replace(source, shards="pairs") if source.kind != "text" else source for source in config.data.sources)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+        there = {name: dataclasses.replace(source, shards="pairs") for name, source in config.data.sources.items() if source.kind != "text"}
+        config = config.with_sources(config.data.sources | there)
         begun = time.monotonic()
         job = Job(config, 2, _InFolder(self.folder))
         job.wait()

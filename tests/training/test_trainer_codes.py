@@ -16,13 +16,14 @@ from flava_ds.prepare.codes import write_codes
 
 def unchanging(config: Config, **pictures) -> Config:
     """Gives all pictures the transform that stored codes need, and other changes of their sources."""
-    sources = tuple(s if s.kind == "text" else dataclasses.replace(s, transform=UNCHANGED, **pictures) for s in config.data.sources)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+    with_pictures = {name: source for name, source in config.data.sources.items() if source.kind != "text"}
+    changed = {name: dataclasses.replace(source, transform=UNCHANGED, **pictures) for name, source in with_pictures.items()}
+    return config.with_sources(config.data.sources | changed)
 
 
 def test_stored_codes_give_the_curve_of_computed_ones_without_a_codebook(tmp_path):
     computed = unchanging(real_config(tmp_path, name="computed"))
-    pairs = computed.data.sources[0]
+    pairs = computed.data.sources["pair"]
     write_codes(pairs, load_codebook(computed.codebook_weights, computed.codebook), computed, out=tmp_path / "coded")
     stored = unchanging(computed, shards=str(tmp_path / "coded"), image_codes_key="codes.npy")
     stored = dataclasses.replace(stored, name="stored", codebook_weights=None)

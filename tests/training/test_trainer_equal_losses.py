@@ -33,8 +33,8 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
 
     os.chdir(folder)
     recipe, statuses = flava_debug(), []
-    sources = tuple(dataclasses.replace(source, masked_share=0.5 if source.kind == "pair" else 1.0) for source in recipe.data.sources)
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=sources))
+    pairs = dataclasses.replace(recipe.data.sources["pair"], masked_share=0.5)
+    recipe = recipe.with_sources(recipe.data.sources | {"pair": pairs})
     for run in runs:
         config = dataclasses.replace(
             recipe,

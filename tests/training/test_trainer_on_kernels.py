@@ -31,7 +31,7 @@ def train(folder: str, implementation: str) -> tuple[int, list[str]]:
 
     interpreter_bf16.install()
     recipe = flava_debug()
-    sources = tuple(dataclasses.replace(source, global_batch_size=BATCH) for source in recipe.data.sources)
+    sources = {name: dataclasses.replace(source, global_batch_size=BATCH) for name, source in recipe.data.sources.items()}
     config = dataclasses.replace(
         recipe,
         name=implementation,

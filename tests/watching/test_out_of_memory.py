@@ -20,7 +20,7 @@ def world_of(size: int) -> World:
 
 
 def config_of(deepspeed_config: str, batches: tuple[int, ...] = (64,), **training) -> Config:
-    sources = tuple(SourceConfig(name=f"s{n}", kind="text", shards="x", global_batch_size=size) for n, size in enumerate(batches))
+    sources = {f"s{n}": SourceConfig(kind="text", shards="x", global_batch_size=size) for n, size in enumerate(batches)}
     return dataclasses.replace(toy_config(deepspeed_config, **training), data=DataConfig(sources=sources))
 
 

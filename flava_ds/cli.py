@@ -23,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     if rest and options.run not in takes_overrides:
         options.parser.error(f"unknown argument {rest[0]}{did_you_mean(rest[0], options.parser.options())}")
     try:
+        if places := getattr(options, "plugin", None):
+            from flava_ds.recipes.outside import import_plugins
+
+            import_plugins(places)
         return options.run(options, rest) or 0
     except KeyboardInterrupt:
         return fail("interrupted", options.debug, status=130)
@@ -89,24 +93,35 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--master-port", type=int, help="rendezvous port of the deepspeed launcher (default: a free one)")
     command.add_argument("--max-restarts", type=int, default=0, metavar="N", help="start all ranks again after a failure, N times at most, through torchrun")
     command.add_argument("--dry-run", action="store_true", help="check everything, print the command and stop")
+    add_plugin(command)
     command = add("config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False)
     add_recipe(command)
+    add_plugin(command)
     command = add("evaluate", evaluate, "evaluate a run on its held-out data")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder, e.g. runs/demo")
+    add_plugin(command)
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
+    add_plugin(command)
     command = add("convert", convert, "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights")
     kinds = "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a FLAVA folder of Hugging Face, or the file of a ViT"
     command.add_argument("source", metavar="FROM", help=kinds)
     command.add_argument("--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write")
     command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
+    add_plugin(command)
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe and a --help that, after a recipe, lists the fields of its configuration."""
-    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="demo, flava_base, flava_large, flava_debug, or the config.json of a run")
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="demo, flava_base, flava_large, flava_debug, FILE.py:FUNCTION, or a run's config.json")
     command.add_argument("-h", "--help", action="store_true", help="this text; after a recipe, every field with its value")
     command.set_defaults(print_help=command.print_help)
+
+
+def add_plugin(command: argparse.ArgumentParser) -> None:
+    """Adds --plugin, for configurations that name what the user's own code defines."""
+    help = "import a file or module of your own first, which defines what a config.json names; may be given several times"
+    command.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help=help)
 
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -124,6 +139,7 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Checks the configuration and its inputs, then becomes the launcher's command."""
     from flava_ds.ranks import launch
+    from flava_ds.recipes.outside import absolute
 
     config = resolve_or_help(options, overrides)
     if config is None:
@@ -140,10 +156,12 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     gpus = launch.count_gpus()
     ranks = options.ranks or max(1, gpus)
     launch.check_batches(config, ranks)
+    recipe = absolute(options.recipe)
+    overrides = [*(f"--plugin={absolute(place)}" for place in options.plugin), *overrides]
     if options.max_restarts:
-        command = launch.plan_supervised(options.recipe, overrides, ranks=ranks, gpus=gpus, restarts=options.max_restarts, debug=options.debug)
+        command = launch.plan_supervised(recipe, overrides, ranks=ranks, gpus=gpus, restarts=options.max_restarts, debug=options.debug)
     else:
-        command = launch.plan_launch(options.recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug)
+        command = launch.plan_launch(recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug)
     if options.dry_run:
         print(command)
         return 0

@@ -98,10 +98,13 @@ def run(words: list[str]) -> int:
 
     Raises: UserError when no recipe is given, or the run cannot be built or go on.
     """
-    from flava_ds.recipes import RECIPES, resolve
+    from flava_ds.recipes import RECIPES, WAYS, resolve
+    from flava_ds.recipes.outside import import_plugins, take_plugins
 
+    plugins, words = take_plugins(words)
+    import_plugins(plugins)
     if not words or words[0].startswith("-"):
-        raise UserError(f"the first argument must be a recipe ({', '.join(RECIPES)}) or the path of a config.json")
+        raise UserError(f"the first argument must be a recipe ({', '.join(RECIPES)}), {WAYS}")
     config = resolve(words[0], words[1:])
     from flava_ds.build import build
 

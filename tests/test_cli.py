@@ -226,7 +226,7 @@ def test_readme_shows_commands_that_are_understood():
     for words in shown:
         options, rest = cli.build_parser()[0].parse_known_args([word for word in words if word != "..."])
         if words[0] in ("train", "config"):
-            recipe = "flava_base" if "NAME" in options.recipe else options.recipe
+            recipe = "flava_base" if "NAME" in options.recipe or "path/to/" in options.recipe else options.recipe
             check_option_names(load_recipe(recipe), rest)
         else:
             assert rest == [], words

@@ -1,21 +1,40 @@
-"""Recipes: complete configurations as Python functions, found by name and overridden strictly from the command line."""
+"""Recipes: complete configurations as Python functions, found by name or place and overridden strictly from the command line."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from flava_ds import config as configuration
 from flava_ds.config import Config, did_you_mean
 from flava_ds.config.options import override
 from flava_ds.errors import ConfigError
-from flava_ds.recipes.demo import demo
-from flava_ds.recipes.flava_base import flava_base
-from flava_ds.recipes.flava_debug import flava_debug
-from flava_ds.recipes.flava_large import flava_large
+from flava_ds.recipes import outside
 
-RECIPES: dict[str, Callable[[], Config]] = {function.__name__: function for function in (demo, flava_base, flava_large, flava_debug)}
+
+class Recipes(Mapping[str, Callable[[], Config]]):
+    """The recipes of the package by name; each is the function of that name in the module of that name, imported when it is looked up."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __getitem__(self, name: str) -> Callable[[], Config]:
+        if name not in self.names:
+            raise KeyError(name)
+        return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+RECIPES = Recipes("demo", "flava_base", "flava_large", "flava_debug")
+WAYS = "the path of a saved config.json, or FILE.py:FUNCTION"
+"""What may stand in place of a recipe's name."""
 
 
 def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Config:
@@ -41,16 +60,18 @@ def without_idle_sources(config: Config) -> Config:
 
 
 def load_recipe(recipe: str) -> Config:
-    """Calls the recipe of this name, or reads the saved configuration at this path.
+    """Calls the recipe of this name or at this place, or reads the saved configuration at this path.
 
-    Raises: ConfigError when there is neither.
+    Raises: ConfigError when there is none.
     """
     if recipe in RECIPES:
         return RECIPES[recipe]()
     path = Path(recipe)
+    if outside.is_outside(recipe):
+        return outside.call(recipe)
     if path.suffix == ".json" or path.is_file():
         if not path.is_file():
             raise ConfigError(f"{path}: no such file; give the config.json of a run, or one of the recipes {', '.join(RECIPES)}")
         return configuration.load(path)
-    suggestion = did_you_mean(recipe, RECIPES) or f"; choose one of {', '.join(RECIPES)}, or give the path of a saved config.json"
+    suggestion = did_you_mean(recipe, RECIPES) or f"; choose one of {', '.join(RECIPES)}, or give {WAYS}"
     raise ConfigError(f"no recipe named '{recipe}'{suggestion}")

@@ -1,0 +1,147 @@
+"""Recipes and variants in the user's own code: `path/to/recipe.py:function` or `package.module:function`.
+
+Code is imported because a command line names it, never because a config.json does: a configuration is data.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError, did_you_mean
+
+
+def is_outside(recipe: str) -> bool:
+    """Says whether a recipe's name is the place of a function, or a Python file without one."""
+    return recipe.endswith(".py") or (":" in recipe and not recipe.endswith(".json") and "://" not in recipe)
+
+
+def absolute(place: str) -> str:
+    """Makes the path in a recipe's place, or of a plugin, independent of the working directory; names of modules stay."""
+    file, colon, function = place.partition(".py")
+    return f"{Path(file).expanduser().resolve()}{colon}{function}" if colon and function[:1] in ("", ":") else place
+
+
+def call(recipe: str) -> Config:
+    """Imports the code that `recipe` names and returns what its function does.
+
+    Raises: ConfigError in one line for code that does not exist or does not import, with the exception and its line, and for a function
+    that is missing, asks for arguments, fails or returns something else.
+    """
+    place, _, name = recipe.rpartition(":") if ":" in recipe else (recipe, "", "")
+    if not name:
+        file = recipe.removesuffix(":")
+        known = ", ".join(_functions_in(Path(file)))
+        raise ConfigError(f"{file}: name its function too, as {file}:FUNCTION{known and f'; it has {known}'}")
+    module = import_code(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = _functions_in(Path(place)) or [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        found = did_you_mean(name, known) or (f"; it has {', '.join(known)}" if known else "")
+        raise ConfigError(f"{place} has no function '{name}'{found}")
+    asked = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if asked:
+        raise ConfigError(f"{recipe} asks for {', '.join(asked)}; a recipe takes no arguments")
+    try:
+        config = function()
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{recipe} failed: {_told(error, module)}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{recipe} returned {type(config).__name__}; a recipe returns a flava_ds.config.Config")
+    return config
+
+
+def take_plugins(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Parts the places that --plugin names from the other words of a command line.
+
+    Raises: ConfigError when none follows.
+    """
+    plugins, others, given = [], [], iter(words)
+    for word in given:
+        if word == "--plugin" or word.startswith("--plugin="):
+            place = word.partition("=")[2] or next(given, "")
+            if not place or place.startswith("-"):
+                raise ConfigError("--plugin needs a file or module after it, e.g. --plugin recipe.py")
+            plugins.append(place)
+        else:
+            others.append(word)
+    return plugins, others
+
+
+def import_plugins(places: Iterable[str]) -> None:
+    """Imports the files and modules that a command line names beside the recipe, so that they define their variants."""
+    for place in places:
+        import_code(place)
+
+
+def import_code(place: str) -> ModuleType:
+    """Imports a file, as the module of its name beside its own folder's others, or a module by its dotted name.
+
+    So a class of the file has the same place for every process that unpickles it.
+
+    Raises: ConfigError when there is none, when it fails, with the exception and its line, and when another module has the file's name.
+    """
+    path = Path(place).expanduser()
+    if not place.endswith(".py"):
+        return _import_module(place, Path.cwd(), what=place)
+    if not path.is_file():
+        raise ConfigError(f"{place}: no such file; give a recipe as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
+    path, name = path.resolve(), path.stem
+    if not name.isidentifier():
+        raise ConfigError(f"{place}: '{name}' is no name of a module; rename the file, with letters, digits and _")
+    taken = sys.modules.get(name) or _spec_of(name)
+    origin = getattr(taken, "__file__", None) or getattr(taken, "origin", None)
+    if taken is not None and (origin is None or Path(origin).resolve() != path):
+        raise ConfigError(f"{place}: another module is named {name} ({origin or 'built in'}); rename the file")
+    return _import_module(name, path.parent, what=place)
+
+
+def _spec_of(name: str) -> object:
+    """Returns where a top-level module would come from; None for nowhere."""
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+
+
+def _import_module(name: str, folder: Path, what: str) -> ModuleType:
+    """Imports a module that may lie in `folder`."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"no module named '{name}', neither installed, nor on PYTHONPATH, nor in {folder}") from error
+        raise ConfigError(f"{what} does not import: {_told(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{what} does not import: {_told(error)}") from error
+
+
+def _told(error: BaseException, module: ModuleType | None = None) -> str:
+    """Says in one line what an exception is and where it was raised: the last line in the user's own code, if any is."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    package = str(Path(__file__).parents[1])
+    own = [frame for frame in frames if not frame.filename.startswith(package)] or frames
+    words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    return f"{own[-1].filename}:{own[-1].lineno}: {words}"
+
+
+def _functions_in(path: Path) -> list[str]:
+    """Lists the public functions that a file defines, without importing it; empty where it cannot be read."""
+    try:
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, ValueError, SyntaxError):
+        return []
+    return [node.name for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]

@@ -84,6 +84,8 @@ class Length:
         return f"have at least {self.least} entries" if self.most == math.inf else f"have {self.least} to {self.most} entries"
 
 
+Share = Annotated[float, Between(0, 1)]
+"""A share or a probability."""
 Steps = Annotated[int, AtLeast(0), AtMost(10**9)]
 """A number of optimizer steps, 0 where that means never."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
+from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.errors import ConfigError
 
 
@@ -12,14 +13,19 @@ from flava_ds.errors import ConfigError
 class CodebookConfig:
     """DALL-E's discrete VAE, the image tokenizer of MIM and MMM-image."""
 
-    hidden_size: int = 256
-    num_groups: int = 4
-    num_blocks_per_group: int = 2
-    num_channels: int = 3
-    vocab_size: int = 8192
-    image_size: int = 112
+    hidden_size: Annotated[int, AtLeast(1), AtMost(2**16)] = 256
+    """Width of the first group of the encoder; each group doubles it."""
+    num_groups: Annotated[int, AtLeast(1), AtMost(10)] = 4
+    """Groups of blocks; all but the first halve the picture."""
+    num_blocks_per_group: Annotated[int, AtLeast(1), AtMost(100)] = 2
+    num_channels: Annotated[int, AtLeast(1), AtMost(3)] = 3
+    """Of a picture: RGB."""
+    vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 8192
+    """How many codes there are."""
+    image_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 112
     """Pixels along one edge of the codebook's view; the grid is image_size / 2**(num_groups - 1)."""
-    decoder_init_size: int = 128
+    decoder_init_size: Annotated[int, AtLeast(1), AtMost(2**16)] = 128
+    """Channels that the decoder starts with."""
 
     @property
     def grid_size(self) -> int:
@@ -29,9 +35,5 @@ class CodebookConfig:
 
 def check_codebook(codebook: CodebookConfig) -> None:
     """Raises ConfigError naming the field, the value and the way out."""
-    for entry in fields(codebook):
-        value = getattr(codebook, entry.name)
-        if not 1 <= value < math.inf:
-            raise ConfigError(f"codebook.{entry.name} is {value}; it must be at least 1")
     if codebook.num_channels != 3:
         raise ConfigError(f"codebook.num_channels is {codebook.num_channels}; pictures are read as RGB, so it must be 3")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.variants import Variant
 
 BUILT_IN = {
@@ -28,7 +29,7 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
     predicts_codes: ClassVar[bool] = False
     """Whether its targets are an image codebook's indices."""
 
-    weight: float = 1.0
+    weight: Annotated[float, AtLeast(0), AtMost(10**6)] = 1.0
     """Factor of the objective's mean in the loss."""
 
     def build(self, config: Any) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -235,13 +234,6 @@ def check(config: Config) -> Config:
 
 def check_objectives(config: Config) -> None:
     """Raises ConfigError for the first objective in use that cannot work, or when there is none."""
-    for name, objective in config.objectives.items():
-        for entry in fields(objective):
-            value, where = getattr(objective, entry.name), f"objectives.{name}.{entry.name}"
-            if type(value) is float and not 0 <= value < math.inf:
-                raise ConfigError(f"{where} is {value:g}; it must be {'at least 0' if value < 0 else 'finite'}")
-            if entry.name.endswith(("probability", "share")) and not 0 <= value <= 1:
-                raise ConfigError(f"{where} is {value:g}; it must lie between 0 and 1")
     for name, objective in in_use(config.objectives).items():
         objective.check(f"objectives.{name}", config)
         if unknown := sorted(objective.kinds - config.model.kinds.keys()):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from flava_kernels.contrastive import info_nce
 from torch import Tensor
 
 from flava_ds.batch import Batch
+from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Features, PooledObjective
@@ -23,7 +24,7 @@ from flava_ds.objectives.base import Features, PooledObjective
 class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
     """Image-text contrastive loss over the batch of all ranks."""
 
-    logit_scale_max: float = 4.6052
+    logit_scale_max: Annotated[float, AtLeast(0), AtMost(10)] = 4.6052
     """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flava_ds.batch import Batch
+from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.layers.heads import MatchingHead
@@ -22,7 +23,8 @@ from flava_ds.objectives.base import Loss, Objective
 class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
     """Image-text matching: a caption is replaced by another sample's with the given probability."""
 
-    mismatch_probability: float = 0.1
+    mismatch_probability: Share = 0.1
+    """Of a pair to get another sample's caption."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
 

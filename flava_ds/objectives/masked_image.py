@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from flava_ds.batch import Batch
+from flava_ds.config.bounds import Above, AtLeast, AtMost
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
@@ -24,11 +25,14 @@ _STREAM = 11
 class MaskedImageConfig(ObjectiveConfig, type="mim"):
     """Masked image modelling (MIM): BEiT's block-wise masking, targets from the codebook."""
 
-    num_masked_patches: int = 75
+    num_masked_patches: Annotated[int, AtLeast(1), AtMost(2**20)] = 75
     """Upper limit for one image (75 of 196 as published code has it)."""
-    min_patches_per_block: int = 16
-    min_aspect_ratio: float = 0.3
-    attempts_per_block: int = 10
+    min_patches_per_block: Annotated[int, AtLeast(1), AtMost(2**20)] = 16
+    """Patches of the smallest block."""
+    min_aspect_ratio: Annotated[float, Above(0), AtMost(1)] = 0.3
+    """Of a block, height / width; the largest is its inverse."""
+    attempts_per_block: Annotated[int, AtLeast(1), AtMost(10_000)] = 10
+    """Tries at a block that fits, after which the picture keeps the blocks that it has."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     predicts_codes: ClassVar[bool] = True
@@ -41,15 +45,10 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
         return MaskedImageModeling(self, head)
 
     def check(self, where: str, config: Any) -> None:
-        for name in ("num_masked_patches", "min_patches_per_block", "attempts_per_block"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{where}.{name} is {getattr(self, name)}; it must be at least 1, or set {where}.weight 0")
         if self.min_patches_per_block > self.num_masked_patches:
             raise ConfigError(
                 f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit into num_masked_patches {self.num_masked_patches}"
             )
-        if not 0 < self.min_aspect_ratio <= 1:
-            raise ConfigError(f"{where}.min_aspect_ratio is {self.min_aspect_ratio:g}; it must lie above 0 and at most at 1")
 
 
 @dataclass(frozen=True, kw_only=True)

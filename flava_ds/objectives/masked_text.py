@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from flava_ds.batch import Batch
+from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniform_at
 from flava_ds.data.plan import BatchPlan, Draft
@@ -25,10 +26,14 @@ _SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM = 12, 13, 14
 class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     """Masked language modelling (MLM): BERT's 15 % with 80/10/10 replacement."""
 
-    mask_probability: float = 0.15
-    mask_token_share: float = 0.8
-    random_token_share: float = 0.1
+    mask_probability: Share = 0.15
+    """Of a token, or of a word with whole_word, to be predicted."""
+    mask_token_share: Share = 0.8
+    """Share of those that [MASK] replaces."""
+    random_token_share: Share = 0.1
+    """Share of those that a random token replaces; the others stay."""
     whole_word: bool = False
+    """Take all pieces of a word or none."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     view: ClassVar[str] = "text_masked"

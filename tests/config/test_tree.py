@@ -155,7 +155,7 @@ def test_run_path_is_directory_and_name():
         ({"model": FlavaConfig(projection_dim=0)}, "model.projection_dim is 0; it must be at least 1"),
         (
             {"model": FlavaConfig(image=ImageEncoderConfig(layer_norm_eps=-1e-6))},
-            "model.image.layer_norm_eps is -1e-06; it must be a finite number of at least 0",
+            "model.image.layer_norm_eps is -1e-06; it must be at least 0",
         ),
         ({"model": FlavaConfig(image=ImageEncoderConfig(num_channels=1))}, "model.image.num_channels is 1; pictures are read as RGB, so it must be 3"),
         ({"model": FlavaConfig(image=ImageEncoderConfig(image_std=(1.0, 0.0, 1.0)))}, "model.image.image_std is (1.0, 0.0, 1.0); each must be above 0"),
@@ -163,12 +163,12 @@ def test_run_path_is_directory_and_name():
         ({"codebook": CodebookConfig(image_size=113)}, "use codebook.image_size 112"),
         (
             {"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=0))},
-            "objectives.mim.num_masked_patches is 0; it must be at least 1, or set",
+            "objectives.mim.num_masked_patches is 0; it must be at least 1",
         ),
         ({"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=8))}, "objectives.mim: a block of min_patches_per_block 16 does not fit"),
         (
             {"objectives": flava_objectives(mmm_image=MultimodalMaskedImageConfig(min_aspect_ratio=0.0))},
-            "objectives.mmm_image.min_aspect_ratio is 0; it must lie above 0",
+            "objectives.mmm_image.min_aspect_ratio is 0; it must be above 0",
         ),
         (
             {"objectives": flava_objectives(mlm=MaskedTextConfig(random_token_share=0.3))},

@@ -5,9 +5,24 @@ import math
 
 import pytest
 
-from flava_ds.config import CheckpointConfig, Config, CosineScheduleConfig, EngineConfig, LoggingConfig, TrainingConfig, check, from_dict, load, to_dict
+from flava_ds.config import (
+    CheckpointConfig,
+    CodebookConfig,
+    Config,
+    CosineScheduleConfig,
+    EngineConfig,
+    LoggingConfig,
+    TrainingConfig,
+    check,
+    from_dict,
+    load,
+    to_dict,
+)
 from flava_ds.config.bounds import check_bounds
 from flava_ds.errors import ConfigError
+from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, flava_objectives
+from flava_ds.objectives.masked_image import MaskedImageConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes import RECIPES
 
@@ -35,6 +50,21 @@ def test_recipes_keep_their_bounds(name):
         ({"logging": LoggingConfig(profile_steps=(20, 10**11))}, "logging.profile_steps is (20, 100000000000); number 2 must be at most 1000"),
         ({"logging": LoggingConfig(profile_steps=(20, 0))}, "logging.profile_steps is (20, 0); number 2 must be at least 1"),
         ({"logging": LoggingConfig(memory_snapshot_step=-1)}, "logging.memory_snapshot_step is -1; it must be at least 0"),
+        ({"codebook": CodebookConfig(vocab_size=0)}, "codebook.vocab_size is 0; it must be at least 1"),
+        ({"codebook": CodebookConfig(num_groups=64)}, "codebook.num_groups is 64; it must be at most 10"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(image_mean=(0.5, math.inf, 0.5)))}, "each must lie between 0 and 1"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(image_std=(0.5, math.nan, 0.5)))}, "each must be above 0"),
+        ({"model": FlavaConfig(image=ImageEncoderConfig(hidden_size=10**9))}, "model.image.hidden_size is 1000000000; it must be at most 2**17"),
+        ({"model": FlavaConfig(logit_scale_init=math.nan)}, "model.logit_scale_init is nan; it must be at least 0"),
+        ({"objectives": flava_objectives(mim=MaskedImageConfig(weight=math.inf))}, "objectives.mim.weight is inf; it must be at most 10**6"),
+        (
+            {"objectives": flava_objectives(mlm=MaskedTextConfig(mask_probability=math.nan))},
+            "mlm.mask_probability is nan; it must lie between 0 and 1",
+        ),
+        (
+            {"objectives": flava_objectives(mim=MaskedImageConfig(attempts_per_block=10**9))},
+            "attempts_per_block is 1000000000; it must be at most 10000",
+        ),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
         ({"seed": 1.0}, "seed is 1.0; expected int"),

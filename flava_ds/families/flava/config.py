@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from flava_ds.config.bounds import Above, AtLeast, AtMost, Share
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import ConfigError
@@ -16,21 +16,33 @@ if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
 
+Width = Annotated[int, AtLeast(1), AtMost(2**17)]
+"""Features of a token."""
+Deviation = Annotated[float, Above(0), AtMost(10)]
+"""A standard deviation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig:
     """ViT over patches (paper, Table A.1)."""
 
-    image_size: int = 224
-    patch_size: int = 16
-    num_channels: int = 3
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 224
+    """Pixels along one edge."""
+    patch_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 16
+    """Pixels along one edge of a patch."""
+    num_channels: Annotated[int, AtLeast(1), AtMost(3)] = 3
+    """Of a picture: RGB."""
+    hidden_size: Width = 768
+    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 12
+    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
+    """They divide hidden_size."""
+    intermediate_size: Width = 3072
+    """Width of the MLP."""
+    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
+    image_mean: tuple[Share, Share, Share] = (0.48145466, 0.4578275, 0.40821073)
     """Per channel, on the [0, 1] scale; CLIP's, as both published implementations use."""
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
+    """Per channel, on the same scale."""
 
     @property
     def grid_size(self) -> int:
@@ -47,26 +59,33 @@ class ImageEncoderConfig:
 class TextEncoderConfig:
     """BERT embeddings in front of the same pre-norm transformer."""
 
-    vocab_size: int = 30522
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    pad_token_id: int = 0
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
+    vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 30522
+    """Entries of the tokenizer's vocabulary."""
+    max_position_embeddings: Annotated[int, AtLeast(1), AtMost(2**20)] = 512
+    """Tokens of the longest text."""
+    type_vocab_size: Annotated[int, AtLeast(1), AtMost(1024)] = 2
+    """Rows of the table of token types, of which the first is used."""
+    pad_token_id: Annotated[int, AtLeast(0), AtMost(2**24)] = 0
+    hidden_size: Width = 768
+    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 12
+    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
+    """They divide hidden_size."""
+    intermediate_size: Width = 3072
+    """Width of the MLP."""
+    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalEncoderConfig:
     """Transformer over [CLS_M | image | text]; adds no position or modality embedding."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
+    hidden_size: Width = 768
+    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 6
+    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
+    """They divide hidden_size."""
+    intermediate_size: Width = 3072
+    """Width of the MLP."""
+    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +95,14 @@ class FlavaConfig(FamilyConfig, type="flava"):
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     multimodal: MultimodalEncoderConfig = field(default_factory=MultimodalEncoderConfig)
-    projection_dim: int = 768
+    projection_dim: Width = 768
     """Width of the contrastive space. 768 loads the released weights; the paper's table says 512."""
-    logit_scale_init: float = 2.6592
-    """log(1 / 0.07)."""
+    logit_scale_init: Annotated[float, AtLeast(0), AtMost(10)] = 2.6592
+    """Logarithm of the first scale of the contrastive logits: log(1 / 0.07)."""
     poolers: bool = False
     """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face checkpoints pass through whole."""
-    initializer_range: float = 0.02
+    initializer_range: Annotated[float, AtLeast(0), AtMost(1)] = 0.02
+    """Standard deviation of the first weights."""
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "image": "image", "text": "text"}
 
@@ -141,22 +161,12 @@ def flava_objectives(**changed: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
 def check_encoders(model: FlavaConfig) -> None:
     """Raises ConfigError naming the field of an encoder, the value and the way out."""
     encoders = {"model.image": model.image, "model.text": model.text, "model.multimodal": model.multimodal}
-    for name, part in {**encoders, "model": model}.items():
-        for entry in fields(part):
-            value = getattr(part, entry.name)
-            least = 0 if entry.name == "pad_token_id" else 1
-            if type(value) is int and value < least:
-                raise ConfigError(f"{name}.{entry.name} is {value}; it must be at least {least}")
-            if type(value) is float and not 0 <= value < math.inf:
-                raise ConfigError(f"{name}.{entry.name} is {value:g}; it must be a finite number of at least 0")
     for name, encoder in encoders.items():
         if encoder.hidden_size % encoder.num_attention_heads:
             raise ConfigError(f"{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
     image, text = model.image, model.text
     if image.image_size % image.patch_size:
         raise ConfigError(f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}")
-    if not min(image.image_std) > 0:
-        raise ConfigError(f"model.image.image_std is {image.image_std}; each must be above 0")
     if text.pad_token_id >= text.vocab_size:
         raise ConfigError(f"model.text.pad_token_id {text.pad_token_id} is none of model.text.vocab_size {text.vocab_size} entries")
     if image.num_channels != 3:

@@ -96,6 +96,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add_plugin(command)
     command = add("config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False)
     add_recipe(command)
+    command.add_argument("--reference", action="store_true", help="print every field of every section and variant instead, as Markdown")
     add_plugin(command)
     command = add("evaluate", evaluate, "evaluate a run on its held-out data")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder, e.g. runs/demo")
@@ -169,7 +170,14 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Prints the resolved configuration."""
+    """Prints the resolved configuration, or the reference of all that there is."""
+    if options.reference:
+        if options.recipe is not None or overrides:
+            raise UserError(f"--reference is of no recipe; leave '{' '.join(filter(None, [options.recipe, *overrides]))}' out")
+        from flava_ds.config.reference import reference
+
+        print(reference(), end="")
+        return 0
     from flava_ds.config import to_dict
 
     config = resolve_or_help(options, overrides)

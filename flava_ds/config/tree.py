@@ -32,7 +32,9 @@ class TrainingConfig:
     gradient_accumulation_steps: Annotated[int, AtLeast(1), AtMost(2**16)] = 1
     """Micro-steps whose gradients one optimizer step adds up."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of activations and gradients; weights and moments that the optimizer moves are fp32 always."""
     activation_checkpointing: bool = False
+    """Compute the encoders' activations again in the backward pass instead of keeping them."""
     gradient_clipping: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """Largest global norm; 0 clips nothing."""
     idle_parameters: Literal["frozen", "zeros"] = "frozen"
@@ -87,12 +89,15 @@ class LoggingConfig:
     """Where numbers go, and what is watched. docs/observability.md explains every number."""
 
     run_directory: str = "runs"
+    """Folder of the runs' folders."""
     every_steps: Steps = 10
     """Steps between lines of the log; 0 logs the last step only."""
     tensorboard: bool = True
+    """Write event files for TensorBoard."""
     wandb: bool = False
     """Also log to Weights & Biases (extra `wandb`); its variables apply, WANDB_MODE=offline among them."""
     wandb_project: str = "flava_ds"
+    """Name of the project there."""
     prometheus: bool = True
     """Keep the latest numbers in metrics.prom, for the textfile collector of Prometheus' node_exporter."""
     objective_gradient_norms_every: Steps = 0
@@ -104,6 +109,7 @@ class LoggingConfig:
     profile_steps: tuple[Steps, Annotated[int, AtLeast(1), AtMost(1000)]] | None = None
     """(first step, count): steps whose operators rank 0 writes to profile/ as a Chrome trace."""
     profile_all_ranks: bool = False
+    """Profile every rank, not rank 0 alone."""
     memory_snapshot_step: Steps | None = None
     """Step whose allocations every rank writes to profile/; needs a CUDA device."""
 
@@ -127,6 +133,7 @@ class Config:
     """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
 
     name: str
+    """The folder of the run, under logging.run_directory."""
     seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
     """Of everything that is drawn: weights, order of the samples, masks, augmentation."""
     model: FamilyConfig = field(default_factory=_flava)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -90,9 +91,9 @@ Steps = Annotated[int, AtLeast(0), AtMost(10**9)]
 """A number of optimizer steps, 0 where that means never."""
 
 
-def check_bounds(tree: Any) -> None:
-    """Raises ConfigError for the first value of the tree of another type than its field's, or outside of its bounds."""
-    for place in places(tree):
+def check_bounds(tree: Any, name: str = "") -> None:
+    """Raises ConfigError for the first value of another type than its field's, or outside of its bounds, in a tree or its section `name`."""
+    for place in places(tree, None, (name,) if name else ()):
         if place.base is None:
             check_value(place.name, place.hint, place.value)
 
@@ -109,6 +110,10 @@ def complaint(hint: Any, value: Any) -> str | None:
     if isinstance(value, tuple):
         broken = [bound for bound in _bounds(hint) if isinstance(bound, Length) and not bound.least <= len(value) <= bound.most]
         return f"it must {broken[0]}" if broken else _complaint_of_entries(_entry_hints(hint, len(value)), value)
+    if isinstance(value, Mapping):
+        entry = _entry_hints(hint, 2)[1]
+        found = [(name, must) for name, one in value.items() if (must := complaint(entry, one))]
+        return found[0][1].replace("it", f"that of '{found[0][0]}'", 1) if found else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     broken = [bound for bound in _bounds(hint) if isinstance(bound, Range) and not bound.holds(value)]

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Between, Range, Share
 from flava_ds.errors import ConfigError, did_you_mean
+
+Portion = Annotated[float, Range(0, 1, open_least=True)]
+"""A share that is never nothing."""
+Ratio = Annotated[float, Above(0), AtMost(100)]
+Weight = Annotated[float, AtLeast(0), AtMost(10**9)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransformConfig:
     """Augmentation of one image; drawn from (seed, source, epoch, sample), never from a global generator."""
 
-    crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the area kept by the random resized crop."""
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    horizontal_flip: float = 0.0
+    crop_scale: tuple[Portion, Portion] = (0.9, 1.0)
+    """Least and largest share of the area kept by the random resized crop."""
+    crop_ratio: tuple[Ratio, Ratio] = (0.75, 4 / 3)
+    """Least and largest width / height of the crop."""
+    horizontal_flip: Share = 0.0
     """Probability."""
-    rotation_degrees: float = 0.0
+    rotation_degrees: Annotated[float, Between(0, 180)] = 0.0
     """Largest absolute angle."""
-    color_jitter: float = 0.0
+    color_jitter: Share = 0.0
     """Strength in [0, 1] of a random linear map of the colours around their mean."""
-    grayscale: float = 0.0
+    grayscale: Share = 0.0
     """Probability."""
-    invert: float = 0.0
+    invert: Share = 0.0
     """Probability of a negative."""
-    edges: float = 0.0
+    edges: Share = 0.0
     """Probability of replacing the picture by the outline of its luminance."""
 
 
@@ -39,29 +45,29 @@ class SourceConfig:
     kind: Literal["image", "text", "pair"]
     shards: str
     """A folder, one .tar, a brace pattern such as '/data/{00000..00099}.tar', or a .txt that lists such entries; each local or a URL."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Share of steps that draw this source, relative to the others', or to those of its kind where data.kind_weights is set."""
-    seed: int | None = None
+    seed: Annotated[int, AtLeast(0), Below(2**64)] | None = None
     """Fixes, with the run's seed, the order of its samples and everything random about them; None takes a hash of its name.
 
     So neither its place among the sources nor what the others are called changes its order. A source that gets another name keeps its order under the
     seed that it had; `flava-ds config` and the loader's state in a checkpoint show it. Seeds of one run differ.
     """
-    global_batch_size: int | None = None
+    global_batch_size: Annotated[int, AtLeast(1), AtMost(2**24)] | None = None
     """Samples of one optimizer step over all ranks; None takes training.global_batch_size."""
     caption_key: str | None = None
     """Field of the sample's .json that holds a caption or a list of captions; None takes the .txt."""
-    max_tokens: int = 77
+    max_tokens: Annotated[int, AtLeast(1), AtMost(2**20)] = 77
     """Longest text kept, special tokens included; longer text is cut."""
     transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
     image_codes_key: str | None = None
     """Member suffix of precomputed codebook indices, e.g. 'codes.npy'; None computes them on the device. Needs a transform that changes nothing."""
-    masked_share: float = 1.0
+    masked_share: Portion = 1.0
     """Share of a pair batch that also goes through the masked and the fused pass (MMM, ITM); the contrastive loss sees the whole batch.
 
     1 as in the paper. Those passes are two thirds of a pair step, so at 0.25 the contrastive loss gets twice the pairs in the same time.
     """
-    max_skipped_share: float = 0.05
+    max_skipped_share: Share = 0.05
     """The run stops when more than this share of the samples seen was unusable."""
     skip_list: str | None = None
     """File of samples to leave out, by key or by hash of the picture; `flava-ds prepare skiplist` makes one."""
@@ -71,11 +77,11 @@ class SourceConfig:
 class WeightChange:
     """New weights from a step on."""
 
-    step: int
+    step: Annotated[int, AtLeast(1), AtMost(10**9)]
     """The first optimizer step with these weights; a multiple of data.block_steps."""
-    weights: dict[str, float] | None = None
+    weights: dict[str, Weight] | None = None
     """By the name of a source, in place of SourceConfig.weight; a source that is not named keeps what holds till then. 0 rests a source."""
-    kind_weights: dict[str, float] | None = None
+    kind_weights: dict[str, Weight] | None = None
     """By kind, in place of data.kind_weights; a kind that is not named keeps what holds till then."""
 
 
@@ -87,39 +93,39 @@ class DataConfig:
     """The corpora by name: letters, digits, '_', '-', '.' and '+'. Their order means nothing."""
     vocabulary: str = "bert_base_uncased"
     """A name under flava_ds/data/vocab or the path of a WordPiece vocab.txt."""
-    kind_weights: dict[str, float] | None = None
+    kind_weights: dict[str, Weight] | None = None
     """Shares of the steps by kind, e.g. pair 0.7 image 0.15 text 0.15; sources share those of their kind. None: each source's weight counts among all."""
     weigh_by_size: bool = False
     """Multiply each source's weight by its number of samples, so that sources of equal weight pass through their epochs at the same rate."""
     weight_changes: tuple[WeightChange, ...] = ()
     """Changes of the weights on the way, by ascending step."""
-    block_steps: int = 1
+    block_steps: Annotated[int, AtLeast(1), AtMost(10**6)] = 1
     """Consecutive optimizer steps that draw the same source; ZeRO-3 likes 6."""
     shuffle: bool = True
     """False reads samples in the order of the shards."""
-    shuffle_block_size: int = 1
+    shuffle_block_size: Annotated[int, AtLeast(1), AtMost(2**31)] = 1
     """Consecutive samples that the shuffle keeps near each other, so that they are read from one range of a shard; 1 is the full shuffle."""
-    shuffle_window_blocks: int = 1024
+    shuffle_window_blocks: Annotated[int, AtLeast(1), AtMost(2**31)] = 1024
     """Blocks among whose samples the shuffle mixes; their bytes are the working set. Nothing where shuffle_block_size is 1."""
-    num_workers: int = 2
+    num_workers: Annotated[int, AtLeast(0), AtMost(1024)] = 2
     """Loader processes per rank, shared by all sources."""
-    prefetch_batches: int = 2
+    prefetch_batches: Annotated[int, AtLeast(1), AtMost(1024)] = 2
     """Batches that each worker keeps ready, at most."""
-    prefetch_mib: int = 2048
+    prefetch_mib: Annotated[int, AtLeast(1), AtMost(2**24)] = 2048
     """Most memory per rank for batches kept ready; large batches are prefetched in smaller number."""
-    max_member_bytes: int = 2**26
+    max_member_bytes: Annotated[int, AtLeast(1), AtMost(2**40)] = 2**26
     """A sample with a larger member (picture, caption, codes) is skipped before a byte of it is read."""
-    max_image_pixels: int = 2**26
+    max_image_pixels: Annotated[int, AtLeast(1), AtMost(2**40)] = 2**26
     """A picture with more pixels, by its header, is skipped before it is decoded; as RGB it would take three bytes for each."""
     cache_directory: str | None = None
     """Folder for parts of remote shards, shared by the processes of a machine; None takes the user's cache."""
-    cache_gib: float = 64.0
+    cache_gib: Annotated[float, Above(0), AtMost(2**20)] = 64.0
     """Largest size of that folder, in GiB; with a shuffle by blocks, a window's samples should fit."""
-    read_retries: int = 4
+    read_retries: Annotated[int, AtLeast(0), AtMost(1000)] = 4
     """How often a read from afar is repeated, after growing pauses, before the run stops."""
-    read_timeout_s: float = 30.0
+    read_timeout_s: Annotated[float, Above(0), AtMost(86_400)] = 30.0
     """Seconds that one such read, of 8 MiB at most, may take before it counts as failed."""
-    worker_timeout_s: int = 300
+    worker_timeout_s: Annotated[int, AtLeast(0), AtMost(7 * 86_400)] = 300
     """Seconds without a batch after which a loader process counts as hung and the run stops; 0 waits forever."""
 
 
@@ -131,15 +137,6 @@ UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 
 _NAME = re.compile(r"\w[\w.+-]*")
 _LONGEST_NAME = 100
-_AT_LEAST_ONE = (
-    "block_steps",
-    "shuffle_block_size",
-    "shuffle_window_blocks",
-    "prefetch_batches",
-    "prefetch_mib",
-    "max_member_bytes",
-    "max_image_pixels",
-)
 
 
 def weights_by_stage(data: DataConfig) -> list[tuple[int, dict[str, float], dict[str, float] | None]]:
@@ -166,12 +163,6 @@ def _drawn(data: DataConfig, weights: Mapping[str, float], kind_weights: Mapping
 
 def check_data(data: DataConfig, max_tokens: int) -> None:
     """Raises ConfigError naming the field, the value and the way out."""
-    for name in (*_AT_LEAST_ONE, "cache_gib"):
-        value = getattr(data, name)
-        if value <= 0 or (name != "cache_gib" and value < 1):
-            raise ConfigError(f"data.{name} is {value}; it must be {'above 0' if name == 'cache_gib' else 'at least 1'}")
-    if data.read_timeout_s <= 0:
-        raise ConfigError(f"data.read_timeout_s is {data.read_timeout_s:g}; it must be above 0")
     longest = (data.read_retries + 1) * data.read_timeout_s
     if 0 < data.worker_timeout_s < longest and any("://" in source.shards for source in data.sources.values()):
         raise ConfigError(
@@ -201,17 +192,10 @@ def check_names(sources: Mapping[str, SourceConfig]) -> None:
 
 def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
     """Checks one source."""
-    if not 0 <= source.weight < math.inf:
-        wrong = "negative" if source.weight < 0 else "no finite number"
-        raise ConfigError(f"source '{name}': weight {source.weight} is {wrong}; set --data.sources.{name}.weight to 0 or more")
-    if not 0 < source.masked_share <= 1:
-        raise ConfigError(f"source '{name}': masked_share {source.masked_share:g} must lie above 0 and at most at 1")
     if source.masked_share != 1 and source.kind != "pair":
         raise ConfigError(f"source '{name}': masked_share {source.masked_share:g} is for pairs; {source.kind} batches are masked as a whole")
     if source.kind != "image" and not 2 < source.max_tokens <= max_tokens:
         raise ConfigError(f"source '{name}': max_tokens {source.max_tokens} must lie between 3 and {max_tokens}, the longest text that the model takes")
-    if not 0 <= source.max_skipped_share <= 1:
-        raise ConfigError(f"source '{name}': max_skipped_share {source.max_skipped_share:g} must lie between 0 and 1")
     _check_transform(f"source '{name}': transform", source.transform)
     if source.image_codes_key and source.transform != UNCHANGED:
         raise ConfigError(
@@ -222,13 +206,10 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
 
 def _check_transform(where: str, transform: ImageTransformConfig) -> None:
     """Checks one augmentation."""
-    if not 0 < transform.crop_scale[0] <= transform.crop_scale[1] <= 1:
-        raise ConfigError(f"{where}.crop_scale {transform.crop_scale}: give the least and the largest share of the area, above 0 and at most 1")
-    if not 0 < transform.crop_ratio[0] <= transform.crop_ratio[1] < float("inf"):
-        raise ConfigError(f"{where}.crop_ratio {transform.crop_ratio}: give the least and the largest width / height, above 0")
-    for name in ("horizontal_flip", "color_jitter", "grayscale", "invert", "edges"):
-        if not 0 <= (value := getattr(transform, name)) <= 1:
-            raise ConfigError(f"{where}.{name} {value:g} must lie between 0 and 1")
+    if transform.crop_scale[0] > transform.crop_scale[1]:
+        raise ConfigError(f"{where}.crop_scale {transform.crop_scale}: give the least and the largest share of the area, in this order")
+    if transform.crop_ratio[0] > transform.crop_ratio[1]:
+        raise ConfigError(f"{where}.crop_ratio {transform.crop_ratio}: give the least and the largest width / height, in this order")
 
 
 def _check_weights(data: DataConfig) -> None:
@@ -257,9 +238,7 @@ def _check_weights(data: DataConfig) -> None:
 
 
 def _check_mapping(where: str, weights: Mapping[str, float] | None, known: list[str], what: str) -> None:
-    """Checks weights by name."""
-    for name, weight in (weights or {}).items():
+    """Checks the names of weights."""
+    for name in weights or {}:
         if name not in known:
             raise ConfigError(f"{where}: no {what} is called {name!r:.80}{did_you_mean(name, known) or '; there is ' + ', '.join(known)}")
-        if not 0 <= weight < math.inf:
-            raise ConfigError(f"{where}: {name} is {weight:g}; it must be a number of at least 0")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds, check_value
+from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, check_data, drawn_sources
 from flava_ds.config.earlier import modernised
@@ -212,20 +211,12 @@ class Config:
         return size // parts
 
 
-AT_LEAST = {
-    **{"data.num_workers": 0, "data.read_retries": 0, "data.worker_timeout_s": 0},
-}
-"""The smallest value of numbers whose fields do not say it."""
-
-
 def check(config: Config) -> Config:
     """Returns `config` after the checks that involve several fields.
 
     Raises: ConfigError naming the fields and the way out.
     """
     check_bounds(config)
-    for name, least in AT_LEAST.items():
-        check_value(name, Annotated[float, AtLeast(least)], float(attrgetter(name)(config)))
     config.model.check(config)
     check_objectives(config)
     check_codebook(config.codebook)

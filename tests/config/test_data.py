@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from flava_ds.config.data import DataConfig, SourceConfig, WeightChange, check_data, drawn_sources
+from flava_ds.config.bounds import check_bounds
+from flava_ds.config.data import DataConfig, ImageTransformConfig, SourceConfig, WeightChange, check_data, drawn_sources
 from flava_ds.errors import ConfigError
 
 PAIR, TEXT = SourceConfig(kind="pair", shards="x"), SourceConfig(kind="text", shards="x")
@@ -29,31 +30,46 @@ def test_the_defaults_and_a_full_example_pass():
         ({"shuffle_window_blocks": -1}, "data.shuffle_window_blocks is -1"),
         ({"prefetch_batches": 0}, "data.prefetch_batches is 0"),
         ({"prefetch_mib": 0}, "data.prefetch_mib is 0"),
+        ({"num_workers": 10**6}, "data.num_workers is 1000000; it must be at most 1024"),
+        ({"cache_gib": float("nan")}, "data.cache_gib is nan; it must be above 0"),
+        ({"read_timeout_s": float("nan")}, "data.read_timeout_s is nan; it must be above 0"),
+        ({"read_timeout_s": float("inf")}, "data.read_timeout_s is inf; it must be at most 86400"),
+        ({"worker_timeout_s": 10**13}, "data.worker_timeout_s is 10000000000000; it must be at most 604800"),
+        ({"sources": {"a": replace(PAIR, global_batch_size=-4)}}, "data.sources.a.global_batch_size is -4; it must be at least 1"),
+        ({"sources": {"a": replace(PAIR, seed=2**64)}}, r"data.sources.a.seed is 18446744073709551616; it must be below 2\*\*64"),
+        (
+            {"sources": {"a": replace(PAIR, transform=ImageTransformConfig(rotation_degrees=float("nan")))}},
+            "rotation_degrees is nan; it must lie between 0 and 180",
+        ),
+        ({"sources": {"a": replace(PAIR, transform=ImageTransformConfig(crop_scale=(0.0, 1.0)))}}, "each must be above 0 and at most 1"),
+        ({"sources": {"a": replace(PAIR, transform=ImageTransformConfig(crop_scale=(0.9, 0.5)))}}, "share of the area, in this order"),
         ({"max_member_bytes": 0}, "data.max_member_bytes is 0"),
         ({"max_image_pixels": 0}, "data.max_image_pixels is 0"),
-        ({"cache_gib": 0.0}, "data.cache_gib is 0.0; it must be above 0"),
+        ({"cache_gib": 0.0}, "data.cache_gib is 0; it must be above 0"),
         ({"kind_weights": {"pair": 0.5}}, "data.kind_weights: no share for 'text', the kind of source 'b', at step 0; give it one, 0 to rest the kind"),
         ({"kind_weights": {"pair": 0.5, "texts": 0.5}}, "data.kind_weights: no kind is called 'texts'; did you mean 'text'?"),
-        ({"kind_weights": {"pair": 0.5, "text": -0.5}}, "data.kind_weights: text is -0.5; it must be a number of at least 0"),
+        ({"kind_weights": {"pair": 0.5, "text": -0.5}}, "data.kind_weights is {.*}; that of 'text' must be at least 0"),
         ({"kind_weights": {"pair": 0.0, "text": 0.0}}, "no source has a weight above 0 at step 0; give one, e.g. --data.sources.a.weight 1"),
-        ({"weight_changes": (change(0, a=1.0),)}, r"weight_changes\[0\]: step 0 must come after step 0"),
+        ({"weight_changes": (change(0, a=1.0),)}, "data.weight_changes.0.step is 0; it must be at least 1"),
         ({"weight_changes": (change(5, a=1.0),), "block_steps": 2}, "a multiple of data.block_steps 2"),
         ({"weight_changes": (change(5),)}, r"weight_changes\[0\] changes nothing"),
         ({"weight_changes": (change(5, c=1.0),)}, r"weight_changes\[0\].weights: no source is called 'c'; there is a, b"),
-        ({"weight_changes": (change(5, b=-1.0),)}, r"weight_changes\[0\].weights: b is -1; it must be a number of at least 0"),
-        ({"weight_changes": (change(5, b=float("nan")),)}, "b is nan; it must be a number of at least 0"),
+        ({"weight_changes": (change(5, b=-1.0),)}, "data.weight_changes.0.weights is {'b': -1.0}; that of 'b' must be at least 0"),
+        ({"weight_changes": (change(5, b=float("nan")),)}, "that of 'b' must be at least 0"),
         ({"weight_changes": (change(5, a=0.0, b=0.0),)}, "no source has a weight above 0 at step 5"),
         ({"weight_changes": (change(5, a=0.0), change(4, a=1.0))}, r"\[1\]: step 4 must come after step 5"),
         ({"sources": {"a": replace(PAIR, seed=3), "b": replace(TEXT, seed=3)}}, "'a' and 'b' both have seed 3; change --data.sources.b.seed"),
         ({"sources": {"a_b": PAIR, "a-b": TEXT}}, "'a_b' and 'a-b' differ only in '_' and '-'"),
-        ({"sources": {"a": replace(PAIR, weight=-1.0)}}, "source 'a': weight -1.0 is negative; set --data.sources.a.weight to 0 or more"),
-        ({"sources": {"a": replace(PAIR, weight=float("inf"))}}, "source 'a': weight inf is no finite number"),
+        ({"sources": {"a": replace(PAIR, weight=-1.0)}}, "data.sources.a.weight is -1; it must be at least 0"),
+        ({"sources": {"a": replace(PAIR, weight=float("inf"))}}, "data.sources.a.weight is inf; it must be at most 10"),
         ({"sources": {"a": replace(PAIR, weight=0.0), "b": replace(TEXT, weight=0.0)}}, "no source has a weight above 0 at step 0"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(fields, message):
+    data = DataConfig(**{"sources": SOURCES} | fields)
     with pytest.raises(ConfigError, match=message):
-        check_data(DataConfig(**{"sources": SOURCES} | fields), 512)
+        check_bounds(data, "data")
+        check_data(data, 512)
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "a/b", "../a", "-a", ".a", "a\nb", "a\n", "a\x1b[31m", "a=b", "a" * 101])

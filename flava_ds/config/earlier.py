@@ -9,10 +9,31 @@ _KINDS = ("pair", "image", "text")
 
 
 def modernised(saved: Any) -> Any:
-    """Returns the JSON of a configuration with what earlier versions wrote otherwise in today's form; anything else is left for the reader to judge.
+    """Returns the JSON of a configuration with what earlier versions wrote otherwise in today's form; anything else is
+    left for the reader to judge.
 
-    Sources were a list. Their seeds were their places in it, and so were the places of weights by source.
+    There was one family, one optimizer and one schedule, and six objectives that told their type by their name. Sources
+    were a list; their seeds were their places in it, and so were the places of weights by source.
     """
+    return _sources_by_name(_with_types(saved))
+
+
+def _with_types(saved: Any) -> Any:
+    """Adds the tags that sections of one form did not need."""
+    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict) or "type" in saved["model"]:
+        return saved
+    changed = dict(saved)
+    for section, tag in (("model", "flava"), ("optimizer", "adamw"), ("schedule", "cosine")):
+        if isinstance(saved.get(section), dict):
+            changed[section] = {"type": tag, **saved[section]}
+    if isinstance(saved.get("objectives"), dict):
+        objectives = saved["objectives"].items()
+        changed["objectives"] = {n: {"type": n, **own} if isinstance(own, dict) else own for n, own in objectives}
+    return changed
+
+
+def _sources_by_name(saved: Any) -> Any:
+    """Makes a mapping of a list of sources, and of what was told by their places."""
     data = saved.get("data") if isinstance(saved, dict) else None
     if not isinstance(data, dict) or not _is_list_of_named(data.get("sources")):
         return saved

@@ -15,8 +15,10 @@ SOURCES = {"pmd": SourceConfig(kind="pair", shards="x", seed=0), "text": SourceC
 
 
 def numbered(config: Config) -> dict:
-    """Writes a configuration as versions did whose sources were a list."""
+    """Writes a configuration as versions did whose sources were a list, and whose sections had one form each."""
     saved = to_dict(config)
+    for section in (saved["model"], saved["optimizer"], saved["schedule"], *saved["objectives"].values()):
+        del section["type"]
     data = saved["data"]
     data["sources"] = [{"name": name, **{key: value for key, value in source.items() if key != "seed"}} for name, source in data["sources"].items()]
     data["kind_weights"] = [0.7, 0.0, 0.3]
@@ -27,7 +29,9 @@ def numbered(config: Config) -> dict:
 def test_a_list_of_sources_becomes_a_mapping_with_their_places_as_seeds(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(numbered(Config(name="run", objectives=OBJECTIVES, data=DataConfig(sources=SOURCES)))))
-    data = load(path).data
+    loaded = load(path)
+    data = loaded.data
+    assert loaded.objectives == OBJECTIVES and loaded.model == Config(name="run").model
     assert data.sources == SOURCES and data.kind_weights == {"pair": 0.7, "image": 0.0, "text": 0.3}
     assert data.weight_changes == (
         WeightChange(step=5, weights={"pmd": 1.0, "text": 0.0}),

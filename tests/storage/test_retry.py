@@ -13,6 +13,7 @@ from data.shard_files import pair_members, write_tar
 from flava_ds.config import UNCHANGED, Config, DataConfig, SourceConfig, check
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import ConfigError, DataError
+from flava_ds.families.flava.config import flava_objectives
 from flava_ds.storage.files import RemoteFile, RemoteShard, stamp_of
 from flava_ds.storage.retry import ReadPolicy, call_once, policy_of
 from flava_ds.storage.shards import list_shards
@@ -130,7 +131,9 @@ def test_the_policy_of_a_run_reaches_its_reads(server, make_config, tmp_path):
 
 def test_times_that_cannot_work_are_refused():
     def data(**changes):
-        return Config(name="x", data=DataConfig(sources={"a": SourceConfig(kind="image", shards="http://host/0.tar")}, **changes))
+        return Config(
+            name="x", objectives=flava_objectives(), data=DataConfig(sources={"a": SourceConfig(kind="image", shards="http://host/0.tar")}, **changes)
+        )
 
     check(data())
     for changes, told in (

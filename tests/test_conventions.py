@@ -29,6 +29,7 @@ PROGRAM_TESTS = {
     "gpu_suite",
     "changed_tests",
     "equality",
+    "path_of_a_batch",
 }  # tests of the whole, which mirror no module
 
 BELOW = {

@@ -1,12 +1,14 @@
-# make demo [MINUTES=10]   make test [TEST_FLAGS=--full]   make check   make kernels   make bench   make docs   make results
-# The environment is installed on first use, and again only after setup.py or pyproject.toml has changed.
+# make demo [WORK=hour | MINUTES=20] [CODEBOOK=train]   make test [TEST_FLAGS=--full]   make check   make kernels   make bench   make docs
+# The environment is installed on first use, and again only after setup.py or pyproject.toml has changed: what the demo needs for the
+# demo, everything for the others.
 
-PYTHON  ?= python3
-MINUTES ?= 10
-VENV    := .venv
-BIN     := $(VENV)/bin
-STAMP   := $(VENV)/.installed
-EXTRAS  := demo,hf,eval,triton,dev
+PYTHON     ?= python3
+WORK       ?= ten-minutes
+VENV       := .venv
+BIN        := $(VENV)/bin
+DEMO_STAMP := $(VENV)/.installed-demo
+STAMP      := $(VENV)/.installed
+EXTRAS     := demo,hf,eval,triton,dev
 
 # What the pages about distributed training show, in the order of how long it takes: about half an hour in all.
 RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
@@ -14,8 +16,8 @@ RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
 .PHONY: demo test check kernels bench docs results
 .DELETE_ON_ERROR:
 
-demo: $(STAMP)
-	@$(BIN)/flava-ds demo --minutes $(MINUTES) $(DEMO_FLAGS)
+demo: $(DEMO_STAMP)
+	@$(BIN)/flava-ds demo $(if $(MINUTES),--minutes $(MINUTES),--work $(WORK)) $(if $(CODEBOOK),--codebook $(CODEBOOK)) $(DEMO_FLAGS)
 
 test: $(STAMP)
 	@sh .ci/run_tests $(BIN) $(TEST_FLAGS)
@@ -44,10 +46,12 @@ results: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python docs/fill.py
 
-$(STAMP): setup.py pyproject.toml
+$(DEMO_STAMP): WANTED := demo
+$(STAMP): WANTED := $(EXTRAS)
+$(DEMO_STAMP) $(STAMP): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or later is needed; name another one with PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || sh .ci/make_venv $(PYTHON) $(VENV)
-	@echo "installing flava_ds and what it needs into $(VENV): some minutes, once"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRAS)]'
+	@echo "installing flava_ds[$(WANTED)] into $(VENV), once: some minutes, most of them for torch"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(WANTED)]'
 	@touch $@

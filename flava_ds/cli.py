@@ -82,10 +82,12 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds demo, train, config, evaluate, report and convert."""
     command = add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the committed data")
-    command.add_argument("--minutes", type=float, default=10.0, help="time for everything (default: 10)")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--work", default="ten-minutes", help="fixed work: two-minutes, ten-minutes (default) or hour, on two cores with bf16 instructions")
+    length.add_argument("--minutes", type=float, help="instead of a fixed work, as many steps as fit; without gates")
+    command.add_argument("--codebook", choices=["committed", "train"], default="committed", help="train the image codebook first (default: committed)")
     command.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
-    command.add_argument("--resume", action="store_true", help="continue the latest demo run instead of starting a new one")
-    command.add_argument("--no-gates", action="store_true", help="report the quality gates, but do not fail because of them")
+    command.add_argument("--new", action="store_true", help="begin a new demo even where one was stopped on the way")
     overrides = "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards DIR; RECIPE --help lists them"
     command = add("train", train, "train a recipe, on one process or through the deepspeed launcher", epilog=overrides, add_help=False)
     add_recipe(command)
@@ -202,8 +204,10 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
 def run_demo(options: argparse.Namespace, _: list[str]) -> int:
     """Runs the demo from unpacking to the report."""
     from flava_ds.demo.run import run
+    from flava_ds.demo.state import Plan
 
-    return run(minutes=options.minutes, ranks=options.ranks, resume=options.resume, enforce_gates=not options.no_gates)
+    work = None if options.minutes is not None else options.work
+    return run(Plan(work=work, minutes=options.minutes, train_codebook=options.codebook == "train"), ranks=options.ranks, new=options.new)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:

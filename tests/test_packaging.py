@@ -30,9 +30,26 @@ def stub_folder(tmp_path: Path, pytest_script: str) -> Path:
     return tmp_path
 
 
-def test_demo_takes_minutes():
-    assert "flava-ds demo --minutes 60 --no-gates" in make("-n", "demo", "MINUTES=60", "DEMO_FLAGS=--no-gates").stdout
-    assert "flava-ds demo --minutes 10" in make("-n", "demo").stdout
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "flava-ds demo --work ten-minutes"),
+        (("WORK=hour", "CODEBOOK=train"), "flava-ds demo --work hour --codebook train"),
+        (("MINUTES=20", "DEMO_FLAGS=--new"), "flava-ds demo --minutes 20 --new"),
+    ],
+)
+def test_demo_takes_a_work_or_minutes(words, expected):
+    line = make("-n", "demo", *words).stdout.splitlines()[-1]
+    assert " ".join(line.split()).endswith(expected)
+
+
+def test_the_demo_installs_no_test_tools_and_shows_what_it_installs():
+    plan = make("-n", "--what-if=setup.py", ".venv/.installed-demo").stdout
+    assert "--editable '.[demo]'" in plan and "--quiet" not in plan
+    wanted = [Requirement(line) for line in requires("flava_ds")]
+    demo = {requirement.name for requirement in wanted if requirement.marker is None or requirement.marker.evaluate({"extra": "demo"})}
+    everything = {requirement.name for requirement in wanted}
+    assert {"torch", "deepspeed", "transformers"} <= demo and {"pytest", "wandb", "ruff", "hypothesis"} <= everything - demo
 
 
 def test_old_python_is_refused_with_what_to_do(tmp_path):
@@ -117,7 +134,7 @@ def test_continuous_integration_runs_the_tests_and_then_a_short_demo(tmp_path, t
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([str(ROOT / ".ci/run")], env={**os.environ, **path}, capture_output=True, text=True, timeout=60)
     assert done.returncode == (tests or demo), done.stderr
-    assert calls.read_text().splitlines() == ["test"] + ([] if tests else ["demo MINUTES=2 DEMO_FLAGS=--no-gates"])
+    assert calls.read_text().splitlines() == ["test"] + ([] if tests else ["demo WORK=two-minutes"])
     assert done.stdout.splitlines()[-1] == "5 passed, 1 skipped in 2.50s"
 
 

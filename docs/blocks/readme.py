@@ -16,8 +16,8 @@ IMPLEMENTATIONS = {
     "huggingface-longest": "Hugging Face, padded to the longest",
 }
 
-TIMES = {10: "ten minutes", 60: "an hour"}
-"""The demos that are compared, by their minutes."""
+WORKS = {"ten_minutes": "ten minutes", "hour": "an hour"}
+"""The demos that are compared, by their works."""
 
 IN_SHORT = (
     "zero-shot concept, flat style, top-1",
@@ -37,7 +37,7 @@ LENGTHS = {"full": "all of 77 tokens", "demo": "the demo's"}
 
 def in_short(root: Path) -> str:
     """Compares a few held-out metrics of the demos, and counts the gates that they passed."""
-    summaries = {words: read_results(root, f"demo_{minutes}min") for minutes, words in TIMES.items()}
+    summaries = {words: read_results(root, f"demo_{work}") for work, words in WORKS.items()}
     measured = [{label: numbers for label, *numbers in metric_rows(summary)} for summary in summaries.values()]
     lines = []
     for label in IN_SHORT:
@@ -48,10 +48,9 @@ def in_short(root: Path) -> str:
     return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}."
 
 
-def demo(root: Path, minutes: int) -> str:
-    """Writes a demo's held-out metrics, gates, phases and machine from demo_<minutes>min.json: a run's demo.json with the `metrics` of its
-    evaluation.json added."""
-    summary = read_results(root, f"demo_{minutes}min")
+def demo(root: Path, work: str) -> str:
+    """Writes a demo's held-out metrics, gates, phases and machine from demo_<work>.json, which benchmarks/demo.py makes."""
+    summary = read_results(root, f"demo_{work}")
     gates = [[gate["what"], gate["value"], gate["wanted"], "yes" if gate["passed"] else "**no**"] for gate in summary["gates"]]
     metrics = [[label, *map(percent, numbers)] for label, *numbers in metric_rows(summary)]
     phases = ", ".join(f"{phase['name']} {phase['seconds']:.0f} s" for phase in summary["phases"])
@@ -89,8 +88,7 @@ def pictures(root: Path) -> str:
 
 BLOCKS = {
     "demo": in_short,
-    "demo_10min": functools.partial(demo, minutes=10),
-    "demo_60min": functools.partial(demo, minutes=60),
+    **{f"demo_{work}": functools.partial(demo, work=work) for work in WORKS},
     "step": step,
     "pictures": pictures,
 }

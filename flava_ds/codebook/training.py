@@ -153,7 +153,7 @@ def train_codebook(
     start = time.perf_counter()
     if training.max_seconds is not None:
         trainer.calibrate(lambda step: stream.batch(step, training.batch_size), training.max_seconds)
-    done, begin = 0, time.perf_counter()
+    done, begin, curve = 0, time.perf_counter(), []
     while done < trainer.total_steps:
         loss = trainer.step(done, stream.batch(done, training.batch_size))
         done += 1
@@ -164,10 +164,14 @@ def train_codebook(
         if not math.isfinite(loss.total.item()):
             raise DataError(f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}")
         now = time.perf_counter()
-        on_report(report := _report(trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start))
+        report = _report(trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start)
+        curve.append({name: getattr(report, name) for name in ("step", "mse", "perplexity", "used_codes")})
+        on_report(report)
     save_codebook(trainer.average, out)
     summary = {
         "report": dataclasses.asdict(report),
+        "curve": curve,
+        "seed": config.seed,
         "codebook": to_dict(config.codebook),
         "training": to_dict(training),
         "sources": {name: to_dict(source) for name, source in sources.items()},

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 from flava_ds.config import Config
-from flava_ds.errors import UserError
+from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks.launch import Launch
 from flava_ds.watching.log_line import console_line, show
 from flava_ds.watching.run_log import read_log
@@ -31,8 +31,8 @@ for number in (signal.SIGINT, *[0] * 60, signal.SIGTERM):
 minute those that ignore that. A signal 0 does nothing, but ends the guard once the group is gone."""
 
 
-def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
-    """Runs the command to its end with its output in train.log, and shows the latest step.
+def follow_training(launch: Launch, run_path: Path, total_steps: int, tick: Callable[[], None] = lambda: None) -> None:
+    """Runs the command to its end with its output in train.log, and shows the latest step. Calls `tick` every now and then.
 
     Raises: UserError with the last words of train.log when it fails.
     """
@@ -44,7 +44,7 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
         process = subprocess.Popen(launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
         try:
             with end_together(process):
-                show_progress(process, run_path / "log.jsonl", total_steps)
+                show_progress(process, run_path / "log.jsonl", total_steps, tick)
         finally:
             if process.poll() is None:
                 stop(process)
@@ -79,7 +79,7 @@ def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
         process.wait()
 
 
-def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
+def show_progress(process: subprocess.Popen, log: Path, total_steps: int, tick: Callable[[], None]) -> None:
     """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now and then elsewhere."""
     live = sys.stdout.isatty()
     shown, printed_at = None, 0.0
@@ -90,11 +90,36 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> Non
         if newest is not None and newest != shown and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S):
             show(console_line(newest, total_steps), last=False)
             shown, printed_at = newest, time.monotonic()
+        tick()
         if ended:
             break
         time.sleep(0.5)
     if live and shown:
         print(flush=True)
+
+
+def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
+    """Waits for the ranks of a demo that was killed: they write a checkpoint yet, and until then the folder is theirs.
+
+    Raises: CheckpointError when they do not end.
+    """
+    from flava_ds.ranks.run_lock import RunLock
+
+    deadline, said = time.monotonic() + patience_s, False
+    while True:
+        lock = RunLock(run_path)
+        try:
+            lock.acquire()
+        except CheckpointError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            lock.release()
+            return
+        if not said:
+            print("waiting for the processes of the demo that was stopped", flush=True)
+            said = True
+        time.sleep(0.5)
 
 
 def last_words(output: Path) -> str:

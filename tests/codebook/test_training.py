@@ -64,7 +64,8 @@ def test_training_learns_writes_and_reports(config, sources, tmp_path):
     loaded = load_codebook(out, CODEBOOK)
     assert loaded.decoder is not None
     summary = json.loads(out.with_suffix(".json").read_text())
-    assert summary["report"]["mse"] == last.mse and summary["training"]["total_steps"] == 160
+    assert summary["report"]["mse"] == last.mse and summary["training"]["total_steps"] == 160 and summary["seed"] == config.seed
+    assert [point["step"] for point in summary["curve"]] == [80, 160] and summary["curve"][-1]["mse"] == last.mse
     assert summary["codebook"]["vocab_size"] == 32 and summary["sources"]["shapes"]["kind"] == "image"
 
 
@@ -102,13 +103,14 @@ def test_calibration_sets_the_length_and_forgets_its_steps(config):
         assert torch.equal(left, right)
 
 
-def test_a_slower_machine_shortens_the_training_and_a_faster_one_does_not_lengthen_it(config):
+def test_a_slower_machine_shortens_the_training_and_a_faster_one_does_not_lengthen_it(config, monkeypatch):
     trainer = CodebookTrainer(config, SHORT, torch.device("cpu"))
-    now = time.perf_counter()
+    now = 1000.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     trainer.shorten(40, now - 10.0, now + 1000.0)
     assert trainer.total_steps == 160
     trainer.shorten(40, now - 10.0, now + 5.0)
-    assert 55 <= trainer.total_steps <= 60
+    assert trainer.total_steps == 60
     trainer.shorten(40, now - 10.0, now - 1.0)
     assert trainer.total_steps == 40
 

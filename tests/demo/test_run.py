@@ -1,106 +1,155 @@
-"""The demo's decisions: names of runs, precision, time. Its whole course is run by `.ci/run`."""
+"""The course of a demo: phases in order and only once, gates, and what stops it. Its whole course with real training is run by `.ci/run`."""
 
 import json
-import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from flava_ds.demo import run as demo_run
+from flava_ds.demo.phases import Phase
+from flava_ds.demo.state import Plan, open_demo
+from flava_ds.demo.works import WORKS
 from flava_ds.errors import UserError
-from flava_ds.recipes import resolve
+from flava_ds.watching.run_log import read_log
+
+SHORT, GATED = Plan(work="two-minutes"), Plan(work="ten-minutes")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch) -> Path:
     """A working directory without runs."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_each_demo_has_a_name_of_its_own(empty_folder):
-    names = []
-    for _ in range(3):
-        demo = demo_run.open_demo(10, ranks=2, resume=False)
-        demo.save_state(precision="fp32")
-        names.append(demo.run_path.name)
-    assert names == ["demo-10min", "demo-10min-2", "demo-10min-3"]
-
-
-def test_resume_takes_up_the_latest_with_its_decisions(empty_folder):
-    for seconds, steps in ((100, 7), (200, 9)):
-        demo = demo_run.open_demo(10, ranks=2, resume=False)
-        demo.save_state(precision="bf16", total_steps=steps)
-        os.utime(demo.run_path / "demo_state.json", (seconds, seconds))
-    demo = demo_run.open_demo(10, ranks=2, resume=True)
-    assert demo.run_path.name == "demo-10min-2" and demo.state == {"precision": "bf16", "total_steps": 9}
-    with pytest.raises(UserError, match="--resume: no run named demo-60min"):
-        demo_run.open_demo(60, ranks=2, resume=True)
-
-
-@pytest.mark.parametrize("minutes", [0.0, -1.0, 0.5, float("nan")])
+@pytest.mark.parametrize("minutes", [0.0, -1.0, 0.5, float("nan"), float("inf")])
 def test_too_short_a_time_is_refused_before_anything_is_made(empty_folder, minutes):
     with pytest.raises(UserError, match="needs at least 1 minute"):
-        demo_run.run(minutes=minutes, ranks=2, resume=False, enforce_gates=True)
+        demo_run.run(Plan(work=None, minutes=minutes), ranks=2)
     assert list(empty_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("bf16", "expected"), [(300.0, "bf16"), (110.0, "fp32"), (20.0, "fp32")])
-def test_precision_is_bf16_only_when_clearly_faster(empty_folder, monkeypatch, bf16, expected):
-    monkeypatch.setattr(demo_run, "gemm_rate", lambda dtype, threads: {"float32": 100.0, "bfloat16": bf16}[dtype])
-    demo = demo_run.open_demo(10, ranks=2, resume=False)
-    demo_run.choose_precision(demo)
-    assert json.loads((demo.run_path / "demo_state.json").read_text()) == {"precision": expected}
+def test_an_unknown_work_is_refused_with_the_ones_there_are(empty_folder):
+    with pytest.raises(UserError, match="--work hours: there is none of this name; did you mean 'hour'.; choose one of ten-minutes, hour, two-minutes"):
+        demo_run.run(Plan(work="hours"), ranks=2)
+    assert list(empty_folder.iterdir()) == []
 
 
-def test_gemm_rate_is_positive_and_leaves_threads_alone():
-    import torch
+@pytest.fixture
+def three_phases(monkeypatch):
+    """Phases that write files, of which the second one can be told to stop; and the names of what was done."""
+    done, stops = [], []
 
-    before = torch.get_num_threads()
-    assert demo_run.gemm_rate("float32", threads=1, seconds=0.01) > 0
-    assert torch.get_num_threads() == before
+    def act(name):
+        def write(demo):
+            done.append(name)
+            if name == "second" and stops:
+                raise stops.pop()
+            demo.save(precision="fp32", export_difference=1e-6)
+            (demo.run_path / name).touch()
 
+        return write
 
-def test_launch_is_a_valid_run_on_cpu_ranks(empty_folder):
-    demo = demo_run.open_demo(10, ranks=2, resume=False)
-    demo.save_state(precision="fp32")
-    words = demo.overrides("calibration", demo.run_path)
-    config = resolve("demo", words)
-    assert config.run_path == demo.run_path / "calibration" and config.training.precision == "fp32"
-    assert config.codebook_weights == str(demo.run_path / "codebook.safetensors")
-    launch = demo_run.cpu_launch(words, ranks=2)
-    assert launch.environment["CUDA_VISIBLE_DEVICES"] == "" and launch.environment["DS_ACCELERATOR"] == "cpu"
-    assert launch.arguments[1:3] == ["--num_gpus", "2"] and launch.arguments[-len(words) :] == words
-
-
-def test_phases_record_their_seconds(empty_folder, capsys):
-    demo = demo_run.open_demo(10, ranks=2, resume=False)
-    with demo.phase("nap", "sleep"):
-        time.sleep(0.02)
-    assert demo.phases[0]["name"] == "nap" and demo.phases[0]["seconds"] >= 0.02
-    assert "== 1/8 nap: sleep" in capsys.readouterr().out
-    assert 590 < demo.left_s() < 600
+    made = [Phase(name, "write a file", lambda demo, name=name: (demo.run_path / name).exists(), act(name)) for name in ("first", "second", "third")]
+    monkeypatch.setattr(demo_run, "phases", lambda demo: made)
+    monkeypatch.setattr(demo_run, "conclude", lambda demo: 0)
+    return done, stops
 
 
-def test_missed_gates_decide_the_status(empty_folder, monkeypatch, capsys):
-    evaluation = {"metrics": {"matching/random/accuracy": 0.9}, "losses": {}, "left_out": {}}
-    demo = demo_run.open_demo(10, ranks=2, resume=False)
-    demo.save_state(precision="fp32", total_steps=5)
-    assert demo_run.conclude(demo, evaluation, 1e-6, Path("report.html"), enforce_gates=True) == 1
-    assert demo_run.conclude(demo, evaluation, 1e-6, Path("report.html"), enforce_gates=False) == 0
+def test_a_stopped_demo_goes_on_where_it_was(three_phases, capsys):
+    done, stops = three_phases
+    stops.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        demo_run.run(SHORT, ranks=2)
+    assert "stopped; the same command goes on with runs/demo-two-minutes" in capsys.readouterr().out
+    assert demo_run.run(SHORT, ranks=2) == 0
+    assert done == ["first", "second", "second", "third"]
+    printed = capsys.readouterr().out
+    assert "going on with what was stopped" in printed and "== 1/3 first: done before" in printed and "== 2/3 second: write a file" in printed
+
+
+def test_a_failed_phase_can_be_done_again(three_phases):
+    done, stops = three_phases
+    stops.append(UserError("training ended with status 1"))
+    with pytest.raises(UserError):
+        demo_run.run(SHORT, ranks=2)
+    assert demo_run.run(SHORT, ranks=2) == 0 and done == ["first", "second", "second", "third"]
+
+
+def evaluated(plan, **metrics):
+    """A demo of which only the evaluation's metrics are given."""
+    demo = open_demo(plan, ranks=2, new=True)
+    demo.save(precision="fp32", total_steps=5, export_difference=1e-6, phases={"train": 61.0})
+    found = {"metrics": {"matching/random/accuracy": 0.9, **metrics}, "losses": {}, "left_out": {"retrieval": "the time limit was reached"}}
+    (demo.run_path / "evaluation.json").write_text(json.dumps(found))
+    return demo
+
+
+def test_missed_gates_decide_the_status_of_a_fixed_work(capsys):
+    metric, least = next(iter(WORKS["ten-minutes"].thresholds.items()))
+    demo = evaluated(GATED, **{metric: least})
+    assert demo_run.conclude(demo) == 1
     summary = json.loads((demo.run_path / "demo.json").read_text())
     passed = {gate["what"]: gate["passed"] for gate in summary["gates"]}
-    assert passed["image-text matching above chance"] and passed["minutes"]
-    assert not passed["zero-shot top-5 20 x chance, flat style"], "what was not measured must not pass"
+    assert passed["image-text matching above chance"] and passed["zero-shot concept, flat style, top-5"]
+    assert not passed["zero-shot concept, high contrast, top-5"], "what was not measured must not pass"
+    assert (summary["work"], summary["steps"], summary["seconds"]) == ("ten-minutes", WORKS["ten-minutes"].total_steps, 61.0)
     printed = capsys.readouterr().out
-    assert "MISS zero-shot top-5 20 x chance, flat style" in printed and "report.html" in printed
+    assert "MISS zero-shot concept, high contrast, top-5" in printed and "report.html" in printed
 
 
-def test_resumed_demo_has_the_time_left_that_the_interrupted_one_had(empty_folder):
-    demo = demo_run.open_demo(10, ranks=2, resume=False)
-    demo.save_state(precision="fp32", used_s=60.0)
-    (demo.run_path / "log.jsonl").touch()
-    os.utime(demo.run_path / "demo_state.json", (1000, 1000))
-    os.utime(demo.run_path / "log.jsonl", (1100, 1100))
-    assert 430 < demo_run.open_demo(10, ranks=2, resume=True).left_s() <= 440, "a minute in finished phases, and 100 s of training"
+@pytest.mark.parametrize("plan", [SHORT, Plan(work=None, minutes=3)])
+def test_without_gates_nothing_fails_and_it_says_what_was_left_out(plan, capsys):
+    demo = evaluated(plan)
+    assert demo_run.conclude(demo) == 0
+    assert json.loads((demo.run_path / "demo.json").read_text())["gates"] == []
+    printed = capsys.readouterr().out
+    assert "no gates: they hold for --work ten-minutes and --work hour" in printed and "left out: retrieval (the time limit was reached)" in printed
+
+
+def test_time_left_is_told_once_the_machine_is_measured():
+    demo = open_demo(SHORT, ranks=2, new=True)
+    assert demo_run.time_left(demo) == ""
+    demo.save(gemm_rate=100.0)
+    slow = demo_run.time_left(demo)
+    demo.save(gemm_rate=1000.0)
+    assert slow.startswith(", about ") and demo_run.time_left(demo) != slow
+    assert demo_run.time_left(open_demo(Plan(work=None, minutes=3), ranks=2, new=True)) == " of 3"
+
+
+SMALL_DEMO = """
+import sys
+from flava_ds.demo import run, works
+from flava_ds.demo.state import Plan
+batches = [word for name in ("pair", "image", "text") for word in (f"--data.sources.{name}.global-batch-size", "8")]
+batches += ["--data.sources.pair.masked-share", "0.5", "--logging.every-steps", "1"]
+works.WORKS["small"] = works.Work(name="small", total_steps=60, overrides=tuple(batches))
+every = run.phases
+run.phases = lambda demo: [phase for phase in every(demo) if phase.name in ("data", "precision", "train")]
+run.conclude = lambda demo: print("to the end", demo.state["interruptions"]) or 0
+sys.exit(run.run(Plan(work="small"), ranks=1))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_demo_trains_on_from_where_it_was(empty_folder):
+    """Real training; kill -9 on the demo's process, as at the end of a session."""
+    command, log = [sys.executable, "-c", SMALL_DEMO], Path("runs/demo-small/log.jsonl")
+    demo = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 600
+        while not read_log(log).steps:
+            assert time.monotonic() < deadline and demo.poll() is None
+            time.sleep(0.05)
+    finally:
+        demo.kill()
+        demo.wait()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    assert "== 2/3 precision: done before" in again.stdout and "to the end 1" in again.stdout
+    steps = [line["step"] for line in read_log(log).steps]
+    assert steps == list(range(60)), "each step once, whichever process made it"
+    assert Path("runs/demo-small/train.log").read_text().count("a fresh start") == 1, "the second one went on"

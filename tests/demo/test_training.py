@@ -98,7 +98,7 @@ def has_ended(pid):
         return True
 
 
-def wait_for(happened, seconds=30.0):
+def wait_for(happened, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline

@@ -13,7 +13,7 @@ from flava_ds.evaluation import summary
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs" / "fill.py"
 
-NAMES = ("demo_10min", "demo_60min", "step")
+NAMES = ("demo_ten_minutes", "demo_hour", "step")
 README = "before\n" + "between\n".join(f"<!-- generated: {name} -->\nold\n<!-- end of generated -->\n" for name in NAMES) + "after\n"
 SUMMARY = {
     "recipe": "demo",
@@ -79,7 +79,7 @@ def write_results(root: Path, **results: dict) -> None:
 
 
 def test_blocks_are_filled_and_the_rest_stays(root):
-    write_results(root, demo_10min=SUMMARY, step_vs_huggingface=STEP)
+    write_results(root, demo_ten_minutes=SUMMARY, step_vs_huggingface=STEP)
     assert fill(root, "--check").returncode == 1
     assert fill(root).returncode == 0
     text = (root / "README.md").read_text()
@@ -98,7 +98,7 @@ def test_demos_are_compared_in_short(root, monkeypatch):
     labels = importlib.import_module("blocks.readme").IN_SHORT
     names = {label: name for name, label in summary.ROWS}
     metrics = {names[label]: 0.25 for label in labels} | {names[labels[0]] + "/chance": 0.01}
-    write_results(root, demo_10min=SUMMARY | {"metrics": metrics}, demo_60min=SUMMARY | {"metrics": metrics | {names[labels[0]]: 0.5}})
+    write_results(root, demo_ten_minutes=SUMMARY | {"metrics": metrics}, demo_hour=SUMMARY | {"metrics": metrics | {names[labels[0]]: 0.5}})
     (root / "README.md").write_text("<!-- generated: demo -->\n<!-- end of generated -->\n")
     assert fill(root).returncode == 0
     text = (root / "README.md").read_text()
@@ -107,7 +107,7 @@ def test_demos_are_compared_in_short(root, monkeypatch):
 
 def test_absent_results_are_said(root):
     done = fill(root)
-    assert "no results for block demo_10min of README.md (demo_10min.json)" in done.stderr and "no results for block demo_60min" in done.stderr
+    assert "no results for block demo_ten_minutes of README.md (demo_ten_minutes.json)" in done.stderr and "no results for block demo_hour" in done.stderr
     assert (root / "README.md").read_text().count("Not measured yet.") == 3
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.recipes.demo import VOCABULARY, VOCABULARY_SIZE, demo
 from flava_ds.recipes.flava_debug import flava_debug
 
@@ -20,7 +21,14 @@ def test_batches_divide_over_ranks(recipe, ranks):
 @pytest.mark.parametrize("recipe", [demo, flava_debug])
 def test_all_six_losses_are_on(recipe):
     objectives = recipe().objectives
-    assert all(objectives[name].weight == 1.0 for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm"))
+    names = ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")
+    assert all(objectives[name].weight >= 1.0 for name in names)
+
+
+@pytest.mark.parametrize("recipe", [demo, flava_debug])
+def test_the_committed_codebook_is_that_of_the_recipe(recipe):
+    config = recipe()
+    assert load_codebook(config.codebook_weights, config.codebook).config == config.codebook
 
 
 def test_debug_is_twenty_small_steps():

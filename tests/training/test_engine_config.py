@@ -33,7 +33,7 @@ def test_shipped_files_pass_and_always_carry_clipping(name):
         ({"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}, ["'gradient_clipping' belongs to the recipe", "training.gradient_clipping"]),
         ({"train_batch_size": 8, "zero_optimization": {"stage": 1}}, ["training.global_batch_size"]),
         ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}, ["training.precision"]),
-        ({"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}, ["optimizer.name"]),
+        ({"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}, ["optimizer NAME"]),
         ({"scheduler": {}, "zero_optimization": {"stage": 1}}, ["schedule.warmup_steps"]),
         ({}, ["explicit", "stage"]),
         ({"zero_optimization": True}, ["explicit", "stage"]),

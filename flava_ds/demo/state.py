@@ -1,0 +1,149 @@
+"""One demo's folder: which run is taken up again, what was decided in it, and how long each phase took."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from flava_ds.config import to_dict
+from flava_ds.demo.works import WORKS, Work
+from flava_ds.recipes import resolve
+
+STATE = "demo_state.json"
+SUMMARY = "demo.json"
+"""Written at the very end, so a run that has it is finished."""
+LOCK = "demo.lock"
+SAVE_EVERY_S = 5.0
+"""Seconds between two records of how long a phase has been going on; a killed demo forgets no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the command line asks for."""
+
+    work: str | None
+    """A name of WORKS; None where `minutes` decide."""
+    minutes: float | None = None
+    train_codebook: bool = False
+    """Instead of taking the committed one."""
+
+    @property
+    def name(self) -> str:
+        """What its runs are called: demo-hour, demo-7min-codebook."""
+        length = self.work if self.minutes is None else f"{self.minutes:g}min"
+        return f"demo-{length}" + "-codebook" * self.train_codebook
+
+    @property
+    def fixed(self) -> Work | None:
+        """The work, unless minutes decide."""
+        return None if self.work is None else WORKS[self.work]
+
+    def fingerprint(self) -> str:
+        """Hashes what the result depends on: an unfinished run of another recipe must not be taken up."""
+        work = self.fixed
+        recipe = to_dict(resolve("demo", list(work.overrides) if work else []))
+        decided = [recipe, dataclasses.asdict(work) if work else None, dataclasses.asdict(self)]
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(kw_only=True)
+class Demo:
+    """A demo in its folder. `state` is on disk at any time: decisions that must not be made twice, and seconds by phase."""
+
+    plan: Plan
+    ranks: int
+    run_path: Path
+    lock: IO[str]
+    """Held until this process ends, however it does."""
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, **decided: Any) -> None:
+        """Records decisions, atomically."""
+        self.state |= decided
+        temporary = self.run_path / f".{STATE}.{os.getpid()}"
+        temporary.write_text(json.dumps(self.state, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.run_path / STATE)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds to the phase's seconds, whichever way it ends. `tick` does so in between."""
+        seconds = self.state.setdefault("phases", {})
+        self._phase, self._begun, self._before = name, time.monotonic(), seconds.get(name, 0.0)
+        try:
+            yield
+        finally:
+            self.tick(at_once=True)
+
+    def tick(self, at_once: bool = False) -> None:
+        """Records how long the phase has been going on, now and then."""
+        seconds = self._before + time.monotonic() - self._begun
+        if at_once or seconds - self.state["phases"].get(self._phase, 0.0) >= SAVE_EVERY_S:
+            self.state["phases"][self._phase] = seconds
+            self.save()
+
+    def used_s(self) -> float:
+        """Seconds that all phases took, those before an interruption included."""
+        return sum(self.state.get("phases", {}).values())
+
+    def left_s(self) -> float:
+        """Seconds until the minutes are over."""
+        return 60 * self.plan.minutes - self.used_s()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the work, or those that fit into the minutes."""
+        return self.plan.fixed.total_steps if self.plan.fixed else self.state["total_steps"]
+
+    def overrides(self, name: str, run_directory: Path) -> list[str]:
+        """The command line of this demo's launches beyond the recipe."""
+        words = ["--name", name, "--logging.run-directory", str(run_directory), "--training.precision", self.state["precision"]]
+        if self.plan.train_codebook:
+            words += ["--codebook-weights", str(self.codebook)]
+        return words + list(self.plan.fixed.overrides if self.plan.fixed else ())
+
+    @property
+    def codebook(self) -> Path:
+        """Where a codebook of its own lies."""
+        return self.run_path / "codebook.safetensors"
+
+
+def open_demo(plan: Plan, ranks: int, *, new: bool) -> Demo:
+    """Takes up the latest unfinished run of this plan that no process is at, or begins a new one."""
+    runs = Path("runs")
+    made = sorted(runs.glob(f"{plan.name}*/{STATE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    fingerprint = plan.fingerprint()
+    for path in made if not new else ():
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state.get("fingerprint") != fingerprint or (path.parent / SUMMARY).exists():
+            continue
+        if lock := _hold(path.parent):
+            demo = Demo(plan=plan, ranks=ranks, run_path=path.parent, lock=lock, state=state)
+            demo.save(interruptions=state.get("interruptions", 0) + 1)
+            return demo
+    number = 1
+    while (path := runs / (plan.name if number == 1 else f"{plan.name}-{number}")).exists():
+        number += 1
+    path.mkdir(parents=True)
+    demo = Demo(plan=plan, ranks=ranks, run_path=path, lock=_hold(path))
+    demo.save(fingerprint=fingerprint, interruptions=0, phases={})
+    return demo
+
+
+def _hold(run_path: Path) -> IO[str] | None:
+    """Locks a run's folder for this process; None where another one is at it."""
+    file = (run_path / LOCK).open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

@@ -12,7 +12,7 @@ setup(
     package_dir={"flava_kernels": "kernels/flava_kernels", "flava_ds.ds_configs": "ds_configs"},
     package_data={
         "flava_ds": [
-            *("data/vocab/*", "demo/*.txt", "demo/*.json", "demo/*.md", "demo/*.safetensors", "demo/data/*", "demo/licenses/*"),
+            *("py.typed", "data/vocab/*", "demo/*.txt", "demo/*.json", "demo/*.md", "demo/*.safetensors", "demo/data/*", "demo/licenses/*"),
             *("recipes/*.safetensors", "report/*.html", "report/*.css"),
         ],
         "flava_ds.ds_configs": ["*.json"],

@@ -15,25 +15,25 @@ import json
 import subprocess
 import tarfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from flava_ds.ranks.allocator import keep_freed_memory
-from flava_ds.training.pretraining import build_pretraining
 from torch import Tensor
 
-from flava_ds.batch import Batch, Kind, View
 from flava_ds.data.loader import StepLoader
 from flava_ds.demo.dataset import unpack
+from flava_ds.demo.evaluation.inputs import build_inputs
+from flava_ds.demo.evaluation.zero_shot import TEMPLATES
 from flava_ds.demo.phases import cpu_launch
 from flava_ds.demo.shards import write_shards
-from flava_ds.evaluation.encoding import FrozenModel
-from flava_ds.evaluation.evaluator import load_run
-from flava_ds.evaluation.inputs import build_inputs
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.opening import open_model
+from flava_ds.evaluation.protocols import Embedder
 from flava_ds.evaluation.samples import read_samples
-from flava_ds.evaluation.zero_shot import concept_classifier
+from flava_ds.evaluation.zero_shot import classifier
+from flava_ds.ranks.allocator import keep_freed_memory
 from flava_ds.recipes import resolve
 from flava_ds.recipes.demo import DATA
 
@@ -110,19 +110,21 @@ def hold_out(root: Path) -> None:
 
 def score(run: Path, root: Path) -> dict[str, float]:
     """Evaluates a run on the style left out."""
-    config, module, _ = load_run(run)
-    inputs = build_inputs(config, root)
-    model, held_out = FrozenModel(module, inputs), read_samples(FOLDER / "held-out")
+    opened = open_model(run)
+    config, model = opened.config, opened.frozen()
+    inputs, held_out = build_inputs(config, root), read_samples(FOLDER / "held-out")
+    scale = opened.module.model.logit_scale.float().exp()
     concepts = sorted(set(inputs.train.column("concept")))
-    classifier = concept_classifier(model, [inputs.labels[concept] for concept in concepts])
+    names = [inputs.labels[concept] for concept in concepts]
+    weights = classifier(model, names, TEMPLATES, "the ablation")
     right = torch.tensor([concepts.index(concept) for concept in held_out.column("concept")])
     colour = held_out.pixels(config.model.image.image_size)
     found = {}
     for name, pixels in (("colour", colour), ("black_and_white", black_and_white(colour))):
-        similarity = embed(model, pixels) @ classifier.T
+        similarity = embed(model, pixels) @ weights.T
         best = similarity.topk(5).indices == right[:, None]
         found |= {f"{name}_top1": best[:, 0].float().mean().item(), f"{name}_top5": best.any(1).float().mean().item()}
-        found[f"{name}_nats"] = F.cross_entropy(similarity * module.model.logit_scale.float().exp(), right).item()
+        found[f"{name}_nats"] = F.cross_entropy(similarity * scale, right).item()
     return found
 
 
@@ -141,14 +143,14 @@ def cost(row: Row, root: Path, repeats: int = 6) -> float:
     words = [w for name, *values in _options(shape) if name.rpartition(".")[0] in names for w in (name, *values)]
     words += ["--data.num-workers", "0", "--data.sources.pair.global-batch-size", str(COST_PAIRS), "--data.sources.pair.shards", str(root / "pairs-train")]
     config = resolve("demo", [*words, "--data.sources.image.weight", "0", "--data.sources.text.weight", "0"])
-    (batch,), module = next(iter(StepLoader(config))), build_pretraining(config).bfloat16()
-    codes = torch.zeros(batch.masked.size, config.model.image.num_patches, dtype=torch.int64)
-    batch = replace(batch, masked=replace(batch.masked, image_codes=codes))
+    (batch,), module = next(iter(StepLoader(config))), config.model.build(config).bfloat16()
+    codes = torch.zeros(len(batch["masked_samples"]), config.model.image.num_patches, dtype=torch.int64)
+    batch = batch.having(image_codes=codes)
     counts = {name: torch.tensor(float(max(1, count))) for name, count in module.counts(batch).items()}
     seconds = []
     for _ in range(repeats):
         begun = time.process_time()
-        module(batch, counts).loss.backward()
+        module("step", batch, counts).loss.backward()
         seconds.append(time.process_time() - begun)
         module.zero_grad(set_to_none=True)
     return min(seconds)
@@ -162,14 +164,10 @@ def _options(words: list[str]) -> list[list[str]]:
     return found
 
 
-@torch.inference_mode()
 def embed(model: FrozenModel, pixels: Tensor) -> Tensor:
     """Encodes pictures into the contrastive space: [N 3 S S] -> [N r]."""
-    found = []
-    for rows in pixels.split(128):
-        batch = Batch(kind=Kind.IMAGE, source="ablation", size=len(rows), pixel_values=rows)
-        found.append(model.model.image_embeddings(model.model.encode(batch, {View.IMAGE})[View.IMAGE]).float())
-    return torch.cat(found)
+    embedder = model.need(Embedder, "the ablation")
+    return torch.cat([embedder.project_images(embedder.image_features(rows)).float() for rows in pixels.split(128)])
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from flava_ds.storage.shards import list_shards
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
 from flava_ds.watching.checksums import ChecksumWatch
+from flava_ds.watching.evaluations import EvaluationWatcher
 from flava_ds.watching.gemm_rate import measure_gemm_rate
 from flava_ds.watching.gradient_norms import GradientNorms
 from flava_ds.watching.metrics import Metrics
@@ -65,7 +66,9 @@ def build_trainer(config: Config, engine: Engine, loader: Loader, first_step: in
         return {**loader.progress(step), "rollbacks": divergence.spikes.rollbacks}
 
     metrics = Metrics(config, engine, rate, first_step, progress)
-    keeper = CheckpointKeeper(engine, config, loader, metrics, divergence.spikes, first_step)
+    evaluations = build_evaluations(config, engine, metrics)
+    measured = evaluations.metric if evaluations else lambda name: None
+    keeper = CheckpointKeeper(engine, config, loader, metrics, divergence.spikes, first_step, measured)
     if spikes is not None:
         divergence.spikes.set_state(spikes)
     watchers = (
@@ -74,10 +77,33 @@ def build_trainer(config: Config, engine: Engine, loader: Loader, first_step: in
         keeper,
         GradientNorms(engine, config.logging.objective_gradient_norms_every, metrics),
         ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),
+        *([evaluations] if evaluations else []),
         metrics,  # after all that pauses its clock
         divergence,
     )
     return Trainer(config, engine, loader, metrics, watchers, first_step, keeper.go_back)
+
+
+def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> EvaluationWatcher | None:
+    """Builds what runs the configured tasks while training goes on; None where there is none.
+
+    Raises: UserError on every rank when a task, its data or what it needs of the model is missing.
+    """
+    if not config.evaluation.every_steps:
+        return None
+    from flava_ds.evaluation.live import LiveEvaluation
+    from flava_ds.training.whole_weights import WholeWeights
+
+    weights = WholeWeights(engine, lambda: config.model.build(config))
+    evaluate = LiveEvaluation(config, engine.module, engine.world, weights.lent)
+    return EvaluationWatcher(
+        config.evaluation,
+        config.training.total_steps,
+        engine.world,
+        evaluate,
+        metrics.add_numbers,
+        metrics.paused,
+    )
 
 
 def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flava_ds.commands import evaluate as evaluate_command
 from flava_ds.commands import prepare as prepare_command
 from flava_ds.errors import UserError, did_you_mean
 
@@ -100,8 +101,8 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add_recipe(command)
     command.add_argument("--reference", action="store_true", help="print every field of every section and variant instead, as Markdown")
     add_plugin(command)
-    command = add("evaluate", evaluate, "evaluate a run on its held-out data")
-    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder, e.g. runs/demo")
+    command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
+    evaluate_command.add_arguments(command)
     add_plugin(command)
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
@@ -211,20 +212,17 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:
-    """Prints the held-out metrics of a run as JSON."""
-    require_run(options.run_path)
-    from flava_ds.evaluation.evaluator import evaluate_run
-
-    print(json.dumps(evaluate_run(options.run_path), indent=2))
-    return 0
+    """Prints what tasks find, or the demo's held-out metrics, as JSON."""
+    return evaluate_command.run(options)
 
 
 def report(options: argparse.Namespace, _: list[str]) -> int:
     """Writes a run's report and prints its path."""
     require_run(options.run_path)
+    from flava_ds.demo.evaluation.held_out import held_out_of
     from flava_ds.report.page import write_report
 
-    print(write_report(options.run_path))
+    print(write_report(options.run_path, held_out_of(options.run_path)))
     return 0
 
 
@@ -257,9 +255,7 @@ def require_run(path: Path) -> None:
         if b'"model_type"' in (path / "config.json").read_bytes():
             raise UserError(f"{path}: is a model of Hugging Face, not a run; `flava-ds convert {path} --to flava_ds OUT` makes initial_weights of it")
         return
-    known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))
-    there = "no such folder" if not path.is_dir() else "holds no config.json"
-    raise UserError(f"{path}: {there}, so it is not a run; {'runs there: ' + ', '.join(known[:8]) if known else 'train one with `flava-ds train RECIPE`'}")
+    evaluate_command.require_model(path)
 
 
 def codebook(options: argparse.Namespace, overrides: list[str]) -> int:

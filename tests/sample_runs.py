@@ -16,8 +16,10 @@ from sample_batches import tiny_config
 from flava_ds import config as configuration
 from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
 from flava_ds.config import Config, DataConfig, LoggingConfig, SourceConfig
+from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
 from flava_ds.demo.shards import as_json, write_shards
-from flava_ds.evaluation.inputs import Inputs, build_inputs
+from flava_ds.evaluation.frozen_model import Described, FrozenModel
+from flava_ds.evaluation.opening import freeze
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
@@ -97,6 +99,11 @@ def world(folder: Path, **overrides) -> tuple[Inputs, FlavaTask]:
     """A world, its evaluation inputs and a model with random weights."""
     config = world_config(folder, **overrides)
     return build_inputs(config, write_world(folder / "data")), build_task(config)
+
+
+def frozen(inputs: Inputs, module: FlavaTask) -> FrozenModel:
+    """A world's model as an evaluation sees it."""
+    return freeze(inputs.config, module, Described("world", "flava"))
 
 
 def write_log(path: Path, config: Config, steps: int = 12) -> None:

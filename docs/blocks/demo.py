@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from blocks import markdown_table, read_results
-from flava_ds.evaluation.summary import percent
+from flava_ds.evaluation.table import percent
 from flava_ds.recipes.demo import CODEBOOK
 
 

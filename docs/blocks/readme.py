@@ -6,8 +6,8 @@ import functools
 from pathlib import Path
 
 from blocks import markdown_table, read_results
-from flava_ds.evaluation.summary import percent
-from flava_ds.evaluation.summary import rows as metric_rows
+from flava_ds.demo.evaluation.summary import rows as metric_rows
+from flava_ds.evaluation.table import percent
 
 IMPLEMENTATIONS = {
     "flava_ds": "flava_ds, packed",

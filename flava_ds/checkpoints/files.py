@@ -134,27 +134,29 @@ def _delete(place: Place, name: str) -> None:
 def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> list[str]:
     """Deletes the checkpoints that no rule keeps, never the one that `latest` names nor the last `good` one; returns their names."""
     names, current = complete(place), latest(place)
-    values = {name: _metric(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
-    keep = kept(names, values, rules) | ({current.name} if current else set()) | {good}
+    costs = {name: _cost(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
+    keep = kept(names, costs, rules) | ({current.name} if current else set()) | {good}
     gone = [name for name in names if name not in keep]
     for name in gone:
         _delete(place, name)
     return gone
 
 
-def kept(names: list[str], values: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
-    """Returns which of `names` (oldest first) stay: the last ones, those at multiples of keep_every, and those with the lowest values."""
+def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
+    """Returns which of `names` (oldest first) stay: the last ones, those at multiples of keep_every, and those with the lowest costs."""
     keep = set(names[-max(1, rules.keep_last) :])
     if rules.keep_every:
         keep |= {name for name in names if step_of(name) % rules.keep_every == 0}
-    measured = sorted((value, name) for name, value in values.items() if value is not None)
+    measured = sorted((cost, name) for name, cost in costs.items() if cost is not None)
     return keep | {name for _, name in measured[: rules.keep_best]}
 
 
-def _metric(folder: Place, name: str) -> float | None:
-    """Reads the value that a checkpoint is judged by; None where it has none, or none that compares."""
+def _cost(folder: Place, name: str) -> float | None:
+    """Reads the value that a checkpoint is judged by, negated where higher is better; None where it has none, or none that compares."""
     try:
         metric = json.loads(folder.read(STATE))["metric"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return metric["value"] if metric is not None and metric["name"] == name and math.isfinite(metric["value"]) else None
+    if metric is None or metric["name"] != name or not math.isfinite(metric["value"]):
+        return None
+    return -metric["value"] if metric.get("higher_is_better", False) else metric["value"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flava_ds.checkpoints import rollback
@@ -21,8 +21,18 @@ from flava_ds.watching.spikes import SpikeWatch
 class CheckpointKeeper(Watcher):
     """Writes checkpoints by steps, by minutes, at a stop and at the end."""
 
-    def __init__(self, engine: Engine, config: Config, loader: Loader, metrics: Metrics, spikes: SpikeWatch, first_step: int) -> None:
-        self.engine, self.config, self.loader = engine, config, loader
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        loader: Loader,
+        metrics: Metrics,
+        spikes: SpikeWatch,
+        first_step: int,
+        measured: Callable[[str], dict[str, Any] | None] = lambda name: None,
+    ) -> None:
+        """`measured` returns what an evaluation has found under a name, for checkpoint.best_metric."""
+        self.engine, self.config, self.loader, self._measured = engine, config, loader, measured
         self.metrics, self.spikes = metrics, spikes
         self.saver = Saver(engine, config, first_step)
         self._saved_at, self._saved_s, self._asked = first_step, time.monotonic(), False
@@ -86,6 +96,8 @@ class CheckpointKeeper(Watcher):
     def _metric(self) -> dict[str, Any] | None:
         """Returns what checkpoint.keep_best compares: the last value in the log."""
         name = self.config.checkpoint.best_metric
+        if (found := self._measured(name)) is not None:
+            return found
         if name and name not in self._logged and self.engine.world.is_main:
             seen = ", ".join(sorted(self._logged)) or "no numbers yet"
             log.warning("checkpoint.best_metric '%s' is not in the log so far, which has %s", name, seen)

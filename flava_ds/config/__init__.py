@@ -8,6 +8,7 @@ from flava_ds.config.data import (
     SourceConfig,
     WeightChange,
 )
+from flava_ds.config.evaluation import EvaluationConfig
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.schedules import (
@@ -40,6 +41,7 @@ __all__ = [
     "CosineScheduleConfig",
     "DataConfig",
     "EngineConfig",
+    "EvaluationConfig",
     "ImageTransformConfig",
     "LinearScheduleConfig",
     "LoggingConfig",

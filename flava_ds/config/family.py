@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flava_ds.config.variants import Variant
 
 if TYPE_CHECKING:
-    from flava_ds.data.plan import BatchPlan
+    from flava_ds.data.plan import BatchPlan, Tokenizer
     from flava_ds.training.task import Task
 
 
@@ -23,6 +23,22 @@ class FamilyConfig(Variant, built_in={"flava": "flava_ds.families.flava.config:F
     @property
     def max_tokens(self) -> int:
         """The longest text that the model takes, special tokens included."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> int:
+        """The edge of the pictures that the model takes, in pixels; 0 where it takes none."""
+        raise NotImplementedError
+
+    def load_tokenizer(self, config: Any) -> Tokenizer:
+        """Loads the tokenizer of data.vocabulary. Raises: ConfigError when the model has no embedding for its ids."""
+        raise NotImplementedError
+
+    def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+        """Returns what a trained model offers to an evaluation, and why it lacks the rest: protocol -> reason.
+
+        The protocols are those of flava_ds/evaluation/protocols.py: vectors, log odds of pairs, and so on.
+        """
         raise NotImplementedError
 
     def build(self, config: Any) -> Task:

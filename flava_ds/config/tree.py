@@ -12,6 +12,7 @@ from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, check_data, drawn_sources
 from flava_ds.config.earlier import modernised
+from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.optimizers import OptimizerConfig
@@ -76,9 +77,10 @@ class CheckpointConfig:
     keep_every: Steps = 0
     """Checkpoints at multiples of this many steps stay; 0 for none."""
     keep_best: Annotated[int, AtLeast(0), AtMost(10**6)] = 0
-    """How many checkpoints with the lowest best_metric stay."""
+    """How many checkpoints with the best best_metric stay."""
     best_metric: str = ""
-    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the checkpoint; lower is better."""
+    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the checkpoint.
+    Lower is better, but of a task's number (evaluation/<task>/<number>) what the task says."""
     resume: bool = True
     """Continue from `latest` in the run directory when there is one."""
 
@@ -156,6 +158,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def run_path(self) -> Path:
@@ -223,6 +226,7 @@ def check(config: Config) -> Config:
     config.schedule.check(config.optimizer.lr, config.training.total_steps)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
+    check_evaluation(config.evaluation, config.checkpoint.best_metric)
     if Path(config.name).name in ("", ".."):
         raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
     check_data(config.data, config.model.max_tokens)

@@ -157,7 +157,7 @@ def is_evaluated(demo: Demo) -> bool:
 def evaluate(demo: Demo) -> None:
     """Evaluates; all of it, unless minutes are given."""
     from flava_ds.demo.dataset import unpack
-    from flava_ds.evaluation.evaluator import evaluate_run
+    from flava_ds.demo.evaluation.evaluator import evaluate_run
 
     limit_s = None if demo.plan.fixed else max(LEAST_EVALUATION_S, demo.left_s() - REPORT_S)
     evaluate_run(demo.run_path, data=unpack(DATA), limit_s=limit_s)
@@ -175,9 +175,10 @@ def export(demo: Demo) -> None:
 
 def report(demo: Demo) -> None:
     """Writes the page."""
+    from flava_ds.demo.evaluation.held_out import held_out_of
     from flava_ds.report.page import write_report
 
-    print(write_report(demo.run_path), flush=True)
+    print(write_report(demo.run_path, held_out_of(demo.run_path)), flush=True)
 
 
 def page_of(demo: Demo) -> Path:

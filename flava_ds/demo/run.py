@@ -80,7 +80,7 @@ def time_left(demo: Demo) -> str:
 
 def conclude(demo: Demo) -> int:
     """Prints the table, writes demo.json, and returns the exit status."""
-    from flava_ds.evaluation.evaluator import aims, gates, table
+    from flava_ds.demo.evaluation.summary import aims, gates, table
 
     evaluation = json.loads((demo.run_path / "evaluation.json").read_text(encoding="utf-8"))
     thresholds = demo.plan.fixed.thresholds if demo.plan.fixed else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flava_ds.evaluation.summary import CONTRAST, FLAT
+from flava_ds.demo.evaluation.summary import CONTRAST, FLAT
 
 GFLOP_OF_A_STEP = 25.0
 """Of a step of the recipe `demo`, averaged over its sources."""

@@ -61,6 +61,10 @@ class Samples:
             self._pixels[size] = torch.cat(parts)
         return self._pixels[size]
 
+    def batch(self, rows: range, size: int) -> Tensor:
+        """Returns some of the pictures at `size`, as a model is shown them: [k 3 size size] uint8."""
+        return self.pixels(size)[rows.start : rows.stop]
+
     def select(self, rows: np.ndarray, name: str) -> Samples:
         """Returns the chosen samples as a set of its own, with the pictures decoded so far."""
         chosen = [tuple(values[row] for row in rows) for values in (self.keys, self.captions, self.records, self.encoded_images)]
@@ -74,12 +78,13 @@ class Samples:
             raise DataError(f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build the data set anew") from fault
 
 
-def read_samples(folder: Path, *, images: bool = True) -> Samples:
-    """Reads every sample of a folder of shards; `images=False` reads text and metadata alone.
+def read_samples(folder: Path, *, images: bool = True, captions: bool = True) -> Samples:
+    """Reads every sample of a folder of shards; `images=False` does without pictures, `captions=False` without captions.
 
     Raises: DataError when the folder is missing or a sample lacks a picture, a caption or readable metadata.
     """
-    wanted = FIELDS if images else {name: suffixes for name, suffixes in FIELDS.items() if name != "image"}
+    without = {name for name, asked in (("image", images), ("text", captions)) if not asked}
+    wanted = {name: suffixes for name, suffixes in FIELDS.items() if name not in without}
     table = SampleTable(expand_shards(str(folder)), wanted, {name: f"no {name}" for name in wanted})
     if table.faults or not len(table):
         problems = ", ".join(f"{count} x {reason}" for reason, count in table.faults.items()) or "no samples"
@@ -87,11 +92,11 @@ def read_samples(folder: Path, *, images: bool = True) -> Samples:
     keys = tuple(table.key(row) for row in range(len(table)))
     members = {name: _read_members(table, name) for name in wanted}
     try:
-        captions = tuple(data.decode("utf-8").strip() for data in members["text"])
+        texts = tuple(data.decode("utf-8").strip() for data in members.get("text", (b"",) * len(keys)))
         records = tuple(json.loads(data) for data in members["record"])
     except ValueError as error:
         raise DataError(f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set anew") from error
-    return Samples(Path(folder).name, keys, captions, records, members.get("image", (b"",) * len(keys)))
+    return Samples(Path(folder).name, keys, texts, records, members.get("image", (b"",) * len(keys)))
 
 
 def _read_members(table: SampleTable, name: str) -> tuple[bytes, ...]:

@@ -1,66 +1,48 @@
-"""Zero-shot concept classification: the image embedding against the embeddings of prompts made from labels."""
+"""Zero-shot classification: an image's embedding against those of prompts made from the classes' names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flava_ds.evaluation.base import Evaluator
-from flava_ds.evaluation.encoding import FrozenModel
-from flava_ds.evaluation.nearest import recall, top_k
-from flava_ds.evaluation.samples import Samples
-
-TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}", "a black and white icon of {}")
-"""The same for every style: the classifier is not told which style it will see."""
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.labelled import LabelledImages, Seen
+from flava_ds.evaluation.protocols import Embedder, EvaluationData, Score, Splits
+from flava_ds.evaluation.statistics import hits_at, mean_per_class, share
+from flava_ds.evaluation.transforms import CLIP_TRANSFORM, Transform
 
 
-class ZeroShot(Evaluator):
-    """Tells the concept of images of a style never seen in training, and of concepts never seen at all.
+@dataclass(frozen=True)
+class ZeroShot:
+    """Tells an image's class without having seen a label.
 
-    Source: paper, section 4 (prompts as in CLIP: averaged over templates, renormalised).
+    Source: CLIP: prompts embedded, averaged over the templates, renormalised; the largest inner product wins.
     """
 
-    name = "zero_shot"
+    name: str
+    data: EvaluationData
+    transform: Transform = CLIP_TRANSFORM
+    about: ClassVar[str] = "zero-shot classification by prompts"
+    needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns top-1 and top-5 accuracy of every held-out set, beside chance."""
-        labels = self.inputs.labels
-        everything = sorted(labels)
-        classifier = concept_classifier(model, [labels[concept] for concept in everything])
-        metrics = {}
-        for set_name, samples in self.held_out_sets().items():
-            embeddings, right = model.images(samples).embeddings, samples.column("concept")
-            present = np.isin(everything, np.unique(right))
-            rows = torch.from_numpy(np.flatnonzero(present)).to(classifier.device)
-            metrics |= classify(f"{self.name}/{set_name}/", embeddings, right, classifier[rows], np.array(everything)[present])
-            metrics |= classify(f"{self.name}/{set_name}/all_concepts_", embeddings, right, classifier, np.array(everything))
-        return metrics
-
-    def held_out_sets(self) -> dict[str, Samples]:
-        """The held-out styles one by one, then the concepts never seen."""
-        return self.inputs.styles_of(self.inputs.unseen_style) | {"unseen_concepts": self.inputs.unseen_concepts}
+    def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
+        """Returns top-1 accuracy, top-5 where there are more than five classes, and the mean over classes."""
+        samples: LabelledImages = data.test()
+        asked_by = f"task {self.name}"
+        images = model.image_embeddings(Seen(samples, self.transform), asked_by)
+        classes = classifier(model, samples.class_names, samples.templates, asked_by)
+        ks = (1, 5) if len(samples.class_names) > 5 else (1,)
+        hits = hits_at(images, classes, [np.array([label]) for label in samples.labels], ks)
+        scores = {f"top{k}_accuracy": share(hits[:, column]) for column, k in enumerate(ks)}
+        return scores | {"mean_per_class_accuracy": mean_per_class(hits[:, 0], samples.labels)}
 
 
-def concept_classifier(model: FrozenModel, labels: list[str]) -> Tensor:
-    """Embeds each label in every template, averages and renormalises: [len(labels) r]."""
-    embedded = model.texts([template.format(label) for label in labels for template in TEMPLATES])
-    return F.normalize(embedded.unflatten(0, (len(labels), len(TEMPLATES))).mean(dim=1), dim=-1)
-
-
-def classify(prefix: str, images: Tensor, right: np.ndarray, classifier: Tensor, concepts: np.ndarray) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy and their chance among these concepts, under names that begin with `prefix`.
-
-    Shapes:
-        images      [N r]
-        right       [N]    concept names
-        classifier  [C r]
-        concepts    [C]    concept names
-    """
-    found = concepts[top_k(images, classifier, 5).cpu().numpy()]
-    metrics = {}
-    for k in (1, 5):
-        metrics[f"{prefix}top{k}_accuracy"] = recall(found, right, k)
-        metrics[f"{prefix}top{k}_accuracy/chance"] = min(k, len(concepts)) / len(concepts)
-    return metrics
+def classifier(model: FrozenModel, names: Sequence[str], templates: Sequence[str], asked_by: str) -> Tensor:
+    """Embeds each name in every template, averages and renormalises: [len(names) r]."""
+    embedded = model.text_embeddings([template.format(name) for name in names for template in templates], asked_by)
+    return F.normalize(embedded.unflatten(0, (len(names), len(templates))).mean(dim=1), dim=-1)

@@ -143,7 +143,7 @@ def gather_objects(world: World, value: object) -> list:
     return values
 
 
-def raise_together(world: World, error: UserError | None) -> None:
+def raise_together(world: World, error: Exception | None) -> None:
     """Raises on all ranks when any rank brings an error, so that none is left waiting: its own where it has one, else the first other.
 
     Raises: the error.
@@ -151,7 +151,8 @@ def raise_together(world: World, error: UserError | None) -> None:
     errors = gather_objects(world, error)
     first = error or next((e for e in errors if e is not None), None)
     if first is not None:
-        raise first.everywhere()
+        first.on_all_ranks = True
+        raise first
 
 
 @contextmanager

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flava_ds import config as configuration
 from flava_ds.config import Config
-from flava_ds.errors import UserError
-from flava_ds.evaluation.encoding import FrozenModel
-from flava_ds.evaluation.evaluator import find_data, load_run
-from flava_ds.evaluation.inputs import Inputs, build_inputs
-from flava_ds.report import examples, tables
+from flava_ds.evaluation.runner import read_results
+from flava_ds.evaluation.table import percent
+from flava_ds.report import tables
 from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
-from flava_ds.report.examples import Blank, Missing
+from flava_ds.report.held_out import HeldOut
 from flava_ds.report.template import markup, render, write_page
 from flava_ds.watching.run_log import RunLog, read_log
 
@@ -30,51 +27,41 @@ LOSSES = {
 }
 
 
-def write_report(run_path: Path) -> Path:
+def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
     """Writes `report.html` into a run's folder and returns its path. A part that cannot be shown says what is missing and why.
+
+    `held_out` is what there is to show besides the tasks; without, the page has none of its sections.
 
     Raises: ConfigError when the run's config.json cannot be read.
     """
     run_path = Path(run_path)
     config, log = configuration.load(run_path / "config.json"), read_log(run_path / "log.jsonl")
-    evaluation = read_evaluation(run_path / "evaluation.json")
     page = render(
         "page.html",
-        filters={"percent": tables.percent},
-        tests={"blank": lambda piece: isinstance(piece, Blank)},
+        filters={"percent": percent},
         config=config,
         header=log.header,
         steps=log.steps[-1]["step"] + 1 if log.steps else 0,
-        evaluation=evaluation,
-        headlines=tables.headlines(evaluation["metrics"]) if evaluation else [],
-        sections=tables.sections(evaluation["metrics"]) if evaluation else [],
-        losses=loss_charts(config, log, evaluation),
+        held_out=held_out,
+        tasks=tables.task_rows(read_results(run_path)),
+        losses=loss_charts(config, log, held_out.losses if held_out else {}),
         courses=course_charts(log),
         norms=norm_chart(log),
-        facts=tables.facts(config, log, evaluation),
+        facts=tables.facts(config, log, held_out.facts if held_out else []),
         config_json=json.dumps(configuration.to_dict(config), indent=2),
-        **collect_examples(run_path, evaluation),
+        **(held_out.examples if held_out else {}),
     )
     return write_page(run_path / "report.html", page)
 
 
-def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """Reads evaluation.json; None when the run has not been evaluated."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "metrics" in found else None
-
-
-def loss_charts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) -> list[dict[str, Any]]:
     """Draws one chart per objective: each logged loss, its running mean, the loss of guessing, and the held-out loss if measured."""
     charts = []
     for name in [*(name for name in LOSSES if name in log.names("loss/")), *(name for name in log.names("loss/") if name not in LOSSES)]:
         steps, values = log.series(f"loss/{name}")
         if not values:
             continue
-        held_out = evaluation["metrics"].get(f"masked/{name}/loss_nats") if evaluation else None
+        held_out = held_out_losses.get(name)
         level = guessing_loss(config, name)
         title = LOSSES.get(name, name)
         words = f"{title}: training loss from {values[0]:.2f} to {values[-1]:.2f} nats over {len(steps)} logged steps"
@@ -141,28 +128,3 @@ def last_by_encoder(log: RunLog, objective: str) -> list[tuple[str, float]]:
     names = log.names(f"encoder_gradient_norm/{objective}/")
     found = [(name.removesuffix("_encoder"), log.series(f"encoder_gradient_norm/{objective}/{name}")[1]) for name in names]
     return [(name, values[-1]) for name, values in found if values and values[-1] > 0]
-
-
-def collect_examples(run_path: Path, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    """Runs the model on single samples; a part that fails for a reason the user can mend becomes that reason."""
-    parts: dict[str, Callable[[FrozenModel, Inputs], Any]] = {
-        "by_caption": examples.retrieve_images,
-        "by_image": examples.retrieve_captions,
-        "pictures": examples.reconstruct,
-        "glosses": lambda model, inputs: examples.fill_texts(model, inputs, "mlm"),
-        "captions": lambda model, inputs: examples.fill_texts(model, inputs, "mmm_text"),
-    }
-    found: dict[str, Any] = {"missing_parts": {}, **{name: [] for name in parts}}
-    try:
-        config, module, _ = load_run(run_path)
-        recorded = Path(evaluation["data"]) if evaluation and "data" in evaluation else None
-        inputs = build_inputs(config, recorded if recorded is not None and recorded.is_dir() else find_data(config))
-    except UserError as error:
-        return found | {"missing_parts": dict.fromkeys(parts, str(error))}
-    model = FrozenModel(module, inputs)
-    for name, part in parts.items():
-        try:
-            found[name] = part(model, inputs)
-        except (Missing, UserError) as error:
-            found["missing_parts"][name] = str(error)
-    return found

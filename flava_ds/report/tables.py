@@ -1,125 +1,27 @@
-"""What the page's tables show: headline numbers, the whole evaluation by evaluator, and the facts of the run."""
+"""The facts of a run, and what tasks found, as rows of the page's tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from flava_ds.config import Config
-from flava_ds.evaluation.base import CHANCE, PIXELS
-from flava_ds.evaluation.summary import CONTRAST, FLAT, percent
+from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.table import result_rows
 from flava_ds.watching.run_log import RunLog
 
-SETS = {
-    FLAT: "unseen style, flat",
-    CONTRAST: "unseen style, high contrast",
-    "unseen_style": "unseen style, both",
-    "unseen_concepts": "unseen concepts",
-    "random": "random mismatch",
-    "same_subgroup": "near mismatch",
-    "mlm": "MLM, glosses",
-    "mim": "MIM, unseen style",
-    "mmm_text": "MMM text, unseen style",
-    "mmm_image": "MMM image, unseen style",
-}
-WHAT = {
-    "top1_accuracy": "top-1",
-    "top5_accuracy": "top-5",
-    "all_concepts_top1_accuracy": "top-1 of all concepts",
-    "all_concepts_top5_accuracy": "top-5 of all concepts",
-    "text_to_image_recall_at_1": "caption to image, R@1",
-    "text_to_image_recall_at_5": "caption to image, R@5",
-    "image_to_text_recall_at_1": "image to caption, R@1",
-    "image_to_text_recall_at_5": "image to caption, R@5",
-    "group_accuracy": "group (10)",
-    "subgroup_accuracy": "subgroup",
-    "accuracy": "accuracy",
-    "auroc": "area under ROC",
-    "loss_nats": "loss, nats",
-}
-EVALUATIONS = {
-    "zero_shot": ("Zero-shot concepts", "The image embedding against prompts made from labels. No classifier was trained."),
-    "retrieval": ("Retrieval", "One caption per image; any image or caption of the same concept counts as right."),
-    "linear_probe": ("Linear probe", "Logistic regression on the frozen image CLS, trained on the training styles. Chance is the most frequent class."),
-    "masked": ("Masked prediction", "With the run's own masking and fixed seeds. Chance is the most frequent target."),
-    "matching": ("Image-text matching", "As many matches as mismatches; the decision is moved to even odds."),
-}
-HEADLINES = (
-    (f"zero_shot/{FLAT}/top5_accuracy", "Zero-shot concept, top-5", "colour drawings in a style never seen"),
-    (f"zero_shot/{CONTRAST}/top5_accuracy", "Zero-shot concept, top-5", "black outlines in a style never seen"),
-    ("retrieval/unseen_style/text_to_image_recall_at_5", "Caption to image, R@5", "both unseen styles"),
-    (f"linear_probe/{FLAT}/group_accuracy", "Group by linear probe", "unseen flat style, 10 groups"),
-    ("masked/mmm_text/accuracy", "Masked words of captions", "beside the picture, unseen style"),
-    ("matching/random/accuracy", "Image-text matching", "match or random mismatch"),
-)
+
+def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Returns task, number, value, samples, published and step of every number that the run's evaluations.json holds."""
+    rows: list[tuple[str, ...]] = []
+    for task, result in results.items():
+        scores = {name: Score(**{key: value for key, value in score.items() if key != "published"}) for name, score in result["scores"].items()}
+        step = "" if result.get("step") is None else f"{result['step']:,}"
+        rows += [(*row, step) for row in result_rows(task, scores)]
+    return rows
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One number beside what it is read against; shares are in [0, 1]."""
-
-    set: str
-    what: str
-    value: float
-    chance: float | None
-    pixels: float | None
-    share: bool
-
-    @property
-    def text(self) -> str:
-        """The value for people."""
-        return percent(self.value) if self.share else f"{self.value:.3f}"
-
-    @property
-    def chance_text(self) -> str:
-        """Chance for people; empty when there is none."""
-        return percent(self.chance)
-
-    @property
-    def pixels_text(self) -> str:
-        """The pixel baseline for people; empty when there is none."""
-        return percent(self.pixels)
-
-
-@dataclass(frozen=True)
-class Section:
-    """The measures of one evaluator."""
-
-    title: str
-    about: str
-    measures: list[Measure]
-
-
-def measure(metrics: dict[str, float], name: str, set_words: str, what: str) -> Measure:
-    """Collects a metric and its references."""
-    return Measure(set_words, what, metrics[name], metrics.get(name + CHANCE), metrics.get(name + PIXELS), not name.endswith("_nats"))
-
-
-def headlines(metrics: dict[str, float]) -> list[Measure]:
-    """The few numbers at the top."""
-    return [measure(metrics, name, about, title) for name, title, about in HEADLINES if name in metrics]
-
-
-def sections(metrics: dict[str, float]) -> list[Section]:
-    """Every metric, by evaluator and held-out set, in the order in which they were first measured."""
-    found: dict[str, list[Measure]] = {}
-    for name in metrics:
-        evaluator, *rest = name.split("/")
-        if len(rest) == 2 and f"/{rest[1]}" not in (CHANCE, PIXELS):
-            words = SETS.get(rest[0], rest[0]), WHAT.get(rest[1], rest[1].replace("_", " "))
-            found.setdefault(evaluator, []).append(measure(metrics, name, *words))
-    known = [name for name in EVALUATIONS if name in found] + [name for name in found if name not in EVALUATIONS]
-    return [Section(*EVALUATIONS.get(name, (name.replace("_", " "), "")), by_set(found[name])) for name in known]
-
-
-def by_set(measures: list[Measure]) -> list[Measure]:
-    """Brings the measures of each held-out set together."""
-    order = list(dict.fromkeys(measure.set for measure in measures))
-    return sorted(measures, key=lambda measure: order.index(measure.set))
-
-
-def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dict[str, list[tuple[str, str]]]:
-    """What ran, on what and from which source: table title -> rows."""
+def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """What ran, on what and from which source: table title -> rows; `held_out` are those of an evaluation."""
     training, model, header = config.training, config.model, log.header
     shapes = (("image", model.image), ("text", model.text), ("multimodal", model.multimodal))
     run = [(name, f"{part.num_hidden_layers} layers, width {part.hidden_size}, {part.num_attention_heads} heads") for name, part in shapes]
@@ -136,9 +38,8 @@ def facts(config: Config, log: RunLog, evaluation: dict[str, Any] | None) -> dic
     for title, key in (("Versions", "versions"), ("Hardware", "hardware"), ("Source", "git"), ("Kernels", "kernels")):
         if isinstance(header.get(key), dict):
             tables[title] = [(name.replace("_", " "), plain(value)) for name, value in header[key].items() if value is not None]
-    if evaluation is not None:
-        seconds = [(name.replace("_", " "), f"{value:.1f} s") for name, value in evaluation.get("seconds", {}).items()]
-        tables["Evaluation"] = [*seconds, ("total", f"{evaluation['total_s']:.1f} s"), ("data", evaluation.get("data_checksum", "")[:16])]
+    if held_out:
+        tables["Evaluation"] = held_out
     return tables
 
 

@@ -42,6 +42,12 @@ FIELDS = (
     Field("accuracy/<objective>", "share", "correct predictions among the same terms"),
     Field("gradient_norm/<objective>", "", "gradient norm of the objective's weighted loss on all encoders together, from the micro-batches of rank 0"),
     Field("encoder_gradient_norm/<objective>/<encoder>", "", "the part of gradient_norm that lies on one encoder"),
+    Field(
+        "evaluation/<task>/<number>",
+        "",
+        "a number of a task that has run since the last line (evaluation.every_steps); flava-ds evaluate --list tells the tasks",
+    ),
+    Field("evaluation_seconds", "s", "how long training stood for these tasks"),
     Field("samples_per_second", "samples/s", "samples of all ranks over the time since the last line, without checkpoints"),
     Field("seconds_per_step", "s", "time since the last line over its steps, without checkpoints"),
     Field("data_wait", "share", "part of that time in which a rank waited for its loader, mean over ranks"),

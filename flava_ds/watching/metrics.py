@@ -77,6 +77,7 @@ class Metrics(Watcher):
         self._counts: Counter[str] = Counter()
         self._window = Window()
         self._norms: dict[str, Tensor] = {}
+        self._numbers: dict[str, float] = {}
         self._watch = StragglerWatch(config.logging.straggler_lines)
         description = describe_start(config, world, gemm_rate)
         hosts = {rank: host for host, entry in description["hosts"].items() for rank in entry["ranks"]}
@@ -110,6 +111,10 @@ class Metrics(Watcher):
         """Takes in gradient norms by the keys of their fields; the next record has the latest."""
         self._norms.update(norms)
 
+    def add_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Takes in fields of the next record that are known on the host and equal on all ranks."""
+        self._numbers.update(numbers)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves the time inside (a checkpoint, a measurement) out of rates."""
@@ -139,6 +144,7 @@ class Metrics(Watcher):
             "grad_norm": norm,
             **self._means(totals),
             **dict(zip(self._norms, norms, strict=True)),
+            **self._numbers,
             "samples_per_second": samples / elapsed,
             "seconds_per_step": elapsed / steps,
             "data_wait": waited / self.world.size / elapsed,
@@ -226,7 +232,7 @@ class Metrics(Watcher):
         """Starts the next record."""
         for value in self._sums.values():
             value.zero_()
-        self._counts, self._window, self._norms = Counter(), Window(), {}
+        self._counts, self._window, self._norms, self._numbers = Counter(), Window(), {}, {}
         self._since, self._paused_s = time.perf_counter(), 0.0
 
 

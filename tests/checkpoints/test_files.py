@@ -129,6 +129,14 @@ def test_prune_keeps_the_best_by_what_was_logged(place):
     assert files.complete(place) == [files.name_of(step) for step in (2, 7)]
 
 
+def test_prune_keeps_the_highest_where_higher_is_better(place):
+    for step, value in ((1, 0.2), (2, 0.7), (3, 0.5), (4, 0.1)):
+        metric = {"name": "evaluation/a/accuracy", "value": value, "step": step, "higher_is_better": True}
+        write_checkpoint(place, step, small_weights(), metric=metric)
+    files.prune(place, CheckpointConfig(keep_last=1, keep_best=2, best_metric="evaluation/a/accuracy"))
+    assert files.complete(place) == [files.name_of(step) for step in (2, 3, 4)]
+
+
 def test_every_rule_keeps_its_own():
     names = [files.name_of(step) for step in (10, 20, 30, 40, 50, 60)]
     values = dict(zip(names, (5.0, 1.0, None, 0.5, 2.0, 9.0), strict=True))

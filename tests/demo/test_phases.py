@@ -84,7 +84,7 @@ def test_an_evaluation_of_fewer_steps_does_not_count():
 @pytest.mark.parametrize(("plan", "limited"), [(SHORT, False), (Plan(work=None, minutes=2), True)])
 def test_time_limits_evaluation_only_where_minutes_are_given(monkeypatch, plan, limited):
     asked = {}
-    monkeypatch.setattr("flava_ds.evaluation.evaluator.evaluate_run", lambda run_path, **words: asked.update(words))
+    monkeypatch.setattr("flava_ds.demo.evaluation.evaluator.evaluate_run", lambda run_path, **words: asked.update(words))
     demo_phases.evaluate(opened(plan))
     assert (asked["limit_s"] is not None) == limited
 

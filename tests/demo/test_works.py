@@ -4,8 +4,8 @@ import pytest
 
 from flava_ds.data.loader import StepLoader
 from flava_ds.demo.dataset import unpack
+from flava_ds.demo.evaluation.summary import ROWS
 from flava_ds.demo.works import DEFAULT_WORK, GFLOP_OF_A_STEP, WORKS, expected_seconds
-from flava_ds.evaluation.summary import ROWS
 from flava_ds.recipes import resolve
 
 

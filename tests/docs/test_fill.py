@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flava_ds.evaluation import summary
+from flava_ds.demo.evaluation import summary
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs" / "fill.py"

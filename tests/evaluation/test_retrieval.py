@@ -1,32 +1,45 @@
-"""Known embeddings give known recalls in both directions."""
+"""Recalls on pictures of three colours with five captions each: any of the five counts, equal scores favour nobody."""
 
-import numpy as np
 import pytest
-from evaluation.known_answers import KnownAnswers
-from sample_runs import SEEN, world
+import torch
+from evaluation.color_world import KnowsColors, color_model, write_karpathy
 
-from flava_ds.evaluation.nearest import chance_of_recall
+from flava_ds.evaluation.datasets.karpathy import KarpathySplit
 from flava_ds.evaluation.retrieval import Retrieval
+from flava_ds.evaluation.runner import find_data
+
+DATA = KarpathySplit("colors", "colors", "none", "here", "dataset_colors.json", ("images",))
+TASK = Retrieval("colors", DATA)
 
 
 @pytest.fixture(scope="module")
-def retrieval(tmp_path_factory):
-    return Retrieval(world(tmp_path_factory.mktemp("world"))[0])
+def data(tmp_path_factory):
+    return find_data(DATA, write_karpathy(tmp_path_factory.mktemp("karpathy"), "dataset_colors.json", "images"))
 
 
-def test_right_embeddings_are_found_both_ways(retrieval):
-    metrics = retrieval.run(KnownAnswers(lambda concept: concept))
-    assert {value for name, value in metrics.items() if not name.endswith("/chance")} == {1.0}
+def test_recalls_are_those_of_two_pictures_of_each_colour(data):
+    """Six images, two of each colour; a caption fits both of its colour, so R@1 from a caption is one half, R@5 is one."""
+    scores = TASK.run(color_model(), data)
+    assert scores["text_to_image_recall_at_1"].value == pytest.approx(0.5)
+    assert scores["text_to_image_recall_at_1"].n == 30 and scores["image_to_text_recall_at_1"].n == 6
+    assert scores["text_to_image_recall_at_5"].value == 1 == scores["text_to_image_recall_at_10"].value
+    # An image finds ten captions of its colour in random order, five of them its own.
+    assert scores["image_to_text_recall_at_1"].value == pytest.approx(0.5)
+    assert scores["image_to_text_recall_at_5"].value == pytest.approx(1 - 1 / 252)
 
 
-def test_confusing_two_concepts_costs_exactly_their_queries(retrieval):
-    swapped = {SEEN[0]: SEEN[1], SEEN[1]: SEEN[0]}
-    metrics = retrieval.run(KnownAnswers(lambda concept: swapped.get(concept, concept)))
-    for direction in ("text_to_image", "image_to_text"):
-        assert metrics[f"retrieval/unseen_style/{direction}_recall_at_1"] == pytest.approx(1 - 2 / len(SEEN))
+def test_confusing_colours_costs_their_queries(data):
+    scores = TASK.run(color_model(KnowsColors({"green": "red", "red": "green"})), data)
+    assert scores["text_to_image_recall_at_1"].value == pytest.approx(0.5 / 3)
 
 
-def test_chance_counts_every_picture_of_a_concept_as_right(retrieval):
-    metrics = retrieval.run(KnownAnswers(lambda concept: concept))
-    assert metrics["retrieval/unseen_style/text_to_image_recall_at_5/chance"] == pytest.approx(chance_of_recall(np.full(24, 2), 24, 5))
-    assert metrics["retrieval/unseen_concepts/image_to_text_recall_at_1/chance"] == pytest.approx(5 / 20)
+def test_a_collapsed_model_scores_chance(data):
+    class Collapsed(KnowsColors):
+        def project_images(self, features):
+            return torch.ones(len(features), 2)
+
+        project_texts = project_images
+
+    scores = TASK.run(color_model(Collapsed()), data)
+    assert scores["text_to_image_recall_at_1"].value == pytest.approx(1 / 6)
+    assert scores["image_to_text_recall_at_1"].value == pytest.approx(5 / 30)

@@ -1,41 +1,41 @@
-"""Right answers give 1, always the same answer gives chance, and the candidates are the concepts that the set contains."""
+"""A model that knows colours tells them by their names; one that confuses two pays for exactly these."""
 
 import pytest
 import torch
-from evaluation.known_answers import KnownAnswers
-from sample_runs import SEEN, WORDS, world
+from evaluation.color_world import COLORS, KnowsColors, color_model, write_image_folder
 
-from flava_ds.evaluation.encoding import FrozenModel
-from flava_ds.evaluation.zero_shot import TEMPLATES, ZeroShot, concept_classifier
+from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.runner import find_data
+from flava_ds.evaluation.zero_shot import ZeroShot, classifier
 
 
 @pytest.fixture(scope="module")
-def inputs_and_module(tmp_path_factory):
-    return world(tmp_path_factory.mktemp("world"))
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    write_image_folder(root, {"test": 4})
+    (root / "test" / "green" / "3.png").unlink()
+    return find_data(ImageFolder(), root)
 
 
-def test_a_model_that_knows_is_always_right(inputs_and_module):
-    metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: concept))
-    accuracies = {name: value for name, value in metrics.items() if not name.endswith("/chance")}
-    assert set(accuracies.values()) == {1.0} and len(accuracies) == 3 * 2 * 2
+TASK = ZeroShot("colors", ImageFolder())
 
 
-def test_one_answer_for_all_is_right_as_often_as_that_concept_occurs(inputs_and_module):
-    metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: WORDS[0]))
-    assert metrics["zero_shot/fluent-emoji-flat/top1_accuracy"] == pytest.approx(1 / len(SEEN))
-    assert metrics["zero_shot/unseen_concepts/all_concepts_top1_accuracy"] == 0.0
+def test_a_model_that_knows_is_right(data):
+    scores = TASK.run(color_model(), data)
+    assert set(scores) == {"top1_accuracy", "mean_per_class_accuracy"}  # three classes have no top-5
+    assert scores["top1_accuracy"].value == 1 and scores["top1_accuracy"].n == 11
 
 
-def test_chance_follows_the_number_of_candidates(inputs_and_module):
-    metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: concept))
-    assert metrics["zero_shot/fluent-emoji-high-contrast/top5_accuracy/chance"] == pytest.approx(5 / len(SEEN))
-    assert metrics["zero_shot/unseen_concepts/top5_accuracy/chance"] == 1.0  # four candidates
-    assert metrics["zero_shot/unseen_concepts/all_concepts_top1_accuracy/chance"] == pytest.approx(1 / len(WORDS))
+def test_confusing_a_class_costs_its_samples(data):
+    scores = TASK.run(color_model(KnowsColors({"green": "red"})), data)
+    assert scores["top1_accuracy"].value == pytest.approx(8 / 11)
+    assert scores["mean_per_class_accuracy"].value == pytest.approx(2 / 3)
 
 
-def test_the_classifier_is_the_renormalised_mean_of_the_prompts(inputs_and_module):
-    inputs, module = inputs_and_module
-    model = FrozenModel(module, inputs)
-    weights = concept_classifier(model, ["apple", "kite"])
-    mean = model.texts([template.format("kite") for template in TEMPLATES]).mean(dim=0)
-    torch.testing.assert_close(weights[1], mean / mean.norm())
+def test_a_classifier_is_the_renormalised_mean_over_templates():
+    model = color_model()
+    templates = ("a {} one", "{}", "red or {}")
+    found = classifier(model, COLORS, templates, "a test")
+    prompts = model.text_embeddings([template.format("green") for template in templates], "a test")
+    torch.testing.assert_close(found[COLORS.index("green")], prompts.mean(0) / prompts.mean(0).norm())
+    assert prompts[0].argmax() == COLORS.index("green") and len(found) == 3

@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 from sample_runs import write_run
 
+from flava_ds.demo.evaluation.evaluator import evaluate_run
+from flava_ds.demo.evaluation.held_out import held_out_of
 from flava_ds.errors import ConfigError
-from flava_ds.evaluation.evaluator import evaluate_run
+from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.runner import TaskResult, write_results
 from flava_ds.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -56,7 +59,7 @@ class Page(HTMLParser):
 def report(tmp_path_factory):
     run, _ = write_run(tmp_path_factory.mktemp("run"))
     evaluate_run(run)
-    path = write_report(run)
+    path = write_report(run, held_out_of(run))
     return path, Page(path.read_text(encoding="utf-8"))
 
 
@@ -130,26 +133,37 @@ def test_names_are_escaped(tmp_path):
         ("evaluation.json", "has not been evaluated"),
         ("checkpoints", "no checkpoint there"),
         ("../../codebook.safetensors", "no image codebook there"),
-        ("../../data", "committed data"),
     ],
 )
-def test_a_partial_run_says_what_is_missing(tmp_path, monkeypatch, lost, words):
+def test_a_partial_run_says_what_is_missing(tmp_path, lost, words):
     run, _ = write_run(tmp_path)
-    if lost == "../../data":
-        from flava_ds.demo import dataset
-        from flava_ds.errors import DataError
-
-        def unpack():
-            raise DataError("the committed data is missing")
-
-        monkeypatch.setattr(dataset, "unpack", unpack)
     path = (run / lost).resolve()
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    page = Page(write_report(run).read_text(encoding="utf-8"))
+    page = Page(write_report(run, held_out_of(run)).read_text(encoding="utf-8"))
     assert words in page.text and "Not here." in page.text and page.errors == []
+
+
+def test_the_demos_numbers_are_not_on_the_page_of_another_run(tmp_path):
+    run, data = write_run(tmp_path)
+    evaluate_run(run)
+    (data / "concepts.json").unlink()
+    assert held_out_of(run) is None
+    page = Page(write_report(run, held_out_of(run)).read_text(encoding="utf-8"))
+    assert page.errors == [] and page.all("img") == [] and "No task has run on this model" in page.text
+    assert "Zero-shot concepts" not in page.text and "Masked pictures" not in page.text
+
+
+def test_what_tasks_found_is_on_the_page(tmp_path):
+    run, _ = write_run(tmp_path)
+    scores = {"accuracy": Score(0.9, 10_000, 0.003), "roc_area": Score(0.97, 10_000, 0.001)}
+    write_results(run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, {}).to_json("cifar10_probe")})
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for words in ("cifar10_probe", "90.00 % ± 0.30", "10,000", "FLAVA 92.9 %", "1,200"):
+        assert words in page.text, words
+    assert "Not here." not in page.text.split("Tasks")[2].split("The run")[0] and page.errors == []
 
 
 def test_a_run_without_a_configuration_is_an_error(tmp_path):

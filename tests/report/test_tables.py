@@ -1,43 +1,14 @@
-"""Every metric finds its place in a table, beside its references."""
+"""The facts of a run and the numbers of tasks find their place."""
 
 from sample_runs import tiny_config
 
 from flava_ds.report import tables
 from flava_ds.watching.run_log import RunLog
 
-METRICS = {
-    "zero_shot/fluent-emoji-flat/top5_accuracy": 0.3,
-    "zero_shot/fluent-emoji-flat/top5_accuracy/chance": 0.01,
-    "masked/mlm/loss_nats": 4.25,
-    "linear_probe/a/group_accuracy": 0.5,
-    "linear_probe/b/group_accuracy": 0.6,
-    "linear_probe/a/new_measure": 0.7,
-    "zero_shot/fluent-emoji-flat/top5_accuracy/pixel_1nn": 0.2,
-    "novel/x/y": 0.1,
-}
-
-
-def test_every_metric_is_shown_once_and_references_are_none():
-    shown = [measure.value for section in tables.sections(METRICS) for measure in section.measures]
-    assert sorted(shown) == sorted(value for name, value in METRICS.items() if name.count("/") == 2)
-
-
-def test_references_stand_beside_their_metric():
-    [measure] = tables.sections(METRICS)[0].measures
-    assert (measure.text, measure.chance_text, measure.pixels_text) == ("30.0 %", "1.0 %", "20.0 %")
-    assert tables.headlines(METRICS) == [tables.measure(METRICS, tables.HEADLINES[0][0], tables.HEADLINES[0][2], tables.HEADLINES[0][1])]
-
-
-def test_sets_stay_together_and_losses_are_no_shares():
-    by_title = {section.title: section.measures for section in tables.sections(METRICS)}
-    assert [(m.set, m.what) for m in by_title["Linear probe"]] == [("a", "group (10)"), ("a", "new measure"), ("b", "group (10)")]
-    [loss] = by_title["Masked prediction"]
-    assert loss.text == "4.250" and not loss.share and loss.chance_text == ""
-
 
 def test_facts_hold_what_the_log_says_and_do_without():
     config = tiny_config()
     log = RunLog({"versions": {"torch": "2.13", "triton": None}, "git": {"commit": "abc", "changed": True}}, [])
-    facts = tables.facts(config, log, {"seconds": {"zero_shot": 1.25}, "total_s": 2.0})
+    facts = tables.facts(config, log, [("zero shot", "1.2 s")])
     assert facts["Versions"] == [("torch", "2.13")] and ("changed", "yes") in facts["Source"] and ("zero shot", "1.2 s") in facts["Evaluation"]
-    assert list(tables.facts(config, RunLog({}, []), None)) == ["Configuration"]
+    assert list(tables.facts(config, RunLog({}, []), [])) == ["Configuration"]

@@ -12,7 +12,7 @@ from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flava_ds.data.plan import BatchPlan
+    from flava_ds.data.plan import BatchPlan, Tokenizer
     from flava_ds.training.task import Task
 
 
@@ -110,6 +110,23 @@ class FlavaConfig(FamilyConfig, type="flava"):
     def max_tokens(self) -> int:
         """The longest text that the model takes, special tokens included."""
         return self.text.max_position_embeddings
+
+    @property
+    def image_size(self) -> int:
+        """The edge of the pictures that the model takes, in pixels."""
+        return self.image.image_size
+
+    def load_tokenizer(self, config: Any) -> Tokenizer:
+        """Loads the WordPiece vocabulary."""
+        from flava_ds.families.flava.plans import load_tokenizer
+
+        return load_tokenizer(config)
+
+    def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+        """Returns FLAVA's capabilities: vectors, states, log odds of pairs and masked predictions by its heads."""
+        from flava_ds.families.flava.capabilities import offers
+
+        return offers(task, config)
 
     def build(self, config: Any) -> Task:
         """Builds FLAVA with its objectives."""

@@ -1,0 +1,183 @@
+"""A trained model in five lines: load it, encode pictures and texts, ask whether they match, fill masked words.
+
+docs/library.md shows how; `flava_ds.load` is this module's `load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from flava_ds.data.decode import decode_image, over_white
+from flava_ds.errors import DataError, UserError
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.opening import Opened, Precision, open_model
+from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer
+from flava_ds.evaluation.transforms import CLIP_TRANSFORM
+from flava_ds.storage.faults import SampleFault
+
+__all__ = ["Guess", "Model", "Picture", "load"]
+
+Picture = Image.Image | Path | str | Tensor
+"""A PIL image, a file's path, or a decoded [3 H W] uint8 tensor."""
+MASK = "[MASK]"
+ASKED_BY = "this call"
+Item = TypeVar("Item")
+
+
+class Guess(NamedTuple):
+    """One word for a masked place, and how likely the model holds it."""
+
+    word: str
+    probability: float
+
+
+def load(path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None) -> Model:
+    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face; nothing is downloaded.
+
+    `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in fp32, unless
+    `precision` says otherwise.
+
+    Raises: CheckpointError or ConfigError in one line, naming what is missing or does not fit.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: {'holds no config.json' if path.is_dir() else 'no such folder'}; give a run, one of its checkpoints, or a model's folder")
+    return Model(open_model(path, device=device, precision=precision))
+
+
+class Model:
+    """A trained model that answers in tensors on its device, without gradients."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self._model: FrozenModel = opened.frozen()
+
+    def __repr__(self) -> str:
+        described = self._model.described
+        step = "" if described.step is None else f", step {described.step}"
+        return f"<{described.family} '{described.name}'{step} on {self._model.device}>"
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._model.device
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square that pictures are resized and cropped to, in pixels."""
+        return self._model.image_size
+
+    def encode_images(self, images: Sequence[Picture], *, batch_size: int = 64) -> Tensor:
+        """Encodes pictures into the space that they share with texts.
+
+        The shorter side is resized to the model's size and the centre cropped, as published.
+
+        Shapes:
+            returns  [len(images) r]  fp32, L2-normalised
+        Raises: DataError naming a picture that cannot be read; Lacking when the model has no such space.
+        """
+        embedder, found = self._model.need(Embedder, ASKED_BY), []
+        for some in batches(images, batch_size, "images"):
+            found.append(embedder.project_images(embedder.image_features(self._pixels(some))))
+        return torch.cat(found)
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+        """Encodes texts into the space that they share with images; longer ones are cut as captions are in training.
+
+        Shapes:
+            returns  [len(texts) r]  fp32, L2-normalised
+        Raises: Lacking when the model has no such space.
+        """
+        embedder, found = self._model.need(Embedder, ASKED_BY), []
+        for some in batches(texts, batch_size, "texts"):
+            found.append(embedder.project_texts(embedder.text_features(self._ids(some, "pair"))))
+        return torch.cat(found)
+
+    def match(self, images: Sequence[Picture], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+        """Returns how likely each text belongs to the picture of the same number, were both answers equally likely beforehand.
+
+        Both are read together, which is slower than comparing vectors, and finer.
+
+        Shapes:
+            returns  [len(images)]  fp32, probabilities
+        Raises: UserError when there are not as many texts as images; Lacking when the model has no matching head.
+        """
+        matcher, found = self._model.need(Matcher, ASKED_BY), []
+        pairs = (batches(images, batch_size, "images"), batches(texts, batch_size, "texts"))
+        if len(images) != len(texts):
+            raise UserError(f"{len(images)} images and {len(texts)} texts; give one text for each image")
+        for some, said in zip(*pairs, strict=True):
+            [odds] = matcher.log_odds(self._pixels(some), [self._ids(said, "pair")])
+            found.append(odds)
+        return torch.cat(found).sigmoid()
+
+    def fill_mask(self, text: str, image: Picture | None = None, *, top_k: int = 5) -> list[list[Guess]]:
+        """Returns the likeliest words for each [MASK] in a text, in its order; beside a picture where one is given.
+
+        Raises: UserError when the text has no [MASK], or one beyond what the model reads; Lacking when the model predicts none.
+        """
+        scorer, tokenizer = self._model.need(Scorer, ASKED_BY), self._model.tokenizer
+        kind, what = ("text", "text") if image is None else ("pair", "text of a pair")
+        if what not in scorer.predicts:
+            raise UserError(f"{self!r} predicts masked {' and '.join(sorted(scorer.predicts))}, but not {what}")
+        [ids] = self._ids([text], kind)
+        rows = np.flatnonzero(ids == tokenizer.mask_id)
+        if not len(rows) or len(rows) < text.count(MASK):
+            limit = self._model.most_tokens[kind]
+            raise UserError(f"{text[:60]!r}: {len(rows)} {MASK} among the first {limit} tokens, which is all that the model reads; write one per word to fill")
+        pixels = None if image is None else self._pixels([image])
+        shares = scorer.read([ids], pixels).tokens(torch.from_numpy(rows)).logits().softmax(-1)
+        best = shares[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size), dim=-1)
+        return [
+            [Guess(tokenizer.token(token), share) for token, share in zip(tokens, values, strict=True)]
+            for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _pixels(self, images: Sequence[Picture]) -> Tensor:
+        """Reads and transforms pictures: [b 3 H W] uint8."""
+        return torch.stack([CLIP_TRANSFORM(read_picture(image), self.image_size) for image in images])
+
+    def _ids(self, texts: Sequence[str], kind: str) -> list[np.ndarray]:
+        """Encodes texts, cut as those of their kind."""
+        return self._model.tokenizer.encode_batch(texts, self._model.most_tokens[kind])
+
+
+def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
+    """Returns the items in batches.
+
+    Raises: UserError when there are none, or a single one was given without its list.
+    """
+    if isinstance(items, str | Path | Image.Image) or not len(items):
+        raise UserError(f"{what}: give a list of at least one, not {items!r:.60}")
+    if size < 1:
+        raise UserError(f"batch_size {size}: use at least 1")
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def read_picture(image: Picture) -> Tensor:
+    """Returns a picture as RGB, turned as its EXIF says, transparency over white: [3 H W] uint8.
+
+    Raises: DataError naming what cannot be read.
+    """
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise DataError(f"a picture is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]")
+        return image.cpu()
+    if isinstance(image, Image.Image):
+        turned = ImageOps.exif_transpose(image)
+        alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
+        pixels = torch.from_numpy(np.array(turned.convert("RGBA" if alpha else "RGB"))).permute(2, 0, 1).contiguous()
+        return over_white(pixels) if alpha else pixels
+    try:
+        return decode_image(Path(image).read_bytes())
+    except OSError as error:
+        raise DataError(f"{image}: cannot be read ({error.strerror}); give the path of a picture") from error
+    except SampleFault as fault:
+        raise DataError(f"{image}: cannot be used: {fault}; give a JPEG, PNG or WebP") from fault

@@ -1,0 +1,115 @@
+"""Evaluates a run that trained on the demo's data on what that data holds out: every measurement, one result
+file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flava_ds.checkpoints.files import name_of
+from flava_ds.config import Config
+from flava_ds.demo.evaluation.base import Measurement, Unavailable
+from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
+from flava_ds.demo.evaluation.linear_probe import LinearProbe
+from flava_ds.demo.evaluation.masked import Masked
+from flava_ds.demo.evaluation.matching import Matching
+from flava_ds.demo.evaluation.pixel_baseline import PixelBaseline
+from flava_ds.demo.evaluation.retrieval import Retrieval
+from flava_ds.demo.evaluation.summary import aims, gates, table
+from flava_ds.demo.evaluation.zero_shot import ZeroShot
+from flava_ds.errors import UserError
+from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
+from flava_ds.evaluation.opening import open_model
+from flava_ds.recipes.demo import DATA
+from flava_ds.watching.run_log import logged_losses, read_log
+
+if TYPE_CHECKING:
+    from flava_ds.demo.dataset import DemoData
+
+__all__ = ["MEASUREMENTS", "aims", "evaluate", "evaluate_run", "find_data", "gates", "table"]
+
+log = logging.getLogger(__name__)
+
+MEASUREMENTS: tuple[type[Measurement], ...] = (ZeroShot, Masked, LinearProbe, Matching, Retrieval, PixelBaseline)
+"""In the order in which they run: what the gates need comes first, in case time runs out."""
+RESULT = "evaluation.json"
+
+
+def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None) -> dict[str, Any]:
+    """Evaluates a run's latest checkpoint on the demo's held-out data, writes evaluation.json into the run's
+    folder and returns it.
+
+    `data` defaults to the data set that the run trained on. After `limit_s` seconds no further measurement
+    starts; what was left out is listed.
+
+    Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable inputs;
+        UserError when the run trained on something else.
+    """
+    start = time.monotonic()
+    run_path = Path(run_path)
+    opened = open_model(run_path)
+    root = find_data(opened.config) if data is None else Path(data.root)
+    if root is None:
+        raise UserError(f"{run_path}: did not train on the demo's data, so its held-out drawings say nothing of it")
+    inputs = build_inputs(opened.config, root)
+    deadline = None if limit_s is None else start + limit_s
+    result = {"run": opened.config.name, "checkpoint": name_of(opened.described.step), "step": opened.described.step}
+    result |= evaluate(opened.frozen(), inputs, deadline=deadline)
+    result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
+    result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}
+    result["total_s"] = round(time.monotonic() - start, 2)
+    temporary = run_path / f".{RESULT}.{os.getpid()}"
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(run_path / RESULT)
+    return result
+
+
+def evaluate(model: FrozenModel, inputs: Inputs, *, deadline: float | None = None) -> dict[str, Any]:
+    """Measures everything: the metrics, the seconds that each measurement took, and what was left out and
+    why.
+
+    `deadline` is a time of time.monotonic() after which none starts.
+    """
+    metrics: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    if inputs.codebook is None:
+        left_out["masked images"] = inputs.codebook_problem
+    else:
+        inputs.codebook.to(model.device)
+    for measurement in MEASUREMENTS:
+        start = time.monotonic()
+        if deadline is not None and start >= deadline:
+            left_out[measurement.name] = "the time limit was reached"
+            continue
+        try:
+            metrics |= measurement(inputs).run(model)
+        except (Unavailable, Lacking) as reason:
+            left_out[measurement.name] = str(reason)
+        seconds[measurement.name] = round(time.monotonic() - start, 2)
+        log.info("evaluated %s in %.1f s", measurement.name, seconds[measurement.name])
+    return {"metrics": metrics, "seconds": seconds, "left_out": left_out}
+
+
+def find_data(config: Config) -> Path | None:
+    """Returns the folder of the demo's data set that a run's pairs come from; None for a run that trained on
+    something else.
+
+    A run of the demo's recipes whose data has been removed gets the committed data, unpacked into the user's
+    cache.
+
+    Raises: DataError when the package lacks its data.
+    """
+    for source in config.data.sources.values():
+        folder = Path(source.shards).parent
+        if source.kind == "pair" and (folder / "concepts.json").is_file():
+            return folder
+        if source.kind == "pair" and folder == DATA:
+            from flava_ds.demo.dataset import unpack
+
+            return unpack().root
+    return None

@@ -1,0 +1,135 @@
+"""What every measurement is constructed with: configuration, tokenizer, codebook and the held-out sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
+from flava_ds.config import Config
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import CheckpointError, DataError
+from flava_ds.evaluation.opening import most_tokens
+from flava_ds.evaluation.samples import Samples, read_samples
+from flava_ds.storage.shards import expand_shards
+
+SEED = 20_260
+"""Of every mask and every mismatched caption of the evaluation, whatever the run's own seed."""
+CODEBOOK_ROWS = 128
+"""Pictures that the codebook encodes at one time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The demo data set as the evaluation sees it; folders are read when first used."""
+
+    config: Config
+    root: Path
+    """Folder with pairs-train, pairs-unseen-style, pairs-unseen-concepts, text-test and concepts.json."""
+    tokenizer: WordPieceTokenizer
+    codebook: ImageCodebook | None = None
+    codebook_problem: str = ""
+    """Why there is no codebook."""
+
+    @cached_property
+    def train(self) -> Samples:
+        """Pairs of the training styles."""
+        return read_samples(self.root / "pairs-train")
+
+    @cached_property
+    def unseen_style(self) -> Samples:
+        """Pairs of concepts seen in training, drawn in styles never seen."""
+        return read_samples(self.root / "pairs-unseen-style")
+
+    @cached_property
+    def unseen_concepts(self) -> Samples:
+        """Pairs of concepts never seen, in all styles."""
+        return read_samples(self.root / "pairs-unseen-concepts")
+
+    @cached_property
+    def texts(self) -> Samples:
+        """Held-out glosses."""
+        return read_samples(self.root / "text-test", images=False)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Concept -> label, of all concepts.
+
+        Raises: DataError when concepts.json is missing or lists something else.
+        """
+        path = self.root / "concepts.json"
+        try:
+            return {entry["concept"]: entry["label"] for entry in json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not the list of concepts that the builder writes ({type(error).__name__}: {error}); unpack the data set anew") from error
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 over the pairs' shards and the concepts, which fixes every result that no model takes part in."""
+        digest = hashlib.sha256()
+        shards = [shard for folder in ("pairs-train", "pairs-unseen-style", "pairs-unseen-concepts") for shard in expand_shards(str(self.root / folder))]
+        for path in [*shards, self.root / "concepts.json"]:
+            digest.update(path.relative_to(self.root).as_posix().encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def styles_of(self, samples: Samples) -> dict[str, Samples]:
+        """Splits samples by drawing style; the same objects on every call, so that what is cached for one is found again."""
+        return self._styles.setdefault(
+            samples.name,
+            {
+                str(style): samples.select(np.flatnonzero(samples.column("style") == style), f"{samples.name}/{style}")
+                for style in np.unique(samples.column("style"))
+            },
+        )
+
+    @cached_property
+    def _styles(self) -> dict[str, dict[str, Samples]]:
+        return {}
+
+    def codes(self, samples: Samples, count: int) -> Tensor:
+        """Returns the codebook's indices of a set's first `count` pictures, computed once, on the codebook's device: [count n] int64."""
+        found = self._codes.get(samples)
+        if found is None or len(found) < count:
+            device = next(self.codebook.parameters()).device
+            parts = samples.pixels(self.config.codebook.image_size)[:count].split(CODEBOOK_ROWS)
+            found = self._codes[samples] = torch.cat([self.codebook.encode(rows.to(device)).cpu() for rows in parts])
+        return found[:count]
+
+    @cached_property
+    def _codes(self) -> dict[Samples, Tensor]:
+        return {}
+
+    def max_tokens(self, kind: str) -> int:
+        """Longest text kept, special tokens included: what the run's first source of this kind has."""
+        return most_tokens(self.config, kind)
+
+    def objective(self, name: str) -> Any:
+        """Returns an objective's configuration."""
+        return self.config.objectives[name]
+
+
+def build_inputs(config: Config, root: Path) -> Inputs:
+    """Loads the tokenizer and, where it can be had, the codebook.
+
+    Raises: DataError when the vocabulary does not fit the model.
+    """
+    tokenizer = WordPieceTokenizer(config.data.vocabulary)
+    if tokenizer.vocab_size > config.model.text.vocab_size:
+        raise DataError(
+            f"{tokenizer.file}: {tokenizer.vocab_size} entries, but model.text.vocab_size is {config.model.text.vocab_size}; use the run's vocabulary"
+        )
+    if config.codebook_weights is None:
+        return Inputs(config, root, tokenizer, None, "the run's configuration names no codebook_weights")
+    try:
+        return Inputs(config, root, tokenizer, load_codebook(config.codebook_weights, config.codebook))
+    except CheckpointError as error:
+        return Inputs(config, root, tokenizer, None, str(error))

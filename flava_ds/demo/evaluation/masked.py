@@ -1,0 +1,152 @@
+"""Masked prediction on held-out data: accuracy and loss of MLM, MIM and both halves of MMM."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.data.order import hash64
+from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
+from flava_ds.demo.evaluation.inputs import SEED, Inputs
+from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
+from flava_ds.evaluation.samples import Samples
+from flava_ds.objectives.masked_image import mask_patches
+from flava_ds.objectives.masked_text import mask_tokens
+
+MOST_SAMPLES = 1024
+"""Of each set; some ten thousand masked tokens or patches, a standard error of half a per cent."""
+KINDS = {"text": ("mlm",), "image": ("mim",), "pair": ("mmm_image", "mmm_text")}
+"""What is predicted from what; text alone, images alone, pairs."""
+PREDICTS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
+"""What a Scorer calls it."""
+
+
+@dataclass(frozen=True)
+class MaskedInputs:
+    """Some samples with fixed masks. Fields that the kind lacks are None; `codes` are None without a
+    codebook, too.
+
+    Shapes:
+        texts, masked_texts  b arrays of ids
+        token_rows           [k]        rows of the texts laid end to end that are to be predicted
+        token_labels         [k]        the ids there
+        pixels               [b c H W]  uint8
+        patches              [b n]      bool, where the mask token stands
+        patch_rows           [k]        the same as flat indices into [b n]
+        codes                [b n]      int64
+    """
+
+    size: int
+    texts: list[np.ndarray] | None = None
+    masked_texts: list[np.ndarray] | None = None
+    token_rows: Tensor | None = None
+    token_labels: Tensor | None = None
+    pixels: Tensor | None = None
+    patches: Tensor | None = None
+    patch_rows: Tensor | None = None
+    codes: Tensor | None = None
+
+    def read(self, scorer: Scorer) -> Reading:
+        """Encodes them."""
+        return scorer.read(self.masked_texts, self.pixels, self.patches)
+
+    def predictions(self, reading: Reading, name: str) -> Predictions:
+        """Returns what an objective predicts."""
+        text = name in ("mlm", "mmm_text")
+        return reading.tokens(self.token_rows) if text else reading.codes(self.patch_rows)
+
+    def labels(self, name: str) -> Tensor:
+        """Returns what an objective has to predict: [k]."""
+        text = name in ("mlm", "mmm_text")
+        return self.token_labels if text else self.codes.flatten().index_select(0, self.patch_rows)
+
+
+class Masked(Measurement):
+    """Predicts masked tokens of held-out glosses, masked patches of images in the unseen style, and both on
+    pairs of that style.
+
+    Masks are drawn from fixed seeds with the run's own masking settings; images are not augmented.
+    """
+
+    name = "masked"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns accuracy beside that of always guessing the most frequent target, and the mean cross-
+        entropy."""
+        scorer, metrics = model.need(Scorer, self.asked_by), {}
+        for kind, wanted in KINDS.items():
+            usable = [name for name in wanted if self.inputs.codebook or name in ("mlm", "mmm_text")]
+            names = [name for name in usable if PREDICTS[name] in scorer.predicts]
+            if names:
+                metrics |= self.predict(scorer, kind, names, self.inputs.texts if kind == "text" else self.inputs.unseen_style)
+        if not metrics:
+            raise Unavailable(self.inputs.codebook_problem or "the run trains no masked objective")
+        return metrics
+
+    def predict(self, scorer: Scorer, kind: str, names: list[str], samples: Samples) -> dict[str, float]:
+        """Measures what is predicted from one kind of input, encoded once."""
+        sums = {name: np.zeros(3) for name in names}
+        targets: dict[str, Counter[int]] = {name: Counter() for name in names}
+        for inputs in masked_inputs(self.inputs, kind, samples, MOST_SAMPLES):
+            reading = inputs.read(scorer)
+            for name in names:
+                labels = inputs.labels(name)
+                loss, correct = inputs.predictions(reading, name).loss(labels)
+                sums[name] += [float(loss), float(correct), len(labels)]
+                targets[name].update(labels.tolist())
+        metrics = {}
+        for name, (loss, correct, count) in ((name, values.tolist()) for name, values in sums.items()):
+            if not count:
+                raise Unavailable(f"masking selected nothing to predict for {name}; check objectives.{name}")
+            metrics[f"{self.name}/{name}/accuracy"] = correct / count
+            metrics[f"{self.name}/{name}/accuracy{CHANCE}"] = targets[name].most_common(1)[0][1] / count
+            metrics[f"{self.name}/{name}/loss_nats"] = loss / count
+        return metrics
+
+
+def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Iterator[MaskedInputs]:
+    """Yields samples of one kind ('text', 'image', 'pair') in batches, with masks fixed by each sample's
+    place in its set."""
+    count = min(most, len(samples))
+    if kind != "image":
+        ids = inputs.tokenizer.encode_batch(samples.captions[:count], inputs.max_tokens(kind))
+    codes = inputs.codes(samples, count) if kind != "text" and inputs.codebook is not None else None
+    for start in range(0, count, BATCH_ROWS):
+        rows = np.arange(start, min(start + BATCH_ROWS, count))
+        fields: dict = {"size": len(rows)}
+        if kind != "text":
+            fields |= masked_image_fields(inputs, samples, rows, "mim" if kind == "image" else "mmm_image")
+            fields["codes"] = None if codes is None else codes[rows]
+        if kind != "image":
+            fields |= masked_text_fields(inputs, [ids[row] for row in rows], rows, "mlm" if kind == "text" else "mmm_text")
+        yield MaskedInputs(**fields)
+
+
+def masked_image_fields(inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str) -> dict[str, Tensor]:
+    """Returns pixels and masks of the chosen pictures."""
+    image = inputs.config.model.image
+    mask = mask_patches(hash64(SEED, rows), image.grid_size, inputs.objective(objective))
+    return {
+        "pixels": samples.pixels(image.image_size)[rows],
+        "patches": torch.from_numpy(mask),
+        "patch_rows": torch.from_numpy(np.flatnonzero(mask)),
+    }
+
+
+def masked_text_fields(inputs: Inputs, texts: list[np.ndarray], rows: np.ndarray, objective: str) -> dict:
+    """Returns texts with their masks."""
+    lengths = np.array([len(text) for text in texts])
+    tokens = mask_tokens(hash64(SEED, rows), np.concatenate(texts), lengths, inputs.objective(objective), inputs.tokenizer)
+    masked, token_rows, labels = vars(tokens).values()
+    return {
+        "texts": texts,
+        "masked_texts": np.split(masked, np.cumsum(lengths)[:-1]),
+        "token_rows": torch.from_numpy(token_rows),
+        "token_labels": torch.from_numpy(labels),
+    }

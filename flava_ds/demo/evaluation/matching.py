@@ -1,0 +1,86 @@
+"""Image-text matching on held-out pairs: is this the caption of this image?"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from flava_ds.demo.evaluation.base import CHANCE, Measurement
+from flava_ds.demo.evaluation.inputs import SEED
+from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.protocols import Matcher
+
+MOST_PAIRS = 1024
+
+
+class Matching(Measurement):
+    """Accuracy on as many matches as mismatches: captions of another concept, and of another concept of the same subgroup (hard).
+
+    Log odds are those of a model that holds both answers equally likely. Inputs are unmasked.
+
+    Source: paper, section 3.2 (ITM).
+    """
+
+    name = "matching"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns balanced accuracy and the area under the ROC curve for both kinds of mismatch, beside 0.5."""
+        model.need(Matcher, self.asked_by)  # before anything is encoded
+        samples = self.inputs.unseen_style
+        rows = np.arange(min(MOST_PAIRS, len(samples)))
+        concepts, subgroups = samples.column("concept")[rows], samples.column("subgroup")[rows]
+        wrong = {
+            "random": draw_mismatches(concepts, np.zeros(len(rows), dtype=np.int64)),
+            "same_subgroup": draw_mismatches(concepts, np.unique(subgroups, return_inverse=True)[1]),
+        }
+        ids = self.inputs.tokenizer.encode_batch([samples.captions[row] for row in rows], self.inputs.max_tokens("pair"))
+        scores = self.scores(model, samples.pixels(self.inputs.config.model.image.image_size)[rows], ids, [rows, *wrong.values()])
+        metrics = {}
+        for (kind, partners), mismatch in zip(wrong.items(), scores[1:], strict=True):
+            usable = partners >= 0
+            if not usable.any():
+                continue
+            matched, mismatched = scores[0][usable], mismatch[usable]
+            name = f"{self.name}/{kind}/"
+            metrics |= {
+                f"{name}accuracy": float(((matched > 0).mean() + (mismatched <= 0).mean()) / 2),
+                f"{name}accuracy{CHANCE}": 0.5,
+                f"{name}auroc": area_under_curve(matched, mismatched),
+                f"{name}auroc{CHANCE}": 0.5,
+            }
+        return metrics
+
+    def scores(self, model: FrozenModel, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns, for each pairing of images with captions, the log odds of a match: [N] each. Images are encoded once.
+
+        Shapes:
+            pixels    [N c H W]  uint8
+            pairings  each [N]   the caption's row; a negative one is read as row 0 and its score is of no use
+        """
+        matcher, found = model.need(Matcher, self.asked_by), [[] for _ in pairings]
+        for start in range(0, len(pixels), BATCH_ROWS):
+            rows = slice(start, start + BATCH_ROWS)
+            texts = [[ids[max(partner, 0)] for partner in partners[rows]] for partners in pairings]
+            for scores, odds in zip(found, matcher.log_odds(pixels[rows], texts), strict=True):
+                scores.append(odds.cpu().numpy())
+        return [np.concatenate(scores) for scores in found]
+
+
+def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:
+    """Draws for each sample another one of its pool with another concept, from a fixed seed; -1 where there is none: [N]."""
+    draw = np.random.default_rng(SEED)
+    partners = np.full(len(concepts), -1, dtype=np.int64)
+    for pool in np.unique(pools):
+        members = np.flatnonzero(pools == pool)
+        for member in members:
+            others = members[concepts[members] != concepts[member]]
+            if len(others):
+                partners[member] = draw.choice(others)
+    return partners
+
+
+def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Returns the probability that a positive scores above a negative, ties counting half."""
+    ordered = np.sort(negative)
+    below, not_above = np.searchsorted(ordered, positive, side="left"), np.searchsorted(ordered, positive, side="right")
+    return float((below + not_above).mean() / 2 / len(negative))

@@ -1,0 +1,81 @@
+"""The reference that a trained model has to beat: the nearest neighbour on raw pixels. Computed here, kept by the checksum of the data."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from flava_ds.demo.evaluation.base import PIXELS, Measurement
+from flava_ds.demo.evaluation.inputs import Inputs
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.nearest import recall, top_k
+
+EDGE = 32
+NEIGHBOURS = 64
+"""Fetched per image, so that five distinct concepts are among them (a concept has about six drawings)."""
+VERSION = 1
+
+
+class PixelBaseline(Measurement):
+    """Concept, group and subgroup of each held-out image by its nearest training images, as mean-centred, normalised 32 x 32 pixels."""
+
+    name = "pixel_baseline"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns the baseline under the names of the metrics that it is read beside; the model takes no part."""
+        path = cache_file(self.inputs)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            metrics = measure(self.inputs)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(metrics), encoding="utf-8")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # A read-only folder costs the seconds again, nothing else.
+        return metrics
+
+
+def cache_file(inputs: Inputs) -> Path:
+    """Where the numbers of exactly this data are kept."""
+    return inputs.root / "cache" / f"pixel_baseline_v{VERSION}_{inputs.checksum[:24]}.json"
+
+
+def measure(inputs: Inputs) -> dict[str, float]:
+    """Classifies every image of the held-out styles, and the groups of unseen concepts too."""
+    train = inputs.train
+    keys = pixel_vectors(train.pixels(EDGE))
+    concepts = train.column("concept")
+    metrics = {}
+    for set_name, samples in (inputs.styles_of(inputs.unseen_style) | {"unseen_concepts": inputs.unseen_concepts}).items():
+        neighbours = top_k(pixel_vectors(samples.pixels(EDGE)), keys, NEIGHBOURS).numpy()
+        if set_name != "unseen_concepts":
+            right, found = samples.column("concept"), distinct(concepts[neighbours], 5)
+            for k in (1, 5):
+                metrics[f"zero_shot/{set_name}/top{k}_accuracy{PIXELS}"] = recall(found, right, k)
+        for field in ("group", "subgroup"):
+            nearest = train.column(field)[neighbours[:, 0]]
+            metrics[f"linear_probe/{set_name}/{field}_accuracy{PIXELS}"] = float((nearest == samples.column(field)).mean())
+    return metrics
+
+
+def pixel_vectors(pixels: Tensor) -> Tensor:
+    """Subtracts each picture's own mean and normalises: [N c H W] uint8 -> [N c*H*W] fp32."""
+    vectors = pixels.flatten(1).float()
+    return F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1)
+
+
+def distinct(labels: np.ndarray, most: int) -> np.ndarray:
+    """Keeps the first occurrence of each label in every row, at most `most`, filled up with the empty string: [N k] -> [N most]."""
+    found = np.full((len(labels), most), "", dtype=labels.dtype)
+    for row, values in enumerate(labels):
+        unique = list(dict.fromkeys(values))[:most]
+        found[row, : len(unique)] = unique
+    return found

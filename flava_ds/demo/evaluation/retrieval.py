@@ -1,0 +1,43 @@
+"""Zero-shot retrieval between images and captions, both ways."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flava_ds.demo.evaluation.base import Measurement
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.nearest import chance_of_recall, recall, top_k
+from flava_ds.evaluation.samples import Samples
+
+
+class Retrieval(Measurement):
+    """Recall at 1 and 5 on the held-out pairs, one caption per image.
+
+    An image or caption of the same concept counts as right, since the captions of one concept differ in
+    little but their template.
+
+    Source: paper, section 4 (COCO and Flickr30k, recall at k of the contrastive embeddings).
+    """
+
+    name = "retrieval"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns recall at 1 and 5, caption to image and image to caption, beside that of a random order."""
+        metrics = {}
+        for set_name, samples in (("unseen_style", self.inputs.unseen_style), ("unseen_concepts", self.inputs.unseen_concepts)):
+            metrics |= self.retrieve(model, set_name, samples)
+        return metrics
+
+    def retrieve(self, model: FrozenModel, set_name: str, samples: Samples) -> dict[str, float]:
+        """Searches one set in both directions."""
+        images, texts = model.image_embeddings(samples, self.asked_by), model.text_embeddings(samples.captions, self.asked_by)
+        concepts = samples.column("concept")
+        _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
+        metrics = {}
+        for direction, queries, keys in (("text_to_image", texts, images), ("image_to_text", images, texts)):
+            found = concepts[top_k(queries, keys, 5).cpu().numpy()]
+            for k in (1, 5):
+                name = f"{self.name}/{set_name}/{direction}_recall_at_{k}"
+                metrics[name] = recall(found, concepts, k)
+                metrics[name + "/chance"] = chance_of_recall(counts[inverse], len(concepts), k)
+        return metrics

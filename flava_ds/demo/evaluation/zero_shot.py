@@ -1,0 +1,61 @@
+"""Zero-shot concept classification: the image embedding against the embeddings of prompts made from labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.demo.evaluation.base import Measurement
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.nearest import recall, top_k
+from flava_ds.evaluation.samples import Samples
+from flava_ds.evaluation.zero_shot import classifier
+
+TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}", "a black and white icon of {}")
+"""The same for every style: the classifier is not told which style it will see."""
+
+
+class ZeroShot(Measurement):
+    """Tells the concept of images of a style never seen in training, and of concepts never seen at all.
+
+    Source: paper, section 4 (prompts as in CLIP: averaged over templates, renormalised).
+    """
+
+    name = "zero_shot"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns top-1 and top-5 accuracy of every held-out set, beside chance."""
+        labels = self.inputs.labels
+        everything = sorted(labels)
+        concepts = classifier(model, [labels[concept] for concept in everything], TEMPLATES, self.asked_by)
+        metrics = {}
+        for set_name, samples in self.held_out_sets().items():
+            embeddings, right = model.image_embeddings(samples, self.asked_by), samples.column("concept")
+            present = np.isin(everything, np.unique(right))
+            rows = torch.from_numpy(np.flatnonzero(present)).to(concepts.device)
+            metrics |= classify(f"{self.name}/{set_name}/", embeddings, right, concepts[rows], np.array(everything)[present])
+            metrics |= classify(f"{self.name}/{set_name}/all_concepts_", embeddings, right, concepts, np.array(everything))
+        return metrics
+
+    def held_out_sets(self) -> dict[str, Samples]:
+        """The held-out styles one by one, then the concepts never seen."""
+        return self.inputs.styles_of(self.inputs.unseen_style) | {"unseen_concepts": self.inputs.unseen_concepts}
+
+
+def classify(prefix: str, images: Tensor, right: np.ndarray, prompts: Tensor, concepts: np.ndarray) -> dict[str, float]:
+    """Returns top-1 and top-5 accuracy and their chance among these concepts, under names that begin with
+    `prefix`.
+
+    Shapes:
+        images      [N r]
+        right       [N]    concept names
+        prompts     [C r]
+        concepts    [C]    concept names
+    """
+    found = concepts[top_k(images, prompts, 5).cpu().numpy()]
+    metrics = {}
+    for k in (1, 5):
+        metrics[f"{prefix}top{k}_accuracy"] = recall(found, right, k)
+        metrics[f"{prefix}top{k}_accuracy/chance"] = min(k, len(concepts)) / len(concepts)
+    return metrics

@@ -1,0 +1,96 @@
+"""Images in one folder per class: SPLIT/CLASS/*.jpg, as torchvision's ImageFolder reads them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
+from flava_ds.storage.index import IMAGE_SUFFIXES
+
+CLASSES, TEMPLATES = "classes.json", "templates.txt"
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """One folder per class in each split. A class is called what its folder is, underscores read as blanks,
+    unless classes.json (folder -> name) says otherwise; templates.txt has one prompt with a {} per line."""
+
+    name: str = "image_folder"
+    folder: str = "image_folder"
+    licence: str = "that of the images"
+    origin: str = "bring your own; nothing is downloaded"
+    layout: str = f"test/ (or val/) and, for probes, train/, each with CLASS/*.jpg; {CLASSES} and {TEMPLATES} may be there"
+    splits: tuple[str, ...] = ("test", "val", "train")
+
+    def is_here(self, folder: Path, split: str | None = None) -> bool:
+        """Looks for folders in folders."""
+        return any(_class_folders(folder / name) for name in ([split] if split else self.splits))
+
+    def read(self, folder: Path, split: str) -> LabelledImages:
+        """Lists a split's images, by class and file name.
+
+        Raises: DataError when a class has no image, or classes.json or templates.txt cannot be used.
+        """
+        return read_classes(self.name, folder / split, folder, _class_folders(folder / split))
+
+
+def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) -> LabelledImages:
+    """Lists the images under ROOT/CLASS; CLASSES and TEMPLATES lie in `described_in`.
+
+    Raises: DataError.
+    """
+    files, labels = [], []
+    for number, folder in enumerate(classes):
+        found = sorted(path for path in (root / folder).rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f"{root / folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class; add some, or remove the folder")
+        files += found
+        labels += [number] * len(found)
+    names = class_names(described_in / CLASSES, classes)
+    keys = tuple(path.relative_to(root).as_posix() for path in files)
+    templates = read_templates(described_in / TEMPLATES)
+    return LabelledImages(name, keys, lambda row: read_bytes(files[row]), np.array(labels, dtype=np.int64), names, templates)
+
+
+def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
+    """Returns what classes are called. Raises: DataError naming the class that the file lacks."""
+    if not file.is_file():
+        return tuple(name.replace("_", " ") for name in classes)
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(str(known[name]) for name in classes)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: not readable as JSON ({error}); it maps a class's folder to its name") from error
+    except KeyError as error:
+        raise DataError(f"{file}: has no name for class {error}; add it") from error
+
+
+def read_templates(file: Path) -> tuple[str, ...]:
+    """Returns a data set's prompts, or the default ones. Raises: DataError naming the line without a {}."""
+    if not file.is_file():
+        return DEFAULT_TEMPLATES
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not readable ({error}); write one prompt per line, with a {{}} for the class") from error
+    wrong = [line for line in lines if line.count("{}") != 1]
+    if wrong or not lines:
+        raise DataError(f"{file}: {wrong[0] if wrong else 'the file'!r} has not exactly one {{}}, where the class's name goes")
+    return tuple(lines)
+
+
+def read_bytes(file: Path) -> bytes:
+    """Reads an image's file. Raises: DataError."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); get the file again") from error
+
+
+def _class_folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []

@@ -1,0 +1,64 @@
+"""Your own test set: img2dataset's shards whose .json has a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.datasets.image_folder import CLASSES, TEMPLATES, class_names, read_templates
+from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages
+from flava_ds.evaluation.samples import Samples, read_samples
+
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class OwnShards:
+    """Shards as training reads them, in one folder per split. `captioned` reads their .txt instead of their
+    labels."""
+
+    name: str = "own"
+    folder: str = "own"
+    captioned: bool = False
+    licence: str = "yours"
+    origin: str = "write them with img2dataset, or any tar writer; keep them out of training"
+    layout: str = (
+        f'test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (captions) and KEY.json with "{LABEL}"; '
+        f"{CLASSES} (label -> name) and {TEMPLATES} (prompts with a {{}}) may lie beside them"
+    )
+    splits: tuple[str, ...] = ("test", "val", "train")
+
+    def is_here(self, folder: Path, split: str | None = None) -> bool:
+        """Looks for shards."""
+        return any(any((folder / name).glob("*.tar")) for name in ([split] if split else self.splits))
+
+    def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages:
+        """Reads a split into memory, with its pictures as they are encoded.
+
+        Raises: DataError naming what a sample lacks.
+        """
+        samples = read_samples(folder / split, captions=self.captioned)
+        if self.captioned:
+            captions = tuple((caption,) for caption in samples.captions)
+            return CaptionedImages(self.name, samples.keys, samples.encoded_images.__getitem__, captions)
+        # Classes are those of every split, so that a label means the same in all of them.
+        labels = {name: _labels(folder / name, samples if name == split else None) for name in self._splits(folder)}
+        classes = sorted(set().union(*labels.values()))
+        numbers = np.array([classes.index(label) for label in labels[split]], dtype=np.int64)
+        names = class_names(folder / CLASSES, classes)
+        return LabelledImages(self.name, samples.keys, samples.encoded_images.__getitem__, numbers, names, read_templates(folder / TEMPLATES))
+
+    def _splits(self, folder: Path) -> list[str]:
+        return [name for name in self.splits if self.is_here(folder, name)]
+
+
+def _labels(folder: Path, samples: Samples | None) -> list[str]:
+    """Returns every sample's label; reads no pictures unless `samples` are at hand."""
+    samples = samples or read_samples(folder, images=False, captions=False)
+    lacking = [key for key, record in zip(samples.keys, samples.records, strict=True) if LABEL not in record]
+    if lacking:
+        raise DataError(f"{folder}: sample '{lacking[0]}' has no \"{LABEL}\" in its .json; write one for every sample")
+    return [str(record[LABEL]) for record in samples.records]

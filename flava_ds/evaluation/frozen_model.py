@@ -1,0 +1,145 @@
+"""A model that does not change while it is evaluated: what it offers, and the features that several tasks
+share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import UserError
+from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures, TextFeatures
+from flava_ds.evaluation.shares import Alone, Share
+
+BATCH_ROWS = 128
+"""Images or texts that are encoded at one time."""
+DECODED_AHEAD = 4
+"""Batches that are decoded while the model works on one, at most."""
+MOST_THREADS = 8
+
+Capability = TypeVar("Capability")
+
+
+class Lacking(UserError):
+    """A model that does not offer what a task needs."""
+
+
+class Pictures(Protocol, Hashable):
+    """Images as a model is shown them; equal ones are encoded once."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: range, size: int) -> Tensor:
+        """[k 3 size size] uint8."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """Which model this is."""
+
+    name: str
+    family: str
+    step: int | None = None
+    """None for a model that is no checkpoint of a run."""
+
+
+class FrozenModel:
+    """What a model offers, with its tokenizer and sizes. Encodes whole sets in batches, each set once.
+
+    Make a new one after every update of the weights.
+    """
+
+    def __init__(
+        self,
+        described: Described,
+        offers: tuple[Sequence[object], Mapping[str, str]],
+        tokenizer: WordPieceTokenizer,
+        *,
+        image_size: int,
+        most_tokens: Mapping[str, int],
+        device: torch.device,
+        share: Share | None = None,
+    ) -> None:
+        """`offers` are the family's objects, and protocol -> reason for what it lacks; `most_tokens` cuts a
+        'pair' text (a caption, a prompt) and a 'text' on its own; `share` spreads the work over ranks."""
+        self.described, self.tokenizer = described, tokenizer
+        self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
+        self._parts, self._reasons = offers
+        self._share = share or Alone()
+        self._images: dict[Pictures, Tensor] = {}
+        self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
+
+    def need(self, capability: type[Capability], asked_by: str) -> Capability:
+        """Returns the object that offers a capability.
+
+        Raises: Lacking in one line, naming the capability, who needs it, and the family.
+        """
+        for part in self._parts:
+            if isinstance(part, capability):
+                return part
+        name, described = capability.__name__, self.described
+        reason = self._reasons.get(name, f"models of family '{described.family}' have none")
+        raise Lacking(f"{asked_by} needs {name} ({CAPABILITIES[capability]}), which {described.name} (family '{described.family}') does not offer: {reason}")
+
+    def image_features(self, pictures: Pictures, asked_by: str) -> Tensor:
+        """Encodes a set's pictures: [N d], in the model's dtype on its device."""
+        encode = self.need(ImageFeatures, asked_by).image_features
+        if pictures not in self._images:
+            starts = range(0, len(pictures), BATCH_ROWS)
+            mine = [range(start, min(start + BATCH_ROWS, len(pictures))) for start in self._share.mine(starts)]
+            batches = ahead(lambda rows: pictures.batch(rows, self.image_size), mine)
+            self._images[pictures] = self._encode(starts, (encode(pixels.to(self.device)) for pixels in batches))
+        return self._images[pictures]
+
+    def text_features(self, texts: Sequence[str], asked_by: str, kind: str = "text") -> Tensor:
+        """Encodes texts, cut as those of their kind: [len(texts) d], in the model's dtype on its device."""
+        encode = self.need(TextFeatures, asked_by).text_features
+        key = (tuple(texts), self.most_tokens[kind])
+        if key not in self._texts:
+            ids = self.tokenizer.encode_batch(texts, self.most_tokens[kind])
+            starts = range(0, len(ids), BATCH_ROWS)
+            mine = self._share.mine(starts)
+            self._texts[key] = self._encode(starts, (encode(ids[start : start + BATCH_ROWS]) for start in mine))
+        return self._texts[key]
+
+    def image_embeddings(self, pictures: Pictures, asked_by: str) -> Tensor:
+        """Encodes a set's pictures into the space that they share with texts, L2-normalised in fp32: [N r]."""
+        embedder = self.need(Embedder, asked_by)
+        features = self.image_features(pictures, asked_by)
+        return torch.cat([embedder.project_images(rows).float() for rows in features.split(BATCH_ROWS)])
+
+    def text_embeddings(self, texts: Sequence[str], asked_by: str) -> Tensor:
+        """Encodes captions or prompts into the space that they share with images, L2-normalised in fp32:
+        [len(texts) r]."""
+        embedder = self.need(Embedder, asked_by)
+        features = self.text_features(texts, asked_by, "pair")
+        return torch.cat([embedder.project_texts(rows).float() for rows in features.split(BATCH_ROWS)])
+
+    def _encode(self, starts: range, mine: Iterator[Tensor]) -> Tensor:
+        """Runs this rank's batches and joins those of all ranks in the set's order."""
+        return torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def ahead(make: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
+    """Yields `make` of each entry in order; threads work some entries ahead of who takes them."""
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    if threads == 1 or len(given) == 1:
+        yield from map(make, given)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = []
+        for entry in given:
+            jobs.append(pool.submit(make, entry))
+            if len(jobs) > min(threads, DECODED_AHEAD):
+                yield jobs.pop(0).result()
+        yield from (job.result() for job in jobs)

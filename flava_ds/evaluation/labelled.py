@@ -1,0 +1,152 @@
+"""Labelled samples, however a data set stores them: images with classes, images with captions, texts with
+classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.data.decode import decode_image
+from flava_ds.errors import DataError
+from flava_ds.evaluation.transforms import Transform
+from flava_ds.storage.faults import SampleFault
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+"""Of a data set that brings none of its own; CLIP's for one template."""
+
+Load = Callable[[int], Tensor | bytes]
+"""Returns the picture of a row: decoded [3 H W] uint8, or its encoded bytes. Called from several threads."""
+Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledTexts")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images with one class each.
+
+    Shapes:
+        labels  [N]  int64, into `class_names`
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    load: Load
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: np.ndarray) -> LabelledImages:
+        """Returns the chosen rows."""
+        return dataclasses.replace(self, **_chosen(self, rows), labels=self.labels[rows])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes which samples with which labels these are, in their order."""
+        return _hash(self.keys, [self.class_names[label] for label in self.labels])
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionedImages:
+    """Images with several captions each."""
+
+    name: str
+    keys: tuple[str, ...]
+    load: Load
+    captions: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: np.ndarray) -> CaptionedImages:
+        """Returns the chosen rows."""
+        return dataclasses.replace(self, **_chosen(self, rows), captions=tuple(self.captions[row] for row in rows))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes which images with which captions these are, in their order."""
+        return _hash(self.keys, self.captions)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTexts:
+    """Texts with one class each.
+
+    Shapes:
+        labels  [N]  int64, into `class_names`
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: np.ndarray) -> LabelledTexts:
+        """Returns the chosen rows."""
+        return dataclasses.replace(self, texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes which texts with which labels these are, in their order."""
+        return _hash(self.texts, self.labels.tolist())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pictures of a set through a transform, as a model is shown them. Equal ones are encoded once."""
+
+    images: LabelledImages | CaptionedImages
+    transform: Transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: range, size: int) -> Tensor:
+        """Decodes and transforms some pictures: [k 3 size size] uint8.
+
+        Raises: DataError naming a picture that cannot be decoded.
+        """
+        return torch.stack([self.transform(self._decoded(row), size) for row in rows])
+
+    def _decoded(self, row: int) -> Tensor:
+        found = self.images.load(row)
+        if isinstance(found, Tensor):
+            return found
+        try:
+            return decode_image(found)
+        except SampleFault as fault:
+            raise DataError(f"{self.images.name}: the picture '{self.images.keys[row]}' cannot be used: {fault}; get the file again") from fault
+
+
+def limited(samples: Set, limit: int | None) -> Set:
+    """Keeps at most `limit` samples at even distances, which sorted classes share about equally."""
+    if limit is None or len(samples) <= limit:
+        return samples
+    return samples.select(spaced(len(samples), limit))
+
+
+def spaced(count: int, most: int) -> np.ndarray:
+    """Returns at most `most` rows of `count` at even distances, the first and the last among them: [k] int64."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
+def _chosen(samples: LabelledImages | CaptionedImages, rows: np.ndarray) -> dict:
+    """The fields that images of either kind select alike."""
+    load, where = samples.load, np.asarray(rows, dtype=np.int64)
+    return {"keys": tuple(samples.keys[row] for row in where), "load": lambda row: load(int(where[row]))}
+
+
+def _hash(*columns: object) -> str:
+    return hashlib.sha256(json.dumps(columns, ensure_ascii=False, default=list).encode()).hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""Opens a trained model, wherever it lies: a run, one of its checkpoints, or a folder in Hugging Face's
+layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from flava_ds import config as configuration
+from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_of
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import load_weights
+from flava_ds.config import Config, DataConfig
+from flava_ds.errors import CheckpointError, UserError
+from flava_ds.evaluation.frozen_model import Described, FrozenModel
+from flava_ds.evaluation.shares import Share
+from flava_ds.hf.import_weights import import_folder
+
+MOST_TOKENS = {"pair": 77, "text": 512}
+"""Text lengths for kinds that a model was trained on without telling how long; the released FLAVA's."""
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained model with its configuration. `run_path` is None for a model that no run here has trained."""
+
+    config: Config
+    module: nn.Module
+    described: Described
+    run_path: Path | None
+
+    def frozen(self) -> FrozenModel:
+        """Returns it as an evaluation sees it."""
+        return freeze(self.config, self.module, self.described)
+
+
+def open_model(path: Path, *, device: torch.device | str | None = None, precision: Precision | None = None) -> Opened:
+    """Opens a run (its latest checkpoint), a checkpoint, or a FlavaModel or FlavaForPreTraining folder;
+    nothing is downloaded.
+
+    `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
+    fp32, unless `precision` says otherwise.
+
+    Raises: CheckpointError naming what is missing or does not fit; UserError when there is no such device.
+    """
+    path, device = Path(path), _device(device)
+    if is_huggingface(path):
+        config, weights, described, run_path = _read_huggingface(path)
+    elif Place(path).has(MANIFEST):
+        config = configuration.load(path / CONFIG)
+        place, run_path = Place(path), path.parent.parent
+        weights, described = load_weights(place), Described(config.name, config.model.type, step_of(place.name))
+    else:
+        config, run_path = configuration.load(path / CONFIG), path
+        found = latest(place_of(path, config))
+        if found is None:
+            raise CheckpointError(f"{path}: no checkpoint there; train further: one is written every checkpoint.every_steps and at the end")
+        weights, described = load_weights(found), Described(config.name, config.model.type, step_of(found.name))
+    module = config.model.build(config)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit the model of its config.json ({' '.join(str(error).split())[:300]})") from error
+    if precision is None:
+        precision = "bf16" if run_path is not None and config.training.precision == "bf16" else "fp32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Opened(config, module.to(device, dtype).eval().requires_grad_(False), described, run_path)
+
+
+def freeze(config: Config, module: nn.Module, described: Described, share: Share | None = None) -> FrozenModel:
+    """Returns a model as an evaluation sees it: what its family offers, its tokenizer and sizes.
+
+    Raises: ConfigError when the vocabulary does not fit the model.
+    """
+    return FrozenModel(
+        described,
+        config.model.offers(module, config),
+        config.model.load_tokenizer(config),
+        image_size=config.model.image_size,
+        most_tokens={kind: most_tokens(config, kind) for kind in MOST_TOKENS},
+        device=next(module.parameters()).device,
+        share=share,
+    )
+
+
+def most_tokens(config: Config, kind: str) -> int:
+    """Returns the longest text that the model was trained on: that of its first source of this kind ('pair',
+    'text')."""
+    limits = [source.max_tokens for source in config.data.sources.values() if source.kind == kind]
+    return min(limits[0] if limits else MOST_TOKENS[kind], config.model.max_tokens)
+
+
+def is_huggingface(path: Path) -> bool:
+    """Tells whether a folder holds a model in Hugging Face's layout."""
+    try:
+        return b'"model_type"' in (path / CONFIG).read_bytes()
+    except OSError:
+        return False
+
+
+def _device(name: torch.device | str | None) -> torch.device:
+    """Returns the device to use. Raises: UserError when there is no such one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name}: cannot be used here ({str(error).splitlines()[0][:120]}); give cpu, or cuda:0") from error
+    return device
+
+
+def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Described, None]:
+    """Reads a Hugging Face folder, with its vocabulary and its pixels' mean and standard deviation where it
+    has them."""
+    imported = import_folder(path)
+    config = imported.config(path.resolve().name)
+    if (path / "vocab.txt").is_file():
+        config = dataclasses.replace(config, data=DataConfig(vocabulary=str(path / "vocab.txt")))
+    statistics = _pixel_statistics(path / "preprocessor_config.json")
+    image = dataclasses.replace(config.model.image, **statistics)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    return config, imported.weights, Described(config.name, "flava"), None
+
+
+def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:
+    """Returns image_mean and image_std of a preprocessor's configuration; nothing where the folder has none.
+
+    Raises: CheckpointError when it cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {name: tuple(map(float, found[name])) for name in ("image_mean", "image_std") if name in found}
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: not readable ({error}); copy the model's folder again, or delete this file") from error

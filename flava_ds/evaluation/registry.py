@@ -1,0 +1,85 @@
+"""Tasks by name: those of flava_ds/evaluation/tasks/, and those that a user's file or a test adds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from flava_ds.config import did_you_mean
+from flava_ds.errors import DataError, UserError
+from flava_ds.evaluation import tasks as package
+from flava_ds.evaluation.protocols import Evaluator
+
+_TASKS: dict[str, Evaluator] = {}
+
+
+def tasks() -> dict[str, Evaluator]:
+    """Returns every task that is known, by name."""
+    for found in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        _TASKS.update({task.name: task for task in module.TASKS if task.name not in _TASKS})
+    return dict(_TASKS)
+
+
+def register(task: Evaluator) -> Evaluator:
+    """Adds a task.
+
+    Raises: UserError when its name is taken by another one, or is no plain word.
+    """
+    if not task.name.replace("_", "").isalnum():
+        raise UserError(f"task '{task.name}': a task's name is letters, digits and underscores")
+    if tasks().get(task.name, task) is not task:
+        raise UserError(f"task '{task.name}' is known already; give the new one another name")
+    _TASKS[task.name] = task
+    return task
+
+
+def unregister(name: str) -> None:
+    """Takes a task away again."""
+    _TASKS.pop(name, None)
+
+
+def find(names: Iterable[str]) -> list[Evaluator]:
+    """Returns tasks by name. `FILE.py` stands for all of a file's TASKS, `FILE.py:NAME` for one of them.
+
+    Raises: UserError with the known names.
+    """
+    found: list[Evaluator] = []
+    for name in names:
+        file, _, task = name.partition(".py")
+        if file != name:
+            added = {entry.name: entry for entry in _load(Path(f"{file}.py")).TASKS}
+            for entry in added.values():
+                register(entry)
+            found += list(added.values()) if not task else [_pick(task.removeprefix(":"), added)]
+        else:
+            found.append(_pick(name, tasks()))
+    return list(dict.fromkeys(found))
+
+
+def _pick(name: str, known: dict[str, Evaluator]) -> Evaluator:
+    if name not in known:
+        raise UserError(f"no task '{name}'; there are {', '.join(sorted(known))}{did_you_mean(name, known)}")
+    return known[name]
+
+
+_LOADED: dict[Path, ModuleType] = {}
+
+
+def _load(file: Path) -> ModuleType:
+    """Runs a user's file, once."""
+    path = file.expanduser().resolve()
+    if path not in _LOADED:
+        if not path.is_file():
+            raise DataError(f"{file}: no such file; --task takes a task's name, or a Python file with a tuple TASKS")
+        spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "TASKS"):
+            raise DataError(f"{file}: defines no TASKS, the tuple of its evaluators")
+        _LOADED[path] = module
+    return _LOADED[path]

@@ -1,0 +1,154 @@
+"""Runs tasks on a model: finds their data, checks what they need, times them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.labelled import limited
+from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score
+from flava_ds.evaluation.published import published
+
+
+@dataclass(frozen=True)
+class FoundData:
+    """A data set in its folder; each split is read once, and cut to `limit` samples."""
+
+    data: EvaluationData
+    folder: Path
+    split: str
+    limit: int | None = None
+    _read: dict[str, Any] = field(default_factory=dict)
+
+    def test(self) -> Any:
+        """Returns the samples to report on."""
+        return self.read(self.split)
+
+    def read(self, split: str) -> Any:
+        """Returns the samples of a split.
+
+        Raises: DataError when it is not there or empty.
+        """
+        if split not in self._read:
+            samples = self.data.read(self.folder, split)
+            if not len(samples):
+                raise DataError(f"{self.folder}: split '{split}' of {self.data.name} has no samples; {expected(self.data)}")
+            self._read[split] = limited(samples, self.limit)
+        return self._read[split]
+
+    def has(self, split: str) -> bool:
+        """Tells whether the folder holds that split."""
+        return self.data.is_here(self.folder, split)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task found, and on which samples."""
+
+    scores: dict[str, Score]
+    seconds: float
+    facts: dict[str, Any]
+
+    def to_json(self, task: str) -> dict[str, Any]:
+        """Returns plain JSON types, with the published numbers of the same protocol."""
+        numbers = {
+            name: dataclasses.asdict(score) | {"published": [dataclasses.asdict(p) for p in published(task, name)]} for name, score in self.scores.items()
+        }
+        return {"scores": numbers, "seconds": round(self.seconds, 2), **self.facts}
+
+
+RESULTS = "evaluations.json"
+"""In a run's folder: task -> what it found last."""
+
+
+def read_results(run_path: Path) -> dict[str, Any]:
+    """Returns what the tasks found on a run, in plain JSON types; nothing where none has run.
+
+    Raises: DataError when the file is damaged.
+    """
+    file = run_path / RESULTS
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: not readable ({error}); delete it, and evaluate again") from error
+
+
+def write_results(run_path: Path, found: dict[str, Any]) -> Path:
+    """Adds results to a run's file, which appears whole or not at all; returns its path."""
+    file = run_path / RESULTS
+    temporary = file.with_name(f".{RESULTS}.{os.getpid()}")
+    temporary.write_text(json.dumps(read_results(run_path) | found, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)
+    return file
+
+
+def expected(data: EvaluationData) -> str:
+    """Says what a data set's folder has to hold and where that comes from."""
+    return f"expected {data.layout}; {data.origin}"
+
+
+def find_data(data: EvaluationData, root: Path, split: str | None = None, limit: int | None = None) -> FoundData:
+    """Finds a data set in ROOT/<its folder>, or in ROOT itself.
+
+    Raises: DataError saying what was looked for, and how to get it; or naming the splits there are.
+    """
+    if split is not None and split not in data.splits:
+        raise DataError(f"{data.name} has no split '{split}'; there are {', '.join(data.splits)}")
+    for folder in (root / data.folder, root):
+        if not folder.is_dir() or not data.is_here(folder):
+            continue
+        wanted = [split] if split else [name for name in data.splits if name != "train"]
+        there = [name for name in wanted if data.is_here(folder, name)]
+        if not there:
+            raise DataError(f"{folder}: split {' or '.join(wanted)} of {data.name} is not there; {expected(data)}")
+        return FoundData(data, folder, there[0], limit)
+    raise DataError(f"no {data.name} in {root / data.folder} or {root}: {expected(data)}")
+
+
+def find_all(tasks: Sequence[Evaluator], root: Path, split: str | None = None, limit: int | None = None) -> dict[str, FoundData]:
+    """Finds the data of all tasks: task -> data; tasks on the same data set share what is read.
+
+    Raises: DataError.
+    """
+    found: dict[EvaluationData, FoundData] = {}
+    for task in tasks:
+        if task.data not in found:
+            found[task.data] = find_data(task.data, root, split, limit)
+    return {task.name: found[task.data] for task in tasks}
+
+
+def check_needs(tasks: Sequence[Evaluator], model: FrozenModel) -> None:
+    """Raises Lacking when a model does not offer what one of the tasks needs."""
+    for task in tasks:
+        for capability in task.needs:
+            model.need(capability, f"task {task.name}")
+
+
+def evaluate(tasks: Sequence[Evaluator], model: FrozenModel, data: dict[str, FoundData], tell: Progress = lambda _: None) -> dict[str, TaskResult]:
+    """Runs tasks one after the other: task -> result. `tell` hears of each that begins.
+
+    Raises: Lacking before anything is read; DataError.
+    """
+    check_needs(tasks, model)
+    results = {}
+    for task in tasks:
+        start, found = time.monotonic(), data[task.name]
+        tell(f"{task.name}: {task.about}")
+        scores = task.run(model, found)
+        samples = found.test()
+        facts = {
+            **{"data": task.data.name, "folder": str(found.folder), "split": found.split, "samples": len(samples)},
+            **{"limit": found.limit, "fingerprint": samples.fingerprint},
+        }
+        results[task.name] = TaskResult(scores, time.monotonic() - start, facts)
+    return results

@@ -1,0 +1,47 @@
+"""Results for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flava_ds.evaluation.protocols import Evaluator, Score
+from flava_ds.evaluation.published import published
+from flava_ds.evaluation.runner import TaskResult
+
+
+def percent(value: float | None) -> str:
+    """Formats a share: '12.3 %', '0.13 %' when small, nothing for None."""
+    if value is None:
+        return ""
+    return f"{100 * value:.2f} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
+
+
+def result_rows(task: str, scores: Mapping[str, Score]) -> list[tuple[str, str, str, str, str]]:
+    """Returns task, number, value with its standard error, samples, and what others have published."""
+    rows = []
+    for name, score in scores.items():
+        others = ", ".join(f"{p.of} {percent(p.value)}" for p in published(task, name))
+        rows.append((task, name.replace("_", " "), str(score), f"{score.n:,}", others))
+    return rows
+
+
+def result_table(results: Mapping[str, TaskResult]) -> str:
+    """Formats results as plain text."""
+    rows = [row for task, result in results.items() for row in result_rows(task, result.scores)]
+    return aligned(("task", "number", "value", "samples", "published"), rows)
+
+
+def task_list(tasks: Mapping[str, Evaluator]) -> str:
+    """Lists tasks: what they need of a model, and where their data comes from, once for each data set."""
+    rows = [(name, task.about, ", ".join(need.__name__ for need in task.needs), task.data.folder + "/") for name, task in sorted(tasks.items())]
+    lines = [aligned(("task", "what", "needs", "data in ROOT/"), rows), ""]
+    for data in {task.data.folder: task.data for _, task in sorted(tasks.items())}.values():
+        splits = ", ".join(data.splits)
+        lines += [f"{data.folder}/: {data.layout}", f"    {data.origin}. Licence: {data.licence}. Splits: {splits}."]
+    return "\n".join(lines)
+
+
+def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Pads columns to their longest entry."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows))

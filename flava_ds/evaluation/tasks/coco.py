@@ -1,0 +1,16 @@
+"""COCO captions on Karpathy's split: 5,000 test images of val2014, five captions each. The paper has its
+recalls (Table C.1)."""
+
+from flava_ds.evaluation.datasets.karpathy import KarpathySplit
+from flava_ds.evaluation.retrieval import Retrieval
+
+DATA = KarpathySplit(
+    name="coco",
+    folder="coco",
+    licence="annotations CC-BY-4.0; the photographs under Flickr's terms of use",
+    origin="by hand: val2014.zip (and train2014.zip) from the COCO page, and dataset_coco.json from Karpathy's caption_datasets.zip",
+    json_name="dataset_coco.json",
+    image_folders=(".", "images", "val2014", "train2014"),
+    splits=("test", "val", "restval", "train"),
+)
+TASKS = (Retrieval("coco_retrieval", DATA),)

@@ -1,0 +1,15 @@
+"""Flickr30K: 1,000 test images with five captions each. The paper has its recalls (Table C.1)."""
+
+from flava_ds.evaluation.datasets.karpathy import KarpathySplit
+from flava_ds.evaluation.retrieval import Retrieval
+
+DATA = KarpathySplit(
+    name="flickr30k",
+    folder="flickr30k",
+    licence="Flickr's terms of use: research and education, no redistribution",
+    origin="by hand: a form on the Flickr30K page of the University of Illinois gives flickr30k-images, and "
+    "dataset_flickr30k.json is in Karpathy's caption_datasets.zip",
+    json_name="dataset_flickr30k.json",
+    image_folders=("flickr30k-images", "flickr30k_images", "images", "."),
+)
+TASKS = (Retrieval("flickr30k_retrieval", DATA),)

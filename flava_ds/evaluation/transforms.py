@@ -1,0 +1,37 @@
+"""From a decoded picture to the model's input, as the published protocols do it; the only place that says
+how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resizes the shorter side with an antialiased bicubic filter, then crops the centre.
+
+    `resize` is the shorter side before the crop, as a multiple of the model's size. The filter is Pillow's
+    bicubic.
+    """
+
+    resize: float = 1.0
+
+    def __call__(self, image: Tensor, size: int) -> Tensor:
+        """[3 H W] uint8 -> [3 size size] uint8."""
+        height, width = image.shape[1:]
+        short = round(self.resize * size)
+        target = [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
+        if [height, width] != target:
+            image = interpolate(image[None], size=target, mode="bicubic", antialias=True)[0]
+        top, left = (round((edge - size) / 2) for edge in image.shape[1:])
+        return image[:, top : top + size, left : left + size].to(torch.uint8)
+
+
+CLIP_TRANSFORM = Transform()
+"""Shorter side to the model's size. Source: CLIP, whose probes FLAVA follows (paper, section 4)."""
+DINO_TRANSFORM = Transform(resize=256 / 224)
+"""Shorter side to 8/7 of the model's size, 256 for 224. Source: DINO's nearest neighbours."""

@@ -1,0 +1,263 @@
+"""What a FLAVA offers to whoever uses a trained model: vectors, log odds of pairs, masked predictions,
+sequence states.
+
+The shapes are those of flava_ds/evaluation/protocols.py, which this module does not import: protocols are
+structural. Nothing here takes a batch of the training loop, and nothing keeps a graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flava_ds.batch import Packed
+from flava_ds.families.flava.model import Flava
+from flava_ds.families.flava.views import SequenceLayout, image_patch_rows
+from flava_ds.layers.transformer import Encoded, at_least_fp32
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+    from flava_ds.layers.heads import MaskedPredictionHead, MatchingHead
+
+HEADS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
+"""Which objective's head predicts what."""
+
+
+def offers(module: nn.Module, config: Config) -> tuple[tuple[object, ...], dict[str, str]]:
+    """Returns what a FLAVA with its objectives offers, and why it lacks the rest: protocol -> reason.
+
+    `module` holds the model as `model` and its heads under `objectives`.
+    """
+    model, objectives = module.model, module.objectives
+    parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model)]
+    lacks = {}
+    if "itm" in objectives:
+        parts.append(FlavaMatcher(model, objectives["itm"].head, config.objectives["itm"].mismatch_probability))
+    else:
+        lacks["Matcher"] = "objectives.itm.weight is 0, so the run has no matching head"
+    heads = {what: objectives[name].head for name, what in HEADS.items() if name in objectives}
+    if heads:
+        parts.append(FlavaScorer(model, heads))
+    else:
+        lacks["Scorer"] = "the run trains no masked objective"
+    return tuple(parts), lacks
+
+
+@dataclass(frozen=True)
+class PackedIds:
+    """Encoded texts end to end on the model's device.
+
+    Shapes:
+        ids         [T]    int64
+        cu_seqlens  [b+1]  int32
+    """
+
+    ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+def pack(texts: Sequence[np.ndarray], device: torch.device) -> PackedIds:
+    """Lays encoded texts end to end: b arrays of ids, each with its CLS and SEP."""
+    lengths = [len(text) for text in texts]
+    cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
+    ids = torch.from_numpy(np.concatenate(texts))
+    return PackedIds(ids.to(device), cu_seqlens.to(device), max(lengths))
+
+
+class FlavaPart:
+    """Runs one FLAVA without a graph; the encoders are called one by one, never through a training batch."""
+
+    def __init__(self, model: Flava) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.logit_scale.device
+
+    def encode_images(self, pixels: Tensor, mask: Tensor | None = None) -> Encoded:
+        """Encodes clean images, or masked ones where a mask is given: [b c H W] uint8, [b n] bool."""
+        mask = None if mask is None else mask.to(self.device)
+        [encoded] = self.model.image_encoder(pixels.to(self.device), mask, clean=mask is None)
+        return encoded
+
+    def encode_texts(self, texts: PackedIds) -> Encoded:
+        """Encodes packed texts."""
+        [encoded] = self.model.text_encoder([texts.ids], texts.cu_seqlens, texts.max_seqlen)
+        return encoded
+
+    def layout(self, texts: PackedIds) -> SequenceLayout:
+        """Returns the positions in the fused sequences."""
+        return SequenceLayout(self.model.config.image.num_patches, texts.cu_seqlens, texts.max_seqlen)
+
+    def fuse(self, image: Packed, text: Packed, texts: PackedIds) -> Encoded:
+        """Encodes images and texts together."""
+        return self.model.fuse(image, text, self.layout(texts))
+
+
+class FlavaEmbedder(FlavaPart):
+    """Image and text vectors in the contrastive space, and the CLS after the final LayerNorm that they are
+    projected from.
+
+    Source: paper, section 4: probes read the CLS, not projected; retrieval and zero-shot classification its
+    projection.
+    """
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """[b c H W] uint8 -> [b d], in the model's dtype."""
+        return self.encode_images(pixels).first()
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """b arrays of ids -> [b d], in the model's dtype."""
+        return self.encode_texts(pack(texts, self.device)).first()
+
+    @torch.inference_mode()
+    def project_images(self, features: Tensor) -> Tensor:
+        """[b d] -> [b r], L2-normalised, fp32."""
+        return F.normalize(at_least_fp32(self.model.image_projection(features)), dim=-1)
+
+    @torch.inference_mode()
+    def project_texts(self, features: Tensor) -> Tensor:
+        """[b d] -> [b r], L2-normalised, fp32."""
+        return F.normalize(at_least_fp32(self.model.text_projection(features)), dim=-1)
+
+
+class FlavaTokens(FlavaPart):
+    """Every state of a sequence after the final LayerNorm."""
+
+    @torch.inference_mode()
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """[b c H W] uint8 -> [b*(1+n) d], each image's CLS first."""
+        return self.encode_images(pixels).last_hidden_state()
+
+    @torch.inference_mode()
+    def text_tokens(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """b arrays of ids -> [T d]."""
+        return self.encode_texts(pack(texts, self.device)).last_hidden_state()
+
+    @torch.inference_mode()
+    def pair_tokens(self, pixels: Tensor, texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Returns the fused states [b*(2+n)+T d] and where each pair's sequence starts: [b+1]."""
+        packed = pack(texts, self.device)
+        fused = self.fuse(self.encode_images(pixels).packed, self.encode_texts(packed).packed, packed)
+        return fused.last_hidden_state(), self.layout(packed).cu_seqlens
+
+
+class FlavaMatcher(FlavaPart):
+    """Log odds of a match where both answers are equally likely.
+
+    Training shows few mismatches (objectives.itm.mismatch_probability), so its head leans to 'match': the log
+    odds of that probability are taken off, which is what a head that learnt them needs.
+
+    Source: paper, section 3.2 (ITM).
+    """
+
+    def __init__(self, model: Flava, head: MatchingHead, mismatch_probability: float) -> None:
+        super().__init__(model)
+        mismatch = min(max(mismatch_probability, 1e-3), 1 - 1e-3)
+        self.head, self.prior = head, math.log((1 - mismatch) / mismatch)
+
+    @torch.inference_mode()
+    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Scores images against one or several captions each; images are encoded once.
+
+        Shapes:
+            pixels    [b c H W]  uint8
+            pairings  each b arrays of ids
+            returns   one [b] fp32 for each pairing
+        """
+        image, found = self.encode_images(pixels), []
+        for texts in pairings:
+            packed = pack(texts, self.device)
+            fused = self.fuse(image.packed, self.encode_texts(packed).packed, packed)
+            logits = self.head(fused.first()).float()
+            found.append(logits[:, 1] - logits[:, 0] - self.prior)
+        return found
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a head says about some masked places.
+
+    Shapes:
+        hidden  [k d]
+    """
+
+    hidden: Tensor
+    head: MaskedPredictionHead
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Scores over the vocabulary: [k v] fp32."""
+        return self.head.logits(self.hidden).float()
+
+    @torch.inference_mode()
+    def loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed negative log likelihood in nats, and the number of right predictions: [k] -> two scalars."""
+        return self.head.loss(self.hidden, labels.to(self.hidden.device))
+
+
+class FlavaScorer(FlavaPart):
+    """Likelihoods of masked tokens and of the codebook's codes of masked patches."""
+
+    def __init__(self, model: Flava, heads: dict[str, MaskedPredictionHead]) -> None:
+        super().__init__(model)
+        self.heads = heads
+
+    @property
+    def predicts(self) -> frozenset[str]:
+        """Which of 'text', 'image', 'text of a pair' and 'image of a pair' it can score."""
+        return frozenset(self.heads)
+
+    @torch.inference_mode()
+    def read(self, texts: Sequence[np.ndarray] | None = None, pixels: Tensor | None = None, patches: Tensor | None = None) -> FlavaReading:
+        """Encodes masked inputs once: texts, images, or both as pairs.
+
+        Shapes:
+            texts    b arrays of ids, masked already
+            pixels   [b c H W]  uint8
+            patches  [b n]      bool, True where the mask token stands
+        """
+        packed = None if texts is None else pack(texts, self.device)
+        image = None if pixels is None else self.encode_images(pixels, patches)
+        text = None if packed is None else self.encode_texts(packed)
+        layout, encoded = None, image if text is None else text
+        if image is not None and text is not None:
+            layout, encoded = self.layout(packed), self.fuse(image.packed, text.packed, packed)
+        return FlavaReading(encoded, layout, self.heads, self.model.config.image.num_patches)
+
+
+@dataclass(frozen=True)
+class FlavaReading:
+    """One masked pass, which is asked about places."""
+
+    encoded: Encoded
+    layout: SequenceLayout | None
+    heads: dict[str, MaskedPredictionHead]
+    num_patches: int
+
+    @torch.inference_mode()
+    def tokens(self, rows: Tensor) -> Predictions:
+        """Predicts tokens; `rows` count through the texts laid end to end: [k]."""
+        rows = rows.to(self.encoded.packed.hidden.device)
+        if self.layout is None:
+            return Predictions(self.encoded.rows(rows), self.heads["text"])
+        return Predictions(self.encoded.rows(self.layout.text_rows(rows)), self.heads["text of a pair"])
+
+    @torch.inference_mode()
+    def codes(self, rows: Tensor) -> Predictions:
+        """Predicts codes of patches; `rows` are flat indices into [b n]: [k]."""
+        rows = rows.to(self.encoded.packed.hidden.device)
+        if self.layout is None:
+            return Predictions(self.encoded.rows(image_patch_rows(rows, self.num_patches)), self.heads["image"])
+        return Predictions(self.encoded.rows(self.layout.patch_rows(rows)), self.heads["image of a pair"])

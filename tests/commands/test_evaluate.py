@@ -1,0 +1,148 @@
+"""`flava-ds evaluate` as a user runs it: tasks on a run, a checkpoint and an export; every mistake in one line."""
+
+import json
+import shutil
+
+import pytest
+from evaluation.color_world import write_image_folder, write_own, write_sst2
+from sample_runs import write_run
+
+from flava_ds.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))[0]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_image_folder(root / "image_folder", {"train": 6, "test": 4})
+    write_own(root / "own", {"test": 3})
+    write_sst2(root, {"train": 30, "dev": 10})
+    return root
+
+
+def evaluated(capsys, *words):
+    assert main(["evaluate", *map(str, words)]) == 0
+    told = capsys.readouterr()
+    return json.loads(told.out), told.err
+
+
+def test_several_tasks_on_a_run_are_json_a_table_and_a_file(run, root, capsys):
+    names = "image_folder_zero_shot,image_folder_neighbours,own_retrieval,sst2_probe"
+    found, table = evaluated(capsys, run, "--task", names, "--data", root)
+    assert list(found) == names.split(",") and found["sst2_probe"]["step"] == 12
+    score = found["image_folder_zero_shot"]["scores"]["top1_accuracy"]
+    assert 0 <= score["value"] <= 1 and score["n"] == 12 and score["unit"] == "share" and score["higher_is_better"]
+    assert found["own_retrieval"]["precision"] == "bfloat16"
+    assert all(f"\n{name} " in table for name in found) and "published" in table
+    assert json.loads((run / "evaluations.json").read_text()) == found
+
+
+def test_the_same_weights_give_the_same_numbers_from_every_place(run, root, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    assert main(["convert", str(run), "--to", "hf", str(tmp_path / "hf")]) == 0
+    capsys.readouterr()
+    words = ["--task", "image_folder_probe,own_zero_shot", "--data", root, "--precision", "fp32"]
+    scores = []
+    for model in (run, run / "checkpoints" / "step_00000012", tmp_path / "hf"):
+        found, _ = evaluated(capsys, model, *words)
+        scores.append({task: result["scores"] for task, result in found.items()})
+    assert scores[0] == scores[1] == scores[2]
+    assert found["own_zero_shot"]["step"] is None and not (tmp_path / "hf" / "evaluations.json").exists()
+
+
+def test_limit_and_split(run, root, capsys):
+    found, _ = evaluated(capsys, run, "--task", "image_folder_zero_shot", "--data", root, "--split", "train", "--limit", 5)
+    result = found["image_folder_zero_shot"]
+    assert (result["samples"], result["split"], result["limit"]) == (5, "train", 5)
+
+
+def test_the_list_needs_no_model(capsys):
+    assert main(["evaluate", "--list"]) == 0
+    assert "coco_retrieval" in capsys.readouterr().out
+
+
+def test_a_run_of_the_demo_has_its_own_evaluation_and_says_what_tasks_there_are(run, capsys):
+    found, told = evaluated(capsys, run)
+    assert "zero_shot/fluent-emoji-flat/top1_accuracy" in found["metrics"] and "cifar10_probe" in told
+
+
+def test_mistakes_are_one_line(run, root, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(run, elsewhere)
+    settings = json.loads((elsewhere / "config.json").read_text())
+    settings["data"]["sources"][0]["shards"] = "/data/of/mine"
+    (elsewhere / "config.json").write_text(json.dumps(settings))
+    task = ["--task", "image_folder_zero_shot"]
+    cases = [
+        ([], "RUN is missing"),
+        ([elsewhere], "did not train on the demo's data, so name a task. tasks for --task: cifar10_neighbours"),
+        ([run, *task], "--task needs --data ROOT"),
+        ([run, "--data", root], "--data is for --task"),
+        ([run, "--task", "cifar", "--data", root], "no task 'cifar'"),
+        ([run, *task, "--data", tmp_path], "no image_folder in"),
+        ([run, *task, "--data", root, "--split", "dev"], "has no split 'dev'"),
+        ([run, *task, "--data", root, "--limit", 0], "--limit 0: use at least 1"),
+        ([tmp_path / "gone", *task, "--data", root], "gone: no such folder"),
+        ([run, *task, "--data", root, "--device", "gpu"], "device gpu: cannot be used"),
+    ]
+    for words, expected in cases:
+        assert main(["evaluate", *map(str, words)]) == 2, words
+        told = capsys.readouterr()
+        assert told.err.startswith("error: ") and told.err.count("\n") == 1 and expected in told.err and not told.out
+
+
+def test_a_model_without_what_a_task_needs_says_so(root, tmp_path, capsys):
+    run = write_run(tmp_path)[0]
+    file = tmp_path / "matching.py"
+    file.write_text(MATCHING)
+    settings = json.loads((run / "config.json").read_text())
+    found, _ = evaluated(capsys, run, "--task", file, "--data", root)
+    assert found["own_matching"]["scores"]["mean"]["n"] == 9
+    settings["objectives"]["itm"]["weight"] = 0.0
+    (run / "config.json").write_text(json.dumps(settings))
+    shutil.rmtree(run / "checkpoints")
+    from checkpoint_helpers import write_checkpoint
+    from flava_ds.training.pretraining import build_pretraining
+
+    from flava_ds import config as configuration
+
+    config = configuration.load(run / "config.json")
+    write_checkpoint(run / "checkpoints", 3, build_pretraining(config).state_dict(), config)
+    assert main(["evaluate", str(run), "--task", f"{file}:own_matching", "--data", str(root)]) == 2
+    assert "task own_matching needs Matcher (log odds of image-text pairs), which tiny (family 'flava')" in capsys.readouterr().err
+
+
+MATCHING = '''
+"""A task of a stranger: the mean log odds of one's own pairs."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from flava_ds.evaluation.datasets.own_shards import OwnShards
+from flava_ds.evaluation.labelled import Seen
+from flava_ds.evaluation.protocols import Matcher, Score
+from flava_ds.evaluation.transforms import CLIP_TRANSFORM
+
+
+@dataclass(frozen=True)
+class Matching:
+    name: str = "own_matching"
+    about: str = "mean log odds of the pairs"
+    needs: tuple = (Matcher,)
+    data: OwnShards = OwnShards(captioned=True)
+
+    def run(self, model, data):
+        samples = data.test()
+        ids = model.tokenizer.encode_batch([said[0] for said in samples.captions], model.most_tokens["pair"])
+        pixels = Seen(samples, CLIP_TRANSFORM).batch(range(len(samples)), model.image_size)
+        [odds] = model.need(Matcher, self.name).log_odds(pixels, [ids])
+        values = odds.cpu().numpy()
+        return {"mean": Score(float(values.mean()), len(values), float(values.std() / np.sqrt(len(values))), "nats")}
+
+
+TASKS = (Matching(),)
+'''

@@ -1,0 +1,38 @@
+"""What evaluation during training needs is asked for before a run starts."""
+
+import pytest
+from sample_batches import tiny_config
+
+from flava_ds.config import CheckpointConfig, EvaluationConfig, check, from_dict, to_dict
+from flava_ds.config.tree import Config
+from flava_ds.errors import ConfigError
+
+GOOD = EvaluationConfig(every_steps=100, tasks=("cifar10_probe",), data_root="data")
+
+
+def checked(evaluation, **checkpoint):
+    return check(tiny_config(evaluation=evaluation, checkpoint=CheckpointConfig(**checkpoint)))
+
+
+def test_a_good_one_passes_and_survives_json():
+    config = checked(GOOD, keep_best=2, best_metric="evaluation/cifar10_probe/accuracy")
+    assert from_dict(Config, to_dict(config)).evaluation == GOOD
+    without = {key: value for key, value in to_dict(config).items() if key != "evaluation"}
+    assert from_dict(Config, without).evaluation == EvaluationConfig()  # a run from before
+    checked(EvaluationConfig(every_steps=1, tasks=("mine.py",), data_root="data"), best_metric="evaluation/of_mine/accuracy")
+
+
+@pytest.mark.parametrize(
+    "evaluation, best_metric, words",
+    [
+        (EvaluationConfig(every_steps=5), "", "evaluation.tasks is empty"),
+        (EvaluationConfig(every_steps=5, tasks=("a",)), "", "needs evaluation.data_root"),
+        (EvaluationConfig(every_steps=-1), "", "evaluation.every_steps"),
+        (EvaluationConfig(limit=0), "", "evaluation.limit"),
+        (GOOD, "evaluation/sst2_probe/accuracy", "task 'sst2_probe' does not run"),
+        (EvaluationConfig(tasks=("a",), data_root="d"), "evaluation/a/accuracy", "set evaluation.every_steps"),
+    ],
+)
+def test_what_is_missing_is_named(evaluation, best_metric, words):
+    with pytest.raises(ConfigError, match=words):
+        checked(evaluation, best_metric=best_metric)

@@ -1,0 +1,58 @@
+"""One folder per class: what is read, and what is said about folders that are laid out otherwise."""
+
+import json
+
+import pytest
+from evaluation.color_world import COLORS, png, write_image_folder
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES
+
+DATA = ImageFolder()
+
+
+def test_classes_are_the_folders_in_order(tmp_path):
+    write_image_folder(tmp_path, {"test": 2, "train": 3})
+    samples = DATA.read(tmp_path, "test")
+    assert samples.class_names == COLORS and samples.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert samples.keys[2] == "green/0.png" and samples.load(2) == png("green", 2)
+    assert samples.templates == DEFAULT_TEMPLATES and len(DATA.read(tmp_path, "train")) == 9
+    assert DATA.is_here(tmp_path) and DATA.is_here(tmp_path, "train") and not DATA.is_here(tmp_path, "val")
+
+
+def test_names_and_templates_may_lie_beside(tmp_path):
+    write_image_folder(tmp_path, {"test": 1})
+    (tmp_path / "classes.json").write_text(json.dumps({"blue": "azure", "green": "lime", "red": "crimson"}))
+    (tmp_path / "templates.txt").write_text("a {} thing\n\nsome {}\n")
+    samples = DATA.read(tmp_path, "test")
+    assert samples.class_names == ("azure", "lime", "crimson") and samples.templates == ("a {} thing", "some {}")
+    (tmp_path / "test" / "dark_red").mkdir()
+    (tmp_path / "test" / "dark_red" / "x.JPEG").write_bytes(b"")
+    with pytest.raises(DataError, match="classes.json: has no name for class 'dark_red'"):
+        DATA.read(tmp_path, "test")
+    (tmp_path / "classes.json").unlink()
+    assert DATA.read(tmp_path, "test").class_names[1] == "dark red"
+
+
+@pytest.mark.parametrize("text, words", [("a thing\n", "'a thing' has not exactly one"), ("{} or {}\n", "exactly one"), ("", "exactly one")])
+def test_templates_without_a_place_for_the_class_are_named(tmp_path, text, words):
+    write_image_folder(tmp_path, {"test": 1})
+    (tmp_path / "templates.txt").write_text(text)
+    with pytest.raises(DataError, match=f"templates.txt: .*{words}"):
+        DATA.read(tmp_path, "test")
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    write_image_folder(tmp_path, {"test": 1})
+    (tmp_path / "test" / "empty").mkdir()
+    (tmp_path / "test" / "empty" / "notes.md").write_text("none")
+    with pytest.raises(DataError, match="empty: no images"):
+        DATA.read(tmp_path, "test")
+
+
+def test_damaged_class_names_are_named(tmp_path):
+    write_image_folder(tmp_path, {"test": 1})
+    (tmp_path / "classes.json").write_text("{")
+    with pytest.raises(DataError, match="classes.json: not readable as JSON"):
+        DATA.read(tmp_path, "test")

@@ -1,0 +1,44 @@
+"""Shards as training reads them, with labels or captions."""
+
+import json
+
+import pytest
+from evaluation.color_world import COLORS, png, write_own
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.datasets.own_shards import OwnShards
+
+LABELLED, CAPTIONED = OwnShards(), OwnShards(captioned=True)
+
+
+def test_labels_and_pictures(tmp_path):
+    write_own(tmp_path, {"test": 2, "train": 3})
+    samples = LABELLED.read(tmp_path, "test")
+    assert samples.class_names == COLORS and samples.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert samples.load(3) == png("green", 3) and len(LABELLED.read(tmp_path, "train")) == 9
+    assert LABELLED.is_here(tmp_path, "train") and not LABELLED.is_here(tmp_path, "val")
+
+
+def test_captions(tmp_path):
+    write_own(tmp_path, {"test": 2}, label="something_else")
+    samples = CAPTIONED.read(tmp_path, "test")
+    assert samples.captions[0] == ("a blue thing",) and samples.load(5) == png("red", 5)
+
+
+def test_a_label_means_the_same_in_every_split(tmp_path):
+    """The test split lacks the first class of the training split."""
+    write_own(tmp_path, {"test": 2, "train": 2})
+    from flava_ds.demo.shards import write_shards
+
+    extra = [{"key": "x", "png": png("red", 1), "txt": b"x", "json": json.dumps({"label": "amber"}).encode()}]
+    for file in (tmp_path / "val").glob("*"):
+        file.unlink()
+    write_shards(tmp_path / "val", extra, 4)
+    assert LABELLED.read(tmp_path, "test").class_names == ("amber", *COLORS) == LABELLED.read(tmp_path, "val").class_names
+    assert LABELLED.read(tmp_path, "test").labels.tolist() == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_sample_without_a_label_is_named(tmp_path):
+    write_own(tmp_path, {"test": 2}, label="class")
+    with pytest.raises(DataError, match="sample '00000' has no \"label\""):
+        LABELLED.read(tmp_path, "test")

@@ -1,0 +1,59 @@
+"""Limits are spread over a set, fingerprints follow what is in it, and a picture that cannot be read is
+named."""
+
+import numpy as np
+import pytest
+import torch
+from evaluation.color_world import png
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages, LabelledTexts, Seen, limited, spaced
+from flava_ds.evaluation.transforms import CLIP_TRANSFORM, DINO_TRANSFORM
+
+
+def images(count=12, load=None):
+    labels = np.repeat(np.arange(3), count // 3)
+    keys = tuple(f"{n}.png" for n in range(count))
+    return LabelledImages("colors", keys, load or (lambda row: png("red", row)), labels, ("a", "b", "c"))
+
+
+def test_rows_are_spaced_evenly():
+    assert spaced(10, 4).tolist() == [0, 3, 6, 9] and spaced(2, 5).tolist() == [0, 1] and spaced(1, 1).tolist() == [0]
+
+
+def test_a_limit_takes_of_every_class_and_keeps_rows_together():
+    some = limited(images(), 6)
+    assert len(some) == 6 and set(some.labels) == {0, 1, 2} and limited(images(), 12).keys == images().keys
+    rows = [int(key.removesuffix(".png")) for key in some.keys]
+    assert [images().labels[row] for row in rows] == some.labels.tolist()
+    assert some.load(2) == png("red", rows[2])
+    again = limited(some, 3)  # a selection of a selection
+    assert again.load(1) == png("red", int(again.keys[1].removesuffix(".png")))
+    texts = LabelledTexts("t", ("x", "y", "z"), np.array([0, 1, 0]), ("n", "p"))
+    assert limited(texts, 2).texts == ("x", "z") and limited(texts, 2).labels.tolist() == [0, 0]
+    captioned = CaptionedImages("c", ("1", "2", "3"), lambda row: b"", (("a",), ("b", "c"), ("d",)))
+    assert limited(captioned, 2).captions == (("a",), ("d",)) and limited(captioned, None) is captioned
+
+
+def test_a_fingerprint_follows_samples_labels_and_order():
+    first = images()
+    other_label = LabelledImages(first.name, first.keys, first.load, np.roll(first.labels, 1), first.class_names)
+    other_order = first.select(np.arange(12)[::-1])
+    renamed = LabelledImages("elsewhere", first.keys, lambda row: b"", first.labels, first.class_names)
+    assert len({first.fingerprint, other_label.fingerprint, other_order.fingerprint}) == 3
+    assert renamed.fingerprint == first.fingerprint
+
+
+def test_a_picture_is_shown_through_its_transform():
+    seen = Seen(images(), CLIP_TRANSFORM)
+    batch = seen.batch(range(2, 5), 16)
+    assert batch.shape == (3, 3, 16, 16) and batch.dtype == torch.uint8
+    assert batch[0, 0].float().mean() == pytest.approx(130, abs=1)
+    assert seen == Seen(seen.images, CLIP_TRANSFORM) != Seen(seen.images, DINO_TRANSFORM) and len(seen) == 12
+    decoded = torch.full((3, 16, 16), 7, dtype=torch.uint8)
+    assert torch.equal(Seen(images(load=lambda row: decoded), CLIP_TRANSFORM).batch(range(1), 16)[0], decoded)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named():
+    with pytest.raises(DataError, match=r"colors: the picture '4.png' cannot be used"):
+        Seen(images(load=lambda row: b"no picture" if row == 4 else png("red", row)), CLIP_TRANSFORM).batch(range(3, 6), 16)

@@ -1,0 +1,91 @@
+"""A run, each of its checkpoints and its Hugging Face export open as the same model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from checkpoint_helpers import write_checkpoint
+from sample_runs import write_run
+
+from flava_ds import config as configuration
+from flava_ds.errors import CheckpointError, ConfigError
+from flava_ds.evaluation.opening import freeze, is_huggingface, most_tokens, open_model
+from flava_ds.families.flava.task import build_task
+
+TEXTS = ["a drawing of owl", "kite"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))[0]
+
+
+def test_a_run_opens_at_its_latest_checkpoint(run):
+    opened = open_model(run)
+    assert opened.described.step == 12 and opened.described.family == "flava" and opened.run_path == run
+    assert not opened.module.training and not any(p.requires_grad for p in opened.module.parameters())
+    assert next(opened.module.parameters()).dtype == torch.bfloat16  # as it was trained
+    assert next(open_model(run, precision="fp32").module.parameters()).dtype == torch.float32
+    assert next(open_model(run, device="meta").module.parameters()).device.type == "meta"
+
+
+def test_an_earlier_checkpoint_opens_by_its_folder(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = configuration.load(copy / "config.json")
+    other = build_task(config).state_dict()
+    other["model.logit_scale"] = torch.full_like(other["model.logit_scale"], 0.5)
+    write_checkpoint(copy / "checkpoints", 4, other, config)
+    (copy / "checkpoints" / "latest").write_text("step_00000012\n")
+    early = open_model(copy / "checkpoints" / "step_00000004")
+    assert early.described.step == 4 and early.run_path == copy
+    assert float(early.module.model.logit_scale) == 0.5 != float(open_model(copy).module.model.logit_scale)
+
+
+def test_an_export_opens_as_the_run_it_was(run, tmp_path):
+    pytest.importorskip("transformers")
+    from flava_ds.hf.export_weights import export
+
+    out = export(run, tmp_path / "hf")
+    opened = open_model(out)
+    assert is_huggingface(out) and not is_huggingface(run) and opened.run_path is None and opened.described.step is None
+    ours, theirs = open_model(run, precision="fp32").frozen(), opened.frozen()
+    assert torch.equal(ours.text_embeddings(TEXTS, "a test"), theirs.text_embeddings(TEXTS, "a test"))
+    file = out / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"image_mean": [0.5, 0.5, 0.5]}))
+    assert open_model(out).config.model.image.image_mean == (0.5, 0.5, 0.5)
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match="preprocessor_config.json"):
+        open_model(out)
+
+
+def test_what_does_not_fit_is_named(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    settings = json.loads((copy / "config.json").read_text())
+    settings["model"]["projection_dim"] += 1
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="weights do not fit the model of its config.json"):
+        open_model(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        open_model(copy)
+
+
+def test_texts_are_as_long_as_in_training(run):
+    config = configuration.load(run / "config.json")
+    assert most_tokens(config, "pair") == 16 and most_tokens(config, "text") == 20
+    assert most_tokens(configuration.Config(name="any"), "pair") == 77 and most_tokens(configuration.Config(name="any"), "text") == 512
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(run, tmp_path):
+    opened = open_model(run)
+    big = tmp_path / "vocab.txt"
+    big.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(300))]))
+    import dataclasses
+
+    data = dataclasses.replace(opened.config.data, vocabulary=str(big))
+    with pytest.raises(ConfigError, match="model.text.vocab_size 200 is smaller than the 305 entries"):
+        freeze(dataclasses.replace(opened.config, data=data), opened.module, opened.described)

@@ -1,0 +1,74 @@
+"""Every task keeps the contract, names are found or suggested, and a user's file adds its own."""
+
+import dataclasses
+
+import pytest
+
+from flava_ds.errors import DataError, UserError
+from flava_ds.evaluation import registry
+from flava_ds.evaluation.protocols import CAPABILITIES
+from flava_ds.evaluation.registry import find, register, tasks, unregister
+
+OWN = """
+from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.zero_shot import ZeroShot
+
+TASKS = (ZeroShot("mine", ImageFolder()), ZeroShot("mine_too", ImageFolder()))
+"""
+
+
+@pytest.mark.parametrize("name", sorted(tasks()))
+def test_a_task_keeps_the_contract(name, tmp_path):
+    task = tasks()[name]
+    assert task.name == name and task.about and task.needs and set(task.needs) <= set(CAPABILITIES)
+    data = task.data
+    assert data.name and data.folder and data.licence and data.origin and data.layout and data.splits[0] != "train"
+    assert not data.is_here(tmp_path) and not data.is_here(tmp_path / "absent", data.splits[0])
+    assert hash(task) is not None and hash(data) is not None
+
+
+def test_names_are_unique_across_files():
+    assert len(tasks()) == len({id(task) for task in tasks().values()}) >= 13
+
+
+def test_an_unknown_name_gets_the_known_ones_and_a_suggestion():
+    with pytest.raises(UserError, match="no task 'cifar10_prob'; there are .*did you mean 'cifar10_probe'"):
+        find(["cifar10_prob"])
+    assert [task.name for task in find(["sst2_probe", "cifar10_probe", "sst2_probe"])] == ["sst2_probe", "cifar10_probe"]
+
+
+def test_a_task_can_be_added_and_taken_away():
+    own = dataclasses.replace(tasks()["image_folder_zero_shot"], name="added_by_a_test")
+    register(own)
+    try:
+        assert find(["added_by_a_test"]) == [own] and register(own) is own
+        with pytest.raises(UserError, match="is known already"):
+            register(dataclasses.replace(own, data=tasks()["own_zero_shot"].data))
+    finally:
+        unregister("added_by_a_test")
+    assert "added_by_a_test" not in tasks()
+    with pytest.raises(UserError, match="letters, digits and underscores"):
+        register(dataclasses.replace(own, name="with/slash"))
+
+
+def test_a_file_of_ones_own_adds_its_tasks(tmp_path):
+    file = tmp_path / "own_tasks.py"
+    file.write_text(OWN)
+    try:
+        assert [task.name for task in find([str(file)])] == ["mine", "mine_too"]
+        assert [task.name for task in find([f"{file}:mine_too", "sst2_probe"])] == ["mine_too", "sst2_probe"]
+        assert "mine" in tasks()
+        with pytest.raises(UserError, match="no task 'yours'; there are mine, mine_too"):
+            find([f"{file}:yours"])
+    finally:
+        unregister("mine")
+        unregister("mine_too")
+        registry._LOADED.clear()
+
+
+def test_a_file_without_tasks_is_named(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(DataError, match="empty.py: defines no TASKS"):
+        find([str(tmp_path / "empty.py")])
+    with pytest.raises(DataError, match="absent.py: no such file"):
+        find([str(tmp_path / "absent.py")])

@@ -1,0 +1,105 @@
+"""Data is found or asked for in one line, needs are checked before anything is read, and results keep their facts."""
+
+import json
+
+import pytest
+from evaluation.color_world import KnowsColors, color_model, write_cifar10, write_image_folder, write_own
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.frozen_model import Lacking
+from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.registry import find
+from flava_ds.evaluation.runner import RESULTS, TaskResult, evaluate, find_all, find_data, read_results, write_results
+
+
+def test_data_lies_in_its_folder_or_is_the_root(tmp_path):
+    [task] = find(["cifar10_zero_shot"])
+    folder = write_cifar10(tmp_path)
+    assert find_data(task.data, tmp_path).folder == folder == find_data(task.data, folder).folder
+    assert find_data(task.data, tmp_path).split == "test" and find_data(task.data, tmp_path, "train").split == "train"
+
+
+def test_absent_data_is_one_line_that_says_what_to_get(tmp_path):
+    [task] = find(["cifar10_zero_shot"])
+    with pytest.raises(DataError) as absent:
+        find_data(task.data, tmp_path)
+    for words in (f"{tmp_path / 'cifar-10-batches-py'}", "data_batch_1", "by hand: cifar-10-python.tar.gz"):
+        assert words in str(absent.value)
+    assert "\n" not in str(absent.value)
+    with pytest.raises(DataError, match="cifar10 has no split 'val'; there are test, train"):
+        find_data(task.data, tmp_path, "val")
+
+
+def test_training_samples_are_reported_on_only_when_asked_for(tmp_path):
+    [task] = find(["image_folder_zero_shot"])
+    write_image_folder(tmp_path, {"train": 2})
+    with pytest.raises(DataError, match="split test or val of image_folder is not there"):
+        find_data(task.data, tmp_path)
+    assert find_data(task.data, tmp_path, "train").split == "train"
+    write_image_folder(tmp_path, {"val": 2})
+    assert find_data(task.data, tmp_path).split == "val"
+
+
+def test_tasks_on_one_data_set_share_samples_and_features(tmp_path):
+    write_image_folder(tmp_path / "image_folder", {"train": 10, "test": 4})
+    knows = KnowsColors()
+    tasks = find(["image_folder_zero_shot", "image_folder_probe"])  # of one transform
+    data = find_all(tasks, tmp_path)
+    told = []
+    results = evaluate(tasks, color_model(knows), data, told.append)
+    assert sum(knows.calls) == 3 * (10 + 4) and len(told) == 2
+    assert results["image_folder_probe"].scores["accuracy"].value == 1
+    facts = results["image_folder_zero_shot"].facts
+    assert facts["samples"] == 12 and facts["split"] == "test" and facts["limit"] is None
+    assert facts["fingerprint"] == data["image_folder_probe"].test().fingerprint
+
+
+def test_labels_and_captions_of_the_same_shards_are_two_things(tmp_path):
+    write_own(tmp_path / "own", {"train": 6, "test": 2})
+    tasks = find(["own_zero_shot", "own_retrieval", "own_neighbours", "own_probe"])
+    results = evaluate(tasks, color_model(), find_all(tasks, tmp_path))
+    assert results["own_zero_shot"].scores["top1_accuracy"].value == 1 == results["own_neighbours"].scores["top1_accuracy"].value
+    assert results["own_retrieval"].scores["text_to_image_recall_at_1"].value == pytest.approx(0.5)
+
+
+def test_a_limit_holds_for_every_split(tmp_path):
+    write_image_folder(tmp_path, {"train": 10, "test": 4})
+    tasks, knows = find(["image_folder_neighbours"]), KnowsColors()
+    result = evaluate(tasks, color_model(knows), find_all(tasks, tmp_path, limit=6))["image_folder_neighbours"]
+    assert knows.calls == [6, 6] and result.facts["samples"] == 6 and result.scores["top1_accuracy"].n == 6
+
+
+def test_what_a_model_lacks_is_said_before_anything_is_read(tmp_path):
+    class Images:
+        def image_features(self, pixels):
+            raise AssertionError("encoded")
+
+    write_image_folder(tmp_path / "image_folder", {"train": 2, "test": 2})
+    tasks = find(["image_folder_neighbours", "image_folder_zero_shot"])
+    with pytest.raises(Lacking, match="task image_folder_zero_shot needs Embedder .*family 'color'"):
+        evaluate(tasks, color_model(Images()), find_all(tasks, tmp_path))
+
+
+def test_an_empty_split_is_named(tmp_path):
+    from evaluation.color_world import write_karpathy
+
+    write_karpathy(tmp_path, "dataset_flickr30k.json", "images")
+    tasks = find(["flickr30k_retrieval"])
+    with pytest.raises(DataError, match="split 'val' of flickr30k has no samples"):
+        evaluate(tasks, color_model(), find_all(tasks, tmp_path, "val"))
+
+
+def test_results_are_kept_by_task_with_what_others_published(tmp_path):
+    result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.234, {"split": "test"}).to_json("cifar10_probe")
+    assert result["scores"]["accuracy"]["published"][0] == {"of": "FLAVA", "value": pytest.approx(0.9287), "source": "FLAVA, Table C.1"}
+    assert result["split"] == "test" and result["seconds"] == 1.23
+    assert read_results(tmp_path) == {}
+    write_results(tmp_path, {"cifar10_probe": result})
+    write_results(tmp_path, {"other": {"scores": {}}})
+    write_results(tmp_path, {"cifar10_probe": result | {"step": 7}})
+    assert read_results(tmp_path) == {"cifar10_probe": result | {"step": 7}, "other": {"scores": {}}}
+    assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
+    (tmp_path / RESULTS).write_text("{")
+    with pytest.raises(DataError, match="evaluations.json: not readable"):
+        read_results(tmp_path)
+    assert json.dumps(result)

@@ -1,0 +1,150 @@
+"""The library's answers are those of the model, whatever a picture comes as; docs/library.md runs; mistakes are one line."""
+
+import dataclasses
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_helpers import write_checkpoint
+from PIL import Image
+from sample_runs import picture, write_run
+
+import flava_ds
+from flava_ds import config as configuration
+from flava_ds.errors import CheckpointError, DataError, UserError
+from flava_ds.evaluation.frozen_model import Lacking
+from flava_ds.families.flava.task import build_task
+from flava_ds.hf.import_weights import without_heads
+
+DOCS = Path(__file__).parents[1] / "docs" / "library.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    run, _ = write_run(folder)
+    run.rename(run.parent / "demo")
+    for number, name in ((10, "kite"), (14, "owl")):
+        (folder / f"{name}.webp").write_bytes(picture(number, "noto"))
+        Image.open(folder / f"{name}.webp").save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return flava_ds.load(folder / "runs" / "demo", precision="fp32")
+
+
+def test_the_page_runs_as_it_says(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    results = doctest.testfile(str(DOCS), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert results.attempted > 12 and results.failed == 0
+
+
+def test_a_picture_is_the_same_however_it_comes(model, folder):
+    path = folder / "kite.png"
+    image = Image.open(path)
+    clear = image.convert("RGBA")
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    found = model.encode_images([path, str(path), image, clear, palette, tensor], batch_size=4)
+    for row in found[1:]:
+        torch.testing.assert_close(row, found[0], atol=1e-5, rtol=1e-5)
+    transparent = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
+    white = Image.new("RGB", (30, 20), "white")
+    torch.testing.assert_close(*model.encode_images([transparent, white]))
+    turned = image.copy()
+    turned.getexif()[0x0112] = 6
+    stored = folder / "turned.png"
+    turned.save(stored, exif=turned.getexif())
+    torch.testing.assert_close(*model.encode_images([stored, Image.open(stored)]))
+
+
+def test_vectors_are_normalised_and_do_not_depend_on_the_batch(model, folder):
+    images = [folder / "kite.png", folder / "owl.png"] * 3
+    found, one_by_one = model.encode_images(images), torch.cat([model.encode_images([image]) for image in images])
+    torch.testing.assert_close(found, one_by_one)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
+    texts = ["kite", "a drawing of owl", "the"]
+    torch.testing.assert_close(model.encode_texts(texts), model.encode_texts(texts, batch_size=2))
+    assert found.dtype == torch.float32 and not found.requires_grad
+    torch.testing.assert_close(
+        found,
+        model._model.need(flava_ds.api.Embedder, "a test").project_images(
+            model._model.need(flava_ds.api.Embedder, "a test").image_features(model._pixels(images))
+        ),
+    )
+
+
+def test_matching_is_the_sigmoid_of_the_heads_log_odds(model, folder):
+    images, texts = [folder / "kite.png", folder / "owl.png", folder / "kite.png"], ["kite", "bear", "a drawing of kite"]
+    found = model.match(images, texts, batch_size=2)
+    matcher = model._model.need(flava_ds.api.Matcher, "a test")
+    [odds] = matcher.log_odds(model._pixels(images), [model._ids(texts, "pair")])
+    torch.testing.assert_close(found, torch.sigmoid(odds))
+
+
+def test_masked_words_are_the_heads_likeliest(model, folder):
+    scorer, tokenizer = model._model.need(flava_ds.api.Scorer, "a test"), model._model.tokenizer
+    [ids] = model._ids(["a [MASK] of [MASK]"], "text")
+    logits = scorer.read([ids]).tokens(torch.tensor([2, 4])).logits().softmax(-1)
+    found = model.fill_mask("a [MASK] of [MASK]", top_k=4)
+    for row, guesses in enumerate(found):
+        assert [guess.word for guess in guesses] == [tokenizer.token(int(token)) for token in logits[row, : tokenizer.vocab_size].topk(4).indices]
+        assert guesses[0].probability == pytest.approx(float(logits[row, : tokenizer.vocab_size].max()))
+    beside = model.fill_mask("a [MASK] of [MASK]", folder / "kite.png")
+    assert len(beside) == 2 and len(beside[0]) == 5 and beside != found
+
+
+def test_mistakes_are_named(model, folder):
+    (folder / "no_picture.png").write_bytes(b"text")
+    cases = [
+        (lambda: model.encode_images([]), UserError, "images: give a list"),
+        (lambda: model.encode_images(folder / "kite.png"), UserError, "images: give a list"),
+        (lambda: model.encode_images([folder / "absent.png"]), DataError, "absent.png: cannot be read"),
+        (lambda: model.encode_images([folder / "no_picture.png"]), DataError, "no_picture.png: cannot be used"),
+        (lambda: model.encode_images([torch.zeros(3, 4, 4)]), DataError, r"torch.float32 \[3, 4, 4\]"),
+        (lambda: model.encode_texts(["x"], batch_size=0), UserError, "batch_size 0"),
+        (lambda: model.match([folder / "kite.png"], ["a", "b"]), UserError, "1 images and 2 texts"),
+        (lambda: model.fill_mask("no mask"), UserError, "0 \\[MASK\\] among"),
+        (lambda: model.fill_mask("kite " * 30 + "[MASK]"), UserError, "0 \\[MASK\\] among the first 20 tokens"),
+        (lambda: flava_ds.load(folder), UserError, "holds no config.json"),
+    ]
+    for call, kind, words in cases:
+        with pytest.raises(kind, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+def test_a_model_without_heads_says_so(tmp_path):
+    run, _ = write_run(tmp_path)
+    config = configuration.load(run / "config.json")
+    first = dict([next(iter(config.data.sources.items()))])
+    bare = dataclasses.replace(config.with_sources(first), objectives=without_heads(config.objectives))
+    configuration.save(bare, run / "config.json")
+    write_checkpoint(run / "checkpoints", 13, build_task(bare).state_dict(), bare)
+    model = flava_ds.load(run)
+    assert model.encode_texts(["kite"]).shape == (1, 16)
+    with pytest.raises(Lacking, match="needs Matcher"):
+        model.match([torch.zeros(3, 8, 8, dtype=torch.uint8)], ["kite"])
+    with pytest.raises(Lacking, match="needs Scorer"):
+        model.fill_mask("[MASK]")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run, _ = write_run(tmp_path)
+    weights, *_ = sorted((run / "checkpoints" / "step_00000012").glob("weights_*"))
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="weights_00000"):
+        flava_ds.load(run)
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, flava_ds; assert 'torch' not in sys.modules; flava_ds.load; assert 'torch' in sys.modules; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="no attribute 'loads'"):
+        _ = flava_ds.loads

@@ -1,0 +1,75 @@
+"""Evaluations run when they are due, reach the log, and know which way is better."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from toy import update_of
+
+from flava_ds.config import EvaluationConfig
+from flava_ds.evaluation.protocols import Score
+from flava_ds.watching.evaluations import EvaluationWatcher
+
+SETTINGS = EvaluationConfig(every_steps=4, tasks=("a",), data_root="x")
+
+
+class Run:
+    """A watcher with everything that it is given."""
+
+    def __init__(self, config=SETTINGS, total_steps=10):
+        self.steps, self.logged, self.open = [], [], False
+        world = SimpleNamespace(is_main=True)
+        self.watcher = EvaluationWatcher(config, total_steps, world, self.evaluate, self.logged.append, self.paused)
+
+    def evaluate(self):
+        assert self.open, "rates would count the time of an evaluation"
+        self.steps.append(self.step)
+        return {"a": {"accuracy": Score(float(self.step), 10, 0.1), "loss": Score(1.0, 10, 0.1, "nats", higher_is_better=False)}}
+
+    @contextmanager
+    def paused(self):
+        self.open = True
+        yield
+        self.open = False
+
+    def make(self, steps):
+        for self.step in steps:
+            self.watcher.after_update(update_of(step=self.step))
+
+
+def test_every_so_many_steps_and_after_the_last():
+    run = Run()
+    run.make(range(10))
+    assert run.steps == [3, 7, 9]
+    never = Run(EvaluationConfig())
+    never.make(range(10))
+    assert never.steps == [] and never.logged == []
+    both = Run(total_steps=8)
+    both.make(range(8))
+    assert both.steps == [3, 7]  # the last step once
+
+
+def test_numbers_are_log_fields_with_the_seconds():
+    run = Run()
+    run.make(range(4))
+    [numbers] = run.logged
+    assert numbers.pop("evaluation_seconds") >= 0
+    assert numbers == {"evaluation/a/accuracy": 3.0, "evaluation/a/loss": 1.0}
+
+
+def test_a_metric_knows_its_step_and_which_way_is_better():
+    run = Run()
+    assert run.watcher.metric("evaluation/a/accuracy") is None
+    run.make(range(9))
+    found = run.watcher.metric("evaluation/a/accuracy")
+    assert found == {"name": "evaluation/a/accuracy", "value": 7.0, "step": 7, "higher_is_better": True}
+    assert run.watcher.metric("evaluation/a/loss")["higher_is_better"] is False
+    assert run.watcher.metric("loss/mlm") is None
+
+
+def test_going_back_forgets_what_was_measured_since():
+    run = Run()
+    run.make(range(4))
+    run.watcher.on_start(4)
+    assert run.watcher.metric("evaluation/a/accuracy")["step"] == 3
+    run.watcher.on_start(3)
+    assert run.watcher.metric("evaluation/a/accuracy") is None

@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -26,8 +27,8 @@ def is_outside(recipe: str) -> bool:
 
 def absolute(place: str) -> str:
     """Makes the path in a recipe's place, or of a plugin, independent of the working directory; names of modules stay."""
-    file, colon, function = place.partition(".py")
-    return f"{Path(file).expanduser().resolve()}{colon}{function}" if colon and function[:1] in ("", ":") else place
+    found = re.fullmatch(r"(.*\.py)(:\w*)?", place)
+    return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else place
 
 
 def call(recipe: str) -> Config:
@@ -47,7 +48,11 @@ def call(recipe: str) -> Config:
         known = _functions_in(Path(place)) or [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
         found = did_you_mean(name, known) or (f"; it has {', '.join(known)}" if known else "")
         raise ConfigError(f"{place} has no function '{name}'{found}")
-    asked = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # written in C, and silent about what it takes
+        parameters = ()
+    asked = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if asked:
         raise ConfigError(f"{recipe} asks for {', '.join(asked)}; a recipe takes no arguments")
     try:

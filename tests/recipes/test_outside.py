@@ -124,6 +124,7 @@ def run(capfd, *words: str) -> tuple[int, str, str]:
         ("not-a-name.py:f", "'not-a-name' is no name of a module; rename the file"),
         ("taken/json.py:f", "taken/json.py: another module is named json ("),
         ("os.path:join", "os.path:join asks for a; a recipe takes no arguments"),
+        ("builtins:iter", "builtins:iter failed: "),
         ("package.inner:recipes", "package.inner has no function 'recipes'"),
     ],
 )
@@ -140,6 +141,7 @@ def test_places_are_told_from_names_and_files():
         assert not outside.is_outside(name)
     here = Path.cwd()
     assert outside.absolute("a/b.py:f") == f"{here}/a/b.py:f" and outside.absolute("b.py") == f"{here}/b.py" and outside.absolute("p.m:f") == "p.m:f"
+    assert outside.absolute("x.python/a.py.d/b.py:f") == f"{here}/x.python/a.py.d/b.py:f"
     assert outside.absolute("demo") == "demo" and outside.absolute("runs/x/config.json") == "runs/x/config.json"
 
 

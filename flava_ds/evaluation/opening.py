@@ -29,7 +29,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Opened:
-    """A trained model with its configuration. `run_path` is None for a model that no run here has trained."""
+    """A trained model with its configuration. `run_path` is the folder of its run; None where there is none beside it."""
 
     config: Config
     module: nn.Module
@@ -55,7 +55,8 @@ def open_model(path: Path, *, device: torch.device | str | None = None, precisio
         config, weights, described, run_path = _read_huggingface(path)
     elif Place(path).has(MANIFEST):
         config = configuration.load(path / CONFIG)
-        place, run_path = Place(path), path.parent.parent
+        place, run_path = Place(path), path.resolve().parent.parent
+        run_path = run_path if (run_path / CONFIG).is_file() else None
         weights, described = load_weights(place), Described(config.name, config.model.type, step_of(place.name))
     else:
         config, run_path = configuration.load(path / CONFIG), path
@@ -69,7 +70,7 @@ def open_model(path: Path, *, device: torch.device | str | None = None, precisio
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit the model of its config.json ({' '.join(str(error).split())[:300]})") from error
     if precision is None:
-        precision = "bf16" if run_path is not None and config.training.precision == "bf16" else "fp32"
+        precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Opened(config, module.to(device, dtype).eval().requires_grad_(False), described, run_path)
 

@@ -40,6 +40,9 @@ def test_an_earlier_checkpoint_opens_by_its_folder(run, tmp_path):
     (copy / "checkpoints" / "latest").write_text("step_00000012\n")
     early = open_model(copy / "checkpoints" / "step_00000004")
     assert early.described.step == 4 and early.run_path == copy
+    shutil.copytree(copy / "checkpoints" / "step_00000004", tmp_path / "kept" / "of_it" / "step_00000004")
+    moved = open_model(tmp_path / "kept" / "of_it" / "step_00000004")
+    assert moved.run_path is None and next(moved.module.parameters()).dtype == torch.bfloat16
     assert float(early.module.model.logit_scale) == 0.5 != float(open_model(copy).module.model.logit_scale)
 
 

@@ -120,10 +120,10 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
         for name, source in loader.sources.items():
             size = config.global_batch_size(name)
-            if source.source.weight > 0 and len(source) < size:
+            if source.source.weight > 0 and source.length is not None and source.length < size:
                 raise DataError(
-                    f"source '{name}': {len(source)} usable samples in '{source.source.shards}' are fewer than the {size} of one step over all "
-                    f"ranks; add shards, or set --data.sources.{name}.global-batch-size to {len(source)} or less"
+                    f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer than the {size} of one step over all "
+                    f"ranks; add shards, or set --data.sources.{name}.global-batch-size to {source.length} or less"
                 )
         if saved_state is not None:
             loader.check_state(saved_state)
@@ -136,14 +136,7 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
 
 def compare_data(world: World, loader: StepLoader) -> None:
     """Raises DataError on every rank when one sees other samples than rank 0: a copy of the shards that is not complete, or an older one."""
-    seen = {
-        name: {
-            "samples": len(source),
-            "the sizes of its shards": [size for size, _ in source.table.stamps],
-            "the keys of its samples": source.table.fingerprint,
-        }
-        for name, source in loader.sources.items()
-    }
+    seen = {name: source.seen() for name, source in loader.sources.items()}
     first, *others = gather_objects(world, (socket.gethostname(), seen))
     for rank, (host, found) in enumerate(others, start=1):
         differing = [(name, what) for name, facts in first[1].items() for what, value in facts.items() if found[name][what] != value]
@@ -160,7 +153,8 @@ def _index_shards(config: Config) -> UserError | None:
     """Indexes the shards of all sources; returns what went wrong."""
     try:
         for name, source in config.drawn_sources.items():
-            index_missing(list_shards(source.shards, name, policy_of(config)))
+            if source.reading == "indexed":
+                index_missing(list_shards(source.shards, name, policy_of(config)))
     except UserError as error:
         return error
     return None

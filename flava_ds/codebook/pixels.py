@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.order import Order, sample_seed
-from flava_ds.data.reader import SkipLog
-from flava_ds.data.sources import ShardSource
+from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.transforms import ImageTransform, center_pixels
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage.faults import SampleFault
@@ -40,8 +40,8 @@ class PixelStream:
             if source.kind == "text":
                 raise ConfigError(f"source '{name}' is of kind 'text'; an image codebook needs image or pair sources")
         pictures = config.with_sources({name: dataclasses.replace(source, kind="image", image_codes_key=None) for name, source in sources.items()})
-        self._sources = [ShardSource(pictures, name) for name in sources]
-        self._skips = [SkipLog(source) for source in self._sources]
+        self._sources = [IndexedShards(pictures, name) for name in sources]
+        self._skips = [SkipLog(source.name, source.source.max_skipped_share) for source in self._sources]
         self._starts = np.cumsum([0, *map(len, self._sources)])
         self._transforms = [ImageTransform(source.transform, (config.codebook.image_size,)) for source in sources.values()]
         self._seed, self._size = config.seed, config.codebook.image_size
@@ -93,7 +93,7 @@ class PixelStream:
         try:
             image = self._sources[number].decode(self._sources[number].read(index), index, 0).image
         except SampleFault as fault:
-            self._skips[number].bad(index, fault)
+            self._skips[number].bad(self._sources[number].describe(index), fault)
             return None
         self._skips[number].good()
         if image.numel() <= self._room:

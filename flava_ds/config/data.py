@@ -67,6 +67,16 @@ class SourceConfig:
 
     1 as in the paper. Those passes are two thirds of a pair step, so at 0.25 the contrastive loss gets twice the pairs in the same time.
     """
+    reading: Literal["indexed", "stream"] = "indexed"
+    """'indexed' reads any sample by its place in a shard: the order is exact on any number of ranks, and a run resumes anywhere in it. 'stream' reads
+    shards from front to back through webdataset, without an index: the order belongs to the ranks and loader processes that read."""
+    shuffle_buffer: Annotated[int, AtLeast(1), AtMost(2**24)] = 1000
+    """Samples, as bytes, among which a stream is shuffled, in each loader process; data.shuffle off keeps the order of the shards."""
+    pipeline: str | None = None
+    """'path/to/file.py:function' that yields a stream's samples instead of ours; see docs/data.md. Needs allow_code."""
+    allow_code: bool = False
+    """Let this stream run what its options name: `pipe:` commands in `shards`, and `pipeline`. A list of shards never does, and a saved configuration
+    has to be told again."""
     max_skipped_share: Share = 0.05
     """The run stops when more than this share of the samples seen was unusable."""
     skip_list: str | None = None
@@ -196,6 +206,8 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
         raise ConfigError(f"source '{name}': masked_share {source.masked_share:g} is for pairs; {source.kind} batches are masked as a whole")
     if source.kind != "image" and not 2 < source.max_tokens <= max_tokens:
         raise ConfigError(f"source '{name}': max_tokens {source.max_tokens} must lie between 3 and {max_tokens}, the longest text that the model takes")
+    if source.pipeline is not None and source.reading != "stream":
+        raise ConfigError(f"source '{name}': pipeline is for streams; set --data.sources.{name}.reading stream")
     _check_transform(f"source '{name}': transform", source.transform)
     if source.image_codes_key and source.transform != UNCHANGED:
         raise ConfigError(

@@ -276,6 +276,11 @@ def load(path: Path) -> Config:
 def parse(text: bytes, where: str) -> Config:
     """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
-        return check(from_dict(Config, modernised(loads(text.decode("utf-8")))))
+        return check(_without_code(from_dict(Config, modernised(loads(text.decode("utf-8"))))))
     except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _without_code(config: Config) -> Config:
+    """Takes back what lets sources run code: a file may come from somebody else."""
+    return config.with_sources({name: replace(source, allow_code=False) for name, source in config.data.sources.items()})

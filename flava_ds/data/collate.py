@@ -12,7 +12,7 @@ from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import SourceConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
-from flava_ds.data.sources import Sample
+from flava_ds.data.samples import Sample
 from flava_ds.data.transforms import Empty, ImageTransform
 
 _MATCH_STREAM = 5

@@ -12,27 +12,35 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.data.indexed import IndexedShards
+from flava_ds.data.lanes import LanePositions
 from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
-from flava_ds.data.reader import BatchReader, SkipLog
+from flava_ds.data.reader import BatchReader
 from flava_ds.data.round_robin import RoundRobin, weight_stages
+from flava_ds.data.samples import Sample
+from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.slots import SlotPool
-from flava_ds.data.sources import Sample, ShardSource
+from flava_ds.data.sources import Lane, open_source
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
-from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import counted
 
 log = logging.getLogger(__name__)
 
 
+MOVED_LANES = (
+    "source '%s' is a stream that was read by %s and is read by %s: what was left of its epoch comes in another order, some of it twice, some not at all"
+)
+
+
 class Request(NamedTuple):
-    """What one rank reads for one micro-step: `count` samples of the source's endless stream, from `position` on."""
+    """What one rank reads for one micro-step: `count` samples from `position` on, of the source's endless stream or of one lane's."""
 
     source: str
     position: int
     count: int
+    lane: int = 0
 
 
 class StepLoader:
@@ -42,7 +50,8 @@ class StepLoader:
     then; everything else about a step stays a function of the step.
 
     Step s reads positions draws_before(source, s) * global_batch .. + global_batch of its source's stream. Micro-step m of rank r takes slice
-    m * world_size + r of them, so every split of the same global batch covers the same samples in the same order.
+    m * world_size + r of them, so every split of the same global batch covers the same samples in the same order. A source without elastic order is
+    read by lanes instead: each loader process of each rank has a stream of its own, and a position in it that follows from the step (`LanePositions`).
     """
 
     def __init__(self, config: Config, rank: int = 0, world_size: int = 1, start_step: int = 0, *, pin_memory: bool = False) -> None:
@@ -57,22 +66,16 @@ class StepLoader:
         self.jumps: list[tuple[int, int]] = []
         self.micro_batch_sizes = {name: config.micro_batch_size(name, world_size) for name in config.drawn_sources}
         self.prefetch_batches = prefetch_batches(config, self.micro_batch_sizes)
-        self.sources = {name: ShardSource(config, name) for name in config.drawn_sources}
-        self.stages = weight_stages(config.data, {name: len(source) for name, source in self.sources.items()})
+        self.sources = {name: open_source(config, name) for name in config.drawn_sources}
+        self.stages = weight_stages(config.data, {name: source.length for name, source in self.sources.items()})
         seeds = {name: source.seed for name, source in self.sources.items()}
         self.round_robin = RoundRobin(self.stages, seeds, config.data.block_steps, config.seed)
-        self.readers = {name: BatchReader(config, source) for name, source in self.sources.items()}
-        for name, source in self.sources.items():
-            if source.table.faults and rank == 0:
-                named = "; `flava-ds prepare index` names the shards" if faults.lossy(source.table.faults).keys() & set(faults.OF_A_SHARD) else ""
-                log.warning("source '%s': %d usable samples; left out: %s%s", name, len(source), counted(source.table.faults), named)
-            if len(source) < config.global_batch_size(name) and rank == 0:
-                log.warning(
-                    "source '%s': %d samples are fewer than its global batch of %d; a step reaches into the next epoch",
-                    name,
-                    len(source),
-                    config.global_batch_size(name),
-                )
+        lane, micro_steps = Lane(rank=rank, ranks=world_size, each=max(1, config.data.num_workers)), config.training.gradient_accumulation_steps
+        self.lanes = LanePositions(self.round_robin, self.micro_batch_sizes, micro_steps, lane.each)
+        self.readers = {name: BatchReader(config, source, lane) for name, source in self.sources.items()}
+        for source in self.sources.values() if rank == 0 else ():
+            for line in source.notes(lane):
+                log.warning(line)
 
     def __len__(self) -> int:
         return max(0, self.config.training.total_steps - self.start_step)
@@ -112,29 +115,28 @@ class StepLoader:
         """Returns what this rank reads at a step, one entry per micro-step."""
         source = self.round_robin.source_at(self._drawn(step))
         size = self.micro_batch_sizes[source]
+        micro_steps = range(self.config.training.gradient_accumulation_steps)
+        if not self.sources[source].promises.elastic:
+            placed = (self.lanes.place(source, self._drawn(step), micro) for micro in micro_steps)
+            return [Request(source, position, size, lane) for lane, position in placed]
         first = self._position(source, step)
-        steps = range(self.config.training.gradient_accumulation_steps)
-        return [Request(source, first + (micro * self.world_size + self.rank) * size, size) for micro in steps]
+        return [Request(source, first + (micro * self.world_size + self.rank) * size, size) for micro in micro_steps]
 
     def state(self, step: int) -> dict[str, dict[str, Any]]:
         """Returns where each source's stream stands before `step`, and what fixes the order of the data; plain JSON types.
 
-        Neither ranks nor workers nor accumulation are in it: they do not change the order.
+        Neither ranks nor workers nor accumulation are in it where they do not change the order; of a source without elastic order, "lanes" is.
         """
         return {
             name: {
-                "epoch": self._position(name, step) // len(source),
-                "position": self._position(name, step) % len(source),
-                "samples": len(source),
-                "keys": source.table.fingerprint,
+                **self._place(name, step),
+                **source.state(),
                 "source_seed": source.seed,
                 "weight": ", ".join(f"{share[name]} from step {first}" for first, share in self.stages),
                 "global_batch_size": self.config.global_batch_size(name),
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
-                "order": str(source.order),
                 "jumps": [list(jump) for jump in self.jumps],
-                "skip_list": source.skip_list.fingerprint if source.skip_list is not None else None,
             }
             for name, source in self.sources.items()
         }
@@ -145,7 +147,8 @@ class StepLoader:
         for name, source in self.sources.items():
             found[f"source_share/{name}"] = self.round_robin.draws_before(name, drawn) / max(1, drawn)
             found[f"source_target/{name}"] = self._target(name, drawn) / max(1, drawn)
-            found[f"epoch/{name}"] = self._position(name, step) / len(source)
+            if source.length is not None:
+                found[f"epoch/{name}"] = self._position(name, step) / source.length
         return found
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
@@ -160,7 +163,9 @@ class StepLoader:
         differences += [f"source '{name}' is new" for name in current if name not in saved]
         for name in (name for name in current if name in saved):
             for field, value in current[name].items():
-                if field not in ("epoch", "position") and saved[name].get(field) != value:
+                if field == "lanes" and saved[name].get(field) not in (None, value):
+                    log.warning(MOVED_LANES, name, saved[name][field], value)
+                elif field not in ("epoch", "position", "lanes") and saved[name].get(field) != value:
                     kept = f" (--data.sources.{name}.seed {saved[name].get(field)} keeps it)" if field == "source_seed" else ""
                     differences.append(f"source '{name}': {field} was {saved[name].get(field)}{kept}, is {value}")
         if differences:
@@ -186,6 +191,16 @@ class StepLoader:
         """Returns how many steps' data have been drawn or jumped before a step."""
         return step + next((n for first, n in reversed(self.jumps) if first <= step), 0)
 
+    def _place(self, name: str, step: int) -> dict[str, Any]:
+        """Returns where a source's stream stands: epoch and position where an epoch's length is known; else the samples drawn, and the lanes."""
+        position, source = self._position(name, step), self.sources[name]
+        place = (
+            {"epoch": None, "position": position} if source.length is None else dict(zip(("epoch", "position"), divmod(position, source.length), strict=True))
+        )
+        if not source.promises.elastic:
+            place["lanes"] = f"{self.world_size} ranks x {self.lanes.lanes} loader processes x {self.lanes.micro_steps} micro-steps"
+        return place
+
     def _position(self, source: str, step: int) -> int:
         """Returns how many samples of a source all ranks have read or jumped before a step."""
         return self.round_robin.draws_before(source, self._drawn(step)) * self.config.global_batch_size(source)
@@ -196,14 +211,14 @@ def iterate_once(config: Config, name: str, batch_size: int = 64) -> Iterator[li
 
     Raises: DataError when the share of unusable samples exceeds the source's limit.
     """
-    source = ShardSource(config, name, metadata=True)
-    skips, samples = SkipLog(source), []
+    source = IndexedShards(config, name, metadata=True)
+    skips, samples = SkipLog(name, source.source.max_skipped_share), []
     for index in range(len(source)):
         try:
             samples.append(source.decode(source.read(index), index, 0, draw=0.0))
             skips.good()
         except SampleFault as fault:
-            skips.bad(index, fault)
+            skips.bad(source.describe(index), fault)
         if len(samples) == batch_size:
             yield samples
             samples = []
@@ -227,9 +242,9 @@ class _Requests(Dataset):
         reader, positions = self.readers[request.source], np.arange(request.position, request.position + request.count)
         try:
             if number is None:
-                return reader.batch(positions)
+                return reader.batch(positions, lane=request.lane)
             slot = self.slots.open(number)
-            return reader.batch(positions, slot.empty).each(slot.put)
+            return reader.batch(positions, slot.empty, request.lane).each(slot.put)
         except UserError as error:
             told = type(error)(str(error))
             told.unusable = reader.skips.take()

@@ -126,14 +126,19 @@ class Rotation:
         return best[2]
 
 
-def weight_stages(data: DataConfig, sizes: Mapping[str, int]) -> list[tuple[int, dict[str, Fraction]]]:
+def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tuple[int, dict[str, Fraction]]]:
     """Returns (first step, share of each source) of every stage of equal weights; the shares sum to 1. `sizes` are the sources' samples.
 
     A source's share is its weight, times its size where data.weigh_by_size is set, over the sum of these; where data.kind_weights is set,
     over the sum in its kind, times its kind's share.
 
-    Raises: ConfigError when no step could draw anything, or a kind with a weight has no source with one.
+    Raises: ConfigError when a size is needed and not known, no step could draw anything, or a kind with a weight has no source with one.
     """
+    unknown = [name for name, size in sizes.items() if size is None]
+    if data.weigh_by_size and unknown:
+        raise ConfigError(
+            f"data.weigh_by_size needs the number of samples, which source '{unknown[0]}' does not know before it has read all: set weights instead"
+        )
     stages = []
     for number, (first, weights, kind_weights) in enumerate(weights_by_stage(data)):
         where = f"data.weight_changes[{number - 1}]" if number else "data.sources"

@@ -18,9 +18,10 @@ import numpy as np
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import read_header
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
+from flava_ds.data.samples import Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
-from flava_ds.data.sources import Sample, ShardSource
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
@@ -84,7 +85,7 @@ class Check:
     loader_processes: int = 0
     shown: list[int] = field(default_factory=list)
     verdicts: list[tuple[bool, str]] = field(default_factory=list)
-    source: ShardSource | None = None
+    source: IndexedShards | None = None
 
     @property
     def samples_per_second(self) -> float:
@@ -119,7 +120,7 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
     found.kind = _kind(found.members, caption_key)
     config = _as_trained(recipe, found.kind, shards, caption_key)
     found.max_tokens, found.global_batch_size = config.data.sources[CHECKED].max_tokens, config.global_batch_size(CHECKED)
-    found.source = ShardSource(config, CHECKED)
+    found.source = IndexedShards(config, CHECKED)
     found.damage = dict(found.source.table.faults)
     _read_samples(found, most)
     _time(found, config)

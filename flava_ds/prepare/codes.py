@@ -19,7 +19,7 @@ from torch import Tensor
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import decode_image
-from flava_ds.data.sources import printable
+from flava_ds.data.samples import printable
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.prepare.shard_writer import add_member, write_atomically

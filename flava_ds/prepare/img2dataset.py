@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from flava_ds.data.sources import printable
+from flava_ds.data.samples import printable
 from flava_ds.storage.files import Shard, fetch_if_there
 from flava_ds.storage.index import ShardIndex
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flava_ds.data.decode import decode_image
+from flava_ds.data.samples import printable
 from flava_ds.data.skip_list import load_skip_list, perceptual_hash
-from flava_ds.data.sources import printable
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import clean, load_json
 from flava_ds.prepare.coco import key_of

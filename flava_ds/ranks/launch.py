@@ -127,13 +127,13 @@ def check_batches(config: Config, ranks: int) -> None:
         config.micro_batch_size(name, ranks)
 
 
-def require_shards(name: str, shards: str) -> None:
-    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does not stand for shards."""
+def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
+    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does not stand for shards; `pipes` allows commands."""
     is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
         raise DataError(f"{label}no folder or .tar at '{shards}'; give the place of the shards")
-    list_shards(shards, name)
+    list_shards(shards, name, pipes=pipes)
 
 
 def provide_demo_data(config: Config) -> None:
@@ -159,7 +159,7 @@ def check_inputs(config: Config) -> None:
     vocabulary_file(config.data.vocabulary)
     provide_demo_data(config)
     for name, source in config.drawn_sources.items():
-        require_shards(name, source.shards)
+        require_shards(name, source.shards, pipes=source.reading == "stream" and source.allow_code)
         if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
             raise DataError(f"source '{name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
     weights = config.codebook_weights

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +48,17 @@ class RemoteShard:
         return RemoteShard(f"{self.parent}/{name}{mark}{query}", self.policy)
 
 
-Shard = Path | RemoteShard
+@dataclass(frozen=True, order=True)
+class PipedShard:
+    """A shard that a shell command writes to its output: only where the user's own options say so, and only for streams."""
+
+    command: str
+
+    def __str__(self) -> str:
+        return f"pipe:{self.command}"
+
+
+Shard = Path | RemoteShard | PipedShard
 Stamp = tuple[int, int | str]
 """Size in bytes, and what changes with the content: time of modification in ns, or the ETag of an object."""
 
@@ -78,6 +91,8 @@ def stamp_of(shard: Shard) -> Stamp:
 
 def open_shard(shard: Shard, stamp: Stamp | None = None) -> Readable:
     """Opens a shard; `stamp`, where it is known, saves the question for an object's size. Raises: DataError when it cannot be read."""
+    if isinstance(shard, PipedShard):
+        return PipedFile(shard)
     if isinstance(shard, Path):
         return LocalFile(shard)
     return RemoteFile(shard, (stamp or stamp_of(shard))[0])
@@ -128,6 +143,34 @@ class RemoteFile:
 
     def close(self) -> None:
         """Nothing stays open."""
+
+
+class PipedFile:
+    """A command's output, read once from front to back; what is read next never lies before what was read last."""
+
+    size = sys.maxsize
+    """Not known before the end, where `pread` returns fewer bytes."""
+
+    def __init__(self, shard: PipedShard) -> None:
+        self.shard, self._at = shard, 0
+        self._process = subprocess.Popen(shard.command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Returns `size` bytes at `offset`, fewer at the end. Raises: DataError when the command fails."""
+        while self._at < offset and (passed := self._process.stdout.read(min(CHUNK_BYTES, offset - self._at))):
+            self._at += len(passed)
+        data = self._process.stdout.read(size) if self._at == offset else b""
+        self._at += len(data)
+        if len(data) < size and (status := self._process.wait()):
+            raise DataError(f"shard '{self.shard}': the command ended with status {status}; see what it said above")
+        return data
+
+    def close(self) -> None:
+        """Ends the command if it is still writing."""
+        self._process.stdout.close()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # the shell and what it started
+            self._process.wait()
 
 
 class SequentialReader:

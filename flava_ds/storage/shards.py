@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flava_ds.errors import DataError
-from flava_ds.storage.files import RemoteShard, Shard, fetch
+from flava_ds.storage.files import PipedShard, RemoteShard, Shard, fetch
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -17,13 +17,17 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _MAX_SHARDS = 10_000_000
 
 
-def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> list[Shard]:
+def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool = False) -> list[Shard]:
     """Returns the .tar files that `shards` stands for, sorted, each once: a folder, one file, a brace pattern, each local or as a URL such as
     's3://bucket/folder' or 'https://host/{00000..00099}.tar', or a .txt that lists such entries, one a line, relative ones from its folder.
+
+    With `pipes`, `shards` itself may be 'pipe:COMMAND', braces in it, whose output is a shard: for streams alone. Entries of a list may not.
 
     Raises: DataError naming the source and what is missing, empty or refused.
     """
     label = f"source '{name}': " if name else ""
+    if pipes and shards.startswith("pipe:"):
+        return [PipedShard(command) for command in expand_braces(shards.removeprefix("pipe:"))]
     found: set[Shard] = set()
     for entry in _entries(shards.strip(), label, policy):
         found.update(_expand(entry, shards, name, policy))

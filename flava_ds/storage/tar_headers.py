@@ -34,6 +34,8 @@ def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
     position, end, name, size, zeros = 0, file.size, None, None, False
     while position + BLOCK <= end:
         header = file.pread(BLOCK, position)
+        if len(header) < BLOCK:  # the end of a pipe, whose size is not known before
+            break
         if not header.strip(b"\0"):
             position, zeros = position + BLOCK, True
             continue

@@ -10,7 +10,7 @@ import torch
 from flava_ds.config import UNCHANGED
 from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.order import sample_seed
-from flava_ds.data.sources import Sample
+from flava_ds.data.samples import Sample
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.views import Kind

@@ -115,7 +115,7 @@ def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stre
         assert positions.tolist() == list(range(taken[name], taken[name] + sizes[name]))
         taken[name] += sizes[name]
         source = loaders[0].sources[name]
-        indices, _, _ = loaders[0].readers[name]._locate(positions)
+        indices, _, _ = loaders[0].readers[name].draws().locate(positions)
         assert indices.tolist() == [int(source.order.at(p // len(source), p % len(source))) for p in positions.tolist()]
     for source in loaders[0].sources.values():
         assert sorted(source.order.at(3, np.arange(len(source))).tolist()) == list(range(len(source)))

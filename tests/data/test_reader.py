@@ -9,8 +9,8 @@ import pytest
 import torch
 from data.shard_files import picture
 
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader, is_masked
-from flava_ds.data.sources import ShardSource
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 
 WORDS = "red green blue small large cat dog bird house tree over under".split()
@@ -30,7 +30,7 @@ def reader_of(make_config, make_shard, tmp_path):
         config = replace(config, objectives={**config.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=probability)})
         pairs = replace(config.data.sources["pairs"], shards=str(tmp_path / "few"), max_skipped_share=1.0)
         config = config.with_sources({"pairs": pairs})
-        return BatchReader(config, ShardSource(config, "pairs"))
+        return BatchReader(config, IndexedShards(config, "pairs"))
 
     return build
 

@@ -12,10 +12,10 @@ from scipy.fft import dctn
 
 from flava_ds.config import SourceConfig
 from flava_ds.data.decode import decode_image
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash
-from flava_ds.data.sources import ShardSource
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -123,7 +123,7 @@ def build(make_config, make_shard, tmp_path):
         path = write_list(tmp_path, text) if text is not None else None
         source = SourceConfig(kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes)
         config = config.with_sources({"few": source})
-        return config, ShardSource(config, "few")
+        return config, IndexedShards(config, "few")
 
     return build
 

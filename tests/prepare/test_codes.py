@@ -12,7 +12,7 @@ from data.shard_files import caption, picture, write_tar
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, SourceConfig
 from flava_ds.data.decode import decode_image
-from flava_ds.data.sources import ShardSource
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig
@@ -63,7 +63,7 @@ def test_codes_are_those_of_the_unchanged_transform(source, codebook, tmp_path):
 def test_the_source_reads_them_back(source, codebook, tmp_path):
     write_codes(source, codebook, CONFIG, out=tmp_path / "out")
     stored = dataclasses.replace(source, shards=str(tmp_path / "out"), image_codes_key="codes.npy")
-    coded = ShardSource(CONFIG.with_sources({"pairs": stored}), "pairs")
+    coded = IndexedShards(CONFIG.with_sources({"pairs": stored}), "pairs")
     assert len(coded) == 15
     for index in range(15):
         sample = coded.decode(coded.read(index), index, 0)

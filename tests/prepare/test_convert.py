@@ -10,8 +10,8 @@ from data.shard_files import caption, encode, pair_members, picture, write_tar
 from prepare.test_coco import image, write
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.loader import iterate_once
-from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import TOO_SHORT
 from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls
@@ -53,7 +53,7 @@ def test_coco_to_shards_that_training_reads(coco, tmp_path):
     assert [sample.key for sample in samples] == [f"{number:012d}" for number in (0, 1, 5, 7)]
     assert samples[1].captions == (f"{caption(1)} 0", f"{caption(1)} 1") and samples[1].metadata["image_id"] == 1
     original = (images / "val2014" / f"COCO_val2014_{7:012d}.jpg").read_bytes()
-    reader = ShardSource(config, "read")
+    reader = IndexedShards(config, "read")
     assert reader.read(3)["image"] == original
     assert [sample.text for sample in next(iterate_once(reading(tmp_path / "out", "pair"), "read"))] == [f"{caption(number)} 0" for number in (0, 1, 5, 7)]
 
@@ -141,7 +141,7 @@ def test_downloaded_shards_are_counted_and_left_as_they_are(downloaded, tmp_path
 def test_downloaded_shards_are_filtered_without_touching_members(downloaded, tmp_path):
     counts = filter_shards(CORPORA["yfcc100m"], downloaded, tmp_path / "out", samples_per_shard=8)
     assert counts.dropped[TOO_SHORT] == 1 and counts.entries == 25 and counts.samples == 25 - sum(counts.dropped.values())
-    old, new = (ShardSource(reading(shards, "pair"), "read") for shards in (downloaded, tmp_path / "out"))
+    old, new = (IndexedShards(reading(shards, "pair"), "read") for shards in (downloaded, tmp_path / "out"))
     reads = {old.table.key(index): old.read(index) for index in range(len(old))}
     assert len(new) == counts.samples and "000000024" in [new.table.key(index) for index in range(len(new))]
     assert all(new.read(index) == reads[new.table.key(index)] for index in range(len(new)))
@@ -155,7 +155,7 @@ def test_downloaded_shards_with_damage_and_long_keys(tmp_path, caplog):
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
     counts = filter_shards(CORPORA["cc12m"], str(shard), tmp_path / "out")
     assert counts.samples < 6 and f"{shard}: truncated shard 1; what the index leaves out is not among the samples" in caplog.text
-    written = ShardSource(reading(tmp_path / "out", "pair"), "read")
+    written = IndexedShards(reading(tmp_path / "out", "pair"), "read")
     assert written.table.key(0) == long and len(written) == counts.samples
 
 

@@ -10,8 +10,8 @@ from data.test_skip_list import scene
 from test_cli import status_of
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.skip_list import load_skip_list
-from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.skip_list import BITS, write_skip_list
 from flava_ds.storage.faults import SampleFault
@@ -60,7 +60,7 @@ def test_list_from_shards_finds_copies_that_a_download_made(images):
     copy, other = (encode(np.asarray(scene(number).resize((213, 160))), "jpeg", quality=80) for number in (60623, 7))
     write_tar(images / "train.tar", [("x.jpg", copy), ("x.txt", b"copy"), ("y.jpg", other), ("y.txt", b"other")])
     train = SourceConfig(kind="pair", shards=str(images / "train.tar"), skip_list=str(images / "skip.txt"))
-    source = ShardSource(Config(name="t").with_sources({"train": train}), "train")
+    source = IndexedShards(Config(name="t").with_sources({"train": train}), "train")
     with pytest.raises(SampleFault, match=r"skip list \(phash\)"):
         source.decode(source.read(0), 0, 0)
     assert source.decode(source.read(1), 1, 0).text == "other"

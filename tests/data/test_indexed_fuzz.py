@@ -11,8 +11,8 @@ from data.shard_mutations import END, RANDOM, SAMPLES, Mutation, known, members,
 
 from flava_ds.config import SourceConfig
 from flava_ds.data.decode import decode_image
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
-from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
@@ -56,7 +56,7 @@ def read_shard(make_config, tmp_path, limited):
         found, lost = {}, Counter()
         try:
             config = plain.with_sources({"fuzz": SourceConfig(kind="pair", shards=str(path), max_skipped_share=1.0, max_tokens=24)})
-            source = ShardSource(config, "fuzz")
+            source = IndexedShards(config, "fuzz")
         except DataError as error:
             assert "0 usable samples" in str(error) and "\n" not in str(error)
             return {}, faults_in(str(error)), lost

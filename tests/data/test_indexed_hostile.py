@@ -13,8 +13,8 @@ from data.shard_mutations import END, member, pax
 
 import flava_ds.data
 from flava_ds.config import UNCHANGED
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.loader import StepLoader, iterate_once
-from flava_ds.data.sources import ShardSource
 from flava_ds.errors import DataError
 from flava_ds.prepare.index import build_indexes
 from flava_ds.storage.faults import SampleFault
@@ -85,14 +85,14 @@ def test_nothing_runs_and_nothing_is_written(hostile, tmp_path, capsys):
         seen = {key for batches in StepLoader(case) for batch in batches for key in batch.keys}
         assert once == [f"{number:09d}" for number in range(GOOD)] and seen <= set(once)
     coded = replace(source, kind="image", image_codes_key="codes.npy", transform=UNCHANGED)
-    assert reasons(ShardSource(config.with_sources({"pairs": coded}), "pairs")) == {"bad image codes"}
+    assert reasons(IndexedShards(config.with_sources({"pairs": coded}), "pairs")) == {"bad image codes"}
     assert before == (files(tmp_path), set(Path.cwd().iterdir()), set(Path("/tmp").glob("ran*")))
     assert not sentinel.exists()
-    found = ShardSource(config, "pairs").table.faults
+    found = IndexedShards(config, "pairs").table.faults
     assert found["pickled member"] == 5 * GOOD and found["unsafe name"] == 6 and "\x1b" not in capsys.readouterr().out
 
 
-def reasons(source: ShardSource) -> set[str]:
+def reasons(source: IndexedShards) -> set[str]:
     """Returns the reasons for which samples cannot be decoded."""
     found = set()
     for index in range(len(source)):

@@ -10,8 +10,9 @@ import pytest
 from data.shard_files import caption, pair_members, picture
 
 from flava_ds.config import UNCHANGED, SourceConfig
+from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.loader import StepLoader, iterate_once
-from flava_ds.data.sources import MAX_CHARACTERS, ShardSource
+from flava_ds.data.samples import MAX_CHARACTERS
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage.faults import SampleFault
 
@@ -23,7 +24,7 @@ def source_of(make_config, make_shard):
     def build(members, **changes):
         path = make_shard("case/0.tar", members)
         source = SourceConfig(**{"kind": "pair", "shards": str(path)} | changes)
-        return ShardSource(make_config().with_sources({"case": source}), "case")
+        return IndexedShards(make_config().with_sources({"case": source}), "case")
 
     return build
 
@@ -45,7 +46,7 @@ def test_large_members_and_pictures_are_refused_unread_and_undecoded(make_config
 
     def fault(**limits):
         config = make_config(data=limits).with_sources({"case": SourceConfig(kind="pair", shards=str(path))})
-        source = ShardSource(config, "case")
+        source = IndexedShards(config, "case")
         with open(path, "r+b") as file:
             whole = file.read()
             file.truncate(0)
@@ -189,5 +190,5 @@ def test_hostile_members_run_nothing_and_stay_unread(make_config, make_shard, tm
     keys = {key for batches in StepLoader(config) for batch in batches for key in batch.keys}
     assert sum(len(batch) for batch in iterate_once(config, "pairs")) == 8
     assert "../../escape" not in keys and len(keys) == 8
-    assert ShardSource(config, "pairs").table.faults == {"unsafe name": 2, "pickled member": 48, "packed member": 8}
+    assert IndexedShards(config, "pairs").table.faults == {"unsafe name": 2, "pickled member": 48, "packed member": 8}
     assert not (tmp_path / "ran").exists() and not list(tmp_path.parent.glob("escape*"))

@@ -1,0 +1,216 @@
+"""Shards with an index: any sample by its number, so that the order is arithmetic and promises everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from flava_ds.config import Config
+from flava_ds.data.order import Order, hash64, sample_seed, source_seed, uniforms
+from flava_ds.data.samples import CAPTION_STREAM, Sample, SampleDecoder, member_fields
+from flava_ds.data.skip_log import MIN_SEEN, SkipLog, where
+from flava_ds.data.sources import Lane, Promises
+from flava_ds.errors import DataError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import counted
+from flava_ds.storage.retry import policy_of
+from flava_ds.storage.sample_table import SampleTable
+from flava_ds.storage.shard_reader import ShardReader
+from flava_ds.storage.shards import list_shards
+
+_MAX_ATTEMPTS = 200
+_MAX_PARTNERS = 16
+_REPLACEMENT = 3
+
+
+class IndexedShards:
+    """Reads samples of one source by number, in any order. Indexes its shards on construction."""
+
+    promises = Promises(elastic=True, pooled_captions=True)
+
+    def __init__(self, config: Config, name: str, *, metadata: bool = False) -> None:
+        """`name` is one of config.data.sources. `metadata` also reads each sample's .json, which training leaves alone.
+
+        Raises: DataError when shards are missing, hold no usable sample, or lack more than max_skipped_share of what the kind needs.
+        """
+        source = config.data.sources[name]
+        self.config, self.name, self.source, self.kind = config, name, source, source.kind
+        self.seed = source_seed(name, source.seed)
+        fields, required = member_fields(name, source, metadata)
+        self.table = SampleTable(list_shards(source.shards, name, policy_of(config)), fields, required)
+        self.decoder = SampleDecoder(config, name)
+        self._files = ShardReader(self.table.shards, self.table.stamps, config.data)
+        self._check(required)
+        data = config.data
+        self.order = Order(
+            seed=config.seed,
+            source=self.seed,
+            size=len(self),
+            shuffle=data.shuffle,
+            block_size=data.shuffle_block_size,
+            window_blocks=data.shuffle_window_blocks,
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def length(self) -> int:
+        """Usable samples."""
+        return len(self.table)
+
+    def open(self, lane: Lane) -> IndexedDraws:
+        """Opens the source; all lanes read the same stream."""
+        return IndexedDraws(self)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what fixes the order of the samples."""
+        skip_list = self.decoder.skip_list
+        return {
+            "samples": len(self),
+            "keys": self.table.fingerprint,
+            "order": str(self.order),
+            "skip_list": skip_list.fingerprint if skip_list is not None else None,
+        }
+
+    def seen(self) -> dict[str, Any]:
+        """Returns what every rank's copy of the shards must have in common."""
+        return {
+            "samples": len(self),
+            "the sizes of its shards": [size for size, _ in self.table.stamps],
+            "the keys of its samples": self.table.fingerprint,
+        }
+
+    def notes(self, lane: Lane) -> list[str]:
+        """Returns what is left out, and whether an epoch is shorter than a step."""
+        lines = []
+        if self.table.faults:
+            damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
+            named = "; `flava-ds prepare index` names the shards" if damaged else ""
+            lines.append(f"source '{self.name}': {len(self)} usable samples; left out: {counted(self.table.faults)}{named}")
+        size = self.config.global_batch_size(self.name)
+        if len(self) < size:
+            lines.append(f"source '{self.name}': {len(self)} samples are fewer than its global batch of {size}; a step reaches into the next epoch")
+        return lines
+
+    def read(self, index: int, only: Sequence[str] | None = None) -> dict[str, bytes]:
+        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has;
+        no others than `only` when that is given.
+
+        Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a member above data.max_member_bytes,
+        'skip list' when the list has its key; DataError when the shard cannot be opened.
+        """
+        shard = self.table.shard_of(index)
+        self.decoder.check_key(self.table.key(index), str(self.table.shards[shard]))
+        found = {}
+        for name, (offsets, sizes) in self.table.columns.items():
+            offset, size = int(offsets[index]), int(sizes[index])
+            if offset >= 0 and (only is None or name in only):
+                self.decoder.check_size(name, size)
+                found[name] = self._files.read(shard, offset, size)
+        return found
+
+    def decode(self, fields: dict[str, bytes], index: int, seed: int, draw: float | None = None) -> Sample:
+        """Decodes what `read` returned. One caption of several is chosen by the seed, or by `draw` in [0, 1) when that is given.
+
+        Raises: SampleFault with the reason.
+        """
+        return self.decoder(fields, self.table.key(index), index, seed, draw)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Tells a sample from all others, for the quarantine list: source, shard, key, and the offset of its first field in the shard."""
+        offsets = [int(offset[index]) for offset, _ in self.table.columns.values() if offset[index] >= 0]
+        shard = str(self.table.shards[self.table.shard_of(index)])
+        return {"source": self.name, "shard": shard, "key": self.table.key(index), "offset": min(offsets, default=-1)}
+
+    def where(self, index: int) -> str:
+        """Names a sample for messages."""
+        return where(self.describe(index))
+
+    def _check(self, required: dict[str, str]) -> None:
+        """Refuses a source that has nothing, or too little, to offer."""
+        lost = sum(faults.lossy(self.table.faults).values())
+        report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
+        if not len(self):
+            needs, where = " and ".join(required), f" in {self.table.shards[0]}" if len(self.table.shards) else ""
+            key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
+            way_out = f"; captions are taken from the .json's '{key}': set {option} None for the .txt" if key else ""
+            raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is none{where}{way_out}")
+        if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
+            limit, option = self.source.max_skipped_share, f"--data.sources.{self.name}.max-skipped-share"
+            raise DataError(f"{report}; more than max_skipped_share {limit}: repair the shards or raise {option}")
+
+
+class IndexedDraws:
+    """Samples by their positions in the source's endless stream; epoch = position // samples.
+
+    What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's position alone, not on rank, micro-batch or
+    worker. The stream falls into global batches, one per optimizer step that draws the source: step = position // global_batch_size.
+    """
+
+    def __init__(self, source: IndexedShards) -> None:
+        self.source, self.config = source, source.config
+        skip_list = source.decoder.skip_list
+        self._borrows_by = ("caption", "image") if skip_list is not None and skip_list.reads_images else ("caption",)
+
+    def samples(self, positions: np.ndarray, skips: SkipLog) -> Iterator[Sample]:
+        """Yields the sample at each position, or what replaces it."""
+        indices, seeds, draws = self.locate(positions)
+        skips.epoch = int(positions[0]) // len(self.source)
+        for row, position in enumerate(positions.tolist()):
+            found = self._try(int(indices[row]), int(seeds[row]), float(draws[row]), skips)
+            yield found if found is not None else self._replacement(position, skips)
+
+    def partners(self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]) -> Iterator[Iterator[str]]:
+        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch, which another rank may hold, in turn from the one that
+        the draw picks. Each is the caption that the stream's sample there draws in this epoch."""
+        size, positions = self.config.global_batch_size(self.source.name), positions[rows]
+        own, others = positions % size, size - 1
+        turns = np.arange(min(others, _MAX_PARTNERS))
+        places = (own[:, None] + 1 + ((draws * others).astype(np.int64)[:, None] + turns) % max(1, others)) % size
+        located = self.locate(((positions - own)[:, None] + places).ravel())
+        for row in range(len(positions)):
+            yield self._captions_at(*(values[row * len(turns) : (row + 1) * len(turns)] for values in located))
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that choose captions: [b] each."""
+        epochs, places = np.divmod(positions, len(self.source))
+        indices = self.source.order.at(epochs, places)
+        seeds = sample_seed(self.config.seed, self.source.seed, epochs, indices)
+        return indices, seeds, uniforms(seeds, 1, stream=CAPTION_STREAM)[:, 0]
+
+    def _replacement(self, position: int, skips: SkipLog) -> Sample:
+        """Draws samples for an unusable one's position until one is usable."""
+        seed, own, size = self.config.seed, self.source.seed, len(self.source)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            index = int(hash64(_REPLACEMENT, seed, own, position, attempt) % np.uint64(size))
+            found = self._try(index, int(sample_seed(seed, own, position // size, index, attempt)), None, skips)
+            if found is not None:
+                return found
+        raise DataError(f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: {skips.summary()}; repair the shards")
+
+    def _captions_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
+        """Yields the captions of samples, read one by one. Only the text is read, so it is the same on every rank and whether or not the picture beside
+        it can be decoded; a sample without a usable caption is passed over, and so is one on the skip list, for which the picture is read where the
+        list names pictures.
+        """
+        for index, seed, draw in zip(indices.tolist(), seeds.tolist(), draws.tolist(), strict=True):
+            try:
+                text = self.source.decode(self.source.read(index, self._borrows_by), index, seed, draw).text
+            except SampleFault:
+                continue
+            if text is not None:
+                yield text
+
+    def _try(self, index: int, seed: int, draw: float | None, skips: SkipLog) -> Sample | None:
+        """Reads and decodes one sample; None when it is unusable."""
+        try:
+            sample = self.source.decode(self.source.read(index), index, seed, draw)
+        except SampleFault as fault:
+            skips.bad(self.source.describe(index), fault)
+            return None
+        skips.good()
+        return sample

@@ -1,0 +1,186 @@
+"""Raw bytes of a sample's members to a decoded sample, whatever the source that read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data.decode import decode_image, decoder
+from flava_ds.data.order import uniforms
+from flava_ds.data.skip_list import SkipList, load_skip_list
+from flava_ds.errors import ConfigError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES
+
+MAX_CHARACTERS = 10_000
+"""Longer texts are cut before tokenisation."""
+CAPTION_STREAM = 4
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NPY = re.compile(rb"\{'descr': '[<|]([iu])([1248])', 'fortran_order': False, 'shape': \(([0-9, ]{0,40})\), \} *\n")
+_SHOWN_CHARACTERS = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One decoded sample.
+
+    Shapes:
+        image  [3 H W]  uint8 at its own size; None in text sources
+        codes  [n]      int64 precomputed codebook indices, or None
+    """
+
+    key: str
+    index: int
+    seed: int
+    image: Tensor | None = None
+    text: str | None = None
+    captions: tuple[str, ...] = ()
+    codes: np.ndarray | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class SampleDecoder:
+    """Decodes the samples of one source. Picklable."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        """Raises: DataError when the source's skip list cannot be read."""
+        self.config, self.source = config, config.data.sources[name]
+        self.skip_list: SkipList | None = load_skip_list(self.source.skip_list) if self.source.skip_list else None
+        if self.source.kind != "text":
+            decoder()
+
+    def __call__(self, fields: Mapping[str, bytes], key: str, index: int, seed: int, draw: float | None = None) -> Sample:
+        """Decodes the fields of `member_fields`. One caption of several is chosen by the seed, or by `draw` in [0, 1) when that is given.
+
+        Raises: SampleFault with the reason.
+        """
+        captions = self._captions(fields["caption"]) if "caption" in fields else ()
+        text = None
+        if captions:
+            if len(captions) > 1 and draw is None:
+                draw = float(uniforms(np.array([seed], dtype=np.uint64), 1, stream=CAPTION_STREAM)[0, 0])
+            text = captions[int(draw * len(captions)) if len(captions) > 1 else 0]
+        return Sample(
+            key=key,
+            index=index,
+            seed=seed,
+            image=self._image(fields["image"]) if "image" in fields else None,
+            text=text,
+            captions=captions,
+            codes=self._codes(fields["codes"]) if "codes" in fields else None,
+            metadata=_metadata(fields["metadata"]) if "metadata" in fields else None,
+        )
+
+    def check_key(self, key: str, shard: str) -> None:
+        """Raises SampleFault 'skip list' for a sample that the list names by its key."""
+        if self.skip_list is not None and self.skip_list.has_key(key, shard):
+            raise SampleFault(faults.SKIP_LIST, "key")
+
+    def check_size(self, field: str, size: int) -> None:
+        """Raises SampleFault 'too many bytes' for a member above data.max_member_bytes."""
+        if size > self.config.data.max_member_bytes:
+            raise SampleFault(faults.TOO_MANY_BYTES, f"{field} of {size}, at most data.max_member_bytes {self.config.data.max_member_bytes}")
+
+    def _image(self, data: bytes) -> Tensor:
+        """Decodes a picture that is not on the skip list: [3 H W] uint8."""
+        if self.skip_list is not None and self.skip_list.has_bytes(data):
+            raise SampleFault(faults.SKIP_LIST, "sha256")
+        image = decode_image(data, self.config.data.max_image_pixels)
+        if self.skip_list is not None and self.skip_list.has_pixels(image):
+            raise SampleFault(faults.SKIP_LIST, "phash")
+        return image
+
+    def _captions(self, data: bytes) -> tuple[str, ...]:
+        """Takes the captions out of the .txt, or out of the .json's field."""
+        key = self.source.caption_key
+        value = _decode_text(data) if key is None else _metadata(data).get(key)
+        values = value if isinstance(value, list) else [value]
+        texts = [item.strip()[:MAX_CHARACTERS] for item in values if isinstance(item, str)]
+        if not texts:
+            raise SampleFault(faults.MISSING_CAPTION, f"field '{key}' holds {type(value).__name__}" if key else "")
+        texts = [text for text in texts if text]
+        if not texts:
+            raise SampleFault(faults.EMPTY_CAPTION)
+        if any(_SURROGATE.search(text) for text in texts):
+            raise SampleFault(faults.NOT_UTF8, "half of a surrogate pair")
+        return tuple(texts)
+
+    def _codes(self, data: bytes) -> np.ndarray:
+        """Reads precomputed codebook indices, in the order of the patches."""
+        image, limit = self.config.model.image, self.config.codebook.vocab_size
+        codes = read_integers(data)
+        if codes.size != image.num_patches:
+            raise SampleFault(
+                faults.BAD_CODES, f"expected {image.num_patches} integers, not {codes.size}: model.image has {image.grid_size} x {image.grid_size} patches"
+            )
+        codes = codes.reshape(-1).astype(np.int64)
+        if codes.min() < 0 or codes.max() >= limit:
+            raise SampleFault(faults.BAD_CODES, f"values {codes.min()} .. {codes.max()}, but codebook.vocab_size is {limit}")
+        return codes
+
+
+def member_fields(name: str, source: SourceConfig, metadata: bool = False) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+    """Returns the member suffixes of each field a source reads, and the fault of a sample without a field it must have."""
+    fields: dict[str, Sequence[str]] = {}
+    required = {}
+    if source.kind != "text":
+        fields["image"], required["image"] = IMAGE_SUFFIXES, faults.NO_IMAGE
+    if source.kind != "image":
+        fields["caption"], required["caption"] = ("txt",) if source.caption_key is None else ("json",), faults.MISSING_CAPTION
+    if source.kind != "text" and source.image_codes_key:
+        suffix = source.image_codes_key.lower().lstrip(".")
+        if suffix.split(".")[-1] != "npy":
+            raise ConfigError(f"source '{name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. 'codes.npy'")
+        fields["codes"], required["codes"] = (suffix,), faults.BAD_CODES
+    if metadata:
+        fields["metadata"] = ("json",)
+    return fields, required
+
+
+def read_integers(data: bytes) -> np.ndarray:
+    """Reads an .npy of integers by its header's exact words, as numpy writes them: nothing is evaluated or unpickled, and no size that the header
+    claims is believed: [n].
+
+    Raises: SampleFault 'bad image codes' for anything else.
+    """
+    start = 10 if data[6:7] == b"\x01" else 12
+    length = int.from_bytes(data[8:start], "little")
+    match = _NPY.fullmatch(data[start : start + length]) if data.startswith(b"\x93NUMPY") and length <= len(data) else None
+    if match is None:
+        raise SampleFault(faults.BAD_CODES, "no .npy of little-endian integers in C order; pickled arrays are refused")
+    width, count = int(match[2]), math.prod(int(size) for size in match[3].split(b",") if size.strip())
+    if len(data) != start + length + count * width:
+        raise SampleFault(faults.BAD_CODES, f"{len(data)} bytes are not the {count} integers that its header tells of")
+    return np.frombuffer(data, dtype=np.dtype(f"<{match[1].decode()}{width}"), offset=start + length)
+
+
+def printable(text: str) -> str:
+    """Escapes what is not printable, and cuts what is long."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:_SHOWN_CHARACTERS])
+    return shown + "..." * (len(text) > _SHOWN_CHARACTERS)
+
+
+def _decode_text(data: bytes) -> str:
+    """Decodes UTF-8, with or without a byte-order mark."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleFault(faults.NOT_UTF8, f"byte {error.start}") from error
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """Parses a .json member; anything but an object counts as empty."""
+    try:
+        value = json.loads(_decode_text(data))
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
+        raise SampleFault(faults.UNDECODABLE, f"json: {error}") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,80 @@
+"""What one process could not use of a source: counted, some of it logged, and the run stopped when it is too much."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from typing import Any
+
+from flava_ds.data.samples import printable
+from flava_ds.errors import DataError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import counted
+
+log = logging.getLogger(__name__)
+
+MIN_SEEN = 100
+"""Samples seen before a share of unusable ones stops the run."""
+_LOGGED_FIRST, _LOGGED_EVERY = 5, 1000
+_MOST_KEPT = 10_000
+
+
+def where(entry: dict[str, Any]) -> str:
+    """Names a sample for messages: its key, with what a terminal would obey escaped, and its shard; the shard alone where there is no key."""
+    return f"'{printable(entry['key'])}' in {entry['shard']}" if entry["key"] else str(entry["shard"])
+
+
+class SkipLog:
+    """Counts unusable samples of a source in this process, logs some of them, and stops a run that loses too many."""
+
+    def __init__(self, name: str, max_skipped_share: float) -> None:
+        self.name, self.limit = name, max_skipped_share
+        self.seen, self.reasons, self.example = 0, Counter(), ""
+        self.epoch, self._found = 0, deque(maxlen=_MOST_KEPT)
+        self._skipped: Counter[str] = Counter()
+
+    def good(self) -> None:
+        """Counts a usable sample."""
+        self.seen += 1
+
+    def bad(self, entry: dict[str, Any], fault: SampleFault) -> None:
+        """Counts an unusable sample, of which `entry` tells source, shard, key and offset; one on the skip list is no loss.
+
+        Raises: DataError above max_skipped_share of at least MIN_SEEN samples.
+        """
+        self.seen += 1
+        self.reasons[fault.reason] += 1
+        self._skipped[fault.reason] += 1
+        if fault.reason == faults.SKIP_LIST:
+            return
+        self._found.append(entry | {"reason": fault.reason, "detail": fault.detail, "epoch": self.epoch})
+        self.example = f"{where(entry)}: {fault}"
+        lost = self._lost()
+        if lost <= _LOGGED_FIRST or lost % _LOGGED_EVERY == 0:
+            log.warning("source '%s': skipped %s (%d of %d seen by this process)", self.name, self.example, lost, self.seen)
+        if self.seen >= MIN_SEEN and lost > self.limit * self.seen:
+            raise DataError(
+                f"source '{self.name}': {self.summary()}, more than max_skipped_share {self.limit:.1%}; last: {self.example}. "
+                f"Repair the shards or raise --data.sources.{self.name}.max-skipped-share"
+            )
+
+    def take(self) -> tuple[dict[str, Any], ...]:
+        """Hands over what was unusable since the last call, the latest _MOST_KEPT of it."""
+        found = tuple(self._found)
+        self._found.clear()
+        return found
+
+    def take_counts(self) -> dict[str, int]:
+        """Hands over the counts by reason since the last call, the skip list's among them."""
+        counts, self._skipped = dict(self._skipped), Counter()
+        return counts
+
+    def summary(self) -> str:
+        """Writes the share that is lost and the count of each reason."""
+        lost = self._lost()
+        return f"{lost} of {self.seen} samples ({lost / max(1, self.seen):.1%}) are unusable: {counted(self.reasons)}"
+
+    def _lost(self) -> int:
+        """Counts the samples that were meant to be used and cannot be."""
+        return sum(self.reasons.values()) - self.reasons[faults.SKIP_LIST]

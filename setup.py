@@ -30,6 +30,7 @@ setup(
         "pillow>=10",
         "fsspec>=2025.9",
         "tqdm>=4.66",
+        "webdataset>=1.0.2",
     ],
     extras_require={
         "triton": ["triton>=3.6"],
@@ -43,7 +44,6 @@ setup(
             "py3langid>=0.4",
             "aiohttp>=3.9",
             "pyarrow>=16",
-            "webdataset>=1.0.2",
             "wandb>=0.19",
             "prometheus-client>=0.20",
             "pytest>=8",

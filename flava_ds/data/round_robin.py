@@ -136,9 +136,7 @@ def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tup
     """
     unknown = [name for name, size in sizes.items() if size is None]
     if data.weigh_by_size and unknown:
-        raise ConfigError(
-            f"data.weigh_by_size needs the number of samples, which source '{unknown[0]}' does not know before it has read all: set weights instead"
-        )
+        raise ConfigError(f"data.weigh_by_size needs the number of samples, which source '{unknown[0]}' does not know; set weights")
     stages = []
     for number, (first, weights, kind_weights) in enumerate(weights_by_stage(data)):
         where = f"data.weight_changes[{number - 1}]" if number else "data.sources"

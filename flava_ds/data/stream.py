@@ -70,9 +70,9 @@ class StreamedShards:
 
     def notes(self, lane: Lane) -> list[str]:
         """Returns what a stream cannot promise, and what too few shards cost."""
-        which = f"{lane.total} streams ({lane.ranks} ranks x {lane.each} loader processes)"
+        which = f"{lane.ranks} ranks x {lane.each} loader processes"
         lines = [
-            f"source '{self.name}': {len(self.shards)} shards in {which}; the order is exact for these alone, epochs may end at different steps, "
+            f"source '{self.name}': shards read as streams, {len(self.shards)} by {which}; the order is exact for these alone, epochs end at different steps, "
             "and a resume reads each stream again, without decoding, up to where it was"
         ]
         if len(self.shards) < lane.total:

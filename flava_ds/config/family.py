@@ -30,6 +30,11 @@ class FamilyConfig(Variant, built_in={"flava": "flava_ds.families.flava.config:F
         """The edge of the pictures that the model takes, in pixels; 0 where it takes none."""
         raise NotImplementedError
 
+    @property
+    def num_patches(self) -> int:
+        """The patches of a picture, for each of which data may bring a code of the codebook; 0 for a model without use for codes."""
+        return 0
+
     def load_tokenizer(self, config: Any) -> Tokenizer:
         """Loads the tokenizer of data.vocabulary. Raises: ConfigError when the model has no embedding for its ids."""
         raise NotImplementedError

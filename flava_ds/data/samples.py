@@ -116,12 +116,10 @@ class SampleDecoder:
 
     def _codes(self, data: bytes) -> np.ndarray:
         """Reads precomputed codebook indices, in the order of the patches."""
-        image, limit = self.config.model.image, self.config.codebook.vocab_size
+        wanted, limit = self.config.model.num_patches, self.config.codebook.vocab_size
         codes = read_integers(data)
-        if codes.size != image.num_patches:
-            raise SampleFault(
-                faults.BAD_CODES, f"expected {image.num_patches} integers, not {codes.size}: model.image has {image.grid_size} x {image.grid_size} patches"
-            )
+        if codes.size != wanted:
+            raise SampleFault(faults.BAD_CODES, f"expected {wanted} integers, one for each patch of the model's pictures, not {codes.size}")
         codes = codes.reshape(-1).astype(np.int64)
         if codes.min() < 0 or codes.max() >= limit:
             raise SampleFault(faults.BAD_CODES, f"values {codes.min()} .. {codes.max()}, but codebook.vocab_size is {limit}")

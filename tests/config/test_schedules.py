@@ -84,7 +84,9 @@ def test_what_cannot_be_is_refused(schedule, message):
 
 def test_an_exchange_keeps_the_warmup_and_the_end():
     demo = RECIPES["demo"]()
+    warmup, end, steps, lr = demo.schedule.warmup_steps, demo.schedule.min_lr, demo.training.total_steps, demo.optimizer.lr
     changed = override(demo, ["--schedule", "wsd", "--schedule.cooldown-share", "0.5"])
-    assert changed.schedule == WarmupStableDecayConfig(warmup_steps=60, min_lr=1e-5, cooldown_share=0.5)
-    assert override(demo, ["--schedule", "constant"]).schedule == ConstantScheduleConfig(warmup_steps=60)
-    assert [changed.learning_rate(step) for step in (59, 299, 300, 450)] == pytest.approx([5e-4, 5e-4, 5e-4, (5e-4 + 1e-5) / 2])
+    assert changed.schedule == WarmupStableDecayConfig(warmup_steps=warmup, min_lr=end, cooldown_share=0.5)
+    assert override(demo, ["--schedule", "constant"]).schedule == ConstantScheduleConfig(warmup_steps=warmup)
+    seen = [changed.learning_rate(step) for step in (warmup - 1, steps // 2 - 1, steps // 2, steps * 3 // 4)]
+    assert seen == pytest.approx([lr, lr, lr, (lr + end) / 2])

@@ -116,6 +116,11 @@ class FlavaConfig(FamilyConfig, type="flava"):
         """The edge of the pictures that the model takes, in pixels."""
         return self.image.image_size
 
+    @property
+    def num_patches(self) -> int:
+        """The patches of a picture."""
+        return self.image.num_patches
+
     def load_tokenizer(self, config: Any) -> Tokenizer:
         """Loads the WordPiece vocabulary."""
         from flava_ds.families.flava.plans import load_tokenizer

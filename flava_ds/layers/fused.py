@@ -1,4 +1,4 @@
-"""Layers with an operator of their own: LayerNorm, LayerNorm behind a residual, and a linear layer with GELU.
+"""Layers with an operator of their own: LayerNorm, LayerNorm behind a residual, and a linear layer with an activation.
 
 Each keeps the parameters and their names of the torch layer that it extends.
 """
@@ -31,3 +31,15 @@ class LinearGELU(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return linear_gelu(hidden, self.weight, self.bias)
+
+
+class LinearQuickGELU(nn.Linear):
+    """A linear layer followed by x * sigmoid(1.702 x), CLIP's approximation of GELU: [T d] -> [T f]."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = super().forward(hidden)
+        return hidden * (1.702 * hidden).sigmoid()
+
+
+ACTIVATIONS: dict[str, type[nn.Linear]] = {"gelu": LinearGELU, "quick_gelu": LinearQuickGELU}
+"""The upper layer of a block's MLP by its activation."""

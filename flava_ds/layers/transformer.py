@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import LayerNorm, LinearGELU, ResidualLayerNorm
+from flava_ds.layers.fused import ACTIVATIONS, LayerNorm, ResidualLayerNorm
 
 
 class TransformerShape(Protocol):
@@ -29,24 +29,28 @@ class TransformerShape(Protocol):
 class Attention(nn.Module):
     """Multi-head self-attention within each packed sequence, up to its output projection, which the block applies to the rows it keeps.
 
+    With `causal` no token attends to one behind it.
+
     Shapes:
         hidden  [T d] -> [T d]
     """
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.causal = num_heads, causal
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
         qkv = rearrange(self.qkv(hidden), "T (three h e) -> T three h e", three=3, h=self.num_heads)
-        context = varlen_attention(qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths)
+        context = varlen_attention(qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths, causal=self.causal)
         return rearrange(context, "T h e -> T (h e)")
 
 
 class Block(nn.Module):
-    """LayerNorm, attention, residual; LayerNorm, MLP with the erf form of GELU, residual.
+    """LayerNorm, attention, residual; LayerNorm, MLP, residual.
+
+    The MLP's `activation` is the erf form of GELU, "gelu", or "quick_gelu".
 
     What a sublayer returns is added to the stream together with the LayerNorm that follows, so a block takes and returns the stream and the
     branch that is still to be added to it. With `rows`, everything after the attention is computed for these rows only: three quarters of a
@@ -57,12 +61,12 @@ class Block(nn.Module):
         branch  [T d] -> [T d], or [k d] with rows; None before the first block
     """
 
-    def __init__(self, shape: TransformerShape):
+    def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
         super().__init__()
         self.attention_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.attention = Attention(shape.hidden_size, shape.num_attention_heads)
+        self.attention = Attention(shape.hidden_size, shape.num_attention_heads, causal=causal)
         self.mlp_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.mlp_up = LinearGELU(shape.hidden_size, shape.intermediate_size)
+        self.mlp_up = ACTIVATIONS[activation](shape.hidden_size, shape.intermediate_size)
         self.mlp_down = nn.Linear(shape.intermediate_size, shape.hidden_size)
 
     def forward(
@@ -83,9 +87,10 @@ class Transformer(nn.Module):
         packed.hidden  [T d] -> [T d], or [k d] with rows [k]: then the last block finishes only these
     """
 
-    def __init__(self, shape: TransformerShape):
+    def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
+        blocks = (Block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
+        self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False
 
     def forward(self, packed: Packed, *, equal_lengths: bool = False, rows: Tensor | None = None) -> Tensor:

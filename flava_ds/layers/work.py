@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flava_kernels.attention import pairs
+
 from flava_ds.layers.transformer import TransformerShape
 
 
-def encoder_flops(shape: TransformerShape, lengths: Sequence[int], read: int | None = None) -> float:
+def encoder_flops(
+    shape: TransformerShape, lengths: Sequence[int], read: int | None = None, *, causal: bool = False
+) -> float:
     """Counts a transformer over packed sequences: four projections, two MLP layers, and the two products of attention.
 
     `read` is the number of rows that somebody reads (None: all); the last block's output projection and MLP run for
-    those alone.
+    those alone. A `causal` attention computes the scores of a query with the tokens up to its own.
     """
     d, f = shape.hidden_size, shape.intermediate_size
-    tokens, pairs = sum(lengths), sum(s * s for s in lengths)
+    tokens, scores = sum(lengths), sum(pairs(length, causal) for length in lengths)
     spared = 0 if read is None else 2 * (tokens - read) * (d * d + 2 * d * f)
-    return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * pairs * d) - spared
+    return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * scores * d) - spared
 
 
 def head_flops(hidden_size: int, vocab_size: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.patches import PatchEmbedding
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
@@ -25,11 +26,9 @@ class ImageEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1 + config.num_patches, config.hidden_size))
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.patch_embedding = PatchEmbedding(config)
         self.transformer = Transformer(config)
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.register_buffer("image_mean", torch.tensor(config.image_mean), persistent=False)
-        self.register_buffer("image_std", torch.tensor(config.image_std), persistent=False)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
     def forward(
@@ -43,7 +42,7 @@ class ImageEncoder(nn.Module):
             keep             for each version the rows that will be read; see encode_versions
             returns          one Encoded of [b*(1+n) d] for each version
         """
-        patches = self.embed_patches(pixel_values)
+        patches = self.patch_embedding(pixel_values)
         versions = [patches] if clean else []
         if bool_masked_pos is not None:
             versions.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
@@ -53,16 +52,3 @@ class ImageEncoder(nn.Module):
         cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
         keep = keep or [None] * len(versions)
         return encode_versions(self.transformer, self.final_norm, rearrange(hidden, "b s d -> (b s) d"), (cu_seqlens, length), keep, equal_lengths=True)
-
-    def embed_patches(self, pixel_values: Tensor) -> Tensor:
-        """Normalises uint8 pixels and projects each patch: [b c H W] -> [b n d]."""
-        size = self.config.patch_size
-        if pixel_values.shape[-2:] != (self.config.image_size, self.config.image_size):
-            raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects {self.config.image_size} x {self.config.image_size}"
-            )
-        dtype = self.patch_embedding.weight.dtype
-        if pixel_values.dtype == torch.uint8:
-            scale = (1 / (255 * self.image_std.float()))[:, None, None]
-            pixel_values = torch.addcmul(-(self.image_mean.float() / self.image_std.float())[:, None, None], pixel_values.float(), scale)
-        return self.patch_embedding(rearrange(pixel_values.to(dtype), "b c (gh p) (gw q) -> b (gh gw) (c p q)", p=size, q=size))

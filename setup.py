@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         "triton": ["triton>=3.6"],
+        "clip": ["open_clip_torch>=2.24"],
         "hf": ["transformers>=5.2", "timm>=1.0.3"],
         "eval": ["scikit-learn>=1.5", "scipy>=1.13"],
         "demo": ["transformers>=5.2", "scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "jinja2>=3.1"],

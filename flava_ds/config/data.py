@@ -102,7 +102,7 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """The corpora by name: letters, digits, '_', '-', '.' and '+'. Their order means nothing."""
     vocabulary: str = "bert_base_uncased"
-    """A name under flava_ds/data/vocab or the path of a WordPiece vocab.txt."""
+    """A name under flava_ds/data/vocab, the path of a WordPiece vocab.txt, or "clip_bpe": CLIP's byte pairs (extra `clip`)."""
     kind_weights: dict[str, Weight] | None = None
     """Shares of the steps by kind, e.g. pair 0.7 image 0.15 text 0.15; sources share those of their kind. None: each source's weight counts among all."""
     weigh_by_size: bool = False

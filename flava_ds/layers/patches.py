@@ -37,10 +37,7 @@ class PatchEmbedding(nn.Linear):
     def forward(self, pixel_values: Tensor) -> Tensor:
         size = self.patch_size
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])}; "
-                f"the image encoder expects {self.image_size} x {self.image_size}"
-            )
+            raise ValueError(f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects {self.image_size} x {self.image_size}")
         if pixel_values.dtype == torch.uint8:
             mean, std = self.image_mean.float(), self.image_std.float()
             shift, scale = -(mean / std)[:, None, None], (1 / (255 * std))[:, None, None]

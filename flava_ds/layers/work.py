@@ -9,9 +9,7 @@ from flava_kernels.attention import pairs
 from flava_ds.layers.transformer import TransformerShape
 
 
-def encoder_flops(
-    shape: TransformerShape, lengths: Sequence[int], read: int | None = None, *, causal: bool = False
-) -> float:
+def encoder_flops(shape: TransformerShape, lengths: Sequence[int], read: int | None = None, *, causal: bool = False) -> float:
     """Counts a transformer over packed sequences: four projections, two MLP layers, and the two products of attention.
 
     `read` is the number of rows that somebody reads (None: all); the last block's output projection and MLP run for

@@ -22,7 +22,6 @@ from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.samples import Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
-from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
@@ -156,7 +155,8 @@ def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) ->
 
 def _read_samples(found: Check, most: int) -> None:
     """Reads and decodes evenly spaced samples."""
-    source, tokenizer = found.source, WordPieceTokenizer(found.source.config.data.vocabulary)
+    source, config = found.source, found.source.config
+    tokenizer = config.model.load_tokenizer(config)
     count = min(most or len(source), len(source))
     numbers = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)).tolist()
     bad, formats, digests, hashes, seen = Counter(), Counter(), {}, {}, set()

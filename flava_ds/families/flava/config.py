@@ -122,10 +122,10 @@ class FlavaConfig(FamilyConfig, type="flava"):
         return self.image.num_patches
 
     def load_tokenizer(self, config: Any) -> Tokenizer:
-        """Loads the WordPiece vocabulary."""
-        from flava_ds.families.flava.plans import load_tokenizer
+        """Loads the WordPiece vocabulary, whose special tokens the masked objectives need."""
+        from flava_ds.data.tokenizer import WordPieceTokenizer
 
-        return load_tokenizer(config)
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
         """Returns FLAVA's capabilities: vectors, states, log odds of pairs and masked predictions by its heads."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan, Corruption
-from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.errors import ConfigError
 from flava_ds.families.flava.views import Kind
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig, MatchLabels
@@ -44,7 +42,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views, targets = _pictures(config, source, predicted)
         if image_mask is not None:
             corruptions += [*targets, PatchMask(config.model.image.grid_size, image_mask)]
-    tokenizer = load_tokenizer(config) if kind != Kind.IMAGE else None
+    tokenizer = config.model.load_tokenizer(config) if kind != Kind.IMAGE else None
     if text_mask is not None:
         corruptions.append(TokenMask(text_mask, tokenizer))
     if matching is not None:
@@ -59,14 +57,6 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         corruptions=tuple(corruptions),
         stored_codes=config.model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
     )
-
-
-def load_tokenizer(config: Config) -> WordPieceTokenizer:
-    """Loads the vocabulary. Raises: ConfigError when it is larger than model.text.vocab_size."""
-    tokenizer, most = WordPieceTokenizer(config.data.vocabulary), config.model.text.vocab_size
-    if tokenizer.vocab_size > most:
-        raise ConfigError(f"model.text.vocab_size {most} is smaller than the {tokenizer.vocab_size} entries of {tokenizer.file}; raise it")
-    return tokenizer
 
 
 def _mask_of(config: Config, kind: Kind, variant: type | None, wanted: bool):

@@ -1,0 +1,123 @@
+"""CLIP's byte pairs: lower-cased text, cut into words, digits and punctuation, merged by the 48,894 published rules.
+
+The rules come with the package open_clip_torch, which is not imported for them.
+
+Source: Radford et al. 2021, section 2.4, and their code's tokenizer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from flava_ds.data.batch_tokenizer import BatchTokenizer
+from flava_ds.errors import DataError
+
+NAME = "clip_bpe"
+FILE = "bpe_simple_vocab_16e6.txt.gz"
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
+MERGES = 49_152 - 256 - 2
+"""How many rules of the file are used, after its first line."""
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def is_meant(vocabulary: str) -> bool:
+    """Tells whether data.vocabulary asks for CLIP's byte pairs: by name, or by a path of the rules."""
+    return vocabulary == NAME or vocabulary.endswith(".txt.gz")
+
+
+def merges_file(vocabulary: str = NAME) -> Path:
+    """Finds the rules: the path itself, or the file in the installed open_clip_torch.
+
+    Raises: DataError naming the extra that brings it.
+    """
+    if vocabulary != NAME:
+        if (path := Path(vocabulary).expanduser()).is_file():
+            return path
+        raise DataError(f"data.vocabulary '{vocabulary}': no such file; give the path of {FILE}, or '{NAME}'")
+    found = importlib.util.find_spec("open_clip")
+    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+        if (Path(folder) / FILE).is_file():
+            return Path(folder) / FILE
+    raise DataError(
+        f"data.vocabulary '{NAME}' needs {FILE}, which comes with open_clip_torch and is not installed; "
+        "install the extra: pip install 'flava_ds[clip]', or give the path of that file"
+    )
+
+
+def read_merges(file: Path) -> list[tuple[str, str]]:
+    """Reads the rules in their order.
+
+    Raises: DataError naming the file when it is another one.
+    """
+    try:
+        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{file}: not readable as gzipped text ({error}); take {FILE} of open_clip_torch") from error
+    rules = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
+    if len(rules) != MERGES or any(len(rule) != 2 for rule in rules):
+        raise DataError(f"{file}: holds no {MERGES} rules of two pieces each; take {FILE} of open_clip_torch")
+    return rules
+
+
+def byte_symbols() -> list[str]:
+    """Returns the printable symbols that stand for bytes, in the order of their ids: printable bytes first."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(others)]
+
+
+class ClipTokenizer(BatchTokenizer):
+    """Turns texts into ids as CLIP was trained on: HTML entities resolved, lower case, <|startoftext|> ... <|endoftext|>.
+
+    The published code also repairs wrongly decoded text (ftfy); that belongs into the preparation of data.
+    """
+
+    def __init__(self, vocabulary: str = NAME) -> None:
+        """Loads the rules. Raises: DataError."""
+        self.file = merges_file(vocabulary)
+        self.merges = read_merges(self.file)
+        letters = byte_symbols()
+        entries = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in self.merges), *SPECIAL_TOKENS]
+        self.entries = {entry: number for number, entry in enumerate(entries)}
+        self.vocab_size = len(entries)
+        self.cls_id, self.sep_id = (self.entries[token] for token in SPECIAL_TOKENS)
+        self.pad_id = self.sep_id  # as transformers pads; packed batches need none
+        super().__init__(self._build())
+
+    def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
+        return super().encode_counting([resolved(text) for text in texts], max_tokens)
+
+    def _build(self) -> Tokenizer:
+        """Assembles normaliser, pre-tokeniser, model and special tokens."""
+        end = SPECIAL_TOKENS[1]
+        tokenizer = Tokenizer(BPE(self.entries, self.merges, unk_token=end, end_of_word_suffix="</w>"))
+        spaces = normalizers.Replace(Regex(r"\s+"), " ")
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+        words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        ends = [(token, self.entries[token]) for token in SPECIAL_TOKENS]
+        template = f"{SPECIAL_TOKENS[0]} $A {end}"
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+        return tokenizer
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
+        return super().decode(ids, skip_special_tokens=skip_special_tokens).replace("</w>", " ").strip()
+
+    def __reduce__(self) -> tuple:
+        return ClipTokenizer, (str(self.file),)
+
+
+def resolved(text: str) -> str:
+    """Resolves HTML entities, also those written twice over (&amp;amp;), as captions from the web have them."""
+    return html.unescape(html.unescape(text)) if "&" in text else text

@@ -45,7 +45,7 @@ def build(config: Config) -> Trainer:
     checkpoint.prepare(config, world)
     task = config.model.build(config)
     if config.initial_weights is not None:
-        checkpoint.load_initial_weights(task, config.initial_weights)
+        checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
     if (codebook := build_codebook(config, world)) is not None:
         task.frozen["codebook"] = codebook
     with explained(config, world, "while model and optimizer were set up"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, read_manifest, verify
+from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, locate, read_manifest, verify
 from flava_ds.config import Config, to_dict
 from flava_ds.config.earlier import modernised
 from flava_ds.errors import CheckpointError
@@ -92,6 +93,8 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     if engine.world.is_main and (name := files.named(place)) != folder.name:
         log.error("%s %s; going on from %s", place / files.LATEST, "is missing" if name is None else f"names '{name}', which is gone", folder)
     candidate = newest_sound(engine.world, [folder, *earlier])
+    with together(engine.world):
+        check_family(candidate, config.model.type)
     resumed = restore(engine, candidate)
     if engine.world.is_main and (changed := changed_settings(candidate, config)):
         log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
@@ -186,11 +189,29 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
         raise CheckpointError(f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another --name") from error
 
 
-def load_initial_weights(module: nn.Module, path: str) -> None:
+def check_family(found: Place | Path, family: str) -> None:
+    """Compares a run's model family with that of the configuration beside weights, where there is one.
+
+    Raises: CheckpointError when it is another.
+    """
+    beside = found if isinstance(found, Place) else Place(found.parent)
+    try:
+        written_by = json.loads(beside.read(files.CONFIG))["model"]["type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # tensors alone, another program's, or from before there were families: names and shapes decide
+    if written_by != family:
+        raise CheckpointError(
+            f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new run with another --name, "
+            "or give --initial-weights tensors alone, from `flava-ds convert FROM --to safetensors OUT`"
+        )
+
+
+def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
     """Copies the tensors of `path` into the module's parameters and buffers of the same name; others stay as initialised.
 
-    Raises: CheckpointError when a shape differs, or no name fits.
+    Raises: CheckpointError when another family wrote them, a shape differs, or no name fits.
     """
+    check_family(locate(path), family)
     weights, own = load_weights(path), module.state_dict()
     known = {name: tensor for name, tensor in weights.items() if name in own}
     if not known:

@@ -250,14 +250,22 @@ def test_frozen_parameters_buffers_and_counters_come_along(run_ranks, tmp_path):
 def test_initial_weights_replace_what_they_name(tmp_path):
     module, other = Toy(0), Toy(1)
     save_file({"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)}, tmp_path / "some.safetensors")
-    checkpoint.load_initial_weights(module, str(tmp_path / "some.safetensors"))
+    checkpoint.load_initial_weights(module, str(tmp_path / "some.safetensors"), "flava")
     assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(module.mlm.dense.weight, other.mlm.dense.weight)
     save_file({"mim.dense.weight": torch.ones(3, 3)}, tmp_path / "wrong.safetensors")
     with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\]"):
-        checkpoint.load_initial_weights(module, str(tmp_path / "wrong.safetensors"))
+        checkpoint.load_initial_weights(module, str(tmp_path / "wrong.safetensors"), "flava")
     save_file({"vision.weight": torch.ones(3, 3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="none of its 1 tensors"):
-        checkpoint.load_initial_weights(module, str(tmp_path / "foreign.safetensors"))
+        checkpoint.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")
+
+
+def test_weights_of_another_family_are_refused_by_name(tmp_path):
+    save_file({"mim.dense.weight": Toy(1).mim.dense.weight.detach().clone()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model": {"type": "clip"}}')
+    with pytest.raises(CheckpointError, match="was written by family 'clip', this configuration is 'flava'"):
+        checkpoint.load_initial_weights(Toy(0), str(tmp_path), "flava")
+    checkpoint.load_initial_weights(Toy(0), str(tmp_path), "clip")
 
 
 def prepare_on_a_full_disk(folder: str) -> list[str]:

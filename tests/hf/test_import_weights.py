@@ -84,7 +84,7 @@ def test_initial_weights_read_what_was_written(folder, tmp_path):
     out = write_imported(import_folder(folder), tmp_path / "ours")
     config = load(out / "config.json")
     module = build_task(config)
-    load_initial_weights(module, str(out))
+    load_initial_weights(module, str(out), "flava")
     expected = import_folder(folder).weights
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
     loaded = load_codebook(out / "image_codebook", tiny_config().codebook)
@@ -249,7 +249,7 @@ def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_
     timm = pytest.importorskip("timm")
     assert cli.main(["convert", str(folder), "--to", "flava_ds", str(tmp_path / "ours")]) == 0
     module = build_task(load(tmp_path / "ours" / "config.json"))
-    load_initial_weights(module, str(tmp_path / "ours"))
+    load_initial_weights(module, str(tmp_path / "ours"), "flava")
     assert all(torch.equal(tensor, import_folder(folder).weights[name]) for name, tensor in module.state_dict().items())
     torch.save(timm.create_model("vit_base_patch16_224").state_dict(), tmp_path / "vit.pth")
     assert cli.main(["convert", str(tmp_path / "vit.pth"), "--to", "flava_ds", str(tmp_path / "vit")]) == 0

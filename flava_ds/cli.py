@@ -108,7 +108,9 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
     add_plugin(command)
     command = add("convert", convert, "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights")
-    kinds = "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a FLAVA folder of Hugging Face, or the file of a ViT"
+    kinds = (
+        "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of Hugging Face or open_clip, or a file of open_clip or a ViT"
+    )
     command.add_argument("source", metavar="FROM", help=kinds)
     command.add_argument("--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write")
     command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
@@ -241,10 +243,8 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
     else:
         from flava_ds.hf import import_weights
 
-        if source.is_dir():
-            import_weights.write_imported(import_weights.import_folder(source), options.out)
-        else:
-            import_weights.write_imported_vit(source, options.out)
+        convert = import_weights.convert_folder if source.is_dir() else import_weights.convert_file
+        convert(source, options.out)
     print(options.out)
     return 0
 

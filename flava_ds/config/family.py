@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from flava_ds.data.plan import BatchPlan, Tokenizer
     from flava_ds.training.task import Task
 
+BUILT_IN = {
+    "flava": "flava_ds.families.flava.config:FlavaConfig",
+}
+"""The families that come with the package, by the tag that a configuration names them with."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyConfig(Variant, built_in={"flava": "flava_ds.families.flava.config:FlavaConfig"}):
+class FamilyConfig(Variant, built_in=BUILT_IN):
     """The model of a run. Each family derives its own frozen configuration, whose tag chooses it in JSON."""
 
     kinds: ClassVar[Mapping[str, str]]
     """The kinds of step that the family knows, and what a sample of each holds: "image", "text" or "pair"."""
+    layouts: ClassVar[str | None] = None
+    """The module that writes and reads the family's models in the layouts of others (flava_ds/layouts.py); None for none."""
 
     @property
     def max_tokens(self) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds.checkpoints.place import Place
@@ -19,10 +18,12 @@ from flava_ds.codebook.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_c
 from flava_ds.config import Config, load, parse
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.families.flava.views import Kind
-from flava_ds.hf import parity
-from flava_ds.hf.mapping import HEADS, flava_entries, to_theirs
+from flava_ds.hf import families, parity
+from flava_ds.hf.mapping import HEADS, flava_entries
+from flava_ds.layouts import to_theirs
 from flava_ds.objectives.masked_image import MaskedImageConfig
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _BICUBIC, _LANCZOS = 3, 1
 def export(run_path: Path, out: Path) -> Path:
     """Writes the latest checkpoint of a run as a Hugging Face folder and returns `out`.
 
+    Another family's layout is its own (flava_ds/hf/families.py); what follows is FLAVA's.
+
     FlavaForPreTraining, FlavaModel, BertTokenizer and FlavaProcessor open it; FlavaImageCodebook opens its image_codebook/, present
     when the run has a codebook. transformers insists on the encoders' poolers, which no loss trains: those that the run keeps are
     written, otherwise identity matrices with zero biases, so that a pooled output is the tanh of the CLS. An objective that was off
@@ -43,6 +46,9 @@ def export(run_path: Path, out: Path) -> Path:
     Raises: CheckpointError when there is no checkpoint or transformers' layout cannot hold the model.
     """
     config, weights = read_run(run_path)
+    if not isinstance(config.model, FlavaConfig):
+        families.export(config, weights, out)
+        return out
     out.mkdir(parents=True, exist_ok=True)
     write_model(weights, config, out)
     write_processors(config, out)
@@ -79,10 +85,7 @@ def write_model(weights: Mapping[str, Tensor], config: Config, out: Path) -> Non
         for name, encoder in (("image", config.model.image), ("text", config.model.text), ("multimodal", config.model.multimodal)):
             theirs[f"flava.{name}_model.pooler.dense.weight"] = torch.eye(encoder.hidden_size)
             theirs[f"flava.{name}_model.pooler.dense.bias"] = torch.zeros(encoder.hidden_size)
-    temporary = out / "model.safetensors.partial"
-    # A split qkv gives views of one storage, which safetensors refuses: each gets its own.
-    save_file({name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in theirs.items()}, temporary, metadata={"format": "pt"})
-    temporary.replace(out / "model.safetensors")
+    families.write_tensors(theirs, out)
     _write_json(out / "config.json", huggingface_config(config))
 
 

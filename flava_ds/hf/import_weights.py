@@ -1,4 +1,4 @@
-"""Reads weights that others published: FLAVA folders as transformers or the Hub leave them, and ViT-B/16 files of DINO or timm.
+"""Reads weights that others published: folders as transformers, open_clip or the Hub leave them, and ViT-B/16 files of DINO or timm.
 
 Everything is local; nothing here opens a connection, and nothing needs transformers.
 """
@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig, save
+from flava_ds.config.family import FamilyConfig
+from flava_ds.config.variants import choices
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
-from flava_ds.hf.mapping import flava_entries, tied_biases, to_ours, vit_entries
+from flava_ds.hf import families
+from flava_ds.hf.mapping import flava_entries, tied_biases, vit_entries
+from flava_ds.layouts import to_ours
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +80,42 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
     return Imported(config.model, config.codebook, config.objectives, weights, codebook_weights, tuple(dropped))
 
 
+OPEN_CLIP = "open_clip_config.json", "open_clip_"
+"""The configuration in a folder of open_clip, and the prefix of its files of weights."""
+
+
+def convert_folder(path: Path, out: Path) -> Path:
+    """Writes a folder of transformers or open_clip as what initial_weights reads; returns `out`.
+
+    Raises: CheckpointError.
+    """
+    if (path / OPEN_CLIP[0]).is_file():
+        settings, prefix = _read_json(path / OPEN_CLIP[0]), OPEN_CLIP[1]
+        tensors = read_folder(path, prefix)
+        family = families.recognized(tensors)
+        if family is None:
+            raise CheckpointError(f"{path}: an open_clip model of a kind that no family here has, e.g. '{next(iter(tensors))}'")
+    else:
+        settings, prefix = _read_json(path / "config.json"), ""
+        family = settings.get("model_type", "flava")
+        if family == "flava" or family not in choices(FamilyConfig):
+            return write_imported(import_folder(path), out)
+        tensors = read_folder(path, prefix)
+    return families.write_imported(families.read(family, settings, tensors, str(path)), out)
+
+
+def convert_file(path: Path, out: Path) -> Path:
+    """Writes a state dict of open_clip, or of a ViT-B/16, as what initial_weights reads; returns `out`.
+
+    Raises: CheckpointError.
+    """
+    tensors = read_file(path, nested=("state_dict", "teacher"))
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if (family := families.recognized(tensors)) is not None:
+        return families.write_imported(families.read(family, None, tensors, str(path)), out)
+    return write_imported_vit(path, out)
+
+
 def write_imported(imported: Imported, out: Path) -> Path:
     """Writes what initial_weights reads: model.safetensors in our names, config.json and, if there is one, image_codebook/. Returns `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +136,7 @@ def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:
 
     Raises: CheckpointError naming the tensor that does not fit.
     """
-    state = read_file(Path(path), nested="teacher")
+    state = read_file(Path(path), nested=("teacher",))
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
     return vit_weights(state, image, str(path))
 
@@ -131,12 +171,12 @@ def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, Objective
     return {name: own if name in kept else dataclasses.replace(own, weight=0.0) for name, own in objectives.items()}
 
 
-def read_folder(path: Path) -> dict[str, Tensor]:
-    """Reads all tensors of a folder, whole or sharded.
+def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Reads all tensors of a folder, whole or sharded; `prefix` begins its files' names.
 
     Raises: CheckpointError when nothing readable is there or a shard is missing.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in (f"{prefix}model.safetensors", f"{prefix}pytorch_model.bin"):
         if (path / name).is_file():
             return read_file(path / name)
         index = path / f"{name}.index.json"
@@ -154,8 +194,8 @@ def read_folder(path: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{path}: neither model.safetensors, pytorch_model.bin nor an index of shards is there; copy the whole snapshot")
 
 
-def read_file(path: Path, nested: str | None = None) -> dict[str, Tensor]:
-    """Reads one safetensors file, or a state dict that torch saved, without running code from it; `nested` is a key to look under.
+def read_file(path: Path, nested: Collection[str] = ()) -> dict[str, Tensor]:
+    """Reads one safetensors file, or a state dict that torch saved, without running code from it; `nested` are keys to look under.
 
     Raises: CheckpointError.
     """
@@ -167,8 +207,8 @@ def read_file(path: Path, nested: str | None = None) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle ends in any kind of error, with or without words
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(f"{path}: not a readable safetensors file or state dict ({reason})") from error
-    if nested and isinstance(state, dict) and nested in state:
-        state = state[nested]
+    if isinstance(state, dict):
+        state = next((state[key] for key in nested if key in state), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: holds no flat state dict of tensors; save model.state_dict() alone")
     return dict(state)

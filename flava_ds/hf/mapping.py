@@ -5,20 +5,17 @@ Every conversion is a renaming, a reshape, and for q, k, v a split along the fir
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import torch
-from torch import Tensor
 
-from flava_ds.config import Config, did_you_mean
+from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.task import FlavaTask
+from flava_ds.layouts import Entry, renamed
 
-QKV = ("query", "key", "value")
 HEADS = ("mim", "mlm", "mmm_image", "mmm_text")
 
 _RENAMES = (
@@ -59,31 +56,6 @@ _VIT_RENAMES = (
 )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of ours and the tensors of theirs that, laid end to end along the first axis, hold the same numbers.
-
-    Shapes:
-        shape        ours
-        their_shape  of each of theirs
-    """
-
-    ours: str
-    theirs: tuple[str, ...]
-    shape: tuple[int, ...]
-    their_shape: tuple[int, ...]
-
-    def to_ours(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Concatenates and reshapes."""
-        parts = [tensors[name] for name in self.theirs]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(self.shape)
-
-    def to_theirs(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Splits and reshapes."""
-        parts = tensor.chunk(len(self.theirs)) if len(self.theirs) > 1 else [tensor]
-        return {name: part.reshape(self.their_shape) for name, part in zip(self.theirs, parts, strict=True)}
-
-
 def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the state dict of `config`'s pre-training model, computed without memory."""
     with torch.device("meta"):
@@ -96,13 +68,11 @@ def huggingface_names(name: str) -> tuple[str, ...]:
 
     Raises: CheckpointError for a name that has no counterpart.
     """
-    theirs = name
-    for pattern, replacement in _RENAMES:
-        theirs = re.sub(pattern, replacement, theirs)
+    theirs = renamed(name, _RENAMES)
     if theirs == name or theirs.startswith(("model.", "objectives.")):
         raise CheckpointError(f"tensor '{name}' has no counterpart in Hugging Face's FlavaForPreTraining")
     head, fused, kind = theirs.partition(".attention.qkv.")
-    return tuple(f"{head}.attention.attention.{part}.{kind}" for part in QKV) if fused else (theirs,)
+    return tuple(f"{head}.attention.attention.{part}.{kind}" for part in ("query", "key", "value")) if fused else (theirs,)
 
 
 def flava_entries(config: Config) -> tuple[Entry, ...]:
@@ -120,9 +90,7 @@ def vit_entries(image: ImageEncoderConfig) -> tuple[Entry, ...]:
         shapes = {f"model.image_encoder.{name}": tuple(tensor.shape) for name, tensor in ImageEncoder(image).state_dict().items()}
     entries = []
     for name, shape in shapes.items():
-        theirs = name
-        for pattern, replacement in _VIT_RENAMES:
-            theirs = re.sub(pattern, replacement, theirs)
+        theirs = renamed(name, _VIT_RENAMES)
         if not name.endswith(".mask_token"):
             entries.append(Entry(name, (theirs,), shape, _their_shape(name, shape, image, 1)))
     return tuple(entries)
@@ -145,39 +113,3 @@ def tied_biases(names: Collection[str]) -> dict[str, str]:
     """Finds the masked heads' second name of the decoder's bias, which both state dicts of transformers may list: name -> decoder's."""
     pairs = {f"{head}_head.bias": f"{head}_head.decoder.bias" for head in HEADS}
     return {alias: name for alias, name in pairs.items() if alias in names}
-
-
-def to_ours(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
-    """Converts their tensors into ours, with nothing missing and nothing left over. `where` names the file in messages.
-
-    Raises: CheckpointError naming the first tensor that is missing, unknown or of another shape.
-    """
-    expected = {name: entry.their_shape for entry in entries for name in entry.theirs}
-    check_tensors(tensors, expected, where)
-    return {entry.ours: entry.to_ours(tensors) for entry in entries}
-
-
-def to_theirs(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
-    """Converts our tensors into theirs, with nothing missing and nothing left over.
-
-    Raises: CheckpointError naming the first tensor that is missing, unknown or of another shape.
-    """
-    check_tensors(tensors, {entry.ours: entry.shape for entry in entries}, where)
-    return {name: part for entry in entries for name, part in entry.to_theirs(tensors[entry.ours]).items()}
-
-
-def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Compares names and shapes.
-
-    Raises: CheckpointError.
-    """
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    if missing:
-        found = did_you_mean(missing[0], unknown).replace("did you mean", "the file has")
-        raise CheckpointError(f"{where}: tensor '{missing[0]}' is missing ({len(missing)} in all){found.rstrip('?')}; the file does not fit its configuration")
-    if unknown:
-        raise CheckpointError(f"{where}: tensor '{unknown[0]}' is unknown ({len(unknown)} in all); the file does not fit its configuration")
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(f"{where}: tensor '{name}' has shape {list(tensors[name].shape)}, the configuration asks for {list(shape)}")

@@ -7,7 +7,8 @@ import torch
 
 from flava_ds.config import Config
 from flava_ds.families.flava.task import FlavaTask, build_task
-from flava_ds.hf.mapping import flava_entries, tied_biases, to_ours
+from flava_ds.hf.mapping import flava_entries, tied_biases
+from flava_ds.layouts import to_ours
 
 transformers = pytest.importorskip("transformers")
 

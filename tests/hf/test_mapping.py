@@ -11,7 +11,8 @@ from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.task import build_task
-from flava_ds.hf.mapping import check_tensors, flava_entries, huggingface_names, to_ours, to_theirs
+from flava_ds.hf.mapping import flava_entries, huggingface_names
+from flava_ds.layouts import check_tensors, to_ours, to_theirs
 
 
 def with_poolers(config: Config) -> Config:

@@ -12,7 +12,8 @@ from flava_ds.config import Config
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
-from flava_ds.hf.mapping import flava_entries, our_shapes, to_ours
+from flava_ds.hf.mapping import flava_entries, our_shapes
+from flava_ds.layouts import to_ours
 
 CANCELLING = [f"model.{name}.bias" for name in ("image_encoder.final_norm", "text_encoder.final_norm", "image_projection", "text_projection")]
 """Without a mismatch, the contrastive gradients of a batch nearly cancel in these: at the base size either side's rounding is 4e-5 of what is left."""

@@ -1,0 +1,72 @@
+"""Models of every family but FLAVA, whose layouts have modules of their own here: written for transformers, and read from others' files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flava_ds.config import Config, save
+from flava_ds.config.family import FamilyConfig
+from flava_ds.config.variants import choices, find
+from flava_ds.errors import CheckpointError
+from flava_ds.layouts import Foreign, Layouts
+
+
+def layouts_of(family: str) -> Layouts | None:
+    """Returns what a family offers to be read from, and written for, other programs; None for nothing."""
+    module = find(FamilyConfig, family, "family").layouts
+    return None if module is None else importlib.import_module(module).LAYOUTS
+
+
+def recognized(names: Collection[str]) -> str | None:
+    """Returns the family whose state dict, in another program's names, has these; None when none knows them."""
+    offers = ((family, layouts_of(family)) for family in choices(FamilyConfig))
+    return next((family for family, layouts in offers if layouts is not None and layouts.recognizes(names)), None)
+
+
+def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
+    """Writes a model as a folder of transformers.
+
+    Raises: CheckpointError when its family has no such layout, or the layout cannot hold the model.
+    """
+    layouts = layouts_of(config.model.type)
+    if layouts is None:
+        raise CheckpointError(f"models of family '{config.model.type}' have no layout of transformers; use --to safetensors")
+    settings, tensors = layouts.write(config, weights)
+    files = layouts.companions(config)
+    out.mkdir(parents=True, exist_ok=True)
+    write_tensors(tensors, out)
+    for name, content in {"config.json": settings, **files}.items():
+        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
+    """Writes model.safetensors in fp32; it appears whole or not at all."""
+    temporary = out / "model.safetensors.partial"
+    # A split qkv gives views of one storage, which safetensors refuses: each gets its own.
+    own = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(own, temporary, metadata={"format": "pt"})
+    temporary.replace(out / "model.safetensors")
+
+
+def read(family: str, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
+    """Translates what another program wrote; see Layouts.read."""
+    layouts = layouts_of(family)
+    if layouts is None:
+        raise CheckpointError(f"{where}: models of family '{family}' are read from no other program's files")
+    return layouts.read(settings, tensors, where)
+
+
+def write_imported(found: Foreign, out: Path) -> Path:
+    """Writes what initial_weights reads: model.safetensors in our names, and config.json. Returns `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    save(Config(name="imported", model=found.model, objectives=found.objectives), out / "config.json")
+    write_tensors(found.weights, out)
+    return out

@@ -119,7 +119,8 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe and a --help that, after a recipe, lists the fields of its configuration."""
-    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="demo, flava_base, flava_large, flava_debug, FILE.py:FUNCTION, or a run's config.json")
+    recipes = "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, FILE.py:FUNCTION, or a run's config.json"
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument("-h", "--help", action="store_true", help="this text; after a recipe, every field with its value")
     command.set_defaults(print_help=command.print_help)
 

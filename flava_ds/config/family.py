@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "flava": "flava_ds.families.flava.config:FlavaConfig",
+    "clip": "flava_ds.families.clip.config:ClipConfig",
 }
 """The families that come with the package, by the tag that a configuration names them with."""
 

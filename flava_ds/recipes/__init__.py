@@ -32,7 +32,7 @@ class Recipes(Mapping[str, Callable[[], Config]]):
         return len(self.names)
 
 
-RECIPES = Recipes("demo", "flava_base", "flava_large", "flava_debug")
+RECIPES = Recipes("demo", "flava_base", "flava_large", "flava_debug", "clip_base", "demo_clip")
 WAYS = "the path of a saved config.json, or FILE.py:FUNCTION"
 """What may stand in place of a recipe's name."""
 

@@ -1,0 +1,219 @@
+"""CLIP in the layouts of transformers' CLIPModel and of open_clip: names, configurations, processors."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.config import Config
+from flava_ds.data.clip_bpe import ClipTokenizer
+from flava_ds.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from flava_ds.errors import CheckpointError
+from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
+from flava_ds.families.clip.model import Clip
+from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+
+log = logging.getLogger(__name__)
+
+HEAD_SIZE = 64
+"""Of every published CLIP; a state dict of open_clip does not tell it."""
+_BICUBIC = 3
+_ARGMAX_POOLING = 2
+"""A transformers model whose eos_token_id is this reads the row of the largest id instead of that token's."""
+_SHARED = (r"^model\.logit_scale$", "logit_scale")
+_TRANSFORMERS = (
+    _SHARED,
+    (r"^model\.image_encoder\.", "vision_model."),
+    (r"^model\.text_encoder\.", "text_model."),
+    (r"^model\.image_projection\.", "visual_projection."),
+    (r"^model\.text_projection\.", "text_projection."),
+    (r"_model\.transformer\.blocks\.", "_model.encoder.layers."),
+    (r"\.attention_norm\.", ".layer_norm1."),
+    (r"\.attention\.output\.", ".self_attn.out_proj."),
+    (r"\.mlp_norm\.", ".layer_norm2."),
+    (r"\.mlp_up\.", ".mlp.fc1."),
+    (r"\.mlp_down\.", ".mlp.fc2."),
+    (r"^vision_model\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"_model\.positions$", "_model.embeddings.position_embedding.weight"),
+    (r"^vision_model\.patch_embedding\.", "vision_model.embeddings.patch_embedding."),
+    (r"^text_model\.word_embeddings\.", "text_model.embeddings.token_embedding."),
+    (r"^vision_model\.embedding_norm\.", "vision_model.pre_layrnorm."),
+    (r"^vision_model\.final_norm\.", "vision_model.post_layernorm."),
+    (r"^text_model\.final_norm\.", "text_model.final_layer_norm."),
+)
+_OPEN_CLIP = (
+    _SHARED,
+    (r"^model\.image_projection\.weight$", "visual.proj"),
+    (r"^model\.text_projection\.weight$", "text_projection"),
+    (r"^model\.image_encoder\.", "visual."),
+    (r"^model\.text_encoder\.", ""),
+    (r"transformer\.blocks\.", "transformer.resblocks."),
+    (r"\.attention_norm\.", ".ln_1."),
+    (r"\.attention\.qkv\.", ".attn.in_proj_"),
+    (r"\.attention\.output\.", ".attn.out_proj."),
+    (r"\.mlp_norm\.", ".ln_2."),
+    (r"\.mlp_up\.", ".mlp.c_fc."),
+    (r"\.mlp_down\.", ".mlp.c_proj."),
+    (r"^visual\.cls_token$", "visual.class_embedding"),
+    (r"positions$", "positional_embedding"),
+    (r"^visual\.patch_embedding\.", "visual.conv1."),
+    (r"^word_embeddings\.", "token_embedding."),
+    (r"^visual\.embedding_norm\.", "visual.ln_pre."),
+    (r"^visual\.final_norm\.", "visual.ln_post."),
+    (r"^final_norm\.", "ln_final."),
+)
+_CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
+"""Buffers that some versions write beside the weights."""
+
+
+def entries(model: ClipConfig, *, open_clip: bool = False) -> tuple[Entry, ...]:
+    """Builds the table between our names and transformers', or open_clip's."""
+    with torch.device("meta"):
+        shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in Clip(model).state_dict().items()}
+    image, found = model.image, []
+    for name, shape in shapes.items():
+        theirs, their_shape, transposed = (renamed(name, _OPEN_CLIP if open_clip else _TRANSFORMERS),), shape, False
+        if name.endswith("patch_embedding.weight"):
+            their_shape = (shape[0], image.num_channels, image.patch_size, image.patch_size)
+        elif name == "model.logit_scale":
+            their_shape = ()
+        elif open_clip and name.endswith("_projection.weight"):
+            their_shape, transposed = shape[::-1], True
+        elif ".attention.qkv." in name and not open_clip:
+            theirs = tuple(theirs[0].replace(".attention.qkv.", f".self_attn.{part}_proj.") for part in "qkv")
+            their_shape = (shape[0] // 3, *shape[1:])
+        found.append(Entry(name, theirs, shape, their_shape, transposed))
+    return tuple(found)
+
+
+class ClipLayouts:
+    """See flava_ds/layouts.py."""
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        """Tells whether these are the names of open_clip's CLIP with a ViT."""
+        return {"visual.class_embedding", "token_embedding.weight", "text_projection", "ln_final.weight"} <= set(names)
+
+    def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
+        """Translates a CLIPModel, or a CLIP of open_clip."""
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_CONSTANTS)}
+        foreign = self.recognizes(tensors)
+        try:
+            model = of_open_clip(settings, tensors, where) if foreign else of_transformers(settings or {}, where)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where}: its configuration is not one of CLIP ({type(error).__name__}: {error})") from error
+        weights = to_ours(tensors, entries(model, open_clip=foreign), where)
+        return Foreign(model, {"global_contrastive": GlobalContrastiveConfig()}, weights)
+
+    def write(self, config: Config, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Returns CLIPConfig's JSON and CLIPModel's tensors; what belongs to objectives is left out."""
+        own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
+        return transformers_settings(config), to_theirs(own, entries(config.model), "the run's checkpoint")
+
+    def companions(self, config: Config) -> dict[str, Any]:
+        """Returns the files of CLIPImageProcessor and of the run's tokenizer."""
+        image, tokenizer = config.model.image, load_tokenizer(config.data.vocabulary)
+        edges = {"height": image.image_size, "width": image.image_size}
+        pixels = {
+            "image_processor_type": "CLIPImageProcessor",
+            **{"do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": image.image_size}, "resample": _BICUBIC},
+            **{"do_center_crop": True, "crop_size": edges, "do_rescale": True, "rescale_factor": 1 / 255},
+            **{"do_normalize": True, "image_mean": list(image.image_mean), "image_std": list(image.image_std)},
+        }
+        most = {"model_max_length": config.model.text.max_position_embeddings}
+        if isinstance(tokenizer, ClipTokenizer):
+            words = {"tokenizer_class": "CLIPTokenizer", **most}
+            rules = "\n".join(["#version: 0.2", *(" ".join(rule) for rule in tokenizer.merges)]) + "\n"
+            files = {"vocab.json": tokenizer.entries, "merges.txt": rules}
+        else:
+            names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+            words = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **most, **dict(zip(names, SPECIAL_TOKENS, strict=True))}
+            files = {"vocab.txt": tokenizer.file.read_text(encoding="utf-8")}
+        return {"preprocessor_config.json": pixels, "tokenizer_config.json": words, **files}
+
+
+LAYOUTS = ClipLayouts()
+
+
+def transformers_settings(config: Config) -> dict[str, Any]:
+    """Translates a configuration into CLIPConfig's JSON.
+
+    Raises: CheckpointError when transformers would read another row than a text's last.
+    """
+    model, tokenizer = config.model, load_tokenizer(config.data.vocabulary)
+    if tokenizer.sep_id == _ARGMAX_POOLING:
+        raise CheckpointError(
+            f"{tokenizer.file}: the last token of a text has id {_ARGMAX_POOLING}, for which transformers reads another row; "
+            "a model of this vocabulary cannot be exported"
+        )
+
+    def tower(shape: Any, kind: str, **more: Any) -> dict[str, Any]:
+        own = {name: value for name, value in dataclasses.asdict(shape).items() if name not in ("image_mean", "image_std")}
+        shared = {"hidden_act": model.activation, "attention_dropout": 0.0, "projection_dim": model.projection_dim}
+        return {"model_type": f"clip_{kind}_model", **own, **shared, **more}
+
+    ids = {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id, "pad_token_id": tokenizer.pad_id}
+    return {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "dtype": "float32",
+        "projection_dim": model.projection_dim,
+        "logit_scale_init_value": model.logit_scale_init,
+        "vision_config": tower(model.image, "vision"),
+        "text_config": tower(model.text, "text", **ids),
+    }
+
+
+def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
+    """Builds our configuration from CLIPConfig's JSON, whose defaults are those of ViT-B/32, as ours."""
+    if raw.get("model_type", "clip") != "clip":
+        raise CheckpointError(f"{where}: model_type is '{raw['model_type']}'; expected 'clip'")
+    image, text = ((raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {}) for name in ("vision", "text"))
+    activations = {part.get("hidden_act", ClipConfig.activation) for part in (image, text)}
+    if len(activations) != 1 or not activations <= {"gelu", "quick_gelu"}:
+        raise CheckpointError(f"{where}: hidden_act is {sorted(activations)}; gelu or quick_gelu in both towers is supported")
+    for part in (image, text):
+        if part.get("attention_dropout", 0) != 0:
+            raise CheckpointError(f"{where}: attention_dropout is {part['attention_dropout']}; this model has none")
+    return ClipConfig(
+        image=_take(ImageTowerConfig, image),
+        text=_take(TextTowerConfig, text),
+        projection_dim=raw.get("projection_dim", ClipConfig.projection_dim),
+        logit_scale_init=raw.get("logit_scale_init_value", ClipConfig.logit_scale_init),
+        activation=activations.pop(),
+    )
+
+
+def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> ClipConfig:
+    """Reads the shape off the tensors, and the activation, which they do not tell, off open_clip's configuration."""
+    activation = "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
+    if settings is None:
+        log.warning(
+            "%s: a state dict does not tell which GELU it was trained with; its config.json says gelu, as open_clip's names without "
+            "-quickgelu do: set --model.activation quick_gelu for OpenAI's weights and for names with it",
+            where,
+        )
+    conv, table = tensors["visual.conv1.weight"], tensors["visual.positional_embedding"]
+    grid, width = round((table.shape[0] - 1) ** 0.5), tensors["ln_final.weight"].shape[0]
+    image = ImageTowerConfig(image_size=grid * conv.shape[2], patch_size=conv.shape[2], **_tower(tensors, "visual.", conv.shape[0]))
+    words, positions = tensors["token_embedding.weight"], tensors["positional_embedding"]
+    text = TextTowerConfig(vocab_size=words.shape[0], max_position_embeddings=positions.shape[0], **_tower(tensors, "", width))
+    return ClipConfig(image=image, text=text, projection_dim=tensors["text_projection"].shape[1], activation=activation)
+
+
+def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, int]:
+    """Reads a tower's size off its blocks."""
+    blocks = {name.split("resblocks.")[1].split(".")[0] for name in tensors if name.startswith(f"{prefix}transformer.resblocks.")}
+    up = tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+    heads = max(1, width // HEAD_SIZE)
+    return {"hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": heads, "intermediate_size": up}
+
+
+def _take(kind: type, values: Mapping[str, Any]) -> Any:
+    """Builds one of our dataclasses from the fields that have the same name there and here."""
+    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None})

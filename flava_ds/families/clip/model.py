@@ -1,0 +1,145 @@
+"""CLIP: an image tower and a causal text tower, each with a projection into one space.
+
+The position tables are called `positions`, not position_embeddings: with optimizer.decay_norm_and_bias off, CLIP
+exempts gains, biases and vectors from weight decay, but no table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from flava_kernels.packing import places
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch
+from flava_ds.families.clip.config import ClipConfig
+from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.patches import PatchEmbedding
+from flava_ds.layers.transformer import Encoded, Transformer, at_least_fp32, encode_versions
+
+VIEWS = ("image", "text")
+
+
+class ImageTower(nn.Module):
+    """Encodes images as sequences [CLS | patches]: [b c H W] -> [b*(1+n) d]."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        shape = config.image
+        self.cls_token = nn.Parameter(torch.zeros(shape.hidden_size))
+        self.positions = nn.Parameter(torch.zeros(1 + shape.num_patches, shape.hidden_size))
+        self.patch_embedding = PatchEmbedding(shape, bias=False)
+        self.embedding_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.transformer = Transformer(shape, activation=config.activation)
+        self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor, keep: Tensor | None = None) -> Encoded:
+        """Encodes images; `keep` are the rows that will be read: [k]."""
+        patches = self.patch_embedding(pixel_values)
+        hidden = torch.cat([self.cls_token.expand(patches.shape[0], 1, -1), patches], dim=1) + self.positions
+        length = hidden.shape[1]
+        cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
+        hidden = self.embedding_norm(rearrange(hidden, "b s d -> (b s) d"))
+        layout = cu_seqlens, length
+        return encode_versions(self.transformer, self.final_norm, hidden, layout, [keep], equal_lengths=True)[0]
+
+
+class TextTower(nn.Module):
+    """Encodes packed texts, whose positions start anew in each: ids [T] -> [T d]."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        shape = config.text
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.positions = nn.Parameter(torch.zeros(shape.max_position_embeddings, shape.hidden_size))
+        self.transformer = Transformer(shape, causal=True, activation=config.activation)
+        self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None) -> Encoded:
+        """Encodes texts; `keep` are the rows that will be read, in order: [k]."""
+        _, position = places(cu_seqlens, input_ids.shape[0])
+        hidden = self.word_embeddings(input_ids) + F.embedding(position, self.positions)
+        return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), [keep])[0]
+
+
+class Clip(nn.Module):
+    """Encodes whatever views of a batch are asked for: "image" and "text"."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageTower(config)
+        self.text_encoder = TextTower(config)
+        self.image_projection = nn.Linear(config.image.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init]))
+
+    def encode(self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None) -> dict[str, Encoded]:
+        """Computes each of `views` once; `reads` tells which rows of a view will be read, sorted: [k]."""
+        encoded, keep = {}, reads or {}
+        if "image" in views:
+            encoded["image"] = self.image_encoder(batch["pixel_values"], keep.get("image"))
+        if "text" in views:
+            texts = batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"]
+            encoded["text"] = self.text_encoder(*texts, keep.get("text"))
+        return encoded
+
+    def first_rows(self, view: str, batch: Batch) -> Tensor:
+        """Returns the row of each sequence's first token: [b]."""
+        if view == "text":
+            return batch["cu_seqlens"][:-1].long()
+        images = torch.arange(batch.size, device=batch["pixel_values"].device)
+        return images * (1 + self.config.image.num_patches)
+
+    def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the rows that stand for a sample: an image's CLS, and a text's last token, which has seen all of it."""
+        return {"image": self.first_rows("image", batch), "text": batch["cu_seqlens"][1:].long() - 1}
+
+    def image_embeddings(self, rows: Tensor) -> Tensor:
+        """Projects images' CLS, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.image_projection(rows)), dim=-1)
+
+    def text_embeddings(self, rows: Tensor) -> Tensor:
+        """Projects texts' last states, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
+
+    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
+        """Names of the parameters that get a gradient when `view` does; every view is read through its final LayerNorm."""
+        return {f"{view}_encoder.{name}" for name, _ in getattr(self, f"{view}_encoder").named_parameters()}
+
+    def contrastive_parameters(self) -> set[str]:
+        """Names of the parameters that only the contrastive objective uses."""
+        return {"image_projection.weight", "text_projection.weight", "logit_scale"}
+
+
+@torch.no_grad()
+def initialize(model: Clip) -> None:
+    """Draws weights as the published code does; LayerNorms stay at 1 and 0, and what is not named keeps torch's own draw.
+
+    Source: the published code: in the text tower d^-1/2 for attention, that over (2 layers)^1/2 for what is added to the
+    stream, (2d)^-1/2 below the activation; tables 0.02 and 0.01. In the image tower the tables d^-1/2, the attention
+    Xavier uniform, the MLPs and patches torch's draw for a linear layer. Projections d^-1/2.
+    """
+    image, text = model.image_encoder, model.text_encoder
+    for tower in (image, text):
+        width = tower.positions.shape[1]
+        for block in tower.transformer.blocks:
+            nn.init.zeros_(block.attention.qkv.bias)
+            nn.init.zeros_(block.attention.output.bias)
+            if tower is image:
+                nn.init.xavier_uniform_(block.attention.qkv.weight)
+                continue
+            added = width**-0.5 * (2 * len(tower.transformer.blocks)) ** -0.5
+            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.attention.output.weight, std=added)
+            nn.init.normal_(block.mlp_up.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp_down.weight, std=added)
+    spread = model.config.image.hidden_size**-0.5
+    for table, std in ((image.cls_token, spread), (image.positions, spread), (text.positions, 0.01)):
+        nn.init.normal_(table, std=std)
+    nn.init.normal_(text.word_embeddings.weight, std=0.02)
+    for projection in (model.image_projection, model.text_projection):
+        nn.init.normal_(projection.weight, std=projection.in_features**-0.5)

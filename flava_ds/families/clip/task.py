@@ -1,0 +1,51 @@
+"""CLIP with its objectives: how it is built, and the work of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
+from flava_ds.families.clip.model import VIEWS, Clip, initialize
+from flava_ds.layers.work import encoder_flops
+from flava_ds.training.task import Pass, Task, recompute_activations
+
+
+class ClipTask(Task):
+    """CLIP and what it is trained to do."""
+
+    def __init__(self, config: Config) -> None:
+        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        for name, objective in objectives.items():
+            if unknown := sorted(objective.needs - set(VIEWS)):
+                raise ConfigError(
+                    f"objectives.{name} reads the view '{unknown[0]}', and the family 'clip' has {' and '.join(VIEWS)} alone; remove it, or set its weight to 0"
+                ).everywhere()
+        super().__init__(Clip(config.model), objectives)
+        self.config = config
+
+    def passes(self, batch: Batch) -> Iterator[Pass]:
+        """Lists what a batch costs; lookups, norms and losses are left out."""
+        model = self.config.model
+        image, text = model.image, model.text
+        weights = image.patch_size**2 * image.num_channels * image.hidden_size
+        yield Pass("patch_embedding", 2 * batch.size * image.num_patches * weights)
+        lengths = [1 + image.num_patches] * batch.size
+        yield Pass("image_encoder", encoder_flops(image, lengths, batch.size))
+        lengths = batch["cu_seqlens"].diff().tolist()
+        yield Pass("text_encoder", encoder_flops(text, lengths, batch.size, causal=True))
+        yield Pass("projections", 2 * batch.size * model.projection_dim * (image.hidden_size + text.hidden_size))
+
+
+def build_task(config: Config) -> ClipTask:
+    """Builds CLIP and its objectives, initialised from config.seed whatever the global generator holds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task = ClipTask(config)
+        initialize(task.model)
+    recompute_activations(task, config.training.activation_checkpointing)
+    return task

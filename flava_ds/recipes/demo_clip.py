@@ -1,0 +1,30 @@
+"""A small CLIP on the pairs of the demo's data, beside which the demo's FLAVA can be judged."""
+
+import dataclasses
+
+from flava_ds.config import Config
+from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
+
+
+def demo_clip() -> Config:
+    """Returns the demo with its pairs alone and a CLIP of the same width, for the same number of training FLOPs.
+
+    Optimizer, augmentation, vocabulary and batch are the demo's, so that only model and losses differ.
+    """
+    base = demo()
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+    pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0)
+    return dataclasses.replace(
+        base,
+        name="demo_clip",
+        model=ClipConfig(
+            image=ImageTowerConfig(image_size=48, patch_size=12, num_hidden_layers=2, **shape),
+            text=TextTowerConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=1, **shape),
+            projection_dim=256,
+        ),
+        codebook_weights=None,
+        objectives={"global_contrastive": GlobalContrastiveConfig()},
+        data=dataclasses.replace(base.data, sources={"pair": pairs}),
+    )

@@ -43,6 +43,7 @@ setup(
         "remote": ["aiohttp>=3.9", "s3fs>=2025.9", "gcsfs>=2025.9", "huggingface-hub>=0.24"],
         "dev": [
             "py3langid>=0.4",
+            "open_clip_torch>=2.24",
             "aiohttp>=3.9",
             "pyarrow>=16",
             "wandb>=0.19",

@@ -242,10 +242,9 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
 
         export(source, options.out)
     else:
-        from flava_ds.hf import import_weights
+        from flava_ds.hf.convert import convert_file, convert_folder
 
-        convert = import_weights.convert_folder if source.is_dir() else import_weights.convert_file
-        convert(source, options.out)
+        (convert_folder if source.is_dir() else convert_file)(source, options.out)
     print(options.out)
     return 0
 

@@ -1,4 +1,4 @@
-"""Reads weights that others published: folders as transformers, open_clip or the Hub leave them, and ViT-B/16 files of DINO or timm.
+"""Reads weights that others published: FLAVA folders as transformers or the Hub leave them, and ViT-B/16 files of DINO or timm.
 
 Everything is local; nothing here opens a connection, and nothing needs transformers.
 """
@@ -19,11 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig, save
-from flava_ds.config.family import FamilyConfig
-from flava_ds.config.variants import choices
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
-from flava_ds.hf import families
 from flava_ds.hf.mapping import flava_entries, tied_biases, vit_entries
 from flava_ds.layouts import to_ours
 
@@ -61,7 +58,7 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
     Raises: CheckpointError naming the file, the setting or the tensor that does not fit.
     """
     path = Path(path)
-    raw = _read_json(path / "config.json")
+    raw = read_json(path / "config.json")
     tensors = read_folder(path)
     tensors, codebook_weights, dropped = _without_foreign_parts(tensors, str(path))
     with_heads = any(name.endswith(("_head.decoder.weight", "_head.seq_relationship.weight")) for name in tensors)
@@ -78,42 +75,6 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
         log.warning("%s: %d tensors have no use here and were dropped: %s", path, len(dropped), ", ".join(dropped))
     weights = to_ours(tensors, flava_entries(config), str(path))
     return Imported(config.model, config.codebook, config.objectives, weights, codebook_weights, tuple(dropped))
-
-
-OPEN_CLIP = "open_clip_config.json", "open_clip_"
-"""The configuration in a folder of open_clip, and the prefix of its files of weights."""
-
-
-def convert_folder(path: Path, out: Path) -> Path:
-    """Writes a folder of transformers or open_clip as what initial_weights reads; returns `out`.
-
-    Raises: CheckpointError.
-    """
-    if (path / OPEN_CLIP[0]).is_file():
-        settings, prefix = _read_json(path / OPEN_CLIP[0]), OPEN_CLIP[1]
-        tensors = read_folder(path, prefix)
-        family = families.recognized(tensors)
-        if family is None:
-            raise CheckpointError(f"{path}: an open_clip model of a kind that no family here has, e.g. '{next(iter(tensors))}'")
-    else:
-        settings, prefix = _read_json(path / "config.json"), ""
-        family = settings.get("model_type", "flava")
-        if family == "flava" or family not in choices(FamilyConfig):
-            return write_imported(import_folder(path), out)
-        tensors = read_folder(path, prefix)
-    return families.write_imported(families.read(family, settings, tensors, str(path)), out)
-
-
-def convert_file(path: Path, out: Path) -> Path:
-    """Writes a state dict of open_clip, or of a ViT-B/16, as what initial_weights reads; returns `out`.
-
-    Raises: CheckpointError.
-    """
-    tensors = read_file(path, nested=("state_dict", "teacher"))
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if (family := families.recognized(tensors)) is not None:
-        return families.write_imported(families.read(family, None, tensors, str(path)), out)
-    return write_imported_vit(path, out)
 
 
 def write_imported(imported: Imported, out: Path) -> Path:
@@ -181,7 +142,7 @@ def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
             return read_file(path / name)
         index = path / f"{name}.index.json"
         if index.is_file():
-            listed = _read_json(index).get("weight_map", {})
+            listed = read_json(index).get("weight_map", {})
             tensors: dict[str, Tensor] = {}
             for shard in sorted(set(listed.values())):
                 if not (path / shard).is_file():
@@ -285,7 +246,7 @@ def _require_supported(values: dict[str, Any], where: str) -> None:
             raise CheckpointError(f"{where}.{name} is {values[name]!r}; this model has {value!r} only")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises: CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -92,6 +92,12 @@ class ClipConfig(FamilyConfig, type="clip"):
 
         return load_tokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
+    def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+        """Returns CLIP's capability: image and text vectors in one space."""
+        from flava_ds.families.clip.capabilities import offers
+
+        return offers(task, config)
+
     def build(self, config: Any) -> Task:
         """Builds CLIP with its objectives."""
         from flava_ds.families.clip.task import build_task
@@ -100,7 +106,7 @@ class ClipConfig(FamilyConfig, type="clip"):
 
     def plan(self, config: Any, source: Any) -> BatchPlan:
         """Says that a batch has one picture and one text of each sample, and nothing else."""
-        from flava_ds.data.plan import BatchPlan, Tokenizer
+        from flava_ds.data.plan import BatchPlan
         from flava_ds.data.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(config.data.vocabulary).fitting(self.text.vocab_size)

@@ -134,6 +134,10 @@ def test_open_clip_agrees_in_fp32(activation):
     check(config, theirs, batch, run_open_clip(theirs, batch, config), states=1e-5, gradients=3e-5, open_clip=True)
 
 
+BASE_GRADIENTS = 1e-4
+"""In fp32, over twelve layers: transformers' gradients are 2.6e-5 away from fp64's, ours 3.7e-5."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
 def test_open_clips_base_model_agrees(name):
@@ -142,7 +146,7 @@ def test_open_clips_base_model_agrees(name):
     config = Config(name="base", model=vit_b_32(activation=activation), objectives={"global_contrastive": GlobalContrastiveConfig()})
     theirs = open_clip.create_model(name, pretrained=None).train()
     batch = make_batch(config, (7, 77, 20), ends=(49_406, 49_407))
-    check(config, theirs, batch, run_open_clip(theirs, batch, config), states=1e-5, gradients=3e-5, open_clip=True)
+    check(config, theirs, batch, run_open_clip(theirs, batch, config), states=1e-5, gradients=BASE_GRADIENTS, open_clip=True)
 
 
 @pytest.mark.slow
@@ -150,7 +154,7 @@ def test_transformers_base_model_agrees():
     config = Config(name="base", model=vit_b_16(), objectives={"global_contrastive": GlobalContrastiveConfig()})
     theirs = their_clip(config, std=0.02, bos_token_id=49_406, eos_token_id=49_407)
     batch = make_batch(config, (7, 77, 20), ends=(49_406, 49_407))
-    check(config, theirs, batch, run_transformers(theirs, batch, config), states=1e-5, gradients=3e-5)
+    check(config, theirs, batch, run_transformers(theirs, batch, config), states=1e-5, gradients=BASE_GRADIENTS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""What a trained CLIP offers: the vectors that its loss compares, from pictures and texts alone."""
+
+import torch
+from families.clip.peers import make_batch, tiny_config
+
+from flava_ds.families.clip.capabilities import offers
+from flava_ds.families.clip.task import build_task
+
+
+def test_vectors_are_those_that_the_loss_compares():
+    config = tiny_config()
+    task, batch = build_task(config), make_batch(config)
+    (embedder,), lacks = offers(task, config)
+    texts = [text.numpy() for text in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())]
+    images = embedder.project_images(embedder.image_features(batch["pixel_values"]))
+    words = embedder.project_texts(embedder.text_features(texts))
+    with torch.no_grad():
+        features = task("features", batch)["global_contrastive"].samples
+    torch.testing.assert_close(images, features["image"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(words, features["text"], rtol=1e-5, atol=1e-6)
+    assert not images.requires_grad and lacks.keys() == {"Matcher", "Scorer", "Tokens"}
+
+
+def test_features_come_before_the_projection():
+    config = tiny_config()
+    (embedder,), _ = offers(build_task(config), config)
+    batch = make_batch(config, (4, 4))
+    texts = [text.numpy() for text in batch["input_ids"].split(4)]
+    assert embedder.image_features(batch["pixel_values"]).shape == (2, config.model.image.hidden_size)
+    assert embedder.text_features(texts[:1]).shape == (1, config.model.text.hidden_size)

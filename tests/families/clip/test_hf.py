@@ -1,0 +1,163 @@
+"""CLIP written for transformers and opened there, and read back from transformers' and open_clip's files."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from families.clip.peers import difference, make_batch, normalized, padded_ids, randomize, tiny_config
+from safetensors.torch import save_file
+
+from flava_ds import config as configuration
+from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.errors import CheckpointError
+from flava_ds.families.clip.hf import LAYOUTS, entries
+from flava_ds.families.clip.task import build_task
+from flava_ds.hf import families
+from flava_ds.hf.convert import convert_file, convert_folder
+from flava_ds.layouts import to_ours, to_theirs
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A configuration with a vocabulary of its own, and the task that it builds."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    config = tiny_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt")))
+    task = build_task(config)
+    randomize(task.model, 0.1)
+    return config, task
+
+
+def embeddings(task, batch):
+    with torch.no_grad():
+        rows = task.model.embedding_rows(batch)
+        encoded = task.model.encode(batch, rows.keys(), rows)
+        found = (getattr(task.model, f"{view}_embeddings")(encoded[view].rows(rows[view])) for view in ("image", "text"))
+        return tuple(found)
+
+
+@pytest.mark.parametrize("open_clip", [False, True])
+def test_both_tables_are_exact_in_both_directions(run, open_clip):
+    config, task = run
+    table, weights = entries(config.model, open_clip=open_clip), task.state_dict()
+    theirs = to_theirs(weights, table, "ours")
+    again = to_ours(theirs, table, "theirs")
+    assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
+    assert len(theirs) == len({name for entry in table for name in entry.theirs})
+
+
+def test_an_exported_folder_opens_in_transformers_and_comes_back(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config, task = run
+    families.export(config, task.state_dict(), tmp_path / "out")
+    theirs, report = transformers.CLIPModel.from_pretrained(tmp_path / "out", local_files_only=True, output_loading_info=True)
+    assert not any(report.values()), report
+    assert theirs.config.text_config.eos_token_id == 3
+    batch = make_batch(config, ends=(2, 3))
+    ids, mask = padded_ids(batch, 0, 32)
+    with torch.no_grad():
+        output = theirs.eval()(input_ids=ids, attention_mask=mask, pixel_values=normalized(batch["pixel_values"], config).float())
+    ours = embeddings(task, batch)
+    assert difference(ours[0], output.image_embeds) < 1e-5 and difference(ours[1], output.text_embeds) < 1e-5
+    convert_folder(tmp_path / "out", tmp_path / "ours")
+    fresh = build_task(config)
+    load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
+    assert all(torch.equal(tensor, task.state_dict()[name]) for name, tensor in fresh.state_dict().items())
+    assert configuration.load(tmp_path / "ours" / "config.json").model == config.model
+    with pytest.raises(CheckpointError, match="was written by family 'clip', this configuration is 'flava'"):
+        load_initial_weights(fresh, str(tmp_path / "ours"), "flava")
+
+
+def test_exported_processors_do_what_training_did(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config, task = run
+    families.export(config, task.state_dict(), tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert tokenizer("A red cats")["input_ids"] == [2, 5, 6, 7, 8, 3] and tokenizer.model_max_length == 32
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", local_files_only=True)
+    pixels = make_batch(config)["pixel_values"][0]
+    assert difference(processor(pixels, return_tensors="pt")["pixel_values"][0], normalized(pixels, config)) < 1e-5
+
+
+def test_byte_pairs_travel_with_an_export(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("open_clip", reason="the published rules come with open_clip_torch")
+    config, task = run
+    text = dataclasses.replace(config.model.text, vocab_size=49_408)
+    data = dataclasses.replace(config.data, vocabulary="clip_bpe")
+    config = dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, text=text))
+    families.export(config, build_task(config).state_dict(), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    from flava_ds.data.tokenizer import load_tokenizer
+
+    ours = load_tokenizer("clip_bpe")
+    for words in ("A photo of 42 cats, don't!", "naïve 日本語"):
+        assert theirs(words)["input_ids"] == ours.encode_batch([words], 77)[0].tolist()
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["text_config"]["eos_token_id"] == 49_407
+
+
+def open_clip_tensors(run):
+    """A run's weights by open_clip's names, heads of 64 as everywhere there."""
+    config, _ = run
+    image = dataclasses.replace(config.model.image, hidden_size=128, num_attention_heads=2, intermediate_size=96)
+    text = dataclasses.replace(config.model.text, hidden_size=64, num_attention_heads=1, intermediate_size=48)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image, text=text))
+    task = build_task(config)
+    theirs = to_theirs(task.state_dict(), entries(config.model, open_clip=True), "ours")
+    return config, task, {name: tensor.contiguous() for name, tensor in theirs.items()}
+
+
+def test_files_of_open_clip_are_read(run, tmp_path, caplog):
+    config, task, theirs = open_clip_tensors(run)
+    assert LAYOUTS.recognizes(theirs)
+    wrapped = {f"module.{name}": tensor for name, tensor in {**theirs, "attn_mask": torch.zeros(32, 32)}.items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "epoch_3.pt")
+    with caplog.at_level(logging.WARNING):
+        convert_file(tmp_path / "epoch_3.pt", tmp_path / "ours")
+    assert "does not tell which GELU" in caplog.text
+    model = configuration.load(tmp_path / "ours" / "config.json").model
+    assert model == dataclasses.replace(config.model, activation="gelu")
+    fresh = build_task(config)
+    load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
+    assert all(torch.equal(tensor, task.state_dict()[name]) for name, tensor in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize(("quick", "activation"), [({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")])
+def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quick, activation):
+    config, _, theirs = open_clip_tensors(run)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_file(theirs, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 12, **quick}}))
+    convert_folder(folder, tmp_path / "ours")
+    assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(config.model, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("text_config", {"hidden_act": "gelu"}, "gelu or quick_gelu in both towers"),
+        ("vision_config", {"attention_dropout": 0.1}, "attention_dropout is 0.1"),
+        ("vision_config", {"num_hidden_layers": 3}, "tensor 'vision_model.encoder.layers.2"),
+        (None, {"model_type": "siglip"}, "model_type is 'siglip'"),
+    ],
+)
+def test_what_does_not_fit_is_named(run, tmp_path, section, changes, message):
+    config, task = run
+    settings, tensors = LAYOUTS.write(config, task.state_dict())
+    (settings if section is None else settings[section]).update(changes)
+    with pytest.raises(CheckpointError, match=f"here: .*{message}"):
+        LAYOUTS.read(settings, tensors, "here")
+
+
+def test_a_vocabulary_that_transformers_would_misread_is_refused(run, tmp_path):
+    config, task = run
+    (tmp_path / "other.txt").write_text("\n".join(["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]"]) + "\n")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "other.txt")))
+    with pytest.raises(CheckpointError, match="has id 2, for which transformers reads another row"):
+        LAYOUTS.write(config, task.state_dict())

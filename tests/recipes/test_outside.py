@@ -86,8 +86,10 @@ def own_code(folder, monkeypatch):
     """Forgets after each test what it has imported from the folder, and starts it there."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(OptimizerConfig, "_defined", dict(OptimizerConfig._defined))
+    before = set(OptimizerConfig._defined)
     yield
+    for tag in set(OptimizerConfig._defined) - before - set(OptimizerConfig._built_in):  # a built-in one stays, as its module does
+        del OptimizerConfig._defined[tag]
     for name, module in list(sys.modules.items()):
         if str(folder) in str(getattr(module, "__file__", None)):
             del sys.modules[name]

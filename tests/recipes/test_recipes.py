@@ -19,7 +19,7 @@ def test_recipe_resolves_and_survives_json(name, tmp_path):
     assert resolve(str(tmp_path / "config.json"), []) == config
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", ["demo", "flava_base", "flava_large", "flava_debug"])
 def test_recipe_draws_sources_as_published(name):
     weights = {source.kind: source.weight for source in resolve(name, []).data.sources.values()}
     assert weights == {"pair": 0.70, "image": 0.15, "text": 0.15}

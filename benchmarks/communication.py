@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from flava_ds.storage.atomic import write_whole
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
 RANKS, STEPS, BLOCK = 2, 36, 4
@@ -90,9 +92,8 @@ def write_setting(folder: Path, number: int, name: str) -> Path:
     base, changes = SETTINGS[name]
     settings = json.loads((ROOT / "ds_configs" / f"{base}.json").read_text(encoding="utf-8"))
     settings["zero_optimization"] |= changes
-    path, own = folder / f"setting{number}.json", folder / f"setting{number}.json.rank{os.environ['RANK']}"
-    own.write_text(json.dumps(settings), encoding="utf-8")
-    own.replace(path)
+    path = folder / f"setting{number}.json"
+    write_whole(path, json.dumps(settings))
     return path
 
 

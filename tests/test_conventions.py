@@ -35,24 +35,25 @@ PROGRAM_TESTS = {
 
 BELOW = {
     "errors": set(),
+    "processes": set(),
     "batch": set(),
     "config": {"errors"},
     "optimizers": {"errors", "config"},
     "layouts": {"errors"},
     "layers": {"batch"},
-    "storage": {"errors", "config"},
-    "data": {"errors", "config", "batch", "storage"},
+    "storage": {"errors", "processes", "config"},
+    "data": {"errors", "processes", "config", "batch", "storage"},
     "codebook": {"errors", "config", "data", "storage"},
     "objectives": {"errors", "config", "batch", "layers", "data"},
-    "ranks": {"errors", "config", "storage"},
+    "ranks": {"errors", "processes", "config", "storage"},
     "training": {"errors", "config", "batch", "layers", "objectives", "optimizers", "ranks"},
     "families": {"errors", "config", "batch", "layers", "layouts", "data", "objectives", "training"},
-    "watching": {"errors", "config", "batch", "objectives", "ranks", "training"},
+    "watching": {"errors", "config", "storage", "batch", "objectives", "ranks", "training"},
     "checkpoints": {"errors", "config", "storage", "ranks", "training", "watching"},
     "recipes": {"errors", "config", "objectives", "optimizers", "families"},
-    "hf": {"errors", "config", "batch", "layouts", "data", "codebook", "objectives", "families", "checkpoints"},
+    "hf": {"errors", "config", "storage", "batch", "layouts", "data", "codebook", "objectives", "families", "checkpoints"},
     "evaluation": {"errors", "config", "storage", "data", "families", "ranks", "training", "checkpoints", "hf"},
-    "report": {"errors", "config", "batch", "data", "codebook", "evaluation", "watching"},
+    "report": {"errors", "config", "storage", "batch", "data", "codebook", "evaluation", "watching"},
 }
 """What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build, demo) may import all."""
 

@@ -8,9 +8,10 @@ import os
 import re
 from pathlib import Path
 
-from flava_ds.checkpoints.place import Place, sync_folder
+from flava_ds.checkpoints.place import Place
 from flava_ds.config import CheckpointConfig, Config
 from flava_ds.errors import CheckpointError
+from flava_ds.storage.atomic import PARTIAL, sync
 
 FOLDER, LATEST, MANIFEST, STATE, CONFIG = "checkpoints", "latest", "manifest.json", "state.json", "config.json"
 _NAME = re.compile(r"step_\d{8}")
@@ -67,7 +68,7 @@ def complete(place: Place) -> list[str]:
 
 def remove_leftovers(place: Place) -> list[str]:
     """Deletes what an interrupted save left behind and returns its names."""
-    leftovers = [name for name in place.names() if ".tmp-" in name or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))]
+    leftovers = [name for name in place.names() if ".tmp-" in name or name.endswith(PARTIAL) or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))]
     for name in leftovers:
         place.remove(name)
     return leftovers
@@ -110,7 +111,7 @@ def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) 
         if final.local.exists():
             _delete(place, final.name)
         os.rename(staged.local, final.local)
-        sync_folder(final.local.parent)
+        sync(final.local.parent)
     place.write(LATEST, final.name + "\n")
     return final
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
 from flava_ds.storage.retry import file_system
 
@@ -106,11 +107,7 @@ class Place:
                 fs.makedirs(path, exist_ok=True)
                 fs.pipe_file(f"{path}/{name}", data)
             return
-        temporary = f"{name}.tmp-{os.getpid()}"
-        with self.create(temporary) as file:
-            file.write(data)
-        os.replace(self.local / temporary, self.local / name)
-        sync_folder(self.local)
+        write_whole(self.local / name, data, durable=True)
 
     def remove(self, name: str) -> None:
         """Deletes a file or folder in it."""
@@ -132,12 +129,3 @@ class Place:
             raise CheckpointError(str(error)) from error
         except Exception as error:
             raise OSError(f"'{self._url}': {type(error).__name__}: {error}") from error
-
-
-def sync_folder(path: Path) -> None:
-    """Waits until a folder's entries are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

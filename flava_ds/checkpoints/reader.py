@@ -20,6 +20,7 @@ from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, STATE, complete
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.tensor_files import CHUNK_BYTES, TensorFile
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.atomic import replacing
 from flava_ds.storage.files import Readable
 
 WEIGHTS = "model.safetensors"
@@ -277,11 +278,9 @@ def write_weights(source: str | Path | Place, out: Path) -> None:
     Raises: CheckpointError when the checkpoint is damaged or the file cannot be written.
     """
     weights = load_weights(source)
-    temporary = out.with_name(out.name + ".partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata={"format": "pt"})
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} cannot be written ({error}); make room, or name another file") from error
 

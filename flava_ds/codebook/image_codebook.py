@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from flava_ds.codebook.dvae import CodebookDecoder, CodebookEncoder, map_pixels, unmap_pixels
 from flava_ds.config import CodebookConfig, from_dict
 from flava_ds.errors import CheckpointError, ConfigError, DataError
+from flava_ds.storage.atomic import replacing, write_whole
 
 METADATA_KEY = "codebook_config"
 
@@ -111,7 +111,7 @@ def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
     }
     tensors = {huggingface_name(name): tensor.detach().cpu().contiguous() for name, tensor in codebook.encoder.state_dict().items()}
     _write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
 
 def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
@@ -213,11 +213,9 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file under a temporary name, then renames it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Writes a safetensors file, which appears whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); check the folder and the free space") from error

@@ -23,6 +23,7 @@ from flava_ds.codebook.losses import CodebookLoss, code_usage, codebook_loss, gu
 from flava_ds.codebook.pixels import PixelStream
 from flava_ds.config import Config, SourceConfig, to_dict
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.atomic import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def train_codebook(
         "training": to_dict(training),
         "sources": {name: to_dict(source) for name, source in sources.items()},
     }
-    out.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(out.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
     _warn(report)
     return report
 

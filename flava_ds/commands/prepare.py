@@ -101,9 +101,9 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
     found = check_shards(options.shards, need, recipe=options.recipe, caption_key=options.caption_key, most=options.samples)
     print(describe(found))
     if options.json:
-        from flava_ds.prepare.shard_writer import write_atomically
+        from flava_ds.storage.atomic import write_whole
 
-        write_atomically(options.json, found.as_json())
+        write_whole(options.json, found.as_json())
         print(options.json)
     if options.html:
         from flava_ds.prepare.check_page import write_page
@@ -134,11 +134,11 @@ def quarantined(options: argparse.Namespace) -> int:
     from collections import Counter
 
     from flava_ds.data.quarantine import read_quarantine, skip_list_lines
-    from flava_ds.prepare.shard_writer import write_atomically
+    from flava_ds.storage.atomic import write_whole
     from flava_ds.storage.index import counted
 
     entries = read_quarantine(options.from_quarantine)
-    write_atomically(options.out, "".join(line + "\n" for line in skip_list_lines(entries)).encode())
+    write_whole(options.out, "".join(line + "\n" for line in skip_list_lines(entries)))
     print(f"{options.out}: {len(entries):,} entries ({counted(Counter(entry['reason'] for entry in entries))}); set skip_list of each source to it")
     return 0
 

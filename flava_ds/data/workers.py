@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from flava_ds.errors import DataError
+from flava_ds.processes import state_of
 
 _END = object()
 _LATER_S = 1.0
@@ -154,7 +154,7 @@ def _died(workers: Sequence[BaseProcess], number: int, code: int) -> DataError:
 
 def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> DataError:
     """Returns the error that names the process which keeps the others waiting: one that is stopped, or the one whose batch is next."""
-    states = [state_of(worker) for worker in workers]
+    states = [state_of(worker.pid) for worker in workers]
     stuck = [number for state in "TtD" for number, found in enumerate(states) if found == state]
     number = stuck[0] if stuck else awaited
     error = DataError(
@@ -172,11 +172,3 @@ def _end_all(workers: Sequence[BaseProcess]) -> None:
             worker.kill()
     for worker in workers:
         worker.join(timeout=1)  # one that waits for a disk ends when that answers
-
-
-def state_of(worker: BaseProcess) -> str:
-    """Returns the letter of a process's state; '' when it is gone."""
-    try:
-        return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tarfile
 import tempfile
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flava_ds.errors import DataError
+from flava_ds.storage.files import user_cache
 
 PACKAGE = Path(__file__).parent
 CHECKSUMS = PACKAGE / "checksums.json"
 VOCABULARY = PACKAGE / "vocab.txt"
-CACHE_VARIABLE = "FLAVA_DS_CACHE"
 MOST_UNPACKED_BYTES = 2**29  # a damaged archive must not fill the disk
 
 
@@ -38,10 +37,8 @@ class DemoData:
 
 
 def default_target() -> Path:
-    """Return the cache folder of this very version of the data; `FLAVA_DS_CACHE` moves it."""
-    cache = os.environ.get(CACHE_VARIABLE)
-    root = Path(cache) if cache else Path.home() / ".cache" / "flava_ds"
-    return root / f"demo-{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()[:12]}"
+    """Return the folder of this very version of the data in the user's cache; `FLAVA_DS_CACHE` moves it."""
+    return user_cache() / f"demo-{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()[:12]}"
 
 
 def unpack(target: Path | None = None) -> DemoData:
@@ -97,7 +94,10 @@ def _verify(path: Path, expected: str) -> None:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Move the finished folder into place; another process may have been faster, which is as good."""
+    """Move the finished folder into place; another process may have been faster, which is as good.
+
+    Not through storage/atomic.py: a rename replaces no folder that holds something, and here need not.
+    """
     staging.chmod(0o755)
     try:
         staging.rename(target)

@@ -15,6 +15,7 @@ from flava_ds.demo.works import WORKS, expected_seconds
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.ranks.launch import check_batches, check_ranks
 from flava_ds.recipes import resolve
+from flava_ds.storage.atomic import write_whole
 
 LEAST_MINUTES = 1.0
 
@@ -92,7 +93,7 @@ def conclude(demo: Demo) -> int:
     for verdict, name, value, threshold, _ in lines:
         print(f"{verdict:<5}{name:<{width}}{value:>9.3g}{threshold:>9.3g}")
     summary = summarise(demo, found)
-    (demo.run_path / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(demo.run_path / SUMMARY, json.dumps(summary, indent=2) + "\n")
     missed = sum(not gate["passed"] for gate in summary["gates"])
     verdict = f"{len(found) - missed} of {len(found)} gates passed" if found else f"no gates: they hold for {' and '.join(gated_works())}"
     print(f"\n{verdict}; {demo.used_s() / 60:.1f} minutes; report: {page_of(demo)}", flush=True)

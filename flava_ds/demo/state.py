@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import IO, Any
 from flava_ds.config import to_dict
 from flava_ds.demo.works import WORKS, Work
 from flava_ds.recipes import resolve
+from flava_ds.storage.atomic import write_whole
 
 STATE = "demo_state.json"
 SUMMARY = "demo.json"
@@ -69,9 +69,7 @@ class Demo:
     def save(self, **decided: Any) -> None:
         """Records decisions, atomically."""
         self.state |= decided
-        temporary = self.run_path / f".{STATE}.{os.getpid()}"
-        temporary.write_text(json.dumps(self.state, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.run_path / STATE)
+        write_whole(self.run_path / STATE, json.dumps(self.state, indent=2) + "\n")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score
 from flava_ds.evaluation.published import published
+from flava_ds.storage.atomic import write_whole
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,7 @@ def read_results(run_path: Path) -> dict[str, Any]:
 def write_results(run_path: Path, found: dict[str, Any]) -> Path:
     """Adds results to a run's file, which appears whole or not at all; returns its path."""
     file = run_path / RESULTS
-    temporary = file.with_name(f".{RESULTS}.{os.getpid()}")
-    temporary.write_text(json.dumps(read_results(run_path) | found, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, json.dumps(read_results(run_path) | found, indent=2) + "\n")
     return file
 
 

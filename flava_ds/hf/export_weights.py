@@ -25,6 +25,7 @@ from flava_ds.hf import families, parity
 from flava_ds.hf.mapping import HEADS, flava_entries
 from flava_ds.layouts import to_theirs
 from flava_ds.objectives.masked_image import MaskedImageConfig
+from flava_ds.storage.atomic import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -226,4 +227,4 @@ def _require_representable(config: Config) -> None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(data, indent=2) + "\n")

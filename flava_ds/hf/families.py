@@ -16,6 +16,7 @@ from flava_ds.config.family import FamilyConfig
 from flava_ds.config.variants import choices, find
 from flava_ds.errors import CheckpointError
 from flava_ds.layouts import Foreign, Layouts
+from flava_ds.storage.atomic import replacing
 
 
 def layouts_of(family: str) -> Layouts | None:
@@ -49,11 +50,10 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
 
 def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
     """Writes model.safetensors in fp32; it appears whole or not at all."""
-    temporary = out / "model.safetensors.partial"
     # A split qkv gives views of one storage, which safetensors refuses: each gets its own.
     own = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(own, temporary, metadata={"format": "pt"})
-    temporary.replace(out / "model.safetensors")
+    with replacing(out / "model.safetensors") as temporary:
+        save_file(own, temporary, metadata={"format": "pt"})
 
 
 def read(family: str, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:

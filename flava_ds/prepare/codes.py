@@ -22,7 +22,8 @@ from flava_ds.data.decode import decode_image
 from flava_ds.data.samples import printable
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
-from flava_ds.prepare.shard_writer import add_member, write_atomically
+from flava_ds.prepare.shard_writer import add_member
+from flava_ds.storage.atomic import replacing, write_whole
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.index import IMAGE_SUFFIXES, sample_key
 from flava_ds.storage.shards import expand_shards
@@ -76,7 +77,7 @@ def write_codes(
             kept += 1
         else:
             done = _write_shard(shard, target, lambda images: _codes(codebook, images), batch_size)
-            write_atomically(record, json.dumps({"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2).encode() + b"\n")
+            write_whole(record, json.dumps({"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2) + "\n")
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
         on_shard(target, done["samples"])
@@ -91,17 +92,13 @@ def _codes(codebook: ImageCodebook, images: list[Tensor]) -> np.ndarray:
 
 def _write_shard(shard: Path, target: Path, encode: Callable[[list[Tensor]], np.ndarray], batch_size: int) -> dict[str, int]:
     """Copies one shard with codes added: returns the counts of coded and of undecodable pictures."""
-    temporary = target.with_name(target.name + ".partial")
     counts = {"samples": 0, "failed": 0}
     try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with replacing(target, alone=True) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for group in _groups(shard, batch_size):
                 _add_group(tar, shard, group, encode, counts)
-        temporary.replace(target)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"shard '{shard}': {error}; check that it is an undamaged tar file and that '{target.parent}' can be written") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return counts
 
 

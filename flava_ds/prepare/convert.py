@@ -23,6 +23,7 @@ from flava_ds.prepare.annotations import Annotated, Dropped, clean
 from flava_ds.prepare.corpora import Corpus
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.storage import faults
+from flava_ds.storage.atomic import replacing
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.index import IMAGE_SUFFIXES, counted, load_indexes
 from flava_ds.storage.shards import expand_shards
@@ -94,23 +95,17 @@ def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts
     if not corpus.urls:
         raise DataError(f"{corpus.name}: its published form has no list of URLs; download its archives of images")
     counts, progress = Counts(), _Progress(corpus.name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".partial")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            rows.writerow(["url", "caption", "id"])
-            for entry in corpus.read(annotations):
-                if isinstance(entry, Dropped):
-                    counts.add(Counts(1))
-                    counts.dropped[entry.reason] += 1
-                else:
-                    rows.writerow([entry.url, entry.captions[0], entry.key])
-                    counts.add(Counts(1, 1, 1, len(entry.captions[0].split())))
-                progress.show(counts)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out, alone=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        rows.writerow(["url", "caption", "id"])
+        for entry in corpus.read(annotations):
+            if isinstance(entry, Dropped):
+                counts.add(Counts(1))
+                counts.dropped[entry.reason] += 1
+            else:
+                rows.writerow([entry.url, entry.captions[0], entry.key])
+                counts.add(Counts(1, 1, 1, len(entry.captions[0].split())))
+            progress.show(counts)
     return counts
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import DataError
+from flava_ds.storage.atomic import PARTIAL, write_whole
 
 SUCCESS = "success"
 DUPLICATE_KEY = "duplicate key"
@@ -102,7 +103,8 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
-        return self.out / f"{self.shards:05d}.tar.partial"
+        """The shard in the making. Not through storage/atomic.py: it stays open from one `write` to the next."""
+        return self.out / f"{self.shards:05d}.tar{PARTIAL}"
 
     def _finish(self) -> None:
         """Renames the shard, then writes its record."""
@@ -115,7 +117,7 @@ class ShardWriter:
 
     def _record(self, path: Path, counts: Counts) -> None:
         """Writes counts and what they were made from."""
-        write_atomically(path, json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2).encode() + b"\n")
+        write_whole(path, json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2) + "\n")
 
     def _resume(self) -> None:
         """Adds up the records of whole shards; a shard without its record is written again."""
@@ -149,11 +151,3 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info.size = len(data)
     tar.format = tarfile.USTAR_FORMAT if len(name.encode("utf-8", "surrogateescape")) <= tarfile.LENGTH_NAME else tarfile.GNU_FORMAT  # which has long names
     tar.addfile(info, io.BytesIO(data))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)

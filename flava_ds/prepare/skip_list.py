@@ -13,7 +13,7 @@ from flava_ds.data.skip_list import load_skip_list, perceptual_hash
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import clean, load_json
 from flava_ds.prepare.coco import key_of
-from flava_ds.prepare.shard_writer import write_atomically
+from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.index import IMAGE_SUFFIXES, load_index
 from flava_ds.storage.shards import expand_shards
@@ -48,7 +48,7 @@ def write_skip_list(places: Sequence[str], out: Path, *, split_file: Path | None
                 log.warning("'%s' is listed by its bytes alone: %s", printable(name), fault)
     if wanted is not None and places and (missing := wanted.keys() - found):
         raise DataError(f"{len(missing)} of {len(wanted)} images of {'+'.join(splits)} are not in {', '.join(places)}, {min(missing)} among them")
-    write_atomically(out, ("\n".join(lines) + "\n").encode())
+    write_whole(out, "\n".join(lines) + "\n")
     return len(load_skip_list(out))
 
 

@@ -6,21 +6,19 @@ import datetime
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from flava_ds.errors import UserError
+from flava_ds.processes import within
 from flava_ds.ranks.allocator import keep_freed_memory
 
 log = logging.getLogger("flava_ds")
 
-Answer = TypeVar("Answer")
 
 ENDED = "flava_ds/first_end"
 """The store's key of the rank that ended first, and its status."""
@@ -181,29 +179,6 @@ def agree_on_end(status: int) -> tuple[bool, int]:
     except (RuntimeError, TimeoutError):  # dist.DistNetworkError among them
         return first_here, status
     return int(rank) == dist.get_rank(), int(first)
-
-
-def within(seconds: float, function: Callable[[], Answer]) -> Answer:
-    """Returns what `function` does, which a thread calls: what asks another process may wait for ever.
-
-    Raises: TimeoutError when it takes longer; its own error.
-    """
-    found: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            found["answer"] = function()
-        except Exception as error:
-            found["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in found:
-        raise found["error"]
-    if "answer" not in found:
-        raise TimeoutError
-    return found["answer"]
 
 
 def _complete_environment() -> None:

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from flava_ds.ranks.distributed import ENDED, STORE_S, World, gather_objects, within
-from flava_ds.ranks.run_lock import machine, process_start
+from flava_ds.processes import machine, started, within
+from flava_ds.ranks.distributed import ENDED, STORE_S, World, gather_objects
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another rank has ended."""
@@ -50,7 +50,7 @@ class Peer:
     @classmethod
     def here(cls) -> Peer:
         """Describes this process."""
-        return cls(socket.gethostname(), os.getpid(), machine(), process_start(os.getpid()))
+        return cls(socket.gethostname(), os.getpid(), machine(), started(os.getpid()))
 
 
 _peers: list[Peer] = []
@@ -165,6 +165,6 @@ def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, wh
 def _end_hung(peers: list[Peer]) -> None:
     """Kills the processes among `peers` that are this machine's: one that is stopped hears nothing gentler, and the launcher would wait for it."""
     for peer in peers:
-        if peer.machine == machine() and peer.began is not None and process_start(peer.pid) == peer.began:
+        if peer.machine == machine() and peer.began is not None and started(peer.pid) == peer.began:
             with suppress(OSError):
                 os.kill(peer.pid, signal.SIGKILL)

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import CheckpointError
+from flava_ds.processes import machine, started
 from flava_ds.ranks.distributed import log
+from flava_ds.storage.atomic import write_whole
 
 NAME = "lock.json"
 HEARTBEAT_S = 10.0
@@ -58,7 +60,7 @@ class RunLock:
     def __init__(self, run_path: Path) -> None:
         self.path = run_path / NAME
         self._said = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
-        self._said |= {"machine": machine(), "process": process_start(os.getpid()), "id": uuid.uuid4().hex}
+        self._said |= {"machine": machine(), "process": started(os.getpid()), "id": uuid.uuid4().hex}
         self._own = self.path.with_name(f"{NAME}.{self._said['id']}")
         self._released = threading.Event()
 
@@ -96,8 +98,8 @@ class RunLock:
     def _is_alive(self, other: dict[str, Any]) -> bool:
         """Tells whether the holder is there. A lock of another machine is watched until it is renewed or stale."""
         if other.get("machine") == self._said["machine"]:
-            started = process_start(other.get("pid"))
-            return started is not None and started == other.get("process")
+            began = started(other.get("pid"))
+            return began is not None and began == other.get("process")
         first = None
         while (beat := _stamp(self.path)) is not None:
             age_s = (self._now() - beat) / 1e9
@@ -124,8 +126,7 @@ class RunLock:
         try:
             if _read(self.path) != other:
                 return False
-            self._own.write_text(json.dumps(self._said), encoding="utf-8")
-            os.replace(self._own, self.path)
+            write_whole(self.path, json.dumps(self._said))
             return True
         finally:
             turn.unlink(missing_ok=True)
@@ -163,22 +164,6 @@ def _create(path: Path, said: dict[str, Any]) -> bool:
         path.unlink(missing_ok=True)
         raise
     return True
-
-
-def machine() -> str:
-    """Names what shares process numbers: this boot of this machine, and in a container its own name space."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    names = Path("/proc/self/ns/pid")
-    return f"{boot.read_text().strip()} {names.stat().st_ino}" if boot.is_file() else socket.gethostname()
-
-
-def process_start(pid: Any) -> int | None:
-    """Returns when a process of this machine was started, in ticks since boot, so that a number used again is noticed; None when there is none."""
-    try:
-        state, *numbers = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-        return int(numbers[18]) if state not in "ZX" else None  # a zombie trains no more
-    except (OSError, ValueError, TypeError, IndexError):
-        return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from flava_ds.storage.atomic import write_whole
 
 FOLDER = Path(__file__).parent
 
@@ -31,9 +32,6 @@ def markup(text: str) -> Any:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes a page under a temporary name, renames it and returns its path; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    """Writes a page, which appears whole or not at all, and returns its path; makes its folder."""
+    write_whole(path, page)
     return path

@@ -67,7 +67,10 @@ class ChunkCache:
         return data[place : place + length]
 
     def _keep(self, path: Path, data: bytes) -> None:
-        """Writes a part and makes it appear, after making room."""
+        """Writes a part and makes it appear, after making room.
+
+        Not through storage/atomic.py: a part takes its name under the lock, and only if no other process was faster.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".part-")

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 8 * 2**20
 """What is read from afar at once: long enough that a request's latency does not matter."""
+CACHE_VARIABLE = "FLAVA_DS_CACHE"
+"""Names the folder that the package keeps things in which it can make or fetch again."""
 _OBJECT_STORAGE = ("s3://", "gs://", "gcs://", "abfs://", "az://", "memory://")
 
 
@@ -238,3 +240,10 @@ def put(file: RemoteShard, data: bytes) -> bool:
         log.info("'%s' cannot be written (%s: %s); it is kept in the user's cache alone", file, type(error).__name__, without_query(str(error)))
         return False
     return True
+
+
+def user_cache() -> Path:
+    """Returns the folder that CACHE_VARIABLE names, else the package's own in the user's cache. Source: XDG Base Directory Specification."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds"

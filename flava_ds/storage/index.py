@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from flava_ds.storage import faults
-from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, fetch_if_there, open_shard, put, stamp_of
+from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, fetch_if_there, open_shard, put, stamp_of, user_cache
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.tar_headers import tar_members
 
@@ -196,11 +196,10 @@ def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
 
 def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
     """Returns where a shard's index may lie: beside the shard, or in the user's cache when that folder cannot be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds" / "index"
     place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
     name = shard.name + ".index.npz"
     beside = shard.with_name(name) if isinstance(shard, Path) else shard.beside(name)
-    return beside, cache / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
+    return beside, user_cache() / "index" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
 
 
 def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex | None:
@@ -278,21 +277,12 @@ def _agrees_with_itself(index: ShardIndex) -> bool:
 
 
 def _replace(file: Path, data: bytes) -> bool:
-    """Writes a file under a temporary name and renames it, so that another process never sees half of it; False when that fails."""
+    """Writes a file, of which another process never sees half; False when that fails."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".index-")
+        write_whole(file, data)
     except OSError:
         return False
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-        return True
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        return False
+    return True
 
 
 def counted(counts: dict[str, int]) -> str:

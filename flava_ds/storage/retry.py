@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import random
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.errors import DataError
+from flava_ds.processes import within
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def call_once(url: str, method: str, timeout_s: float, **options: Any) -> Any:
         from fsspec.asyn import sync
 
         return sync(fs.loop, asynchronous, path, timeout=timeout_s, **options)
-    return _with_watchdog(getattr(fs, method), path, timeout_s, options)
+    return within(timeout_s, partial(getattr(fs, method), path, **options), name=f"read {path[:40]}")
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -112,26 +112,6 @@ def file_system(url: str) -> tuple[Any, str]:
 def without_query(text: str) -> str:
     """Cuts the queries of URLs, which may hold signatures, out of a text."""
     return _QUERY.sub("", text)
-
-
-def _with_watchdog(function: Callable[..., Any], path: str, timeout_s: float, options: dict[str, Any]) -> Any:
-    """Runs a blocking call on a thread that is left alone when it takes too long: a blocked read cannot be ended, only no longer waited for."""
-    results: queue.SimpleQueue = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((function(path, **options), None))
-        except BaseException as error:  # handed over to the caller
-            results.put((None, error))
-
-    threading.Thread(target=run, daemon=True, name=f"read {path[:40]}").start()
-    try:
-        result, error = results.get(timeout=timeout_s)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return result
 
 
 def _refusal(error: Exception) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from flava_ds.config import DataConfig
 from flava_ds.storage import faults
 from flava_ds.storage.chunk_cache import ChunkCache
 from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.files import LocalFile, RemoteShard, Shard, Stamp
+from flava_ds.storage.files import LocalFile, RemoteShard, Shard, Stamp, user_cache
 
 _OPEN_SHARDS = 64
 
@@ -57,4 +56,4 @@ def cache_folder(config: DataConfig) -> Path:
     """Returns the folder for parts of remote shards."""
     if config.cache_directory is not None:
         return Path(config.cache_directory).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds" / "shards"
+    return user_cache() / "shards"

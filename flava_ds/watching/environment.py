@@ -22,6 +22,7 @@ from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.errors import DesyncError
 from flava_ds.ranks.distributed import World, gather_objects, log
+from flava_ds.storage.atomic import write_whole
 
 DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "deepspeed", "triton", "transformers", "numpy")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "FLAVA_KERNELS", "MASTER_ADDR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET")
@@ -102,9 +103,7 @@ def write_start(path: Path, description: dict[str, Any], step: int) -> None:
     except ValueError as error:  # a machine that went down may leave it empty, which must not keep a run from going on
         log.warning("%s cannot be read (%s); it begins anew", path, error)
         starts = []
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps([*starts, {"step": step, **description}], indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps([*starts, {"step": step, **description}], indent=1) + "\n")
 
 
 def git_state() -> dict[str, Any] | None:

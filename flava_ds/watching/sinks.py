@@ -13,6 +13,7 @@ from flava_kernels.bench.machine import version_of
 
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
+from flava_ds.storage.atomic import write_whole
 from flava_ds.watching.environment import write_start
 from flava_ds.watching.log_fields import FIELDS, field_of
 from flava_ds.watching.log_line import console_line, show
@@ -76,9 +77,7 @@ class JsonLines(Sink):
 
     def _begin(self, header: dict[str, Any], kept: list[dict[str, Any]]) -> TextIO:
         """Replaces the file as a whole and opens it."""
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in (header, *kept)), encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in (header, *kept)))
         return self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -125,7 +124,7 @@ class WeightsAndBiases(Sink):
         remembered = config.run_path / "wandb" / "run_id"
         remembered.parent.mkdir(exist_ok=True)
         if not (first_step and remembered.is_file()):
-            remembered.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+            write_whole(remembered, uuid.uuid4().hex[:12] + "\n")
         try:
             self._run = wandb.init(
                 project=config.logging.wandb_project,

@@ -76,5 +76,6 @@ def make_config(tmp_path, make_shard, vocabulary):
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Keeps indexes and parts of these tests apart, and waits little between attempts."""
+    monkeypatch.delenv("FLAVA_DS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)

@@ -60,6 +60,7 @@ def hostile_members(sentinel: Path) -> list[bytes]:
 @pytest.fixture
 def hostile(tmp_path, make_config, monkeypatch):
     """The configuration of a run over the hostile shard, the sentinel that must never exist, and what lies in the folders around before."""
+    monkeypatch.delenv("FLAVA_DS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "shards"
     folder.mkdir()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from flava_ds.data.loader import StepLoader
-from flava_ds.data.workers import state_of
 from flava_ds.errors import DataError
+from flava_ds.processes import state_of
 from flava_ds.storage.parallel import for_each
 
 
@@ -47,14 +47,14 @@ def children() -> set:
 
     The death of one may raise in the middle of multiprocessing's own look at it, which then never knows its exit code; the system does know.
     """
-    return {process for process in multiprocessing.active_children() if process.is_alive() and state_of(process)}
+    return {process for process in multiprocessing.active_children() if process.is_alive() and state_of(process.pid)}
 
 
 def assert_gone(before: set) -> None:
     """Waits for the end of all loader processes but those of `before`; on a busy machine a killed process takes a while."""
     end = time.monotonic() + 60
     while not children() <= before:
-        assert time.monotonic() < end, [(process, state_of(process)) for process in children()]
+        assert time.monotonic() < end, [(process, state_of(process.pid)) for process in children()]
         time.sleep(0.05)
 
 

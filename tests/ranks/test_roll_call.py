@@ -1,7 +1,6 @@
 """A rank that is stopped, killed or busy is named by the others, whichever rank it is; real processes run the real trainer's entry point."""
 
 import dataclasses
-import os
 import re
 import signal
 import socket
@@ -11,7 +10,6 @@ import pytest
 from real_runs import Job, real_config, steps_of
 
 from flava_ds.config import CheckpointConfig, Config, EngineConfig
-from flava_ds.ranks import distributed
 
 HOST = re.escape(f"(host {socket.gethostname()})")
 TIMEOUT_S = 6
@@ -68,11 +66,3 @@ def test_a_rank_that_is_busy_is_named_with_the_place_where_it_is(tmp_path):
     assert f"ranks have waited for {TIMEOUT_S} s for others in step 2, though all processes are alive: rank 1 " in line, job.said()
     assert "training/test_roll_call.py" in line or "training/trainer.py" in line, line
     assert "raise engine.communication_timeout_s" in line and "Traceback" not in job.said()
-
-
-def test_what_takes_too_long_is_given_up():
-    assert distributed.within(5, os.getpid) == os.getpid()
-    with pytest.raises(TimeoutError):
-        distributed.within(0.05, lambda: time.sleep(1))
-    with pytest.raises(ZeroDivisionError):
-        distributed.within(5, lambda: 1 / 0)

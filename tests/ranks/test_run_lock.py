@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flava_ds import processes
 from flava_ds.checkpoints import checkpoint
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.errors import CheckpointError
@@ -69,7 +70,7 @@ def test_a_second_run_is_refused_until_the_first_one_ends(tmp_path, holder):
 
 def test_a_killed_process_holds_nothing(tmp_path, holder):
     holder.kill()  # and not waited for: it is a zombie
-    while run_lock.process_start(holder.pid) is not None:
+    while processes.started(holder.pid) is not None:
         time.sleep(0.01)
     lock = RunLock(tmp_path)
     lock.acquire()
@@ -78,7 +79,7 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
 
 
 def test_a_process_number_that_is_used_again_is_not_the_old_process(tmp_path):
-    said = {"host": "here", "pid": os.getpid(), "machine": run_lock.machine(), "process": run_lock.process_start(os.getpid()) - 1, "id": "x"}
+    said = {"host": "here", "pid": os.getpid(), "machine": processes.machine(), "process": processes.started(os.getpid()) - 1, "id": "x"}
     (tmp_path / run_lock.NAME).write_text(json.dumps(said))
     lock = RunLock(tmp_path)
     lock.acquire()

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -11,7 +12,7 @@ from data.shard_files import pair_members, write_tar
 
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError
-from flava_ds.storage.files import CHUNK_BYTES, LocalFile, RemoteFile, RemoteShard, SequentialReader
+from flava_ds.storage.files import CACHE_VARIABLE, CHUNK_BYTES, LocalFile, RemoteFile, RemoteShard, SequentialReader, user_cache
 from flava_ds.storage.index import index_files, load_index, load_indexes, scan_shard
 from flava_ds.storage.shards import list_shards
 
@@ -106,3 +107,13 @@ def test_a_sequential_reader_gives_the_bytes_of_the_file_across_its_chunks(tmp_p
         assert reader.pread(size, offset) == content[offset : offset + size]
     assert reader.checksum() == (hashlib.sha256(content).hexdigest() if checksum else None)
     reader.close()
+
+
+def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert user_cache() == Path.home() / ".cache" / "flava_ds"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "flava_ds"
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
+    assert user_cache() == tmp_path / "own"

@@ -184,6 +184,7 @@ def test_an_index_that_claims_to_be_large_is_rebuilt(make_shard, case):
 
 def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):
     path = make_shard("a.tar", pair_members(range(3)))
+    monkeypatch.delenv("FLAVA_DS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     beside, cached = index_files(path)
     beside.mkdir()  # a folder in the way of the file refuses the rename, for root too

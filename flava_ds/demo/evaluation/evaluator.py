@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.opening import open_model
 from flava_ds.recipes.demo import DATA
+from flava_ds.storage.atomic import write_whole
 from flava_ds.watching.run_log import logged_losses, read_log
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
     result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}
     result["total_s"] = round(time.monotonic() - start, 2)
-    temporary = run_path / f".{RESULT}.{os.getpid()}"
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run_path / RESULT)
+    write_whole(run_path / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from flava_ds.demo.evaluation.base import PIXELS, Measurement
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import recall, top_k
+from flava_ds.storage.atomic import write_whole
 
 EDGE = 32
 NEIGHBOURS = 64
@@ -33,13 +34,8 @@ class PixelBaseline(Measurement):
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             metrics = measure(self.inputs)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(metrics), encoding="utf-8")
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # A read-only folder costs the seconds again, nothing else.
+        with contextlib.suppress(OSError):  # A read-only folder costs the seconds again, nothing else.
+            write_whole(path, json.dumps(metrics))
         return metrics
 
 

@@ -1,0 +1,98 @@
+"""Files that are replaced as a whole: nothing in between is ever seen, and a failure leaves the old file and nothing else."""
+
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flava_ds.storage.atomic import PARTIAL, replacing, write_whole
+
+ROUNDS = 60
+CONTENTS = [letter * 400_000 for letter in ("a", "b")]
+
+
+def keep_writing(path, text):
+    for _ in range(ROUNDS):
+        write_whole(path, text)
+
+
+def test_text_bytes_and_what_a_library_writes(tmp_path):
+    write_whole(tmp_path / "new" / "text", "Grüße\n")
+    write_whole(tmp_path / "bytes", b"\x00\xff", durable=True)
+    with replacing(tmp_path / "tensors") as temporary:
+        save_file({"x": torch.arange(3)}, temporary)
+    assert (tmp_path / "new" / "text").read_bytes() == "Grüße\n".encode()
+    assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+    assert load_file(tmp_path / "tensors")["x"].tolist() == [0, 1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes", "new", "tensors"]
+
+
+def test_two_processes_that_write_one_file_show_no_mixture(tmp_path):
+    path = tmp_path / "shared"
+    write_whole(path, CONTENTS[0])
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=keep_writing, args=(path, text)) for text in CONTENTS]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert path.read_text() in CONTENTS
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_in_the_middle_leaves_the_old_file_and_no_leftovers(tmp_path, error, durable, alone):
+    path = tmp_path / "kept"
+    write_whole(path, "old")
+    with pytest.raises(type(error)), replacing(path, durable=durable, alone=alone) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_library_that_writes_nothing_is_an_error(tmp_path):
+    write_whole(tmp_path / "kept", "old")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "kept"):
+        pass
+    assert (tmp_path / "kept").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_cannot_take_the_name_is_removed(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "inside").touch()
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_kill_leaves_one_recognisable_file_which_a_lone_writer_replaces(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from flava_ds.storage.atomic import replacing\n"
+        "with replacing(Path(sys.argv[1]), alone=True) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "large"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=60).returncode == -9
+    assert [left.name for left in tmp_path.iterdir()] == ["large" + PARTIAL]
+    with replacing(path, alone=True) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_has_the_permissions_of_any_new_one_and_a_name_as_long_as_allowed(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / ("ü" * 127), "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / ("ü" * 127)).stat().st_mode) == 0o640

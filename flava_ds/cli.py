@@ -14,10 +14,13 @@ from typing import Any, NoReturn
 from flava_ds.commands import evaluate as evaluate_command
 from flava_ds.commands import prepare as prepare_command
 from flava_ds.errors import UserError, did_you_mean
+from flava_ds.ranks.safe_path import leave_out_working_directory
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status: 0, 1 for a failure at run time, 2 for what the user can mend."""
+    if arguments is None:
+        leave_out_working_directory()
     words = sys.argv[1:] if arguments is None else arguments
     parser, takes_overrides = build_parser()
     options, rest = parser.parse_known_args(words)

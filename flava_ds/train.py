@@ -10,6 +10,7 @@ import traceback
 from contextlib import ExitStack
 
 from flava_ds.errors import UserError
+from flava_ds.ranks.safe_path import leave_out_working_directory
 
 GRACE_S = 1.0
 """How long rank 0, which keeps the store that the ranks ask who speaks, outlives its own last line."""
@@ -22,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     One rank of a job says why it ends: the others, which lose their connection to it, stay silent.
     """
+    if arguments is None:
+        leave_out_working_directory()
     words = sys.argv[1:] if arguments is None else arguments
     words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]  # the deepspeed launcher appends these
     debug = "--debug" in words

@@ -5,6 +5,9 @@ if [ -d "$here/.venv/bin" ]; then
     PATH="$here/.venv/bin:$PATH"
 fi
 MODULE=flava_ds.train
+# Keeps Python from importing what lies in the working directory, which may be a folder of downloaded data.
+SAFE_PATH=PYTHONSAFEPATH=1
+export "${SAFE_PATH?}"
 # Seconds that torchrun leaves its ranks after SIGTERM to finish a step and write a checkpoint; it kills them after 30 otherwise.
 GRACE=${GRACE:-280}
 # Signals that torchrun passes on to its ranks, which write a checkpoint and end; without the last one it would die of it.
@@ -39,7 +42,7 @@ compose_torchrun() {
     done
     shift
     # Without the second variable, restarted workers read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
-    COMMAND=("$@" env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
+    COMMAND=("$@" env "$SAFE_PATH" "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
         torchrun "${rendezvous[@]}" --signals_to_handle "$PASSED_ON" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
 }
 

@@ -60,5 +60,5 @@ environment=$(cd "$(dirname "$HOSTFILE")" && pwd)/$(basename "$HOSTFILE").env
 if [ "$DRY_RUN" = no ]; then
     handed_over >"$environment"
 fi
-run_or_print env "${variables[@]}" "DS_ENV_FILE=$environment" deepspeed --hostfile "$HOSTFILE" --launcher "$LAUNCHER" "${options[@]}" \
+run_or_print env "$SAFE_PATH" "${variables[@]}" "DS_ENV_FILE=$environment" deepspeed --hostfile "$HOSTFILE" --launcher "$LAUNCHER" "${options[@]}" \
     --master_addr "$HEAD" --master_port "$PORT" --module "$MODULE" "${ARGUMENTS[@]}"

@@ -39,6 +39,7 @@ POD
         done
         cat <<POD
     env:
+      - {name: ${SAFE_PATH%=*}, value: "${SAFE_PATH#*=}"}
       - {name: OMP_NUM_THREADS, value: "${OMP_NUM_THREADS:-8}"}
       - {name: TORCH_DISABLE_SHARE_RDZV_TCP_STORE, value: "1"}
       - {name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT, value: "$GRACE"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.ranks import safe_path
 from flava_ds.storage.shards import list_shards
 
 MODULE = "flava_ds.train"
@@ -53,11 +54,11 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
     if debug:
         overrides = [*overrides, "--debug"]
     if ranks == 1:
-        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment=environment_of(ranks, gpus))
     port = free_port() if port is None else port
     level = "info" if debug else "critical"
     launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--log_level", level, "--module", MODULE]
-    return Launch(arguments=[*launcher, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+    return Launch(arguments=[*launcher, recipe, *overrides], environment=environment_of(ranks, gpus))
 
 
 def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False) -> Launch:
@@ -69,7 +70,7 @@ def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int,
     if debug:
         overrides = [*overrides, "--debug"]
     supervisor = [sys.executable, "-m", SUPERVISOR, "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-    return Launch(arguments=[*supervisor, "--module", MODULE, recipe, *overrides], environment=cpu_environment(ranks, gpus))
+    return Launch(arguments=[*supervisor, "--module", MODULE, recipe, *overrides], environment=environment_of(ranks, gpus))
 
 
 def check_ranks(ranks: int, gpus: int) -> None:
@@ -85,6 +86,11 @@ def check_ranks(ranks: int, gpus: int) -> None:
         raise UserError(
             f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
         )
+
+
+def environment_of(ranks: int, gpus: int) -> dict[str, str]:
+    """Returns the variables that every rank is started with: nothing is imported from the working directory."""
+    return {**safe_path.ENVIRONMENT, **cpu_environment(ranks, gpus)}
 
 
 def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:

@@ -10,7 +10,10 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from flava_ds.ranks import safe_path
+
 ENVIRONMENT = {
+    **safe_path.ENVIRONMENT,
     # Restarted ranks would read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     # Seconds between SIGTERM and SIGKILL: time to finish a step and write a checkpoint.

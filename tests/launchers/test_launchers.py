@@ -15,7 +15,8 @@ SCRIPTS = sorted(path for path in [*FOLDER.iterdir(), *(ROOT / ".ci").iterdir()]
 STARTED = ["torchrun.sh", "deepspeed.sh", "slurm.sbatch", "kubernetes.sh"]
 SETTINGS = "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND".split()
 PASSED_ON = "--signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-TORCHRUN = "env OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 torchrun"
+SAFE = "PYTHONSAFEPATH=1"
+TORCHRUN = f"env {SAFE} " + "OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 torchrun"
 SSH = "'PDSH_SSH_ARGS_APPEND=-o ServerAliveInterval=15 -o ServerAliveCountMax=4'"
 
 
@@ -79,7 +80,7 @@ def test_torchrun_on_several_machines():
 def test_deepspeed_over_pdsh(tmp_path):
     hosts = hostfile(tmp_path)
     assert printed("deepspeed.sh", "flava_base", HOSTFILE=str(hosts)) == (
-        f"env {SSH} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher pdsh --force_multi "
+        f"env {SAFE} {SSH} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher pdsh --force_multi "
         "--master_addr node1 --master_port 29500 --module flava_ds.train flava_base"
     )
     assert not Path(f"{hosts}.env").exists(), "a dry run must write nothing"
@@ -101,7 +102,7 @@ def test_deepspeed_over_open_mpi(tmp_path):
     hosts = hostfile(tmp_path)
     command = printed("deepspeed.sh", "flava_base", "--name", "a b", HOSTFILE=str(hosts), LAUNCHER="openmpi", INTERFACE="ib0", HEAD="10.0.0.1", PORT="29511")
     assert command == (
-        f"env DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher openmpi '--launcher_args=--bind-to none --mca btl_tcp_if_include ib0' "
+        f"env {SAFE} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher openmpi '--launcher_args=--bind-to none --mca btl_tcp_if_include ib0' "
         "--master_addr 10.0.0.1 --master_port 29511 --module flava_ds.train flava_base --name 'a b'"
     )
 
@@ -168,6 +169,7 @@ def check_pod(pod: dict, name: str, rendezvous: str, nodes: int, gpus: int) -> N
     start = arguments.index("--module") + 1
     assert arguments[start:] == ["flava_ds.train", "flava_base", *OVERRIDES]
     assert resolve(arguments[start + 1], arguments[start + 2 :]).name == "it's $(NAME): 1"
+    assert {"name": "PYTHONSAFEPATH", "value": "1"} in container["env"]
     assert all(isinstance(variable["value"], str) for variable in container["env"])
     grace = int(next(variable["value"] for variable in container["env"] if variable["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"))
     assert pod["terminationGracePeriodSeconds"] > grace, "Kubernetes must not kill the ranks before torchrun does"

@@ -15,7 +15,7 @@ from flava_ds.recipes import resolve
 def test_one_rank_needs_no_launcher():
     command = launch.plan_launch("demo", ["--seed", "1"], ranks=1, gpus=1)
     assert command.arguments == [sys.executable, "-m", "flava_ds.train", "demo", "--seed", "1"]
-    assert command.environment == {}
+    assert command.environment == {"PYTHONSAFEPATH": "1"}
 
 
 def test_cores_are_shared_among_cpu_ranks(monkeypatch):
@@ -72,5 +72,6 @@ def test_supervised_run_is_torchruns():
     command = launch.plan_supervised("demo", ["--seed", "1"], ranks=2, gpus=2, restarts=3)
     supervisor = [sys.executable, "-m", "flava_ds.ranks.supervise", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
     assert command.arguments == [*supervisor, "--module", "flava_ds.train", "demo", "--seed", "1"]
+    assert command.environment == {"PYTHONSAFEPATH": "1"}
     with pytest.raises(UserError, match="--ranks 3, but this machine has 2 GPUs"):
         launch.plan_supervised("demo", [], ranks=3, gpus=2, restarts=1)

@@ -40,7 +40,7 @@ def long_config(make_config):
 def test_the_schedule_of_100_000_steps_takes_no_more_memory_than_that_of_10_000(long_config):
     loader, sizes, draws, pending = StepLoader(long_config), {}, Counter(), defaultdict(list)
     visits = {name: np.zeros(len(source), dtype=int) for name, source in loader.sources.items()}
-    for step, ((name, position, count), _) in enumerate(_Schedule(loader, None), start=1):
+    for step, ((name, position, count, _), _) in enumerate(_Schedule(loader, None), start=1):
         draws[name] += 1
         pending[name].extend(range(position, position + count))
         if step % 1000:

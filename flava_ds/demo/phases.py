@@ -93,12 +93,7 @@ def gemm_rate(dtype: str, threads: int, seconds: float = 0.5) -> float:
 
 def train_codebook(demo: Demo) -> None:
     """Trains a codebook as the committed one was."""
-
-    def tell(report: object) -> None:
-        print(report, flush=True)
-        demo.tick()
-
-    codebook.train(demo.codebook, tell)
+    codebook.train(demo.codebook, lambda report: print(report, flush=True))
 
 
 def calibrate(demo: Demo) -> None:
@@ -106,9 +101,8 @@ def calibrate(demo: Demo) -> None:
     words = demo.overrides("calibration", demo.run_path)
     words += ["--training.total-steps", str(CALIBRATION_STEPS), "--schedule.warmup-steps", "1", "--logging.every-steps", "1"]
     words += ["--checkpoint.every-steps", "0", "--logging.no-tensorboard"]
-    follow_training(cpu_launch(words, demo.ranks), demo.run_path / "calibration", CALIBRATION_STEPS, demo.tick)
+    follow_training(cpu_launch(words, demo.ranks), demo.run_path / "calibration", CALIBRATION_STEPS)
     per_step = seconds_per_step(demo.run_path / "calibration" / "log.jsonl", resolve("demo", words))
-    demo.tick(at_once=True)
     reserve = max(AFTER_TRAINING_LEAST_S, AFTER_TRAINING_SHARE * 60 * demo.plan.minutes)
     steps = int(SAFETY * (demo.left_s() - reserve - LAUNCH_S) / per_step)
     fitting = f"{steps} steps fit" if steps >= LEAST_STEPS else f"too little time is left, so {LEAST_STEPS} steps will be made"
@@ -123,7 +117,7 @@ def train(demo: Demo) -> None:
     words += ["--training.total-steps", str(steps), "--schedule.warmup-steps", str(max(1, steps // 20)), "--checkpoint.every-minutes", "0.5"]
     words += ["--checkpoint.every-steps", str(max(50, steps // 4)), "--logging.objective-gradient-norms-every", str(max(10, steps // 6))]
     wait_for_folder(demo.run_path)
-    follow_training(cpu_launch(words, demo.ranks), demo.run_path, steps, demo.tick)
+    follow_training(cpu_launch(words, demo.ranks), demo.run_path, steps)
 
 
 def cpu_launch(overrides: list[str], ranks: int) -> Launch:

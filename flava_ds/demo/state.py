@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,32 +66,38 @@ class Demo:
     lock: IO[str]
     """Held until this process ends, however it does."""
     state: dict[str, Any] = field(default_factory=dict)
+    _saving: threading.Lock = field(default_factory=threading.Lock)
 
     def save(self, **decided: Any) -> None:
         """Records decisions, atomically."""
-        self.state |= decided
-        write_whole(self.run_path / STATE, json.dumps(self.state, indent=2) + "\n")
+        with self._saving:
+            self.state |= decided
+            write_whole(self.run_path / STATE, json.dumps(self.state, indent=2) + "\n")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds to the phase's seconds, whichever way it ends. `tick` does so in between."""
-        seconds = self.state.setdefault("phases", {})
-        self._phase, self._begun, self._before = name, time.monotonic(), seconds.get(name, 0.0)
+        """Adds to the phase's seconds, on disk too, while it runs: a demo may be killed at any moment."""
+        before, begun, over = self.state["phases"].get(name, 0.0), time.monotonic(), threading.Event()
+
+        def record() -> None:
+            self.save(phases=self.state["phases"] | {name: before + time.monotonic() - begun})
+
+        def keep_recording() -> None:
+            while not over.wait(SAVE_EVERY_S):
+                record()
+
+        thread = threading.Thread(target=keep_recording, name="seconds of the phase", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            self.tick(at_once=True)
-
-    def tick(self, at_once: bool = False) -> None:
-        """Records how long the phase has been going on, now and then."""
-        seconds = self._before + time.monotonic() - self._begun
-        if at_once or seconds - self.state["phases"].get(self._phase, 0.0) >= SAVE_EVERY_S:
-            self.state["phases"][self._phase] = seconds
-            self.save()
+            over.set()
+            thread.join()
+            record()
 
     def used_s(self) -> float:
         """Seconds that all phases took, those before an interruption included."""
-        return sum(self.state.get("phases", {}).values())
+        return sum(self.state["phases"].values())
 
     def left_s(self) -> float:
         """Seconds until the minutes are over."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -31,8 +31,8 @@ for number in (signal.SIGINT, *[0] * 60, signal.SIGTERM):
 minute those that ignore that. A signal 0 does nothing, but ends the guard once the group is gone."""
 
 
-def follow_training(launch: Launch, run_path: Path, total_steps: int, tick: Callable[[], None] = lambda: None) -> None:
-    """Runs the command to its end with its output in train.log, and shows the latest step. Calls `tick` every now and then.
+def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
+    """Runs the command to its end with its output in train.log, and shows the latest step.
 
     Raises: UserError with the last words of train.log when it fails.
     """
@@ -44,7 +44,7 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int, tick: Call
         process = subprocess.Popen(launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
         try:
             with end_together(process):
-                show_progress(process, run_path / "log.jsonl", total_steps, tick)
+                show_progress(process, run_path / "log.jsonl", total_steps)
         finally:
             if process.poll() is None:
                 stop(process)
@@ -79,7 +79,7 @@ def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
         process.wait()
 
 
-def show_progress(process: subprocess.Popen, log: Path, total_steps: int, tick: Callable[[], None]) -> None:
+def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
     """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now and then elsewhere."""
     live = sys.stdout.isatty()
     shown, printed_at = None, 0.0
@@ -90,7 +90,6 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int, tick: 
         if newest is not None and newest != shown and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S):
             show(console_line(newest, total_steps), last=False)
             shown, printed_at = newest, time.monotonic()
-        tick()
         if ended:
             break
         time.sleep(0.5)

@@ -26,7 +26,6 @@ def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
     Raises: UserError on an unknown work, a time too short, ranks that the machine or a batch cannot be divided among, or a phase that failed.
     """
     check(plan, ranks)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: threads that spin take what the others of a busy machine need
     demo = open_demo(plan, ranks, new=new)
     cores = len(os.sched_getaffinity(0))
     print(f"FLAVA demo in {demo.run_path}: {describe(plan)}, on {cores} core{'s' * (cores > 1)}, {ranks} rank{'s' * (ranks > 1)}", flush=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.variants import Variant
+
+if TYPE_CHECKING:
+    from flava_ds.data.plan import Corruption
 
 BUILT_IN = {
     "global_contrastive": "flava_ds.objectives.global_contrastive:GlobalContrastiveConfig",
@@ -35,6 +38,13 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
     def build(self, config: Any) -> Any:
         """Builds the objective with its head for the model of `config`, a Config."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its objective is built")
+
+    def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
+        """Returns what adds the objective's own tensors to the batches of `source`, a SourceConfig of `config`.
+
+        What several objectives share, such as the masks of FLAVA's masked views, is part of the family's plan.
+        """
+        return ()
 
     def check(self, where: str, config: Any) -> None:
         """Raises ConfigError for settings that cannot work in `config`; `where` is the objective's place, for messages."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.layers.transformer import Encoded
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,17 @@ class Loss:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class Rows(Protocol):
+    """An encoded view, of which objectives read rows; layers.transformer.Encoded is one."""
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Returns the chosen rows of the view's output: [k] -> [k d]."""
+
+
 class Model(Protocol):
     """What objectives and the task need of a family's model. A view is one encoder's output on one version of a batch."""
 
-    def encode(self, batch: Batch, views: Any, reads: Mapping[str, Tensor] | None = None) -> dict[str, Encoded]:
+    def encode(self, batch: Batch, views: Any, reads: Mapping[str, Tensor] | None = None) -> Mapping[str, Rows]:
         """Computes the union of `views` once; `reads` names the rows of each that will be read, sorted: [k]."""
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
@@ -56,7 +63,8 @@ class Objective(nn.Module, ABC):
     needs: ClassVar[frozenset[str]]
     """Views of the family's model."""
     metrics: ClassVar[Mapping[str, str]] = {"correct": "accuracy"}
-    """Which of a Loss's metrics are logged, and as what: the mean of `correct` over the terms as accuracy/<objective>."""
+    """Which of a Loss's metrics are logged, and as what: the mean of `correct` over the terms as accuracy/<objective>, that of
+    any other as metric/<name>/<objective>."""
 
     def __init__(self, weight: float):
         super().__init__()
@@ -78,12 +86,17 @@ class Objective(nn.Module, ABC):
             hidden  view -> [k d]  the rows that `reads` names, after the encoder's final LayerNorm
         """
 
+    def flops(self, model: Any, batch: Batch) -> float:
+        """Counts the forward pass of what it computes on a batch beside the family's views; 2 per multiply-add. The family's
+        tasks count its own objectives' heads."""
+        return 0.0
+
     def states(self, model: Any) -> Mapping[str, Any]:
         """Returns the training states that it keeps, by name: an EMA teacher, a queue (flava_ds/training/state.py)."""
         return {}
 
     def model_parameters(self, model: Any) -> set[str]:
-        """Names of the model's parameters that get a gradient from this objective."""
+        """Names of the model's parameters that get a gradient from this objective; those that are frozen do not matter."""
         return set().union(*(model.parameters_of(view, read_directly=True) for view in self.needs))
 
 
@@ -186,3 +199,31 @@ class PooledObjective(Objective):
             )
             for column in columns
         ]
+
+
+class _OfAllRanks(torch.autograd.Function):
+    """Gathers forward; backward, every rank gets the sum of what all ranks' losses want of its rows."""
+
+    @staticmethod
+    def forward(context: Any, local: Tensor) -> Tensor:
+        gathered = local.new_empty(dist.get_world_size() * local.shape[0], *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.tensor_split(dist.get_world_size())[dist.get_rank()]
+
+
+def of_all_ranks(local: Tensor) -> tuple[Tensor, int]:
+    """Gathers equally many rows of every rank, with their gradient, for pooled losses; also returns the place of this rank's first.
+
+    Shapes:
+        local    [b ...]
+        returns  [w*b ...], in the order of the ranks
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local, 0
+    return _OfAllRanks.apply(local), dist.get_rank() * local.shape[0]

@@ -28,6 +28,9 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
 
+    def corruptions(self, config: Any, source: Any) -> tuple[MatchLabels]:
+        return (MatchLabels(),)
+
     def build(self, config: Any) -> ImageTextMatching:
         """Builds the objective with its head."""
         return ImageTextMatching(self, MatchingHead(config.model.shape_of("multimodal_masked").hidden_size))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.layers.transformer import Encoded, Transformer
-from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective
+from flava_ds.layers.transformer import Transformer
+from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective, Rows
 from flava_ds.training.state import TrainingState
 
-Encodings = Mapping[str, Encoded]
+Encodings = Mapping[str, Rows]
 """view -> what was encoded of it"""
 Reads = Mapping[str, Mapping[str, Tensor]]
 """objective -> view -> the rows it reads: [k]"""
@@ -54,7 +54,10 @@ class Task(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
-        self.states: dict[str, TrainingState] = {f"{name}.{key}": state for name, own in objectives.items() for key, state in own.states(model).items()}
+        self.states: dict[str, TrainingState] = {
+            f"{name}.{key}": state for name, own in objectives.items() for key, state in own.states(model).items()
+        }
+        """Those of the objectives are called "<objective>.<state>"; a family may add its own under other names."""
         self.frozen: dict[str, nn.Module] = {}
         """Networks on the device that make targets and are not trained; equal on all ranks, not in checkpoints."""
 
@@ -138,12 +141,25 @@ class Task(nn.Module):
         """Turns sums into this rank's shares of the weighted means."""
         return {name: self.objectives[name].weight * loss.sum / denominators[name] for name, loss in losses.items()}
 
+    def statistics_of(self, state: str, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what the state of this name is told after an update: of an objective's state, that objective's
+        statistics by their own names, none when it took no part; of a family's, all by "<objective>/<name>"."""
+        owner = state.rpartition(".")[0]
+        if owner not in self.objectives:
+            return dict(totals)
+        prefix = f"{owner}/"
+        return {name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)}
+
     def users(self) -> dict[str, frozenset[str]]:
         """Returns, for each trainable parameter, the step kinds that give it a gradient (an empty set when none does)."""
-        users: dict[str, set[str]] = {name: set() for name, own in self.named_parameters() if own.requires_grad}
+        every = dict(self.named_parameters())
+        users: dict[str, set[str]] = {name: set() for name, own in every.items() if own.requires_grad}
         for name, objective in self.objectives.items():
             own = {f"objectives.{name}.{parameter}" for parameter, _ in objective.named_parameters()}
-            for parameter in own | {f"model.{used}" for used in objective.model_parameters(self.model)}:
+            used = own | {f"model.{parameter}" for parameter in objective.model_parameters(self.model)}
+            if unknown := sorted(used - every.keys()):
+                raise AssertionError(f"objective '{name}' uses '{unknown[0]}', which is no parameter of {type(self.model).__name__}")
+            for parameter in used & users.keys():
                 users[parameter] |= {str(kind) for kind in objective.kinds}
         return {name: frozenset(kinds) for name, kinds in users.items()}
 
@@ -157,14 +173,16 @@ class Task(nn.Module):
         The extra forward pass of activation checkpointing is left out, as is that of a pooled objective under
         accumulation.
         """
-        return 3 * sum(part.flops for part in self.passes(batch))
+        own = sum(objective.flops(self.model, batch) for objective in self.active(batch.kind).values())
+        return 3 * (sum(part.flops for part in self.passes(batch)) + own)
 
     def encoders(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the trainable parameters of each encoder, of which gradient norms are logged."""
+        """Returns the trainable parameters of each encoder, of which gradient norms are logged: of the model's parts
+        that are more than one layer."""
         found: dict[str, list[nn.Parameter]] = {}
         for name, part in self.model.named_children():
             own = [parameter for parameter in part.parameters() if parameter.requires_grad]
-            if own and any(isinstance(inner, Transformer) for inner in part.modules()):
+            if own and any(True for _ in part.children()):
                 found[name] = own
         return found
 

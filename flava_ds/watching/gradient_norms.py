@@ -52,12 +52,13 @@ class GradientNorms(Watcher):
                 micro_batches = zip(update.batches, update.gradients, strict=True)
                 losses = [self.engine.module("step", batch, only, part).loss for batch, part in micro_batches]
             trunk = [parameter for group in encoders.values() for parameter in group]
-            gradients = iter(torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True))
+            gradients = iter(torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if trunk else ())
             squares = {}
             for encoder, group in encoders.items():
                 own = [gradient for gradient in (next(gradients) for _ in group) if gradient is not None]
                 if own:
                     squares[encoder] = torch.stack(torch._foreach_norm(own, 2, dtype=torch.float32)).square().sum()
-            found[f"gradient_norm/{objective}"] = torch.stack([*squares.values()]).sum().sqrt()
+            total = sum(squares.values(), torch.zeros((), device=device))
+            found[f"gradient_norm/{objective}"] = total.sqrt()
             found |= {f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt() for encoder, square in squares.items()}
         return found

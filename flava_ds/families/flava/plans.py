@@ -6,8 +6,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan, Corruption
 from flava_ds.families.flava.views import Kind
-from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
-from flava_ds.objectives.itm import ImageTextMatchingConfig, MatchLabels
+from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import (
     CodebookTargets,
     MaskedImageConfig,
@@ -22,6 +21,8 @@ MASKS = {
     Kind.TEXT: (None, MaskedTextConfig),
 }
 """Whose masks the masked views of a kind have."""
+READ_MASKED = (MaskedImageConfig, MaskedTextConfig, ImageTextMatchingConfig)
+"""Objectives that read a masked view, and with it their variants."""
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
@@ -33,10 +34,11 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     Raises: ConfigError when the vocabulary is larger than the embedding table.
     """
     kind, used = Kind(source.kind), in_use(config.objectives)
-    active = [own for own in used.values() if kind in own.kinds and not isinstance(own, GlobalContrastiveConfig)]
-    image_mask, text_mask = (_mask_of(config, kind, variant, bool(active)) for variant in MASKS[kind])
-    matching = next((o for o in active if isinstance(o, ImageTextMatchingConfig)), None)
-    predicted = any(isinstance(objective, MaskedImageConfig) for objective in active)
+    active = [own for own in used.values() if kind in own.kinds]
+    masked = [own for own in active if isinstance(own, READ_MASKED)]
+    image_mask, text_mask = (_mask_of(config, kind, variant, bool(masked)) for variant in MASKS[kind])
+    matching = next((o for o in masked if isinstance(o, ImageTextMatchingConfig)), None)
+    predicted = any(isinstance(objective, MaskedImageConfig) for objective in masked)
     views, corruptions = {}, []
     if kind != Kind.TEXT:
         views, targets = _pictures(config, source, predicted)
@@ -45,15 +47,14 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     tokenizer = config.model.load_tokenizer(config) if kind != Kind.IMAGE else None
     if text_mask is not None:
         corruptions.append(TokenMask(text_mask, tokenizer))
-    if matching is not None:
-        corruptions.append(MatchLabels())
+    corruptions += [corruption for own in active for corruption in own.corruptions(config, source)]
     return BatchPlan(
         kind=kind,
         views=views,
         tokenizer=tokenizer,
         max_tokens=0 if tokenizer is None else source.max_tokens,
         mismatch_probability=0.0 if matching is None else matching.mismatch_probability,
-        masked_share=source.masked_share if kind == Kind.PAIR and active else 1.0,
+        masked_share=source.masked_share if kind == Kind.PAIR and masked else 1.0,
         corruptions=tuple(corruptions),
         stored_codes=config.model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
     )

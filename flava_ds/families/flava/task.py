@@ -10,8 +10,11 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
 from flava_ds.families.flava.model import Flava, initialize
-from flava_ds.families.flava.views import Kind, is_share
+from flava_ds.families.flava.views import Kind, View, is_share
 from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.objectives.itm import ImageTextMatching
+from flava_ds.objectives.masked_image import MaskedImageModeling
+from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.training.task import Pass, Task, recompute_activations
 
 CODEBOOK = "codebook"
@@ -38,31 +41,34 @@ class FlavaTask(Task):
         if batch.kind == Kind.PAIR:
             yield from self._clean_pair(batch)
             yield from self._masked_pair(batch)
-        elif batch.kind == Kind.IMAGE:
+        elif batch.kind == Kind.IMAGE and "mim_rows" in batch:
             image, rows = self.config.model.image, _count(batch, "mim_rows")
             yield self._patches(batch.size)
             yield Pass("image_encoder", encoder_flops(image, self._image_lengths(batch.size), rows))
             yield Pass("mim", rows * head_flops(image.hidden_size, self.config.codebook.vocab_size))
-        else:
+        elif batch.kind == Kind.TEXT and "mlm_rows" in batch:
             text, rows = self.config.model.text, _count(batch, "mlm_rows")
             yield Pass("text_encoder", encoder_flops(text, _lengths(batch, "cu_seqlens"), rows))
             yield Pass("mlm", rows * head_flops(text.hidden_size, text.vocab_size))
 
     def _clean_pair(self, batch: Batch) -> Iterator[Pass]:
         """The patches of a pair batch, embedded once for both versions, and the contrastive loss's passes."""
-        model = self.config.model
+        model, views = self.config.model, self._views(Kind.PAIR)
         yield self._patches(batch.size)
-        if "global_contrastive" in self.objectives:
+        if View.IMAGE in views:
             yield Pass("image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size))
+        if View.TEXT in views:
             yield Pass("text_encoder", encoder_flops(model.text, _lengths(batch, "cu_seqlens"), batch.size))
+        if {View.IMAGE, View.TEXT} <= views:
             widths = model.image.hidden_size + model.text.hidden_size
             yield Pass("projections", 2 * batch.size * model.projection_dim * widths)
 
     def _masked_pair(self, batch: Batch) -> Iterator[Pass]:
         """The masked and fused passes of a pair batch, or of the share that is masked, whose patches are embedded again."""
-        with_image, with_text, with_matching = (name in self.objectives for name in ("mmm_image", "mmm_text", "itm"))
-        if not (with_image or with_text or with_matching):
+        if View.MULTIMODAL_MASKED not in self._views(Kind.PAIR):
             return
+        kinds, own = (MaskedImageModeling, MaskedLanguageModeling, ImageTextMatching), self.active(Kind.PAIR).values()
+        with_image, with_text, with_matching = (any(isinstance(o, kind) for o in own) for kind in kinds)
         model, share = self.config.model, is_share(batch)
         size = batch["masked_samples"].shape[0] if share else batch.size
         images, texts = self._image_lengths(size), _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens")
@@ -80,6 +86,10 @@ class FlavaTask(Task):
         yield Pass("mmm_image", with_image * patches * head_flops(fused, self.config.codebook.vocab_size))
         yield Pass("mmm_text", with_text * tokens * head_flops(fused, model.text.vocab_size))
         yield Pass("itm", with_matching * size * 2 * fused * (fused + 2))
+
+    def _views(self, kind: str) -> frozenset[str]:
+        """Returns the views that objectives read in steps of a kind."""
+        return frozenset().union(*(objective.needs for objective in self.active(kind).values()))
 
     def _patches(self, images: int) -> Pass:
         image = self.config.model.image

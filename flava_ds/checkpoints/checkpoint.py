@@ -181,10 +181,18 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
 
 
 def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
-    """Raises CheckpointError unless the checkpoint holds this model."""
-    folder = reader.folder
+    """Raises CheckpointError unless the checkpoint holds this model, its training states and its running averages."""
+    folder, states = reader.folder, engine.state_tensors()
     try:
         check_shapes(reader.shapes, engine.shapes(), str(folder))
+        check_shapes(
+            reader.state_shapes() if states else {},
+            {name: tuple(tensor.shape) for name, tensor in states.items()},
+            f"{folder}, training states",
+        )
+        for key, average in engine.averages.items():
+            if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
+                raise CheckpointError(f"{folder} has no '{key}' of '{absent[0]}', which this run keeps")
     except CheckpointError as error:
         raise CheckpointError(f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another --name") from error
 

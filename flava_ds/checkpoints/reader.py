@@ -84,20 +84,18 @@ class CheckpointReader:
         """Returns the persistent buffers by name."""
         return {name: self._file(weights_name(0)).read(f"buffer/{name}") for name in self.state["buffers"]}
 
-    def states(self, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Returns the tensors of training states by name; other states of the checkpoint are left alone.
+    def holds(self, key: str, name: str) -> bool:
+        """Tells whether it has anything of a parameter's 'weight', or of one of its moments or averages."""
+        return bool(self._parts_of(key, name))
 
-        Raises: CheckpointError when it lacks one.
-        """
-        if not wanted:
-            return {}
-        file = self._file(optimizer_name(0))
-        if missing := [name for name in wanted if f"state/{name}" not in file.entries]:
-            raise CheckpointError(
-                f"{file.where} has no training state '{missing[0]}', which this run keeps; go on with the objectives of "
-                f"{self.folder / CONFIG}, or start a new run with --initial-weights"
-            )
-        return {name: file.read(f"state/{name}") for name in wanted}
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the training states' tensors by name."""
+        entries = self._file(optimizer_name(0)).entries
+        return {name.removeprefix("state/"): entry.shape for name, entry in entries.items() if name.startswith("state/")}
+
+    def states(self, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Returns the tensors of training states by name, which it must have."""
+        return {name: self._file(optimizer_name(0)).read(f"state/{name}") for name in wanted}
 
     def generators(self, rank: int) -> dict[str, Tensor]:
         """Returns a rank's random states by device type; none when the checkpoint was written by fewer ranks."""

@@ -49,31 +49,20 @@ class Gated:
 
     moments: ClassVar[tuple[str, ...]]
     """What the optimizer keeps for each element of a parameter, by its keys in `state`."""
-    averages: tuple[str, ...] = ()
-    """What is kept beside the moments, of the same shape: running averages of the weights (training/state.py)."""
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
     param_groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """All that the state of a parameter has of its shape."""
-        return (*self.moments, *self.averages)
 
     def active_groups(self) -> list[dict[str, Any]]:
         """Returns the groups that this update moves."""
         return [group for group in self.param_groups if group.get("active", True)]
 
     def create_state(self, parameter: Tensor) -> dict[str, Any]:
-        """Gives a parameter zero moments, zero averages and no updates where it has none yet; returns the state."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = self._no_updates(parameter)
-        for key in self.kept:
-            if key not in state:
-                state[key] = torch.zeros_like(parameter)
-        return state
+        """Gives a parameter zero moments and no updates, unless it has a state already; returns the state."""
+        if not self.state[parameter]:
+            self.state[parameter] = {"step": self._no_updates(parameter), **{key: torch.zeros_like(parameter) for key in self.moments}}
+        return self.state[parameter]
 
     def create_states(self) -> None:
         """Gives every parameter with a gradient its state, also in groups that sleep, so that a checkpoint at any step is complete."""

@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.objectives.base import FeatureGradients, Features
 from flava_ds.optimizers.base import activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
-from flava_ds.training import deepspeed_fixes
+from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import StepOutput, Task
 
@@ -52,9 +52,11 @@ class Engine:
         self._micro_steps = 0
         self.loss = torch.zeros((), device=world.device)
         self.applied = torch.ones((), device=world.device)
+        self.averages: dict[str, fragments.Average] = {}
+        """Running averages of parameters, by the names that checkpoints give them."""
         with torch.no_grad():
-            for state in module.states.values():
-                state.begin(self)
+            for name, state in module.states.items():
+                state.begin(name, self)
 
     @property
     def offloaded(self) -> bool:
@@ -141,6 +143,19 @@ class Engine:
         """Returns the tensors of the task's training states, by "<state>/<tensor>"."""
         states = self.module.states.items()
         return {f"{name}/{key}": tensor for name, state in states for key, tensor in state.tensors().items()}
+
+    @torch.no_grad()
+    def follow(self, step: int, statistics: Mapping[str, Tensor]) -> None:
+        """Lets the training states follow the update just made; where it was skipped, their tensors stay as they are.
+
+        `statistics` are those of the micro-batches, summed over all of them and over the ranks.
+        """
+        for name, state in self.module.states.items():
+            before = {key: tensor.clone() for key, tensor in state.tensors().items()}
+            state.after_update(step, self, self.module.statistics_of(name, statistics))
+            for key, tensor in state.tensors().items():
+                # The sums of a skipped update may be NaN, which no factor of zero removes.
+                tensor.copy_(torch.where(self.applied.to(tensor.device) > 0, tensor, before[key]))
 
     @torch.no_grad()
     def restored(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from flava_ds.errors import CheckpointError
@@ -19,7 +20,7 @@ class Fragment:
     """Elements `start` .. `start` + `numel` of a parameter, counted in the flattened whole.
 
     `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the moments of the optimizer and
-    what else it keeps of the same shape.
+    the running averages that follow it.
     `replicated` says that every rank holds the same elements.
     """
 
@@ -58,15 +59,35 @@ class _Slot:
     pieces: list[_Piece]
 
 
+@dataclass
+class Average:
+    """A running average of some of the task's parameters: in fp32, split as the fp32 weights are, in the same memory."""
+
+    followed: set[str]
+    """Names of these parameters, all of which are trained."""
+    _flats: dict[int, Tensor] = field(default_factory=dict)
+
+    def like(self, number: int, flat: Tensor) -> Tensor:
+        """Returns its part beside the optimizer's tensor of this number, which begins with that tensor's values."""
+        if number not in self._flats:
+            self._flats[number] = flat.detach().to(torch.float32, copy=True).view(-1)
+        return self._flats[number]
+
+
 def held(engine: Engine) -> Iterator[Fragment]:
     """Yields the fragments whose values this rank needs; every parameter lies on some rank."""
     names, replicated = _names(engine), engine.stage == 0
-    for slot in _slots(engine):
+    for number, slot in enumerate(_slots(engine)):
         state = engine.optimizer.create_state(slot.flat)
-        flats = {"weight": slot.flat.detach().view(-1), **{key: state[key].view(-1) for key in engine.optimizer.kept}}
+        flats = {"weight": slot.flat.detach().view(-1), **{key: state[key].view(-1) for key in engine.optimizer.moments}}
+        members = {names[member] for member in slot.members}
+        averages = {key: average for key, average in engine.averages.items() if average.followed & members}
+        flats |= {key: average.like(number, slot.flat) for key, average in averages.items()}
         for piece in slot.pieces:
-            tensors = {key: flat.narrow(0, piece.offset, piece.numel) for key, flat in flats.items()}
-            yield Fragment(names[piece.parameter], piece.start, tensors, replicated)
+            name = names[piece.parameter]
+            own = {key: flat for key, flat in flats.items() if key not in averages or name in averages[key].followed}
+            tensors = {key: flat.narrow(0, piece.offset, piece.numel) for key, flat in own.items()}
+            yield Fragment(name, piece.start, tensors, replicated)
     for parameter, name in names.items():
         if not parameter.requires_grad:
             start, flat = _frozen(engine, parameter)

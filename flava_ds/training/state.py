@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class TrainingState:
     """What a task keeps beside its parameters.
 
-    The trainer calls `begin` once, `complete` for every micro-batch before its forward pass, and `after_update` once per
-    update. A state derives what it keeps from numbers that are equal on all ranks, so its tensors are, too; they are
-    saved by rank 0, restored on every rank whatever the ranks and ZeRO stage, and compared by the checksums.
+    The engine calls `begin` once, the trainer `complete` for every micro-batch before its forward pass and `after_update`
+    once per update. A state derives what it keeps from numbers that are equal on all ranks, so its tensors are, too;
+    they are saved by rank 0, restored on every rank whatever the ranks and ZeRO stage, and compared by the checksums. All
+    that changes on the way is in its tensors: a plain number would be lost when a run goes on.
     """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -32,8 +33,9 @@ class TrainingState:
         """Returns everything of it that must be equal on all ranks, what a checkpoint does not hold included."""
         return self.tensors()
 
-    def begin(self, engine: Engine) -> None:
-        """Takes its first values from the engine's initial weights, before a checkpoint is restored."""
+    def begin(self, name: str, engine: Engine) -> None:
+        """Moves to the engine's device and takes its first values from the initial weights, before a checkpoint is
+        restored. `name` is the task's for it, e.g. "<objective>.<state>"."""
 
     def restored(self, engine: Engine) -> None:
         """Renews what is derived from its tensors and the engine's slots after a checkpoint has been restored."""
@@ -45,61 +47,91 @@ class TrainingState:
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
         """Follows an update.
 
-        `statistics` are those of the objectives' losses, summed over micro-batches and ranks. `engine.applied` is 0.0
-        on the device where the update was skipped; then nothing may change.
+        `statistics` are those of the losses of the objective that keeps the state, summed over micro-batches and ranks,
+        and as `count` the terms of these sums; none when the objective took no part in the step. `engine.applied` is 0.0 on the device where the update was
+        skipped; then the engine puts `tensors` back, and what else a state keeps must not change.
         """
 
 
 class EmaTeacher(TrainingState):
     """A network whose weights are an exponential moving average of some of the task's parameters.
 
-    The average is kept in fp32 beside the optimizer's moments, on the rank that has the fp32 weights, whatever the ZeRO
-    stage: a bf16 average would not move until the student differs by half. It is saved and resharded as a moment is.
-    `network`, which computes, is a whole copy on every rank and follows after each update; with several ranks that
-    takes one all-reduce of its size in fp32.
+    The average is kept in fp32 beside the fp32 weights, on the rank that has those, whatever the ZeRO stage: a bf16
+    average would not move until the student differs by half. It is saved and resharded as a moment is. `network`, which
+    computes, is a whole copy on every rank in the precision of the run and follows after each update; with several
+    ranks that takes one all-reduce of its size in fp32. What is frozen in the student and its buffers are copied.
     """
 
-    def __init__(self, name: str, network: nn.Module, prefix: str, momentum: Callable[[int], float]) -> None:
-        """`network` has the parameters of the task below `prefix`, by the same names; `momentum` is a function of the
-        step. `name` tells averages of one run apart."""
-        self.key, self.prefix, self.momentum = f"average.{name}", prefix, momentum
+    def __init__(self, network: nn.Module, follows: str | Mapping[str, str], momentum: Callable[[int], float]) -> None:
+        """`network` has the task's parameters below the prefix `follows`, by the same names, e.g. a deep copy of the
+        model's image tower those below "model.image_tower.". A mapping says for several parts of the network, by the
+        prefixes of their names, where each is found in the task. `momentum` is a function of the step."""
+        self.follows = {"": follows} if isinstance(follows, str) else dict(follows)
+        self.momentum = momentum
         self.network = network.requires_grad_(False).eval()
+        self.key = ""
 
     def copies(self) -> dict[str, Tensor]:
-        return dict(self.network.named_parameters())
+        return {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
 
-    def begin(self, engine: Engine) -> None:
-        self.network.to(engine.world.device)
-        engine.optimizer.averages += (self.key,)
-        for fragment in fragments.held(engine):
-            if self.key in fragment.tensors:
-                fragment.tensors[self.key].copy_(fragment.tensors["weight"])
+    def begin(self, name: str, engine: Engine) -> None:
+        self._check(name, engine)
+        self.key = f"average.{name}"
+        precision = next(engine.module.parameters()).dtype
+        self.network.to(engine.world.device, precision)
+        trained = {key for key, parameter in engine.module.named_parameters() if parameter.requires_grad}
+        engine.averages[self.key] = fragments.Average(trained.intersection(map(self._followed_by, self._own())))
         self.restored(engine)
 
     def restored(self, engine: Engine) -> None:
         """Fills the network from the ranks' parts of the average."""
-        own, sizes = dict(self.network.named_parameters()), {}
+        own, places, total = self._own(), {}, 0
         for name, parameter in own.items():
-            sizes[name] = (sum(size for _, size in sizes.values()), parameter.numel())
-        device, total = engine.world.device, sum(size for _, size in sizes.values())
-        flat = torch.zeros(total, dtype=torch.float32, device=device)
-        for name, fragment in self._followed(engine):
-            start = sizes[name][0] + fragment.start
-            flat[start : start + fragment.numel].copy_(fragment.tensors[self.key])
-        if engine.world.size > 1 and engine.stage > 0:
+            places[self._followed_by(name)] = total
+            total += parameter.numel()
+        flat = torch.zeros(total, dtype=torch.float32, device=engine.world.device)
+        divided = engine.world.size > 1 and engine.stage > 0
+        for fragment in fragments.held(engine):
+            # Of what all ranks hold, such as frozen parameters, one rank brings the values to the sum.
+            if fragment.name not in places or (divided and fragment.replicated and not engine.world.is_main):
+                continue
+            start = places[fragment.name] + fragment.start
+            flat[start : start + fragment.numel].copy_(fragment.tensors.get(self.key, fragment.tensors["weight"]))
+        if divided:
             dist.all_reduce(flat)  # every element is one rank's, and zero on the others
-        for name, (start, size) in sizes.items():
-            own[name].copy_(flat[start : start + size].view_as(own[name]))
+        for name, parameter in own.items():
+            start = places[self._followed_by(name)]
+            parameter.copy_(flat[start : start + parameter.numel()].view_as(parameter))
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(engine.module.get_buffer(self._followed_by(name)))
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
-        weight = (1 - self.momentum(step)) * engine.applied
-        for _, fragment in self._followed(engine):
-            average = fragment.tensors[self.key]
-            average.lerp_(fragment.tensors["weight"].to(average.dtype), weight.to(average.device))
+        share = (1 - self.momentum(step)) * engine.applied
+        for fragment in fragments.held(engine):
+            if self.key in fragment.tensors:
+                average = fragment.tensors[self.key]
+                average.lerp_(fragment.tensors["weight"].to(average.dtype), share.to(average.device))
         self.restored(engine)
 
-    def _followed(self, engine: Engine) -> Iterator[tuple[str, fragments.Fragment]]:
-        """Yields this rank's parts of the parameters that the network has, by the network's names."""
-        for fragment in fragments.held(engine):
-            if fragment.name.startswith(self.prefix):
-                yield fragment.name.removeprefix(self.prefix), fragment
+    def _own(self) -> dict[str, nn.Parameter]:
+        return dict(self.network.named_parameters())
+
+    def _followed_by(self, name: str) -> str:
+        """Returns the task's name of what the network calls `name`; the longest prefix counts."""
+        known = [prefix for prefix in self.follows if name.startswith(prefix)]
+        if not known:
+            return name
+        prefix = max(known, key=len)
+        return self.follows[prefix] + name.removeprefix(prefix)
+
+    def _check(self, name: str, engine: Engine) -> None:
+        """Raises AssertionError unless the task has all that the network has, in the same shapes."""
+        student = {**engine.shapes(), **{key: tuple(buffer.shape) for key, buffer in engine.module.named_buffers()}}
+        for key, tensor in self.copies().items():
+            wanted = student.get(self._followed_by(key))
+            if wanted is None or tuple(wanted) != (tuple(tensor.shape) or (1,)):  # the engine makes scalars one long
+                what = "is not in the task" if wanted is None else f"has the shape {list(wanted)} there"
+                raise AssertionError(
+                    f"the teacher '{name}' has '{key}' of shape {list(tensor.shape)}, and '{self._followed_by(key)}', which it "
+                    f"would follow, {what}; `follows` names the place of the network's parts in the task"
+                )

@@ -201,13 +201,12 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for output in update.outputs:
             for name, value in output.statistics.items():
-                totals[name] = totals[name] + value if name in totals else value.clone()
+                totals[name] = totals[name] + value.detach() if name in totals else value.detach().clone()
         if self.world.size > 1:
             for value in totals.values():
                 dist.all_reduce(value)
-        with torch.no_grad():
-            for state in self.task.states.values():
-                state.after_update(update.step, self.engine, totals)
+        totals |= {f"{name}/count": torch.full((), float(n), device=self.world.device) for name, n in update.counts.items()}
+        self.engine.follow(update.step, totals)
 
 
 def is_due(step: int, every: int) -> bool:

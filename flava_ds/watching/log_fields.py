@@ -40,6 +40,7 @@ FIELDS = (
     Field("grad_norm", "", "global gradient norm of the last step, before clipping; null when it was not finite"),
     Field("loss/<objective>", "nats", "mean over all terms of all ranks since the last line"),
     Field("accuracy/<objective>", "share", "correct predictions among the same terms"),
+    Field("metric/<metric>/<objective>", "", "another number that an objective declares: its mean over the same terms"),
     Field("gradient_norm/<objective>", "", "gradient norm of the objective's weighted loss on all encoders together, from the micro-batches of rank 0"),
     Field("encoder_gradient_norm/<objective>/<encoder>", "", "the part of gradient_norm that lies on one encoder"),
     Field(
@@ -80,3 +81,9 @@ def field_of(key: str) -> tuple[Field, dict[str, str]]:
         if (labels := field.labels(key)) is not None:
             return field, labels
     raise KeyError(key)
+
+
+def metric_key(shown: str, objective: str) -> str:
+    """Returns the key of an objective's metric: a field of its own where the table has one, e.g. accuracy/<objective>."""
+    own = f"{shown}/<objective>"
+    return f"{shown}/{objective}" if any(field.name == own for field in FIELDS) else f"metric/{shown}/{objective}"

@@ -22,6 +22,7 @@ from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import is_due
 from flava_ds.training.watcher import Note, Update, Watcher
 from flava_ds.watching.environment import describe_start
+from flava_ds.watching.log_fields import metric_key
 from flava_ds.watching.sinks import Sink, open_sinks
 from flava_ds.watching.stragglers import StepClock, StragglerWatch, find_slowest
 
@@ -72,7 +73,10 @@ class Metrics(Watcher):
         self.clock = StepClock(world.device)
         self.clock.watch(engine.module)
         self._fields = {f"{name}/loss": f"loss/{name}" for name in engine.module.objectives}
-        self._fields |= {f"{name}/{metric}": f"{shown}/{name}" for name, metrics in engine.module.metrics.items() for metric, shown in metrics.items()}
+        self._fields |= {
+            f"{name}/{metric}": metric_key(shown, name)
+            for name, metrics in engine.module.metrics.items() for metric, shown in metrics.items()
+        }  # fmt: skip
         self._sums = {key: torch.zeros((), dtype=torch.float64, device=world.device) for key in self._fields}
         self._counts: Counter[str] = Counter()
         self._window = Window()

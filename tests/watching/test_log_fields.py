@@ -2,7 +2,7 @@
 
 import pytest
 
-from flava_ds.watching.log_fields import FIELDS, field_of
+from flava_ds.watching.log_fields import FIELDS, field_of, metric_key
 
 
 def test_a_key_finds_its_field_and_what_the_placeholders_stand_for():
@@ -20,3 +20,9 @@ def test_every_field_is_explained_once_and_has_a_name_of_its_own():
     assert all(field.meaning and "|" not in field.meaning + field.unit for field in FIELDS)
     assert next(field for field in FIELDS if field.name == "rank_seconds/median").metric == "flava_ds_rank_seconds_median"
     assert next(field for field in FIELDS if field.name == "skipped_updates").metric == "flava_ds_skipped_updates_total"
+
+
+def test_any_metric_of_an_objective_has_a_field():
+    assert metric_key("accuracy", "itm") == "accuracy/itm" and metric_key("similarity", "distil") == "metric/similarity/distil"
+    assert field_of("metric/similarity/distil")[1] == {"metric": "similarity", "objective": "distil"}
+    assert all(field_of(metric_key(shown, "x"))[0] in FIELDS for shown in ("accuracy", "kind", "rank_seconds", "a/b"))

@@ -17,6 +17,7 @@ from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig
+from flava_ds.config.sinks import SinkConfig
 from flava_ds.config.strict_json import from_dict, loads, to_dict
 from flava_ds.errors import ConfigError
 
@@ -101,6 +102,8 @@ class LoggingConfig:
     """Name of the project there."""
     prometheus: bool = True
     """Keep the latest numbers in metrics.prom, for the textfile collector of Prometheus' node_exporter."""
+    sinks: dict[str, SinkConfig] = field(default_factory=dict)
+    """Further places that take every record, by names of your choice."""
     objective_gradient_norms_every: Steps = 0
     """Steps of a window, in which the first step of each kind measures each objective's gradient norm on every encoder; 0 never measures."""
     straggler_lines: Annotated[int, AtLeast(0), AtMost(10**6)] = 3
@@ -227,6 +230,8 @@ def check(config: Config) -> Config:
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
     check_evaluation(config.evaluation, config.checkpoint.best_metric)
+    for name, sink in config.logging.sinks.items():
+        sink.check(f"logging.sinks.{name}", config)
     if Path(config.name).name in ("", ".."):
         raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
     check_data(config.data, config.model.max_tokens)

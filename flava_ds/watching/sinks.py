@@ -47,6 +47,7 @@ def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> 
         sinks.append(WeightsAndBiases(config, description, first_step))
     if config.logging.prometheus:
         sinks.append(Prometheus(config.run_path / "metrics.prom", config.name))
+    sinks += [sink.open(config, description, first_step) for sink in config.logging.sinks.values()]
     return [*sinks, Console(config.training.total_steps)]
 
 

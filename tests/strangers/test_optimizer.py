@@ -1,0 +1,69 @@
+"""A stranger's optimizer: gradient descent with a heavy ball, on a fifth of FLAVA's objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+import torch
+from runs import STEPS, numbers_of, prove, split, stranger_config
+
+from flava_ds.config.bounds import Below
+from flava_ds.config.optimizers import OptimizerConfig
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.optimizers.base import Gated
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeavyBallConfig(OptimizerConfig, type="heavy_ball"):
+    """Momentum that adds up gradients."""
+
+    friction: Annotated[float, Below(1)] = 0.9
+
+    def build(self, groups: list[dict[str, Any]]) -> HeavyBall:
+        return HeavyBall(groups, {"lr": self.lr, "friction": self.friction})
+
+
+class HeavyBall(Gated, torch.optim.Optimizer):
+    """Updates `v <- friction v + g`, then `w <- (1 - lr decay) w - lr v`.
+
+    Source: Polyak 1964, "Some methods of speeding up the convergence of iteration methods".
+    """
+
+    moments = ("velocity",)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates the active groups; a skipped update takes a share of 0 of a finite gradient."""
+        self.create_states()
+        for group in self.active_groups():
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state, gradient = self.create_state(parameter), parameter.grad
+                taken = 1.0 if self.found_inf is None else 1.0 - self.found_inf.to(gradient.device)
+                if self.grad_scale is not None:
+                    gradient = gradient / self.grad_scale.to(gradient.device)
+                moved = state["velocity"] * group["friction"] + gradient
+                state["velocity"].copy_(torch.where(torch.as_tensor(taken, device=moved.device) > 0, moved, state["velocity"]))
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"] * taken)
+                parameter.sub_(state["velocity"] * (group["lr"] * taken))
+                state["step"] += taken
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_an_optimizer_with_one_moment(run_ranks, tmp_path):
+    config = stranger_config(
+        tmp_path,
+        name="ball",
+        optimizer=HeavyBallConfig(lr=0.05),
+        objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)},
+    )
+    curve = prove(run_ranks, config)
+    assert len({line["loss/matching"] for line in curve}) == STEPS
+    numbers = numbers_of(split(config, "zero1_whole", "zero1", 2))
+    kept = {name.split("/")[0] for name in numbers if not name.startswith("buffer")}
+    assert kept == {"weight", "velocity"}
+    assert float(numbers["velocity/objectives.matching.head.classifier.weight"].abs().max()) > 0

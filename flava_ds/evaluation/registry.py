@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -76,9 +77,14 @@ def _load(file: Path) -> ModuleType:
     if path not in _LOADED:
         if not path.is_file():
             raise DataError(f"{file}: no such file; --task takes a task's name, or a Python file with a tuple TASKS")
-        spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[spec.name]
+            raise
         if not hasattr(module, "TASKS"):
             raise DataError(f"{file}: defines no TASKS, the tuple of its evaluators")
         _LOADED[path] = module

@@ -9,12 +9,24 @@ from flava_ds.evaluation import registry
 from flava_ds.evaluation.protocols import CAPABILITIES
 from flava_ds.evaluation.registry import find, register, tasks, unregister
 
-OWN = """
+OWN = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
 from flava_ds.evaluation.zero_shot import ZeroShot
 
-TASKS = (ZeroShot("mine", ImageFolder()), ZeroShot("mine_too", ImageFolder()))
-"""
+
+@dataclass(frozen=True)
+class Mine(ZeroShot):
+    """A method of one's own, whose annotations are resolved in this file."""
+
+    extra: int = 0
+
+
+TASKS = (Mine("mine", ImageFolder()), ZeroShot("mine_too", ImageFolder()))
+'''
 
 
 @pytest.mark.parametrize("name", sorted(tasks()))

@@ -54,9 +54,7 @@ class Task(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
-        self.states: dict[str, TrainingState] = {
-            f"{name}.{key}": state for name, own in objectives.items() for key, state in own.states(model).items()
-        }
+        self.states: dict[str, TrainingState] = {f"{name}.{key}": state for name, own in objectives.items() for key, state in own.states(model).items()}
         """Those of the objectives are called "<objective>.<state>"; a family may add its own under other names."""
         self.frozen: dict[str, nn.Module] = {}
         """Networks on the device that make targets and are not trained; equal on all ranks, not in checkpoints."""

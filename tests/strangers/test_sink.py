@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import STEPS, curve, prove, split, stranger_config
 
 from flava_ds.config import LoggingConfig
 from flava_ds.config.sinks import SinkConfig
 from flava_ds.errors import ConfigError
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.watching.sinks import Sink
+from runs import STEPS, curve, prove, split, stranger_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,7 @@ def test_a_sink_has_every_line_once_also_of_a_resumed_run(run_ranks, tmp_path):
         run = split(config, name, "zero1", 1)
         header, *rows = rows_of(run.run_path / "table.csv")
         assert header == ["step", "loss/pairs", "lr"] and len(rows) == STEPS
-        assert [[int(row[0]), float(row[1]), float(row[2])] for row in rows] == [
-            [line["step"], line["loss/pairs"], line["lr"]] for line in curve(run)
-        ]
+        assert [[int(row[0]), float(row[1]), float(row[2])] for row in rows] == [[line["step"], line["loss/pairs"], line["lr"]] for line in curve(run)]
 
 
 def test_a_sink_checks_its_settings(tmp_path):

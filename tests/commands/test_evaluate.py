@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(run, elsewhere)
     settings = json.loads((elsewhere / "config.json").read_text())
-    settings["data"]["sources"][0]["shards"] = "/data/of/mine"
+    next(iter(settings["data"]["sources"].values()))["shards"] = "/data/of/mine"
     (elsewhere / "config.json").write_text(json.dumps(settings))
     task = ["--task", "image_folder_zero_shot"]
     cases = [
@@ -106,12 +106,12 @@ def test_a_model_without_what_a_task_needs_says_so(root, tmp_path, capsys):
     (run / "config.json").write_text(json.dumps(settings))
     shutil.rmtree(run / "checkpoints")
     from checkpoint_helpers import write_checkpoint
-    from flava_ds.training.pretraining import build_pretraining
 
     from flava_ds import config as configuration
+    from flava_ds.families.flava.task import build_task
 
     config = configuration.load(run / "config.json")
-    write_checkpoint(run / "checkpoints", 3, build_pretraining(config).state_dict(), config)
+    write_checkpoint(run / "checkpoints", 3, build_task(config).state_dict(), config)
     assert main(["evaluate", str(run), "--task", f"{file}:own_matching", "--data", str(root)]) == 2
     assert "task own_matching needs Matcher (log odds of image-text pairs), which tiny (family 'flava')" in capsys.readouterr().err
 

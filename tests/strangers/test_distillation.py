@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -22,7 +23,6 @@ from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.layers.work import encoder_flops
 from flava_ds.objectives.base import Loss, Objective
 from flava_ds.training.state import EmaTeacher, TrainingState
-from runs import STEPS, numbers_of, prove, split, stranger_config
 
 CROPS, NOISE_STREAM = 2, 91
 

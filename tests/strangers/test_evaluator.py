@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from stranger_runs import STEPS, prove, split, stranger_config
 
 from flava_ds.config import EvaluationConfig
 from flava_ds.errors import DataError
@@ -20,7 +21,6 @@ from flava_ds.evaluation.protocols import ImageFeatures, Score, Splits
 from flava_ds.evaluation.runner import evaluate, find_all
 from flava_ds.evaluation.transforms import CLIP_TRANSFORM
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
-from runs import STEPS, prove, split, stranger_config
 
 
 @dataclass(frozen=True)

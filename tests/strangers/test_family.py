@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from stranger_runs import STEPS, prove, split, stranger_config
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -21,7 +22,6 @@ from flava_ds.evaluation.protocols import ImageFeatures
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.training.task import Pass, Task
-from runs import STEPS, prove, split, stranger_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import pytest
 import torch
+from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
 
 from flava_ds.config.bounds import Below
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.optimizers.base import Gated
-from runs import STEPS, numbers_of, prove, split, stranger_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from stranger_runs import STEPS, prove, stranger_config
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Between
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.objectives.base import Features, PooledObjective, of_all_ranks
-from runs import STEPS, prove, stranger_config
 
 
 @dataclass(frozen=True, kw_only=True)

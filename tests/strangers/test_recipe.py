@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stranger_runs import STEPS, STOPPED_AFTER, curve, numbers_of, partition_everything, split, stranger_config
 
 from flava_ds import config as configuration
 from flava_ds.errors import ConfigError
 from flava_ds.objectives.itm import ImageTextMatchingConfig
-from runs import STEPS, STOPPED_AFTER, curve, numbers_of, partition_everything, split, stranger_config
 
 RECIPE = '''
 import dataclasses

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stranger_runs import STEPS, curve, prove, split, stranger_config
 
 from flava_ds.config import LoggingConfig
 from flava_ds.config.sinks import SinkConfig
 from flava_ds.errors import ConfigError
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.watching.sinks import Sink
-from runs import STEPS, curve, prove, split, stranger_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flava_ds.training.pretraining import build_pretraining
 from sample_batches import CLS, SEP, tiny_config
 
-from flava_ds.batch import SequenceLayout
 from flava_ds.evaluation.protocols import Embedder, ImageFeatures, Matcher, Scorer, TextFeatures, Tokens
 from flava_ds.families.flava.capabilities import offers, pack
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import SequenceLayout
 
 TEXTS = [np.array([CLS, 110, 111, SEP]), np.array([CLS, 120, SEP]), np.array([CLS, 130, 131, 132, 133, SEP])]
 PATCHES = 9
@@ -19,7 +19,7 @@ PATCHES = 9
 
 @pytest.fixture(scope="module")
 def module():
-    return build_pretraining(tiny_config()).eval()
+    return build_task(tiny_config()).eval()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_loss_is_the_cross_entropy_of_the_logits(parts):
 
 
 def test_heads_that_were_not_trained_are_not_offered(module):
-    bare = build_pretraining(tiny_config())
+    bare = build_task(tiny_config())
     for name in ("itm", "mlm", "mim"):
         del bare.objectives[name]
     found, lacks = offers(bare, tiny_config())

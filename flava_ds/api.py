@@ -18,8 +18,8 @@ from flava_ds.data.decode import decode_image, over_white
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.opening import Opened, Precision, open_model
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM
 from flava_ds.storage.faults import SampleFault
 
 __all__ = ["Guess", "Model", "Picture", "load"]

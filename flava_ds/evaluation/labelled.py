@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flava_ds.data.decode import decode_image
 from flava_ds.errors import DataError
-from flava_ds.evaluation.transforms import Transform
+from flava_ds.evaluation.preprocessing import Transform
 from flava_ds.storage.faults import SampleFault
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)

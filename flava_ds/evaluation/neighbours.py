@@ -12,9 +12,9 @@ from torch import Tensor
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
 from flava_ds.evaluation.nearest import CHUNK_ROWS
+from flava_ds.evaluation.preprocessing import DINO_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import EvaluationData, ImageFeatures, Score, Splits
 from flava_ds.evaluation.statistics import share
-from flava_ds.evaluation.transforms import DINO_TRANSFORM, Transform
 
 TEMPERATURE = 0.07
 

@@ -12,9 +12,9 @@ from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, LabelledTexts, Seen
 from flava_ds.evaluation.logistic import choose_penalty, fit_as_clip, hold_out
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import EvaluationData, ImageFeatures, Score, Splits, TextFeatures
 from flava_ds.evaluation.statistics import mean_per_class, roc_area, share
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM, Transform
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import CaptionedImages, Seen
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import Embedder, EvaluationData, Score, Splits
 from flava_ds.evaluation.statistics import hits_at, share
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM, Transform
 
 KS = (1, 5, 10)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import Embedder, EvaluationData, Score, Splits
 from flava_ds.evaluation.statistics import hits_at, mean_per_class, share
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM, Transform
 
 
 @dataclass(frozen=True)

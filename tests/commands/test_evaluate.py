@@ -125,7 +125,7 @@ import numpy as np
 from flava_ds.evaluation.datasets.own_shards import OwnShards
 from flava_ds.evaluation.labelled import Seen
 from flava_ds.evaluation.protocols import Matcher, Score
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from evaluation.color_world import png
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages, LabelledTexts, Seen, limited, spaced
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM, DINO_TRANSFORM
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, DINO_TRANSFORM
 
 
 def images(count=12, load=None):

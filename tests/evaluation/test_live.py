@@ -16,10 +16,10 @@ from flava_ds.evaluation.frozen_model import Described
 from flava_ds.evaluation.labelled import Seen
 from flava_ds.evaluation.live import LiveEvaluation
 from flava_ds.evaluation.opening import freeze
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import Embedder, Score
 from flava_ds.evaluation.registry import find, register
 from flava_ds.evaluation.runner import evaluate, find_all
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM
 from flava_ds.families.flava.task import build_task
 from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine

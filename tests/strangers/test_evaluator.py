@@ -17,9 +17,9 @@ from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
 from flava_ds.evaluation.opening import open_model
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import ImageFeatures, Score, Splits
 from flava_ds.evaluation.runner import evaluate, find_all
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 

@@ -20,14 +20,14 @@ def clip_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, 
     config = real_config(folder)
     image = ImageTowerConfig(image_size=24, patch_size=8, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
     text = TextTowerConfig(vocab_size=200, max_position_embeddings=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=28)
-    [pairs] = [dataclasses.replace(source, weight=1.0) for source in config.data.sources if source.kind == "pair"]
+    pairs = {name: dataclasses.replace(source, weight=1.0) for name, source in config.data.sources.items() if source.kind == "pair"}
     return dataclasses.replace(
         config,
         name=name,
         model=ClipConfig(image=image, text=text, projection_dim=12),
         codebook_weights=None,
         objectives={"global_contrastive": GlobalContrastiveConfig()},
-        data=dataclasses.replace(config.data, sources=(pairs,)),
+        data=dataclasses.replace(config.data, sources=pairs),
         training=TrainingConfig(total_steps=steps, global_batch_size=8, gradient_accumulation_steps=accumulation, precision="fp32", gradient_clipping=1.0),
         engine=EngineConfig(deepspeed_config=stage),
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flava_ds.evaluation.transforms import CLIP_TRANSFORM, DINO_TRANSFORM, Transform
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, DINO_TRANSFORM, Transform
 
 
 @pytest.mark.parametrize("height, width", [(50, 40), (40, 71), (33, 33), (224, 300), (17, 90)])

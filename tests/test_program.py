@@ -75,7 +75,7 @@ def test_two_ranks_with_the_same_bad_shards_say_one_line(tmp_path):
     done = train(tmp_path, "--ranks", "2", "--data.sources.pair.shards", bad)
     assert done.returncode == 2
     (line,) = errors_in(done)
-    assert line.startswith("error: source 'pair': ") and "undecodable" in line and "Mend the shards or raise the share" in line
+    assert line.startswith("error: source 'pair': ") and "undecodable" in line and "Repair the shards or raise --data.sources.pair.max-skipped-share" in line
 
 
 @pytest.mark.distributed

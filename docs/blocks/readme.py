@@ -48,7 +48,8 @@ def in_short(root: Path) -> str:
         lines.append([label, percent(chance), percent(pixels), *(percent(found[label][0]) for found in measured)])
     passed = [f"{sum(gate['passed'] for gate in summary['gates'])} of {len(summary['gates'])} in {words}" for words, summary in summaries.items()]
     header = ["held-out data", "chance", "nearest neighbour on pixels", *summaries]
-    return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}."
+    earlier = "".join(f" The column '{words}': {EARLIER[0].lower()}{EARLIER[1:].strip()}" for words, summary in summaries.items() if "work" not in summary)
+    return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}.{earlier}"
 
 
 def demo(root: Path, work: str) -> str:

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 import torch
+from flava_kernels.bench.machine import gemm_rate
 from torch import nn
 
 from flava_ds.checkpoints import checkpoint
@@ -24,7 +25,6 @@ from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
 from flava_ds.watching.checksums import ChecksumWatch
 from flava_ds.watching.evaluations import EvaluationWatcher
-from flava_ds.watching.gemm_rate import measure_gemm_rate
 from flava_ds.watching.gradient_norms import GradientNorms
 from flava_ds.watching.metrics import Metrics
 from flava_ds.watching.out_of_memory import MemoryWatch, explained
@@ -111,7 +111,8 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
 
     Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the order of the data would change.
     """
-    loader, error = None, None
+    loader: StepLoader | None = None
+    error: UserError | None = None
     if world.local_rank == 0:  # one process of each machine indexes what has no index yet; the others find it done
         error = _index_shards(config)
     raise_together(world, error)
@@ -130,6 +131,7 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     except UserError as problem:
         error = problem
     raise_together(world, error)
+    assert loader is not None  # or there was an error, which is raised by now
     compare_data(world, loader)
     return loader
 
@@ -180,8 +182,12 @@ def build_codebook(config: Config, world: World) -> nn.Module | None:
     return codebook.to(world.device, torch.bfloat16 if half else torch.float32).requires_grad_(False).eval()
 
 
+GEMM_EDGE = {"cpu": 768, "cuda": 8192}
+"""Edge of the matrices whose product is timed before a run; a CPU's is small, since every start waits for it."""
+
+
 def total_gemm_rate(config: Config, world: World) -> float:
     """Measures all ranks at once, so that shared cores count once, and returns their sum in FLOP/s."""
     barrier(world)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
-    return sum(gather_objects(world, measure_gemm_rate(world.device, dtype)))
+    return sum(gather_objects(world, gemm_rate(world.device, dtype, GEMM_EDGE[world.device.type])))

@@ -89,7 +89,10 @@ def keep_store() -> None:
 
 
 def leave_in_time(status: int, leaving: ExitStack) -> None:
-    """Gives this process LEAVE_S until `leaving` closes, so that no collective or loader process keeps it."""
+    """Gives this process LEAVE_S until `leaving` closes, so that no collective or loader process keeps it.
+
+    A timer that ends the process, not processes.within: what hangs here is the interpreter's own way out.
+    """
     guard = threading.Timer(LEAVE_S, os._exit, (status,))
     guard.daemon = True
     guard.start()

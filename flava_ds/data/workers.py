@@ -91,7 +91,7 @@ def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterat
 @contextmanager
 def _alarm(timeout_s: float) -> Iterator[None]:
     """Raises TimeoutError in the main thread a little after `timeout_s`, 0 for never: torch's own time does not cover the handing over of tensors,
-    for which it asks their process."""
+    for which it asks their process. A signal, not processes.within: torch's iterator belongs to the thread that made it."""
     if not timeout_s or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -74,7 +74,10 @@ def choose_precision(demo: Demo) -> None:
 
 
 def gemm_rate(dtype: str, threads: int, seconds: float = 0.5) -> float:
-    """Measures products of the model's MLP shape: GFLOP/s."""
+    """Measures products of the model's MLP shape: GFLOP/s.
+
+    Not flava_kernels.bench.machine.gemm_rate: how long training will take follows from the mean over some time, not from the best.
+    """
     import torch
 
     before = torch.get_num_threads()

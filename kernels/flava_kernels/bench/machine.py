@@ -34,7 +34,7 @@ class Machine:
 
 def describe(device: torch.device, dtype: torch.dtype) -> Machine:
     """Names the machine and measures it."""
-    copy, gemm = _copy_bandwidth(device), _gemm_rate(device, dtype)
+    copy, gemm = _copy_bandwidth(device), gemm_rate(device, dtype, MEASURED_EDGE[device.type])
     return Machine(device_name(device), torch.get_num_threads(), torch.__version__, version_of("triton"), commit(), copy, gemm)
 
 
@@ -80,16 +80,16 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def gemm_rate(device: torch.device, dtype: torch.dtype, edge: int) -> float:
+    """Returns the best rate of products of square matrices in FLOP/s; `edge` is that of the matrices."""
+    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    return 2 * edge**3 / _fastest(lambda: torch.mm(a, b), device)
+
+
 def _copy_bandwidth(device: torch.device) -> float:
     source = torch.zeros(MEASURED_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     return 2 * MEASURED_BYTES[device.type] / _fastest(lambda: target.copy_(source), device)
-
-
-def _gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
-    edge = MEASURED_EDGE[device.type]
-    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
-    return 2 * edge**3 / _fastest(lambda: torch.mm(a, b), device)
 
 
 def _fastest(call, device: torch.device) -> float:

@@ -31,6 +31,7 @@ setup(
         "fsspec>=2025.9",
         "tqdm>=4.66",
         "webdataset>=1.0.2",
+        "prometheus-client>=0.20",
     ],
     extras_require={
         "triton": ["triton>=3.6"],
@@ -47,7 +48,7 @@ setup(
             "aiohttp>=3.9",
             "pyarrow>=16",
             "wandb>=0.19",
-            "prometheus-client>=0.20",
+            "mypy>=1.15",
             "pytest>=8",
             "pytest-xdist>=3.7",
             "hypothesis>=6",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from flava_kernels.bench.machine import version_of
 
@@ -18,6 +19,9 @@ from flava_ds.watching.environment import write_start
 from flava_ds.watching.log_fields import FIELDS, field_of
 from flava_ds.watching.log_line import console_line, show
 from flava_ds.watching.run_log import read_log
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 
 class Sink(Protocol):
@@ -156,41 +160,37 @@ class Prometheus(Sink):
 
     def __init__(self, path: Path, run: str) -> None:
         self._path, self._run = path, run
+        self._latest: dict[str, Any] = {}
         self._totals: Counter[str] = Counter()
 
     def write(self, record: dict[str, Any]) -> None:
         """Replaces the file."""
+        from prometheus_client import write_to_textfile
+
         counts = {key for key in record if field_of(key)[0].kind == "count"}
         self._totals.update({key: record[key] for key in counts})
-        text = prometheus_text({key: value for key, value in record.items() if key not in counts} | self._totals, self._run)
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self._path)
+        self._latest = {key: value for key, value in record.items() if key not in counts} | self._totals
+        write_to_textfile(str(self._path), self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the numbers by field, each with its meaning and unit; None becomes NaN, words are left out."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        found: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for key, value in self._latest.items():
+            field, labels = field_of(key)
+            if field.kind != "text":
+                found.setdefault(field.metric, []).append(({"run": self._run, **labels}, math.nan if value is None else float(value)))
+        for field in FIELDS:
+            if samples := found.get(field.metric):
+                kind = GaugeMetricFamily if field.kind == "gauge" else CounterMetricFamily
+                family = kind(field.metric, field.meaning + f" ({field.unit})" * bool(field.unit), labels=list(samples[0][0]))
+                for labels, value in samples:
+                    family.add_metric(list(labels.values()), value)
+                yield family
 
     def close(self) -> None:
         """Leaves the last numbers; their age is in flava_ds_time."""
-
-
-def prometheus_text(values: dict[str, Any], run: str) -> str:
-    """Formats values by the keys of records, each with the HELP and TYPE of its field; None becomes NaN, words are left out."""
-    samples: dict[str, list[str]] = {}
-    for key, value in values.items():
-        field, labels = field_of(key)
-        if field.kind != "text":
-            written = ",".join(f'{name}="{_escaped(label)}"' for name, label in {"run": run, **labels}.items())
-            samples.setdefault(field.metric, []).append(f"{field.metric}{{{written}}} {'NaN' if value is None else repr(float(value))}\n")
-    lines = []
-    for field in FIELDS:
-        if field.metric in samples:
-            kind = "gauge" if field.kind == "gauge" else "counter"
-            unit = f" ({field.unit})" if field.unit else ""
-            lines += [f"# HELP {field.metric} {field.meaning}{unit}\n", f"# TYPE {field.metric} {kind}\n", *samples[field.metric]]
-    return "".join(lines)
-
-
-def _escaped(label: str) -> str:
-    """Escapes a label's value."""
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 class Console(Sink):

@@ -43,9 +43,10 @@ def test_a_checkpoint_without_its_manifest_is_none(place):
     final = write_checkpoint(place, 5, small_weights())
     (place / "step_00000006").write("weights_00000.safetensors", "half")
     (place / "step_00000007.tmp-2ranks").write("weights_00000.safetensors", "half")
-    place.write("latest.tmp-77", "half")
+    place.write("latest.tmp-77", "half")  # as earlier versions left it
+    place.write(".latest.77-0a1b2c3d.partial", "half")
     assert files.latest(place) == final and files.complete(place) == [final.name]
-    assert files.remove_leftovers(place) == ["latest.tmp-77", "step_00000006", "step_00000007.tmp-2ranks"]
+    assert files.remove_leftovers(place) == [".latest.77-0a1b2c3d.partial", "latest.tmp-77", "step_00000006", "step_00000007.tmp-2ranks"]
     assert place.names() == ["latest", final.name]
 
 

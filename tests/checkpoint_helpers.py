@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from flava_ds.checkpoints import files
+from flava_ds.checkpoints.contents import optimizer_name, weights_name
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import STATE_KEYS, optimizer_name, weights_name
 from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
 from flava_ds.config import Config, to_dict
+
+UNEVENTFUL = {
+    **{"updates_skipped": {"skipped": 0, "skipped_in_a_row": 0, "longest_skip": 0}, "optimizer_updates": {}, "loss_scaler": None, "metric": None, "data": {}},
+    "spikes": {"calm": True, "rollbacks": 0, "recent": {}, "streaks": {}},
+}
+"""The part of a state that a checkpoint without an engine has nothing to say about."""
 
 
 def write_checkpoint(place: Place | Path, step: int, weights: dict[str, Tensor], config: Config | None = None, **state) -> Place:
@@ -20,9 +26,7 @@ def write_checkpoint(place: Place | Path, step: int, weights: dict[str, Tensor],
     place = place if isinstance(place, Place) else Place(place)
     staged, described = files.staging(place, step, 2), {}
     known = {"step": step, "world_size": 2, "parameters": {name: list(tensor.shape) for name, tensor in weights.items()}, "buffers": [], "layout": {}}
-    texts = {files.STATE: json.dumps({**dict.fromkeys(STATE_KEYS), **known, **state})}
-    if config is not None:
-        texts[files.CONFIG] = json.dumps(to_dict(config))
+    texts = {files.STATE: json.dumps({**UNEVENTFUL, **known, **state}), files.CONFIG: json.dumps(to_dict(config or Config(name="written")))}
     tensors = {optimizer_name(0): ({}, {}), optimizer_name(1): ({}, {})}
     for rank in range(2):
         parts, starts = {}, {}

@@ -12,8 +12,9 @@ from torch import nn
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
+from flava_ds.checkpoints.contents import verify
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, locate, read_manifest, verify
+from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, locate
 from flava_ds.config import Config, to_dict
 from flava_ds.config.earlier import modernised
 from flava_ds.errors import CheckpointError
@@ -131,7 +132,7 @@ def check(world: World, folder: Place) -> None:
     Raises: CheckpointError on every rank when one is missing, cut short or changed.
     """
     with together(world):
-        verify(folder, sorted(read_manifest(folder))[world.rank :: world.size])
+        verify(folder, world.rank, world.size)
 
 
 def restore(engine: Engine, folder: Place) -> Resumed:

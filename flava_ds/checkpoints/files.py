@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import CheckpointConfig, Config
+from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import PARTIAL, sync
 
@@ -27,6 +29,11 @@ def step_of(name: str) -> int:
     return int(name.rsplit("_", 1)[-1])
 
 
+def is_name(name: str) -> bool:
+    """Tells whether a folder's name is that of a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
 def place_of(run_path: Path, config: Config | None = None) -> Place:
     """Returns where a run's checkpoints lie: in its folder, or under checkpoint.directory, in a folder of the run's name."""
     if config is None or config.checkpoint.directory is None:
@@ -35,9 +42,32 @@ def place_of(run_path: Path, config: Config | None = None) -> Place:
 
 
 def named(place: Place) -> str | None:
-    """Returns what `latest` says, or None when it is missing. Raises: CheckpointError when it cannot be read."""
+    """Returns the name that `latest` says, or None when it is missing. Raises: CheckpointError when it cannot be read."""
+    said = _latest_words(place)
+    return said and said[0]
+
+
+def published_digest(folder: Place) -> str | None:
+    """Returns the SHA-256 of a checkpoint's manifest when it was published, if `latest` beside it tells: not of a checkpoint before,
+    nor when somebody has written a name alone into it, nor when an earlier version of this package wrote it."""
     try:
-        return place.read(LATEST).decode("utf-8", errors="replace").strip()
+        name, digest = _latest_words(folder.parent) or ("", "")
+    except CheckpointError:
+        return None
+    return digest if name == folder.name and digest else None
+
+
+def point(place: Place, name: str) -> None:
+    """Makes a checkpoint the latest one: writes its name and the SHA-256 of its manifest, which binds the one to the other."""
+    digest = hashlib.sha256((place / name).read(MANIFEST)).hexdigest()
+    place.write(LATEST, f"{name} {digest}\n")
+
+
+def _latest_words(place: Place) -> tuple[str, str] | None:
+    """Returns the name and the digest in `latest`, or None when it is missing. Raises: CheckpointError when it cannot be read."""
+    try:
+        name, _, digest = place.read(LATEST).decode("utf-8", errors="replace").strip().partition(" ")
+        return name, digest.strip()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -108,17 +138,17 @@ def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) 
     final = place / name_of(step)
     staged.write(MANIFEST, json.dumps(dict(sorted(described.items())), indent=1) + "\n")
     if staged.local is not None and final.local is not None:
-        if final.local.exists():
+        if os.path.lexists(final.local):
             _delete(place, final.name)
         os.rename(staged.local, final.local)
         sync(final.local.parent)
-    place.write(LATEST, final.name + "\n")
+    point(place, final.name)
     return final
 
 
 def return_to(place: Place, folder: Place) -> list[str]:
     """Makes a checkpoint the latest one and deletes the later ones; returns their names."""
-    place.write(LATEST, folder.name + "\n")
+    point(place, folder.name)
     later = [name for name in complete(place) if step_of(name) > step_of(folder.name)]
     for name in later:
         _delete(place, name)
@@ -126,8 +156,8 @@ def return_to(place: Place, folder: Place) -> list[str]:
 
 
 def _delete(place: Place, name: str) -> None:
-    """Deletes a checkpoint; no half of it is ever taken for one."""
-    if (place / name).has(MANIFEST):
+    """Deletes a checkpoint; no half of it is ever taken for one. Of one that is a link, the link alone."""
+    if not (place / name).is_link and (place / name).has(MANIFEST):
         (place / name).remove(MANIFEST)
     place.remove(name)
 
@@ -155,9 +185,9 @@ def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConf
 def _cost(folder: Place, name: str) -> float | None:
     """Reads the value that a checkpoint is judged by, negated where higher is better; None where it has none, or none that compares."""
     try:
-        metric = json.loads(folder.read(STATE))["metric"]
-    except (OSError, ValueError, KeyError, TypeError):
+        metric = loads(folder.read(STATE))["metric"]
+        if metric["name"] != name or not math.isfinite(metric["value"]):
+            return None
+        return -metric["value"] if metric.get("higher_is_better", False) else metric["value"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    if metric is None or metric["name"] != name or not math.isfinite(metric["value"]):
-        return None
-    return -metric["value"] if metric.get("higher_is_better", False) else metric["value"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flava_ds.config.plain_files import read_small
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
@@ -51,6 +52,11 @@ class Place:
         """The folder that holds this one."""
         return Place(self.local.parent) if self.local is not None else Place(self._url.rsplit("/", 1)[0])
 
+    @property
+    def is_link(self) -> bool:
+        """Whether the folder is a symbolic link to one that lies elsewhere."""
+        return self.local is not None and self.local.is_symlink()
+
     def names(self) -> list[str]:
         """Returns the names in the folder, sorted; none when it does not exist."""
         if self.local is not None:
@@ -70,7 +76,7 @@ class Place:
     def read(self, name: str) -> bytes:
         """Returns a small file."""
         if self.local is not None:
-            return (self.local / name).read_bytes()
+            return read_small(self.local / name)
         with self._remote() as (fs, path):
             return fs.cat_file(f"{path}/{name}")
 
@@ -110,10 +116,10 @@ class Place:
         write_whole(self.local / name, data, durable=True)
 
     def remove(self, name: str) -> None:
-        """Deletes a file or folder in it."""
+        """Deletes a file or folder in it; of a link, what it points at stays."""
         if self.local is not None:
             path = self.local / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             return
         with self._remote() as (fs, path):
             fs.rm(f"{path}/{name}", recursive=True)

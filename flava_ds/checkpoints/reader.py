@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,27 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, STATE, complete, latest, place_of
+from flava_ds.checkpoints.contents import compare, complete_manifest, optimizer_name, read_state, weights_name
+from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, complete, latest, place_of
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.tensor_files import CHUNK_BYTES, TensorFile
-from flava_ds.errors import CheckpointError, DataError
+from flava_ds.checkpoints.tensor_files import TensorFile
+from flava_ds.config.plain_files import loads
+from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import replacing
-from flava_ds.storage.files import Readable
 
 WEIGHTS = "model.safetensors"
 """The name of a file of whole weights, in folders that are no checkpoints."""
 MOST_OPEN_FILES = 64
-STATE_KEYS = ("step", "world_size", "layout", "updates_skipped", "optimizer_updates", "parameters", "buffers", "loss_scaler", "metric", "data", "spikes")
-
-
-def weights_name(rank: int) -> str:
-    """Returns the name of a rank's file of weights."""
-    return f"weights_{rank:05d}.safetensors"
-
-
-def optimizer_name(rank: int) -> str:
-    """Returns the name of a rank's file of moments and random states."""
-    return f"optimizer_{rank:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -122,7 +110,9 @@ class CheckpointReader:
     def _list(self, file: TensorFile) -> None:
         """Takes in what a file holds."""
         try:
-            starts = json.loads(file.metadata["starts"])
+            starts = loads(file.metadata["starts"])
+            if any(type(start) is not int or start < 0 for start in starts.values()):
+                raise ValueError("a tensor begins before its parameter")
             parts = {tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()}
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{file.where} does not say what it holds ({type(error).__name__}: {error}); use another checkpoint") from error
@@ -150,19 +140,6 @@ def tensor_name(key: str, name: str) -> str:
     return f"{key}/{name}"
 
 
-def read_state(folder: Place) -> dict[str, Any]:
-    """Returns a checkpoint's state.json.
-
-    Raises: CheckpointError when it is missing or lacks a key.
-    """
-    try:
-        state = json.loads(folder.read(STATE))
-        shapes = {name: tuple(map(int, shape)) for name, shape in state["parameters"].items()}
-        return {key: state[key] for key in STATE_KEYS} | {"world_size": int(state["world_size"]), "parameters": shapes}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STATE} cannot be used ({type(error).__name__}: {error}); use another checkpoint") from error
-
-
 def good_checkpoints(place: Place) -> Iterator[Place]:
     """Yields the checkpoints that were written while nothing was wrong, the newest first: no spike had begun and the last update had not been skipped.
 
@@ -177,55 +154,9 @@ def _is_good(folder: Place) -> bool:
     """Tells whether nothing was wrong when a checkpoint was written."""
     try:
         state = read_state(folder)
-        return bool(state["spikes"]["calm"]) and not state["updates_skipped"]["skipped_in_a_row"]
-    except (CheckpointError, KeyError, TypeError):
+    except CheckpointError:
         return False
-
-
-def read_manifest(folder: Place) -> dict[str, dict]:
-    """Returns file -> {size, sha256}.
-
-    Raises: CheckpointError when there is no readable manifest, or it names a file outside the folder.
-    """
-    try:
-        manifest = json.loads(folder.read(MANIFEST))
-        outside = [file for file in manifest if PurePosixPath(file).name != file]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint") from error
-    if outside:
-        raise CheckpointError(f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it")
-    return manifest
-
-
-def verify(folder: Place, files: list[str] | None = None) -> None:
-    """Compares `files` (all by default) with the manifest.
-
-    Raises: CheckpointError naming the first file that is missing, cut short or changed.
-    """
-    manifest = read_manifest(folder)
-    for name in manifest if files is None else files:
-        path = folder / name
-        if name not in manifest or not folder.has(name):
-            raise CheckpointError(f"{path} is missing; use another checkpoint (write its name into {folder.parent / 'latest'})")
-        file, expected = folder.open(name), manifest[name]
-        try:
-            if file.size != expected["size"]:
-                raise CheckpointError(f"{path} is damaged: {file.size} bytes instead of {expected['size']}; use another checkpoint than {folder.name}")
-            if sha256_of(file) != expected["sha256"]:
-                raise CheckpointError(f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than {folder.name}")
-        finally:
-            file.close()
-
-
-def sha256_of(file: Readable) -> str:
-    """Hashes a whole file. Raises: CheckpointError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        for offset in range(0, file.size, CHUNK_BYTES):
-            digest.update(file.pread(min(CHUNK_BYTES, file.size - offset), offset))
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    return digest.hexdigest()
+    return state["spikes"] is not None and state["spikes"]["calm"] and not state["updates_skipped"]["skipped_in_a_row"]
 
 
 def locate(path: str | Path | Place) -> Place | Path:
@@ -257,8 +188,10 @@ def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
     """
     found = locate(path)
     if isinstance(found, Place):
+        manifest, state = complete_manifest(found)
+        for rank in range(state["world_size"]):
+            compare(found, manifest, weights_name(rank))
         reader = CheckpointReader(found)
-        verify(found, [STATE, *(weights_name(rank) for rank in range(reader.state["world_size"]))])
         try:
             return reader.weights()
         finally:

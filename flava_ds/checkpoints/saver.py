@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from flava_ds.checkpoints import files
+from flava_ds.checkpoints.contents import optimizer_name, weights_name
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import good_checkpoints, optimizer_name, tensor_name, weights_name
+from flava_ds.checkpoints.reader import good_checkpoints, tensor_name
 from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
 from flava_ds.config import Config, to_dict
 from flava_ds.errors import CheckpointError

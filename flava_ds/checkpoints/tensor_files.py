@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.storage.files import Readable
 
@@ -98,7 +99,7 @@ class TensorFile:
             length = int.from_bytes(self._pread(8, 0), "little")
             if not 2 <= length <= min(MOST_HEADER_BYTES, file.size - 8):
                 raise ValueError("its header is cut short")
-            header = json.loads(self._pread(length, 8))
+            header = loads(self._pread(length, 8))
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
             self.entries = {name: _entry(value, 8 + length, file.size) for name, value in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,8 +108,10 @@ class TensorFile:
     def read(self, name: str, start: int = 0, numel: int | None = None) -> Tensor:
         """Returns elements `start` .. `start` + `numel` of the flattened tensor, or all of it in its shape.
 
-        Raises: CheckpointError when the tensor has fewer, or the file cannot be read.
+        Raises: CheckpointError when there is no such tensor, it has fewer, or the file cannot be read.
         """
+        if name not in self.entries:
+            raise CheckpointError(f"{self.where} has no '{name}'; use another checkpoint")
         entry = self.entries[name]
         whole, width = math.prod(entry.shape), entry.dtype.itemsize
         count = whole if numel is None else numel

@@ -28,22 +28,6 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def loads(text: str) -> Any:
-    """Reads JSON.
-
-    Raises: ValueError where it is none, or has a key twice in one object: the first would be lost.
-    """
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes an object of its pairs."""
-    keys = [key for key, _ in pairs]
-    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
-        raise ValueError(f"key '{twice[0]}' occurs twice in one object")
-    return dict(pairs)
-
-
 def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
     """Builds dataclass `kind`, or the variant of it that the key 'type' names, from plain types, strictly.
 

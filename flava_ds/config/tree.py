@@ -16,9 +16,10 @@ from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.optimizers import OptimizerConfig
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig
 from flava_ds.config.sinks import SinkConfig
-from flava_ds.config.strict_json import from_dict, loads, to_dict
+from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.errors import ConfigError
 
 
@@ -275,7 +276,7 @@ def load(path: Path) -> Config:
 
     Raises: ConfigError on an unknown or missing key, naming the file and the key.
     """
-    return parse(path.read_bytes(), str(path))
+    return parse(read_small(path), str(path))
 
 
 def parse(text: bytes, where: str) -> Config:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from flava_ds.config.plain_files import open_regular
 from flava_ds.errors import DataError
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call, call_once, without_query
 
@@ -105,7 +106,7 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_regular(path)
         except OSError as error:
             raise DataError(f"shard '{path}' cannot be read: {error.strerror}; was it moved while the run was going on?") from error
         self.path, self.size = path, os.fstat(self._descriptor).st_size

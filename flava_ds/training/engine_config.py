@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.config import Config, did_you_mean
-from flava_ds.config.strict_json import loads
+from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError
 
 ALLOWED = {

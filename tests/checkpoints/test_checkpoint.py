@@ -16,8 +16,9 @@ from test_engine import everything, run_steps, stages_in
 from toy import KINDS, Toy, full_weights, partition_everything, toy_config
 
 from flava_ds.checkpoints import checkpoint, files
+from flava_ds.checkpoints.contents import optimizer_name, read_state, sha256_of, weights_name
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import load_weights, optimizer_name, read_state, sha256_of, weights_name
+from flava_ds.checkpoints.reader import load_weights
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.errors import CheckpointError
@@ -141,6 +142,7 @@ def _refresh_manifest(world: World, folder: Place) -> None:
     if world.is_main:
         described = {name: {"size": folder.open(name).size, "sha256": sha256_of(folder.open(name))} for name in folder.names() if name != "manifest.json"}
         folder.write("manifest.json", json.dumps(described))
+        files.point(folder.parent, folder.name)
     torch.distributed.barrier()
 
 

@@ -13,8 +13,9 @@ from checkpoint_helpers import small_weights, write_checkpoint
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.checkpoint import changed_settings, newest_sound
+from flava_ds.checkpoints.contents import verify
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import load_weights, verify
+from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import CheckpointConfig, Config, TrainingConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks.distributed import start
@@ -211,3 +212,25 @@ def test_damaged_checkpoints_give_way_to_those_before(run_ranks, tmp_path):
         weights.write_bytes(weights.read_bytes()[:-1])
         for said in run_ranks(sound_one, 2, str(tmp_path)):
             assert expected in said and ("is damaged" in said) == (step == 1)
+
+
+@pytest.mark.parametrize("act", ["prune", "publish", "go back", "leftovers"])
+def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_deleted(tmp_path, act):
+    """One kept on another disk: the manifest at its target was deleted, and then every start was refused."""
+    place, other = Place(tmp_path / "run"), Place(tmp_path / "other")
+    target = write_checkpoint(other, 1, small_weights(1.0))
+    write_checkpoint(place, 2, small_weights())
+    name = "step_00000001.tmp-2ranks" if act == "leftovers" else "step_00000003" if act == "go back" else target.name
+    (place.local / name).symlink_to(target.local)
+    if act == "prune":
+        assert files.prune(place, CheckpointConfig(keep_last=1)) == [name]
+    elif act == "publish":
+        new = write_checkpoint(place, 1, small_weights(3.0))
+        assert torch.equal(load_weights(new)["a"], torch.full((2, 3), 3.0))
+    elif act == "go back":
+        assert files.return_to(place, place / "step_00000002") == [name]
+    else:
+        assert files.remove_leftovers(place) == [name]
+    assert not (place.local / name).is_symlink()
+    verify(target)
+    assert torch.equal(load_weights(target)["a"], torch.ones(2, 3))

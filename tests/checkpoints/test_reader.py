@@ -6,12 +6,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from checkpoint_helpers import small_weights, write_checkpoint
+from checkpoint_helpers import UNEVENTFUL, small_weights, write_checkpoint
 from safetensors.torch import load_file, save_file
 from sample_batches import tiny_config
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints import files, reader
+from flava_ds.checkpoints import contents, files, reader
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import CheckpointConfig, LoggingConfig
 from flava_ds.errors import CheckpointError
@@ -57,7 +57,7 @@ def test_one_file_of_weights_is_what_the_library_reads(tmp_path):
 
 def test_damage_is_named(tmp_path):
     final = write_checkpoint(tmp_path, 5, small_weights())
-    path = final.local / reader.weights_name(1)
+    path = final.local / contents.weights_name(1)
     intact = path.read_bytes()
     path.write_bytes(intact[:-4])
     with pytest.raises(CheckpointError, match=f"weights_00001.safetensors is damaged: {len(intact) - 4} bytes instead of {len(intact)}"):
@@ -69,10 +69,10 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="weights_00001.safetensors is missing"):
         reader.load_weights(final)
     path.write_bytes(intact)
-    (final.local / reader.optimizer_name(0)).unlink()
+    (final.local / contents.optimizer_name(0)).unlink()
     assert same(reader.load_weights(final), small_weights())  # weights alone need no moments
     with pytest.raises(CheckpointError, match="optimizer_00000.safetensors is missing"):
-        reader.verify(final)
+        contents.verify(final)
 
 
 def test_a_manifest_cannot_point_outside(tmp_path):
@@ -81,10 +81,10 @@ def test_a_manifest_cannot_point_outside(tmp_path):
     for name in ("../../secret", "/etc/passwd", "sub/file"):
         final.write(files.MANIFEST, json.dumps({name: manifest["state.json"]}))
         with pytest.raises(CheckpointError, match="outside the checkpoint"):
-            reader.verify(final)
+            contents.verify(final)
     final.remove(files.MANIFEST)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        reader.verify(final)
+        contents.verify(final)
 
 
 def test_more_files_than_may_be_open_are_read(tmp_path, monkeypatch):
@@ -127,8 +127,9 @@ def test_shapes_are_compared_by_name():
 
 def test_the_newest_good_one_is_this_runs(tmp_path):
     """Not one that diverged, nor one behind which somebody has gone back by writing an older name into `latest`."""
-    calm = {"calm": True}, {"skipped_in_a_row": 0}
-    states = {2: calm, 4: calm, 6: ({"calm": False}, calm[1]), 8: calm}
+    quiet = UNEVENTFUL["spikes"]
+    calm = quiet, UNEVENTFUL["updates_skipped"]
+    states = {2: calm, 4: calm, 6: ({**quiet, "calm": False}, calm[1]), 8: calm}
     for step, (spikes, skipped) in states.items():
         write_checkpoint(tmp_path, step, small_weights(), spikes=spikes, updates_skipped=skipped)
     assert next(reader.good_checkpoints(Place(tmp_path))).name == files.name_of(8)

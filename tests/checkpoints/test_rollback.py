@@ -7,8 +7,8 @@ import signal
 import pytest
 from real_runs import Job, curve, real_config, steps_of
 
+from flava_ds.checkpoints.contents import read_state
 from flava_ds.checkpoints.files import complete, latest, place_of
-from flava_ds.checkpoints.reader import read_state
 from flava_ds.config import CheckpointConfig, Config
 from flava_ds.data.loader import StepLoader
 

@@ -14,7 +14,7 @@ from toy import Toy, toy_config
 
 from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint, files
-from flava_ds.checkpoints.reader import read_state
+from flava_ds.checkpoints.contents import read_state
 from flava_ds.checkpoints.saver import HostCopy
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.ranks.distributed import start

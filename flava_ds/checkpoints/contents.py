@@ -1,0 +1,194 @@
+"""What a checkpoint's folder holds: its files' names, its state.json and its manifest, each judged before it is believed.
+
+Whatever a file says, it is either used or named in a CheckpointError, so that a run can go on from the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from flava_ds.checkpoints.files import CONFIG, MANIFEST, STATE, is_name, published_digest, step_of
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.tensor_files import CHUNK_BYTES
+from flava_ds.config.plain_files import loads
+from flava_ds.errors import CheckpointError, DataError
+from flava_ds.storage.files import Readable
+from flava_ds.training.engine import LOSS_SCALE, SKIP_COUNTERS
+
+MOST_STEPS = 10**9
+"""What training.total_steps may be."""
+
+
+def weights_name(rank: int) -> str:
+    """Returns the name of a rank's file of weights."""
+    return f"weights_{rank:05d}.safetensors"
+
+
+def optimizer_name(rank: int) -> str:
+    """Returns the name of a rank's file of moments and random states."""
+    return f"optimizer_{rank:05d}.safetensors"
+
+
+def required(world_size: int) -> Iterator[str]:
+    """Yields every file that a checkpoint of `world_size` ranks has beside its manifest."""
+    yield from (STATE, CONFIG)
+    for rank in range(world_size):
+        yield from (weights_name(rank), optimizer_name(rank))
+
+
+def _whole(value: Any, least: int = 0, most: int = MOST_STEPS) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _object(of: Callable[[Any], bool] | None = None) -> Callable[[Any], bool]:
+    """Returns the test for an object, all of whose values pass `of`."""
+    return lambda value: type(value) is dict and (of is None or all(map(of, value.values())))
+
+
+def _list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: type(value) is list and all(map(of, value))
+
+
+def _fields(**tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Returns the test for an object that has at least these fields."""
+    return lambda value: type(value) is dict and all(name in value and test(value[name]) for name, test in tests.items())
+
+
+def _or_none(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or test(value)
+
+
+def _shape(value: Any) -> bool:
+    return _list(_whole)(value) and math.prod(value) < 2**48
+
+
+def _source(value: Any) -> bool:
+    """Tells whether this is where a source's data stood; earlier versions knew no jumps, which are pairs of a step and an offset."""
+    return type(value) is dict and _list(lambda jump: _list(_whole)(jump) and len(jump) == 2)(value.get("jumps", []))
+
+
+_spikes = _fields(calm=lambda value: type(value) is bool, rollbacks=_whole, recent=_object(_list(_number)), streaks=_object(_whole))
+_metric = _fields(name=lambda value: type(value) is str, value=_number)
+STATE_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": _whole,
+    "world_size": lambda value: _whole(value, least=1, most=2**20),
+    "layout": _object(),
+    "updates_skipped": _fields(**dict.fromkeys(SKIP_COUNTERS, _whole)),
+    "optimizer_updates": _object(_whole),
+    "parameters": _object(_shape),
+    "buffers": _list(lambda name: type(name) is str),
+    "loss_scaler": _or_none(_fields(**dict.fromkeys(LOSS_SCALE, _number))),
+    "metric": _or_none(_metric),
+    "data": _object(_source),
+    "spikes": _or_none(_spikes),
+}
+"""The keys of state.json, and what their values have to be."""
+
+
+def read_state(folder: Place) -> dict[str, Any]:
+    """Returns a checkpoint's state.json, with tuples for shapes.
+
+    Raises: CheckpointError when it is missing, lacks a key, or has a value that no run writes.
+    """
+    try:
+        state = loads(folder.read(STATE))
+        if type(state) is not dict:
+            raise ValueError("is no object")
+        for key, test in STATE_FIELDS.items():
+            if key not in state:
+                raise ValueError(f"lacks {key}")
+            if not test(state[key]):
+                raise ValueError(f"its {key} is {state[key]!r:.60}, which no run writes")
+        if is_name(folder.name) and state["step"] != step_of(folder.name):
+            raise ValueError(f"is of step {state['step']}")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / STATE} cannot be used ({error}); use another checkpoint") from error
+    shapes = {name: tuple(shape) for name, shape in state["parameters"].items()}
+    return {key: state[key] for key in STATE_FIELDS} | {"parameters": shapes}
+
+
+_described = _fields(
+    size=lambda value: _whole(value, most=2**60),
+    sha256=lambda value: type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None,
+)
+
+
+def read_manifest(folder: Place) -> dict[str, dict]:
+    """Returns file -> {size, sha256}.
+
+    Raises: CheckpointError when there is no readable manifest, it is not the one that was published, or names a file outside the folder.
+    """
+    try:
+        data = folder.read(MANIFEST)
+        manifest = loads(data)
+        if type(manifest) is not dict:
+            raise ValueError("is no object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint") from error
+    if outside := [file for file in manifest if PurePosixPath(file).name != file or file == ".." or "\0" in file]:
+        raise CheckpointError(f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it")
+    if wrong := [file for file, entry in manifest.items() if not _described(entry)]:
+        raise CheckpointError(f"{folder / MANIFEST} does not say size and sha256 of '{wrong[0]}'; use another checkpoint")
+    published = published_digest(folder)
+    if published is not None and published != hashlib.sha256(data).hexdigest():
+        raise CheckpointError(f"{folder / MANIFEST} is not the one that was published, of which latest has the sha256; use another checkpoint")
+    return manifest
+
+
+def complete_manifest(folder: Place) -> tuple[dict[str, dict], dict[str, Any]]:
+    """Returns the manifest, in which every file of a checkpoint is listed, and the state, which agrees with it.
+
+    Raises: CheckpointError naming what is missing or changed.
+    """
+    manifest = read_manifest(folder)
+    if STATE in manifest:
+        compare(folder, manifest, STATE)
+    state = read_state(folder)
+    if absent := next((name for name in required(state["world_size"]) if name not in manifest), None):
+        raise CheckpointError(f"{folder / MANIFEST} does not list {absent}, which every checkpoint of its ranks has; use another checkpoint")
+    return manifest, state
+
+
+def verify(folder: Place, rank: int = 0, size: int = 1) -> None:
+    """Compares a checkpoint's files with its manifest; of `size` ranks, each takes a part.
+
+    Raises: CheckpointError naming the first file that is missing, cut short or changed.
+    """
+    manifest, _ = complete_manifest(folder)
+    for name in sorted(manifest)[rank::size]:
+        compare(folder, manifest, name)
+
+
+def compare(folder: Place, manifest: dict[str, dict], name: str) -> None:
+    """Compares one file with the manifest. Raises: CheckpointError when it is missing, cut short or changed."""
+    path = folder / name
+    if not folder.has(name):
+        raise CheckpointError(f"{path} is missing; use another checkpoint (write its name into {folder.parent / 'latest'})")
+    file, expected = folder.open(name), manifest[name]
+    try:
+        if file.size != expected["size"]:
+            raise CheckpointError(f"{path} is damaged: {file.size} bytes instead of {expected['size']}; use another checkpoint than {folder.name}")
+        if sha256_of(file) != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than {folder.name}")
+    finally:
+        file.close()
+
+
+def sha256_of(file: Readable) -> str:
+    """Hashes a whole file. Raises: CheckpointError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        for offset in range(0, file.size, CHUNK_BYTES):
+            digest.update(file.pread(min(CHUNK_BYTES, file.size - offset), offset))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ import traceback
 from contextlib import ExitStack
 
 from flava_ds.errors import UserError
+from flava_ds.ranks import orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
 GRACE_S = 1.0
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     if arguments is None:
         leave_out_working_directory()
+        orphans.watch()
     words = sys.argv[1:] if arguments is None else arguments
     words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]  # the deepspeed launcher appends these
     debug = "--debug" in words

@@ -6,13 +6,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The last one is what Slurm's --signal=USR1 sends before a time limit."""
 REPEATED_SIGNAL_S = 3.0
 """Seconds within which a second signal does not yet mean impatience."""
+
+
+_listening: list[StopRequest] = []
+"""Those that stop signals go to at the moment."""
+
+
+def is_stopping() -> bool:
+    """Tells whether this process has been asked to stop and is about to, so that asking again would cut its checkpoint short."""
+    return any(request.asked is not None for request in _listening)
 
 
 class StopRequest:
@@ -33,7 +42,8 @@ class StopRequest:
             nonlocal asked_at
             if self.asked is None:
                 self.asked, asked_at = number, time.monotonic()
-                os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
+                with suppress(OSError):  # whoever read it may be gone
+                    os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
             elif time.monotonic() - asked_at > REPEATED_SIGNAL_S:
                 signal.signal(number, handlers[number])
                 signal.raise_signal(number)
@@ -41,8 +51,10 @@ class StopRequest:
         handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number in handlers:
             signal.signal(number, note)
+        _listening.append(self)
         try:
             yield
         finally:
+            _listening.remove(self)
             for number, previous in handlers.items():
                 signal.signal(number, previous)

@@ -28,13 +28,13 @@ class Place:
         if text.startswith("file://"):
             text = text.removeprefix("file://")
         self.local: Path | None = None if "://" in text else Path(text)
-        self._url = text.rstrip("/")
+        self._url = text.rstrip("/") if self.local is None else str(self.local)
 
     def __str__(self) -> str:
         return self._url
 
     def __truediv__(self, name: str) -> Place:
-        return Place(f"{self._url}/{name}")
+        return Place(self.local / name if self.local is not None else f"{self._url}/{name}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Place) and self._url == other._url

@@ -17,6 +17,7 @@ from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.plain_files import loads, read_small
+from flava_ds.config.run_folder import check_run_folder
 from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig
 from flava_ds.config.sinks import SinkConfig
 from flava_ds.config.strict_json import from_dict, to_dict
@@ -233,8 +234,7 @@ def check(config: Config) -> Config:
     check_evaluation(config.evaluation, config.checkpoint.best_metric)
     for name, sink in config.logging.sinks.items():
         sink.check(f"logging.sinks.{name}", config)
-    if Path(config.name).name in ("", ".."):
-        raise ConfigError(f"name is '{config.name}'; give the name of the run's folder")
+    check_run_folder(config)
     check_data(config.data, config.model.max_tokens)
     check_read(config)
     return config

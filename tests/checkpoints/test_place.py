@@ -46,6 +46,10 @@ def test_names_are_those_of_paths():
     assert Place("file:///runs/one").local.as_posix() == "/runs/one" and Place("s3://bucket").local is None
 
 
+def test_an_empty_path_is_the_working_directory_and_not_the_root():
+    assert str(Place("") / "run") == "run" and str(Place("file://") / "run") == "run" and str(Place("/") / "run") == "/run"
+
+
 def test_a_protocol_without_its_package_is_named():
     with pytest.raises(CheckpointError, match="protocol 'nosuch' cannot be used"):
         Place("nosuch://bucket").names()

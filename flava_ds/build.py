@@ -155,7 +155,7 @@ def _index_shards(config: Config) -> UserError | None:
     """Indexes the shards of all sources; returns what went wrong."""
     try:
         for name, source in config.drawn_sources.items():
-            if source.reading == "indexed":
+            if source.reading == "indexed" and source.reader is None:
                 index_missing(list_shards(source.shards, name, policy_of(config)))
     except UserError as error:
         return error

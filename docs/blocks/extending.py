@@ -44,6 +44,7 @@ BLOCKS = {
     "states": definitions("test_distillation.py", "Teacher", "Centre"),
     "pooled_objective": definitions("test_pooled_objective.py", "SigmoidConfig", "SigmoidPairs"),
     "optimizer": definitions("test_optimizer.py", "HeavyBallConfig", "HeavyBall"),
+    "source": definitions("test_source.py", "SquaresConfig", "Squares"),
     "evaluator": definitions("test_evaluator.py", "Patterns", "Twins"),
     "sink": definitions("test_sink.py", "TableConfig", "Table"),
     "recipe": recipe,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Between, Range, Share
+from flava_ds.config.readers import ReaderConfig
 from flava_ds.errors import ConfigError, did_you_mean
 
 Portion = Annotated[float, Range(0, 1, open_least=True)]
@@ -70,6 +71,8 @@ class SourceConfig:
     reading: Literal["indexed", "stream"] = "indexed"
     """'indexed' reads any sample by its place in a shard: the order is exact on any number of ranks, and a run resumes anywhere in it. 'stream' reads
     shards from front to back through webdataset, without an index: the order belongs to the ranks and loader processes that read."""
+    reader: ReaderConfig | None = None
+    """A way to samples of one's own, in place of `reading`; what `shards` means is its affair then."""
     shuffle_buffer: Annotated[int, AtLeast(1), AtMost(2**24)] = 1000
     """Samples, as bytes, among which a stream is shuffled, in each loader process; data.shuffle off keeps the order of the shards."""
     pipeline: str | None = None

@@ -98,10 +98,13 @@ class Source(Protocol):
 
 
 def open_source(config: Config, name: str) -> Source:
-    """Builds source `name` as its `reading` says.
+    """Builds source `name` as its `reader` or `reading` says.
 
     Raises: DataError or ConfigError when it cannot serve.
     """
+    own = config.data.sources[name].reader
+    if own is not None:
+        return own.build(config, name)
     if config.data.sources[name].reading == "stream":
         from flava_ds.data.stream import StreamedShards  # here, because webdataset takes a while to import
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import torch
-from runs import STEPS, prove, stranger_config
+from stranger_runs import STEPS, prove, stranger_config
 
 from flava_ds.config.bounds import AtLeast
 from flava_ds.config.readers import ReaderConfig

@@ -39,6 +39,10 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
         """Builds the objective with its head for the model of `config`, a Config."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its objective is built")
 
+    def classes(self, config: Any) -> int | None:
+        """Returns among how many classes each of its predictions chooses, which says what guessing costs; None where the number is not fixed."""
+        return None
+
     def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
         """Returns what adds the objective's own tensors to the batches of `source`, a SourceConfig of `config`.
 

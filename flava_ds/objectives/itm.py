@@ -28,6 +28,9 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
 
+    def classes(self, config: Any) -> int:
+        return 2
+
     def corruptions(self, config: Any, source: Any) -> tuple[MatchLabels]:
         return (MatchLabels(),)
 

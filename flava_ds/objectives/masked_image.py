@@ -38,10 +38,13 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
     predicts_codes: ClassVar[bool] = True
     view: ClassVar[str] = "image_masked"
 
+    def classes(self, config: Any) -> int:
+        return config.codebook.vocab_size
+
     def build(self, config: Any) -> MaskedImageModeling:
         """Builds the objective with a head as wide as the encoder that its view comes from."""
         shape = config.model.shape_of(self.view)
-        head = MaskedPredictionHead(shape.hidden_size, config.codebook.vocab_size, shape.layer_norm_eps)
+        head = MaskedPredictionHead(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
         return MaskedImageModeling(self, head)
 
     def check(self, where: str, config: Any) -> None:

@@ -38,10 +38,13 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     view: ClassVar[str] = "text_masked"
 
+    def classes(self, config: Any) -> int:
+        return config.model.text.vocab_size
+
     def build(self, config: Any) -> MaskedLanguageModeling:
         """Builds the objective with a head as wide as the encoder that its view comes from."""
         shape = config.model.shape_of(self.view)
-        head = MaskedPredictionHead(shape.hidden_size, config.model.text.vocab_size, shape.layer_norm_eps)
+        head = MaskedPredictionHead(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
         return MaskedLanguageModeling(self, head)
 
     def check(self, where: str, config: Any) -> None:

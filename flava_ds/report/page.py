@@ -79,15 +79,9 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
 
 
 def guessing_loss(config: Config, name: str) -> float | None:
-    """Returns the cross-entropy of guessing uniformly; None for the contrastive loss, whose batch may vary."""
-    classes = {
-        "mlm": config.model.text.vocab_size,
-        "mmm_text": config.model.text.vocab_size,
-        "mim": config.codebook.vocab_size,
-        "mmm_image": config.codebook.vocab_size,
-        "itm": 2,
-    }
-    return math.log(classes[name]) if name in classes else None
+    """Returns the cross-entropy of guessing uniformly; None where the number of classes is not fixed, as in the contrastive loss."""
+    classes = config.objectives[name].classes(config) if name in config.objectives else None
+    return None if classes is None else math.log(classes)
 
 
 def course_charts(log: RunLog) -> list[dict[str, Any]]:

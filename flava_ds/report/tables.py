@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flava_ds.config import Config
@@ -23,10 +24,15 @@ def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     """What ran, on what and from which source: table title -> rows; `held_out` are those of an evaluation."""
     training, model, header = config.training, config.model, log.header
-    shapes = (("image", model.image), ("text", model.text), ("multimodal", model.multimodal))
-    run = [(name, f"{part.num_hidden_layers} layers, width {part.hidden_size}, {part.num_attention_heads} heads") for name, part in shapes]
+    run = [("model", str(model.type))]
+    for field in dataclasses.fields(model):
+        part = getattr(model, field.name)
+        if hasattr(part, "num_hidden_layers"):
+            patches = f", patches of {part.patch_size} px" if hasattr(part, "patch_size") else ""
+            run.append((field.name, f"{part.num_hidden_layers} layers, width {part.hidden_size}, {part.num_attention_heads} heads{patches}"))
+    codebook = f"; codebook of {config.codebook.vocab_size}" if any(own.predicts_codes for own in config.objectives.values()) else ""
     run += [
-        ("pictures", f"{model.image.image_size} px, patches of {model.image.patch_size}; codebook of {config.codebook.vocab_size}"),
+        ("pictures", f"{model.image_size} px{codebook}"),
         ("batch", ", ".join(f"{name} {config.global_batch_size(name)}" for name in config.data.sources)),
         ("sources", ", ".join(f"{name} {source.weight:g}" for name, source in config.data.sources.items())),
         ("optimizer", f"{config.optimizer.label}, lr {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 from flava_ds.commands import evaluate as evaluate_command
 from flava_ds.commands import prepare as prepare_command
+from flava_ds.commands.standard_output import reader_is_gone
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
@@ -21,7 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status: 0, 1 for a failure at run time, 2 for what the user can mend."""
     if arguments is None:
         leave_out_working_directory()
-    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return run_command(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        reader_is_gone()  # of --help, too
+
+
+def run_command(words: list[str]) -> int:
+    """Does what the words of a command line say."""
     parser, takes_overrides = build_parser()
     options, rest = parser.parse_known_args(words)
     if rest and options.run not in takes_overrides:
@@ -31,12 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
             from flava_ds.recipes.outside import import_plugins
 
             import_plugins(places)
-        return options.run(options, rest) or 0
+        status = options.run(options, rest) or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return fail("interrupted", options.debug, status=130)
     except UserError as error:
         return fail(str(error), options.debug, status=2)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            return 128 + signal.SIGPIPE
         if isinstance(error, OSError) and error.filename is not None:
             return fail(f"{error.filename}: {error.strerror}; name another place, or mend this one", options.debug, status=2)
         return fail(f"{type(error).__name__}: {error}; run again with --debug for the traceback", options.debug, status=1)

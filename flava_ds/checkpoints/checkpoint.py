@@ -17,6 +17,7 @@ from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, locate
 from flava_ds.config import Config, to_dict
 from flava_ds.config.earlier import modernised
+from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import World, log, together
@@ -121,7 +122,7 @@ def newest_sound(world: World, folders: list[Place]) -> Place:
 
 def changed_settings(folder: Place, config: Config) -> list[str]:
     """Lists the settings that are not those with which a checkpoint was written, as "name before -> now"."""
-    saved, mine = json.loads(folder.read(files.CONFIG)), json.loads(json.dumps(to_dict(config)))
+    saved, mine = loads(folder.read(files.CONFIG)), json.loads(json.dumps(to_dict(config)))
     before, now = flat(modernised(saved)), flat(mine)
     return [f"{name} {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 

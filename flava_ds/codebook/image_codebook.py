@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.codebook.dvae import CodebookDecoder, CodebookEncoder, map_pixels, unmap_pixels
 from flava_ds.config import CodebookConfig, from_dict
+from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError
 from flava_ds.storage.atomic import replacing, write_whole
 
@@ -174,7 +175,7 @@ def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Ten
 def _check_config(file: Path, text: str, config: CodebookConfig) -> None:
     """Compares a file's configuration with the wanted one, but for image_size."""
     try:
-        saved = from_dict(CodebookConfig, json.loads(text))
+        saved = from_dict(CodebookConfig, loads(text))
     except (ConfigError, ValueError) as error:
         raise CheckpointError(f"{file}: its metadata is not a codebook configuration ({error}); train the codebook anew") from error
     for field in dataclasses.fields(CodebookConfig):

@@ -4,7 +4,6 @@ layout."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import Config, DataConfig
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.shares import Share
@@ -137,7 +137,7 @@ def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = loads(read_small(file))
         return {name: tuple(map(float, found[name])) for name in ("image_mean", "image_std") if name in found}
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: not readable ({error}); copy the model's folder again, or delete this file") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited
@@ -78,7 +79,7 @@ def read_results(run_path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(loads(read_small(file)))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file}: not readable ({error}); delete it, and evaluate again") from error
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig, save
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
 from flava_ds.hf.mapping import flava_entries, tied_biases, vit_entries
@@ -249,7 +249,7 @@ def _require_supported(values: dict[str, Any], where: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises: CheckpointError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = loads(read_small(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; give the folder that save_pretrained wrote or a whole snapshot of the Hub") from error
     except (OSError, ValueError) as error:

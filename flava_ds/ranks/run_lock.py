@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError
 from flava_ds.processes import machine, started
 from flava_ds.ranks.distributed import log
@@ -169,7 +170,7 @@ def _create(path: Path, said: dict[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """Returns what a lock says; None when there is none. One that cannot be read says nothing, and its age decides."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = loads(read_small(path))
         return said if isinstance(said, dict) else {}
     except FileNotFoundError:
         return None
@@ -180,7 +181,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _stamp(path: Path) -> int | None:
     """Returns a file's time of modification in ns, fresh from a network file system; None when it is gone."""
     try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in its place is not waited for
     except FileNotFoundError:
         return None
+    try:
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flava_ds.config.plain_files import open_regular
+from flava_ds.config.plain_files import open_regular, read_small
 from flava_ds.errors import DataError
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call, call_once, without_query
 
@@ -229,6 +229,11 @@ def fetch_if_there(file: RemoteShard) -> bytes | None:
         return call_once(file.url, "cat_file", file.policy.timeout_s)
     except Exception:  # every protocol has errors of its own; storage without the right to list answers 403 for what is absent
         return None
+
+
+def read_if_there(file: Shard) -> bytes | None:
+    """Returns a whole small file that need not be there: None for an absent object, OSError for an absent local file or one that is no regular file."""
+    return read_small(file) if isinstance(file, Path) else fetch_if_there(file)
 
 
 def put(file: RemoteShard, data: bytes) -> bool:

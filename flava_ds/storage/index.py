@@ -16,7 +16,7 @@ import numpy as np
 
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import write_whole
-from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, fetch_if_there, open_shard, put, stamp_of, user_cache
+from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, open_shard, put, read_if_there, stamp_of, user_cache
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.tar_headers import tar_members
 
@@ -210,7 +210,7 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
     beside, cache = index_files(shard)
     for file in (cache, beside) if isinstance(beside, RemoteShard) else (beside, cache):
         try:
-            data = file.read_bytes() if isinstance(file, Path) else fetch_if_there(file)
+            data = read_if_there(file)
             index = _decode(data, stamp) if data else None
         except Exception:  # absent, or not what we wrote: zipfile and numpy raise whatever such bytes lead them to
             continue

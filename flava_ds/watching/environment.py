@@ -20,6 +20,7 @@ from flava_kernels.bench.machine import device_name, version_of
 
 from flava_ds import config as configuration
 from flava_ds.config import Config
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DesyncError
 from flava_ds.ranks.distributed import World, gather_objects, log
 from flava_ds.storage.atomic import write_whole
@@ -99,7 +100,7 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
 def write_start(path: Path, description: dict[str, Any], step: int) -> None:
     """Adds a start from `step` to the list in environment.json, whose last entry is the latest start. To be called on one rank."""
     try:
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        starts = loads(read_small(path)) if path.is_file() else []
     except ValueError as error:  # a machine that went down may leave it empty, which must not keep a run from going on
         log.warning("%s cannot be read (%s); it begins anew", path, error)
         starts = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flava_ds.config.plain_files import loads
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def read_log(path: Path) -> RunLog:
     if path.is_file():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                line = json.loads(text)
+                line = loads(text)
             except ValueError:
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int) and any(key.startswith("loss") or key == "lr" for key in line):

@@ -198,3 +198,13 @@ def prepare_beside_another(folder: str) -> str:
 def test_two_runs_of_one_name_do_not_share_a_checkpoint_directory(run_ranks, tmp_path):
     (said,) = run_ranks(prepare_beside_another, 1, str(tmp_path))
     assert "big/twin is in use" in said and "another --name" in said
+
+
+def test_a_fifo_in_the_place_of_a_lock_is_not_waited_for(tmp_path, monkeypatch):
+    """It says nothing, and its age decides, as with any lock that cannot be read."""
+    os.mkfifo(tmp_path / run_lock.NAME)
+    monkeypatch.setattr(run_lock, "STALE_S", -1.0)
+    lock = run_lock.RunLock(tmp_path)
+    lock.acquire()
+    assert lock.held() and (tmp_path / run_lock.NAME).is_file()
+    lock.release()

@@ -1,4 +1,4 @@
-# make demo [WORK=hour | MINUTES=20] [CODEBOOK=train]   make test [TEST_FLAGS=--full]   make check   make kernels   make bench   make docs
+# make demo [WORK=hour | MINUTES=20] [CODEBOOK=train]   make test [TEST_FLAGS=--full]   make check   make types   make kernels   make bench   make docs
 # The environment is installed on first use, and again only after setup.py or pyproject.toml has changed: what the demo needs for the
 # demo, everything for the others.
 
@@ -13,7 +13,7 @@ EXTRAS     := demo,hf,eval,triton,dev
 # What the pages about distributed training show, in the order of how long it takes: about half an hour in all.
 RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
 
-.PHONY: demo test check kernels bench docs results
+.PHONY: demo test check types kernels bench docs results
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_STAMP)
@@ -25,8 +25,12 @@ test: $(STAMP)
 check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_conventions.py
 	@$(BIN)/python tests/changed_tests.py
+
+types: $(STAMP)
+	@$(BIN)/mypy
 
 # Compiles the kernels that have changed, with both versions of Triton, runs the bugs planted in them, and writes the records of both;
 # AOT_FLAGS=--update takes the new costs as the budget.

@@ -45,6 +45,7 @@ def build(config: Config) -> Trainer:
     checkpoint.prepare(config, world)
     task = config.model.build(config)
     if config.initial_weights is not None:
+        assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
         checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
     if (codebook := build_codebook(config, world)) is not None:
         task.frozen["codebook"] = codebook

@@ -126,15 +126,22 @@ def test_processes_share_the_files_of_a_group(tmp_path, xdist, jobs, flags):
     assert ("pytest-xdist is not installed" in done.stdout) == bool(xdist)
 
 
-@pytest.mark.parametrize(("tests", "demo"), [(0, 0), (3, 0), (0, 4)], ids=["all pass", "a test fails", "the demo fails"])
-def test_continuous_integration_runs_the_tests_and_then_a_short_demo(tmp_path, tests, demo):
+@pytest.mark.parametrize(
+    ("types", "tests", "demo"),
+    [(0, 0, 0), (2, 0, 0), (0, 3, 0), (0, 0, 4)],
+    ids=["all pass", "a type is wrong", "a test fails", "the demo fails"],
+)
+def test_continuous_integration_checks_types_and_runs_the_tests_and_then_a_short_demo(tmp_path, types, tests, demo):
     calls = tmp_path / "calls"
     tested = f'echo "5 passed, 1 skipped in 2.50s"; exit {tests}'
-    fake_python(tmp_path / "make", f'echo "$@" >>{calls}\nif [ "$1" = test ]; then {tested}; fi\necho "a table"; exit {demo}')
+    fake_python(
+        tmp_path / "make",
+        f'echo "$@" >>{calls}\nif [ "$1" = types ]; then exit {types}; fi\nif [ "$1" = test ]; then {tested}; fi\necho "a table"; exit {demo}',
+    )
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([str(ROOT / ".ci/run")], env={**os.environ, **path}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == (tests or demo), done.stderr
-    assert calls.read_text().splitlines() == ["test"] + ([] if tests else ["demo WORK=two-minutes"])
+    assert done.returncode == (types or tests or demo), done.stderr
+    assert calls.read_text().splitlines() == ["types", "test"] + ([] if types or tests else ["demo WORK=two-minutes"])
     assert done.stdout.splitlines()[-1] == "5 passed, 1 skipped in 2.50s"
 
 

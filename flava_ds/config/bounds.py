@@ -108,8 +108,8 @@ def check_value(name: str, hint: Any, value: Any) -> None:
 def complaint(hint: Any, value: Any) -> str | None:
     """Says what `value` must be and is not, e.g. 'it must be at least 0', by the first bound that it breaks; None when it keeps all."""
     if isinstance(value, tuple):
-        broken = [bound for bound in _bounds(hint) if isinstance(bound, Length) and not bound.least <= len(value) <= bound.most]
-        return f"it must {broken[0]}" if broken else _complaint_of_entries(_entry_hints(hint, len(value)), value)
+        lengths = [bound for bound in _bounds(hint) if isinstance(bound, Length) and not bound.least <= len(value) <= bound.most]
+        return f"it must {lengths[0]}" if lengths else _complaint_of_entries(_entry_hints(hint, len(value)), value)
     if isinstance(value, Mapping):
         entry = _entry_hints(hint, 2)[1]
         found = [(name, must) for name, one in value.items() if (must := complaint(entry, one))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _KINDS = ("pair", "image", "text")
@@ -57,7 +58,7 @@ def _change(change: Any, names: list[str]) -> Any:
     return {key: _by_name(value, named[key]) if key in named else value for key, value in change.items()}
 
 
-def _by_name(weights: Any, names: list[str] | tuple[str, ...]) -> Any:
+def _by_name(weights: Any, names: Sequence[str]) -> Any:
     """Turns one weight per name into a mapping."""
     return dict(zip(names, weights, strict=True)) if isinstance(weights, list) and len(weights) == len(names) else weights
 

@@ -17,15 +17,17 @@ def field_docs(kind: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+            definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         except (OSError, TypeError, SyntaxError):  # made at run time, built in, or only compiled
             continue
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
         for node, below in zip(body, body[1:], strict=False):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_text(below):
-                found[node.target.id] = " ".join(below.value.value.split())
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and (text := _text(below)) is not None:
+                found[node.target.id] = " ".join(text.split())
     return found
 
 
-def _is_text(node: ast.stmt) -> bool:
-    """Says whether a statement is nothing but a string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _text(node: ast.stmt) -> str | None:
+    """Returns the string that a statement is; None when it is anything else."""
+    value = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
+    return value if isinstance(value, str) else None

@@ -69,6 +69,7 @@ def _variant(place: Place, tag: str) -> Variant | None:
         raise ConfigError(f"{label} needs one of {', '.join(place.choices())} after it")
     if tag not in place.choices():
         raise ConfigError(f"{label} {tag!r} is none of {', '.join(place.choices())}{did_you_mean(tag, place.choices())}")
+    assert place.base is not None  # switch_variants asks for positions of variants alone
     return None if tag == NONE else switched(place.value, find(place.base, tag, label), label)
 
 
@@ -76,8 +77,9 @@ def _replace(node: Any, path: tuple[str | int, ...], value: Any) -> Any:
     """Returns a copy of `node` with another value at `path`."""
     if not path:
         return value
-    name, below = path[0], path[1:]
-    if dataclasses.is_dataclass(node):
+    name: Any = path[0]  # a field's name, a mapping's key or a number
+    below = path[1:]
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return dataclasses.replace(node, **{name: _replace(getattr(node, name), below, value)})
     if isinstance(node, Mapping):
         return {**node, name: _replace(node[name], below, value)}

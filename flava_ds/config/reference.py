@@ -37,14 +37,14 @@ def _sections(kind: type, name: str, tag: str, own_variants: bool, seen: set[tup
     hints, meanings = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
     fields = dataclasses.fields(kind)
     title = f"`{name}`" if name else "The run"
-    below = {field.name: _below(hints[field.name]) for field in fields}
-    rows = [_row(field, hints[field.name], meanings, name) for field in fields if below[field.name] is None or below[field.name][1]]
+    below = {field.name: found for field in fields if (found := _below(hints[field.name]))}
+    rows = [_row(field, hints[field.name], meanings, name) for field in fields if field.name not in below or below[field.name][1]]
     parts = [f"### {title}{f', `{tag}`' if tag else ''}", " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())]
     if rows:
         parts.append("\n".join(["| field | type | unit | default | bounds | meaning |", "|---|---|---|---|---|---|", *rows]))
     yield "\n\n".join(parts)
     for field in fields:
-        if below[field.name] is None:
+        if field.name not in below:
             continue
         section, suffix = below[field.name]
         place = f"{name}.{field.name}{suffix}" if name else f"{field.name}{suffix}"

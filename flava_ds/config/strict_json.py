@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flava_ds.config.places import alternatives, plain
-from flava_ds.config.variants import choices, find, is_position, tag_of
+from flava_ds.config.variants import Variant, choices, find, is_position, tag_of
 from flava_ds.errors import ConfigError, did_you_mean
 
 
@@ -20,8 +20,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Turns dataclasses into objects, at any depth."""
-    if dataclasses.is_dataclass(value):
-        tagged = {"type": tag_of(value)} if is_position(type(value)) else {}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tagged = {"type": tag_of(value)} if isinstance(value, Variant) else {}
         return tagged | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
@@ -60,7 +60,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return None
     hint = plain(next(part for part in parts if part is not type(None)))
     origin, arguments, name = typing.get_origin(hint), typing.get_args(hint), where.rstrip(".")
-    if dataclasses.is_dataclass(hint) or is_position(hint):
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or is_position(hint)):
         return from_dict(hint, value, where)
     if origin in (dict, Mapping):
         if not isinstance(value, dict):

@@ -35,6 +35,8 @@ class Variant:
     """The tag; None for the class that annotates the position."""
     _built_in: ClassVar[Mapping[str, str]] = {}
     _defined: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    """Every variant is a dataclass; `_import` sees to it."""
 
     def __init_subclass__(cls, *, type: str | None = None, built_in: Mapping[str, str] | None = None, **others: Any) -> None:
         """Opens a position, for a direct subclass, or registers a variant of one under `type`.
@@ -83,7 +85,7 @@ def find(base: type[Chosen], tag: Any, label: str, otherwise: str = "") -> type[
     return _import(base, tag)
 
 
-def _import(base: type[Variant], tag: str) -> type[Variant]:
+def _import(base: type[Chosen], tag: str) -> type[Chosen]:
     """Returns the class of a known tag, checked once it is there: only after its decorator has run can it be."""
     if tag not in base._defined:
         importlib.import_module(base._built_in[tag].split(":")[0])
@@ -116,9 +118,9 @@ def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:
 
     Raises: ConfigError naming `label` and the fields that `kind` asks for and `old` does not have.
     """
-    if type(old) is kind:
+    if isinstance(old, kind) and type(old) is kind:
         return old
-    kept = {}
+    kept: dict[str, Any] = {}
     if old is not None:
         before, now = typing.get_type_hints(type(old)), typing.get_type_hints(kind)
         kept = {

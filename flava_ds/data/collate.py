@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Collator:
         `masked_rows` [m] the corruptions see only these samples. `views` are what `augment` has made of the pictures.
         """
         matched = np.ones(len(samples), dtype=bool)
-        texts = [sample.text for sample in samples]
+        texts = [cast(str, sample.text) for sample in samples]  # None, and not read, in batches of pictures
         for row, text in (borrowed or {}).items():
             texts[row], matched[row] = text, False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
@@ -77,7 +78,8 @@ class Collator:
     def augment(self, samples: Sequence[Sample], views: Sequence[Tensor]) -> Sequence[Tensor]:
         """Fills the samples' views, of which each depends on its own sample alone, and returns them."""
         if views:
-            self.transform([sample.image for sample in samples], _seeds(samples), views)
+            assert self.transform is not None  # a plan with views has one
+            self.transform([cast(Tensor, sample.image) for sample in samples], _seeds(samples), views)
         return views
 
     def _draft(self, samples: Sequence[Sample], texts: Sequence[str], matched: np.ndarray, views: Sequence[Tensor]) -> tuple[Draft, int]:
@@ -86,7 +88,7 @@ class Collator:
         if self.plan.tokenizer is not None:
             encoded, cut = self.plan.tokenizer.encode_counting(texts, self.plan.max_tokens)
             ids, lengths = np.concatenate(encoded), np.array([len(own) for own in encoded], dtype=np.int64)
-        codes = np.stack([sample.codes for sample in samples]) if self.plan.stored_codes else None
+        codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples]) if self.plan.stored_codes else None
         named = dict(zip(self.plan.views, views, strict=True))
         return Draft(seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths), cut
 

@@ -36,6 +36,7 @@ class Draft:
         index = torch.from_numpy(rows)
         ids, lengths = None, None
         if self.lengths is not None:
+            assert self.input_ids is not None  # lengths come with tokens
             lengths = self.lengths[rows]
             chosen = np.zeros(len(self.seeds), dtype=bool)
             chosen[rows] = True

@@ -12,12 +12,23 @@ from torch import Tensor, nn
 class PictureShape(Protocol):
     """What a patch embedding needs of an encoder's configuration."""
 
-    image_size: int
-    patch_size: int
-    num_channels: int
-    hidden_size: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def num_channels(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def image_std(self) -> tuple[float, float, float]: ...
 
 
 class PatchEmbedding(nn.Linear):
@@ -27,6 +38,9 @@ class PatchEmbedding(nn.Linear):
         pixel_values  [b c H W]  uint8 in [0, 255], or floats already normalised
         returns       [b n d]
     """
+
+    image_mean: Tensor
+    image_std: Tensor
 
     def __init__(self, shape: PictureShape, *, bias: bool = True):
         super().__init__(shape.num_channels * shape.patch_size**2, shape.hidden_size, bias=bias)

@@ -19,11 +19,20 @@ from flava_ds.layers.fused import ACTIVATIONS, LayerNorm, ResidualLayerNorm
 class TransformerShape(Protocol):
     """What a transformer needs of an encoder's configuration."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    layer_norm_eps: float
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def num_hidden_layers(self) -> int: ...
+
+    @property
+    def num_attention_heads(self) -> int: ...
+
+    @property
+    def intermediate_size(self) -> int: ...
+
+    @property
+    def layer_norm_eps(self) -> float: ...
 
 
 class Attention(nn.Module):

@@ -59,8 +59,8 @@ class Model(Protocol):
 class Objective(nn.Module, ABC):
     """Owns its head; reads rows of encoded views; never changes the batch."""
 
-    kinds: ClassVar[frozenset[str]]
-    needs: ClassVar[frozenset[str]]
+    kinds: frozenset[str]
+    needs: frozenset[str]
     """Views of the family's model."""
     metrics: ClassVar[Mapping[str, str]] = {"correct": "accuracy"}
     """Which of a Loss's metrics are logged, and as what: the mean of `correct` over the terms as accuracy/<objective>, that of

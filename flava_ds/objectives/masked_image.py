@@ -95,7 +95,10 @@ class CodebookTargets:
     """The plan's view to pass on; None where the codes come with the data."""
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray | Tensor]:
-        return {"image_codes": draft.codes} if self.view is None else {"codebook_pixel_values": draft.views[self.view]}
+        if self.view is not None:
+            return {"codebook_pixel_values": draft.views[self.view]}
+        assert draft.codes is not None  # the plan of a source without stored codes names a view
+        return {"image_codes": draft.codes}
 
     def bytes_per_sample(self, plan: BatchPlan) -> int:
         return 8 * plan.stored_codes if self.view is None else 3 * plan.views[self.view] ** 2

@@ -78,6 +78,7 @@ class TokenMask:
     tokenizer: WordPieceTokenizer
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
+        assert draft.input_ids is not None and draft.lengths is not None  # plans of pictures alone mask no tokens
         masked = mask_tokens(draft.seeds, draft.input_ids, draft.lengths, self.config, self.tokenizer)
         kept = np.repeat(draft.matched, draft.lengths)[masked.rows]
         return {

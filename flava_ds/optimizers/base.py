@@ -33,7 +33,7 @@ def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[str]], con
     ]
 
 
-def activate(optimizer: torch.optim.Optimizer, kind: str, idle: str) -> None:
+def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str) -> None:
     """Marks the groups that an update of `kind` moves: those that use it ('frozen') or all of them ('zeros')."""
     for group in optimizer.param_groups:
         group["active"] = idle == "zeros" or str(kind) in group["kinds"]

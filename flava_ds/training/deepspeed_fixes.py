@@ -55,7 +55,7 @@ def see_tensors_in_dataclasses() -> None:
             return dataclasses.replace(value, **changed)
         return original(function, value, warning_msg_fn)
 
-    apply_to_tensors_only.sees_dataclasses = True
+    vars(apply_to_tensors_only)["sees_dataclasses"] = True
     utils.apply_to_tensors_only = apply_to_tensors_only
     parameter_offload.apply_to_tensors_only = apply_to_tensors_only
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.objectives.base import FeatureGradients, Features
-from flava_ds.optimizers.base import activate, parameter_groups
+from flava_ds.optimizers.base import Gated, activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.engine_config import merged_settings, zero_stage
@@ -46,7 +46,7 @@ class Engine:
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings, dist_init_required=False)
-        self.module, self.optimizer = module, optimizer
+        self.module, self.optimizer = module, cast(Gated, optimizer)  # which is a torch optimizer as well
         self.skipped, self.skipped_in_a_row, self.longest_skip = (torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3))
         self._kind: str | None = None
         self._micro_steps = 0

@@ -179,8 +179,8 @@ def _slots(engine: Engine) -> Iterator[_Slot]:
             yield _Slot(zero.single_partition_of_fp32_groups[number], group, members, pieces)
 
 
-def _partitions(engine: Engine, members: list[nn.Parameter]) -> list[_Piece]:
-    """Lists this rank's equal parts of a sub-group's parameters; the last ranks' parts may be padding."""
+def _partitions(engine: Engine, members: list[Any]) -> list[_Piece]:
+    """Lists this rank's equal parts of a sub-group's parameters, to which ZeRO-3 has added theirs; the last ranks' parts may be padding."""
     pieces, offset = [], 0
     for parameter in members:
         part = parameter.partition_numel()
@@ -191,7 +191,7 @@ def _partitions(engine: Engine, members: list[nn.Parameter]) -> list[_Piece]:
     return pieces
 
 
-def _frozen(engine: Engine, parameter: nn.Parameter) -> tuple[int, Tensor]:
+def _frozen(engine: Engine, parameter: Any) -> tuple[int, Tensor]:
     """Returns where this rank's part of a frozen parameter starts, and the part, in the module's precision."""
     if engine.stage < 3:
         return 0, parameter.detach().view(-1)

@@ -85,7 +85,8 @@ class EmaTeacher(TrainingState):
 
     def restored(self, engine: Engine) -> None:
         """Fills the network from the ranks' parts of the average."""
-        own, places, total = self._own(), {}, 0
+        own, total = self._own(), 0
+        places: dict[str, int] = {}
         for name, parameter in own.items():
             places[self._followed_by(name)] = total
             total += parameter.numel()

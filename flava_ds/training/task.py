@@ -50,13 +50,17 @@ class Task(nn.Module):
     A family derives from it where it has more to say: frozen networks that make targets, training states, FLOPs.
     """
 
+    model: Any
+    """A module that is an objectives.base.Model as well."""
+    objectives: Mapping[str, Objective]
+
     def __init__(self, model: nn.Module, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
         self.model = model
-        self.objectives = nn.ModuleDict(objectives)
+        self.objectives = nn.ModuleDict(objectives)  # type: ignore[assignment]  # a mapping to its readers, and a module to torch
         self.states: dict[str, TrainingState] = {f"{name}.{key}": state for name, own in objectives.items() for key, state in own.states(model).items()}
         """Those of the objectives are called "<objective>.<state>"; a family may add its own under other names."""
-        self.frozen: dict[str, nn.Module] = {}
+        self.frozen: dict[str, Any] = {}
         """Networks on the device that make targets and are not trained; equal on all ranks, not in checkpoints."""
 
     @property

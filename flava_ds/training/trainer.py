@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import reduce
 from operator import or_
@@ -141,7 +141,7 @@ class Trainer:
                 watcher.on_record(step, record)
         return update
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def _batches(self) -> Generator[list[Batch], None, None]:
         """Passes the loader's batches on. The other ranks wait for this one's counts next, so an error of its loader
         reaches them there."""
         try:

@@ -19,8 +19,11 @@ SECONDS = "evaluation_seconds"
 class Score(Protocol):
     """What this needs to know of a task's number."""
 
-    value: float
-    higher_is_better: bool
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
 
 
 class EvaluationWatcher(Watcher):

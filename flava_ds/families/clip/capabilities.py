@@ -7,13 +7,16 @@ Nothing here takes a batch of the training loop, and nothing keeps a graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flava_ds.families.clip.model import Clip
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
 
 LACKS = {
     "Matcher": "CLIP has no encoder of pairs, so no matching head",
@@ -23,7 +26,7 @@ LACKS = {
 """What it does not offer: protocol -> reason."""
 
 
-def offers(module: nn.Module, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns what a CLIP with its objectives offers, and why it lacks the rest: protocol -> reason."""
     return (ClipEmbedder(module.model),), dict(LACKS)
 

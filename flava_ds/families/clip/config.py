@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.family import FamilyConfig
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
+    from flava_ds.config import Config
     from flava_ds.data.plan import BatchPlan, Tokenizer
     from flava_ds.training.task import Task
 
@@ -136,6 +137,11 @@ class ClipConfig(FamilyConfig, type="clip"):
             if source.masked_share != 1 or source.image_codes_key:
                 unread = "image_codes_key" if source.image_codes_key else "masked_share"
                 raise ConfigError(f"source '{name}': {unread} is for masked objectives, which the family 'clip' does not have; leave it out")
+
+
+def clip_of(config: Config) -> ClipConfig:
+    """Returns a configuration's model, for what only CLIP's own methods call."""
+    return cast(ClipConfig, config.model)
 
 
 def vit_b_32(**changed: Any) -> ClipConfig:

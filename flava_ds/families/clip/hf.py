@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.data.clip_bpe import ClipTokenizer
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
+from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig, clip_of
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -78,7 +78,8 @@ def entries(model: ClipConfig, *, open_clip: bool = False) -> tuple[Entry, ...]:
         shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in Clip(model).state_dict().items()}
     image, found = model.image, []
     for name, shape in shapes.items():
-        theirs, their_shape, transposed = (renamed(name, _OPEN_CLIP if open_clip else _TRANSFORMERS),), shape, False
+        theirs: tuple[str, ...] = (renamed(name, _OPEN_CLIP if open_clip else _TRANSFORMERS),)
+        their_shape, transposed = shape, False
         if name.endswith("patch_embedding.weight"):
             their_shape = (shape[0], image.num_channels, image.patch_size, image.patch_size)
         elif name == "model.logit_scale":
@@ -113,11 +114,11 @@ class ClipLayouts:
     def write(self, config: Config, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns CLIPConfig's JSON and CLIPModel's tensors; what belongs to objectives is left out."""
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
-        return transformers_settings(config), to_theirs(own, entries(config.model), "the run's checkpoint")
+        return transformers_settings(config), to_theirs(own, entries(clip_of(config)), "the run's checkpoint")
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of CLIPImageProcessor and of the run's tokenizer."""
-        image, tokenizer = config.model.image, load_tokenizer(config.data.vocabulary)
+        image, tokenizer = clip_of(config).image, load_tokenizer(config.data.vocabulary)
         edges = {"height": image.image_size, "width": image.image_size}
         pixels = {
             "image_processor_type": "CLIPImageProcessor",
@@ -125,7 +126,7 @@ class ClipLayouts:
             **{"do_center_crop": True, "crop_size": edges, "do_rescale": True, "rescale_factor": 1 / 255},
             **{"do_normalize": True, "image_mean": list(image.image_mean), "image_std": list(image.image_std)},
         }
-        most = {"model_max_length": config.model.text.max_position_embeddings}
+        most = {"model_max_length": clip_of(config).text.max_position_embeddings}
         if isinstance(tokenizer, ClipTokenizer):
             words = {"tokenizer_class": "CLIPTokenizer", **most}
             rules = "\n".join(["#version: 0.2", *(" ".join(rule) for rule in tokenizer.merges)]) + "\n"
@@ -145,7 +146,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
 
     Raises: CheckpointError when transformers would read another row than a text's last.
     """
-    model, tokenizer = config.model, load_tokenizer(config.data.vocabulary)
+    model, tokenizer = clip_of(config), load_tokenizer(config.data.vocabulary)
     if tokenizer.sep_id == _ARGMAX_POOLING:
         raise CheckpointError(
             f"{tokenizer.file}: the last token of a text has id {_ARGMAX_POOLING}, for which transformers reads another row; "
@@ -191,7 +192,7 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
 
 def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> ClipConfig:
     """Reads the shape off the tensors, and the activation, which they do not tell, off open_clip's configuration."""
-    activation = "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
+    activation: Literal["gelu", "quick_gelu"] = "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
     if settings is None:
         log.warning(
             "%s: a state dict does not tell which GELU it was trained with; its config.json says gelu, as open_clip's names without "
@@ -206,7 +207,7 @@ def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tenso
     return ClipConfig(image=image, text=text, projection_dim=tensors["text_projection"].shape[1], activation=activation)
 
 
-def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, int]:
+def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, Any]:
     """Reads a tower's size off its blocks."""
     blocks = {name.split("resblocks.")[1].split(".")[0] for name in tensors if name.startswith(f"{prefix}transformer.resblocks.")}
     up = tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0]

@@ -6,7 +6,8 @@ exempts gains, biases and vectors from weight decay, but no table.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from flava_ds.batch import Batch
 from flava_ds.families.clip.config import ClipConfig
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.patches import PatchEmbedding
-from flava_ds.layers.transformer import Encoded, Transformer, at_least_fp32, encode_versions
+from flava_ds.layers.transformer import Block, Encoded, Transformer, at_least_fp32, encode_versions
 
 VIEWS = ("image", "text")
 
@@ -126,7 +127,7 @@ def initialize(model: Clip) -> None:
     image, text = model.image_encoder, model.text_encoder
     for tower in (image, text):
         width = tower.positions.shape[1]
-        for block in tower.transformer.blocks:
+        for block in cast(Iterable[Block], tower.transformer.blocks):
             nn.init.zeros_(block.attention.qkv.bias)
             nn.init.zeros_(block.attention.output.bias)
             if tower is image:

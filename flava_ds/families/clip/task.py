@@ -10,6 +10,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
+from flava_ds.families.clip.config import clip_of
 from flava_ds.families.clip.model import VIEWS, Clip, initialize
 from flava_ds.layers.work import encoder_flops
 from flava_ds.training.task import Pass, Task, recompute_activations
@@ -25,12 +26,12 @@ class ClipTask(Task):
                 raise ConfigError(
                     f"objectives.{name} reads the view '{unknown[0]}', and the family 'clip' has {' and '.join(VIEWS)} alone; remove it, or set its weight to 0"
                 ).everywhere()
-        super().__init__(Clip(config.model), objectives)
+        super().__init__(Clip(clip_of(config)), objectives)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists what a batch costs; lookups, norms and losses are left out."""
-        model = self.config.model
+        model = clip_of(self.config)
         image, text = model.image, model.text
         weights = image.patch_size**2 * image.num_channels * image.hidden_size
         yield Pass("patch_embedding", 2 * batch.size * image.num_patches * weights)

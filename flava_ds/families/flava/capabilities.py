@@ -8,14 +8,14 @@ structural. Nothing here takes a batch of the training loop, and nothing keeps a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flava_ds.batch import Packed
 from flava_ds.families.flava.model import Flava
@@ -25,21 +25,24 @@ from flava_ds.layers.transformer import Encoded, at_least_fp32
 if TYPE_CHECKING:
     from flava_ds.config import Config
     from flava_ds.layers.heads import MaskedPredictionHead, MatchingHead
+    from flava_ds.training.task import Task
 
 HEADS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
 """Which objective's head predicts what."""
 
 
-def offers(module: nn.Module, config: Config) -> tuple[tuple[object, ...], dict[str, str]]:
+def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns what a FLAVA with its objectives offers, and why it lacks the rest: protocol -> reason.
 
     `module` holds the model as `model` and its heads under `objectives`.
     """
-    model, objectives = module.model, module.objectives
+    model: Flava = module.model
+    objectives: Mapping[str, Any] = module.objectives  # each has a head of its own kind
     parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model)]
     lacks = {}
     if "itm" in objectives:
-        parts.append(FlavaMatcher(model, objectives["itm"].head, config.objectives["itm"].mismatch_probability))
+        matching: Any = config.objectives["itm"]
+        parts.append(FlavaMatcher(model, objectives["itm"].head, matching.mismatch_probability))
     else:
         lacks["Matcher"] = "objectives.itm.weight is 0, so the run has no matching head"
     heads = {what: objectives[name].head for name, what in HEADS.items() if name in objectives}
@@ -232,7 +235,8 @@ class FlavaScorer(FlavaPart):
         image = None if pixels is None else self.encode_images(pixels, patches)
         text = None if packed is None else self.encode_texts(packed)
         layout, encoded = None, image if text is None else text
-        if image is not None and text is not None:
+        assert encoded is not None  # a reading has a text, a picture or both
+        if image is not None and text is not None and packed is not None:
             layout, encoded = self.layout(packed), self.fuse(image.packed, text.packed, packed)
         return FlavaReading(encoded, layout, self.heads, self.model.config.image.num_patches)
 

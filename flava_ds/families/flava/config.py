@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Share
 from flava_ds.config.family import FamilyConfig
@@ -12,7 +12,9 @@ from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flava_ds.data.plan import BatchPlan, Tokenizer
+    from flava_ds.config import Config
+    from flava_ds.data.plan import BatchPlan
+    from flava_ds.data.tokenizer import WordPieceTokenizer
     from flava_ds.training.task import Task
 
 
@@ -121,7 +123,7 @@ class FlavaConfig(FamilyConfig, type="flava"):
         """The patches of a picture."""
         return self.image.num_patches
 
-    def load_tokenizer(self, config: Any) -> Tokenizer:
+    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
         """Loads the WordPiece vocabulary, whose special tokens the masked objectives need."""
         from flava_ds.data.tokenizer import WordPieceTokenizer
 
@@ -182,7 +184,11 @@ def flava_objectives(**changed: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
 
 def check_encoders(model: FlavaConfig) -> None:
     """Raises ConfigError naming the field of an encoder, the value and the way out."""
-    encoders = {"model.image": model.image, "model.text": model.text, "model.multimodal": model.multimodal}
+    encoders: dict[str, ImageEncoderConfig | TextEncoderConfig | MultimodalEncoderConfig] = {
+        "model.image": model.image,
+        "model.text": model.text,
+        "model.multimodal": model.multimodal,
+    }
     for name, encoder in encoders.items():
         if encoder.hidden_size % encoder.num_attention_heads:
             raise ConfigError(f"{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
@@ -193,3 +199,8 @@ def check_encoders(model: FlavaConfig) -> None:
         raise ConfigError(f"model.text.pad_token_id {text.pad_token_id} is none of model.text.vocab_size {text.vocab_size} entries")
     if image.num_channels != 3:
         raise ConfigError(f"model.image.num_channels is {image.num_channels}; pictures are read as RGB, so it must be 3")
+
+
+def flava_of(config: Config) -> FlavaConfig:
+    """Returns a configuration's model, for what only FLAVA's own methods call."""
+    return cast(FlavaConfig, config.model)

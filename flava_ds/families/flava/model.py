@@ -51,6 +51,7 @@ class Flava(nn.Module):
     def layout(self, batch: Batch, view: View) -> SequenceLayout:
         """Returns the positions in the fused sequences of a pair batch, clean or masked."""
         side = side_of(batch, view)
+        assert side.cu_seqlens is not None  # fused views are of pairs
         return SequenceLayout(self.config.image.num_patches, side.cu_seqlens, side.max_seqlen)
 
     def encode(self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None) -> dict[View, Encoded]:
@@ -60,7 +61,8 @@ class Flava(nn.Module):
         only them. A view that the fused encoder reads is always whole. Where only a share of the batch is masked, clean
         and masked views are two packed calls.
         """
-        wanted, keep = set(views), dict(reads or {})
+        wanted = set(views)
+        keep: dict[View, Tensor | None] = {**(reads or {})}
         for fused, below in FUSED_FROM.items():
             if fused in wanted:
                 wanted |= set(below)
@@ -107,6 +109,7 @@ class Flava(nn.Module):
             return rows * (1 + self.config.image.num_patches)
         text = view in TEXT_VIEWS
         cu_seqlens = side_of(batch, view).cu_seqlens if text else self.layout(batch, view).cu_seqlens
+        assert cu_seqlens is not None  # views of texts are of batches with text
         return cu_seqlens[:-1].long()
 
     def patch_rows(self, view: View, patches: Tensor, batch: Batch) -> Tensor:
@@ -142,7 +145,7 @@ class Flava(nn.Module):
             below = self.parameters_of(image, read_directly=False) | self.parameters_of(text, read_directly=False)
             return below | self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
         encoder = "image_encoder." if view in IMAGE_VIEWS else "text_encoder."
-        unused = () if read_directly else (encoder + "final_norm.",)
+        unused: tuple[str, ...] = () if read_directly else (encoder + "final_norm.",)
         if view == View.IMAGE:
             unused += ("image_encoder.mask_token",)
         return {name for name in self._trainable(encoder) if not name.startswith(unused or "\0")}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan, Corruption
+from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.views import Kind
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import (
@@ -36,16 +39,19 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     kind, used = Kind(source.kind), in_use(config.objectives)
     active = [own for own in used.values() if kind in own.kinds]
     masked = [own for own in active if isinstance(own, READ_MASKED)]
-    image_mask, text_mask = (_mask_of(config, kind, variant, bool(masked)) for variant in MASKS[kind])
+    image_mask, text_mask = (_mask_of(config, variant, bool(masked)) for variant in MASKS[kind])
     matching = next((o for o in masked if isinstance(o, ImageTextMatchingConfig)), None)
     predicted = any(isinstance(objective, MaskedImageConfig) for objective in masked)
-    views, corruptions = {}, []
+    model = flava_of(config)
+    views: dict[str, int] = {}
+    corruptions: list[Corruption] = []
     if kind != Kind.TEXT:
         views, targets = _pictures(config, source, predicted)
         if image_mask is not None:
-            corruptions += [*targets, PatchMask(config.model.image.grid_size, image_mask)]
-    tokenizer = config.model.load_tokenizer(config) if kind != Kind.IMAGE else None
+            corruptions += [*targets, PatchMask(model.image.grid_size, image_mask)]
+    tokenizer = model.load_tokenizer(config) if kind != Kind.IMAGE else None
     if text_mask is not None:
+        assert tokenizer is not None  # only kinds with text have such a mask
         corruptions.append(TokenMask(text_mask, tokenizer))
     corruptions += [corruption for own in active for corruption in own.corruptions(config, source)]
     return BatchPlan(
@@ -56,11 +62,11 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         mismatch_probability=0.0 if matching is None else matching.mismatch_probability,
         masked_share=source.masked_share if kind == Kind.PAIR and masked else 1.0,
         corruptions=tuple(corruptions),
-        stored_codes=config.model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
+        stored_codes=model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
     )
 
 
-def _mask_of(config: Config, kind: Kind, variant: type | None, wanted: bool):
+def _mask_of(config: Config, variant: type[Any] | None, wanted: bool) -> Any:
     """Returns the settings by which one side of a kind is masked; None where it is not."""
     if variant is None or not wanted:
         return None
@@ -69,7 +75,7 @@ def _mask_of(config: Config, kind: Kind, variant: type | None, wanted: bool):
 
 def _pictures(config: Config, source: SourceConfig, predicted: bool) -> tuple[dict[str, int], list[Corruption]]:
     """Returns the views of a picture, and what passes on the targets of masked patches."""
-    size, codebook_size = config.model.image.image_size, config.codebook.image_size
+    size, codebook_size = flava_of(config).image.image_size, config.codebook.image_size
     views = {"pixel_values": size}
     if source.image_codes_key:
         return views, [CodebookTargets(None)]

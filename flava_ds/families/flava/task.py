@@ -9,6 +9,7 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
+from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.model import Flava, initialize
 from flava_ds.families.flava.views import Kind, View, is_share
 from flava_ds.layers.work import encoder_flops, head_flops
@@ -25,8 +26,8 @@ class FlavaTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
-        super().__init__(Flava(config.model), objectives)
-        self.config = config
+        super().__init__(Flava(flava_of(config)), objectives)
+        self.config, self.flava = config, flava_of(config)
 
     def complete(self, batch: Batch) -> Batch:
         """Adds `image_codes` [m n], the codebook's indices, to a batch that brings the codebook's pixels."""
@@ -42,18 +43,18 @@ class FlavaTask(Task):
             yield from self._clean_pair(batch)
             yield from self._masked_pair(batch)
         elif batch.kind == Kind.IMAGE and "mim_rows" in batch:
-            image, rows = self.config.model.image, _count(batch, "mim_rows")
+            image, rows = self.flava.image, _count(batch, "mim_rows")
             yield self._patches(batch.size)
             yield Pass("image_encoder", encoder_flops(image, self._image_lengths(batch.size), rows))
             yield Pass("mim", rows * head_flops(image.hidden_size, self.config.codebook.vocab_size))
         elif batch.kind == Kind.TEXT and "mlm_rows" in batch:
-            text, rows = self.config.model.text, _count(batch, "mlm_rows")
+            text, rows = self.flava.text, _count(batch, "mlm_rows")
             yield Pass("text_encoder", encoder_flops(text, _lengths(batch, "cu_seqlens"), rows))
             yield Pass("mlm", rows * head_flops(text.hidden_size, text.vocab_size))
 
     def _clean_pair(self, batch: Batch) -> Iterator[Pass]:
         """The patches of a pair batch, embedded once for both versions, and the contrastive loss's passes."""
-        model, views = self.config.model, self._views(Kind.PAIR)
+        model, views = self.flava, self._views(Kind.PAIR)
         yield self._patches(batch.size)
         if View.IMAGE in views:
             yield Pass("image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size))
@@ -69,7 +70,7 @@ class FlavaTask(Task):
             return
         kinds, own = (MaskedImageModeling, MaskedLanguageModeling, ImageTextMatching), self.active(Kind.PAIR).values()
         with_image, with_text, with_matching = (any(isinstance(o, kind) for o in own) for kind in kinds)
-        model, share = self.config.model, is_share(batch)
+        model, share = self.flava, is_share(batch)
         size = batch["masked_samples"].shape[0] if share else batch.size
         images, texts = self._image_lengths(size), _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens")
         patches, tokens = _count(batch, "mim_rows"), _count(batch, "mlm_rows")
@@ -92,12 +93,12 @@ class FlavaTask(Task):
         return frozenset().union(*(objective.needs for objective in self.active(kind).values()))
 
     def _patches(self, images: int) -> Pass:
-        image = self.config.model.image
+        image = self.flava.image
         weights = image.patch_size**2 * image.num_channels * image.hidden_size
         return Pass("patch_embedding", 2 * images * image.num_patches * weights)
 
     def _image_lengths(self, images: int) -> list[int]:
-        return [1 + self.config.model.image.num_patches] * images
+        return [1 + self.flava.image.num_patches] * images
 
 
 def _lengths(batch: Batch, name: str) -> list[int]:
@@ -113,6 +114,6 @@ def build_task(config: Config) -> FlavaTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = FlavaTask(config)
-        initialize(task, config.model.initializer_range)
+        initialize(task, flava_of(config).initializer_range)
     recompute_activations(task, config.training.activation_checkpointing)
     return task

@@ -177,7 +177,7 @@ def test_dry_run_of_two_ranks(sources):
     done = run("train", "flava_debug", "--dry-run", "--ranks", "2", "--master-port", "29511", "--name", "a b", *sources, env=environment)
     launcher = f"{Path(sys.executable).parent / 'deepspeed'} --num_gpus 2 --master_port 29511 --log_level critical"
     command = f"{launcher} --module flava_ds.train flava_debug --name 'a b' {' '.join(sources)}\n"
-    assert done.stdout == f"OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu {command}"
+    assert done.stdout == f"PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu {command}"
 
 
 def test_debug_reaches_the_ranks_and_lets_the_launcher_speak(sources):

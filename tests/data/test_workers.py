@@ -23,10 +23,10 @@ class Slow:
     def __init__(self, reader, after: int, action) -> None:
         self.reader, self.after, self.action = reader, after, action
 
-    def batch(self, positions: np.ndarray, empty=torch.empty):
+    def batch(self, positions: np.ndarray, empty=torch.empty, lane: int = 0):
         if positions[0] >= self.after:
             self.action()
-        return self.reader.batch(positions, empty)
+        return self.reader.batch(positions, empty, lane)
 
 
 @pytest.fixture

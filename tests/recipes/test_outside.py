@@ -86,10 +86,12 @@ def own_code(folder, monkeypatch):
     """Forgets after each test what it has imported from the folder, and starts it there."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(OptimizerConfig._defined)
+    defined, built_in = OptimizerConfig._defined, set(OptimizerConfig._built_in)
+    others = {tag: defined.pop(tag) for tag in set(defined) - built_in}  # what other tests define
     yield
-    for tag in set(OptimizerConfig._defined) - before - set(OptimizerConfig._built_in):  # a built-in one stays, as its module does
-        del OptimizerConfig._defined[tag]
+    for tag in set(defined) - built_in:  # a built-in one stays, as its module does
+        del defined[tag]
+    defined.update(others)
     for name, module in list(sys.modules.items()):
         if str(folder) in str(getattr(module, "__file__", None)):
             del sys.modules[name]

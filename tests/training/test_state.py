@@ -156,7 +156,7 @@ def write(folder: str, stage: str) -> dict[str, torch.Tensor]:
     for step in range(SAVED_AT):
         move(engine, world, step)
     saver = Saver(engine, config)
-    saver.save(SAVED_AT, {}, spikes={"calm": True})
+    saver.save(SAVED_AT, {}, spikes={"calm": True, "rollbacks": 0, "recent": {}, "streaks": {}})
     saver.finish()
     saved = everything(engine)
     for step in range(SAVED_AT, len(KINDS)):
@@ -207,7 +207,7 @@ def refuse(folder: str) -> list[str]:
     config = topology(folder, "zero1", world.size)
     checkpoint.prepare(config, world)
     saver = Saver(Engine(TaughtToy(teachers=False), config, world), config)
-    saver.save(SAVED_AT, {}, spikes={"calm": True})
+    saver.save(SAVED_AT, {}, spikes={"calm": True, "rollbacks": 0, "recent": {}, "streaks": {}})
     saver.finish()
     for other in (TaughtToy(), TaughtToy(teachers=False, width=4)):
         with pytest.raises(CheckpointError) as caught:

@@ -35,7 +35,7 @@ class ToyLoader:
             yield batches
 
     def state(self, step: int) -> dict:
-        return {"step": step}
+        return {"toy": {"step": step}}
 
     def go_back(self, step: int, failed: int) -> None:
         raise AssertionError("no test of these diverges")

@@ -13,6 +13,7 @@ from sample_runs import frozen, world, world_config, write_run
 from flava_ds import config as configuration
 from flava_ds.config import DataConfig, SourceConfig
 from flava_ds.demo.evaluation.evaluator import MEASUREMENTS, evaluate, evaluate_run, find_data, gates, table
+from flava_ds.demo.works import WORKS
 from flava_ds.errors import CheckpointError, UserError
 
 
@@ -60,7 +61,7 @@ def test_first_losses_come_from_the_log(evaluated):
 
 
 def test_an_untrained_model_does_not_pass(evaluated):
-    assert not all(passed for *_, passed in gates(evaluated[2], 10))
+    assert not all(passed for *_, passed in gates(evaluated[2], WORKS["ten-minutes"].thresholds))
     assert "zero-shot concept, flat style, top-5" in table(evaluated[2])
 
 
@@ -93,7 +94,7 @@ def test_a_missing_codebook_costs_the_masked_images_only(tmp_path):
 
 def test_a_run_on_other_data_is_not_the_demos(tmp_path):
     config = world_config(tmp_path)
-    elsewhere = DataConfig(sources=(SourceConfig(name="pair", kind="pair", shards="shards/of/mine"),))
+    elsewhere = DataConfig(sources={"pair": SourceConfig(kind="pair", shards="shards/of/mine")})
     assert find_data(replace(config, data=elsewhere)) is None
     run, _ = write_run(tmp_path)
     (tmp_path / "data" / "concepts.json").unlink()

@@ -93,8 +93,9 @@ def test_recipes_take_it_by_its_name():
 
 @pytest.mark.parametrize("bad", [0.0, 1.0])
 def test_a_step_never_asks_the_host(bad):
-    """Nothing in it turns a tensor into a number."""
+    """Nothing in it turns a tensor into a number, not even that which says that the gradients are unusable; then no weight moves."""
     weights = parameters()
+    before = [weight.detach().clone() for weight in weights[:2]]
     lion = Lion(groups_of(weights), CONFIG)
     lion.found_inf, lion.grad_scale = torch.tensor(bad), torch.tensor(2.0)
     for number in range(2):
@@ -103,6 +104,7 @@ def test_a_step_never_asks_the_host(bad):
         for name in ("item", "__bool__", "__float__", "__int__", "tolist", "numpy"):
             patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the host waits for the device"))
         lion.step()
+    assert [torch.equal(weight, old) for weight, old in zip(weights, before, strict=False)] == [bad == 1.0] * 2
 
 
 def toy_run(stage: str, folder: str) -> Config:

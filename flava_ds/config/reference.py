@@ -68,11 +68,11 @@ def _below(hint: Any) -> tuple[type, str] | None:
 
 
 def _kinds(section: type, own_variants: bool) -> list[tuple[type, str]]:
-    """Lists what may stand in a section, with its tag where there is one."""
+    """Lists what may stand in a section, with its tag where there is one; a position whose variants are all of users' own is shown by its base."""
     if not is_position(section):
         return [(section, "")]
     known = [(find(section, tag, section.__name__), tag) for tag in choices(section)]
-    return [(kind, tag) for kind, tag in known if own_variants or kind.__module__.startswith(PACKAGE)]
+    return [(kind, tag) for kind, tag in known if own_variants or kind.__module__.startswith(PACKAGE)] or [(section, "")]
 
 
 def _row(field: dataclasses.Field, hint: Any, meanings: Mapping[str, str], section: str) -> str:

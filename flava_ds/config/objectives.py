@@ -29,6 +29,8 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     kinds: ClassVar[frozenset[str]]
     """The kinds of step that it takes part in."""
+    title: ClassVar[str | None] = None
+    """What its charts are called; None for its name in the configuration."""
     predicts_codes: ClassVar[bool] = False
     """Whether its targets are an image codebook's indices."""
 

@@ -28,6 +28,7 @@ class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
     """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    title: ClassVar[str] = "Global contrastive"
 
     def build(self, config: Any) -> GlobalContrastive:
         """Builds the objective; the projections belong to the model, since evaluation needs them."""

@@ -27,6 +27,7 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
     """Of a pair to get another sample's caption."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    title: ClassVar[str] = "Image-text matching"
 
     def classes(self, config: Any) -> int:
         return 2

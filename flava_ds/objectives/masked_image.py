@@ -35,6 +35,7 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
     """Tries at a block that fits, after which the picture keeps the blocks that it has."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
+    title: ClassVar[str] = "Masked image"
     predicts_codes: ClassVar[bool] = True
     view: ClassVar[str] = "image_masked"
 
@@ -59,6 +60,7 @@ class MultimodalMaskedImageConfig(MaskedImageConfig, type="mmm_image"):
     """The same on pairs, read from the multimodal encoder (MMM-image)."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    title: ClassVar[str] = "MMM, image"
     view: ClassVar[str] = "multimodal_masked"
 
 

@@ -36,6 +36,7 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     """Take all pieces of a word or none."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
+    title: ClassVar[str] = "Masked language"
     view: ClassVar[str] = "text_masked"
 
     def classes(self, config: Any) -> int:
@@ -61,6 +62,7 @@ class MultimodalMaskedTextConfig(MaskedTextConfig, type="mmm_text"):
     whole_word: bool = True
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    title: ClassVar[str] = "MMM, text"
     view: ClassVar[str] = "multimodal_masked"
 
 

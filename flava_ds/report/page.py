@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,6 @@ from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.held_out import HeldOut
 from flava_ds.report.template import markup, render, write_page
 from flava_ds.watching.run_log import RunLog, read_log
-
-LOSSES = {
-    "global_contrastive": "Global contrastive",
-    "itm": "Image-text matching",
-    "mmm_text": "MMM, text",
-    "mmm_image": "MMM, image",
-    "mlm": "Masked language",
-    "mim": "Masked image",
-}
 
 
 def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
@@ -46,7 +38,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
         tasks=tables.task_rows(read_results(run_path)),
         losses=loss_charts(config, log, held_out.losses if held_out else {}),
         courses=course_charts(log),
-        norms=norm_chart(log),
+        norms=norm_chart(config, log),
         facts=tables.facts(config, log, held_out.facts if held_out else []),
         config_json=json.dumps(configuration.to_dict(config), indent=2),
         **(held_out.examples if held_out else {}),
@@ -57,13 +49,13 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
 def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) -> list[dict[str, Any]]:
     """Draws one chart per objective: each logged loss, its running mean, the loss of guessing, and the held-out loss if measured."""
     charts = []
-    for name in [*(name for name in LOSSES if name in log.names("loss/")), *(name for name in log.names("loss/") if name not in LOSSES)]:
+    for name in in_order(config, log.names("loss/")):
         steps, values = log.series(f"loss/{name}")
         if not values:
             continue
         held_out = held_out_losses.get(name)
         level = guessing_loss(config, name)
-        title = LOSSES.get(name, name)
+        title = title_of(config, name)
         words = f"{title}: training loss from {values[0]:.2f} to {values[-1]:.2f} nats over {len(steps)} logged steps"
         lines = [Line(steps, values, faint=True), Line(steps, smooth(values))]
         charts.append(
@@ -76,6 +68,17 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
             }
         )
     return [chart | {"svg": markup(chart["svg"])} for chart in charts]
+
+
+def in_order(config: Config, names: Sequence[str]) -> list[str]:
+    """Sorts objectives as the configuration lists them; what it no longer lists comes last."""
+    places = {name: place for place, name in enumerate(config.objectives)}
+    return sorted(names, key=lambda name: places.get(name, len(places)))
+
+
+def title_of(config: Config, name: str) -> str:
+    """Returns what an objective's charts are called."""
+    return (config.objectives[name].title if name in config.objectives else None) or name
 
 
 def guessing_loss(config: Config, name: str) -> float | None:
@@ -101,15 +104,15 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
     return charts
 
 
-def norm_chart(log: RunLog) -> list[dict[str, Any]]:
+def norm_chart(config: Config, log: RunLog) -> list[dict[str, Any]]:
     """Draws each objective's gradient norm on the shared trunk, all at one scale; empty when the run did not measure them."""
     names = log.names("gradient_norm/")
     top = max((max(log.series(f"gradient_norm/{name}")[1], default=0.0) for name in names), default=0.0)
     charts = []
-    for name in sorted(names, key=lambda name: list(LOSSES).index(name) if name in LOSSES else len(LOSSES)):
+    for name in in_order(config, names):
         steps, values = log.series(f"gradient_norm/{name}")
         if values:
-            title = LOSSES.get(name, name)
+            title = title_of(config, name)
             svg = draw(
                 f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], Scale(from_zero=True, top=1.08 * top or None)
             )

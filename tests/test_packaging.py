@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
-    """Runs make in the repository."""
-    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    """Runs make in the repository, as from a shell: a make around the tests would lend it its own flags and messages."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def fake_python(path: Path, script: str) -> Path:

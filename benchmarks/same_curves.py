@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "same_curves.json"
 CODEBOOK = Path("flava_ds") / "recipes" / "debug_codebook.safetensors"
+SOURCES = ("pair", "image", "text")
 COMPARED = ("loss/", "accuracy/", "grad_norm")
 
 
@@ -85,7 +86,7 @@ def train(run: Run, folder: Path) -> list[dict[str, float]]:
     words += ["--engine.deepspeed-config", f"zero{run.stage}", "--checkpoint.every-steps", "0", "--seed", "0"]
     words += ["--training.total-steps", str(run.steps), "--schedule.warmup-steps", "1", "--training.precision", "fp32"]
     words += ["--codebook-weights", str(folder / CODEBOOK if run.recipe == "flava_debug" else "random")]
-    words += seeds_by_number(folder)
+    words += settings_of_then(run, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -112,12 +113,28 @@ def train(run: Run, folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in json.loads(line).items() if key.startswith(COMPARED)} for line in lines]
 
 
-def seeds_by_number(folder: Path) -> list[str]:
-    """Gives every source the seed that its place had before seeds followed names, where the code in `folder` has such an option."""
-    fields = folder / "flava_ds" / "config" / "data.py"
-    if not fields.is_file() or "seed: int | None" not in fields.read_text(encoding="utf-8"):
+def settings_of_then(run: Run, folder: Path) -> list[str]:
+    """Returns the options that give new code what d55cb17 had; that one takes none: it has other options for sources.
+
+    Every source gets the seed of its place, which its name has decided since, pairs their transform and the demo its model
+    before it was made to learn more in less work.
+    """
+    if not (folder / "flava_ds" / "config" / "data.py").is_file():
         return []
-    return [word for number, name in enumerate(("pair", "image", "text")) for word in (f"--data.sources.{name}.seed", str(number))]
+    words = [word for number, name in enumerate(SOURCES) for word in (f"--data.sources.{name}.seed", str(number))]
+    transform = "--data.sources.pair.transform"
+    words += [f"{transform}.crop-scale", "0.7", "1.0", f"{transform}.crop-ratio", "0.75", "1.3333333333333333"]
+    words += [f"{transform}.rotation-degrees", "8.0", f"{transform}.color-jitter", "0.3", f"{transform}.invert", "0.05"]
+    words += [f"{transform}.edges", "0.12"]
+    if run.recipe != "demo":
+        return words
+    for encoder, layers in (("image", 4), ("text", 2), ("multimodal", 2)):
+        words += [f"--model.{encoder}.hidden-size", "192", f"--model.{encoder}.num-attention-heads", "3"]
+        words += [f"--model.{encoder}.intermediate-size", "768", f"--model.{encoder}.num-hidden-layers", str(layers)]
+    words += ["--model.projection-dim", "192", "--objectives.global-contrastive.weight", "1.0", "--training.global-batch-size", "256"]
+    for name, samples in zip(SOURCES, (256, 128, 256), strict=True):
+        words += [f"--data.sources.{name}.global-batch-size", str(samples)]
+    return words
 
 
 def compare(old: list[dict[str, float]], new: list[dict[str, float]]) -> dict[str, int]:

@@ -5,14 +5,28 @@ from setuptools import find_packages, setup
 setup(
     name="flava_ds",
     version="0.1.0",
-    description="FLAVA pre-training at scale: images, text and pairs in one model, with DeepSpeed ZeRO and Triton kernels",
+    description=(
+        "FLAVA pre-training at scale: images, text and pairs in one model, with DeepSpeed ZeRO and Triton "
+        "kernels"
+    ),
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["flava_ds", "flava_ds.*"]) + find_packages("kernels") + ["flava_ds.ds_configs"],
+    packages=find_packages(include=["flava_ds", "flava_ds.*"])
+    + find_packages("kernels")
+    + ["flava_ds.ds_configs"],
     package_dir={"flava_kernels": "kernels/flava_kernels", "flava_ds.ds_configs": "ds_configs"},
     package_data={
         "flava_ds": [
-            *("py.typed", "data/vocab/*", "demo/*.txt", "demo/*.json", "demo/*.md", "demo/*.safetensors", "demo/data/*", "demo/licenses/*"),
+            *(
+                "py.typed",
+                "data/vocab/*",
+                "demo/*.txt",
+                "demo/*.json",
+                "demo/*.md",
+                "demo/*.safetensors",
+                "demo/data/*",
+                "demo/licenses/*",
+            ),
             *("recipes/*.safetensors", "report/*.html", "report/*.css"),
         ],
         "flava_ds.ds_configs": ["*.json"],

@@ -1,11 +1,13 @@
-"""Measures what a checkpoint costs a run: how long training stands, how long until it is on disk, and its bytes, for docs/checkpoints.md.
+"""Measures what a checkpoint costs a run: how long training stands, how long until it is on disk, and its
+bytes, for docs/checkpoints.md.
 
     python benchmarks/checkpoint_cost.py [--rounds 3] [--folder DIR] && make docs
 
-One rank, ZeRO-1, fp32, a FLAVA of about 100 million parameters with AdamW's moments. Rounds take the ways of saving in turn, so that a drift of the
-machine meets all of them: ours in the background and ours while training stands (both hash every byte and wait for the disk), torch.save of the
-same tensors, and DeepSpeed's save_checkpoint (neither hashes nor waits; what waiting for the disk takes is measured apart). The numbers go to
-benchmarks/results/checkpoint_cost.json.
+One rank, ZeRO-1, fp32, a FLAVA of about 100 million parameters with AdamW's moments. Rounds take the ways of
+saving in turn, so that a drift of the machine meets all of them: ours in the background and ours while
+training stands (both hash every byte and wait for the disk), torch.save of the same tensors, and DeepSpeed's
+save_checkpoint (neither hashes nor waits; what waiting for the disk takes is measured apart). The numbers go
+to benchmarks/results/checkpoint_cost.json.
 """
 
 from __future__ import annotations
@@ -42,9 +44,16 @@ LAYERS = {"image": 1, "text": 1, "multimodal": 1}
 
 def main() -> int:
     """Measures and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where to write: the storage that is measured")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="where to write: the storage that is measured",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -64,8 +73,12 @@ class Bench:
         module = build_task(self.config)
         self.engine = Engine(module, self.config, world)
         self.batch: Batch = random_batch(Kind.TEXT, self.config)
-        self.denominators = {name: torch.tensor(float(max(count, 1))) for name, count in module.counts(self.batch).items()}
-        self.savers = {mode: Saver(self.engine, with_mode(self.config, mode)) for mode in ("background", "standing")}
+        self.denominators = {
+            name: torch.tensor(float(max(count, 1))) for name, count in module.counts(self.batch).items()
+        }
+        self.savers = {
+            mode: Saver(self.engine, with_mode(self.config, mode)) for mode in ("background", "standing")
+        }
         self.saves = 0
 
     def measure(self, rounds: int) -> dict:
@@ -90,12 +103,19 @@ class Bench:
         from flava_kernels.bench.machine import device_name
 
         return {
-            **{"machine": device_name(torch.device("cpu")), "cores": len(os.sched_getaffinity(0)), "load": statistics.median(loads)},
+            **{
+                "machine": device_name(torch.device("cpu")),
+                "cores": len(os.sched_getaffinity(0)),
+                "load": statistics.median(loads),
+            },
             "torch": torch.__version__.partition("+")[0],
             "rounds": rounds,
             "parameters": sum(parameter.numel() for parameter in self.engine.module.parameters()),
             "undisturbed_step_s": statistics.median(undisturbed),
-            "ways": {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()},
+            "ways": {
+                name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+                for name, rows in found.items()
+            },
         }
 
     def steps(self, count: int) -> list[float]:
@@ -139,7 +159,14 @@ class Bench:
 
     def torch_save(self, folder: Path) -> None:
         """Pickles the tensors that ours writes."""
-        torch.save({f"{key}/{part.name}": tensor for part in fragments.owned(self.engine) for key, tensor in part.tensors.items()}, folder / "all.pt")
+        torch.save(
+            {
+                f"{key}/{part.name}": tensor
+                for part in fragments.owned(self.engine)
+                for key, tensor in part.tensors.items()
+            },
+            folder / "all.pt",
+        )
 
     def deepspeed_save(self, folder: Path) -> None:
         """Writes DeepSpeed's own checkpoint: module, fp32 weights and moments."""
@@ -148,8 +175,19 @@ class Bench:
 
 def shallow_model(folder: Path) -> Config:
     """Returns flava_base with fewer layers, in fp32, on one rank."""
-    layers = [word for name, count in LAYERS.items() for word in (f"--model.{name}.num-hidden-layers", str(count))]
-    words = ["--name", "cost", "--logging.run-directory", str(folder), "--training.precision", "fp32", "--training.global-batch-size", "8"]
+    layers = [
+        word for name, count in LAYERS.items() for word in (f"--model.{name}.num-hidden-layers", str(count))
+    ]
+    words = [
+        "--name",
+        "cost",
+        "--logging.run-directory",
+        str(folder),
+        "--training.precision",
+        "fp32",
+        "--training.global-batch-size",
+        "8",
+    ]
     return resolve("flava_base", [*words, *layers])
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/communication.py && make docs
 
-Two gloo ranks take steps of flava_debug under each setting of SETTINGS; what is counted depends on shapes alone, not on the machine. The numbers
-go to benchmarks/results/communication.json.
+Two gloo ranks take steps of flava_debug under each setting of SETTINGS; what is counted depends on shapes
+alone, not on the machine. The numbers go to benchmarks/results/communication.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ SETTINGS: dict[str, tuple[str, dict]] = {
     "zero3": ("zero3", {}),
     "zero3, nothing kept whole": (
         "zero3",
-        {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0},
+        {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+        },
     ),
 }
 """What is measured: a file of ds_configs, and what is changed in its zero_optimization."""
@@ -39,7 +44,9 @@ SETTINGS: dict[str, tuple[str, dict]] = {
 
 def main() -> int:
     """Measures and writes, or (with --measure) is one rank."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -60,7 +67,12 @@ def run_ranks(folder: Path) -> None:
     unpack(folder / DATA)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run([*torchrun, str(Path(__file__).resolve()), "--measure", str(folder)], cwd=folder, env=environment, check=True)
+    subprocess.run(
+        [*torchrun, str(Path(__file__).resolve()), "--measure", str(folder)],
+        cwd=folder,
+        env=environment,
+        check=True,
+    )
 
 
 def measure_all(folder: Path) -> None:
@@ -72,18 +84,42 @@ def measure_all(folder: Path) -> None:
 
     rows, trainable = [], 0
     for number, name in enumerate(SETTINGS):
-        overrides = ["--name", f"setting{number}", "--engine.deepspeed-config", str(write_setting(folder, number, name))]
-        quiet = ["--logging.every-steps", "1000", "--logging.no-tensorboard", "--checkpoint.every-steps", "0", "--training.total-steps", "1000"]
+        overrides = [
+            "--name",
+            f"setting{number}",
+            "--engine.deepspeed-config",
+            str(write_setting(folder, number, name)),
+        ]
+        quiet = [
+            "--logging.every-steps",
+            "1000",
+            "--logging.no-tensorboard",
+            "--checkpoint.every-steps",
+            "0",
+            "--training.total-steps",
+            "1000",
+        ]
         quiet += ["--data.block-steps", str(BLOCK)]
         trainer = build(resolve("flava_debug", [*overrides, *quiet]))
-        for (kind, changed), (samples, calls) in pick(bytes_of.measure(trainer, STEPS), trainer.engine.stage).items():
+        for (kind, changed), (samples, calls) in pick(
+            bytes_of.measure(trainer, STEPS), trainer.engine.stage
+        ).items():
             theory = bytes_of.step_payloads(trainer, kind, samples)
-            rows.append({"setting": name, "kind": kind, "changed": changed, "samples": samples, "calls": len(calls)})
-            rows[-1] |= {"measured": listed(bytes_of.payloads(calls)), "theory": listed(theory), "paper": bytes_of.paper_bytes(trainer, kind)}
+            rows.append(
+                {"setting": name, "kind": kind, "changed": changed, "samples": samples, "calls": len(calls)}
+            )
+            rows[-1] |= {
+                "measured": listed(bytes_of.payloads(calls)),
+                "theory": listed(theory),
+                "paper": bytes_of.paper_bytes(trainer, kind),
+            }
         trainable = bytes_of.trainable_bytes(trainer)
         trainer.recorder.close()
         if trainer.world.is_main:
-            (folder / "results.json").write_text(json.dumps({"ranks": RANKS, "recipe": "flava_debug", "weights": trainable, "rows": rows}), encoding="utf-8")
+            (folder / "results.json").write_text(
+                json.dumps({"ranks": RANKS, "recipe": "flava_debug", "weights": trainable, "rows": rows}),
+                encoding="utf-8",
+            )
     stop()
 
 
@@ -98,11 +134,15 @@ def write_setting(folder: Path, number: int, name: str) -> Path:
 
 
 def pick(measured: list[tuple[str, int, list]], stage: int) -> dict[tuple[str, bool], tuple[int, list]]:
-    """Returns the last step of a block by kind, and for ZeRO-3 the last one that followed a step of another kind."""
+    """Returns the last step of a block by kind, and for ZeRO-3 the last one that followed a step of another
+    kind.
+    """
     steps = {(kind, False): (samples, calls) for kind, samples, calls in measured[BLOCK - 1 :: BLOCK]}
     if stage == 3:
         pairs = zip(measured, measured[1:], strict=False)
-        steps |= {(kind, True): (samples, calls) for (before, *_), (kind, samples, calls) in pairs if kind != before}
+        steps |= {
+            (kind, True): (samples, calls) for (before, *_), (kind, samples, calls) in pairs if kind != before
+        }
     return steps
 
 

@@ -1,12 +1,17 @@
-"""Compares our loader with open_clip's, with plain webdataset + torchvision, and with decode + crop alone, on the same shards in one run.
+"""Compares our loader with open_clip's, with plain webdataset + torchvision, and with decode + crop alone, on
+the same shards in one run.
 
-    python benchmarks/data_loader.py --shards FOLDER [--rounds 5] [--samples 2048] [--out benchmarks/results/data_loader.json]
+    python benchmarks/data_loader.py --shards FOLDER [--rounds 5] [--samples 2048] [--out
+    benchmarks/results/data_loader.json]
 
-FOLDER gets 2000 JPEGs of 500 x 375 with captions (photo_shards.py) unless it has them. Batches of 64, crops of 224 pixels, two loader processes of one
-thread each. A measurement is a process of its own (loader_rows.py); each round takes all of them in turn, and ratios are formed within a round, so
-that a drift of the machine hits all alike. What counts is samples per CPU second: user and system time of the process and its workers.
+FOLDER gets 2000 JPEGs of 500 x 375 with captions (photo_shards.py) unless it has them. Batches of 64, crops
+of 224 pixels, two loader processes of one thread each. A measurement is a process of its own
+(loader_rows.py); each round takes all of them in turn, and ratios are formed within a round, so that a drift
+of the machine hits all alike. What counts is samples per CPU second: user and system time of the process and
+its workers.
 
-open_clip 3.3.0 needs webdataset 0.2.86, an older one than we test with, so it wants an environment of its own beside flava_ds:
+open_clip 3.3.0 needs webdataset 0.2.86, an older one than we test with, so it wants an environment of its own
+beside flava_ds:
 
     pip install 'open_clip_torch[training]==3.3.0'
 
@@ -44,41 +49,76 @@ RATIOS = {
     "flava_ds / webdataset + torchvision": ("flava_ds", "webdataset_pillow", None),
     "flava_ds / webdataset + torchvision, uint8": ("flava_ds", "webdataset_uint8", None),
     "flava_ds / decode + crop alone": ("flava_ds", "decode_crop", 0.8),
-    "flava_ds, two views and masks / webdataset + Pillow, two views without masks": ("flava_ds_two_views", "webdataset_pillow_two_views", 3.5),
+    "flava_ds, two views and masks / webdataset + Pillow, two views without masks": (
+        "flava_ds_two_views",
+        "webdataset_pillow_two_views",
+        3.5,
+    ),
     "decode + crop alone / Pillow's alone, two views": ("decode_crop_two_views", "pillow_two_views", 3.5),
-    "flava_ds, two views and masks / Pillow's decode + crop alone, two views": ("flava_ds_two_views", "pillow_two_views", None),
+    "flava_ds, two views and masks / Pillow's decode + crop alone, two views": (
+        "flava_ds_two_views",
+        "pillow_two_views",
+        None,
+    ),
 }
 """Which rates are divided, and what the quotient should reach."""
 
 
 def main() -> None:
     """Runs all rounds, prints what came out, and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, help="folder of the pictures; made when it is empty")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="folder of the pictures; made when it is empty"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=2048, help="samples of one measurement, behind a warm-up of 512")
+    parser.add_argument(
+        "--samples", type=int, default=2048, help="samples of one measurement, behind a warm-up of 512"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data_loader.json")
     options = parser.parse_args()
     pictures = photo_shards(options.shards)
     names = [name for name in ROWS if name != "open_clip" or importlib.util.find_spec("open_clip_train")]
     if "open_clip" not in names:
-        print("open_clip is left out: pip install 'open_clip_torch[training]==3.3.0' brings it, best in an environment of its own", file=sys.stderr)
+        print(
+            (
+                "open_clip is left out: pip install 'open_clip_torch[training]==3.3.0' brings it, best in an "
+                "environment of its own"
+            ),
+            file=sys.stderr,
+        )
     runs: dict[str, list[dict]] = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:
             runs[name].append(run_process(name, options.shards, options.samples))
-            print(f"round {number + 1} {name}: {per_cpu_second(runs[name][-1]):.0f} samples per CPU second", flush=True)
-        report = summarize(runs) | {"pictures": pictures, "rounds": number + 1, "samples": options.samples, "machine": machine()}
+            print(
+                f"round {number + 1} {name}: {per_cpu_second(runs[name][-1]):.0f} samples per CPU second",
+                flush=True,
+            )
+        report = summarize(runs) | {
+            "pictures": pictures,
+            "rounds": number + 1,
+            "samples": options.samples,
+            "machine": machine(),
+        }
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for ratio in report["ratios"]:
-        print(f"{ratio['what']}: {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), wanted {ratio['wanted'] or '-'}")
+        print(
+            f"{ratio['what']}: {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), wanted "
+            f"{ratio['wanted'] or '-'}"
+        )
 
 
 def summarize(runs: dict[str, list[dict]]) -> dict:
     """Takes the rates of each row and the quotients that are wanted."""
     return {
         "rows": [summarize_row(name, found) for name, found in runs.items()],
-        "ratios": [summarize_ratio(what, runs) for what, (above, below, _) in RATIOS.items() if above in runs and below in runs],
+        "ratios": [
+            summarize_ratio(what, runs)
+            for what, (above, below, _) in RATIOS.items()
+            if above in runs and below in runs
+        ],
         "versions": next(iter(runs.values()))[0]["versions"],
     }
 
@@ -114,7 +154,13 @@ def summarize_ratio(what: str, runs: dict[str, list[dict]]) -> dict:
     """Takes the median of a quotient that is formed in each round."""
     above, below, wanted = RATIOS[what]
     quotients = [per_cpu_second(a) / per_cpu_second(b) for a, b in zip(runs[above], runs[below], strict=True)]
-    return {"what": what, "median": statistics.median(quotients), "low": min(quotients), "high": max(quotients), "wanted": wanted}
+    return {
+        "what": what,
+        "median": statistics.median(quotients),
+        "low": min(quotients),
+        "high": max(quotients),
+        "wanted": wanted,
+    }
 
 
 def machine() -> dict:
@@ -122,7 +168,11 @@ def machine() -> dict:
     import torch
     from flava_kernels.bench.machine import device_name
 
-    return {"processor": device_name(torch.device("cpu")), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[1]}
+    return {
+        "processor": device_name(torch.device("cpu")),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[1],
+    }
 
 
 if __name__ == "__main__":

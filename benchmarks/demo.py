@@ -1,6 +1,8 @@
-"""Keeps a finished demo's numbers, from which the pages are made: python benchmarks/demo.py runs/demo-ten-minutes
+"""Keeps a finished demo's numbers, from which the pages are made: python benchmarks/demo.py
+runs/demo-ten-minutes
 
-Writes benchmarks/results/demo_<work>.json: the run's demo.json with the metrics of its evaluation.json added. `make docs` fills the pages then.
+Writes benchmarks/results/demo_<work>.json: the run's demo.json with the metrics of its evaluation.json added.
+`make docs` fills the pages then.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> int:
     """Reads a run's folder and writes its results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of a finished demo of a fixed work")
     run = parser.parse_args().run
     if not (run / "demo.json").is_file():
@@ -23,7 +27,10 @@ def main() -> int:
         return 2
     summary = json.loads((run / "demo.json").read_text(encoding="utf-8"))
     if summary["work"] is None:
-        print(f"error: {run}: was cut to {summary['minutes']:g} minutes; its numbers depend on the machine", file=sys.stderr)
+        print(
+            f"error: {run}: was cut to {summary['minutes']:g} minutes; its numbers depend on the machine",
+            file=sys.stderr,
+        )
         return 2
     summary["metrics"] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
     out = RESULTS / f"demo_{summary['work'].replace('-', '_')}.json"

@@ -1,11 +1,13 @@
-"""Ranks choices of the demo's recipe by what they reach in a drawing style held out of TRAINING; the demo's test styles take no part.
+"""Ranks choices of the demo's recipe by what they reach in a drawing style held out of TRAINING; the demo's
+test styles take no part.
 
     python benchmarks/demo_ablation.py [ROW ...]
 
-Every row sees 61,440 pairs of the other five styles with the contrastive loss alone, on one rank with one thread, and is judged on the 550 drawings of
-the style left out: zero-shot concept among all concepts of training, in colour and turned to black and white by each drawing's mean luminance. The
-work is fixed, so load does not change a result; what it costs is counted in seconds of processor time, which load changes little. Writes
-benchmarks/results/demo_ablation.json, row by row; a standard error of top-5 is about 1.3 points.
+Every row sees 61,440 pairs of the other five styles with the contrastive loss alone, on one rank with one
+thread, and is judged on the 550 drawings of the style left out: zero-shot concept among all concepts of
+training, in colour and turned to black and white by each drawing's mean luminance. The work is fixed, so load
+does not change a result; what it costs is counted in seconds of processor time, which load changes little.
+Writes benchmarks/results/demo_ablation.json, row by row; a standard error of top-5 is about 1.3 points.
 """
 
 from __future__ import annotations
@@ -42,8 +44,24 @@ FOLDER = Path("runs/ablation")
 HELD_OUT = "fxemoji"
 PAIRS = 61_440
 COST_PAIRS = 64
-STRONG = {"crop-scale": (0.7, 1.0), "crop-ratio": (0.75, 4 / 3), "rotation-degrees": 8, "color-jitter": 0.3, "grayscale": 0.2, "invert": 0.05, "edges": 0.12}
-WEAK = {"crop-scale": (0.85, 1.0), "crop-ratio": (0.9, 1.1), "rotation-degrees": 3, "color-jitter": 0.2, "grayscale": 0.2, "invert": 0.02, "edges": 0.05}
+STRONG = {
+    "crop-scale": (0.7, 1.0),
+    "crop-ratio": (0.75, 4 / 3),
+    "rotation-degrees": 8,
+    "color-jitter": 0.3,
+    "grayscale": 0.2,
+    "invert": 0.05,
+    "edges": 0.12,
+}
+WEAK = {
+    "crop-scale": (0.85, 1.0),
+    "crop-ratio": (0.9, 1.1),
+    "rotation-degrees": 3,
+    "color-jitter": 0.2,
+    "grayscale": 0.2,
+    "invert": 0.02,
+    "edges": 0.05,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +82,43 @@ class Row:
 
     def overrides(self) -> list[str]:
         """Spells the choice as options of the recipe `demo`."""
-        words = {"optimizer.lr": self.lr, "model.logit-scale-init": self.logit_scale, "model.projection-dim": self.projection}
+        words = {
+            "optimizer.lr": self.lr,
+            "model.logit-scale-init": self.logit_scale,
+            "model.projection-dim": self.projection,
+        }
         layers = {"image": self.image_layers, "text": self.text_layers, "multimodal": self.multimodal_layers}
         for encoder, number in layers.items():
-            shape = {"hidden-size": self.width, "intermediate-size": 4 * self.width, "num-attention-heads": self.heads, "num-hidden-layers": number}
+            shape = {
+                "hidden-size": self.width,
+                "intermediate-size": 4 * self.width,
+                "num-attention-heads": self.heads,
+                "num-hidden-layers": number,
+            }
             words |= {f"model.{encoder}.{name}": value for name, value in shape.items()}
-        words |= {f"data.sources.pair.transform.{name}": value for name, value in (WEAK if self.weak else STRONG).items()}
-        words |= {"objectives.global-contrastive.weight": 1} | {f"objectives.{name}.weight": 0 for name in ("mim", "mlm", "mmm-image", "mmm-text", "itm")}
-        words |= {"data.sources.image.weight": 0, "data.sources.text.weight": 0, "data.sources.pair.global-batch-size": self.batch}
+        words |= {
+            f"data.sources.pair.transform.{name}": value
+            for name, value in (WEAK if self.weak else STRONG).items()
+        }
+        words |= {"objectives.global-contrastive.weight": 1} | {
+            f"objectives.{name}.weight": 0 for name in ("mim", "mlm", "mmm-image", "mmm-text", "itm")
+        }
+        words |= {
+            "data.sources.image.weight": 0,
+            "data.sources.text.weight": 0,
+            "data.sources.pair.global-batch-size": self.batch,
+        }
         steps = PAIRS // self.batch
-        words |= {"training.total-steps": steps, "schedule.warmup-steps": steps // 10, "checkpoint.every-steps": 0}
-        return [word for name, value in words.items() for word in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))]
+        words |= {
+            "training.total-steps": steps,
+            "schedule.warmup-steps": steps // 10,
+            "checkpoint.every-steps": 0,
+        }
+        return [
+            word
+            for name, value in words.items()
+            for word in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))
+        ]
 
 
 SHALLOW = {"batch": 128, "width": 256, "heads": 4, "image_layers": 2, "text_layers": 1}
@@ -89,7 +133,9 @@ ROWS = {
     "batch 128, weak augmentation": Row(batch=128, weak=True),
     "batch 128, weak augmentation, width 256, 2 + 1 layers": Row(**WIDE),
     "batch 64, weak augmentation, width 256, 2 + 1 layers": Row(**WIDE | {"batch": 64}),
-    "batch 128, weak augmentation, width 384, 1 + 1 layers": Row(**WIDE | {"width": 384, "projection": 384, "heads": 6, "image_layers": 1}),
+    "batch 128, weak augmentation, width 384, 1 + 1 layers": Row(
+        **WIDE | {"width": 384, "projection": 384, "heads": 6, "image_layers": 1}
+    ),
 }
 
 
@@ -123,25 +169,46 @@ def score(run: Path, root: Path) -> dict[str, float]:
     for name, pixels in (("colour", colour), ("black_and_white", black_and_white(colour))):
         similarity = embed(model, pixels) @ weights.T
         best = similarity.topk(5).indices == right[:, None]
-        found |= {f"{name}_top1": best[:, 0].float().mean().item(), f"{name}_top5": best.any(1).float().mean().item()}
+        found |= {
+            f"{name}_top1": best[:, 0].float().mean().item(),
+            f"{name}_top5": best.any(1).float().mean().item(),
+        }
         found[f"{name}_nats"] = F.cross_entropy(similarity * scale, right).item()
     return found
 
 
 def black_and_white(pixels: Tensor) -> Tensor:
-    """Splits each drawing at the mean luminance of what is not paper: [N 3 S S] uint8 -> the same, two values."""
+    """Splits each drawing at the mean luminance of what is not paper: [N 3 S S] uint8 -> the same, two
+    values.
+    """
     luminance = (pixels.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
     ink = luminance < 250
     split = torch.where(ink, luminance, 0).sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)
-    return torch.where(luminance < split[:, None, None], 0, 255).to(torch.uint8)[:, None].expand_as(pixels).contiguous()
+    return (
+        torch.where(luminance < split[:, None, None], 0, 255)
+        .to(torch.uint8)[:, None]
+        .expand_as(pixels)
+        .contiguous()
+    )
 
 
 def cost(row: Row, root: Path, repeats: int = 6) -> float:
-    """Counts the processor time of forward and backward of one rank's part of a demo's pair step, all its losses, in bf16: seconds, the least of some."""
+    """Counts the processor time of forward and backward of one rank's part of a demo's pair step, all its
+    losses, in bf16: seconds, the least of some.
+    """
     shape = [word for word in row.overrides() if "objectives" not in word]
     names = {"--model", *(f"--model.{part}" for part in ("image", "text", "multimodal"))}
-    words = [w for name, *values in _options(shape) if name.rpartition(".")[0] in names for w in (name, *values)]
-    words += ["--data.num-workers", "0", "--data.sources.pair.global-batch-size", str(COST_PAIRS), "--data.sources.pair.shards", str(root / "pairs-train")]
+    words = [
+        w for name, *values in _options(shape) if name.rpartition(".")[0] in names for w in (name, *values)
+    ]
+    words += [
+        "--data.num-workers",
+        "0",
+        "--data.sources.pair.global-batch-size",
+        str(COST_PAIRS),
+        "--data.sources.pair.shards",
+        str(root / "pairs-train"),
+    ]
     config = resolve("demo", [*words, "--data.sources.image.weight", "0", "--data.sources.text.weight", "0"])
     (batch,), module = next(iter(StepLoader(config))), config.model.build(config).bfloat16()
     codes = torch.zeros(len(batch["masked_samples"]), config.model.image.num_patches, dtype=torch.int64)
@@ -167,13 +234,19 @@ def _options(words: list[str]) -> list[list[str]]:
 def embed(model: FrozenModel, pixels: Tensor) -> Tensor:
     """Encodes pictures into the contrastive space: [N 3 S S] -> [N r]."""
     embedder = model.need(Embedder, "the ablation")
-    return torch.cat([embedder.project_images(embedder.image_features(rows)).float() for rows in pixels.split(128)])
+    return torch.cat(
+        [embedder.project_images(embedder.image_features(rows)).float() for rows in pixels.split(128)]
+    )
 
 
 def main() -> None:
     """Trains and evaluates the rows that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=list(ROWS), metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "rows", nargs="*", default=list(ROWS), metavar="ROW", help=f"default: all of {', '.join(ROWS)}"
+    )
     torch.set_num_threads(1)
     keep_freed_memory()
     root = unpack(DATA).root
@@ -181,12 +254,32 @@ def main() -> None:
         hold_out(root)
     for name in parser.parse_args().rows:
         run = name.replace(" ", "-").replace(",", "").replace("+", "and")
-        words = ["--name", run, "--logging.run-directory", str(FOLDER), "--data.sources.pair.shards", str(FOLDER / "pairs-train"), *ROWS[name].overrides()]
+        words = [
+            "--name",
+            run,
+            "--logging.run-directory",
+            str(FOLDER),
+            "--data.sources.pair.shards",
+            str(FOLDER / "pairs-train"),
+            *ROWS[name].overrides(),
+        ]
         launch = cpu_launch(words, ranks=1)
-        subprocess.run(["env", *(f"{key}={value}" for key, value in (launch.environment | {"OMP_NUM_THREADS": "1"}).items()), *launch.arguments], check=True)
+        subprocess.run(
+            [
+                "env",
+                *(f"{key}={value}" for key, value in (launch.environment | {"OMP_NUM_THREADS": "1"}).items()),
+                *launch.arguments,
+            ],
+            check=True,
+        )
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": []}
         kept = [row for row in results["rows"] if row["name"] != name]
-        found = {"name": name, **asdict(ROWS[name]), "pair_step_cpu_s": cost(ROWS[name], root), **score(FOLDER / run, root)}
+        found = {
+            "name": name,
+            **asdict(ROWS[name]),
+            "pair_step_cpu_s": cost(ROWS[name], root),
+            **score(FOLDER / run, root),
+        }
         results |= {"held_out": HELD_OUT, "pairs": PAIRS, "rows": [*kept, found]}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

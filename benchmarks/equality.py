@@ -2,8 +2,8 @@
 
     python benchmarks/equality.py && make docs
 
-Runs, reference and what is compared are those of tests/training/equality_scenarios.py. Rows go to benchmarks/results/equality.json as each number of
-ranks is done.
+Runs, reference and what is compared are those of tests/training/equality_scenarios.py. Rows go to
+benchmarks/results/equality.json as each number of ranks is done.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def planned() -> dict[int, list]:
     stages = [f"zero{stage}" for stage in range(4)]
     offloaded = [f"zero{stage}_offload" for stage in range(1, 4)]
     return {
-        1: [Scenario("zero0"), Scenario("zero1", 4, checkpointing=True), Scenario("zero3", idle="zeros"), Scenario("zero1", arithmetic="fp32")],
+        1: [
+            Scenario("zero0"),
+            Scenario("zero1", 4, checkpointing=True),
+            Scenario("zero3", idle="zeros"),
+            Scenario("zero1", arithmetic="fp32"),
+        ],
         2: [
             *(Scenario(stage) for stage in stages + offloaded),
             *(Scenario(stage, 3, checkpointing=True) for stage in ("zero1", "zero3")),
@@ -37,7 +42,12 @@ def planned() -> dict[int, list]:
             Scenario("zero1", arithmetic="fp32"),
         ],
         3: [Scenario("zero1"), Scenario("zero3", 4, checkpointing=True)],
-        4: [Scenario("zero0"), Scenario("zero2", 3, checkpointing=True), Scenario("zero3"), Scenario("zero1_offload", 3, idle="zeros")],
+        4: [
+            Scenario("zero0"),
+            Scenario("zero2", 3, checkpointing=True),
+            Scenario("zero3"),
+            Scenario("zero1_offload", 3, idle="zeros"),
+        ],
     }
 
 
@@ -49,14 +59,27 @@ def main() -> int:
 
     os.environ["DS_ACCELERATOR"] = "cpu"
     plan = planned()
-    found = {"steps": batches.STEPS, "batch": batches.SIZE, "observed": len(OBSERVED), "conditions": batches.CONDITIONS}
-    found |= {"machine": platform.machine(), "torch": metadata.version("torch"), "deepspeed": metadata.version("deepspeed"), "rows": []}
+    found = {
+        "steps": batches.STEPS,
+        "batch": batches.SIZE,
+        "observed": len(OBSERVED),
+        "conditions": batches.CONDITIONS,
+    }
+    found |= {
+        "machine": platform.machine(),
+        "torch": metadata.version("torch"),
+        "deepspeed": metadata.version("deepspeed"),
+        "rows": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         expected = write_references(sum(plan.values(), []), Path(folder))
         for ranks, scenarios in plan.items():
             of_ranks = zip(*run_ranks(compare_all, ranks, scenarios, expected, Path(folder)), strict=True)
             for scenario, differences in zip(scenarios, of_ranks, strict=True):
-                worst = {name: max(getattr(rank, name) for rank in differences) for name in ("losses", "norms", "gradients", "parameters")}
+                worst = {
+                    name: max(getattr(rank, name) for rank in differences)
+                    for name in ("losses", "norms", "gradients", "parameters")
+                }
                 found["rows"].append({"ranks": ranks, **dataclasses.asdict(scenario), **worst})
             RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -1,8 +1,10 @@
-"""Injects every fault of docs/faults.md into runs of the real trainer on two ranks, and writes what a user sees.
+"""Injects every fault of docs/faults.md into runs of the real trainer on two ranks, and writes what a user
+sees.
 
     python benchmarks/faults.py && make docs
 
-The tests inject the same ones (tests/training/fault_cases.py). Takes some minutes; writes benchmarks/results/faults.json.
+The tests inject the same ones (tests/training/fault_cases.py). Takes some minutes; writes
+benchmarks/results/faults.json.
 """
 
 from __future__ import annotations
@@ -29,9 +31,20 @@ def main() -> int:
         folder = Path(name)
         rows = [dataclasses.asdict(outcome) for outcome in every_fault(Gauntlet(folder))]
     for row in rows:
-        row["said"] = row["said"].replace(f"{name}/", "").replace(f"host {socket.gethostname()}", "host h0").replace(f"on {socket.gethostname()} ", "on h0 ")
+        row["said"] = (
+            row["said"]
+            .replace(f"{name}/", "")
+            .replace(f"host {socket.gethostname()}", "host h0")
+            .replace(f"on {socket.gethostname()} ", "on h0 ")
+        )
         row["seconds"] = None if row["seconds"] is None else round(row["seconds"], 1)
-    found = {"ranks": 2, "cores": len(os.sched_getaffinity(0)), "torch": metadata.version("torch"), "deepspeed": metadata.version("deepspeed"), "rows": rows}
+    found = {
+        "ranks": 2,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": metadata.version("torch"),
+        "deepspeed": metadata.version("deepspeed"),
+        "rows": rows,
+    }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return int(any(row["equal"] is False for row in rows))
 

@@ -1,8 +1,10 @@
-"""The loaders that data_loader.py compares, one per process: endless streams of batches from the same shards, timed in steady state.
+"""The loaders that data_loader.py compares, one per process: endless streams of batches from the same shards,
+timed in steady state.
 
     python benchmarks/loader_rows.py ROW SHARDS [--samples N]
 
-prints one line of JSON: samples, seconds, and CPU seconds (user and system) of this process and its workers, without start and warm-up.
+prints one line of JSON: samples, seconds, and CPU seconds (user and system) of this process and its workers,
+without start and warm-up.
 """
 
 from __future__ import annotations
@@ -34,8 +36,17 @@ Stream = Iterator[int]
 
 
 def flava_ds(folder: Path, *, objectives: bool) -> Stream:
-    """Our loader: uint8 pixels and packed tokens; with the objectives two views, masks and mismatches, else one view for the contrastive loss alone."""
-    from flava_ds.config import CodebookConfig, Config, DataConfig, ImageTransformConfig, SourceConfig, TrainingConfig
+    """Our loader: uint8 pixels and packed tokens; with the objectives two views, masks and mismatches, else
+    one view for the contrastive loss alone.
+    """
+    from flava_ds.config import (
+        CodebookConfig,
+        Config,
+        DataConfig,
+        ImageTransformConfig,
+        SourceConfig,
+        TrainingConfig,
+    )
     from flava_ds.data.loader import StepLoader
     from flava_ds.recipes.flava_base import published_model, published_objectives
 
@@ -53,7 +64,10 @@ def flava_ds(folder: Path, *, objectives: bool) -> Stream:
     )
     for batches in loader:
         batch = batches[0]
-        assert batch["pixel_values"].shape == (BATCH, 3, SIZE, SIZE) and ("codebook_pixel_values" in batch) == objectives
+        assert (
+            batch["pixel_values"].shape == (BATCH, 3, SIZE, SIZE)
+            and ("codebook_pixel_values" in batch) == objectives
+        )
         yield batch.size
 
 
@@ -61,7 +75,10 @@ def contrastive_alone(objectives):
     """Takes the masked and the matching losses out."""
     from dataclasses import replace
 
-    off = {name: replace(getattr(objectives, name), weight=0.0) for name in ("mim", "mlm", "mmm_image", "mmm_text", "itm")}
+    off = {
+        name: replace(getattr(objectives, name), weight=0.0)
+        for name in ("mim", "mlm", "mmm_image", "mmm_text", "itm")
+    }
     return replace(objectives, **off)
 
 
@@ -94,28 +111,46 @@ def open_clip(folder: Path) -> Stream:
 
 
 def webdataset_pillow(folder: Path, *, two_views: bool) -> Stream:
-    """Plain webdataset and Pillow's decode, a Rust tokenizer per caption: torchvision's usual transforms to float32, or FLAVA's two views, uint8."""
+    """Plain webdataset and Pillow's decode, a Rust tokenizer per caption: torchvision's usual transforms to
+    float32, or FLAVA's two views, uint8.
+    """
     import webdataset as wds
     from torchvision import transforms
 
     bicubic = transforms.InterpolationMode.BICUBIC
-    transform = transforms.Compose([transforms.RandomResizedCrop(SIZE, SCALE, RATIO, bicubic), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, SCALE, RATIO, bicubic),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
     tokenize = padding_tokenizer()
     stages = (
         wds.decode("pilrgb", only=["jpg"]),
         wds.to_tuple("jpg", "txt"),
-        wds.map(lambda sample: (*(pillow_views(sample[0], two_views=True) if two_views else [transform(sample[0])]), tokenize([sample[1].decode()])[0])),
+        wds.map(
+            lambda sample: (
+                *(pillow_views(sample[0], two_views=True) if two_views else [transform(sample[0])]),
+                tokenize([sample[1].decode()])[0],
+            )
+        ),
     )
     return through_webdataset(folder, [*stages, wds.batched(BATCH, partial=False)])
 
 
 def webdataset_uint8(folder: Path) -> Stream:
-    """Plain webdataset with the quickest parts of torchvision: libjpeg-turbo to uint8, a tensor crop, a Rust tokenizer on whole batches."""
+    """Plain webdataset with the quickest parts of torchvision: libjpeg-turbo to uint8, a tensor crop, a Rust
+    tokenizer on whole batches.
+    """
     import webdataset as wds
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.v2 import InterpolationMode, RandomResizedCrop
 
-    crop, tokenize = RandomResizedCrop(SIZE, SCALE, RATIO, InterpolationMode.BICUBIC, antialias=True), padding_tokenizer()
+    crop, tokenize = (
+        RandomResizedCrop(SIZE, SCALE, RATIO, InterpolationMode.BICUBIC, antialias=True),
+        padding_tokenizer(),
+    )
 
     def transform(data: bytes) -> torch.Tensor:
         return crop(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB))
@@ -123,7 +158,15 @@ def webdataset_uint8(folder: Path) -> Stream:
     def tokens(batch: tuple) -> tuple:
         return batch[0], tokenize([text.decode() for text in batch[1]])
 
-    return through_webdataset(folder, [wds.to_tuple("jpg", "txt"), wds.map_tuple(transform), wds.batched(BATCH, partial=False), wds.map(tokens)])
+    return through_webdataset(
+        folder,
+        [
+            wds.to_tuple("jpg", "txt"),
+            wds.map_tuple(transform),
+            wds.batched(BATCH, partial=False),
+            wds.map(tokens),
+        ],
+    )
 
 
 def through_webdataset(folder: Path, stages: list) -> Stream:
@@ -131,7 +174,9 @@ def through_webdataset(folder: Path, stages: list) -> Stream:
     import webdataset as wds
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
-    pipeline = wds.DataPipeline(wds.SimpleShardList(shards), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(1000), *stages)
+    pipeline = wds.DataPipeline(
+        wds.SimpleShardList(shards), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(1000), *stages
+    )
     for *views, texts in wds.WebLoader(pipeline.repeat(10**6), batch_size=None, num_workers=WORKERS):
         assert views[0].shape == (BATCH, 3, SIZE, SIZE) and len(texts) == BATCH
         yield len(texts)
@@ -160,7 +205,12 @@ def decode_and_crop(folder: Path, *, sizes: tuple[int, ...]) -> Stream:
 
     transform = ImageTransform(ImageTransformConfig(crop_scale=SCALE, crop_ratio=RATIO), sizes)
     for number, pictures in enumerate(in_memory(folder)):
-        yield len(transform([decode_image(data) for data in pictures], np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.uint64))[0])
+        yield len(
+            transform(
+                [decode_image(data) for data in pictures],
+                np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.uint64),
+            )[0]
+        )
 
 
 def pillow(folder: Path, *, two_views: bool) -> Stream:
@@ -168,12 +218,17 @@ def pillow(folder: Path, *, two_views: bool) -> Stream:
     from PIL import Image
 
     for pictures in in_memory(folder):
-        rows = [pillow_views(Image.open(io.BytesIO(data)).convert("RGB"), two_views=two_views) for data in pictures]
+        rows = [
+            pillow_views(Image.open(io.BytesIO(data)).convert("RGB"), two_views=two_views)
+            for data in pictures
+        ]
         yield len([torch.stack(view) for view in zip(*rows, strict=True)][0])
 
 
 def pillow_views(picture, *, two_views: bool) -> list[torch.Tensor]:
-    """Crops with Pillow, to uint8: 224 bicubic and, of the same crop, 112 Lanczos, as the released code makes them."""
+    """Crops with Pillow, to uint8: 224 bicubic and, of the same crop, 112 Lanczos, as the released code makes
+    them.
+    """
     from PIL import Image
     from torchvision.transforms import RandomResizedCrop
 
@@ -211,11 +266,15 @@ ROWS: dict[str, Callable[[Path], Stream]] = {
 
 
 ALONE = ("decode_crop", "decode_crop_two_views", "pillow", "pillow_two_views")
-"""Rows without loader processes: WORKERS copies run side by side, so that cores and caches are shared as among loader processes."""
+"""Rows without loader processes: WORKERS copies run side by side, so that cores and caches are shared as
+among loader processes.
+"""
 
 
 def cpu_seconds() -> float:
-    """Returns user and system time of this process and of its children, running and ended. Source: proc(5), /proc/PID/stat."""
+    """Returns user and system time of this process and of its children, running and ended. Source: proc(5),
+    /proc/PID/stat.
+    """
     ticks, children = 0, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for process in ("self", *children):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -224,14 +283,20 @@ def cpu_seconds() -> float:
 
 
 def measure(stream: Stream, samples: int) -> dict[str, float]:
-    """Times `samples` of a stream behind a warm-up. Nothing is done with the batches, so the workers set the pace and hold no lead."""
+    """Times `samples` of a stream behind a warm-up. Nothing is done with the batches, so the workers set the
+    pace and hold no lead.
+    """
     seen = 0
     while seen < WARM_UP:
         seen += next(stream)
     began, cpu_began, seen = time.perf_counter(), cpu_seconds(), 0
     while seen < samples:
         seen += next(stream)
-    found = {"samples": seen, "seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds() - cpu_began}
+    found = {
+        "samples": seen,
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": cpu_seconds() - cpu_began,
+    }
     stream.close()
     return found
 
@@ -252,11 +317,20 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.row in ALONE:
         with multiprocessing.get_context("fork").Pool(WORKERS) as pool:
-            parts = pool.starmap(measure_row, [(options.row, options.shards, options.samples // WORKERS)] * WORKERS, chunksize=1)
-        found = {name: sum(part[name] for part in parts) for name in parts[0]} | {"seconds": max(part["seconds"] for part in parts)}
+            parts = pool.starmap(
+                measure_row,
+                [(options.row, options.shards, options.samples // WORKERS)] * WORKERS,
+                chunksize=1,
+            )
+        found = {name: sum(part[name] for part in parts) for name in parts[0]} | {
+            "seconds": max(part["seconds"] for part in parts)
+        }
     else:
         found = measure_row(options.row, options.shards, options.samples)
-    versions = {name: version_of(name) for name in ("torch", "torchvision", "pillow", "webdataset", "tokenizers", "open_clip_torch")}
+    versions = {
+        name: version_of(name)
+        for name in ("torch", "torchvision", "pillow", "webdataset", "tokenizers", "open_clip_torch")
+    }
     print(json.dumps(found | {"versions": versions}), flush=True)
 
 

@@ -1,7 +1,9 @@
-"""Shards for loader benchmarks: JPEGs of 500 x 375 pixels as heavy as photographs, made from the demo's drawings and captions and a seed.
+"""Shards for loader benchmarks: JPEGs of 500 x 375 pixels as heavy as photographs, made from the demo's
+drawings and captions and a seed.
 
-A picture is a cloud whose spectrum falls as photographs' do, with drawings pasted at several sizes and a sensor's grain over all. What a decoder and a
-resize cost depends on pixels and coded bytes: at quality 90 with 4:2:0 these have 20 to 110 kB, 50 kB on average, as JPEGs of this size from the web.
+A picture is a cloud whose spectrum falls as photographs' do, with drawings pasted at several sizes and a
+sensor's grain over all. What a decoder and a resize cost depends on pixels and coded bytes: at quality 90
+with 4:2:0 these have 20 to 110 kB, 50 kB on average, as JPEGs of this size from the web.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _COLOURS = np.array([[1.0, 0.0, 0.0], [0.92, 0.39, 0.0], [0.85, 0.26, 0.46]])
 
 
 def photo_shards(folder: Path, count: int = 2000, per_shard: int = 250, seed: int = 0) -> dict[str, float]:
-    """Writes shards in img2dataset's layout unless the folder has them, and returns what they hold: samples, shards, mean bytes of a picture."""
+    """Writes shards in img2dataset's layout unless the folder has them, and returns what they hold: samples,
+    shards, mean bytes of a picture.
+    """
     summary = folder / "summary.json"
     wanted = {"samples": count, "shards": -(-count // per_shard), "seed": seed}
     if summary.is_file():
@@ -40,7 +44,12 @@ def photo_shards(folder: Path, count: int = 2000, per_shard: int = 250, seed: in
                     info = tarfile.TarInfo(f"{shard:05d}{number:04d}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-    found = wanted | {"mean_bytes": round(total / count), "width": WIDTH, "height": HEIGHT, "quality": QUALITY}
+    found = wanted | {
+        "mean_bytes": round(total / count),
+        "width": WIDTH,
+        "height": HEIGHT,
+        "quality": QUALITY,
+    }
     summary.write_text(json.dumps(found), encoding="utf-8")
     return found
 
@@ -53,25 +62,35 @@ def photographs(count: int, seed: int, demo: Path) -> Iterator[tuple[bytes, str]
     for _ in range(count):
         field = fields[int(draw.integers(_FIELDS))]
         top, left = draw.integers(0, _FIELD_EDGE - HEIGHT), draw.integers(0, _FIELD_EDGE - WIDTH)
-        cloud = field[top : top + HEIGHT, left : left + WIDTH] * draw.uniform(25, 70) + draw.uniform(70, 180, 3)
+        cloud = field[top : top + HEIGHT, left : left + WIDTH] * draw.uniform(25, 70) + draw.uniform(
+            70, 180, 3
+        )
         picture = Image.fromarray(cloud.clip(0, 255).astype(np.uint8))
         captions = []
         for _ in range(int(draw.integers(2, 7))):
             drawing, caption = drawings[int(draw.integers(len(drawings)))]
             captions.append(caption)
             edge = int(draw.integers(60, 260))
-            drawing = drawing.resize((edge, edge), Image.Resampling.BICUBIC).rotate(float(draw.uniform(-30, 30)))
+            drawing = drawing.resize((edge, edge), Image.Resampling.BICUBIC).rotate(
+                float(draw.uniform(-30, 30))
+            )
             pixels = np.asarray(drawing)
             mask = Image.fromarray(((pixels.min(2) < 245) & (pixels.max(2) > 0)).astype(np.uint8) * 255)
-            picture.paste(drawing, (int(draw.integers(-60, WIDTH - 60)), int(draw.integers(-60, HEIGHT - 60))), mask)
+            picture.paste(
+                drawing, (int(draw.integers(-60, WIDTH - 60)), int(draw.integers(-60, HEIGHT - 60))), mask
+            )
         grain = draw.normal(0, draw.uniform(1, 5), (HEIGHT, WIDTH, 1)).astype(np.float32)
         stream = io.BytesIO()
-        Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)).save(stream, "jpeg", quality=QUALITY)
+        Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)).save(
+            stream, "jpeg", quality=QUALITY
+        )
         yield stream.getvalue(), " and ".join(captions[:3])
 
 
 def _field(draw: np.random.Generator, exponent: float) -> np.ndarray:
-    """Draws a random field of unit variance whose amplitudes fall with the frequency to `exponent`: [H W 3] float32."""
+    """Draws a random field of unit variance whose amplitudes fall with the frequency to `exponent`: [H W 3]
+    float32.
+    """
     rows, columns = np.fft.fftfreq(_FIELD_EDGE)[:, None], np.fft.rfftfreq(_FIELD_EDGE)[None]
     frequency = np.hypot(rows, columns)
     frequency[0, 0] = np.inf
@@ -87,9 +106,16 @@ def _drawings(demo: Path, count: int) -> Iterator[tuple[Image.Image, str]]:
 
     for shard in sorted(unpack(demo).pairs_train.glob("*.tar")):
         with tarfile.open(shard) as tar:
-            members = {member.name: tar.extractfile(member).read() for member in tar if member.name.endswith((".webp", ".txt"))}
+            members = {
+                member.name: tar.extractfile(member).read()
+                for member in tar
+                if member.name.endswith((".webp", ".txt"))
+            }
         for name in (name for name in members if name.endswith(".webp")):
-            yield Image.open(io.BytesIO(members[name])).convert("RGB"), members[name.replace(".webp", ".txt")].decode().strip()
+            yield (
+                Image.open(io.BytesIO(members[name])).convert("RGB"),
+                members[name.replace(".webp", ".txt")].decode().strip(),
+            )
             count -= 1
             if not count:
                 return

@@ -1,10 +1,12 @@
-"""Do two commits train alike? Runs both on this machine and compares every logged loss, accuracy and gradient norm bit by bit.
+"""Do two commits train alike? Runs both on this machine and compares every logged loss, accuracy and gradient
+norm bit by bit.
 
     python benchmarks/same_curves.py d55cb17 HEAD
 
-Each commit is checked out beside the repository and imported from there, with the libraries of this environment. Runs are
-those of flava_debug on 1 and 2 ranks in every ZeRO stage, its first steps with our kernels in Triton's interpreter, and
-the first 50 steps of the demo's recipe. The result goes into benchmarks/results/same_curves.json.
+Each commit is checked out beside the repository and imported from there, with the libraries of this
+environment. Runs are those of flava_debug on 1 and 2 ranks in every ZeRO stage, its first steps with our
+kernels in Triton's interpreter, and the first 50 steps of the demo's recipe. The result goes into
+benchmarks/results/same_curves.json.
 """
 
 from __future__ import annotations
@@ -50,12 +52,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("old")
     parser.add_argument("new")
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of the runs to make, from 0 (default: all)")
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="numbers of the runs to make, from 0 (default: all)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        commits = [check_out(name, Path(scratch) / side) for name, side in ((options.old, "old"), (options.new, "new"))]
+        commits = [
+            check_out(name, Path(scratch) / side)
+            for name, side in ((options.old, "old"), (options.new, "new"))
+        ]
         try:
             for number, run in enumerate(RUNS):
                 if options.only is None or number in options.only:
@@ -74,17 +81,36 @@ def main() -> int:
 
 def check_out(commit: str, folder: Path) -> tuple[str, Path]:
     """Makes a work tree of a commit; returns its hash and the folder."""
-    subprocess.run(["git", "worktree", "add", "--detach", str(folder), commit], cwd=ROOT, check=True, capture_output=True)
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+    subprocess.run(
+        ["git", "worktree", "add", "--detach", str(folder), commit], cwd=ROOT, check=True, capture_output=True
+    )
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=folder, check=True, capture_output=True, text=True
+    )
     return found.stdout.strip(), folder
 
 
 def train(run: Run, folder: Path) -> list[dict[str, float]]:
     """Trains with the code in `folder` and returns the numbers of every step."""
     name = "_".join(str(value) for value in asdict(run).values())
-    words = ["--name", name, "--logging.run-directory", "curves", "--logging.every-steps", "1", "--logging.no-tensorboard"]
+    words = [
+        "--name",
+        name,
+        "--logging.run-directory",
+        "curves",
+        "--logging.every-steps",
+        "1",
+        "--logging.no-tensorboard",
+    ]
     words += ["--engine.deepspeed-config", f"zero{run.stage}", "--checkpoint.every-steps", "0", "--seed", "0"]
-    words += ["--training.total-steps", str(run.steps), "--schedule.warmup-steps", "1", "--training.precision", "fp32"]
+    words += [
+        "--training.total-steps",
+        str(run.steps),
+        "--schedule.warmup-steps",
+        "1",
+        "--training.precision",
+        "fp32",
+    ]
     words += ["--codebook-weights", str(folder / CODEBOOK if run.recipe == "flava_debug" else "random")]
     words += settings_of_then(run, folder)
     with socket.socket() as free:
@@ -93,11 +119,18 @@ def train(run: Run, folder: Path) -> list[dict[str, float]]:
     environment = {
         **os.environ,
         **{"PYTHONPATH": f"{folder}:{folder / 'kernels'}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        **{"WORLD_SIZE": str(run.ranks), "LOCAL_WORLD_SIZE": str(run.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        **{
+            "WORLD_SIZE": str(run.ranks),
+            "LOCAL_WORLD_SIZE": str(run.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        },
         **({"FLAVA_KERNELS": "triton", "TRITON_INTERPRET": "1"} if run.kernels == "triton" else {}),
     }
     unpack = "from flava_ds.demo.dataset import unpack; from flava_ds.recipes.demo import DATA; unpack(DATA)"
-    subprocess.run([sys.executable, "-c", unpack], cwd=folder, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", unpack], cwd=folder, env=environment, check=True, capture_output=True
+    )
     command = [sys.executable, "-m", "flava_ds.train", run.recipe, *words]
     ranks = [
         subprocess.Popen(
@@ -110,28 +143,59 @@ def train(run: Run, folder: Path) -> list[dict[str, float]]:
     if any(process.returncode for process in ranks):
         raise SystemExit(f"{run} failed in {folder}:\n{said[0][-3000:]}")
     lines = (folder / "curves" / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[1:]
-    return [{key: value for key, value in json.loads(line).items() if key.startswith(COMPARED)} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key.startswith(COMPARED)} for line in lines
+    ]
 
 
 def settings_of_then(run: Run, folder: Path) -> list[str]:
-    """Returns the options that give new code what d55cb17 had; that one takes none: it has other options for sources.
+    """Returns the options that give new code what d55cb17 had; that one takes none: it has other options for
+    sources.
 
-    Every source gets the seed of its place, which its name has decided since, pairs their transform and the demo its model
-    before it was made to learn more in less work.
+    Every source gets the seed of its place, which its name has decided since, pairs their transform and the
+    demo its model before it was made to learn more in less work.
     """
     if not (folder / "flava_ds" / "config" / "data.py").is_file():
         return []
-    words = [word for number, name in enumerate(SOURCES) for word in (f"--data.sources.{name}.seed", str(number))]
+    words = [
+        word for number, name in enumerate(SOURCES) for word in (f"--data.sources.{name}.seed", str(number))
+    ]
     transform = "--data.sources.pair.transform"
-    words += [f"{transform}.crop-scale", "0.7", "1.0", f"{transform}.crop-ratio", "0.75", "1.3333333333333333"]
-    words += [f"{transform}.rotation-degrees", "8.0", f"{transform}.color-jitter", "0.3", f"{transform}.invert", "0.05"]
+    words += [
+        f"{transform}.crop-scale",
+        "0.7",
+        "1.0",
+        f"{transform}.crop-ratio",
+        "0.75",
+        "1.3333333333333333",
+    ]
+    words += [
+        f"{transform}.rotation-degrees",
+        "8.0",
+        f"{transform}.color-jitter",
+        "0.3",
+        f"{transform}.invert",
+        "0.05",
+    ]
     words += [f"{transform}.edges", "0.12"]
     if run.recipe != "demo":
         return words
     for encoder, layers in (("image", 4), ("text", 2), ("multimodal", 2)):
         words += [f"--model.{encoder}.hidden-size", "192", f"--model.{encoder}.num-attention-heads", "3"]
-        words += [f"--model.{encoder}.intermediate-size", "768", f"--model.{encoder}.num-hidden-layers", str(layers)]
-    words += ["--model.projection-dim", "192", "--objectives.global-contrastive.weight", "1.0", "--training.global-batch-size", "256"]
+        words += [
+            f"--model.{encoder}.intermediate-size",
+            "768",
+            f"--model.{encoder}.num-hidden-layers",
+            str(layers),
+        ]
+    words += [
+        "--model.projection-dim",
+        "192",
+        "--objectives.global-contrastive.weight",
+        "1.0",
+        "--training.global-batch-size",
+        "256",
+    ]
     for name, samples in zip(SOURCES, (256, 128, 256), strict=True):
         words += [f"--data.sources.{name}.global-batch-size", str(samples)]
     return words
@@ -143,7 +207,9 @@ def compare(old: list[dict[str, float]], new: list[dict[str, float]]) -> dict[st
     for ours, theirs in zip(old, new, strict=False):
         keys = {*ours, *theirs}
         compared += len(keys)
-        different += sum(ours.get(key) != theirs.get(key) or key not in ours or key not in theirs for key in keys)
+        different += sum(
+            ours.get(key) != theirs.get(key) or key not in ours or key not in theirs for key in keys
+        )
     return {"compared": compared, "different": different}
 
 

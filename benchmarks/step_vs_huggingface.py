@@ -1,19 +1,20 @@
-"""Times forward + backward of one pair, one image and one text step against Hugging Face's FLAVA, side by side in one run.
+"""Times forward + backward of one pair, one image and one text step against Hugging Face's FLAVA, side by
+side in one run.
 
     python benchmarks/step_vs_huggingface.py [--rounds 5] [--out benchmarks/results/step_vs_huggingface.json]
 
-The configuration is small enough for two CPU cores: width 192, 3 heads, MLP 768, 4/4/2 layers, 64 px / patch 8, vocabulary 30,522,
-codebook 8,192, batch 32, fp32, labels given. Two lengths of text:
+The configuration is small enough for two CPU cores: width 192, 3 heads, MLP 768, 4/4/2 layers, 64 px / patch
+8, vocabulary 30,522, codebook 8,192, batch 32, fp32, labels given. Two lengths of text:
 
     full   every caption fills its 77 tokens: equal work on both sides
-    demo   caption lengths of the demo's training pairs and glosses; Hugging Face pads to 77 as its published pipelines do,
-           and, as a second peer, only to the longest of the batch
+    demo   caption lengths of the demo's training pairs and glosses; Hugging Face pads to 77 as its published
+           pipelines do, and, as a second peer, only to the longest of the batch
 
-Our trainer has the C library keep freed memory on a CPU (flava_ds/ranks/allocator.py), so our side does here; theirs runs as it comes, and once more
-with the same setting, so that the two effects can be told apart.
+Our trainer has the C library keep freed memory on a CPU (flava_ds/ranks/allocator.py), so our side does here;
+theirs runs as it comes, and once more with the same setting, so that the two effects can be told apart.
 
-Each measurement is a process of its own, so that its peak memory is its own; processes alternate, so that a drift of the machine
-hits all alike. Prints a table and writes JSON.
+Each measurement is a process of its own, so that its peak memory is its own; processes alternate, so that a
+drift of the machine hits all alike. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ PEERS = {
 
 def main() -> None:
     """Runs all measurements, or (with --measure) a single one and prints its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5, help="processes per implementation and length")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step_vs_huggingface.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "step_vs_huggingface.json"
+    )
     parser.add_argument("--measure", nargs=2, metavar=("LENGTHS", "IMPLEMENTATION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -54,7 +59,12 @@ def main() -> None:
             for name in implementations:
                 runs[name].append(run_process(lengths, name, arguments.threads))
         rows += [summarize(lengths, name, results, runs["flava_ds"]) for name, results in runs.items()]
-    report = {"threads": arguments.threads, "rounds": arguments.rounds, "batch": BATCH, "rows": rows} | versions()
+    report = {
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "batch": BATCH,
+        "rows": rows,
+    } | versions()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
@@ -64,7 +74,11 @@ def run_process(lengths: str, implementation: str, threads: int) -> dict:
     """Measures in a fresh process."""
     command = [sys.executable, __file__, "--measure", lengths, implementation, "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout.splitlines()[-1]
+    )
 
 
 def measure(lengths: str, implementation: str, threads: int) -> dict:
@@ -76,7 +90,11 @@ def measure(lengths: str, implementation: str, threads: int) -> dict:
     torch.set_num_threads(threads)
     if implementation in ("flava_ds", "huggingface-keeping"):
         keep_freed_memory()
-    step = our_step() if implementation == "flava_ds" else their_step(None if implementation.endswith("longest") else FULL)
+    step = (
+        our_step()
+        if implementation == "flava_ds"
+        else their_step(None if implementation.endswith("longest") else FULL)
+    )
     seconds = {}
     for batch in batches(lengths):
         run = step(batch)
@@ -92,7 +110,14 @@ def measure(lengths: str, implementation: str, threads: int) -> dict:
 
 def configuration():
     """The peers' common shape."""
-    from flava_ds.config import CodebookConfig, Config, FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig
+    from flava_ds.config import (
+        CodebookConfig,
+        Config,
+        FlavaConfig,
+        ImageEncoderConfig,
+        MultimodalEncoderConfig,
+        TextEncoderConfig,
+    )
 
     shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     model = FlavaConfig(
@@ -158,9 +183,16 @@ def demo_lengths(kind: str) -> list[int]:
 
     data = unpack()
     folder = data.pairs_train if kind == "pair" else data.text
-    config = configuration().with_sources({"lengths": SourceConfig(kind="text", shards=str(folder), max_tokens=FULL)})
+    config = configuration().with_sources(
+        {"lengths": SourceConfig(kind="text", shards=str(folder), max_tokens=FULL)}
+    )
     samples = next(iter(iterate_once(config, "lengths", batch_size=BATCH)))
-    return [len(ids) for ids in WordPieceTokenizer("bert_base_uncased").encode_batch([sample.text for sample in samples], FULL)]
+    return [
+        len(ids)
+        for ids in WordPieceTokenizer("bert_base_uncased").encode_batch(
+            [sample.text for sample in samples], FULL
+        )
+    ]
 
 
 def our_step():
@@ -172,7 +204,9 @@ def our_step():
     module = build_task(configuration())
 
     def prepare(batch):
-        denominators = {name: torch.tensor(float(max(count, 1))) for name, count in module.counts(batch).items()}
+        denominators = {
+            name: torch.tensor(float(max(count, 1))) for name, count in module.counts(batch).items()
+        }
 
         def run() -> None:
             module.zero_grad()
@@ -184,7 +218,9 @@ def our_step():
 
 
 def their_step(text_length: int | None):
-    """The same for transformers; text is padded to `text_length`, or to the longest of the batch where it is None."""
+    """The same for transformers; text is padded to `text_length`, or to the longest of the batch where it is
+    None.
+    """
     import torch.nn.functional as F
     from transformers import FlavaConfig, FlavaForPreTraining
 
@@ -221,10 +257,16 @@ def summarize(lengths: str, implementation: str, runs: list[dict], ours: list[di
     return {
         "lengths": lengths,
         "implementation": implementation,
-        "seconds": {kind: statistics.median(run["seconds"][kind] for run in runs) for kind in runs[0]["seconds"]},
+        "seconds": {
+            kind: statistics.median(run["seconds"][kind] for run in runs) for kind in runs[0]["seconds"]
+        },
         "total_seconds": statistics.median(total),
-        "time_over_flava_ds": statistics.median(theirs / mine for theirs, mine in zip(total, our_total, strict=True)),
-        "time_over_flava_ds_range": [f([t / m for t, m in zip(total, our_total, strict=True)]) for f in (min, max)],
+        "time_over_flava_ds": statistics.median(
+            theirs / mine for theirs, mine in zip(total, our_total, strict=True)
+        ),
+        "time_over_flava_ds_range": [
+            f([t / m for t, m in zip(total, our_total, strict=True)]) for f in (min, max)
+        ],
         "peak_mib": statistics.median(run["peak_mib"] for run in runs),
     }
 
@@ -245,12 +287,16 @@ def versions() -> dict:
 
 def table(rows: list[dict]) -> str:
     """Markdown, one line per row."""
-    lines = ["| text | implementation | pair s | image s | text s | sum s | time / flava_ds | peak MiB |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| text | implementation | pair s | image s | text s | sum s | time / flava_ds | peak MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         s = row["seconds"]
         low, high = row["time_over_flava_ds_range"]
         lines.append(
-            f"| {row['lengths']} | {row['implementation']} | {s['pair']:.3f} | {s['image']:.3f} | {s['text']:.3f} | {row['total_seconds']:.3f} "
+            f"| {row['lengths']} | {row['implementation']} | {s['pair']:.3f} | {s['image']:.3f} | "
+            f"{s['text']:.3f} | {row['total_seconds']:.3f} "
             f"| {row['time_over_flava_ds']:.2f} ({low:.2f} to {high:.2f}) | {row['peak_mib']:.0f} |"
         )
     return "\n".join(lines)

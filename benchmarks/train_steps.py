@@ -1,10 +1,12 @@
-"""Trains a recipe for a few steps on the demo's data and prints time, rate and MFU of a step of each kind: what the kernels are worth end to end.
+"""Trains a recipe for a few steps on the demo's data and prints time, rate and MFU of a step of each kind:
+what the kernels are worth end to end.
 
     python benchmarks/train_steps.py --out FOLDER [--recipe flava_base] [--steps 40] [--batch 256]
 
-The run is an ordinary one on one rank: DeepSpeed, the loader, all six losses; the demo's pictures are enlarged to the recipe's size, its captions
-are tokenised with the recipe's vocabulary, and the image codebook is random where the recipe names none. Every step is a line of
-the log, so each waits for the device once. Writes FOLDER/train_steps.json; the last line printed sums it up.
+The run is an ordinary one on one rank: DeepSpeed, the loader, all six losses; the demo's pictures are
+enlarged to the recipe's size, its captions are tokenised with the recipe's vocabulary, and the image codebook
+is random where the recipe names none. Every step is a line of the log, so each waits for the device once.
+Writes FOLDER/train_steps.json; the last line printed sums it up.
 """
 
 from __future__ import annotations
@@ -25,12 +27,19 @@ WARM_UP = 3
 
 def main() -> int:
     """Trains, reads the log, and writes the summary; returns the run's exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="flava_base")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--override", nargs=argparse.REMAINDER, default=[], help="further fields of the configuration, as `flava-ds train` takes them")
+    parser.add_argument(
+        "--override",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="further fields of the configuration, as `flava-ds train` takes them",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "flava_ds.train", options.recipe, *overrides(options), *options.override]
@@ -72,24 +81,38 @@ def overrides(options: argparse.Namespace) -> list[str]:
         changed[f"data.sources.{name}.global-batch-size"] = options.batch
         if source.kind == "pair":
             changed[f"data.sources.{name}.caption-key"] = "captions"
-    return [word for name, value in changed.items() for word in ((f"--{name}",) if value is None else (f"--{name}", str(value)))]
+    return [
+        word
+        for name, value in changed.items()
+        for word in ((f"--{name}",) if value is None else (f"--{name}", str(value)))
+    ]
 
 
 def summarize(steps: list[dict]) -> dict[str, dict[str, float]]:
-    """Takes medians over the steps of each kind after its warm-up; a kind with no more steps than that is left out."""
+    """Takes medians over the steps of each kind after its warm-up; a kind with no more steps than that is
+    left out.
+    """
     found = {}
     for kind in ("pair", "image", "text"):
         kept = [step for step in steps if step["kind"] == kind][WARM_UP:]
         if kept:
             names = ("seconds_per_step", "samples_per_second", "flops_per_second", "mfu", "data_wait")
-            found[kind] = {"steps": len(kept), **{name: statistics.median(step[name] for step in kept) for name in names}}
+            found[kind] = {
+                "steps": len(kept),
+                **{name: statistics.median(step[name] for step in kept) for name in names},
+            }
     return found
 
 
 def describe(kind: str, found: dict[str, float]) -> str:
-    """Writes one kind's numbers; MFU is against the rate of plain matrix products measured on the same device."""
+    """Writes one kind's numbers; MFU is against the rate of plain matrix products measured on the same
+    device.
+    """
     rate = f"{flop_rate(found['flops_per_second'])} = {100 * found['mfu']:.0f} % of GEMM"
-    return f"{kind} {1e3 * found['seconds_per_step']:.0f} ms, {found['samples_per_second']:.0f} samples/s, {rate}, data wait {100 * found['data_wait']:.0f} %"
+    return (
+        f"{kind} {1e3 * found['seconds_per_step']:.0f} ms, {found['samples_per_second']:.0f} samples/s, "
+        f"{rate}, data wait {100 * found['data_wait']:.0f} %"
+    )
 
 
 if __name__ == "__main__":

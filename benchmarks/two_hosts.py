@@ -2,8 +2,8 @@
 
     python benchmarks/two_hosts.py && make docs
 
-The hosts are network namespaces of this machine with an sshd each (tests/launchers/pretend_hosts.py); needs root and Debian's iproute2,
-openssh-server, pdsh and openmpi-bin. Writes benchmarks/results/two_hosts.json.
+The hosts are network namespaces of this machine with an sshd each (tests/launchers/pretend_hosts.py); needs
+root and Debian's iproute2, openssh-server, pdsh and openmpi-bin. Writes benchmarks/results/two_hosts.json.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ TERMINAL = "\x1b[K"
 
 
 def own_words(printed: str) -> list[str]:
-    """Returns what the ranks printed, and that they ended; without the launcher's commands, which name folders of this machine."""
-    lines = (line.removeprefix(TERMINAL) for line in printed.replace("\r", "\n").splitlines())  # mpirun gives ranks a terminal
+    """Returns what the ranks printed, and that they ended; without the launcher's commands, which name
+    folders of this machine.
+    """
+    # mpirun gives ranks a terminal
+    lines = (line.removeprefix(TERMINAL) for line in printed.replace("\r", "\n").splitlines())
     return [line for line in lines if line and ("[INFO]" not in line or "exits successfully" in line)]
 
 
@@ -37,7 +40,13 @@ def main() -> int:
     if reason := missing(*LAUNCHERS.values()):
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    found = {"hosts": ADDRESSES, "steps": STEPS, "torch": metadata.version("torch"), "deepspeed": metadata.version("deepspeed"), "rows": []}
+    found = {
+        "hosts": ADDRESSES,
+        "steps": STEPS,
+        "torch": metadata.version("torch"),
+        "deepspeed": metadata.version("deepspeed"),
+        "rows": [],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
@@ -46,8 +55,15 @@ def main() -> int:
         with two_hosts(folder / "net") as hosts:
             for launcher in LAUNCHERS:
                 run = run_on_two_hosts(folder, hosts, launcher)
-                row = {"launcher": launcher, "command": f"{' '.join(run.command[:3])} {shlex.join(run.command[3:])}", "equal": run.curve == expected}
-                found["rows"].append(row | {"sent": run.sent, "gradient_bytes": run.gradient_bytes, "log": own_words(run.printed)})
+                row = {
+                    "launcher": launcher,
+                    "command": f"{' '.join(run.command[:3])} {shlex.join(run.command[3:])}",
+                    "equal": run.curve == expected,
+                }
+                found["rows"].append(
+                    row
+                    | {"sent": run.sent, "gradient_bytes": run.gradient_bytes, "log": own_words(run.printed)}
+                )
         os.chdir(ROOT)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return int(not all(row["equal"] for row in found["rows"]))

@@ -1,13 +1,16 @@
-"""What the exact contrastive loss of a whole step costs with gradient accumulation: memory and time of its two passes, for docs/equality.md.
+"""What the exact contrastive loss of a whole step costs with gradient accumulation: memory and time of its
+two passes, for docs/equality.md.
 
     python benchmarks/two_pass.py [--rounds 9] && make docs
 
-Model and micro-batches (32 pairs with the demo's caption lengths) are those of step_vs_huggingface.py; steps are forward and backward, no optimizer.
+Model and micro-batches (32 pairs with the demo's caption lengths) are those of step_vs_huggingface.py; steps
+are forward and backward, no optimizer.
 
-    memory   a process per number of micro-batches and per way to have all negatives: two passes, or one graph over all samples at once. The peak
-             of a process is taken over what it held before the step.
-    time     two passes against one-pass accumulation, whose negatives are those of the micro-batch, over MICRO_BATCHES micro-batches: both in turn
-             in one process of one thread, in seconds of its processor. The floor is arithmetic: one more forward pass of the clean encoders.
+    memory   a process per number of micro-batches and per way to have all negatives: two passes, or one graph
+             over all samples at once. The peak of a process is taken over what it held before the step.
+    time     two passes against one-pass accumulation, whose negatives are those of the micro-batch, over
+             MICRO_BATCHES micro-batches: both in turn in one process of one thread, in seconds of its
+             processor. The floor is arithmetic: one more forward pass of the clean encoders.
 """
 
 from __future__ import annotations
@@ -32,8 +35,12 @@ OBJECTIVES = {"all six": 1.0, "all six, a quarter of the pairs masked": 0.25, "c
 
 
 def main() -> int:
-    """Measures all and writes the results, or (with --peak or --ratio) measures one thing and prints its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measures all and writes the results, or (with --peak or --ratio) measures one thing and prints its
+    JSON.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison of time")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "MICRO_BATCHES"), help=argparse.SUPPRESS)
     parser.add_argument("--ratio", metavar="OBJECTIVES", help=argparse.SUPPRESS)
@@ -46,16 +53,38 @@ def main() -> int:
         import torch
         from flava_kernels.bench.machine import device_name
 
-        memory = [{"way": way, "micro_batches": n, **child("--peak", way, str(n))} for way, numbers in MEMORY.items() for n in numbers]
-        times = [{"objectives": name, **child("--ratio", name, "--rounds", str(options.rounds))} for name in OBJECTIVES]
-        about = {"machine": device_name(torch.device("cpu")), "torch": torch.__version__, "rounds": options.rounds, "micro_batches": MICRO_BATCHES}
-        RESULTS.write_text(json.dumps({**about, "batch": micro_batch(1.0).size, "memory": memory, "time": times}, indent=1) + "\n", encoding="utf-8")
+        memory = [
+            {"way": way, "micro_batches": n, **child("--peak", way, str(n))}
+            for way, numbers in MEMORY.items()
+            for n in numbers
+        ]
+        times = [
+            {"objectives": name, **child("--ratio", name, "--rounds", str(options.rounds))}
+            for name in OBJECTIVES
+        ]
+        about = {
+            "machine": device_name(torch.device("cpu")),
+            "torch": torch.__version__,
+            "rounds": options.rounds,
+            "micro_batches": MICRO_BATCHES,
+        }
+        RESULTS.write_text(
+            json.dumps({**about, "batch": micro_batch(1.0).size, "memory": memory, "time": times}, indent=1)
+            + "\n",
+            encoding="utf-8",
+        )
     return 0
 
 
 def child(*arguments: str) -> dict:
     """Measures in a fresh process of one thread."""
-    done = subprocess.run([sys.executable, __file__, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -66,7 +95,9 @@ def settings(masked_share: float):
     from flava_ds.config import ImageTextMatchingConfig, MaskedImageConfig, MaskedTextConfig, flava_objectives
 
     image, text = MaskedImageConfig(weight=0.0), MaskedTextConfig(weight=0.0)
-    alone = flava_objectives(mim=image, mmm_image=image, mlm=text, mmm_text=text, itm=ImageTextMatchingConfig(weight=0.0))
+    alone = flava_objectives(
+        mim=image, mmm_image=image, mlm=text, mmm_text=text, itm=ImageTextMatchingConfig(weight=0.0)
+    )
     return dataclasses.replace(configuration(), objectives=flava_objectives() if masked_share else alone)
 
 
@@ -78,7 +109,15 @@ def micro_batch(masked_share: float):
     if masked_share in (0.0, 1.0):
         return whole
     share = cut(whole, int(whole.size * masked_share))
-    return dataclasses.replace(whole, masked=share, bool_masked_pos=None, image_codes=None, mim_rows=None, input_ids_masked=None, mlm_rows=None)
+    return dataclasses.replace(
+        whole,
+        masked=share,
+        bool_masked_pos=None,
+        image_codes=None,
+        mim_rows=None,
+        input_ids_masked=None,
+        mlm_rows=None,
+    )
 
 
 def cut(batch, size: int):
@@ -88,7 +127,10 @@ def cut(batch, size: int):
     return dataclasses.replace(
         batch,
         size=size,
-        **{name: getattr(batch, name)[:size] for name in ("pixel_values", "bool_masked_pos", "image_codes", "itm_labels")},
+        **{
+            name: getattr(batch, name)[:size]
+            for name in ("pixel_values", "bool_masked_pos", "image_codes", "itm_labels")
+        },
         **{name: getattr(batch, name)[:tokens] for name in ("input_ids", "input_ids_masked")},
         cu_seqlens=batch["cu_seqlens"][: size + 1],
         mim_rows=batch["mim_rows"][batch["mim_rows"] < patches],
@@ -102,27 +144,46 @@ def repeated(batch, number: int):
     """Returns `number` copies of a fully masked batch as one."""
     import torch
 
-    tokens, patches, places = batch["input_ids"].shape[0], batch.size * batch["bool_masked_pos"].shape[1], range(number)
+    tokens, patches, places = (
+        batch["input_ids"].shape[0],
+        batch.size * batch["bool_masked_pos"].shape[1],
+        range(number),
+    )
     shifted = {"mlm_rows": tokens, "mim_rows": patches, "matched_rows": batch.size}
-    plain = ("pixel_values", "bool_masked_pos", "image_codes", "input_ids", "input_ids_masked", "mlm_labels", "itm_labels")
+    plain = (
+        "pixel_values",
+        "bool_masked_pos",
+        "image_codes",
+        "input_ids",
+        "input_ids_masked",
+        "mlm_labels",
+        "itm_labels",
+    )
     ends = torch.cat([batch["cu_seqlens"][1:] + tokens * place for place in places])
     return dataclasses.replace(
         batch,
         size=number * batch.size,
         cu_seqlens=torch.cat([batch["cu_seqlens"][:1], ends]),
         **{name: torch.cat([getattr(batch, name)] * number) for name in plain},
-        **{name: torch.cat([getattr(batch, name) + shift * place for place in places]) for name, shift in shifted.items()},
+        **{
+            name: torch.cat([getattr(batch, name) + shift * place for place in places])
+            for name, shift in shifted.items()
+        },
     )
 
 
 def accumulate(module, batches: list, *, exact: bool) -> None:
-    """Adds up the gradients of a step, as trainer and engine do: `exact` in two passes, else with the negatives of each micro-batch."""
+    """Adds up the gradients of a step, as trainer and engine do: `exact` in two passes, else with the
+    negatives of each micro-batch.
+    """
     import torch
 
     from flava_ds.objectives.global_contrastive import step_gradients
 
     counts = [module.counts(batch) for batch in batches]
-    denominators = {name: torch.tensor(float(max(1, sum(count[name] for count in counts)))) for name in counts[0]}
+    denominators = {
+        name: torch.tensor(float(max(1, sum(count[name] for count in counts)))) for name in counts[0]
+    }
     parts = [None] * len(batches)
     if exact and len(batches) > 1:
         with torch.no_grad():
@@ -133,7 +194,9 @@ def accumulate(module, batches: list, *, exact: bool) -> None:
 
 
 def peak(way: str, number: int) -> dict:
-    """Returns the growth of this process's peak memory during a step, and the bytes of its batches and features, in MiB."""
+    """Returns the growth of this process's peak memory during a step, and the bytes of its batches and
+    features, in MiB.
+    """
     from flava_ds.families.flava.task import build_task
 
     config = settings(1.0)
@@ -144,7 +207,10 @@ def peak(way: str, number: int) -> dict:
     before = resident_mib()
     accumulate(module, batches, exact=True)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    return {"peak_mib": grown, "features_mib": 2 * number * one.size * config.model.projection_dim * 4 / 2**20}
+    return {
+        "peak_mib": grown,
+        "features_mib": 2 * number * one.size * config.model.projection_dim * 4 / 2**20,
+    }
 
 
 def resident_mib() -> float:
@@ -153,7 +219,9 @@ def resident_mib() -> float:
 
 
 def ratio(masked_share: float, rounds: int) -> dict:
-    """Returns the ratios of processor time of two passes to one, round by round, and their floor by arithmetic."""
+    """Returns the ratios of processor time of two passes to one, round by round, and their floor by
+    arithmetic.
+    """
     from flava_ds.watching.flops import forward_flops, step_flops
 
     from flava_ds.families.flava.task import build_task

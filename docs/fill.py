@@ -1,9 +1,11 @@
-"""Fills the generated blocks of README.md and docs/*.md from committed results, so that no number there is typed by hand.
+"""Fills the generated blocks of README.md and docs/*.md from committed results, so that no number there is
+typed by hand.
 
     python docs/fill.py [--check]
 
-A block lies between `<!-- generated: NAME -->` and `<!-- end of generated -->`; the modules of docs/blocks/ hold the function of every NAME. `--check`
-changes nothing, names the pages that differ from the results, and then exits with status 1.
+A block lies between `<!-- generated: NAME -->` and `<!-- end of generated -->`; the modules of docs/blocks/
+hold the function of every NAME. `--check` changes nothing, names the pages that differ from the results, and
+then exits with status 1.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ def find_blocks() -> dict[str, Block]:
     for module in pkgutil.iter_modules(blocks.__path__):
         for name, block in importlib.import_module(f"blocks.{module.name}").BLOCKS.items():
             if name in found:
-                raise SystemExit(f"error: docs/blocks/{module.name}.py fills block '{name}', which another module fills already; rename it")
+                raise SystemExit(
+                    f"error: docs/blocks/{module.name}.py fills block '{name}', which another module "
+                    "fills already; rename it"
+                )
             found[name] = block
     return found
 
@@ -52,7 +57,10 @@ def fill(page: Path, root: Path, known: dict[str, Block]) -> tuple[str, list[str
     def replace(match: re.Match[str]) -> str:
         opening, name, _, closing = match.groups()
         if name not in known:
-            raise SystemExit(f"error: {page.name} has a generated block '{name}', but only {', '.join(known)} can be filled; see docs/blocks/")
+            raise SystemExit(
+                f"error: {page.name} has a generated block '{name}', but only {', '.join(known)} can be "
+                "filled; see docs/blocks/"
+            )
         try:
             body = known[name](root)
         except FileNotFoundError as error:
@@ -66,9 +74,18 @@ def fill(page: Path, root: Path, known: dict[str, Block]) -> tuple[str, list[str
 
 def main() -> int:
     """Rewrites the pages, or compares them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="repository whose pages and results are meant (default: this one)")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a page differs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(__file__).parents[1],
+        help="repository whose pages and results are meant (default: this one)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 when a page differs"
+    )
     options = parser.parse_args()
     known, stale = find_blocks(), []
     for page in pages_of(options.root):
@@ -81,7 +98,10 @@ def main() -> int:
                 page.write_text(text, encoding="utf-8")
     if options.check:
         for page in stale:
-            print(f"error: {page.relative_to(options.root)} differs from the results; run `make docs`", file=sys.stderr)
+            print(
+                f"error: {page.relative_to(options.root)} differs from the results; run `make docs`",
+                file=sys.stderr,
+            )
     return int(options.check and bool(stale))
 
 

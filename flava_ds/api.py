@@ -1,4 +1,5 @@
-"""A trained model in five lines: load it, encode pictures and texts, ask whether they match, fill masked words.
+"""A trained model in five lines: load it, encode pictures and texts, ask whether they match, fill masked
+words.
 
 docs/library.md shows how; `flava_ds.load` is this module's `load`.
 """
@@ -38,17 +39,23 @@ class Guess(NamedTuple):
     probability: float
 
 
-def load(path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None) -> Model:
-    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face; nothing is downloaded.
+def load(
+    path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None
+) -> Model:
+    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face; nothing
+    is downloaded.
 
-    `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in fp32, unless
-    `precision` says otherwise.
+    `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
+    fp32, unless `precision` says otherwise.
 
     Raises: CheckpointError or ConfigError in one line, naming what is missing or does not fit.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        raise UserError(f"{path}: {'holds no config.json' if path.is_dir() else 'no such folder'}; give a run, one of its checkpoints, or a model's folder")
+        raise UserError(
+            f"{path}: {'holds no config.json' if path.is_dir() else 'no such folder'}; give a run, one "
+            "of its checkpoints, or a model's folder"
+        )
     return Model(open_model(path, device=device, precision=precision))
 
 
@@ -89,7 +96,8 @@ class Model:
         return torch.cat(found)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Encodes texts into the space that they share with images; longer ones are cut as captions are in training.
+        """Encodes texts into the space that they share with images; longer ones are cut as captions are in
+        training.
 
         Shapes:
             returns  [len(texts) r]  fp32, L2-normalised
@@ -101,13 +109,15 @@ class Model:
         return torch.cat(found)
 
     def match(self, images: Sequence[Picture], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Returns how likely each text belongs to the picture of the same number, were both answers equally likely beforehand.
+        """Returns how likely each text belongs to the picture of the same number, were both answers equally
+        likely beforehand.
 
         Both are read together, which is slower than comparing vectors, and finer.
 
         Shapes:
             returns  [len(images)]  fp32, probabilities
-        Raises: UserError when there are not as many texts as images; Lacking when the model has no matching head.
+        Raises: UserError when there are not as many texts as images; Lacking when the model has no matching
+        head.
         """
         matcher, found = self._model.need(Matcher, ASKED_BY), []
         pairs = (batches(images, batch_size, "images"), batches(texts, batch_size, "texts"))
@@ -119,19 +129,26 @@ class Model:
         return torch.cat(found).sigmoid()
 
     def fill_mask(self, text: str, image: Picture | None = None, *, top_k: int = 5) -> list[list[Guess]]:
-        """Returns the likeliest words for each [MASK] in a text, in its order; beside a picture where one is given.
+        """Returns the likeliest words for each [MASK] in a text, in its order; beside a picture where one is
+        given.
 
-        Raises: UserError when the text has no [MASK], or one beyond what the model reads; Lacking when the model predicts none.
+        Raises: UserError when the text has no [MASK], or one beyond what the model reads; Lacking when the
+        model predicts none.
         """
         scorer, tokenizer = self._model.need(Scorer, ASKED_BY), self._model.tokenizer
         kind, what = ("text", "text") if image is None else ("pair", "text of a pair")
         if what not in scorer.predicts:
-            raise UserError(f"{self!r} predicts masked {' and '.join(sorted(scorer.predicts))}, but not {what}")
+            raise UserError(
+                f"{self!r} predicts masked {' and '.join(sorted(scorer.predicts))}, but not {what}"
+            )
         [ids] = self._ids([text], kind)
         rows = np.flatnonzero(ids == tokenizer.mask_id)
         if not len(rows) or len(rows) < text.count(MASK):
             limit = self._model.most_tokens[kind]
-            raise UserError(f"{text[:60]!r}: {len(rows)} {MASK} among the first {limit} tokens, which is all that the model reads; write one per word to fill")
+            raise UserError(
+                f"{text[:60]!r}: {len(rows)} {MASK} among the first {limit} tokens, which is all that "
+                "the model reads; write one per word to fill"
+            )
         pixels = None if image is None else self._pixels([image])
         shares = scorer.read([ids], pixels).tokens(torch.from_numpy(rows)).logits().softmax(-1)
         best = shares[:, : tokenizer.vocab_size].topk(min(top_k, tokenizer.vocab_size), dim=-1)
@@ -168,12 +185,18 @@ def read_picture(image: Picture) -> Tensor:
     """
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"a picture is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]")
+            raise DataError(
+                f"a picture is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
+            )
         return image.cpu()
     if isinstance(image, Image.Image):
         turned = ImageOps.exif_transpose(image)
         alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
-        pixels = torch.from_numpy(np.array(turned.convert("RGBA" if alpha else "RGB"))).permute(2, 0, 1).contiguous()
+        pixels = (
+            torch.from_numpy(np.array(turned.convert("RGBA" if alpha else "RGB")))
+            .permute(2, 0, 1)
+            .contiguous()
+        )
         return over_white(pixels) if alpha else pixels
     try:
         return decode_image(Path(image).read_bytes())

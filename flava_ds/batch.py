@@ -1,9 +1,9 @@
 """What travels from the loader to the losses: a batch of named tensors, and sequences packed end to end.
 
-Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, `g` batch over all ranks, `w` world size,
-`c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens, `s` any sequence,
-`d` hidden, `h` heads, `e` head size, `f` MLP width, `v` vocabulary or codebook, `r` projection, `k` rows kept by a mask,
-`m` samples of a batch that are masked, `a` crops.
+Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, `g` batch over all ranks, `w`
+world size, `c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens,
+`s` any sequence, `d` hidden, `h` heads, `e` head size, `f` MLP width, `v` vocabulary or codebook, `r`
+projection, `k` rows kept by a mask, `m` samples of a batch that are masked, `a` crops.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Label of a position without a target in Hugging Face's dense layout; packed batches list their rows instead."""
+"""Label of a position without a target in Hugging Face's dense layout; packed batches list their rows
+instead.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,18 @@ class ReadReport:
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Unusable samples: reason -> count."""
     unusable: tuple[dict[str, Any], ...] = ()
-    """The same samples with source, shard, key, offset, reason, detail and epoch, but for those on the skip list."""
+    """The same samples with source, shard, key, offset, reason, detail and epoch, but for those on the skip
+    list.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch of one kind: tensors by name, and integers that the host knows without asking the device.
+    """One micro-batch of one kind: tensors by name, and integers that the host knows without asking the
+    device.
 
-    The collator provides the tensors of this table; what a corruption or a task adds is listed where it is made.
-    Row indices come from the loader, so nothing in a step waits for the device.
+    The collator provides the tensors of this table; what a corruption or a task adds is listed where it is
+    made. Row indices come from the loader, so nothing in a step waits for the device.
 
     Shapes:
         pixel_values    [b c H W]  uint8 in [0, 255]; the image encoder normalises

@@ -34,7 +34,8 @@ from flava_ds.watching.spikes import DivergenceWatch
 
 
 def build(config: Config) -> Trainer:
-    """Starts this rank and builds its trainer, at the run's latest checkpoint when there is one and checkpoint.resume is on.
+    """Starts this rank and builds its trainer, at the run's latest checkpoint when there is one and
+    checkpoint.resume is on.
 
     Raises: UserError naming what cannot be used, on every rank.
     """
@@ -58,8 +59,11 @@ def build(config: Config) -> Trainer:
     return build_trainer(config, engine, loader, first_step, resumed.spikes if resumed else None)
 
 
-def build_trainer(config: Config, engine: Engine, loader: Loader, first_step: int, spikes: dict[str, Any] | None = None) -> Trainer:
-    """Puts the trainer and its watchers together; `spikes` is the saved state of the watch over divergence."""
+def build_trainer(
+    config: Config, engine: Engine, loader: Loader, first_step: int, spikes: dict[str, Any] | None = None
+) -> Trainer:
+    """Puts the trainer and its watchers together; `spikes` is the saved state of the watch over
+    divergence."""
     rate = total_gemm_rate(config, engine.world)
     divergence = DivergenceWatch(engine, config.training)
 
@@ -110,22 +114,28 @@ def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> Evalu
 def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:
     """Builds this rank's loader from `first_step` on and compares it with the state of a resumed run.
 
-    Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the order of the data would change.
+    Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the
+    order of the data would change.
     """
     loader: StepLoader | None = None
     error: UserError | None = None
-    if world.local_rank == 0:  # one process of each machine indexes what has no index yet; the others find it done
+    # one process of each machine indexes what has no index yet; the others find it done
+    if world.local_rank == 0:
         error = _index_shards(config)
     raise_together(world, error)
     try:
-        loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda")
+        loader = StepLoader(
+            config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda"
+        )
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
         for name, source in loader.sources.items():
             size = config.global_batch_size(name)
             if source.source.weight > 0 and source.length is not None and source.length < size:
                 raise DataError(
-                    f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer than the {size} of one step over all "
-                    f"ranks; add shards, or set --data.sources.{name}.global-batch-size to {source.length} or less"
+                    f"source '{name}': {source.length} usable samples in '{source.source.shards}' are "
+                    f"fewer than the {size} of one step over all "
+                    f"ranks; add shards, or set --data.sources.{name}.global-batch-size to {source.length} "
+                    "or less"
                 )
         if saved_state is not None:
             loader.check_state(saved_state)
@@ -138,16 +148,28 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
 
 
 def compare_data(world: World, loader: StepLoader) -> None:
-    """Raises DataError on every rank when one sees other samples than rank 0: a copy of the shards that is not complete, or an older one."""
+    """Raises DataError on every rank when one sees other samples than rank 0: a copy of the shards that is
+    not complete, or an older one.
+    """
     seen = {name: source.seen() for name, source in loader.sources.items()}
     first, *others = gather_objects(world, (socket.gethostname(), seen))
     for rank, (host, found) in enumerate(others, start=1):
-        differing = [(name, what) for name, facts in first[1].items() for what, value in facts.items() if found[name][what] != value]
+        differing = [
+            (name, what)
+            for name, facts in first[1].items()
+            for what, value in facts.items()
+            if found[name][what] != value
+        ]
         if differing:
             name, what = differing[0]
-            counts = f": {found[name]['samples']} samples, not {first[1][name]['samples']}" if what == "samples" else ""
+            counts = (
+                f": {found[name]['samples']} samples, not {first[1][name]['samples']}"
+                if what == "samples"
+                else ""
+            )
             raise DataError(
-                f"rank {rank} (host {host}) reads other data for source '{name}' than rank 0 (host {first[0]}): {what} differ{counts}; "
+                f"rank {rank} (host {host}) reads other data for source '{name}' than rank 0 (host "
+                f"{first[0]}): {what} differ{counts}; "
                 "copy the shards again, so that all hosts have the same"
             ).everywhere()
 
@@ -164,14 +186,18 @@ def _index_shards(config: Config) -> UserError | None:
 
 
 def build_codebook(config: Config, world: World) -> nn.Module | None:
-    """Loads the frozen image codebook where a source needs its codes computed; in bf16 on CUDA devices when the run is.
+    """Loads the frozen image codebook where a source needs its codes computed; in bf16 on CUDA devices when
+    the run is.
 
     Raises: ConfigError when codes are needed and codebook_weights is not set.
     """
     if not config.computes_image_codes:
         return None
     if config.codebook_weights is None:
-        raise ConfigError("codebook_weights is not set, but mim or mmm_image needs image codes; give a codebook's weights or set both weights to 0")
+        raise ConfigError(
+            "codebook_weights is not set, but mim or mmm_image needs image codes; give a codebook's "
+            "weights or set both weights to 0"
+        )
     if config.codebook_weights == "random":
         log.warning("the image codebook is random: masked image losses are for timing only")
         with torch.random.fork_rng(devices=[]):
@@ -184,7 +210,8 @@ def build_codebook(config: Config, world: World) -> nn.Module | None:
 
 
 GEMM_EDGE = {"cpu": 768, "cuda": 8192}
-"""Edge of the matrices whose product is timed before a run; a CPU's is small, since every start waits for it."""
+"""Edge of the matrices whose product is timed before a run; a CPU's is small, since every start waits for it.
+"""
 
 
 def total_gemm_rate(config: Config, world: World) -> float:

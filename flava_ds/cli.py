@@ -20,7 +20,9 @@ from flava_ds.ranks.safe_path import leave_out_working_directory
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit status: 0, 1 for a failure at run time, 2 for what the user can mend."""
+    """Runs one subcommand and returns the exit status: 0, 1 for a failure at run time, 2 for what the user
+    can mend.
+    """
     if arguments is None:
         leave_out_working_directory()
     try:
@@ -51,8 +53,16 @@ def run_command(words: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and reader_is_gone():
             return 128 + signal.SIGPIPE
         if isinstance(error, OSError) and error.filename is not None:
-            return fail(f"{error.filename}: {error.strerror}; name another place, or mend this one", options.debug, status=2)
-        return fail(f"{type(error).__name__}: {error}; run again with --debug for the traceback", options.debug, status=1)
+            return fail(
+                f"{error.filename}: {error.strerror}; name another place, or mend this one",
+                options.debug,
+                status=2,
+            )
+        return fail(
+            f"{type(error).__name__}: {error}; run again with --debug for the traceback",
+            options.debug,
+            status=1,
+        )
 
 
 def fail(message: str, debug: bool, *, status: int) -> int:
@@ -82,7 +92,9 @@ EPILOG = "`flava-ds COMMAND --help` says more; `flava-ds train flava_debug` is a
 
 def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
     """Returns the parser and the subcommands that take configuration overrides."""
-    parser = Parser(prog="flava-ds", description="FLAVA pre-training at scale.", epilog=EPILOG, allow_abbrev=False)
+    parser = Parser(
+        prog="flava-ds", description="FLAVA pre-training at scale.", epilog=EPILOG, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., Any], help: str, **settings: Any) -> Parser:
@@ -100,22 +112,62 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds demo, train, config, evaluate, report and convert."""
     command = add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the committed data")
     length = command.add_mutually_exclusive_group()
-    length.add_argument("--work", default="ten-minutes", help="fixed work: two-minutes, ten-minutes (default) or hour, on two cores with bf16 instructions")
-    length.add_argument("--minutes", type=float, help="instead of a fixed work, as many steps as fit; without gates")
-    command.add_argument("--codebook", choices=["committed", "train"], default="committed", help="train the image codebook first (default: committed)")
+    length.add_argument(
+        "--work",
+        default="ten-minutes",
+        help="fixed work: two-minutes, ten-minutes (default) or hour, on two cores with bf16 instructions",
+    )
+    length.add_argument(
+        "--minutes", type=float, help="instead of a fixed work, as many steps as fit; without gates"
+    )
+    command.add_argument(
+        "--codebook",
+        choices=["committed", "train"],
+        default="committed",
+        help="train the image codebook first (default: committed)",
+    )
     command.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
-    command.add_argument("--new", action="store_true", help="begin a new demo even where one was stopped on the way")
-    overrides = "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards DIR; RECIPE --help lists them"
-    command = add("train", train, "train a recipe, on one process or through the deepspeed launcher", epilog=overrides, add_help=False)
+    command.add_argument(
+        "--new", action="store_true", help="begin a new demo even where one was stopped on the way"
+    )
+    overrides = (
+        "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards "
+        "DIR; RECIPE --help lists them"
+    )
+    command = add(
+        "train",
+        train,
+        "train a recipe, on one process or through the deepspeed launcher",
+        epilog=overrides,
+        add_help=False,
+    )
     add_recipe(command)
-    command.add_argument("--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)")
-    command.add_argument("--master-port", type=int, help="rendezvous port of the deepspeed launcher (default: a free one)")
-    command.add_argument("--max-restarts", type=int, default=0, metavar="N", help="start all ranks again after a failure, N times at most, through torchrun")
-    command.add_argument("--dry-run", action="store_true", help="check everything, print the command and stop")
+    command.add_argument(
+        "--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)"
+    )
+    command.add_argument(
+        "--master-port", type=int, help="rendezvous port of the deepspeed launcher (default: a free one)"
+    )
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start all ranks again after a failure, N times at most, through torchrun",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the command and stop"
+    )
     add_plugin(command)
-    command = add("config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False)
+    command = add(
+        "config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False
+    )
     add_recipe(command)
-    command.add_argument("--reference", action="store_true", help="print every field of every section and variant instead, as Markdown")
+    command.add_argument(
+        "--reference",
+        action="store_true",
+        help="print every field of every section and variant instead, as Markdown",
+    )
     add_plugin(command)
     command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
     evaluate_command.add_arguments(command)
@@ -123,40 +175,70 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
     add_plugin(command)
-    command = add("convert", convert, "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights")
+    command = add(
+        "convert",
+        convert,
+        "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights",
+    )
     kinds = (
-        "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of Hugging Face or open_clip, or a file of open_clip or a ViT"
+        "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of "
+        "Hugging Face or open_clip, or a file of open_clip or a ViT"
     )
     command.add_argument("source", metavar="FROM", help=kinds)
-    command.add_argument("--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write")
+    command.add_argument(
+        "--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write"
+    )
     command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
     add_plugin(command)
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe and a --help that, after a recipe, lists the fields of its configuration."""
-    recipes = "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, FILE.py:FUNCTION, or a run's config.json"
+    recipes = (
+        "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, FILE.py:FUNCTION, or a run's "
+        "config.json"
+    )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
-    command.add_argument("-h", "--help", action="store_true", help="this text; after a recipe, every field with its value")
+    command.add_argument(
+        "-h", "--help", action="store_true", help="this text; after a recipe, every field with its value"
+    )
     command.set_defaults(print_help=command.print_help)
 
 
 def add_plugin(command: argparse.ArgumentParser) -> None:
     """Adds --plugin, for configurations that name what the user's own code defines."""
-    help = "import a file or module of your own first, which defines what a config.json names; may be given several times"
+    help = (
+        "import a file or module of your own first, which defines what a config.json names; may be given "
+        "several times"
+    )
     command.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help=help)
 
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds codebook and prepare."""
     overrides = "train: then any setting, e.g. --total-steps 2000 --lr 1e-3 --max-seconds 600"
-    command = add("codebook", codebook, "train an image codebook, or store the codes of shards", epilog=overrides)
+    command = add(
+        "codebook", codebook, "train an image codebook, or store the codes of shards", epilog=overrides
+    )
     command.add_argument("action", choices=["train", "encode"])
     command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern with images")
-    command.add_argument("--out", type=Path, required=True, help="train: the .safetensors file; encode: the folder for shards with codes")
+    command.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="train: the .safetensors file; encode: the folder for shards with codes",
+    )
     command.add_argument("--codebook", type=Path, help="encode: the codebook's weights")
-    command.add_argument("--recipe", default="demo", help="recipe or config.json whose codebook is built (default: demo)")
-    prepare_command.add_actions(add("prepare", prepare_command.index, "index, check and convert data, and list what a run must not see"))
+    command.add_argument(
+        "--recipe", default="demo", help="recipe or config.json whose codebook is built (default: demo)"
+    )
+    prepare_command.add_actions(
+        add(
+            "prepare",
+            prepare_command.index,
+            "index, check and convert data, and list what a run must not see",
+        )
+    )
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -172,7 +254,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.max_restarts < 0:
         raise UserError(f"--max-restarts {options.max_restarts}: use at least 0")
     if options.max_restarts and options.master_port is not None:
-        raise UserError("--master-port is for the deepspeed launcher; with --max-restarts torchrun takes a free port, so leave it out")
+        raise UserError(
+            "--master-port is for the deepspeed launcher; with --max-restarts torchrun takes a free "
+            "port, so leave it out"
+        )
     if options.ranks is not None:
         launch.check_batches(config, options.ranks)  # at once; counting GPUs loads torch
     launch.check_inputs(config)
@@ -182,9 +267,13 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     recipe = absolute(options.recipe)
     overrides = [*(f"--plugin={absolute(place)}" for place in options.plugin), *overrides]
     if options.max_restarts:
-        command = launch.plan_supervised(recipe, overrides, ranks=ranks, gpus=gpus, restarts=options.max_restarts, debug=options.debug)
+        command = launch.plan_supervised(
+            recipe, overrides, ranks=ranks, gpus=gpus, restarts=options.max_restarts, debug=options.debug
+        )
     else:
-        command = launch.plan_launch(recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug)
+        command = launch.plan_launch(
+            recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug
+        )
     if options.dry_run:
         print(command)
         return 0
@@ -195,7 +284,10 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the resolved configuration, or the reference of all that there is."""
     if options.reference:
         if options.recipe is not None or overrides:
-            raise UserError(f"--reference is of no recipe; leave '{' '.join(filter(None, [options.recipe, *overrides]))}' out")
+            raise UserError(
+                "--reference is of no recipe; leave "
+                f"'{' '.join(filter(None, [options.recipe, *overrides]))}' out"
+            )
         from flava_ds.config.reference import reference
 
         print(reference(), end="")
@@ -227,7 +319,11 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> int:
     from flava_ds.demo.state import Plan
 
     work = None if options.minutes is not None else options.work
-    return run(Plan(work=work, minutes=options.minutes, train_codebook=options.codebook == "train"), ranks=options.ranks, new=options.new)
+    return run(
+        Plan(work=work, minutes=options.minutes, train_codebook=options.codebook == "train"),
+        ranks=options.ranks,
+        new=options.new,
+    )
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:
@@ -269,7 +365,10 @@ def require_run(path: Path) -> None:
     """Raises UserError unless `path` is the folder of a run."""
     if (path / "config.json").is_file():
         if b'"model_type"' in (path / "config.json").read_bytes():
-            raise UserError(f"{path}: is a model of Hugging Face, not a run; `flava-ds convert {path} --to flava_ds OUT` makes initial_weights of it")
+            raise UserError(
+                f"{path}: is a model of Hugging Face, not a run; `flava-ds convert {path} --to flava_ds "
+                "OUT` makes initial_weights of it"
+            )
         return
     evaluate_command.require_model(path)
 

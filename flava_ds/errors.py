@@ -1,4 +1,6 @@
-"""Errors that are the user's to fix. Commands print them as one line, without a traceback unless --debug is given."""
+"""Errors that are the user's to fix. Commands print them as one line, without a traceback unless --debug is
+given.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ class UserError(Exception):
     """Names the file, the field or the sample, and says what to do."""
 
     on_all_ranks = False
-    """Every rank raises the same error at the same point, so rank 0 alone speaks and nobody has to be told."""
+    """Every rank raises the same error at the same point, so rank 0 alone speaks and nobody has to be told.
+    """
     unusable: tuple[dict[str, Any], ...] = ()
     """Samples that were found unusable before a loader process raised this."""
 

@@ -13,7 +13,8 @@ Answer = TypeVar("Answer")
 
 
 def within(seconds: float, function: Callable[[], Answer], name: str = "call") -> Answer:
-    """Returns what `function` does, which a thread calls: a blocked read or question cannot be ended, only no longer waited for.
+    """Returns what `function` does, which a thread calls: a blocked read or question cannot be ended, only no
+    longer waited for.
 
     Raises: TimeoutError when it takes longer; its own error.
     """
@@ -48,13 +49,17 @@ def state_of(pid: Any) -> str:
 
 
 def started(pid: Any) -> int | None:
-    """Returns when a process of this machine was started, in ticks since boot, so that a number used again is noticed; None when there is none."""
+    """Returns when a process of this machine was started, in ticks since boot, so that a number used again is
+    noticed; None when there is none.
+    """
     state, ticks = _stat(pid)
     return None if state in ("", "Z", "X") else ticks  # a zombie works no more
 
 
 def _stat(pid: Any) -> tuple[str, int]:
-    """Returns state and start of a process; '' and 0 when there is none, or `pid` is no number. Source: proc_pid_stat(5)."""
+    """Returns state and start of a process; '' and 0 when there is none, or `pid` is no number. Source:
+    proc_pid_stat(5).
+    """
     try:
         state, *numbers = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
         return state, int(numbers[18])

@@ -16,11 +16,14 @@ from flava_ds.ranks.safe_path import leave_out_working_directory
 GRACE_S = 1.0
 """How long rank 0, which keeps the store that the ranks ask who speaks, outlives its own last line."""
 LEAVE_S = 60.0
-"""How long a rank that ends with an error may take to let go of its process group and loader processes before it leaves them."""
+"""How long a rank that ends with an error may take to let go of its process group and loader processes before
+it leaves them.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Resolves the recipe, builds the trainer and fits it; returns the exit status: 0, 2 for what the user can mend, 128 + signal when stopped.
+    """Resolves the recipe, builds the trainer and fits it; returns the exit status: 0, 2 for what the user
+    can mend, 128 + signal when stopped.
 
     One rank of a job says why it ends: the others, which lose their connection to it, stay silent.
     """
@@ -28,11 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
         leave_out_working_directory()
         orphans.watch()
     words = sys.argv[1:] if arguments is None else arguments
-    words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]  # the deepspeed launcher appends these
+    # the deepspeed launcher appends these
+    words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not debug:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # stack traces of lost connections would bury the line of the rank that knows why
+        # stack traces of lost connections would bury the line of the rank that knows why
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with ExitStack() as leaving:
         try:
             return run(words)
@@ -123,4 +128,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # everything is closed; a gloo thread that wants the interpreter while it shuts down would abort the process now and then
+    # everything is closed; a gloo thread that wants the interpreter while it shuts down would abort the
+    # process now and then
+    os._exit(status)

@@ -1,4 +1,6 @@
-"""What Triton's interpreter makes of bf16: prints one JSON object with the largest error of each thing tried. `repair` as argument repairs it first."""
+"""What Triton's interpreter makes of bf16: prints one JSON object with the largest error of each thing tried.
+`repair` as argument repairs it first.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,21 @@ def difference(value: torch.Tensor, expected: torch.Tensor) -> float:
 def errors() -> dict[str, float]:
     """Runs the three kernels on numbers that show each fault, special values among them."""
     generator = torch.Generator().manual_seed(0)
-    halfway = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 3.4e38, 1e-40, -1e-40, 0.0, -0.0, float("inf"), float("-inf"), float("nan")])
+    halfway = torch.tensor(
+        [
+            1 + 2.0**-8,
+            1 + 3 * 2.0**-8,
+            -1 - 2.0**-8,
+            3.4e38,
+            1e-40,
+            -1e-40,
+            0.0,
+            -0.0,
+            float("inf"),
+            float("-inf"),
+            float("nan"),
+        ]
+    )
     x = torch.cat([halfway, torch.randn(SIZE - len(halfway), generator=generator)])
     rounded = torch.empty(SIZE, dtype=torch.bfloat16)
     round_kernel[(1,)](x, rounded, SIZE)

@@ -1,8 +1,10 @@
-"""python tests/changed_tests.py: runs the quick tests of what has changed since the branch began, what is not committed included.
+"""python tests/changed_tests.py: runs the quick tests of what has changed since the branch began, what is not
+committed included.
 
-For a module these are the tests that mirror it (tests/data/test_index*.py for flava_ds/data/index.py), then the tests that import it, then those
-that mirror the modules that import it; for a helper of the tests the tests that import it; for any other file those that name it. The closest
-run first. Tests that start processes, compile or take long are left to `make test`, and so is what has not begun after SECONDS.
+For a module these are the tests that mirror it (tests/data/test_index*.py for flava_ds/data/index.py), then
+the tests that import it, then those that mirror the modules that import it; for a helper of the tests the
+tests that import it; for any other file those that name it. The closest run first. Tests that start
+processes, compile or take long are left to `make test`, and so is what has not begun after SECONDS.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ BEGINNINGS = ("origin/HEAD", "origin/main", "main", "master")
 
 def git(*arguments: str) -> list[str]:
     """Returns the lines that git prints. Raises CalledProcessError where it fails."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 
 
 def changed() -> list[str]:
-    """Lists the files that differ from where the branch began, by their paths in the repository; those that are gone are not listed."""
+    """Lists the files that differ from where the branch began, by their paths in the repository; those that
+    are gone are not listed.
+    """
     begin = "HEAD"
     for name in BEGINNINGS:
         done = subprocess.run(["git", "merge-base", "HEAD", name], cwd=ROOT, capture_output=True, text=True)
@@ -46,7 +52,9 @@ def is_test(path: Path) -> bool:
 
 
 def mirrors(path: Path, tests: Iterable[Path]) -> list[Path]:
-    """Lists the tests that mirror a module: test_NAME.py and test_NAME_ASPECT.py in the folder of the same name under tests."""
+    """Lists the tests that mirror a module: test_NAME.py and test_NAME_ASPECT.py in the folder of the same
+    name under tests.
+    """
     parts = path.relative_to(ROOT).parts
     if parts[0] == "flava_ds":
         folder, package = ROOT.joinpath("tests", *parts[1:-1]), parts[-2]
@@ -65,7 +73,9 @@ def mirrors(path: Path, tests: Iterable[Path]) -> list[Path]:
 def selected(names: Iterable[str]) -> list[Path]:
     """Lists the test files of changed files, the closest first."""
     paths = [ROOT / name for name in names]
-    files = sorted(ROOT / name for name in git("ls-files", "--cached", "--others", "--exclude-standard", "*.py"))
+    files = sorted(
+        ROOT / name for name in git("ls-files", "--cached", "--others", "--exclude-standard", "*.py")
+    )
     files = [path for path in files if path.is_file()]
     tests = [path for path in files if is_test(path)]
     code = [path for path in paths if path.suffix == ".py" and not is_test(path)]
@@ -88,7 +98,9 @@ def main() -> int:
     if not files:
         return 0
     command = [sys.executable, "-m", "pytest", "-rfEs", "-m", QUICK, "--seconds", str(SECONDS), *files]
-    status = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}).returncode
+    status = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    ).returncode
     return 0 if status == 5 else status
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints for tests that have no engine: whole weights, split over pretended ranks and published by the calls that a run makes."""
+"""Checkpoints for tests that have no engine: whole weights, split over pretended ranks and published by the
+calls that a run makes.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,35 @@ from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
 from flava_ds.config import Config, to_dict
 
 UNEVENTFUL = {
-    **{"updates_skipped": {"skipped": 0, "skipped_in_a_row": 0, "longest_skip": 0}, "optimizer_updates": {}, "loss_scaler": None, "metric": None, "data": {}},
+    **{
+        "updates_skipped": {"skipped": 0, "skipped_in_a_row": 0, "longest_skip": 0},
+        "optimizer_updates": {},
+        "loss_scaler": None,
+        "metric": None,
+        "data": {},
+    },
     "spikes": {"calm": True, "rollbacks": 0, "recent": {}, "streaks": {}},
 }
 """The part of a state that a checkpoint without an engine has nothing to say about."""
 
 
-def write_checkpoint(place: Place | Path, step: int, weights: dict[str, Tensor], config: Config | None = None, **state) -> Place:
+def write_checkpoint(
+    place: Place | Path, step: int, weights: dict[str, Tensor], config: Config | None = None, **state
+) -> Place:
     """Publishes a checkpoint of two ranks: each parameter is cut after its first third."""
     place = place if isinstance(place, Place) else Place(place)
     staged, described = files.staging(place, step, 2), {}
-    known = {"step": step, "world_size": 2, "parameters": {name: list(tensor.shape) for name, tensor in weights.items()}, "buffers": [], "layout": {}}
-    texts = {files.STATE: json.dumps({**UNEVENTFUL, **known, **state}), files.CONFIG: json.dumps(to_dict(config or Config(name="written")))}
+    known = {
+        "step": step,
+        "world_size": 2,
+        "parameters": {name: list(tensor.shape) for name, tensor in weights.items()},
+        "buffers": [],
+        "layout": {},
+    }
+    texts = {
+        files.STATE: json.dumps({**UNEVENTFUL, **known, **state}),
+        files.CONFIG: json.dumps(to_dict(config or Config(name="written"))),
+    }
     tensors = {optimizer_name(0): ({}, {}), optimizer_name(1): ({}, {})}
     for rank in range(2):
         parts, starts = {}, {}

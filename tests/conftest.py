@@ -21,12 +21,18 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds what `make test TEST_FLAGS=--full` asks for, and what `make check` needs."""
-    parser.addoption("--full", action="store_true", help="compile every kernel and run every planted bug, unchanged ones too")
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="compile every kernel and run every planted bug, unchanged ones too",
+    )
     parser.addoption("--seconds", type=float, default=math.inf, help="skip what has not begun by then")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lets processes that share the files begin with those that take long, so that none is left with one at the end."""
+    """Lets processes that share the files begin with those that take long, so that none is left with one at
+    the end.
+    """
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)

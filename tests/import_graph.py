@@ -14,7 +14,9 @@ PLACES = ("", "kernels", "tests", "docs")
 
 @functools.cache
 def imported_by(path: Path, packages: bool = True) -> frozenset[Path]:
-    """Returns the project's files that a file imports, in functions and for types, too; without __init__.py unless `packages`."""
+    """Returns the project's files that a file imports, in functions and for types, too; without __init__.py
+    unless `packages`.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -26,7 +28,9 @@ def imported_by(path: Path, packages: bool = True) -> frozenset[Path]:
 
 
 def all_imported_by(paths: Iterable[Path]) -> list[Path]:
-    """Returns files, those that they import, and so on. A package's __init__.py is left out: it only collects."""
+    """Returns files, those that they import, and so on. A package's __init__.py is left out: it only
+    collects.
+    """
     found, waiting = set(), list(paths)
     while waiting:
         path = waiting.pop()

@@ -1,9 +1,10 @@
 """Repairs bfloat16 in Triton's interpreter, for tests. conftest installs it where TRITON_INTERPRET=1.
 
-The interpreter keeps bf16 values as raw 16-bit integers. Its matrix product and its arithmetic work on those integers, and its conversion to bf16
-cuts off instead of rounding to nearest even. Here bf16 operands are widened to fp32, which is exact, and results are rounded as a GPU does; for
-+ - * / and the square root that gives the correctly rounded bf16 result, because fp32 has more than twice its digits.
-test_interpreter_bf16.py notices when upstream no longer needs this.
+The interpreter keeps bf16 values as raw 16-bit integers. Its matrix product and its arithmetic work on those
+integers, and its conversion to bf16 cuts off instead of rounding to nearest even. Here bf16 operands are
+widened to fp32, which is exact, and results are rounded as a GPU does; for + - * / and the square root that
+gives the correctly rounded bf16 result, because fp32 has more than twice its digits. test_interpreter_bf16.py
+notices when upstream no longer needs this.
 """
 
 from __future__ import annotations
@@ -40,15 +41,20 @@ def widened(bits: np.ndarray) -> np.ndarray:
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """Returns the bf16 bit patterns of fp32 values, rounded to nearest even; every NaN becomes the quiet one."""
+    """Returns the bf16 bit patterns of fp32 values, rounded to nearest even; every NaN becomes
+    the quiet one."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32).reshape(np.shape(values))
     nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), nearest)
 
 
 def _is_bf16(handle: Any) -> bool:
-    """A comparison's result carries the type of its operands over truth values, so the data's type counts as well."""
-    return isinstance(handle, Handle) and handle.dtype.scalar == tl.bfloat16 and handle.data.dtype == np.uint16
+    """A comparison's result carries the type of its operands over truth values, so the data's type counts as
+    well.
+    """
+    return (
+        isinstance(handle, Handle) and handle.dtype.scalar == tl.bfloat16 and handle.data.dtype == np.uint16
+    )
 
 
 def _widen(handle: Any) -> Any:
@@ -91,7 +97,9 @@ def _dot(upstream: Callable[..., Handle]) -> Callable[..., Handle]:
     @functools.wraps(upstream, assigned=())
     def create_dot(self: Builder, left: Handle, right: Handle, start: Handle, *options: Any) -> Handle:
         if _is_bf16(start):
-            raise NotImplementedError("the repaired interpreter has no matrix product that sums in bf16: sum in fp32")
+            raise NotImplementedError(
+                "the repaired interpreter has no matrix product that sums in bf16: sum in fp32"
+            )
         return upstream(self, _widen(left), _widen(right), start, *options)
 
     return create_dot

@@ -1,7 +1,8 @@
-"""Runs a function on several ranks. A module of its own, not part of conftest.py: other processes import it by name, and there are several conftests.
+"""Runs a function on several ranks. A module of its own, not part of conftest.py: other processes import it
+by name, and there are several conftests.
 
-Ranks are forked from one server that has imported torch, deepspeed and the trainer already and has started neither threads nor process groups:
-importing takes some seconds of each rank otherwise.
+Ranks are forked from one server that has imported torch, deepspeed and the trainer already and has started
+neither threads nor process groups: importing takes some seconds of each rank otherwise.
 """
 
 from __future__ import annotations
@@ -15,15 +16,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-IMPORTED_ONCE = ("deepspeed", "flava_ds.build", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
-"""The last two take 8 of the 9 s that a rank would need to start: DeepSpeed compiles a function of its own when it makes its first engine."""
+IMPORTED_ONCE = (
+    "deepspeed",
+    "flava_ds.build",
+    "torch._inductor.compile_fx",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
+"""The last two take 8 of the 9 s that a rank would need to start: DeepSpeed compiles a function of its own
+when it makes its first engine.
+"""
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
 """Some of it is read when torch and deepspeed are imported, so the server has it, too."""
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """Runs `function(*arguments)` in `world_size` fresh processes with a launcher's environment; returns each rank's result in order."""
+    """Runs `function(*arguments)` in `world_size` fresh processes with a launcher's environment; returns each
+    rank's result in order.
+    """
     import torch.multiprocessing as processes
 
     with socket.socket() as free:
@@ -31,7 +41,12 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         start_server()
-        processes.start_processes(_rank_main, args=(function, world_size, port, folder, arguments), nprocs=world_size, start_method="forkserver")
+        processes.start_processes(
+            _rank_main,
+            args=(function, world_size, port, folder, arguments),
+            nprocs=world_size,
+            start_method="forkserver",
+        )
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
 
 
@@ -49,7 +64,9 @@ def start_server() -> None:
         os.environ.update(kept)
 
 
-def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: int, folder: str, arguments: tuple) -> None:
+def _rank_main(
+    rank: int, function: Callable[..., Any], world_size: int, port: int, folder: str, arguments: tuple
+) -> None:
     """One rank of `run_ranks`."""
     import torch
 
@@ -68,4 +85,5 @@ def _rank_main(rank: int, function: Callable[..., Any], world_size: int, port: i
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    os._exit(0)  # a gloo thread that wants the interpreter while it shuts down would abort the process now and then
+    # a gloo thread that wants the interpreter while it shuts down would abort the process now and then
+    os._exit(0)

@@ -1,4 +1,6 @@
-"""Runs of the real trainer on a tiny model and written shards, on ranks that are forked from the tests' server: a start costs some tenths of a second."""
+"""Runs of the real trainer on a tiny model and written shards, on ranks that are forked from the tests'
+server: a start costs some tenths of a second.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +28,42 @@ WAIT_S = 240.0
 
 
 def real_config(folder: Path, **settings) -> Config:
-    """A tiny run over written shards: three kinds, accumulation, two ranks, a line per step, a checkpoint every 4 steps."""
-    config = world_config(folder, logging=LoggingConfig(run_directory=str(folder / "runs"), every_steps=1, tensorboard=False))
+    """A tiny run over written shards: three kinds, accumulation, two ranks, a line per step, a checkpoint
+    every 4 steps.
+    """
+    config = world_config(
+        folder, logging=LoggingConfig(run_directory=str(folder / "runs"), every_steps=1, tensorboard=False)
+    )
     data = folder / "data" if (folder / "data").is_dir() else write_world(folder / "data")
     pairs, text = str(data / "pairs-train"), str(data / "text-test")
     sources = {
-        "pair": SourceConfig(kind="pair", seed=0, shards=pairs, max_tokens=16, weight=0.5, caption_key="captions"),
+        "pair": SourceConfig(
+            kind="pair", seed=0, shards=pairs, max_tokens=16, weight=0.5, caption_key="captions"
+        ),
         "image": SourceConfig(kind="image", seed=1, shards=pairs, weight=0.25),
         "text": SourceConfig(kind="text", seed=2, shards=text, max_tokens=16, weight=0.25),
     }
-    training = TrainingConfig(total_steps=14, global_batch_size=8, gradient_accumulation_steps=2, precision="bf16", gradient_clipping=1.0)
-    defaults = {"training": training, "schedule": CosineScheduleConfig(warmup_steps=3), "checkpoint": CheckpointConfig(every_steps=4)}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources, num_workers=0), **(defaults | settings))
+    training = TrainingConfig(
+        total_steps=14,
+        global_batch_size=8,
+        gradient_accumulation_steps=2,
+        precision="bf16",
+        gradient_clipping=1.0,
+    )
+    defaults = {
+        "training": training,
+        "schedule": CosineScheduleConfig(warmup_steps=3),
+        "checkpoint": CheckpointConfig(every_steps=4),
+    }
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, sources=sources, num_workers=0), **(defaults | settings)
+    )
 
 
 class Job:
-    """A run on forked ranks, as a launcher that starts it and does nothing else. What each rank says goes to a file."""
+    """A run on forked ranks, as a launcher that starts it and does nothing else. What each rank says goes to
+    a file.
+    """
 
     def __init__(self, config: Config, ranks_: int = 2, prepare: Callable[[int], None] | None = None) -> None:
         """Starts `ranks_` processes; `prepare` is called in each with its rank, before anything else."""
@@ -54,18 +76,24 @@ class Job:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = multiprocessing.get_context("forkserver")
-        self.processes = [context.Process(target=_rank_main, args=(rank, ranks_, port, self.folder, prepare), daemon=True) for rank in range(ranks_)]
+        self.processes = [
+            context.Process(target=_rank_main, args=(rank, ranks_, port, self.folder, prepare), daemon=True)
+            for rank in range(ranks_)
+        ]
         for process in self.processes:
             process.start()
 
     def signal(self, number: int, rank: int) -> None:
-        """Sends a signal to a rank, if it is still there; one that has ended is gone some time before its exit code is known."""
+        """Sends a signal to a rank, if it is still there; one that has ended is gone some time before its
+        exit code is known.
+        """
         with suppress(ProcessLookupError):
             if self.processes[rank].exitcode is None:
                 os.kill(self.processes[rank].pid, number)
 
     def wait(self, seconds: float = WAIT_S) -> list[int]:
-        """Returns the exit codes of all ranks, negative for signals; a rank that is killed takes the others with it as under a launcher.
+        """Returns the exit codes of all ranks, negative for signals; a rank that is killed takes the others
+        with it as under a launcher.
 
         Raises: TimeoutError when a rank does not end.
         """
@@ -117,7 +145,14 @@ def _rank_main(rank: int, size: int, port: int, folder: Path, prepare: Callable[
 
     said = os.open(folder / f"said_{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1), os.dup2(said, 2)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in names.items()}, **rank_processes.ENVIRONMENT)
     torch.set_num_threads(1)
     if prepare is not None:
@@ -130,10 +165,19 @@ def _rank_main(rank: int, size: int, port: int, folder: Path, prepare: Callable[
 def steps_of(run_path: Path) -> list[dict]:
     """Returns the records of a run's log."""
     log = run_path / "log.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()[1:] if line.endswith("}")] if log.is_file() else []
+    return (
+        [json.loads(line) for line in log.read_text().splitlines()[1:] if line.endswith("}")]
+        if log.is_file()
+        else []
+    )
 
 
 def curve(run_path: Path) -> list[dict]:
-    """Returns what must not depend on timing of every step: losses, accuracies, gradient norm, learning rate, source."""
+    """Returns what must not depend on timing of every step: losses, accuracies, gradient norm, learning rate,
+    source.
+    """
     keys = ("step", "kind", "source", "lr", "grad_norm")
-    return [{key: value for key, value in record.items() if key in keys or key[:5] in ("loss/", "accur")} for record in steps_of(run_path)]
+    return [
+        {key: value for key, value in record.items() if key in keys or key[:5] in ("loss/", "accur")}
+        for record in steps_of(run_path)
+    ]

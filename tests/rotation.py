@@ -1,4 +1,6 @@
-"""What differs from commit to commit and is the same for everybody who tests one: samples of what is not run every time are drawn by it."""
+"""What differs from commit to commit and is the same for everybody who tests one: samples of what is not run
+every time are drawn by it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 @functools.cache
 def commit() -> str:
-    """Returns the commit that is checked out; nothing outside of a git repository, where every run draws the same sample."""
+    """Returns the commit that is checked out; nothing outside of a git repository, where every run draws the
+    same sample.
+    """
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 

@@ -30,11 +30,22 @@ def tiny_config(**overrides) -> Config:
         multimodal=MultimodalEncoderConfig(num_hidden_layers=1, **shape),
         projection_dim=16,
     )
-    codebook = CodebookConfig(hidden_size=8, num_blocks_per_group=1, vocab_size=50, image_size=24, decoder_init_size=8)
-    return Config(name="tiny", model=model, codebook=codebook, **({"objectives": flava_objectives()} | overrides))
+    codebook = CodebookConfig(
+        hidden_size=8, num_blocks_per_group=1, vocab_size=50, image_size=24, decoder_init_size=8
+    )
+    return Config(
+        name="tiny", model=model, codebook=codebook, **({"objectives": flava_objectives()} | overrides)
+    )
 
 
-def make_batch(kind: Kind, config: Config, size: int = 4, seed: int = 0, mismatched: tuple[int, ...] = (1,), lengths: tuple[int, ...] | None = None) -> Batch:
+def make_batch(
+    kind: Kind,
+    config: Config,
+    size: int = 4,
+    seed: int = 0,
+    mismatched: tuple[int, ...] = (1,),
+    lengths: tuple[int, ...] | None = None,
+) -> Batch:
     """A random batch with everything its kind has, as the collator would make it."""
     draw = np.random.default_rng(seed)
     tensors: dict[str, torch.Tensor] = {}
@@ -43,11 +54,17 @@ def make_batch(kind: Kind, config: Config, size: int = 4, seed: int = 0, mismatc
     matched = [i for i in range(size) if kind != Kind.PAIR or i not in mismatched]
     if kind in (Kind.IMAGE, Kind.PAIR):
         edge = config.model.image.image_size
-        tensors["pixel_values"] = torch.from_numpy(draw.integers(0, 256, (size, 3, edge, edge), dtype=np.uint8))
+        tensors["pixel_values"] = torch.from_numpy(
+            draw.integers(0, 256, (size, 3, edge, edge), dtype=np.uint8)
+        )
         mask = draw.random((size, patches)) < 0.4
         tensors["bool_masked_pos"] = torch.from_numpy(mask)
-        tensors["image_codes"] = torch.from_numpy(draw.integers(0, config.codebook.vocab_size, (size, patches)))
-        tensors["mim_rows"] = torch.from_numpy(np.flatnonzero(mask & np.isin(np.arange(size), matched)[:, None]))
+        tensors["image_codes"] = torch.from_numpy(
+            draw.integers(0, config.codebook.vocab_size, (size, patches))
+        )
+        tensors["mim_rows"] = torch.from_numpy(
+            np.flatnonzero(mask & np.isin(np.arange(size), matched)[:, None])
+        )
     if kind in (Kind.TEXT, Kind.PAIR):
         lengths = lengths or tuple(int(n) for n in draw.integers(3, 11, size))
         numbers["max_seqlen"] = max(lengths)
@@ -87,17 +104,30 @@ def samples_of(batch: Batch, rows: tuple[int, ...]) -> Batch:
     tokens = torch.cat([torch.arange(ends[row], ends[row + 1]) for row in rows])
     lengths = [ends[row + 1] - ends[row] for row in rows]
     places = {int(token): place for place, token in enumerate(tokens)}
-    predicted = [(row, label) for row, label in zip(batch["mlm_rows"].tolist(), batch["mlm_labels"].tolist(), strict=True) if row in places]
-    patch_rows = [place * patches + patch % patches for place, row in enumerate(rows) for patch in batch["mim_rows"].tolist() if patch // patches == row]
+    predicted = [
+        (row, label)
+        for row, label in zip(batch["mlm_rows"].tolist(), batch["mlm_labels"].tolist(), strict=True)
+        if row in places
+    ]
+    patch_rows = [
+        place * patches + patch % patches
+        for place, row in enumerate(rows)
+        for patch in batch["mim_rows"].tolist()
+        if patch // patches == row
+    ]
     index = torch.tensor(rows)
-    tensors = {name: batch[name][index] for name in ("pixel_values", "bool_masked_pos", "image_codes", "itm_labels")}
+    tensors = {
+        name: batch[name][index] for name in ("pixel_values", "bool_masked_pos", "image_codes", "itm_labels")
+    }
     tensors |= {name: batch[name][tokens] for name in ("input_ids", "input_ids_masked")}
     tensors |= {
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
         "mim_rows": torch.tensor(patch_rows, dtype=torch.long),
         "mlm_rows": torch.tensor([places[row] for row, _ in predicted], dtype=torch.long),
         "mlm_labels": torch.tensor([label for _, label in predicted], dtype=torch.long),
-        "matched_rows": torch.tensor([p for p, row in enumerate(rows) if row in batch["matched_rows"].tolist()]),
+        "matched_rows": torch.tensor(
+            [p for p, row in enumerate(rows) if row in batch["matched_rows"].tolist()]
+        ),
     }
     return replace(batch, size=len(rows), tensors=tensors, numbers={"max_seqlen": max(lengths)})
 

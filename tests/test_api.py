@@ -1,4 +1,6 @@
-"""The library's answers are those of the model, whatever a picture comes as; docs/library.md runs; mistakes are one line."""
+"""The library's answers are those of the model, whatever a picture comes as; docs/library.md runs; mistakes
+are one line.
+"""
 
 import dataclasses
 import doctest
@@ -66,7 +68,10 @@ def test_a_picture_is_the_same_however_it_comes(model, folder):
 
 def test_vectors_are_normalised_and_do_not_depend_on_the_batch(model, folder):
     images = [folder / "kite.png", folder / "owl.png"] * 3
-    found, one_by_one = model.encode_images(images), torch.cat([model.encode_images([image]) for image in images])
+    found, one_by_one = (
+        model.encode_images(images),
+        torch.cat([model.encode_images([image]) for image in images]),
+    )
     torch.testing.assert_close(found, one_by_one)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
     texts = ["kite", "a drawing of owl", "the"]
@@ -81,7 +86,10 @@ def test_vectors_are_normalised_and_do_not_depend_on_the_batch(model, folder):
 
 
 def test_matching_is_the_sigmoid_of_the_heads_log_odds(model, folder):
-    images, texts = [folder / "kite.png", folder / "owl.png", folder / "kite.png"], ["kite", "bear", "a drawing of kite"]
+    images, texts = (
+        [folder / "kite.png", folder / "owl.png", folder / "kite.png"],
+        ["kite", "bear", "a drawing of kite"],
+    )
     found = model.match(images, texts, batch_size=2)
     matcher = model._model.need(flava_ds.api.Matcher, "a test")
     [odds] = matcher.log_odds(model._pixels(images), [model._ids(texts, "pair")])
@@ -94,7 +102,9 @@ def test_masked_words_are_the_heads_likeliest(model, folder):
     logits = scorer.read([ids]).tokens(torch.tensor([2, 4])).logits().softmax(-1)
     found = model.fill_mask("a [MASK] of [MASK]", top_k=4)
     for row, guesses in enumerate(found):
-        assert [guess.word for guess in guesses] == [tokenizer.token(int(token)) for token in logits[row, : tokenizer.vocab_size].topk(4).indices]
+        assert [guess.word for guess in guesses] == [
+            tokenizer.token(int(token)) for token in logits[row, : tokenizer.vocab_size].topk(4).indices
+        ]
         assert guesses[0].probability == pytest.approx(float(logits[row, : tokenizer.vocab_size].max()))
     beside = model.fill_mask("a [MASK] of [MASK]", folder / "kite.png")
     assert len(beside) == 2 and len(beside[0]) == 5 and beside != found
@@ -106,12 +116,20 @@ def test_mistakes_are_named(model, folder):
         (lambda: model.encode_images([]), UserError, "images: give a list"),
         (lambda: model.encode_images(folder / "kite.png"), UserError, "images: give a list"),
         (lambda: model.encode_images([folder / "absent.png"]), DataError, "absent.png: cannot be read"),
-        (lambda: model.encode_images([folder / "no_picture.png"]), DataError, "no_picture.png: cannot be used"),
+        (
+            lambda: model.encode_images([folder / "no_picture.png"]),
+            DataError,
+            "no_picture.png: cannot be used",
+        ),
         (lambda: model.encode_images([torch.zeros(3, 4, 4)]), DataError, r"torch.float32 \[3, 4, 4\]"),
         (lambda: model.encode_texts(["x"], batch_size=0), UserError, "batch_size 0"),
         (lambda: model.match([folder / "kite.png"], ["a", "b"]), UserError, "1 images and 2 texts"),
         (lambda: model.fill_mask("no mask"), UserError, "0 \\[MASK\\] among"),
-        (lambda: model.fill_mask("kite " * 30 + "[MASK]"), UserError, "0 \\[MASK\\] among the first 20 tokens"),
+        (
+            lambda: model.fill_mask("kite " * 30 + "[MASK]"),
+            UserError,
+            "0 \\[MASK\\] among the first 20 tokens",
+        ),
         (lambda: flava_ds.load(folder), UserError, "holds no config.json"),
     ]
     for call, kind, words in cases:
@@ -144,7 +162,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_importing_the_package_loads_nothing():
-    code = "import sys, flava_ds; assert 'torch' not in sys.modules; flava_ds.load; assert 'torch' in sys.modules; assert 'transformers' not in sys.modules"
+    code = (
+        "import sys, flava_ds; assert 'torch' not in sys.modules; flava_ds.load; assert 'torch' in "
+        "sys.modules; assert 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="no attribute 'loads'"):
         _ = flava_ds.loads

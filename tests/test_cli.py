@@ -27,7 +27,9 @@ COMMANDS = ["demo", "train", "config", "evaluate", "report", "convert", "codeboo
 
 def run(*words: str, **settings) -> subprocess.CompletedProcess:
     """Runs flava-ds as its own process."""
-    return subprocess.run([sys.executable, "-m", "flava_ds.cli", *words], capture_output=True, text=True, timeout=60, **settings)
+    return subprocess.run(
+        [sys.executable, "-m", "flava_ds.cli", *words], capture_output=True, text=True, timeout=60, **settings
+    )
 
 
 def status_of(words: list[str]) -> int:
@@ -58,7 +60,8 @@ def test_help_loads_nothing_heavy(words):
         "from flava_ds import cli\n"
         "try:\n    status = cli.main(sys.argv[1:])\n"
         "except SystemExit as stop:\n    status = stop.code\n"
-        "heavy = {'torch', 'deepspeed', 'transformers', 'triton', 'numpy', 'webdataset', 'tyro'} & set(sys.modules)\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'triton', 'numpy', 'webdataset', 'tyro'} & "
+        "set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else status)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
@@ -73,7 +76,11 @@ def test_help_names_every_command():
 
 def test_recipe_help_lists_fields_without_torch():
     done = run("train", "flava_base", "--help")
-    assert done.returncode == 0 and "--data.sources.pmd.shards" in done.stdout and "flava-ds train RECIPE" in done.stdout
+    assert (
+        done.returncode == 0
+        and "--data.sources.pmd.shards" in done.stdout
+        and "flava-ds train RECIPE" in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,28 +91,58 @@ def test_recipe_help_lists_fields_without_torch():
         (["train", "deno"], "no recipe named 'deno'; did you mean 'demo'?"),
         (["train", "flava_debug", "--training.total-stps", "3"], "did you mean '--training.total-steps'?"),
         (["train", "flava_debug", "--rank", "3"], "unknown option '--rank'; did you mean '--ranks'?"),
-        (["train", "flava_debug", "--engine.deepspeed-config", "zero9"], "engine.deepspeed_config 'zero9' is neither a file nor one of zero0"),
-        (["train", "flava_debug", "--data.vocabulary", "nope"], "data.vocabulary 'nope' is neither a vocab.txt nor one of bert_base_uncased"),
+        (
+            ["train", "flava_debug", "--engine.deepspeed-config", "zero9"],
+            "engine.deepspeed_config 'zero9' is neither a file nor one of zero0",
+        ),
+        (
+            ["train", "flava_debug", "--data.vocabulary", "nope"],
+            "data.vocabulary 'nope' is neither a vocab.txt nor one of bert_base_uncased",
+        ),
         (["train", "flava_debug", "--ranks", "0"], "--ranks 0: use at least 1"),
         (
             ["train", "flava_debug", "--ranks", "3"],
-            "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; set --data.sources.pair.global-batch-size to a multiple of 3",
+            (
+                "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; set "
+                "--data.sources.pair.global-batch-size to a multiple of 3"
+            ),
         ),
         (["train", "flava_base"], "codebook_weights is not set"),
-        (["train", "flava_debug", "--codebook-weights", "gone.safetensors"], "codebook_weights 'gone.safetensors': no such file"),
-        (["train", "flava_debug", "--data.sources.image.shards", "gone"], "source 'image': no folder or .tar at 'gone'; give the place"),
+        (
+            ["train", "flava_debug", "--codebook-weights", "gone.safetensors"],
+            "codebook_weights 'gone.safetensors': no such file",
+        ),
+        (
+            ["train", "flava_debug", "--data.sources.image.shards", "gone"],
+            "source 'image': no folder or .tar at 'gone'; give the place",
+        ),
         (["config", "flava_base", "--optimizer.lr", "fast"], "Error parsing --optimizer.lr"),
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
-        (["convert", "HF", "--to", "hf", "out"], "HF: is a model of Hugging Face, not a run; `flava-ds convert HF --to flava_ds OUT`"),
+        (
+            ["convert", "HF", "--to", "hf", "out"],
+            "HF: is a model of Hugging Face, not a run; `flava-ds convert HF --to flava_ds OUT`",
+        ),
         (["report", "."], ".: holds no config.json, so it is not a run"),
         (["convert", "gone", "out"], "--to"),
-        (["convert", "gone", "--to", "safetensors", "out"], "gone holds neither a checkpoint nor model.safetensors"),
+        (
+            ["convert", "gone", "--to", "safetensors", "out"],
+            "gone holds neither a checkpoint nor model.safetensors",
+        ),
         (["codebook", "encode", "gone", "--out", "x"], "codebook encode needs --codebook FILE"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),
-        (["demo", "--work", "our"], "--work our: there is none of this name; did you mean 'hour'?; choose one of ten-minutes, hour, two-minutes"),
+        (
+            ["demo", "--work", "our"],
+            (
+                "--work our: there is none of this name; did you mean 'hour'?; choose one of ten-minutes, "
+                "hour, two-minutes"
+            ),
+        ),
         (["demo", "--codebook", "trian"], "did you mean 'train'?"),
-        (["demo", "--minute", "3"], "unknown argument --minute; did you mean '--minutes'?; see `flava-ds demo --help`"),
+        (
+            ["demo", "--minute", "3"],
+            "unknown argument --minute; did you mean '--minutes'?; see `flava-ds demo --help`",
+        ),
         (["prepare", "index", "gone"], "no folder or .tar at 'gone'; give the place of the shards"),
         (["demo", "--minutes", "0"], "--minutes 0: the demo needs at least 1 minute"),
         (["demo", "--minutes", "inf"], "--minutes inf: the demo needs at least 1 minute, and an end"),
@@ -122,7 +159,10 @@ def test_slip_is_one_line_and_status_2(words, message, sources, tmp_path, monkey
     if words[:2] == ["train", "flava_debug"]:
         words = [*words, *(sources[:2] + sources[4:] if "--data.sources.image.shards" in words else sources)]
     if words[:2] == ["train", "flava_base"]:
-        words = [*words, *(f"--data.sources.{name}.shards={sources[1]}" for name in ("pmd", "imagenet", "text"))]
+        words = [
+            *words,
+            *(f"--data.sources.{name}.shards={sources[1]}" for name in ("pmd", "imagenet", "text")),
+        ]
     assert status_of(words) == 2
     printed = capfd.readouterr()
     assert message in printed.err and printed.err.startswith("error: ") and printed.err.count("\n") == 1
@@ -133,26 +173,42 @@ def test_empty_folder_of_shards_is_named(sources, tmp_path, capfd):
     (tmp_path / "pair" / "00000.tar").unlink()
     assert status_of(["train", "flava_debug", "--dry-run", *sources]) == 2
     error = capfd.readouterr().err
-    assert str(tmp_path / "pair") in error and "--data.sources.pair.shards" in error and "holds no .tar file" in error
+    assert (
+        str(tmp_path / "pair") in error
+        and "--data.sources.pair.shards" in error
+        and "holds no .tar file" in error
+    )
 
 
 def test_traceback_only_with_debug(tmp_path):
     assert "Traceback" not in run("config", "nothing").stderr
     done = run("config", "nothing", "--debug")
-    assert done.returncode == 2 and "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: no recipe named 'nothing'")
+    assert (
+        done.returncode == 2
+        and "Traceback" in done.stderr
+        and done.stderr.splitlines()[-1].startswith("error: no recipe named 'nothing'")
+    )
 
 
 def test_failure_at_run_time_is_status_1(monkeypatch, capsys):
     monkeypatch.setattr(cli, "show_config", lambda options, rest: 1 / 0)
     assert cli.main(["config", "flava_base"]) == 1
-    assert capsys.readouterr().err == "error: ZeroDivisionError: division by zero; run again with --debug for the traceback\n"
+    assert (
+        capsys.readouterr().err
+        == "error: ZeroDivisionError: division by zero; run again with --debug for the traceback\n"
+    )
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli, "show_config", lambda options, rest: (tmp_path / "file" / "folder").mkdir(parents=True))
+    monkeypatch.setattr(
+        cli, "show_config", lambda options, rest: (tmp_path / "file" / "folder").mkdir(parents=True)
+    )
     assert cli.main(["config", "flava_base"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory; name another place, or mend this one\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/file/folder: Not a directory; name another place, or mend this one\n"
+    )
 
 
 def test_config_prints_what_rebuilds_the_run(tmp_path):
@@ -165,7 +221,9 @@ def test_config_prints_what_rebuilds_the_run(tmp_path):
 def test_dry_run_of_one_rank(sources):
     done = run("train", "flava_debug", "--dry-run", "--ranks", "1", *sources)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip("\n").endswith(f"{sys.executable} -m flava_ds.train flava_debug {' '.join(sources)}")
+    assert done.stdout.rstrip("\n").endswith(
+        f"{sys.executable} -m flava_ds.train flava_debug {' '.join(sources)}"
+    )
 
 
 def test_dry_run_of_two_ranks(sources):
@@ -174,8 +232,22 @@ def test_dry_run_of_two_ranks(sources):
     if torch.cuda.device_count():
         pytest.skip("prints the command of a machine without GPU")
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = run("train", "flava_debug", "--dry-run", "--ranks", "2", "--master-port", "29511", "--name", "a b", *sources, env=environment)
-    launcher = f"{Path(sys.executable).parent / 'deepspeed'} --num_gpus 2 --master_port 29511 --log_level critical"
+    done = run(
+        "train",
+        "flava_debug",
+        "--dry-run",
+        "--ranks",
+        "2",
+        "--master-port",
+        "29511",
+        "--name",
+        "a b",
+        *sources,
+        env=environment,
+    )
+    launcher = (
+        f"{Path(sys.executable).parent / 'deepspeed'} --num_gpus 2 --master_port 29511 --log_level critical"
+    )
     command = f"{launcher} --module flava_ds.train flava_debug --name 'a b' {' '.join(sources)}\n"
     assert done.stdout == f"PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu {command}"
 
@@ -202,21 +274,36 @@ def _seconds() -> float:
 
 def test_a_run_becomes_one_file_of_weights(tmp_path):
     write_checkpoint(tmp_path / "run" / "checkpoints", 3, small_weights(2.0))
-    done = run("convert", str(tmp_path / "run"), "--to", "safetensors", str(tmp_path / "weights.safetensors"), env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    done = run(
+        "convert",
+        str(tmp_path / "run"),
+        "--to",
+        "safetensors",
+        str(tmp_path / "weights.safetensors"),
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.returncode == 0 and done.stdout == f"{tmp_path}/weights.safetensors\n", done.stderr
     found = load_file(tmp_path / "weights.safetensors")
-    assert found.keys() == small_weights().keys() and all(torch.equal(found[name], tensor) for name, tensor in small_weights(2.0).items())
+    assert found.keys() == small_weights().keys() and all(
+        torch.equal(found[name], tensor) for name, tensor in small_weights(2.0).items()
+    )
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
     """Collects the options of a parser and of all commands under it."""
     found = {name for action in parser._actions for name in action.option_strings}
-    below = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    below = [
+        action.choices.values()
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
     return found.union(*(options_of(command) for commands in below for command in commands))
 
 
 def test_readme_names_options_that_exist():
-    known = options_of(cli.build_parser()[0]) | {f"--{name}" for recipe in ("flava_base", "demo") for name in option_names(load_recipe(recipe))}
+    known = options_of(cli.build_parser()[0]) | {
+        f"--{name}" for recipe in ("flava_base", "demo") for name in option_names(load_recipe(recipe))
+    }
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", README))
     assert len(named) > 15 and named <= known | OF_OTHER_PROGRAMS, named - known
 
@@ -224,12 +311,18 @@ def test_readme_names_options_that_exist():
 def test_readme_shows_commands_that_are_understood():
     """In code and in sentences; `...` stands for more options, and capitals for names of the reader's own."""
     blocks = re.findall(r"^    (flava-ds .*)$", README.replace("\\\n", " "), flags=re.MULTILINE)
-    shown = [shlex.split(line, comments=True)[1:] for line in blocks + re.findall(r"`(flava-ds [^`]+)`", README) if " | " not in line]
+    shown = [
+        shlex.split(line, comments=True)[1:]
+        for line in blocks + re.findall(r"`(flava-ds [^`]+)`", README)
+        if " | " not in line
+    ]
     assert len(shown) > 12
     for words in shown:
         options, rest = cli.build_parser()[0].parse_known_args([word for word in words if word != "..."])
         if words[0] in ("train", "config"):
-            recipe = "flava_base" if "NAME" in options.recipe or "path/to/" in options.recipe else options.recipe
+            recipe = (
+                "flava_base" if "NAME" in options.recipe or "path/to/" in options.recipe else options.recipe
+            )
             check_option_names(load_recipe(recipe), rest)
         else:
             assert rest == [], words

@@ -1,4 +1,6 @@
-"""Conventions that keep the code readable: sizes, import direction, light imports, mirrored tests, no leftovers."""
+"""Conventions that keep the code readable: sizes, import direction, light imports, mirrored tests, no
+leftovers.
+"""
 
 import ast
 import functools
@@ -51,16 +53,41 @@ BELOW = {
     "watching": {"errors", "config", "storage", "batch", "objectives", "ranks", "training"},
     "checkpoints": {"errors", "config", "storage", "ranks", "training", "watching"},
     "recipes": {"errors", "config", "objectives", "optimizers", "families"},
-    "hf": {"errors", "config", "storage", "batch", "layouts", "data", "codebook", "objectives", "families", "checkpoints"},
-    "evaluation": {"errors", "config", "storage", "data", "families", "ranks", "training", "checkpoints", "hf"},
+    "hf": {
+        "errors",
+        "config",
+        "storage",
+        "batch",
+        "layouts",
+        "data",
+        "codebook",
+        "objectives",
+        "families",
+        "checkpoints",
+    },
+    "evaluation": {
+        "errors",
+        "config",
+        "storage",
+        "data",
+        "families",
+        "ranks",
+        "training",
+        "checkpoints",
+        "hf",
+    },
     "report": {"errors", "config", "storage", "batch", "data", "codebook", "evaluation", "watching"},
 }
-"""What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build, demo) may import all."""
+"""What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build,
+demo) may import all.
+"""
 
 
 def python_files(*folders: Path) -> list[Path]:
     """Lists the project's Python files."""
-    return sorted(path for folder in folders for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+    return sorted(
+        path for folder in folders for path in folder.rglob("*.py") if "__pycache__" not in path.parts
+    )
 
 
 def name_of(path: Path) -> str:
@@ -77,7 +104,12 @@ def tree_of(path: Path) -> ast.Module:
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Returns the dotted names that a file imports, without those under `if TYPE_CHECKING`."""
     tree = tree_of(path)
-    for_types = {node for guard in ast.walk(tree) if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.unparse(guard.test) for node in ast.walk(guard)}
+    for_types = {
+        node
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.unparse(guard.test)
+        for node in ast.walk(guard)
+    }
     nodes = tree.body if top_level_only else ast.walk(tree)
     found = set()
     for node in nodes:
@@ -103,8 +135,13 @@ def test_files_and_functions_are_short():
             long.append(f"{name_of(path)}: {lines} lines")
         most = MOST_LINES_OF_A_KERNEL if "triton_ops" in path.parts else MOST_LINES_OF_A_FUNCTION
         for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > most:
-                long.append(f"{name_of(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines")
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.end_lineno - node.lineno + 1 > most
+            ):
+                long.append(
+                    f"{name_of(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+                )
     assert not long, "\n".join(long)
 
 
@@ -123,7 +160,11 @@ def test_heavy_libraries_stay_in_their_places():
 
 def test_kernels_depend_on_torch_only():
     allowed = {"torch", "triton", "flava_kernels"} | set(sys.stdlib_module_names)
-    wrong = {name_of(path): extra for path in python_files(ROOT / "kernels") if (extra := roots(imports_of(path)) - allowed)}
+    wrong = {
+        name_of(path): extra
+        for path in python_files(ROOT / "kernels")
+        if (extra := roots(imports_of(path)) - allowed)
+    }
     assert not wrong
 
 
@@ -141,7 +182,8 @@ def test_imports_point_downwards():
 
 
 def test_no_part_is_above_itself():
-    """The table of import directions has no circle: each part stands in one row above all that it may import."""
+    """The table of import directions has no circle: each part stands in one row above all that it
+    may import."""
     rest = dict(BELOW)
     while rest:
         lowest = {part for part, below in rest.items() if not below & rest.keys()}
@@ -149,8 +191,20 @@ def test_no_part_is_above_itself():
         rest = {part: below for part, below in rest.items() if part not in lowest}
 
 
-MODELS_KNOWN_BY_NOBODY = re.compile(r"\b(mim|mlm|itm|mmm_image|mmm_text|global_contrastive|Flava\w*|(image|text|multimodal)_masked)\b")
-FREE_OF_MODELS = ("training", "watching", "checkpoints", "data", "storage", "ranks", "batch.py", "build.py", "train.py")
+MODELS_KNOWN_BY_NOBODY = re.compile(
+    r"\b(mim|mlm|itm|mmm_image|mmm_text|global_contrastive|Flava\w*|(image|text|multimodal)_masked)\b"
+)
+FREE_OF_MODELS = (
+    "training",
+    "watching",
+    "checkpoints",
+    "data",
+    "storage",
+    "ranks",
+    "batch.py",
+    "build.py",
+    "train.py",
+)
 
 
 def test_trainer_and_loader_name_no_model_and_no_objective():
@@ -163,14 +217,25 @@ def test_trainer_and_loader_name_no_model_and_no_objective():
             words = [getattr(node, field, None) for field in ("id", "attr", "name", "arg")]
             is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
             words += [node.value] if is_text else []
-            named += [f"{name_of(path)}:{node.lineno} {word}" for word in words if isinstance(word, str) and MODELS_KNOWN_BY_NOBODY.fullmatch(word)]
+            named += [
+                f"{name_of(path)}:{node.lineno} {word}"
+                for word in words
+                if isinstance(word, str) and MODELS_KNOWN_BY_NOBODY.fullmatch(word)
+            ]
     assert not named, "\n".join(named)
 
 
 def test_importing_any_module_is_light():
     """Only the builder of the demo's data may need a package (the SVG renderer) that is not installed."""
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in python_files(ROOT / "flava_ds")]
-    kernels = [path for path in python_files(ROOT / "kernels") if "triton_ops" not in path.parts and path.name != "flops.py"]  # torch's counter loads triton
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in python_files(ROOT / "flava_ds")
+    ]
+    # torch's counter loads triton
+    kernels = [
+        path
+        for path in python_files(ROOT / "kernels")
+        if "triton_ops" not in path.parts and path.name != "flops.py"
+    ]
     names += [".".join(path.relative_to(ROOT / "kernels").with_suffix("").parts) for path in kernels]
     code = """
 import importlib, sys
@@ -204,7 +269,9 @@ def test_transformers_and_the_kernels_live_together():
 
 
 def test_every_test_file_mirrors_a_module():
-    """tests/models/test_flava.py tests flava_ds/families/flava/model.py; test_flava_gradients.py would test an aspect of it."""
+    """tests/models/test_flava.py tests flava_ds/families/flava/model.py; test_flava_gradients.py would test
+    an aspect of it.
+    """
     lonely = []
     for path in python_files(ROOT / "tests"):
         if not path.name.startswith("test_") or path.parent.name in ("launchers", "strangers"):
@@ -218,7 +285,10 @@ def test_every_test_file_mirrors_a_module():
         ]
         homes = homes[1:] if folder.parts[:1] == ("kernels",) else homes[:1]
         modules = {module.stem for home in homes for module in home.glob("*.py")} | {folder.name}
-        if not any(name == module or name.startswith(f"{module}_") for module in modules) and name not in PROGRAM_TESTS:
+        if (
+            not any(name == module or name.startswith(f"{module}_") for module in modules)
+            and name not in PROGRAM_TESTS
+        ):
             lonely.append(name_of(path))
     assert not lonely
 
@@ -231,8 +301,14 @@ def test_public_names_have_docstrings():
         tree = tree_of(path)
         if not ast.get_docstring(tree):
             bare.append(name_of(path))
-        public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
-        bare += [f"{name_of(path)}:{node.lineno} {node.name}" for node in public if not ast.get_docstring(node)]
+        public = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        ]
+        bare += [
+            f"{name_of(path)}:{node.lineno} {node.name}" for node in public if not ast.get_docstring(node)
+        ]
     assert not bare, "\n".join(bare)
 
 
@@ -241,11 +317,21 @@ def test_no_leftovers():
     marks = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])
     places = "|".join(rf"(?<![\w.])/{folder}/\w" for folder in ("work", "root", "home"))
     pattern = re.compile(rf"\b({marks})\b|{places}|--(extra-)?index" + r"-url|pypi" + r"\.org")
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = []
     for name in listed.stdout.splitlines():
         path = ROOT / name
-        if path.suffix not in (".py", ".md", ".sh", ".sbatch", ".yaml", ".toml", ".json", ".html", ".css", "") or not path.is_file():
+        if (
+            path.suffix
+            not in (".py", ".md", ".sh", ".sbatch", ".yaml", ".toml", ".json", ".html", ".css", "")
+            or not path.is_file()
+        ):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if pattern.search(line):

@@ -47,8 +47,14 @@ def wheel(folder: Path, name: str, requires: str = "") -> None:
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{name}.py", "")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + (f"Requires-Dist: {requires}\n" if requires else ""))
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+            + (f"Requires-Dist: {requires}\n" if requires else ""),
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
 
 
@@ -79,13 +85,18 @@ def test_a_folder_of_wheels_has_to_exist(tmp_path):
 
 def test_without_pytest_it_says_so(tmp_path):
     blind = tmp_path / "python"
-    blind.write_text(f'#!/bin/sh\ncase "$*" in *"import pytest"*) exit 1 ;; esac\nexec {sys.executable} "$@"\n')
+    blind.write_text(
+        f'#!/bin/sh\ncase "$*" in *"import pytest"*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
+    )
     blind.chmod(0o755)
     done = suite(tmp_path, "--cpu", "--python", str(blind))
     assert done.returncode == 2 and "has no pytest" in done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["--gpus"], "'--gpus' is not an option"), (["--only"], "--only needs a value")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--gpus"], "'--gpus' is not an option"), (["--only"], "--only needs a value")],
+)
 def test_wrong_arguments(tmp_path, arguments, message):
     done = suite(tmp_path, *arguments)
     assert done.returncode == 2 and message in done.stderr

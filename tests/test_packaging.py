@@ -13,9 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
-    """Runs make in the repository, as from a shell: a make around the tests would lend it its own flags and messages."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.run(["make", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    """Runs make in the repository, as from a shell: a make around the tests would lend it its own flags and
+    messages.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    return subprocess.run(
+        ["make", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
 
 
 def fake_python(path: Path, script: str) -> Path:
@@ -48,16 +54,28 @@ def test_the_demo_installs_no_test_tools_and_shows_what_it_installs():
     plan = make("-n", "--what-if=setup.py", ".venv/.installed-demo").stdout
     assert "--editable '.[demo]'" in plan and "--quiet" not in plan
     wanted = [Requirement(line) for line in requires("flava_ds")]
-    demo = {requirement.name for requirement in wanted if requirement.marker is None or requirement.marker.evaluate({"extra": "demo"})}
+    demo = {
+        requirement.name
+        for requirement in wanted
+        if requirement.marker is None or requirement.marker.evaluate({"extra": "demo"})
+    }
     everything = {requirement.name for requirement in wanted}
-    assert {"torch", "deepspeed", "transformers"} <= demo and {"pytest", "wandb", "ruff", "hypothesis"} <= everything - demo
+    assert {"torch", "deepspeed", "transformers"} <= demo and {
+        "pytest",
+        "wandb",
+        "ruff",
+        "hypothesis",
+    } <= everything - demo
 
 
 def test_old_python_is_refused_with_what_to_do(tmp_path):
     python = fake_python(tmp_path / "python", 'case "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac')
     done = make(f"PYTHON={python}", f"VENV={tmp_path / 'venv'}", f"{tmp_path / 'venv'}/.installed")
     assert done.returncode == 2
-    assert f"error: {python} is Python 3.9.2, but 3.11 or later is needed; name another one with PYTHON=python3.12" in done.stderr
+    assert (
+        f"error: {python} is Python 3.9.2, but 3.11 or later is needed; name another one with "
+        "PYTHON=python3.12"
+    ) in done.stderr
     assert not (tmp_path / "venv").exists()
 
 
@@ -65,18 +83,35 @@ def test_installing_waits_for_a_change():
     """The stamp depends on setup.py and pyproject.toml alone: newer than both, it is up to date."""
     plan = make("-n", "--what-if=setup.py", ".venv/.installed").stdout
     assert "pip install" in plan and "--index" not in plan
-    assert "pip install" not in make("-n", "--old-file=setup.py", "--old-file=pyproject.toml", "--assume-old=.venv/.installed", ".venv/.installed").stdout
+    assert (
+        "pip install"
+        not in make(
+            "-n",
+            "--old-file=setup.py",
+            "--old-file=pyproject.toml",
+            "--assume-old=.venv/.installed",
+            ".venv/.installed",
+        ).stdout
+    )
 
 
 def test_missing_venv_names_the_package(tmp_path):
     python = fake_python(tmp_path / "python", 'case "$*" in *version_info*) echo 3.11;; *) exit 1;; esac')
-    done = subprocess.run(["sh", str(ROOT / ".ci/make_venv"), str(python), str(tmp_path / "venv")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", str(ROOT / ".ci/make_venv"), str(python), str(tmp_path / "venv")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stderr.endswith("run: sudo apt install python3.11-venv\n")
 
 
 def test_virtual_environment_has_pip(tmp_path):
-    subprocess.run(["sh", str(ROOT / ".ci/make_venv"), sys.executable, str(tmp_path / "venv")], check=True, timeout=120)
-    done = subprocess.run([str(tmp_path / "venv/bin/python"), "-m", "pip", "--version"], capture_output=True, text=True)
+    subprocess.run(
+        ["sh", str(ROOT / ".ci/make_venv"), sys.executable, str(tmp_path / "venv")], check=True, timeout=120
+    )
+    done = subprocess.run(
+        [str(tmp_path / "venv/bin/python"), "-m", "pip", "--version"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and str(tmp_path / "venv") in done.stdout
 
 
@@ -86,8 +121,17 @@ def test_virtual_environment_has_pip(tmp_path):
     ids=["all pass", "main fails", "triton fails", "no triton test", "interrupted"],
 )
 def test_groups_of_tests_decide_the_status_and_the_closing_line_is_last(tmp_path, main, triton, status):
-    script = f'case "$*" in *"not triton"*) echo "9 passed"; exit {main};; *"-m triton"*) echo "interpreter: $TRITON_INTERPRET"; exit {triton};; esac'
-    done = subprocess.run(["sh", ".ci/run_tests", str(stub_folder(tmp_path, script)), "-x"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    script = (
+        f'case "$*" in *"not triton"*) echo "9 passed"; exit {main};; *"-m triton"*) echo "interpreter: '
+        f'$TRITON_INTERPRET"; exit {triton};; esac'
+    )
+    done = subprocess.run(
+        ["sh", ".ci/run_tests", str(stub_folder(tmp_path, script)), "-x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == status
     assert done.stdout.splitlines()[-1] == "9 passed"
     assert "interpreter: 1" in done.stdout, "this file names mark.triton, so the group is run"
@@ -97,13 +141,20 @@ def test_groups_of_tests_decide_the_status_and_the_closing_line_is_last(tmp_path
 def test_skips_of_all_groups_are_listed_with_their_reasons_before_the_last_lines(tmp_path):
     script = r"""
 case "$*" in
-*"not triton"*) printf 'SKIPPED [2] tests/hf/test_a.py:12: no network\nSKIPPED [1] tests/b.py: not on AMD\n======= 9 passed, 3 skipped in 2.50s =======\n';;
+*"not triton"*) printf 'SKIPPED [2] tests/hf/test_a.py:12: no network\nSKIPPED [1] tests/b.py: not on AMD\n'
+  printf '======= 9 passed, 3 skipped in 2.50s =======\n';;
 *"-m triton"*) printf 'SKIPPED [1] tests/kernels/test_c.py:3: no network\n1 passed, 1 skipped in 1.00s\n';;
 *"-m aot"*) printf '7 passed, 1 failed in 1.00s\n'; exit 1;;
 *torch*) exit 1;;
 esac
 """
-    done = subprocess.run(["sh", ".ci/run_tests", str(stub_folder(tmp_path, script))], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", ".ci/run_tests", str(stub_folder(tmp_path, script))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1 and "failed in the group(s): aot" in done.stderr
     assert done.stdout.splitlines()[-4:] == [
         "== skipped 1: not on AMD (tests/b.py)",
@@ -114,16 +165,25 @@ esac
 
 
 @pytest.mark.parametrize(
-    ("xdist", "jobs", "flags"), [(0, "3", "-n 3 --dist loadfile --no-loadscope-reorder"), (0, "1", ""), (1, "2", "")], ids=["three", "one", "not installed"]
+    ("xdist", "jobs", "flags"),
+    [(0, "3", "-n 3 --dist loadfile --no-loadscope-reorder"), (0, "1", ""), (1, "2", "")],
+    ids=["three", "one", "not installed"],
 )
 def test_processes_share_the_files_of_a_group(tmp_path, xdist, jobs, flags):
-    script = f'case "$*" in *"import xdist"*) exit {xdist};; *"import sys, torch"*) exit 1;; *) echo "run with $*"; echo "1 passed";; esac'
+    script = (
+        f'case "$*" in *"import xdist"*) exit {xdist};; *"import sys, torch"*) exit 1;; *) echo "run with '
+        '$*"; echo "1 passed";; esac'
+    )
     folder = stub_folder(tmp_path, script)
     command = ["sh", ".ci/run_tests", str(folder), "--full"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ | {"TEST_JOBS": jobs})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ | {"TEST_JOBS": jobs}
+    )
     runs = [line for line in done.stdout.splitlines() if line.startswith("run with")]
     assert len(runs) == 3 and all(line.endswith("--full") for line in runs)
-    assert [line.count(flags) if flags else line.count("-n ") for line in runs] == ([1, 0, 1] if flags else [0, 0, 0])
+    assert [line.count(flags) if flags else line.count("-n ") for line in runs] == (
+        [1, 0, 1] if flags else [0, 0, 0]
+    )
     assert ("pytest-xdist is not installed" in done.stdout) == bool(xdist)
 
 
@@ -132,17 +192,26 @@ def test_processes_share_the_files_of_a_group(tmp_path, xdist, jobs, flags):
     [(0, 0, 0), (2, 0, 0), (0, 3, 0), (0, 0, 4)],
     ids=["all pass", "a type is wrong", "a test fails", "the demo fails"],
 )
-def test_continuous_integration_checks_types_and_runs_the_tests_and_then_a_short_demo(tmp_path, types, tests, demo):
+def test_continuous_integration_checks_types_and_runs_the_tests_and_then_a_short_demo(
+    tmp_path, types, tests, demo
+):
     calls = tmp_path / "calls"
     tested = f'echo "5 passed, 1 skipped in 2.50s"; exit {tests}'
     fake_python(
         tmp_path / "make",
-        f'echo "$@" >>{calls}\nif [ "$1" = types ]; then exit {types}; fi\nif [ "$1" = test ]; then {tested}; fi\necho "a table"; exit {demo}',
+        (
+            f'echo "$@" >>{calls}\nif [ "$1" = types ]; then exit {types}; fi\nif [ "$1" = test ]; then '
+            f'{tested}; fi\necho "a table"; exit {demo}'
+        ),
     )
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run([str(ROOT / ".ci/run")], env={**os.environ, **path}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(ROOT / ".ci/run")], env={**os.environ, **path}, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == (types or tests or demo), done.stderr
-    assert calls.read_text().splitlines() == ["types", "test"] + ([] if types or tests else ["demo WORK=two-minutes"])
+    assert calls.read_text().splitlines() == ["types", "test"] + (
+        [] if types or tests else ["demo WORK=two-minutes"]
+    )
     assert done.stdout.splitlines()[-1] == "5 passed, 1 skipped in 2.50s"
 
 
@@ -151,6 +220,9 @@ def test_bounds_are_lower_ones_that_admit_the_oldest_and_the_newest_torch():
     needed = [Requirement(line) for line in requires("flava_ds")]
     assert {"hf", "eval", "demo", "dev"} <= set(metadata("flava_ds").get_all("Provides-Extra"))
     assert {clause.operator for requirement in needed for clause in requirement.specifier} == {">="}
-    for name, admitted, too_old in (("torch", ("2.11.0", "2.13.0"), "2.10.0"), ("triton", ("3.6.0", "3.9.0"), "3.5.1")):
+    for name, admitted, too_old in (
+        ("torch", ("2.11.0", "2.13.0"), "2.10.0"),
+        ("triton", ("3.6.0", "3.9.0"), "3.5.1"),
+    ):
         (found,) = [requirement.specifier for requirement in needed if requirement.name == name]
         assert all(version in found for version in admitted) and too_old not in found, name

@@ -1,4 +1,6 @@
-"""A reader follows one batch downwards: from the command to device code in ten hops, each to the file that the README names."""
+"""A reader follows one batch downwards: from the command to device code in ten hops, each to the file that
+the README names.
+"""
 
 import os
 import re
@@ -14,7 +16,9 @@ BEFORE_THE_RANK = ["flava_ds/cli.py", "flava_ds/ranks/launch.py"]
 
 
 def files_to_the_kernel(folder: Path) -> list[str]:
-    """Trains one step with our kernels and returns the project's files on the stack of the first attention launch."""
+    """Trains one step with our kernels and returns the project's files on the stack of the first attention
+    launch.
+    """
     from flava_kernels.triton_ops import attention
 
     from flava_ds import train

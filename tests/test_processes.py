@@ -42,4 +42,9 @@ def test_no_process_has_such_a_number(pid):
 
 def test_processes_of_a_machine_agree_on_its_name():
     code = "from flava_ds.processes import machine; print(machine())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.strip() == machine()
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+        == machine()
+    )

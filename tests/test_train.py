@@ -12,7 +12,11 @@ from flava_ds import train
 
 def test_user_errors_are_one_line_with_status_2(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    for words, said in (([], "must be a recipe"), (["flava_bse"], "did you mean 'flava_base'"), (["demo", "--optimizer.lrr", "1"], "--optimizer.lr")):
+    for words, said in (
+        ([], "must be a recipe"),
+        (["flava_bse"], "did you mean 'flava_base'"),
+        (["demo", "--optimizer.lrr", "1"], "--optimizer.lr"),
+    ):
         assert train.main(words) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
@@ -36,6 +40,11 @@ def test_stack_traces_of_lost_connections_are_left_to_debug(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 def test_a_run_that_cannot_be_built_ends_with_status_2(tmp_path):
     words = ["flava_debug", "--training.precision", "fp16", "--logging.run-directory", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "flava_ds.train", *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "flava_ds.train", *words], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
-    assert "error: training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "error: training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'" in done.stderr
+        and "Traceback" not in done.stderr
+    )

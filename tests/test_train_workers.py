@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 OVERRIDES = [
-    *("--ranks", "2", "--training.total-steps", "1000000", "--schedule.warmup-steps", "2", "--logging.no-tensorboard"),
+    *(
+        "--ranks",
+        "2",
+        "--training.total-steps",
+        "1000000",
+        "--schedule.warmup-steps",
+        "2",
+        "--logging.no-tensorboard",
+    ),
     *("--data.num-workers", "1", "--data.worker-timeout-s", "4", "--engine.communication-timeout-s", "300"),
 ]
 START_S, END_S = 240, 120
@@ -26,7 +34,14 @@ def run(tmp_path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", *OVERRIDES]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "out", "wb") as out:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
     try:
         log, end = tmp_path / "runs" / "flava_debug" / "log.jsonl", time.monotonic() + START_S
         while not (log.is_file() and len(log.read_text().splitlines()) > 1):
@@ -46,7 +61,10 @@ def parents() -> dict[int, tuple[int, str]]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            found[int(folder.name)] = (parent, (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            found[int(folder.name)] = (
+                parent,
+                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(),
+            )
         except OSError:
             continue
     return found
@@ -61,12 +79,21 @@ def session_of(pid: int) -> int:
 
 
 def loader_processes(run: subprocess.Popen) -> dict[int, int]:
-    """Returns the loader processes of a run with their ranks' processes: copies of a rank, with a rank for a parent."""
+    """Returns the loader processes of a run with their ranks' processes: copies of a rank, with a rank for a
+    parent.
+    """
     known = {pid: entry for pid, entry in parents().items() if session_of(pid) == run.pid}
-    return {pid: parent for pid, (parent, words) in known.items() if "--local_rank" in words and parent in known and known[parent][1] == words}
+    return {
+        pid: parent
+        for pid, (parent, words) in known.items()
+        if "--local_rank" in words and parent in known and known[parent][1] == words
+    }
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "has sent no batch for 4 s")])
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "has sent no batch for 4 s")],
+)
 def test_the_run_ends_on_all_ranks_and_names_the_process(run, tmp_path, number, told):
     found = loader_processes(run)
     assert len(found) == len(set(found.values())) == 2
@@ -75,9 +102,15 @@ def test_the_run_ends_on_all_ranks_and_names_the_process(run, tmp_path, number, 
     status = run.wait(timeout=END_S)
     said = (tmp_path / "out").read_text()
     (line,) = [line for line in said.splitlines() if "error:" in line.lower()]
-    assert status == 2 and line.startswith("error: a loader process ") and f"number 0 of 1 (pid {victim}) {told}" in line, said[-3000:]
+    assert (
+        status == 2
+        and line.startswith("error: a loader process ")
+        and f"number 0 of 1 (pid {victim}) {told}" in line
+    ), said[-3000:]
     assert "Traceback" not in said
     end = time.monotonic() + END_S
-    while (alive := {pid for pid in (*found, *found.values()) if session_of(pid) == run.pid}) and time.monotonic() < end:
+    while (
+        alive := {pid for pid in (*found, *found.values()) if session_of(pid) == run.pid}
+    ) and time.monotonic() < end:
         time.sleep(0.1)
     assert not alive, "ranks and their loader processes have to be gone"

@@ -1,4 +1,6 @@
-"""A stand-in for the pre-training module: three encoders in three step kinds, with the shapes of trouble that ZeRO meets."""
+"""A stand-in for the pre-training module: three encoders in three step kinds, with the shapes of trouble that
+ZeRO meets.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Head(nn.Module):
 
 
 class Toy(nn.Module):
-    """Image steps train mim, text steps mlm, pair steps mmm_text and itm through all three encoders; `dead` is used by none."""
+    """Image steps train mim, text steps mlm, pair steps mmm_text and itm through all three encoders; `dead`
+    is used by none.
+    """
 
     by_kind = {Kind.IMAGE: ("mim",), Kind.TEXT: ("mlm",), Kind.PAIR: ("mmm_text", "itm")}
     objectives = ("mim", "mlm", "mmm_text", "itm")
@@ -82,7 +86,12 @@ class Toy(nn.Module):
             self.dead = nn.Linear(5, 3)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        rows = {"mim": batch["mim_rows"], "mlm": batch["mlm_rows"], "mmm_text": batch["mlm_rows"], "itm": batch["itm_labels"]}
+        rows = {
+            "mim": batch["mim_rows"],
+            "mlm": batch["mlm_rows"],
+            "mmm_text": batch["mlm_rows"],
+            "itm": batch["itm_labels"],
+        }
         return {name: rows[name].shape[0] for name in self.by_kind[batch.kind]}
 
     def forward(self, entry: str, *arguments) -> StepOutput:
@@ -98,7 +107,9 @@ class Toy(nn.Module):
         return 1.0
 
     def encoders(self) -> dict[str, list[nn.Parameter]]:
-        return {name: list(part.parameters()) for name, part in self.named_children() if name.endswith("_encoder")}
+        return {
+            name: list(part.parameters()) for name, part in self.named_children() if name.endswith("_encoder")
+        }
 
     def step(self, batch: Batch, denominators: dict[str, Tensor], gradients: None = None) -> StepOutput:
         losses: dict[str, tuple[Tensor, Tensor]] = {}
@@ -108,25 +119,37 @@ class Toy(nn.Module):
         if batch.kind != Kind.IMAGE:
             text = self.text_encoder(Hidden(batch["input_ids"].to(self.logit_scale.dtype)))
         if batch.kind == Kind.IMAGE:
-            losses["mim"] = self.mim.loss(image.hidden[batch["mim_rows"]], batch["image_codes"][batch["mim_rows"]])
+            losses["mim"] = self.mim.loss(
+                image.hidden[batch["mim_rows"]], batch["image_codes"][batch["mim_rows"]]
+            )
         elif batch.kind == Kind.TEXT:
             losses["mlm"] = self.mlm.loss(text.hidden[batch["mlm_rows"]], batch["mlm_labels"])
         else:
             fused = self.multimodal_encoder(Hidden(image.hidden + scale * text.hidden))
             losses["mmm_text"] = self.mmm_text.loss(fused.hidden[batch["mlm_rows"]], batch["mlm_labels"])
             losses["itm"] = self.itm.loss(fused.hidden, batch["itm_labels"])
-        total = torch.stack([self.weights[name] * loss / denominators[name] for name, (loss, _) in losses.items()]).sum()
+        total = torch.stack(
+            [self.weights[name] * loss / denominators[name] for name, (loss, _) in losses.items()]
+        ).sum()
         sums = {f"{name}/loss": loss.detach() for name, (loss, _) in losses.items()}
         return StepOutput(total, sums | {f"{name}/correct": correct for name, (_, correct) in losses.items()})
 
     def users(self) -> dict[str, frozenset[Kind]]:
         image, text, pair = Kind.IMAGE, Kind.TEXT, Kind.PAIR
-        used = {"image_encoder": {image, pair}, "text_encoder": {text, pair}, "mim": {image}, "mlm": {text}, "dead": set()}
+        used = {
+            "image_encoder": {image, pair},
+            "text_encoder": {text, pair},
+            "mim": {image},
+            "mlm": {text},
+            "dead": set(),
+        }
         return {name: frozenset(used.get(name.split(".")[0], {pair})) for name, _ in self.named_parameters()}
 
 
 def toy_batch(kind: Kind, step: int, rank: int, micro_step: int, size: int = 4) -> Batch:
-    """A random batch, a function of its arguments; the number of masked rows differs between ranks and micro-steps."""
+    """A random batch, a function of its arguments; the number of masked rows differs between ranks and
+    micro-steps.
+    """
     draw = torch.Generator().manual_seed(1000 * step + 100 * rank + 10 * micro_step + 1)
     rows = torch.randperm(size, generator=draw)[: 1 + (step + rank + micro_step) % size].sort().values
     features = torch.randn(size, WIDTH, generator=draw), torch.randn(size, WIDTH, generator=draw)
@@ -147,7 +170,9 @@ def toy_batch(kind: Kind, step: int, rank: int, micro_step: int, size: int = 4) 
 
 
 def partition_everything(folder: Path, name: str = "zero3") -> str:
-    """Writes a ZeRO-3 file that keeps no small parameter whole, as the shipped one would with a toy, and returns its path."""
+    """Writes a ZeRO-3 file that keeps no small parameter whole, as the shipped one would with a toy, and
+    returns its path.
+    """
     settings = json.loads(shipped_settings()[name].read_text())
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = folder / f"{name}_all.json"
@@ -196,7 +221,15 @@ def full_weights(engine: Engine) -> dict[str, Tensor]:
 def update_of(**changed) -> Update:
     """What watchers are told of a step; its fields have values of no meaning unless they are given."""
     fields = {
-        **{"step": 0, "kind": "text", "source": "books", "lr": 0.1, "counts": {}, "denominators": {}, "batches": []},
+        **{
+            "step": 0,
+            "kind": "text",
+            "source": "books",
+            "lr": 0.1,
+            "counts": {},
+            "denominators": {},
+            "batches": [],
+        },
         **{"flops": 1e6, "waited_s": 0.0, "loss": torch.tensor(1.0), "grad_norm": torch.tensor(0.5)},
     }
     return Update(**(fields | changed))

@@ -1,4 +1,6 @@
-"""A toy configuration with variants at every kind of position: a section, an optional one, and the values of a mapping."""
+"""A toy configuration with variants at every kind of position: a section, an optional one, and the values of
+a mapping.
+"""
 
 from __future__ import annotations
 
@@ -84,4 +86,9 @@ class Tree:
 
 def toy_tree() -> Tree:
     """Returns what a recipe would."""
-    return Tree(name="toy", mover=Adam(lr=0.5), losses={"mlm": MaskedWords(), "pair_loss": Contrast(weight=2.0)}, shares={"a": 1.0})
+    return Tree(
+        name="toy",
+        mover=Adam(lr=0.5),
+        losses={"mlm": MaskedWords(), "pair_loss": Contrast(weight=2.0)},
+        shares={"a": 1.0},
+    )

@@ -1,7 +1,8 @@
 """What fills the generated blocks of the pages: one module per subject.
 
-A module has BLOCKS, from the name of a block to a function that takes the root of the repository and returns Markdown; FileNotFoundError from it means
-that nothing has been measured yet. `docs/fill.py` finds every module here.
+A module has BLOCKS, from the name of a block to a function that takes the root of the repository and returns
+Markdown; FileNotFoundError from it means that nothing has been measured yet. `docs/fill.py` finds every
+module here.
 """
 
 from __future__ import annotations

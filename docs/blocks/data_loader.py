@@ -33,13 +33,19 @@ def data_loader(root: Path) -> str:
         ]
         for row in found["rows"]
     ]
-    ratios = [[ratio["what"], f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})", verdict(ratio)] for ratio in found["ratios"]]
+    ratios = [
+        [ratio["what"], f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})", verdict(ratio)]
+        for ratio in found["ratios"]
+    ]
     return (
         f"{markdown_table(['loader', 'samples per CPU second', 'samples per second'], rates)}\n\n"
         f"{markdown_table(['ratio per CPU second, median of the rounds', 'result', 'wanted'], ratios)}\n\n"
-        f"{found['rounds']} rounds of {found['samples']} samples each, {pictures['width']} x {pictures['height']} JPEGs of "
-        f"{pictures['mean_bytes'] / 1000:.0f} kB on average, in two processes of one thread each; {machine['cores']} cores of "
-        f"{machine['processor']} under a load of {machine['load']:.1f}{busy}; torch {versions['torch']}, torchvision "
+        f"{found['rounds']} rounds of {found['samples']} samples each, {pictures['width']} x "
+        f"{pictures['height']} JPEGs of "
+        f"{pictures['mean_bytes'] / 1000:.0f} kB on average, in two processes of one thread each; "
+        f"{machine['cores']} cores of "
+        f"{machine['processor']} under a load of {machine['load']:.1f}{busy}; torch {versions['torch']}, "
+        "torchvision "
         f"{versions['torchvision']}, Pillow {versions['pillow']}."
     )
 

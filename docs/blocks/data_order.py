@@ -1,4 +1,6 @@
-"""docs/architecture.md: how well orders of the data mix and what they cost to read, from `benchmarks/data_order_mixing.py`."""
+"""docs/architecture.md: how well orders of the data mix and what they cost to read, from
+`benchmarks/data_order_mixing.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ COLUMNS = {
 def data_order(root: Path) -> str:
     """Compares the orders."""
     orders = read_results(root, "data_order_mixing")["orders"]
-    return markdown_table(["order", *COLUMNS], [[order["order"], *(number(name, order[name]) for name in COLUMNS.values())] for order in orders])
+    return markdown_table(
+        ["order", *COLUMNS],
+        [[order["order"], *(number(name, order[name]) for name in COLUMNS.values())] for order in orders],
+    )
 
 
 def number(name: str, value: float) -> str:

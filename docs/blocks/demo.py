@@ -1,4 +1,6 @@
-"""docs/demo.md: how the committed codebook was trained, and what each choice of the demo's recipe is worth (`benchmarks/demo_ablation.py`)."""
+"""docs/demo.md: how the committed codebook was trained, and what each choice of the demo's recipe is worth
+(`benchmarks/demo_ablation.py`).
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,26 @@ def ablation(root: Path) -> str:
         for row in results["rows"]
     ]
     header = ["choice", "top-1", "top-5", "nats", "top-5 in black and white", "ms for 64 pairs"]
-    return f"{markdown_table(header, rows)}\n\nAfter {results['pairs']:,} pairs each, on the drawings of `{results['held_out']}`.\n"
+    return (
+        f"{markdown_table(header, rows)}\n\nAfter {results['pairs']:,} pairs each, on the drawings of "
+        f"`{results['held_out']}`.\n"
+    )
 
 
 def codebook(root: Path) -> str:
     """Shows the curve of the committed codebook, which lies in the package."""
     record = json.loads(CODEBOOK.with_suffix(".json").read_text(encoding="utf-8"))
     last = record["report"]
-    rows = [[point["step"], f"{point['mse']:.4f}", f"{point['perplexity']:.0f}", point["used_codes"]] for point in record["curve"]]
+    rows = [
+        [point["step"], f"{point['mse']:.4f}", f"{point['perplexity']:.0f}", point["used_codes"]]
+        for point in record["curve"]
+    ]
     return (
         f"{markdown_table(['step', 'mean squared error', 'perplexity', 'codes used'], rows)}\n\n"
-        f"On {record['training']['eval_samples']} pictures held out, at {record['codebook']['image_size']} pixels, with hard codes; one colour for all "
-        f"pictures has an error of {last['mean_color_mse']:.4f}, one colour for each {last['image_mean_mse']:.4f}. {last['vocab_size']} codes, seed "
+        f"On {record['training']['eval_samples']} pictures held out, at {record['codebook']['image_size']} "
+        "pixels, with hard codes; one colour for all "
+        f"pictures has an error of {last['mean_color_mse']:.4f}, one colour for each "
+        f"{last['image_mean_mse']:.4f}. {last['vocab_size']} codes, seed "
         f"{record['seed']}.\n"
     )
 

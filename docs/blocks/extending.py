@@ -39,7 +39,9 @@ def _python(code: str) -> str:
 
 
 BLOCKS = {
-    "family": definitions("test_family.py", "TowersConfig", "Vectors", "Words", "Towers", "TowersTask", "Offered"),
+    "family": definitions(
+        "test_family.py", "TowersConfig", "Vectors", "Words", "Towers", "TowersTask", "Offered"
+    ),
     "objective": definitions("test_distillation.py", "DistillationConfig", "NoisyCrops", "Distillation"),
     "states": definitions("test_distillation.py", "Teacher", "Centre"),
     "pooled_objective": definitions("test_pooled_objective.py", "SigmoidConfig", "SigmoidPairs"),

@@ -1,4 +1,6 @@
-"""docs/kernels.md: what was measured on CPUs, from kernels/bench.csv, which `python -m flava_kernels.bench` writes."""
+"""docs/kernels.md: what was measured on CPUs, from kernels/bench.csv, which `python -m flava_kernels.bench`
+writes.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,54 @@ Row = dict[str, str]
 def on_a_cpu(root: Path) -> str:
     """Compares the latest rows of each operator with those of its peers, forward and backward together."""
     with (root / "kernels" / "bench.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["op"] in OPERATORS and row["threads"] and row["median_us"] and row["torch"].endswith("+cpu")]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["op"] in OPERATORS
+            and row["threads"]
+            and row["median_us"]
+            and row["torch"].endswith("+cpu")
+        ]
     latest = [next(row for row in reversed(rows) if row["op"] == operator) for operator in OPERATORS]
-    same = [row for last in latest for row in rows if all(row[key] == last[key] for key in ("op", "device", "commit"))]
+    same = [
+        row
+        for last in latest
+        for row in rows
+        if all(row[key] == last[key] for key in ("op", "device", "commit"))
+    ]
     pairs = list(zip(same[::2], same[1::2], strict=True))  # forward, backward
-    ours = {(forward["op"], forward["workload"]): milliseconds(forward) + milliseconds(backward) for forward, backward in pairs if forward["peer"] == OURS}
+    ours = {
+        (forward["op"], forward["workload"]): milliseconds(forward) + milliseconds(backward)
+        for forward, backward in pairs
+        if forward["peer"] == OURS
+    }
     lines = []
     for forward, backward in pairs:
         times = milliseconds(forward), milliseconds(backward)
         ratio = sum(times) / ours[forward["op"], forward["workload"]]
         name = f"**{OURS}** ({forward['implementation']})" if forward["peer"] == OURS else forward["peer"]
         memory = f"{float(backward['peak_mib']):,.0f}"
-        lines.append([f"{forward['op']}, {forward['workload']}", name, *(f"{time:,.1f}" for time in times), f"{ratio:.2f}", memory])
+        lines.append(
+            [
+                f"{forward['op']}, {forward['workload']}",
+                name,
+                *(f"{time:,.1f}" for time in times),
+                f"{ratio:.2f}",
+                memory,
+            ]
+        )
     header = ["operator", "implementation", "forward, ms", "backward, ms", f"time over {OURS}", "peak MiB"]
-    runs = "; ".join(f"{last['op']} with {last['threads']} threads of {last['device']}, torch {last['torch']}, commit {last['commit']}" for last in latest)
-    return f"fp32, medians: {runs}. A peer that is missing could not take the workload; `kernels/bench.csv` says why.\n\n{markdown_table(header, lines)}"
+    runs = "; ".join(
+        (
+            f"{last['op']} with {last['threads']} threads of {last['device']}, torch {last['torch']}, commit "
+            f"{last['commit']}"
+        )
+        for last in latest
+    )
+    return (
+        f"fp32, medians: {runs}. A peer that is missing could not take the workload; `kernels/bench.csv` "
+        f"says why.\n\n{markdown_table(header, lines)}"
+    )
 
 
 def milliseconds(row: Row) -> float:

@@ -26,10 +26,14 @@ COLUMNS: dict[str, Callable[[dict[str, str]], str]] = {
     "spills, B": lambda line: line["spilled_bytes"],
     "shared, KiB": lambda line: f"{int(line['shared']) / 1024:.1f}",
     "blocks, limit": lambda line: f"{line['blocks']}, {line['limited_by']}",
-    "matrix instructions / dots": lambda line: f"{line['matrix_instructions']}/{line['dots']}" if line["dots"] != "0" else "-",
+    "matrix instructions / dots": lambda line: (
+        f"{line['matrix_instructions']}/{line['dots']}" if line["dots"] != "0" else "-"
+    ),
     "16-byte loads / loads": lambda line: f"{line['wide_loads']}/{line['loads']}",
     "loop instructions": lambda line: line["loop_instructions"],
-    "cycles: issue / special / matrix / cache / memory": lambda line: " / ".join(line[f"{what}_cycles"] for what in RESOURCES),
+    "cycles: issue / special / matrix / cache / memory": lambda line: " / ".join(
+        line[f"{what}_cycles"] for what in RESOURCES
+    ),
     "bound by": lambda line: line["bound"],
     "share of the roof": lambda line: f"{float(line['share']):.2f}",
 }
@@ -41,7 +45,8 @@ def compiled(root: Path) -> Lines:
 
 
 def in_fp32(line: dict[str, str]) -> bool:
-    """Tells configurations of fp32 from half-precision ones with fp32 parameters, "bf16.768.fp32_parameters"."""
+    """Tells configurations of fp32 from half-precision ones with fp32 parameters,
+    "bf16.768.fp32_parameters"."""
     return ".fp32." in line["name"] + "."
 
 
@@ -53,23 +58,56 @@ def summary(root: Path) -> str:
         half = [line for line in some if not in_fp32(line)]
         spilling = [line for line in half if line["spilled_bytes"] != "0"]
         rows.append(
-            [version, arch, len(some), max(int(line["registers"]) for line in some), len(spilling), max(int(line["shared"]) for line in some) // 1024]
-            + [max(int(line["tensor_memory"]) for line in some), sum(int(line["atomics"]) for line in some), sum(bool(line["faults"]) for line in some)]
+            [
+                version,
+                arch,
+                len(some),
+                max(int(line["registers"]) for line in some),
+                len(spilling),
+                max(int(line["shared"]) for line in some) // 1024,
+            ]
+            + [
+                max(int(line["tensor_memory"]) for line in some),
+                sum(int(line["atomics"]) for line in some),
+                sum(bool(line["faults"]) for line in some),
+            ]
         )
-    header = ["Triton", "GPU", "configurations", "most registers", "16-bit ones that spill", "most shared, KiB", "most tensor memory", "atomics", "faults"]
+    header = [
+        "Triton",
+        "GPU",
+        "configurations",
+        "most registers",
+        "16-bit ones that spill",
+        "most shared, KiB",
+        "most tensor memory",
+        "atomics",
+        "faults",
+    ]
     return markdown_table(header, rows)
 
 
 def rows_of_gpu(root: Path) -> str:
-    """Lists the bf16 configurations of GPU, and those without a dtype, as the newest Triton in the file compiles them."""
+    """Lists the bf16 configurations of GPU, and those without a dtype, as the newest Triton in the file
+    compiles them.
+    """
     lines = compiled(root)
     newest = max((line["triton"] for line in lines), key=lambda version: tuple(map(int, version.split("."))))
-    shown = [line for line in lines if (line["triton"], line["arch"]) == (newest, GPU) and ".fp16" not in line["name"] and not in_fp32(line)]
-    return f"Triton {newest}, {GPU}:\n\n" + markdown_table(list(COLUMNS), [[cell(line) for cell in COLUMNS.values()] for line in shown])
+    shown = [
+        line
+        for line in lines
+        if (line["triton"], line["arch"]) == (newest, GPU)
+        and ".fp16" not in line["name"]
+        and not in_fp32(line)
+    ]
+    return f"Triton {newest}, {GPU}:\n\n" + markdown_table(
+        list(COLUMNS), [[cell(line) for cell in COLUMNS.values()] for line in shown]
+    )
 
 
 def limits(root: Path) -> str:
-    """Lists the errors that tests allow every operator, by dtype; the third number where parameters may stay fp32."""
+    """Lists the errors that tests allow every operator, by dtype; the third number where parameters may stay
+    fp32.
+    """
 
     def cell(op: Op, dtype: torch.dtype) -> str:
         allowed = op.limits[dtype]

@@ -10,7 +10,15 @@ from flava_ds.watching.log_fields import FIELDS
 
 def log_fields(_: Path) -> str:
     """Lists key, unit, name for Prometheus, and meaning of every field."""
-    rows = [[f"`{field.name}`", field.unit or "-", "-" if field.kind == "text" else f"`{field.metric}`", field.meaning] for field in FIELDS]
+    rows = [
+        [
+            f"`{field.name}`",
+            field.unit or "-",
+            "-" if field.kind == "text" else f"`{field.metric}`",
+            field.meaning,
+        ]
+        for field in FIELDS
+    ]
     return markdown_table(["key", "unit", "for Prometheus", "meaning"], rows)
 
 

@@ -19,7 +19,10 @@ IMPLEMENTATIONS = {
 WORKS = {"ten_minutes": "ten minutes", "hour": "an hour"}
 """The demos that are compared, by their works."""
 
-EARLIER = "This run is of the demo before its work was fixed: other steps, another recipe and codebook, and the gates of then.\n\n"
+EARLIER = (
+    "This run is of the demo before its work was fixed: other steps, another recipe and codebook, and the "
+    "gates of then.\n\n"
+)
 """Stands over the numbers of a run that does not say which work it did."""
 
 IN_SHORT = (
@@ -41,53 +44,95 @@ LENGTHS = {"full": "all of 77 tokens", "demo": "the demo's"}
 def in_short(root: Path) -> str:
     """Compares a few held-out metrics of the demos, and counts the gates that they passed."""
     summaries = {words: read_results(root, f"demo_{work}") for work, words in WORKS.items()}
-    measured = [{label: numbers for label, *numbers in metric_rows(summary)} for summary in summaries.values()]
+    measured = [
+        {label: numbers for label, *numbers in metric_rows(summary)} for summary in summaries.values()
+    ]
     lines = []
     for label in IN_SHORT:
         _, chance, pixels = measured[0][label]
-        lines.append([label, percent(chance), percent(pixels), *(percent(found[label][0]) for found in measured)])
-    passed = [f"{sum(gate['passed'] for gate in summary['gates'])} of {len(summary['gates'])} in {words}" for words, summary in summaries.items()]
+        lines.append(
+            [label, percent(chance), percent(pixels), *(percent(found[label][0]) for found in measured)]
+        )
+    passed = [
+        f"{sum(gate['passed'] for gate in summary['gates'])} of {len(summary['gates'])} in {words}"
+        for words, summary in summaries.items()
+    ]
     header = ["held-out data", "chance", "nearest neighbour on pixels", *summaries]
-    earlier = "".join(f" The column '{words}': {EARLIER[0].lower()}{EARLIER[1:].strip()}" for words, summary in summaries.items() if "work" not in summary)
+    earlier = "".join(
+        f" The column '{words}': {EARLIER[0].lower()}{EARLIER[1:].strip()}"
+        for words, summary in summaries.items()
+        if "work" not in summary
+    )
     return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}.{earlier}"
 
 
 def demo(root: Path, work: str) -> str:
-    """Writes a demo's held-out metrics, gates, phases and machine from demo_<work>.json, which benchmarks/demo.py makes."""
+    """Writes a demo's held-out metrics, gates, phases and machine from demo_<work>.json, which
+    benchmarks/demo.py makes.
+    """
     summary = read_results(root, f"demo_{work}")
-    gates = [[gate["what"], gate["value"], gate["wanted"], "yes" if gate["passed"] else "**no**"] for gate in summary["gates"]]
+    gates = [
+        [gate["what"], gate["value"], gate["wanted"], "yes" if gate["passed"] else "**no**"]
+        for gate in summary["gates"]
+    ]
     metrics = [[label, *map(percent, numbers)] for label, *numbers in metric_rows(summary)]
     phases = ", ".join(f"{phase['name']} {phase['seconds']:.0f} s" for phase in summary["phases"])
     machine = summary["machine"]
     earlier = "" if "work" in summary else EARLIER
+    results = markdown_table(["held-out data", "value", "chance", "nearest neighbour on pixels"], metrics)
     return (
-        f"{earlier}{markdown_table(['held-out data', 'value', 'chance', 'nearest neighbour on pixels'], metrics)}\n\n"
+        f"{earlier}{results}\n\n"
         f"{markdown_table(['gate', 'result', 'wanted', 'reached'], gates)}\n\n"
-        f"{summary['steps']} steps of {summary['recipe']} in {summary['precision']} on {summary['ranks']} ranks, {summary['seconds'] / 60:.1f} minutes in "
-        f"all ({phases}); {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, deepspeed {machine['deepspeed']}.\n"
+        f"{summary['steps']} steps of {summary['recipe']} in {summary['precision']} on {summary['ranks']} "
+        f"ranks, {summary['seconds'] / 60:.1f} minutes in "
+        f"all ({phases}); {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, "
+        f"deepspeed {machine['deepspeed']}.\n"
     )
 
 
 def step(root: Path) -> str:
-    """Writes the time and memory of one step of each kind against Hugging Face's model, from step_vs_huggingface.json."""
+    """Writes the time and memory of one step of each kind against Hugging Face's model, from
+    step_vs_huggingface.json.
+    """
     found = read_results(root, "step_vs_huggingface")
     rows = []
     for row in found["rows"]:
         low, high = row["time_over_flava_ds_range"]
         seconds = [f"{row['seconds'][kind]:.2f}" for kind in ("pair", "image", "text")]
         ratio = f"{row['time_over_flava_ds']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
-        rows.append([LENGTHS[row["lengths"]], IMPLEMENTATIONS[row["implementation"]], *seconds, ratio, f"{row['peak_mib']:.0f}"])
-    header = ["captions", "implementation", "pair, s", "image, s", "text, s", "time over flava_ds", "peak MiB"]
+        rows.append(
+            [
+                LENGTHS[row["lengths"]],
+                IMPLEMENTATIONS[row["implementation"]],
+                *seconds,
+                ratio,
+                f"{row['peak_mib']:.0f}",
+            ]
+        )
+    header = [
+        "captions",
+        "implementation",
+        "pair, s",
+        "image, s",
+        "text, s",
+        "time over flava_ds",
+        "peak MiB",
+    ]
     return (
         f"{markdown_table(header, rows)}\n\n"
-        f"Batches of {found['batch']}, {found['threads']} threads of {found['machine']}, {found['rounds']} rounds, torch {found['torch']}, "
+        f"Batches of {found['batch']}, {found['threads']} threads of {found['machine']}, {found['rounds']} "
+        f"rounds, torch {found['torch']}, "
         f"transformers {found['transformers']}; `python benchmarks/step_vs_huggingface.py` measures again.\n"
     )
 
 
 def pictures(root: Path) -> str:
-    """Shows the pictures under docs/images, each with the words of its file's name; nothing while there are none."""
-    files = sorted(path for path in (root / "docs" / "images").glob("*") if path.suffix in (".png", ".svg", ".webp"))
+    """Shows the pictures under docs/images, each with the words of its file's name; nothing while there are
+    none.
+    """
+    files = sorted(
+        path for path in (root / "docs" / "images").glob("*") if path.suffix in (".png", ".svg", ".webp")
+    )
     return "".join(f"![{path.stem.replace('_', ' ')}]({path.relative_to(root)})\n" for path in files)
 
 

@@ -14,10 +14,25 @@ def two_hosts(root: Path) -> str:
     for row in found["rows"]:
         least = found["steps"] * row["gradient_bytes"]
         sent = ", ".join(f"{size / 2**20:.1f} MiB" for size in row["sent"])
-        lines.append([row["launcher"], "equal, bit by bit" if row["equal"] else "**different**", sent, f"{least / 2**20:.1f} MiB"])
+        lines.append(
+            [
+                row["launcher"],
+                "equal, bit by bit" if row["equal"] else "**different**",
+                sent,
+                f"{least / 2**20:.1f} MiB",
+            ]
+        )
         logs.append(f"`{row['command']}`\n\n```\n" + "\n".join(row["log"]) + "\n```")
-    header = ["launcher", "losses, accuracies and gradient norms against one host", "sent by each host", "at least, for the gradients"]
-    what = f"{found['steps']} steps of `flava_debug`; {len(found['hosts'])} hosts with a rank each, torch {found['torch']}, deepspeed {found['deepspeed']}."
+    header = [
+        "launcher",
+        "losses, accuracies and gradient norms against one host",
+        "sent by each host",
+        "at least, for the gradients",
+    ]
+    what = (
+        f"{found['steps']} steps of `flava_debug`; {len(found['hosts'])} hosts with a rank each, torch "
+        f"{found['torch']}, deepspeed {found['deepspeed']}."
+    )
     return "\n\n".join([what, markdown_table(header, lines), *logs])
 
 

@@ -1,4 +1,6 @@
-"""Beginning a run in its folder, going on from its latest checkpoint, and starting from given weights; all ranks together."""
+"""Beginning a run in its folder, going on from its latest checkpoint, and starting from given weights; all
+ranks together.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from flava_ds.watching.environment import flat
 def prepare(config: Config, world: World) -> None:
     """Takes the run's folder for this run alone and removes what an interrupted save left behind.
 
-    With checkpoint.resume off, the checkpoints and the log of an earlier run of this name are moved into `previous_<n>` beside them.
+    With checkpoint.resume off, the checkpoints and the log of an earlier run of this name are moved into
+    `previous_<n>` beside them.
 
     Raises: CheckpointError on every rank when another run is alive in it, or its files cannot be moved.
     """
@@ -38,20 +41,26 @@ def prepare(config: Config, world: World) -> None:
             try:
                 _prepare_folders(config)
             except OSError as error:
-                raise CheckpointError(f"{config.run_path} cannot be used ({error}); make room or make it writable, or set logging.run_directory") from error
+                raise CheckpointError(
+                    f"{config.run_path} cannot be used ({error}); make room or make it writable, or set "
+                    "logging.run_directory"
+                ) from error
 
 
 def _prepare_folders(config: Config) -> None:
     """Does rank 0's part of `prepare`."""
     place = files.place_of(config.run_path, config)
-    elsewhere = [place.local] if place.local is not None and place.local != config.run_path / files.FOLDER else []
+    elsewhere = (
+        [place.local] if place.local is not None and place.local != config.run_path / files.FOLDER else []
+    )
     for folder in (*elsewhere, config.run_path):
         try:
             run_lock.hold(folder)
         except OSError as error:
             if error.errno != errno.ENOSPC or (folder / run_lock.NAME).exists():
                 raise
-            _remove_leftovers(place)  # which may be what fills the disk; without a lock, no other run is writing them
+            # which may be what fills the disk; without a lock, no other run is writing them
+            _remove_leftovers(place)
             run_lock.hold(folder)
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
@@ -65,7 +74,9 @@ def _remove_leftovers(place: Place) -> None:
 
 
 def record(config: Config, world: World) -> None:
-    """Writes the run's config.json; to be called when nothing can refuse the run any more, as an earlier run of this name owns it till then."""
+    """Writes the run's config.json; to be called when nothing can refuse the run any more, as an earlier run
+    of this name owns it till then.
+    """
     if world.is_main:
         configuration.save(config, config.run_path / files.CONFIG)
 
@@ -79,21 +90,33 @@ class Resumed(NamedTuple):
 
 
 def resume(engine: Engine, config: Config) -> Resumed | None:
-    """Continues from the run's latest checkpoint, or from the one before when that is damaged; None for a fresh start.
+    """Continues from the run's latest checkpoint, or from the one before when that is damaged; None for a
+    fresh start.
 
-    Ranks, ZeRO stage, offloading and precision may differ from those that wrote it: each rank reads the elements that it holds now.
+    Ranks, ZeRO stage, offloading and precision may differ from those that wrote it: each rank reads the
+    elements that it holds now.
 
-    Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest sound one was written by another model.
+    Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest sound one was
+    written by another model.
     """
     place, folder = files.place_of(config.run_path, config), None
     with together(engine.world):
         folder = files.latest(place)
-        earlier = [] if folder is None else [place / name for name in reversed(files.complete(place)) if name < folder.name]
+        earlier = (
+            []
+            if folder is None
+            else [place / name for name in reversed(files.complete(place)) if name < folder.name]
+        )
     if folder is None:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
     if engine.world.is_main and (name := files.named(place)) != folder.name:
-        log.error("%s %s; going on from %s", place / files.LATEST, "is missing" if name is None else f"names '{name}', which is gone", folder)
+        log.error(
+            "%s %s; going on from %s",
+            place / files.LATEST,
+            "is missing" if name is None else f"names '{name}', which is gone",
+            folder,
+        )
     candidate = newest_sound(engine.world, [folder, *earlier])
     with together(engine.world):
         check_family(candidate, config.model.type)
@@ -124,7 +147,11 @@ def changed_settings(folder: Place, config: Config) -> list[str]:
     """Lists the settings that are not those with which a checkpoint was written, as "name before -> now"."""
     saved, mine = loads(folder.read(files.CONFIG)), json.loads(json.dumps(to_dict(config)))
     before, now = flat(modernised(saved)), flat(mine)
-    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return [
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
 
 
 def check(world: World, folder: Place) -> None:
@@ -150,8 +177,13 @@ def restore(engine: Engine, folder: Place) -> Resumed:
         _load(engine, reader)
     fragments.finish_loading(engine)
     engine.restored()
-    saved, now = {"ranks": reader.state["world_size"], **reader.state["layout"]}, {"ranks": world.size, **engine.layout()}
-    changed = [f"{what} {saved.get(what)} -> {value}" for what, value in now.items() if saved.get(what) != value]
+    saved, now = (
+        {"ranks": reader.state["world_size"], **reader.state["layout"]},
+        {"ranks": world.size, **engine.layout()},
+    )
+    changed = [
+        f"{what} {saved.get(what)} -> {value}" for what, value in now.items() if saved.get(what) != value
+    ]
     log.info("continuing from %s%s", reader.folder, f" with {', '.join(changed)}" if changed else "")
     return Resumed(reader.state["step"], reader.state["data"], reader.state["spikes"])
 
@@ -183,7 +215,9 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
 
 
 def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
-    """Raises CheckpointError unless the checkpoint holds this model, its training states and its running averages."""
+    """Raises CheckpointError unless the checkpoint holds this model, its training states and its running
+    averages.
+    """
     folder, states = reader.folder, engine.state_tensors()
     try:
         check_shapes(reader.shapes, engine.shapes(), str(folder))
@@ -196,7 +230,10 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
             if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
                 raise CheckpointError(f"{folder} has no '{key}' of '{absent[0]}', which this run keeps")
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another --name") from error
+        raise CheckpointError(
+            f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with "
+            "another --name"
+        ) from error
 
 
 def check_family(found: Place | Path, family: str) -> None:
@@ -208,16 +245,19 @@ def check_family(found: Place | Path, family: str) -> None:
     try:
         written_by = json.loads(beside.read(files.CONFIG))["model"]["type"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # tensors alone, another program's, or from before there were families: names and shapes decide
+        # tensors alone, another program's, or from before there were families: names and shapes decide
+        return
     if written_by != family:
         raise CheckpointError(
-            f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new run with another --name, "
+            f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new "
+            "run with another --name, "
             "or give --initial-weights tensors alone, from `flava-ds convert FROM --to safetensors OUT`"
         )
 
 
 def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
-    """Copies the tensors of `path` into the module's parameters and buffers of the same name; others stay as initialised.
+    """Copies the tensors of `path` into the module's parameters and buffers of the same name; others stay as
+    initialised.
 
     Raises: CheckpointError when another family wrote them, a shape differs, or no name fits.
     """
@@ -226,10 +266,18 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
     known = {name: tensor for name, tensor in weights.items() if name in own}
     if not known:
         raise CheckpointError(
-            f"initial_weights '{path}': none of its {len(weights)} tensors is one of this model's, e.g. '{next(iter(weights), '')}' "
-            f"against '{next(iter(own))}'; convert other layouts with `flava-ds convert FROM --to flava_ds OUT` first"
+            f"initial_weights '{path}': none of its {len(weights)} tensors is one of this model's, e.g. "
+            f"'{next(iter(weights), '')}' "
+            f"against '{next(iter(own))}'; convert other layouts with `flava-ds convert FROM --to flava_ds "
+            "OUT` first"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
     module.load_state_dict(known, strict=False)
-    log.info("%d of the model's %d tensors come from %s, %d of that file are not used", len(known), len(own), path, len(weights) - len(known))
+    log.info(
+        "%d of the model's %d tensors come from %s, %d of that file are not used",
+        len(known),
+        len(own),
+        path,
+        len(weights) - len(known),
+    )

@@ -1,6 +1,8 @@
-"""What a checkpoint's folder holds: its files' names, its state.json and its manifest, each judged before it is believed.
+"""What a checkpoint's folder holds: its files' names, its state.json and its manifest, each judged before it
+is believed.
 
-Whatever a file says, it is either used or named in a CheckpointError, so that a run can go on from the checkpoint before.
+Whatever a file says, it is either used or named in a CheckpointError, so that a run can go on from the
+checkpoint before.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def _list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _fields(**tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Returns the test for an object that has at least these fields."""
-    return lambda value: type(value) is dict and all(name in value and test(value[name]) for name, test in tests.items())
+    return lambda value: (
+        type(value) is dict and all(name in value and test(value[name]) for name, test in tests.items())
+    )
 
 
 def _or_none(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -72,11 +76,20 @@ def _shape(value: Any) -> bool:
 
 
 def _source(value: Any) -> bool:
-    """Tells whether this is where a source's data stood; earlier versions knew no jumps, which are pairs of a step and an offset."""
-    return type(value) is dict and _list(lambda jump: _list(_whole)(jump) and len(jump) == 2)(value.get("jumps", []))
+    """Tells whether this is where a source's data stood; earlier versions knew no jumps, which are pairs of a
+    step and an offset.
+    """
+    return type(value) is dict and _list(lambda jump: _list(_whole)(jump) and len(jump) == 2)(
+        value.get("jumps", [])
+    )
 
 
-_spikes = _fields(calm=lambda value: type(value) is bool, rollbacks=_whole, recent=_object(_list(_number)), streaks=_object(_whole))
+_spikes = _fields(
+    calm=lambda value: type(value) is bool,
+    rollbacks=_whole,
+    recent=_object(_list(_number)),
+    streaks=_object(_whole),
+)
 _metric = _fields(name=lambda value: type(value) is str, value=_number)
 STATE_FIELDS: dict[str, Callable[[Any], bool]] = {
     "step": _whole,
@@ -125,7 +138,8 @@ _described = _fields(
 def read_manifest(folder: Place) -> dict[str, dict]:
     """Returns file -> {size, sha256}.
 
-    Raises: CheckpointError when there is no readable manifest, it is not the one that was published, or names a file outside the folder.
+    Raises: CheckpointError when there is no readable manifest, it is not the one that was published, or names
+    a file outside the folder.
     """
     try:
         data = folder.read(MANIFEST)
@@ -133,19 +147,31 @@ def read_manifest(folder: Place) -> dict[str, dict]:
         if type(manifest) is not dict:
             raise ValueError("is no object")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint") from error
-    if outside := [file for file in manifest if PurePosixPath(file).name != file or file == ".." or "\0" in file]:
-        raise CheckpointError(f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it")
+        raise CheckpointError(
+            f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint"
+        ) from error
+    if outside := [
+        file for file in manifest if PurePosixPath(file).name != file or file == ".." or "\0" in file
+    ]:
+        raise CheckpointError(
+            f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it"
+        )
     if wrong := [file for file, entry in manifest.items() if not _described(entry)]:
-        raise CheckpointError(f"{folder / MANIFEST} does not say size and sha256 of '{wrong[0]}'; use another checkpoint")
+        raise CheckpointError(
+            f"{folder / MANIFEST} does not say size and sha256 of '{wrong[0]}'; use another checkpoint"
+        )
     published = published_digest(folder)
     if published is not None and published != hashlib.sha256(data).hexdigest():
-        raise CheckpointError(f"{folder / MANIFEST} is not the one that was published, of which latest has the sha256; use another checkpoint")
+        raise CheckpointError(
+            f"{folder / MANIFEST} is not the one that was published, of which latest has the sha256; use "
+            "another checkpoint"
+        )
     return manifest
 
 
 def complete_manifest(folder: Place) -> tuple[dict[str, dict], dict[str, Any]]:
-    """Returns the manifest, in which every file of a checkpoint is listed, and the state, which agrees with it.
+    """Returns the manifest, in which every file of a checkpoint is listed, and the state, which agrees with
+    it.
 
     Raises: CheckpointError naming what is missing or changed.
     """
@@ -154,7 +180,10 @@ def complete_manifest(folder: Place) -> tuple[dict[str, dict], dict[str, Any]]:
         compare(folder, manifest, STATE)
     state = read_state(folder)
     if absent := next((name for name in required(state["world_size"]) if name not in manifest), None):
-        raise CheckpointError(f"{folder / MANIFEST} does not list {absent}, which every checkpoint of its ranks has; use another checkpoint")
+        raise CheckpointError(
+            f"{folder / MANIFEST} does not list {absent}, which every checkpoint of its ranks has; use "
+            "another checkpoint"
+        )
     return manifest, state
 
 
@@ -169,16 +198,25 @@ def verify(folder: Place, rank: int = 0, size: int = 1) -> None:
 
 
 def compare(folder: Place, manifest: dict[str, dict], name: str) -> None:
-    """Compares one file with the manifest. Raises: CheckpointError when it is missing, cut short or changed."""
+    """Compares one file with the manifest. Raises: CheckpointError when it is missing, cut short
+    or changed."""
     path = folder / name
     if not folder.has(name):
-        raise CheckpointError(f"{path} is missing; use another checkpoint (write its name into {folder.parent / 'latest'})")
+        raise CheckpointError(
+            f"{path} is missing; use another checkpoint (write its name into {folder.parent / 'latest'})"
+        )
     file, expected = folder.open(name), manifest[name]
     try:
         if file.size != expected["size"]:
-            raise CheckpointError(f"{path} is damaged: {file.size} bytes instead of {expected['size']}; use another checkpoint than {folder.name}")
+            raise CheckpointError(
+                f"{path} is damaged: {file.size} bytes instead of {expected['size']}; use another "
+                f"checkpoint than {folder.name}"
+            )
         if sha256_of(file) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than {folder.name}")
+            raise CheckpointError(
+                f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than "
+                f"{folder.name}"
+            )
     finally:
         file.close()
 

@@ -1,4 +1,6 @@
-"""Checkpoints in their folder: names, atomic publication, and what is deleted when. Nothing here reads tensors."""
+"""Checkpoints in their folder: names, atomic publication, and what is deleted when. Nothing here reads
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import PARTIAL, sync
 
-FOLDER, LATEST, MANIFEST, STATE, CONFIG = "checkpoints", "latest", "manifest.json", "state.json", "config.json"
+FOLDER, LATEST, MANIFEST, STATE, CONFIG = (
+    "checkpoints",
+    "latest",
+    "manifest.json",
+    "state.json",
+    "config.json",
+)
 _NAME = re.compile(r"step_\d{8}")
 
 
@@ -35,21 +43,26 @@ def is_name(name: str) -> bool:
 
 
 def place_of(run_path: Path, config: Config | None = None) -> Place:
-    """Returns where a run's checkpoints lie: in its folder, or under checkpoint.directory, in a folder of the run's name."""
+    """Returns where a run's checkpoints lie: in its folder, or under checkpoint.directory, in a folder of the
+    run's name.
+    """
     if config is None or config.checkpoint.directory is None:
         return Place(run_path / FOLDER)
     return Place(config.checkpoint.directory) / config.name
 
 
 def named(place: Place) -> str | None:
-    """Returns the name that `latest` says, or None when it is missing. Raises: CheckpointError when it cannot be read."""
+    """Returns the name that `latest` says, or None when it is missing. Raises: CheckpointError when it cannot
+    be read.
+    """
     said = _latest_words(place)
     return said and said[0]
 
 
 def published_digest(folder: Place) -> str | None:
-    """Returns the SHA-256 of a checkpoint's manifest when it was published, if `latest` beside it tells: not of a checkpoint before,
-    nor when somebody has written a name alone into it, nor when an earlier version of this package wrote it."""
+    """Returns the SHA-256 of a checkpoint's manifest when it was published, if `latest` beside it tells: not
+    of a checkpoint before, nor when somebody has written a name alone into it, nor when an earlier version of
+    this package wrote it."""
     try:
         name, digest = _latest_words(folder.parent) or ("", "")
     except CheckpointError:
@@ -58,13 +71,17 @@ def published_digest(folder: Place) -> str | None:
 
 
 def point(place: Place, name: str) -> None:
-    """Makes a checkpoint the latest one: writes its name and the SHA-256 of its manifest, which binds the one to the other."""
+    """Makes a checkpoint the latest one: writes its name and the SHA-256 of its manifest, which binds the one
+    to the other.
+    """
     digest = hashlib.sha256((place / name).read(MANIFEST)).hexdigest()
     place.write(LATEST, f"{name} {digest}\n")
 
 
 def _latest_words(place: Place) -> tuple[str, str] | None:
-    """Returns the name and the digest in `latest`, or None when it is missing. Raises: CheckpointError when it cannot be read."""
+    """Returns the name and the digest in `latest`, or None when it is missing. Raises: CheckpointError when
+    it cannot be read.
+    """
     try:
         name, _, digest = place.read(LATEST).decode("utf-8", errors="replace").strip().partition(" ")
         return name, digest.strip()
@@ -75,7 +92,8 @@ def _latest_words(place: Place) -> tuple[str, str] | None:
 
 
 def latest(place: Place) -> Place | None:
-    """Returns the checkpoint that `latest` names, the one before when that is gone, the newest when `latest` is missing; None when there is none.
+    """Returns the checkpoint that `latest` names, the one before when that is gone, the newest when `latest`
+    is missing; None when there is none.
 
     Raises: CheckpointError when `latest` names no checkpoint and none before.
     """
@@ -85,7 +103,8 @@ def latest(place: Place) -> Place | None:
     before = [other for other in names if other < name]
     if not _NAME.fullmatch(name) or not before:
         raise CheckpointError(
-            f"{place / LATEST} names '{name}', which is no complete checkpoint there; write the name of one of {names} into it, or delete it "
+            f"{place / LATEST} names '{name}', which is no complete checkpoint there; write the name of "
+            f"one of {names} into it, or delete it "
             "to go on from the newest"
         )
     return place / before[-1]
@@ -98,20 +117,39 @@ def complete(place: Place) -> list[str]:
 
 def remove_leftovers(place: Place) -> list[str]:
     """Deletes what an interrupted save left behind and returns its names."""
-    leftovers = [name for name in place.names() if ".tmp-" in name or name.endswith(PARTIAL) or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))]
+    leftovers = [
+        name
+        for name in place.names()
+        if ".tmp-" in name
+        or name.endswith(PARTIAL)
+        or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))
+    ]
     for name in leftovers:
         place.remove(name)
     return leftovers
 
 
 def set_aside(run_path: Path, place: Place) -> Path | None:
-    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`; None when there are none.
+    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`; None when
+    there are none.
 
     Raises: CheckpointError when its checkpoints lie elsewhere than in the run's folder.
     """
     if place != Place(run_path / FOLDER) and complete(place):
-        raise CheckpointError(f"{place} holds checkpoints of an earlier run and checkpoint.resume is off; move them away, or give another --name")
-    names = (FOLDER, "log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile", CONFIG)
+        raise CheckpointError(
+            f"{place} holds checkpoints of an earlier run and checkpoint.resume is off; move them away, "
+            "or give another --name"
+        )
+    names = (
+        FOLDER,
+        "log.jsonl",
+        "environment.json",
+        "metrics.prom",
+        "tensorboard",
+        "wandb",
+        "profile",
+        CONFIG,
+    )
     old = [path for name in names if (path := run_path / name).exists()]
     if not old or not (complete(Place(run_path / FOLDER)) or (run_path / "log.jsonl").exists()):
         return None
@@ -124,7 +162,9 @@ def set_aside(run_path: Path, place: Place) -> Path | None:
 
 
 def staging(place: Place, step: int, world_size: int) -> Place:
-    """Returns the folder that a checkpoint is written into: its own in object storage, which renames nothing, else a temporary one beside it."""
+    """Returns the folder that a checkpoint is written into: its own in object storage, which renames nothing,
+    else a temporary one beside it.
+    """
     name = name_of(step)
     return place / name if place.local is None else place / f"{name}.tmp-{world_size}ranks"
 
@@ -132,8 +172,8 @@ def staging(place: Place, step: int, world_size: int) -> Place:
 def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) -> Place:
     """Completes a checkpoint and points `latest` at it; a kill at any moment leaves the old or the new state.
 
-    `described` is file -> {size, sha256}. A checkpoint is complete when its manifest is there, so that is written last; a file system then
-    gives the folder its final name in one step.
+    `described` is file -> {size, sha256}. A checkpoint is complete when its manifest is there, so that is
+    written last; a file system then gives the folder its final name in one step.
     """
     final = place / name_of(step)
     staged.write(MANIFEST, json.dumps(dict(sorted(described.items())), indent=1) + "\n")
@@ -163,7 +203,9 @@ def _delete(place: Place, name: str) -> None:
 
 
 def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> list[str]:
-    """Deletes the checkpoints that no rule keeps, never the one that `latest` names nor the last `good` one; returns their names."""
+    """Deletes the checkpoints that no rule keeps, never the one that `latest` names nor the last `good` one;
+    returns their names.
+    """
     names, current = complete(place), latest(place)
     costs = {name: _cost(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
     keep = kept(names, costs, rules) | ({current.name} if current else set()) | {good}
@@ -174,7 +216,9 @@ def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> lis
 
 
 def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
-    """Returns which of `names` (oldest first) stay: the last ones, those at multiples of keep_every, and those with the lowest costs."""
+    """Returns which of `names` (oldest first) stay: the last ones, those at multiples of keep_every, and
+    those with the lowest costs.
+    """
     keep = set(names[-max(1, rules.keep_last) :])
     if rules.keep_every:
         keep |= {name for name in names if step_of(name) % rules.keep_every == 0}
@@ -183,7 +227,9 @@ def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConf
 
 
 def _cost(folder: Place, name: str) -> float | None:
-    """Reads the value that a checkpoint is judged by, negated where higher is better; None where it has none, or none that compares."""
+    """Reads the value that a checkpoint is judged by, negated where higher is better; None where it has none,
+    or none that compares.
+    """
     try:
         metric = loads(folder.read(STATE))["metric"]
         if metric["name"] != name or not math.isfinite(metric["value"]):

@@ -1,4 +1,5 @@
-"""Saves a run when that is due, and takes a diverged one back: the watcher between the trainer and the saver."""
+"""Saves a run when that is due, and takes a diverged one back: the watcher between the trainer
+and the saver."""
 
 from __future__ import annotations
 
@@ -66,8 +67,8 @@ class CheckpointKeeper(Watcher):
                 self.saver.finish()
 
     def go_back(self, diverged: DivergedError) -> int:
-        """Goes back to the last good checkpoint, jumps the data up to the step at which the run was found to diverge,
-        and returns the checkpoint's step.
+        """Goes back to the last good checkpoint, jumps the data up to the step at which the run was found to
+        diverge, and returns the checkpoint's step.
 
         Raises: UserError on all ranks when there is none, or the run has gone back often enough.
         """
@@ -80,7 +81,8 @@ class CheckpointKeeper(Watcher):
                 spent = f"it has gone back {done} times (training.max_rollbacks); "
                 often = spent if done >= most else "there is no good checkpoint; "
             raise UserError(
-                f"{diverged}; {often}lower optimizer.lr, set training.gradient_clipping, or look at the data; {self._where_to_continue()}"
+                f"{diverged}; {often}lower optimizer.lr, set training.gradient_clipping, or look at the "
+                f"data; {self._where_to_continue()}"
             ).everywhere()
         self.loader.go_back(resumed.step, diverged.step + 1)
         self.spikes.set_state(resumed.spikes)

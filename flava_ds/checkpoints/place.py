@@ -1,4 +1,6 @@
-"""Folders that checkpoints lie in: on a file system, or in any storage that fsspec reaches (s3, gs, memory, ...)."""
+"""Folders that checkpoints lie in: on a file system, or in any storage that fsspec reaches (s3, gs, memory,
+...).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from flava_ds.storage.retry import file_system
 
 
 class Place:
-    """One folder. Operations raise OSError (FileNotFoundError for what is absent), whatever the storage calls it."""
+    """One folder. Operations raise OSError (FileNotFoundError for what is absent), whatever the storage calls
+    it.
+    """
 
     def __init__(self, where: str | Path) -> None:
         """`where` is a path or a URL; file:// is a path.
@@ -63,7 +67,11 @@ class Place:
             return sorted(entry.name for entry in self.local.iterdir()) if self.local.is_dir() else []
         with self._remote() as (fs, path):
             fs.invalidate_cache()
-            return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)}) if fs.isdir(path) else []
+            return (
+                sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)})
+                if fs.isdir(path)
+                else []
+            )
 
     def has(self, name: str) -> bool:
         """Tells whether the folder holds a file of this name."""
@@ -126,7 +134,9 @@ class Place:
 
     @contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:
-        """Yields fsspec's file system and the path in it; every protocol has errors of its own, all become OSError."""
+        """Yields fsspec's file system and the path in it; every protocol has errors of its own, all become
+        OSError.
+        """
         try:
             yield file_system(self._url)
         except OSError:

@@ -1,4 +1,6 @@
-"""Reads a checkpoint by parameter and element, whichever ranks wrote it and however they had split it. Needs no device and unpickles nothing."""
+"""Reads a checkpoint by parameter and element, whichever ranks wrote it and however they had split it. Needs
+no device and unpickles nothing.
+"""
 
 from __future__ import annotations
 
@@ -57,15 +59,23 @@ class CheckpointReader:
         for part in self._parts_of(key, name):
             begin, end = max(start, part.start), min(start + numel, part.start + part.numel)
             if begin < end:
-                values[begin - start : end - start] = self._opened(part.file).read(tensor_name(key, name), begin - part.start, end - begin)
+                values[begin - start : end - start] = self._opened(part.file).read(
+                    tensor_name(key, name), begin - part.start, end - begin
+                )
                 missing -= end - begin
         if missing:
-            raise CheckpointError(f"{self.folder}: {missing} of {numel} elements of '{name}' ({key}) are in none of its files; use another checkpoint")
+            raise CheckpointError(
+                f"{self.folder}: {missing} of {numel} elements of '{name}' ({key}) are in none of its "
+                "files; use another checkpoint"
+            )
         return values
 
     def weights(self) -> dict[str, Tensor]:
         """Returns every parameter and persistent buffer, whole; parameters in fp32."""
-        whole = {name: self.read("weight", name, 0, math.prod(shape)).reshape(shape) for name, shape in self.shapes.items()}
+        whole = {
+            name: self.read("weight", name, 0, math.prod(shape)).reshape(shape)
+            for name, shape in self.shapes.items()
+        }
         return whole | self.buffers()
 
     def buffers(self) -> dict[str, Tensor]:
@@ -79,18 +89,27 @@ class CheckpointReader:
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the training states' tensors by name."""
         entries = self._file(optimizer_name(0)).entries
-        return {name.removeprefix("state/"): entry.shape for name, entry in entries.items() if name.startswith("state/")}
+        return {
+            name.removeprefix("state/"): entry.shape
+            for name, entry in entries.items()
+            if name.startswith("state/")
+        }
 
     def states(self, wanted: Collection[str]) -> dict[str, Tensor]:
         """Returns the tensors of training states by name, which it must have."""
         return {name: self._file(optimizer_name(0)).read(f"state/{name}") for name in wanted}
 
     def generators(self, rank: int) -> dict[str, Tensor]:
-        """Returns a rank's random states by device type; none when the checkpoint was written by fewer ranks."""
+        """Returns a rank's random states by device type; none when the checkpoint was written by
+        fewer ranks."""
         if rank >= self.state["world_size"]:
             return {}
         file = self._file(optimizer_name(rank))
-        return {name.removeprefix("generator/"): file.read(name) for name in file.entries if name.startswith("generator/")}
+        return {
+            name.removeprefix("generator/"): file.read(name)
+            for name in file.entries
+            if name.startswith("generator/")
+        }
 
     def close(self) -> None:
         """Closes its files."""
@@ -99,7 +118,9 @@ class CheckpointReader:
         self._files.clear(), self._parts.clear(), self._listed.clear(), self._open.clear()
 
     def _parts_of(self, key: str, name: str) -> list[_Part]:
-        """Returns where the elements of a tensor lie; the headers of all files of its kind are read on first use."""
+        """Returns where the elements of a tensor lie; the headers of all files of its kind are read on first
+        use.
+        """
         file_name = weights_name if key == "weight" else optimizer_name
         if file_name not in self._listed:
             self._listed.add(file_name)
@@ -113,9 +134,14 @@ class CheckpointReader:
             starts = loads(file.metadata["starts"])
             if any(type(start) is not int or start < 0 for start in starts.values()):
                 raise ValueError("a tensor begins before its parameter")
-            parts = {tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()}
+            parts = {
+                tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()
+            }
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{file.where} does not say what it holds ({type(error).__name__}: {error}); use another checkpoint") from error
+            raise CheckpointError(
+                f"{file.where} does not say what it holds ({type(error).__name__}: {error}); use another "
+                "checkpoint"
+            ) from error
         for tensor, part in parts.items():
             self._parts.setdefault(tensor, []).append(part)
 
@@ -126,7 +152,9 @@ class CheckpointReader:
         return self._opened(self._files[name])
 
     def _opened(self, file: TensorFile) -> TensorFile:
-        """Notes a file that is being read and closes the one that has not been for longest, as there may be more than a process can open."""
+        """Notes a file that is being read and closes the one that has not been for longest, as there may be
+        more than a process can open.
+        """
         if file in self._open:
             self._open.remove(file)
         self._open.append(file)
@@ -141,7 +169,8 @@ def tensor_name(key: str, name: str) -> str:
 
 
 def good_checkpoints(place: Place) -> Iterator[Place]:
-    """Yields the checkpoints that were written while nothing was wrong, the newest first: no spike had begun and the last update had not been skipped.
+    """Yields the checkpoints that were written while nothing was wrong, the newest first: no spike had begun
+    and the last update had not been skipped.
 
     Those after the one that `latest` names are not this run's: somebody has gone back behind them.
     """
@@ -156,11 +185,16 @@ def _is_good(folder: Place) -> bool:
         state = read_state(folder)
     except CheckpointError:
         return False
-    return state["spikes"] is not None and state["spikes"]["calm"] and not state["updates_skipped"]["skipped_in_a_row"]
+    return (
+        state["spikes"] is not None
+        and state["spikes"]["calm"]
+        and not state["updates_skipped"]["skipped_in_a_row"]
+    )
 
 
 def locate(path: str | Path | Place) -> Place | Path:
-    """Returns the checkpoint of a checkpoint folder, a run, or a folder of checkpoints, or else the safetensors file of a path or folder.
+    """Returns the checkpoint of a checkpoint folder, a run, or a folder of checkpoints, or else the
+    safetensors file of a path or folder.
 
     Raises: CheckpointError when there is none.
     """
@@ -170,19 +204,25 @@ def locate(path: str | Path | Place) -> Place | Path:
     if place.has(MANIFEST):
         return place
     run = place.local if place.local is not None and (place.local / CONFIG).is_file() else None
-    elsewhere = [place_of(run, configuration.load(run / CONFIG))] if run is not None and not place.has(WEIGHTS) else []
+    elsewhere = (
+        [place_of(run, configuration.load(run / CONFIG))]
+        if run is not None and not place.has(WEIGHTS)
+        else []
+    )
     for folder in (place / FOLDER, place, *elsewhere):
         if (found := latest(folder)) is not None:
             return found
     if place.local is not None and (place.local / WEIGHTS).is_file():
         return place.local / WEIGHTS
     raise CheckpointError(
-        f"{path} holds neither a checkpoint nor {WEIGHTS}; give a checkpoint (checkpoints/step_...), a run directory with one, or a .safetensors file"
+        f"{path} holds neither a checkpoint nor {WEIGHTS}; give a checkpoint (checkpoints/step_...), a "
+        "run directory with one, or a .safetensors file"
     )
 
 
 def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
-    """Reads weights by parameter name from a checkpoint, a run, a folder with model.safetensors, or a safetensors file; a checkpoint's in fp32.
+    """Reads weights by parameter name from a checkpoint, a run, a folder with model.safetensors, or a
+    safetensors file; a checkpoint's in fp32.
 
     Raises: CheckpointError when there is none, or it is damaged.
     """
@@ -211,15 +251,28 @@ def write_weights(source: str | Path | Place, out: Path) -> None:
     weights = load_weights(source)
     try:
         with replacing(out) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata={"format": "pt"})
+            save_file(
+                {name: tensor.contiguous() for name, tensor in weights.items()},
+                temporary,
+                metadata={"format": "pt"},
+            )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} cannot be written ({error}); make room, or name another file") from error
+        raise CheckpointError(
+            f"{out} cannot be written ({error}); make room, or name another file"
+        ) from error
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raises CheckpointError naming the first parameter of the model that `found` lacks or has in another shape."""
+    """Raises CheckpointError naming the first parameter of the model that `found` lacks or has in another
+    shape.
+    """
     for name, shape in expected.items():
         if name not in found:
-            raise CheckpointError(f"{where} has no tensor '{name}', which this configuration's model has; it was written with another configuration")
+            raise CheckpointError(
+                f"{where} has no tensor '{name}', which this configuration's model has; it was written "
+                "with another configuration"
+            )
         if found[name] != shape:
-            raise CheckpointError(f"{where}: '{name}' is {list(found[name])}, but this configuration's model has {list(shape)}")
+            raise CheckpointError(
+                f"{where}: '{name}' is {list(found[name])}, but this configuration's model has {list(shape)}"
+            )

@@ -1,4 +1,6 @@
-"""Takes a diverged run back to its last good checkpoint. The data does not go back with it: the steps in between are jumped."""
+"""Takes a diverged run back to its last good checkpoint. The data does not go back with it: the steps in
+between are jumped.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from flava_ds.training.engine import Engine
 
 
 def go_back(engine: Engine, config: Config) -> checkpoint.Resumed | None:
-    """Puts the engine into the state of the last good checkpoint that is not damaged and deletes the later ones, so that `latest` is that one; None when
-    there is none that is good.
+    """Puts the engine into the state of the last good checkpoint that is not damaged and deletes the later
+    ones, so that `latest` is that one; None when there is none that is good.
 
     All ranks call it together, when no save is under way.
 

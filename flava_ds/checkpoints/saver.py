@@ -1,7 +1,9 @@
-"""Writes checkpoints while training goes on: a copy to host memory at the end of a step, then a thread writes it.
+"""Writes checkpoints while training goes on: a copy to host memory at the end of a step, then a thread writes
+it.
 
-Every rank writes its own fragments. How far each has come travels with the numbers that all ranks exchange at every step anyway, so no thread
-ever takes part in a collective; when all have written, rank 0 publishes. Until then the run's `latest` is the checkpoint before.
+Every rank writes its own fragments. How far each has come travels with the numbers that all ranks exchange at
+every step anyway, so no thread ever takes part in a collective; when all have written, rank 0 publishes.
+Until then the run's `latest` is the checkpoint before.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Status(IntEnum):
 
 
 class Saver:
-    """Saves one checkpoint at a time. All ranks call its methods together; `published` is the step of the last one that is complete."""
+    """Saves one checkpoint at a time. All ranks call its methods together; `published` is the step of the
+    last one that is complete.
+    """
 
     def __init__(self, engine: Engine, config: Config, first_step: int = 0) -> None:
         self.engine, self.config, self.world = engine, config, engine.world
@@ -61,9 +65,16 @@ class Saver:
         """What this rank tells the others."""
         return Status.IDLE if self._task is None else self._task.status
 
-    def save(self, step: int, data_state: dict[str, Any], metric: dict[str, Any] | None = None, spikes: dict[str, Any] | None = None) -> Place:
-        """Copies the state after `step` updates and begins to write it; returns where the checkpoint will be. Waits for the save before, if it is
-        still being written, and without checkpoint.asynchronous for this one.
+    def save(
+        self,
+        step: int,
+        data_state: dict[str, Any],
+        metric: dict[str, Any] | None = None,
+        spikes: dict[str, Any] | None = None,
+    ) -> Place:
+        """Copies the state after `step` updates and begins to write it; returns where the checkpoint will be.
+        Waits for the save before, if it is still being written, and without checkpoint.asynchronous for this
+        one.
 
         Raises: CheckpointError on every rank when one cannot write, or does not see the others' files.
         """
@@ -73,14 +84,23 @@ class Saver:
             self.finish()
             waited = time.perf_counter() - self._begun
             if self.world.is_main and waited >= WAIT_WORTH_WORDS_S:
-                log.warning("step %d waited %.1f s for the checkpoint of step %d to be written; save less often than that takes", step, waited, unfinished)
+                log.warning(
+                    (
+                        "step %d waited %.1f s for the checkpoint of step %d to be written; save less often "
+                        "than that takes"
+                    ),
+                    step,
+                    waited,
+                    unfinished,
+                )
         self._step = step
         staged = files.staging(self.place, step, self.world.size)
         self._task = _Task(staged, Status.WRITTEN)
         try:
             contents = self._contents(step, {"data": data_state, "metric": metric, "spikes": spikes})
             self._task.begin(lambda: self._write(staged, contents))
-        except RuntimeError as problem:  # the host's memory is full: this rank tells the others at the next step
+        # the host's memory is full: this rank tells the others at the next step
+        except RuntimeError as problem:
             self._task.fail(problem)
         self._stall_s = time.perf_counter() - self._begun
         if not self.config.checkpoint.asynchronous:
@@ -118,13 +138,16 @@ class Saver:
                 time.sleep(POLL_S / 4)
 
     def _clear_away(self) -> None:
-        """Removes what a save that failed has written, so that it does not fill the disk till the next start."""
+        """Removes what a save that failed has written, so that it does not fill the disk till the
+        next start."""
         if self.world.is_main and not run_lock.lost(self.config.run_path):
             with suppress(OSError):
                 files.remove_leftovers(self.place)
 
     def _contents(self, step: int, told: dict[str, Any]) -> dict[str, Any]:
-        """Collects this rank's files: name -> text, or (tensors, first elements). Tensors are copies when training goes on meanwhile."""
+        """Collects this rank's files: name -> text, or (tensors, first elements). Tensors are copies when
+        training goes on meanwhile.
+        """
         rank = self.world.rank
         weights, moments, starts = {}, {}, {"weights": {}, "moments": {}}
         for fragment in fragments.owned(self.engine):
@@ -140,21 +163,33 @@ class Saver:
             moments |= {f"state/{name}": tensor for name, tensor in self.engine.state_tensors().items()}
         if self.config.checkpoint.asynchronous:
             weights, moments = self._host.take("weights", weights), self._host.take("moments", moments)
-        contents = {weights_name(rank): (weights, starts["weights"]), optimizer_name(rank): (moments, starts["moments"])}
+        contents = {
+            weights_name(rank): (weights, starts["weights"]),
+            optimizer_name(rank): (moments, starts["moments"]),
+        }
         if self.world.is_main:
             state = {
-                **{"step": step, "world_size": self.world.size, "layout": self.engine.layout(), **self.engine.counters()},
+                **{
+                    "step": step,
+                    "world_size": self.world.size,
+                    "layout": self.engine.layout(),
+                    **self.engine.counters(),
+                },
                 "optimizer_updates": fragments.update_counts(self.engine),
                 **{"parameters": self.engine.shapes(), "buffers": list(buffers), **told},
             }
-            contents |= {files.STATE: json.dumps(state, indent=1) + "\n", files.CONFIG: json.dumps(to_dict(self.config), indent=2) + "\n"}
+            contents |= {
+                files.STATE: json.dumps(state, indent=1) + "\n",
+                files.CONFIG: json.dumps(to_dict(self.config), indent=2) + "\n",
+            }
         return contents
 
     def _write(self, staged: Place, contents: Mapping[str, Any]) -> None:
         """Writes this rank's files, and last a receipt with their checksums; runs in a thread."""
         described = {}
         if self.world.is_main and staged.has(files.MANIFEST):
-            staged.remove(files.MANIFEST)  # an abandoned checkpoint of this step in object storage, which is written over
+            # an abandoned checkpoint of this step in object storage, which is written over
+            staged.remove(files.MANIFEST)
         for name, content in contents.items():
             with staged.create(name) as file:
                 writer = HashingWriter(file)
@@ -170,13 +205,21 @@ class Saver:
         """Collects the receipts of all ranks and completes the checkpoint; runs in a thread of rank 0."""
         staged, described = files.staging(self.place, self._step, self.world.size), {}
         if run_lock.lost(self.config.run_path):
-            raise CheckpointError(f"{self.config.run_path} was taken over by another run while this one did not answer; this one ends")
+            raise CheckpointError(
+                f"{self.config.run_path} was taken over by another run while this one did not answer; "
+                "this one ends"
+            )
         for rank in range(self.world.size):
             try:
                 described |= json.loads(staged.read(_receipt_name(rank)))
             except FileNotFoundError as error:
-                where = "checkpoint.directory" if self.config.checkpoint.directory else "logging.run_directory"
-                raise CheckpointError(f"{staged}: rank 0 does not see what rank {rank} wrote; {where} must be on a file system that all share") from error
+                where = (
+                    "checkpoint.directory" if self.config.checkpoint.directory else "logging.run_directory"
+                )
+                raise CheckpointError(
+                    f"{staged}: rank 0 does not see what rank {rank} wrote; {where} must be on a file "
+                    "system that all share"
+                ) from error
             staged.remove(_receipt_name(rank))
         final = files.publish(self.place, staged, self._step, described)
         good = next(good_checkpoints(self.place), None) if self.config.training.max_rollbacks else None
@@ -184,11 +227,20 @@ class Saver:
         gib = sum(entry["size"] for entry in described.values()) / 2**30
         took = time.perf_counter() - self._begun
         stood = self._stall_s if self.config.checkpoint.asynchronous else took
-        log.info("saved %s: training stood for %.2f s, %.2f GiB were written within %.1f s%s", final, stood, gib, took, _deleted(gone))
+        log.info(
+            "saved %s: training stood for %.2f s, %.2f GiB were written within %.1f s%s",
+            final,
+            stood,
+            gib,
+            took,
+            _deleted(gone),
+        )
 
 
 class _Task:
-    """Something that a thread does: `status` is WORKING, then `done`, or FAILED with an `error` that names the place `where`."""
+    """Something that a thread does: `status` is WORKING, then `done`, or FAILED with an `error` that names
+    the place `where`.
+    """
 
     def __init__(self, where: Place, done: Status) -> None:
         self.where, self._done = where, done
@@ -205,7 +257,12 @@ class _Task:
         said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
         known = isinstance(problem, CheckpointError)
         self.error = (
-            problem if known else CheckpointError(f"{self.where} cannot be written ({said}); make room or mend the disk, then start the same command again")
+            problem
+            if known
+            else CheckpointError(
+                f"{self.where} cannot be written ({said}); make room or mend the disk, then start the "
+                "same command again"
+            )
         )
         self.status = Status.FAILED
 
@@ -223,13 +280,16 @@ class _Task:
 
 
 class HostCopy:
-    """Copies of tensors in host memory that the next copy uses again: new memory costs more than the copy. `pinned` for those of a GPU."""
+    """Copies of tensors in host memory that the next copy uses again: new memory costs more than the copy.
+    `pinned` for those of a GPU.
+    """
 
     def __init__(self, pinned: bool) -> None:
         self._pinned, self._kept = pinned, {}
 
     def take(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies all of a group and waits for the device; what was taken of the group before is overwritten."""
+        """Copies all of a group and waits for the device; what was taken of the group before is
+        overwritten."""
         kept = self._kept.get(group, {})
         copies = {}
         for name, tensor in tensors.items():
@@ -244,7 +304,9 @@ class HostCopy:
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
-    """Returns this rank's random states; everything drawn per sample or step is a function of the step and needs none."""
+    """Returns this rank's random states; everything drawn per sample or step is a function of the step and
+    needs none.
+    """
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

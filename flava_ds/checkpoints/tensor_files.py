@@ -1,6 +1,8 @@
-"""safetensors files as streams: written tensor by tensor with their checksum, and read by ranges, on a disk or in object storage alike.
+"""safetensors files as streams: written tensor by tensor with their checksum, and read by ranges, on a disk
+or in object storage alike.
 
-The library's own functions want a whole local file; a checkpoint's shards are written in the background and read in slices.
+The library's own functions want a whole local file; a checkpoint's shards are written in the background and
+read in slices.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from flava_ds.storage.files import Readable
 
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
+    **{
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    },
 }
 """safetensors' names."""
 CHUNK_BYTES = 16 * 2**20
@@ -54,7 +63,8 @@ class HashingWriter:
 
 
 def write_tensors(file: Writable, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file. A tensor on a device is copied when its turn comes, so that the host never holds all of them.
+    """Writes a safetensors file. A tensor on a device is copied when its turn comes, so that the host never
+    holds all of them.
 
     Wider types come first, which keeps every tensor aligned.
     """
@@ -63,7 +73,11 @@ def write_tensors(file: Writable, tensors: Mapping[str, Tensor], metadata: Mappi
     offset = 0
     for name in names:
         size = tensors[name].numel() * tensors[name].element_size()
-        header[name] = {"dtype": _name_of(tensors[name].dtype), "shape": list(tensors[name].shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": _name_of(tensors[name].dtype),
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -85,7 +99,9 @@ class Entry:
 
 
 class TensorFile:
-    """The header of a safetensors file, and its tensors on request. After `close` the header stays, and reading opens the file again."""
+    """The header of a safetensors file, and its tensors on request. After `close` the header stays, and
+    reading opens the file again.
+    """
 
     def __init__(self, opener: Callable[[], Readable], where: str) -> None:
         """`where` names the file in errors.
@@ -116,14 +132,19 @@ class TensorFile:
         whole, width = math.prod(entry.shape), entry.dtype.itemsize
         count = whole if numel is None else numel
         if not 0 <= start <= start + count <= whole:
-            raise CheckpointError(f"{self.where}: elements {start} .. {start + count} of '{name}', which has {whole}, were asked for")
+            raise CheckpointError(
+                f"{self.where}: elements {start} .. {start + count} of '{name}', which has {whole}, were "
+                "asked for"
+            )
         values = torch.empty(count, dtype=entry.dtype)
         target = memoryview(values.view(torch.uint8).numpy()) if count else memoryview(bytearray())
         for place in range(0, len(target), CHUNK_BYTES):
             size = min(CHUNK_BYTES, len(target) - place)
             data = self._pread(size, entry.begin + start * width + place)
             if len(data) != size:
-                raise CheckpointError(f"{self.where} ends within '{name}'; it was cut short, use another checkpoint")
+                raise CheckpointError(
+                    f"{self.where} ends within '{name}'; it was cut short, use another checkpoint"
+                )
             target[place : place + size] = data
         return values.reshape(entry.shape) if numel is None else values
 
@@ -143,12 +164,17 @@ class TensorFile:
 
 
 def _entry(value: dict, data_begin: int, file_size: int) -> Entry:
-    """Reads one tensor's line of a header. Raises: ValueError, KeyError or TypeError when it does not fit the file."""
+    """Reads one tensor's line of a header. Raises: ValueError, KeyError or TypeError when it does not fit the
+    file.
+    """
     shape, (begin, end) = tuple(value["shape"]), value["data_offsets"]
     if value["dtype"] not in DTYPES:
         raise ValueError(f"its type {value['dtype']} is not known")
     dtype = DTYPES[value["dtype"]]
-    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)) or end - begin != math.prod(shape) * dtype.itemsize:
+    if (
+        any(type(number) is not int or number < 0 for number in (*shape, begin, end))
+        or end - begin != math.prod(shape) * dtype.itemsize
+    ):
         raise ValueError("a tensor's size does not agree with its shape")
     if data_begin + end > file_size:
         raise ValueError(f"it has {file_size} bytes, and its tensors need {data_begin + end}")

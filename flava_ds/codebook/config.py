@@ -10,11 +10,15 @@ from flava_ds.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookTrainingConfig:
-    """How the codebook is trained. The defaults are DALL-E's; horizons are shares of the length, so a short run keeps the shape."""
+    """How the codebook is trained. The defaults are DALL-E's; horizons are shares of the length, so a short
+    run keeps the shape.
+    """
 
     total_steps: int = 3_000_000
     max_seconds: float | None = None
-    """Time limit: total_steps becomes what fits by the speed of a few steps measured before the start; None keeps total_steps."""
+    """Time limit: total_steps becomes what fits by the speed of a few steps measured before the start; None
+    keeps total_steps.
+    """
     batch_size: int = 512
     lr: float = 1e-4
     min_lr: float = 1.25e-6
@@ -33,7 +37,9 @@ class CodebookTrainingConfig:
     kl_share: float = 1 / 600
     """Share of the steps over which the KL weight rises from 0, as a cosine (5,000 of 3,000,000)."""
     usage_weight: float = 0.0
-    """Weight of KL(batch mean of q || uniform): asks for all codes to be used without asking each cell to be unsure. Not in DALL-E."""
+    """Weight of KL(batch mean of q || uniform): asks for all codes to be used without asking each cell to be
+    unsure. Not in DALL-E.
+    """
     embedding_std: float | None = None
     """Standard deviation of the initial code embeddings; None is DALL-E's 1 / sqrt(vocab_size)."""
     ema_decay: float = 0.999
@@ -63,15 +69,18 @@ DEMO = CodebookTrainingConfig(
     precision="fp32",
     log_every=500,
 )
-"""How the demo's codebook was made (flava_ds/demo/codebook.json): held-out MSE 0.021 at 16 pixels, 496 of 512 codes used, perplexity 353, in four
-to five minutes of one free core. In fp32 on every machine, so that the same seed gives the same codebook up to rounding.
+"""How the demo's codebook was made (flava_ds/demo/codebook.json): held-out MSE 0.021 at 16 pixels, 496 of 512
+codes used, perplexity 353, in four to five minutes of one free core. In fp32 on every machine, so that the
+same seed gives the same codebook up to rounding.
 
-Why it differs from DALL-E's, on 32-pixel icons and 3 groups of 1 block. Without any KL, 5 codes were left after 79 steps of 64. DALL-E's 6.6
-kept 150 codes, but a perplexity of 38 at MSE 0.038 (500 steps of 32). Embeddings of std 1 / sqrt(vocab_size) turn one-hot inputs into almost
-nothing at the start: std 1 took that to MSE 0.025 and perplexity 49. Asking the batch mean instead of each cell to be even (usage_weight 10,
-KL weight 1) took it to perplexity 90 at the same MSE in 400 steps. On the demo's pictures at 16 pixels 500 steps of these settings gave MSE 0.033
-and 314 codes; a KL weight of 0.2 with lr 2e-3 gave 0.036 and 358. Most of the use comes late: 397 codes after 3,000 of the 5,000 steps, when the
-temperature has reached its end. Not measured: an average over 1,000 steps would still hold the start.
+Why it differs from DALL-E's, on 32-pixel icons and 3 groups of 1 block. Without any KL, 5 codes were left
+after 79 steps of 64. DALL-E's 6.6 kept 150 codes, but a perplexity of 38 at MSE 0.038 (500 steps of 32).
+Embeddings of std 1 / sqrt(vocab_size) turn one-hot inputs into almost nothing at the start: std 1 took that
+to MSE 0.025 and perplexity 49. Asking the batch mean instead of each cell to be even (usage_weight 10, KL
+weight 1) took it to perplexity 90 at the same MSE in 400 steps. On the demo's pictures at 16 pixels 500 steps
+of these settings gave MSE 0.033 and 314 codes; a KL weight of 0.2 with lr 2e-3 gave 0.036 and 358. Most of
+the use comes late: 397 codes after 3,000 of the 5,000 steps, when the temperature has reached its end. Not
+measured: an average over 1,000 steps would still hold the start.
 """
 
 
@@ -88,7 +97,9 @@ def kl_weight_at(config: CodebookTrainingConfig, step: int, total_steps: int) ->
 def learning_rate_at(config: CodebookTrainingConfig, step: int, total_steps: int) -> float:
     """Returns the step size at a step: cosine from lr to min_lr, times a linear warm-up."""
     warmup = config.warmup_share * total_steps
-    return _cosine(config.lr, config.min_lr, step, config.lr_share * total_steps) * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
+    return _cosine(config.lr, config.min_lr, step, config.lr_share * total_steps) * (
+        min(1.0, (step + 1) / warmup) if warmup else 1.0
+    )
 
 
 def _cosine(start: float, end: float, step: int, horizon: float) -> float:
@@ -101,16 +112,22 @@ def check_training(training: CodebookTrainingConfig) -> None:
     """Raises ConfigError naming the first setting that cannot work."""
     for name in ("total_steps", "batch_size", "eval_samples", "log_every"):
         if getattr(training, name) < 1:
-            raise ConfigError(f"codebook training: {name} is {getattr(training, name)}; it must be at least 1")
+            raise ConfigError(
+                f"codebook training: {name} is {getattr(training, name)}; it must be at least 1"
+            )
     for name in ("lr_share", "warmup_share", "temperature_share", "kl_share"):
         if not 0 <= (value := getattr(training, name)) <= 1:
             raise ConfigError(f"codebook training: {name} is {value:g}; it must lie between 0 and 1")
     for name in ("lr", "min_lr", "eps", "weight_decay", "kl_weight", "usage_weight"):
         if not 0 <= (value := getattr(training, name)) < math.inf:
-            raise ConfigError(f"codebook training: {name} is {value:g}; it must be a finite number of at least 0")
+            raise ConfigError(
+                f"codebook training: {name} is {value:g}; it must be a finite number of at least 0"
+            )
     for name, values in (("betas", training.betas), ("ema_decay", (training.ema_decay,))):
         if not all(0 <= value < 1 for value in values):
-            raise ConfigError(f"codebook training: {name} is {getattr(training, name)}; it must be at least 0 and below 1")
+            raise ConfigError(
+                f"codebook training: {name} is {getattr(training, name)}; it must be at least 0 and below 1"
+            )
     for name in ("max_seconds", "embedding_std"):
         if (value := getattr(training, name)) is not None and not 0 < value < math.inf:
             raise ConfigError(f"codebook training: {name} is {value:g}; give a positive number or None")
@@ -118,6 +135,9 @@ def check_training(training: CodebookTrainingConfig) -> None:
         if not 0 < (value := getattr(training, name)) < math.inf:
             raise ConfigError(f"codebook training: {name} is {value:g}; give a positive number")
     if training.min_temperature > training.temperature:
-        raise ConfigError(f"codebook training: min_temperature {training.min_temperature} must not lie above temperature {training.temperature}")
+        raise ConfigError(
+            f"codebook training: min_temperature {training.min_temperature} must not lie above "
+            f"temperature {training.temperature}"
+        )
     if training.precision not in ("bf16", "fp32"):
         raise ConfigError(f"codebook training: precision is '{training.precision}'; choose 'bf16' or 'fp32'")

@@ -1,6 +1,8 @@
-"""The two networks of DALL-E's discrete VAE: pixels to logits over codes, and codes to a distribution of pixels.
+"""The two networks of DALL-E's discrete VAE: pixels to logits over codes, and codes to a distribution of
+pixels.
 
-Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", appendix A; FLAVA, section 3.1 (image tokenizer).
+Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", appendix A; FLAVA, section 3.1 (image
+tokenizer).
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def unmap_pixels(pixels: Tensor) -> Tensor:
 
 
 class Conv2d(nn.Conv2d):
-    """Convolves without changing the grid; starts with zero biases and weights of std 1/sqrt(fan-in), as DALL-E does."""
+    """Convolves without changing the grid; starts with zero biases and weights of std 1/sqrt(fan-in), as
+    DALL-E does.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
@@ -40,16 +44,25 @@ class Conv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Adds a bottleneck of four ReLU-convolutions, scaled by 1 / num_layers**2, to its input; may double the grid first.
+    """Adds a bottleneck of four ReLU-convolutions, scaled by 1 / num_layers**2, to its input; may double the
+    grid first.
 
-    Doubling repeats pixels, so it commutes with ReLU and with the 1x1 convolutions that follow it: both are computed on the small grid.
+    Doubling repeats pixels, so it commutes with ReLU and with the 1x1 convolutions that follow it: both are
+    computed on the small grid.
 
     Shapes:
         hidden   [b in_channels s s]
         returns  [b out_channels s s], or [b out_channels 2*s 2*s] if upsample
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_sizes: tuple[int, int, int, int], num_layers: int, upsample: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_sizes: tuple[int, int, int, int],
+        num_layers: int,
+        upsample: bool = False,
+    ) -> None:
         super().__init__()
         if upsample and kernel_sizes[0] != 1:
             raise ValueError("upsampling is moved behind the first convolution, which must be 1x1")
@@ -66,7 +79,9 @@ class Block(nn.Module):
         """Computes shortcut + gain * residual."""
         shortcut, residual = self.id_path(hidden), self.conv_1(F.relu(hidden))
         if self.upsample:
-            shortcut, residual = (F.interpolate(x, scale_factor=2, mode="nearest") for x in (shortcut, residual))
+            shortcut, residual = (
+                F.interpolate(x, scale_factor=2, mode="nearest") for x in (shortcut, residual)
+            )
         for conv in (self.conv_2, self.conv_3, self.conv_4):
             residual = conv(F.relu(residual, inplace=True))
         return torch.add(shortcut, residual, alpha=self.post_gain)
@@ -84,7 +99,10 @@ class CodebookEncoder(nn.Module):
         super().__init__()
         widths = [config.hidden_size * 2**i for i in range(config.num_groups)]
         self.input = Conv2d(config.num_channels, widths[0], 7)
-        self.groups = nn.ModuleList(_group(before, width, config, (3, 3, 3, 1)) for before, width in zip([widths[0], *widths], widths, strict=False))
+        self.groups = nn.ModuleList(
+            _group(before, width, config, (3, 3, 3, 1))
+            for before, width in zip([widths[0], *widths], widths, strict=False)
+        )
         self.output = Conv2d(widths[-1], config.vocab_size, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -96,7 +114,8 @@ class CodebookEncoder(nn.Module):
 
 
 class CodebookDecoder(nn.Module):
-    """Turns codes, or distributions over codes, into the parameters of a logit-Laplace distribution of each pixel value.
+    """Turns codes, or distributions over codes, into the parameters of a logit-Laplace distribution of each
+    pixel value.
 
     Shapes:
         code_weights  [b v gh gw]   one-hot, or relaxed during training
@@ -109,7 +128,9 @@ class CodebookDecoder(nn.Module):
         self.input = Conv2d(config.vocab_size, config.decoder_init_size, 1)
         self.groups = nn.ModuleList(
             _group(before, width, config, (1, 3, 3, 3), upsample=i > 0)
-            for i, (before, width) in enumerate(zip([config.decoder_init_size, *widths], widths, strict=False))
+            for i, (before, width) in enumerate(
+                zip([config.decoder_init_size, *widths], widths, strict=False)
+            )
         )
         self.output = Conv2d(widths[-1], 2 * config.num_channels, 1)
 
@@ -124,12 +145,30 @@ class CodebookDecoder(nn.Module):
         return self.output(F.relu(hidden))
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Looks codes up, which equals the first convolution on their one-hot vectors: [b gh gw] -> [b d gh gw]."""
-        return rearrange(F.embedding(codes, self.input.weight[:, :, 0, 0].T), "b gh gw d -> b d gh gw") + self.input.bias[:, None, None]
+        """Looks codes up, which equals the first convolution on their one-hot vectors: [b gh gw] -> [b d gh
+        gw].
+        """
+        return (
+            rearrange(F.embedding(codes, self.input.weight[:, :, 0, 0].T), "b gh gw d -> b d gh gw")
+            + self.input.bias[:, None, None]
+        )
 
 
-def _group(in_channels: int, out_channels: int, config: CodebookConfig, kernel_sizes: tuple[int, int, int, int], upsample: bool = False) -> nn.Sequential:
-    """Builds the blocks of one resolution; the first one changes the width and, if asked, doubles the grid."""
+def _group(
+    in_channels: int,
+    out_channels: int,
+    config: CodebookConfig,
+    kernel_sizes: tuple[int, int, int, int],
+    upsample: bool = False,
+) -> nn.Sequential:
+    """Builds the blocks of one resolution; the first one changes the width and, if asked, doubles
+    the grid."""
     num_layers = config.num_groups * config.num_blocks_per_group
     first = Block(in_channels, out_channels, kernel_sizes, num_layers, upsample)
-    return nn.Sequential(first, *(Block(out_channels, out_channels, kernel_sizes, num_layers) for _ in range(config.num_blocks_per_group - 1)))
+    return nn.Sequential(
+        first,
+        *(
+            Block(out_channels, out_channels, kernel_sizes, num_layers)
+            for _ in range(config.num_blocks_per_group - 1)
+        ),
+    )

@@ -1,4 +1,6 @@
-"""The image tokenizer of MIM and MMM-image: pixels to codes and back, and its files. The networks are in dvae.py."""
+"""The image tokenizer of MIM and MMM-image: pixels to codes and back, and its files. The networks are in
+dvae.py.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class ImageCodebook(nn.Module):
     """The tokenizer: pixels to codes and, if it has a decoder, back. Computes in the dtype of its parameters.
 
     Shapes:
-        pixel_values  [b c H W]  uint8 in [0, 255] or floating in [0, 1]; H and W multiples of 2**(num_groups - 1)
+        pixel_values  [b c H W]  uint8 in [0, 255] or floating in [0, 1]; H and W multiples of 2**(num_groups
+                                 - 1)
         codes         [b n]      int64, row by row
     """
 
@@ -39,7 +42,8 @@ class ImageCodebook(nn.Module):
         super().__init__()
         if config.hidden_size % 4 or config.image_size % 2 ** (config.num_groups - 1):
             raise ConfigError(
-                f"codebook: hidden_size {config.hidden_size} must divide by 4 and image_size {config.image_size} by {2 ** (config.num_groups - 1)}"
+                f"codebook: hidden_size {config.hidden_size} must divide by 4 and image_size "
+                f"{config.image_size} by {2 ** (config.num_groups - 1)}"
             )
         self.config = config
         self.encoder = CodebookEncoder(config)
@@ -51,10 +55,20 @@ class ImageCodebook(nn.Module):
         Raises: DataError on a wrong shape.
         """
         channels, stride = self.config.num_channels, 2 ** (self.config.num_groups - 1)
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or pixel_values.shape[2] % stride or pixel_values.shape[3] % stride:
-            raise DataError(f"codebook pixels have shape {list(pixel_values.shape)}; expected [b {channels} H W] with H and W multiples of {stride}")
+        if (
+            pixel_values.ndim != 4
+            or pixel_values.shape[1] != channels
+            or pixel_values.shape[2] % stride
+            or pixel_values.shape[3] % stride
+        ):
+            raise DataError(
+                f"codebook pixels have shape {list(pixel_values.shape)}; expected [b {channels} H W] "
+                f"with H and W multiples of {stride}"
+            )
         dtype = self.encoder.input.weight.dtype
-        return map_pixels(pixel_values.to(dtype) / 255 if pixel_values.dtype == torch.uint8 else pixel_values.to(dtype))
+        return map_pixels(
+            pixel_values.to(dtype) / 255 if pixel_values.dtype == torch.uint8 else pixel_values.to(dtype)
+        )
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         """Scores every code at every cell: [b c H W] -> [b v gh gw]."""
@@ -69,22 +83,35 @@ class ImageCodebook(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Draws the pictures that square grids of codes stand for: [b n] int64 -> [b c H W] fp32 in [0, 1].
 
-        Raises: CheckpointError without a decoder; DataError when the codes are not a square grid of known codes.
+        Raises: CheckpointError without a decoder; DataError when the codes are not a square grid of known
+        codes.
         """
         if self.decoder is None:
-            raise CheckpointError("this codebook was loaded without a decoder and cannot decode; load a file written by `flava-ds codebook`")
+            raise CheckpointError(
+                "this codebook was loaded without a decoder and cannot decode; load a file written by "
+                "`flava-ds codebook`"
+            )
         grid = round(codes.shape[-1] ** 0.5)
         if codes.ndim != 2 or grid**2 != codes.shape[1] or codes.is_floating_point():
-            raise DataError(f"codes have shape {list(codes.shape)} and dtype {codes.dtype}; expected integers [b n] with n a square number")
+            raise DataError(
+                f"codes have shape {list(codes.shape)} and dtype {codes.dtype}; expected integers [b n] "
+                "with n a square number"
+            )
         if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.vocab_size:
-            raise DataError(f"codes span {codes.min()} .. {codes.max()}, but the codebook has 0 .. {self.config.vocab_size - 1}")
-        output = self.decoder.from_embeddings(self.decoder.embed(rearrange(codes, "b (gh gw) -> b gh gw", gh=grid)))
+            raise DataError(
+                f"codes span {codes.min()} .. {codes.max()}, but the codebook has 0 .. "
+                f"{self.config.vocab_size - 1}"
+            )
+        output = self.decoder.from_embeddings(
+            self.decoder.embed(rearrange(codes, "b (gh gw) -> b gh gw", gh=grid))
+        )
         mean, _ = output.float().chunk(2, dim=1)
         return unmap_pixels(mean.sigmoid())
 
 
 def save_codebook(codebook: ImageCodebook, path: Path) -> None:
-    """Writes encoder and decoder into one safetensors file, with the CodebookConfig as JSON in its metadata; atomic.
+    """Writes encoder and decoder into one safetensors file, with the CodebookConfig as JSON in its metadata;
+    atomic.
 
     Raises: CheckpointError when the file cannot be written.
     """
@@ -95,11 +122,15 @@ def save_codebook(codebook: ImageCodebook, path: Path) -> None:
 def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
     """Writes the encoder as `transformers.FlavaImageCodebook` keeps it: config.json and model.safetensors.
 
-    Raises: CheckpointError when the layout cannot hold this codebook (it knows four groups), or on a failed write.
+    Raises: CheckpointError when the layout cannot hold this codebook (it knows four groups), or on a failed
+    write.
     """
     config = codebook.config
     if config.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
-        raise CheckpointError(f"{folder}: the Hugging Face layout has four groups, this codebook has {config.num_groups}; keep it in our own file")
+        raise CheckpointError(
+            f"{folder}: the Hugging Face layout has four groups, this codebook has {config.num_groups}; "
+            "keep it in our own file"
+        )
     description = {
         "architectures": ["FlavaImageCodebook"],
         "model_type": "flava_image_codebook",
@@ -110,17 +141,22 @@ def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
         "vocab_size": config.vocab_size,
         "freeze": True,
     }
-    tensors = {huggingface_name(name): tensor.detach().cpu().contiguous() for name, tensor in codebook.encoder.state_dict().items()}
+    tensors = {
+        huggingface_name(name): tensor.detach().cpu().contiguous()
+        for name, tensor in codebook.encoder.state_dict().items()
+    }
     _write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
     write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
 
 def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
-    """Loads a codebook frozen and in eval mode from our file, or the encoder alone from Hugging Face's layout.
+    """Loads a codebook frozen and in eval mode from our file, or the encoder alone from Hugging Face's
+    layout.
 
-    Hugging Face's layout is a folder, a .safetensors, or a .bin/.pt state dict (read without running anything in it); the prefix
-    `image_codebook.` of a whole FLAVA and torchmultimodal's spelling of the names are understood. `config.image_size` may differ from
-    the size trained at, as it does in FLAVA, which runs a tokenizer trained at 256 pixels on 112.
+    Hugging Face's layout is a folder, a .safetensors, or a .bin/.pt state dict (read without running anything
+    in it); the prefix `image_codebook.` of a whole FLAVA and torchmultimodal's spelling of the names are
+    understood. `config.image_size` may differ from the size trained at, as it does in FLAVA, which runs a
+    tokenizer trained at 256 pixels on 112.
 
     Raises: CheckpointError when the file is missing, unreadable, or made for another shape.
     """
@@ -133,11 +169,18 @@ def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
     codebook = ImageCodebook(config, decoder=any(name.startswith("decoder.") for name in tensors))
     expected = codebook.state_dict()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    wrong = [f"{k} is {list(tensors[k].shape)}, expected {list(v.shape)}" for k, v in expected.items() if k in tensors and tensors[k].shape != v.shape]
+    wrong = [
+        f"{k} is {list(tensors[k].shape)}, expected {list(v.shape)}"
+        for k, v in expected.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
     if missing or unknown or wrong:
-        problem = wrong[0] if wrong else f"lacks {missing[0]}" if missing else f"has an unknown tensor {unknown[0]}"
+        problem = (
+            wrong[0] if wrong else f"lacks {missing[0]}" if missing else f"has an unknown tensor {unknown[0]}"
+        )
         raise CheckpointError(
-            f"{file}: does not fit the configured codebook ({len(missing) + len(unknown) + len(wrong)} tensors differ; the first: {problem}); "
+            f"{file}: does not fit the configured codebook ({len(missing) + len(unknown) + len(wrong)} "
+            f"tensors differ; the first: {problem}); "
             "set codebook.hidden_size, num_groups, num_blocks_per_group and vocab_size to those of the file"
         )
     codebook.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
@@ -145,8 +188,14 @@ def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
 
 
 def huggingface_name(name: str) -> str:
-    """Translates the name of an encoder parameter: groups.0.1.conv_2.weight -> blocks.group_1.group.block_2.res_path.path.conv_2.weight."""
-    name = re.sub(r"^groups\.(\d+)\.(\d+)\.", lambda m: f"blocks.group_{int(m[1]) + 1}.group.block_{int(m[2]) + 1}.", name)
+    """Translates the name of an encoder parameter: groups.0.1.conv_2.weight ->
+    blocks.group_1.group.block_2.res_path.path.conv_2.weight.
+    """
+    name = re.sub(
+        r"^groups\.(\d+)\.(\d+)\.",
+        lambda m: f"blocks.group_{int(m[1]) + 1}.group.block_{int(m[2]) + 1}.",
+        name,
+    )
     name = re.sub(r"^input\.", "blocks.input.", re.sub(r"^output\.", "blocks.output.conv.", name))
     return re.sub(r"\.(conv_\d\.(?:weight|bias))$", r".res_path.path.\1", name) if "block_" in name else name
 
@@ -159,14 +208,19 @@ _FOREIGN_NAME = re.compile(
 
 
 def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames Hugging Face's or torchmultimodal's parameters; strict, but other parts of a whole FLAVA are left out."""
+    """Renames Hugging Face's or torchmultimodal's parameters; strict, but other parts of a whole FLAVA are
+    left out.
+    """
     if any(name.startswith("image_codebook.") for name in tensors):
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("image_codebook.")}
     renamed = {}
     for name, tensor in tensors.items():
         match = _FOREIGN_NAME.fullmatch(name)
         if match is None:
-            raise CheckpointError(f"{file}: tensor '{name}' belongs to no image codebook; expected Hugging Face's FlavaImageCodebook names or our own")
+            raise CheckpointError(
+                f"{file}: tensor '{name}' belongs to no image codebook; expected Hugging Face's "
+                "FlavaImageCodebook names or our own"
+            )
         where = match["edge"] or f"groups.{int(match['group']) - 1}.{int(match['block']) - 1}.{match['conv']}"
         renamed[f"encoder.{where}.{'weight' if match['kind'].startswith('w') else 'bias'}"] = tensor
     return renamed
@@ -177,21 +231,33 @@ def _check_config(file: Path, text: str, config: CodebookConfig) -> None:
     try:
         saved = from_dict(CodebookConfig, loads(text))
     except (ConfigError, ValueError) as error:
-        raise CheckpointError(f"{file}: its metadata is not a codebook configuration ({error}); train the codebook anew") from error
+        raise CheckpointError(
+            f"{file}: its metadata is not a codebook configuration ({error}); train the codebook anew"
+        ) from error
     for field in dataclasses.fields(CodebookConfig):
         have, want = getattr(saved, field.name), getattr(config, field.name)
         if have != want and field.name != "image_size":
-            raise CheckpointError(f"{file}: was made with codebook.{field.name} {have}, but the configuration says {want}; change one of them")
+            raise CheckpointError(
+                f"{file}: was made with codebook.{field.name} {have}, but the configuration says {want}; "
+                "change one of them"
+            )
 
 
 def _codebook_file(path: Path) -> Path:
     """Finds the weights in a folder, or returns the file itself."""
-    candidates = [path / name for name in ("codebook.safetensors", "model.safetensors", "pytorch_model.bin")] if path.is_dir() else [path]
+    candidates = (
+        [path / name for name in ("codebook.safetensors", "model.safetensors", "pytorch_model.bin")]
+        if path.is_dir()
+        else [path]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     wanted = " or ".join(c.name for c in candidates)
-    raise CheckpointError(f"{path}: no image codebook there (looked for {wanted}); train one with `flava-ds codebook` or give codebook_weights another path")
+    raise CheckpointError(
+        f"{path}: no image codebook there (looked for {wanted}); train one with `flava-ds codebook` or "
+        "give codebook_weights another path"
+    )
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -205,11 +271,19 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); check the file and its permissions") from error
+        raise CheckpointError(
+            f"{file}: cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
     except Exception as error:  # a damaged pickle ends in any kind of error
-        raise CheckpointError(f"{file}: neither a .safetensors file nor a state dict that torch.save wrote; it holds something else, or is damaged") from error
+        raise CheckpointError(
+            f"{file}: neither a .safetensors file nor a state dict that torch.save wrote; it holds "
+            "something else, or is damaged"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{file}: holds {type(state).__name__} instead of a state dict of tensors; convert it to safetensors")
+        raise CheckpointError(
+            f"{file}: holds {type(state).__name__} instead of a state dict of tensors; convert it to "
+            "safetensors"
+        )
     return state, {}
 
 
@@ -219,4 +293,6 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, s
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); check the folder and the free space") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}); check the folder and the free space"
+        ) from error

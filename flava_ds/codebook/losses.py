@@ -1,6 +1,8 @@
-"""The loss of the discrete VAE: Gumbel-softmax relaxation, logit-Laplace reconstruction, KL to the uniform prior; and what tells collapse.
+"""The loss of the discrete VAE: Gumbel-softmax relaxation, logit-Laplace reconstruction, KL to the uniform
+prior; and what tells collapse.
 
-Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", appendix A.2 (relaxation, weights) and A.3 (logit-Laplace).
+Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", appendix A.2 (relaxation, weights) and A.3
+(logit-Laplace).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generato
 
 
 def logit_laplace_nll(mapped_pixels: Tensor, output: Tensor) -> Tensor:
-    """Returns the mean negative log-likelihood, per value, of pixels in (0, 1) whose logit follows a Laplace distribution.
+    """Returns the mean negative log-likelihood, per value, of pixels in (0, 1) whose logit follows a Laplace
+    distribution.
 
     Shapes:
         mapped_pixels  [b c H W]    in (0, 1), e.g. map_pixels' [0.1, 0.9]
@@ -45,11 +48,15 @@ def logit_laplace_nll(mapped_pixels: Tensor, output: Tensor) -> Tensor:
     return (density + torch.log(2 * mapped_pixels * (1 - mapped_pixels))).mean()
 
 
-def codebook_loss(logits: Tensor, mapped_pixels: Tensor, output: Tensor, kl_weight: float, usage_weight: float) -> CodebookLoss:
-    """Adds up reconstruction, kl_weight * KL(q(code | image) || uniform) and usage_weight * KL(batch mean of q || uniform).
+def codebook_loss(
+    logits: Tensor, mapped_pixels: Tensor, output: Tensor, kl_weight: float, usage_weight: float
+) -> CodebookLoss:
+    """Adds up reconstruction, kl_weight * KL(q(code | image) || uniform) and usage_weight * KL(batch mean of
+    q || uniform).
 
-    The sum is divided by the number of pixel values, so a weight is spread over the values that one code stands for: 192 at
-    8x8x3, where DALL-E's 6.6 acts as 6.6 / 192. The usage term is ours; with weight 0 the loss is the published one.
+    The sum is divided by the number of pixel values, so a weight is spread over the values that one code
+    stands for: 192 at 8x8x3, where DALL-E's 6.6 acts as 6.6 / 192. The usage term is ours; with weight 0 the
+    loss is the published one.
 
     Shapes:
         logits         [b gh gw v]  fp32
@@ -64,11 +71,15 @@ def codebook_loss(logits: Tensor, mapped_pixels: Tensor, output: Tensor, kl_weig
     marginal = probabilities.mean(dim=(0, 1, 2))
     usage = torch.xlogy(marginal, marginal).sum() + log_vocab
     reconstruction = logit_laplace_nll(mapped_pixels, output)
-    return CodebookLoss(reconstruction + (kl_weight * kl + usage_weight * usage) / values_per_code, reconstruction, kl, usage)
+    return CodebookLoss(
+        reconstruction + (kl_weight * kl + usage_weight * usage) / values_per_code, reconstruction, kl, usage
+    )
 
 
 def code_usage(codes: Tensor, vocab_size: int) -> tuple[float, int]:
-    """Returns the perplexity of the codes' frequencies (1 at collapse, vocab_size at best) and how many codes occur: [...] -> float, int."""
+    """Returns the perplexity of the codes' frequencies (1 at collapse, vocab_size at best) and how many codes
+    occur: [...] -> float, int.
+    """
     counts = torch.bincount(codes.flatten(), minlength=vocab_size).double()
     shares = counts / counts.sum()
     return math.exp(-torch.xlogy(shares, shares).sum().item()), int((counts > 0).sum())

@@ -25,7 +25,8 @@ _SPLIT, _DEAL = 0, 1
 
 
 class PixelStream:
-    """Deals the pictures of one or several sources, augmented by each source's transform, at the codebook's size.
+    """Deals the pictures of one or several sources, augmented by each source's transform, at the codebook's
+    size.
 
     Batches are a pure function of the step; an epoch deals every picture that is not held out once.
     """
@@ -38,18 +39,30 @@ class PixelStream:
         names = ", ".join(f"'{name}'" for name in sources)
         for name, source in sources.items():
             if source.kind == "text":
-                raise ConfigError(f"source '{name}' is of kind 'text'; an image codebook needs image or pair sources")
-        pictures = config.with_sources({name: dataclasses.replace(source, kind="image", image_codes_key=None) for name, source in sources.items()})
+                raise ConfigError(
+                    f"source '{name}' is of kind 'text'; an image codebook needs image or pair sources"
+                )
+        pictures = config.with_sources(
+            {
+                name: dataclasses.replace(source, kind="image", image_codes_key=None)
+                for name, source in sources.items()
+            }
+        )
         self._sources = [IndexedShards(pictures, name) for name in sources]
         self._skips = [SkipLog(source.name, source.source.max_skipped_share) for source in self._sources]
         self._starts = np.cumsum([0, *map(len, self._sources)])
-        self._transforms = [ImageTransform(source.transform, (config.codebook.image_size,)) for source in sources.values()]
+        self._transforms = [
+            ImageTransform(source.transform, (config.codebook.image_size,)) for source in sources.values()
+        ]
         self._seed, self._size = config.seed, config.codebook.image_size
         self._cache: dict[int, Tensor] = {}
         self._room = _CACHE_BYTES
         total = int(self._starts[-1])
         if total < MIN_PICTURES:
-            raise DataError(f"sources {names or '(none)'}: {total} pictures are too few for a codebook; at least {MIN_PICTURES} are needed")
+            raise DataError(
+                f"sources {names or '(none)'}: {total} pictures are too few for a codebook; at least "
+                f"{MIN_PICTURES} are needed"
+            )
         order = Order(seed=config.seed, source=_SPLIT, size=total).at(0, np.arange(total))
         held_out = min(held_out, total // 10)
         self._held_out, self._train = order[:held_out], order[held_out:]
@@ -62,7 +75,9 @@ class PixelStream:
         pictures, seeds = pictures[rows], sample_seed(self._seed, _DEAL, epochs[rows], pictures[rows])
         source = self._source_of(pictures)
         parts = [np.flatnonzero(source == number) for number in np.unique(source)]
-        dealt = [self._transforms[source[part[0]]]([images[row] for row in part], seeds[part])[0] for part in parts]
+        dealt = [
+            self._transforms[source[part[0]]]([images[row] for row in part], seeds[part])[0] for part in parts
+        ]
         return torch.cat(dealt)
 
     def held_out(self) -> Tensor:
@@ -74,7 +89,9 @@ class PixelStream:
         return np.searchsorted(self._starts, pictures, side="right") - 1
 
     def _read(self, pictures: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
-        """Decodes pictures, leaving out unusable ones (too many of them end the run): the pictures, and where they stand in the argument."""
+        """Decodes pictures, leaving out unusable ones (too many of them end the run): the pictures, and where
+        they stand in the argument.
+        """
         images, rows = [], []
         for row, picture in enumerate(pictures.tolist()):
             image = self._cache.get(picture)

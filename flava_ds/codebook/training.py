@@ -17,7 +17,14 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from flava_ds.codebook.config import DALLE, CodebookTrainingConfig, check_training, kl_weight_at, learning_rate_at, temperature_at
+from flava_ds.codebook.config import (
+    DALLE,
+    CodebookTrainingConfig,
+    check_training,
+    kl_weight_at,
+    learning_rate_at,
+    temperature_at,
+)
 from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
 from flava_ds.codebook.losses import CodebookLoss, code_usage, codebook_loss, gumbel_softmax
 from flava_ds.codebook.pixels import PixelStream
@@ -33,7 +40,8 @@ _CALIBRATION_STEPS = (3, 12)
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookReport:
-    """How good the codebook is on held-out pictures, with hard codes. Errors are mean squares of pixel values in [0, 1].
+    """How good the codebook is on held-out pictures, with hard codes. Errors are mean squares of pixel values
+    in [0, 1].
 
     mean_color_mse is what one constant colour would give, image_mean_mse one colour per picture.
     """
@@ -54,9 +62,12 @@ class CodebookReport:
 
     def __str__(self) -> str:
         return (
-            f"step {self.step}/{self.total_steps}: mse {self.mse:.4f} (one colour {self.mean_color_mse:.4f}, one per image {self.image_mean_mse:.4f}), "
-            f"perplexity {self.perplexity:.0f}, {self.used_codes} of {self.vocab_size} codes used, kl {self.kl:.2f} nats, "
-            f"temperature {self.temperature:.3f}, {self.samples_per_second:.0f} images/s, {self.seconds:.0f} s"
+            f"step {self.step}/{self.total_steps}: mse {self.mse:.4f} (one colour "
+            f"{self.mean_color_mse:.4f}, one per image {self.image_mean_mse:.4f}), "
+            f"perplexity {self.perplexity:.0f}, {self.used_codes} of {self.vocab_size} codes used, kl "
+            f"{self.kl:.2f} nats, "
+            f"temperature {self.temperature:.3f}, {self.samples_per_second:.0f} images/s, "
+            f"{self.seconds:.0f} s"
         )
 
 
@@ -65,16 +76,28 @@ class CodebookTrainer:
 
     def __init__(self, config: Config, training: CodebookTrainingConfig, device: torch.device) -> None:
         check_training(training)
-        self.training, self.seed, self.device, self.total_steps = training, config.seed, device, training.total_steps
+        self.training, self.seed, self.device, self.total_steps = (
+            training,
+            config.seed,
+            device,
+            training.total_steps,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.codebook = ImageCodebook(config.codebook)
             if training.embedding_std is not None:
                 torch.nn.init.normal_(self.codebook.decoder.input.weight, std=training.embedding_std)
         self.codebook.to(device, memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.codebook).requires_grad_(False) if training.ema_decay else self.codebook
+        self.average = (
+            copy.deepcopy(self.codebook).requires_grad_(False) if training.ema_decay else self.codebook
+        )
         self.optimizer = torch.optim.AdamW(
-            self.codebook.parameters(), lr=training.lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay, fused=True
+            self.codebook.parameters(),
+            lr=training.lr,
+            betas=training.betas,
+            eps=training.eps,
+            weight_decay=training.weight_decay,
+            fused=True,
         )
 
     def step(self, step: int, pixels: Tensor) -> CodebookLoss:
@@ -88,7 +111,13 @@ class CodebookTrainer:
             logits = rearrange(self.codebook.logits(pixels), "b v gh gw -> b gh gw v").float()
             relaxed = gumbel_softmax(logits, temperature_at(training, step, total), generator)
             output = self.codebook.decoder(rearrange(relaxed, "b gh gw v -> b v gh gw"))
-        loss = codebook_loss(logits, self.codebook.prepare(pixels), output, kl_weight_at(training, step, total), training.usage_weight)
+        loss = codebook_loss(
+            logits,
+            self.codebook.prepare(pixels),
+            output,
+            kl_weight_at(training, step, total),
+            training.usage_weight,
+        )
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.optimizer.step()
@@ -98,8 +127,12 @@ class CodebookTrainer:
         return loss
 
     def calibrate(self, batch: Callable[[int], Tensor], max_seconds: float) -> None:
-        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps; then forgets them."""
-        state = copy.deepcopy((self.codebook.state_dict(), self.average.state_dict(), self.optimizer.state_dict()))
+        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps; then
+        forgets them.
+        """
+        state = copy.deepcopy(
+            (self.codebook.state_dict(), self.average.state_dict(), self.optimizer.state_dict())
+        )
         warm, timed = _CALIBRATION_STEPS
         seconds, start = [], time.perf_counter()
         for number in range(warm + timed):
@@ -112,7 +145,9 @@ class CodebookTrainer:
             part.load_state_dict(saved)
 
     def shorten(self, done: int, begin: float, deadline: float) -> None:
-        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`, when that is less; times are perf_counter's."""
+        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`, when that is
+        less; times are perf_counter's.
+        """
         now = time.perf_counter()
         self.total_steps = min(self.total_steps, done + max(0, int((deadline - now) * done / (now - begin))))
 
@@ -139,13 +174,15 @@ def train_codebook(
     device: torch.device | str = "cpu",
     on_report: Callable[[CodebookReport], None] = lambda report: log.info("codebook %s", report),
 ) -> CodebookReport:
-    """Trains config.codebook on the pictures of one or several sources, writes `out` (safetensors) and `out` with suffix .json, and returns the last report.
+    """Trains config.codebook on the pictures of one or several sources, writes `out` (safetensors) and `out`
+    with suffix .json, and returns the last report.
 
-    A source's transform is applied, so give those of the run that will use the codes. Ends with a warning in the log when the codebook collapsed
-    (perplexity under a tenth of the vocabulary) or is no better than one colour per image.
+    A source's transform is applied, so give those of the run that will use the codes. Ends with a warning in
+    the log when the codebook collapsed (perplexity under a tenth of the vocabulary) or is no better than one
+    colour per image.
 
-    Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not finite; CheckpointError when
-    `out` cannot be written.
+    Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not
+    finite; CheckpointError when `out` cannot be written.
     """
     trainer = CodebookTrainer(config, training, torch.device(device))
     _check_output(out)
@@ -163,9 +200,13 @@ def train_codebook(
         if training.max_seconds is not None:
             trainer.shorten(done, begin, start + training.max_seconds)
         if not math.isfinite(loss.total.item()):
-            raise DataError(f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}")
+            raise DataError(
+                f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}"
+            )
         now = time.perf_counter()
-        report = _report(trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start)
+        report = _report(
+            trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start
+        )
         curve.append({name: getattr(report, name) for name in ("step", "mse", "perplexity", "used_codes")})
         on_report(report)
     save_codebook(trainer.average, out)
@@ -182,11 +223,16 @@ def train_codebook(
     return report
 
 
-def _report(trainer: CodebookTrainer, held_out: Tensor, done: int, loss: CodebookLoss, speed: float, seconds: float) -> CodebookReport:
+def _report(
+    trainer: CodebookTrainer, held_out: Tensor, done: int, loss: CodebookLoss, speed: float, seconds: float
+) -> CodebookReport:
     """Measures on the held-out pictures, against the errors of constant colours."""
     mse, perplexity, used = trainer.evaluate(held_out)
     values = held_out.float() / 255
-    one_colour, per_image = reduce(values, "b c h w -> 1 c 1 1", "mean"), reduce(values, "b c h w -> b c 1 1", "mean")
+    one_colour, per_image = (
+        reduce(values, "b c h w -> 1 c 1 1", "mean"),
+        reduce(values, "b c h w -> b c 1 1", "mean"),
+    )
     return CodebookReport(
         step=done,
         total_steps=trainer.total_steps,

@@ -1,4 +1,6 @@
-"""`flava-ds codebook`: train the image tokenizer of a recipe on any pictures, and store its codes beside them."""
+"""`flava-ds codebook`: train the image tokenizer of a recipe on any pictures, and store its codes beside
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ SMALL_RECIPES = ("demo", "flava_debug")
 
 
 def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
-    """Trains the codebook of `recipe` on the pictures in `shards`; `overrides` set fields of CodebookTrainingConfig.
+    """Trains the codebook of `recipe` on the pictures in `shards`; `overrides` set fields of
+    CodebookTrainingConfig.
 
     Raises: UserError on an unknown recipe or option, or on shards without pictures.
     """
@@ -27,7 +30,14 @@ def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
 
     default = DEMO if recipe in SMALL_RECIPES else DALLE
     training = override(default, overrides, prog="flava-ds codebook train SHARDS --out FILE")
-    train_codebook(config, {"pictures": source}, out, training=training, device=device(), on_report=lambda report: print(report, flush=True))
+    train_codebook(
+        config,
+        {"pictures": source},
+        out,
+        training=training,
+        device=device(),
+        on_report=lambda report: print(report, flush=True),
+    )
     print(out)
 
 
@@ -39,12 +49,20 @@ def encode(recipe: str, shards: str, weights: Path, out: Path) -> None:
     config = resolve(recipe, [])
     source = picture_source(config, shards)
     if not weights.exists():
-        raise UserError(f"--codebook {weights}: no such file; train one with `flava-ds codebook train {shards} --out {weights}`")
+        raise UserError(
+            f"--codebook {weights}: no such file; train one with `flava-ds codebook train {shards} --out "
+            f"{weights}`"
+        )
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.prepare.codes import write_codes
 
     report = write_codes(
-        source, load_codebook(weights, config.codebook), config, out=out, device=device(), on_shard=lambda shard, n: print(f"{shard}: {n} codes")
+        source,
+        load_codebook(weights, config.codebook),
+        config,
+        out=out,
+        device=device(),
+        on_shard=lambda shard, n: print(f"{shard}: {n} codes"),
     )
     print(report)
 
@@ -54,7 +72,10 @@ def picture_source(config: Config, shards: str) -> SourceConfig:
 
     Raises: ConfigError or DataError when there are no shards.
     """
-    like = next((source for source in config.data.sources.values() if source.kind == "image"), SourceConfig(kind="image", shards=shards))
+    like = next(
+        (source for source in config.data.sources.values() if source.kind == "image"),
+        SourceConfig(kind="image", shards=shards),
+    )
     require_shards("pictures", shards)
     return dataclasses.replace(like, shards=shards, image_codes_key=None)
 

@@ -15,13 +15,25 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     where = "runs/NAME, runs/NAME/checkpoints/step_N, or a FLAVA folder of Hugging Face"
     command.add_argument("model", metavar="RUN", type=Path, nargs="?", help=where)
-    command.add_argument("--task", metavar="NAME[,NAME]", help="tasks, or FILE.py with TASKS of your own; --list shows all")
-    command.add_argument("--data", metavar="ROOT", type=Path, help="folder with the data sets' folders, or a data set's own")
+    command.add_argument(
+        "--task", metavar="NAME[,NAME]", help="tasks, or FILE.py with TASKS of your own; --list shows all"
+    )
+    command.add_argument(
+        "--data", metavar="ROOT", type=Path, help="folder with the data sets' folders, or a data set's own"
+    )
     command.add_argument("--split", help="split to report on (default: the test split)")
-    command.add_argument("--limit", type=int, metavar="N", help="take at most N samples of each split, at even distances")
+    command.add_argument(
+        "--limit", type=int, metavar="N", help="take at most N samples of each split, at even distances"
+    )
     command.add_argument("--device", help="device, e.g. cpu or cuda:1 (default: the GPU if there is one)")
-    command.add_argument("--precision", choices=["fp32", "bf16"], help="default: the run's; fp32 for other folders")
-    command.add_argument("--list", action="store_true", help="list the tasks with what they need and where their data comes from")
+    command.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="default: the run's; fp32 for other folders"
+    )
+    command.add_argument(
+        "--list",
+        action="store_true",
+        help="list the tasks with what they need and where their data comes from",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,7 +50,9 @@ def run(options: argparse.Namespace) -> int:
         print(task_list(registry.tasks()))
         return 0
     if options.model is None:
-        raise UserError("RUN is missing; give a run's folder, a checkpoint, or a FLAVA folder of Hugging Face")
+        raise UserError(
+            "RUN is missing; give a run's folder, a checkpoint, or a FLAVA folder of Hugging Face"
+        )
     if not names:
         return run_demo_evaluation(options)
     if options.data is None:
@@ -60,7 +74,9 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     tasks = registry.find(names)
     data = find_all(tasks, options.data, options.split, options.limit)
     opened = open_model(options.model, device=options.device, precision=options.precision)
-    results = evaluate(tasks, opened.frozen(), data, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    results = evaluate(
+        tasks, opened.frozen(), data, tell=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     precision = str(next(opened.module.parameters()).dtype).removeprefix("torch.")
     facts = {"model": str(options.model), "step": opened.described.step, "precision": precision}
     found = {task: facts | result.to_json(task) for task, result in results.items()}
@@ -76,7 +92,11 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
 
     Raises: UserError.
     """
-    given = [name for name in ("data", "split", "limit", "device", "precision") if getattr(options, name) is not None]
+    given = [
+        name
+        for name in ("data", "split", "limit", "device", "precision")
+        if getattr(options, name) is not None
+    ]
     if given:
         raise UserError(f"--{given[0]} is for --task; name one, --list shows them")
     from flava_ds.evaluation import registry
@@ -86,7 +106,9 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
     from flava_ds.evaluation.opening import is_huggingface
 
     if is_huggingface(options.model):
-        raise UserError(f"{options.model}: is a model of Hugging Face, which has no data of its own; name a task. {tasks}")
+        raise UserError(
+            f"{options.model}: is a model of Hugging Face, which has no data of its own; name a task. {tasks}"
+        )
     from flava_ds import config as configuration
     from flava_ds.demo.evaluation.evaluator import evaluate_run, find_data
 

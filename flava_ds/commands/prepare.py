@@ -23,23 +23,62 @@ def add_actions(command: argparse.ArgumentParser) -> None:
 
     def add(name: str, run: Callable[..., Any], help: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
-        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+        action.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
         action.set_defaults(run=run, parser=action)
         return action
 
-    action = add("index", index, "write beside every shard where its samples lie, how many there are, and a checksum")
-    action.add_argument("shards", metavar="SHARDS", nargs="+", help=f"{SHARDS}, or a .txt that lists such; each local or a URL (s3, gs, http, hf)")
-    action.add_argument("--no-checksum", action="store_true", help="read headers only, as training does with shards that have no index")
-    action.add_argument("--verify", action="store_true", help="read again the shards that have a checksum, and compare")
+    action = add(
+        "index", index, "write beside every shard where its samples lie, how many there are, and a checksum"
+    )
+    action.add_argument(
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help=f"{SHARDS}, or a .txt that lists such; each local or a URL (s3, gs, http, hf)",
+    )
+    action.add_argument(
+        "--no-checksum",
+        action="store_true",
+        help="read headers only, as training does with shards that have no index",
+    )
+    action.add_argument(
+        "--verify", action="store_true", help="read again the shards that have a checksum, and compare"
+    )
     action.add_argument("--processes", type=int, help="shards indexed at once (default: one per core)")
-    _add_check(add("check", check, "look shards over before a run: counts, captions, duplicates, bad samples, and whether this machine is fast enough"))
+    _add_check(
+        add(
+            "check",
+            check,
+            (
+                "look shards over before a run: counts, captions, duplicates, bad samples, and whether this "
+                "machine is fast enough"
+            ),
+        )
+    )
     action = add("skiplist", skip_list, "list the images of an evaluation set, for SourceConfig.skip_list")
-    action.add_argument("places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists keys only")
-    action.add_argument("--from-quarantine", type=Path, metavar="RUN", help="instead of images: the unusable samples that a run has met")
-    action.add_argument("--out", type=Path, required=True, help="the list to write; lists are joined with cat")
-    action.add_argument("--split-file", type=Path, help="Karpathy's dataset_coco.json or dataset_flickr30k.json: only images of --splits")
+    action.add_argument(
+        "places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists keys only"
+    )
+    action.add_argument(
+        "--from-quarantine",
+        type=Path,
+        metavar="RUN",
+        help="instead of images: the unusable samples that a run has met",
+    )
+    action.add_argument(
+        "--out", type=Path, required=True, help="the list to write; lists are joined with cat"
+    )
+    action.add_argument(
+        "--split-file",
+        type=Path,
+        help="Karpathy's dataset_coco.json or dataset_flickr30k.json: only images of --splits",
+    )
     action.add_argument("--splits", nargs="+", default=["test"], help="splits in that file (default: test)")
-    action.add_argument("--bits", type=int, default=10, help="bits of 64 in which the hash of a copy may differ (default: 10)")
+    action.add_argument(
+        "--bits", type=int, default=10, help="bits of 64 in which the hash of a copy may differ (default: 10)"
+    )
     for corpus in CORPORA.values():
         _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
 
@@ -48,26 +87,58 @@ def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
     """Adds the inputs and outputs that a corpus can have."""
     action.set_defaults(corpus=corpus, images=None, shards=None, urls=None)
     action.add_argument("annotations", metavar="ANNOTATIONS", type=Path, nargs="*", help=corpus.annotations)
-    action.add_argument("--out", type=Path, help="the folder to write shards into; a second call goes on where the first stopped")
+    action.add_argument(
+        "--out",
+        type=Path,
+        help="the folder to write shards into; a second call goes on where the first stopped",
+    )
     if corpus.kind == "pair":
         action.add_argument("--images", type=Path, metavar="FOLDER", help="the folder of images")
-        action.add_argument("--shards", help="instead of annotations: what img2dataset wrote; counted, and filtered into --out if given")
+        action.add_argument(
+            "--shards",
+            help="instead of annotations: what img2dataset wrote; counted, and filtered into --out if given",
+        )
     if corpus.urls:
-        action.add_argument("--urls", type=Path, metavar="FILE", help="write the filtered list for img2dataset instead of shards")
-    action.add_argument("--samples-per-shard", type=int, default=10_000, help="most samples in a shard (default: 10000)")
+        action.add_argument(
+            "--urls",
+            type=Path,
+            metavar="FILE",
+            help="write the filtered list for img2dataset instead of shards",
+        )
+    action.add_argument(
+        "--samples-per-shard", type=int, default=10_000, help="most samples in a shard (default: 10000)"
+    )
     action.add_argument("--mib-per-shard", type=int, default=1024, help="most MiB in a shard (default: 1024)")
 
 
 def _add_check(action: argparse.ArgumentParser) -> None:
     """Adds what `prepare check` asks for."""
     action.add_argument("shards", metavar="SHARDS", help=SHARDS)
-    action.add_argument("--caption-key", help="field of the .json that holds the captions (default: the .txt)")
-    action.add_argument("--recipe", default="flava_base", help="recipe whose transforms, lengths and batch are assumed (default: flava_base)")
+    action.add_argument(
+        "--caption-key", help="field of the .json that holds the captions (default: the .txt)"
+    )
+    action.add_argument(
+        "--recipe",
+        default="flava_base",
+        help="recipe whose transforms, lengths and batch are assumed (default: flava_base)",
+    )
     action.add_argument("--gpus", type=int, default=8, help="GPUs to feed (default: 8)")
-    action.add_argument("--images-per-second-per-gpu", type=float, default=1000.0, help="what one GPU takes (default: 1000, about an H100 and FLAVA-base)")
-    action.add_argument("--samples", type=int, default=10_000, help="samples to read, evenly spaced; 0 reads all (default: 10000)")
+    action.add_argument(
+        "--images-per-second-per-gpu",
+        type=float,
+        default=1000.0,
+        help="what one GPU takes (default: 1000, about an H100 and FLAVA-base)",
+    )
+    action.add_argument(
+        "--samples",
+        type=int,
+        default=10_000,
+        help="samples to read, evenly spaced; 0 reads all (default: 10000)",
+    )
     action.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
-    action.add_argument("--html", type=Path, metavar="FILE", help="also write a page with charts and sample images")
+    action.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page with charts and sample images"
+    )
 
 
 def index(options: argparse.Namespace, _: list[str]) -> int:
@@ -80,7 +151,9 @@ def index(options: argparse.Namespace, _: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for shards in options.shards:
         require_shards("", shards)
-    build_indexes(options.shards, checksum=not options.no_checksum, verify=options.verify, processes=options.processes)
+    build_indexes(
+        options.shards, checksum=not options.no_checksum, verify=options.verify, processes=options.processes
+    )
     return 0
 
 
@@ -98,7 +171,9 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     need = Need(gpus=options.gpus, images_per_second_per_gpu=options.images_per_second_per_gpu)
-    found = check_shards(options.shards, need, recipe=options.recipe, caption_key=options.caption_key, most=options.samples)
+    found = check_shards(
+        options.shards, need, recipe=options.recipe, caption_key=options.caption_key, most=options.samples
+    )
     print(describe(found))
     if options.json:
         from flava_ds.storage.atomic import write_whole
@@ -119,10 +194,14 @@ def skip_list(options: argparse.Namespace, _: list[str]) -> int:
     if not (options.places or options.split_file):
         raise UserError("prepare skiplist: give folders of IMAGES, or --split-file for a list of keys")
     if not 0 <= options.bits <= 31:
-        raise UserError(f"--bits {options.bits}: use 0 to 31; pictures that have nothing in common differ in about 32")
+        raise UserError(
+            f"--bits {options.bits}: use 0 to 31; pictures that have nothing in common differ in about 32"
+        )
     from flava_ds.prepare.skip_list import write_skip_list
 
-    entries = write_skip_list(options.places, options.out, split_file=options.split_file, splits=options.splits, bits=options.bits)
+    entries = write_skip_list(
+        options.places, options.out, split_file=options.split_file, splits=options.splits, bits=options.bits
+    )
     print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
     return 0
 
@@ -130,7 +209,9 @@ def skip_list(options: argparse.Namespace, _: list[str]) -> int:
 def quarantined(options: argparse.Namespace) -> int:
     """Turns a run's quarantine list into a skip list."""
     if options.places or options.split_file:
-        raise UserError("prepare skiplist: --from-quarantine takes neither IMAGES nor --split-file; join lists with cat")
+        raise UserError(
+            "prepare skiplist: --from-quarantine takes neither IMAGES nor --split-file; join lists with cat"
+        )
     from collections import Counter
 
     from flava_ds.data.quarantine import read_quarantine, skip_list_lines
@@ -139,7 +220,10 @@ def quarantined(options: argparse.Namespace) -> int:
 
     entries = read_quarantine(options.from_quarantine)
     write_whole(options.out, "".join(line + "\n" for line in skip_list_lines(entries)))
-    print(f"{options.out}: {len(entries):,} entries ({counted(Counter(entry['reason'] for entry in entries))}); set skip_list of each source to it")
+    print(
+        f"{options.out}: {len(entries):,} entries "
+        f"({counted(Counter(entry['reason'] for entry in entries))}); set skip_list of each source to it"
+    )
     return 0
 
 
@@ -150,12 +234,22 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
     from flava_ds.prepare import convert
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    limits = {"samples_per_shard": options.samples_per_shard, "bytes_per_shard": options.mib_per_shard * 2**20}
+    limits = {
+        "samples_per_shard": options.samples_per_shard,
+        "bytes_per_shard": options.mib_per_shard * 2**20,
+    }
     if options.urls:
-        counts, result = convert.write_urls(corpus, options.annotations, options.urls), f"list for img2dataset: {options.urls}"
+        counts, result = (
+            convert.write_urls(corpus, options.annotations, options.urls),
+            f"list for img2dataset: {options.urls}",
+        )
     elif options.shards:
         counts = convert.filter_shards(corpus, options.shards, options.out, **limits)
-        result = f"shards: {options.out}" if options.out else f"nothing written; train on {options.shards} as it is, or filter it into --out"
+        result = (
+            f"shards: {options.out}"
+            if options.out
+            else f"nothing written; train on {options.shards} as it is, or filter it into --out"
+        )
     else:
         counts = convert.write_shards(corpus, options.annotations, options.images, options.out, **limits)
         key = "; its captions are in each .json: set caption_key to captions" if corpus.kind == "pair" else ""
@@ -174,8 +268,17 @@ def describe(corpus: Corpus, counts: Counts) -> str:
     words = f"{counts.words / counts.captions:.1f}" if counts.captions else "-"
     rows = [("", unit, "words each"), ("found", f"{found:,}", words)]
     if corpus.pairs is not None:
-        rows.append(("paper, Table 2" if corpus.kind == "pair" else "published", corpus.pairs, "-" if corpus.words is None else f"{corpus.words:.1f}"))
-    lines = [f"{corpus.title}: {counts.samples:,} samples from {counts.entries:,} entries", *(f"  {a:<16}{b:>12}{c:>12}" for a, b, c in rows)]
+        rows.append(
+            (
+                "paper, Table 2" if corpus.kind == "pair" else "published",
+                corpus.pairs,
+                "-" if corpus.words is None else f"{corpus.words:.1f}",
+            )
+        )
+    lines = [
+        f"{corpus.title}: {counts.samples:,} samples from {counts.entries:,} entries",
+        *(f"  {a:<16}{b:>12}{c:>12}" for a, b, c in rows),
+    ]
     return "\n".join([*lines, f"left out: {counted(counts.dropped)}"])
 
 
@@ -184,12 +287,17 @@ def _check(options: argparse.Namespace) -> None:
     name = options.corpus.name
     if bool(options.annotations) == bool(options.shards):
         raise UserError(
-            f"prepare {name}: give the published annotations ({options.corpus.annotations}){', or --shards' if options.corpus.kind == 'pair' else ''}"
+            f"prepare {name}: give the published annotations "
+            f"({options.corpus.annotations}){', or --shards' if options.corpus.kind == 'pair' else ''}"
         )
     if options.urls and (options.shards or options.out):
-        raise UserError(f"prepare {name}: --urls writes a list from annotations; leave out --shards and --out")
+        raise UserError(
+            f"prepare {name}: --urls writes a list from annotations; leave out --shards and --out"
+        )
     if not (options.urls or options.shards or options.out):
-        raise UserError(f"prepare {name}: give --out FOLDER{', or --urls FILE' if options.corpus.urls else ''}")
+        raise UserError(
+            f"prepare {name}: give --out FOLDER{', or --urls FILE' if options.corpus.urls else ''}"
+        )
     for option in ("samples_per_shard", "mib_per_shard"):
         if getattr(options, option) < 1:
             raise UserError(f"--{option.replace('_', '-')} {getattr(options, option)}: use at least 1")

@@ -9,7 +9,9 @@ from contextlib import suppress
 
 
 def reader_is_gone() -> bool:
-    """Tells whether nobody reads standard output any more, as behind `| head`; from then on it goes nowhere, without a word."""
+    """Tells whether nobody reads standard output any more, as behind `| head`; from then on it goes nowhere,
+    without a word.
+    """
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):  # replaced by an object in memory, or closed

@@ -1,4 +1,6 @@
-"""The configuration of a run: a tree of frozen dataclasses, checked as a whole, read from and written to JSON."""
+"""The configuration of a run: a tree of frozen dataclasses, checked as a whole, read from and written to
+JSON.
+"""
 
 from flava_ds.config.codebook import CodebookConfig
 from flava_ds.config.data import (

@@ -1,6 +1,8 @@
-"""Bounds on the fields of the configuration, written beside their types: `lr: Annotated[float, Between(0, 10)]`.
+"""Bounds on the fields of the configuration, written beside their types: `lr: Annotated[float, Between(0,
+10)]`.
 
-Every number is finite unless its field says `ANY_FLOAT`. One walk checks a whole tree, whoever built it: a recipe, JSON or the command line.
+Every number is finite unless its field says `ANY_FLOAT`. One walk checks a whole tree, whoever built it: a
+recipe, JSON or the command line.
 """
 
 from __future__ import annotations
@@ -82,7 +84,11 @@ class Length:
         """Says what a value must do."""
         if self.least == self.most:
             return f"have {self.least} entries"
-        return f"have at least {self.least} entries" if self.most == math.inf else f"have {self.least} to {self.most} entries"
+        return (
+            f"have at least {self.least} entries"
+            if self.most == math.inf
+            else f"have {self.least} to {self.most} entries"
+        )
 
 
 Share = Annotated[float, Between(0, 1)]
@@ -92,7 +98,9 @@ Steps = Annotated[int, AtLeast(0), AtMost(10**9)]
 
 
 def check_bounds(tree: Any, name: str = "") -> None:
-    """Raises ConfigError for the first value of another type than its field's, or outside of its bounds, in a tree or its section `name`."""
+    """Raises ConfigError for the first value of another type than its field's, or outside of its bounds, in a
+    tree or its section `name`.
+    """
     for place in places(tree, None, (name,) if name else ()):
         if place.base is None:
             check_value(place.name, place.hint, place.value)
@@ -106,10 +114,20 @@ def check_value(name: str, hint: Any, value: Any) -> None:
 
 
 def complaint(hint: Any, value: Any) -> str | None:
-    """Says what `value` must be and is not, e.g. 'it must be at least 0', by the first bound that it breaks; None when it keeps all."""
+    """Says what `value` must be and is not, e.g. 'it must be at least 0', by the first bound that it breaks;
+    None when it keeps all.
+    """
     if isinstance(value, tuple):
-        lengths = [bound for bound in _bounds(hint) if isinstance(bound, Length) and not bound.least <= len(value) <= bound.most]
-        return f"it must {lengths[0]}" if lengths else _complaint_of_entries(_entry_hints(hint, len(value)), value)
+        lengths = [
+            bound
+            for bound in _bounds(hint)
+            if isinstance(bound, Length) and not bound.least <= len(value) <= bound.most
+        ]
+        return (
+            f"it must {lengths[0]}"
+            if lengths
+            else _complaint_of_entries(_entry_hints(hint, len(value)), value)
+        )
     if isinstance(value, Mapping):
         entry = _entry_hints(hint, 2)[1]
         found = [(name, must) for name, one in value.items() if (must := complaint(entry, one))]
@@ -117,7 +135,12 @@ def complaint(hint: Any, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     broken = [bound for bound in _bounds(hint) if isinstance(bound, Range) and not bound.holds(value)]
-    if not broken and isinstance(value, float) and not math.isfinite(value) and ANY_FLOAT not in _bounds(hint):
+    if (
+        not broken
+        and isinstance(value, float)
+        and not math.isfinite(value)
+        and ANY_FLOAT not in _bounds(hint)
+    ):
         broken = [Range()]
     return f"it must {broken[0]}" if broken else None
 
@@ -134,12 +157,22 @@ def _complaint_of_entries(hints: list[Any], values: tuple[Any, ...]) -> str | No
 def described(hint: Any) -> str:
     """Says in a sentence what values of an annotation must do; empty where any will do."""
     bounds = [str(bound) for bound in _bounds(hint) if bound != ANY_FLOAT]
-    words = [f"It must {' and '.join([*bounds[:1], *(bound.removeprefix('be ') for bound in bounds[1:])])}."] if bounds else []
+    words = (
+        [f"It must {' and '.join([*bounds[:1], *(bound.removeprefix('be ') for bound in bounds[1:])])}."]
+        if bounds
+        else []
+    )
     kind = next(part for part in alternatives(hint) if part is not type(None))
     if typing.get_origin(plain(kind)) is tuple:
         hints = [entry for entry in typing.get_args(plain(kind)) if entry is not Ellipsis]
-        entries = [described(entry) for entry in hints[: 1 if all(entry == hints[0] for entry in hints) else None]]
-        words += [words.replace("It", "Each" if len(entries) == 1 else f"Number {number}", 1) for number, words in enumerate(entries, 1) if words]
+        entries = [
+            described(entry) for entry in hints[: 1 if all(entry == hints[0] for entry in hints) else None]
+        ]
+        words += [
+            words.replace("It", "Each" if len(entries) == 1 else f"Number {number}", 1)
+            for number, words in enumerate(entries, 1)
+            if words
+        ]
     return " ".join(words)
 
 

@@ -36,4 +36,6 @@ class CodebookConfig:
 def check_codebook(codebook: CodebookConfig) -> None:
     """Raises ConfigError naming the field, the value and the way out."""
     if codebook.num_channels != 3:
-        raise ConfigError(f"codebook.num_channels is {codebook.num_channels}; pictures are read as RGB, so it must be 3")
+        raise ConfigError(
+            f"codebook.num_channels is {codebook.num_channels}; pictures are read as RGB, so it must be 3"
+        )

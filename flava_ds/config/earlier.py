@@ -1,4 +1,6 @@
-"""Saved configurations of earlier versions, brought to the form of today's, so that their runs go on with the same data order."""
+"""Saved configurations of earlier versions, brought to the form of today's, so that their runs go on with the
+same data order.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,12 @@ _KINDS = ("pair", "image", "text")
 
 
 def modernised(saved: Any) -> Any:
-    """Returns the JSON of a configuration with what earlier versions wrote otherwise in today's form; anything else is
-    left for the reader to judge.
+    """Returns the JSON of a configuration with what earlier versions wrote otherwise in today's form;
+    anything else is left for the reader to judge.
 
-    There was one family, one optimizer and one schedule, and six objectives that told their type by their name. Sources
-    were a list; their seeds were their places in it, and so were the places of weights by source.
+    There was one family, one optimizer and one schedule, and six objectives that told their type by their
+    name. Sources were a list; their seeds were their places in it, and so were the places of weights by
+    source.
     """
     return _sources_by_name(_with_types(saved))
 
@@ -29,7 +32,9 @@ def _with_types(saved: Any) -> Any:
             changed[section] = {"type": tag, **saved[section]}
     if isinstance(saved.get("objectives"), dict):
         objectives = saved["objectives"].items()
-        changed["objectives"] = {n: {"type": n, **own} if isinstance(own, dict) else own for n, own in objectives}
+        changed["objectives"] = {
+            n: {"type": n, **own} if isinstance(own, dict) else own for n, own in objectives
+        }
     return changed
 
 
@@ -39,7 +44,10 @@ def _sources_by_name(saved: Any) -> Any:
     if not isinstance(data, dict) or not _is_list_of_named(data.get("sources")):
         return saved
     names = [source["name"] for source in data["sources"]]
-    sources = {source["name"]: {key: value for key, value in source.items() if key != "name"} | {"seed": place} for place, source in enumerate(data["sources"])}
+    sources = {
+        source["name"]: {key: value for key, value in source.items() if key != "name"} | {"seed": place}
+        for place, source in enumerate(data["sources"])
+    }
     if len(sources) < len(names):
         return saved
     changed = data | {"sources": sources}
@@ -60,9 +68,15 @@ def _change(change: Any, names: list[str]) -> Any:
 
 def _by_name(weights: Any, names: Sequence[str]) -> Any:
     """Turns one weight per name into a mapping."""
-    return dict(zip(names, weights, strict=True)) if isinstance(weights, list) and len(weights) == len(names) else weights
+    return (
+        dict(zip(names, weights, strict=True))
+        if isinstance(weights, list) and len(weights) == len(names)
+        else weights
+    )
 
 
 def _is_list_of_named(sources: Any) -> bool:
     """Tells whether `sources` are in the earlier form."""
-    return isinstance(sources, list) and all(isinstance(source, dict) and isinstance(source.get("name"), str) for source in sources)
+    return isinstance(sources, list) and all(
+        isinstance(source, dict) and isinstance(source.get("name"), str) for source in sources
+    )

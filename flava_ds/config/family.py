@@ -26,7 +26,9 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     kinds: ClassVar[Mapping[str, str]]
     """The kinds of step that the family knows, and what a sample of each holds: "image", "text" or "pair"."""
     layouts: ClassVar[str | None] = None
-    """The module that writes and reads the family's models in the layouts of others (flava_ds/layouts.py); None for none."""
+    """The module that writes and reads the family's models in the layouts of others (flava_ds/layouts.py);
+    None for none.
+    """
 
     @property
     def max_tokens(self) -> int:
@@ -40,15 +42,20 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
 
     @property
     def num_patches(self) -> int:
-        """The patches of a picture, for each of which data may bring a code of the codebook; 0 for a model without use for codes."""
+        """The patches of a picture, for each of which data may bring a code of the codebook; 0 for a model
+        without use for codes.
+        """
         return 0
 
     def load_tokenizer(self, config: Any) -> Tokenizer:
-        """Loads the tokenizer of data.vocabulary. Raises: ConfigError when the model has no embedding for its ids."""
+        """Loads the tokenizer of data.vocabulary. Raises: ConfigError when the model has no embedding for its
+        ids.
+        """
         raise NotImplementedError
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
-        """Returns what a trained model offers to an evaluation, and why it lacks the rest: protocol -> reason.
+        """Returns what a trained model offers to an evaluation, and why it lacks the rest: protocol ->
+        reason.
 
         The protocols are those of flava_ds/evaluation/protocols.py: vectors, log odds of pairs, and so on.
         """
@@ -63,8 +70,12 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         raise NotImplementedError
 
     def shape_of(self, view: str) -> Any:
-        """Returns the configuration of the encoder that a view comes from: hidden_size, layer_norm_eps and so on."""
+        """Returns the configuration of the encoder that a view comes from: hidden_size, layer_norm_eps and so
+        on.
+        """
         raise NotImplementedError
 
     def check(self, config: Any) -> None:
-        """Raises ConfigError for settings of the model, or combinations with the rest of `config`, that cannot work."""
+        """Raises ConfigError for settings of the model, or combinations with the rest of `config`, that
+        cannot work.
+        """

@@ -1,4 +1,6 @@
-"""What the source says about each field of a dataclass: the string below it, as --help and the reference show it."""
+"""What the source says about each field of a dataclass: the string below it, as --help and the reference show
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import textwrap
 
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
-    """Returns the string below each annotated field of `kind` and of its bases; a field that is annotated again keeps the base's, unless it has one.
+    """Returns the string below each annotated field of `kind` and of its bases; a field that is annotated
+    again keeps the base's, unless it has one.
 
     A class whose source cannot be read has none.
     """
@@ -22,7 +25,11 @@ def field_docs(kind: type) -> dict[str, str]:
             continue
         body = definition.body if isinstance(definition, ast.ClassDef) else []
         for node, below in zip(body, body[1:], strict=False):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and (text := _text(below)) is not None:
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and (text := _text(below)) is not None
+            ):
                 found[node.target.id] = " ".join(text.split())
     return found
 

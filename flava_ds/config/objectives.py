@@ -1,4 +1,6 @@
-"""What every objective's configuration has. The rest stands in the objective's own file under flava_ds/objectives/."""
+"""What every objective's configuration has. The rest stands in the objective's own file under
+flava_ds/objectives/.
+"""
 
 from __future__ import annotations
 
@@ -42,18 +44,24 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
         raise NotImplementedError(f"{type(self).__name__} does not say how its objective is built")
 
     def classes(self, config: Any) -> int | None:
-        """Returns among how many classes each of its predictions chooses, which says what guessing costs; None where the number is not fixed."""
+        """Returns among how many classes each of its predictions chooses, which says what guessing costs;
+        None where the number is not fixed.
+        """
         return None
 
     def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
-        """Returns what adds the objective's own tensors to the batches of `source`, a SourceConfig of `config`.
+        """Returns what adds the objective's own tensors to the batches of `source`, a SourceConfig of
+        `config`.
 
-        What several objectives share, such as the masks of FLAVA's masked views, is part of the family's plan.
+        What several objectives share, such as the masks of FLAVA's masked views, is part of the family's
+        plan.
         """
         return ()
 
     def check(self, where: str, config: Any) -> None:
-        """Raises ConfigError for settings that cannot work in `config`; `where` is the objective's place, for messages."""
+        """Raises ConfigError for settings that cannot work in `config`; `where` is the objective's place, for
+        messages.
+        """
 
 
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:

@@ -1,4 +1,6 @@
-"""What every optimizer's configuration has; the rest stands in the optimizer's own file under flava_ds/optimizers/."""
+"""What every optimizer's configuration has; the rest stands in the optimizer's own file under
+flava_ds/optimizers/.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class OptimizerConfig(Variant, built_in=BUILT_IN):
     weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 0.1
     """Share of the weights that an update subtracts, times the learning rate."""
     decay_norm_and_bias: bool = True
-    """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and mask tokens and the logit scale."""
+    """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and
+    mask tokens and the logit scale.
+    """
 
     @property
     def label(self) -> str:
@@ -35,5 +39,7 @@ class OptimizerConfig(Variant, built_in=BUILT_IN):
         return str(self.type)
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Builds the optimizer, a torch.optim.Optimizer with `Gated` mixed in, for groups of `parameter_groups`."""
+        """Builds the optimizer, a torch.optim.Optimizer with `Gated` mixed in, for groups of
+        `parameter_groups`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how its optimizer is built")

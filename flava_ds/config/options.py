@@ -1,4 +1,6 @@
-"""The configuration as command-line options: `--optimizer.lr 3e-4` sets a field, `--optimizer lion` exchanges a variant. Strict, as JSON is."""
+"""The configuration as command-line options: `--optimizer.lr 3e-4` sets a field, `--optimizer lion` exchanges
+a variant. Strict, as JSON is.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Settings = TypeVar("Settings")
 
 
 def option_names(node: Any) -> Iterator[str]:
-    """Yields every option of a configuration, e.g. 'training.total-steps' and 'optimizer'; switches also in their 'no-' form."""
+    """Yields every option of a configuration, e.g. 'training.total-steps' and 'optimizer'; switches also in
+    their 'no-' form.
+    """
     for place in places(node):
         yield place.option
         if isinstance(place.value, bool):
@@ -29,10 +33,14 @@ def option_names(node: Any) -> Iterator[str]:
             yield f"{section}.no-{name}" if section else f"no-{name}"
 
 
-def override(default: Settings, words: list[str], prog: str = "flava-ds train RECIPE", beside: Iterable[str] = ()) -> Settings:
-    """Returns `default` with command-line options such as ['--optimizer.lr', '3e-4'] applied; prints the list of them for --help.
+def override(
+    default: Settings, words: list[str], prog: str = "flava-ds train RECIPE", beside: Iterable[str] = ()
+) -> Settings:
+    """Returns `default` with command-line options such as ['--optimizer.lr', '3e-4'] applied; prints the list
+    of them for --help.
 
-    `beside` names the options that the command itself takes, so that one of them can be what a mistyped option meant.
+    `beside` names the options that the command itself takes, so that one of them can be what a mistyped
+    option meant.
 
     Raises: ConfigError on an unknown option, or on a value that does not fit.
     """
@@ -42,14 +50,19 @@ def override(default: Settings, words: list[str], prog: str = "flava-ds train RE
 
 
 def switch_variants(default: Settings, words: list[str]) -> tuple[Settings, list[str]]:
-    """Carries out the words that exchange a variant, such as ['--optimizer', 'lion'], outer ones first; returns the others as well.
+    """Carries out the words that exchange a variant, such as ['--optimizer', 'lion'], outer ones first;
+    returns the others as well.
 
     Raises: ConfigError when no variant follows, or an unknown one.
     """
     words = list(words)
     while True:
         positions = {place.option: place for place in places(default) if place.base is not None}
-        named = {index: word[2:].split("=", 1)[0].replace("_", "-") for index, word in enumerate(words) if word.startswith("--")}
+        named = {
+            index: word[2:].split("=", 1)[0].replace("_", "-")
+            for index, word in enumerate(words)
+            if word.startswith("--")
+        }
         found = [(len(positions[name].path), index) for index, name in named.items() if name in positions]
         if not found:
             return default, words
@@ -68,7 +81,9 @@ def _variant(place: Place, tag: str) -> Variant | None:
     if not tag or tag.startswith("-"):
         raise ConfigError(f"{label} needs one of {', '.join(place.choices())} after it")
     if tag not in place.choices():
-        raise ConfigError(f"{label} {tag!r} is none of {', '.join(place.choices())}{did_you_mean(tag, place.choices())}")
+        raise ConfigError(
+            f"{label} {tag!r} is none of {', '.join(place.choices())}{did_you_mean(tag, place.choices())}"
+        )
     assert place.base is not None  # switch_variants asks for positions of variants alone
     return None if tag == NONE else switched(place.value, find(place.base, tag, label), label)
 
@@ -87,7 +102,9 @@ def _replace(node: Any, path: tuple[str | int, ...], value: Any) -> Any:
 
 
 def check_option_names(default: Any, words: list[str], beside: Iterable[str] = ()) -> None:
-    """Raises ConfigError with a suggestion, one of `beside` included, for the first option that the configuration does not have."""
+    """Raises ConfigError with a suggestion, one of `beside` included, for the first option that the
+    configuration does not have.
+    """
     known = {"help", *option_names(default)}
     for argument in words:
         if argument == "-h" or not argument.startswith("--"):
@@ -98,12 +115,19 @@ def check_option_names(default: Any, words: list[str], beside: Iterable[str] = (
 
 
 def suggest(name: str, known: set[str]) -> str:
-    """Returns '; did you mean ...?': the same last word elsewhere in the tree first, then the nearest spelling."""
+    """Returns '; did you mean ...?': the same last word elsewhere in the tree first, then the nearest
+    spelling.
+    """
     dashed = name.replace("_", "-")
-    same_leaf = sorted((option for option in known if option.rsplit(".", 1)[-1] == dashed.rsplit(".", 1)[-1]), key=len)
+    same_leaf = sorted(
+        (option for option in known if option.rsplit(".", 1)[-1] == dashed.rsplit(".", 1)[-1]), key=len
+    )
     if same_leaf:
         return f"; did you mean '--{same_leaf[0]}'?"
-    return did_you_mean(f"--{dashed}", [f"--{option}" for option in sorted(known)]) or "; see `flava-ds config RECIPE` for all of them"
+    return (
+        did_you_mean(f"--{dashed}", [f"--{option}" for option in sorted(known)])
+        or "; see `flava-ds config RECIPE` for all of them"
+    )
 
 
 def _parse(default: Settings, words: list[str], prog: str) -> Settings:
@@ -122,7 +146,8 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
                 args=words,
                 prog=prog,
                 description=describe_variants(default),
-                config=(tyro.conf.AvoidSubcommands,),  # an optional section has the options of what stands there
+                # an optional section has the options of what stands there
+                config=(tyro.conf.AvoidSubcommands,),
                 registry=_described_fields(),
             )
     except SystemExit as stop:
@@ -148,7 +173,8 @@ def _described_fields() -> Any:
                 name=field.name,
                 type=hints[field.name],
                 default=getattr(info.default, field.name),
-                helptext=" ".join(filter(None, (meanings.get(field.name), described(hints[field.name])))) or None,
+                helptext=" ".join(filter(None, (meanings.get(field.name), described(hints[field.name]))))
+                or None,
             )
             for field in dataclasses.fields(kind)
         ]
@@ -159,16 +185,28 @@ def _described_fields() -> Any:
 
 def describe_variants(default: Any) -> str:
     """Says in the help what is configured, which sections can be exchanged, and what a new one keeps."""
-    lines = [f"--{place.option} {{{','.join(place.choices())}}}" for place in places(default) if place.base is not None]
+    lines = [
+        f"--{place.option} {{{','.join(place.choices())}}}"
+        for place in places(default)
+        if place.base is not None
+    ]
     rule = (
-        "Sections that can be exchanged as a whole. The new one has its own defaults, and keeps the fields of the same name and type that had "
+        "Sections that can be exchanged as a whole. The new one has its own defaults, and keeps the fields "
+        "of the same name and type that had "
         "been set to something else than the old one's default:"
     )
     return "\n".join([inspect.getdoc(default) or "", *(["", rule, *lines] if lines else [])])
 
 
 def _one_line(box: str) -> str:
-    """Flattens tyro's framed message to its first paragraph; the title, on the upper edge of the frame, repeats it."""
-    body = re.split(r"^│ ?─{3,}.*$", re.sub(r"^╭.*$", "", box, count=1, flags=re.MULTILINE), maxsplit=1, flags=re.MULTILINE)[0]
+    """Flattens tyro's framed message to its first paragraph; the title, on the upper edge of the frame,
+    repeats it.
+    """
+    body = re.split(
+        r"^│ ?─{3,}.*$",
+        re.sub(r"^╭.*$", "", box, count=1, flags=re.MULTILINE),
+        maxsplit=1,
+        flags=re.MULTILINE,
+    )[0]
     words = re.sub(r"[╭╮╰╯│─]+", " ", body).split()
     return " ".join(words) or "the options could not be read; see --help"

@@ -1,4 +1,6 @@
-"""Walks the values of a configuration: each field with its name, its annotation and, for a section, the variants that may stand there."""
+"""Walks the values of a configuration: each field with its name, its annotation and, for a section, the
+variants that may stand there.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Place(NamedTuple):
 
 
 def places(node: Any, hint: Any = None, path: tuple[str | int, ...] = ()) -> Iterator[Place]:
-    """Yields every field under a configuration, and every position of a variant before the fields of that variant."""
+    """Yields every field under a configuration, and every position of a variant before the fields of that
+    variant.
+    """
     parts = alternatives(hint)
     base = next((part for part in parts if is_position(part)), None)
     entries = _entries(node, parts)
@@ -67,10 +71,14 @@ def is_section(hint: Any) -> bool:
 
 
 def _entries(node: Any, parts: tuple[Any, ...]) -> list[tuple[str | int, Any, Any]] | None:
-    """Lists name, annotation and value of what a section, a mapping or a tuple of sections holds; None for what is one value."""
+    """Lists name, annotation and value of what a section, a mapping or a tuple of sections holds; None for
+    what is one value.
+    """
     if dataclasses.is_dataclass(node):
         hints = typing.get_type_hints(type(node), include_extras=True)
-        return [(field.name, hints[field.name], getattr(node, field.name)) for field in dataclasses.fields(node)]
+        return [
+            (field.name, hints[field.name], getattr(node, field.name)) for field in dataclasses.fields(node)
+        ]
     inner = typing.get_args(plain(parts[0]))
     if isinstance(node, Mapping) and len(parts) == 1 and inner and (node or is_section(inner[1])):
         return [(name, inner[1], value) for name, value in node.items()]

@@ -1,6 +1,7 @@
 """The one way in which files of others are opened, and JSON of others is read: with limits.
 
-A FIFO or a device in the place of a file would hold a command for ever or do something; JSON without an end would fill the memory.
+A FIFO or a device in the place of a file would hold a command for ever or do something; JSON without an end
+would fill the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def open_regular(path: Path) -> int:
 
     Raises: OSError when there is none, or when it is a FIFO, a device, a socket or a folder.
     """
-    _refuse_irregular(os.stat(path).st_mode, path)  # before it is opened: that alone may do something to a device
+    # before it is opened: that alone may do something to a device
+    _refuse_irregular(os.stat(path).st_mode, path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _refuse_irregular(os.fstat(descriptor).st_mode, path)  # it may have been exchanged in between
@@ -54,7 +56,8 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
 def loads(text: str | bytes) -> Any:
     """Reads JSON.
 
-    Raises: ValueError where it is none, is nested too deeply, or has a key twice in one object: the first would be lost.
+    Raises: ValueError where it is none, is nested too deeply, or has a key twice in one object: the first
+    would be lost.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)

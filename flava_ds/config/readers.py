@@ -1,4 +1,6 @@
-"""What the configuration of a kind of source has that is none of the package's: samples that lie in no shards of ours."""
+"""What the configuration of a kind of source has that is none of the package's: samples that lie in no shards
+of ours.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class ReaderConfig(Variant):
     """Another way to samples. A variant is defined where its source is."""
 
     def build(self, config: Any, name: str) -> Source:
-        """Builds the source `name` of `config`, a Config, in the trainer's process; see flava_ds/data/sources.py.
+        """Builds the source `name` of `config`, a Config, in the trainer's process; see
+        flava_ds/data/sources.py.
 
         Raises: DataError or ConfigError when it cannot serve.
         """

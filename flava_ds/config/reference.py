@@ -1,4 +1,6 @@
-"""The reference of the configuration as Markdown: every field of every section and variant, taken from the dataclasses themselves."""
+"""The reference of the configuration as Markdown: every field of every section and variant, taken from the
+dataclasses themselves.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,24 @@ from flava_ds.config.variants import choices, default_of, find, is_position
 
 PACKAGE = "flava_ds."
 UNITS = {
-    **{"s": "s", "minutes": "min", "mib": "MiB", "gib": "GiB", "bytes": "bytes", "pixels": "pixels", "degrees": "degrees"},
+    **{
+        "s": "s",
+        "minutes": "min",
+        "mib": "MiB",
+        "gib": "GiB",
+        "bytes": "bytes",
+        "pixels": "pixels",
+        "degrees": "degrees",
+    },
     **{"steps": "steps", "step": "step", "every": "steps", "tokens": "tokens", "batch_size": "samples"},
 }
 """What the endings of fields' names say."""
 
 
 def reference(own_variants: bool = True) -> str:
-    """Returns a table for every section of Config, and for every variant that may stand there; without `own_variants`, the package's alone."""
+    """Returns a table for every section of Config, and for every variant that may stand there; without
+    `own_variants`, the package's alone.
+    """
     return markdown(Config, own_variants)
 
 
@@ -32,16 +44,31 @@ def markdown(tree: type, own_variants: bool = True) -> str:
     return "\n\n".join(_sections(tree, "", "", own_variants, set())) + "\n"
 
 
-def _sections(kind: type, name: str, tag: str, own_variants: bool, seen: set[tuple[type, str]]) -> Iterator[str]:
-    """Yields the table of a section's own fields, then those of the sections under it; what several variants have in one place, once."""
+def _sections(
+    kind: type, name: str, tag: str, own_variants: bool, seen: set[tuple[type, str]]
+) -> Iterator[str]:
+    """Yields the table of a section's own fields, then those of the sections under it; what several variants
+    have in one place, once.
+    """
     hints, meanings = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
     fields = dataclasses.fields(kind)
     title = f"`{name}`" if name else "The run"
     below = {field.name: found for field in fields if (found := _below(hints[field.name]))}
-    rows = [_row(field, hints[field.name], meanings, name) for field in fields if field.name not in below or below[field.name][1]]
-    parts = [f"### {title}{f', `{tag}`' if tag else ''}", " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())]
+    rows = [
+        _row(field, hints[field.name], meanings, name)
+        for field in fields
+        if field.name not in below or below[field.name][1]
+    ]
+    parts = [
+        f"### {title}{f', `{tag}`' if tag else ''}",
+        " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()),
+    ]
     if rows:
-        parts.append("\n".join(["| field | type | unit | default | bounds | meaning |", "|---|---|---|---|---|---|", *rows]))
+        parts.append(
+            "\n".join(
+                ["| field | type | unit | default | bounds | meaning |", "|---|---|---|---|---|---|", *rows]
+            )
+        )
     yield "\n\n".join(parts)
     for field in fields:
         if field.name not in below:
@@ -55,7 +82,9 @@ def _sections(kind: type, name: str, tag: str, own_variants: bool, seen: set[tup
 
 
 def _below(hint: Any) -> tuple[type, str] | None:
-    """Returns the section that an annotation asks for, and how the name of one goes on in a mapping or tuple; None for a field."""
+    """Returns the section that an annotation asks for, and how the name of one goes on in a mapping or tuple;
+    None for a field.
+    """
     for part in map(plain, alternatives(hint)):
         arguments = typing.get_args(part)
         if is_section(part):
@@ -68,11 +97,15 @@ def _below(hint: Any) -> tuple[type, str] | None:
 
 
 def _kinds(section: type, own_variants: bool) -> list[tuple[type, str]]:
-    """Lists what may stand in a section, with its tag where there is one; a position whose variants are all of users' own is shown by its base."""
+    """Lists what may stand in a section, with its tag where there is one; a position whose variants are all
+    of users' own is shown by its base.
+    """
     if not is_position(section):
         return [(section, "")]
     known = [(find(section, tag, section.__name__), tag) for tag in choices(section)]
-    return [(kind, tag) for kind, tag in known if own_variants or kind.__module__.startswith(PACKAGE)] or [(section, "")]
+    return [(kind, tag) for kind, tag in known if own_variants or kind.__module__.startswith(PACKAGE)] or [
+        (section, "")
+    ]
 
 
 def _row(field: dataclasses.Field, hint: Any, meanings: Mapping[str, str], section: str) -> str:
@@ -80,14 +113,24 @@ def _row(field: dataclasses.Field, hint: Any, meanings: Mapping[str, str], secti
     name = f"{section}.{field.name}" if section else field.name
     default = default_of(field)
     shown = "required" if default is dataclasses.MISSING else f"`{_spelled(default)}`"
-    bounds = described(hint).replace("It must ", "").replace(" must", "").replace("be ", "").replace("lie ", "").rstrip(".")
+    bounds = (
+        described(hint)
+        .replace("It must ", "")
+        .replace(" must", "")
+        .replace("be ", "")
+        .replace("lie ", "")
+        .rstrip(".")
+    )
     cells = [f"`{name}`", type_name(hint), unit_of(field.name), shown, bounds, meanings.get(field.name, "")]
     return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
 
 
 def _escaped(cell: str) -> str:
     """Keeps | and * of a cell from meaning something in Markdown, outside of code."""
-    return "`".join(part if number % 2 else part.replace("|", r"\|").replace("*", r"\*") for number, part in enumerate(cell.split("`")))
+    return "`".join(
+        part if number % 2 else part.replace("|", r"\|").replace("*", r"\*")
+        for number, part in enumerate(cell.split("`"))
+    )
 
 
 def unit_of(name: str) -> str:
@@ -108,7 +151,11 @@ def _one_type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
-        return f"list of {type_name(arguments[0])}" if Ellipsis in arguments else f"{len(arguments)} x {type_name(arguments[0])}"
+        return (
+            f"list of {type_name(arguments[0])}"
+            if Ellipsis in arguments
+            else f"{len(arguments)} x {type_name(arguments[0])}"
+        )
     if origin in (dict, Mapping):
         return f"{type_name(arguments[1])} by name"
     return hint.__name__

@@ -1,6 +1,8 @@
-"""Where a run may write: in one folder below logging.run_directory, and in one of the same name below checkpoint.directory.
+"""Where a run may write: in one folder below logging.run_directory, and in one of the same name below
+checkpoint.directory.
 
-A name comes from a command line or from a config.json that somebody else wrote, and must not lead out of either.
+A name comes from a command line or from a config.json that somebody else wrote, and must not lead out of
+either.
 """
 
 from __future__ import annotations
@@ -17,20 +19,30 @@ MOST_BYTES = 200
 
 
 def check_run_folder(config: Config) -> None:
-    """Raises ConfigError for a name that leads out of the folder of the runs, or that no file system takes, and for an empty folder."""
+    """Raises ConfigError for a name that leads out of the folder of the runs, or that no file system takes,
+    and for an empty folder.
+    """
     _check_text("name", config.name)
     for part in config.name.split("/"):
         if part in ("", ".", ".."):
-            raise ConfigError(f"name is {config.name!r:.200}; give the name of the run's folder below logging.run_directory, without '..' and not absolute")
+            raise ConfigError(
+                f"name is {config.name!r:.200}; give the name of the run's folder below "
+                "logging.run_directory, without '..' and not absolute"
+            )
         if len(part.encode()) > MOST_BYTES:
             raise ConfigError(f"name has a part of {len(part.encode())} bytes; use at most {MOST_BYTES}")
-    folders = {"logging.run_directory": config.logging.run_directory, "checkpoint.directory": config.checkpoint.directory}
+    folders = {
+        "logging.run_directory": config.logging.run_directory,
+        "checkpoint.directory": config.checkpoint.directory,
+    }
     for field, folder in folders.items():
         if folder is None:
             continue
         _check_text(field, folder)
         if not folder.removeprefix("file://"):
-            raise ConfigError(f"{field} is {folder!r}, which names no folder; give one, '.' for the working directory")
+            raise ConfigError(
+                f"{field} is {folder!r}, which names no folder; give one, '.' for the working directory"
+            )
 
 
 def _check_text(field: str, text: str) -> None:

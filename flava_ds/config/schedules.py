@@ -1,4 +1,6 @@
-"""Schedules of the learning rate, as pure functions of the step: ranks agree by arithmetic and resuming needs no state."""
+"""Schedules of the learning rate, as pure functions of the step: ranks agree by arithmetic and resuming needs
+no state.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,30 @@ class ScheduleConfig(Variant):
     """Linear warm-up, then what the variant says up to training.total_steps."""
 
     warmup_steps: Steps = 10_000
-    """Optimizer steps over which the learning rate grows to optimizer.lr, by equal parts; the first one already has a part."""
+    """Optimizer steps over which the learning rate grows to optimizer.lr, by equal parts; the first one
+    already has a part.
+    """
 
     def learning_rate(self, step: int, peak: float, total_steps: int) -> float:
-        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, whose largest is `peak`."""
+        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, whose largest is
+        `peak`.
+        """
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
         return self.after_warmup(step, peak, total_steps)
 
     def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
         """Returns the learning rate of an update from `warmup_steps` on."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how the learning rate goes on after the warm-up")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how the learning rate goes on after the warm-up"
+        )
 
     def check(self, peak: float, total_steps: int) -> None:
         """Raises ConfigError for what the run's other settings rule out."""
         if self.warmup_steps > total_steps:
-            raise ConfigError(f"schedule.warmup_steps {self.warmup_steps} exceeds training.total_steps {total_steps}")
+            raise ConfigError(
+                f"schedule.warmup_steps {self.warmup_steps} exceeds training.total_steps {total_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +78,10 @@ class FallingScheduleConfig(ScheduleConfig):
         """Raises ConfigError for what the run's other settings rule out."""
         super().check(peak, total_steps)
         if self.min_lr > peak:
-            raise ConfigError(f"schedule.min_lr {self.min_lr:g} exceeds optimizer.lr {peak:g}; the learning rate would rise instead of falling")
+            raise ConfigError(
+                f"schedule.min_lr {self.min_lr:g} exceeds optimizer.lr {peak:g}; the learning rate would "
+                "rise instead of falling"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +100,9 @@ class LinearScheduleConfig(FallingScheduleConfig, type="linear"):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecayConfig(FallingScheduleConfig, type="wsd"):
-    """Warm-up, optimizer.lr for most of the run, then a straight line down to min_lr: a run can be prolonged from before its cool-down."""
+    """Warm-up, optimizer.lr for most of the run, then a straight line down to min_lr: a run can be prolonged
+    from before its cool-down.
+    """
 
     cooldown_share: Annotated[float, Between(0, 1)] = 0.2
     """Share of training.total_steps, at the end, over which the learning rate falls."""
@@ -101,6 +116,8 @@ class WarmupStableDecayConfig(FallingScheduleConfig, type="wsd"):
         super().check(peak, total_steps)
         if self.warmup_steps > self.fall_begins(total_steps):
             raise ConfigError(
-                f"schedule.warmup_steps {self.warmup_steps} reaches into the cool-down, which begins at step {self.fall_begins(total_steps)} "
-                f"(schedule.cooldown_share {self.cooldown_share:g} of {total_steps}); make one of them smaller"
+                f"schedule.warmup_steps {self.warmup_steps} reaches into the cool-down, which begins at "
+                f"step {self.fall_begins(total_steps)} "
+                f"(schedule.cooldown_share {self.cooldown_share:g} of {total_steps}); make one of them "
+                "smaller"
             )

@@ -1,4 +1,6 @@
-"""What the configuration of a place for log records has; the package's own places have switches in LoggingConfig."""
+"""What the configuration of a place for log records has; the package's own places have switches in
+LoggingConfig.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ class SinkConfig(Variant):
     """Another place for the records of the log. A variant is defined where its sink is."""
 
     def check(self, where: str, config: Any) -> None:
-        """Raises ConfigError for what cannot work, such as a package that is missing; `where` is its place, for messages."""
+        """Raises ConfigError for what cannot work, such as a package that is missing; `where` is its place,
+        for messages.
+        """
 
     def open(self, config: Any, description: dict[str, Any], first_step: int) -> Sink:
-        """Opens it on rank 0 for the run of `config`, a Config, which begins or goes on at `first_step`; `description` is the
-        header of log.jsonl."""
+        """Opens it on rank 0 for the run of `config`, a Config, which begins or goes on at `first_step`;
+        `description` is the header of log.jsonl."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its sink is opened")

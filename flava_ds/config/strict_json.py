@@ -1,4 +1,6 @@
-"""Dataclasses to JSON types and back, strictly: an unknown key is an error with a suggestion. `flava_ds.config` offers these as its own."""
+"""Dataclasses to JSON types and back, strictly: an unknown key is an error with a suggestion.
+`flava_ds.config` offers these as its own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from flava_ds.errors import ConfigError, did_you_mean
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Converts a configuration dataclass into plain JSON types; of a position with variants, the key 'type' comes first."""
+    """Converts a configuration dataclass into plain JSON types; of a position with variants, the key 'type'
+    comes first.
+    """
     return json.loads(json.dumps(_plain(config)))
 
 
@@ -22,7 +26,9 @@ def _plain(value: Any) -> Any:
     """Turns dataclasses into objects, at any depth."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tagged = {"type": tag_of(value)} if isinstance(value, Variant) else {}
-        return tagged | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return tagged | {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
@@ -31,27 +37,44 @@ def _plain(value: Any) -> Any:
 def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
     """Builds dataclass `kind`, or the variant of it that the key 'type' names, from plain types, strictly.
 
-    Raises: ConfigError for a key that is unknown, with a suggestion, or missing, and for a value of another type.
+    Raises: ConfigError for a key that is unknown, with a suggestion, or missing, and for a value of another
+    type.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{where.rstrip('.') or 'the whole'} is {data!r:.60}; expected an object with the fields of {kind.__name__}")
+        raise ConfigError(
+            f"{where.rstrip('.') or 'the whole'} is {data!r:.60}; expected an object with the fields of "
+            f"{kind.__name__}"
+        )
     if is_position(kind):
         data = dict(data)
         if "type" not in data:
             raise ConfigError(f"key '{where}type' is missing; choose one of {', '.join(choices(kind))}")
-        kind = find(kind, data.pop("type"), f"{where}type", otherwise="; if code of your own defines it, add --plugin FILE.py")
-    hints, fields = typing.get_type_hints(kind, include_extras=True), {field.name: field for field in dataclasses.fields(kind)}
+        kind = find(
+            kind,
+            data.pop("type"),
+            f"{where}type",
+            otherwise="; if code of your own defines it, add --plugin FILE.py",
+        )
+    hints, fields = (
+        typing.get_type_hints(kind, include_extras=True),
+        {field.name: field for field in dataclasses.fields(kind)},
+    )
     unknown = [key for key in data if key not in fields]
     if unknown:
         raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], fields)}")
-    missing = [f.name for f in fields.values() if f.name not in data and f.default is f.default_factory is dataclasses.MISSING]
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.name not in data and f.default is f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise ConfigError(f"key '{where}{missing[0]}' is missing; it has no default")
     return kind(**{key: convert(hints[key], value, f"{where}{key}.") for key, value in data.items()})
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """Turns a JSON value into what a field's annotation asks for; `where` is the field's name with a dot behind it.
+    """Turns a JSON value into what a field's annotation asks for; `where` is the field's name with a dot
+    behind it.
 
     Raises: ConfigError for a value of another type.
     """
@@ -76,18 +99,24 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(f"{name} is a number of {len(str(value))} digits, more than a float holds") from None
+            raise ConfigError(
+                f"{name} is a number of {len(str(value))} digits, more than a float holds"
+            ) from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name} is {value!r}; expected {hint.__name__}")
     return value
 
 
 def _convert_entries(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """Turns a list into a tuple whose entries have the annotations `hints`, or all the first one where `...` follows it."""
+    """Turns a list into a tuple whose entries have the annotations `hints`, or all the first one where `...`
+    follows it.
+    """
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected a list")
     if Ellipsis in hints:
         hints = hints[:1] * len(value)
     if len(hints) != len(value):
         raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected {len(hints)} values")
-    return tuple(convert(hint, entry, f"{where}{i}.") for i, (hint, entry) in enumerate(zip(hints, value, strict=True)))
+    return tuple(
+        convert(hint, entry, f"{where}{i}.") for i, (hint, entry) in enumerate(zip(hints, value, strict=True))
+    )

@@ -1,4 +1,6 @@
-"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports the standard library only, so that --help is quick."""
+"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports the standard
+library only, so that --help is quick.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class TrainingConfig:
     total_steps: Annotated[int, AtLeast(1), AtMost(10**9)] = 214_286
     """Optimizer updates over all sources."""
     global_batch_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 8192
-    """Samples of one optimizer step over all ranks; micro_batch_size = global_batch_size / (world size * gradient_accumulation_steps)."""
+    """Samples of one optimizer step over all ranks; micro_batch_size = global_batch_size / (world size *
+    gradient_accumulation_steps).
+    """
     gradient_accumulation_steps: Annotated[int, AtLeast(1), AtMost(2**16)] = 1
     """Micro-steps whose gradients one optimizer step adds up."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -41,16 +45,23 @@ class TrainingConfig:
     gradient_clipping: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """Largest global norm; 0 clips nothing."""
     idle_parameters: Literal["frozen", "zeros"] = "frozen"
-    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain torch), 'zeros' gives them
-    a zero gradient, so weight decay and momentum move them (FSDP, so probably the paper)."""
+    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain
+    torch), 'zeros' gives them a zero gradient, so weight decay and momentum move them (FSDP, so probably the
+    paper)."""
     stop_on_nonfinite: Annotated[int, AtLeast(1), AtMost(10**6)] = 10
-    """After this many skipped updates in a row (loss or gradient norm not finite) the run goes back, or stops."""
+    """After this many skipped updates in a row (loss or gradient norm not finite) the run goes back, or
+    stops.
+    """
     spike_factor: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
-    """A loss more than this many times the running median of its step kind is a spike; 0 looks for none. The paper says nothing of spikes."""
+    """A loss more than this many times the running median of its step kind is a spike; 0 looks for none. The
+    paper says nothing of spikes.
+    """
     spike_steps: Annotated[int, AtLeast(1), AtMost(10**6)] = 5
     """After this many spikes of one step kind in a row the run goes back, or stops."""
     max_rollbacks: Annotated[int, AtLeast(0), AtMost(1000)] = 0
-    """How often a run goes back to its last good checkpoint and jumps the data from there to where it diverged, before it stops; 0 stops at once."""
+    """How often a run goes back to its last good checkpoint and jumps the data from there to where it
+    diverged, before it stops; 0 stops at once.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +81,16 @@ class CheckpointConfig:
     every_steps: Steps = 1000
     """0 writes none for the sake of steps; one is written at the end in any case."""
     every_minutes: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
-    """Minutes since the last save, by rank 0's clock, after which one is due whatever the steps; 0 for never."""
+    """Minutes since the last save, by rank 0's clock, after which one is due whatever the steps; 0 for never.
+    """
     asynchronous: bool = True
-    """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes per parameter of this rank's part."""
+    """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes
+    per parameter of this rank's part.
+    """
     directory: str | None = None
-    """Where the checkpoints lie, in a folder of the run's name: a path, or a URL that fsspec reaches, e.g. s3://bucket/runs; by default the run's folder."""
+    """Where the checkpoints lie, in a folder of the run's name: a path, or a URL that fsspec reaches, e.g.
+    s3://bucket/runs; by default the run's folder.
+    """
     keep_last: Annotated[int, AtLeast(1), AtMost(10**6)] = 2
     """How many of the newest checkpoints stay."""
     keep_every: Steps = 0
@@ -82,8 +98,8 @@ class CheckpointConfig:
     keep_best: Annotated[int, AtLeast(0), AtMost(10**6)] = 0
     """How many checkpoints with the best best_metric stay."""
     best_metric: str = ""
-    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the checkpoint.
-    Lower is better, but of a task's number (evaluation/<task>/<number>) what the task says."""
+    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the
+    checkpoint. Lower is better, but of a task's number (evaluation/<task>/<number>) what the task says."""
     resume: bool = True
     """Continue from `latest` in the run directory when there is one."""
 
@@ -107,9 +123,13 @@ class LoggingConfig:
     sinks: dict[str, SinkConfig] = field(default_factory=dict)
     """Further places that take every record, by names of your choice."""
     objective_gradient_norms_every: Steps = 0
-    """Steps of a window, in which the first step of each kind measures each objective's gradient norm on every encoder; 0 never measures."""
+    """Steps of a window, in which the first step of each kind measures each objective's gradient norm on
+    every encoder; 0 never measures.
+    """
     straggler_lines: Annotated[int, AtLeast(0), AtMost(10**6)] = 3
-    """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never warns."""
+    """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never
+    warns.
+    """
     checksum_every_steps: Steps = 1000
     """Steps between comparisons of the ranks' copies of the parameters, bit by bit; 0 never compares."""
     profile_steps: tuple[Steps, Annotated[int, AtLeast(1), AtMost(1000)]] | None = None
@@ -146,12 +166,14 @@ class Config:
     """The model family and its shape."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     codebook_weights: str | None = None
-    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are computed on the device.
+    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are
+    computed on the device.
 
     'random' takes an untrained one: its codes mean nothing, so that is for measuring time.
     """
     initial_weights: str | None = None
-    """Folder or safetensors file whose tensors replace the random initialisation of those of the same name."""
+    """Folder or safetensors file whose tensors replace the random initialisation of those of the same name.
+    """
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     """What the model is trained to do, by the names that losses have in the log."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -177,8 +199,12 @@ class Config:
 
     @property
     def computes_image_codes(self) -> bool:
-        """Whether a source comes without the codes that an objective predicts, so that the run needs the codebook."""
-        without = any(source.kind != "text" and source.image_codes_key is None for source in self.drawn_sources.values())
+        """Whether a source comes without the codes that an objective predicts, so that the run needs the
+        codebook.
+        """
+        without = any(
+            source.kind != "text" and source.image_codes_key is None for source in self.drawn_sources.values()
+        )
         return self.predicts_image_codes and without
 
     def learning_rate(self, step: int) -> float:
@@ -208,12 +234,14 @@ class Config:
         if size % parts:
             raise ConfigError(
                 f"source '{name}': global_batch_size {size} does not divide by {world_size} ranks x "
-                f"{self.training.gradient_accumulation_steps} accumulation steps; set --data.sources.{name}.global-batch-size to a multiple of {parts}"
+                f"{self.training.gradient_accumulation_steps} accumulation steps; set "
+                f"--data.sources.{name}.global-batch-size to a multiple of {parts}"
             )
         share = source.masked_share
         if source.kind == "pair" and size // parts * share < 1:
             raise ConfigError(
-                f"source '{name}': masked_share {share:g} of {size // parts} samples on each rank leaves none to mask; "
+                f"source '{name}': masked_share {share:g} of {size // parts} samples on each rank leaves "
+                "none to mask; "
                 f"use a share of at least {parts / size:g} or a larger global_batch_size"
             )
         return size // parts
@@ -230,7 +258,10 @@ def check(config: Config) -> Config:
     check_codebook(config.codebook)
     config.schedule.check(config.optimizer.lr, config.training.total_steps)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
-        raise ConfigError("checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. loss/global_contrastive")
+        raise ConfigError(
+            "checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. "
+            "loss/global_contrastive"
+        )
     check_evaluation(config.evaluation, config.checkpoint.best_metric)
     for name, sink in config.logging.sinks.items():
         sink.check(f"logging.sinks.{name}", config)
@@ -246,14 +277,17 @@ def check_objectives(config: Config) -> None:
         objective.check(f"objectives.{name}", config)
         if unknown := sorted(objective.kinds - config.model.kinds.keys()):
             raise ConfigError(
-                f"objectives.{name} reads {unknown[0]} batches, which the family of this model does not have; it has {', '.join(config.model.kinds)}"
+                f"objectives.{name} reads {unknown[0]} batches, which the family of this model does not "
+                f"have; it has {', '.join(config.model.kinds)}"
             )
     if not in_use(config.objectives):
         raise ConfigError("objectives is empty, or all have a weight of 0; a run needs at least one")
 
 
 def check_read(config: Config) -> None:
-    """Raises ConfigError for the first source that steps draw, although no objective in use reads its batches."""
+    """Raises ConfigError for the first source that steps draw, although no objective in use reads its
+    batches.
+    """
     for source_name, source in config.drawn_sources.items():
         readers = [name for name, own in config.objectives.items() if source.kind in own.kinds]
         if not set(readers).intersection(in_use(config.objectives)):
@@ -289,4 +323,6 @@ def parse(text: bytes, where: str) -> Config:
 
 def _without_code(config: Config) -> Config:
     """Takes back what lets sources run code: a file may come from somebody else."""
-    return config.with_sources({name: replace(source, allow_code=False) for name, source in config.data.sources.items()})
+    return config.with_sources(
+        {name: replace(source, allow_code=False) for name, source in config.data.sources.items()}
+    )

@@ -1,7 +1,8 @@
-"""Positions of the configuration that take one of several frozen dataclasses, told apart by a tag: `"type": "lion"` in JSON.
+"""Positions of the configuration that take one of several frozen dataclasses, told apart by a tag: `"type":
+"lion"` in JSON.
 
-The annotation of the position is a base class, whose table names the variants that come with the package. Each is imported
-when its tag is asked for, so the table costs nothing:
+The annotation of the position is a base class, whose table names the variants that come with the package.
+Each is imported when its tag is asked for, so the table costs nothing:
 
     @dataclass(frozen=True, kw_only=True)
     class OptimizerConfig(Variant, built_in={"lion": "flava_ds.training.lion:LionConfig"}):
@@ -11,7 +12,8 @@ when its tag is asked for, so the table costs nothing:
     class LionConfig(OptimizerConfig, type="lion"):
         lr: float = 1e-4
 
-A class that is not in the table joins by being defined: that is how a recipe outside of the package brings its own.
+A class that is not in the table joins by being defined: that is how a recipe outside of the package brings
+its own.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Variant:
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     """Every variant is a dataclass; `_import` sees to it."""
 
-    def __init_subclass__(cls, *, type: str | None = None, built_in: Mapping[str, str] | None = None, **others: Any) -> None:
+    def __init_subclass__(
+        cls, *, type: str | None = None, built_in: Mapping[str, str] | None = None, **others: Any
+    ) -> None:
         """Opens a position, for a direct subclass, or registers a variant of one under `type`.
 
         Raises: ConfigError when the tag belongs to another class.
@@ -66,12 +70,16 @@ def is_position(hint: Any) -> typing.TypeGuard[type[Variant]]:
 
 
 def choices(base: type[Chosen]) -> list[str]:
-    """Lists the tags that a position annotated with `base` takes: the built-in ones in their order, then what has been defined.
+    """Lists the tags that a position annotated with `base` takes: the built-in ones in their order, then what
+    has been defined.
 
-    The variants of a base below the one with the table are imported, since only then is it known which they are.
+    The variants of a base below the one with the table are imported, since only then is it known which they
+    are.
     """
     tags = list(dict.fromkeys([*base._built_in, *base._defined]))
-    return tags if Variant in base.__bases__ else [tag for tag in tags if issubclass(_import(base, tag), base)]
+    return (
+        tags if Variant in base.__bases__ else [tag for tag in tags if issubclass(_import(base, tag), base)]
+    )
 
 
 def find(base: type[Chosen], tag: Any, label: str, otherwise: str = "") -> type[Chosen]:
@@ -81,19 +89,28 @@ def find(base: type[Chosen], tag: Any, label: str, otherwise: str = "") -> type[
     """
     known = choices(base)
     if tag not in known:
-        raise ConfigError(f"{label} {tag!r} is none of {', '.join(known) or 'the known ones'}{did_you_mean(str(tag), known) or otherwise}")
+        raise ConfigError(
+            f"{label} {tag!r} is none of "
+            f"{', '.join(known) or 'the known ones'}{did_you_mean(str(tag), known) or otherwise}"
+        )
     return _import(base, tag)
 
 
 def _import(base: type[Chosen], tag: str) -> type[Chosen]:
-    """Returns the class of a known tag, checked once it is there: only after its decorator has run can it be."""
+    """Returns the class of a known tag, checked once it is there: only after its decorator has
+    run can it be."""
     if tag not in base._defined:
         importlib.import_module(base._built_in[tag].split(":")[0])
     kind = base._defined[tag]
     if not ("__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen):
-        raise ConfigError(f"{_place(kind)}, the type '{tag}', is no frozen dataclass; write @dataclass(frozen=True, kw_only=True) above it")
+        raise ConfigError(
+            f"{_place(kind)}, the type '{tag}', is no frozen dataclass; write @dataclass(frozen=True, "
+            "kw_only=True) above it"
+        )
     if any(field.name == "type" for field in dataclasses.fields(kind)):
-        raise ConfigError(f"{_place(kind)}: the key 'type' holds the tag '{tag}'; give its field another name")
+        raise ConfigError(
+            f"{_place(kind)}: the key 'type' holds the tag '{tag}'; give its field another name"
+        )
     return kind
 
 
@@ -109,12 +126,16 @@ def tag_of(value: Variant) -> str:
     """
     if value.type is None:
         known = ", ".join(choices(type(value)))
-        raise ConfigError(f"{type(value).__name__} has no type of its own, so JSON could not name it; use one of its variants ({known})")
+        raise ConfigError(
+            f"{type(value).__name__} has no type of its own, so JSON could not name it; use one of its "
+            f"variants ({known})"
+        )
     return value.type
 
 
 def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:
-    """Returns `kind` with its defaults, and with what was set in `old`: fields of the same name and type that had left their default.
+    """Returns `kind` with its defaults, and with what was set in `old`: fields of the same name and type that
+    had left their default.
 
     Raises: ConfigError naming `label` and the fields that `kind` asks for and `old` does not have.
     """
@@ -126,11 +147,20 @@ def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:
         kept = {
             field.name: getattr(old, field.name)
             for field in dataclasses.fields(old)
-            if field.name in now and before[field.name] == now[field.name] and getattr(old, field.name) != default_of(field)
+            if field.name in now
+            and before[field.name] == now[field.name]
+            and getattr(old, field.name) != default_of(field)
         }
-    missing = [field.name for field in dataclasses.fields(kind) if field.name not in kept and default_of(field) is dataclasses.MISSING]
+    missing = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.name not in kept and default_of(field) is dataclasses.MISSING
+    ]
     if missing:
-        raise ConfigError(f"{label} {kind.type}: {', '.join(missing)} of {kind.__name__} has no default; choose it in a recipe, with a value")
+        raise ConfigError(
+            f"{label} {kind.type}: {', '.join(missing)} of {kind.__name__} has no default; choose it in "
+            "a recipe, with a value"
+        )
     return kind(**kept)
 
 

@@ -13,7 +13,9 @@ from flava_ds.errors import ConfigError
 
 
 class BatchTokenizer:
-    """Hugging Face's Rust tokenizer over whole batches, with one special token before each text and one behind it."""
+    """Hugging Face's Rust tokenizer over whole batches, with one special token before each text and one
+    behind it.
+    """
 
     file: Path
     """Where its vocabulary comes from."""
@@ -34,11 +36,15 @@ class BatchTokenizer:
         Raises: ConfigError.
         """
         if self.vocab_size > most:
-            raise ConfigError(f"model.text.vocab_size {most} is smaller than the {self.vocab_size} entries of {self.file}; raise it")
+            raise ConfigError(
+                f"model.text.vocab_size {most} is smaller than the {self.vocab_size} entries of "
+                f"{self.file}; raise it"
+            )
         return self
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-        """Encodes each text with its first and last special token, at most `max_tokens` ids: one int64 array per text.
+        """Encodes each text with its first and last special token, at most `max_tokens` ids: one int64 array
+        per text.
 
         What is too long loses its end, but never the special token there.
         """
@@ -55,7 +61,9 @@ class BatchTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
         """Joins ids back into text, word pieces merged."""
-        return self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
+        return self._tokenizer.decode(
+            [int(number) for number in ids], skip_special_tokens=skip_special_tokens
+        )
 
     def token(self, number: int) -> str:
         """Returns the vocabulary's entry."""

@@ -1,4 +1,5 @@
-"""CLIP's byte pairs: lower-cased text, cut into words, digits and punctuation, merged by the 48,894 published rules.
+"""CLIP's byte pairs: lower-cased text, cut into words, digits and punctuation, merged by the 48,894 published
+rules.
 
 The rules come with the package open_clip_torch, which is not imported for them.
 
@@ -60,7 +61,9 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     try:
         lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{file}: not readable as gzipped text ({error}); take {FILE} of open_clip_torch") from error
+        raise DataError(
+            f"{file}: not readable as gzipped text ({error}); take {FILE} of open_clip_torch"
+        ) from error
     rules = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
     if len(rules) != MERGES or any(len(rule) != 2 for rule in rules):
         raise DataError(f"{file}: holds no {MERGES} rules of two pieces each; take {FILE} of open_clip_torch")
@@ -68,14 +71,20 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
 
 
 def byte_symbols() -> list[str]:
-    """Returns the printable symbols that stand for bytes, in the order of their ids: printable bytes first."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """Returns the printable symbols that stand for bytes, in the order of their ids: printable
+    bytes first."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(others)]
 
 
 class ClipTokenizer(BatchTokenizer):
-    """Turns texts into ids as CLIP was trained on: HTML entities resolved, lower case, <|startoftext|> ... <|endoftext|>.
+    """Turns texts into ids as CLIP was trained on: HTML entities resolved, lower case, <|startoftext|> ...
+    <|endoftext|>.
 
     The published code also repairs wrongly decoded text (ftfy); that belongs into the preparation of data.
     """
@@ -85,7 +94,12 @@ class ClipTokenizer(BatchTokenizer):
         self.file = merges_file(vocabulary)
         self.merges = read_merges(self.file)
         letters = byte_symbols()
-        entries = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in self.merges), *SPECIAL_TOKENS]
+        entries = [
+            *letters,
+            *(f"{letter}</w>" for letter in letters),
+            *(a + b for a, b in self.merges),
+            *SPECIAL_TOKENS,
+        ]
         self.entries = {entry: number for number, entry in enumerate(entries)}
         self.vocab_size = len(entries)
         self.cls_id, self.sep_id = (self.entries[token] for token in SPECIAL_TOKENS)
@@ -119,5 +133,6 @@ class ClipTokenizer(BatchTokenizer):
 
 
 def resolved(text: str) -> str:
-    """Resolves HTML entities, also those written twice over (&amp;amp;), as captions from the web have them."""
+    """Resolves HTML entities, also those written twice over (&amp;amp;), as captions from the web
+    have them."""
     return html.unescape(html.unescape(text)) if "&" in text else text

@@ -1,4 +1,6 @@
-"""Decoded samples to one Batch: augmentation, tokenisation, packing and every corruption, drawn from the samples' own seeds."""
+"""Decoded samples to one Batch: augmentation, tokenisation, packing and every corruption, drawn from the
+samples' own seeds.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ class Collator:
         masked_rows: np.ndarray | None = None,
         views: Sequence[Tensor] | None = None,
     ) -> Batch:
-        """Collates samples, those in `borrowed` (row -> caption, see `mismatch`) with another's caption instead of their own.
+        """Collates samples, those in `borrowed` (row -> caption, see `mismatch`) with another's caption
+        instead of their own.
 
-        The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours. With
-        `masked_rows` [m] the corruptions see only these samples. `views` are what `augment` has made of the pictures.
+        The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours.
+        With `masked_rows` [m] the corruptions see only these samples. `views` are what `augment` has made of
+        the pictures.
         """
         matched = np.ones(len(samples), dtype=bool)
         texts = [cast(str, sample.text) for sample in samples]  # None, and not read, in batches of pictures
@@ -45,7 +49,9 @@ class Collator:
             texts[row], matched[row] = text, False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
         draft, cut = self._draft(samples, texts, matched, views)
-        tensors: dict[str, Tensor] = {name: draft.views[name] for name in self.plan.sent_views if name in draft.views}
+        tensors: dict[str, Tensor] = {
+            name: draft.views[name] for name in self.plan.sent_views if name in draft.views
+        }
         numbers: dict[str, int] = {}
         _add_text(draft, "", tensors, numbers)
         if draft.views and draft.lengths is not None:
@@ -82,15 +88,23 @@ class Collator:
             self.transform([cast(Tensor, sample.image) for sample in samples], _seeds(samples), views)
         return views
 
-    def _draft(self, samples: Sequence[Sample], texts: Sequence[str], matched: np.ndarray, views: Sequence[Tensor]) -> tuple[Draft, int]:
+    def _draft(
+        self, samples: Sequence[Sample], texts: Sequence[str], matched: np.ndarray, views: Sequence[Tensor]
+    ) -> tuple[Draft, int]:
         """Puts pictures and tokens together; also counts the tokens that were cut."""
         ids, lengths, cut = None, None, 0
         if self.plan.tokenizer is not None:
             encoded, cut = self.plan.tokenizer.encode_counting(texts, self.plan.max_tokens)
             ids, lengths = np.concatenate(encoded), np.array([len(own) for own in encoded], dtype=np.int64)
-        codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples]) if self.plan.stored_codes else None
+        codes = (
+            np.stack([cast(np.ndarray, sample.codes) for sample in samples])
+            if self.plan.stored_codes
+            else None
+        )
         named = dict(zip(self.plan.views, views, strict=True))
-        return Draft(seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths), cut
+        return Draft(
+            seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths
+        ), cut
 
 
 def _seeds(samples: Sequence[Sample]) -> np.ndarray:
@@ -98,7 +112,8 @@ def _seeds(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def _add_text(draft: Draft, prefix: str, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-    """Adds the packed texts of a draft, if it has any; of the masked samples only where they begin and end."""
+    """Adds the packed texts of a draft, if it has any; of the masked samples only where they
+    begin and end."""
     if draft.lengths is None:
         return
     if not prefix:
@@ -116,10 +131,11 @@ def mismatch(
     *,
     among: np.ndarray | None = None,
 ) -> dict[int, str]:
-    """Draws the samples, of the rows `among` if given, that lose their caption; row -> the first of its partners' captions that is not its own.
+    """Draws the samples, of the rows `among` if given, that lose their caption; row -> the first of its
+    partners' captions that is not its own.
 
-    A sample stays matched when all its partners' captions are also its own. `partners(rows, draws)` yields them lazily for each of the drawn rows, from
-    places that the draws in [0, 1) pick.
+    A sample stays matched when all its partners' captions are also its own. `partners(rows, draws)` yields
+    them lazily for each of the drawn rows, from places that the draws in [0, 1) pick.
 
     Shapes:
         captions  b tuples, all captions of each sample

@@ -43,7 +43,8 @@ class ColorDraw:
 def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | None:
     """Draws each picture's colour map from its seed; None when the configuration changes no colours.
 
-    Jitter of strength s multiplies contrast by 1 + s*u, mixes channels by s/2*u each and shifts brightness by up to 96*s grey levels, u uniform in [-1, 1].
+    Jitter of strength s multiplies contrast by 1 + s*u, mixes channels by s/2*u each and shifts brightness by
+    up to 96*s grey levels, u uniform in [-1, 1].
     """
     if not (config.color_jitter or config.grayscale or config.invert or config.edges):
         return None
@@ -51,7 +52,9 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
     signed = 2 * draws[:, :13] - 1
     strength = config.color_jitter
     eye, grey = np.eye(3), np.tile(np.array(LUMINANCE), (3, 1))
-    scale = eye * (1 + strength * signed[:, :1, None]) + strength * _MIXING * signed[:, 1:10].reshape(-1, 3, 3)
+    scale = eye * (1 + strength * signed[:, :1, None]) + strength * _MIXING * signed[:, 1:10].reshape(
+        -1, 3, 3
+    )
     shift = strength * _SHIFT * signed[:, 10:13]
     project = np.where((draws[:, 13] < config.grayscale)[:, None, None], grey, eye)
     negative = draws[:, 14] < config.invert
@@ -95,5 +98,8 @@ def outline(images: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(luminance[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     across = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    slope = torch.sqrt((down[:, :, 2:] - down[:, :, :-2]).square() + (across[:, 2:] - across[:, :-2]).square()) / 8
+    slope = (
+        torch.sqrt((down[:, :, 2:] - down[:, :, :-2]).square() + (across[:, 2:] - across[:, :-2]).square())
+        / 8
+    )
     return (255 - _EDGE_GAIN * slope).clamp_(0, 255)[:, None].expand(-1, 3, -1, -1)

@@ -18,7 +18,15 @@ from flava_ds.storage.faults import SampleFault
 MAX_PIXELS = 2**26
 """Largest picture decoded, in pixels: 64 Mi, 192 MiB as RGB; training takes data.max_image_pixels."""
 _WEBP_EXIF, _WEBP_ANIMATION = 0x08, 0x02
-_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"<svg": "SVG", b"<htm": "web page", b"<!DO": "web page"}
+_OTHERS = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"<svg": "SVG",
+    b"<htm": "web page",
+    b"<!DO": "web page",
+}
 """What stands in scraped shards in a picture's place, by its first bytes."""
 MAX_SCANS = 200
 """Most scans of a JPEG, those of its thumbnails included; progressive files have about ten."""
@@ -26,7 +34,9 @@ _MAX_SEGMENTS = 10_000
 
 
 class ImageHeader(NamedTuple):
-    """What the first bytes of an encoded picture say. `alpha` tells of a stored alpha channel; `rare` sends the picture to Pillow."""
+    """What the first bytes of an encoded picture say. `alpha` tells of a stored alpha channel; `rare` sends
+    the picture to Pillow.
+    """
 
     format: str
     width: int
@@ -36,7 +46,8 @@ class ImageHeader(NamedTuple):
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decodes JPEG, PNG or WebP of any mode to RGB: transparency over white, EXIF orientation applied, 16 bits scaled to 8.
+    """Decodes JPEG, PNG or WebP of any mode to RGB: transparency over white, EXIF orientation applied, 16
+    bits scaled to 8.
 
     The bytes decide the format, not the member's name.
 
@@ -46,16 +57,23 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     header = read_header(data)
     if header.width * header.height > max_pixels:
-        raise SampleFault(faults.TOO_MANY_PIXELS, f"{header.width} x {header.height}, at most {max_pixels} in all")
+        raise SampleFault(
+            faults.TOO_MANY_PIXELS, f"{header.width} x {header.height}, at most {max_pixels} in all"
+        )
     if header.width < 1 or header.height < 1:
         raise SampleFault(faults.UNDECODABLE, f"{header.format} of {header.width} x {header.height} pixels")
     try:
         if header.rare:
             return _decode_with_pillow(data, header)
         mode = "RGB_ALPHA" if header.alpha else "RGB"
-        image = decoder().decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True)
+        image = decoder().decode_image(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True
+        )
     except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
-        raise SampleFault(faults.UNDECODABLE, f"{header.format}: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
+        raise SampleFault(
+            faults.UNDECODABLE,
+            f"{header.format}: {' '.join(str(error).split())[:200] or type(error).__name__}",
+        ) from error
     if image.dtype == torch.uint16:
         image = ((image.to(torch.int32) * 255 + 32767) // 65535).to(torch.uint8)
     return over_white(image) if header.alpha else image
@@ -63,7 +81,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 @functools.cache
 def decoder() -> ModuleType:
-    """Loads torchvision.io on first use, as importing torchvision loads Triton and takes a second; call it before forking."""
+    """Loads torchvision.io on first use, as importing torchvision loads Triton and takes a second; call it
+    before forking.
+    """
     import torchvision.io
 
     return torchvision.io
@@ -78,7 +98,8 @@ def over_white(image: Tensor) -> Tensor:
 def read_header(data: bytes) -> ImageHeader:
     """Reads format and size.
 
-    Raises: SampleFault 'truncated' when the bytes end inside the header, 'undecodable' when they are no JPEG, PNG or WebP.
+    Raises: SampleFault 'truncated' when the bytes end inside the header, 'undecodable' when they are no JPEG,
+    PNG or WebP.
     """
     if not data:
         raise SampleFault(faults.TRUNCATED, "no bytes")
@@ -93,18 +114,30 @@ def read_header(data: bytes) -> ImageHeader:
         raise SampleFault(faults.TRUNCATED, f"{len(data)} bytes end inside the header") from error
     if data[4:8] == b"ftyp":
         raise SampleFault(faults.UNDECODABLE, "an AVIF, HEIC or film; only JPEG, PNG and WebP are decoded")
-    other = next((f"a {name}" for start, name in _OTHERS.items() if data.startswith(start)), f"begins with {data[:8].hex()}")
+    other = next(
+        (f"a {name}" for start, name in _OTHERS.items() if data.startswith(start)),
+        f"begins with {data[:8].hex()}",
+    )
     raise SampleFault(faults.UNDECODABLE, f"{other}; only JPEG, PNG and WebP are decoded")
 
 
 def _png_header(data: bytes) -> ImageHeader:
-    """Reads IHDR. torchvision honours a palette's tRNS chunk but not a transparent colour, which Pillow does."""
+    """Reads IHDR. torchvision honours a palette's tRNS chunk but not a transparent colour, which
+    Pillow does."""
     color_type = data[25]
     if data[12:16] != b"IHDR":
-        raise SampleFault(faults.UNDECODABLE, "PNG that does not begin with IHDR: its decoder would look for another")
+        raise SampleFault(
+            faults.UNDECODABLE, "PNG that does not begin with IHDR: its decoder would look for another"
+        )
     transparent = color_type in (0, 2, 3) and 0 < data.find(b"tRNS", 33, data.find(b"IDAT", 33))
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
-    return ImageHeader("PNG", width, height, alpha=color_type in (4, 6) or (transparent and color_type == 3), rare=transparent and color_type != 3)
+    return ImageHeader(
+        "PNG",
+        width,
+        height,
+        alpha=color_type in (4, 6) or (transparent and color_type == 3),
+        rare=transparent and color_type != 3,
+    )
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
@@ -117,7 +150,8 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         while data[position] == 0xFF:
             position += 1
         marker, position = data[position], position + 1
-        if marker in (0x00, 0x01, *range(0xD0, 0xD8)):  # have no length; libjpeg passes over FF 00 here, too, so what follows is what it sees
+        # have no length; libjpeg passes over FF 00 here, too, so what follows is what it sees
+        if marker in (0x00, 0x01, *range(0xD0, 0xD8)):
             continue
         if marker in (0xD9, 0xDA):
             if frame is None:
@@ -130,15 +164,24 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg_frame(data: bytes, marker: int, frame: int, *, scan: int) -> ImageHeader:
-    """Reads the segment of the frame. A sequential JPEG whose first scan has all components is decoded in that one; the scans of others are counted."""
+    """Reads the segment of the frame. A sequential JPEG whose first scan has all components is decoded in
+    that one; the scans of others are counted.
+    """
     one_scan = marker in (0xC0, 0xC1) and data[scan + 2] >= data[frame + 7]
     if not one_scan and data.count(b"\xff\xda") > MAX_SCANS:
-        raise SampleFault(faults.UNDECODABLE, f"JPEG of more than {MAX_SCANS} scans, each of which is decoded over the whole picture")
-    return ImageHeader("JPEG", width=data[frame + 5] << 8 | data[frame + 6], height=data[frame + 3] << 8 | data[frame + 4])
+        raise SampleFault(
+            faults.UNDECODABLE,
+            f"JPEG of more than {MAX_SCANS} scans, each of which is decoded over the whole picture",
+        )
+    return ImageHeader(
+        "JPEG", width=data[frame + 5] << 8 | data[frame + 6], height=data[frame + 3] << 8 | data[frame + 4]
+    )
 
 
 def _webp_header(data: bytes) -> ImageHeader:
-    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in WebP and refuses animations."""
+    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in
+    WebP and refuses animations.
+    """
     chunk = bytes((data[12], data[13], data[14], data[15]))
     if chunk == b"VP8 ":
         return ImageHeader("WebP", (data[26] | data[27] << 8) & 0x3FFF, (data[28] | data[29] << 8) & 0x3FFF)
@@ -146,13 +189,23 @@ def _webp_header(data: bytes) -> ImageHeader:
         bits = int.from_bytes(bytes((data[21], data[22], data[23], data[24])), "little")
         return ImageHeader("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, alpha=bool(bits >> 28 & 1))
     if chunk == b"VP8X":
-        width, height = (1 + (data[start] | data[start + 1] << 8 | data[start + 2] << 16) for start in (24, 27))
-        return ImageHeader("WebP", width, height, alpha=bool(data[20] & 0x10), rare=bool(data[20] & (_WEBP_EXIF | _WEBP_ANIMATION)))
+        width, height = (
+            1 + (data[start] | data[start + 1] << 8 | data[start + 2] << 16) for start in (24, 27)
+        )
+        return ImageHeader(
+            "WebP",
+            width,
+            height,
+            alpha=bool(data[20] & 0x10),
+            rare=bool(data[20] & (_WEBP_EXIF | _WEBP_ANIMATION)),
+        )
     raise SampleFault(faults.UNDECODABLE, "WebP with an unknown first chunk")
 
 
 def _decode_with_pillow(data: bytes, header: ImageHeader) -> Tensor:
-    """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP, an animated WebP, of which the first frame is taken."""
+    """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP, an animated WebP, of
+    which the first frame is taken.
+    """
     with Image.open(io.BytesIO(data)) as picture:
         if picture.size != (header.width, header.height):
             raise ValueError(f"a second header says {picture.width} x {picture.height}")

@@ -32,9 +32,11 @@ class IndexedShards:
     promises = Promises(elastic=True, pooled_captions=True)
 
     def __init__(self, config: Config, name: str, *, metadata: bool = False) -> None:
-        """`name` is one of config.data.sources. `metadata` also reads each sample's .json, which training leaves alone.
+        """`name` is one of config.data.sources. `metadata` also reads each sample's .json, which training
+        leaves alone.
 
-        Raises: DataError when shards are missing, hold no usable sample, or lack more than max_skipped_share of what the kind needs.
+        Raises: DataError when shards are missing, hold no usable sample, or lack more than max_skipped_share
+        of what the kind needs.
         """
         source = config.data.sources[name]
         self.config, self.name, self.source, self.kind = config, name, source, source.kind
@@ -90,18 +92,25 @@ class IndexedShards:
         if self.table.faults:
             damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
             named = "; `flava-ds prepare index` names the shards" if damaged else ""
-            lines.append(f"source '{self.name}': {len(self)} usable samples; left out: {counted(self.table.faults)}{named}")
+            lines.append(
+                f"source '{self.name}': {len(self)} usable samples; left out: "
+                f"{counted(self.table.faults)}{named}"
+            )
         size = self.config.global_batch_size(self.name)
         if len(self) < size:
-            lines.append(f"source '{self.name}': {len(self)} samples are fewer than its global batch of {size}; a step reaches into the next epoch")
+            lines.append(
+                f"source '{self.name}': {len(self)} samples are fewer than its global batch of {size}; a "
+                "step reaches into the next epoch"
+            )
         return lines
 
     def read(self, index: int, only: Sequence[str] | None = None) -> dict[str, bytes]:
-        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the source needs and the sample has;
-        no others than `only` when that is given.
+        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the
+        source needs and the sample has; no others than `only` when that is given.
 
-        Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a member above data.max_member_bytes,
-        'skip list' when the list has its key; DataError when the shard cannot be opened.
+        Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a
+        member above data.max_member_bytes, 'skip list' when the list has its key; DataError when the shard
+        cannot be opened.
         """
         shard = self.table.shard_of(index)
         self.decoder.check_key(self.table.key(index), str(self.table.shards[shard]))
@@ -114,17 +123,25 @@ class IndexedShards:
         return found
 
     def decode(self, fields: dict[str, bytes], index: int, seed: int, draw: float | None = None) -> Sample:
-        """Decodes what `read` returned. One caption of several is chosen by the seed, or by `draw` in [0, 1) when that is given.
+        """Decodes what `read` returned. One caption of several is chosen by the seed, or by `draw` in [0, 1)
+        when that is given.
 
         Raises: SampleFault with the reason.
         """
         return self.decoder(fields, self.table.key(index), index, seed, draw)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Tells a sample from all others, for the quarantine list: source, shard, key, and the offset of its first field in the shard."""
+        """Tells a sample from all others, for the quarantine list: source, shard, key, and the offset of its
+        first field in the shard.
+        """
         offsets = [int(offset[index]) for offset, _ in self.table.columns.values() if offset[index] >= 0]
         shard = str(self.table.shards[self.table.shard_of(index)])
-        return {"source": self.name, "shard": shard, "key": self.table.key(index), "offset": min(offsets, default=-1)}
+        return {
+            "source": self.name,
+            "shard": shard,
+            "key": self.table.key(index),
+            "offset": min(offsets, default=-1),
+        }
 
     def where(self, index: int) -> str:
         """Names a sample for messages."""
@@ -133,28 +150,46 @@ class IndexedShards:
     def _check(self, required: dict[str, str]) -> None:
         """Refuses a source that has nothing, or too little, to offer."""
         lost = sum(faults.lossy(self.table.faults).values())
-        report = f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not usable: {counted(self.table.faults)}"
+        report = (
+            f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
+            f"usable: {counted(self.table.faults)}"
+        )
         if not len(self):
-            needs, where = " and ".join(required), f" in {self.table.shards[0]}" if len(self.table.shards) else ""
+            needs, where = (
+                " and ".join(required),
+                f" in {self.table.shards[0]}" if len(self.table.shards) else "",
+            )
             key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
-            way_out = f"; captions are taken from the .json's '{key}': set {option} None for the .txt" if key else ""
-            raise DataError(f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is none{where}{way_out}")
+            way_out = (
+                f"; captions are taken from the .json's '{key}': set {option} None for the .txt"
+                if key
+                else ""
+            )
+            raise DataError(
+                f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is "
+                f"none{where}{way_out}"
+            )
         if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
             limit, option = self.source.max_skipped_share, f"--data.sources.{self.name}.max-skipped-share"
-            raise DataError(f"{report}; more than max_skipped_share {limit}: repair the shards or raise {option}")
+            raise DataError(
+                f"{report}; more than max_skipped_share {limit}: repair the shards or raise {option}"
+            )
 
 
 class IndexedDraws:
     """Samples by their positions in the source's endless stream; epoch = position // samples.
 
-    What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's position alone, not on rank, micro-batch or
-    worker. The stream falls into global batches, one per optimizer step that draws the source: step = position // global_batch_size.
+    What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's position
+    alone, not on rank, micro-batch or worker. The stream falls into global batches, one per optimizer step
+    that draws the source: step = position // global_batch_size.
     """
 
     def __init__(self, source: IndexedShards) -> None:
         self.source, self.config = source, source.config
         skip_list = source.decoder.skip_list
-        self._borrows_by = ("caption", "image") if skip_list is not None and skip_list.reads_images else ("caption",)
+        self._borrows_by = (
+            ("caption", "image") if skip_list is not None and skip_list.reads_images else ("caption",)
+        )
 
     def samples(self, positions: np.ndarray, skips: SkipLog) -> Iterator[Sample]:
         """Yields the sample at each position, or what replaces it."""
@@ -164,19 +199,28 @@ class IndexedDraws:
             found = self._try(int(indices[row]), int(seeds[row]), float(draws[row]), skips)
             yield found if found is not None else self._replacement(position, skips)
 
-    def partners(self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]) -> Iterator[Iterator[str]]:
-        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch, which another rank may hold, in turn from the one that
-        the draw picks. Each is the caption that the stream's sample there draws in this epoch."""
+    def partners(
+        self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
+    ) -> Iterator[Iterator[str]]:
+        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch, which another
+        rank may hold, in turn from the one that the draw picks. Each is the caption that the stream's sample
+        there draws in this epoch."""
         size, positions = self.config.global_batch_size(self.source.name), positions[rows]
         own, others = positions % size, size - 1
         turns = np.arange(min(others, _MAX_PARTNERS))
-        places = (own[:, None] + 1 + ((draws * others).astype(np.int64)[:, None] + turns) % max(1, others)) % size
+        places = (
+            own[:, None] + 1 + ((draws * others).astype(np.int64)[:, None] + turns) % max(1, others)
+        ) % size
         located = self.locate(((positions - own)[:, None] + places).ravel())
         for row in range(len(positions)):
-            yield self._captions_at(*(values[row * len(turns) : (row + 1) * len(turns)] for values in located))
+            yield self._captions_at(
+                *(values[row * len(turns) : (row + 1) * len(turns)] for values in located)
+            )
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that choose captions: [b] each."""
+        """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that
+        choose captions: [b] each.
+        """
         epochs, places = np.divmod(positions, len(self.source))
         indices = self.source.order.at(epochs, places)
         seeds = sample_seed(self.config.seed, self.source.seed, epochs, indices)
@@ -187,15 +231,21 @@ class IndexedDraws:
         seed, own, size = self.config.seed, self.source.seed, len(self.source)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             index = int(hash64(_REPLACEMENT, seed, own, position, attempt) % np.uint64(size))
-            found = self._try(index, int(sample_seed(seed, own, position // size, index, attempt)), None, skips)
+            found = self._try(
+                index, int(sample_seed(seed, own, position // size, index, attempt)), None, skips
+            )
             if found is not None:
                 return found
-        raise DataError(f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: {skips.summary()}; repair the shards")
+        raise DataError(
+            f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: "
+            f"{skips.summary()}; repair the shards"
+        )
 
     def _captions_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
-        """Yields the captions of samples, read one by one. Only the text is read, so it is the same on every rank and whether or not the picture beside
-        it can be decoded; a sample without a usable caption is passed over, and so is one on the skip list, for which the picture is read where the
-        list names pictures.
+        """Yields the captions of samples, read one by one. Only the text is read, so it is the same on every
+        rank and whether or not the picture beside it can be decoded; a sample without a usable caption is
+        passed over, and so is one on the skip list, for which the picture is read where the list names
+        pictures.
         """
         for index, seed, draw in zip(indices.tolist(), seeds.tolist(), draws.tolist(), strict=True):
             try:

@@ -1,4 +1,5 @@
-"""Sample order and per-sample randomness as pure functions, so that ranks agree by arithmetic and a run resumes from one integer per source.
+"""Sample order and per-sample randomness as pure functions, so that ranks agree by arithmetic and a run
+resumes from one integer per source.
 
 Nothing here, nor in what draws from here, touches Python's, numpy's or torch's global generators.
 """
@@ -33,14 +34,18 @@ def mix64(value: np.ndarray) -> np.ndarray:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """Is mix64 for callers that ignore overflow already: asking numpy to takes longer than the rest on few elements."""
+    """Is mix64 for callers that ignore overflow already: asking numpy to takes longer than the rest on few
+    elements.
+    """
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
 def hash64(*parts: int | np.ndarray) -> np.ndarray:
-    """Hashes a sequence of integers or broadcastable integer arrays to uint64; the order of the parts matters."""
+    """Hashes a sequence of integers or broadcastable integer arrays to uint64; the order of the parts
+    matters.
+    """
     leading = tuple(itertools.takewhile(lambda part: isinstance(part, int), parts))
     with np.errstate(over="ignore"):
         return np.asarray(_hash_on(_hash_integers(leading), parts[len(leading) :]), dtype=np.uint64)
@@ -62,17 +67,19 @@ def _hash_on(state: np.ndarray, parts: Sequence[int | np.ndarray]) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Which sample of a source stands where in an epoch: a bijection on [0, size) for every epoch, computed for any position without a table.
+    """Which sample of a source stands where in an epoch: a bijection on [0, size) for every epoch, computed
+    for any position without a table.
 
-    The full shuffle (block_size 1) permutes samples. A shuffle by blocks cuts an epoch, from a sample that the epoch picks, into blocks of
-    block_size consecutive samples, permutes the blocks, and permutes the samples within each window of window_blocks blocks:
+    The full shuffle (block_size 1) permutes samples. A shuffle by blocks cuts an epoch, from a sample that
+    the epoch picks, into blocks of block_size consecutive samples, permutes the blocks, and permutes the
+    samples within each window of window_blocks blocks:
 
         position p = u w + q,  w = window_blocks * block_size       window u, place q in it
         y = u w + permutation[epoch, u](q)                          another place of the same window
         sample = (start[epoch] + permutation[epoch](y div block_size) block_size + y mod block_size) mod size
 
-    so that while a window is read, only window_blocks ranges of the shards are. What is left over from whole blocks stands in the last window.
-    `source` is the source's source_seed.
+    so that while a window is read, only window_blocks ranges of the shards are. What is left over from whole
+    blocks stands in the last window. `source` is the source's source_seed.
     """
 
     seed: int
@@ -85,7 +92,11 @@ class Order:
     def __str__(self) -> str:
         if not self.shuffle:
             return "shard order"
-        return "full shuffle" if self.block_size == 1 else f"shuffle of blocks of {self.block_size} in windows of {self.window_blocks} blocks"
+        return (
+            "full shuffle"
+            if self.block_size == 1
+            else f"shuffle of blocks of {self.block_size} in windows of {self.window_blocks} blocks"
+        )
 
     def at(self, epoch: int | np.ndarray, position: int | np.ndarray) -> np.ndarray:
         """Returns the samples at positions.
@@ -95,14 +106,18 @@ class Order:
             out              [...]  int64
         Raises: IndexError outside [0, size).
         """
-        epoch, position = np.broadcast_arrays(np.asarray(epoch, dtype=np.int64), np.asarray(position, dtype=np.int64))
+        epoch, position = np.broadcast_arrays(
+            np.asarray(epoch, dtype=np.int64), np.asarray(position, dtype=np.int64)
+        )
         if self.size < 1 or (position.size and not 0 <= position.min() <= position.max() < self.size):
             raise IndexError(f"positions must lie in [0, {self.size})")
         if not self.shuffle:
             return position.copy()
         flat, epochs = position.ravel(), epoch.ravel()
         if self.block_size == 1:
-            return permuted(flat, hash64(_ORDER, self.seed, self.source, epochs), self.size).reshape(position.shape)
+            return permuted(flat, hash64(_ORDER, self.seed, self.source, epochs), self.size).reshape(
+                position.shape
+            )
         return self._by_blocks(flat, epochs).reshape(position.shape)
 
     def _by_blocks(self, position: np.ndarray, epoch: np.ndarray) -> np.ndarray:
@@ -117,7 +132,9 @@ class Order:
         block, inside = np.divmod(window * width + place, self.block_size)
         blocks = self.size // self.block_size
         in_block = block < blocks
-        block[in_block] = permuted(block[in_block], hash64(_BLOCKS, self.seed, self.source, epoch)[in_block], blocks)
+        block[in_block] = permuted(
+            block[in_block], hash64(_BLOCKS, self.seed, self.source, epoch)[in_block], blocks
+        )
         start = (hash64(_START, self.seed, self.source, epoch) % np.uint64(self.size)).astype(np.int64)
         return (start + block * self.block_size + inside) % self.size
 
@@ -125,8 +142,8 @@ class Order:
 def permuted(index: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
     """Maps [0, size) onto itself, by another bijection for every key.
 
-    A Feistel network over the mixed radix (a, b) with a*b just above `size` permutes [0, a*b); what lands outside [0, size) walks on along
-    its cycle until it lands inside, which keeps the map a bijection.
+    A Feistel network over the mixed radix (a, b) with a*b just above `size` permutes [0, a*b); what lands
+    outside [0, size) walks on along its cycle until it lands inside, which keeps the map a bijection.
 
     Shapes:
         index  [k]  int64 in [0, size)
@@ -146,12 +163,17 @@ def permuted(index: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
 
 
 def source_seed(name: str, given: int | None) -> int:
-    """Returns the number that stands for a source in every seed and hash: `given`, or else 64 bits of a hash of its name."""
+    """Returns the number that stands for a source in every seed and hash: `given`, or else 64 bits of a hash
+    of its name.
+    """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") if given is None else given
 
 
-def sample_seed(seed: int, source: int, epoch: int | np.ndarray, index: int | np.ndarray, attempt: int = 0) -> np.ndarray:
-    """Returns the seed of everything random about one sample in one epoch: augmentation, caption choice, corruption. `source` is its source_seed.
+def sample_seed(
+    seed: int, source: int, epoch: int | np.ndarray, index: int | np.ndarray, attempt: int = 0
+) -> np.ndarray:
+    """Returns the seed of everything random about one sample in one epoch: augmentation, caption choice,
+    corruption. `source` is its source_seed.
 
     Shapes:
         epoch, index  [...]  broadcastable
@@ -167,18 +189,26 @@ def uniforms(seeds: np.ndarray, n: int, *, stream: int = 0, start: int = 0) -> n
         seeds  [b]    uint64
         out    [b n]  float64, draws start .. start + n - 1 of the stream
     """
-    return uniform_at(np.asarray(seeds, dtype=np.uint64)[:, None], np.arange(start, start + n, dtype=np.int64)[None], stream=stream)
+    return uniform_at(
+        np.asarray(seeds, dtype=np.uint64)[:, None],
+        np.arange(start, start + n, dtype=np.int64)[None],
+        stream=stream,
+    )
 
 
 def uniform_at(seeds: np.ndarray, counters: np.ndarray, *, stream: int = 0) -> np.ndarray:
     """Draws number `counters` of each seed's stream: float64 in [0, 1), of the broadcast shape."""
     with np.errstate(over="ignore"):
-        state = _mix(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,))) + (_unsigned(counters) + np.uint64(1)) * _GAMMA
+        state = (
+            _mix(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,)))
+            + (_unsigned(counters) + np.uint64(1)) * _GAMMA
+        )
         return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
-    """Permutes [0, rows * columns), keyed per element: each half is shifted by a hash of the other, in turns."""
+    """Permutes [0, rows * columns), keyed per element: each half is shifted by a hash of the
+    other, in turns."""
     left, right = index % rows, index // rows
     with np.errstate(over="ignore"):
         for number in range(_ROUNDS):

@@ -59,7 +59,9 @@ class Tokenizer(Protocol):
     """Where its vocabulary comes from, for messages."""
 
     def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
-        """Returns each text's ids, special tokens included and cut to `max_tokens`, and how many tokens were cut."""
+        """Returns each text's ids, special tokens included and cut to `max_tokens`, and how many tokens were
+        cut.
+        """
 
 
 class Corruption(Protocol):
@@ -97,7 +99,8 @@ class BatchPlan:
     """Codes per sample that come with the data; 0 for none."""
 
     def bytes_per_sample(self) -> int:
-        """Returns the most bytes that one sample takes in a batch, but for what has a fixed size per sample."""
+        """Returns the most bytes that one sample takes in a batch, but for what has a fixed size
+        per sample."""
         sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
         corrupted = sum(corruption.bytes_per_sample(self) for corruption in self.corruptions)
         return sent + 8 * self.max_tokens + int(np.ceil(self.masked_share * corrupted))

@@ -15,7 +15,8 @@ _LABELS = 64
 
 
 def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> int:
-    """Returns how many batches each worker keeps ready: data.prefetch_batches, or fewer, so that the largest of all sources fits
+    """Returns how many batches each worker keeps ready: data.prefetch_batches, or fewer, so that the largest
+    of all sources fits
 
         workers * batches * largest batch <= data.prefetch_mib
 
@@ -30,17 +31,27 @@ def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> in
     fitting = data.prefetch_mib * 2**20 // (size * data.num_workers)
     if fitting < 1:
         raise ConfigError(
-            f"data.prefetch_mib {data.prefetch_mib} does not hold a batch of '{name}' ({size / 2**20:.0f} MiB) for each of "
-            f"{data.num_workers} workers; raise it, lower data.num_workers, or raise training.gradient_accumulation_steps"
+            f"data.prefetch_mib {data.prefetch_mib} does not hold a batch of '{name}' ({size / 2**20:.0f} "
+            "MiB) for each of "
+            f"{data.num_workers} workers; raise it, lower data.num_workers, or raise "
+            "training.gradient_accumulation_steps"
         )
     if fitting < data.prefetch_batches:
-        log.info("each worker keeps %d batches ready instead of %d, as data.prefetch_mib is %d", fitting, data.prefetch_batches, data.prefetch_mib)
+        log.info(
+            "each worker keeps %d batches ready instead of %d, as data.prefetch_mib is %d",
+            fitting,
+            data.prefetch_batches,
+            data.prefetch_mib,
+        )
     return min(data.prefetch_batches, fitting)
 
 
 def largest_batch(config: Config, micro_batch_sizes: Mapping[str, int]) -> tuple[int, str]:
     """Returns the bytes of the largest batch of any source on this rank, and that source's name."""
-    return max((sample_bytes(config, config.data.sources[name]) * count, name) for name, count in micro_batch_sizes.items())
+    return max(
+        (sample_bytes(config, config.data.sources[name]) * count, name)
+        for name, count in micro_batch_sizes.items()
+    )
 
 
 def sample_bytes(config: Config, source: SourceConfig) -> int:

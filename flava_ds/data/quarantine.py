@@ -1,6 +1,8 @@
-"""Unusable samples that a run met, one line each, and the skip list that spares the next run from trying them.
+"""Unusable samples that a run met, one line each, and the skip list that spares the next run from trying
+them.
 
-A rank appends to a file of its own, RUN/quarantine/rank_00000.jsonl, as JSON lines: source, shard, key, offset, reason, detail, epoch, step.
+A rank appends to a file of its own, RUN/quarantine/rank_00000.jsonl, as JSON lines: source, shard, key,
+offset, reason, detail, epoch, step.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Quarantine:
         self._known = {_identity(entry) for entry in _lines(path)} if path.is_file() else set()
 
     def add(self, step: int, entries: Sequence[dict[str, Any]]) -> None:
-        """Writes the entries that are new, as first met at optimizer step `step`. Raises: DataError when the file cannot be written."""
+        """Writes the entries that are new, as first met at optimizer step `step`. Raises: DataError when the
+        file cannot be written.
+        """
         new = {_identity(entry): entry for entry in reversed(entries) if _identity(entry) not in self._known}
         room = self.most_lines - len(self._known)
         if not new or room <= 0:
@@ -49,20 +53,32 @@ class Quarantine:
             raise DataError(f"quarantine list '{self.path}' cannot be written: {error.strerror}") from error
         self._known.update(identity for identity, _ in kept)
         if len(self._known) >= self.most_lines:
-            log.warning("quarantine list '%s' has its %d lines; unusable samples are only counted from now on", self.path, self.most_lines)
+            log.warning(
+                "quarantine list '%s' has its %d lines; unusable samples are only counted from now on",
+                self.path,
+                self.most_lines,
+            )
 
 
 def read_quarantine(run: Path) -> list[dict[str, Any]]:
-    """Returns what all ranks of a run have listed, each sample once. Raises: DataError when there is no list, or a line is none of ours."""
+    """Returns what all ranks of a run have listed, each sample once. Raises: DataError when there is no list,
+    or a line is none of ours.
+    """
     files = sorted((run / FOLDER).glob("rank_*.jsonl"))
     if not files:
-        raise DataError(f"'{run / FOLDER}' holds no list: the run met no unusable sample, or '{run}' is not a run")
+        raise DataError(
+            f"'{run / FOLDER}' holds no list: the run met no unusable sample, or '{run}' is not a run"
+        )
     return list({_identity(entry): entry for file in files for entry in _lines(file)}.values())
 
 
 def skip_list_lines(entries: Iterable[dict[str, Any]]) -> list[str]:
-    """Writes entries in the form of a skip list: 'sample SHARD KEY', both percent-encoded, with the reason as a comment."""
-    return [f"sample {encoded(entry['shard'])} {encoded(entry['key'])}  # {entry['reason']}" for entry in entries]
+    """Writes entries in the form of a skip list: 'sample SHARD KEY', both percent-encoded, with the reason as
+    a comment.
+    """
+    return [
+        f"sample {encoded(entry['shard'])} {encoded(entry['key'])}  # {entry['reason']}" for entry in entries
+    ]
 
 
 def encoded(text: str) -> str:
@@ -85,5 +101,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             if number == text.count("\n") + 1:
                 return
-            raise DataError(f"quarantine list '{path}', line {number}: '{line[:80]}' is none of its lines") from error
+            raise DataError(
+                f"quarantine list '{path}', line {number}: '{line[:80]}' is none of its lines"
+            ) from error
         yield entry

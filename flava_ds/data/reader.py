@@ -19,7 +19,9 @@ from flava_ds.data.transforms import CHUNK, Empty
 
 
 class BatchReader:
-    """Draws and collates the samples of one source. Picklable; opens the source when the first batch is asked for, in the process that reads."""
+    """Draws and collates the samples of one source. Picklable; opens the source when the first batch is asked
+    for, in the process that reads.
+    """
 
     def __init__(self, config: Config, source: Source, lane: Lane | None = None) -> None:
         """`lane` says which ranks and processes there are; a batch names the process's number."""
@@ -61,16 +63,22 @@ class BatchReader:
     def _masked_rows(self, positions: np.ndarray) -> np.ndarray | None:
         """Returns the rows that are masked where only a share of a pair batch is: [m], or None for all.
 
-        They are spread evenly over the step's global batch, whose order is random, so every rank and micro-batch has its share.
+        They are spread evenly over the step's global batch, whose order is random, so every rank and
+        micro-batch has its share.
         """
         share = self.plan.masked_share
         if share == 1:
             return None
         return np.flatnonzero(is_masked(positions % self.config.global_batch_size(self.source.name), share))
 
-    def _borrowed(self, draws: Draws, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None) -> dict[int, str]:
+    def _borrowed(
+        self, draws: Draws, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None
+    ) -> dict[int, str]:
         """Draws the mismatches of a batch: row -> caption."""
-        captions, seeds = [sample.captions for sample in samples], np.array([sample.seed for sample in samples], dtype=np.uint64)
+        captions, seeds = (
+            [sample.captions for sample in samples],
+            np.array([sample.seed for sample in samples], dtype=np.uint64),
+        )
         return mismatch(
             captions,
             seeds,
@@ -81,5 +89,7 @@ class BatchReader:
 
 
 def is_masked(places: np.ndarray, share: float) -> np.ndarray:
-    """Tells which places of a global batch are masked: [b] int64 -> [b] bool; any k neighbours hold floor(k * share) of them at least."""
+    """Tells which places of a global batch are masked: [b] int64 -> [b] bool; any k neighbours hold floor(k *
+    share) of them at least.
+    """
     return np.floor((places + 1) * share + 1e-9) > np.floor(places * share + 1e-9)

@@ -1,4 +1,6 @@
-"""Which source each optimizer step draws: a pure function of the step, so every rank and every resumed run agrees without a message."""
+"""Which source each optimizer step draws: a pure function of the step, so every rank and every resumed run
+agrees without a message.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,36 @@ _CHUNKS_KEPT = 4
 
 
 class RoundRobin:
-    """Rotates over sources in proportion to weights, which may change at given steps; each stage of equal weights is a Rotation of its own.
+    """Rotates over sources in proportion to weights, which may change at given steps; each stage of equal
+    weights is a Rotation of its own.
 
-    So the draws of every source stay within one block of their target from the start of a stage to any step inside it. Neither the order in which
-    sources are given nor those of weight 0 change anything.
+    So the draws of every source stay within one block of their target from the start of a stage to any step
+    inside it. Neither the order in which sources are given nor those of weight 0 change anything.
     """
 
-    def __init__(self, stages: Sequence[tuple[int, Mapping[str, Fraction]]], seeds: Mapping[str, int], block_steps: int = 1, seed: int = 0) -> None:
-        """`stages` are (first step, share by source), by ascending step, which block_steps divides; the first begins at step 0. `seeds` holds each
-        source's source_seed."""
+    def __init__(
+        self,
+        stages: Sequence[tuple[int, Mapping[str, Fraction]]],
+        seeds: Mapping[str, int],
+        block_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """`stages` are (first step, share by source), by ascending step, which block_steps divides; the first
+        begins at step 0. `seeds` holds each source's source_seed."""
         self.block_steps = block_steps
         self._firsts = [step // block_steps for step, _ in stages]
-        self._rotations = [Rotation(weights, seeds, seed, first) for first, (_, weights) in zip(self._firsts, stages, strict=True)]
+        self._rotations = [
+            Rotation(weights, seeds, seed, first)
+            for first, (_, weights) in zip(self._firsts, stages, strict=True)
+        ]
         self._drawn = [dict.fromkeys(stages[0][1], 0)]
         for rotation, first, following in zip(self._rotations, self._firsts, self._firsts[1:], strict=False):
-            self._drawn.append({name: n + rotation.drawn_before(name, following - first) for name, n in self._drawn[-1].items()})
+            self._drawn.append(
+                {
+                    name: n + rotation.drawn_before(name, following - first)
+                    for name, n in self._drawn[-1].items()
+                }
+            )
 
     def source_at(self, step: int) -> str:
         """Returns the name of the source that optimizer step `step` draws."""
@@ -46,7 +63,9 @@ class RoundRobin:
         """Returns how many of the steps 0 .. step - 1 draw `source`."""
         stage, block = self._place(step)
         inside = step % self.block_steps if self._rotations[stage].source_at(block) == source else 0
-        return (self._drawn[stage][source] + self._rotations[stage].drawn_before(source, block)) * self.block_steps + inside
+        return (
+            self._drawn[stage][source] + self._rotations[stage].drawn_before(source, block)
+        ) * self.block_steps + inside
 
     def _place(self, step: int) -> tuple[int, int]:
         """Returns the stage of a step and its block within the stage."""
@@ -60,17 +79,22 @@ class RoundRobin:
 class Rotation:
     """Rotates over sources, one a block, in proportion to weights.
 
-    After any number n of blocks, source i has been drawn more than n * w_i - 1 and less than n * w_i + 1 times: draw c of a source may not
-    come before block floor(c / w_i) and must not come after block ceil((c + 1) / w_i); of the draws that may come, the one most urgent
-    comes first, which meets every such deadline as the weights sum to one. Equally urgent sources are ordered by a hash of the run's seed, the
-    block and the source's seed.
+    After any number n of blocks, source i has been drawn more than n * w_i - 1 and less than n * w_i + 1
+    times: draw c of a source may not come before block floor(c / w_i) and must not come after block ceil((c +
+    1) / w_i); of the draws that may come, the one most urgent comes first, which meets every such deadline as
+    the weights sum to one. Equally urgent sources are ordered by a hash of the run's seed, the block and the
+    source's seed.
 
-    The last chunks of the schedule are kept, and for every chunk the draws before it: reaching block n costs O(n) once, and no memory to speak of.
+    The last chunks of the schedule are kept, and for every chunk the draws before it: reaching block n costs
+    O(n) once, and no memory to speak of.
 
-    Source: Baruah et al., "Proportionate progress" (1996), on one processor; paper section 3.3 for drawing one data set per update.
+    Source: Baruah et al., "Proportionate progress" (1996), on one processor; paper section 3.3 for drawing
+    one data set per update.
     """
 
-    def __init__(self, weights: Mapping[str, Fraction], seeds: Mapping[str, int], seed: int, first_block: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, Fraction], seeds: Mapping[str, int], seed: int, first_block: int
+    ) -> None:
         """`first_block` is the block of the run at which this rotation begins."""
         self._names = sorted(name for name, weight in weights.items() if weight)
         self._numbers = {name: number for number, name in enumerate(self._names)}
@@ -88,10 +112,16 @@ class Rotation:
 
     def drawn_before(self, source: str, block: int) -> int:
         """Returns how many of the blocks 0 .. block - 1 draw `source`."""
-        return int(self._chunk(block // _CHUNK)[1][block % _CHUNK, self._numbers[source]]) if source in self._numbers else 0
+        return (
+            int(self._chunk(block // _CHUNK)[1][block % _CHUNK, self._numbers[source]])
+            if source in self._numbers
+            else 0
+        )
 
     def _chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a chunk's sources [_CHUNK] int16 and the draws before each of its blocks [_CHUNK, sources] int64."""
+        """Returns a chunk's sources [_CHUNK] int16 and the draws before each of its blocks [_CHUNK, sources]
+        int64.
+        """
         if number not in self._chunks:
             for missing in range(min(number, len(self._starts) - 1), number + 1):
                 self._chunks[missing] = self._compute(missing)
@@ -105,7 +135,10 @@ class Rotation:
         first, drawn = number * _CHUNK, list(self._starts[number])
         blocks = self._first_block + np.arange(first, first + _CHUNK)
         noise = hash64(self._seed, blocks[:, None], self._seeds[None]).tolist()
-        sequence, counts = np.empty(_CHUNK, dtype=np.int16), np.empty((_CHUNK, len(self._shares)), dtype=np.int64)
+        sequence, counts = (
+            np.empty(_CHUNK, dtype=np.int16),
+            np.empty((_CHUNK, len(self._shares)), dtype=np.int64),
+        )
         for i in range(_CHUNK):
             counts[i] = drawn
             sequence[i] = self._next(drawn, first + i, noise[i])
@@ -127,40 +160,62 @@ class Rotation:
 
 
 def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tuple[int, dict[str, Fraction]]]:
-    """Returns (first step, share of each source) of every stage of equal weights; the shares sum to 1. `sizes` are the sources' samples.
+    """Returns (first step, share of each source) of every stage of equal weights; the shares sum to 1.
+    `sizes` are the sources' samples.
 
-    A source's share is its weight, times its size where data.weigh_by_size is set, over the sum of these; where data.kind_weights is set,
-    over the sum in its kind, times its kind's share.
+    A source's share is its weight, times its size where data.weigh_by_size is set, over the sum of these;
+    where data.kind_weights is set, over the sum in its kind, times its kind's share.
 
-    Raises: ConfigError when a size is needed and not known, no step could draw anything, or a kind with a weight has no source with one.
+    Raises: ConfigError when a size is needed and not known, no step could draw anything, or a kind with a
+    weight has no source with one.
     """
     unknown = [name for name, size in sizes.items() if size is None]
     if data.weigh_by_size and unknown:
-        raise ConfigError(f"data.weigh_by_size needs the number of samples, which source '{unknown[0]}' does not know; set weights")
+        raise ConfigError(
+            f"data.weigh_by_size needs the number of samples, which source '{unknown[0]}' does not know; "
+            "set weights"
+        )
     stages = []
     for number, (first, weights, kind_weights) in enumerate(weights_by_stage(data)):
         where = f"data.weight_changes[{number - 1}]" if number else "data.sources"
-        stages.append((first, _shares(data, {name: weights[name] for name in sizes}, kind_weights, sizes, where)))
+        stages.append(
+            (first, _shares(data, {name: weights[name] for name in sizes}, kind_weights, sizes, where))
+        )
     return stages
 
 
 def _shares(
-    data: DataConfig, weights: Mapping[str, float], kind_weights: Mapping[str, float] | None, sizes: Mapping[str, int], where: str
+    data: DataConfig,
+    weights: Mapping[str, float],
+    kind_weights: Mapping[str, float] | None,
+    sizes: Mapping[str, int],
+    where: str,
 ) -> dict[str, Fraction]:
     """Returns each source's exact share of the steps."""
-    masses = {name: _exact(weight) * (sizes[name] if data.weigh_by_size else 1) for name, weight in weights.items()}
+    masses = {
+        name: _exact(weight) * (sizes[name] if data.weigh_by_size else 1) for name, weight in weights.items()
+    }
     if not any(masses.values()) or min(masses.values()) < 0:
         raise ConfigError(f"{where}: weights {dict(weights)} must be non-negative, and one of them positive")
     if kind_weights is None:
         return {name: mass / sum(masses.values()) for name, mass in masses.items()}
     kinds = {name: data.sources[name].kind for name in weights}
-    sums = {kind: sum(mass for name, mass in masses.items() if kinds[name] == kind) for kind in {*kinds.values(), *kind_weights}}
+    sums = {
+        kind: sum(mass for name, mass in masses.items() if kinds[name] == kind)
+        for kind in {*kinds.values(), *kind_weights}
+    }
     shares = {kind: _exact(kind_weights.get(kind, 0)) for kind in sums}
     for kind, share in shares.items():
         if share and not sums[kind]:
-            raise ConfigError(f"{where}: kind_weights give {kind} steps {float(share):g}, but no source of that kind has a weight")
+            raise ConfigError(
+                f"{where}: kind_weights give {kind} steps {float(share):g}, but no source of that kind "
+                "has a weight"
+            )
     total = sum(shares.values())
-    return {name: shares[kinds[name]] / total * mass / sums[kinds[name]] if mass else Fraction(0) for name, mass in masses.items()}
+    return {
+        name: shares[kinds[name]] / total * mass / sums[kinds[name]] if mass else Fraction(0)
+        for name, mass in masses.items()
+    }
 
 
 def _exact(weight: float) -> Fraction:

@@ -25,7 +25,9 @@ MAX_CHARACTERS = 10_000
 """Longer texts are cut before tokenisation."""
 CAPTION_STREAM = 4
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_NPY = re.compile(rb"\{'descr': '[<|]([iu])([1248])', 'fortran_order': False, 'shape': \(([0-9, ]{0,40})\), \} *\n")
+_NPY = re.compile(
+    rb"\{'descr': '[<|]([iu])([1248])', 'fortran_order': False, 'shape': \(([0-9, ]{0,40})\), \} *\n"
+)
 _SHOWN_CHARACTERS = 120
 
 
@@ -54,12 +56,17 @@ class SampleDecoder:
     def __init__(self, config: Config, name: str) -> None:
         """Raises: DataError when the source's skip list cannot be read."""
         self.config, self.source = config, config.data.sources[name]
-        self.skip_list: SkipList | None = load_skip_list(self.source.skip_list) if self.source.skip_list else None
+        self.skip_list: SkipList | None = (
+            load_skip_list(self.source.skip_list) if self.source.skip_list else None
+        )
         if self.source.kind != "text":
             decoder()
 
-    def __call__(self, fields: Mapping[str, bytes], key: str, index: int, seed: int, draw: float | None = None) -> Sample:
-        """Decodes the fields of `member_fields`. One caption of several is chosen by the seed, or by `draw` in [0, 1) when that is given.
+    def __call__(
+        self, fields: Mapping[str, bytes], key: str, index: int, seed: int, draw: float | None = None
+    ) -> Sample:
+        """Decodes the fields of `member_fields`. One caption of several is chosen by the seed, or by `draw`
+        in [0, 1) when that is given.
 
         Raises: SampleFault with the reason.
         """
@@ -88,7 +95,10 @@ class SampleDecoder:
     def check_size(self, field: str, size: int) -> None:
         """Raises SampleFault 'too many bytes' for a member above data.max_member_bytes."""
         if size > self.config.data.max_member_bytes:
-            raise SampleFault(faults.TOO_MANY_BYTES, f"{field} of {size}, at most data.max_member_bytes {self.config.data.max_member_bytes}")
+            raise SampleFault(
+                faults.TOO_MANY_BYTES,
+                f"{field} of {size}, at most data.max_member_bytes {self.config.data.max_member_bytes}",
+            )
 
     def _image(self, data: bytes) -> Tensor:
         """Decodes a picture that is not on the skip list: [3 H W] uint8."""
@@ -106,7 +116,9 @@ class SampleDecoder:
         values = value if isinstance(value, list) else [value]
         texts = [item.strip()[:MAX_CHARACTERS] for item in values if isinstance(item, str)]
         if not texts:
-            raise SampleFault(faults.MISSING_CAPTION, f"field '{key}' holds {type(value).__name__}" if key else "")
+            raise SampleFault(
+                faults.MISSING_CAPTION, f"field '{key}' holds {type(value).__name__}" if key else ""
+            )
         texts = [text for text in texts if text]
         if not texts:
             raise SampleFault(faults.EMPTY_CAPTION)
@@ -119,25 +131,40 @@ class SampleDecoder:
         wanted, limit = self.config.model.num_patches, self.config.codebook.vocab_size
         codes = read_integers(data)
         if codes.size != wanted:
-            raise SampleFault(faults.BAD_CODES, f"expected {wanted} integers, one for each patch of the model's pictures, not {codes.size}")
+            raise SampleFault(
+                faults.BAD_CODES,
+                f"expected {wanted} integers, one for each patch of the model's pictures, not {codes.size}",
+            )
         codes = codes.reshape(-1).astype(np.int64)
         if codes.min() < 0 or codes.max() >= limit:
-            raise SampleFault(faults.BAD_CODES, f"values {codes.min()} .. {codes.max()}, but codebook.vocab_size is {limit}")
+            raise SampleFault(
+                faults.BAD_CODES, f"values {codes.min()} .. {codes.max()}, but codebook.vocab_size is {limit}"
+            )
         return codes
 
 
-def member_fields(name: str, source: SourceConfig, metadata: bool = False) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
-    """Returns the member suffixes of each field a source reads, and the fault of a sample without a field it must have."""
+def member_fields(
+    name: str, source: SourceConfig, metadata: bool = False
+) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+    """Returns the member suffixes of each field a source reads, and the fault of a sample without a field it
+    must have.
+    """
     fields: dict[str, Sequence[str]] = {}
     required = {}
     if source.kind != "text":
         fields["image"], required["image"] = IMAGE_SUFFIXES, faults.NO_IMAGE
     if source.kind != "image":
-        fields["caption"], required["caption"] = ("txt",) if source.caption_key is None else ("json",), faults.MISSING_CAPTION
+        fields["caption"], required["caption"] = (
+            ("txt",) if source.caption_key is None else ("json",),
+            faults.MISSING_CAPTION,
+        )
     if source.kind != "text" and source.image_codes_key:
         suffix = source.image_codes_key.lower().lstrip(".")
         if suffix.split(".")[-1] != "npy":
-            raise ConfigError(f"source '{name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. 'codes.npy'")
+            raise ConfigError(
+                f"source '{name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. "
+                "'codes.npy'"
+            )
         fields["codes"], required["codes"] = (suffix,), faults.BAD_CODES
     if metadata:
         fields["metadata"] = ("json",)
@@ -145,25 +172,36 @@ def member_fields(name: str, source: SourceConfig, metadata: bool = False) -> tu
 
 
 def read_integers(data: bytes) -> np.ndarray:
-    """Reads an .npy of integers by its header's exact words, as numpy writes them: nothing is evaluated or unpickled, and no size that the header
-    claims is believed: [n].
+    """Reads an .npy of integers by its header's exact words, as numpy writes them: nothing is evaluated or
+    unpickled, and no size that the header claims is believed: [n].
 
     Raises: SampleFault 'bad image codes' for anything else.
     """
     start = 10 if data[6:7] == b"\x01" else 12
     length = int.from_bytes(data[8:start], "little")
-    match = _NPY.fullmatch(data[start : start + length]) if data.startswith(b"\x93NUMPY") and length <= len(data) else None
+    match = (
+        _NPY.fullmatch(data[start : start + length])
+        if data.startswith(b"\x93NUMPY") and length <= len(data)
+        else None
+    )
     if match is None:
-        raise SampleFault(faults.BAD_CODES, "no .npy of little-endian integers in C order; pickled arrays are refused")
+        raise SampleFault(
+            faults.BAD_CODES, "no .npy of little-endian integers in C order; pickled arrays are refused"
+        )
     width, count = int(match[2]), math.prod(int(size) for size in match[3].split(b",") if size.strip())
     if len(data) != start + length + count * width:
-        raise SampleFault(faults.BAD_CODES, f"{len(data)} bytes are not the {count} integers that its header tells of")
+        raise SampleFault(
+            faults.BAD_CODES, f"{len(data)} bytes are not the {count} integers that its header tells of"
+        )
     return np.frombuffer(data, dtype=np.dtype(f"<{match[1].decode()}{width}"), offset=start + length)
 
 
 def printable(text: str) -> str:
     """Escapes what is not printable, and cuts what is long."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:_SHOWN_CHARACTERS])
+    shown = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text[:_SHOWN_CHARACTERS]
+    )
     return shown + "..." * (len(text) > _SHOWN_CHARACTERS)
 
 

@@ -1,4 +1,5 @@
-"""Samples that a run leaves out: named by key, by the SHA-256 of the picture's bytes, or by a perceptual hash of its pixels.
+"""Samples that a run leaves out: named by key, by the SHA-256 of the picture's bytes, or by a perceptual hash
+of its pixels.
 
 A list is text, one entry per line, so that lists are joined with `cat`; '#' begins a comment:
 
@@ -29,7 +30,12 @@ from flava_ds.data.colors import LUMINANCE
 from flava_ds.errors import DataError
 
 _SIDE, _KEPT = 32, 8
-_FORMS = {"key": r"\S+", "sha256": r"[0-9a-f]{64}", "phash": r"[0-9a-f]{16}( [0-9]{1,2})?", "sample": r"\S+ \S+"}
+_FORMS = {
+    "key": r"\S+",
+    "sha256": r"[0-9a-f]{64}",
+    "phash": r"[0-9a-f]{16}( [0-9]{1,2})?",
+    "sample": r"\S+ \S+",
+}
 _BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
 
 
@@ -58,7 +64,9 @@ class SkipList:
     def fingerprint(self) -> str:
         """Hashes the entries, whatever their order in the file."""
         pairs = sorted(zip(self.hashes.tolist(), self.distances.tolist(), strict=True))
-        return hashlib.sha256(repr((sorted(self.keys), sorted(self.digests), pairs, sorted(self.samples))).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            repr((sorted(self.keys), sorted(self.digests), pairs, sorted(self.samples))).encode()
+        ).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.keys) + len(self.digests) + len(self.hashes) + len(self.samples)
@@ -84,7 +92,9 @@ def load_skip_list(path: str | Path) -> SkipList:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"skip list '{file}' cannot be read: {error}; make one with `flava-ds prepare skiplist`") from error
+        raise DataError(
+            f"skip list '{file}' cannot be read: {error}; make one with `flava-ds prepare skiplist`"
+        ) from error
     found: dict[str, list[str]] = {kind: [] for kind in _FORMS}
     for number, line in enumerate(lines, 1):
         entry = " ".join(line.split("#", 1)[0].split())
@@ -92,7 +102,10 @@ def load_skip_list(path: str | Path) -> SkipList:
             continue
         kind, _, value = entry.partition(" ")
         if kind not in _FORMS or not re.fullmatch(_FORMS[kind], value):
-            raise DataError(f"skip list '{file}', line {number}: '{line.strip()[:80]}' is none of 'key KEY', 'sha256 HEX', 'phash HEX [BITS]', 'sample ...'")
+            raise DataError(
+                f"skip list '{file}', line {number}: '{line.strip()[:80]}' is none of 'key KEY', 'sha256 "
+                "HEX', 'phash HEX [BITS]', 'sample ...'"
+            )
         found[kind].append(value)
     hashes = [value.split() for value in found["phash"]]
     return SkipList(
@@ -109,13 +122,20 @@ def perceptual_hash(image: Tensor) -> int:
 
     Shapes:
         image  [3 H W]  uint8
-    Source: the pHash of Zauner (2010), as computed by the imagehash package, with an antialiased bilinear filter.
+    Source: the pHash of Zauner (2010), as computed by the imagehash package, with an antialiased bilinear
+    filter.
     """
-    small = interpolate(image[None].contiguous(memory_format=torch.channels_last), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+    small = interpolate(
+        image[None].contiguous(memory_format=torch.channels_last),
+        size=(_SIDE, _SIDE),
+        mode="bilinear",
+        antialias=True,
+    )
     red, green, blue = small[0].numpy().astype(np.float64)
     luminance = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
     waves = _waves()
-    low = np.round(waves @ luminance @ waves.T, 3)  # so that rounding errors decide nothing where there is no detail
+    # so that rounding errors decide nothing where there is no detail
+    low = np.round(waves @ luminance @ waves.T, 3)
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 

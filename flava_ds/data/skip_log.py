@@ -1,4 +1,6 @@
-"""What one process could not use of a source: counted, some of it logged, and the run stopped when it is too much."""
+"""What one process could not use of a source: counted, some of it logged, and the run stopped when it is too
+much.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,16 @@ _MOST_KEPT = 10_000
 
 
 def where(entry: dict[str, Any]) -> str:
-    """Names a sample for messages: its key, with what a terminal would obey escaped, and its shard; the shard alone where there is no key."""
+    """Names a sample for messages: its key, with what a terminal would obey escaped, and its shard; the shard
+    alone where there is no key.
+    """
     return f"'{printable(entry['key'])}' in {entry['shard']}" if entry["key"] else str(entry["shard"])
 
 
 class SkipLog:
-    """Counts unusable samples of a source in this process, logs some of them, and stops a run that loses too many."""
+    """Counts unusable samples of a source in this process, logs some of them, and stops a run that loses too
+    many.
+    """
 
     def __init__(self, name: str, max_skipped_share: float) -> None:
         self.name, self.limit = name, max_skipped_share
@@ -39,7 +45,8 @@ class SkipLog:
         self.seen += 1
 
     def bad(self, entry: dict[str, Any], fault: SampleFault) -> None:
-        """Counts an unusable sample, of which `entry` tells source, shard, key and offset; one on the skip list is no loss.
+        """Counts an unusable sample, of which `entry` tells source, shard, key and offset; one on the skip
+        list is no loss.
 
         Raises: DataError above max_skipped_share of at least MIN_SEEN samples.
         """
@@ -52,10 +59,17 @@ class SkipLog:
         self.example = f"{where(entry)}: {fault}"
         lost = self._lost()
         if lost <= _LOGGED_FIRST or lost % _LOGGED_EVERY == 0:
-            log.warning("source '%s': skipped %s (%d of %d seen by this process)", self.name, self.example, lost, self.seen)
+            log.warning(
+                "source '%s': skipped %s (%d of %d seen by this process)",
+                self.name,
+                self.example,
+                lost,
+                self.seen,
+            )
         if self.seen >= MIN_SEEN and lost > self.limit * self.seen:
             raise DataError(
-                f"source '{self.name}': {self.summary()}, more than max_skipped_share {self.limit:.1%}; last: {self.example}. "
+                f"source '{self.name}': {self.summary()}, more than max_skipped_share {self.limit:.1%}; "
+                f"last: {self.example}. "
                 f"Repair the shards or raise --data.sources.{self.name}.max-skipped-share"
             )
 
@@ -73,7 +87,10 @@ class SkipLog:
     def summary(self) -> str:
         """Writes the share that is lost and the count of each reason."""
         lost = self._lost()
-        return f"{lost} of {self.seen} samples ({lost / max(1, self.seen):.1%}) are unusable: {counted(self.reasons)}"
+        return (
+            f"{lost} of {self.seen} samples ({lost / max(1, self.seen):.1%}) are unusable: "
+            f"{counted(self.reasons)}"
+        )
 
     def _lost(self) -> int:
         """Counts the samples that were meant to be used and cannot be."""

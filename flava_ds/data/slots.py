@@ -1,7 +1,8 @@
 """Batches from loader processes to the trainer through shared memory that is used again.
 
-torch's DataLoader makes a file of shared memory for each tensor: the kernel hands its pages out one by one, to the process that writes them and to the
-one that reads them, and the two shake hands over its descriptor. For a batch of pictures that costs a fifth of what decoding them does.
+torch's DataLoader makes a file of shared memory for each tensor: the kernel hands its pages out one by one,
+to the process that writes them and to the one that reads them, and the two shake hands over its descriptor.
+For a batch of pictures that costs a fifth of what decoding them does.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ _POOLS: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary
 class SlotPool:
     """Shared memory in slots, each of which holds the tensors of one batch.
 
-    The trainer's process picks the slot that a request is answered in, as it alone knows which ones it has let go: those whose last tensor is gone.
-    A loader process keeps to its own slots, so it meets each page once. Built before the loader processes start; picklable.
+    The trainer's process picks the slot that a request is answered in, as it alone knows which ones it has
+    let go: those whose last tensor is gone. A loader process keeps to its own slots, so it meets each page
+    once. Built before the loader processes start; picklable.
     """
 
     def __init__(self, workers: int, slots_each: int, slot_bytes: int) -> None:
-        """Reserves address space; the kernel provides pages as they are first written. None of it counts against the size of /dev/shm."""
+        """Reserves address space; the kernel provides pages as they are first written. None of it counts
+        against the size of /dev/shm.
+        """
         self.slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
         file = os.memfd_create("flava_ds batches")
         os.ftruncate(file, workers * slots_each * self.slot_bytes)
@@ -46,11 +50,16 @@ class SlotPool:
         _POOLS[self.key] = self
 
     def take(self, worker: int) -> int | None:
-        """Takes a free slot of a loader process; None when the trainer holds them all: that batch then goes torch's way."""
+        """Takes a free slot of a loader process; None when the trainer holds them all: that batch then goes
+        torch's way.
+        """
         if self._free[worker]:
             return self._free[worker].pop()
         if not self._told:
-            log.info("batches travel more slowly, each in files of shared memory of its own: more of them are in use than there are slots for")
+            log.info(
+                "batches travel more slowly, each in files of shared memory of its own: more of them are "
+                "in use than there are slots for"
+            )
             self._told = True
         return None
 
@@ -59,21 +68,30 @@ class SlotPool:
         return Slot(self, number)
 
     def receive(self, number: int) -> Tensor:
-        """Returns the bytes of a filled slot, which is free again when no tensor refers to them: [slot_bytes] uint8."""
+        """Returns the bytes of a filled slot, which is free again when no tensor refers to them: [slot_bytes]
+        uint8.
+        """
         array = self.memory.numpy()[number * self.slot_bytes : (number + 1) * self.slot_bytes]
         weakref.finalize(array, self._free[number // self._slots_each].append, number).atexit = False
         return torch.from_numpy(array)  # its storage holds the array
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "memory"} | {"_file": DupFd(self._file)}
+        return {name: value for name, value in vars(self).items() if name != "memory"} | {
+            "_file": DupFd(self._file)
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._map(state["_file"].detach())
 
     def _map(self, file: int) -> None:
-        """Maps a file of shared memory, and closes it when the pool is gone; the memory stays for as long as tensors refer to it."""
-        self._file, self.memory = file, torch.frombuffer(mmap.mmap(file, os.fstat(file).st_size), dtype=torch.uint8)
+        """Maps a file of shared memory, and closes it when the pool is gone; the memory stays for as long as
+        tensors refer to it.
+        """
+        self._file, self.memory = (
+            file,
+            torch.frombuffer(mmap.mmap(file, os.fstat(file).st_size), dtype=torch.uint8),
+        )
         weakref.finalize(self, os.close, file).atexit = False
 
 
@@ -81,7 +99,11 @@ class Slot:
     """One batch's memory, from which tensors are cut one after the other."""
 
     def __init__(self, pool: SlotPool, number: int) -> None:
-        self._bytes, self._sent, self._end = pool.memory[number * pool.slot_bytes : (number + 1) * pool.slot_bytes], _Sent(pool.key, number), 0
+        self._bytes, self._sent, self._end = (
+            pool.memory[number * pool.slot_bytes : (number + 1) * pool.slot_bytes],
+            _Sent(pool.key, number),
+            0,
+        )
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Returns an uninitialised tensor, from ordinary memory when the slot is full."""
@@ -92,8 +114,8 @@ class Slot:
         return self._bytes[begin : begin + size].view(dtype).view(shape)
 
     def put(self, tensor: Tensor) -> _Piece | Tensor:
-        """Returns what stands for a tensor on its way to the trainer, after copying it into the slot unless it lies there; the tensor itself where
-        the slot is full."""
+        """Returns what stands for a tensor on its way to the trainer, after copying it into the slot unless
+        it lies there; the tensor itself where the slot is full."""
         if not self._holds(tensor):
             copied = self.empty(*tensor.shape, dtype=tensor.dtype)
             if not self._holds(copied):
@@ -104,7 +126,10 @@ class Slot:
 
     def _holds(self, tensor: Tensor) -> bool:
         """Tells whether a tensor's values lie in the slot, one after the other."""
-        return tensor.is_contiguous() and tensor.untyped_storage().data_ptr() == self._bytes.untyped_storage().data_ptr()
+        return (
+            tensor.is_contiguous()
+            and tensor.untyped_storage().data_ptr() == self._bytes.untyped_storage().data_ptr()
+        )
 
 
 class _Sent(NamedTuple):

@@ -56,8 +56,11 @@ class Unread:
     offset: int
 
 
-def own_pipeline(part: Part, wanted: Collection[str], every: EveryNth | None, tell: Callable[[Shard, Counter[str]], None]) -> Iterator[RawSample]:
-    """Yields the samples of a part: members with the suffixes in `wanted` as bytes, the others unread, grouped by key, shuffled through the buffer.
+def own_pipeline(
+    part: Part, wanted: Collection[str], every: EveryNth | None, tell: Callable[[Shard, Counter[str]], None]
+) -> Iterator[RawSample]:
+    """Yields the samples of a part: members with the suffixes in `wanted` as bytes, the others unread,
+    grouped by key, shuffled through the buffer.
 
     `every` keeps some of them; `tell` hears what each shard has lost.
     """
@@ -69,18 +72,27 @@ def own_pipeline(part: Part, wanted: Collection[str], every: EveryNth | None, te
             functools.partial(_members, wanted=wanted, most_bytes=config.data.max_member_bytes, tell=tell),
             functools.partial(wds.tariterators.group_by_keys, keys=_split, handler=_pass_over_duplicate),
             every,
-            wds.shuffle(buffer, initial=buffer, rng=random.Random(part.seed)) if config.data.shuffle else None,
+            wds.shuffle(buffer, initial=buffer, rng=random.Random(part.seed))
+            if config.data.shuffle
+            else None,
         )
     )
 
 
-def users_pipeline(part: Part, function: Callable[[Part], Iterable[RawSample]], every: EveryNth | None) -> Iterator[RawSample]:
-    """Yields the samples of the user's own pipeline. Raises: DataError for what it raises, and for what is no sample."""
+def users_pipeline(
+    part: Part, function: Callable[[Part], Iterable[RawSample]], every: EveryNth | None
+) -> Iterator[RawSample]:
+    """Yields the samples of the user's own pipeline. Raises: DataError for what it raises, and for what is no
+    sample.
+    """
     where = f"source '{part.name}': pipeline '{part.config.data.sources[part.name].pipeline}'"
     try:
         for sample in function(part) if every is None else every(function(part)):
             if not isinstance(sample, dict) or "__key__" not in sample:
-                raise DataError(f"{where} yields {sample!r:.60}; expected a dictionary with '__key__' and bytes by suffix, such as 'jpg' and 'txt'")
+                raise DataError(
+                    f"{where} yields {sample!r:.60}; expected a dictionary with '__key__' and bytes by "
+                    "suffix, such as 'jpg' and 'txt'"
+                )
             yield sample
     except UserError:
         raise
@@ -88,11 +100,18 @@ def users_pipeline(part: Part, function: Callable[[Part], Iterable[RawSample]], 
         raise DataError(f"{where} failed: {type(error).__name__}: {error}") from error
 
 
-def _members(shards: Iterable[Shard], *, wanted: Collection[str], most_bytes: int, tell: Callable[[Shard, Counter[str]], None]) -> Iterator[dict[str, Any]]:
+def _members(
+    shards: Iterable[Shard],
+    *,
+    wanted: Collection[str],
+    most_bytes: int,
+    tell: Callable[[Shard, Counter[str]], None],
+) -> Iterator[dict[str, Any]]:
     """Yields what webdataset calls file samples, and its mark at the end of each shard.
 
-    Our own reader of headers takes the members out of the tars, because it looks at a member's size before it reads it, knows the index's faults by
-    their words, and reads through the storage layer, whose rules about URLs, retries and commands hold here, too.
+    Our own reader of headers takes the members out of the tars, because it looks at a member's size before it
+    reads it, knows the index's faults by their words, and reads through the storage layer, whose rules about
+    URLs, retries and commands hold here, too.
     """
     for shard in shards:
         found: Counter[str] = Counter()

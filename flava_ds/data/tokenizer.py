@@ -19,27 +19,41 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 def load_tokenizer(vocabulary: str) -> BatchTokenizer:
     """Loads the tokenizer of a vocabulary: CLIP's byte pairs, or WordPiece. Raises: DataError."""
-    return clip_bpe.ClipTokenizer(vocabulary) if clip_bpe.is_meant(vocabulary) else WordPieceTokenizer(vocabulary)
+    return (
+        clip_bpe.ClipTokenizer(vocabulary)
+        if clip_bpe.is_meant(vocabulary)
+        else WordPieceTokenizer(vocabulary)
+    )
 
 
 def vocabulary_file(vocabulary: str) -> Path:
-    """Finds a vocabulary by the path of its file, or by its name: "clip_bpe", or one under flava_ds/data/vocab (NAME.txt or NAME/vocab.txt).
+    """Finds a vocabulary by the path of its file, or by its name: "clip_bpe", or one under
+    flava_ds/data/vocab (NAME.txt or NAME/vocab.txt).
 
     Raises: DataError with the known names.
     """
     if clip_bpe.is_meant(vocabulary):
         return clip_bpe.merges_file(vocabulary)
-    for candidate in (Path(vocabulary).expanduser(), VOCABULARY_FOLDER / f"{vocabulary}.txt", VOCABULARY_FOLDER / vocabulary / "vocab.txt"):
+    for candidate in (
+        Path(vocabulary).expanduser(),
+        VOCABULARY_FOLDER / f"{vocabulary}.txt",
+        VOCABULARY_FOLDER / vocabulary / "vocab.txt",
+    ):
         if candidate.is_file():
             return candidate
-    names = {path.stem for path in VOCABULARY_FOLDER.glob("*.txt")} | {path.parent.name for path in VOCABULARY_FOLDER.glob("*/vocab.txt")}
+    names = {path.stem for path in VOCABULARY_FOLDER.glob("*.txt")} | {
+        path.parent.name for path in VOCABULARY_FOLDER.glob("*/vocab.txt")
+    }
     known = sorted(names | {clip_bpe.NAME})
     hint = did_you_mean(vocabulary, known)
-    raise DataError(f"data.vocabulary '{vocabulary}' is neither a vocab.txt nor one of {', '.join(known)}{hint}")
+    raise DataError(
+        f"data.vocabulary '{vocabulary}' is neither a vocab.txt nor one of {', '.join(known)}{hint}"
+    )
 
 
 class WordPieceTokenizer(BatchTokenizer):
-    """Turns texts into ids exactly as transformers' BertTokenizerFast does, special tokens spelled out in a text included.
+    """Turns texts into ids exactly as transformers' BertTokenizerFast does, special tokens spelled out in a
+    text included.
 
     Shapes:
         continues_word   [v]  bool, pieces that continue a word (##...)
@@ -48,21 +62,31 @@ class WordPieceTokenizer(BatchTokenizer):
     """
 
     def __init__(self, vocabulary: str) -> None:
-        """Loads a vocabulary. Raises: DataError naming the file when it lacks a special token or lists a token twice."""
+        """Loads a vocabulary. Raises: DataError naming the file when it lacks a special token or lists a
+        token twice.
+        """
         if clip_bpe.is_meant(vocabulary):
-            raise DataError(f"data.vocabulary '{vocabulary}' holds CLIP's byte pairs, and WordPiece is needed here; name a vocab.txt")
+            raise DataError(
+                f"data.vocabulary '{vocabulary}' holds CLIP's byte pairs, and WordPiece is needed here; "
+                "name a vocab.txt"
+            )
         self.file = vocabulary_file(vocabulary)
         words = self.file.read_text(encoding="utf-8").split("\n")
         words = [word.rstrip("\r") for word in (words[:-1] if words and not words[-1] else words)]
         ids = {word: number for number, word in enumerate(words)}
         missing = [token for token in SPECIAL_TOKENS if token not in ids]
         if missing:
-            raise DataError(f"{self.file}: lacks {', '.join(missing)}; a WordPiece vocabulary has one token per line and these among them")
+            raise DataError(
+                f"{self.file}: lacks {', '.join(missing)}; a WordPiece vocabulary has one token per line "
+                "and these among them"
+            )
         if len(ids) != len(words):
             twice = next(word for number, word in enumerate(words) if ids[word] != number)
             raise DataError(f"{self.file}: token {twice!r} is listed twice; keep one line of it")
         self.vocab_size = len(words)
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            ids[token] for token in SPECIAL_TOKENS
+        )
         self.special_ids = np.array(sorted(ids[token] for token in SPECIAL_TOKENS), dtype=np.int64)
         self.ordinary_ids = np.setdiff1d(np.arange(self.vocab_size, dtype=np.int64), self.special_ids)
         self.continues_word = np.array([word.startswith("##") for word in words])
@@ -75,7 +99,9 @@ class WordPieceTokenizer(BatchTokenizer):
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", self.cls_id), ("[SEP]", self.sep_id)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", self.cls_id), ("[SEP]", self.sep_id)]
+        )
         return tokenizer
 
     def __reduce__(self) -> tuple:

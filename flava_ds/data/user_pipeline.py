@@ -24,7 +24,9 @@ def load_pipeline(place: str, label: str) -> Callable[..., Any]:
     try:
         specification.loader.exec_module(module)
     except Exception as error:
-        raise DataError(f"{label}: pipeline file '{file}' cannot be run: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"{label}: pipeline file '{file}' cannot be run: {type(error).__name__}: {error}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"{label}: '{file}' has no function '{name}'")

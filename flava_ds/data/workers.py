@@ -1,4 +1,5 @@
-"""Loader processes that die or hang are named, and end the run within seconds instead of leaving it waiting."""
+"""Loader processes that die or hang are named, and end the run within seconds instead of leaving
+it waiting."""
 
 from __future__ import annotations
 
@@ -22,14 +23,24 @@ _LATER_S = 1.0
 _MEMORY = "it may have run out of memory: lower data.num_workers or data.prefetch_batches"
 _ADVICE = {
     signal.SIGKILL: _MEMORY,
-    signal.SIGBUS: "memory for batches may have run out: lower data.prefetch_mib; if the log says that they travel more slowly, enlarge /dev/shm",
-    signal.SIGSEGV: "a library that it uses failed; data.num_workers 0 reads in the trainer's process and shows where",
+    signal.SIGBUS: (
+        "memory for batches may have run out: lower data.prefetch_mib; if the log says that they travel "
+        "more slowly, enlarge /dev/shm"
+    ),
+    signal.SIGSEGV: (
+        "a library that it uses failed; data.num_workers 0 reads in the trainer's process and shows where"
+    ),
 }
 _STATES = {
     "T": "it is stopped by a signal: continue it (kill -CONT), or start again",
     "t": "a debugger holds it",
-    "D": "it waits for a disk or a network file system that does not answer: look at the storage of the shards",
-    "R": "it is at work: the storage or this machine is too slow, or a sample keeps it busy; raise data.worker_timeout_s if batches take that long",
+    "D": (
+        "it waits for a disk or a network file system that does not answer: look at the storage of the shards"
+    ),
+    "R": (
+        "it is at work: the storage or this machine is too slow, or a sample keeps it busy; raise "
+        "data.worker_timeout_s if batches take that long"
+    ),
     "S": "it waits, for storage or another process; raise data.worker_timeout_s if batches take that long",
 }
 """What /proc says of a process, in the order in which it makes that process the culprit."""
@@ -38,17 +49,22 @@ _STATES = {
 def watched(loader: DataLoader) -> Iterator[Any]:
     """Yields a loader's results in order.
 
-    Raises: DataError naming the process that died, or the one that sent nothing for `loader.timeout` seconds; all others are ended then.
+    Raises: DataError naming the process that died, or the one that sent nothing for `loader.timeout` seconds;
+    all others are ended then.
     """
     if not loader.num_workers:
         yield from loader
         return
-    with _handling(signal.SIGCHLD):  # torch installs a handler that would raise wherever the trainer is: in the middle of a step
+    # torch installs a handler that would raise wherever the trainer is: in the middle of a step
+    with _handling(signal.SIGCHLD):
         results = iter(loader)
     workers, received = results._workers, 0
     while True:
         try:
-            with _handling(signal.SIGCHLD, lambda *_: None if results._shutdown else _notice_dead(workers)), _alarm(loader.timeout):
+            with (
+                _handling(signal.SIGCHLD, lambda *_: None if results._shutdown else _notice_dead(workers)),
+                _alarm(loader.timeout),
+            ):
                 _notice_dead(workers)
                 result = next(results, _END)
         except Exception as error:  # a process that dies while it hands a batch over shows in many ways
@@ -64,8 +80,8 @@ def watched(loader: DataLoader) -> Iterator[Any]:
 
 
 def start_worker(_: int) -> None:
-    """Keeps a loader process to one core, and leaves signals that launchers and Slurm send to all processes to the trainer: it needs batches for the step
-    that it finishes, and then ends the loader itself."""
+    """Keeps a loader process to one core, and leaves signals that launchers and Slurm send to all processes
+    to the trainer: it needs batches for the step that it finishes, and then ends the loader itself."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -74,8 +90,8 @@ def start_worker(_: int) -> None:
 
 @contextmanager
 def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterator[None]:
-    """Handles a signal by `handler` inside, unless that is None, and as before afterwards. Only the main thread may do that; others wait for torch's
-    own look at its processes."""
+    """Handles a signal by `handler` inside, unless that is None, and as before afterwards. Only the main
+    thread may do that; others wait for torch's own look at its processes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -90,8 +106,9 @@ def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterat
 
 @contextmanager
 def _alarm(timeout_s: float) -> Iterator[None]:
-    """Raises TimeoutError in the main thread a little after `timeout_s`, 0 for never: torch's own time does not cover the handing over of tensors,
-    for which it asks their process. A signal, not processes.within: torch's iterator belongs to the thread that made it."""
+    """Raises TimeoutError in the main thread a little after `timeout_s`, 0 for never: torch's own time does
+    not cover the handing over of tensors, for which it asks their process. A signal, not processes.within:
+    torch's iterator belongs to the thread that made it."""
     if not timeout_s or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,15 +135,22 @@ def _notice_dead(workers: Sequence[BaseProcess]) -> None:
 
 
 def _dead(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
-    """Returns number and exit code, negative for a signal, of the first process that ended by a signal or with an error.
+    """Returns number and exit code, negative for a signal, of the first process that ended by a signal or
+    with an error.
 
-    It looks without taking note, which is for multiprocessing to do: a signal handler that took the exit status away from it would leave it with
-    a process that never ends.
+    It looks without taking note, which is for multiprocessing to do: a signal handler that took the exit
+    status away from it would leave it with a process that never ends.
     """
     for number, worker in enumerate(workers):
         try:
             found = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            code = None if found is None else found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            code = (
+                None
+                if found is None
+                else found.si_status
+                if found.si_code == os.CLD_EXITED
+                else -found.si_status
+            )
         except ChildProcessError:
             code = worker.exitcode
         if code not in (None, 0):
@@ -135,7 +159,9 @@ def _dead(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
 
 
 def _dead_soon(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
-    """Returns what _dead does, after waiting for it: a process's connections break some moments before it counts as ended."""
+    """Returns what _dead does, after waiting for it: a process's connections break some moments before it
+    counts as ended.
+    """
     end = time.monotonic() + _LATER_S
     while (found := _dead(workers)) is None and time.monotonic() < end:
         time.sleep(0.01)
@@ -145,20 +171,29 @@ def _dead_soon(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
 def _died(workers: Sequence[BaseProcess], number: int, code: int) -> DataError:
     """Returns the error that names a dead process, after ending the others."""
     if code < 0:
-        told, advice = f"was killed by {signal.Signals(-code).name}", _ADVICE.get(-code, "see the system's log")
+        told, advice = (
+            f"was killed by {signal.Signals(-code).name}",
+            _ADVICE.get(-code, "see the system's log"),
+        )
     else:
         told, advice = f"ended with status {code}", "see its last lines above"
     _end_all(workers)
-    return DataError(f"a loader process died: number {number} of {len(workers)} (pid {workers[number].pid}) {told}; {advice}")
+    return DataError(
+        f"a loader process died: number {number} of {len(workers)} (pid {workers[number].pid}) {told}; "
+        f"{advice}"
+    )
 
 
 def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> DataError:
-    """Returns the error that names the process which keeps the others waiting: one that is stopped, or the one whose batch is next."""
+    """Returns the error that names the process which keeps the others waiting: one that is stopped, or the
+    one whose batch is next.
+    """
     states = [state_of(worker.pid) for worker in workers]
     stuck = [number for state in "TtD" for number, found in enumerate(states) if found == state]
     number = stuck[0] if stuck else awaited
     error = DataError(
-        f"a loader process hangs: number {number} of {len(workers)} (pid {workers[number].pid}) has sent no batch for {timeout_s:g} s "
+        f"a loader process hangs: number {number} of {len(workers)} (pid {workers[number].pid}) has sent "
+        f"no batch for {timeout_s:g} s "
         f"(data.worker_timeout_s); {_STATES.get(states[number], _STATES['S'])}"
     )
     _end_all(workers)
@@ -166,7 +201,9 @@ def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> Dat
 
 
 def _end_all(workers: Sequence[BaseProcess]) -> None:
-    """Kills what is left: a stopped process would not hear anything gentler, and one may wait for a lock that the dead one held."""
+    """Kills what is left: a stopped process would not hear anything gentler, and one may wait for a lock that
+    the dead one held.
+    """
     for worker in workers:
         if worker.is_alive():
             worker.kill()

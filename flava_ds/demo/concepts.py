@@ -33,7 +33,8 @@ _VARIATIONS = frozenset(
 )
 _SAME_WORD = {
     "prince": "royalty", "princess": "royalty", "merman": "merperson", "mermaid": "merperson",
-    "mrs": "claus", "mx": "claus", "santa": "claus", "older": "old", "grandmother": "old", "grandfather": "old",
+    "mrs": "claus", "mx": "claus", "santa": "claus",
+    "older": "old", "grandmother": "old", "grandfather": "old",
 }  # fmt: skip
 _CLOCK = re.compile(r"^(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)-(oclock|thirty)$")
 
@@ -53,7 +54,8 @@ class Concept:
 
 
 def plain_label(label: str) -> str:
-    """Write a label as one would say it: "flag: France" is "flag of France", "man: beard" "man with beard"."""
+    """Write a label as one would say it: "flag: France" is "flag of France", "man: beard" "man
+    with beard"."""
     label = re.sub("[“”]", "", label).replace("’", "'")
     head, colon, tail = label.partition(": ")
     if not colon:
@@ -118,11 +120,15 @@ def hash_order(text: str) -> str:
 
 
 def held_out_families(emojis: list[Emoji], families: list[str]) -> set[str]:
-    """Choose whole families until a tenth of every group's concepts is held out, none of them above half of that."""
+    """Choose whole families until a tenth of every group's concepts is held out, none of them above half of
+    that.
+    """
     members: dict[str, list[Emoji]] = {}
     for emoji, family in zip(emojis, families, strict=True):
         members.setdefault(family, []).append(emoji)
-    spoken = [(family, words_of(plain_label(emoji.label))) for emoji, family in zip(emojis, families, strict=True)]
+    spoken = [
+        (family, words_of(plain_label(emoji.label))) for emoji, family in zip(emojis, families, strict=True)
+    ]
 
     def stands_inside_another(family: str) -> bool:
         phrases = forbidden_phrases(plain_label(emoji.label) for emoji in members[family])
@@ -143,7 +149,9 @@ def build_concepts(emojis: list[Emoji], fingerprints: np.ndarray) -> list[Concep
     """Turn emojis into concepts; a seen concept loses the tags that name a held-out one."""
     families = families_of(emojis, fingerprints)
     held_out = held_out_families(emojis, families)
-    forbidden = forbidden_phrases(plain_label(emoji.label) for emoji, family in zip(emojis, families, strict=True) if family in held_out)
+    forbidden = forbidden_phrases(
+        plain_label(emoji.label) for emoji, family in zip(emojis, families, strict=True) if family in held_out
+    )
     return [
         Concept(
             concept=slug(emoji.label),

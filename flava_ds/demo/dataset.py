@@ -67,19 +67,25 @@ def _is_complete(target: Path) -> bool:
 
 
 def _extract(staging: Path) -> None:
-    """Verify the archives, extract them, verify every file, and leave the checksums as the stamp of completeness."""
+    """Verify the archives, extract them, verify every file, and leave the checksums as the stamp of
+    completeness.
+    """
     checksums = json.loads(CHECKSUMS.read_text("utf-8"))
     for name, expected in checksums["archives"].items():
         archive = PACKAGE / "data" / name
         if not archive.is_file():
-            raise DataError(f"{archive} is missing: install the package with its data, or check out the whole repository")
+            raise DataError(
+                f"{archive} is missing: install the package with its data, or check out the whole repository"
+            )
         _verify(archive, expected)
         with tarfile.open(archive, "r:xz") as tar:
             room = MOST_UNPACKED_BYTES
             for member in tar:
                 room -= member.size
                 if room < 0:
-                    raise DataError(f"{archive} unpacks to more than {MOST_UNPACKED_BYTES} bytes: check it out again")
+                    raise DataError(
+                        f"{archive} unpacks to more than {MOST_UNPACKED_BYTES} bytes: check it out again"
+                    )
                 tar.extract(member, staging, filter="data")
     for name, expected in checksums["files"].items():
         _verify(staging / name, expected)
@@ -90,7 +96,9 @@ def _verify(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise DataError(f"{path} has SHA-256 {found}, expected {expected}: the file is damaged, check it out again")
+        raise DataError(
+            f"{path} has SHA-256 {found}, expected {expected}: the file is damaged, check it out again"
+        )
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -103,7 +111,10 @@ def _publish(staging: Path, target: Path) -> None:
         staging.rename(target)
     except OSError as error:
         if not _is_complete(target):
-            raise DataError(f"{target} exists and is not this version of the demo data: remove it or choose another folder") from error
+            raise DataError(
+                f"{target} exists and is not this version of the demo data: remove it or choose another "
+                "folder"
+            ) from error
 
 
 def _paths(root: Path) -> DemoData:

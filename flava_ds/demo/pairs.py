@@ -52,7 +52,9 @@ def match(icons: IconSet, emojis: list[Emoji]) -> dict[str, list[Icon]]:
         if own_name in icons.icons:
             found[emoji.hexcode] = [icons.icons[own_name]]
         elif not icons.name_of_hexcode:
-            drawings = {icon.svg: icon for name in sorted(names_of(emoji)) for icon in by_name.get(name, {}).values()}
+            drawings = {
+                icon.svg: icon for name in sorted(names_of(emoji)) for icon in by_name.get(name, {}).values()
+            }
             if drawings:
                 found[emoji.hexcode] = list(drawings.values())
     return found
@@ -68,7 +70,11 @@ def build_pairs(resources: Path, emojis: list[Emoji], concepts: list[Concept]) -
             for number, icon in enumerate(drawings.get(concept.hexcode, [])):
                 key = f"{style}_{concept.concept}" + (f"_{number + 1}" if number else "")
                 record = describe(key, concept, icons, forbidden if concept.seen else frozenset())
-                sample = {"webp": encode(render_icon(icon.svg)), "txt": record["captions"][0].encode(), "json": as_json(record)}
+                sample = {
+                    "webp": encode(render_icon(icon.svg)),
+                    "txt": record["captions"][0].encode(),
+                    "json": as_json(record),
+                }
                 yield Pair(concept=concept, style=style, sample={"key": key, **sample})
 
 

@@ -1,4 +1,6 @@
-"""The demo's phases, in their order. Each tells whether what it makes is there already, so that a demo begun again goes on where it was stopped."""
+"""The demo's phases, in their order. Each tells whether what it makes is there already, so that a demo begun
+again goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,35 @@ def phases(demo: Demo) -> list[Phase]:
     """Lists what this demo goes through."""
     found = [
         Phase("data", "unpack the committed drawings and texts", lambda demo: False, unpack_data),
-        Phase("precision", "measure matrix products in fp32 and bf16", lambda demo: "precision" in demo.state, choose_precision),
+        Phase(
+            "precision",
+            "measure matrix products in fp32 and bf16",
+            lambda demo: "precision" in demo.state,
+            choose_precision,
+        ),
     ]
     if demo.plan.train_codebook:
-        found.append(Phase("codebook", "train an image tokenizer", lambda demo: demo.codebook.exists(), train_codebook))
+        found.append(
+            Phase("codebook", "train an image tokenizer", lambda demo: demo.codebook.exists(), train_codebook)
+        )
     if demo.plan.fixed is None:
-        found.append(Phase("calibrate", "take a few real steps to see how many fit", lambda demo: "total_steps" in demo.state, calibrate))
+        found.append(
+            Phase(
+                "calibrate",
+                "take a few real steps to see how many fit",
+                lambda demo: "total_steps" in demo.state,
+                calibrate,
+            )
+        )
     return found + [
         Phase("train", "six losses, ZeRO-1, through the deepspeed launcher", is_trained, train),
         Phase("evaluate", "drawing styles and concepts that training never saw", is_evaluated, evaluate),
-        Phase("export", "write Hugging Face's format, read it with transformers, compare logits", lambda demo: "export_difference" in demo.state, export),
+        Phase(
+            "export",
+            "write Hugging Face's format, read it with transformers, compare logits",
+            lambda demo: "export_difference" in demo.state,
+            export,
+        ),
         Phase("report", "one page", lambda demo: (demo.run_path / "report.html").exists(), report),
     ]
 
@@ -68,15 +89,24 @@ def choose_precision(demo: Demo) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // demo.ranks)
     rates = {name: gemm_rate(name, threads) for name in ("float32", "bfloat16")}
     precision = "bf16" if rates["bfloat16"] > 1.2 * rates["float32"] else "fp32"
-    print(f"fp32 {rates['float32']:.0f}, bf16 {rates['bfloat16']:.0f} GFLOP/s with {threads} thread(s): {precision}", flush=True)
+    print(
+        (
+            f"fp32 {rates['float32']:.0f}, bf16 {rates['bfloat16']:.0f} GFLOP/s with {threads} thread(s): "
+            f"{precision}"
+        ),
+        flush=True,
+    )
     at_once = min(demo.ranks, len(os.sched_getaffinity(0)))
-    demo.save(precision=precision, gemm_rate=at_once * rates["bfloat16" if precision == "bf16" else "float32"])
+    demo.save(
+        precision=precision, gemm_rate=at_once * rates["bfloat16" if precision == "bf16" else "float32"]
+    )
 
 
 def gemm_rate(dtype: str, threads: int, seconds: float = 0.5) -> float:
     """Measures products of the model's MLP shape: GFLOP/s.
 
-    Not flava_kernels.bench.machine.gemm_rate: how long training will take follows from the mean over some time, not from the best.
+    Not flava_kernels.bench.machine.gemm_rate: how long training will take follows from the mean over some
+    time, not from the best.
     """
     import torch
 
@@ -102,13 +132,24 @@ def train_codebook(demo: Demo) -> None:
 def calibrate(demo: Demo) -> None:
     """Decides how many steps fit into the time that evaluation, export and report leave."""
     words = demo.overrides("calibration", demo.run_path)
-    words += ["--training.total-steps", str(CALIBRATION_STEPS), "--schedule.warmup-steps", "1", "--logging.every-steps", "1"]
+    words += [
+        "--training.total-steps",
+        str(CALIBRATION_STEPS),
+        "--schedule.warmup-steps",
+        "1",
+        "--logging.every-steps",
+        "1",
+    ]
     words += ["--checkpoint.every-steps", "0", "--logging.no-tensorboard"]
     follow_training(cpu_launch(words, demo.ranks), demo.run_path / "calibration", CALIBRATION_STEPS)
     per_step = seconds_per_step(demo.run_path / "calibration" / "log.jsonl", resolve("demo", words))
     reserve = max(AFTER_TRAINING_LEAST_S, AFTER_TRAINING_SHARE * 60 * demo.plan.minutes)
     steps = int(SAFETY * (demo.left_s() - reserve - LAUNCH_S) / per_step)
-    fitting = f"{steps} steps fit" if steps >= LEAST_STEPS else f"too little time is left, so {LEAST_STEPS} steps will be made"
+    fitting = (
+        f"{steps} steps fit"
+        if steps >= LEAST_STEPS
+        else f"too little time is left, so {LEAST_STEPS} steps will be made"
+    )
     print(f"{per_step:.2f} s for a step on average: {fitting}", flush=True)
     demo.save(total_steps=max(LEAST_STEPS, steps))
 
@@ -117,14 +158,28 @@ def train(demo: Demo) -> None:
     """Trains through the launcher from the latest checkpoint on, showing a live line."""
     steps = demo.total_steps
     words = demo.overrides(demo.run_path.name, demo.run_path.parent)
-    words += ["--training.total-steps", str(steps), "--schedule.warmup-steps", str(max(1, steps // 20)), "--checkpoint.every-minutes", "0.5"]
-    words += ["--checkpoint.every-steps", str(max(50, steps // 4)), "--logging.objective-gradient-norms-every", str(max(10, steps // 6))]
+    words += [
+        "--training.total-steps",
+        str(steps),
+        "--schedule.warmup-steps",
+        str(max(1, steps // 20)),
+        "--checkpoint.every-minutes",
+        "0.5",
+    ]
+    words += [
+        "--checkpoint.every-steps",
+        str(max(50, steps // 4)),
+        "--logging.objective-gradient-norms-every",
+        str(max(10, steps // 6)),
+    ]
     wait_for_folder(demo.run_path)
     follow_training(cpu_launch(words, demo.ranks), demo.run_path, steps)
 
 
 def cpu_launch(overrides: list[str], ranks: int) -> Launch:
-    """Composes the launch on CPU ranks; a GPU of the machine stays unused, so that the demo is the same everywhere."""
+    """Composes the launch on CPU ranks; a GPU of the machine stays unused, so that the demo is the same
+    everywhere.
+    """
     launch = plan_launch("demo", overrides, ranks=ranks, gpus=0)
     return dataclasses.replace(launch, environment={**launch.environment, "CUDA_VISIBLE_DEVICES": ""})
 
@@ -161,7 +216,9 @@ def evaluate(demo: Demo) -> None:
 
 
 def export(demo: Demo) -> None:
-    """Exports to Hugging Face's format and keeps the largest relative difference of logits after reading it back."""
+    """Exports to Hugging Face's format and keeps the largest relative difference of logits after reading it
+    back.
+    """
     from flava_ds.hf import export_weights
 
     out = export_weights.export(demo.run_path, demo.run_path / "huggingface")

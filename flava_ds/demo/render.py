@@ -11,7 +11,9 @@ from PIL import Image, ImageOps
 SIZE = 64  # pixels per edge
 CANVAS = 192  # pixels per longer edge at which a drawing of unknown margins is rendered before cropping
 LOSSY_QUALITY = 80
-DPI = 90.0  # the editors of the time counted 90 user units to the inch; with resvg's default of 0 a page in mm has no size
+# the editors of the time counted 90 user units to the inch; with resvg's default of 0 a page in mm has no
+# size
+DPI = 90.0
 
 
 def rasterize(svg: str, **size: int) -> Image.Image:
@@ -62,7 +64,9 @@ def _size_of(data: bytes) -> tuple[float, float]:
     if all(found) and "%" not in root.get("width", "") + root.get("height", ""):
         width, height = (float(match.group()) for match in found)
     else:
-        _, _, width, height = (float(number) for number in re.split(r"[\s,]+", root.get("viewBox", "").strip()))
+        _, _, width, height = (
+            float(number) for number in re.split(r"[\s,]+", root.get("viewBox", "").strip())
+        )
     if not (width > 0 and height > 0 and 1 / 3 <= width / height <= 3):
         raise ValueError(f"an unusable page of {width} x {height}")
     return width, height

@@ -1,4 +1,6 @@
-"""The demo: data, training through the deepspeed launcher, evaluation, export and report; stopped at any moment, it goes on when run again."""
+"""The demo: data, training through the deepspeed launcher, evaluation, export and report; stopped at any
+moment, it goes on when run again.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,27 @@ LEAST_MINUTES = 1.0
 def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
     """Runs the demo and prints its table. Returns 0, or 1 when a gate of a fixed work was missed.
 
-    Raises: UserError on an unknown work, a time too short, ranks that the machine or a batch cannot be divided among, or a phase that failed.
+    Raises: UserError on an unknown work, a time too short, ranks that the machine or a batch cannot be
+    divided among, or a phase that failed.
     """
     check(plan, ranks)
     demo = open_demo(plan, ranks, new=new)
     cores = len(os.sched_getaffinity(0))
-    print(f"FLAVA demo in {demo.run_path}: {describe(plan)}, on {cores} core{'s' * (cores > 1)}, {ranks} rank{'s' * (ranks > 1)}", flush=True)
+    print(
+        (
+            f"FLAVA demo in {demo.run_path}: {describe(plan)}, on {cores} core{'s' * (cores > 1)}, {ranks} "
+            f"rank{'s' * (ranks > 1)}"
+        ),
+        flush=True,
+    )
     if demo.state["interruptions"]:
-        print(f"going on with what was stopped after {demo.used_s() / 60:.1f} minutes (--new begins another one)", flush=True)
+        print(
+            (
+                f"going on with what was stopped after {demo.used_s() / 60:.1f} minutes (--new begins "
+                "another one)"
+            ),
+            flush=True,
+        )
     try:
         go_through(demo)
     except KeyboardInterrupt:
@@ -42,9 +57,14 @@ def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
 def check(plan: Plan, ranks: int) -> None:
     """Raises UserError for what cannot work, before anything is made."""
     if plan.minutes is not None and not LEAST_MINUTES <= plan.minutes < math.inf:
-        raise UserError(f"--minutes {plan.minutes:g}: the demo needs at least {LEAST_MINUTES:g} minute, and an end")
+        raise UserError(
+            f"--minutes {plan.minutes:g}: the demo needs at least {LEAST_MINUTES:g} minute, and an end"
+        )
     if plan.minutes is None and plan.work not in WORKS:
-        raise UserError(f"--work {plan.work}: there is none of this name{did_you_mean(plan.work, WORKS)}; choose one of {', '.join(WORKS)}")
+        raise UserError(
+            f"--work {plan.work}: there is none of this name{did_you_mean(plan.work, WORKS)}; choose one "
+            f"of {', '.join(WORKS)}"
+        )
     check_ranks(ranks, gpus=0)
     check_batches(resolve("demo", []), ranks)
 
@@ -64,13 +84,21 @@ def go_through(demo: Demo) -> None:
         if phase.done(demo):
             print(f"\n== {number}/{len(todo)} {phase.name}: done before", flush=True)
             continue
-        print(f"\n== {number}/{len(todo)} {phase.name}: {phase.what} (minute {demo.used_s() / 60:.1f}{time_left(demo)})", flush=True)
+        print(
+            (
+                f"\n== {number}/{len(todo)} {phase.name}: {phase.what} (minute "
+                f"{demo.used_s() / 60:.1f}{time_left(demo)})"
+            ),
+            flush=True,
+        )
         with demo.timed(phase.name):
             phase.act(demo)
 
 
 def time_left(demo: Demo) -> str:
-    """Tells about how long is to go: by the rate of matrix products that was measured here, or up to the given minutes."""
+    """Tells about how long is to go: by the rate of matrix products that was measured here, or up to the
+    given minutes.
+    """
     if demo.plan.fixed is None:
         return f" of {demo.plan.minutes:g}"
     if "gemm_rate" not in demo.state:
@@ -87,7 +115,9 @@ def conclude(demo: Demo) -> int:
     thresholds = demo.plan.fixed.thresholds if demo.plan.fixed else {}
     found = gates(evaluation, thresholds) if thresholds else []
     print("\n" + table(evaluation))
-    lines = [("pass" if gate[3] else "MISS", *gate) for gate in found] + [("pass" if aim[3] else "-", f"aim: {aim[0]}", *aim[1:]) for aim in aims(evaluation)]
+    lines = [("pass" if gate[3] else "MISS", *gate) for gate in found] + [
+        ("pass" if aim[3] else "-", f"aim: {aim[0]}", *aim[1:]) for aim in aims(evaluation)
+    ]
     width = max(len(name) for _, name, *_ in lines)
     print(f"\n{'':<5}{'gates' if found else '':<{width}}{'value':>9}{'wanted':>9}")
     for verdict, name, value, threshold, _ in lines:
@@ -95,7 +125,11 @@ def conclude(demo: Demo) -> int:
     summary = summarise(demo, found)
     write_whole(demo.run_path / SUMMARY, json.dumps(summary, indent=2) + "\n")
     missed = sum(not gate["passed"] for gate in summary["gates"])
-    verdict = f"{len(found) - missed} of {len(found)} gates passed" if found else f"no gates: they hold for {' and '.join(gated_works())}"
+    verdict = (
+        f"{len(found) - missed} of {len(found)} gates passed"
+        if found
+        else f"no gates: they hold for {' and '.join(gated_works())}"
+    )
     print(f"\n{verdict}; {demo.used_s() / 60:.1f} minutes; report: {page_of(demo)}", flush=True)
     return 1 if missed else 0
 
@@ -120,7 +154,12 @@ def summarise(demo: Demo, found: list[tuple[str, float, float, bool]]) -> dict[s
         "phases": [{"name": name, "seconds": seconds} for name, seconds in demo.state["phases"].items()],
         "export_difference": demo.state["export_difference"],
         "gates": [
-            {"what": name, "value": f"{value:.3g}", "wanted": f"{threshold:.3g}", "passed": bool(passed and not math.isnan(value))}
+            {
+                "what": name,
+                "value": f"{value:.3g}",
+                "wanted": f"{threshold:.3g}",
+                "passed": bool(passed and not math.isnan(value)),
+            }
             for name, value, threshold, passed in found
         ],
         "machine": describe_machine(),

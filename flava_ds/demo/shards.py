@@ -39,7 +39,11 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int
 
 def pack(archive: Path, root: Path, names: Sequence[str]) -> None:
     """Compress files and folders under `root` into one .tar.xz with members in name order."""
-    paths = sorted(path for name in names for path in ([root / name] if (root / name).is_file() else (root / name).iterdir()))
+    paths = sorted(
+        path
+        for name in names
+        for path in ([root / name] if (root / name).is_file() else (root / name).iterdir())
+    )
     with lzma.open(archive, "wb", preset=9 | lzma.PRESET_EXTREME) as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for path in paths:

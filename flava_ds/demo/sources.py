@@ -132,7 +132,8 @@ def read_icon_set(resources: Path, prefix: str) -> IconSet:
 
 
 def _svg_of(entry: dict, defaults: dict) -> str:
-    """Wrap an Iconify body into a complete SVG; one-colour sets write `currentColor`, which means black here."""
+    """Wrap an Iconify body into a complete SVG; one-colour sets write `currentColor`, which means
+    black here."""
     box = [entry.get(key, defaults.get(key, fallback)) for key, fallback in _BOX]
     body = entry["body"].replace("currentColor", "#000")
     size = f'viewBox="{box[0]} {box[1]} {box[2]} {box[3]}" width="{box[2]}" height="{box[3]}"'
@@ -170,13 +171,17 @@ def _path(name: str) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """Credit people by name: drop a mail address in brackets, and keep of a bare one what stands before the @."""
+    """Credit people by name: drop a mail address in brackets, and keep of a bare one what stands before the
+    @.
+    """
     text = re.sub(r"\s*[\[(<][^\])>]*@[^\])>]*[\])>]", "", text)
     return re.sub(r"(\S+?)@\S+", r"\1", text)
 
 
 def _texts(tree: ElementTree.Element, name: str) -> list[str]:
-    found = (without_addresses(" ".join((element.text or "").split())) for element in tree.iterfind(_path(name)))
+    found = (
+        without_addresses(" ".join((element.text or "").split())) for element in tree.iterfind(_path(name))
+    )
     return [text for text in found if text]
 
 

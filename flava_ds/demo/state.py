@@ -58,7 +58,9 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Demo:
-    """A demo in its folder. `state` is on disk at any time: decisions that must not be made twice, and seconds by phase."""
+    """A demo in its folder. `state` is on disk at any time: decisions that must not be made twice, and
+    seconds by phase.
+    """
 
     plan: Plan
     ranks: int
@@ -110,7 +112,14 @@ class Demo:
 
     def overrides(self, name: str, run_directory: Path) -> list[str]:
         """The command line of this demo's launches beyond the recipe."""
-        words = ["--name", name, "--logging.run-directory", str(run_directory), "--training.precision", self.state["precision"]]
+        words = [
+            "--name",
+            name,
+            "--logging.run-directory",
+            str(run_directory),
+            "--training.precision",
+            self.state["precision"],
+        ]
         if self.plan.train_codebook:
             words += ["--codebook-weights", str(self.codebook)]
         return words + list(self.plan.fixed.overrides if self.plan.fixed else ())

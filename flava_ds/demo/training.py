@@ -27,8 +27,9 @@ for number in (signal.SIGINT, *[0] * 60, signal.SIGTERM):
     os.killpg(int(sys.argv[1]), number)
     time.sleep(1)
 """
-"""Waits for the end of its input, which is that of the process at the other end, and asks a group of processes to end: first as Ctrl-C does, after a
-minute those that ignore that. A signal 0 does nothing, but ends the guard once the group is gone."""
+"""Waits for the end of its input, which is that of the process at the other end, and asks a group of
+processes to end: first as Ctrl-C does, after a minute those that ignore that. A signal 0 does nothing, but
+ends the guard once the group is gone."""
 
 
 def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
@@ -41,7 +42,9 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
     print(f"{launch}\n(output in {output})", flush=True)
     with output.open("ab") as file:
         environment = {**os.environ, **launch.environment}
-        process = subprocess.Popen(launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0)
+        process = subprocess.Popen(
+            launch.arguments, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0
+        )
         try:
             with end_together(process):
                 show_progress(process, run_path / "log.jsonl", total_steps)
@@ -49,18 +52,23 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
             if process.poll() is None:
                 stop(process)
     if process.returncode:
-        raise UserError(f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})")
+        raise UserError(
+            f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})"
+        )
 
 
 @contextmanager
 def end_together(process: subprocess.Popen) -> Iterator[None]:
-    """Interrupts the group of `process` when this one is gone, however it ends, so that killing the demo leaves no ranks behind.
+    """Interrupts the group of `process` when this one is gone, however it ends, so that killing the demo
+    leaves no ranks behind.
 
-    The group, because DeepSpeed's launcher is two processes, of which the first neither passes signals on nor takes the second with it. The guard
-    stands in a group of its own: what kills the demo's must not reach it.
+    The group, because DeepSpeed's launcher is two processes, of which the first neither passes signals on nor
+    takes the second with it. The guard stands in a group of its own: what kills the demo's must not reach it.
     """
     command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
-    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
+    guard = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+    )
     try:
         yield
     finally:
@@ -70,7 +78,9 @@ def end_together(process: subprocess.Popen) -> Iterator[None]:
 
 
 def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
-    """Interrupts a process and its group, as Ctrl-C on a terminal does, and kills them when the process does not end."""
+    """Interrupts a process and its group, as Ctrl-C on a terminal does, and kills them when the process does
+    not end.
+    """
     os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(patience_s)
@@ -80,14 +90,20 @@ def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
 
 
 def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
-    """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now and then elsewhere."""
+    """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now
+    and then elsewhere.
+    """
     live = sys.stdout.isatty()
     shown, printed_at = None, 0.0
     while True:
         ended = process.poll() is not None
         steps = read_log(log).steps
         newest = steps[-1] if steps else None
-        if newest is not None and newest != shown and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S):
+        if (
+            newest is not None
+            and newest != shown
+            and (live or ended or time.monotonic() - printed_at >= PRINT_EVERY_S)
+        ):
             show(console_line(newest, total_steps), last=False)
             shown, printed_at = newest, time.monotonic()
         if ended:
@@ -98,7 +114,8 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> Non
 
 
 def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
-    """Waits for the ranks of a demo that was killed: they write a checkpoint yet, and until then the folder is theirs.
+    """Waits for the ranks of a demo that was killed: they write a checkpoint yet, and until then the folder
+    is theirs.
 
     Raises: CheckpointError when they do not end.
     """
@@ -123,7 +140,11 @@ def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
 
 def last_words(output: Path) -> str:
     """Returns the error line of a failed process, or its last line."""
-    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in output.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     errors = [line for line in lines if line.startswith("error:") or "Error: " in line]
     return (errors or lines or ["it printed nothing"])[-1][:300]
 
@@ -143,4 +164,6 @@ def seconds_per_step(log: Path, config: Config) -> float:
     typical = {source: median(times) for source, times in by_source.items()}
     slowest = max(typical.values())
     weights = {name: source.weight for name, source in config.data.sources.items()}
-    return sum(weight * typical.get(name, slowest) for name, weight in weights.items()) / sum(weights.values())
+    return sum(weight * typical.get(name, slowest) for name, weight in weights.items()) / sum(
+        weights.values()
+    )

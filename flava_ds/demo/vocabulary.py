@@ -19,14 +19,22 @@ Pair = tuple[str, str]
 
 
 def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[str]:
-    """Merge the most frequent neighbours until the vocabulary is full; return tokens in the order of their ids.
+    """Merge the most frequent neighbours until the vocabulary is full; return tokens in the order of their
+    ids.
 
     Equal counts are decided by the alphabet, so the same texts give the same vocabulary.
     """
     words = _count_words(texts)
     characters = Counter(character for word in words for character in word)
-    alphabet = {character for character, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))[:ALPHABET_SIZE]}
-    spelled = [([word[0], *(CONTINUATION + character for character in word[1:])], count) for word, count in sorted(words.items()) if alphabet.issuperset(word)]
+    alphabet = {
+        character
+        for character, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))[:ALPHABET_SIZE]
+    }
+    spelled = [
+        ([word[0], *(CONTINUATION + character for character in word[1:])], count)
+        for word, count in sorted(words.items())
+        if alphabet.issuperset(word)
+    ]
     tokens = dict.fromkeys((*SPECIAL_TOKENS, *sorted({piece for pieces, _ in spelled for piece in pieces})))
     for merged in _merges(spelled):
         if len(tokens) == size:
@@ -45,7 +53,8 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def _merges(spelled: list[tuple[list[str], int]]) -> Iterable[str]:
-    """Yield the merged pieces in the order in which byte-pair encoding learns them; `spelled` is rewritten."""
+    """Yield the merged pieces in the order in which byte-pair encoding learns them; `spelled` is
+    rewritten."""
     counts: Counter[Pair] = Counter()
     places: dict[Pair, set[int]] = defaultdict(set)
     for index, (pieces, count) in enumerate(spelled):

@@ -85,16 +85,23 @@ class FrozenModel:
                 return part
         name, described = capability.__name__, self.described
         reason = self._reasons.get(name, f"models of family '{described.family}' have none")
-        raise Lacking(f"{asked_by} needs {name} ({CAPABILITIES[capability]}), which {described.name} (family '{described.family}') does not offer: {reason}")
+        raise Lacking(
+            f"{asked_by} needs {name} ({CAPABILITIES[capability]}), which {described.name} (family "
+            f"'{described.family}') does not offer: {reason}"
+        )
 
     def image_features(self, pictures: Pictures, asked_by: str) -> Tensor:
         """Encodes a set's pictures: [N d], in the model's dtype on its device."""
         encode = self.need(ImageFeatures, asked_by).image_features
         if pictures not in self._images:
             starts = range(0, len(pictures), BATCH_ROWS)
-            mine = [range(start, min(start + BATCH_ROWS, len(pictures))) for start in self._share.mine(starts)]
+            mine = [
+                range(start, min(start + BATCH_ROWS, len(pictures))) for start in self._share.mine(starts)
+            ]
             batches = ahead(lambda rows: pictures.batch(rows, self.image_size), mine)
-            self._images[pictures] = self._encode(starts, (encode(pixels.to(self.device)) for pixels in batches))
+            self._images[pictures] = self._encode(
+                starts, (encode(pixels.to(self.device)) for pixels in batches)
+            )
         return self._images[pictures]
 
     def text_features(self, texts: Sequence[str], asked_by: str, kind: str = "text") -> Tensor:
@@ -105,11 +112,14 @@ class FrozenModel:
             ids = self.tokenizer.encode_batch(texts, self.most_tokens[kind])
             starts = range(0, len(ids), BATCH_ROWS)
             mine = self._share.mine(starts)
-            self._texts[key] = self._encode(starts, (encode(ids[start : start + BATCH_ROWS]) for start in mine))
+            self._texts[key] = self._encode(
+                starts, (encode(ids[start : start + BATCH_ROWS]) for start in mine)
+            )
         return self._texts[key]
 
     def image_embeddings(self, pictures: Pictures, asked_by: str) -> Tensor:
-        """Encodes a set's pictures into the space that they share with texts, L2-normalised in fp32: [N r]."""
+        """Encodes a set's pictures into the space that they share with texts, L2-normalised in
+        fp32: [N r]."""
         embedder = self.need(Embedder, asked_by)
         features = self.image_features(pictures, asked_by)
         return torch.cat([embedder.project_images(rows).float() for rows in features.split(BATCH_ROWS)])

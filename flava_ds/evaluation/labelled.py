@@ -69,7 +69,9 @@ class CaptionedImages:
 
     def select(self, rows: np.ndarray) -> CaptionedImages:
         """Returns the chosen rows."""
-        return dataclasses.replace(self, **_chosen(self, rows), captions=tuple(self.captions[row] for row in rows))
+        return dataclasses.replace(
+            self, **_chosen(self, rows), captions=tuple(self.captions[row] for row in rows)
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -95,7 +97,9 @@ class LabelledTexts:
 
     def select(self, rows: np.ndarray) -> LabelledTexts:
         """Returns the chosen rows."""
-        return dataclasses.replace(self, texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows])
+        return dataclasses.replace(
+            self, texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows]
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -127,7 +131,10 @@ class Seen:
         try:
             return decode_image(found)
         except SampleFault as fault:
-            raise DataError(f"{self.images.name}: the picture '{self.images.keys[row]}' cannot be used: {fault}; get the file again") from fault
+            raise DataError(
+                f"{self.images.name}: the picture '{self.images.keys[row]}' cannot be used: {fault}; get "
+                "the file again"
+            ) from fault
 
 
 def limited(samples: Set, limit: int | None) -> Set:
@@ -138,7 +145,8 @@ def limited(samples: Set, limit: int | None) -> Set:
 
 
 def spaced(count: int, most: int) -> np.ndarray:
-    """Returns at most `most` rows of `count` at even distances, the first and the last among them: [k] int64."""
+    """Returns at most `most` rows of `count` at even distances, the first and the last among
+    them: [k] int64."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 

@@ -26,7 +26,9 @@ HELD_OUT = 5
 SEED = 0
 
 
-def fit(features: np.ndarray, labels: np.ndarray, inverse_penalty: float, *, iterations: int, tolerance: float) -> LogisticRegression:
+def fit(
+    features: np.ndarray, labels: np.ndarray, inverse_penalty: float, *, iterations: int, tolerance: float
+) -> LogisticRegression:
     """Fits multinomial logistic regression by L-BFGS; to stop at the iteration limit is a choice, not a
     fault.
 
@@ -41,7 +43,8 @@ def fit(features: np.ndarray, labels: np.ndarray, inverse_penalty: float, *, ite
     except ImportError as error:
         raise UserError("a probe needs scikit-learn; `pip install 'flava_ds[eval]'`") from error
 
-    # One BLAS thread: the matrices are small, and threads that wait for each other on busy cores are many times slower.
+    # One BLAS thread: the matrices are small, and threads that wait for each other on busy cores are many
+    # times slower.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=inverse_penalty, max_iter=iterations, tol=tolerance).fit(features, labels)
@@ -66,7 +69,9 @@ def choose_penalty(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.nd
 
     def accuracy(decade: float) -> float:
         if decade not in accuracies:
-            accuracies[decade] = float((fit_as_clip(*train, 10.0**decade).predict(validation[0]) == validation[1]).mean())
+            accuracies[decade] = float(
+                (fit_as_clip(*train, 10.0**decade).predict(validation[0]) == validation[1]).mean()
+            )
         return accuracies[decade]
 
     best = max(COARSE, key=lambda decade: (accuracy(decade), decade))

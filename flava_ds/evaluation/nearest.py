@@ -1,4 +1,6 @@
-"""Finds the nearest keys of many queries in chunks, and what chance would find. A whole query x key matrix never exists."""
+"""Finds the nearest keys of many queries in chunks, and what chance would find. A whole query x key matrix
+never exists.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def top_k(queries: Tensor, keys: Tensor, k: int, *, chunk_rows: int = CHUNK_ROWS
         for start in range(0, keys.shape[0], chunk_rows):
             scores = rows @ keys[start : start + chunk_rows].T
             best, where = scores.topk(min(k, scores.shape[1]), dim=1)
-            values, order = torch.cat([values, best], dim=1).topk(min(k, values.shape[1] + best.shape[1]), dim=1)
+            values, order = torch.cat([values, best], dim=1).topk(
+                min(k, values.shape[1] + best.shape[1]), dim=1
+            )
             indices = torch.cat([indices, where + start], dim=1).gather(1, order)
         found.append(indices)
     return torch.cat(found)
@@ -44,9 +48,11 @@ def recall(found: np.ndarray, right: np.ndarray, k: int) -> float:
 
 
 def chance_of_recall(positives: np.ndarray, keys: int, k: int) -> float:
-    """Returns the expected recall at k of a random order, given how many of the keys are right for each query.
+    """Returns the expected recall at k of a random order, given how many of the keys are right for each
+    query.
 
-    One minus the probability that all k drawn keys are wrong, C(keys - p, k) / C(keys, k), averaged over the queries.
+    One minus the probability that all k drawn keys are wrong, C(keys - p, k) / C(keys, k), averaged over the
+    queries.
     """
     k = min(k, keys)
     numbers, counts = np.unique(positives, return_counts=True)

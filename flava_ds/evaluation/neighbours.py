@@ -38,7 +38,10 @@ class Neighbours:
         train: LabelledImages = data.read("train")
         test: LabelledImages = data.test()
         asked_by = f"task {self.name}"
-        keys, queries = (F.normalize(model.image_features(Seen(samples, self.transform), asked_by).float(), dim=1) for samples in (train, test))
+        keys, queries = (
+            F.normalize(model.image_features(Seen(samples, self.transform), asked_by).float(), dim=1)
+            for samples in (train, test)
+        )
         labels = torch.from_numpy(train.labels).to(keys.device)
         predicted = vote(queries, keys, labels, self.k, len(train.class_names))
         return {"top1_accuracy": share(predicted.cpu().numpy() == test.labels)}

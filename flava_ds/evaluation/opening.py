@@ -29,7 +29,9 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Opened:
-    """A trained model with its configuration. `run_path` is the folder of its run; None where there is none beside it."""
+    """A trained model with its configuration. `run_path` is the folder of its run; None where there is none
+    beside it.
+    """
 
     config: Config
     module: nn.Module
@@ -41,7 +43,9 @@ class Opened:
         return freeze(self.config, self.module, self.described)
 
 
-def open_model(path: Path, *, device: torch.device | str | None = None, precision: Precision | None = None) -> Opened:
+def open_model(
+    path: Path, *, device: torch.device | str | None = None, precision: Precision | None = None
+) -> Opened:
     """Opens a run (its latest checkpoint), a checkpoint, or a FlavaModel or FlavaForPreTraining folder;
     nothing is downloaded.
 
@@ -57,25 +61,39 @@ def open_model(path: Path, *, device: torch.device | str | None = None, precisio
         config = configuration.load(path / CONFIG)
         place, run_path = Place(path), path.resolve().parent.parent
         run_path = run_path if (run_path / CONFIG).is_file() else None
-        weights, described = load_weights(place), Described(config.name, config.model.type, step_of(place.name))
+        weights, described = (
+            load_weights(place),
+            Described(config.name, config.model.type, step_of(place.name)),
+        )
     else:
         config, run_path = configuration.load(path / CONFIG), path
         found = latest(place_of(path, config))
         if found is None:
-            raise CheckpointError(f"{path}: no checkpoint there; train further: one is written every checkpoint.every_steps and at the end")
-        weights, described = load_weights(found), Described(config.name, config.model.type, step_of(found.name))
+            raise CheckpointError(
+                f"{path}: no checkpoint there; train further: one is written every "
+                "checkpoint.every_steps and at the end"
+            )
+        weights, described = (
+            load_weights(found),
+            Described(config.name, config.model.type, step_of(found.name)),
+        )
     module = config.model.build(config)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit the model of its config.json ({' '.join(str(error).split())[:300]})") from error
+        raise CheckpointError(
+            f"{path}: its weights do not fit the model of its config.json "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from error
     if precision is None:
         precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Opened(config, module.to(device, dtype).eval().requires_grad_(False), described, run_path)
 
 
-def freeze(config: Config, module: nn.Module, described: Described, share: Share | None = None) -> FrozenModel:
+def freeze(
+    config: Config, module: nn.Module, described: Described, share: Share | None = None
+) -> FrozenModel:
     """Returns a model as an evaluation sees it: what its family offers, its tokenizer and sizes.
 
     Raises: ConfigError when the vocabulary does not fit the model.
@@ -112,7 +130,9 @@ def _device(name: torch.device | str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name}: cannot be used here ({str(error).splitlines()[0][:120]}); give cpu, or cuda:0") from error
+        raise UserError(
+            f"device {name}: cannot be used here ({str(error).splitlines()[0][:120]}); give cpu, or cuda:0"
+        ) from error
     return device
 
 
@@ -140,4 +160,6 @@ def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:
         found = loads(read_small(file))
         return {name: tuple(map(float, found[name])) for name in ("image_mean", "image_std") if name in found}
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: not readable ({error}); copy the model's folder again, or delete this file") from error
+        raise CheckpointError(
+            f"{file}: not readable ({error}); copy the model's folder again, or delete this file"
+        ) from error

@@ -24,7 +24,9 @@ class Transform:
         """[3 H W] uint8 -> [3 size size] uint8."""
         height, width = image.shape[1:]
         short = round(self.resize * size)
-        target = [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
+        target = (
+            [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
+        )
         if [height, width] != target:
             image = interpolate(image[None], size=target, mode="bicubic", antialias=True)[0]
         top, left = (round((edge - size) / 2) for edge in image.shape[1:])

@@ -56,7 +56,10 @@ class Probe(ABC):
         """Returns a split's states and labels. Raises: DataError when it has one class only."""
         samples = data.read(split)
         if len(np.unique(samples.labels)) < 2:
-            raise DataError(f"{samples.name}: split '{split}' has samples of one class only, so a probe has nothing to learn")
+            raise DataError(
+                f"{samples.name}: split '{split}' has samples of one class only, so a probe has nothing "
+                "to learn"
+            )
         return self.features(model, samples), samples.labels
 
 

@@ -82,7 +82,12 @@ class Scorer(Protocol):
     def predicts(self) -> frozenset[str]:
         """Which of 'text', 'image', 'text of a pair' and 'image of a pair' it can score."""
 
-    def read(self, texts: Sequence[np.ndarray] | None = None, pixels: Tensor | None = None, patches: Tensor | None = None) -> Reading:
+    def read(
+        self,
+        texts: Sequence[np.ndarray] | None = None,
+        pixels: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> Reading:
         """Encodes masked texts (b arrays of ids), images [b c H W] with masked patches [b n], or both as
         pairs."""
 

@@ -76,7 +76,9 @@ def _load(file: Path) -> ModuleType:
     path = file.expanduser().resolve()
     if path not in _LOADED:
         if not path.is_file():
-            raise DataError(f"{file}: no such file; --task takes a task's name, or a Python file with a tuple TASKS")
+            raise DataError(
+                f"{file}: no such file; --task takes a task's name, or a Python file with a tuple TASKS"
+            )
         spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations

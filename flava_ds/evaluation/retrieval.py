@@ -18,7 +18,8 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall at 1, 5 and 10 by the inner product of embeddings. Any of an image's captions counts; ties favour nobody.
+    """Recall at 1, 5 and 10 by the inner product of embeddings. Any of an image's captions counts; ties
+    favour nobody.
 
     Source: paper, section 4, on Karpathy's splits.
     """
@@ -36,9 +37,15 @@ class Retrieval:
         images = model.image_embeddings(Seen(samples, self.transform), asked_by)
         texts = model.text_embeddings([caption for said in samples.captions for caption in said], asked_by)
         image_of = np.repeat(np.arange(len(samples)), [len(said) for said in samples.captions])
-        captions_of = np.split(np.arange(len(texts)), np.cumsum([len(said) for said in samples.captions])[:-1])
+        captions_of = np.split(
+            np.arange(len(texts)), np.cumsum([len(said) for said in samples.captions])[:-1]
+        )
         directions = {
             "image_to_text": hits_at(images, texts, captions_of, KS),
             "text_to_image": hits_at(texts, images, [np.array([image]) for image in image_of], KS),
         }
-        return {f"{direction}_recall_at_{k}": share(hits[:, column]) for direction, hits in directions.items() for column, k in enumerate(KS)}
+        return {
+            f"{direction}_recall_at_{k}": share(hits[:, column])
+            for direction, hits in directions.items()
+            for column, k in enumerate(KS)
+        }

@@ -41,7 +41,10 @@ class FoundData:
         if split not in self._read:
             samples = self.data.read(self.folder, split)
             if not len(samples):
-                raise DataError(f"{self.folder}: split '{split}' of {self.data.name} has no samples; {expected(self.data)}")
+                raise DataError(
+                    f"{self.folder}: split '{split}' of {self.data.name} has no samples; "
+                    f"{expected(self.data)}"
+                )
             self._read[split] = limited(samples, self.limit)
         return self._read[split]
 
@@ -61,7 +64,9 @@ class TaskResult:
     def to_json(self, task: str) -> dict[str, Any]:
         """Returns plain JSON types, with the published numbers of the same protocol."""
         numbers = {
-            name: dataclasses.asdict(score) | {"published": [dataclasses.asdict(p) for p in published(task, name)]} for name, score in self.scores.items()
+            name: dataclasses.asdict(score)
+            | {"published": [dataclasses.asdict(p) for p in published(task, name)]}
+            for name, score in self.scores.items()
         }
         return {"scores": numbers, "seconds": round(self.seconds, 2), **self.facts}
 
@@ -96,7 +101,9 @@ def expected(data: EvaluationData) -> str:
     return f"expected {data.layout}; {data.origin}"
 
 
-def find_data(data: EvaluationData, root: Path, split: str | None = None, limit: int | None = None) -> FoundData:
+def find_data(
+    data: EvaluationData, root: Path, split: str | None = None, limit: int | None = None
+) -> FoundData:
     """Finds a data set in ROOT/<its folder>, or in ROOT itself.
 
     Raises: DataError saying what was looked for, and how to get it; or naming the splits there are.
@@ -109,12 +116,16 @@ def find_data(data: EvaluationData, root: Path, split: str | None = None, limit:
         wanted = [split] if split else [name for name in data.splits if name != "train"]
         there = [name for name in wanted if data.is_here(folder, name)]
         if not there:
-            raise DataError(f"{folder}: split {' or '.join(wanted)} of {data.name} is not there; {expected(data)}")
+            raise DataError(
+                f"{folder}: split {' or '.join(wanted)} of {data.name} is not there; {expected(data)}"
+            )
         return FoundData(data, folder, there[0], limit)
     raise DataError(f"no {data.name} in {root / data.folder} or {root}: {expected(data)}")
 
 
-def find_all(tasks: Sequence[Evaluator], root: Path, split: str | None = None, limit: int | None = None) -> dict[str, FoundData]:
+def find_all(
+    tasks: Sequence[Evaluator], root: Path, split: str | None = None, limit: int | None = None
+) -> dict[str, FoundData]:
     """Finds the data of all tasks: task -> data; tasks on the same data set share what is read.
 
     Raises: DataError.
@@ -133,7 +144,12 @@ def check_needs(tasks: Sequence[Evaluator], model: FrozenModel) -> None:
             model.need(capability, f"task {task.name}")
 
 
-def evaluate(tasks: Sequence[Evaluator], model: FrozenModel, data: dict[str, FoundData], tell: Progress = lambda _: None) -> dict[str, TaskResult]:
+def evaluate(
+    tasks: Sequence[Evaluator],
+    model: FrozenModel,
+    data: dict[str, FoundData],
+    tell: Progress = lambda _: None,
+) -> dict[str, TaskResult]:
     """Runs tasks one after the other: task -> result. `tell` hears of each that begins.
 
     Raises: Lacking before anything is read; DataError.
@@ -146,7 +162,12 @@ def evaluate(tasks: Sequence[Evaluator], model: FrozenModel, data: dict[str, Fou
         scores = task.run(model, found)
         samples = found.test()
         facts = {
-            **{"data": task.data.name, "folder": str(found.folder), "split": found.split, "samples": len(samples)},
+            **{
+                "data": task.data.name,
+                "folder": str(found.folder),
+                "split": found.split,
+                "samples": len(samples),
+            },
             **{"limit": found.limit, "fingerprint": samples.fingerprint},
         }
         results[task.name] = TaskResult(scores, time.monotonic() - start, facts)

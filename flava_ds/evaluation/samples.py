@@ -1,4 +1,6 @@
-"""Held-out shards in memory: encoded pictures, captions and metadata. Meant for evaluation sets, tens of thousands of samples."""
+"""Held-out shards in memory: encoded pictures, captions and metadata. Meant for evaluation sets, tens of
+thousands of samples.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ DECODE_ROWS = 512
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in the order of their shards; pictures are decoded when somebody asks for them, once per size."""
+    """Samples in the order of their shards; pictures are decoded when somebody asks for them,
+    once per size."""
 
     name: str
     keys: tuple[str, ...]
@@ -45,7 +48,10 @@ class Samples:
         """
         for key, record in zip(self.keys, self.records, strict=True):
             if name not in record:
-                raise DataError(f"{self.name}: sample '{key}' has no '{name}' in its .json, which the evaluation groups by; build the data set anew")
+                raise DataError(
+                    f"{self.name}: sample '{key}' has no '{name}' in its .json, which the evaluation "
+                    "groups by; build the data set anew"
+                )
         return np.array([str(record[name]) for record in self.records])
 
     def pixels(self, size: int) -> Tensor:
@@ -67,7 +73,10 @@ class Samples:
 
     def select(self, rows: np.ndarray, name: str) -> Samples:
         """Returns the chosen samples as a set of its own, with the pictures decoded so far."""
-        chosen = [tuple(values[row] for row in rows) for values in (self.keys, self.captions, self.records, self.encoded_images)]
+        chosen = [
+            tuple(values[row] for row in rows)
+            for values in (self.keys, self.captions, self.records, self.encoded_images)
+        ]
         index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
         return Samples(name, *chosen, {size: pixels[index] for size, pixels in self._pixels.items()})
 
@@ -75,11 +84,15 @@ class Samples:
         try:
             return decode_image(self.encoded_images[row])
         except SampleFault as fault:
-            raise DataError(f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build the data set anew") from fault
+            raise DataError(
+                f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build "
+                "the data set anew"
+            ) from fault
 
 
 def read_samples(folder: Path, *, images: bool = True, captions: bool = True) -> Samples:
-    """Reads every sample of a folder of shards; `images=False` does without pictures, `captions=False` without captions.
+    """Reads every sample of a folder of shards; `images=False` does without pictures, `captions=False`
+    without captions.
 
     Raises: DataError when the folder is missing or a sample lacks a picture, a caption or readable metadata.
     """
@@ -88,14 +101,19 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     table = SampleTable(expand_shards(str(folder)), wanted, {name: f"no {name}" for name in wanted})
     if table.faults or not len(table):
         problems = ", ".join(f"{count} x {reason}" for reason, count in table.faults.items()) or "no samples"
-        raise DataError(f"{folder}: evaluation counts every sample, but found {problems}; unpack or build the data set anew")
+        raise DataError(
+            f"{folder}: evaluation counts every sample, but found {problems}; unpack or build the data "
+            "set anew"
+        )
     keys = tuple(table.key(row) for row in range(len(table)))
     members = {name: _read_members(table, name) for name in wanted}
     try:
         texts = tuple(data.decode("utf-8").strip() for data in members.get("text", (b"",) * len(keys)))
         records = tuple(json.loads(data) for data in members["record"])
     except ValueError as error:
-        raise DataError(f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set anew") from error
+        raise DataError(
+            f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set anew"
+        ) from error
     return Samples(Path(folder).name, keys, texts, records, members.get("image", (b"",) * len(keys)))
 
 
@@ -106,7 +124,10 @@ def _read_members(table: SampleTable, name: str) -> tuple[bytes, ...]:
     for number, shard in enumerate(table.shards):
         descriptor = os.open(shard, os.O_RDONLY)
         try:
-            found += [os.pread(descriptor, int(sizes[row]), int(offsets[row])) for row in range(table.first[number], table.first[number + 1])]
+            found += [
+                os.pread(descriptor, int(sizes[row]), int(offsets[row]))
+                for row in range(table.first[number], table.first[number + 1])
+            ]
         finally:
             os.close(descriptor)
     return tuple(found)

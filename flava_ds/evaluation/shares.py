@@ -59,7 +59,10 @@ class AmongRanks:
         except UserError as problem:
             error = problem
         except Exception as problem:  # whatever it is, the other ranks must not wait for this one's features
-            error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")  # which pickles
+            # which pickles
+            error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
         raise_together(self.world, error)
         everyone = gather_objects(self.world, parts)
-        return [everyone[number % self.world.size][number // self.world.size] for number in range(len(starts))]
+        return [
+            everyone[number % self.world.size][number // self.world.size] for number in range(len(starts))
+        ]

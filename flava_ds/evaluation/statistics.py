@@ -14,7 +14,8 @@ CHUNK_ROWS = 1024
 
 
 def share(hits: np.ndarray) -> Score:
-    """Returns the mean of what each sample contributes, in [0, 1], with the standard error of that mean: [N]."""
+    """Returns the mean of what each sample contributes, in [0, 1], with the standard error of
+    that mean: [N]."""
     hits = np.asarray(hits, dtype=np.float64)
     error = float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else None
     return Score(float(hits.mean()), len(hits), error)
@@ -62,10 +63,18 @@ def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[in
         rows = right[start : start + CHUNK_ROWS]
         is_right = torch.zeros_like(scores, dtype=torch.bool)
         query = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
-        is_right[query.to(scores.device), torch.from_numpy(np.concatenate(rows)).long().to(scores.device)] = True
+        is_right[query.to(scores.device), torch.from_numpy(np.concatenate(rows)).long().to(scores.device)] = (
+            True
+        )
         best = scores.masked_fill(~is_right, -math.inf).amax(dim=1, keepdim=True)
-        counts = ((scores > best).sum(1), ((scores == best) & is_right).sum(1), ((scores == best) & ~is_right).sum(1))
-        for number, (above, right_ties, wrong_ties) in enumerate(zip(*(part.tolist() for part in counts), strict=True)):
+        counts = (
+            (scores > best).sum(1),
+            ((scores == best) & is_right).sum(1),
+            ((scores == best) & ~is_right).sum(1),
+        )
+        for number, (above, right_ties, wrong_ties) in enumerate(
+            zip(*(part.tolist() for part in counts), strict=True)
+        ):
             found[start + number] = [_hit_within(k - above, right_ties, wrong_ties) for k in ks]
     return found
 

@@ -33,11 +33,17 @@ def result_table(results: Mapping[str, TaskResult]) -> str:
 
 def task_list(tasks: Mapping[str, Evaluator]) -> str:
     """Lists tasks: what they need of a model, and where their data comes from, once for each data set."""
-    rows = [(name, task.about, ", ".join(need.__name__ for need in task.needs), task.data.folder + "/") for name, task in sorted(tasks.items())]
+    rows = [
+        (name, task.about, ", ".join(need.__name__ for need in task.needs), task.data.folder + "/")
+        for name, task in sorted(tasks.items())
+    ]
     lines = [aligned(("task", "what", "needs", "data in ROOT/"), rows), ""]
     for data in {task.data.folder: task.data for _, task in sorted(tasks.items())}.values():
         splits = ", ".join(data.splits)
-        lines += [f"{data.folder}/: {data.layout}", f"    {data.origin}. Licence: {data.licence}. Splits: {splits}."]
+        lines += [
+            f"{data.folder}/: {data.layout}",
+            f"    {data.origin}. Licence: {data.licence}. Splits: {splits}.",
+        ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""Others' models of any family, told apart by their configuration or their names, as what initial_weights reads."""
+"""Others' models of any family, told apart by their configuration or their names, as what initial_weights
+reads.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,17 @@ def convert_folder(path: Path, out: Path) -> Path:
         settings, tensors = read_json(path / OPEN_CLIP[0]), read_folder(path, OPEN_CLIP[1])
         family = families.recognized(tensors)
         if family is None:
-            raise CheckpointError(f"{path}: an open_clip model of a kind that no family here has, e.g. '{next(iter(tensors))}'")
+            raise CheckpointError(
+                f"{path}: an open_clip model of a kind that no family here has, e.g. '{next(iter(tensors))}'"
+            )
     else:
         settings = read_json(path / "config.json")
         family = settings.get("model_type", "flava")
         if family not in choices(FamilyConfig):
             known = ", ".join(choices(FamilyConfig))
-            raise CheckpointError(f"{path / 'config.json'}: model_type is '{family}'; models of these types are read: {known}")
+            raise CheckpointError(
+                f"{path / 'config.json'}: model_type is '{family}'; models of these types are read: {known}"
+            )
         if family == "flava":
             return write_imported(import_folder(path), out)
         tensors = read_folder(path)

@@ -1,4 +1,6 @@
-"""Writes a run as a Hugging Face folder that transformers opens offline, and checks the folder against the run."""
+"""Writes a run as a Hugging Face folder that transformers opens offline, and checks the folder against the
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from torch import Tensor
 
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights, locate
-from flava_ds.codebook.image_codebook import HUGGINGFACE_CODEBOOK_GROUPS, load_codebook, save_huggingface_codebook
+from flava_ds.codebook.image_codebook import (
+    HUGGINGFACE_CODEBOOK_GROUPS,
+    load_codebook,
+    save_huggingface_codebook,
+)
 from flava_ds.config import Config, load, parse
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
@@ -39,10 +45,11 @@ def export(run_path: Path, out: Path) -> Path:
 
     Another family's layout is its own (flava_ds/hf/families.py); what follows is FLAVA's.
 
-    FlavaForPreTraining, FlavaModel, BertTokenizer and FlavaProcessor open it; FlavaImageCodebook opens its image_codebook/, present
-    when the run has a codebook. transformers insists on the encoders' poolers, which no loss trains: those that the run keeps are
-    written, otherwise identity matrices with zero biases, so that a pooled output is the tanh of the CLS. An objective that was off
-    has no head in the file; its weight in config.json is 0 and transformers draws that head at random.
+    FlavaForPreTraining, FlavaModel, BertTokenizer and FlavaProcessor open it; FlavaImageCodebook opens its
+    image_codebook/, present when the run has a codebook. transformers insists on the encoders' poolers, which
+    no loss trains: those that the run keeps are written, otherwise identity matrices with zero biases, so
+    that a pooled output is the tanh of the CLS. An objective that was off has no head in the file; its weight
+    in config.json is 0 and transformers draws that head at random.
 
     Raises: CheckpointError when there is no checkpoint or transformers' layout cannot hold the model.
     """
@@ -55,19 +62,25 @@ def export(run_path: Path, out: Path) -> Path:
     write_processors(config, out)
     if config.codebook_weights and config.codebook.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
         log.warning(
-            "the image codebook has %d groups; transformers' layout holds %d, so it is not exported", config.codebook.num_groups, HUGGINGFACE_CODEBOOK_GROUPS
+            "the image codebook has %d groups; transformers' layout holds %d, so it is not exported",
+            config.codebook.num_groups,
+            HUGGINGFACE_CODEBOOK_GROUPS,
         )
     elif config.codebook_weights:
-        save_huggingface_codebook(load_codebook(config.codebook_weights, config.codebook), out / "image_codebook")
+        save_huggingface_codebook(
+            load_codebook(config.codebook_weights, config.codebook), out / "image_codebook"
+        )
     return out
 
 
 def verify_export(run_path: Path, out: Path) -> float:
-    """Reloads an exported folder with transformers and compares all logits, in fp32, on random batches of each kind.
+    """Reloads an exported folder with transformers and compares all logits, in fp32, on random batches of
+    each kind.
 
     Returns the largest relative difference.
 
-    Raises: CheckpointError naming the logits when it exceeds TOLERANCE, or the tensors that transformers found missing.
+    Raises: CheckpointError naming the logits when it exceeds TOLERANCE, or the tensors that transformers
+    found missing.
     """
     config, weights = read_run(run_path)
     module = build_task(config)
@@ -83,7 +96,11 @@ def write_model(weights: Mapping[str, Tensor], config: Config, out: Path) -> Non
     _require_representable(config)
     theirs = to_theirs(weights, flava_entries(config), "the run's checkpoint")
     if not config.model.poolers:
-        for name, encoder in (("image", config.model.image), ("text", config.model.text), ("multimodal", config.model.multimodal)):
+        for name, encoder in (
+            ("image", config.model.image),
+            ("text", config.model.text),
+            ("multimodal", config.model.multimodal),
+        ):
             theirs[f"flava.{name}_model.pooler.dense.weight"] = torch.eye(encoder.hidden_size)
             theirs[f"flava.{name}_model.pooler.dense.bias"] = torch.zeros(encoder.hidden_size)
     families.write_tensors(theirs, out)
@@ -95,19 +112,41 @@ def huggingface_config(config: Config) -> dict[str, Any]:
     model, codebook = config.model, config.codebook
 
     def encoder(part: Any, kind: str, **more: Any) -> dict[str, Any]:
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
-        shared = {"hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "qkv_bias": True}
+        names = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "layer_norm_eps",
+        )
+        shared = {
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "qkv_bias": True,
+        }
         sizes = {name: getattr(part, name) for name in names}
-        return {"model_type": f"flava_{kind}_model", **sizes, **shared, "initializer_range": model.initializer_range, **more}
+        return {
+            "model_type": f"flava_{kind}_model",
+            **sizes,
+            **shared,
+            "initializer_range": model.initializer_range,
+            **more,
+        }
 
     image_more = {name: getattr(model.image, name) for name in ("image_size", "patch_size", "num_channels")}
-    text_more = {name: getattr(model.text, name) for name in ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")}
+    text_more = {
+        name: getattr(model.text, name)
+        for name in ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
+    }
     objectives = ("global_contrastive", *HEADS, "itm")
     return {
         "model_type": "flava",
         "architectures": ["FlavaForPreTraining"],
         "dtype": "float32",
-        "image_config": encoder(model.image, "image", **image_more, mask_token=True, vocab_size=codebook.vocab_size),
+        "image_config": encoder(
+            model.image, "image", **image_more, mask_token=True, vocab_size=codebook.vocab_size
+        ),
         "text_config": encoder(model.text, "text", **text_more),
         "multimodal_config": encoder(model.multimodal, "multimodal", use_cls_token=True),
         "image_codebook_config": {
@@ -146,38 +185,61 @@ def write_processors(config: Config, out: Path) -> None:
     processor = {
         "image_processor_type": "FlavaImageProcessor",
         "processor_class": "FlavaProcessor",
-        **{"do_resize": True, "size": pixels, "resample": _BICUBIC, "do_center_crop": True, "crop_size": pixels},
+        **{
+            "do_resize": True,
+            "size": pixels,
+            "resample": _BICUBIC,
+            "do_center_crop": True,
+            "crop_size": pixels,
+        },
         **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
         **{"image_mean": list(image.image_mean), "image_std": list(image.image_std)},
         **{"input_size_patches": image.grid_size, "total_mask_patches": masking.num_masked_patches},
-        **{"mask_group_min_patches": masking.min_patches_per_block, "mask_group_min_aspect_ratio": masking.min_aspect_ratio},
+        **{
+            "mask_group_min_patches": masking.min_patches_per_block,
+            "mask_group_min_aspect_ratio": masking.min_aspect_ratio,
+        },
         **{"codebook_do_resize": True, "codebook_size": codebook_pixels, "codebook_resample": _LANCZOS},
         **{"codebook_do_center_crop": True, "codebook_crop_size": codebook_pixels},
         **{"codebook_do_rescale": True, "codebook_rescale_factor": 1 / 255, "codebook_do_map_pixels": True},
         # The codebook reads mapped pixels as they are.
         **{"codebook_do_normalize": True, "codebook_image_mean": [0.0] * 3, "codebook_image_std": [1.0] * 3},
     }
-    tokens = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
-    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": config.model.text.max_position_embeddings, **tokens}
+    tokens = dict(
+        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
+    )
+    tokenizer = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": config.model.text.max_position_embeddings,
+        **tokens,
+    }
     shutil.copyfile(vocabulary_file(config.data.vocabulary), out / "vocab.txt")
     _write_json(out / "tokenizer_config.json", tokenizer)
     _write_json(out / "preprocessor_config.json", processor)
-    _write_json(out / "processor_config.json", {"processor_class": "FlavaProcessor", "image_processor": processor})
+    _write_json(
+        out / "processor_config.json", {"processor_class": "FlavaProcessor", "image_processor": processor}
+    )
 
 
 @torch.no_grad()
 def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
-    """Compares the folder `out` with a module in memory, which it turns to fp32 and eval mode; see `verify_export`."""
+    """Compares the folder `out` with a module in memory, which it turns to fp32 and eval mode; see
+    `verify_export`.
+    """
     from transformers import FlavaForPreTraining
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of half a second, across what the caller prints
-    theirs, report = FlavaForPreTraining.from_pretrained(out, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    theirs, report = FlavaForPreTraining.from_pretrained(
+        out, local_files_only=True, dtype=torch.float32, output_loading_info=True
+    )
     absent = tuple(f"{name}_head." for name in (*HEADS, "itm") if name not in module.objectives)
     lost = sorted(name for name in report["missing_keys"] if not name.startswith(absent))
     if lost or report["unexpected_keys"] or report["mismatched_keys"]:
         raise CheckpointError(
-            f"{out}: transformers found missing {lost}, unexpected {sorted(report['unexpected_keys'])}, mismatched {report['mismatched_keys']}"
+            f"{out}: transformers found missing {lost}, unexpected {sorted(report['unexpected_keys'])}, "
+            f"mismatched {report['mismatched_keys']}"
         )
     module, theirs, largest = module.float().eval(), theirs.eval(), 0.0
     for kind in Kind:
@@ -188,13 +250,17 @@ def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
         for name, logits in parity.our_results(module, batch)[1].items():
             difference = parity.relative_difference(logits, expected[name])
             if not difference <= TOLERANCE:
-                raise CheckpointError(f"{out}: {name} of a {kind} batch differ by {difference:.1e} of their largest value; at most {TOLERANCE:g} is rounding")
+                raise CheckpointError(
+                    f"{out}: {name} of a {kind} batch differ by {difference:.1e} of their largest value; "
+                    f"at most {TOLERANCE:g} is rounding"
+                )
             largest = max(largest, difference)
     return largest
 
 
 def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
-    """Reads a run's latest checkpoint and the configuration saved beside it (a folder without one falls back on the run's).
+    """Reads a run's latest checkpoint and the configuration saved beside it (a folder without one falls back
+    on the run's).
 
     Raises: CheckpointError, ConfigError.
     """
@@ -206,7 +272,8 @@ def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 def _require_representable(config: Config) -> None:
-    """Refuses what transformers' heads, which follow the unimodal encoders, cannot hold; warns where they differ in rounding only.
+    """Refuses what transformers' heads, which follow the unimodal encoders, cannot hold; warns where they
+    differ in rounding only.
 
     Raises: CheckpointError.
     """
@@ -216,12 +283,17 @@ def _require_representable(config: Config) -> None:
             continue
         if encoder.hidden_size != model.multimodal.hidden_size:
             raise CheckpointError(
-                f"model.{name}.hidden_size {encoder.hidden_size} differs from model.multimodal.hidden_size {model.multimodal.hidden_size}: "
-                f"transformers gives the mmm_{name} head the {name} encoder's width, so this model cannot be exported"
+                f"model.{name}.hidden_size {encoder.hidden_size} differs from model.multimodal.hidden_size "
+                f"{model.multimodal.hidden_size}: "
+                f"transformers gives the mmm_{name} head the {name} encoder's width, so this model cannot "
+                "be exported"
             )
         if encoder.layer_norm_eps != model.multimodal.layer_norm_eps:
             log.warning(
-                "transformers gives the mmm_%s head the %s encoder's layer_norm_eps %g, this model uses %g there; logits may differ slightly",
+                (
+                    "transformers gives the mmm_%s head the %s encoder's layer_norm_eps %g, this model uses "
+                    "%g there; logits may differ slightly"
+                ),
                 *(name, name, encoder.layer_norm_eps, model.multimodal.layer_norm_eps),
             )
 

@@ -1,4 +1,6 @@
-"""Models of every family but FLAVA, whose layouts have modules of their own here: written for transformers, and read from others' files."""
+"""Models of every family but FLAVA, whose layouts have modules of their own here: written for transformers,
+and read from others' files.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,12 @@ def layouts_of(family: str) -> Layouts | None:
 
 
 def recognized(names: Collection[str]) -> str | None:
-    """Returns the family whose state dict, in another program's names, has these; None when none knows them."""
+    """Returns the family whose state dict, in another program's names, has these; None when none
+    knows them."""
     offers = ((family, layouts_of(family)) for family in choices(FamilyConfig))
-    return next((family for family, layouts in offers if layouts is not None and layouts.recognizes(names)), None)
+    return next(
+        (family for family, layouts in offers if layouts is not None and layouts.recognizes(names)), None
+    )
 
 
 def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
@@ -38,7 +43,9 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
     """
     layouts = layouts_of(config.model.type)
     if layouts is None:
-        raise CheckpointError(f"models of family '{config.model.type}' have no layout of transformers; use --to safetensors")
+        raise CheckpointError(
+            f"models of family '{config.model.type}' have no layout of transformers; use --to safetensors"
+        )
     settings, tensors = layouts.write(config, weights)
     files = layouts.companions(config)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +63,9 @@ def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
         save_file(own, temporary, metadata={"format": "pt"})
 
 
-def read(family: str, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
+def read(
+    family: str, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str
+) -> Foreign:
     """Translates what another program wrote; see Layouts.read."""
     layouts = layouts_of(family)
     if layouts is None:

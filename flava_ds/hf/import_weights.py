@@ -1,4 +1,5 @@
-"""Reads weights that others published: FLAVA folders as transformers or the Hub leave them, and ViT-B/16 files of DINO or timm.
+"""Reads weights that others published: FLAVA folders as transformers or the Hub leave them, and ViT-B/16
+files of DINO or timm.
 
 Everything is local; nothing here opens a connection, and nothing needs transformers.
 """
@@ -20,7 +21,13 @@ from torch import Tensor
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig, save
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError
-from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.families.flava.config import (
+    FlavaConfig,
+    ImageEncoderConfig,
+    MultimodalEncoderConfig,
+    TextEncoderConfig,
+    flava_objectives,
+)
 from flava_ds.hf.mapping import flava_entries, tied_biases, vit_entries
 from flava_ds.layouts import to_ours
 
@@ -34,8 +41,8 @@ VIT_LAYER_NORM_EPS = 1e-6
 class Imported:
     """A foreign FLAVA in our terms.
 
-    `weights` carries the names of FlavaTask's state dict, `codebook_weights` those of the foreign image codebook (empty when
-    the folder holds none), `dropped` the foreign names that have no use here.
+    `weights` carries the names of FlavaTask's state dict, `codebook_weights` those of the foreign image
+    codebook (empty when the folder holds none), `dropped` the foreign names that have no use here.
     """
 
     model: FlavaConfig
@@ -51,9 +58,11 @@ class Imported:
 
 
 def import_folder(path: Path, *, poolers: bool = False) -> Imported:
-    """Reads a FlavaForPreTraining or FlavaModel folder: config.json beside model.safetensors, a sharded index, or pytorch_model.bin.
+    """Reads a FlavaForPreTraining or FlavaModel folder: config.json beside model.safetensors, a sharded
+    index, or pytorch_model.bin.
 
-    `poolers` keeps the three poolers that no pre-training loss uses; without it they are dropped, and the log says so.
+    `poolers` keeps the three poolers that no pre-training loss uses; without it they are dropped, and the log
+    says so.
 
     Raises: CheckpointError naming the file, the setting or the tensor that does not fit.
     """
@@ -61,27 +70,44 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
     raw = read_json(path / "config.json")
     tensors = read_folder(path)
     tensors, codebook_weights, dropped = _without_foreign_parts(tensors, str(path))
-    with_heads = any(name.endswith(("_head.decoder.weight", "_head.seq_relationship.weight")) for name in tensors)
+    with_heads = any(
+        name.endswith(("_head.decoder.weight", "_head.seq_relationship.weight")) for name in tensors
+    )
     if not any(name.startswith("flava.") for name in tensors):
-        tensors = {f"flava.{name}" if not name.startswith(_HEAD_NAMES) else name: tensor for name, tensor in tensors.items()}
+        tensors = {
+            f"flava.{name}" if not name.startswith(_HEAD_NAMES) else name: tensor
+            for name, tensor in tensors.items()
+        }
     config = _config(raw, path / "config.json", poolers)
     if not with_heads:
         config = dataclasses.replace(config, objectives=without_heads(config.objectives))
     unused = tuple(f"{name}_head." for name, own in config.objectives.items() if own.weight == 0)
-    names = [name for name in tensors if name.startswith(unused) or (not poolers and "_model.pooler." in name)]
+    names = [
+        name for name in tensors if name.startswith(unused) or (not poolers and "_model.pooler." in name)
+    ]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in names}
     dropped += names
     if dropped:
-        log.warning("%s: %d tensors have no use here and were dropped: %s", path, len(dropped), ", ".join(dropped))
+        log.warning(
+            "%s: %d tensors have no use here and were dropped: %s", path, len(dropped), ", ".join(dropped)
+        )
     weights = to_ours(tensors, flava_entries(config), str(path))
-    return Imported(config.model, config.codebook, config.objectives, weights, codebook_weights, tuple(dropped))
+    return Imported(
+        config.model, config.codebook, config.objectives, weights, codebook_weights, tuple(dropped)
+    )
 
 
 def write_imported(imported: Imported, out: Path) -> Path:
-    """Writes what initial_weights reads: model.safetensors in our names, config.json and, if there is one, image_codebook/. Returns `out`."""
+    """Writes what initial_weights reads: model.safetensors in our names, config.json and, if there is one,
+    image_codebook/. Returns `out`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     save(imported.config(), out / "config.json")
-    save_file({name: tensor.contiguous() for name, tensor in imported.weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in imported.weights.items()},
+        out / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     if imported.codebook_weights:
         (out / "image_codebook").mkdir(exist_ok=True)
         codebook = {name: tensor.contiguous() for name, tensor in imported.codebook_weights.items()}
@@ -90,10 +116,12 @@ def write_imported(imported: Imported, out: Path) -> Path:
 
 
 def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:
-    """Reads a plain ViT (DINO's or timm's names, such as vit_base_patch16_224) as `model.image_encoder.*`; only the mask token stays new.
+    """Reads a plain ViT (DINO's or timm's names, such as vit_base_patch16_224) as `model.image_encoder.*`;
+    only the mask token stays new.
 
-    Takes a safetensors file, a state dict, or DINO's full checkpoint (its teacher). A classification or projection head is dropped.
-    Such files expect pixels normalised with their own mean and standard deviation: set model.image.image_mean and image_std to them.
+    Takes a safetensors file, a state dict, or DINO's full checkpoint (its teacher). A classification or
+    projection head is dropped. Such files expect pixels normalised with their own mean and standard
+    deviation: set model.image.image_mean and image_std to them.
 
     Raises: CheckpointError naming the tensor that does not fit.
     """
@@ -103,10 +131,16 @@ def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:
 
 
 def write_imported_vit(path: Path, out: Path) -> Path:
-    """Writes a ViT-B/16 as the image encoder that initial_weights reads; the rest of the model starts anew. Returns `out`."""
+    """Writes a ViT-B/16 as the image encoder that initial_weights reads; the rest of the model starts anew.
+    Returns `out`.
+    """
     weights = import_vit(path, ImageEncoderConfig())
     out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()},
+        out / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     return out
 
 
@@ -114,7 +148,10 @@ def vit_weights(state: Mapping[str, Tensor], image: ImageEncoderConfig, where: s
     """Converts a ViT's state dict that is already in memory; see `import_vit`."""
     if image.layer_norm_eps != VIT_LAYER_NORM_EPS:
         log.warning(
-            "%s was trained with layer_norm_eps %g, the configuration says %g: hidden states will differ; set model.image.layer_norm_eps to %g",
+            (
+                "%s was trained with layer_norm_eps %g, the configuration says %g: hidden states will "
+                "differ; set model.image.layer_norm_eps to %g"
+            ),
             where,
             VIT_LAYER_NORM_EPS,
             image.layer_norm_eps,
@@ -123,13 +160,19 @@ def vit_weights(state: Mapping[str, Tensor], image: ImageEncoderConfig, where: s
     dropped = [name for name in state if name.startswith("head.")]
     if dropped:
         log.warning("%s: the head was dropped: %s", where, ", ".join(dropped))
-    return to_ours({name: tensor for name, tensor in state.items() if name not in dropped}, vit_entries(image), where)
+    return to_ours(
+        {name: tensor for name, tensor in state.items() if name not in dropped}, vit_entries(image), where
+    )
 
 
 def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
-    """Sets the weight of every objective that has a head to 0, as a FlavaModel, which lacks them, needs it."""
+    """Sets the weight of every objective that has a head to 0, as a FlavaModel, which lacks them,
+    needs it."""
     kept = ("global_contrastive",)
-    return {name: own if name in kept else dataclasses.replace(own, weight=0.0) for name, own in objectives.items()}
+    return {
+        name: own if name in kept else dataclasses.replace(own, weight=0.0)
+        for name, own in objectives.items()
+    }
 
 
 def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -146,25 +189,39 @@ def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
             tensors: dict[str, Tensor] = {}
             for shard in sorted(set(listed.values())):
                 if not (path / shard).is_file():
-                    raise CheckpointError(f"{path / shard} is missing, but {index.name} lists it; copy all shards")
+                    raise CheckpointError(
+                        f"{path / shard} is missing, but {index.name} lists it; copy all shards"
+                    )
                 tensors |= read_file(path / shard)
             absent = [name for name in listed if name not in tensors]
             if absent:
-                raise CheckpointError(f"{index}: lists tensor '{absent[0]}', but its shard {listed[absent[0]]} lacks it; copy the shards again")
+                raise CheckpointError(
+                    f"{index}: lists tensor '{absent[0]}', but its shard {listed[absent[0]]} lacks it; "
+                    "copy the shards again"
+                )
             return tensors
-    raise CheckpointError(f"{path}: neither model.safetensors, pytorch_model.bin nor an index of shards is there; copy the whole snapshot")
+    raise CheckpointError(
+        f"{path}: neither model.safetensors, pytorch_model.bin nor an index of shards is there; copy the "
+        "whole snapshot"
+    )
 
 
 def read_file(path: Path, nested: Collection[str] = ()) -> dict[str, Tensor]:
-    """Reads one safetensors file, or a state dict that torch saved, without running code from it; `nested` are keys to look under.
+    """Reads one safetensors file, or a state dict that torch saved, without running code from it; `nested`
+    are keys to look under.
 
     Raises: CheckpointError.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, which DINO's full checkpoint keeps its arguments in
-            state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        # plain values, which DINO's full checkpoint keeps its arguments in
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: Any = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
     except Exception as error:  # a damaged pickle ends in any kind of error, with or without words
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(f"{path}: not a readable safetensors file or state dict ({reason})") from error
@@ -180,27 +237,47 @@ _OLD_BUFFERS = ("text_model.embeddings.position_ids", "text_model.embeddings.tok
 """Constant buffers that old versions of transformers wrote."""
 
 
-def _without_foreign_parts(tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+def _without_foreign_parts(
+    tensors: dict[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Takes out the image codebook, old buffers and the second names of tied biases."""
-    codebook = {name.removeprefix("image_codebook."): tensor for name, tensor in tensors.items() if name.startswith("image_codebook.")}
+    codebook = {
+        name.removeprefix("image_codebook."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("image_codebook.")
+    }
     dropped = [name for name in tensors if name.endswith(_OLD_BUFFERS)]
-    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("image_codebook.") and name not in dropped}
+    rest = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("image_codebook.") and name not in dropped
+    }
     for alias, name in tied_biases(rest).items():
         bias = rest.pop(alias)
         if not torch.equal(rest.setdefault(name, bias), bias):
-            raise CheckpointError(f"{where}: '{alias}' and '{name}' are one tensor in transformers, but differ in the file; delete the wrong one")
+            raise CheckpointError(
+                f"{where}: '{alias}' and '{name}' are one tensor in transformers, but differ in the "
+                "file; delete the wrong one"
+            )
     return rest, codebook, dropped
 
 
 def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
-    """Builds our configuration from theirs. What theirs leaves out has transformers' default, which is also ours."""
+    """Builds our configuration from theirs. What theirs leaves out has transformers' default, which is also
+    ours.
+    """
     if raw.get("model_type", "flava") != "flava":
         raise CheckpointError(f"{file}: model_type is '{raw['model_type']}'; expected 'flava'")
-    parts = {name: (raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {}) for name in ("image", "text", "multimodal", "image_codebook")}
+    parts = {
+        name: (raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {})
+        for name in ("image", "text", "multimodal", "image_codebook")
+    }
     for name in ("image", "text", "multimodal"):
         _require_supported(parts[name], f"{file}: {name}_config")
     model = FlavaConfig(
-        image=_take(ImageEncoderConfig, {**parts["image"], **_square(parts["image"], f"{file}: image_config")}),
+        image=_take(
+            ImageEncoderConfig, {**parts["image"], **_square(parts["image"], f"{file}: image_config")}
+        ),
         text=_take(TextEncoderConfig, parts["text"]),
         multimodal=_take(MultimodalEncoderConfig, parts["multimodal"]),
         projection_dim=raw.get("projection_dim", FlavaConfig.projection_dim),
@@ -211,16 +288,22 @@ def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
     codes = parts["image"].get("vocab_size", CodebookConfig.vocab_size)
     codebook = _take(CodebookConfig, {**parts["image_codebook"], "vocab_size": codes})
     codebook = dataclasses.replace(
-        codebook, num_channels=parts["image_codebook"].get("input_channels", 3), image_size=model.image.grid_size * 2 ** (codebook.num_groups - 1)
+        codebook,
+        num_channels=parts["image_codebook"].get("input_channels", 3),
+        image_size=model.image.grid_size * 2 ** (codebook.num_groups - 1),
     )
     weights = {name: float(raw.get(f"{name}_weight", 1.0)) for name in flava_objectives()}
-    objectives = {name: dataclasses.replace(own, weight=weights[name]) for name, own in flava_objectives().items()}
+    objectives = {
+        name: dataclasses.replace(own, weight=weights[name]) for name, own in flava_objectives().items()
+    }
     return Config(name="imported", model=model, codebook=codebook, objectives=objectives)
 
 
 def _take(kind: type, values: dict[str, Any]) -> Any:
     """Builds one of our dataclasses from the fields that have the same name there and here."""
-    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None})
+    return kind(
+        **{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
+    )
 
 
 def _square(values: dict[str, Any], where: str) -> dict[str, int]:
@@ -240,7 +323,14 @@ def _square(values: dict[str, Any], where: str) -> dict[str, int]:
 
 def _require_supported(values: dict[str, Any], where: str) -> None:
     """Refuses settings under which the same weights would compute something else here."""
-    wanted = {"hidden_act": "gelu", "qkv_bias": True, "use_cls_token": True, "mask_token": True, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    wanted = {
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_cls_token": True,
+        "mask_token": True,
+        "hidden_dropout_prob": 0,
+        "attention_probs_dropout_prob": 0,
+    }
     for name, value in wanted.items():
         if values.get(name, value) != value:
             raise CheckpointError(f"{where}.{name} is {values[name]!r}; this model has {value!r} only")
@@ -251,7 +341,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = loads(read_small(path))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; give the folder that save_pretrained wrote or a whole snapshot of the Hub") from error
+        raise CheckpointError(
+            f"{path} is missing; give the folder that save_pretrained wrote or a whole snapshot of the Hub"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):

@@ -1,6 +1,8 @@
-"""One table between our state-dict names and those of transformers' FLAVA, and one for plain ViTs (DINO, timm).
+"""One table between our state-dict names and those of transformers' FLAVA, and one for plain ViTs (DINO,
+timm).
 
-Every conversion is a renaming, a reshape, and for q, k, v a split along the first axis; so both directions are exact to the bit.
+Every conversion is a renaming, a reshape, and for q, k, v a split along the first axis; so both directions
+are exact to the bit.
 """
 
 from __future__ import annotations
@@ -72,11 +74,17 @@ def huggingface_names(name: str) -> tuple[str, ...]:
     if theirs == name or theirs.startswith(("model.", "objectives.")):
         raise CheckpointError(f"tensor '{name}' has no counterpart in Hugging Face's FlavaForPreTraining")
     head, fused, kind = theirs.partition(".attention.qkv.")
-    return tuple(f"{head}.attention.attention.{part}.{kind}" for part in ("query", "key", "value")) if fused else (theirs,)
+    return (
+        tuple(f"{head}.attention.attention.{part}.{kind}" for part in ("query", "key", "value"))
+        if fused
+        else (theirs,)
+    )
 
 
 def flava_entries(config: Config) -> tuple[Entry, ...]:
-    """Builds the table for the model and the objectives of `config`; objectives of weight 0 have no head and no entries."""
+    """Builds the table for the model and the objectives of `config`; objectives of weight 0 have no head and
+    no entries.
+    """
     entries = []
     for name, shape in our_shapes(config).items():
         theirs = huggingface_names(name)
@@ -85,9 +93,14 @@ def flava_entries(config: Config) -> tuple[Entry, ...]:
 
 
 def vit_entries(image: ImageEncoderConfig) -> tuple[Entry, ...]:
-    """Builds the table between our image encoder and a ViT of timm's or DINO's names, which has no mask token."""
+    """Builds the table between our image encoder and a ViT of timm's or DINO's names, which has no mask
+    token.
+    """
     with torch.device("meta"):
-        shapes = {f"model.image_encoder.{name}": tuple(tensor.shape) for name, tensor in ImageEncoder(image).state_dict().items()}
+        shapes = {
+            f"model.image_encoder.{name}": tuple(tensor.shape)
+            for name, tensor in ImageEncoder(image).state_dict().items()
+        }
     entries = []
     for name, shape in shapes.items():
         theirs = renamed(name, _VIT_RENAMES)
@@ -110,6 +123,8 @@ def _their_shape(name: str, shape: tuple[int, ...], image: ImageEncoderConfig, p
 
 
 def tied_biases(names: Collection[str]) -> dict[str, str]:
-    """Finds the masked heads' second name of the decoder's bias, which both state dicts of transformers may list: name -> decoder's."""
+    """Finds the masked heads' second name of the decoder's bias, which both state dicts of transformers may
+    list: name -> decoder's.
+    """
     pairs = {f"{head}_head.bias": f"{head}_head.decoder.bias" for head in HEADS}
     return {alias: name for alias, name in pairs.items() if alias in names}

@@ -1,8 +1,9 @@
 """The same micro-batch through this model and through transformers' FlavaForPreTraining, result by result.
 
-transformers' faults that the inputs work around: its row filter for mismatched pairs exists only while the ITM weight is positive
-(so labels of mismatched rows are already ignored here); it overwrites mim_labels (so every call gets fresh tensors); itm_labels must be
-[b], whatever its docstring says; without any matched pair it takes the mismatched ones for positives (so no such batch is compared).
+transformers' faults that the inputs work around: its row filter for mismatched pairs exists only while the
+ITM weight is positive (so labels of mismatched rows are already ignored here); it overwrites mim_labels (so
+every call gets fresh tensors); itm_labels must be [b], whatever its docstring says; without any matched pair
+it takes the mismatched ones for positives (so no such batch is compared).
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
     from transformers import FlavaForPreTraining
     from transformers.models.flava.modeling_flava import FlavaForPreTrainingOutput
 
-VIEWS = {Kind.IMAGE: (View.IMAGE, View.IMAGE_MASKED), Kind.TEXT: (View.TEXT, View.TEXT_MASKED), Kind.PAIR: tuple(View)}
+VIEWS = {
+    Kind.IMAGE: (View.IMAGE, View.IMAGE_MASKED),
+    Kind.TEXT: (View.TEXT, View.TEXT_MASKED),
+    Kind.PAIR: tuple(View),
+}
 _CLS, _SEP, _MASK = 101, 102, 103
 
 
-def random_batch(kind: Kind, config: Config, *, size: int = 3, seed: int = 0, mismatched: tuple[int, ...] = (1,)) -> Batch:
+def random_batch(
+    kind: Kind, config: Config, *, size: int = 3, seed: int = 0, mismatched: tuple[int, ...] = (1,)
+) -> Batch:
     """Draws a micro-batch with captions of different lengths; needs no data, so it can check any model."""
     draw = torch.Generator().manual_seed(seed)
     model, patches = config.model, config.model.image.num_patches
@@ -108,17 +115,23 @@ def normalized(pixel_values: Tensor, config: Config) -> Tensor:
     """Normalises uint8 pixels in fp64 with the plain formula; floats are taken as normalised: [b c H W]."""
     if pixel_values.dtype != torch.uint8:
         return pixel_values
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (config.model.image.image_mean, config.model.image.image_std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (config.model.image.image_mean, config.model.image.image_std)
+    )
     return (pixel_values.double() / 255 - mean) / std
 
 
 def padded(packed: Tensor, batch: Batch, fill: int) -> Tensor:
     """Pads packed tokens on the right: [T] -> [b t]."""
-    return torch.nn.utils.rnn.pad_sequence(packed.split(batch["cu_seqlens"].diff().tolist()), batch_first=True, padding_value=fill)
+    return torch.nn.utils.rnn.pad_sequence(
+        packed.split(batch["cu_seqlens"].diff().tolist()), batch_first=True, padding_value=fill
+    )
 
 
 def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
-    """Computes every view of the batch's kind after the final LayerNorm, and every logit of the active objectives.
+    """Computes every view of the batch's kind after the final LayerNorm, and every logit of the active
+    objectives.
 
     Shapes:
         states  view -> [T d]   packed
@@ -128,9 +141,17 @@ def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], di
     logits = {}
     for name, objective in module.active(batch.kind).items():
         if name == "global_contrastive":
-            image, text = module.model.image_embeddings(encoded[View.IMAGE].first()), module.model.text_embeddings(encoded[View.TEXT].first())
-            scores = clamped(module.model.logit_scale, objective.config.logit_scale_max).exp() * image @ text.T
-            logits |= {"contrastive_logits_per_image": scores[batch["matched_rows"]], "contrastive_logits_per_text": scores.T[batch["matched_rows"]]}
+            image, text = (
+                module.model.image_embeddings(encoded[View.IMAGE].first()),
+                module.model.text_embeddings(encoded[View.TEXT].first()),
+            )
+            scores = (
+                clamped(module.model.logit_scale, objective.config.logit_scale_max).exp() * image @ text.T
+            )
+            logits |= {
+                "contrastive_logits_per_image": scores[batch["matched_rows"]],
+                "contrastive_logits_per_text": scores.T[batch["matched_rows"]],
+            }
         elif name == "itm":
             logits["itm_logits"] = objective.head(encoded[View.MULTIMODAL_MASKED].first())
         else:
@@ -140,17 +161,24 @@ def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], di
 
 
 def run_theirs(model: FlavaForPreTraining, batch: Batch, config: Config) -> FlavaForPreTrainingOutput:
-    """Runs transformers' model on the batch, with the clean text and the clean fused pass that no loss needs."""
+    """Runs transformers' model on the batch, with the clean text and the clean fused pass that no
+    loss needs."""
     return model(**huggingface_inputs(batch, config, model.dtype), skip_unmasked_multimodal_encoder=False)
 
 
-def their_results(output: FlavaForPreTrainingOutput, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
+def their_results(
+    output: FlavaForPreTrainingOutput, batch: Batch
+) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
     """Reads transformers' hidden states, packed, and logits; see `our_results`.
 
-    With an ITM weight of 0 it keeps mismatched contrastive rows, which are taken out here. Its multimodal_masked_embeddings lack
-    mismatched rows, so the encoder's output behind them is read.
+    With an ITM weight of 0 it keeps mismatched contrastive rows, which are taken out here. Its
+    multimodal_masked_embeddings lack mismatched rows, so the encoder's output behind them is read.
     """
-    logits = {name: output[name] for name in output if name.endswith("_logits") or name.startswith("contrastive_logits")}
+    logits = {
+        name: output[name]
+        for name in output
+        if name.endswith("_logits") or name.startswith("contrastive_logits")
+    }
     for name in logits.keys() & {"contrastive_logits_per_image", "contrastive_logits_per_text"}:
         if logits[name].shape[0] == batch.size:
             logits[name] = logits[name][batch["matched_rows"]]
@@ -166,7 +194,9 @@ def their_results(output: FlavaForPreTrainingOutput, batch: Batch) -> tuple[dict
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Returns the largest absolute difference over the largest absolute value of theirs; infinite for a NaN or another shape."""
+    """Returns the largest absolute difference over the largest absolute value of theirs; infinite for a NaN
+    or another shape.
+    """
     if ours.shape != theirs.shape:
         return float("inf")
     if not theirs.numel():

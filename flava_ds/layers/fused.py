@@ -1,4 +1,5 @@
-"""Layers with an operator of their own: LayerNorm, LayerNorm behind a residual, and a linear layer with an activation.
+"""Layers with an operator of their own: LayerNorm, LayerNorm behind a residual, and a linear layer with an
+activation.
 
 Each keeps the parameters and their names of the torch layer that it extends.
 """
@@ -18,7 +19,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 class ResidualLayerNorm(nn.LayerNorm):
-    """Adds a branch to its residual stream and normalises the sum: [T d], [T d] -> normalised [T d], sum [T d]. A stream may have no branch yet."""
+    """Adds a branch to its residual stream and normalises the sum: [T d], [T d] -> normalised [T d], sum [T
+    d]. A stream may have no branch yet.
+    """
 
     def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
         if branch is None:

@@ -51,10 +51,15 @@ class PatchEmbedding(nn.Linear):
     def forward(self, pixel_values: Tensor) -> Tensor:
         size = self.patch_size
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects {self.image_size} x {self.image_size}")
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects "
+                f"{self.image_size} x {self.image_size}"
+            )
         if pixel_values.dtype == torch.uint8:
             mean, std = self.image_mean.float(), self.image_std.float()
             shift, scale = -(mean / std)[:, None, None], (1 / (255 * std))[:, None, None]
             pixel_values = torch.addcmul(shift, pixel_values.float(), scale)
         pixel_values = pixel_values.to(self.weight.dtype)
-        return super().forward(rearrange(pixel_values, "b c (gh p) (gw q) -> b (gh gw) (c p q)", p=size, q=size))
+        return super().forward(
+            rearrange(pixel_values, "b c (gh p) (gw q) -> b (gh gw) (c p q)", p=size, q=size)
+        )

@@ -36,7 +36,8 @@ class TransformerShape(Protocol):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each packed sequence, up to its output projection, which the block applies to the rows it keeps.
+    """Multi-head self-attention within each packed sequence, up to its output projection, which the block
+    applies to the rows it keeps.
 
     With `causal` no token attends to one behind it.
 
@@ -52,7 +53,9 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
         qkv = rearrange(self.qkv(hidden), "T (three h e) -> T three h e", three=3, h=self.num_heads)
-        context = varlen_attention(qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths, causal=self.causal)
+        context = varlen_attention(
+            qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths, causal=self.causal
+        )
         return rearrange(context, "T h e -> T (h e)")
 
 
@@ -61,9 +64,9 @@ class Block(nn.Module):
 
     The MLP's `activation` is the erf form of GELU, "gelu", or "quick_gelu".
 
-    What a sublayer returns is added to the stream together with the LayerNorm that follows, so a block takes and returns the stream and the
-    branch that is still to be added to it. With `rows`, everything after the attention is computed for these rows only: three quarters of a
-    block's work.
+    What a sublayer returns is added to the stream together with the LayerNorm that follows, so a block takes
+    and returns the stream and the branch that is still to be added to it. With `rows`, everything after the
+    attention is computed for these rows only: three quarters of a block's work.
 
     Shapes:
         stream  [T d] -> [T d], or [k d] with rows [k]
@@ -79,7 +82,13 @@ class Block(nn.Module):
         self.mlp_down = nn.Linear(shape.intermediate_size, shape.hidden_size)
 
     def forward(
-        self, stream: Tensor, branch: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, rows: Tensor | None = None
+        self,
+        stream: Tensor,
+        branch: Tensor | None,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
@@ -134,7 +143,9 @@ class Encoded:
         return self.final_norm(self.packed.hidden)
 
     def rows(self, rows: Tensor) -> Tensor:
-        """The chosen rows after the final LayerNorm: [k] -> [k d]. Of a view encoded for some rows, only those can be chosen."""
+        """The chosen rows after the final LayerNorm: [k] -> [k d]. Of a view encoded for some rows, only
+        those can be chosen.
+        """
         if self.kept_rows is not None:
             rows = torch.searchsorted(self.kept_rows, rows)
         return self.final_norm(self.packed.hidden.index_select(0, rows))
@@ -163,14 +174,21 @@ def encode_versions(
     """
     cu_seqlens, max_seqlen = layout
     total = hidden.shape[0] // len(keep)
-    repeated = torch.cat([cu_seqlens[:1]] + [cu_seqlens[1:] + number * total for number in range(len(keep))]).to(torch.int32)
+    repeated = torch.cat(
+        [cu_seqlens[:1]] + [cu_seqlens[1:] + number * total for number in range(len(keep))]
+    ).to(torch.int32)
     rows = None
     if any(kept is not None for kept in keep):
         everything = torch.arange(total, device=hidden.device)
-        rows = torch.cat([(everything if kept is None else kept) + number * total for number, kept in enumerate(keep)])
+        rows = torch.cat(
+            [(everything if kept is None else kept) + number * total for number, kept in enumerate(keep)]
+        )
     encoded = transformer(Packed(hidden, repeated, max_seqlen), equal_lengths=equal_lengths, rows=rows)
     parts = encoded.split([total if kept is None else kept.shape[0] for kept in keep])
-    return [Encoded(Packed(part, cu_seqlens, max_seqlen), final_norm, kept) for part, kept in zip(parts, keep, strict=True)]
+    return [
+        Encoded(Packed(part, cu_seqlens, max_seqlen), final_norm, kept)
+        for part, kept in zip(parts, keep, strict=True)
+    ]
 
 
 class Pooler(nn.Module):
@@ -189,7 +207,9 @@ class Pooler(nn.Module):
 
 
 def add_frozen_pooler(module: nn.Module, hidden_size: int, wanted: bool) -> None:
-    """Gives an encoder its `pooler` (or None), without gradient: weight decay would shrink what no loss holds in place."""
+    """Gives an encoder its `pooler` (or None), without gradient: weight decay would shrink what no loss holds
+    in place.
+    """
     module.pooler = Pooler(hidden_size).requires_grad_(False) if wanted else None
 
 

@@ -9,11 +9,14 @@ from flava_kernels.attention import pairs
 from flava_ds.layers.transformer import TransformerShape
 
 
-def encoder_flops(shape: TransformerShape, lengths: Sequence[int], read: int | None = None, *, causal: bool = False) -> float:
-    """Counts a transformer over packed sequences: four projections, two MLP layers, and the two products of attention.
+def encoder_flops(
+    shape: TransformerShape, lengths: Sequence[int], read: int | None = None, *, causal: bool = False
+) -> float:
+    """Counts a transformer over packed sequences: four projections, two MLP layers, and the two products of
+    attention.
 
-    `read` is the number of rows that somebody reads (None: all); the last block's output projection and MLP run for
-    those alone. A `causal` attention computes the scores of a query with the tokens up to its own.
+    `read` is the number of rows that somebody reads (None: all); the last block's output projection and MLP
+    run for those alone. A `causal` attention computes the scores of a query with the tokens up to its own.
     """
     d, f = shape.hidden_size, shape.intermediate_size
     tokens, scores = sum(lengths), sum(pairs(length, causal) for length in lengths)

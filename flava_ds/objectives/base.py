@@ -1,7 +1,8 @@
-"""What an objective is: the kinds of step it takes part in, the views it reads, and a loss as a sum over counted terms.
+"""What an objective is: the kinds of step it takes part in, the views it reads, and a loss as a sum over
+counted terms.
 
-An objective file holds everything about its objective: a frozen config that builds it, the corruption that its batches
-need (run by the loader), the head, the loss and the names of its metrics.
+An objective file holds everything about its objective: a frozen config that builds it, the corruption that
+its batches need (run by the loader), the head, the loss and the names of its metrics.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class Loss:
         sum         scalar  fp32, with gradient
         count       int     terms of the sum, known on the host from the collator
         metrics     name -> scalar sum over the same terms (e.g. correct predictions), without gradient
-        statistics  name -> sum over the same terms that a training state needs after the update (e.g. the teacher's
-                    outputs, for their centre), without gradient; summed over micro-batches and ranks
+        statistics  name -> sum over the same terms that a training state needs after the update (e.g. the
+                    teacher's outputs, for their centre), without gradient; summed over micro-batches and
+                    ranks
     """
 
     sum: Tensor
@@ -44,10 +46,15 @@ class Rows(Protocol):
 
 
 class Model(Protocol):
-    """What objectives and the task need of a family's model. A view is one encoder's output on one version of a batch."""
+    """What objectives and the task need of a family's model. A view is one encoder's output on one version of
+    a batch.
+    """
 
-    def encode(self, batch: Batch, views: Any, reads: Mapping[str, Tensor] | None = None) -> Mapping[str, Rows]:
-        """Computes the union of `views` once; `reads` names the rows of each that will be read, sorted: [k]."""
+    def encode(
+        self, batch: Batch, views: Any, reads: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Rows]:
+        """Computes the union of `views` once; `reads` names the rows of each that will be read,
+        sorted: [k]."""
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Row of each sequence's first token in a view's packed output: [b]."""
@@ -63,8 +70,8 @@ class Objective(nn.Module, ABC):
     needs: frozenset[str]
     """Views of the family's model."""
     metrics: ClassVar[Mapping[str, str]] = {"correct": "accuracy"}
-    """Which of a Loss's metrics are logged, and as what: the mean of `correct` over the terms as accuracy/<objective>, that of
-    any other as metric/<name>/<objective>."""
+    """Which of a Loss's metrics are logged, and as what: the mean of `correct` over the terms as
+    accuracy/<objective>, that of any other as metric/<name>/<objective>."""
 
     def __init__(self, weight: float):
         super().__init__()
@@ -80,23 +87,28 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        """Sums the loss over the terms that `count` counts; with none of them, returns a zero that keeps the graph.
+        """Sums the loss over the terms that `count` counts; with none of them, returns a zero that keeps the
+        graph.
 
         Shapes:
             hidden  view -> [k d]  the rows that `reads` names, after the encoder's final LayerNorm
         """
 
     def flops(self, model: Any, batch: Batch) -> float:
-        """Counts the forward pass of what it computes on a batch beside the family's views; 2 per multiply-add. The family's
-        tasks count its own objectives' heads."""
+        """Counts the forward pass of what it computes on a batch beside the family's views; 2 per
+        multiply-add. The family's tasks count its own objectives' heads."""
         return 0.0
 
     def states(self, model: Any) -> Mapping[str, Any]:
-        """Returns the training states that it keeps, by name: an EMA teacher, a queue (flava_ds/training/state.py)."""
+        """Returns the training states that it keeps, by name: an EMA teacher, a queue
+        (flava_ds/training/state.py).
+        """
         return {}
 
     def model_parameters(self, model: Any) -> set[str]:
-        """Names of the model's parameters that get a gradient from this objective; those that are frozen do not matter."""
+        """Names of the model's parameters that get a gradient from this objective; those that are frozen do
+        not matter.
+        """
         return set().union(*(model.parameters_of(view, read_directly=True) for view in self.needs))
 
 
@@ -133,12 +145,14 @@ class FeatureGradients:
 
 
 class PooledObjective(Objective):
-    """An objective whose terms are not independent: every sample of a step, over all ranks, is part of each term.
+    """An objective whose terms are not independent: every sample of a step, over all ranks, is part of each
+    term.
 
-    With gradient accumulation the samples of a step never meet in one graph. Two passes give the loss of the whole step
-    all the same: first the features of every micro-batch without a graph, then the loss over all of them and its
-    gradient for each feature, and then, micro-batch by micro-batch, the ordinary pass with sum(features * gradient) in
-    the loss's place. The price is one more forward pass of the views that the features are made of.
+    With gradient accumulation the samples of a step never meet in one graph. Two passes give the loss of the
+    whole step all the same: first the features of every micro-batch without a graph, then the loss over all
+    of them and its gradient for each feature, and then, micro-batch by micro-batch, the ordinary pass with
+    sum(features * gradient) in the loss's place. The price is one more forward pass of the views that the
+    features are made of.
     """
 
     @abstractmethod
@@ -147,7 +161,8 @@ class PooledObjective(Objective):
 
     @abstractmethod
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sums the loss over the samples of all ranks, of which `features` are this rank's; with the metrics' sums.
+        """Sums the loss over the samples of all ranks, of which `features` are this rank's; with the metrics'
+        sums.
 
         Every rank gets its own samples' share of the sum; the gradient reaches the other ranks' features.
         """
@@ -163,7 +178,9 @@ class PooledObjective(Objective):
         batch: Batch,
         gradients: FeatureGradients | None = None,
     ) -> Loss:
-        """Sums the loss over all ranks' samples of this micro-step; with `gradients`, over those of the whole step."""
+        """Sums the loss over all ranks' samples of this micro-step; with `gradients`, over those of the whole
+        step.
+        """
         ours = self.features(model, hidden, batch)
         if gradients is None:
             loss, metrics = self.pooled_loss(ours)
@@ -176,14 +193,21 @@ class PooledObjective(Objective):
 
     @torch.enable_grad()
     def step_gradients(self, parts: Sequence[Features]) -> list[FeatureGradients]:
-        """Computes the loss over all micro-batches of all ranks, and its gradients for each micro-batch of this rank."""
+        """Computes the loss over all micro-batches of all ranks, and its gradients for each micro-batch of
+        this rank.
+        """
 
         def joined(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             return {name: torch.cat([value[name] for value in values]) for name in values[0]}
 
-        samples = {name: value.detach().requires_grad_() for name, value in joined([p.samples for p in parts]).items()}
+        samples = {
+            name: value.detach().requires_grad_()
+            for name, value in joined([p.samples for p in parts]).items()
+        }
         shared = {name: value.detach().requires_grad_() for name, value in parts[0].shared.items()}
-        loss, metrics = self.pooled_loss(Features(samples, shared, joined([part.constants for part in parts])))
+        loss, metrics = self.pooled_loss(
+            Features(samples, shared, joined([part.constants for part in parts]))
+        )
         found = torch.autograd.grad(loss, [*samples.values(), *shared.values()])
         own, common = found[: len(samples)], found[len(samples) :]
         share = 1 / len(parts)
@@ -218,7 +242,8 @@ class _OfAllRanks(torch.autograd.Function):
 
 
 def of_all_ranks(local: Tensor) -> tuple[Tensor, int]:
-    """Gathers equally many rows of every rank, with their gradient, for pooled losses; also returns the place of this rank's first.
+    """Gathers equally many rows of every rank, with their gradient, for pooled losses; also returns the place
+    of this rank's first.
 
     Shapes:
         local    [b ...]

@@ -1,4 +1,5 @@
-"""Global contrastive loss: images against texts of all ranks and micro-batches, with gradients through all of them.
+"""Global contrastive loss: images against texts of all ranks and micro-batches, with gradients through all of
+them.
 
 Source: FLAVA, section 3.2; CLIP (Radford et al. 2021), section 2.3.
 """
@@ -36,7 +37,9 @@ class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
 
 
 class GlobalContrastive(PooledObjective):
-    """Symmetric InfoNCE over the clean passes. Mismatched samples are no positives but stay negatives of the others."""
+    """Symmetric InfoNCE over the clean passes. Mismatched samples are no positives but stay negatives of the
+    others.
+    """
 
     kinds = GlobalContrastiveConfig.kinds
     needs = frozenset({"image", "text"})
@@ -70,8 +73,8 @@ class GlobalContrastive(PooledObjective):
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int, int]:
-        """Returns the bytes that the ranks gather in fp32: image features, text features, and three numbers per sample
-        (row and column log-sum-exp, mask)."""
+        """Returns the bytes that the ranks gather in fp32: image features, text features, and three numbers
+        per sample (row and column log-sum-exp, mask)."""
         features = 4 * global_batch * model.config.projection_dim
         return features, features, 4 * global_batch * 3
 
@@ -80,6 +83,8 @@ class GlobalContrastive(PooledObjective):
 
 
 def clamped(logit_scale: Tensor, maximum: float) -> Tensor:
-    """Clamps the log-space scale to [0, maximum] in the expression, passing the gradient on so that it can come back."""
+    """Clamps the log-space scale to [0, maximum] in the expression, passing the gradient on so that it can
+    come back.
+    """
     logit_scale = at_least_fp32(logit_scale)
     return logit_scale + (logit_scale.clamp(0.0, maximum) - logit_scale).detach()

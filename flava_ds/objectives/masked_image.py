@@ -1,4 +1,6 @@
-"""Predicting codebook indices of masked patches: MIM on images alone, MMM-image on pairs (FLAVA, section 3.2)."""
+"""Predicting codebook indices of masked patches: MIM on images alone, MMM-image on pairs (FLAVA, section
+3.2).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
     def check(self, where: str, config: Any) -> None:
         if self.min_patches_per_block > self.num_masked_patches:
             raise ConfigError(
-                f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit into num_masked_patches {self.num_masked_patches}"
+                f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit "
+                f"into num_masked_patches {self.num_masked_patches}"
             )
 
 
@@ -70,7 +73,8 @@ class PatchMask:
 
     Shapes:
         bool_masked_pos  [m n]  bool, patches replaced by the mask token
-        mim_rows         [k]    int64, flat indices into [m n] of the patches to predict: masked ones of matched samples
+        mim_rows         [k]    int64, flat indices into [m n] of the patches to predict: masked ones of
+                                matched samples
     """
 
     grid: int
@@ -127,10 +131,12 @@ class MaskedImageModeling(Objective):
 
 
 def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.ndarray:
-    """Masks rectangular blocks of patches until the limit is reached or no block of `attempts_per_block` tries fits.
+    """Masks rectangular blocks of patches until the limit is reached or no block of `attempts_per_block`
+    tries fits.
 
-    A block's area is uniform between min_patches_per_block and what is left to mask, its aspect ratio log-uniform; it is taken when it
-    covers something new and stays within the limit. All samples advance together, one try per turn.
+    A block's area is uniform between min_patches_per_block and what is left to mask, its aspect ratio
+    log-uniform; it is taken when it covers something new and stays within the limit. All samples advance
+    together, one try per turn.
 
     Shapes:
         seeds  [b]            uint64
@@ -148,8 +154,14 @@ def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.
         left = limit - masked[active]
         area = config.min_patches_per_block + area * (left - config.min_patches_per_block)
         ratio = np.exp(log_ratio * (1 - 2 * ratio))
-        height, width = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
-        top, start = (row * (grid - height + 1)).astype(np.int64), (column * (grid - width + 1)).astype(np.int64)
+        height, width = (
+            np.rint(np.sqrt(area * ratio)).astype(np.int64),
+            np.rint(np.sqrt(area / ratio)).astype(np.int64),
+        )
+        top, start = (
+            (row * (grid - height + 1)).astype(np.int64),
+            (column * (grid - width + 1)).astype(np.int64),
+        )
         rows = (lines >= top[:, None]) & (lines < (top + height)[:, None])
         columns = (lines >= start[:, None]) & (lines < (start + width)[:, None])
         merged = mask[active] | (rows[:, :, None] & columns[:, None, :])

@@ -51,7 +51,8 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     def check(self, where: str, config: Any) -> None:
         if self.mask_token_share + self.random_token_share > 1 + 1e-9:
             raise ConfigError(
-                f"{where}: mask_token_share {self.mask_token_share:g} and random_token_share {self.random_token_share:g} are more than 1 together"
+                f"{where}: mask_token_share {self.mask_token_share:g} and random_token_share "
+                f"{self.random_token_share:g} are more than 1 together"
             )
 
 
@@ -80,7 +81,8 @@ class TokenMask:
     tokenizer: WordPieceTokenizer
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
-        assert draft.input_ids is not None and draft.lengths is not None  # plans of pictures alone mask no tokens
+        # plans of pictures alone mask no tokens
+        assert draft.input_ids is not None and draft.lengths is not None
         masked = mask_tokens(draft.seeds, draft.input_ids, draft.lengths, self.config, self.tokenizer)
         kept = np.repeat(draft.matched, draft.lengths)[masked.rows]
         return {
@@ -127,11 +129,19 @@ class MaskedTokens:
     labels: np.ndarray
 
 
-def mask_tokens(seeds: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, config: MaskedTextConfig, tokenizer: WordPieceTokenizer) -> MaskedTokens:
-    """Selects tokens to predict and replaces most of them: by [MASK], by a random ordinary token, or not at all (80/10/10).
+def mask_tokens(
+    seeds: np.ndarray,
+    input_ids: np.ndarray,
+    lengths: np.ndarray,
+    config: MaskedTextConfig,
+    tokenizer: WordPieceTokenizer,
+) -> MaskedTokens:
+    """Selects tokens to predict and replaces most of them: by [MASK], by a random ordinary token, or not at
+    all (80/10/10).
 
-    Token-wise, each ordinary token is selected on its own with mask_probability. By whole words, words in random order are selected until
-    mask_probability of the text's ordinary tokens (rounded, at least one) are covered, so a short caption always has something to predict.
+    Token-wise, each ordinary token is selected on its own with mask_probability. By whole words, words in
+    random order are selected until mask_probability of the text's ordinary tokens (rounded, at least one) are
+    covered, so a short caption always has something to predict.
 
     Shapes:
         seeds      [b]  uint64
@@ -143,23 +153,38 @@ def mask_tokens(seeds: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, c
     token_seeds = np.repeat(seeds, lengths)
     ordinary = ~np.isin(input_ids, tokenizer.special_ids)
     if config.whole_word:
-        selected = _select_words(seeds, position, lengths, ordinary, tokenizer.continues_word[input_ids], config.mask_probability)
+        selected = _select_words(
+            seeds, position, lengths, ordinary, tokenizer.continues_word[input_ids], config.mask_probability
+        )
     else:
-        selected = ordinary & (uniform_at(token_seeds, position, stream=_SELECT_STREAM) < config.mask_probability)
+        selected = ordinary & (
+            uniform_at(token_seeds, position, stream=_SELECT_STREAM) < config.mask_probability
+        )
     rows = np.flatnonzero(selected)
     action = uniform_at(token_seeds[rows], position[rows], stream=_ACTION_STREAM)
     choice = uniform_at(token_seeds[rows], position[rows], stream=_TOKEN_STREAM)
     random_ids = tokenizer.ordinary_ids[(choice * len(tokenizer.ordinary_ids)).astype(np.int64)]
     labels = input_ids[rows]
     replaced = np.where(action < config.mask_token_share, tokenizer.mask_id, labels)
-    by_random = (action >= config.mask_token_share) & (action < config.mask_token_share + config.random_token_share)
+    by_random = (action >= config.mask_token_share) & (
+        action < config.mask_token_share + config.random_token_share
+    )
     masked = input_ids.copy()
     masked[rows] = np.where(by_random, random_ids, replaced)
     return MaskedTokens(masked, rows, labels)
 
 
-def _select_words(seeds: np.ndarray, position: np.ndarray, lengths: np.ndarray, ordinary: np.ndarray, continues: np.ndarray, probability: float) -> np.ndarray:
-    """Selects whole words in random order until the text's quota is covered: [T] bool. Words never reach across texts or special tokens."""
+def _select_words(
+    seeds: np.ndarray,
+    position: np.ndarray,
+    lengths: np.ndarray,
+    ordinary: np.ndarray,
+    continues: np.ndarray,
+    probability: float,
+) -> np.ndarray:
+    """Selects whole words in random order until the text's quota is covered: [T] bool. Words never reach
+    across texts or special tokens.
+    """
     sample = np.repeat(np.arange(len(lengths)), lengths)
     previous_ordinary = np.concatenate([[False], ordinary[:-1]]) & (position > 0)
     starts = ordinary & ~(continues & previous_ordinary)

@@ -42,22 +42,33 @@ class AdamWConfig(OptimizerConfig, type="adamw"):
 
         Raises: ConfigError when it is a vendor's that this machine does not have.
         """
-        builders = {"adamw": GatedAdamW, "deepspeed_fused_adam": deepspeed_fused_adam, "apex_fused_adam": apex_fused_adam}
+        builders = {
+            "adamw": GatedAdamW,
+            "deepspeed_fused_adam": deepspeed_fused_adam,
+            "apex_fused_adam": apex_fused_adam,
+        }
         return builders[self.name](groups, self)
 
 
 class GatedAdamW(Gated, torch.optim.AdamW):
     """torch's fused AdamW over the active groups only.
 
-    An inactive group keeps weights, moments and step count: what torch does where the gradient is None. The fused kernel divides the
-    gradients by `grad_scale` on its way and, where `found_inf` is 1, leaves weights, moments and step count as they are; the host never
-    learns of it inside the step.
+    An inactive group keeps weights, moments and step count: what torch does where the gradient is None. The
+    fused kernel divides the gradients by `grad_scale` on its way and, where `found_inf` is 1, leaves weights,
+    moments and step count as they are; the host never learns of it inside the step.
     """
 
     moments = MOMENTS
 
     def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
-        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
+        super().__init__(
+            groups,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -72,22 +83,36 @@ class GatedAdamW(Gated, torch.optim.AdamW):
 
 
 def _gate_vendor_adam(vendor: type) -> type:
-    """Returns `vendor` (a FusedAdam) gated by groups. Its kernels cannot skip on the device, so the flag is read: one wait per update."""
+    """Returns `vendor` (a FusedAdam) gated by groups. Its kernels cannot skip on the device, so the flag is
+    read: one wait per update.
+    """
 
     class GatedFusedAdam(Gated, vendor):
         moments = MOMENTS
 
         def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
-            super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, adam_w_mode=True)
+            super().__init__(
+                groups,
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                adam_w_mode=True,
+            )
 
         @torch.no_grad()
         def step(self, closure: None = None) -> None:
             if self.found_inf is not None and self.found_inf.item():
                 return
             everything = self.param_groups
-            self.param_groups = [group for group in self.active_groups() if any(p.grad is not None for p in group["params"])]
+            self.param_groups = [
+                group for group in self.active_groups() if any(p.grad is not None for p in group["params"])
+            ]
             if self.grad_scale is not None:
-                torch._foreach_div_([p.grad for group in self.param_groups for p in group["params"] if p.grad is not None], self.grad_scale)
+                torch._foreach_div_(
+                    [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None],
+                    self.grad_scale,
+                )
             try:
                 super().step()
             finally:
@@ -105,17 +130,22 @@ def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> t
     Raises: ConfigError without a CUDA device, for which alone its kernel is written.
     """
     if not torch.cuda.is_available():
-        raise ConfigError("optimizer.name 'deepspeed_fused_adam' needs a CUDA device and there is none; use optimizer.name 'adamw'")
+        raise ConfigError(
+            "optimizer.name 'deepspeed_fused_adam' needs a CUDA device and there is none; use "
+            "optimizer.name 'adamw'"
+        )
     return _gate_vendor_adam(importlib.import_module("deepspeed.ops.adam").FusedAdam)(groups, config)
 
 
 def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
     """Builds NVIDIA apex's FusedAdam, gated.
 
-    Raises: ConfigError when apex is missing, is PyPI's unrelated package of that name, or lacks its CUDA half (amp_C).
+    Raises: ConfigError when apex is missing, is PyPI's unrelated package of that name, or lacks its CUDA half
+    (amp_C).
     """
     build = (
-        "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation .`, or use optimizer.name 'adamw'"
+        "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
+        "--no-build-isolation .`, or use optimizer.name 'adamw'"
     )
     try:
         importlib.import_module("apex")
@@ -131,7 +161,9 @@ def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.
     try:
         importlib.import_module("amp_C")
     except ImportError as error:
-        raise ConfigError(f"optimizer.name 'apex_fused_adam': only apex's Python half is installed (no amp_C); {build}") from error
+        raise ConfigError(
+            f"optimizer.name 'apex_fused_adam': only apex's Python half is installed (no amp_C); {build}"
+        ) from error
 
     class CountingPerGroup(_gate_vendor_adam(vendor)):
         """apex counts the updates of a whole group."""

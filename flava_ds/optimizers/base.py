@@ -1,4 +1,6 @@
-"""What the engine needs of an optimizer: groups that can sleep, and an update that is scaled or skipped on the device."""
+"""What the engine needs of an optimizer: groups that can sleep, and an update that is scaled or skipped on
+the device.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,39 @@ NO_DECAY_NAMES = ("position_embeddings", "cls_token", "mask_token", "logit_scale
 """Parts of parameter names that decay_norm_and_bias=False exempts, besides everything of one dimension."""
 
 
-def parameter_groups(module: nn.Module, kinds: Mapping[str, frozenset[str]], config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, kinds: Mapping[str, frozenset[str]], config: OptimizerConfig
+) -> list[dict[str, Any]]:
     """Splits the trainable parameters by (set of kinds that use them) x (decayed or not), in a stable order.
 
-    ZeRO keeps flat tensors per group, so a group that a step does not use can be left alone as a whole. `kinds` of a group is a list of
-    plain strings, since it is written into checkpoints that are read without unpickling.
+    ZeRO keeps flat tensors per group, so a group that a step does not use can be left alone as a whole.
+    `kinds` of a group is a list of plain strings, since it is written into checkpoints that are read without
+    unpickling.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        exempt = not config.decay_norm_and_bias and (parameter.ndim < 2 or any(part in name for part in NO_DECAY_NAMES))
+        exempt = not config.decay_norm_and_bias and (
+            parameter.ndim < 2 or any(part in name for part in NO_DECAY_NAMES)
+        )
         key = (tuple(sorted(str(kind) for kind in kinds[name])), not exempt)
         groups.setdefault(key, []).append(parameter)
     return [
-        {"params": groups[key], "kinds": list(key[0]), "active": True, "weight_decay": config.weight_decay if key[1] else 0.0, "lr": config.lr}
+        {
+            "params": groups[key],
+            "kinds": list(key[0]),
+            "active": True,
+            "weight_decay": config.weight_decay if key[1] else 0.0,
+            "lr": config.lr,
+        }
         for key in sorted(groups)
     ]
 
 
 def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str) -> None:
-    """Marks the groups that an update of `kind` moves: those that use it ('frozen') or all of them ('zeros')."""
+    """Marks the groups that an update of `kind` moves: those that use it ('frozen') or all of
+    them ('zeros')."""
     for group in optimizer.param_groups:
         group["active"] = idle == "zeros" or str(kind) in group["kinds"]
 
@@ -42,9 +56,10 @@ def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str) -> 
 class Gated:
     """What an optimizer mixes in beside torch's class.
 
-    The engine sets `found_inf` (1.0 skips the update) and `grad_scale` (divides the gradients, or None) before `step`; both are scalars on
-    the device. A step moves the active groups only: an inactive one keeps weights, moments and step count. Checkpoints keep `moments`, each
-    of the shape of its parameter, and the count of updates.
+    The engine sets `found_inf` (1.0 skips the update) and `grad_scale` (divides the gradients, or None)
+    before `step`; both are scalars on the device. A step moves the active groups only: an inactive one keeps
+    weights, moments and step count. Checkpoints keep `moments`, each of the shape of its parameter, and the
+    count of updates.
     """
 
     moments: ClassVar[tuple[str, ...]]
@@ -61,11 +76,16 @@ class Gated:
     def create_state(self, parameter: Tensor) -> dict[str, Any]:
         """Gives a parameter zero moments and no updates, unless it has a state already; returns the state."""
         if not self.state[parameter]:
-            self.state[parameter] = {"step": self._no_updates(parameter), **{key: torch.zeros_like(parameter) for key in self.moments}}
+            self.state[parameter] = {
+                "step": self._no_updates(parameter),
+                **{key: torch.zeros_like(parameter) for key in self.moments},
+            }
         return self.state[parameter]
 
     def create_states(self) -> None:
-        """Gives every parameter with a gradient its state, also in groups that sleep, so that a checkpoint at any step is complete."""
+        """Gives every parameter with a gradient its state, also in groups that sleep, so that a checkpoint at
+        any step is complete.
+        """
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

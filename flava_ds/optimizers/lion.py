@@ -18,7 +18,9 @@ from flava_ds.optimizers.base import Gated
 
 @dataclass(frozen=True, kw_only=True)
 class LionConfig(OptimizerConfig, type="lion"):
-    """Moves every element by the learning rate, whatever its gradient; its authors take an AdamW's divided, and weight_decay multiplied, by 3 to 10."""
+    """Moves every element by the learning rate, whatever its gradient; its authors take an AdamW's divided,
+    and weight_decay multiplied, by 3 to 10.
+    """
 
     lr: Annotated[float, AtLeast(0), AtMost(10)] = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.99)
@@ -31,12 +33,16 @@ class LionConfig(OptimizerConfig, type="lion"):
 
 
 class Lion(Gated, torch.optim.Optimizer):
-    """Updates `w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g)`, then `m <- beta_2 m + (1 - beta_2) g`."""
+    """Updates `w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g)`, then `m <- beta_2 m + (1 -
+    beta_2) g`.
+    """
 
     moments = ("exp_avg",)
 
     def __init__(self, groups: list[dict[str, Any]], config: LionConfig) -> None:
-        super().__init__(groups, {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay})
+        super().__init__(
+            groups, {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -48,14 +54,17 @@ class Lion(Gated, torch.optim.Optimizer):
                     self._move(parameter, group)
 
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Updates one parameter. Skipping takes a learning rate of 0 and a finite gradient, which change nothing."""
+        """Updates one parameter. Skipping takes a learning rate of 0 and a finite gradient, which change
+        nothing.
+        """
         state, gradient, lr = self.create_state(parameter), parameter.grad, group["lr"]
         momentum, (inner, outer) = state["exp_avg"], group["betas"]
         if self.grad_scale is not None:
             gradient = gradient / self.grad_scale.to(gradient.device)
         taken: Any = 1.0
         if self.found_inf is not None:
-            taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)  # a scalar: it leaves the others their precision
+            # a scalar: it leaves the others their precision
+            taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)
             gradient = torch.where(taken > 0, gradient, momentum)
         parameter.mul_(1.0 - lr * group["weight_decay"] * taken)
         parameter.sub_(torch.sign(momentum * inner + gradient * (1.0 - inner)) * (lr * taken))

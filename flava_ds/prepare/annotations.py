@@ -1,4 +1,6 @@
-"""What every corpus is turned into, one entry per image or passage, and readers for the file forms that corpora are published in."""
+"""What every corpus is turned into, one entry per image or passage, and readers for the file forms that
+corpora are published in.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ _CHUNK = 2**20
 class Annotated:
     """One image with its captions, or one passage of text.
 
-    `key` names its members in the shard; `images` are paths below the image folder, of which the first that exists is taken; `file` is an
-    image found by walking a folder, so that no annotation can name it.
+    `key` names its members in the shard; `images` are paths below the image folder, of which the first that
+    exists is taken; `file` is an image found by walking a folder, so that no annotation can name it.
     """
 
     key: str
@@ -44,11 +46,17 @@ class Dropped:
 
 def clean(text: Any) -> str:
     """Makes one line of a caption, without what UTF-8 cannot store; empty for anything but text."""
-    return " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split()) if isinstance(text, str) else ""
+    return (
+        " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split())
+        if isinstance(text, str)
+        else ""
+    )
 
 
 def open_text(path: Path) -> TextIO:
-    """Opens a UTF-8 file, unpacked on the fly when its name ends in .gz or .bz2. Raises: DataError naming the file."""
+    """Opens a UTF-8 file, unpacked on the fly when its name ends in .gz or .bz2. Raises: DataError naming the
+    file.
+    """
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     try:
         return opener(path, "rt", encoding="utf-8", errors="replace", newline="")
@@ -65,7 +73,9 @@ def load_json(path: Path, *fields: str) -> dict[str, Any]:
             raise DataError(f"annotations '{path}': no JSON: {error}") from error
     missing = [name for name in fields if not isinstance(value, dict) or name not in value]
     if missing:
-        raise DataError(f"annotations '{path}': no field '{missing[0]}'; is this the file that docs/data.md names?")
+        raise DataError(
+            f"annotations '{path}': no field '{missing[0]}'; is this the file that docs/data.md names?"
+        )
     return value
 
 
@@ -79,12 +89,15 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"annotations '{path}', line {number}: no JSON: {error}") from error
                 if not isinstance(value, dict):
-                    raise DataError(f"annotations '{path}', line {number}: {type(value).__name__} instead of an object")
+                    raise DataError(
+                        f"annotations '{path}', line {number}: {type(value).__name__} instead of an object"
+                    )
                 yield value
 
 
 def json_array(path: Path) -> Iterator[Any]:
-    """Yields the elements of a JSON array one by one, so that a file of gigabytes needs the memory of one element.
+    """Yields the elements of a JSON array one by one, so that a file of gigabytes needs the memory of one
+    element.
 
     Raises: DataError naming the file and where it stops being an array.
     """
@@ -115,7 +128,8 @@ def json_array(path: Path) -> Iterator[Any]:
 
 
 def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterator[dict[str, str]]:
-    """Yields the rows of a tab-separated file. A first line that names the columns decides their order, else they stand as in `columns`.
+    """Yields the rows of a tab-separated file. A first line that names the columns decides their order, else
+    they stand as in `columns`.
 
     Raises: DataError naming the file and the line of another width.
     """
@@ -129,7 +143,10 @@ def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterat
                 if names is row:
                     continue
             if len(row) != len(names):
-                raise DataError(f"annotations '{path}', row {number}: {len(row)} columns instead of {len(names)} ({', '.join(names)})")
+                raise DataError(
+                    f"annotations '{path}', row {number}: {len(row)} columns instead of {len(names)} "
+                    f"({', '.join(names)})"
+                )
             yield dict(zip(names, row, strict=True))
 
 

@@ -1,4 +1,6 @@
-"""Look shards over before GPU hours are spent: what is in them, what is wrong with them, and whether this machine reads them fast enough."""
+"""Look shards over before GPU hours are spent: what is in them, what is wrong with them, and whether this
+machine reads them fast enough.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +57,11 @@ class Need:
 
 @dataclass(kw_only=True)
 class Check:
-    """What was found. Counts of shards, samples and bytes are exact; all else is of the `read` samples, evenly spaced.
+    """What was found. Counts of shards, samples and bytes are exact; all else is of the `read` samples,
+    evenly spaced.
 
-    `token_lengths` and `aspect_ratios` are one number per sample read; `sizes` are (width, height); `shown` are numbers of samples for the page.
+    `token_lengths` and `aspect_ratios` are one number per sample read; `sizes` are (width, height); `shown`
+    are numbers of samples for the page.
     """
 
     shards: int = 0
@@ -99,17 +103,28 @@ class Check:
     @property
     def volume(self) -> str:
         """Size of all shards with its unit."""
-        return f"{self.total_bytes / 2**30:,.2f} GiB" if self.total_bytes >= 2**30 else f"{self.total_bytes / 2**20:.2f} MiB"
+        return (
+            f"{self.total_bytes / 2**30:,.2f} GiB"
+            if self.total_bytes >= 2**30
+            else f"{self.total_bytes / 2**20:.2f} MiB"
+        )
 
     def as_json(self) -> bytes:
         """Writes all but the source."""
-        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in ("source", "need")}
+        plain = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name not in ("source", "need")
+        }
         plain |= {"need": dataclasses.asdict(self.need), "samples_per_second": self.samples_per_second}
         return json.dumps(plain, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption_key: str | None = None, most: int = 10_000) -> Check:
-    """Indexes all shards, reads up to `most` samples (0: all), and times the recipe's own reading, decoding, augmenting and masking.
+def check_shards(
+    shards: str, need: Need, *, recipe: str = "flava_base", caption_key: str | None = None, most: int = 10_000
+) -> Check:
+    """Indexes all shards, reads up to `most` samples (0: all), and times the recipe's own reading, decoding,
+    augmenting and masking.
 
     Raises: DataError when there is no usable sample; ConfigError on an unknown recipe.
     """
@@ -118,7 +133,10 @@ def check_shards(shards: str, need: Need, *, recipe: str = "flava_base", caption
     _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
     found.kind = _kind(found.members, caption_key)
     config = _as_trained(recipe, found.kind, shards, caption_key)
-    found.max_tokens, found.global_batch_size = config.data.sources[CHECKED].max_tokens, config.global_batch_size(CHECKED)
+    found.max_tokens, found.global_batch_size = (
+        config.data.sources[CHECKED].max_tokens,
+        config.global_batch_size(CHECKED),
+    )
     found.source = IndexedShards(config, CHECKED)
     found.damage = dict(found.source.table.faults)
     _read_samples(found, most)
@@ -134,8 +152,17 @@ def _count(found: Check, paths: Sequence[Path], indexes: Sequence[ShardIndex], s
     for path, index in zip(paths, indexes, strict=True):
         if (lost := faults.lossy(index.faults)) and len(found.bad_examples) < _DAMAGED_NAMED:
             found.bad_examples.append(f"{path}: {counted(lost)}")
-        members.update({index.suffixes[number]: int(n) for number, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
-    found.shards, found.samples_per_shard, found.total_bytes = len(indexes), [len(index) for index in indexes], size
+        members.update(
+            {
+                index.suffixes[number]: int(n)
+                for number, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))
+            }
+        )
+    found.shards, found.samples_per_shard, found.total_bytes = (
+        len(indexes),
+        [len(index) for index in indexes],
+        size,
+    )
     found.samples, found.members = sum(found.samples_per_shard), dict(members)
 
 
@@ -146,10 +173,21 @@ def _kind(members: dict[str, int], caption_key: str | None) -> str:
 
 
 def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> Config:
-    """Returns the recipe with these shards in place of its source of that kind; bad samples do not stop the check, codes are left out."""
+    """Returns the recipe with these shards in place of its source of that kind; bad samples do not stop the
+    check, codes are left out.
+    """
     config = resolve(recipe, [])
-    like = next((source for source in config.data.sources.values() if source.kind == kind), SourceConfig(kind=kind, shards=shards))
-    changes = {"shards": shards, "caption_key": caption_key, "image_codes_key": None, "max_skipped_share": 1.0, "skip_list": None}
+    like = next(
+        (source for source in config.data.sources.values() if source.kind == kind),
+        SourceConfig(kind=kind, shards=shards),
+    )
+    changes = {
+        "shards": shards,
+        "caption_key": caption_key,
+        "image_codes_key": None,
+        "max_skipped_share": 1.0,
+        "skip_list": None,
+    }
     return config.with_sources({CHECKED: dataclasses.replace(like, **changes)})
 
 
@@ -173,7 +211,9 @@ def _read_samples(found: Check, most: int) -> None:
         _look_at(found, fields, sample, formats)
         name = source.where(number) if sample.key in seen else sample.key  # shards may share keys
         seen.add(name)
-        digests.setdefault(hashlib.sha256(fields.get("image", fields.get("caption", b""))).digest(), []).append(name)
+        digests.setdefault(
+            hashlib.sha256(fields.get("image", fields.get("caption", b""))).digest(), []
+        ).append(name)
         if sample.image is not None:
             hashes[name] = perceptual_hash(sample.image)
         found.token_lengths += [len(ids) for ids in tokenizer.encode_batch(sample.captions, _MOST_LENGTH)]
@@ -181,11 +221,16 @@ def _read_samples(found: Check, most: int) -> None:
             last = time.monotonic()
             log.info("read %d of %d samples", len(usable), len(numbers))
     if not usable:
-        raise DataError(f"none of {len(numbers)} samples in '{source.source.shards}' is usable: {counted(bad)}; e.g. {found.bad_examples[-1]}")
+        raise DataError(
+            f"none of {len(numbers)} samples in '{source.source.shards}' is usable: {counted(bad)}; e.g. "
+            f"{found.bad_examples[-1]}"
+        )
     found.read, found.bad, found.formats = len(numbers), dict(bad), dict(formats)
     found.same_bytes = [keys for keys in digests.values() if len(keys) > 1]
     found.look_alike = near_duplicates(hashes, {key for keys in found.same_bytes for key in keys[1:]})
-    found.shown = [usable[place] for place in np.unique(np.linspace(0, len(usable) - 1, _SHOWN).astype(np.int64))]
+    found.shown = [
+        usable[place] for place in np.unique(np.linspace(0, len(usable) - 1, _SHOWN).astype(np.int64))
+    ]
 
 
 def _look_at(found: Check, fields: dict[str, bytes], sample: Sample, formats: Counter[str]) -> None:
@@ -207,7 +252,9 @@ def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> 
     groups: dict[int, list[str]] = {}
     for number, value in enumerate(values.tolist()):
         bands = [value >> (width * band) & (2**width - 1) for band in range(_BANDS)]
-        rows = np.unique([row for bucket, band in zip(buckets, bands, strict=True) for row in bucket.get(band, ())]).astype(np.int64)
+        rows = np.unique(
+            [row for bucket, band in zip(buckets, bands, strict=True) for row in bucket.get(band, ())]
+        ).astype(np.int64)
         close = rows[differing_bits(values[rows], value) <= NEAR_BITS] if len(rows) else rows
         if len(close):
             groups.setdefault(int(close[0]), [keys[close[0]]]).append(keys[number])
@@ -218,7 +265,9 @@ def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> 
 
 
 def _time(found: Check, config: Config) -> None:
-    """Measures one core on whole batches, as a loader process makes them, for some seconds of processor time; the first batch warms up."""
+    """Measures one core on whole batches, as a loader process makes them, for some seconds of processor time;
+    the first batch warms up.
+    """
     reader, position, done, used = BatchReader(config, found.source), 0, 0, 0.0
     size = min(_TIMED_BATCH, found.global_batch_size)
     reader.batch(np.arange(size))
@@ -243,17 +292,29 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
         (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
         (not found.damage, f"left out of the shards: {counted(found.damage)}"),
         (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another{twins}"),
-        (cut <= 0.1, f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be cut"),
+        (
+            cut <= 0.1,
+            f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be cut",
+        ),
         (
             found.samples_per_second >= need,
-            f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x {rate:,.0f}); {found.need.gpus} GPUs take "
+            f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x "
+            f"{rate:,.0f}); {found.need.gpus} GPUs take "
             f"{need:,.0f}, the work of {math.ceil(need / rate)} cores",
         ),
-        (steps >= 1, f"one epoch is {f'{steps:,.1f}' if steps >= 1 else f'{steps:.2g}'} steps at a global batch of {found.global_batch_size:,}"),
+        (
+            steps >= 1,
+            (
+                f"one epoch is {f'{steps:,.1f}' if steps >= 1 else f'{steps:.2g}'} steps at a global batch "
+                f"of {found.global_batch_size:,}"
+            ),
+        ),
         (
             found.shards >= found.loader_processes,
-            f"{found.shards} shards for {found.loader_processes} loader processes ({found.need.gpus} ranks x {found.loader_processes // found.need.gpus}); "
-            "fewer are read correctly here, but several processes then read one file, and loaders that hand out whole shards would stop",
+            f"{found.shards} shards for {found.loader_processes} loader processes ({found.need.gpus} ranks "
+            f"x {found.loader_processes // found.need.gpus}); "
+            "fewer are read correctly here, but several processes then read one file, and loaders that "
+            "hand out whole shards would stop",
         ),
     ]
 
@@ -267,9 +328,15 @@ def describe(found: Check) -> str:
         f"members: {counted(found.members)}",
         f"read {found.read:,} samples; formats: {counted(found.formats)}",
     ]
-    for name, values in (("caption tokens", found.token_lengths), ("width / height", found.aspect_ratios), ("shorter side, px", [min(s) for s in found.sizes])):
+    for name, values in (
+        ("caption tokens", found.token_lengths),
+        ("width / height", found.aspect_ratios),
+        ("shorter side, px", [min(s) for s in found.sizes]),
+    ):
         if values:
-            lines.append(f"{name}: " + ", ".join(f"{label} {value:.4g}" for label, value in quantiles(values)))
+            lines.append(
+                f"{name}: " + ", ".join(f"{label} {value:.4g}" for label, value in quantiles(values))
+            )
     lines += [f"  {'ok  ' if good else 'LOOK'}  {text}" for good, text in found.verdicts]
     return "\n".join([*lines, *(f"        {example}" for example in found.bad_examples)])
 

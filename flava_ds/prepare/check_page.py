@@ -1,4 +1,6 @@
-"""The page of `flava-ds prepare check`: verdicts, distributions, sample images, copies and all numbers in one HTML file that needs nothing else."""
+"""The page of `flava-ds prepare check`: verdicts, distributions, sample images, copies and all numbers in one
+HTML file that needs nothing else.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,13 @@ def write_page(check: Check, path: Path) -> Path:
     """Writes the page and returns its path."""
     copies = [("Equal bytes", check.same_bytes[:_MOST_GROUPS], len(check.same_bytes))]
     if check.sizes:
-        copies.append((f"Look alike, at most {NEAR_BITS} of 64 bits differ", check.look_alike[:_MOST_GROUPS], len(check.look_alike)))
+        copies.append(
+            (
+                f"Look alike, at most {NEAR_BITS} of 64 bits differ",
+                check.look_alike[:_MOST_GROUPS],
+                len(check.look_alike),
+            )
+        )
     page = render(
         "check.html",
         title=Path(check.source.source.shards).name or check.source.source.shards,
@@ -66,7 +74,13 @@ def charts(check: Check) -> list[dict[str, Any]]:
             spread = dict(quantiles(values))
             words = f"{unit}: median {spread['median']:.4g}, 95 % within {spread['95 %']:.4g}"
             most = max(sorted(values)[math.ceil(0.99 * (len(values) - 1))], level or 0)
-            drawn.append({"title": title, "words": words, "svg": markup(draw_histogram(f"{title} in {words}", values, most=most, level=level))})
+            drawn.append(
+                {
+                    "title": title,
+                    "words": words,
+                    "svg": markup(draw_histogram(f"{title} in {words}", values, most=most, level=level)),
+                }
+            )
     return drawn
 
 
@@ -75,14 +89,25 @@ def facts(check: Check) -> dict[str, list[tuple[str, str]]]:
     tables = {
         "Members": [(name, f"{n:,}") for name, n in sorted(check.members.items(), key=lambda item: -item[1])],
         "Formats": [(name, f"{n:,}") for name, n in check.formats.items()],
-        "Unusable": [(name, f"{n:,}") for name, n in [*check.damage.items(), *check.bad.items()]] or [("none", "0")],
+        "Unusable": [(name, f"{n:,}") for name, n in [*check.damage.items(), *check.bad.items()]]
+        or [("none", "0")],
         "Speed": [
             ("one core", f"{check.samples_per_core_second:,.0f} samples/s"),
             ("this machine", f"{check.samples_per_second:,.0f} samples/s with {check.cores} cores"),
-            ("needed", f"{check.need.samples_per_second:,.0f} samples/s for {check.need.gpus} x {check.need.images_per_second_per_gpu:,.0f}"),
+            (
+                "needed",
+                (
+                    f"{check.need.samples_per_second:,.0f} samples/s for {check.need.gpus} x "
+                    f"{check.need.images_per_second_per_gpu:,.0f}"
+                ),
+            ),
         ],
     }
-    for name, values in (("Caption tokens", check.token_lengths), ("Width / height", check.aspect_ratios), ("Samples per shard", check.samples_per_shard)):
+    for name, values in (
+        ("Caption tokens", check.token_lengths),
+        ("Width / height", check.aspect_ratios),
+        ("Samples per shard", check.samples_per_shard),
+    ):
         if values:
             tables[name] = [(label, f"{value:.4g}") for label, value in quantiles(values)]
     return {name: rows for name, rows in tables.items() if rows}
@@ -99,4 +124,9 @@ def _shown(check: Check, number: int) -> Shown:
         return Shown(*about)
     if len(fields["image"]) <= MOST_BYTES:
         return Shown(*about, uri_of_bytes(fields["image"]), sample.image.shape[2], sample.image.shape[1])
-    return Shown(*about, uri_of_pixels(center_pixels([decode_image(fields["image"])], _SHOWN_SIDE)[0]), _SHOWN_SIDE, _SHOWN_SIDE)
+    return Shown(
+        *about,
+        uri_of_pixels(center_pixels([decode_image(fields["image"])], _SHOWN_SIDE)[0]),
+        _SHOWN_SIDE,
+        _SHOWN_SIDE,
+    )

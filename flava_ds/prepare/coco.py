@@ -1,4 +1,6 @@
-"""COCO captions: captions_train2014.json, captions_val2014.json or those of 2017. Five captions or more per image, one sample per image."""
+"""COCO captions: captions_train2014.json, captions_val2014.json or those of 2017. Five captions or more per
+image, one sample per image.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                 yield Dropped(NO_CAPTION)
                 continue
             record = {"image_id": image["id"], "width": image.get("width"), "height": image.get("height")}
-            yield Annotated(key=key_of(image["id"]), captions=found, images=image_paths(image["file_name"]), url=image.get("coco_url"), record=record)
+            yield Annotated(
+                key=key_of(image["id"]),
+                captions=found,
+                images=image_paths(image["file_name"]),
+                url=image.get("coco_url"),
+                record=record,
+            )
 
 
 def key_of(image_id: int) -> str:
@@ -34,7 +42,9 @@ def key_of(image_id: int) -> str:
 
 
 def image_paths(file_name: str) -> tuple[str, ...]:
-    """Returns where an image may lie: in the folder itself, or in the folder of its split as the archives unpack."""
+    """Returns where an image may lie: in the folder itself, or in the folder of its split as the archives
+    unpack.
+    """
     split = re.match(r"COCO_(\w+)_\d+\.", file_name)
     folders = (split[1],) if split else ("train2017", "val2017")
     return file_name, *(f"{folder}/{file_name}" for folder in folders)

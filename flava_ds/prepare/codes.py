@@ -1,4 +1,6 @@
-"""Precompute image codes: copy shards and put each picture's codes beside it, so that training needs no tokenizer."""
+"""Precompute image codes: copy shards and put each picture's codes beside it, so that training needs no
+tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -52,16 +54,20 @@ def write_codes(
     out: Path | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    on_shard: Callable[[Path, int], None] = lambda shard, samples: log.info("%s: codes of %d samples", shard, samples),
+    on_shard: Callable[[Path, int], None] = lambda shard, samples: log.info(
+        "%s: codes of %d samples", shard, samples
+    ),
 ) -> CodesReport:
-    """Writes every shard of `source` into folder `out` with a member KEY.codes.npy after each picture: uint16 [n], row by row.
+    """Writes every shard of `source` into folder `out` with a member KEY.codes.npy after each picture: uint16
+    [n], row by row.
 
-    The codes are those of config.UNCHANGED (shorter side to codebook.image_size, centre crop), so use the shards with that transform. A shard
-    is written under a temporary name and renamed, its bytes depend on nothing but the shard, the codebook and the sizes, and one finished
-    earlier with the same codebook is kept: an interrupted run continues with the next shard. `out` None replaces the shards in place.
+    The codes are those of config.UNCHANGED (shorter side to codebook.image_size, centre crop), so use the
+    shards with that transform. A shard is written under a temporary name and renamed, its bytes depend on
+    nothing but the shard, the codebook and the sizes, and one finished earlier with the same codebook is
+    kept: an interrupted run continues with the next shard. `out` None replaces the shards in place.
 
-    Raises: ConfigError on a text source, a vocabulary over 65,536, or a codebook whose grid is not the model's; DataError on unreadable or
-    clashing shards.
+    Raises: ConfigError on a text source, a vocabulary over 65,536, or a codebook whose grid is not the
+    model's; DataError on unreadable or clashing shards.
     """
     shards = expand_shards(source.shards)
     _check(source, codebook, config, shards, out)
@@ -77,7 +83,13 @@ def write_codes(
             kept += 1
         else:
             done = _write_shard(shard, target, lambda images: _codes(codebook, images), batch_size)
-            write_whole(record, json.dumps({"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2) + "\n")
+            write_whole(
+                record,
+                json.dumps(
+                    {"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2
+                )
+                + "\n",
+            )
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
         on_shard(target, done["samples"])
@@ -90,19 +102,33 @@ def _codes(codebook: ImageCodebook, images: list[Tensor]) -> np.ndarray:
     return codebook.encode(pixels.to(codebook.encoder.input.weight.device)).cpu().numpy().astype(np.uint16)
 
 
-def _write_shard(shard: Path, target: Path, encode: Callable[[list[Tensor]], np.ndarray], batch_size: int) -> dict[str, int]:
+def _write_shard(
+    shard: Path, target: Path, encode: Callable[[list[Tensor]], np.ndarray], batch_size: int
+) -> dict[str, int]:
     """Copies one shard with codes added: returns the counts of coded and of undecodable pictures."""
     counts = {"samples": 0, "failed": 0}
     try:
-        with replacing(target, alone=True) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            replacing(target, alone=True) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for group in _groups(shard, batch_size):
                 _add_group(tar, shard, group, encode, counts)
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"shard '{shard}': {error}; check that it is an undamaged tar file and that '{target.parent}' can be written") from error
+        raise DataError(
+            f"shard '{shard}': {error}; check that it is an undamaged tar file and that "
+            f"'{target.parent}' can be written"
+        ) from error
     return counts
 
 
-def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]], encode: Callable[[list[Tensor]], np.ndarray], counts: dict[str, int]) -> None:
+def _add_group(
+    tar: tarfile.TarFile,
+    shard: Path,
+    group: list[tuple[str, bytes]],
+    encode: Callable[[list[Tensor]], np.ndarray],
+    counts: dict[str, int],
+) -> None:
     """Writes some members, with codes after the pictures among them."""
     images: dict[int, Tensor] = {}
     for number, (name, data) in enumerate(group):
@@ -123,7 +149,9 @@ def _add_group(tar: tarfile.TarFile, shard: Path, group: list[tuple[str, bytes]]
 
 
 def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
-    """Reads a shard's files in order, in runs that hold at most `batch_size` pictures; codes from earlier are left out."""
+    """Reads a shard's files in order, in runs that hold at most `batch_size` pictures; codes from earlier are
+    left out.
+    """
     group, pictures = [], 0
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
@@ -144,22 +172,35 @@ def _split(name: str) -> tuple[str, str]:
     return key.decode("utf-8", "surrogateescape"), suffix
 
 
-def _check(source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None) -> None:
+def _check(
+    source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None
+) -> None:
     """Refuses what cannot give usable codes."""
     if source.kind == "text":
         raise ConfigError(f"'{source.shards}' is a source of kind 'text'; only pictures have codes")
     if codebook.config.vocab_size > 2**16:
-        raise ConfigError(f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at most 65536")
+        raise ConfigError(
+            f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at "
+            "most 65536"
+        )
     if codebook.config.grid_size != config.model.image.grid_size:
         raise ConfigError(
-            f"the codebook gives {codebook.config.grid_size} x {codebook.config.grid_size} codes, but model.image has "
-            f"{config.model.image.grid_size} x {config.model.image.grid_size} patches; change codebook.image_size"
+            f"the codebook gives {codebook.config.grid_size} x {codebook.config.grid_size} codes, but "
+            "model.image has "
+            f"{config.model.image.grid_size} x {config.model.image.grid_size} patches; change "
+            "codebook.image_size"
         )
     names = [shard.name for shard in shards]
     if out is not None and len(set(names)) != len(names):
-        raise DataError(f"'{source.shards}': two shards have the same file name and would overwrite each other in '{out}'; give them one by one")
+        raise DataError(
+            f"'{source.shards}': two shards have the same file name and would overwrite each other in "
+            f"'{out}'; give them one by one"
+        )
     if out is not None and any(shard.parent.resolve() == out.resolve() for shard in shards):
-        raise DataError(f"'{source.shards}': out '{out}' is the folder of the shards themselves; choose another, or None to replace them in place")
+        raise DataError(
+            f"'{source.shards}': out '{out}' is the folder of the shards themselves; choose another, or "
+            "None to replace them in place"
+        )
 
 
 def _fingerprint(codebook: ImageCodebook) -> str:
@@ -171,11 +212,16 @@ def _fingerprint(codebook: ImageCodebook) -> str:
 
 
 def _finished(target: Path, record: Path, shard: Path, stamp: str) -> dict[str, int] | None:
-    """Returns the counts of a shard written earlier from the same source with the same codebook, else None."""
+    """Returns the counts of a shard written earlier from the same source with the same codebook,
+    else None."""
     try:
         saved = json.loads(record.read_text(encoding="utf-8"))
         current = {"codebook": stamp, **_stat("target", target), **_stat("source", shard)}
-        return {name: int(saved[name]) for name in ("samples", "failed")} if all(saved.get(k) == v for k, v in current.items()) else None
+        return (
+            {name: int(saved[name]) for name in ("samples", "failed")}
+            if all(saved.get(k) == v for k, v in current.items())
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -1,4 +1,6 @@
-"""Conceptual Captions 3M (caption, URL) and 12M (URL, caption): tab-separated, published without a header, often given one for img2dataset."""
+"""Conceptual Captions 3M (caption, URL) and 12M (URL, caption): tab-separated, published without a header,
+often given one for img2dataset.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, 
 
 
 def read_cc3m(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields the rows of Train_GCC-training.tsv. Source: readme of google-research-datasets/conceptual-captions."""
+    """Yields the rows of Train_GCC-training.tsv. Source: readme of
+    google-research-datasets/conceptual-captions.
+    """
     return _read(paths, "cc3m", ("caption", "url"))
 
 
@@ -26,6 +30,11 @@ def _read(paths: Sequence[Path], name: str, columns: Sequence[str]) -> Iterator[
             number += 1
             caption = clean(row["caption"])
             if caption:
-                yield Annotated(key=f"{name}-{number:08d}", captions=(caption,), images=position_paths(number), url=row["url"])
+                yield Annotated(
+                    key=f"{name}-{number:08d}",
+                    captions=(caption,),
+                    images=position_paths(number),
+                    url=row["url"],
+                )
             else:
                 yield Dropped(NO_CAPTION)

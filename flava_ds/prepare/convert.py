@@ -1,4 +1,6 @@
-"""Turn a corpus into shards: annotations with a folder of images, downloaded shards that are filtered, or a list of URLs to download."""
+"""Turn a corpus into shards: annotations with a folder of images, downloaded shards that are filtered, or a
+list of URLs to download.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +38,22 @@ _THREADS, _AHEAD = 16, 64
 _EVERY_S = 10.0
 
 
-def write_shards(corpus: Corpus, annotations: Sequence[Path], images: Path | None, out: Path, **limits: int) -> Counts:
-    """Writes a corpus into folder `out`, or goes on where an interrupted run stopped. Images are copied, never encoded anew.
+def write_shards(
+    corpus: Corpus, annotations: Sequence[Path], images: Path | None, out: Path, **limits: int
+) -> Counts:
+    """Writes a corpus into folder `out`, or goes on where an interrupted run stopped. Images are copied,
+    never encoded anew.
 
-    `limits` are those of ShardWriter. A pair's .txt is its first caption, its .json has all of them under `captions`.
+    `limits` are those of ShardWriter. A pair's .txt is its first caption, its .json has all of them under
+    `captions`.
 
     Raises: DataError when an input is missing, or `out` holds something else.
     """
     if corpus.kind == "pair" and (images is None or not images.is_dir()):
-        raise DataError(f"{corpus.name}: the folder of images '{images or ''}' does not exist; give --images FOLDER, or --shards for what img2dataset wrote")
+        raise DataError(
+            f"{corpus.name}: the folder of images '{images or ''}' does not exist; give --images FOLDER, "
+            "or --shards for what img2dataset wrote"
+        )
     writer = ShardWriter(out, _fingerprint(corpus, annotations, limits), **limits)
     if writer.complete:
         return writer.counts
@@ -60,7 +69,8 @@ def write_shards(corpus: Corpus, annotations: Sequence[Path], images: Path | Non
 
 
 def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) -> Counts:
-    """Counts the usable samples of downloaded shards, and copies them into folder `out` unless it is None: then the shards are used as they are.
+    """Counts the usable samples of downloaded shards, and copies them into folder `out` unless it is None:
+    then the shards are used as they are.
 
     Raises: DataError when there are no shards, or `out` holds something else.
     """
@@ -74,7 +84,11 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
         for key, members in islice(_samples(paths), done, None):
             reason, captions = _judge(corpus, members)
             if writer is None:
-                counts.add(Counts(1, 1, len(captions), sum(len(text.split()) for text in captions)) if reason is None else Counts(1))
+                counts.add(
+                    Counts(1, 1, len(captions), sum(len(text.split()) for text in captions))
+                    if reason is None
+                    else Counts(1)
+                )
                 counts.dropped.update([reason] if reason else [])
             elif reason is None:
                 writer.write(key, members, captions)
@@ -88,12 +102,15 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
 
 
 def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:
-    """Writes the entries that pass the corpus' filter as a tab-separated list with a header, for img2dataset: url, caption, id.
+    """Writes the entries that pass the corpus' filter as a tab-separated list with a header, for img2dataset:
+    url, caption, id.
 
     Raises: DataError when the corpus names no URLs.
     """
     if not corpus.urls:
-        raise DataError(f"{corpus.name}: its published form has no list of URLs; download its archives of images")
+        raise DataError(
+            f"{corpus.name}: its published form has no list of URLs; download its archives of images"
+        )
     counts, progress = Counts(), _Progress(corpus.name)
     with replacing(out, alone=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
@@ -110,7 +127,9 @@ def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts
 
 
 def image_suffix(data: bytes) -> str:
-    """Returns the member suffix that an image's own bytes ask for. Raises: SampleFault when they are no JPEG, PNG or WebP."""
+    """Returns the member suffix that an image's own bytes ask for. Raises: SampleFault when they are no JPEG,
+    PNG or WebP.
+    """
     return _SUFFIX_OF[read_header(data).format]
 
 
@@ -132,12 +151,18 @@ def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) 
     if entry.captions and members.keys() != {"txt"}:
         record["captions"] = entry.captions
     if record:
-        members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "ignore")
+        members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "ignore"
+        )
     writer.write(entry.key, members, entry.captions)
 
 
-def _read_ahead(entries: Iterator[Annotated | Dropped], images: Path | None) -> Iterator[tuple[Annotated | Dropped, bytes | str]]:
-    """Yields entries in order with their images, which threads read in advance, as folders on network disks answer slowly."""
+def _read_ahead(
+    entries: Iterator[Annotated | Dropped], images: Path | None
+) -> Iterator[tuple[Annotated | Dropped, bytes | str]]:
+    """Yields entries in order with their images, which threads read in advance, as folders on network disks
+    answer slowly.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[Annotated | Dropped, Future]] = deque()
         for entry in entries:
@@ -150,13 +175,23 @@ def _read_ahead(entries: Iterator[Annotated | Dropped], images: Path | None) -> 
 
 
 def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
-    """Reads the first image file that exists, or returns why there is none; a name that leads out of the image folder is no file.
+    """Reads the first image file that exists, or returns why there is none; a name that leads out of the
+    image folder is no file.
 
-    img2dataset names files by their rows in its list, which may be another than this one; the .json beside a file tells whose image it is.
+    img2dataset names files by their rows in its list, which may be another than this one; the .json beside a
+    file tells whose image it is.
     """
     if isinstance(entry, Dropped):
         return NO_FILE
-    candidates = [entry.file] if entry.file else [images / name for name in entry.images if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    candidates = (
+        [entry.file]
+        if entry.file
+        else [
+            images / name
+            for name in entry.images
+            if not Path(name).is_absolute() and ".." not in Path(name).parts
+        ]
+    )
     reason = NO_FILE
     for path in candidates:
         try:
@@ -178,7 +213,9 @@ def _downloaded_from(image: Path) -> str | None:
 
 
 def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yields the indexed members of every sample, in order; says of a shard with damage what its index leaves out."""
+    """Yields the indexed members of every sample, in order; says of a shard with damage what its index leaves
+    out.
+    """
     for shard, index in zip(shards, load_indexes(shards), strict=True):
         if damage := faults.lossy(index.faults):
             log.warning("%s: %s; what the index leaves out is not among the samples", shard, counted(damage))
@@ -190,8 +227,13 @@ def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
                 members = {}
                 for row in order[starts[sample] : starts[sample + 1]]:
                     stream.seek(int(index.member_offset[row]))
-                    members[index.suffixes[index.member_suffix[row]]] = stream.read(int(index.member_size[row]))
-                yield index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"), members
+                    members[index.suffixes[index.member_suffix[row]]] = stream.read(
+                        int(index.member_size[row])
+                    )
+                yield (
+                    index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"),
+                    members,
+                )
 
 
 def _judge(corpus: Corpus, members: dict[str, bytes]) -> tuple[str | None, tuple[str, ...]]:
@@ -219,12 +261,18 @@ def _record(data: bytes) -> dict[str, Any]:
 
 
 def _fingerprint(corpus: Corpus, files: Sequence[Path], limits: dict[str, int]) -> str:
-    """Hashes what determines the shards: corpus, names and sizes of the annotations, limits. Raises: DataError on a missing file."""
+    """Hashes what determines the shards: corpus, names and sizes of the annotations, limits. Raises:
+    DataError on a missing file.
+    """
     for file in files:
         if not file.exists():
-            raise DataError(f"{corpus.name}: '{file}' does not exist; docs/data.md says where to get {corpus.annotations}")
+            raise DataError(
+                f"{corpus.name}: '{file}' does not exist; docs/data.md says where to get {corpus.annotations}"
+            )
     stated = [(file.name, file.stat().st_size if file.is_file() else None) for file in files]
-    return hashlib.sha256(json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())]).encode()
+    ).hexdigest()[:16]
 
 
 class _Progress:
@@ -237,4 +285,6 @@ class _Progress:
         """Logs the counts of finished shards when the last line is some time ago."""
         if time.monotonic() - self.last > _EVERY_S:
             self.last = time.monotonic()
-            log.info("%s: %d samples of %d entries in finished shards", self.name, counts.samples, counts.entries)
+            log.info(
+                "%s: %d samples of %d entries in finished shards", self.name, counts.samples, counts.entries
+            )

@@ -1,4 +1,6 @@
-"""The table of corpora: what each is, what the paper counts in it, and the function that reads its published form."""
+"""The table of corpora: what each is, what the paper counts in it, and the function that reads its published
+form.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from flava_ds.prepare.annotations import Annotated, Dropped
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """One corpus. `pairs` (captions, or images, as printed) and `words` (mean per caption) are what the paper counts; None where it does not."""
+    """One corpus. `pairs` (captions, or images, as printed) and `words` (mean per caption) are what the paper
+    counts; None where it does not.
+    """
 
     name: str
     title: str
@@ -41,25 +45,105 @@ class Corpus:
         return getattr(importlib.import_module(f"flava_ds.prepare.{module}"), function)
 
 
-def _pairs(name: str, title: str, annotations: str, reader: str, pairs: str, words: float, *, urls: bool = False) -> Corpus:
-    return Corpus(name=name, title=title, kind="pair", annotations=annotations, reader=reader, pairs=pairs, words=words, urls=urls)
+def _pairs(
+    name: str, title: str, annotations: str, reader: str, pairs: str, words: float, *, urls: bool = False
+) -> Corpus:
+    return Corpus(
+        name=name,
+        title=title,
+        kind="pair",
+        annotations=annotations,
+        reader=reader,
+        pairs=pairs,
+        words=words,
+        urls=urls,
+    )
 
 
 CORPORA = {
     corpus.name: corpus
     for corpus in (
-        _pairs("coco", "COCO captions", "captions_train2014.json captions_val2014.json", "coco.read", "0.9 M", 12.4),
-        _pairs("sbu", "SBU Captions", "sbu-captions-all.json, or the two lists of the archive", "sbu.read", "1.0 M", 12.1, urls=True),
-        _pairs("localized_narratives", "Localized Narratives", "one .jsonl per data set", "localized_narratives.read", "1.9 M", 13.8),
-        _pairs("cc3m", "Conceptual Captions 3M", "Train_GCC-training.tsv", "conceptual_captions.read_cc3m", "3.1 M", 10.3, urls=True),
-        _pairs("visual_genome", "Visual Genome", "region_descriptions.json", "visual_genome.read", "5.4 M", 5.1),
-        _pairs("wit", "Wikipedia Image Text", "wit_v1.train.all-*.tsv.gz", "wit.read", "4.8 M", 12.8, urls=True),
-        _pairs("cc12m", "Conceptual Captions 12M", "cc12m.tsv", "conceptual_captions.read_cc12m", "11.0 M", 17.3, urls=True),
+        _pairs(
+            "coco",
+            "COCO captions",
+            "captions_train2014.json captions_val2014.json",
+            "coco.read",
+            "0.9 M",
+            12.4,
+        ),
+        _pairs(
+            "sbu",
+            "SBU Captions",
+            "sbu-captions-all.json, or the two lists of the archive",
+            "sbu.read",
+            "1.0 M",
+            12.1,
+            urls=True,
+        ),
+        _pairs(
+            "localized_narratives",
+            "Localized Narratives",
+            "one .jsonl per data set",
+            "localized_narratives.read",
+            "1.9 M",
+            13.8,
+        ),
+        _pairs(
+            "cc3m",
+            "Conceptual Captions 3M",
+            "Train_GCC-training.tsv",
+            "conceptual_captions.read_cc3m",
+            "3.1 M",
+            10.3,
+            urls=True,
+        ),
+        _pairs(
+            "visual_genome", "Visual Genome", "region_descriptions.json", "visual_genome.read", "5.4 M", 5.1
+        ),
+        _pairs(
+            "wit", "Wikipedia Image Text", "wit_v1.train.all-*.tsv.gz", "wit.read", "4.8 M", 12.8, urls=True
+        ),
+        _pairs(
+            "cc12m",
+            "Conceptual Captions 12M",
+            "cc12m.tsv",
+            "conceptual_captions.read_cc12m",
+            "11.0 M",
+            17.3,
+            urls=True,
+        ),
         _pairs("redcaps", "RedCaps", "the folder annotations/", "redcaps.read", "11.6 M", 9.5, urls=True),
-        _pairs("yfcc100m", "YFCC100M, filtered", "yfcc100m_dataset, plain or .bz2", "yfcc100m.read", "30.3 M", 12.7, urls=True),
-        Corpus(name="imagenet", title="ImageNet-1k", kind="image", annotations="the folder train/", reader="imagenet.read", pairs="1,281,167"),
-        Corpus(name="ccnews", title="CCNews", kind="text", annotations="folders or files of .json or .jsonl", reader="passages.read_ccnews"),
-        Corpus(name="bookcorpus", title="BookCorpus", kind="text", annotations="books_large_p*.txt, or a folder of books", reader="passages.read_bookcorpus"),
+        _pairs(
+            "yfcc100m",
+            "YFCC100M, filtered",
+            "yfcc100m_dataset, plain or .bz2",
+            "yfcc100m.read",
+            "30.3 M",
+            12.7,
+            urls=True,
+        ),
+        Corpus(
+            name="imagenet",
+            title="ImageNet-1k",
+            kind="image",
+            annotations="the folder train/",
+            reader="imagenet.read",
+            pairs="1,281,167",
+        ),
+        Corpus(
+            name="ccnews",
+            title="CCNews",
+            kind="text",
+            annotations="folders or files of .json or .jsonl",
+            reader="passages.read_ccnews",
+        ),
+        Corpus(
+            name="bookcorpus",
+            title="BookCorpus",
+            kind="text",
+            annotations="books_large_p*.txt, or a folder of books",
+            reader="passages.read_bookcorpus",
+        ),
     )
 }
 """Source: paper, Table 2; for ImageNet-1k the size of its training set."""

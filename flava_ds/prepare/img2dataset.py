@@ -1,4 +1,6 @@
-"""What img2dataset says about a shard, in 00000_stats.json and 00000.parquet beside 00000.tar, against what the shard holds."""
+"""What img2dataset says about a shard, in 00000_stats.json and 00000.parquet beside 00000.tar, against what
+the shard holds.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _KEYS_NAMED = 3
 def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
     """Returns the differences between a shard and its reports, each in words; None when there is no report.
 
-    The .json tells how many downloads succeeded; the .parquet tells which, and is read where pyarrow is installed.
+    The .json tells how many downloads succeeded; the .parquet tells which, and is read where pyarrow is
+    installed.
     """
     stem = shard.name.removesuffix(".tar")
     stats, table = _beside(shard, f"{stem}_stats.json"), _beside(shard, f"{stem}.parquet")
@@ -40,7 +43,13 @@ def _compare_count(shard: Shard, index: ShardIndex, stats: bytes) -> list[str]:
         successes = json.loads(stats)["successes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{shard}: its _stats.json cannot be read ({type(error).__name__}: {error})"]
-    return [] if successes == len(index) else [f"{shard}: {len(index)} samples, but its _stats.json counts {printable(str(successes))} successes"]
+    return (
+        []
+        if successes == len(index)
+        else [
+            f"{shard}: {len(index)} samples, but its _stats.json counts {printable(str(successes))} successes"
+        ]
+    )
 
 
 def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
@@ -53,17 +62,26 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
         return []
     try:
         columns: dict[str, list[Any]] = read_table(io.BytesIO(table), columns=["key", "status"]).to_pydict()
-        expected = {str(key) for key, status in zip(columns["key"], columns["status"], strict=True) if status == "success"}
+        expected = {
+            str(key)
+            for key, status in zip(columns["key"], columns["status"], strict=True)
+            if status == "success"
+        }
     except (ArrowException, OSError, ValueError, KeyError) as error:
         return [f"{shard}: its .parquet cannot be read ({printable(str(error))})"]
     starts = [0, *index.key_ends.tolist()]
     keys = index.keys.tobytes()
     found = {keys[a:b].decode("utf-8", "replace") for a, b in zip(starts, starts[1:], strict=False)}
     differences = []
-    for words, extra in (("are in its .parquet but not in the shard", expected - found), ("are in the shard but not in its .parquet", found - expected)):
+    for words, extra in (
+        ("are in its .parquet but not in the shard", expected - found),
+        ("are in the shard but not in its .parquet", found - expected),
+    ):
         if extra:
             some = ", ".join(map(printable, sorted(extra)[:_KEYS_NAMED]))
-            differences.append(f"{shard}: {len(extra)} keys {words}: {some}{' ...' if len(extra) > _KEYS_NAMED else ''}")
+            differences.append(
+                f"{shard}: {len(extra)} keys {words}: {some}{' ...' if len(extra) > _KEYS_NAMED else ''}"
+            )
     return differences
 
 

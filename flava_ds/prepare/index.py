@@ -1,4 +1,6 @@
-"""`flava-ds prepare index`: an index with a checksum beside every shard, compared with what img2dataset counted."""
+"""`flava-ds prepare index`: an index with a checksum beside every shard, compared with what img2dataset
+counted.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,17 @@ from flava_ds.storage.shards import list_shards
 _NAMED = 20
 
 
-def build_indexes(shards: Sequence[str], *, checksum: bool = True, verify: bool = False, processes: int | None = None) -> None:
-    """Indexes all that `shards` stand for, several shards at once, and prints what they hold, which are damaged, and where img2dataset's counts differ.
+def build_indexes(
+    shards: Sequence[str], *, checksum: bool = True, verify: bool = False, processes: int | None = None
+) -> None:
+    """Indexes all that `shards` stand for, several shards at once, and prints what they hold, which are
+    damaged, and where img2dataset's counts differ.
 
-    Without `checksum` only headers are read. With `verify`, shards that have a checksum are read again and compared with it.
+    Without `checksum` only headers are read. With `verify`, shards that have a checksum are read again and
+    compared with it.
 
-    Raises: DataError when there are no shards, one cannot be read, or one's content differs from its checksum.
+    Raises: DataError when there are no shards, one cannot be read, or one's content differs from its
+    checksum.
     """
     paths = sorted({path for entry in shards for path in list_shards(entry)})
     if len({type(path) is RemoteShard for path in paths}) > 1:
@@ -33,16 +40,27 @@ def build_indexes(shards: Sequence[str], *, checksum: bool = True, verify: bool 
     samples, members, damage, damaged, reports, differences = 0, Counter(), Counter(), [], 0, []
     for path, index in zip(paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True):
         samples += len(index)
-        members.update({index.suffixes[i]: int(n) for i, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))})
+        members.update(
+            {
+                index.suffixes[i]: int(n)
+                for i, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))
+            }
+        )
         damage.update(index.faults)
         damaged += [f"{path}: {lost}"] if (lost := counted(faults.lossy(index.faults))) != "none" else []
         found = compare(path, index)
         reports += found is not None
         differences += found or []
-    print(f"{len(paths)} shards, {samples} samples; members: {counted(members)}; damage: {counted(damage)}{verified}")
+    print(
+        f"{len(paths)} shards, {samples} samples; members: {counted(members)}; damage: "
+        f"{counted(damage)}{verified}"
+    )
     _name_some(damaged)
     if reports:
-        print(f"{reports} have a report of img2dataset; {len(differences) or 'no'} difference{'' if len(differences) == 1 else 's'} from it")
+        print(
+            f"{reports} have a report of img2dataset; {len(differences) or 'no'} "
+            f"difference{'' if len(differences) == 1 else 's'} from it"
+        )
     _name_some(differences)
 
 
@@ -55,15 +73,20 @@ def _name_some(lines: Sequence[str]) -> None:
 
 
 def _verify(paths: Sequence[Shard], processes: int | None) -> int:
-    """Reads again what has a checksum; returns the number of shards that agree. Raises: DataError naming those that do not."""
+    """Reads again what has a checksum; returns the number of shards that agree. Raises: DataError naming
+    those that do not.
+    """
     arguments = list(zip(paths, stamps_of(paths), strict=True))
     workers = processes or len(os.sched_getaffinity(0))
-    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying", unit="shard")  # hashing lets other threads run
+    # hashing lets other threads run
+    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying", unit="shard")
     changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
     if changed:
         raise DataError(
-            f"{len(changed)} shards differ from their checksum, though not in size and time: {', '.join(changed[:_NAMED])}"
-            f"{' ...' * (len(changed) > _NAMED)}; restore them, or delete their .index.npz to accept them as they are"
+            f"{len(changed)} shards differ from their checksum, though not in size and time: "
+            f"{', '.join(changed[:_NAMED])}"
+            f"{' ...' * (len(changed) > _NAMED)}; restore them, or delete their .index.npz to accept them "
+            "as they are"
         )
     return results.count(True)
 

@@ -1,4 +1,6 @@
-"""Localized Narratives: JSON Lines with one spoken description per line, which becomes one caption per sentence."""
+"""Localized Narratives: JSON Lines with one spoken description per line, which becomes one caption per
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     """Yields one sample per narrative.
 
-    The paper counts 1.9 M pairs of 13.8 words where there are 0.85 M narratives of about 36: it took sentences, and so does this.
+    The paper counts 1.9 M pairs of 13.8 words where there are 0.85 M narratives of about 36: it took
+    sentences, and so does this.
 
-    Source: google.github.io/localized-narratives, file formats (dataset_id, image_id, annotator_id, caption; traces are not read).
+    Source: google.github.io/localized-narratives, file formats (dataset_id, image_id, annotator_id, caption;
+    traces are not read).
     """
     for path in paths:
         for row in json_lines(path):
@@ -26,7 +30,12 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                 continue
             dataset, image = str(row["dataset_id"]), str(row["image_id"])
             key = re.sub(r"[^\w-]", "_", f"{dataset}-{image}-{row['annotator_id']}")
-            yield Annotated(key=key, captions=captions, images=image_paths(dataset, image), record={"dataset_id": dataset, "image_id": image})
+            yield Annotated(
+                key=key,
+                captions=captions,
+                images=image_paths(dataset, image),
+                record={"dataset_id": dataset, "image_id": image},
+            )
 
 
 def sentences(text: str) -> tuple[str, ...]:
@@ -35,7 +44,9 @@ def sentences(text: str) -> tuple[str, ...]:
 
 
 def image_paths(dataset: str, image_id: str) -> tuple[str, ...]:
-    """Returns where the image of another data set may lie: in the folder itself, or in the folder of its split."""
+    """Returns where the image of another data set may lie: in the folder itself, or in the folder of its
+    split.
+    """
     name = f"{int(image_id):012d}.jpg" if "coco" in dataset.lower() else f"{image_id}.jpg"
     split = dataset.split("_")[-1]
     return name, f"{split}/{name}", f"{dataset}/{name}"

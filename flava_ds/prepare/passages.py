@@ -1,4 +1,6 @@
-"""CCNews and BookCorpus: documents to passages short enough for one text sample, cut between lines or sentences."""
+"""CCNews and BookCorpus: documents to passages short enough for one text sample, cut between lines or
+sentences.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Annotated, Dropped, clean, json_lines, load_json, open_text
+from flava_ds.prepare.annotations import (
+    NO_CAPTION,
+    NOT_ENGLISH,
+    Annotated,
+    Dropped,
+    clean,
+    json_lines,
+    load_json,
+    open_text,
+)
 from flava_ds.prepare.localized_narratives import sentences
 
 MOST_WORDS = 350
@@ -21,7 +32,8 @@ _MOST_BYTES, _KEPT_LETTERS = 64, 10
 
 
 def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields passages of books_large_p1.txt and books_large_p2.txt (one sentence per line), or of a folder with one .txt per book.
+    """Yields passages of books_large_p1.txt and books_large_p2.txt (one sentence per line), or of a folder
+    with one .txt per book.
 
     Source: Zhu et al. 2015; the folder form is BookCorpusOpen's.
     """
@@ -31,10 +43,11 @@ def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields passages of articles: .json with one article each, or .jsonl with one per line; text in `maintext` (news-please) or `text`.
+    """Yields passages of articles: .json with one article each, or .jsonl with one per line; text in
+    `maintext` (news-please) or `text`.
 
-    Articles whose `language` is another than English are dropped.
-    Source: news-please, the extractor that Common Crawl's news archive is read with; `cc_news` of Hugging Face.
+    Articles whose `language` is another than English are dropped. Source: news-please, the extractor that
+    Common Crawl's news archive is read with; `cc_news` of Hugging Face.
     """
     for path, name in _files(paths, (".json", ".jsonl")):
         articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
@@ -49,7 +62,9 @@ def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def passages(lines: Iterable[str], most: int = MOST_WORDS) -> Iterator[str]:
-    """Joins lines to passages of at most `most` words; a longer line is cut between sentences, a longer sentence between words."""
+    """Joins lines to passages of at most `most` words; a longer line is cut between sentences, a longer
+    sentence between words.
+    """
     held: list[str] = []
     for line in lines:
         for sentence in sentences(clean(line)):
@@ -70,14 +85,18 @@ def _numbered(name: str, texts: Iterable[str]) -> Iterator[Annotated]:
 
 
 def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """Yields files, and those of folders in order of their names, each with what its keys begin with. Raises: DataError on a folder without any."""
+    """Yields files, and those of folders in order of their names, each with what its keys begin with. Raises:
+    DataError on a folder without any.
+    """
     given = Counter(path.name for path in paths)
     for number, path in enumerate(paths):
         unlike = f"{number}/" if given[path.name] > 1 else ""
         if not path.is_dir():
             yield path, _name(unlike + path.name)
             continue
-        found = sorted(file for file in path.rglob("*") if file.is_file() and set(suffixes) & set(file.suffixes))
+        found = sorted(
+            file for file in path.rglob("*") if file.is_file() and set(suffixes) & set(file.suffixes)
+        )
         if not found:
             raise DataError(f"folder '{path}' holds no {' or '.join(suffixes)} file")
         for file in found:
@@ -85,6 +104,11 @@ def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[P
 
 
 def _name(place: str) -> str:
-    """Makes the beginning of a key of a file's place among those given: files of one name in two folders are two documents."""
+    """Makes the beginning of a key of a file's place among those given: files of one name in two folders are
+    two documents.
+    """
     name = re.sub(r"[^\w-]", "_", _SUFFIXES.sub("", place))
-    return name if len(name.encode()) <= _MOST_BYTES else f"{name[:_KEPT_LETTERS]}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}"
+    if len(name.encode()) <= _MOST_BYTES:
+        return name
+    digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{name[:_KEPT_LETTERS]}-{digest[:24]}"

@@ -13,11 +13,23 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
     Source: redcaps.xyz/download, annotation format.
     """
-    for path in (file for place in paths for file in (sorted(place.glob("*.json")) if place.is_dir() else [place])):
+    for path in (
+        file for place in paths for file in (sorted(place.glob("*.json")) if place.is_dir() else [place])
+    ):
         for post in load_json(path, "annotations")["annotations"]:
-            caption, subreddit, number = clean(post.get("caption")), str(post["subreddit"]), str(post["image_id"])
+            caption, subreddit, number = (
+                clean(post.get("caption")),
+                str(post["subreddit"]),
+                str(post["image_id"]),
+            )
             if not caption:
                 yield Dropped(NO_CAPTION)
                 continue
             images = f"{subreddit}/{number}.jpg", f"{subreddit.lower()}/{number}.jpg"
-            yield Annotated(key=f"redcaps-{number}", captions=(caption,), images=images, url=post.get("url"), record={"subreddit": subreddit})
+            yield Annotated(
+                key=f"redcaps-{number}",
+                captions=(caption,),
+                images=images,
+                url=post.get("url"),
+                record={"subreddit": subreddit},
+            )

@@ -1,4 +1,6 @@
-"""SBU Captions: SBU_captioned_photo_dataset_urls.txt and ..._captions.txt side by side, or sbu-captions-all.json."""
+"""SBU Captions: SBU_captioned_photo_dataset_urls.txt and ..._captions.txt side by side, or
+sbu-captions-all.json.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, load_json, open_text, position_paths
+from flava_ds.prepare.annotations import (
+    NO_CAPTION,
+    Annotated,
+    Dropped,
+    clean,
+    load_json,
+    open_text,
+    position_paths,
+)
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields one sample per line. Images lie under the last part of their URL, or where img2dataset puts them.
+    """Yields one sample per line. Images lie under the last part of their URL, or where img2dataset puts
+    them.
 
     Raises: DataError when the two lists differ in length, or only one is given.
     Source: readme of the SBU Captioned Photo Dataset (Ordonez et al. 2011).
@@ -22,7 +33,12 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             yield Dropped(NO_CAPTION)
             continue
         name = Path(urlsplit(url.strip()).path).name
-        yield Annotated(key=f"sbu-{number:07d}", captions=(caption,), images=(name, *position_paths(number)), url=url.strip())
+        yield Annotated(
+            key=f"sbu-{number:07d}",
+            captions=(caption,),
+            images=(name, *position_paths(number)),
+            url=url.strip(),
+        )
 
 
 def _pairs(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -31,9 +47,15 @@ def _pairs(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
         content = load_json(paths[0], "image_urls", "captions")
         yield from _together(content["image_urls"], content["captions"], str(paths[0]))
         return
-    lists = [next((path for path in paths if path.name.split(".")[0].endswith(end)), None) for end in ("urls", "captions")]
+    lists = [
+        next((path for path in paths if path.name.split(".")[0].endswith(end)), None)
+        for end in ("urls", "captions")
+    ]
     if len(paths) != 2 or None in lists:
-        raise DataError("sbu: give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and SBU_captioned_photo_dataset_captions.txt")
+        raise DataError(
+            "sbu: give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and "
+            "SBU_captioned_photo_dataset_captions.txt"
+        )
     with open_text(lists[0]) as urls, open_text(lists[1]) as captions:
         yield from _together(urls, captions, f"{lists[0].name} and {lists[1].name}")
 
@@ -43,4 +65,6 @@ def _together(urls: Iterable[str], captions: Iterable[str], where: str) -> Itera
     try:
         yield from zip(urls, captions, strict=True)
     except ValueError as error:
-        raise DataError(f"sbu: {where} differ in length, so captions would belong to other images; download them again") from error
+        raise DataError(
+            f"sbu: {where} differ in length, so captions would belong to other images; download them again"
+        ) from error

@@ -1,7 +1,9 @@
-"""Write shards in img2dataset's layout: KEY.jpg, KEY.txt and KEY.json in NNNNN.tar, with NNNNN_stats.json beside it. Resumes after the last whole shard.
+"""Write shards in img2dataset's layout: KEY.jpg, KEY.txt and KEY.json in NNNNN.tar, with NNNNN_stats.json
+beside it. Resumes after the last whole shard.
 
-A shard is written under a temporary name and renamed; its record, written afterwards, says how many entries of the annotations went into it,
-so an interrupted conversion skips that many and goes on. Shards end at a number of samples or of bytes, so they are uneven.
+A shard is written under a temporary name and renamed; its record, written afterwards, says how many entries
+of the annotations went into it, so an interrupted conversion skips that many and goes on. Shards end at a
+number of samples or of bytes, so they are uneven.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ SUMMARY = "prepared.json"
 
 @dataclass
 class Counts:
-    """What a conversion has seen: entries of the annotations, samples and captions written, words in them, entries left out by reason."""
+    """What a conversion has seen: entries of the annotations, samples and captions written, words in them,
+    entries left out by reason.
+    """
 
     entries: int = 0
     samples: int = 0
@@ -42,24 +46,39 @@ class Counts:
     def as_stats(self) -> dict[str, Any]:
         """Writes them under img2dataset's names: count, successes and status_dict."""
         status = {SUCCESS: self.samples, **self.dropped}
-        return {"count": self.entries, "successes": self.samples, "captions": self.captions, "words": self.words, "status_dict": status}
+        return {
+            "count": self.entries,
+            "successes": self.samples,
+            "captions": self.captions,
+            "words": self.words,
+            "status_dict": status,
+        }
 
     @classmethod
     def from_stats(cls, stats: Mapping[str, Any]) -> Counts:
         """Reads what `as_stats` wrote."""
-        dropped = Counter({reason: number for reason, number in stats["status_dict"].items() if reason != SUCCESS})
+        dropped = Counter(
+            {reason: number for reason, number in stats["status_dict"].items() if reason != SUCCESS}
+        )
         return cls(stats["count"], stats["successes"], stats["captions"], stats["words"], dropped)
 
 
 class ShardWriter:
     """Fills one shard after the other."""
 
-    def __init__(self, out: Path, fingerprint: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 2**30) -> None:
+    def __init__(
+        self, out: Path, fingerprint: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 2**30
+    ) -> None:
         """Opens folder `out`, and finds what an earlier run has finished there.
 
         Raises: DataError when `out` holds shards of something else, or shards without records.
         """
-        self.out, self.fingerprint, self.samples_per_shard, self.bytes_per_shard = out, fingerprint, samples_per_shard, bytes_per_shard
+        self.out, self.fingerprint, self.samples_per_shard, self.bytes_per_shard = (
+            out,
+            fingerprint,
+            samples_per_shard,
+            bytes_per_shard,
+        )
         out.mkdir(parents=True, exist_ok=True)
         self.counts, self.shards, self.complete = Counts(), 0, False
         self._resume()
@@ -71,11 +90,15 @@ class ShardWriter:
         self._shard.dropped[reason] += 1
 
     def write(self, key: str, members: Mapping[str, bytes], captions: tuple[str, ...]) -> None:
-        """Writes one sample: `members` maps suffixes to bytes. A second sample of one key in a shard is left out."""
+        """Writes one sample: `members` maps suffixes to bytes. A second sample of one key in a shard is left
+        out.
+        """
         if key in self._keys:
             return self.left_out(DUPLICATE_KEY)
         size = sum(1024 + len(data) for data in members.values())
-        if self._shard.samples and (self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard):
+        if self._shard.samples and (
+            self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
+        ):
             self._finish()
         if self._tar is None:
             self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
@@ -103,7 +126,8 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
-        """The shard in the making. Not through storage/atomic.py: it stays open from one `write` to the next."""
+        """The shard in the making. Not through storage/atomic.py: it stays open from one `write`
+        to the next."""
         return self.out / f"{self.shards:05d}.tar{PARTIAL}"
 
     def _finish(self) -> None:
@@ -117,16 +141,27 @@ class ShardWriter:
 
     def _record(self, path: Path, counts: Counts) -> None:
         """Writes counts and what they were made from."""
-        write_whole(path, json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2) + "\n")
+        write_whole(
+            path, json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2) + "\n"
+        )
 
     def _resume(self) -> None:
         """Adds up the records of whole shards; a shard without its record is written again."""
-        while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (self.out / f"{self.shards:05d}.tar").is_file():
+        while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (
+            self.out / f"{self.shards:05d}.tar"
+        ).is_file():
             self.counts.add(self._read(record))
             self.shards += 1
-        strange = [path.name for path in sorted(self.out.glob("*.tar")) if path.name != f"{self.shards:05d}.tar" and not self._own(path)]
+        strange = [
+            path.name
+            for path in sorted(self.out.glob("*.tar"))
+            if path.name != f"{self.shards:05d}.tar" and not self._own(path)
+        ]
         if strange:
-            raise DataError(f"folder '{self.out}' holds {strange[0]}, which this conversion has not written; choose an empty folder")
+            raise DataError(
+                f"folder '{self.out}' holds {strange[0]}, which this conversion has not written; choose "
+                "an empty folder"
+            )
         if (summary := self.out / SUMMARY).is_file():
             self.counts, self.complete = self._read(summary), True
 
@@ -139,9 +174,14 @@ class ShardWriter:
             saved = json.loads(path.read_text(encoding="utf-8"))
             counts, made_from = Counts.from_stats(saved), saved["prepared_from"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"'{path}' is no record of a conversion ({error!r}); choose an empty folder") from error
+            raise DataError(
+                f"'{path}' is no record of a conversion ({error!r}); choose an empty folder"
+            ) from error
         if made_from != self.fingerprint:
-            raise DataError(f"folder '{self.out}' was prepared from other annotations or with other options; choose an empty folder")
+            raise DataError(
+                f"folder '{self.out}' was prepared from other annotations or with other options; choose "
+                "an empty folder"
+            )
         return counts
 
 
@@ -149,5 +189,10 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """Adds a file without time, owner or any other trace of this machine."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
-    tar.format = tarfile.USTAR_FORMAT if len(name.encode("utf-8", "surrogateescape")) <= tarfile.LENGTH_NAME else tarfile.GNU_FORMAT  # which has long names
+    # which has long names
+    tar.format = (
+        tarfile.USTAR_FORMAT
+        if len(name.encode("utf-8", "surrogateescape")) <= tarfile.LENGTH_NAME
+        else tarfile.GNU_FORMAT
+    )
     tar.addfile(info, io.BytesIO(data))

@@ -24,17 +24,32 @@ BITS = 10
 """Bits of 64 in which a copy of a picture may differ; docs/data.md has the measurement behind it."""
 
 
-def write_skip_list(places: Sequence[str], out: Path, *, split_file: Path | None = None, splits: Sequence[str] = ("test",), bits: int = BITS) -> int:
-    """Writes the SHA-256 and the perceptual hash of every image in folders or shards, and returns the number of entries.
+def write_skip_list(
+    places: Sequence[str],
+    out: Path,
+    *,
+    split_file: Path | None = None,
+    splits: Sequence[str] = ("test",),
+    bits: int = BITS,
+) -> int:
+    """Writes the SHA-256 and the perceptual hash of every image in folders or shards, and returns the number
+    of entries.
 
-    With `split_file` (Karpathy's dataset_coco.json or dataset_flickr30k.json) only images of `splits` count, and those of COCO are listed by the
-    key that `flava-ds prepare coco` gives them, too.
+    With `split_file` (Karpathy's dataset_coco.json or dataset_flickr30k.json) only images of `splits` count,
+    and those of COCO are listed by the key that `flava-ds prepare coco` gives them, too.
 
     Raises: DataError when a place holds no image, or when images of the splits are missing from all of them.
     """
     wanted = _split_images(split_file, splits) if split_file is not None else None
-    lines = [f"# images: {', '.join(places) or 'by key only'}; {f'{split_file}: ' + '+'.join(splits) if split_file else 'all'}"]
-    lines += [f"key {key}  # {printable(clean(name))}" for name, key in (wanted or {}).items() if key is not None]
+    lines = [
+        (
+            f"# images: {', '.join(places) or 'by key only'}; "
+            f"{f'{split_file}: ' + '+'.join(splits) if split_file else 'all'}"
+        )
+    ]
+    lines += [
+        f"key {key}  # {printable(clean(name))}" for name, key in (wanted or {}).items() if key is not None
+    ]
     found: set[str] = set()
     for place in places:
         for name, data in _images(place):
@@ -43,29 +58,46 @@ def write_skip_list(places: Sequence[str], out: Path, *, split_file: Path | None
             found.add(name)
             lines.append(f"sha256 {hashlib.sha256(data).hexdigest()}  # {printable(clean(name))}")
             try:
-                lines.append(f"phash {perceptual_hash(decode_image(data)):016x} {bits}  # {printable(clean(name))}")
+                lines.append(
+                    f"phash {perceptual_hash(decode_image(data)):016x} {bits}  # {printable(clean(name))}"
+                )
             except SampleFault as fault:
                 log.warning("'%s' is listed by its bytes alone: %s", printable(name), fault)
     if wanted is not None and places and (missing := wanted.keys() - found):
-        raise DataError(f"{len(missing)} of {len(wanted)} images of {'+'.join(splits)} are not in {', '.join(places)}, {min(missing)} among them")
+        raise DataError(
+            f"{len(missing)} of {len(wanted)} images of {'+'.join(splits)} are not in "
+            f"{', '.join(places)}, {min(missing)} among them"
+        )
     write_whole(out, "\n".join(lines) + "\n")
     return len(load_skip_list(out))
 
 
 def _split_images(path: Path, splits: Sequence[str]) -> dict[str, str | None]:
-    """Returns the file names of Karpathy's splits, each with its key if it is one of COCO. Raises: DataError when there are none."""
+    """Returns the file names of Karpathy's splits, each with its key if it is one of COCO. Raises: DataError
+    when there are none.
+    """
     images = load_json(path, "images")["images"]
-    found = {image["filename"]: key_of(image["cocoid"]) if "cocoid" in image else None for image in images if image["split"] in splits}
+    found = {
+        image["filename"]: key_of(image["cocoid"]) if "cocoid" in image else None
+        for image in images
+        if image["split"] in splits
+    }
     if not found:
-        raise DataError(f"'{path}' has no image of {'+'.join(splits)}; its splits are {', '.join(sorted({image['split'] for image in images}))}")
+        raise DataError(
+            f"'{path}' has no image of {'+'.join(splits)}; its splits are "
+            f"{', '.join(sorted({image['split'] for image in images}))}"
+        )
     return found
 
 
 def _images(place: str) -> Iterator[tuple[str, bytes]]:
-    """Yields names and bytes of the image files in a folder and those below it, or of the images in shards."""
+    """Yields names and bytes of the image files in a folder and those below it, or of the images
+    in shards."""
     folder = Path(place).expanduser()
     if folder.is_dir() and not any(folder.glob("*.tar")):
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+        files = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+        )
         if not files:
             raise DataError(f"folder '{folder}' holds no {', '.join(IMAGE_SUFFIXES)} file")
         for file in files:
@@ -79,4 +111,7 @@ def _images(place: str) -> Iterator[tuple[str, bytes]]:
             for sample, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
                 if offset >= 0:
                     stream.seek(offset)
-                    yield index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"), stream.read(size)
+                    yield (
+                        index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"),
+                        stream.read(size),
+                    )

@@ -1,4 +1,6 @@
-"""Visual Genome: region_descriptions.json. Some fifty phrases per image, one sample per image; the boxes go into the .json."""
+"""Visual Genome: region_descriptions.json. Some fifty phrases per image, one sample per image; the boxes go
+into the .json.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, 
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields each image once, its key the image id; `boxes` holds [x, y, width, height] in pixels of each caption's region.
+    """Yields each image once, its key the image id; `boxes` holds [x, y, width, height] in pixels of each
+    caption's region.
 
-    Source: readme of the Visual Genome data dumps. Dumps of version 1.0 name the image in `image_id`, later ones in `id`.
+    Source: readme of the Visual Genome data dumps. Dumps of version 1.0 name the image in `image_id`, later
+    ones in `id`.
     """
     for path in paths:
         for image in json_array(path):
@@ -23,4 +27,9 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                 continue
             boxes = [[region[side] for side in ("x", "y", "width", "height")] for _, region in regions]
             paths_of_image = tuple(f"{folder}{number}.jpg" for folder in ("", "VG_100K/", "VG_100K_2/"))
-            yield Annotated(key=f"vg-{number}", captions=tuple(phrase for phrase, _ in regions), images=paths_of_image, record={"boxes": boxes})
+            yield Annotated(
+                key=f"vg-{number}",
+                captions=tuple(phrase for phrase, _ in regions),
+                images=paths_of_image,
+                record={"boxes": boxes},
+            )

@@ -8,17 +8,46 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Annotated, Dropped, clean, position_paths, table
+from flava_ds.prepare.annotations import (
+    NO_CAPTION,
+    NOT_ENGLISH,
+    Annotated,
+    Dropped,
+    clean,
+    position_paths,
+    table,
+)
 
 COLUMNS = (
-    *("language", "page_url", "image_url", "page_title", "section_title", "hierarchical_section_title", "caption_reference_description"),
-    *("caption_attribution_description", "caption_alt_text_description", "mime_type", "original_height", "original_width", "is_main_image"),
-    *("attribution_passes_lang_id", "page_changed_recently", "context_page_description", "context_section_description"),
+    *(
+        "language",
+        "page_url",
+        "image_url",
+        "page_title",
+        "section_title",
+        "hierarchical_section_title",
+        "caption_reference_description",
+    ),
+    *(
+        "caption_attribution_description",
+        "caption_alt_text_description",
+        "mime_type",
+        "original_height",
+        "original_width",
+        "is_main_image",
+    ),
+    *(
+        "attribution_passes_lang_id",
+        "page_changed_recently",
+        "context_page_description",
+        "context_section_description",
+    ),
 )
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields the rows of English pages. The key hashes image and page, as one image may stand on several pages.
+    """Yields the rows of English pages. The key hashes image and page, as one image may stand on several
+    pages.
 
     Source: google-research-datasets/wit, DATA.md.
     """
@@ -34,16 +63,32 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                 key = hashlib.sha256(f"{row['image_url']}\n{row['page_url']}".encode()).hexdigest()[:24]
                 name = unquote(Path(urlsplit(row["image_url"]).path).name)
                 record = {"page_url": row["page_url"], "page_title": row["page_title"]}
-                yield Annotated(key=f"wit-{key}", captions=(caption,), images=(name, *position_paths(number)), url=row["image_url"], record=record)
+                yield Annotated(
+                    key=f"wit-{key}",
+                    captions=(caption,),
+                    images=(name, *position_paths(number)),
+                    url=row["image_url"],
+                    record=record,
+                )
 
 
 def caption_of(row: Mapping[str, str]) -> str:
-    """Returns the reference caption, else the attribution if it is of the page's language, else the alternative text.
+    """Returns the reference caption, else the attribution if it is of the page's language, else the
+    alternative text.
 
-    The paper does not say which it took; the attribution of a file on Commons begins with the name of its language.
+    The paper does not say which it took; the attribution of a file on Commons begins with the name of its
+    language.
     """
-    attribution = clean(row["caption_attribution_description"]) if row["attribution_passes_lang_id"].lower() == "true" else ""
-    choices = (clean(row["caption_reference_description"]), attribution.removeprefix("English:").strip(), clean(row["caption_alt_text_description"]))
+    attribution = (
+        clean(row["caption_attribution_description"])
+        if row["attribution_passes_lang_id"].lower() == "true"
+        else ""
+    )
+    choices = (
+        clean(row["caption_reference_description"]),
+        attribution.removeprefix("English:").strip(),
+        clean(row["caption_alt_text_description"]),
+    )
     return next((choice for choice in choices if choice), "")
 
 

@@ -1,4 +1,6 @@
-"""YFCC100M with the paper's filter: the description if it is English and longer than two words, else the title under the same condition."""
+"""YFCC100M with the paper's filter: the description if it is English and longer than two words, else the
+title under the same condition.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,56 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, TOO_SHORT, Annotated, Dropped, clean, open_text
+from flava_ds.prepare.annotations import (
+    NO_CAPTION,
+    NOT_ENGLISH,
+    TOO_SHORT,
+    Annotated,
+    Dropped,
+    clean,
+    open_text,
+)
 
 VIDEO = "video"
 MOST_WORDS_DROPPED = 2
 COLUMNS = (
-    *("photo_id", "user_nsid", "user_nickname", "date_taken", "date_uploaded", "capture_device", "title", "description", "user_tags", "machine_tags"),
-    *("longitude", "latitude", "accuracy", "page_url", "download_url", "license_name", "license_url", "server_id", "farm_id", "secret"),
+    *(
+        "photo_id",
+        "user_nsid",
+        "user_nickname",
+        "date_taken",
+        "date_uploaded",
+        "capture_device",
+        "title",
+        "description",
+        "user_tags",
+        "machine_tags",
+    ),
+    *(
+        "longitude",
+        "latitude",
+        "accuracy",
+        "page_url",
+        "download_url",
+        "license_name",
+        "license_url",
+        "server_id",
+        "farm_id",
+        "secret",
+    ),
     *("secret_original", "extension", "marker"),
 )
-"""Of yfcc100m_dataset. The release on AWS has two more: the line's number in front, and a hash after the photo's id."""
+"""Of yfcc100m_dataset. The release on AWS has two more: the line's number in front, and a hash after the
+photo's id.
+"""
 _TAG = re.compile(r"<[^>]*>")
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     """Yields the photos that pass; the key is the photo's id.
 
-    Raises: DataError on a row that has neither 23 nor 25 columns, or when the language identifier is not installed.
-    Source: the readme of YFCC100M; paper section 3.2 for the filter.
+    Raises: DataError on a row that has neither 23 nor 25 columns, or when the language identifier is not
+    installed. Source: the readme of YFCC100M; paper section 3.2 for the filter.
     """
     from flava_ds.prepare.english import english_filter
 
@@ -37,14 +71,23 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             for number, line in enumerate(stream, 1):
                 values = line.rstrip("\r\n").split("\t")
                 if len(values) not in (len(COLUMNS), len(COLUMNS) + 2):
-                    raise DataError(f"annotations '{path}', line {number}: {len(values)} columns instead of {len(COLUMNS)} or {len(COLUMNS) + 2}")
+                    raise DataError(
+                        f"annotations '{path}', line {number}: {len(values)} columns instead of "
+                        f"{len(COLUMNS)} or {len(COLUMNS) + 2}"
+                    )
                 file_hash = values[2] if len(values) > len(COLUMNS) else None
-                row = dict(zip(COLUMNS, values if file_hash is None else [values[1], *values[3:]], strict=True))
+                row = dict(
+                    zip(COLUMNS, values if file_hash is None else [values[1], *values[3:]], strict=True)
+                )
                 yield _photo(row, file_hash, is_english)
 
 
-def _photo(row: Mapping[str, str], file_hash: str | None, is_english: Callable[[str], bool]) -> Annotated | Dropped:
-    """Applies the filter to one row. Images lie under the photo's id, or as in the multimedia-commons bucket under the hash."""
+def _photo(
+    row: Mapping[str, str], file_hash: str | None, is_english: Callable[[str], bool]
+) -> Annotated | Dropped:
+    """Applies the filter to one row. Images lie under the photo's id, or as in the multimedia-commons bucket
+    under the hash.
+    """
     if row["marker"] != "0":
         return Dropped(VIDEO)
     chosen = choose_caption([readable(row["description"]), readable(row["title"])], is_english)
@@ -54,7 +97,13 @@ def _photo(row: Mapping[str, str], file_hash: str | None, is_english: Callable[[
     if file_hash:
         images += (f"{file_hash[:3]}/{file_hash[3:6]}/{file_hash}.jpg",)
     record = {"license": row["license_url"], "page_url": row["page_url"]}
-    return Annotated(key=f"yfcc-{row['photo_id']}", captions=(chosen,), images=images, url=row["download_url"], record=record)
+    return Annotated(
+        key=f"yfcc-{row['photo_id']}",
+        captions=(chosen,),
+        images=images,
+        url=row["download_url"],
+        record=record,
+    )
 
 
 def readable(text: str) -> str:

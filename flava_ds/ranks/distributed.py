@@ -25,7 +25,9 @@ ENDED = "flava_ds/first_end"
 STORE_S = 5.0
 """Seconds within which the store of the process group answers, unless rank 0, which keeps it, hangs."""
 DEVICE_LATER_S = 60
-"""How much later nccl gives up than gloo: it aborts the process, while a failed collective on the host can name the rank that is missing."""
+"""How much later nccl gives up than gloo: it aborts the process, while a failed collective on the host can
+name the rank that is missing.
+"""
 
 OPEN_MPI = {
     "RANK": "OMPI_COMM_WORLD_RANK",
@@ -40,7 +42,8 @@ OPEN_MPI = {
 class World:
     """This process among all of them.
 
-    `host_group` carries small integers between hosts (gloo), so that agreeing on counts never waits for a device.
+    `host_group` carries small integers between hosts (gloo), so that agreeing on counts never waits for a
+    device.
     """
 
     rank: int
@@ -64,7 +67,8 @@ class DisagreementError(RuntimeError):
 
 
 def start(timeout_s: int) -> World:
-    """Joins the process group: nccl on CUDA, gloo on CPU; without a launcher this process is a world of its own.
+    """Joins the process group: nccl on CUDA, gloo on CPU; without a launcher this process is a world of its
+    own.
 
     Raises: UserError when the launcher set only part of its variables.
     """
@@ -81,7 +85,13 @@ def start(timeout_s: int) -> World:
         keep_freed_memory()
     if not dist.is_initialized():
         later = timeout + datetime.timedelta(seconds=DEVICE_LATER_S if cuda else 0)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=later, rank=rank, world_size=size, device_id=device if cuda else None)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            timeout=later,
+            rank=rank,
+            world_size=size,
+            device_id=device if cuda else None,
+        )
     host_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
     _speak_on_main(rank)
     return World(rank=rank, local_rank=local_rank, size=size, device=device, host_group=host_group)
@@ -102,11 +112,15 @@ _FAILED = 2**40
 """The note of a rank that cannot go on; larger than any other."""
 
 
-def all_reduce_counts(world: World, counts: list[int], step: int, source: int, kind: int, note: int) -> tuple[list[int], list[int]]:
-    """Sums `counts` over ranks and returns every rank's `note`, which is what it wants the others to know; one small collective on the host per step.
+def all_reduce_counts(
+    world: World, counts: list[int], step: int, source: int, kind: int, note: int
+) -> tuple[list[int], list[int]]:
+    """Sums `counts` over ranks and returns every rank's `note`, which is what it wants the others to know;
+    one small collective on the host per step.
 
-    Raises: RankFailedError when a rank brings its failure instead; DisagreementError naming the first rank that is on another step, source or kind.
-    With ZeRO such ranks would exchange gradients of different parameters without noticing.
+    Raises: RankFailedError when a rank brings its failure instead; DisagreementError naming the first rank
+    that is on another step, source or kind. With ZeRO such ranks would exchange gradients of different
+    parameters without noticing.
     """
     table = gather_numbers(world, [step, source, kind, note, *counts])
     failed = [rank for rank, row in enumerate(table) if row[3] == _FAILED]
@@ -115,14 +129,19 @@ def all_reduce_counts(world: World, counts: list[int], step: int, source: int, k
     for rank, (other_step, other_source, other_kind, *_) in enumerate(table):
         if [other_step, other_source, other_kind] != table[0][:3]:
             raise DisagreementError(
-                f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank 0 on step, source, kind "
-                f"{table[0][:3]}; every rank must draw the same source at every step (same recipe, seed and checkpoint everywhere)"
+                f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank "
+                "0 on step, source, kind "
+                f"{table[0][:3]}; every rank must draw the same source at every step (same recipe, seed "
+                "and checkpoint everywhere)"
             )
-    return [sum(column) for column in zip(*(row[4:] for row in table), strict=True)], [row[3] for row in table]
+    return [sum(column) for column in zip(*(row[4:] for row in table), strict=True)], [
+        row[3] for row in table
+    ]
 
 
 def tell_failure(world: World, counts: int) -> None:
-    """Joins the other ranks' all_reduce_counts of `counts` numbers with the news that this rank cannot go on."""
+    """Joins the other ranks' all_reduce_counts of `counts` numbers with the news that this rank
+    cannot go on."""
     gather_numbers(world, [0, 0, 0, _FAILED, *[0] * counts])
 
 
@@ -142,7 +161,8 @@ def gather_objects(world: World, value: object) -> list:
 
 
 def raise_together(world: World, error: Exception | None) -> None:
-    """Raises on all ranks when any rank brings an error, so that none is left waiting: its own where it has one, else the first other.
+    """Raises on all ranks when any rank brings an error, so that none is left waiting: its own where it has
+    one, else the first other.
 
     Raises: the error.
     """
@@ -155,7 +175,8 @@ def raise_together(world: World, error: Exception | None) -> None:
 
 @contextmanager
 def together(world: World) -> Iterator[None]:
-    """Turns a UserError that one rank meets inside into one error of all ranks, so that none is left waiting."""
+    """Turns a UserError that one rank meets inside into one error of all ranks, so that none is
+    left waiting."""
     error = None
     try:
         yield
@@ -167,22 +188,28 @@ def together(world: World) -> Iterator[None]:
 def agree_on_end(status: int) -> tuple[bool, int]:
     """Tells a rank that ends with an error whether it is the first to do so, and the first one's exit status.
 
-    So one rank speaks, and the job ends with its status, whichever process the launcher looks at first. Before the ranks have met, or when
-    rank 0 and the store with it are gone or hang, there is nobody to ask: then the first rank of every machine speaks that can.
+    So one rank speaks, and the job ends with its status, whichever process the launcher looks at first.
+    Before the ranks have met, or when rank 0 and the store with it are gone or hang, there is nobody to ask:
+    then the first rank of every machine speaks that can.
     """
     first_here = os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("RANK") == "1"
     if not dist.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0", status
     try:
         store = dist.distributed_c10d._get_default_store()
-        rank, first = within(STORE_S, lambda: store.compare_set(ENDED, "", f"{dist.get_rank()}:{status}")).decode().split(":")
+        rank, first = (
+            within(STORE_S, lambda: store.compare_set(ENDED, "", f"{dist.get_rank()}:{status}"))
+            .decode()
+            .split(":")
+        )
     except (RuntimeError, TimeoutError):  # dist.DistNetworkError among them
         return first_here, status
     return int(rank) == dist.get_rank(), int(first)
 
 
 def _complete_environment() -> None:
-    """Takes over what mpirun has set, or fills in what a launcher would set for one process without launcher."""
+    """Takes over what mpirun has set, or fills in what a launcher would set for one process
+    without launcher."""
     if "RANK" not in os.environ and OPEN_MPI["RANK"] in os.environ:
         os.environ.update({name: os.environ[theirs] for name, theirs in OPEN_MPI.items()})
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -191,14 +218,26 @@ def _complete_environment() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            LOCAL_WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
     elif len(present) < len(names):
         missing = ", ".join(name for name in names if name not in present)
-        raise UserError(f"the launcher set {', '.join(present)} but not {missing}; start with `deepspeed`, `torchrun` or a script under launchers/")
+        raise UserError(
+            f"the launcher set {', '.join(present)} but not {missing}; start with `deepspeed`, "
+            "`torchrun` or a script under launchers/"
+        )
 
 
 def _share_cores(local_ranks: int) -> None:
-    """Gives each rank of this host its share of the cores: two ranks with all threads each run many times slower."""
+    """Gives each rank of this host its share of the cores: two ranks with all threads each run many times
+    slower.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 

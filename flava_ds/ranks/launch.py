@@ -1,4 +1,6 @@
-"""The command that starts a run: one process, or one per device through DeepSpeed's launcher. Every launcher starts flava_ds.train."""
+"""The command that starts a run: one process, or one per device through DeepSpeed's launcher. Every launcher
+starts flava_ds.train.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,14 @@ MOST_RANKS_PER_CORE = 16
 """More ranks than cores are of use in tests alone."""
 
 
-def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False) -> Launch:
-    """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous port, None takes a free one.
+def plan_launch(
+    recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False
+) -> Launch:
+    """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous
+    port, None takes a free one.
 
-    DeepSpeed's launcher is kept quiet, as what it says about a rank's end would bury the rank's own line; `debug` lets it speak and the
-    ranks show tracebacks.
+    DeepSpeed's launcher is kept quiet, as what it says about a rank's end would bury the rank's own line;
+    `debug` lets it speak and the ranks show tracebacks.
 
     Raises: UserError when the machine cannot hold so many ranks, or when DeepSpeed's launcher is missing.
     """
@@ -54,51 +59,89 @@ def plan_launch(recipe: str, overrides: list[str], *, ranks: int, gpus: int, por
     if debug:
         overrides = [*overrides, "--debug"]
     if ranks == 1:
-        return Launch(arguments=[sys.executable, "-m", MODULE, recipe, *overrides], environment=environment_of(ranks, gpus))
+        return Launch(
+            arguments=[sys.executable, "-m", MODULE, recipe, *overrides],
+            environment=environment_of(ranks, gpus),
+        )
     port = free_port() if port is None else port
     level = "info" if debug else "critical"
-    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port), "--log_level", level, "--module", MODULE]
+    launcher = [
+        find_launcher(),
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(port),
+        "--log_level",
+        level,
+        "--module",
+        MODULE,
+    ]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=environment_of(ranks, gpus))
 
 
-def plan_supervised(recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False) -> Launch:
-    """Composes the command that trains `recipe` and, after a failure, starts all ranks again from the latest checkpoint, up to `restarts` times.
+def plan_supervised(
+    recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False
+) -> Launch:
+    """Composes the command that trains `recipe` and, after a failure, starts all ranks again from the latest
+    checkpoint, up to `restarts` times.
 
     Raises: UserError when the machine cannot hold so many ranks.
     """
     check_ranks(ranks, gpus)
     if debug:
         overrides = [*overrides, "--debug"]
-    supervisor = [sys.executable, "-m", SUPERVISOR, "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-    return Launch(arguments=[*supervisor, "--module", MODULE, recipe, *overrides], environment=environment_of(ranks, gpus))
+    supervisor = [
+        sys.executable,
+        "-m",
+        SUPERVISOR,
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "--max-restarts",
+        str(restarts),
+    ]
+    return Launch(
+        arguments=[*supervisor, "--module", MODULE, recipe, *overrides],
+        environment=environment_of(ranks, gpus),
+    )
 
 
 def check_ranks(ranks: int, gpus: int) -> None:
-    """Raises UserError for less than one rank, for more than the machine has GPUs, and without GPUs for so many that they would fill its memory."""
+    """Raises UserError for less than one rank, for more than the machine has GPUs, and without GPUs for so
+    many that they would fill its memory.
+    """
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: use at least 1")
     cores = len(os.sched_getaffinity(0))
     if not gpus and ranks > MOST_RANKS_PER_CORE * cores:
         raise UserError(
-            f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use --ranks {cores}, or {MOST_RANKS_PER_CORE * cores} at most"
+            f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use "
+            f"--ranks {cores}, or {MOST_RANKS_PER_CORE * cores} at most"
         )
     if gpus and ranks > gpus:
         raise UserError(
-            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or launchers/slurm.sbatch for several machines"
+            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or "
+            "launchers/slurm.sbatch for several machines"
         )
 
 
 def environment_of(ranks: int, gpus: int) -> dict[str, str]:
-    """Returns the variables that every rank is started with: nothing is imported from the working directory."""
+    """Returns the variables that every rank is started with: nothing is imported from the working
+    directory."""
     return {**safe_path.ENVIRONMENT, **cpu_environment(ranks, gpus)}
 
 
 def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:
-    """Names DeepSpeed's device and divides the cores among the ranks, so that they do not fight over them; nothing where there is a GPU."""
+    """Names DeepSpeed's device and divides the cores among the ranks, so that they do not fight over them;
+    nothing where there is a GPU.
+    """
     if gpus:
         return {}
     cores = len(os.sched_getaffinity(0))
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks))), "DS_ACCELERATOR": "cpu"}
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks))),
+        "DS_ACCELERATOR": "cpu",
+    }
 
 
 def find_launcher() -> str:
@@ -109,7 +152,10 @@ def find_launcher() -> str:
     beside = Path(sys.executable).parent / "deepspeed"
     found = str(beside) if beside.exists() else shutil.which("deepspeed")
     if found is None:
-        raise UserError("the `deepspeed` command is missing; install this package with `pip install -e .`, or use --ranks 1")
+        raise UserError(
+            "the `deepspeed` command is missing; install this package with `pip install -e .`, or use "
+            "--ranks 1"
+        )
     return found
 
 
@@ -134,7 +180,9 @@ def check_batches(config: Config, ranks: int) -> None:
 
 
 def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
-    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does not stand for shards; `pipes` allows commands."""
+    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does
+    not stand for shards; `pipes` allows commands.
+    """
     is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
@@ -147,7 +195,9 @@ def provide_demo_data(config: Config) -> None:
     from flava_ds.demo.dataset import unpack
     from flava_ds.recipes.demo import DATA
 
-    if not DATA.exists() and any(DATA in Path(source.shards).parents for source in config.data.sources.values()):
+    if not DATA.exists() and any(
+        DATA in Path(source.shards).parents for source in config.data.sources.values()
+    ):
         unpack(DATA)
 
 
@@ -167,11 +217,20 @@ def check_inputs(config: Config) -> None:
     for name, source in config.drawn_sources.items():
         require_shards(name, source.shards, pipes=source.reading == "stream" and source.allow_code)
         if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
-            raise DataError(f"source '{name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds prepare skiplist`")
+            raise DataError(
+                f"source '{name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds "
+                "prepare skiplist`"
+            )
     weights = config.codebook_weights
     if weights is None and config.computes_image_codes:
-        raise ConfigError("codebook_weights is not set, but image codes are computed on the device; give --codebook-weights FILE")
+        raise ConfigError(
+            "codebook_weights is not set, but image codes are computed on the device; give "
+            "--codebook-weights FILE"
+        )
     if weights not in (None, "random") and not Path(weights).exists():
-        raise ConfigError(f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS --out {weights}`")
+        raise ConfigError(
+            f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS "
+            f"--out {weights}`"
+        )
     if config.initial_weights is not None and not Path(config.initial_weights).exists():
         raise ConfigError(f"initial_weights '{config.initial_weights}': no such file or folder")

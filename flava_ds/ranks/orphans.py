@@ -1,8 +1,10 @@
-"""Ends a rank whose launcher is gone: nobody would stop it, restart it or wait for it, and it would hold its device to the end of the run.
+"""Ends a rank whose launcher is gone: nobody would stop it, restart it or wait for it, and it would hold its
+device to the end of the run.
 
-A launcher that is killed by SIGKILL cannot tell its ranks, so they look once a second. The kernel's own signal for that
-(PR_SET_PDEATHSIG) would not do: it follows the thread that started the process, and DeepSpeed's launcher is two processes, of which
-the ranks' parent outlives the other. Only a parent that is known to be a launcher counts; a shell may end before what it has started.
+A launcher that is killed by SIGKILL cannot tell its ranks, so they look once a second. The kernel's own
+signal for that (PR_SET_PDEATHSIG) would not do: it follows the thread that started the process, and
+DeepSpeed's launcher is two processes, of which the ranks' parent outlives the other. Only a parent that is
+known to be a launcher counts; a shell may end before what it has started.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ from flava_ds.ranks.stop_signals import is_stopping
 
 POLL_S = 1.0
 TORCHRUN, DEEPSPEED, OPEN_MPI = "TORCHELASTIC_RUN_ID", "CROSS_RANK", "OMPI_COMM_WORLD_RANK"
-"""Variables that a launcher sets for its children; with the second one, the parent's parent may be `deepspeed` itself."""
+"""Variables that a launcher sets for its children; with the second one, the parent's parent may be
+`deepspeed` itself.
+"""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """A process that this one needs, by its number and its start, which tell it from a later one of the same number."""
+    """A process that this one needs, by its number and its start, which tell it from a later one of the same
+    number.
+    """
 
     pid: int
     began: int | None
@@ -38,14 +44,18 @@ class Launcher:
 
 
 def watch() -> None:
-    """Asks this process to stop, as SIGTERM does, once a launcher that started it is gone; does nothing without a launcher."""
+    """Asks this process to stop, as SIGTERM does, once a launcher that started it is gone; does nothing
+    without a launcher.
+    """
     launchers = launchers_of(os.environ)
     if launchers:
         threading.Thread(target=_wait, args=(launchers,), name="launcher watch", daemon=True).start()
 
 
 def launchers_of(environment: Mapping[str, str]) -> list[Launcher]:
-    """Returns the launcher processes above this one: its parent, and the `deepspeed` command above DeepSpeed's per-host launcher."""
+    """Returns the launcher processes above this one: its parent, and the `deepspeed` command above
+    DeepSpeed's per-host launcher.
+    """
     if not any(name in environment for name in (TORCHRUN, DEEPSPEED, OPEN_MPI)):
         return []
     parent = os.getppid()
@@ -73,7 +83,9 @@ def _command_of(pid: int) -> bytes:
 
 
 def _wait(launchers: list[Launcher]) -> None:
-    """Waits until a launcher is gone. A rank that is stopping already is left to its checkpoint: a second signal would end it at once."""
+    """Waits until a launcher is gone. A rank that is stopping already is left to its checkpoint: a second
+    signal would end it at once.
+    """
     while not (gone := [launcher.pid for launcher in launchers if launcher.is_gone()]):
         time.sleep(POLL_S)
     if is_stopping():

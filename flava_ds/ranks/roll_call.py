@@ -1,8 +1,10 @@
-"""Names the ranks that no longer answer when a collective fails, so that a hang or a lost machine ends as one line and not as a traceback.
+"""Names the ranks that no longer answer when a collective fails, so that a hang or a lost machine ends as one
+line and not as a traceback.
 
-Every rank has a thread that waits for a question in the store of the process group. A rank whose collective ran out of time, or whose
-connection was lost, asks; whoever is alive answers within milliseconds, whatever its main thread does. Rank 0 keeps the store and may be the
-one that hangs, so no wait for an answer of the store is unlimited.
+Every rank has a thread that waits for a question in the store of the process group. A rank whose collective
+ran out of time, or whose connection was lost, asks; whoever is alive answers within milliseconds, whatever
+its main thread does. Rank 0 keeps the store and may be the one that hangs, so no wait for an answer of the
+store is unlimited.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from flava_ds.ranks.distributed import ENDED, STORE_S, World, gather_objects
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another rank has ended."""
-TIMED_OUT = re.compile(r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout")
+TIMED_OUT = re.compile(
+    r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout"
+)
 """What gloo and nccl say when another rank does not take part."""
 ANSWER_S = 5.0
 """Seconds that a rank has to answer."""
@@ -40,7 +44,9 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a rank runs; `machine` is what shares process numbers, `began` tells a process from a later one of the same number."""
+    """Where a rank runs; `machine` is what shares process numbers, `began` tells a process from a later one
+    of the same number.
+    """
 
     host: str
     pid: int
@@ -60,19 +66,23 @@ def begin(world: World) -> None:
     """Learns where every rank runs, and answers roll calls from now on; all ranks call it together."""
     _peers[:] = gather_objects(world, Peer.here())
     if world.size > 1:
-        store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: it is busy with waiting
+        # a connection of its own: it is busy with waiting
+        store = dist.distributed_c10d._get_default_store().clone()
         threading.Thread(target=_answer, args=(store, world.rank), name="roll call", daemon=True).start()
 
 
 def explain(error: RuntimeError) -> str | None:
-    """Returns the line that names the ranks that are missing, '' when another rank has said already why it ends, and None for other errors.
+    """Returns the line that names the ranks that are missing, '' when another rank has said already why it
+    ends, and None for other errors.
 
-    To be called on every rank whose collective failed. A rank that hangs on this machine is ended, as its launcher would wait for it.
+    To be called on every rank whose collective failed. A rank that hangs on this machine is ended, as its
+    launcher would wait for it.
     """
     words, spent = str(error), TIMED_OUT.search(str(error))
     if not _peers or not (spent or any(lost in words for lost in LOST)):
         return None
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that has seen a rank die ends the others, before one could be named
+    # a launcher that has seen a rank die ends the others, before one could be named
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
     milliseconds = next((int(group) for group in spent.groups() if group), 0) if spent else 0
     try:
@@ -82,7 +92,10 @@ def explain(error: RuntimeError) -> str | None:
         positions, seconds = _ask(store, dist.get_rank(), f"{milliseconds / 1000:g}" if spent else None)
     except (RuntimeError, TimeoutError):  # the store is gone, or does not answer
         keeper = {0} - {dist.get_rank()}  # rank 0 keeps it
-        positions, seconds = {rank: "" for rank in range(len(_peers)) if rank not in keeper}, f"{milliseconds / 1000:g}" if spent else None
+        positions, seconds = (
+            {rank: "" for rank in range(len(_peers)) if rank not in keeper},
+            f"{milliseconds / 1000:g}" if spent else None,
+        )
     missing = [rank for rank in range(len(_peers)) if rank not in positions]
     elsewhere = {rank: position for rank, position in positions.items() if position}
     if seconds is not None:
@@ -101,7 +114,9 @@ def located(where: str) -> Iterator[None]:
 
 
 def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], str | None]:
-    """Returns where every rank that answers is, '' for in a collective, and the seconds that any rank waited, None when all lost a connection."""
+    """Returns where every rank that answers is, '' for in a collective, and the seconds that any rank waited,
+    None when all lost a connection.
+    """
     if seconds is not None:
         within(STORE_S, lambda: store.set(SPENT, seconds))
     within(STORE_S, lambda: store.set(PRESENT.format(rank), ""))
@@ -111,7 +126,9 @@ def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], st
         waiting = within(STORE_S, partial(_absent, store, waiting))
         time.sleep(0.05)
     answered = [other for other in range(len(_peers)) if other not in waiting]
-    positions = within(STORE_S, lambda: {other: store.get(PRESENT.format(other)).decode() for other in answered})
+    positions = within(
+        STORE_S, lambda: {other: store.get(PRESENT.format(other)).decode() for other in answered}
+    )
     if within(STORE_S, lambda: store.check([SPENT])):
         seconds = within(STORE_S, lambda: store.get(SPENT)).decode()
     return positions, seconds
@@ -132,7 +149,9 @@ def _answer(store: Any, rank: int) -> None:
 
 
 def _position() -> str:
-    """Returns file, line and function in which this package's main thread is; '' while it waits in a collective."""
+    """Returns file, line and function in which this package's main thread is; '' while it waits in a
+    collective.
+    """
     frame, inside = sys._current_frames().get(threading.main_thread().ident), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -146,24 +165,42 @@ def _position() -> str:
 
 def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, where: str) -> str:
     """Words what was found."""
-    names = ", ".join(f"rank {rank} (host {_peers[rank].host})" for rank in missing[:NAMED]) + (f" and {len(missing) - NAMED} more" * (len(missing) > NAMED))
+    names = ", ".join(f"rank {rank} (host {_peers[rank].host})" for rank in missing[:NAMED]) + (
+        f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
+    )
     again = "start the same command again to go on from the latest checkpoint"
     if missing and seconds is None:
-        return f"{names} ended without a word{where}, perhaps killed for lack of memory: the kernel's log of that host tells; {again}"
+        return (
+            f"{names} ended without a word{where}, perhaps killed for lack of memory: the kernel's log of "
+            f"that host tells; {again}"
+        )
     if missing:
-        verb, why = ("has", "it hangs or its machine is gone") if len(missing) == 1 else ("have", "they hang or their machines are gone")
+        verb, why = (
+            ("has", "it hangs or its machine is gone")
+            if len(missing) == 1
+            else ("have", "they hang or their machines are gone")
+        )
         return f"{names} {verb} not answered for {seconds} s{where}: {why}; look there, then {again}"
-    at = "; ".join(f"rank {rank} (host {_peers[rank].host}) is at {position}" for rank, position in list(elsewhere.items())[:NAMED])
+    at = "; ".join(
+        f"rank {rank} (host {_peers[rank].host}) is at {position}"
+        for rank, position in list(elsewhere.items())[:NAMED]
+    )
     if seconds is None:
-        return f"the connection between two ranks was lost{where}, though all processes are alive: look at the network; {again}"
+        return (
+            f"the connection between two ranks was lost{where}, though all processes are alive: look at "
+            f"the network; {again}"
+        )
     return (
-        f"ranks have waited for {seconds} s for others{where}, though all processes are alive{': ' * bool(at)}{at}; "
+        f"ranks have waited for {seconds} s for others{where}, though all processes are "
+        f"alive{': ' * bool(at)}{at}; "
         f"raise engine.communication_timeout_s if that may take so long, or {again}"
     )
 
 
 def _end_hung(peers: list[Peer]) -> None:
-    """Kills the processes among `peers` that are this machine's: one that is stopped hears nothing gentler, and the launcher would wait for it."""
+    """Kills the processes among `peers` that are this machine's: one that is stopped hears nothing gentler,
+    and the launcher would wait for it.
+    """
     for peer in peers:
         if peer.machine == machine() and peer.began is not None and started(peer.pid) == peer.began:
             with suppress(OSError):

@@ -1,8 +1,9 @@
-"""One run per folder: a file that says who trains there, with a heartbeat for those who cannot look whether its process is alive.
+"""One run per folder: a file that says who trains there, with a heartbeat for those who cannot look whether
+its process is alive.
 
-Two runs in one folder would delete each other's checkpoints and mix their logs. A process that is gone holds nothing: on the same machine that is
-looked up, on another one it follows from a heartbeat that stays away. Ages are differences of times that the file system itself has stamped, so
-clocks of machines need not agree.
+Two runs in one folder would delete each other's checkpoints and mix their logs. A process that is gone holds
+nothing: on the same machine that is looked up, on another one it follows from a heartbeat that stays away.
+Ages are differences of times that the file system itself has stamped, so clocks of machines need not agree.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ class RunLock:
 
     def __init__(self, run_path: Path) -> None:
         self.path = run_path / NAME
-        self._said = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+        self._said = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S%z"),
+        }
         self._said |= {"machine": machine(), "process": started(os.getpid()), "id": uuid.uuid4().hex}
         self._own = self.path.with_name(f"{NAME}.{self._said['id']}")
         self._released = threading.Event()
@@ -78,11 +83,17 @@ class RunLock:
             if self._is_alive(other):
                 other = _read(self.path) or other
                 raise CheckpointError(
-                    f"{self.path.parent} is in use: process {other.get('pid')} on {other.get('host')} has trained there since {other.get('since')}; "
+                    f"{self.path.parent} is in use: process {other.get('pid')} on {other.get('host')} has "
+                    f"trained there since {other.get('since')}; "
                     "stop that run, or give this one another --name"
                 )
             if self._take_over(other):
-                log.info("took over %s from process %s on %s, which is gone", self.path, other.get("pid"), other.get("host"))
+                log.info(
+                    "took over %s from process %s on %s, which is gone",
+                    self.path,
+                    other.get("pid"),
+                    other.get("host"),
+                )
                 break
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
@@ -97,7 +108,9 @@ class RunLock:
             self.path.unlink(missing_ok=True)
 
     def _is_alive(self, other: dict[str, Any]) -> bool:
-        """Tells whether the holder is there. A lock of another machine is watched until it is renewed or stale."""
+        """Tells whether the holder is there. A lock of another machine is watched until it is renewed or
+        stale.
+        """
         if other.get("machine") == self._said["machine"]:
             began = started(other.get("pid"))
             return began is not None and began == other.get("process")
@@ -110,13 +123,20 @@ class RunLock:
                 return False
             if first is None:
                 place = f"process {other.get('pid')} on {other.get('host')}"
-                log.info("%s is held by %s; waiting up to %.0f s for a sign of life", self.path, place, STALE_S - age_s)
+                log.info(
+                    "%s is held by %s; waiting up to %.0f s for a sign of life",
+                    self.path,
+                    place,
+                    STALE_S - age_s,
+                )
             first = beat
             time.sleep(POLL_S)
         return False
 
     def _take_over(self, other: dict[str, Any]) -> bool:
-        """Replaces the lock of a process that is gone; of several that want to, one does. False when it has to be looked at again."""
+        """Replaces the lock of a process that is gone; of several that want to, one does. False when it has
+        to be looked at again.
+        """
         turn = self.path.with_name(f"{NAME}.turn")
         if not _create(turn, self._said):
             stamp = _stamp(turn)
@@ -153,7 +173,8 @@ class RunLock:
 
 
 def _create(path: Path, said: dict[str, Any]) -> bool:
-    """Creates a file unless there is one; on a full disk none is left, as an empty one would hold the folder."""
+    """Creates a file unless there is one; on a full disk none is left, as an empty one would hold
+    the folder."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
@@ -168,7 +189,9 @@ def _create(path: Path, said: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Returns what a lock says; None when there is none. One that cannot be read says nothing, and its age decides."""
+    """Returns what a lock says; None when there is none. One that cannot be read says nothing, and its age
+    decides.
+    """
     try:
         said = loads(read_small(path))
         return said if isinstance(said, dict) else {}
@@ -181,7 +204,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _stamp(path: Path) -> int | None:
     """Returns a file's time of modification in ns, fresh from a network file system; None when it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in its place is not waited for
+        # a FIFO in its place is not waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:

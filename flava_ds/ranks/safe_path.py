@@ -1,7 +1,9 @@
-"""Keeps the working directory off the path that Python imports from: it may be a folder of downloaded data, with a torch.py in it.
+"""Keeps the working directory off the path that Python imports from: it may be a folder of downloaded data,
+with a torch.py in it.
 
-`python -m` and `python -c` put it first, before the standard library, and so do launchers and loader processes, which start
-Python in these ways. Imports the standard library only, and little of it, as it is to act before the rest is imported.
+`python -m` and `python -c` put it first, before the standard library, and so do launchers and loader
+processes, which start Python in these ways. Imports the standard library only, and little of it, as it is to
+act before the rest is imported.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
 
 
 def leave_out_working_directory() -> None:
-    """Takes the working directory off this process's import path, unless this package itself lies there, and keeps it off
-    that of all processes started from here."""
+    """Takes the working directory off this process's import path, unless this package itself lies there, and
+    keeps it off that of all processes started from here."""
     os.environ.update(ENVIRONMENT)
     started_by_module = getattr(sys.modules.get("__main__"), "__spec__", None) is not None
     here, package = os.getcwd(), os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

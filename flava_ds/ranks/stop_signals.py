@@ -20,7 +20,9 @@ _listening: list[StopRequest] = []
 
 
 def is_stopping() -> bool:
-    """Tells whether this process has been asked to stop and is about to, so that asking again would cut its checkpoint short."""
+    """Tells whether this process has been asked to stop and is about to, so that asking again would cut its
+    checkpoint short.
+    """
     return any(request.asked is not None for request in _listening)
 
 
@@ -32,9 +34,11 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turns the first of STOP_SIGNALS into a request that all ranks agree on; a later one takes its usual course.
+        """Turns the first of STOP_SIGNALS into a request that all ranks agree on; a later one takes its usual
+        course.
 
-        Repeats within REPEATED_SIGNAL_S are the same request: on Ctrl-C a launcher forwards what the terminal has already sent.
+        Repeats within REPEATED_SIGNAL_S are the same request: on Ctrl-C a launcher forwards what the terminal
+        has already sent.
         """
         asked_at = 0.0
 

@@ -1,4 +1,6 @@
-"""CLIP with its published hyper-parameters. A comment marks every place where the paper is silent, or where this run differs."""
+"""CLIP with its published hyper-parameters. A comment marks every place where the paper is silent, or where
+this run differs.
+"""
 
 from flava_ds.config import (
     CheckpointConfig,
@@ -18,19 +20,23 @@ from flava_ds.optimizers.adamw import AdamWConfig
 def clip_base() -> Config:
     """Returns CLIP ViT-B/16 as published: batch 32,768, 32 epochs of 400 million pairs.
 
-    Give it data with --data.sources.pairs.shards. Other sizes: vit_b_32 and vit_l_14 of flava_ds/families/clip/config.py.
-    Source: Radford et al. 2021, section 2.5 and Table 18.
+    Give it data with --data.sources.pairs.shards. Other sizes: vit_b_32 and vit_l_14 of
+    flava_ds/families/clip/config.py. Source: Radford et al. 2021, section 2.5 and Table 18.
     """
     return Config(
         name="clip_base",
         seed=0,  # not published
         model=vit_b_16(activation="quick_gelu"),  # not in the paper; what the released weights use
-        objectives={"global_contrastive": GlobalContrastiveConfig(logit_scale_max=4.6052)},  # "scaling the logits by more than 100" is prevented
+        # "scaling the logits by more than 100" is prevented
+        objectives={"global_contrastive": GlobalContrastiveConfig(logit_scale_max=4.6052)},
         data=DataConfig(sources=published_sources(), vocabulary="clip_bpe"),
         training=TrainingConfig(
-            total_steps=390_625,  # 32 epochs x 400 million pairs / 32,768; the data set itself is not published
+            # 32 epochs x 400 million pairs / 32,768; the data set itself is not published
+            total_steps=390_625,
             global_batch_size=32_768,
-            precision="bf16",  # published: fp16 with scaled losses, and Adam's moments in fp16; here master weights and moments are fp32
+            # published: fp16 with scaled losses, and Adam's moments in fp16; here master weights and moments
+            # are fp32
+            precision="bf16",
             activation_checkpointing=True,
             gradient_clipping=0.0,  # none is named
         ),
@@ -39,7 +45,9 @@ def clip_base() -> Config:
             betas=(0.9, 0.98),
             eps=1e-6,
             weight_decay=0.2,
-            decay_norm_and_bias=False,  # "all weights that are not gains or biases"; the class token, a vector, is exempt as well, as in open_clip
+            # "all weights that are not gains or biases"; the class token, a vector, is exempt as well, as in
+            # open_clip
+            decay_norm_and_bias=False,
         ),
         schedule=CosineScheduleConfig(
             warmup_steps=2_000,
@@ -52,7 +60,9 @@ def clip_base() -> Config:
 
 def published_sources() -> dict[str, SourceConfig]:
     """Returns image-text pairs from the web."""
-    # "A random square crop from resized images is the only data augmentation": the range of its share of the picture is not published, 0.9
-    # is open_clip's; the ratio of 1 makes it square.
+    # "A random square crop from resized images is the only data augmentation": the range of its share of the
+    # picture is not published, 0.9 is open_clip's; the ratio of 1 makes it square.
     transform = ImageTransformConfig(crop_scale=(0.9, 1.0), crop_ratio=(1.0, 1.0))
-    return {"pairs": SourceConfig(kind="pair", seed=0, shards="shards/pairs", max_tokens=77, transform=transform)}
+    return {
+        "pairs": SourceConfig(kind="pair", seed=0, shards="shards/pairs", max_tokens=77, transform=transform)
+    }

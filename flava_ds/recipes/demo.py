@@ -1,4 +1,6 @@
-"""The demo: a small FLAVA on the data set that is committed with the code, sized for ten minutes on two CPU cores."""
+"""The demo: a small FLAVA on the data set that is committed with the code, sized for ten minutes on two CPU
+cores.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,13 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.families.flava.config import (
+    FlavaConfig,
+    ImageEncoderConfig,
+    MultimodalEncoderConfig,
+    TextEncoderConfig,
+    flava_objectives,
+)
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
@@ -25,7 +33,9 @@ VOCABULARY = Path(__file__).parent.parent / "demo" / "vocab.txt"
 VOCABULARY_SIZE = 4096
 """Entries of that file; a test compares."""
 CODEBOOK = VOCABULARY.with_name("codebook.safetensors")
-"""Trained once by `make demo CODEBOOK=train` and committed; codebook.json beside it has its settings, seed and curve."""
+"""Trained once by `make demo CODEBOOK=train` and committed; codebook.json beside it has its settings, seed
+and curve.
+"""
 DATA = Path("runs/demo_data")
 """Where the committed data set is unpacked, relative to the working directory."""
 
@@ -35,11 +45,20 @@ def demo() -> Config:
     return Config(
         name="demo",
         model=demo_model(hidden_size=256, num_attention_heads=4, layers=(2, 1, 2)),
-        codebook=CodebookConfig(hidden_size=32, num_groups=3, num_blocks_per_group=1, vocab_size=512, image_size=16, decoder_init_size=64),
+        codebook=CodebookConfig(
+            hidden_size=32,
+            num_groups=3,
+            num_blocks_per_group=1,
+            vocab_size=512,
+            image_size=16,
+            decoder_init_size=64,
+        ),
         codebook_weights=str(CODEBOOK),
         objectives=demo_objectives(contrastive_weight=3.0),
         data=DataConfig(sources=demo_sources(), vocabulary=str(VOCABULARY), num_workers=1),
-        training=TrainingConfig(total_steps=600, global_batch_size=128, precision="bf16", gradient_clipping=1.0),
+        training=TrainingConfig(
+            total_steps=600, global_batch_size=128, precision="bf16", gradient_clipping=1.0
+        ),
         optimizer=AdamWConfig(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), decay_norm_and_bias=False),
         schedule=CosineScheduleConfig(warmup_steps=30, min_lr=1e-5),
         engine=EngineConfig(deepspeed_config="zero1"),
@@ -49,19 +68,31 @@ def demo() -> Config:
 
 
 def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int, int, int]) -> FlavaConfig:
-    """Returns a small FLAVA for 48-pixel drawings and short captions; `layers` are those of image, text and multimodal encoder."""
-    shape = {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads, "intermediate_size": 4 * hidden_size}
+    """Returns a small FLAVA for 48-pixel drawings and short captions; `layers` are those of image, text and
+    multimodal encoder.
+    """
+    shape = {
+        "hidden_size": hidden_size,
+        "num_attention_heads": num_attention_heads,
+        "intermediate_size": 4 * hidden_size,
+    }
     return FlavaConfig(
         image=ImageEncoderConfig(image_size=48, patch_size=12, num_hidden_layers=layers[0], **shape),
-        text=TextEncoderConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=layers[1], **shape),
+        text=TextEncoderConfig(
+            vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=layers[1], **shape
+        ),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=layers[2], **shape),
         projection_dim=hidden_size,
-        initializer_range=0.05,  # 0.02 at width 768 is 0.04 at 192 by the square root; a little more shortens the contrastive loss's slow start
+        # 0.02 at width 768 is 0.04 at 192 by the square root; a little more shortens the contrastive loss's
+        # slow start
+        initializer_range=0.05,
     )
 
 
 def demo_objectives(contrastive_weight: float = 1.0) -> dict[str, ObjectiveConfig]:
-    """Returns the six losses with masks scaled from 196 patches to 16, and twice the masked tokens in text steps, which are few."""
+    """Returns the six losses with masks scaled from 196 patches to 16, and twice the masked tokens in text
+    steps, which are few.
+    """
     masking = {"num_masked_patches": 6, "min_patches_per_block": 2}
     return flava_objectives(
         global_contrastive=GlobalContrastiveConfig(weight=contrastive_weight),
@@ -71,15 +102,29 @@ def demo_objectives(contrastive_weight: float = 1.0) -> dict[str, ObjectiveConfi
     )
 
 
-def demo_sources(global_batch_sizes: tuple[int, int, int] = (128, 64, 128), masked_share: float = 0.25) -> dict[str, SourceConfig]:
-    """Returns pairs, images and text of the demo data, drawn as in the paper. Their seeds are those of the results that the pages show.
+def demo_sources(
+    global_batch_sizes: tuple[int, int, int] = (128, 64, 128), masked_share: float = 0.25
+) -> dict[str, SourceConfig]:
+    """Returns pairs, images and text of the demo data, drawn as in the paper. Their seeds are those of the
+    results that the pages show.
 
-    The held-out styles are drawing styles never seen in training, so the transforms change what distinguishes styles: colour, polarity, outline.
-    Pairs are changed little, because in so few epochs what is not learned at all is the larger loss. The contrastive loss, on which zero-shot
-    results live, takes a third of a pair step whose every sample is masked; so only a share is.
+    The held-out styles are drawing styles never seen in training, so the transforms change what distinguishes
+    styles: colour, polarity, outline. Pairs are changed little, because in so few epochs what is not learned
+    at all is the larger loss. The contrastive loss, on which zero-shot results live, takes a third of a pair
+    step whose every sample is masked; so only a share is.
     """
-    strong = ImageTransformConfig(crop_scale=(0.7, 1.0), rotation_degrees=8.0, color_jitter=0.3, grayscale=0.2, invert=0.05, edges=0.12)
-    weak = ImageTransformConfig(crop_scale=(0.85, 1.0), crop_ratio=(0.9, 1.1), rotation_degrees=3.0, color_jitter=0.2, grayscale=0.2, invert=0.02, edges=0.05)
+    strong = ImageTransformConfig(
+        crop_scale=(0.7, 1.0), rotation_degrees=8.0, color_jitter=0.3, grayscale=0.2, invert=0.05, edges=0.12
+    )
+    weak = ImageTransformConfig(
+        crop_scale=(0.85, 1.0),
+        crop_ratio=(0.9, 1.1),
+        rotation_degrees=3.0,
+        color_jitter=0.2,
+        grayscale=0.2,
+        invert=0.02,
+        edges=0.05,
+    )
     pair, image, text = global_batch_sizes
     return {
         "pair": SourceConfig(
@@ -93,6 +138,15 @@ def demo_sources(global_batch_sizes: tuple[int, int, int] = (128, 64, 128), mask
             masked_share=masked_share,
             transform=weak,
         ),
-        "image": SourceConfig(kind="image", seed=1, shards=str(DATA / "images"), weight=0.15, global_batch_size=image, transform=strong),
-        "text": SourceConfig(kind="text", seed=2, shards=str(DATA / "text"), weight=0.15, global_batch_size=text, max_tokens=48),
+        "image": SourceConfig(
+            kind="image",
+            seed=1,
+            shards=str(DATA / "images"),
+            weight=0.15,
+            global_batch_size=image,
+            transform=strong,
+        ),
+        "text": SourceConfig(
+            kind="text", seed=2, shards=str(DATA / "text"), weight=0.15, global_batch_size=text, max_tokens=48
+        ),
     }

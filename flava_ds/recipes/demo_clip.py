@@ -9,7 +9,8 @@ from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
 
 
 def demo_clip() -> Config:
-    """Returns the demo with its pairs alone and a CLIP of the same width, for the same number of training FLOPs.
+    """Returns the demo with its pairs alone and a CLIP of the same width, for the same number of training
+    FLOPs.
 
     Optimizer, augmentation, vocabulary and batch are the demo's, so that only model and losses differ.
     """
@@ -21,13 +22,16 @@ def demo_clip() -> Config:
         name="demo_clip",
         model=ClipConfig(
             image=ImageTowerConfig(image_size=48, patch_size=12, num_hidden_layers=2, **shape),
-            text=TextTowerConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=1, **shape),
+            text=TextTowerConfig(
+                vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=1, **shape
+            ),
             projection_dim=256,
         ),
         codebook_weights=None,
         objectives={"global_contrastive": GlobalContrastiveConfig()},
         data=dataclasses.replace(base.data, sources={"pair": pairs}),
-        # By Task.flops over 40 steps: 17.0 GFLOP a step, the demo's 24.9 over its three kinds; the codebook's passes are left out of both.
+        # By Task.flops over 40 steps: 17.0 GFLOP a step, the demo's 24.9 over its three kinds; the codebook's
+        # passes are left out of both.
         training=dataclasses.replace(base.training, total_steps=878),
         schedule=dataclasses.replace(base.schedule, warmup_steps=44),
     )

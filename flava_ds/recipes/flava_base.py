@@ -1,4 +1,6 @@
-"""The published model and its published hyper-parameters. A comment marks every place where the paper is silent."""
+"""The published model and its published hyper-parameters. A comment marks every place where the paper is
+silent.
+"""
 
 from flava_ds.config import (
     CheckpointConfig,
@@ -12,7 +14,13 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, MultimodalEncoderConfig, TextEncoderConfig, flava_objectives
+from flava_ds.families.flava.config import (
+    FlavaConfig,
+    ImageEncoderConfig,
+    MultimodalEncoderConfig,
+    TextEncoderConfig,
+    flava_objectives,
+)
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
@@ -21,26 +29,30 @@ from flava_ds.optimizers.adamw import AdamWConfig
 
 
 def flava_base() -> Config:
-    """Returns FLAVA as published: ViT-B/16 encoders, batch 8192, PMD / ImageNet / text drawn at 0.70 / 0.15 / 0.15.
+    """Returns FLAVA as published: ViT-B/16 encoders, batch 8192, PMD / ImageNet / text drawn at 0.70 / 0.15 /
+    0.15.
 
-    Give it data with --data.sources.pmd.shards (pairs), .imagenet. (images), .text. (text) and the codebook with --codebook-weights.
-    Source: paper, Tables A.1 and A.2 and section 4.
+    Give it data with --data.sources.pmd.shards (pairs), .imagenet. (images), .text. (text) and the codebook
+    with --codebook-weights. Source: paper, Tables A.1 and A.2 and section 4.
     """
     return Config(
         name="flava_base",
         seed=0,  # not published
         model=published_model(),
-        codebook=CodebookConfig(hidden_size=256, vocab_size=8192, image_size=112),  # DALL-E's; 112 / 8 = 224 / 16 = 14 codes along an edge
+        # DALL-E's; 112 / 8 = 224 / 16 = 14 codes along an edge
+        codebook=CodebookConfig(hidden_size=256, vocab_size=8192, image_size=112),
         objectives=published_objectives(),
         data=DataConfig(sources=published_sources(), vocabulary="bert_base_uncased"),
         training=TrainingConfig(
             # Pairs were drawn 150,000 times at probability 0.70; the total itself is not published.
             total_steps=214_286,
             global_batch_size=8192,
-            # Published: fp16 everywhere but LayerNorm. bf16 needs no loss scaling; normalisation and losses are fp32 here as well.
+            # Published: fp16 everywhere but LayerNorm. bf16 needs no loss scaling; normalisation and losses
+            # are fp32 here as well.
             precision="bf16",
             gradient_clipping=0.0,  # not published
-            # Published runs used FSDP, which gives idle parameters a zero gradient; 'zeros' repeats that, 'frozen' is plain torch.
+            # Published runs used FSDP, which gives idle parameters a zero gradient; 'zeros' repeats that,
+            # 'frozen' is plain torch.
             idle_parameters="frozen",
         ),
         optimizer=AdamWConfig(
@@ -54,8 +66,10 @@ def flava_base() -> Config:
             warmup_steps=10_000,
             min_lr=0.0,  # "warmup_cosine"; its end is not published
         ),
-        engine=EngineConfig(deepspeed_config="zero1"),  # published: FSDP; 304M trainable parameters fit one device
-        checkpoint=CheckpointConfig(every_steps=8_000),  # published: a zero-shot check, and a choice of checkpoint, every 8,000 updates
+        # published: FSDP; 304M trainable parameters fit one device
+        engine=EngineConfig(deepspeed_config="zero1"),
+        # published: a zero-shot check, and a choice of checkpoint, every 8,000 updates
+        checkpoint=CheckpointConfig(every_steps=8_000),
     )
 
 
@@ -79,7 +93,9 @@ def published_model() -> FlavaConfig:
             intermediate_size=3072,
             max_position_embeddings=512,  # not published; the size of the released table
         ),
-        multimodal=MultimodalEncoderConfig(hidden_size=768, num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072),
+        multimodal=MultimodalEncoderConfig(
+            hidden_size=768, num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072
+        ),
         projection_dim=768,  # Table A.1 says 512, but the released weights are 768 wide
         logit_scale_init=2.6592,  # not published; CLIP's log(1 / 0.07)
     )
@@ -90,22 +106,31 @@ def published_objectives() -> dict[str, ObjectiveConfig]:
     # BEiT's block-wise masking is named, its numbers are not: these are BEiT's.
     image_masking = {"num_masked_patches": 75, "min_patches_per_block": 16, "min_aspect_ratio": 0.3}
     return flava_objectives(
-        global_contrastive=GlobalContrastiveConfig(logit_scale_max=4.6052),  # not published; the released code's clamp
+        # not published; the released code's clamp
+        global_contrastive=GlobalContrastiveConfig(logit_scale_max=4.6052),
         mim=MaskedImageConfig(**image_masking),
         mmm_image=MultimodalMaskedImageConfig(**image_masking),
         mlm=MaskedTextConfig(mask_probability=0.15),  # 15 % is published, the 80 / 10 / 10 split is not
-        mmm_text=MultimodalMaskedTextConfig(mask_probability=0.15, whole_word=True),  # whole words: not published, the released code's choice
+        # whole words: not published, the released code's choice
+        mmm_text=MultimodalMaskedTextConfig(mask_probability=0.15, whole_word=True),
         itm=ImageTextMatchingConfig(mismatch_probability=0.1),  # not published; the released code's share
     )
 
 
 def published_sources() -> dict[str, SourceConfig]:
     """Returns PMD, ImageNet-1k and CCNews + BookCorpus at the published probabilities."""
-    # Augmentation is not published; the released code crops 0.9 to 1.0 of the area and neither flips nor changes colours.
+    # Augmentation is not published; the released code crops 0.9 to 1.0 of the area and neither flips nor
+    # changes colours.
     transform = ImageTransformConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
     # Seeds 0, 1, 2 keep the order of runs that were started when sources had numbers.
     return {
-        "pmd": SourceConfig(kind="pair", seed=0, shards="shards/pmd", weight=0.70, max_tokens=77, transform=transform),  # 77: not published
-        "imagenet": SourceConfig(kind="image", seed=1, shards="shards/imagenet", weight=0.15, transform=transform),
-        "text": SourceConfig(kind="text", seed=2, shards="shards/text", weight=0.15, max_tokens=512),  # 512: not published
+        # 77: not published
+        "pmd": SourceConfig(
+            kind="pair", seed=0, shards="shards/pmd", weight=0.70, max_tokens=77, transform=transform
+        ),
+        "imagenet": SourceConfig(
+            kind="image", seed=1, shards="shards/imagenet", weight=0.15, transform=transform
+        ),
+        # 512: not published
+        "text": SourceConfig(kind="text", seed=2, shards="shards/text", weight=0.15, max_tokens=512),
     }

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from flava_ds.config import CheckpointConfig, CodebookConfig, Config, CosineScheduleConfig, DataConfig, LoggingConfig, TrainingConfig
+from flava_ds.config import (
+    CheckpointConfig,
+    CodebookConfig,
+    Config,
+    CosineScheduleConfig,
+    DataConfig,
+    LoggingConfig,
+    TrainingConfig,
+)
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes.demo import VOCABULARY, demo_model, demo_objectives, demo_sources
 
@@ -17,11 +25,24 @@ def flava_debug() -> Config:
     return Config(
         name="flava_debug",
         model=model,
-        codebook=CodebookConfig(hidden_size=4, vocab_size=64, image_size=size, num_groups=4, num_blocks_per_group=1, decoder_init_size=4),
+        codebook=CodebookConfig(
+            hidden_size=4,
+            vocab_size=64,
+            image_size=size,
+            num_groups=4,
+            num_blocks_per_group=1,
+            decoder_init_size=4,
+        ),
         codebook_weights=str(CODEBOOK),
         objectives=demo_objectives(),
-        data=DataConfig(sources=demo_sources(global_batch_sizes=(16, 16, 16), masked_share=1.0), vocabulary=str(VOCABULARY), num_workers=0),
-        training=TrainingConfig(total_steps=20, global_batch_size=16, precision="fp32", gradient_clipping=1.0),
+        data=DataConfig(
+            sources=demo_sources(global_batch_sizes=(16, 16, 16), masked_share=1.0),
+            vocabulary=str(VOCABULARY),
+            num_workers=0,
+        ),
+        training=TrainingConfig(
+            total_steps=20, global_batch_size=16, precision="fp32", gradient_clipping=1.0
+        ),
         optimizer=AdamWConfig(lr=1e-3),
         schedule=CosineScheduleConfig(warmup_steps=5),
         checkpoint=CheckpointConfig(every_steps=10),

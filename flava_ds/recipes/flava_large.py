@@ -1,4 +1,6 @@
-"""A documented scale-up. Nothing of this size is published by the paper; the shape is torchmultimodal's '900m' preset."""
+"""A documented scale-up. Nothing of this size is published by the paper; the shape is torchmultimodal's
+'900m' preset.
+"""
 
 import dataclasses
 
@@ -7,9 +9,11 @@ from flava_ds.recipes.flava_base import flava_base
 
 
 def flava_large() -> Config:
-    """Returns flava_base with 24 / 24 / 12 layers of width 1024 (16 heads, MLP 4096), ZeRO-2 and activation checkpointing.
+    """Returns flava_base with 24 / 24 / 12 layers of width 1024 (16 heads, MLP 4096), ZeRO-2 and activation
+    checkpointing.
 
-    Everything that the preset does not name stays as in flava_base, the learning rate too: it is untested at this size.
+    Everything that the preset does not name stays as in flava_base, the learning rate too: it is untested at
+    this size.
     """
     base = flava_base()
     encoder = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -24,5 +28,6 @@ def flava_large() -> Config:
             projection_dim=1024,  # the preset's heads follow its width
         ),
         training=dataclasses.replace(base.training, activation_checkpointing=True),  # as the preset
-        engine=EngineConfig(deepspeed_config="zero2"),  # the preset uses plain data parallelism at 8 samples per device
+        # the preset uses plain data parallelism at 8 samples per device
+        engine=EngineConfig(deepspeed_config="zero2"),
     )

@@ -26,7 +26,9 @@ def is_outside(recipe: str) -> bool:
 
 
 def absolute(place: str) -> str:
-    """Makes the path in a recipe's place, or of a plugin, independent of the working directory; names of modules stay."""
+    """Makes the path in a recipe's place, or of a plugin, independent of the working directory; names of
+    modules stay.
+    """
     found = re.fullmatch(r"(.*\.py)(:\w*)?", place)
     return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else place
 
@@ -34,8 +36,8 @@ def absolute(place: str) -> str:
 def call(recipe: str) -> Config:
     """Imports the code that `recipe` names and returns what its function does.
 
-    Raises: ConfigError in one line for code that does not exist or does not import, with the exception and its line, and for a function
-    that is missing, asks for arguments, fails or returns something else.
+    Raises: ConfigError in one line for code that does not exist or does not import, with the exception and
+    its line, and for a function that is missing, asks for arguments, fails or returns something else.
     """
     place, _, name = recipe.rpartition(":") if ":" in recipe else (recipe, "", "")
     if not name:
@@ -45,14 +47,20 @@ def call(recipe: str) -> Config:
     module = import_code(place)
     function = getattr(module, name, None)
     if not callable(function):
-        known = _functions_in(Path(place)) or [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        known = _functions_in(Path(place)) or [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
         found = did_you_mean(name, known) or (f"; it has {', '.join(known)}" if known else "")
         raise ConfigError(f"{place} has no function '{name}'{found}")
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # written in C, and silent about what it takes
         parameters = ()
-    asked = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    asked = [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if asked:
         raise ConfigError(f"{recipe} asks for {', '.join(asked)}; a recipe takes no arguments")
     try:
@@ -60,7 +68,9 @@ def call(recipe: str) -> Config:
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{recipe} failed: {_told(error, module)}") from error
     if not isinstance(config, Config):
-        raise ConfigError(f"{recipe} returned {type(config).__name__}; a recipe returns a flava_ds.config.Config")
+        raise ConfigError(
+            f"{recipe} returned {type(config).__name__}; a recipe returns a flava_ds.config.Config"
+        )
     return config
 
 
@@ -82,30 +92,40 @@ def take_plugins(words: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def import_plugins(places: Iterable[str]) -> None:
-    """Imports the files and modules that a command line names beside the recipe, so that they define their variants."""
+    """Imports the files and modules that a command line names beside the recipe, so that they define their
+    variants.
+    """
     for place in places:
         import_code(place)
 
 
 def import_code(place: str) -> ModuleType:
-    """Imports a file, as the module of its name beside its own folder's others, or a module by its dotted name.
+    """Imports a file, as the module of its name beside its own folder's others, or a module by its dotted
+    name.
 
     So a class of the file has the same place for every process that unpickles it.
 
-    Raises: ConfigError when there is none, when it fails, with the exception and its line, and when another module has the file's name.
+    Raises: ConfigError when there is none, when it fails, with the exception and its line, and when another
+    module has the file's name.
     """
     path = Path(place).expanduser()
     if not place.endswith(".py"):
         return _import_module(place, Path.cwd(), what=place)
     if not path.is_file():
-        raise ConfigError(f"{place}: no such file; give a recipe as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
+        raise ConfigError(
+            f"{place}: no such file; give a recipe as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        )
     path, name = path.resolve(), path.stem
     if not name.isidentifier():
-        raise ConfigError(f"{place}: '{name}' is no name of a module; rename the file, with letters, digits and _")
+        raise ConfigError(
+            f"{place}: '{name}' is no name of a module; rename the file, with letters, digits and _"
+        )
     taken = sys.modules.get(name) or _spec_of(name)
     origin = getattr(taken, "__file__", None) or getattr(taken, "origin", None)
     if taken is not None and (origin is None or Path(origin).resolve() != path):
-        raise ConfigError(f"{place}: another module is named {name} ({origin or 'built in'}); rename the file")
+        raise ConfigError(
+            f"{place}: another module is named {name} ({origin or 'built in'}); rename the file"
+        )
     return _import_module(name, path.parent, what=place)
 
 
@@ -126,17 +146,25 @@ def _import_module(name: str, folder: Path, what: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(f"no module named '{name}', neither installed, nor on PYTHONPATH, nor in {folder}") from error
+            raise ConfigError(
+                f"no module named '{name}', neither installed, nor on PYTHONPATH, nor in {folder}"
+            ) from error
         raise ConfigError(f"{what} does not import: {_told(error)}") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{what} does not import: {_told(error)}") from error
 
 
 def _told(error: BaseException, module: ModuleType | None = None) -> str:
-    """Says in one line what an exception is and where it was raised: the last line in the user's own code, if any is."""
+    """Says in one line what an exception is and where it was raised: the last line in the user's own code, if
+    any is.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen")
+    ]
     package = str(Path(__file__).parents[1])
     own = [frame for frame in frames if not frame.filename.startswith(package)] or frames
     words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
@@ -149,4 +177,6 @@ def _functions_in(path: Path) -> list[str]:
         nodes = ast.parse(path.read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):
         return []
-    return [node.name for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return [
+        node.name for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]

@@ -1,4 +1,6 @@
-"""Line charts and histograms as SVG for inlining: no fixed colours, so that they follow the page into the dark, and no fixed size."""
+"""Line charts and histograms as SVG for inlining: no fixed colours, so that they follow the page into the
+dark, and no fixed size.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ import numpy as np
 
 MOST_POINTS = 300
 """Of one line; longer series are averaged in equal pieces."""
-STAND_INS = {"#010101": "var(--ink-2)", "#020202": "var(--rule)", "#030303": "var(--series-1)", "#040404": "var(--series-2)"}
+STAND_INS = {
+    "#010101": "var(--ink-2)",
+    "#020202": "var(--rule)",
+    "#030303": "var(--series-1)",
+    "#040404": "var(--series-2)",
+}
 """matplotlib wants colours; these are replaced by the page's custom properties afterwards."""
 INK, RULE, FIRST, SECOND = STAND_INS
 SIZE_INCHES = (3.0, 1.75)
@@ -39,14 +46,23 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scale:
-    """The vertical axis: from zero, up to a common top, or logarithmic (values that are not positive then have no place)."""
+    """The vertical axis: from zero, up to a common top, or logarithmic (values that are not positive then
+    have no place).
+    """
 
     from_zero: bool = False
     top: float | None = None
     logarithmic: bool = False
 
 
-def draw(description: str, lines: Sequence[Line], scale: Scale = Scale(), *, level: float | None = None, mark: Mark | None = None) -> str:
+def draw(
+    description: str,
+    lines: Sequence[Line],
+    scale: Scale = Scale(),
+    *,
+    level: float | None = None,
+    mark: Mark | None = None,
+) -> str:
     """Draws lines over steps and returns an <svg> element.
 
     `level` is a dashed horizontal line, e.g. the loss of guessing; `description` becomes the accessible name.
@@ -59,7 +75,16 @@ def draw(description: str, lines: Sequence[Line], scale: Scale = Scale(), *, lev
         for line in lines:
             steps, values = thin(line.steps, line.values)
             dots = "o" if len(steps) < 3 else None
-            axes.plot(steps, values, marker=dots, markersize=4, color=FIRST, linewidth=1.6, alpha=0.35 if line.faint else 1.0, solid_capstyle="round")
+            axes.plot(
+                steps,
+                values,
+                marker=dots,
+                markersize=4,
+                color=FIRST,
+                linewidth=1.6,
+                alpha=0.35 if line.faint else 1.0,
+                solid_capstyle="round",
+            )
         if mark is not None:
             axes.plot([mark.step], [mark.value], "o", color=SECOND, markersize=5, clip_on=False)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -77,7 +102,14 @@ def draw(description: str, lines: Sequence[Line], scale: Scale = Scale(), *, lev
     return result[0]
 
 
-def draw_histogram(description: str, values: Sequence[float], *, bins: int = 24, most: float | None = None, level: float | None = None) -> str:
+def draw_histogram(
+    description: str,
+    values: Sequence[float],
+    *,
+    bins: int = 24,
+    most: float | None = None,
+    level: float | None = None,
+) -> str:
     """Draws how many values fall into each of equally wide bins, and returns an <svg> element.
 
     The last bin also holds what exceeds `most`; `level` is a dashed vertical line, e.g. a limit.
@@ -99,13 +131,21 @@ def draw_histogram(description: str, values: Sequence[float], *, bins: int = 24,
 
 @contextmanager
 def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
-    """Gives axes in the page's style to draw on, and the list that afterwards holds the finished <svg> element."""
+    """Gives axes in the page's style to draw on, and the list that afterwards holds the finished <svg>
+    element.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     result: list[str] = []
-    settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.size": 8, "axes.edgecolor": RULE, "text.color": INK}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": description,
+        "font.size": 8,
+        "axes.edgecolor": RULE,
+        "text.color": INK,
+    }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         FigureCanvasSVG(figure)
@@ -132,7 +172,9 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def thin(steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+def thin(
+    steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS
+) -> tuple[list[float], list[float]]:
     """Averages neighbouring points until at most `most` are left; the first and the last step stay."""
     size = -(-len(steps) // most)
     if size <= 1:
@@ -145,7 +187,9 @@ def thin(steps: Sequence[float], values: Sequence[float], most: int = MOST_POINT
 
 
 def smooth(values: Sequence[float], share: float = 0.03) -> list[float]:
-    """Averages each value exponentially with those before it, over about `share` of the series, without bias at the start."""
+    """Averages each value exponentially with those before it, over about `share` of the series, without bias
+    at the start.
+    """
     keep = 1 - 1 / max(1.0, share * len(values))
     total = weight = 0.0
     result = []
@@ -156,12 +200,17 @@ def smooth(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 
 def inline(svg: str, description: str) -> str:
-    """Turns matplotlib's file into an element: no prologue, metadata, fixed size or group names; the page's colours and fonts."""
+    """Turns matplotlib's file into an element: no prologue, metadata, fixed size or group names; the page's
+    colours and fonts.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     opening = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
-    svg = f'<svg viewBox="{opening[1]}" role="img" aria-label="{html.escape(description, quote=True)}">' + svg[opening.end() :]
+    svg = (
+        f'<svg viewBox="{opening[1]}" role="img" aria-label="{html.escape(description, quote=True)}">'
+        + svg[opening.end() :]
+    )
     for color, name in STAND_INS.items():
         svg = svg.replace(color, name)
     svg = re.sub(r"(font(?:-family)?:[^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1var(--sans)", svg)

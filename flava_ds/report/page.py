@@ -20,7 +20,8 @@ from flava_ds.watching.run_log import RunLog, read_log
 
 
 def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
-    """Writes `report.html` into a run's folder and returns its path. A part that cannot be shown says what is missing and why.
+    """Writes `report.html` into a run's folder and returns its path. A part that cannot be shown says what is
+    missing and why.
 
     `held_out` is what there is to show besides the tasks; without, the page has none of its sections.
 
@@ -47,7 +48,9 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
 
 
 def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) -> list[dict[str, Any]]:
-    """Draws one chart per objective: each logged loss, its running mean, the loss of guessing, and the held-out loss if measured."""
+    """Draws one chart per objective: each logged loss, its running mean, the loss of guessing, and the
+    held-out loss if measured.
+    """
     charts = []
     for name in in_order(config, log.names("loss/")):
         steps, values = log.series(f"loss/{name}")
@@ -56,7 +59,10 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
         held_out = held_out_losses.get(name)
         level = guessing_loss(config, name)
         title = title_of(config, name)
-        words = f"{title}: training loss from {values[0]:.2f} to {values[-1]:.2f} nats over {len(steps)} logged steps"
+        words = (
+            f"{title}: training loss from {values[0]:.2f} to {values[-1]:.2f} nats over {len(steps)} "
+            "logged steps"
+        )
         lines = [Line(steps, values, faint=True), Line(steps, smooth(values))]
         charts.append(
             {
@@ -64,7 +70,9 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
                 "first": values[0],
                 "last": smooth(values)[-1],
                 "held_out": held_out,
-                "svg": draw(words, lines, level=level, mark=None if held_out is None else Mark(steps[-1], held_out)),
+                "svg": draw(
+                    words, lines, level=level, mark=None if held_out is None else Mark(steps[-1], held_out)
+                ),
             }
         )
     return [chart | {"svg": markup(chart["svg"])} for chart in charts]
@@ -82,7 +90,9 @@ def title_of(config: Config, name: str) -> str:
 
 
 def guessing_loss(config: Config, name: str) -> float | None:
-    """Returns the cross-entropy of guessing uniformly; None where the number of classes is not fixed, as in the contrastive loss."""
+    """Returns the cross-entropy of guessing uniformly; None where the number of classes is not fixed, as in
+    the contrastive loss.
+    """
     classes = config.objectives[name].classes(config) if name in config.objectives else None
     return None if classes is None else math.log(classes)
 
@@ -98,14 +108,22 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
     for name, title, unit, scale in wanted:
         steps, values = log.series(name)
         if values:
-            lines = [Line(steps, values)] if name == "lr" else [Line(steps, values, faint=True), Line(steps, smooth(values))]
+            lines = (
+                [Line(steps, values)]
+                if name == "lr"
+                else [Line(steps, values, faint=True), Line(steps, smooth(values))]
+            )
             svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, scale)
-            charts.append({"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": markup(svg)})
+            charts.append(
+                {"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": markup(svg)}
+            )
     return charts
 
 
 def norm_chart(config: Config, log: RunLog) -> list[dict[str, Any]]:
-    """Draws each objective's gradient norm on the shared trunk, all at one scale; empty when the run did not measure them."""
+    """Draws each objective's gradient norm on the shared trunk, all at one scale; empty when the run did not
+    measure them.
+    """
     names = log.names("gradient_norm/")
     top = max((max(log.series(f"gradient_norm/{name}")[1], default=0.0) for name in names), default=0.0)
     charts = []
@@ -114,14 +132,26 @@ def norm_chart(config: Config, log: RunLog) -> list[dict[str, Any]]:
         if values:
             title = title_of(config, name)
             svg = draw(
-                f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}", [Line(steps, values)], Scale(from_zero=True, top=1.08 * top or None)
+                f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}",
+                [Line(steps, values)],
+                Scale(from_zero=True, top=1.08 * top or None),
             )
-            charts.append({"title": title, "last": values[-1], "encoders": last_by_encoder(log, name), "svg": markup(svg)})
+            charts.append(
+                {
+                    "title": title,
+                    "last": values[-1],
+                    "encoders": last_by_encoder(log, name),
+                    "svg": markup(svg),
+                }
+            )
     return charts
 
 
 def last_by_encoder(log: RunLog, objective: str) -> list[tuple[str, float]]:
     """Returns the last gradient norm of an objective on each encoder that it reaches, as (encoder, norm)."""
     names = log.names(f"encoder_gradient_norm/{objective}/")
-    found = [(name.removesuffix("_encoder"), log.series(f"encoder_gradient_norm/{objective}/{name}")[1]) for name in names]
+    found = [
+        (name.removesuffix("_encoder"), log.series(f"encoder_gradient_norm/{objective}/{name}")[1])
+        for name in names
+    ]
     return [(name, values[-1]) for name, values in found if values and values[-1] > 0]

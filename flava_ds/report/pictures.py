@@ -43,5 +43,7 @@ def cover(pixels: Tensor, mask: Tensor) -> Tensor:
         mask    [n]      bool, a square grid row by row
     """
     grid = round(mask.numel() ** 0.5)
-    hidden = repeat(mask.view(grid, grid), "gh gw -> (gh p) (gw q)", p=pixels.shape[1] // grid, q=pixels.shape[2] // grid)
+    hidden = repeat(
+        mask.view(grid, grid), "gh gw -> (gh p) (gw q)", p=pixels.shape[1] // grid, q=pixels.shape[2] // grid
+    )
     return torch.where(hidden, torch.tensor(MASK_COLOR, dtype=torch.uint8)[:, None, None], pixels)

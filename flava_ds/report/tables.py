@@ -12,10 +12,15 @@ from flava_ds.watching.run_log import RunLog
 
 
 def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns task, number, value, samples, published and step of every number that the run's evaluations.json holds."""
+    """Returns task, number, value, samples, published and step of every number that the run's
+    evaluations.json holds.
+    """
     rows: list[tuple[str, ...]] = []
     for task, result in results.items():
-        scores = {name: Score(**{key: value for key, value in score.items() if key != "published"}) for name, score in result["scores"].items()}
+        scores = {
+            name: Score(**{key: value for key, value in score.items() if key != "published"})
+            for name, score in result["scores"].items()
+        }
         step = "" if result.get("step") is None else f"{result['step']:,}"
         rows += [(*row, step) for row in result_rows(task, scores)]
     return rows
@@ -29,21 +34,63 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
         part = getattr(model, field.name)
         if hasattr(part, "num_hidden_layers"):
             patches = f", patches of {part.patch_size} px" if hasattr(part, "patch_size") else ""
-            run.append((field.name, f"{part.num_hidden_layers} layers, width {part.hidden_size}, {part.num_attention_heads} heads{patches}"))
-    codebook = f"; codebook of {config.codebook.vocab_size}" if any(own.predicts_codes for own in config.objectives.values()) else ""
+            run.append(
+                (
+                    field.name,
+                    (
+                        f"{part.num_hidden_layers} layers, width {part.hidden_size}, "
+                        f"{part.num_attention_heads} heads{patches}"
+                    ),
+                )
+            )
+    codebook = (
+        f"; codebook of {config.codebook.vocab_size}"
+        if any(own.predicts_codes for own in config.objectives.values())
+        else ""
+    )
     run += [
         ("pictures", f"{model.image_size} px{codebook}"),
         ("batch", ", ".join(f"{name} {config.global_batch_size(name)}" for name in config.data.sources)),
         ("sources", ", ".join(f"{name} {source.weight:g}" for name, source in config.data.sources.items())),
-        ("optimizer", f"{config.optimizer.label}, lr {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),
-        ("schedule", f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, {config.schedule.type}"),
-        ("numerics", f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed {config.engine.deepspeed_config}, seed {config.seed}"),
+        (
+            "optimizer",
+            (
+                f"{config.optimizer.label}, lr {config.optimizer.lr:g}, weight decay "
+                f"{config.optimizer.weight_decay:g}"
+            ),
+        ),
+        (
+            "schedule",
+            (
+                f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, "
+                f"{config.schedule.type}"
+            ),
+        ),
+        (
+            "numerics",
+            (
+                f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed "
+                f"{config.engine.deepspeed_config}, seed {config.seed}"
+            ),
+        ),
     ]
-    run += [("rollback", f"from step {back['at']} to {back['to']}: {back['reason']}") for back in header.get("rollbacks", [])]
+    run += [
+        ("rollback", f"from step {back['at']} to {back['to']}: {back['reason']}")
+        for back in header.get("rollbacks", [])
+    ]
     tables = {"Configuration": run}
-    for title, key in (("Versions", "versions"), ("Hardware", "hardware"), ("Source", "git"), ("Kernels", "kernels")):
+    for title, key in (
+        ("Versions", "versions"),
+        ("Hardware", "hardware"),
+        ("Source", "git"),
+        ("Kernels", "kernels"),
+    ):
         if isinstance(header.get(key), dict):
-            tables[title] = [(name.replace("_", " "), plain(value)) for name, value in header[key].items() if value is not None]
+            tables[title] = [
+                (name.replace("_", " "), plain(value))
+                for name, value in header[key].items()
+                if value is not None
+            ]
     if held_out:
         tables["Evaluation"] = held_out
     return tables

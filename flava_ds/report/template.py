@@ -11,12 +11,24 @@ from flava_ds.storage.atomic import write_whole
 FOLDER = Path(__file__).parent
 
 
-def render(template: str, *, filters: Mapping[str, Callable] | None = None, tests: Mapping[str, Callable] | None = None, **values: Any) -> str:
-    """Fills a template, which may use `filters` and `tests`; everything is escaped but the stylesheet and what went through `markup`."""
+def render(
+    template: str,
+    *,
+    filters: Mapping[str, Callable] | None = None,
+    tests: Mapping[str, Callable] | None = None,
+    **values: Any,
+) -> str:
+    """Fills a template, which may use `filters` and `tests`; everything is escaped but the stylesheet and
+    what went through `markup`.
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= filters or {}
     environment.tests |= tests or {}

@@ -9,19 +9,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""Ends the name of a file that is not whole yet. Only a kill or a power failure leaves one behind; it may be deleted."""
+"""Ends the name of a file that is not whole yet. Only a kill or a power failure leaves one behind; it may be
+deleted.
+"""
 _SHOWN = 40
-"""Most characters of a file's name in that of its temporary: the whole name may be as long as the file system allows."""
+"""Most characters of a file's name in that of its temporary: the whole name may be as long as the file system
+allows.
+"""
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iterator[Path]:
-    """Yields a temporary path in the same folder, which is made if need be; what is written there becomes `path` at the end.
+    """Yields a temporary path in the same folder, which is made if need be; what is written there becomes
+    `path` at the end.
 
-    An error removes the temporary file and leaves `path` as it was. The temporary name is unique, so that processes that
-    write one file at the same time disturb nobody: the last one wins. With `alone`, the caller says that nobody else writes
-    `path`; the temporary name is then fixed, and a large file that a kill left behind is written over by the next attempt.
-    With `durable`, file and folder entry are on disk before this returns.
+    An error removes the temporary file and leaves `path` as it was. The temporary name is unique, so that
+    processes that write one file at the same time disturb nobody: the last one wins. With `alone`, the caller
+    says that nobody else writes `path`; the temporary name is then fixed, and a large file that a kill left
+    behind is written over by the next attempt. With `durable`, file and folder entry are on disk before this
+    returns.
 
     Raises: OSError when the file cannot be written.
     """

@@ -1,7 +1,8 @@
-"""Parts of remote shards on the local disk, least recently used first out, never more than a given number of bytes.
+"""Parts of remote shards on the local disk, least recently used first out, never more than a given number of
+bytes.
 
-A part is CHUNK_BYTES at a multiple of CHUNK_BYTES of one state of one shard, in a file of its own that appears whole or not at all. All
-processes of a machine share a folder; a lock makes them agree on its size.
+A part is CHUNK_BYTES at a multiple of CHUNK_BYTES of one state of one shard, in a file of its own that
+appears whole or not at all. All processes of a machine share a folder; a lock makes them agree on its size.
 """
 
 from __future__ import annotations
@@ -32,11 +33,16 @@ class ChunkCache:
 
     def __init__(self, folder: Path, limit_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
         if limit_bytes < 2 * chunk_bytes:
-            raise DataError(f"data.cache_gib: {limit_bytes / 2**30:g} GiB do not hold two parts of {chunk_bytes / 2**20:g} MiB; allow more")
+            raise DataError(
+                f"data.cache_gib: {limit_bytes / 2**30:g} GiB do not hold two parts of "
+                f"{chunk_bytes / 2**20:g} MiB; allow more"
+            )
         self.folder, self.limit_bytes, self.chunk_bytes = folder, limit_bytes, chunk_bytes
 
     def read(self, shard: RemoteShard, stamp: Stamp, offset: int, size: int) -> bytes:
-        """Returns `size` bytes at `offset` of the shard's state `stamp`, fewer at its end. Raises: DataError when shard or folder fail."""
+        """Returns `size` bytes at `offset` of the shard's state `stamp`, fewer at its end. Raises: DataError
+        when shard or folder fail.
+        """
         state = hashlib.sha256(f"{shard}\n{stamp}".encode()).hexdigest()[:32]
         end, pieces = min(offset + size, stamp[0]), []
         while offset < end:
@@ -46,7 +52,9 @@ class ChunkCache:
             offset += length
         return b"".join(pieces)
 
-    def _part(self, shard: RemoteShard, stamp: Stamp, state: str, number: int, place: int, length: int) -> bytes:
+    def _part(
+        self, shard: RemoteShard, stamp: Stamp, state: str, number: int, place: int, length: int
+    ) -> bytes:
         """Returns a piece of one part, fetched first where it is absent."""
         path = self.folder / f"{state}-{number:06d}"
         try:
@@ -69,7 +77,8 @@ class ChunkCache:
     def _keep(self, path: Path, data: bytes) -> None:
         """Writes a part and makes it appear, after making room.
 
-        Not through storage/atomic.py: a part takes its name under the lock, and only if no other process was faster.
+        Not through storage/atomic.py: a part takes its name under the lock, and only if no other process was
+        faster.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +94,15 @@ class ChunkCache:
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
-            raise DataError(f"the cache of remote shards '{self.folder}' cannot be written: {error.strerror}; set data.cache_directory") from error
+            raise DataError(
+                f"the cache of remote shards '{self.folder}' cannot be written: {error.strerror}; set "
+                "data.cache_directory"
+            ) from error
 
     def _account(self, file: BinaryIO, added: int) -> None:
-        """Adds to the sum of the parts' sizes that `file` keeps, after removing old parts if need be. A folder without a sum is counted."""
+        """Adds to the sum of the parts' sizes that `file` keeps, after removing old parts if need be. A
+        folder without a sum is counted.
+        """
         file.seek(0)
         text = file.read()
         total = int(text) if text.isdigit() else sum(size for _, size, _ in self._parts())
@@ -99,13 +113,18 @@ class ChunkCache:
         file.flush()
 
     def _make_room(self, needed: int) -> int:
-        """Removes the parts that were not read for longest, and what killed processes left; returns the bytes that stay."""
+        """Removes the parts that were not read for longest, and what killed processes left; returns the bytes
+        that stay.
+        """
         for path in self.folder.glob(".part-*"):
             with suppress(FileNotFoundError):  # its process was alive, and is done with it
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink()
         parts = sorted(self._parts())
-        total, target = sum(size for _, size, _ in parts), min(int(_KEPT_SHARE * self.limit_bytes), self.limit_bytes - needed)
+        total, target = (
+            sum(size for _, size, _ in parts),
+            min(int(_KEPT_SHARE * self.limit_bytes), self.limit_bytes - needed),
+        )
         for _, size, path in parts:
             if total <= target:
                 break

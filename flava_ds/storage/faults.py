@@ -1,4 +1,6 @@
-"""The reasons for which a sample cannot be used. Each is counted under its words, logged, and the sample replaced."""
+"""The reasons for which a sample cannot be used. Each is counted under its words, logged, and the sample
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,31 @@ DUPLICATE = "duplicate member"
 PICKLED = "pickled member"
 PACKED = "packed member"
 
-OF_A_SHARD = (TRUNCATED_SHARD, BROKEN_HEADER, COMPRESSED_SHARD, ZEROS, TOO_LARGE, UNSAFE_NAME, DUPLICATE, PICKLED, PACKED)
+OF_A_SHARD = (
+    TRUNCATED_SHARD,
+    BROKEN_HEADER,
+    COMPRESSED_SHARD,
+    ZEROS,
+    TOO_LARGE,
+    UNSAFE_NAME,
+    DUPLICATE,
+    PICKLED,
+    PACKED,
+)
 """Found while a shard is indexed; counted by shard or by member, when a run starts."""
 OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES)
 """Counted by sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
-OF_A_SAMPLE = (TRUNCATED, UNDECODABLE, TOO_MANY_PIXELS, TOO_MANY_BYTES, MISSING_CAPTION, EMPTY_CAPTION, NOT_UTF8, BAD_CODES, SKIP_LIST)
+OF_A_SAMPLE = (
+    TRUNCATED,
+    UNDECODABLE,
+    TOO_MANY_PIXELS,
+    TOO_MANY_BYTES,
+    MISSING_CAPTION,
+    EMPTY_CAPTION,
+    NOT_UTF8,
+    BAD_CODES,
+    SKIP_LIST,
+)
 """Counted by sample while a run reads; the sample is replaced."""
 HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED})
 """Members that are left alone and lose no sample: they never stop a run."""

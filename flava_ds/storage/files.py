@@ -1,4 +1,6 @@
-"""Where shards lie, and how their bytes are read at an offset: local files, or objects that fsspec reaches (s3, gs, http, hf, memory, ...)."""
+"""Where shards lie, and how their bytes are read at an offset: local files, or objects that fsspec reaches
+(s3, gs, http, hf, memory, ...).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class RemoteShard:
 
 @dataclass(frozen=True, order=True)
 class PipedShard:
-    """A shard that a shell command writes to its output: only where the user's own options say so, and only for streams."""
+    """A shard that a shell command writes to its output: only where the user's own options say so, and only
+    for streams.
+    """
 
     command: str
 
@@ -87,13 +91,34 @@ def stamp_of(shard: Shard) -> Stamp:
     info = call(shard.url, "info", shard.policy)
     size = info.get("size")
     if not isinstance(size, int):
-        raise DataError(f"shard '{shard}': the server does not tell its size; copy the shards to a folder or to object storage")
-    version = next((info[key] for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "mtime", "created") if info.get(key)), "")
+        raise DataError(
+            f"shard '{shard}': the server does not tell its size; copy the shards to a folder or to "
+            "object storage"
+        )
+    version = next(
+        (
+            info[key]
+            for key in (
+                "ETag",
+                "etag",
+                "md5Hash",
+                "blob_id",
+                "LastModified",
+                "Last-Modified",
+                "mtime",
+                "created",
+            )
+            if info.get(key)
+        ),
+        "",
+    )
     return size, str(version)
 
 
 def open_shard(shard: Shard, stamp: Stamp | None = None) -> Readable:
-    """Opens a shard; `stamp`, where it is known, saves the question for an object's size. Raises: DataError when it cannot be read."""
+    """Opens a shard; `stamp`, where it is known, saves the question for an object's size. Raises: DataError
+    when it cannot be read.
+    """
     if isinstance(shard, PipedShard):
         return PipedFile(shard)
     if isinstance(shard, Path):
@@ -108,11 +133,15 @@ class LocalFile:
         try:
             self._descriptor = open_regular(path)
         except OSError as error:
-            raise DataError(f"shard '{path}' cannot be read: {error.strerror}; was it moved while the run was going on?") from error
+            raise DataError(
+                f"shard '{path}' cannot be read: {error.strerror}; was it moved while the run was going on?"
+            ) from error
         self.path, self.size = path, os.fstat(self._descriptor).st_size
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Returns `size` bytes at `offset`, fewer at the end of the file. Raises: DataError when the disk fails."""
+        """Returns `size` bytes at `offset`, fewer at the end of the file. Raises: DataError when the disk
+        fails.
+        """
         try:
             return os.pread(self._descriptor, size, offset)
         except OSError as error:
@@ -130,42 +159,67 @@ class RemoteFile:
         self.shard, self.size = shard, size
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Returns `size` bytes at `offset`, fewer at the end of the object. Raises: DataError when all attempts fail."""
+        """Returns `size` bytes at `offset`, fewer at the end of the object. Raises: DataError when all
+        attempts fail.
+        """
         end = min(offset + size, self.size)
         if end <= offset:
             return b""
-        options = {"what": f"bytes {offset} to {end - 1} of ", "check": lambda data: self._check_length(data, end - offset)}
+        options = {
+            "what": f"bytes {offset} to {end - 1} of ",
+            "check": lambda data: self._check_length(data, end - offset),
+        }
         return call(self.shard.url, "cat_file", self.shard.policy, **options, start=offset, end=end)
 
     def _check_length(self, data: bytes, wanted: int) -> None:
-        """Raises ShortRead when bytes are missing, which another attempt may bring, and DataError when there are more than were asked for."""
+        """Raises ShortRead when bytes are missing, which another attempt may bring, and DataError when there
+        are more than were asked for.
+        """
         if len(data) < wanted:
-            raise ShortRead(f"{len(data)} of {wanted} bytes came; the connection was cut, or the shard was replaced by a shorter one")
+            raise ShortRead(
+                f"{len(data)} of {wanted} bytes came; the connection was cut, or the shard was replaced "
+                "by a shorter one"
+            )
         if len(data) > wanted:
-            raise DataError(f"shard '{self.shard}': asked for {wanted} bytes and got {len(data)}; the server does not serve ranges: copy the shards elsewhere")
+            raise DataError(
+                f"shard '{self.shard}': asked for {wanted} bytes and got {len(data)}; the server does "
+                "not serve ranges: copy the shards elsewhere"
+            )
 
     def close(self) -> None:
         """Nothing stays open."""
 
 
 class PipedFile:
-    """A command's output, read once from front to back; what is read next never lies before what was read last."""
+    """A command's output, read once from front to back; what is read next never lies before what was read
+    last.
+    """
 
     size = sys.maxsize
     """Not known before the end, where `pread` returns fewer bytes."""
 
     def __init__(self, shard: PipedShard) -> None:
         self.shard, self._at = shard, 0
-        self._process = subprocess.Popen(shard.command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(
+            shard.command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def pread(self, size: int, offset: int) -> bytes:
         """Returns `size` bytes at `offset`, fewer at the end. Raises: DataError when the command fails."""
-        while self._at < offset and (passed := self._process.stdout.read(min(CHUNK_BYTES, offset - self._at))):
+        while self._at < offset and (
+            passed := self._process.stdout.read(min(CHUNK_BYTES, offset - self._at))
+        ):
             self._at += len(passed)
         data = self._process.stdout.read(size) if self._at == offset else b""
         self._at += len(data)
         if len(data) < size and (status := self._process.wait()):
-            raise DataError(f"shard '{self.shard}': the command ended with status {status}; see what it said above")
+            raise DataError(
+                f"shard '{self.shard}': the command ended with status {status}; see what it said above"
+            )
         return data
 
     def close(self) -> None:
@@ -177,7 +231,9 @@ class PipedFile:
 
 
 class SequentialReader:
-    """Reads a shard from front to back in chunks, hashing all of it if asked to; what is read next never lies before what was read last."""
+    """Reads a shard from front to back in chunks, hashing all of it if asked to; what is read next never lies
+    before what was read last.
+    """
 
     def __init__(self, file: Readable, checksum: bool) -> None:
         self._file, self.size = file, file.size
@@ -224,32 +280,45 @@ def fetch(file: RemoteShard) -> bytes:
 
 
 def fetch_if_there(file: RemoteShard) -> bytes | None:
-    """Returns a whole small object that need not be there: asks once, and takes any refusal for its absence."""
+    """Returns a whole small object that need not be there: asks once, and takes any refusal for
+    its absence."""
     try:
         return call_once(file.url, "cat_file", file.policy.timeout_s)
-    except Exception:  # every protocol has errors of its own; storage without the right to list answers 403 for what is absent
+    # every protocol has errors of its own; storage without the right to list answers 403 for what is absent
+    except Exception:
         return None
 
 
 def read_if_there(file: Shard) -> bytes | None:
-    """Returns a whole small file that need not be there: None for an absent object, OSError for an absent local file or one that is no regular file."""
+    """Returns a whole small file that need not be there: None for an absent object, OSError for an absent
+    local file or one that is no regular file.
+    """
     return read_small(file) if isinstance(file, Path) else fetch_if_there(file)
 
 
 def put(file: RemoteShard, data: bytes) -> bool:
-    """Writes an object, where writing one is all that happens (a hub would make a commit of it); False when it is not allowed."""
+    """Writes an object, where writing one is all that happens (a hub would make a commit of it); False when
+    it is not allowed.
+    """
     if not file.url.startswith(_OBJECT_STORAGE):
         return False
     try:
         call_once(file.url, "pipe_file", file.policy.timeout_s, value=data)
     except Exception as error:  # every protocol has errors of its own
-        log.info("'%s' cannot be written (%s: %s); it is kept in the user's cache alone", file, type(error).__name__, without_query(str(error)))
+        log.info(
+            "'%s' cannot be written (%s: %s); it is kept in the user's cache alone",
+            file,
+            type(error).__name__,
+            without_query(str(error)),
+        )
         return False
     return True
 
 
 def user_cache() -> Path:
-    """Returns the folder that CACHE_VARIABLE names, else the package's own in the user's cache. Source: XDG Base Directory Specification."""
+    """Returns the folder that CACHE_VARIABLE names, else the package's own in the user's cache. Source: XDG
+    Base Directory Specification.
+    """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds"

@@ -1,4 +1,6 @@
-"""Where every sample's members lie in a shard: scanned once and kept in a file beside the shard, or in the user's cache."""
+"""Where every sample's members lie in a shard: scanned once and kept in a file beside the shard, or in the
+user's cache.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ import numpy as np
 
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import write_whole
-from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, open_shard, put, read_if_there, stamp_of, user_cache
+from flava_ds.storage.files import (
+    RemoteShard,
+    SequentialReader,
+    Shard,
+    Stamp,
+    open_shard,
+    put,
+    read_if_there,
+    stamp_of,
+    user_cache,
+)
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.tar_headers import tar_members
 
@@ -64,7 +76,9 @@ class ShardIndex:
         return len(self.key_ends)
 
     def column(self, suffixes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns offset and size of each sample's first member with one of the suffixes; offset -1 where there is none: [n], [n]."""
+        """Returns offset and size of each sample's first member with one of the suffixes; offset -1 where
+        there is none: [n], [n].
+        """
         offset, size = np.full(len(self), -1, dtype=np.int64), np.zeros(len(self), dtype=np.uint32)
         wanted = [self.suffixes.index(suffix) for suffix in suffixes if suffix in self.suffixes]
         members = np.flatnonzero(np.isin(self.member_suffix, wanted))[::-1]
@@ -74,7 +88,9 @@ class ShardIndex:
 
 
 def sample_key(name: bytes) -> tuple[bytes, str]:
-    """Splits a member's name into the sample's key and the suffix: both meet at the first dot of the last path component."""
+    """Splits a member's name into the sample's key and the suffix: both meet at the first dot of the last
+    path component.
+    """
     folder, slash, base = name.rpartition(b"/")
     stem, _, suffix = base.partition(b".")
     return folder + slash + stem, suffix.decode("utf-8", "replace").lower()
@@ -86,7 +102,9 @@ def allowed(suffix: str) -> bool:
 
 
 def refusal(name: bytes, suffix: str, size: int) -> str | None:
-    """Returns the reason for which a member is left alone and counted; None for what is read, and for what nobody asks for."""
+    """Returns the reason for which a member is left alone and counted; None for what is read, and for what
+    nobody asks for.
+    """
     last = suffix.rpartition(".")[2]
     if last in _PICKLED:
         return faults.PICKLED
@@ -96,11 +114,16 @@ def refusal(name: bytes, suffix: str, size: int) -> str | None:
         return None
     if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:
         return faults.UNSAFE_NAME
-    return faults.TOO_LARGE if size > (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES) else None
+    return (
+        faults.TOO_LARGE
+        if size > (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES)
+        else None
+    )
 
 
 def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = False) -> ShardIndex:
-    """Reads a shard's headers; with `checksum` all of it, once. A damaged shard keeps the samples before the damage.
+    """Reads a shard's headers; with `checksum` all of it, once. A damaged shard keeps the samples before the
+    damage.
 
     Raises: DataError when it cannot be read.
     """
@@ -145,12 +168,17 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
 
 
 def load_index(shard: Shard) -> ShardIndex:
-    """Returns the shard's index, from its file when the shard's state still agrees, else by scanning and writing that file."""
+    """Returns the shard's index, from its file when the shard's state still agrees, else by scanning and
+    writing that file.
+    """
     return next(load_indexes([shard]))
 
 
-def load_indexes(shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None) -> Iterator[ShardIndex]:
-    """Yields every shard's index in order, after indexing those that have none, or none with a checksum where one is wanted.
+def load_indexes(
+    shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None
+) -> Iterator[ShardIndex]:
+    """Yields every shard's index in order, after indexing those that have none, or none with a checksum where
+    one is wanted.
 
     Raises: DataError when a shard cannot be read.
     """
@@ -160,24 +188,41 @@ def load_indexes(shards: Sequence[Shard], *, checksum: bool = False, processes: 
         yield index if index is not None else scan_shard(shard, stamp, checksum=checksum)
 
 
-def index_missing(shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None) -> dict[Shard, ShardIndex]:
+def index_missing(
+    shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None
+) -> dict[Shard, ShardIndex]:
     """Indexes the shards that have no index, and says so; returns those whose index no file could take.
 
-    Several are indexed at once, by `processes` processes (None: one per core) or, from afar, by threads. Each is kept as soon as it is done,
-    so a second call goes on where the first ended.
+    Several are indexed at once, by `processes` processes (None: one per core) or, from afar, by threads. Each
+    is kept as soon as it is done, so a second call goes on where the first ended.
 
     Raises: DataError when a shard cannot be read.
     """
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
     known = [(shard, stamp, checksum) for shard, stamp in zip(shards, stamps_of(shards), strict=True)]
-    kept = for_each(_is_kept, known, workers=_REQUESTS_AT_ONCE if remote else 1, threads=True, label="reading indexes", unit="shard")
+    kept = for_each(
+        _is_kept,
+        known,
+        workers=_REQUESTS_AT_ONCE if remote else 1,
+        threads=True,
+        label="reading indexes",
+        unit="shard",
+    )
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
     if not missing:
         return {}
-    log.info("indexing %d of %d shards of '%s' that have no index yet; this happens once", len(missing), len(shards), missing[0][0].parent)
+    log.info(
+        "indexing %d of %d shards of '%s' that have no index yet; this happens once",
+        len(missing),
+        len(shards),
+        missing[0][0].parent,
+    )
     workers = _REQUESTS_AT_ONCE
     if not remote:
-        workers = min(processes or len(os.sched_getaffinity(0)), 1 + sum(stamp[0] for _, stamp, _ in missing) // _WORTH_A_PROCESS)
+        workers = min(
+            processes or len(os.sched_getaffinity(0)),
+            1 + sum(stamp[0] for _, stamp, _ in missing) // _WORTH_A_PROCESS,
+        )
     results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing", unit="shard")
     return {entry[0]: index for entry, index in zip(missing, results, strict=True) if index is not None}
 
@@ -186,7 +231,14 @@ def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
     """Returns the state of every shard. Raises: DataError when one is not there."""
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
     arguments = [(shard,) for shard in shards]
-    return for_each(stamp_of, arguments, workers=_REQUESTS_AT_ONCE if remote else 1, threads=True, label="looking for shards", unit="shard")
+    return for_each(
+        stamp_of,
+        arguments,
+        workers=_REQUESTS_AT_ONCE if remote else 1,
+        threads=True,
+        label="looking for shards",
+        unit="shard",
+    )
 
 
 def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
@@ -195,7 +247,9 @@ def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
 
 
 def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
-    """Returns where a shard's index may lie: beside the shard, or in the user's cache when that folder cannot be written."""
+    """Returns where a shard's index may lie: beside the shard, or in the user's cache when that folder cannot
+    be written.
+    """
     place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
     name = shard.name + ".index.npz"
     beside = shard.with_name(name) if isinstance(shard, Path) else shard.beside(name)
@@ -203,7 +257,8 @@ def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
 
 
 def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex | None:
-    """Returns the index that is kept for this state of a shard; None when there is none, or none with a checksum where one is wanted.
+    """Returns the index that is kept for this state of a shard; None when there is none, or none with a
+    checksum where one is wanted.
 
     One that lies beside a remote shard is copied to the cache.
     """
@@ -212,7 +267,8 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
         try:
             data = read_if_there(file)
             index = _decode(data, stamp) if data else None
-        except Exception:  # absent, or not what we wrote: zipfile and numpy raise whatever such bytes lead them to
+        # absent, or not what we wrote: zipfile and numpy raise whatever such bytes lead them to
+        except Exception:
             continue
         if index is not None and (index.checksum or not checksum):
             if isinstance(file, RemoteShard):
@@ -234,7 +290,9 @@ def write_index(shard: Shard, stamp: Stamp, checksum: bool) -> ShardIndex | None
 def _encode(index: ShardIndex) -> bytes:
     """Writes an index as an .npz without pickles."""
     fields = vars(index)
-    header = {"version": _VERSION} | {name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")}
+    header = {"version": _VERSION} | {
+        name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")
+    }
     columns = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
     stream = io.BytesIO()
     np.savez(stream, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **columns)
@@ -242,7 +300,8 @@ def _encode(index: ShardIndex) -> bytes:
 
 
 def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
-    """Reads what _encode wrote; None when it describes another state of the shard. It may have come with the shard, from anybody.
+    """Reads what _encode wrote; None when it describes another state of the shard. It may have come with the
+    shard, from anybody.
 
     Raises: whatever bytes that are none of ours lead to, ValueError for an index that contradicts itself.
     """
@@ -262,11 +321,30 @@ def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
 def _agrees_with_itself(index: ShardIndex) -> bool:
     """Says whether every array is of its type and length, and every number in it points to something."""
     members = (index.member_sample, index.member_suffix, index.member_offset, index.member_size)
-    typed = [array.dtype for array in (index.keys, index.key_ends, *members)] == [np.uint8, np.int64, np.int32, np.int32, np.int64, np.int64]
-    if not typed or {array.shape for array in members} != {(len(index.member_size),)} or index.keys.ndim != 1 or index.key_ends.ndim != 1:
+    typed = [array.dtype for array in (index.keys, index.key_ends, *members)] == [
+        np.uint8,
+        np.int64,
+        np.int32,
+        np.int32,
+        np.int64,
+        np.int64,
+    ]
+    if (
+        not typed
+        or {array.shape for array in members} != {(len(index.member_size),)}
+        or index.keys.ndim != 1
+        or index.key_ends.ndim != 1
+    ):
         return False
-    ends, starts = index.key_ends, np.concatenate([np.zeros(1, dtype=np.int64), index.key_ends[:-1]])[: len(index)]
-    bounds = ((index.member_sample, len(index)), (index.member_suffix, len(index.suffixes)), (index.member_offset, index.stamp[0] + 1))
+    ends, starts = (
+        index.key_ends,
+        np.concatenate([np.zeros(1, dtype=np.int64), index.key_ends[:-1]])[: len(index)],
+    )
+    bounds = (
+        (index.member_sample, len(index)),
+        (index.member_suffix, len(index.suffixes)),
+        (index.member_offset, index.stamp[0] + 1),
+    )
     return bool(
         (ends >= starts).all()
         and (ends[-1] if len(ends) else 0) == len(index.keys)
@@ -287,4 +365,9 @@ def _replace(file: Path, data: bytes) -> bool:
 
 def counted(counts: dict[str, int]) -> str:
     """Writes counts as 'reason n, reason n', most frequent first; 'none' when there are none."""
-    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n) or "none"
+    return (
+        ", ".join(
+            f"{name} {n}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n
+        )
+        or "none"
+    )

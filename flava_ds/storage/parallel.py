@@ -13,8 +13,17 @@ from tqdm import tqdm
 from flava_ds.errors import DataError
 
 
-def for_each(function: Callable[..., Any], arguments: Sequence[tuple], *, workers: int, threads: bool, label: str, unit: str) -> list[Any]:
-    """Returns function(*entry) of every entry, in order; runs on `workers` threads or processes, or in place when there is one worker.
+def for_each(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    *,
+    workers: int,
+    threads: bool,
+    label: str,
+    unit: str,
+) -> list[Any]:
+    """Returns function(*entry) of every entry, in order; runs on `workers` threads or processes, or in place
+    when there is one worker.
 
     The first error ends it: what has not begun is left out.
 
@@ -27,15 +36,23 @@ def for_each(function: Callable[..., Any], arguments: Sequence[tuple], *, worker
                 results.append(function(*entry))
                 bar.update()
             return results
-        context = multiprocessing.get_context("spawn")  # the caller may have threads and a device, which a fork does not survive
-        with ThreadPoolExecutor(workers) if threads else ProcessPoolExecutor(min(workers, len(arguments)), mp_context=context) as pool:
+        # the caller may have threads and a device, which a fork does not survive
+        context = multiprocessing.get_context("spawn")
+        with (
+            ThreadPoolExecutor(workers)
+            if threads
+            else ProcessPoolExecutor(min(workers, len(arguments)), mp_context=context) as pool
+        ):
             jobs = [pool.submit(function, *entry) for entry in arguments]
             try:
                 for job in as_completed(jobs):
                     job.result()
                     bar.update()
             except BrokenProcessPool as error:
-                raise DataError(f"{label}: a process died, perhaps for lack of memory; start again with fewer processes, what is done is kept") from error
+                raise DataError(
+                    f"{label}: a process died, perhaps for lack of memory; start again with fewer "
+                    "processes, what is done is kept"
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -1,4 +1,6 @@
-"""Reads from afar that end: each is given a time, repeated after growing pauses when it fails or stalls, and named when all attempts fail."""
+"""Reads from afar that end: each is given a time, repeated after growing pauses when it fails or stalls, and
+named when all attempts fail.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,9 @@ class ReadPolicy:
     """Of the pauses' random part."""
 
     def wait_s(self, number: int, what: str) -> float:
-        """Returns the pause after failed attempt `number`: 0.5, 1, 2, ... s, at most 30, times a factor in [0.5, 1.5) that depends on the seed, the
-        process, what is read and the attempt, so that processes that failed together do not ask again together."""
+        """Returns the pause after failed attempt `number`: 0.5, 1, 2, ... s, at most 30, times a factor in
+        [0.5, 1.5) that depends on the seed, the process, what is read and the attempt, so that processes that
+        failed together do not ask again together."""
         factor = 0.5 + random.Random(f"{self.seed} {os.getpid()} {what} {number}").random()
         return factor * min(_FIRST_WAIT_S * 2 ** (number - 1), _LONGEST_WAIT_S)
 
@@ -45,19 +48,32 @@ DEFAULT = ReadPolicy()
 
 def policy_of(config: Config) -> ReadPolicy:
     """Returns what a run's configuration asks for."""
-    return ReadPolicy(retries=config.data.read_retries, timeout_s=config.data.read_timeout_s, seed=config.seed)
+    return ReadPolicy(
+        retries=config.data.read_retries, timeout_s=config.data.read_timeout_s, seed=config.seed
+    )
 
 
 class ShortRead(OSError):
     """Fewer bytes than were asked for."""
 
 
-def call(url: str, method: str, policy: ReadPolicy, *, what: str = "", check: Callable[[Any], None] | None = None, **options: Any) -> Any:
-    """Returns fsspec's `method` of what lies at `url`, after repeating it when it fails, stalls, or does not pass `check`.
+def call(
+    url: str,
+    method: str,
+    policy: ReadPolicy,
+    *,
+    what: str = "",
+    check: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> Any:
+    """Returns fsspec's `method` of what lies at `url`, after repeating it when it fails, stalls, or does not
+    pass `check`.
 
-    `what` tells a part for messages, such as "bytes 0 to 511 of ". `check` raises ShortRead for what another attempt may mend.
+    `what` tells a part for messages, such as "bytes 0 to 511 of ". `check` raises ShortRead for what another
+    attempt may mend.
 
-    Raises: DataError when the object does not exist, access is refused, the protocol's package is missing, or all attempts fail.
+    Raises: DataError when the object does not exist, access is refused, the protocol's package is missing, or
+    all attempts fail.
     """
     name, attempts = f"{what}'{without_query(url)}'", policy.retries + 1
     for number in range(1, attempts + 1):
@@ -75,11 +91,19 @@ def call(url: str, method: str, policy: ReadPolicy, *, what: str = "", check: Ca
             told = _told(error, policy.timeout_s)
             if number == attempts:
                 raise DataError(
-                    f"{name} cannot be read after {attempts} attempt{'s' * (attempts > 1)}: {told}; check the network and the server, "
+                    f"{name} cannot be read after {attempts} attempt{'s' * (attempts > 1)}: {told}; check "
+                    "the network and the server, "
                     "or raise data.read_retries or data.read_timeout_s"
                 ) from error
             wait = policy.wait_s(number, name)
-            log.warning("%s could not be read, attempt %d of %d: %s; again in %.1f s", name, number, attempts, told, wait)
+            log.warning(
+                "%s could not be read, attempt %d of %d: %s; again in %.1f s",
+                name,
+                number,
+                attempts,
+                told,
+                wait,
+            )
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -99,7 +123,9 @@ def call_once(url: str, method: str, timeout_s: float, **options: Any) -> Any:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system of a URL, made for this process, and the path inside it. Raises: DataError when it is not available."""
+    """Returns fsspec's file system of a URL, made for this process, and the path inside it. Raises: DataError
+    when it is not available.
+    """
     import fsspec
 
     try:
@@ -114,10 +140,18 @@ def without_query(text: str) -> str:
     return _QUERY.sub("", text)
 
 
+def _cause(error: Exception) -> Exception:
+    """Returns the server's answer behind a missing file: fsspec calls every failure of an http HEAD or GET
+    one, and keeps the answer as its cause.
+    """
+    answer = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    return answer if isinstance(answer, Exception) else error
+
+
 def _refusal(error: Exception) -> str | None:
     """Returns why another attempt is useless; None when it may help."""
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) else error
-    status = getattr(cause, "status", None)  # fsspec takes every failure of an http HEAD and GET for a missing file, and keeps the answer as the cause
+    cause = _cause(error)
+    status = getattr(cause, "status", None)
     if isinstance(cause, FileNotFoundError) or status == 404:
         return "does not exist"
     if isinstance(cause, PermissionError) or status in (401, 403):
@@ -129,7 +163,7 @@ def _refusal(error: Exception) -> str | None:
 
 def _told(error: Exception, timeout_s: float) -> str:
     """Writes what went wrong, as one line without the queries of URLs."""
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) else error
+    cause = _cause(error)
     if isinstance(cause, TimeoutError) or type(cause).__name__ == "FSTimeoutError":
         return f"no answer within {timeout_s:g} s"
     return " ".join(without_query(f"{type(cause).__name__}: {cause}").split())

@@ -20,13 +20,19 @@ class SampleTable:
     """The usable samples of all shards of a source.
 
     Shapes:
-        first                     [shards+1]  int64, number of each shard's first sample; the last entry is the sample count
-        columns[field]            ([N], [N])  byte offset int64 (-1 when absent) and size uint32 of that field's member
+        first                     [shards+1]  int64, number of each shard's first sample; the last entry is
+                                              the sample count
+        columns[field]            ([N], [N])  byte offset int64 (-1 when absent) and size uint32 of that
+                                              field's member
         keys, key_ends            [K], [N]    as in ShardIndex
     """
 
-    def __init__(self, shards: Sequence[Shard], fields: dict[str, Sequence[str]], required: dict[str, str]) -> None:
-        """Indexes `shards`; `fields` maps a field to its suffixes, `required` maps a field to the fault of samples without it."""
+    def __init__(
+        self, shards: Sequence[Shard], fields: dict[str, Sequence[str]], required: dict[str, str]
+    ) -> None:
+        """Indexes `shards`; `fields` maps a field to its suffixes, `required` maps a field to the fault of
+        samples without it.
+        """
         self.shards = list(shards)
         self.faults: Counter[str] = Counter()
         self.stamps: list[Stamp] = []
@@ -34,7 +40,10 @@ class SampleTable:
         self.first = np.cumsum([0, *(len(part[1]) for part in parts)], dtype=np.int64)
         self.keys = np.concatenate([part[0] for part in parts])
         self.key_ends = np.cumsum(np.concatenate([part[1] for part in parts]), dtype=np.int64)
-        self.columns = {field: tuple(np.concatenate([part[2][field][i] for part in parts]) for i in range(2)) for field in fields}
+        self.columns = {
+            field: tuple(np.concatenate([part[2][field][i] for part in parts]) for i in range(2))
+            for field in fields
+        }
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -50,7 +59,9 @@ class SampleTable:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hashes the keys, shard by shard: equal where the same numbers mean the same samples, wherever the shards lie."""
+        """Hashes the keys, shard by shard: equal where the same numbers mean the same samples, wherever the
+        shards lie.
+        """
         digest = hashlib.sha256(self.first.tobytes())
         digest.update(self.key_ends.tobytes())
         digest.update(self.keys.tobytes())
@@ -68,4 +79,8 @@ class SampleTable:
             usable &= present
         lengths = np.diff(index.key_ends, prepend=0)
         keys = index.keys[np.repeat(usable, lengths)]
-        return keys, lengths[usable], {field: (offset[usable], size[usable]) for field, (offset, size) in columns.items()}
+        return (
+            keys,
+            lengths[usable],
+            {field: (offset[usable], size[usable]) for field, (offset, size) in columns.items()},
+        )

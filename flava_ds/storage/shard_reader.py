@@ -1,4 +1,6 @@
-"""Members of a source's shards by offset: local shards through descriptors that stay open, remote ones through a cache on the local disk."""
+"""Members of a source's shards by offset: local shards through descriptors that stay open, remote ones
+through a cache on the local disk.
+"""
 
 from __future__ import annotations
 

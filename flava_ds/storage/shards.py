@@ -17,11 +17,15 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _MAX_SHARDS = 10_000_000
 
 
-def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool = False) -> list[Shard]:
-    """Returns the .tar files that `shards` stands for, sorted, each once: a folder, one file, a brace pattern, each local or as a URL such as
-    's3://bucket/folder' or 'https://host/{00000..00099}.tar', or a .txt that lists such entries, one a line, relative ones from its folder.
+def list_shards(
+    shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool = False
+) -> list[Shard]:
+    """Returns the .tar files that `shards` stands for, sorted, each once: a folder, one file, a brace
+    pattern, each local or as a URL such as 's3://bucket/folder' or 'https://host/{00000..00099}.tar', or a
+    .txt that lists such entries, one a line, relative ones from its folder.
 
-    With `pipes`, `shards` itself may be 'pipe:COMMAND', braces in it, whose output is a shard: for streams alone. Entries of a list may not.
+    With `pipes`, `shards` itself may be 'pipe:COMMAND', braces in it, whose output is a shard: for streams
+    alone. Entries of a list may not.
 
     Raises: DataError naming the source and what is missing, empty or refused.
     """
@@ -45,7 +49,10 @@ def expand_shards(shards: str, name: str = "") -> list[Path]:
     found = list_shards(shards, name)
     if isinstance(found[0], RemoteShard):
         label = f"source '{name}': " if name else ""
-        raise DataError(f"{label}shards '{found[0]}' is a URL; training and `prepare index` read those, this does not: copy or mount the shards")
+        raise DataError(
+            f"{label}shards '{found[0]}' is a URL; training and `prepare index` read those, this does "
+            "not: copy or mount the shards"
+        )
     return found
 
 
@@ -58,7 +65,10 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
         if _URL.match(shards):
             text, folder = fetch(RemoteShard(shards, policy)).decode(), RemoteShard(shards).parent + "/"
         else:
-            text, folder = Path(shards).expanduser().read_text(encoding="utf-8"), f"{Path(shards).expanduser().parent}/"
+            text, folder = (
+                Path(shards).expanduser().read_text(encoding="utf-8"),
+                f"{Path(shards).expanduser().parent}/",
+            )
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{label}list of shards '{shards}' cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -72,9 +82,15 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
     """Returns the shards of one folder, file or pattern."""
     label = f"source '{name}': " if name else ""
     if entry.startswith("pipe:"):
-        raise DataError(f"{label}shards '{entry}' would run a shell command, which is refused; name a folder or a URL that can be read")
+        raise DataError(
+            f"{label}shards '{entry}' would run a shell command, which is refused; name a folder or a "
+            "URL that can be read"
+        )
     if "::" in entry:
-        raise DataError(f"{label}'{entry}' chains protocols with '::'; name the shards by one protocol, data.cache_directory keeps local copies")
+        raise DataError(
+            f"{label}'{entry}' chains protocols with '::'; name the shards by one protocol, "
+            "data.cache_directory keeps local copies"
+        )
     if entry.startswith("file://"):
         entry = entry.removeprefix("file://")
     if _URL.match(entry):
@@ -83,12 +99,17 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
         if not found:
-            raise DataError(f"{label}folder '{path}' holds no .tar file; point {_option(name)} at a folder of shards")
+            raise DataError(
+                f"{label}folder '{path}' holds no .tar file; point {_option(name)} at a folder of shards"
+            )
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
     for shard in found:
         if shard.is_dir() or shard.suffix != ".tar":
-            raise DataError(f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern such as '/data/{{00000..00099}}.tar'")
+            raise DataError(
+                f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern "
+                f"such as '/data/{{00000..00099}}.tar'"
+            )
         if not shard.is_file():
             raise DataError(f"{label}shard '{shard}' does not exist; check {_option(name)} '{shards}'")
     return found
@@ -105,7 +126,10 @@ def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
         files = call(folder.url, "ls", policy, detail=False)
         listed = [fs.unstrip_protocol(file) for file in files if file.split("?", 1)[0].endswith(".tar")]
         if not listed:
-            raise DataError(f"{label}'{folder}' lists no .tar file; name the folder of the shards, one .tar, a pattern or a .txt list")
+            raise DataError(
+                f"{label}'{folder}' lists no .tar file; name the folder of the shards, one .tar, a "
+                "pattern or a .txt list"
+            )
         tars += [RemoteShard(url, policy) for url in listed]
     return tars
 
@@ -131,9 +155,16 @@ def expand_braces(pattern: str) -> list[str]:
         elif match.re is _RANGE:
             first, last = match.groups()
             if int(last) < int(first) or int(last) - int(first) >= _MAX_SHARDS:
-                raise DataError(f"pattern '{pattern}': range {{{first}..{last}}} runs backwards or is too long")
+                raise DataError(
+                    f"pattern '{pattern}': range {{{first}..{last}}} runs backwards or is too long"
+                )
             width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-            pending += [text[: match.start()] + str(number).zfill(width) + text[match.end() :] for number in range(int(first), int(last) + 1)]
+            pending += [
+                text[: match.start()] + str(number).zfill(width) + text[match.end() :]
+                for number in range(int(first), int(last) + 1)
+            ]
         else:
-            pending += [text[: match.start()] + choice + text[match.end() :] for choice in match.group(1).split(",")]
+            pending += [
+                text[: match.start()] + choice + text[match.end() :] for choice in match.group(1).split(",")
+            ]
     return done

@@ -1,4 +1,6 @@
-"""Reads the headers of a tar once: member names and where their bytes lie. Nothing is extracted, decompressed or unpickled."""
+"""Reads the headers of a tar once: member names and where their bytes lie. Nothing is extracted, decompressed
+or unpickled.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,11 @@ class Member(NamedTuple):
 
 
 def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
-    """Yields the regular files of a tar in order; stops at the first damage and counts it in `found` by reason.
+    """Yields the regular files of a tar in order; stops at the first damage and counts it in `found` by
+    reason.
 
-    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Links, folders and devices are passed over, and so are zeros
-    between members, as in tars that were joined with cat.
+    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Links, folders and
+    devices are passed over, and so are zeros between members, as in tars that were joined with cat.
     """
     position, end, name, size, zeros = 0, file.size, None, None, False
     while position + BLOCK <= end:
@@ -43,7 +46,11 @@ def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
             found[faults.ZEROS] += 1
         zeros, length = False, _number(header[124:136])
         if length is None or not _checksum_holds(header):
-            found[faults.COMPRESSED_SHARD if position == 0 and header.startswith(_PACKED) else faults.BROKEN_HEADER] += 1
+            found[
+                faults.COMPRESSED_SHARD
+                if position == 0 and header.startswith(_PACKED)
+                else faults.BROKEN_HEADER
+            ] += 1
             return
         kind, position = header[156:157], position + BLOCK
         extension = kind in b"xLgK"
@@ -77,7 +84,8 @@ def _number(field: bytes) -> int | None:
     if field[0] & 0x80:
         return None if field[0] & 0x40 else int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
-    if digits.translate(None, b"01234567"):  # int() would take signs and underscores, and a negative size would lead back to its own header
+    # int() would take signs and underscores, and a negative size would lead back to its own header
+    if digits.translate(None, b"01234567"):
         return None
     return int(digits, 8) if digits else 0
 

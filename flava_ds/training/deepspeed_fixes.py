@@ -1,4 +1,6 @@
-"""Where DeepSpeed 0.19 does something else than we need: one function per case, with the reason. Each has a test that notices a repair upstream."""
+"""Where DeepSpeed 0.19 does something else than we need: one function per case, with the reason. Each has a
+test that notices a repair upstream.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,26 @@ from torch import nn
 def apply_before_initialize(timeout_s: int) -> None:
     """Applies the fixes that must stand before `deepspeed.initialize`."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what engine_config chose on purpose
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # per collective: DeepSpeed calls deprecated names
+    # per collective: DeepSpeed calls deprecated names
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     skip_shared_memory_op()
     honour_group_timeout(timeout_s)
     see_tensors_in_dataclasses()
 
 
 def skip_shared_memory_op() -> None:
-    """Keeps DeepSpeed from compiling deepspeed_shm_comm at every start on CPU (25-80 s, needs g++ and ninja); only its inference uses it."""
+    """Keeps DeepSpeed from compiling deepspeed_shm_comm at every start on CPU (25-80 s, needs g++ and ninja);
+    only its inference uses it.
+    """
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def honour_group_timeout(timeout_s: int) -> None:
-    """Gives DeepSpeed's process groups our timeout; it creates them with torch's default of 30 minutes whatever it was told."""
+    """Gives DeepSpeed's process groups our timeout; it creates them with torch's default of 30 minutes
+    whatever it was told.
+    """
     from deepspeed.comm.torch import TorchBackend
 
     timeout = datetime.timedelta(seconds=timeout_s)
@@ -37,9 +44,11 @@ def honour_group_timeout(timeout_s: int) -> None:
 
 
 def see_tensors_in_dataclasses() -> None:
-    """Lets ZeRO-3's module hooks find tensors inside dataclasses (Packed, Batch, StepOutput); it looks into tuples, lists and dicts only.
+    """Lets ZeRO-3's module hooks find tensors inside dataclasses (Packed, Batch, StepOutput); it looks into
+    tuples, lists and dicts only.
 
-    Unseen outputs mean that a module which owns parameters directly is not gathered again for its backward pass.
+    Unseen outputs mean that a module which owns parameters directly is not gathered again for its backward
+    pass.
     """
     from deepspeed.runtime.zero import parameter_offload, utils
 
@@ -50,7 +59,11 @@ def see_tensors_in_dataclasses() -> None:
     def apply_to_tensors_only(function: Any, value: Any, warning_msg_fn: Any = None) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-            holders = {name: item for name, item in fields.items() if isinstance(item, torch.Tensor | dict | tuple | list) or dataclasses.is_dataclass(item)}
+            holders = {
+                name: item
+                for name, item in fields.items()
+                if isinstance(item, torch.Tensor | dict | tuple | list) or dataclasses.is_dataclass(item)
+            }
             changed = {name: apply_to_tensors_only(function, item) for name, item in holders.items()}
             return dataclasses.replace(value, **changed)
         return original(function, value, warning_msg_fn)
@@ -61,17 +74,24 @@ def see_tensors_in_dataclasses() -> None:
 
 
 def reshape_scalars(module: nn.Module) -> None:
-    """Turns 0-d parameters into shape (1,), in place; `deepspeed.initialize` crashes on a 0-d parameter in every stage."""
+    """Turns 0-d parameters into shape (1,), in place; `deepspeed.initialize` crashes on a 0-d parameter in
+    every stage.
+    """
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
             if parameter.ndim == 0:
-                setattr(child, name, nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad))
+                setattr(
+                    child,
+                    name,
+                    nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad),
+                )
 
 
 def clear_stale_gradients(zero: Any) -> None:
     """Zeroes the gradient buffers that survive an update; call before the first micro-step of each.
 
-    ZeRO-3, and ZeRO-1/2 with offload_optimizer, otherwise apply the last gradient of every parameter that this step does not use again.
+    ZeRO-3, and ZeRO-1/2 with offload_optimizer, otherwise apply the last gradient of every parameter that
+    this step does not use again.
     """
     if getattr(zero, "grad_partitions_flat_buffer", None) is not None:
         zero.grad_partitions_flat_buffer.zero_()
@@ -86,10 +106,12 @@ def clear_stale_gradients(zero: Any) -> None:
 
 
 def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor], bool]]:
-    """Lists the averaged gradients that this rank will apply: (parameter group, tensors, whether other ranks hold the same ones).
+    """Lists the averaged gradients that this rank will apply: (parameter group, tensors, whether other ranks
+    hold the same ones).
 
-    To be called after the last backward pass and before `engine.step`. DeepSpeed's own norm is not used: reading it waits for the
-    device once per parameter group, and an invalid norm is turned into an update with NaN in ZeRO-1/2 with bf16.
+    To be called after the last backward pass and before `engine.step`. DeepSpeed's own norm is not used:
+    reading it waits for the device once per parameter group, and an invalid norm is turned into an update
+    with NaN in ZeRO-1/2 with bf16.
     """
     zero, groups = engine.optimizer, engine.basic_optimizer.param_groups
     if engine.zero_optimization_stage() == 0:
@@ -101,5 +123,8 @@ def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor
             parts = [zero.averaged_gradients[i] for i in range(len(zero.fp16_groups))]
         return [(groups[zero.sub_group_to_group_id[i]], tensors, False) for i, tensors in enumerate(parts)]
     if zero.cpu_offload:
-        return [(group, [flat.grad], False) for group, flat in zip(groups, zero.single_partition_of_fp32_groups, strict=True)]
+        return [
+            (group, [flat.grad], False)
+            for group, flat in zip(groups, zero.single_partition_of_fp32_groups, strict=True)
+        ]
     return [(group, list(zero.averaged_gradients[i]), False) for i, group in enumerate(groups)]

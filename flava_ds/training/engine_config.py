@@ -1,4 +1,6 @@
-"""One DeepSpeed JSON, checked key by key (DeepSpeed accepts any unknown top-level key silently) and merged with what the recipe owns."""
+"""One DeepSpeed JSON, checked key by key (DeepSpeed accepts any unknown top-level key silently) and merged
+with what the recipe owns.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ OWNED = {
 
 
 def shipped_settings() -> dict[str, Path]:
-    """Returns the files under ds_configs by name: inside the installed package, or beside it in a checkout."""
+    """Returns the files under ds_configs by name: inside the installed package, or beside it in a
+    checkout."""
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "ds_configs", package.parent / "ds_configs") if f.is_dir()), package)
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
@@ -60,7 +63,10 @@ def read_settings(name: str) -> tuple[dict[str, Any], str]:
     shipped = shipped_settings()
     source = shipped.get(name, Path(name))
     if name not in shipped and not source.is_file():
-        raise ConfigError(f"engine.deepspeed_config '{name}' is neither a file nor one of {', '.join(sorted(shipped))}{did_you_mean(name, shipped)}")
+        raise ConfigError(
+            f"engine.deepspeed_config '{name}' is neither a file nor one of "
+            f"{', '.join(sorted(shipped))}{did_you_mean(name, shipped)}"
+        )
     try:
         settings = loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,7 +77,8 @@ def read_settings(name: str) -> tuple[dict[str, Any], str]:
 
 
 def merged_settings(config: Config, world_size: int, device_type: str) -> dict[str, Any]:
-    """Returns what `deepspeed.initialize` gets: the JSON of engine.deepspeed_config plus all that the recipe owns.
+    """Returns what `deepspeed.initialize` gets: the JSON of engine.deepspeed_config plus all that the recipe
+    owns.
 
     Raises: ConfigError naming the file and the key, or the recipe field that cannot be had with it.
     """
@@ -85,7 +92,9 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
     offloaded = "offload_optimizer" in zero and zero["offload_optimizer"].get("device", "none") != "none"
     if zero["stage"] in (1, 2) and not offloaded:
         zero = {**zero, "compute_grad_norm": False}  # Engine.update measures and clips on the device
-    micro_batch_size = max(1, config.training.global_batch_size // (world_size * config.training.gradient_accumulation_steps))
+    micro_batch_size = max(
+        1, config.training.global_batch_size // (world_size * config.training.gradient_accumulation_steps)
+    )
     return {
         "steps_per_print": 1_000_000_000,
         **settings,
@@ -123,12 +132,20 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
         if key not in known:
             raise ConfigError(f"{path}: unknown key 'zero_optimization.{key}'{did_you_mean(key, known)}")
     if "compute_grad_norm" in zero:
-        raise ConfigError(f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm itself; remove it")
+        raise ConfigError(
+            f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm "
+            "itself; remove it"
+        )
     if zero["stage"] == 0 and ("offload_optimizer" in zero or "offload_param" in zero):
-        raise ConfigError(f"{path}: offloading needs ZeRO stage 1, 2 or 3; stage 0 keeps everything on the device")
+        raise ConfigError(
+            f"{path}: offloading needs ZeRO stage 1, 2 or 3; stage 0 keeps everything on the device"
+        )
     for key in ("offload_optimizer", "offload_param"):
         if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
-            raise ConfigError(f'{path}: zero_optimization.{key}.device "nvme" is refused, as gradients and checkpoints are taken from memory; use "cpu"')
+            raise ConfigError(
+                f'{path}: zero_optimization.{key}.device "nvme" is refused, as gradients and checkpoints '
+                'are taken from memory; use "cpu"'
+            )
     try:
         DeepSpeedZeroConfig(**zero)
     except ValueError as error:
@@ -143,13 +160,17 @@ def _check_precision(precision: str, zero: dict[str, Any], path: str, device_typ
         raise ConfigError("training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'")
     if precision != "fp32" and zero["stage"] == 0:
         raise ConfigError(
-            f"{path}: ZeRO stage 0 with training.precision '{precision}' is refused, because DeepSpeed then makes an update with zero "
-            "gradients at start-up (bias correction off by one, one extra weight decay); use stage 1, which costs no more communication"
+            f"{path}: ZeRO stage 0 with training.precision '{precision}' is refused, because DeepSpeed "
+            "then makes an update with zero "
+            "gradients at start-up (bias correction off by one, one extra weight decay); use stage 1, "
+            "which costs no more communication"
         )
 
 
 def _precision_settings(config: Config) -> dict[str, Any]:
-    """Spells training.precision in DeepSpeed's keys; the check of gradients for bf16 would wait for the device, Engine.update does it."""
+    """Spells training.precision in DeepSpeed's keys; the check of gradients for bf16 would wait for the
+    device, Engine.update does it.
+    """
     if config.training.precision == "bf16":
         return {"bf16": {"enabled": True, "check_grad_overflow": False}}
     if config.training.precision == "fp16":

@@ -1,4 +1,6 @@
-"""Which elements of which parameters a rank holds in fp32, whatever the ZeRO stage: views to copy a checkpoint out of, and back into."""
+"""Which elements of which parameters a rank holds in fp32, whatever the ZeRO stage: views to copy a
+checkpoint out of, and back into.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 class Fragment:
     """Elements `start` .. `start` + `numel` of a parameter, counted in the flattened whole.
 
-    `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the moments of the optimizer and
-    the running averages that follow it.
-    `replicated` says that every rank holds the same elements.
+    `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the
+    moments of the optimizer and the running averages that follow it. `replicated` says that every rank holds
+    the same elements.
     """
 
     name: str
@@ -36,12 +38,19 @@ class Fragment:
 
     def narrow(self, start: int, numel: int) -> Fragment:
         """Returns the part of it from its own element `start` on."""
-        return Fragment(self.name, self.start + start, {key: tensor.narrow(0, start, numel) for key, tensor in self.tensors.items()}, self.replicated)
+        return Fragment(
+            self.name,
+            self.start + start,
+            {key: tensor.narrow(0, start, numel) for key, tensor in self.tensors.items()},
+            self.replicated,
+        )
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where a fragment lies in a flat tensor of the optimizer: `numel` elements from `offset` on are those from `start` on of the parameter."""
+    """Where a fragment lies in a flat tensor of the optimizer: `numel` elements from `offset` on are those
+    from `start` on of the parameter.
+    """
 
     parameter: nn.Parameter
     start: int
@@ -51,7 +60,9 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Slot:
-    """One tensor of the optimizer, the group it belongs to, all parameters spread over it on all ranks, and what this rank has of them."""
+    """One tensor of the optimizer, the group it belongs to, all parameters spread over it on all ranks, and
+    what this rank has of them.
+    """
 
     flat: Tensor
     group: dict[str, Any]
@@ -61,14 +72,18 @@ class _Slot:
 
 @dataclass
 class Average:
-    """A running average of some of the task's parameters: in fp32, split as the fp32 weights are, in the same memory."""
+    """A running average of some of the task's parameters: in fp32, split as the fp32 weights are, in the same
+    memory.
+    """
 
     followed: set[str]
     """Names of these parameters, all of which are trained."""
     _flats: dict[int, Tensor] = field(default_factory=dict)
 
     def like(self, number: int, flat: Tensor) -> Tensor:
-        """Returns its part beside the optimizer's tensor of this number, which begins with that tensor's values."""
+        """Returns its part beside the optimizer's tensor of this number, which begins with that tensor's
+        values.
+        """
         if number not in self._flats:
             self._flats[number] = flat.detach().to(torch.float32, copy=True).view(-1)
         return self._flats[number]
@@ -79,13 +94,20 @@ def held(engine: Engine) -> Iterator[Fragment]:
     names, replicated = _names(engine), engine.stage == 0
     for number, slot in enumerate(_slots(engine)):
         state = engine.optimizer.create_state(slot.flat)
-        flats = {"weight": slot.flat.detach().view(-1), **{key: state[key].view(-1) for key in engine.optimizer.moments}}
+        flats = {
+            "weight": slot.flat.detach().view(-1),
+            **{key: state[key].view(-1) for key in engine.optimizer.moments},
+        }
         members = {names[member] for member in slot.members}
         averages = {key: average for key, average in engine.averages.items() if average.followed & members}
         flats |= {key: average.like(number, slot.flat) for key, average in averages.items()}
         for piece in slot.pieces:
             name = names[piece.parameter]
-            own = {key: flat for key, flat in flats.items() if key not in averages or name in averages[key].followed}
+            own = {
+                key: flat
+                for key, flat in flats.items()
+                if key not in averages or name in averages[key].followed
+            }
             tensors = {key: flat.narrow(0, piece.offset, piece.numel) for key, flat in own.items()}
             yield Fragment(name, piece.start, tensors, replicated)
     for parameter, name in names.items():
@@ -96,7 +118,8 @@ def held(engine: Engine) -> Iterator[Fragment]:
 
 
 def owned(engine: Engine) -> Iterator[Fragment]:
-    """Yields the fragments that this rank writes: what it holds alone, and its share of what all ranks hold."""
+    """Yields the fragments that this rank writes: what it holds alone, and its share of what all
+    ranks hold."""
     size, rank = engine.world.size, engine.world.rank
     for fragment in held(engine):
         if not fragment.replicated:
@@ -111,7 +134,11 @@ def owned(engine: Engine) -> Iterator[Fragment]:
 def update_counts(engine: Engine) -> dict[str, int]:
     """Returns how many updates the optimizer has made to each trained parameter."""
     names = _names(engine)
-    return {names[member]: engine.optimizer.updates_of(slot.group, slot.flat) for slot in _slots(engine) for member in slot.members}
+    return {
+        names[member]: engine.optimizer.updates_of(slot.group, slot.flat)
+        for slot in _slots(engine)
+        for member in slot.members
+    }
 
 
 def set_update_counts(engine: Engine, counts: Mapping[str, int]) -> None:
@@ -124,14 +151,17 @@ def set_update_counts(engine: Engine, counts: Mapping[str, int]) -> None:
         members = [names[member] for member in slot.members]
         if missing := [name for name in members if name not in counts]:
             raise CheckpointError(
-                f"the checkpoint has no optimizer state of '{missing[0]}', which this run trains; freeze the same parameters as before, "
+                f"the checkpoint has no optimizer state of '{missing[0]}', which this run trains; freeze "
+                "the same parameters as before, "
                 "or start a new run with --initial-weights"
             )
         first = members[0]
         if other := next((name for name in members if counts[name] != counts[first]), None):
             raise CheckpointError(
-                f"'{first}' has had {counts[first]} updates and '{other}' {counts[other]}, but this configuration trains them as one group; go on with "
-                "the objectives and optimizer settings of the checkpoint's config.json, or start a new run with --initial-weights"
+                f"'{first}' has had {counts[first]} updates and '{other}' {counts[other]}, but this "
+                "configuration trains them as one group; go on with "
+                "the objectives and optimizer settings of the checkpoint's config.json, or start a new run "
+                "with --initial-weights"
             )
         engine.optimizer.set_updates(slot.group, slot.flat, int(counts[first]))
 
@@ -143,7 +173,9 @@ def begin_loading(engine: Engine) -> None:
 
 
 def finish_loading(engine: Engine) -> None:
-    """Carries the fragments' new values over to the parameters that the module computes with; all ranks together."""
+    """Carries the fragments' new values over to the parameters that the module computes with; all ranks
+    together.
+    """
     zero = engine.deepspeed.optimizer
     if engine.stage in (1, 2):
         zero.update_lp_params()
@@ -162,8 +194,8 @@ def _names(engine: Engine) -> dict[nn.Parameter, str]:
 
 
 def _slots(engine: Engine) -> Iterator[_Slot]:
-    """Yields the optimizer's tensors. Stages 1 and 2 have one per group; stage 3 one per sub-group, in which every rank has a part of each
-    parameter; without ZeRO the parameters themselves are the tensors."""
+    """Yields the optimizer's tensors. Stages 1 and 2 have one per group; stage 3 one per sub-group, in which
+    every rank has a part of each parameter; without ZeRO the parameters themselves are the tensors."""
     zero, groups = engine.deepspeed.optimizer, engine.optimizer.param_groups
     if engine.stage == 0:
         for group in groups:
@@ -171,16 +203,28 @@ def _slots(engine: Engine) -> Iterator[_Slot]:
                 yield _Slot(parameter, group, [parameter], [_Piece(parameter, 0, 0, parameter.numel())])
     elif engine.stage == 3:
         for number, members in enumerate(zero.fp16_groups):
-            yield _Slot(zero.fp32_partitioned_groups_flat[number], groups[zero.sub_group_to_group_id[number]], members, _partitions(engine, members))
+            yield _Slot(
+                zero.fp32_partitioned_groups_flat[number],
+                groups[zero.sub_group_to_group_id[number]],
+                members,
+                _partitions(engine, members),
+            )
     else:
         for number, (group, members) in enumerate(zip(groups, zero.bit16_groups, strict=True)):
             mapped = [(member, member._hp_mapping) for member in members if member._hp_mapping is not None]
-            pieces = [_Piece(p, m.lp_fragment_address.start, m.hp_fragment_address.start, m.hp_fragment_address.numel) for p, m in mapped]
+            pieces = [
+                _Piece(
+                    p, m.lp_fragment_address.start, m.hp_fragment_address.start, m.hp_fragment_address.numel
+                )
+                for p, m in mapped
+            ]
             yield _Slot(zero.single_partition_of_fp32_groups[number], group, members, pieces)
 
 
 def _partitions(engine: Engine, members: list[Any]) -> list[_Piece]:
-    """Lists this rank's equal parts of a sub-group's parameters, to which ZeRO-3 has added theirs; the last ranks' parts may be padding."""
+    """Lists this rank's equal parts of a sub-group's parameters, to which ZeRO-3 has added theirs; the last
+    ranks' parts may be padding.
+    """
     pieces, offset = [], 0
     for parameter in members:
         part = parameter.partition_numel()
@@ -192,7 +236,8 @@ def _partitions(engine: Engine, members: list[Any]) -> list[_Piece]:
 
 
 def _frozen(engine: Engine, parameter: Any) -> tuple[int, Tensor]:
-    """Returns where this rank's part of a frozen parameter starts, and the part, in the module's precision."""
+    """Returns where this rank's part of a frozen parameter starts, and the part, in the module's
+    precision."""
     if engine.stage < 3:
         return 0, parameter.detach().view(-1)
     part = parameter.partition_numel()

@@ -47,7 +47,8 @@ class Pass:
 class Task(nn.Module):
     """Runs the union of the views that the active objectives need once, calls them, and adds up.
 
-    A family derives from it where it has more to say: frozen networks that make targets, training states, FLOPs.
+    A family derives from it where it has more to say: frozen networks that make targets, training states,
+    FLOPs.
     """
 
     model: Any
@@ -58,15 +59,25 @@ class Task(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)  # type: ignore[assignment]  # a mapping to its readers, and a module to torch
-        self.states: dict[str, TrainingState] = {f"{name}.{key}": state for name, own in objectives.items() for key, state in own.states(model).items()}
-        """Those of the objectives are called "<objective>.<state>"; a family may add its own under other names."""
+        self.states: dict[str, TrainingState] = {
+            f"{name}.{key}": state
+            for name, own in objectives.items()
+            for key, state in own.states(model).items()
+        }
+        """Those of the objectives are called "<objective>.<state>"; a family may add its own under other
+        names.
+        """
         self.frozen: dict[str, Any] = {}
-        """Networks on the device that make targets and are not trained; equal on all ranks, not in checkpoints."""
+        """Networks on the device that make targets and are not trained; equal on all ranks, not in
+        checkpoints.
+        """
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of step that an objective reads, sorted."""
-        return tuple(sorted({str(kind) for objective in self.objectives.values() for kind in objective.kinds}))
+        return tuple(
+            sorted({str(kind) for objective in self.objectives.values() for kind in objective.kinds})
+        )
 
     @property
     def metrics(self) -> dict[str, Mapping[str, str]]:
@@ -86,7 +97,9 @@ class Task(nn.Module):
         return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
 
     def complete(self, batch: Batch) -> Batch:
-        """Adds the targets that frozen networks and training states compute, on the device and without a graph."""
+        """Adds the targets that frozen networks and training states compute, on the device and without a
+        graph.
+        """
         for state in self.states.values():
             batch = state.complete(batch)
         return batch
@@ -94,7 +107,8 @@ class Task(nn.Module):
     def forward(self, entry: str, *arguments: Any) -> Any:
         """Calls the method `entry`: "step" or "features".
 
-        Everything enters here, because DeepSpeed's hooks, which gather what ZeRO-3 has divided, hang on forward().
+        Everything enters here, because DeepSpeed's hooks, which gather what ZeRO-3 has divided, hang on
+        forward().
         """
         return getattr(self, entry)(*arguments)
 
@@ -102,7 +116,9 @@ class Task(nn.Module):
         """Computes what pooled objectives read of a micro-batch: the first of their two passes."""
         pooled = self.pooled(batch.kind)
         encoded, reads = self._encode(pooled, batch)
-        return {name: o.features(self.model, _hidden(encoded, reads[name]), batch) for name, o in pooled.items()}
+        return {
+            name: o.features(self.model, _hidden(encoded, reads[name]), batch) for name, o in pooled.items()
+        }
 
     def step(
         self,
@@ -112,14 +128,20 @@ class Task(nn.Module):
     ) -> StepOutput:
         """Returns a micro-batch's part of the step's loss.
 
-        `denominators` are each objective's terms over all ranks and micro-batches, divided by the ranks, over which
-        gradients are averaged. `gradients` makes the pooled objectives' loss that of the whole step.
+        `denominators` are each objective's terms over all ranks and micro-batches, divided by the ranks, over
+        which gradients are averaged. `gradients` makes the pooled objectives' loss that of the whole step.
         """
         losses = self.losses(batch, gradients)
         total = torch.stack(list(self.weighted(losses, denominators).values())).sum()
         sums = {f"{name}/loss": loss.sum.detach() for name, loss in losses.items()}
-        sums |= {f"{name}/{metric}": value for name, loss in losses.items() for metric, value in loss.metrics.items()}
-        statistics = {f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.statistics.items()}
+        sums |= {
+            f"{name}/{metric}": value
+            for name, loss in losses.items()
+            for metric, value in loss.metrics.items()
+        }
+        statistics = {
+            f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.statistics.items()
+        }
         return StepOutput(total, sums, statistics)
 
     def losses(
@@ -128,8 +150,8 @@ class Task(nn.Module):
         gradients: Mapping[str, FeatureGradients] | None = None,
         only: Collection[str] | None = None,
     ) -> dict[str, Loss]:
-        """Runs the union of the views needed once, for the rows that are read, then every active objective, or those
-        in `only`."""
+        """Runs the union of the views needed once, for the rows that are read, then every active objective,
+        or those in `only`."""
         active, losses = self.active(batch.kind), {}
         if only is not None:
             active = {name: objective for name, objective in active.items() if name in only}
@@ -141,11 +163,15 @@ class Task(nn.Module):
 
     def weighted(self, losses: Mapping[str, Loss], denominators: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turns sums into this rank's shares of the weighted means."""
-        return {name: self.objectives[name].weight * loss.sum / denominators[name] for name, loss in losses.items()}
+        return {
+            name: self.objectives[name].weight * loss.sum / denominators[name]
+            for name, loss in losses.items()
+        }
 
     def statistics_of(self, state: str, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what the state of this name is told after an update: of an objective's state, that objective's
-        statistics by their own names, none when it took no part; of a family's, all by "<objective>/<name>"."""
+        """Returns what the state of this name is told after an update: of an objective's state, that
+        objective's statistics by their own names, none when it took no part; of a family's, all by
+        "<objective>/<name>"."""
         owner = state.rpartition(".")[0]
         if owner not in self.objectives:
             return dict(totals)
@@ -153,24 +179,32 @@ class Task(nn.Module):
         return {name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)}
 
     def users(self) -> dict[str, frozenset[str]]:
-        """Returns, for each trainable parameter, the step kinds that give it a gradient (an empty set when none does)."""
+        """Returns, for each trainable parameter, the step kinds that give it a gradient (an empty set when
+        none does).
+        """
         every = dict(self.named_parameters())
         users: dict[str, set[str]] = {name: set() for name, own in every.items() if own.requires_grad}
         for name, objective in self.objectives.items():
             own = {f"objectives.{name}.{parameter}" for parameter, _ in objective.named_parameters()}
             used = own | {f"model.{parameter}" for parameter in objective.model_parameters(self.model)}
             if unknown := sorted(used - every.keys()):
-                raise AssertionError(f"objective '{name}' uses '{unknown[0]}', which is no parameter of {type(self.model).__name__}")
+                raise AssertionError(
+                    f"objective '{name}' uses '{unknown[0]}', which is no parameter of "
+                    f"{type(self.model).__name__}"
+                )
             for parameter in used & users.keys():
                 users[parameter] |= {str(kind) for kind in objective.kinds}
         return {name: frozenset(kinds) for name, kinds in users.items()}
 
     def passes(self, batch: Batch) -> Iterable[Pass]:
-        """Lists the work of a micro-batch's forward pass, from lengths that the host knows; call it before the batch moves."""
+        """Lists the work of a micro-batch's forward pass, from lengths that the host knows; call it before
+        the batch moves.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say what work a batch is")
 
     def flops(self, batch: Batch) -> float:
-        """Returns the FLOPs of a micro-batch's forward and backward pass; a backward pass costs twice the forward pass.
+        """Returns the FLOPs of a micro-batch's forward and backward pass; a backward pass costs twice the
+        forward pass.
 
         The extra forward pass of activation checkpointing is left out, as is that of a pooled objective under
         accumulation.
@@ -179,8 +213,8 @@ class Task(nn.Module):
         return 3 * (sum(part.flops for part in self.passes(batch)) + own)
 
     def encoders(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the trainable parameters of each encoder, of which gradient norms are logged: of the model's parts
-        that are more than one layer."""
+        """Returns the trainable parameters of each encoder, of which gradient norms are logged: of the
+        model's parts that are more than one layer."""
         found: dict[str, list[nn.Parameter]] = {}
         for name, part in self.model.named_children():
             own = [parameter for parameter in part.parameters() if parameter.requires_grad]
@@ -189,7 +223,9 @@ class Task(nn.Module):
         return found
 
     def _encode(self, active: Mapping[str, Objective], batch: Batch) -> tuple[Encodings, Reads]:
-        """Encodes the union of the views that objectives need, finishing only the rows that one of them reads."""
+        """Encodes the union of the views that objectives need, finishing only the rows that one of them
+        reads.
+        """
         reads = {name: objective.reads(self.model, batch) for name, objective in active.items()}
         rows: dict[str, list[Tensor]] = {}
         for own in reads.values():
@@ -205,7 +241,9 @@ def _hidden(encoded: Encodings, reads: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def recompute_activations(module: nn.Module, wanted: bool) -> None:
-    """Has every transformer of `module` keep its blocks' inputs alone and compute the rest again in the backward pass."""
+    """Has every transformer of `module` keep its blocks' inputs alone and compute the rest again in the
+    backward pass.
+    """
     for part in module.modules():
         if isinstance(part, Transformer):
             part.activation_checkpointing = wanted

@@ -62,7 +62,9 @@ class Trainer:
         first_step: int,
         go_back: Callable[[DivergedError], int],
     ) -> None:
-        """`go_back` returns a diverged run to a checkpoint and returns its step; it raises where the run must end."""
+        """`go_back` returns a diverged run to a checkpoint and returns its step; it raises where the run must
+        end.
+        """
         self.config, self.engine, self.loader, self.recorder = config, engine, loader, recorder
         self.watchers, self.first_step, self.go_back = tuple(watchers), first_step, go_back
         self.task, self.world = engine.module, engine.world
@@ -75,7 +77,8 @@ class Trainer:
 
         A run that diverges goes back to its last good checkpoint, training.max_rollbacks times at most.
 
-        Raises: UserError when it diverges once more, when a step does not fit into memory, or when ranks differ.
+        Raises: UserError when it diverges once more, when a step does not fit into memory, or when ranks
+        differ.
         """
         if self.first_step >= self.config.training.total_steps:
             log.info(
@@ -91,7 +94,9 @@ class Trainer:
                     for watcher in self.watchers:
                         watcher.on_end(steps, stopped=self.stopping)
                     if self.stopping:
-                        log.info("stopped by a signal after step %d; start the same command again to go on", steps)
+                        log.info(
+                            "stopped by a signal after step %d; start the same command again to go on", steps
+                        )
                     break
                 except DivergedError as error:
                     self.first_step = self.go_back(error)
@@ -142,8 +147,8 @@ class Trainer:
         return update
 
     def _batches(self) -> Generator[list[Batch], None, None]:
-        """Passes the loader's batches on. The other ranks wait for this one's counts next, so an error of its loader
-        reaches them there."""
+        """Passes the loader's batches on. The other ranks wait for this one's counts next, so an error of its
+        loader reaches them there."""
         try:
             yield from self.loader
         except UserError:
@@ -151,11 +156,13 @@ class Trainer:
             raise
 
     def _agree(self, step: int, micro_batches: Sequence[Batch], waited_s: float) -> Update:
-        """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same step, and
-        exchanges the watchers' notes."""
+        """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same
+        step, and exchanges the watchers' notes."""
         first = micro_batches[0]
         if any((batch.kind, batch.source) != (first.kind, first.source) for batch in micro_batches):
-            raise AssertionError(f"step {step}: micro-batches of several kinds or sources in one optimizer step")
+            raise AssertionError(
+                f"step {step}: micro-batches of several kinds or sources in one optimizer step"
+            )
         parts = [self.task.counts(batch) for batch in micro_batches]
         mine = [sum(part.get(name, 0) for part in parts) for name in self._objectives]
         asked = Note(stop=self._stop.asked is not None)
@@ -166,7 +173,9 @@ class Trainer:
         self.stopping = any(other.stop for other in notes)
         for watcher in self.watchers:
             watcher.heard(step, notes)
-        counts = {name: total for name, total in zip(self._objectives, totals, strict=True) if name in parts[0]}
+        counts = {
+            name: total for name, total in zip(self._objectives, totals, strict=True) if name in parts[0]
+        }
         return Update(
             step=step,
             kind=first.kind,
@@ -180,8 +189,8 @@ class Trainer:
         )
 
     def _denominators(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        """Counts over all ranks, divided by the ranks because gradients are averaged over them; filled on the device,
-        not copied to it."""
+        """Counts over all ranks, divided by the ranks because gradients are averaged over them; filled on the
+        device, not copied to it."""
         size, device = self.world.size, self.world.device
         return {name: torch.full((), max(count, 1) / size, device=device) for name, count in counts.items()}
 
@@ -205,7 +214,10 @@ class Trainer:
         if self.world.size > 1:
             for value in totals.values():
                 dist.all_reduce(value)
-        totals |= {f"{name}/count": torch.full((), float(n), device=self.world.device) for name, n in update.counts.items()}
+        totals |= {
+            f"{name}/count": torch.full((), float(n), device=self.world.device)
+            for name, n in update.counts.items()
+        }
         self.engine.follow(update.step, totals)
 
 

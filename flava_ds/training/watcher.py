@@ -1,6 +1,8 @@
-"""What looks on while a run trains: saver, spikes, checksums, profiler, stop requests, gradient norms, metrics.
+"""What looks on while a run trains: saver, spikes, checksums, profiler, stop requests, gradient norms,
+metrics.
 
-The trainer calls the hooks of all watchers in one order, which is the same on every rank, so a hook may hold a collective.
+The trainer calls the hooks of all watchers in one order, which is the same on every rank, so a hook may hold
+a collective.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Note:
 
 @dataclass(kw_only=True)
 class Update:
-    """One optimizer step on this rank. What the device computes stays there; counts and lengths are the host's."""
+    """One optimizer step on this rank. What the device computes stays there; counts and lengths are the
+    host's.
+    """
 
     step: int
     kind: str
@@ -67,7 +71,9 @@ class Update:
     waited_s: float
     """Seconds until the loader had the step's batches."""
     gradients: Sequence[Mapping[str, FeatureGradients] | None] = ()
-    """For each micro-batch, those of the pooled losses of the whole step; None where one micro-batch is the step."""
+    """For each micro-batch, those of the pooled losses of the whole step; None where one micro-batch is the
+    step.
+    """
     outputs: list[StepOutput] = field(default_factory=list)
     loss: Tensor | None = None
     """This rank's part of the step's loss; the mean over ranks is the step's."""

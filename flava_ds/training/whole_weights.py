@@ -17,9 +17,9 @@ GATHERED_TOGETHER = 32
 class WholeWeights:
     """Lends a model whose forward passes need no other rank.
 
-    In ZeRO 0 to 2 that is the trained module itself. In ZeRO-3, whose module gathers its parts as it computes and so needs
-    every rank in every pass, it is a copy, which `build` makes once: it waits in host memory, and on the device only while
-    it is lent.
+    In ZeRO 0 to 2 that is the trained module itself. In ZeRO-3, whose module gathers its parts as it computes
+    and so needs every rank in every pass, it is a copy, which `build` makes once: it waits in host memory,
+    and on the device only while it is lent.
     """
 
     def __init__(self, engine: Engine, build: Callable[[], nn.Module]) -> None:
@@ -31,7 +31,9 @@ class WholeWeights:
 
     @contextmanager
     def lent(self) -> Iterator[nn.Module]:
-        """Yields the model in evaluation mode; all ranks together, but what they do with it is each one's own."""
+        """Yields the model in evaluation mode; all ranks together, but what they do with it is each one's
+        own.
+        """
         if self._copy is None:
             module, training = self.engine.module, self.engine.module.training
             module.eval()

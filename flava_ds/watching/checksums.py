@@ -1,9 +1,11 @@
-"""Do all ranks still hold the same model? A checksum of the bits of every tensor that must be equal everywhere, compared over ranks.
+"""Do all ranks still hold the same model? A checksum of the bits of every tensor that must be equal
+everywhere, compared over ranks.
 
-Compared are whole copies: all parameters and buffers in ZeRO 0 to 2, in ZeRO-3 buffers and those parameters that it
-keeps whole; frozen networks, and training states that are no parameters. What ZeRO divides among the ranks (fp32
-masters and moments, in ZeRO-3 most weights) has no second copy to compare with. ZeRO 1 and 2 renew all copies from the
-owners' parts at every update, so a copy that went wrong shows only until the next one.
+Compared are whole copies: all parameters and buffers in ZeRO 0 to 2, in ZeRO-3 buffers and those parameters
+that it keeps whole; frozen networks, and training states that are no parameters. What ZeRO divides among the
+ranks (fp32 masters and moments, in ZeRO-3 most weights) has no second copy to compare with. ZeRO 1 and 2
+renew all copies from the owners' parts at every update, so a copy that went wrong shows only until the next
+one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ CHUNK = 2**22
 class ChecksumWatch(Watcher):
     """Compares the ranks' copies at the start and every so many steps."""
 
-    def __init__(self, engine: Engine, every: int, paused: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, engine: Engine, every: int, paused: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         """Never compares where `every` is 0; `paused` is entered meanwhile."""
         self.engine, self.every, self._paused = engine, every, paused
         self._equal_until, self._started = 0, False
@@ -58,7 +62,9 @@ def replicated(engine: Engine) -> dict[str, Tensor]:
     found = {name: own for name, own in task.named_parameters() if whole or getattr(own, "ds_persist", False)}
     found |= dict(task.named_buffers())
     for name, module in task.frozen.items():
-        found |= {f"{name}.{key}": tensor for key, tensor in (*module.named_parameters(), *module.named_buffers())}
+        found |= {
+            f"{name}.{key}": tensor for key, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
     for name, state in task.states.items():
         found |= {f"{name}.{key}": tensor for key, tensor in state.copies().items()}
     return found
@@ -66,16 +72,22 @@ def replicated(engine: Engine) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> Tensor:
-    """Adds up a tensor's bits as integers: a scalar int64 on its device. Any change of one element changes it."""
+    """Adds up a tensor's bits as integers: a scalar int64 on its device. Any change of one element changes
+    it.
+    """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().reshape(-1).view(integers)
-    return torch.stack([part.sum(dtype=torch.int64) for part in bits.split(CHUNK)] or [bits.sum(dtype=torch.int64)]).sum()
+    return torch.stack(
+        [part.sum(dtype=torch.int64) for part in bits.split(CHUNK)] or [bits.sum(dtype=torch.int64)]
+    ).sum()
 
 
 def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equal_until: int) -> None:
-    """Compares the ranks' copies; one small collective, and one wait for the device. All ranks must call it together.
+    """Compares the ranks' copies; one small collective, and one wait for the device. All ranks must call it
+    together.
 
-    `step` is the step just made, None at the start; `equal_until` is the number of updates after which the last comparison was made.
+    `step` is the step just made, None at the start; `equal_until` is the number of updates after which the
+    last comparison was made.
 
     Raises: DesyncError on all ranks, naming those that differ and the first tensor in which they do.
     """
@@ -87,24 +99,42 @@ def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equa
     if torch.equal(bounds[: len(tensors)], ~bounds[len(tensors) :]):
         return
     everyone = gather_objects(world, (socket.gethostname(), sums.tolist()))
-    told = describe(list(tensors), [row for _, row in everyone], [host for host, _ in everyone], step, equal_until)
+    told = describe(
+        list(tensors), [row for _, row in everyone], [host for host, _ in everyone], step, equal_until
+    )
     raise DesyncError(told).everywhere()
 
 
-def describe(names: list[str], table: list[list[int]], hosts: list[str], step: int | None, equal_until: int) -> str:
+def describe(
+    names: list[str], table: list[list[int]], hosts: list[str], step: int | None, equal_until: int
+) -> str:
     """Words the error for checksums by rank and tensor, of which some differ between ranks."""
     different = [column for column in range(len(names)) if len({row[column] for row in table}) > 1]
     values = [row[different[0]] for row in table]
     (usual, count), *others = Counter(values).most_common()
     tied = bool(others) and others[0][1] == count
     odd = [rank for rank, value in enumerate(values) if tied or value != usual]
-    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
-    against = "differ from each other" if tied else f"differ{'s' * (len(odd) == 1)} from the other {len(values) - len(odd)} ranks"
+    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + (
+        f" and {len(odd) - 8} more" if len(odd) > 8 else ""
+    )
+    against = (
+        "differ from each other"
+        if tied
+        else f"differ{'s' * (len(odd) == 1)} from the other {len(values) - len(odd)} ranks"
+    )
     found = f"{named} {against} in '{names[different[0]]}' ({len(different)} of {len(names)} tensors differ)"
     if step is None:
-        return f"at the start {found}; give all machines the same files (codebook_weights, initial_weights, checkpoints)"
-    way_back = f"go on from a checkpoint of step {equal_until} or before, when all were equal" if equal_until else "start again, as they were equal only then"
+        return (
+            f"at the start {found}; give all machines the same files (codebook_weights, initial_weights, "
+            "checkpoints)"
+        )
+    way_back = (
+        f"go on from a checkpoint of step {equal_until} or before, when all were equal"
+        if equal_until
+        else "start again, as they were equal only then"
+    )
     return (
-        f"step {step}: {found}, although all ranks make the same updates; a faulty device or memory does that: test these machines or leave them out, "
+        f"step {step}: {found}, although all ranks make the same updates; a faulty device or memory does "
+        "that: test these machines or leave them out, "
         f"and {way_back} (logging.checksum_every_steps)"
     )

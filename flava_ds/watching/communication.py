@@ -1,6 +1,8 @@
-"""Bytes that the collectives of a step move: counted where PyTorch dispatches them, and what theory says they must be.
+"""Bytes that the collectives of a step move: counted where PyTorch dispatches them, and what theory says they
+must be.
 
-The payload M of a collective is its whole tensor: what is reduced, gathered or sent. With the usual ring algorithms each of w ranks then sends
+The payload M of a collective is its whole tensor: what is reduced, gathered or sent. With the usual ring
+algorithms each of w ranks then sends
 
     all_reduce 2 (w - 1) / w M        reduce_scatter, all_gather, reduce, broadcast (w - 1) / w M
 
@@ -8,7 +10,8 @@ so ZeRO, for G bytes of gradients and P bytes of weights, costs a rank
 
     stage 0      all_reduce G                                                        2 (w - 1) / w G
     stages 1, 2  reduce_scatter G, all_gather P                                      (w - 1) / w (G + P)
-    stage 3      all_gather P forward and, unless they are kept, backward; reduce_scatter G    (w - 1) / w (G + 2 P)
+    stage 3      all_gather P forward and, unless they are kept, backward; reduce_scatter G    (w - 1) / w (G
+                                                                                               + 2 P)
 
 Source: Rajbhandari et al., ZeRO (arXiv 1910.02054), section 7.
 """
@@ -47,7 +50,9 @@ RING = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1, "bro
 """How often (w - 1) / w of the payload leaves a rank."""
 
 PARTS = ("counts", "contrastive loss", "gradients", "gradient norm", "weights", "trace")
-"""What the collectives of a step are for; any further one is "other". With a trace ZeRO-3 makes sure that all ranks call modules in one order."""
+"""What the collectives of a step are for; any further one is "other". With a trace ZeRO-3 makes sure that all
+ranks call modules in one order.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class Call:
 
 
 class CollectiveLog(TorchDispatchMode):
-    """Notes every collective that is called inside `with`, whoever calls it. For measurements: it looks at every operator of the step."""
+    """Notes every collective that is called inside `with`, whoever calls it. For measurements: it looks at
+    every operator of the step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +82,9 @@ class CollectiveLog(TorchDispatchMode):
 
 def _bytes(value: Any) -> int:
     """Adds up tensors in nested lists."""
-    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else sum(map(_bytes, value))
+    return (
+        value.numel() * value.element_size() if isinstance(value, torch.Tensor) else sum(map(_bytes, value))
+    )
 
 
 def _part(collective: str) -> str:
@@ -119,15 +128,21 @@ def payloads(calls: Iterable[Call]) -> dict[tuple[str, str], int]:
 
 def sent(payload: Mapping[tuple[str, str], int], world_size: int) -> float:
     """Returns the bytes that leave a rank with ring algorithms."""
-    return sum(RING[collective] * size for (_, collective), size in payload.items()) * (world_size - 1) / world_size
+    return (
+        sum(RING[collective] * size for (_, collective), size in payload.items())
+        * (world_size - 1)
+        / world_size
+    )
 
 
 def step_payloads(trainer: Trainer, kind: str, samples: int) -> dict[tuple[str, str], int]:
-    """Computes, from shapes alone, the payloads of a step without log line or checkpoint: `samples` of `kind` on each rank, in fp32.
+    """Computes, from shapes alone, the payloads of a step without log line or checkpoint: `samples` of `kind`
+    on each rank, in fp32.
 
-    Gradients of stages 1 and 2 travel as DeepSpeed sends them: an all_reduce, of which each rank keeps its part, or with
-    use_multi_rank_bucket_allreduce off a reduce to each part's owner. ZeRO-3 is described as it is when the step before was of the same kind;
-    a module that the forward pass calls twice may be gathered once more.
+    Gradients of stages 1 and 2 travel as DeepSpeed sends them: an all_reduce, of which each rank keeps its
+    part, or with use_multi_rank_bucket_allreduce off a reduce to each part's owner. ZeRO-3 is described as it
+    is when the step before was of the same kind; a module that the forward pass calls twice may be gathered
+    once more.
     """
     world, engine, task = trainer.world.size, trainer.engine, trainer.task
     rows = {
@@ -140,20 +155,38 @@ def step_payloads(trainer: Trainer, kind: str, samples: int) -> dict[tuple[str, 
     if engine.stage == 0:
         return rows | {("gradients", "all_reduce"): trainable}  # idle parameters travel as zeros
     if engine.stage == 3:
-        rows["gradient norm", "all_reduce"] += 8 * len(engine.deepspeed.optimizer.fp16_groups)  # DeepSpeed's own, which nobody reads
+        # DeepSpeed's own, which nobody reads
+        rows["gradient norm", "all_reduce"] += 8 * len(engine.deepspeed.optimizer.fp16_groups)
         return rows | _zero3_payloads(engine, kind, world)
-    collective = "all_reduce" if engine.settings["zero_optimization"].get("use_multi_rank_bucket_allreduce", True) else "reduce"
-    groups = [4 * sum(parameter.numel() for parameter in group) for group in engine.deepspeed.optimizer.bit16_groups]
-    return rows | {("gradients", collective): used, ("weights", "all_gather"): _padded(groups, 8 * world)}  # two elements of every rank
+    collective = (
+        "all_reduce"
+        if engine.settings["zero_optimization"].get("use_multi_rank_bucket_allreduce", True)
+        else "reduce"
+    )
+    groups = [
+        4 * sum(parameter.numel() for parameter in group) for group in engine.deepspeed.optimizer.bit16_groups
+    ]
+    # two elements of every rank
+    return rows | {("gradients", collective): used, ("weights", "all_gather"): _padded(groups, 8 * world)}
 
 
 def _zero3_payloads(engine: Engine, kind: str, world: int) -> dict[tuple[str, str], int]:
-    """Gradients are scattered; small weights are gathered after each update, large ones where they are used, again for the backward pass if dropped."""
+    """Gradients are scattered; small weights are gathered after each update, large ones where they are used,
+    again for the backward pass if dropped.
+    """
     settings = engine.settings["zero_optimization"]
     threshold = 4 * settings["stage3_param_persistence_threshold"]
-    sizes, used = [4 * torch.Size(shape).numel() for shape in engine.shapes().values()], _bytes_used(engine, kind)
-    kept = sum(sizes) <= 4 * min(settings["stage3_max_live_parameters"], settings["stage3_max_reuse_distance"])
-    small, large = ([size for size in sizes if size <= threshold], [size for size in used if size > threshold])
+    sizes, used = (
+        [4 * torch.Size(shape).numel() for shape in engine.shapes().values()],
+        _bytes_used(engine, kind),
+    )
+    kept = sum(sizes) <= 4 * min(
+        settings["stage3_max_live_parameters"], settings["stage3_max_reuse_distance"]
+    )
+    small, large = (
+        [size for size in sizes if size <= threshold],
+        [size for size in used if size > threshold],
+    )
     weights = _padded(small, 4 * world) + (1 if kept else 2) * _padded(large, 4 * world)
     return {("gradients", "reduce_scatter"): _padded(used, 4 * world), ("weights", "all_gather"): weights}
 
@@ -167,7 +200,11 @@ def paper_bytes(trainer: Trainer, kind: str) -> float:
     """Returns what the ZeRO paper lets a rank send per step for gradients and weights, in bytes."""
     used, world = sum(_bytes_used(trainer.engine, kind)), trainer.world.size
     weights = trainable_bytes(trainer)  # stages 1 and 2 gather idle ones too
-    return (world - 1) / world * {0: 2 * used, 1: used + weights, 2: used + weights, 3: 3 * used}[trainer.engine.stage]
+    return (
+        (world - 1)
+        / world
+        * {0: 2 * used, 1: used + weights, 2: used + weights, 3: 3 * used}[trainer.engine.stage]
+    )
 
 
 def trainable_bytes(trainer: Trainer) -> int:

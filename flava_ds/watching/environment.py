@@ -1,4 +1,6 @@
-"""What a run started with: configuration, versions, machines, state of the source and kernels, kept at the head of its folder."""
+"""What a run started with: configuration, versions, machines, state of the source and kernels, kept at the
+head of its folder.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,33 @@ from flava_ds.ranks.distributed import World, gather_objects, log
 from flava_ds.storage.atomic import write_whole
 
 DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "deepspeed", "triton", "transformers", "numpy")
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "FLAVA_KERNELS", "MASTER_ADDR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET")
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "FLAVA_KERNELS",
+    "MASTER_ADDR",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TRITON_INTERPRET",
+)
 PREFIXES = ("NCCL_", "GLOO_", "SLURM_JOB_", "TORCH_NCCL_")
 """Environment variables that decide how a run runs, by name and by beginning."""
 
 
 def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, Any]:
-    """Returns what runs, on what, from which source. All ranks must call it together: it names their hosts, and compares what they run.
+    """Returns what runs, on what, from which source. All ranks must call it together: it names their hosts,
+    and compares what they run.
 
     `gemm_rate` is the FLOP/s of all ranks' devices together on plain matrix products.
 
     Raises: DesyncError on all ranks when one has another configuration.
     """
     plain, git = configuration.to_dict(config), git_state()
-    versions = {"python": platform.python_version(), **{name: version_of(name) for name in DISTRIBUTIONS}, "cuda": torch.version.cuda or "none"}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version_of(name) for name in DISTRIBUTIONS},
+        "cuda": torch.version.cuda or "none",
+    }
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     software = {**versions, "commit": git["commit"] if git else "unknown"}
     everyone = gather_objects(world, (socket.gethostname(), device_name(world.device), digest, software))
@@ -64,19 +79,30 @@ def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, 
         },
         "hosts": _hosts([(host, device) for host, device, *_ in everyone]),
         "git": git,
-        "kernels": {name: f"{implementation}: {why}" for name, implementation, why in overview.rows(flava_kernels.OPS)},
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name in VARIABLES or name.startswith(PREFIXES)},
+        "kernels": {
+            name: f"{implementation}: {why}" for name, implementation, why in overview.rows(flava_kernels.OPS)
+        },
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in VARIABLES or name.startswith(PREFIXES)
+        },
         "config": plain,
     }
 
 
 def refuse_configurations(configs: list[dict[str, Any]], hosts: list[str]) -> None:
-    """Raises DesyncError naming the first rank whose configuration, by dotted names, is not rank 0's, and the first field that differs."""
+    """Raises DesyncError naming the first rank whose configuration, by dotted names, is not rank 0's, and the
+    first field that differs.
+    """
     for config, (rank, host) in zip(configs, enumerate(hosts), strict=True):
-        if different := [name for name in sorted({*configs[0], *config}) if configs[0].get(name) != config.get(name)]:
+        if different := [
+            name for name in sorted({*configs[0], *config}) if configs[0].get(name) != config.get(name)
+        ]:
             name = different[0]
             raise DesyncError(
-                f"rank {rank} on {host} has {name} {config.get(name)!r} and rank 0 has {configs[0].get(name)!r}; "
+                f"rank {rank} on {host} has {name} {config.get(name)!r} and rank 0 has "
+                f"{configs[0].get(name)!r}; "
                 "give all machines the same command, and the same code where the recipe comes from"
             ).everywhere()
 
@@ -84,8 +110,17 @@ def refuse_configurations(configs: list[dict[str, Any]], hosts: list[str]) -> No
 def warn_of_software(software: list[dict[str, str]], hosts: list[str]) -> None:
     """Names the first rank whose versions or commit are not rank 0's."""
     for found, (rank, host) in zip(software, enumerate(hosts), strict=True):
-        if different := [f"{name} {found[name]} instead of {version}" for name, version in software[0].items() if found[name] != version]:
-            log.warning("rank %d on %s has other software than rank 0: %s; their results may differ", rank, host, ", ".join(different))
+        if different := [
+            f"{name} {found[name]} instead of {version}"
+            for name, version in software[0].items()
+            if found[name] != version
+        ]:
+            log.warning(
+                "rank %d on %s has other software than rank 0: %s; their results may differ",
+                rank,
+                host,
+                ", ".join(different),
+            )
             return
 
 
@@ -94,14 +129,21 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(node, dict | list) or not node:
         return {name: node}
     entries = node.items() if isinstance(node, dict) else enumerate(node)
-    return {key: leaf for part, value in entries for key, leaf in flat(value, f"{name}.{part}" if name else str(part)).items()}
+    return {
+        key: leaf
+        for part, value in entries
+        for key, leaf in flat(value, f"{name}.{part}" if name else str(part)).items()
+    }
 
 
 def write_start(path: Path, description: dict[str, Any], step: int) -> None:
-    """Adds a start from `step` to the list in environment.json, whose last entry is the latest start. To be called on one rank."""
+    """Adds a start from `step` to the list in environment.json, whose last entry is the latest start. To be
+    called on one rank.
+    """
     try:
         starts = loads(read_small(path)) if path.is_file() else []
-    except ValueError as error:  # a machine that went down may leave it empty, which must not keep a run from going on
+    # a machine that went down may leave it empty, which must not keep a run from going on
+    except ValueError as error:
         log.warning("%s cannot be read (%s); it begins anew", path, error)
         starts = []
     write_whole(path, json.dumps([*starts, {"step": step, **description}], indent=1) + "\n")
@@ -110,10 +152,19 @@ def write_start(path: Path, description: dict[str, Any], step: int) -> None:
 def git_state() -> dict[str, Any] | None:
     """Returns the commit of the source and whether it was changed; None outside a repository."""
     try:
-        ask = [subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10) for words in _GIT_QUESTIONS]
+        ask = [
+            subprocess.run(
+                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+            )
+            for words in _GIT_QUESTIONS
+        ]
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return {"commit": ask[0].stdout.strip(), "changed": bool(ask[1].stdout.strip())} if ask[0].returncode == 0 else None
+    return (
+        {"commit": ask[0].stdout.strip(), "changed": bool(ask[1].stdout.strip())}
+        if ask[0].returncode == 0
+        else None
+    )
 
 
 _GIT_QUESTIONS = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
@@ -132,4 +183,8 @@ def _hosts(ranks: list[tuple[str, str]]) -> dict[str, dict[str, list]]:
 
 def _device_memory(device: torch.device) -> dict[str, float]:
     """Returns the size of a GPU's memory; a CPU's is the host's."""
-    return {"device_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30} if device.type == "cuda" else {}
+    return (
+        {"device_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30}
+        if device.type == "cuda"
+        else {}
+    )

@@ -27,7 +27,9 @@ class Score(Protocol):
 
 
 class EvaluationWatcher(Watcher):
-    """Evaluates after every n-th step and after the last one. All ranks call its methods together, after the same steps."""
+    """Evaluates after every n-th step and after the last one. All ranks call its methods together, after the
+    same steps.
+    """
 
     def __init__(
         self,
@@ -38,8 +40,9 @@ class EvaluationWatcher(Watcher):
         add_numbers: Callable[[dict[str, float]], None],
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """`evaluate` runs the tasks on the live model, all ranks together: task -> number -> score, the same on all ranks.
-        `add_numbers` puts fields into the next log record; time inside `paused` is left out of rates."""
+        """`evaluate` runs the tasks on the live model, all ranks together: task -> number -> score, the same
+        on all ranks. `add_numbers` puts fields into the next log record; time inside `paused` is left out of
+        rates."""
         self.config, self.total_steps, self.world = config, total_steps, world
         self._evaluate, self._add_numbers, self._paused = evaluate, add_numbers, paused
         self._latest: dict[str, Score] = {}
@@ -54,20 +57,31 @@ class EvaluationWatcher(Watcher):
         with self._paused():
             results = self._evaluate()
         seconds = time.perf_counter() - begun
-        self._latest = {f"{PREFIX}{task}/{name}": score for task, scores in results.items() for name, score in scores.items()}
+        self._latest = {
+            f"{PREFIX}{task}/{name}": score
+            for task, scores in results.items()
+            for name, score in scores.items()
+        }
         self._step = step
         self._add_numbers({name: score.value for name, score in self._latest.items()} | {SECONDS: seconds})
         if self.world.is_main:
-            told = ", ".join(f"{name.removeprefix(PREFIX)} {score.value:.4g}" for name, score in self._latest.items())
+            told = ", ".join(
+                f"{name.removeprefix(PREFIX)} {score.value:.4g}" for name, score in self._latest.items()
+            )
             log.info("evaluated after step %d; training stood for %.1f s: %s", made, seconds, told)
 
     def metric(self, name: str) -> dict[str, Any] | None:
-        """Returns what a checkpoint keeps of a number that checkpoint.best_metric names; None for another number, or when no
-        evaluation has brought it."""
+        """Returns what a checkpoint keeps of a number that checkpoint.best_metric names; None for another
+        number, or when no evaluation has brought it."""
         score = self._latest.get(name)
         if score is None:
             return None
-        return {"name": name, "value": score.value, "step": self._step, "higher_is_better": score.higher_is_better}
+        return {
+            "name": name,
+            "value": score.value,
+            "step": self._step,
+            "higher_is_better": score.higher_is_better,
+        }
 
     def on_start(self, first_step: int) -> None:
         """Forgets an evaluation of a step that will be made again."""

@@ -1,4 +1,6 @@
-"""How hard each objective pulls on each encoder: gradient norms of single objectives, measured beside the update and without touching it."""
+"""How hard each objective pulls on each encoder: gradient norms of single objectives, measured beside the
+update and without touching it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,23 @@ from flava_ds.watching.metrics import Metrics
 
 
 class GradientNorms(Watcher):
-    """Measures at the first step of each kind in every window of `every` steps, so that objectives of rare kinds get their points, too."""
+    """Measures at the first step of each kind in every window of `every` steps, so that objectives of rare
+    kinds get their points, too.
+    """
 
     def __init__(self, engine: Engine, every: int, metrics: Metrics) -> None:
-        """Measures never where `every` is 0, or with ZeRO-3, which keeps no whole gradients; the latter is said once."""
+        """Measures never where `every` is 0, or with ZeRO-3, which keeps no whole gradients; the latter is
+        said once.
+        """
         self.engine, self.every, self.metrics = engine, every, metrics
         self._window, self._seen = -1, set()
         if every and engine.stage == 3:
             self.every = 0
             if engine.world.is_main:
-                log.warning("logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no whole gradients; use ZeRO 0, 1 or 2 to measure them")
+                log.warning(
+                    "logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no whole gradients; "
+                    "use ZeRO 0, 1 or 2 to measure them"
+                )
 
     def due(self, step: int, kind: str) -> bool:
         """Tells whether `step`, of `kind`, is to be measured; to be asked once for every step."""
@@ -39,26 +48,37 @@ class GradientNorms(Watcher):
                 self.metrics.add_gradient_norms(self.measure(update))
 
     def measure(self, update: Update) -> dict[str, Tensor]:
-        """Returns each objective's gradient norm, on all encoders and on each, by the names of the log's fields.
+        """Returns each objective's gradient norm, on all encoders and on each, by the names of the log's
+        fields.
 
-        They are those of this rank's micro-batches. The other objectives are divided by infinity, so that one backward pass per objective
-        suffices and no head is taken apart.
+        They are those of this rank's micro-batches. The other objectives are divided by infinity, so that one
+        backward pass per objective suffices and no head is taken apart.
         """
         encoders, denominators = self.engine.module.encoders(), update.denominators
         device, found = self.engine.world.device, {}
         for objective in denominators:
-            only = {name: value if name == objective else torch.full_like(value, torch.inf) for name, value in denominators.items()}
+            only = {
+                name: value if name == objective else torch.full_like(value, torch.inf)
+                for name, value in denominators.items()
+            }
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 micro_batches = zip(update.batches, update.gradients, strict=True)
                 losses = [self.engine.module("step", batch, only, part).loss for batch, part in micro_batches]
             trunk = [parameter for group in encoders.values() for parameter in group]
-            gradients = iter(torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if trunk else ())
+            gradients = iter(
+                torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if trunk else ()
+            )
             squares = {}
             for encoder, group in encoders.items():
                 own = [gradient for gradient in (next(gradients) for _ in group) if gradient is not None]
                 if own:
-                    squares[encoder] = torch.stack(torch._foreach_norm(own, 2, dtype=torch.float32)).square().sum()
+                    squares[encoder] = (
+                        torch.stack(torch._foreach_norm(own, 2, dtype=torch.float32)).square().sum()
+                    )
             total = sum(squares.values(), torch.zeros((), device=device))
             found[f"gradient_norm/{objective}"] = total.sqrt()
-            found |= {f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt() for encoder, square in squares.items()}
+            found |= {
+                f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt()
+                for encoder, square in squares.items()
+            }
         return found

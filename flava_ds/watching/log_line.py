@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 SLOW, NOTICEABLE_S = 1.2, 0.02
-"""A rank that takes this many times as long as the median rank, and this many seconds a step longer, is named: processes differ by milliseconds."""
+"""A rank that takes this many times as long as the median rank, and this many seconds a step longer, is
+named: processes differ by milliseconds.
+"""
 
 
 def lags(seconds: float, median: float) -> bool:
@@ -15,7 +17,9 @@ def lags(seconds: float, median: float) -> bool:
 
 
 def console_line(record: dict[str, Any], total_steps: int) -> str:
-    """Formats one record: losses, rates, memory, what was drawn, time left, and what needs a look: a slow rank, skipped samples."""
+    """Formats one record: losses, rates, memory, what was drawn, time left, and what needs a look: a slow
+    rank, skipped samples.
+    """
     shares = {name: value for name, value in under(record, "source_share/") if value}
     parts = [
         f"step {record['step'] + 1}/{total_steps}",
@@ -42,7 +46,10 @@ def slow_rank(record: dict[str, Any]) -> str:
     slowest, median = record.get("rank_seconds/slowest"), record.get("rank_seconds/median")
     if not slowest or not median or not lags(slowest, median):
         return ""
-    return f"slow: rank {record['slowest_rank']} on {record['slowest_host']}, {slowest / median:.1f} x the median, in {record['slowest_in']}"
+    return (
+        f"slow: rank {record['slowest_rank']} on {record['slowest_host']}, {slowest / median:.1f} x the "
+        f"median, in {record['slowest_in']}"
+    )
 
 
 def skipped(record: dict[str, Any]) -> str:
@@ -51,12 +58,20 @@ def skipped(record: dict[str, Any]) -> str:
     for name, count in under(record, "skipped_samples/"):
         source, reason = name.rsplit("/", 1)
         by_source.setdefault(source, []).append(f"{reason} {count}")
-    return "skipped: " + "; ".join(f"{source} {', '.join(reasons)}" for source, reasons in by_source.items()) if by_source else ""
+    return (
+        "skipped: " + "; ".join(f"{source} {', '.join(reasons)}" for source, reasons in by_source.items())
+        if by_source
+        else ""
+    )
 
 
 def flop_rate(flops_per_second: float) -> str:
     """Writes FLOP/s with a prefix that keeps the number short."""
-    return f"{flops_per_second / 1e12:.3g} TFLOP/s" if flops_per_second >= 1e12 else f"{flops_per_second / 1e9:.3g} GFLOP/s"
+    return (
+        f"{flops_per_second / 1e12:.3g} TFLOP/s"
+        if flops_per_second >= 1e12
+        else f"{flops_per_second / 1e9:.3g} GFLOP/s"
+    )
 
 
 def duration(seconds: float) -> str:

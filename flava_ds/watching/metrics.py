@@ -1,4 +1,6 @@
-"""What is measured in a run: adds up steps, aggregates over ranks, and hands one record per log line to the sinks. The device is read once per record."""
+"""What is measured in a run: adds up steps, aggregates over ranks, and hands one record per log line to the
+sinks. The device is read once per record.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +46,20 @@ class Window:
 
 
 def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
-    """Returns, by field, the share of each source's text tokens that were cut off on all ranks; sources without text have none."""
-    kept, cut = (sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", "cut_tokens"))
+    """Returns, by field, the share of each source's text tokens that were cut off on all ranks; sources
+    without text have none.
+    """
+    kept, cut = (
+        sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", "cut_tokens")
+    )
     return {f"cut_tokens/{source}": cut[source] / (cut[source] + number) for source, number in kept.items()}
 
 
 class Metrics(Watcher):
     """Adds up steps and writes one record per `logging.every_steps`.
 
-    Losses and accuracies of a record are means over all terms of all ranks since the last one; sums stay on the device until then.
+    Losses and accuracies of a record are means over all terms of all ranks since the last one; sums stay on
+    the device until then.
     """
 
     def __init__(
@@ -65,8 +72,8 @@ class Metrics(Watcher):
     ) -> None:
         """Opens the sinks on rank 0; all ranks must call it together.
 
-        `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products; `progress` returns the fields that
-        tell how far the sources are after so many steps.
+        `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products; `progress` returns the
+        fields that tell how far the sources are after so many steps.
         """
         self.config, self.engine, self.world, self.gemm_rate = config, engine, engine.world, gemm_rate
         world, self._progress = engine.world, progress
@@ -128,16 +135,22 @@ class Metrics(Watcher):
 
     def due(self, step: int) -> bool:
         """Tells whether a record follows `step`."""
-        return is_due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps
+        return (
+            is_due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps
+        )
 
     def write(self, update: Update) -> dict[str, Any]:
-        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks together."""
+        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks
+        together.
+        """
         step = update.step
         totals, (norm, updates, *norms) = self._read_device(update.grad_norm, self.engine.skipped)
         elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
         self._window.worked_s, self._window.peak_memory = self.clock.take(), peak_memory(self.world.device)
         windows: list[Window] = gather_objects(self.world, self._window)
-        samples, flops, waited = (sum(getattr(window, name) for window in windows) for name in ("samples", "flops", "waited_s"))
+        samples, flops, waited = (
+            sum(getattr(window, name) for window in windows) for name in ("samples", "flops", "waited_s")
+        )
         steps = max(1, self._window.steps)
         record = {
             "step": step,
@@ -157,13 +170,20 @@ class Metrics(Watcher):
             "peak_memory_gib": max(window.peak_memory for window in windows) / 2**30,
             **self._compare_ranks(windows, steps),
             **self._progress(step + 1),
-            **{f"skipped_samples/{source}/{reason}": n for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()},
+            **{
+                f"skipped_samples/{source}/{reason}": n
+                for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()
+            },
             **cut_shares(windows),
             "skipped_updates": int(updates),
             "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
         }
         self._reset()
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}  # JSON has no NaN
+        # JSON has no NaN
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
         with self._writing():
             for sink in self._sinks:
                 sink.write(finite)
@@ -190,7 +210,8 @@ class Metrics(Watcher):
             yield
         except OSError as error:
             raise UserError(
-                f"the logs in {self.config.run_path} cannot be written ({error}); make room or mend what stands in the way, then start the same command again"
+                f"the logs in {self.config.run_path} cannot be written ({error}); make room or mend what "
+                "stands in the way, then start the same command again"
             ) from error
 
     def _now(self) -> float:
@@ -200,11 +221,15 @@ class Metrics(Watcher):
         return time.perf_counter()
 
     def _read_device(self, *own: Tensor) -> tuple[dict[str, float], list[float]]:
-        """Returns the sums over all ranks, and this rank's `own` values and gradient norms: the one wait for the device."""
+        """Returns the sums over all ranks, and this rank's `own` values and gradient norms: the one wait for
+        the device.
+        """
         sums = torch.stack([*self._sums.values()])
         if self.world.size > 1:
             dist.all_reduce(sums)
-        values = torch.cat([sums, torch.stack([value.double() for value in (*own, *self._norms.values())])]).tolist()
+        values = torch.cat(
+            [sums, torch.stack([value.double() for value in (*own, *self._norms.values())])]
+        ).tolist()
         return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
@@ -217,10 +242,16 @@ class Metrics(Watcher):
         return found
 
     def _compare_ranks(self, windows: list[Window], steps: int) -> dict[str, Any]:
-        """Finds the slowest rank, and warns when it has been the same one for long; nothing to say of a single rank."""
+        """Finds the slowest rank, and warns when it has been the same one for long; nothing to say of a
+        single rank.
+        """
         if self.world.size == 1:
             return {}
-        slowest = find_slowest([window.waited_s / steps for window in windows], [window.worked_s / steps for window in windows], self._hosts)
+        slowest = find_slowest(
+            [window.waited_s / steps for window in windows],
+            [window.worked_s / steps for window in windows],
+            self._hosts,
+        )
         warning = self._watch.see(slowest)
         if warning and self.world.is_main:
             log.warning(warning)
@@ -241,7 +272,9 @@ class Metrics(Watcher):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak of allocated bytes on a GPU since the last call, or on a CPU of this process since its start."""
+    """Returns the peak of allocated bytes on a GPU since the last call, or on a CPU of this process since its
+    start.
+    """
     if device.type != "cuda":
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,6 @@
-"""What to do about a step that does not fit: the settings that save memory, in the order in which they cost time."""
+"""What to do about a step that does not fit: the settings that save memory, in the order in which they cost
+time.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,15 @@ from flava_ds.training.engine_config import merged_settings, shipped_settings, z
 from flava_ds.training.watcher import Watcher
 from flava_ds.watching.profiling import write_snapshot
 
-MEMORY_WORDS = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What a plain RuntimeError says when the host's memory is used up, or the device's outside of torch's allocator."""
+MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What a plain RuntimeError says when the host's memory is used up, or the device's outside of torch's
+allocator.
+"""
 
 
 class MemoryWatch(Watcher):
@@ -33,28 +42,39 @@ class MemoryWatch(Watcher):
 
 
 @contextmanager
-def explained(config: Config, world: World, during: str, step: int = 0, source: str | None = None) -> Iterator[None]:
-    """Turns running out of memory inside `with` into one line that says which settings to change; on a GPU a snapshot of its memory is written.
+def explained(
+    config: Config, world: World, during: str, step: int = 0, source: str | None = None
+) -> Iterator[None]:
+    """Turns running out of memory inside `with` into one line that says which settings to change; on a GPU a
+    snapshot of its memory is written.
 
     Raises: DeviceMemoryError.
     """
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError among them
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in MEMORY_WORDS):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(
+            words in str(error) for words in MEMORY_WORDS
+        ):
             raise
         where = f"rank {world.rank} on {socket.gethostname()} ran out of memory {during}"
         said = str(error).splitlines()[0].rstrip(".") if str(error) else "no details"
         snapshot = ""
         if world.device.type == "cuda":
-            snapshot = f"; what held the memory is in {write_snapshot(config.run_path / 'profile', world, step)} (open it at https://pytorch.org/memory_viz)"
+            snapshot = (
+                f"; what held the memory is in {write_snapshot(config.run_path / 'profile', world, step)} "
+                "(open it at https://pytorch.org/memory_viz)"
+            )
         ways = remedies(config, world, source)
         listed = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
-        raise DeviceMemoryError(f"{where} ({said}). Change, in this order, what is needed: {listed}{snapshot}") from error
+        raise DeviceMemoryError(
+            f"{where} ({said}). Change, in this order, what is needed: {listed}{snapshot}"
+        ) from error
 
 
 def remedies(config: Config, world: World, source: str | None) -> list[str]:
-    """Lists settings with their present values; those that change no result come first, and of these the ones that cost least time.
+    """Lists settings with their present values; those that change no result come first, and of these the ones
+    that cost least time.
 
     `source` is the one whose batch did not fit; without one, the memory was used up before the first step.
     """
@@ -65,26 +85,42 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
     if source in config.data.sources:
         found += smaller_micro_batch(config, world, source)
         if not config.training.activation_checkpointing:
-            found.append("--training.activation-checkpointing (now off): a third more computation, the same results")
+            found.append(
+                "--training.activation-checkpointing (now off): a third more computation, the same results"
+            )
     if stage < 3 and world.size > 1:
         more = " or ".join(f"zero{n}" for n in range(stage + 1, 4))
-        found.append(f"--engine.deepspeed-config {more} (now {now}): optimizer state, then gradients, then weights divided among the {world.size} ranks")
+        found.append(
+            f"--engine.deepspeed-config {more} (now {now}): optimizer state, then gradients, then "
+            f"weights divided among the {world.size} ranks"
+        )
     if not offloaded and (offload := f"zero{max(1, stage)}_offload") in shipped_settings():
-        found.append(f"--engine.deepspeed-config {offload} (now {now}): optimizer state in host memory, slower updates")
+        found.append(
+            f"--engine.deepspeed-config {offload} (now {now}): optimizer state in host memory, slower updates"
+        )
     return [*found, "more ranks, or a smaller training.global_batch_size or model, which change results"]
 
 
 def smaller_micro_batch(config: Config, world: World, source: str) -> list[str]:
-    """Returns the next number of accumulation steps by which every source's batch divides, as a setting; empty when micro-batches are as small as can be."""
+    """Returns the next number of accumulation steps by which every source's batch divides, as a setting;
+    empty when micro-batches are as small as can be.
+    """
     steps = config.training.gradient_accumulation_steps
     size = config.micro_batch_size(source, world.size)
     for more in range(2 * steps, size * steps + 1, steps):
-        changed = dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_accumulation_steps=more))
+        changed = dataclasses.replace(
+            config, training=dataclasses.replace(config.training, gradient_accumulation_steps=more)
+        )
         try:
             smaller = [changed.micro_batch_size(name, world.size) for name in config.drawn_sources]
         except ConfigError:
             continue
         if smaller:
             mine = changed.micro_batch_size(source, world.size)
-            return [f"--training.gradient-accumulation-steps {more} (now {steps}): micro-batches of {mine} instead of {size}, the same global batch and losses"]
+            return [
+                (
+                    f"--training.gradient-accumulation-steps {more} (now {steps}): micro-batches of {mine} "
+                    f"instead of {size}, the same global batch and losses"
+                )
+            ]
     return []

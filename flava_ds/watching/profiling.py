@@ -1,4 +1,6 @@
-"""A look inside single steps: a trace of their operators, a snapshot of the device's memory. Both are files under the run's profile/ folder."""
+"""A look inside single steps: a trace of their operators, a snapshot of the device's memory. Both are files
+under the run's profile/ folder.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def check_device(config: Config, device: torch.device) -> None:
     """Raises ConfigError when a memory snapshot is asked of a device that has none."""
     if config.logging.memory_snapshot_step is not None and device.type != "cuda":
         raise ConfigError(
-            f"logging.memory_snapshot_step is {config.logging.memory_snapshot_step}, but there is no CUDA device, whose allocator alone keeps a history; "
+            f"logging.memory_snapshot_step is {config.logging.memory_snapshot_step}, but there is no CUDA "
+            "device, whose allocator alone keeps a history; "
             "leave it out, and see peak_memory_gib in the log"
         )
 
@@ -31,8 +34,15 @@ def check_device(config: Config, device: torch.device) -> None:
 class StepProfiler(Watcher):
     """Wraps the steps that logging.profile_steps and logging.memory_snapshot_step name."""
 
-    def __init__(self, config: Config, world: World, first_step: int, paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Says so when the run begins after the steps that were to be profiled; `paused` is entered while a file is written.
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        first_step: int,
+        paused: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Says so when the run begins after the steps that were to be profiled; `paused` is entered while a
+        file is written.
 
         Raises: ConfigError by check_device.
         """
@@ -40,13 +50,28 @@ class StepProfiler(Watcher):
         self.folder, self.world, self.paused = config.run_path / "profile", world, paused
         self.snapshot_step = config.logging.memory_snapshot_step
         window = config.logging.profile_steps
-        self.steps = range(window[0], min(sum(window), config.training.total_steps)) if window is not None else range(0)
+        self.steps = (
+            range(window[0], min(sum(window), config.training.total_steps))
+            if window is not None
+            else range(0)
+        )
         self.traces = bool(self.steps) and (world.is_main or config.logging.profile_all_ranks)
         self._profile: profile | None = None
         if world.is_main and window is not None and first_step > window[0]:
-            log.warning("logging.profile_steps begins with step %d, but this start continues from step %d: nothing will be profiled", window[0], first_step)
+            log.warning(
+                (
+                    "logging.profile_steps begins with step %d, but this start continues from step %d: "
+                    "nothing will be profiled"
+                ),
+                window[0],
+                first_step,
+            )
         if world.is_main and window is not None and not self.steps:
-            log.warning("logging.profile_steps begins with step %d, but the run has %d steps", window[0], config.training.total_steps)
+            log.warning(
+                "logging.profile_steps begins with step %d, but the run has %d steps",
+                window[0],
+                config.training.total_steps,
+            )
 
     @contextmanager
     def around(self, step: int, batch: Batch) -> Iterator[None]:

@@ -11,20 +11,29 @@ from flava_ds.config.plain_files import loads
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run's header (versions, hardware, configuration; empty when missing) and its logged steps in order."""
+    """A run's header (versions, hardware, configuration; empty when missing) and its logged steps
+    in order."""
 
     header: dict[str, Any]
     steps: list[dict[str, Any]]
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Returns the steps at which a number was logged, and the numbers; what is not finite is left out."""
-        points = [(line["step"], float(line[name])) for line in self.steps if isinstance(line.get(name), int | float)]
+        points = [
+            (line["step"], float(line[name]))
+            for line in self.steps
+            if isinstance(line.get(name), int | float)
+        ]
         points = [(step, value) for step, value in points if value == value and abs(value) != float("inf")]
         return [step for step, _ in points], [value for _, value in points]
 
     def names(self, prefix: str) -> list[str]:
         """Returns what follows `prefix` in the logged keys, in order of first appearance."""
-        return list(dict.fromkeys(key.removeprefix(prefix) for line in self.steps for key in line if key.startswith(prefix)))
+        return list(
+            dict.fromkeys(
+                key.removeprefix(prefix) for line in self.steps for key in line if key.startswith(prefix)
+            )
+        )
 
 
 def read_log(path: Path) -> RunLog:
@@ -40,7 +49,11 @@ def read_log(path: Path) -> RunLog:
                 line = loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int) and any(key.startswith("loss") or key == "lr" for key in line):
+            if (
+                isinstance(line, dict)
+                and isinstance(line.get("step"), int)
+                and any(key.startswith("loss") or key == "lr" for key in line)
+            ):
                 steps[line["step"]] = line
             elif isinstance(line, dict) and not header:
                 header = line

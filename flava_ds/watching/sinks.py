@@ -1,4 +1,6 @@
-"""Where log records go, on rank 0: JSON lines as the source of truth, the console, TensorBoard, Weights & Biases, Prometheus."""
+"""Where log records go, on rank 0: JSON lines as the source of truth, the console, TensorBoard, Weights &
+Biases, Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Sink(Protocol):
     def write(self, record: dict[str, Any]) -> None: ...
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
-        """Is told that the steps from `step` on will be written again, other ones than before; what cannot be undone stays."""
+        """Is told that the steps from `step` on will be written again, other ones than before; what cannot be
+        undone stays.
+        """
 
     def close(self) -> None: ...
 
@@ -38,11 +42,16 @@ class Sink(Protocol):
 def check_packages(config: Config) -> None:
     """Raises ConfigError when a sink needs a package that is not installed."""
     if config.logging.wandb and version_of("wandb") == "none":
-        raise ConfigError("logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave it off")
+        raise ConfigError(
+            "logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave "
+            "it off"
+        )
 
 
 def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:
-    """Opens every sink that the configuration asks for, and notes the start in environment.json. To be called on one rank."""
+    """Opens every sink that the configuration asks for, and notes the start in environment.json. To be called
+    on one rank.
+    """
     write_start(config.run_path / "environment.json", description, first_step)
     sinks: list[Sink] = [JsonLines(config.run_path / "log.jsonl", description, first_step)]
     if config.logging.tensorboard:
@@ -59,13 +68,20 @@ class JsonLines(Sink):
     """log.jsonl: a header, then a record per line, each on disk before the next step."""
 
     def __init__(self, path: Path, description: dict[str, Any], first_step: int) -> None:
-        """Begins a fresh run's log with `description`; a resumed run's keeps its header and loses the lines that will be written again."""
+        """Begins a fresh run's log with `description`; a resumed run's keeps its header and loses the lines
+        that will be written again.
+        """
         self._path, header, kept = path, description, []
         if first_step and path.is_file():
             log = read_log(path)
             kept = [record for record in log.steps if record["step"] < first_step]
-            again = {key: description[key] for key in ("started", "versions", "git", "hardware", "config_sha256")}
-            header = {**log.header, "resumed": [*log.header.get("resumed", []), {"step": first_step, **again}]}
+            again = {
+                key: description[key] for key in ("started", "versions", "git", "hardware", "config_sha256")
+            }
+            header = {
+                **log.header,
+                "resumed": [*log.header.get("resumed", []), {"step": first_step, **again}],
+            }
         self._file = self._begin(header, kept)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -120,10 +136,14 @@ class TensorBoard(Sink):
 
 
 class WeightsAndBiases(Sink):
-    """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run goes on with it."""
+    """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run
+    goes on with it.
+    """
 
     def __init__(self, config: Config, description: dict[str, Any], first_step: int) -> None:
-        """Starts or continues the run; `description` is its configuration there. Raises: ConfigError when the service does not take it."""
+        """Starts or continues the run; `description` is its configuration there. Raises: ConfigError when the
+        service does not take it.
+        """
         import wandb
 
         remembered = config.run_path / "wandb" / "run_id"
@@ -142,12 +162,15 @@ class WeightsAndBiases(Sink):
             )
         except wandb.Error as error:
             raise ConfigError(
-                f"Weights & Biases does not take the run ({error}); log in with `wandb login`, set WANDB_MODE=offline, or leave logging.wandb off"
+                f"Weights & Biases does not take the run ({error}); log in with `wandb login`, set "
+                "WANDB_MODE=offline, or leave logging.wandb off"
             ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends every number. The step is one of them, since a resumed run repeats steps and their counter only grows."""
+        """Sends every number. The step is one of them, since a resumed run repeats steps and their counter
+        only grows.
+        """
         self._run.log({**numbers(record), "step": record["step"]})
 
     def close(self) -> None:
@@ -156,7 +179,9 @@ class WeightsAndBiases(Sink):
 
 
 class Prometheus(Sink):
-    """The latest numbers in the text format that node_exporter's textfile collector reads; the file is replaced as a whole."""
+    """The latest numbers in the text format that node_exporter's textfile collector reads; the file is
+    replaced as a whole.
+    """
 
     def __init__(self, path: Path, run: str) -> None:
         self._path, self._run = path, run
@@ -173,18 +198,25 @@ class Prometheus(Sink):
         write_to_textfile(str(self._path), self)
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the numbers by field, each with its meaning and unit; None becomes NaN, words are left out."""
+        """Yields the numbers by field, each with its meaning and unit; None becomes NaN, words
+        are left out."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         found: dict[str, list[tuple[dict[str, str], float]]] = {}
         for key, value in self._latest.items():
             field, labels = field_of(key)
             if field.kind != "text":
-                found.setdefault(field.metric, []).append(({"run": self._run, **labels}, math.nan if value is None else float(value)))
+                found.setdefault(field.metric, []).append(
+                    ({"run": self._run, **labels}, math.nan if value is None else float(value))
+                )
         for field in FIELDS:
             if samples := found.get(field.metric):
                 kind = GaugeMetricFamily if field.kind == "gauge" else CounterMetricFamily
-                family = kind(field.metric, field.meaning + f" ({field.unit})" * bool(field.unit), labels=list(samples[0][0]))
+                family = kind(
+                    field.metric,
+                    field.meaning + f" ({field.unit})" * bool(field.unit),
+                    labels=list(samples[0][0]),
+                )
                 for labels, value in samples:
                     family.add_metric(list(labels.values()), value)
                 yield family
@@ -209,4 +241,8 @@ class Console(Sink):
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
     """Returns what can be drawn over steps."""
-    return {key: value for key, value in record.items() if isinstance(value, int | float) and key not in ("step", "time")}
+    return {
+        key: value
+        for key, value in record.items()
+        if isinstance(value, int | float) and key not in ("step", "time")
+    }

@@ -1,4 +1,6 @@
-"""Notices that a run diverges: a step kind's loss far above its running median, on numbers that are the same on all ranks."""
+"""Notices that a run diverges: a step kind's loss far above its running median, on numbers that are the same
+on all ranks.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ FEWEST = 8
 
 
 class SpikeWatch:
-    """Keeps each kind's recent losses and how many steps in a row have been a spike. Everything it decides is the same on all ranks, and its
-    state is part of a checkpoint, so a resumed run decides as one that went through."""
+    """Keeps each kind's recent losses and how many steps in a row have been a spike. Everything it decides is
+    the same on all ranks, and its state is part of a checkpoint, so a resumed run decides as one that went
+    through."""
 
     def __init__(self, training: TrainingConfig, world: World) -> None:
         self.factor, self.steps, self._world = training.spike_factor, training.spike_steps, world
@@ -86,14 +89,17 @@ class SpikeWatch:
         self._streaks[kind] = self._streaks.get(kind, 0) + 1
         if self._streaks[kind] >= self.steps:
             raise DivergedError(
-                f"step {step}: the loss of {kind} steps is {loss:.4g}, and for {self._streaks[kind]} of them in a row has been more than {self.factor:g} times "
+                f"step {step}: the loss of {kind} steps is {loss:.4g}, and for {self._streaks[kind]} of "
+                f"them in a row has been more than {self.factor:g} times "
                 f"its median {usual:.4g} (training.spike_factor, training.spike_steps)",
                 step,
             )
 
 
 class DivergenceWatch(Watcher):
-    """Sends a run back, or ends it, after too many spikes or skipped updates in a row; looks once per log line."""
+    """Sends a run back, or ends it, after too many spikes or skipped updates in a row; looks once per log
+    line.
+    """
 
     def __init__(self, engine: Engine, training: TrainingConfig) -> None:
         self.engine, self.limit = engine, training.stop_on_nonfinite
@@ -109,5 +115,7 @@ class DivergenceWatch(Watcher):
         if longest and longest < self.limit:
             log.warning("step %d: up to %d %s", step, longest, told)
         if longest >= self.limit:
-            raise DivergedError(f"step {step}: {longest} {told} (training.stop_on_nonfinite is {self.limit})", step)
+            raise DivergedError(
+                f"step {step}: {longest} {told} (training.stop_on_nonfinite is {self.limit})", step
+            )
         self.spikes.look()

@@ -1,8 +1,10 @@
-"""Who holds the others up: each rank's own time in a step, the slowest of them, and a warning when it stays the same one.
+"""Who holds the others up: each rank's own time in a step, the slowest of them, and a warning when it stays
+the same one.
 
-Ranks leave a step together, because they wait for each other in its collectives. What tells them apart is the time until a rank first waits:
-its loader, its copies, and its forward pass up to the contrastive loss, which gathers. With ZeRO-3 a forward pass gathers weights throughout,
-so only the time in the loader can be told apart there.
+Ranks leave a step together, because they wait for each other in its collectives. What tells them apart is the
+time until a rank first waits: its loader, its copies, and its forward pass up to the contrastive loss, which
+gathers. With ZeRO-3 a forward pass gathers weights throughout, so only the time in the loader can be told
+apart there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from flava_ds.watching.log_line import lags
 
 
 class StepClock:
-    """Times this rank's work in a step until it first waits for other ranks, without waiting for the device: events are read once per log line."""
+    """Times this rank's work in a step until it first waits for other ranks, without waiting for the device:
+    events are read once per log line.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -30,7 +34,9 @@ class StepClock:
         self._started: Any = None
 
     def watch(self, module: nn.Module) -> None:
-        """Stops the clock wherever a forward pass of `module` ends or, before that, gathers the features of a pooled loss."""
+        """Stops the clock wherever a forward pass of `module` ends or, before that, gathers the features of a
+        pooled loss.
+        """
         module.register_forward_hook(lambda *_: self.stop())
         for part in module.modules():
             if isinstance(part, PooledObjective):
@@ -51,7 +57,9 @@ class StepClock:
         self._started = None
 
     def take(self) -> float:
-        """Returns the seconds since the last call. On a GPU this waits for the last event, so call it where the device is read anyway."""
+        """Returns the seconds since the last call. On a GPU this waits for the last event, so call it where
+        the device is read anyway.
+        """
         seconds, events = self._seconds, self._events
         self._seconds, self._events = 0.0, []
         for begun, ended in events:
@@ -70,7 +78,9 @@ class StepClock:
 
 @dataclass(frozen=True)
 class Slowest:
-    """The slowest rank of a log line: seconds a step until it waits for others, against the median rank's, and what costs it more."""
+    """The slowest rank of a log line: seconds a step until it waits for others, against the median rank's,
+    and what costs it more.
+    """
 
     rank: int
     host: str
@@ -85,11 +95,19 @@ class Slowest:
 
 
 def find_slowest(waited: Sequence[float], worked: Sequence[float], hosts: Sequence[str]) -> Slowest:
-    """Compares ranks by seconds a step waited for data and worked until the others were waited for; each sequence has an entry per rank."""
+    """Compares ranks by seconds a step waited for data and worked until the others were waited for; each
+    sequence has an entry per rank.
+    """
     total = [a + b for a, b in zip(waited, worked, strict=True)]
     rank = max(range(len(total)), key=total.__getitem__)
     excess = [values[rank] - statistics.median_low(values) for values in (waited, worked)]
-    return Slowest(rank, hosts[rank], total[rank], statistics.median_low(total), "data" if excess[0] > excess[1] else "compute")
+    return Slowest(
+        rank,
+        hosts[rank],
+        total[rank],
+        statistics.median_low(total),
+        "data" if excess[0] > excess[1] else "compute",
+    )
 
 
 class StragglerWatch:
@@ -106,10 +124,18 @@ class StragglerWatch:
         if not self.lines or not self._count or self._count % self.lines:
             return None
         remedy = {
-            "data": f"it waits for data: look at the storage and the loader processes of {slowest.host} (data.num_workers, data.prefetch_batches)",
-            "compute": f"it computes slowly: look for other processes, clocks and heat on {slowest.host}, or leave the host out",
+            "data": (
+                f"it waits for data: look at the storage and the loader processes of {slowest.host} "
+                "(data.num_workers, data.prefetch_batches)"
+            ),
+            "compute": (
+                f"it computes slowly: look for other processes, clocks and heat on {slowest.host}, or "
+                "leave the host out"
+            ),
         }
         return (
-            f"all ranks wait for rank {slowest.rank} on {slowest.host}: for {self._count} log lines it has taken {slowest.seconds:.3g} s a step until it "
-            f"meets the others, {slowest.seconds / slowest.median:.2g} times the median rank's {slowest.median:.3g} s; {remedy[slowest.cause]}"
+            f"all ranks wait for rank {slowest.rank} on {slowest.host}: for {self._count} log lines it has "
+            f"taken {slowest.seconds:.3g} s a step until it "
+            f"meets the others, {slowest.seconds / slowest.median:.2g} times the median rank's "
+            f"{slowest.median:.3g} s; {remedy[slowest.cause]}"
         )

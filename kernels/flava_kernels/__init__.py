@@ -13,7 +13,18 @@ from flava_kernels.op import Op
 from flava_kernels.packing import PACK, UNPACK
 
 OPS: dict[str, Op] = {
-    op.name: op for op in (PACK, UNPACK, FUSE_SEQUENCES, VARLEN_ATTENTION, LAYER_NORM, ADD_LAYER_NORM, LINEAR_GELU, LINEAR_CROSS_ENTROPY, INFO_NCE)
+    op.name: op
+    for op in (
+        PACK,
+        UNPACK,
+        FUSE_SEQUENCES,
+        VARLEN_ATTENTION,
+        LAYER_NORM,
+        ADD_LAYER_NORM,
+        LINEAR_GELU,
+        LINEAR_CROSS_ENTROPY,
+        INFO_NCE,
+    )
 }
 """Every operator by name, in the order of docs/kernels.md."""
 

@@ -1,8 +1,10 @@
-"""python -m flava_kernels.aot: compiles the shipped configurations for GPUs that need not be there and says what the binaries cost.
+"""python -m flava_kernels.aot: compiles the shipped configurations for GPUs that need not be there and says
+what the binaries cost.
 
-A configuration whose row in kernels/aot.csv carries the hash of what it is made from (aot_hash.py) is not compiled again, unless `--full` asks
-for all. `--stale` only lists those that are left. `--csv` writes the table, `--update` the budget (kernels/aot_budget.json), both for the Triton
-version in use. `--check` compares with both and exits with status 1 on a regression; it compiles one configuration of every kernel that the
+A configuration whose row in kernels/aot.csv carries the hash of what it is made from (aot_hash.py) is not
+compiled again, unless `--full` asks for all. `--stale` only lists those that are left. `--csv` writes the
+table, `--update` the budget (kernels/aot_budget.json), both for the Triton version in use. `--check` compares
+with both and exits with status 1 on a regression; it compiles one configuration of every kernel that the
 table has already, too, a different one for every text after `--sample`.
 """
 
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def launches(operators: Iterable[str] = (), architectures: Iterable[str] = ()) -> list[tuple[str, Launch]]:
-    """Lists (module, Launch) of the operators and architectures named; of all where none is. Raises ValueError for a name that occurs twice."""
+    """Lists (module, Launch) of the operators and architectures named; of all where none is. Raises
+    ValueError for a name that occurs twice.
+    """
     modules = dict.fromkeys(op.kernels for name, op in OPS.items() if not operators or name in operators)
     found = [(module, launch) for module in modules for launch in importlib.import_module(module).launches()]
     names = [(launch.arch, launch.name) for _, launch in found]
@@ -40,21 +44,29 @@ def launches(operators: Iterable[str] = (), architectures: Iterable[str] = ()) -
 
 
 def compile_rows(wanted: Sequence[tuple[str, Launch]], processes: int) -> tuple[list[Row], list[str]]:
-    """Compiles in several processes; returns rows in the order of `wanted`, and what the compiler said where it refused."""
+    """Compiles in several processes; returns rows in the order of `wanted`, and what the compiler said where
+    it refused.
+    """
     rows, refused = [], []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = [(launch, pool.submit(compile_row, module, launch.arch, launch.name)) for module, launch in wanted]
+        running = [
+            (launch, pool.submit(compile_row, module, launch.arch, launch.name)) for module, launch in wanted
+        ]
         for launch, future in running:
             try:
                 rows.append(future.result())
             except Exception as error:  # the compiler's passes raise anything
-                refused.append(f"{launch.arch} {launch.name} does not compile: {type(error).__name__}: {error}")
+                refused.append(
+                    f"{launch.arch} {launch.name} does not compile: {type(error).__name__}: {error}"
+                )
     return rows, refused
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one run has to do: `kept` are the table's rows that hold, `left` what has none, `again` what is compiled all the same."""
+    """What one run has to do: `kept` are the table's rows that hold, `left` what has none, `again` what is
+    compiled all the same.
+    """
 
     table: Mapping[Key, Row]
     kept: Mapping[Key, Row]
@@ -62,20 +74,35 @@ class Work:
     again: Sequence[tuple[str, Launch]]
 
     def problems(self, compiled: Iterable[Row]) -> Iterable[str]:
-        """Yields what is wrong with the table: rows with numbers that somebody has edited, or that the compiler does not confirm."""
+        """Yields what is wrong with the table: rows with numbers that somebody has edited, or that the
+        compiler does not confirm.
+        """
         for launch in (launch for _, launch in self.left):
             row = self.table.get((launch.arch, launch.name))
             if row and row.hash and edited(row):
-                yield f"{row.arch} {row.name} was edited in the table of triton {row.triton}: run make kernels"
+                yield (
+                    f"{row.arch} {row.name} was edited in the table of triton {row.triton}: run make kernels"
+                )
         for row in compiled:
             claimed = self.kept.get((row.arch, row.name), row)
-            wrong = [f"{name} {getattr(claimed, name)}, now {value}" for name, value in asdict(row).items() if getattr(claimed, name) != value]
+            wrong = [
+                f"{name} {getattr(claimed, name)}, now {value}"
+                for name, value in asdict(row).items()
+                if getattr(claimed, name) != value
+            ]
             if wrong:
-                yield f"{row.arch} {row.name} compiles to something else than the table of triton {row.triton} says: {', '.join(wrong)}"
+                yield (
+                    f"{row.arch} {row.name} compiles to something else than the table of triton "
+                    f"{row.triton} says: {', '.join(wrong)}"
+                )
 
 
-def work(wanted: Sequence[tuple[str, Launch]], table: Mapping[Key, Row], full: bool, sample: str | None) -> Work:
-    """Looks for the configurations without a row that holds; of the others all are compiled again if `full`, or one of a kernel drawn by `sample`."""
+def work(
+    wanted: Sequence[tuple[str, Launch]], table: Mapping[Key, Row], full: bool, sample: str | None
+) -> Work:
+    """Looks for the configurations without a row that holds; of the others all are compiled again if `full`,
+    or one of a kernel drawn by `sample`.
+    """
     version = importlib.import_module("flava_kernels.triton_ops.compiling").FULL_VERSION
     kept, left, drawn = {}, [], {}
     for module, launch in wanted:
@@ -88,23 +115,43 @@ def work(wanted: Sequence[tuple[str, Launch]], table: Mapping[Key, Row], full: b
         drawn.setdefault((module, launch.kernel.fn.__name__), []).append((ticket, module, launch))
     again = []
     if full or sample is not None:
-        again = [ticket[1:] for tickets in drawn.values() for ticket in sorted(tickets, key=lambda ticket: ticket[0])[: None if full else 1]]
+        again = [
+            ticket[1:]
+            for tickets in drawn.values()
+            for ticket in sorted(tickets, key=lambda ticket: ticket[0])[: None if full else 1]
+        ]
     return Work(table, kept, left, again)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m flava_kernels.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m flava_kernels.aot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--op", nargs="*", default=[], choices=list(OPS), help="these operators only")
-    parser.add_argument("--arch", nargs="*", default=[], choices=list(roofline.MACHINES), help="these architectures only")
+    parser.add_argument(
+        "--arch", nargs="*", default=[], choices=list(roofline.MACHINES), help="these architectures only"
+    )
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--budget", type=Path, default=aot_budget.PATH)
     parser.add_argument("--full", action="store_true", help="compile all, whatever the table has")
     parser.add_argument("--sample", default="", help="draws what --check compiles again")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare with the budget and the table")
-    action.add_argument("--update", action="store_true", help="rewrite the budget's rows of the Triton version in use")
-    action.add_argument("--stale", action="store_true", help="list what would be compiled, and compile nothing")
-    parser.add_argument("--csv", type=Path, help="replaces the rows of the Triton version in use in this table, and takes those that hold from it")
+    action.add_argument(
+        "--update", action="store_true", help="rewrite the budget's rows of the Triton version in use"
+    )
+    action.add_argument(
+        "--stale", action="store_true", help="list what would be compiled, and compile nothing"
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        help=(
+            "replaces the rows of the Triton version in use in this table, and takes those that hold from it"
+        ),
+    )
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args(arguments)
 
@@ -116,7 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wanted:
         sys.exit("error: no kernels match")
     version = importlib.import_module("flava_kernels.triton_ops.compiling").VERSION
-    todo = work(wanted, aot_table.rows_of(options.csv or aot_table.PATH, version), options.full, options.sample if options.check else None)
+    todo = work(
+        wanted,
+        aot_table.rows_of(options.csv or aot_table.PATH, version),
+        options.full,
+        options.sample if options.check else None,
+    )
     if options.stale:
         print("\n".join(f"{launch.arch} {launch.name}" for _, launch in todo.left))
         return 0
@@ -132,7 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.update:
         aot_budget.update(options.budget, [asdict(row) for row in rows], partial)
     if options.check:
-        problems += [*todo.problems(compiled), *aot_budget.regressions(options.budget, [asdict(row) for row in rows], partial)]
+        problems += [
+            *todo.problems(compiled),
+            *aot_budget.regressions(options.budget, [asdict(row) for row in rows], partial),
+        ]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -141,8 +196,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tell(version: str, todo: Work, compiled: Sequence[Row]) -> None:
     if compiled:
         print(aot_table.markdown(compiled))
-        print("The cycles are a static estimate from the compiled code, for one pass of one block through its inner loop (roofline.py); nothing was run.")
-    print(f"triton {version}: {len(todo.kept)} configurations have a row that holds, of which {len(todo.again)} were compiled again; {len(todo.left)} had none")
+        print(
+            "The cycles are a static estimate from the compiled code, for one pass of one block through "
+            "its inner loop (roofline.py); nothing was run."
+        )
+    print(
+        f"triton {version}: {len(todo.kept)} configurations have a row that holds, of which "
+        f"{len(todo.again)} were compiled again; {len(todo.left)} had none"
+    )
 
 
 if __name__ == "__main__":

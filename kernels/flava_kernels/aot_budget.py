@@ -1,4 +1,6 @@
-"""What every compiled configuration may cost: kernels/aot_budget.json, by Triton version, architecture and kernel."""
+"""What every compiled configuration may cost: kernels/aot_budget.json, by Triton version, architecture and
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def load(path: Path) -> Table:
 
 
 def update(path: Path, rows: Iterable[Mapping[str, Any]], partial: bool) -> None:
-    """Replaces the rows of the Triton versions that occur in `rows`, or, when `rows` are a part of all, those very rows."""
+    """Replaces the rows of the Triton versions that occur in `rows`, or, when `rows` are a part of all, those
+    very rows.
+    """
     table = load(path)
     rows = list(rows)
     if not partial:
@@ -43,15 +47,29 @@ def regressions(path: Path, rows: Iterable[Mapping[str, Any]], partial: bool) ->
         seen.add((version, arch, name))
         limits = table.get(version, {}).get(arch, {}).get(name)
         if limits is None:
-            found.append(f"{arch} {name} has no budget for triton {version}: run python -m flava_kernels.aot --update")
+            found.append(
+                f"{arch} {name} has no budget for triton {version}: run python -m flava_kernels.aot --update"
+            )
             continue
-        worse = [f"{field} is {row[field]}, allowed {limits[field]}" for field in limits if _worse(field, row[field], limits[field])]
+        worse = [
+            f"{field} is {row[field]}, allowed {limits[field]}"
+            for field in limits
+            if _worse(field, row[field], limits[field])
+        ]
         if worse:
             found.append(f"triton {version}, {arch} {name}: {', '.join(worse)}; the row: {_cells(row)}")
     if not partial:
         versions = {version for version, _, _ in seen}
-        budgeted = {(version, arch, name) for version in versions for arch, names in table.get(version, {}).items() for name in names}
-        found += [f"{arch} {name} is in the budget for triton {version}, but no kernel has that name" for version, arch, name in sorted(budgeted - seen)]
+        budgeted = {
+            (version, arch, name)
+            for version in versions
+            for arch, names in table.get(version, {}).items()
+            for name in names
+        }
+        found += [
+            f"{arch} {name} is in the budget for triton {version}, but no kernel has that name"
+            for version, arch, name in sorted(budgeted - seen)
+        ]
     return found
 
 
@@ -62,7 +80,9 @@ def _worse(field: str, value: int, limit: int) -> bool:
 
 
 def _cells(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("triton", "arch", "name", "faults"))
+    return ", ".join(
+        f"{name} {value}" for name, value in row.items() if name not in ("triton", "arch", "name", "faults")
+    )
 
 
 def _one_row_a_line(table: Table) -> str:
@@ -70,7 +90,10 @@ def _one_row_a_line(table: Table) -> str:
     for version in sorted(table):
         architectures = []
         for arch in sorted(table[version]):
-            names = ",\n".join(f"   {json.dumps(name)}: {json.dumps(limits)}" for name, limits in sorted(table[version][arch].items()))
+            names = ",\n".join(
+                f"   {json.dumps(name)}: {json.dumps(limits)}"
+                for name, limits in sorted(table[version][arch].items())
+            )
             architectures.append(f"  {json.dumps(arch)}: {{\n{names}\n  }}")
         versions.append(f" {json.dumps(version)}: {{\n" + ",\n".join(architectures) + "\n }")
     return "{\n" + ",\n".join(versions) + "\n}\n"

@@ -1,8 +1,9 @@
-"""Hashes of what a compiled configuration depends on, so that one that nobody has changed need not be compiled again.
+"""Hashes of what a compiled configuration depends on, so that one that nobody has changed need not be
+compiled again.
 
-Code counts as Python reads it: comments, docstrings and layout do not change a hash, nor does the place of a function in its file. A kernel
-counts with every function of this package that it calls and with the value of every constant that it reads. What comes with Triton counts by
-the version of Triton.
+Code counts as Python reads it: comments, docstrings and layout do not change a hash, nor does the place of a
+function in its file. A kernel counts with every function of this package that it calls and with the value of
+every constant that it reads. What comes with Triton counts by the version of Triton.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def code(source: str) -> str:
 
 
 def _is_text(line: ast.AST) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
 
 
 def of_files(paths: Iterable[Path]) -> str:
@@ -57,15 +62,22 @@ def of_files(paths: Iterable[Path]) -> str:
 
 
 def of_launch(launch: Launch, version: str) -> str:
-    """Returns the hash of a configuration: kernel, types, constants, options and GPU, the compiler's full version, the code that counts."""
+    """Returns the hash of a configuration: kernel, types, constants, options and GPU, the compiler's full
+    version, the code that counts.
+    """
     settings = dict(vars(launch), kernel=dependencies(launch.kernel.fn))
     settings |= {name: sorted(settings[name].items()) for name in ("signature", "constexprs")}
-    return digest(version, measuring_code(), *(f"{name}: {value!r}" for name, value in sorted(settings.items())))
+    return digest(
+        version, measuring_code(), *(f"{name}: {value!r}" for name, value in sorted(settings.items()))
+    )
 
 
 def of_row(launch_hash: str, row: Mapping[str, Any]) -> str:
-    """Returns what a row carries: "configuration-numbers", a hash of its configuration, and one of that with the numbers."""
-    return f"{launch_hash}-{digest(launch_hash, *(f'{name}={value}' for name, value in row.items() if name != 'hash'))}"
+    """Returns what a row carries: "configuration-numbers", a hash of its configuration, and one of that with
+    the numbers.
+    """
+    numbers = (f"{name}={value}" for name, value in row.items() if name != "hash")
+    return f"{launch_hash}-{digest(launch_hash, *numbers)}"
 
 
 @functools.cache
@@ -76,9 +88,11 @@ def measuring_code() -> str:
 
 @functools.cache
 def dependencies(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Lists a function's code, that of the functions it calls, and "name = value" of the constants that they read, each once.
+    """Lists a function's code, that of the functions it calls, and "name = value" of the constants that they
+    read, each once.
 
-    Raises TypeError for a global name that is neither function nor constant: the compiler reads something then that no hash knows.
+    Raises TypeError for a global name that is neither function nor constant: the compiler reads something
+    then that no hash knows.
     """
     found: dict[str, None] = {}
     waiting, seen = [function], {function}
@@ -92,7 +106,10 @@ def dependencies(function: Callable[..., Any]) -> tuple[str, ...]:
             if isinstance(value, PLAIN):
                 found[f"{name} = {value!r}"] = None
             elif not inspect.isfunction(callee):
-                raise TypeError(f"{current.__name__} reads {name}, a {type(value).__name__}, which has no hash: only functions and constants do")
+                raise TypeError(
+                    f"{current.__name__} reads {name}, a {type(value).__name__}, which has no hash: only "
+                    "functions and constants do"
+                )
             elif not _comes_with_triton(callee) and callee not in seen:
                 seen.add(callee)
                 waiting.append(callee)
@@ -100,9 +117,15 @@ def dependencies(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _globals(function: Callable[..., Any], tree: ast.Module) -> Iterator[tuple[str, Any]]:
-    """Yields the global names that a function reads, "module.name" through modules, but for those of Triton and of Python."""
+    """Yields the global names that a function reads, "module.name" through modules, but for those of Triton
+    and of Python.
+    """
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    own |= {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    }
     for names in sorted(_chains(tree)):
         if names[0] in own or hasattr(builtins, names[0]) and names[0] not in function.__globals__:
             continue

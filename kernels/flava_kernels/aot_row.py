@@ -20,7 +20,9 @@ MOST_TENSOR_MEMORY = 512
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, compiled. `loop_*` and the cycles are those of one pass of one block through the inner loop."""
+    """One configuration, compiled. `loop_*` and the cycles are those of one pass of one block through the
+    inner loop.
+    """
 
     triton: str
     arch: str
@@ -56,9 +58,13 @@ class Row:
 
 
 def read_row(line: Mapping[str, str]) -> Row:
-    """Makes a row of the cells of a line of kernels/aot.csv. Raises ValueError for a cell that is no number where one has to be."""
+    """Makes a row of the cells of a line of kernels/aot.csv. Raises ValueError for a cell that is no number
+    where one has to be.
+    """
     kinds = {"int": int, "float": float}
-    return Row(**{field.name: kinds.get(field.type, str)(line.get(field.name) or "") for field in fields(Row)})
+    return Row(
+        **{field.name: kinds.get(field.type, str)(line.get(field.name) or "") for field in fields(Row)}
+    )
 
 
 def with_hash(row: Row, launch_hash: str) -> Row:
@@ -83,9 +89,15 @@ def compile_row(module: str, arch: str, name: str) -> Row:
     launch = next(launch for launch in launches if (launch.arch, launch.name) == (arch, name))
     compiled = compiling.compile_launch(launch)
     machine = roofline.MACHINES[arch]
-    code, loop, dots = assembly.instructions(compiled.assembly), assembly.inner_loop(compiled.assembly), triton_ir.dots(compiled.ir)
+    code, loop, dots = (
+        assembly.instructions(compiled.assembly),
+        assembly.inner_loop(compiled.assembly),
+        triton_ir.dots(compiled.ir),
+    )
     resident = roofline.occupancy(machine, compiled.registers, compiled.shared, launch.num_warps)
-    estimate = roofline.estimate(machine, loop, launch.num_warps, triton_ir.loop_flops(dots), launch.from_memory)
+    estimate = roofline.estimate(
+        machine, loop, launch.num_warps, triton_ir.loop_flops(dots), launch.from_memory
+    )
     matrix = assembly.count(assembly.MATRIX, code)
     atomics = assembly.count(assembly.ATOMIC, code)
     row = Row(
@@ -112,7 +124,9 @@ def compile_row(module: str, arch: str, name: str) -> Row:
         **{f"{resource}_cycles": round(cycles) for resource, cycles in asdict(estimate).items()},
         bound=estimate.bound,
         share=round(estimate.share, 2),
-        faults="; ".join(faults(compiled.tensor_memory, resident.blocks, atomics, matrix, [dot.type for dot in dots])),
+        faults="; ".join(
+            faults(compiled.tensor_memory, resident.blocks, atomics, matrix, [dot.type for dot in dots])
+        ),
     )
     return with_hash(row, aot_hash.of_launch(launch, compiling.FULL_VERSION))
 
@@ -120,7 +134,10 @@ def compile_row(module: str, arch: str, name: str) -> Row:
 def faults(tensor_memory: int, blocks: int, atomics: int, matrix: int, dot_types: list[str]) -> Iterable[str]:
     """Yields what makes a binary useless whatever it costs."""
     if tensor_memory > MOST_TENSOR_MEMORY:
-        yield f"{tensor_memory} columns of tensor memory, but {MOST_TENSOR_MEMORY} exist: the compiler replaces the kernel by a trap without a word"
+        yield (
+            f"{tensor_memory} columns of tensor memory, but {MOST_TENSOR_MEMORY} exist: the compiler "
+            "replaces the kernel by a trap without a word"
+        )
     if blocks == 0:
         yield "no block fits a multiprocessor"
     if atomics:

@@ -28,7 +28,14 @@ HEADER = {
     "blocks, limit": lambda row: f"{row.blocks}, {row.limited_by}",
     "loop instructions": lambda row: row.loop_instructions,
     "cycles: issue / special / matrix / cache / memory": lambda row: " / ".join(
-        str(cycles) for cycles in (row.issue_cycles, row.special_cycles, row.matrix_cycles, row.cache_cycles, row.memory_cycles)
+        str(cycles)
+        for cycles in (
+            row.issue_cycles,
+            row.special_cycles,
+            row.matrix_cycles,
+            row.cache_cycles,
+            row.memory_cycles,
+        )
     ),
     "bound by": lambda row: row.bound,
     "share of the roof": lambda row: f"{row.share:.2f}",
@@ -37,13 +44,22 @@ HEADER = {
 
 def markdown(rows: Iterable[Row]) -> str:
     """Writes the table; the last four columns are the static estimate."""
-    lines = [list(HEADER), ["---"] * len(HEADER), *([str(cell(row)) for cell in HEADER.values()] for row in rows)]
+    lines = [
+        list(HEADER),
+        ["---"] * len(HEADER),
+        *([str(cell(row)) for cell in HEADER.values()] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def write_csv(path: Path, version: str, rows: Iterable[Row], order: Sequence[Key], partial: bool) -> None:
-    """Replaces the rows of one Triton version, in the order given, or, when `rows` are a part of all, those very rows."""
-    lines = {(line["triton"], line["arch"], line["name"]): line for line in (read_csv(path) if path.exists() else ())}
+    """Replaces the rows of one Triton version, in the order given, or, when `rows` are a part of all, those
+    very rows.
+    """
+    lines = {
+        (line["triton"], line["arch"], line["name"]): line
+        for line in (read_csv(path) if path.exists() else ())
+    }
     if not partial:
         lines = {key: line for key, line in lines.items() if key[0] != version}
     lines |= {(row.triton, row.arch, row.name): asdict(row) for row in rows}

@@ -23,7 +23,9 @@ MULTIPLY_ADD = re.compile(r"^FFMA\b|^v_(fma|fmac|pk_fma)_f32")
 
 _NVIDIA_WIDTH = re.compile(r"^\w+\S*\.(U8|S8|U16|S16|64|128)\b")
 _NVIDIA_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
-_AMD_WIDTH = re.compile(r"^(?:global|buffer)_(?:load|store)_(?:lds_)?[us]?(byte|short|dwordx4|dwordx3|dwordx2|dword)")
+_AMD_WIDTH = re.compile(
+    r"^(?:global|buffer)_(?:load|store)_(?:lds_)?[us]?(byte|short|dwordx4|dwordx3|dwordx2|dword)"
+)
 _AMD_BYTES = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
 _SPILL = re.compile(r"^(?:LDL|STL)(?:\.LU)?(?:\.(\d+))?")
 
@@ -39,7 +41,9 @@ def count(pattern: re.Pattern, found: Iterable[str]) -> int:
 
 
 def inner_loop(assembly: str) -> list[str]:
-    """Returns the body of the innermost loop that matters: of those with matrix instructions, else of all, the longest; all of it without a loop."""
+    """Returns the body of the innermost loop that matters: of those with matrix instructions, else of all,
+    the longest; all of it without a loop.
+    """
     listed, labels = [], {}
     for label, instruction in _numbered(assembly):
         if label:
@@ -52,13 +56,19 @@ def inner_loop(assembly: str) -> list[str]:
         start = labels.get(branch.group(1), len(listed)) if branch else len(listed)
         if start <= place and place + 1 - start >= SPIN_LOOP:
             spans.append((start, place + 1))
-    inner = [span for span in spans if not any(other != span and span[0] <= other[0] and other[1] <= span[1] for other in spans)]
+    inner = [
+        span
+        for span in spans
+        if not any(other != span and span[0] <= other[0] and other[1] <= span[1] for other in spans)
+    ]
     bodies = [listed[start:end] for start, end in inner] or [listed]
     return max(bodies, key=lambda body: (count(MATRIX, body) > 0, len(body)))
 
 
 def spilled_bytes(assembly: str) -> int:
-    """Returns the bytes a thread stores to and loads from its stack, as `ptxas -v` counts them; for AMD, four for every register spilled."""
+    """Returns the bytes a thread stores to and loads from its stack, as `ptxas -v` counts them; for AMD, four
+    for every register spilled.
+    """
     amd = re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly)
     if amd:
         return 4 * int(amd[-1])
@@ -67,16 +77,21 @@ def spilled_bytes(assembly: str) -> int:
 
 
 def matrix_flops(found: Iterable[str]) -> int | None:
-    """Returns the floating point operations of the matrix instructions that one warp executes, or None where they do not name their shape (sm_100)."""
+    """Returns the floating point operations of the matrix instructions that one warp executes, or None where
+    they do not name their shape (sm_100).
+    """
     total = 0
     for instruction in found:
         if not MATRIX.match(instruction):
             continue
-        shape = re.match(r"^HGMMA\.(\d+)x(\d+)x(\d+)|^HMMA\.(16)(8)(16|8)\b|^v_s?mfmac?_f32_(\d+)x(\d+)x(\d+)", instruction)
+        shape = re.match(
+            r"^HGMMA\.(\d+)x(\d+)x(\d+)|^HMMA\.(16)(8)(16|8)\b|^v_s?mfmac?_f32_(\d+)x(\d+)x(\d+)", instruction
+        )
         if shape is None:
             return None
         m, n, k = (int(size) for size in shape.groups() if size is not None)
-        total += 2 * m * n * k // (4 if instruction.startswith("HGMMA") else 1)  # four warps work on one HGMMA together
+        # four warps work on one HGMMA together
+        total += 2 * m * n * k // (4 if instruction.startswith("HGMMA") else 1)
     return total
 
 

@@ -1,6 +1,7 @@
 """Self-attention over packed sequences.
 
-    out_i = softmax(q_i K^T * scale) V,  keys and values of the query's own sequence only, and with `causal` those up to the query itself
+    out_i = softmax(q_i K^T * scale) V,  keys and values of the query's own sequence only, and with `causal`
+                                         those up to the query itself
 
     dV = P^T dO,   dP = dO V^T,   dS = P * (dP - rowsum(P * dP)) * scale,   dQ = dS K,   dK = dS^T Q
 
@@ -15,7 +16,12 @@ import torch
 from torch import Tensor
 
 from flava_kernels import dispatch
-from flava_kernels.attention_reference import EagerAttention, backward_reference, forward_reference, keeps_probabilities
+from flava_kernels.attention_reference import (
+    EagerAttention,
+    backward_reference,
+    forward_reference,
+    keeps_probabilities,
+)
 from flava_kernels.cases import attention as cases
 from flava_kernels.op import DTYPES, Limits, Op
 from flava_kernels.packing import MOST_SEQUENCES, places
@@ -23,11 +29,18 @@ from flava_kernels.packing import MOST_SEQUENCES, places
 HEAD_SIZES = (32, 64, 128)
 """Of the kernels; the references take any."""
 
-LIMITS = {torch.float32: Limits(1e-6, 2e-6), torch.float16: Limits(5e-4, 8e-4), torch.bfloat16: Limits(4e-3, 6e-3)}
+LIMITS = {
+    torch.float32: Limits(1e-6, 2e-6),
+    torch.float16: Limits(5e-4, 8e-4),
+    torch.bfloat16: Limits(4e-3, 6e-3),
+}
 
 
-def varlen_attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False) -> Tensor:
-    """Attends within each packed sequence, with `causal` to no token behind the query's own; never waits for the device.
+def varlen_attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
+) -> Tensor:
+    """Attends within each packed sequence, with `causal` to no token behind the query's own; never waits for
+    the device.
 
     Shapes:
         qkv         [T 3 h e]
@@ -35,14 +48,19 @@ def varlen_attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_
         max_seqlen            the longest sequence, or more
         returns     [T h e]
 
-    `equal_lengths` promises that every sequence is max_seqlen long (images), so that the reference makes no padded copy.
+    `equal_lengths` promises that every sequence is max_seqlen long (images), so that the reference makes no
+    padded copy.
     """
     if dispatch.needs_custom_operator(qkv) or not keeps_probabilities(qkv, max_seqlen):
         return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)[0]
-    return EagerAttention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, torch.is_grad_enabled() and qkv.requires_grad)
+    return EagerAttention.apply(
+        qkv, cu_seqlens, max_seqlen, equal_lengths, causal, torch.is_grad_enabled() and qkv.requires_grad
+    )
 
 
-def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False) -> str | None:
+def supports(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
+) -> str | None:
     """Returns None, or why the kernels do not take this input."""
     if qkv.dtype not in DTYPES:
         return f"qkv has {qkv.dtype}; one of {', '.join(map(str, DTYPES))} is wanted"
@@ -53,7 +71,10 @@ def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths:
     if qkv.stride(3) != 1:
         return "the last axis of qkv is not contiguous"
     if max(qkv.shape[2], cu_seqlens.shape[0] - 1) > MOST_SEQUENCES:
-        return f"there are {cu_seqlens.shape[0] - 1} sequences and {qkv.shape[2]} heads, at most {MOST_SEQUENCES} of each are taken"
+        return (
+            f"there are {cu_seqlens.shape[0] - 1} sequences and {qkv.shape[2]} heads, at most "
+            f"{MOST_SEQUENCES} of each are taken"
+        )
     if max_seqlen * max(qkv.stride(0), 3 * qkv.shape[2] * qkv.shape[3]) >= 2**31:
         return f"a sequence of {max_seqlen} rows spans 2^31 elements or more"
     if max(2 * qkv.stride(1), (qkv.shape[2] - 1) * qkv.stride(2)) >= 2**31:
@@ -61,11 +82,19 @@ def supports(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths:
     return None
 
 
-def definition(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False) -> Tensor:
-    """Attends in a padded layout, as transformers does: every score is held, and padded keys are masked, as are keys behind a query with `causal`."""
+def definition(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
+) -> Tensor:
+    """Attends in a padded layout, as transformers does: every score is held, and padded keys are masked, as
+    are keys behind a query with `causal`.
+    """
     batch = cu_seqlens.shape[0] - 1
     sequence, position = places(cu_seqlens, qkv.shape[0])
-    q, k, v = qkv.new_zeros(batch, max_seqlen, *qkv.shape[1:]).index_put((sequence, position), qkv).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        qkv.new_zeros(batch, max_seqlen, *qkv.shape[1:])
+        .index_put((sequence, position), qkv)
+        .permute(2, 0, 3, 1, 4)
+    )
     place = torch.arange(max_seqlen, device=qkv.device)
     masked = (place >= cu_seqlens.diff()[:, None])[:, None, None, :]
     if causal:
@@ -80,7 +109,9 @@ def pairs(length: int, causal: bool) -> int:
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention", mutates_args=())
-def _attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> tuple[Tensor, Tensor]:
+def _attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+) -> tuple[Tensor, Tensor]:
     if qkv.numel() == 0:
         return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
     if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):
@@ -91,7 +122,16 @@ def _attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: 
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention_backward", mutates_args=())
-def _attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> Tensor:
+def _attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
+) -> Tensor:
     if qkv.numel() == 0:
         return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
     if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):
@@ -104,7 +144,9 @@ def _attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_
 @_attention.register_fake
 def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
     tokens, _, heads, head_size = qkv.shape
-    return qkv.new_empty(tokens, heads, head_size), qkv.new_empty(heads, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    return qkv.new_empty(tokens, heads, head_size), qkv.new_empty(
+        heads, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32)
+    )
 
 
 @_attention_backward.register_fake
@@ -120,10 +162,24 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad, _):
-    return _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths, ctx.causal), None, None, None, None
+    return (
+        _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths, ctx.causal),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
 
 
-OP = Op("varlen_attention", varlen_attention, definition, supports, cases.cases, LIMITS, "flava_kernels.triton_ops.attention")
+OP = Op(
+    "varlen_attention",
+    varlen_attention,
+    definition,
+    supports,
+    cases.cases,
+    LIMITS,
+    "flava_kernels.triton_ops.attention",
+)

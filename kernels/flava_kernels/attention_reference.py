@@ -1,8 +1,9 @@
-"""Self-attention over packed sequences in torch's own operators: what runs on a CPU, and wherever the kernels do not.
+"""Self-attention over packed sequences in torch's own operators: what runs on a CPU, and wherever the kernels
+do not.
 
-Sequences of unequal lengths are padded first; causal attention needs no mask for that, since padding lies behind
-every query that counts. The backward pass and `EagerAttention` go head by head: a head's queries, keys and values
-are then [b s e] views of the packed projection, whose strides a batched product takes as they are.
+Sequences of unequal lengths are padded first; causal attention needs no mask for that, since padding lies
+behind every query that counts. The backward pass and `EagerAttention` go head by head: a head's queries, keys
+and values are then [b s e] views of the packed projection, whose strides a batched product takes as they are.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ SCORES_BYTES = 2**28
 """Scores of one head that the backward pass computes at one time."""
 
 LONGEST_KEPT = 5
-"""Head sizes that a sequence may be long while its probabilities are kept: they take s/e as much memory as the queries."""
+"""Head sizes that a sequence may be long while its probabilities are kept: they take s/e as much memory as
+the queries.
+"""
 
 CAUSAL_QUERIES = 64
 """Queries that causal attention takes at one time, with no keys behind the last of them.
 
-Fewer leave out more of the products, but those are smaller. Eight fp32 heads of 64 need, both ways, 85 % of the CPU time of
-whole squares at 77 tokens and 71 % at 275; 48 queries are level with that, 32 are slower.
+Fewer leave out more of the products, but those are smaller. Eight fp32 heads of 64 need, both ways, 85 % of
+the CPU time of whole squares at 77 tokens and 71 % at 275; 48 queries are level with that, 32 are slower.
 """
 
 
-def forward_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> tuple[Tensor, Tensor]:
+def forward_reference(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+) -> tuple[Tensor, Tensor]:
     """Attends without keeping the scores where it can: on a CPU with PyTorch's flash kernel.
 
     Shapes:
@@ -45,10 +50,14 @@ def forward_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_le
 
 
 def flash_attention_on_cpu(padded: Tensor, valid: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
-    """What scaled_dot_product_attention runs on a CPU, with its log-sum-exp: [b s 3 h e], [b s] -> [b s h e], [b h s]."""
+    """What scaled_dot_product_attention runs on a CPU, with its log-sum-exp: [b s 3 h e], [b s] -> [b s h e],
+    [b h s].
+    """
     q, k, v = padded.permute(2, 0, 3, 1, 4)
     mask = None if valid is None else _mask(valid, q.dtype)[:, None]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, is_causal=causal, attn_mask=mask
+    )
     return out.transpose(1, 2), lse
 
 
@@ -64,7 +73,9 @@ def plain_attention(padded: Tensor, valid: Tensor | None, causal: bool) -> tuple
     return (scores.softmax(-1) @ v).transpose(1, 2), lse
 
 
-def backward_reference(grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> Tensor:
+def backward_reference(
+    grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+) -> Tensor:
     """Computes the scores again: [T h e], [T 3 h e] -> [T 3 h e].
 
     PyTorch's own flash backward for CPUs takes 2 to 6 times as long at these lengths.
@@ -73,7 +84,9 @@ def backward_reference(grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen
     return _gradient(grad, padding.pad(qkv), padding, None)
 
 
-def _gradient(grad: Tensor, padded: Tensor, padding: _Padding, probabilities: Sequence[Tensor] | None) -> Tensor:
+def _gradient(
+    grad: Tensor, padded: Tensor, padding: _Padding, probabilities: Sequence[Tensor] | None
+) -> Tensor:
     """Goes head by head and, where the probabilities were not kept, some sequences at a time.
 
     Shapes:
@@ -82,14 +95,21 @@ def _gradient(grad: Tensor, padded: Tensor, padding: _Padding, probabilities: Se
         probabilities  for each head, and each of its blocks, [b n m]
         returns        [T 3 h e]
     """
-    d_out, d_qkv = padding.pad_with_zeros(grad), torch.empty_like(padded, memory_format=torch.contiguous_format)
+    d_out, d_qkv = (
+        padding.pad_with_zeros(grad),
+        torch.empty_like(padded, memory_format=torch.contiguous_format),
+    )
     batch, longest, _, _, head_size = padded.shape
-    size = batch if probabilities is not None else max(1, SCORES_BYTES // (longest**2 * padded.element_size()))
+    size = (
+        batch if probabilities is not None else max(1, SCORES_BYTES // (longest**2 * padded.element_size()))
+    )
     kept = None if probabilities is None else iter(probabilities)
     for start in range(0, batch, size):
         some = slice(start, start + size)
         blocks = padding.blocks(padded[some], some)
-        for q, k, v, d, d_q, d_k, d_v in zip(*_by_head(padded[some]), d_out[some].unbind(2), *_by_head(d_qkv[some]), strict=True):
+        for q, k, v, d, d_q, d_k, d_v in zip(
+            *_by_head(padded[some]), d_out[some].unbind(2), *_by_head(d_qkv[some]), strict=True
+        ):
             for place, (rows, keys, mask) in enumerate(blocks):
                 p = _probabilities(q[:, rows], k[:, keys], mask) if kept is None else next(kept)
                 d_scores = torch._softmax_backward_data(torch.bmm(d[:, rows], v[:, keys].mT), p, -1, p.dtype)
@@ -105,17 +125,30 @@ def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
 
     Under autocast the probabilities would be of another dtype than the gradients that come back.
     """
-    return 0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3] and qkv.numel() > 0 and not torch.is_autocast_enabled(qkv.device.type)
+    return (
+        0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3]
+        and qkv.numel() > 0
+        and not torch.is_autocast_enabled(qkv.device.type)
+    )
 
 
 class EagerAttention(torch.autograd.Function):
     """Attends head by head and keeps the probabilities, for sequences so short that those are small.
 
-    On a CPU it takes about two thirds of the time of PyTorch's flash kernel and a backward pass that computes the scores again.
+    On a CPU it takes about two thirds of the time of PyTorch's flash kernel and a backward pass that computes
+    the scores again.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool, gradients: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        causal: bool,
+        gradients: bool,
+    ) -> Tensor:
         padding, kept = _Padding(cu_seqlens, max_seqlen, equal_lengths, causal, qkv.shape[0]), []
         padded = padding.pad(qkv)
         blocks = padding.blocks(padded)
@@ -138,7 +171,9 @@ class EagerAttention(torch.autograd.Function):
 
 
 def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields queries, keys and values, each as one view for every head: [b s 3 h e] -> three times h times [b s e]."""
+    """Yields queries, keys and values, each as one view for every head: [b s 3 h e] -> three times h times [b
+    s e].
+    """
     return (part.unbind(2) for part in padded.unbind(2))
 
 
@@ -156,16 +191,24 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 def _mask(keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns what is added to the scores: 0, and -inf for keys that do not count: [b s] -> [b 1 s]."""
-    return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill_(~keys, float("-inf"))[:, None]
+    return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill_(~keys, float("-inf"))[
+        :, None
+    ]
 
 
 def _behind(first: int, last: int, like: Tensor) -> Tensor:
-    """Returns what causal attention adds to the scores of queries `first` to `last`: 0, and -inf for keys behind a query: [n last]."""
-    return torch.full((last - first, last), float("-inf"), dtype=like.dtype, device=like.device).triu(first + 1)
+    """Returns what causal attention adds to the scores of queries `first` to `last`: 0, and -inf for keys
+    behind a query: [n last].
+    """
+    return torch.full((last - first, last), float("-inf"), dtype=like.dtype, device=like.device).triu(
+        first + 1
+    )
 
 
 class _Block(NamedTuple):
-    """Queries of every sequence, the keys that they see and what is added to their scores: [b 1 m] or [1 n m], or nothing."""
+    """Queries of every sequence, the keys that they see and what is added to their scores: [b 1 m] or [1 n
+    m], or nothing.
+    """
 
     queries: slice
     keys: slice
@@ -173,28 +216,52 @@ class _Block(NamedTuple):
 
 
 class _Padding:
-    """The layout in which all sequences are as long as the longest; where they are anyway, a view of the packed one.
+    """The layout in which all sequences are as long as the longest; where they are anyway, a view of the
+    packed one.
 
-    `keys` tells which rows of it count as keys, [b s], or is None for all. An empty sequence keeps one, so that its softmax is defined. With
-    `causal` all do: no query that counts sees a key behind its sequence.
+    `keys` tells which rows of it count as keys, [b s], or is None for all. An empty sequence keeps one, so
+    that its softmax is defined. With `causal` all do: no query that counts sees a key behind its sequence.
     """
 
-    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool, total: int) -> None:
+    def __init__(
+        self, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool, total: int
+    ) -> None:
         self._longest, self._causal, self._rows, self._slots, self.keys = max_seqlen, causal, None, None, None
         if not equal_lengths:
-            self._rows, self._slots = padded_rows(cu_seqlens, max_seqlen), padded_slots(cu_seqlens, max_seqlen, total)
+            self._rows, self._slots = (
+                padded_rows(cu_seqlens, max_seqlen),
+                padded_slots(cu_seqlens, max_seqlen, total),
+            )
         if not equal_lengths and not causal:
-            self.keys = torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff().clamp(min=1)[:, None]
+            self.keys = (
+                torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff().clamp(min=1)[:, None]
+            )
 
     def blocks(self, padded: Tensor, some: slice = slice(None)) -> list[_Block]:
-        """Cuts the queries of some sequences into blocks; the first has all keys. Without `causal` there is one."""
+        """Cuts the queries of some sequences into blocks; the first has all keys. Without `causal` there is
+        one.
+        """
         if not self._causal:
-            return [_Block(slice(None), slice(None), None if self.keys is None else _mask(self.keys[some], padded.dtype))]
-        edges = [(first, min(first + CAUSAL_QUERIES, self._longest)) for first in range(0, self._longest, CAUSAL_QUERIES)]
-        return [_Block(slice(first, last), slice(last), _behind(first, last, padded)[None]) for first, last in reversed(edges)]
+            return [
+                _Block(
+                    slice(None),
+                    slice(None),
+                    None if self.keys is None else _mask(self.keys[some], padded.dtype),
+                )
+            ]
+        edges = [
+            (first, min(first + CAUSAL_QUERIES, self._longest))
+            for first in range(0, self._longest, CAUSAL_QUERIES)
+        ]
+        return [
+            _Block(slice(first, last), slice(last), _behind(first, last, padded)[None])
+            for first, last in reversed(edges)
+        ]
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Lays sequences out at one length: [T ...] -> [b s ...]. A place behind a sequence holds a row of its own."""
+        """Lays sequences out at one length: [T ...] -> [b s ...]. A place behind a sequence holds a row of
+        its own.
+        """
         if self._rows is None:
             return packed.unflatten(0, (-1, self._longest))
         return packed.index_select(0, self._rows.flatten()).unflatten(0, self._rows.shape)
@@ -203,7 +270,11 @@ class _Padding:
         """The same with zeros behind each sequence."""
         if self._rows is None:
             return packed.unflatten(0, (-1, self._longest))
-        return packed.new_zeros(self._rows.numel(), *packed.shape[1:]).index_copy_(0, self._slots, packed).unflatten(0, self._rows.shape)
+        return (
+            packed.new_zeros(self._rows.numel(), *packed.shape[1:])
+            .index_copy_(0, self._slots, packed)
+            .unflatten(0, self._rows.shape)
+        )
 
     def pack(self, padded: Tensor) -> Tensor:
         """The way back: [b s ...] -> [T ...]."""

@@ -3,16 +3,18 @@
     S = exp(scale) I T^T                      [g g], never stored: chunks of rows only
     loss = sum_i m_i [ (lse_row_i + lse_col_i) / 2 - S_ii ],  m_i in {0, 1}
 
-Each rank computes the log-sum-exps of its own rows (image to all texts) and of its own columns (text to all images). Every rank
-then gathers both vectors and m: 3 numbers per sample. With them a rank finishes the gradient of its own features alone,
+Each rank computes the log-sum-exps of its own rows (image to all texts) and of its own columns (text to all
+images). Every rank then gathers both vectors and m: 3 numbers per sample. With them a rank finishes the
+gradient of its own features alone,
 
     G_ij = m_i softmax_row_ij + m_j softmax_col_ij - 2 m_i [i = j]
     dI_i = exp(scale)/2 sum_j G_ij T_j,   d scale = 1/2 sum_ij G_ij S_ij,
 
-so features are gathered forward, and nothing but these vectors travels for the backward pass. A single rank owns all rows and all
-columns: one pass over S gives both vectors, and one over G both gradients.
+so features are gathered forward, and nothing but these vectors travels for the backward pass. A single rank
+owns all rows and all columns: one pass over S gives both vectors, and one over G both gradients.
 
-Source: Chen et al., DisCo-CLIP (arXiv 2304.08480), for gradients of a rank's own features; the exchange of log-sum-exps instead is ours.
+Source: Chen et al., DisCo-CLIP (arXiv 2304.08480), for gradients of a rank's own features; the exchange of
+log-sum-exps instead is ours.
 """
 
 from __future__ import annotations
@@ -28,15 +30,24 @@ from flava_kernels.cases.contrastive import cases
 from flava_kernels.op import DTYPES, Limits, Op
 
 CHUNK_BYTES = 2**23
-"""Part of S that the reference holds at one time. Larger parts leave a core's cache, smaller ones read the other side's features too often."""
+"""Part of S that the reference holds at one time. Larger parts leave a core's cache, smaller ones read the
+other side's features too often.
+"""
 
 
-def info_nce(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+def info_nce(
+    image: Tensor,
+    text: Tensor,
+    log_scale: Tensor,
+    row_mask: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
     """Returns this rank's share of the summed loss, and how many of its rows rank their own text first.
 
-    The backward pass gives the features and the scale the gradient of the sum over ALL ranks, provided that the incoming gradient
-    is the same number on every rank. Samples with row_mask 0 are no positives, but stay negatives of the others. Among equal
-    entries the first counts as the largest.
+    The backward pass gives the features and the scale the gradient of the sum over ALL ranks, provided that
+    the incoming gradient is the same number on every rank. Samples with row_mask 0 are no positives, but stay
+    negatives of the others. Among equal entries the first counts as the largest.
 
     Shapes:
         image      [b r]  L2-normalised; the same b on every rank
@@ -48,7 +59,14 @@ def info_nce(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *
     return _InfoNCE.apply(image, text, log_scale, row_mask, group)
 
 
-def definition(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+def definition(
+    image: Tensor,
+    text: Tensor,
+    log_scale: Tensor,
+    row_mask: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
     """The whole matrix on one rank, softmax in fp32 at least."""
     logits = log_scale.exp() * (image @ text.T)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -57,7 +75,9 @@ def definition(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor,
     return (row_mask * loss).sum(), (row_mask * (logits.argmax(1) == own)).sum().float()
 
 
-def forward_reference(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward_reference(
+    rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of S = scale * rows columns^T, in fp32 at least, chunk by chunk.
 
     Shapes:
@@ -89,7 +109,14 @@ def forward_reference(rows: Tensor, columns: Tensor, scale: Tensor, offset: int,
 
 
 def backward_reference(
-    grad: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, row_vectors: Tensor, column_vectors: Tensor, offset: int, both: bool
+    grad: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_vectors: Tensor,
+    column_vectors: Tensor,
+    offset: int,
+    both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of grad * (the loss over all ranks), as far as these rows of G give them.
 
@@ -104,7 +131,10 @@ def backward_reference(
     work, mask = columns.to(scale.dtype), row_vectors[1]
     row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
     scaled = rows.to(scale.dtype) * scale
-    d_rows, d_columns = scaled.new_empty(scaled.shape), work.new_zeros(work.shape[0] if both else 0, work.shape[1])
+    d_rows, d_columns = (
+        scaled.new_empty(scaled.shape),
+        work.new_zeros(work.shape[0] if both else 0, work.shape[1]),
+    )
     for chunk, logits in _chunks(scaled, work):
         torch.mm(scaled[chunk], work.T, out=logits)
         gradient = (logits - column_shift).exp_().add_(logits.sub_(row_shift[chunk, None]).exp_())
@@ -131,7 +161,14 @@ def _chunks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(start, stop), memory[: stop - start]
 
 
-def supports(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor, *, group: dist.ProcessGroup | None = None) -> str | None:
+def supports(
+    image: Tensor,
+    text: Tensor,
+    log_scale: Tensor,
+    row_mask: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> str | None:
     """Returns why the kernels do not take these arguments, or None."""
     return _unsupported(image, text)
 
@@ -147,7 +184,9 @@ def _unsupported(rows: Tensor, columns: Tensor) -> str | None:
 
 
 @torch.library.custom_op("flava_kernels::info_nce_forward", mutates_args=())
-def _forward(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dispatch.use_triton("info_nce", rows, _unsupported(rows, columns)):
         from flava_kernels.triton_ops import contrastive
 
@@ -163,7 +202,14 @@ def _(rows, columns, scale, offset, both):
 
 @torch.library.custom_op("flava_kernels::info_nce_backward", mutates_args=())
 def _backward(
-    grad: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, row_vectors: Tensor, column_vectors: Tensor, offset: int, both: bool
+    grad: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_vectors: Tensor,
+    column_vectors: Tensor,
+    offset: int,
+    both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.use_triton("info_nce", rows, _unsupported(rows, columns)):
         from flava_kernels.triton_ops import contrastive
@@ -174,11 +220,17 @@ def _backward(
 
 @_backward.register_fake
 def _(grad, rows, columns, scale, row_vectors, column_vectors, offset, both):
-    return rows.new_empty(rows.shape), columns.new_empty(columns.shape[0] if both else 0, columns.shape[1]), torch.empty_like(scale)
+    return (
+        rows.new_empty(rows.shape),
+        columns.new_empty(columns.shape[0] if both else 0, columns.shape[1]),
+        torch.empty_like(scale),
+    )
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The collectives stand here, between the custom operators: a rank's gradient is not the derivative of its own share of the loss."""
+    """The collectives stand here, between the custom operators: a rank's gradient is not the derivative of
+    its own share of the loss.
+    """
 
     @staticmethod
     def forward(ctx, image, text, log_scale, row_mask, group):
@@ -204,10 +256,14 @@ class _InfoNCE(torch.autograd.Function):
         row_lse, column_lse, mask = exchanged.unbind(1)
         local = slice(ctx.offset, ctx.offset + row_vectors.shape[1])
         all_columns = torch.stack([column_lse, mask])
-        d_image, d_text, d_scale = _backward(grad, image_all[local], text_all, scale, row_vectors, all_columns, ctx.offset, ctx.alone)
+        d_image, d_text, d_scale = _backward(
+            grad, image_all[local], text_all, scale, row_vectors, all_columns, ctx.offset, ctx.alone
+        )
         if not ctx.alone:
             all_rows = torch.stack([row_lse, mask])
-            d_text, _, _ = _backward(grad, text_all[local], image_all, scale, column_vectors, all_rows, ctx.offset, False)
+            d_text, _, _ = _backward(
+                grad, text_all[local], image_all, scale, column_vectors, all_rows, ctx.offset, False
+            )
         return d_image, d_text, d_scale.to(ctx.scale_dtype), None, None
 
 
@@ -230,6 +286,10 @@ OP = Op(
     definition=definition,
     supports=supports,
     cases=cases,
-    limits={torch.float32: Limits(4e-7, 2e-6, 3e-6), torch.float16: Limits(4e-7, 6e-4, 3e-6), torch.bfloat16: Limits(4e-7, 5e-3, 3e-6)},
+    limits={
+        torch.float32: Limits(4e-7, 2e-6, 3e-6),
+        torch.float16: Limits(4e-7, 6e-4, 3e-6),
+        torch.bfloat16: Limits(4e-7, 5e-3, 3e-6),
+    },
     kernels="flava_kernels.triton_ops.contrastive",
 )

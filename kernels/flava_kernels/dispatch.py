@@ -1,8 +1,10 @@
 """Which implementation an operator uses, and why.
 
 FLAVA_KERNELS=torch   the references, everywhere
-FLAVA_KERNELS=triton  the kernels; an input that they do not take is an error. On CPU tensors they run in Triton's interpreter, TRITON_INTERPRET=1
-FLAVA_KERNELS=auto    (the default) the kernels on GPU tensors that they take, else the references; the first time that a GPU tensor is refused is logged
+FLAVA_KERNELS=triton  the kernels; an input that they do not take is an error. On CPU tensors they run in
+                      Triton's interpreter, TRITON_INTERPRET=1
+FLAVA_KERNELS=auto    (the default) the kernels on GPU tensors that they take, else the references; the first
+                      time that a GPU tensor is refused is logged
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ def mode() -> str:
 def use_triton(op: str, example: Tensor, unsupported: str | None) -> bool:
     """Decides for one call.
 
-    `example` is any tensor of the call, for its device; `unsupported` is what the operator's `supports` returned: None, or why the kernels do
-    not take this input. Raises UnsupportedInputError where FLAVA_KERNELS=triton cannot be obeyed.
+    `example` is any tensor of the call, for its device; `unsupported` is what the operator's `supports`
+    returned: None, or why the kernels do not take this input. Raises UnsupportedInputError where
+    FLAVA_KERNELS=triton cannot be obeyed.
     """
     if implementation(example.device.type, unsupported) == "triton":
         return True
@@ -60,8 +63,8 @@ def implementation(device_type: str, unsupported: str | None) -> str:
 def needs_custom_operator(example: Tensor) -> bool:
     """Tells whether a call must go through torch.library: on a GPU, with kernels, or under torch.compile.
 
-    A custom operator costs 0.1 to 0.4 ms of Python with its backward pass. On a CPU that is several per cent of a training step, so an operator
-    may run its reference without one there.
+    A custom operator costs 0.1 to 0.4 ms of Python with its backward pass. On a CPU that is several per cent
+    of a training step, so an operator may run its reference without one there.
     """
     return torch.compiler.is_compiling() or example.device.type != "cpu" or mode() == "triton"
 
@@ -78,7 +81,9 @@ def unavailable(device_type: str) -> str | None:
 
 
 def interpreting() -> bool:
-    """Tells whether Triton runs its interpreter; it reads the variable when a kernel is defined, so set it before the first import."""
+    """Tells whether Triton runs its interpreter; it reads the variable when a kernel is defined, so set it
+    before the first import.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

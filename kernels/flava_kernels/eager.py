@@ -14,8 +14,8 @@ from torch.autograd import function
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Makes gradients refuse to be differentiated, as those of a custom operator do.
 
-    torch's decorator of this name asks whether the incoming gradient has a gradient itself. That of a plain sum has none, and then what the forward
-    pass kept would count as constants without a word.
+    torch's decorator of this name asks whether the incoming gradient has a gradient itself. That of a plain
+    sum has none, and then what the forward pass kept would count as constants without a word.
     """
     refusing = function.once_differentiable(backward)
 

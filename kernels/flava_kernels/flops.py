@@ -1,4 +1,5 @@
-"""FLOP formulas of the operators whose products torch's FlopCounterMode cannot see. Importing this module registers them.
+"""FLOP formulas of the operators whose products torch's FlopCounterMode cannot see. Importing this module
+registers them.
 
 It stands apart because torch.utils.flop_counter imports triton, which takes longer than everything else here.
 """
@@ -17,7 +18,15 @@ from flava_kernels import attention
 
 
 @register_flop_formula(torch.ops.flava_kernels.varlen_attention)
-def attention_forward(qkv_shape: torch.Size, cu_seqlens_shape: torch.Size, max_seqlen: int, equal_lengths: bool, causal: bool, *_: Any, **__: Any) -> int:
+def attention_forward(
+    qkv_shape: torch.Size,
+    cu_seqlens_shape: torch.Size,
+    max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
     """Two products, as if every sequence were the longest: the lengths are on the device."""
     return 4 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
 
@@ -46,7 +55,14 @@ def linear_gelu_forward(hidden_shape: torch.Size, weight_shape: torch.Size, *_: 
 
 
 @register_flop_formula(torch.ops.flava_kernels.linear_gelu_backward)
-def linear_gelu_backward(grad_shape: torch.Size, z_shape: torch.Size, hidden_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+def linear_gelu_backward(
+    grad_shape: torch.Size,
+    z_shape: torch.Size,
+    hidden_shape: torch.Size,
+    weight_shape: torch.Size,
+    *_: Any,
+    **__: Any,
+) -> int:
     """Two products: dh and dW."""
     return 4 * hidden_shape[0] * weight_shape[0] * weight_shape[1]
 
@@ -62,7 +78,8 @@ def linear_cross_entropy(
     *_: Any,
     **__: Any,
 ) -> int:
-    """The logits, and dH and dW, which are finished on the way forward; the backward pass only scales them."""
+    """The logits, and dH and dW, which are finished on the way forward; the backward pass only
+    scales them."""
     return (6 if gradients else 2) * labels_shape[0] * weight_shape[0] * weight_shape[1]
 
 

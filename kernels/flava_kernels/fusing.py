@@ -2,7 +2,8 @@
 
     fused_i = [cls | image_i | text_i]
 
-The gradient takes the rows apart again and sums those of the shared cls token in fp32, sample after sample. Each row is moved once.
+The gradient takes the rows apart again and sums those of the shared cls token in fp32, sample after sample.
+Each row is moved once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from flava_kernels.cases import fusing as cases
 from flava_kernels.op import Limits, Op
 from flava_kernels.packing import places, sequence_of_rows, unsupported
 
-LIMITS = {torch.float32: Limits(0.0, 1e-6), torch.float16: Limits(0.0, 5e-4), torch.bfloat16: Limits(0.0, 3.5e-3)}
+LIMITS = {
+    torch.float32: Limits(0.0, 1e-6),
+    torch.float16: Limits(0.0, 5e-4),
+    torch.bfloat16: Limits(0.0, 3.5e-3),
+}
 """Only the gradient of the cls token is computed; it is rounded once."""
 
 
-def fuse_sequences(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int) -> Tensor:
+def fuse_sequences(
+    cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
+) -> Tensor:
     """Builds the packed multimodal sequences.
 
     Shapes:
@@ -33,12 +40,16 @@ def fuse_sequences(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqle
     return _fuse(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
 
 
-def supports(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int) -> str | None:
+def supports(
+    cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
+) -> str | None:
     """Returns None, or why the kernels of `fuse_sequences` do not take this input."""
     return unsupported(text_cu_seqlens, cls_token, image, text)
 
 
-def definition(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int) -> Tensor:
+def definition(
+    cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
+) -> Tensor:
     """Concatenates everything and sorts the rows by (sample, origin)."""
     batch = text_cu_seqlens.shape[0] - 1
     samples = torch.arange(batch, device=image.device)
@@ -66,17 +77,25 @@ def forward_reference(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_se
     return torch.cat([cls_token.expand(batch, -1), image, text]).index_select(0, order)
 
 
-def backward_reference(grad: Tensor, text_cu_seqlens: Tensor, image_length: int) -> tuple[Tensor, Tensor, Tensor]:
+def backward_reference(
+    grad: Tensor, text_cu_seqlens: Tensor, image_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Takes the rows apart: [b+b*s+T d] -> [d], [b*s d], [T d]."""
     batch = text_cu_seqlens.shape[0] - 1
-    start, image_rows, text_rows = fused_rows(text_cu_seqlens, image_length, grad.shape[0] - batch * (1 + image_length))
+    start, image_rows, text_rows = fused_rows(
+        text_cu_seqlens, image_length, grad.shape[0] - batch * (1 + image_length)
+    )
     d_cls = grad.index_select(0, start).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
     return d_cls.to(grad.dtype), grad.index_select(0, image_rows), grad.index_select(0, text_rows)
 
 
 @torch.library.custom_op("flava_kernels::fuse_sequences", mutates_args=())
-def _fuse(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int) -> Tensor:
-    if dispatch.use_triton("fuse_sequences", image, supports(cls_token, image, text, text_cu_seqlens, text_max_seqlen)):
+def _fuse(
+    cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
+) -> Tensor:
+    if dispatch.use_triton(
+        "fuse_sequences", image, supports(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
+    ):
         from flava_kernels.triton_ops import fusing as kernels
 
         return kernels.forward(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
@@ -84,7 +103,9 @@ def _fuse(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tenso
 
 
 @torch.library.custom_op("flava_kernels::fuse_sequences_backward", mutates_args=())
-def _fuse_backward(grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fuse_backward(
+    grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.use_triton("fuse_sequences", grad, unsupported(text_cu_seqlens, grad)):
         from flava_kernels.triton_ops import fusing as kernels
 
@@ -101,7 +122,11 @@ def _(cls_token, image, text, text_cu_seqlens, text_max_seqlen):
 def _(grad, text_cu_seqlens, text_max_seqlen, image_length):
     batch, width = text_cu_seqlens.shape[0] - 1, grad.shape[1]
     images = batch * image_length
-    return grad.new_empty(width), grad.new_empty(images, width), grad.new_empty(grad.shape[0] - batch - images, width)
+    return (
+        grad.new_empty(width),
+        grad.new_empty(images, width),
+        grad.new_empty(grad.shape[0] - batch - images, width),
+    )
 
 
 def _keep_for_fuse(ctx, inputs, output) -> None:
@@ -117,4 +142,12 @@ def _differentiate_fuse(ctx, grad):
 _fuse.register_autograd(_differentiate_fuse, setup_context=_keep_for_fuse)
 
 
-OP = Op("fuse_sequences", fuse_sequences, definition, supports, cases.cases, LIMITS, "flava_kernels.triton_ops.fusing")
+OP = Op(
+    "fuse_sequences",
+    fuse_sequences,
+    definition,
+    supports,
+    cases.cases,
+    LIMITS,
+    "flava_kernels.triton_ops.fusing",
+)

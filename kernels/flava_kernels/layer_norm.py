@@ -2,9 +2,11 @@
 
     s = x + r,   m = mean(s),   q = 1 / sqrt(mean((s - m)^2) + eps),   n = (s - m) q,   y = n w + b
 
-    dn = dy w,   ds += q (dn - mean(dn) - n mean(n dn)),   dx = dr = ds,   dw = colsum(dy n),   db = colsum(dy)
+    dn = dy w,   ds += q (dn - mean(dn) - n mean(n dn)),   dx = dr = ds,   dw = colsum(dy n),   db =
+                                                                                                colsum(dy)
 
-Means are over a row; ds starts as the gradient that arrives at s itself, so that a residual stream needs no addition of its own on the way back.
+Means are over a row; ds starts as the gradient that arrives at s itself, so that a residual stream needs no
+addition of its own on the way back.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return _EagerLayerNorm.apply(x, weight, bias, eps)
 
 
-def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """Adds a branch to its residual stream and normalises the sum; returns both.
 
     Shapes:
@@ -53,36 +57,52 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     return layer_norm(total, weight, bias, eps), total
 
 
-def forward_reference(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward_reference(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y [T d], s [T d] (x itself without a residual), m [T 1] and q [T 1]."""
     total = x if residual is None else (x + residual).contiguous()
     operand, wide = total, torch.promote_types(total.dtype, torch.float32)
     if not _is_native(total, weight, bias):
         weight, bias = weight.to(wide), bias.to(wide)
-        operand = total if total.device.type == "cpu" else total.to(wide)  # only the CPU's kernel takes rows and parameters of two dtypes
+        # only the CPU's kernel takes rows and parameters of two dtypes
+        operand = total if total.device.type == "cpu" else total.to(wide)
     y, mean, rstd = torch.native_layer_norm(operand, total.shape[-1:], weight, bias, eps)
     return y.to(total.dtype), total, mean, rstd
 
 
 def backward_reference(
-    grad: Tensor, grad_total: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ds [T d], dw [d], db [d].
 
-    Half precision is widened on a CPU, whose own kernel would add dw and db in half precision: 5 % off in bf16 after 2,000 rows.
+    Half precision is widened on a CPU, whose own kernel would add dw and db in half precision: 5 % off in
+    bf16 after 2,000 rows.
     """
     operands = grad, total, weight, bias
     if not _is_native(total, weight, bias):
         operands = tuple(tensor.to(torch.promote_types(total.dtype, torch.float32)) for tensor in operands)
     grad, rows, wide_weight, wide_bias = operands
-    gradients = torch.ops.aten.native_layer_norm_backward(grad, rows, rows.shape[-1:], mean, rstd, wide_weight, wide_bias, [True, True, True])
+    gradients = torch.ops.aten.native_layer_norm_backward(
+        grad, rows, rows.shape[-1:], mean, rstd, wide_weight, wide_bias, [True, True, True]
+    )
     d_total = gradients[0] if grad_total is None else gradients[0].add_(grad_total)
     return d_total.to(total.dtype), gradients[1].to(weight.dtype), gradients[2].to(bias.dtype)
 
 
 def _is_native(total: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Tells whether torch's own kernels take these operands as they are and compute statistics and parameter gradients in fp32."""
-    return weight.dtype == bias.dtype == total.dtype and (total.device.type != "cpu" or total.dtype in (torch.float32, torch.float64))
+    """Tells whether torch's own kernels take these operands as they are and compute statistics and parameter
+    gradients in fp32.
+    """
+    return weight.dtype == bias.dtype == total.dtype and (
+        total.device.type != "cpu" or total.dtype in (torch.float32, torch.float64)
+    )
 
 
 def layer_norm_definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -90,7 +110,9 @@ def layer_norm_definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
-def add_layer_norm_definition(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_layer_norm_definition(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """torch's addition and LayerNorm."""
     total = x + residual
     return layer_norm_definition(total, weight, bias, eps), total
@@ -101,7 +123,10 @@ def layer_norm_supports(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}"
     if any(parameter.dtype not in (x.dtype, torch.float32) for parameter in (weight, bias)):
-        return f"weight and bias are {weight.dtype} and {bias.dtype}, x is {x.dtype}; they must be of its dtype or fp32"
+        return (
+            f"weight and bias are {weight.dtype} and {bias.dtype}, x is {x.dtype}; they must be of its "
+            "dtype or fp32"
+        )
     if x.dim() != 2 or x.stride(-1) != 1:
         return f"x has shape {tuple(x.shape)} and strides {x.stride()}; it must be [T d] with contiguous rows"
     if not 1 <= x.shape[1] <= MOST_COLUMNS:
@@ -111,10 +136,15 @@ def layer_norm_supports(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
     return None
 
 
-def add_layer_norm_supports(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | None:
+def add_layer_norm_supports(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> str | None:
     """Returns None, or why the kernels do not take these arguments."""
     if residual.dtype != x.dtype or residual.shape != x.shape or residual.stride(-1) != 1:
-        return f"residual is {residual.dtype} {tuple(residual.shape)} with strides {residual.stride()}, x is {x.dtype} {tuple(x.shape)}"
+        return (
+            f"residual is {residual.dtype} {tuple(residual.shape)} with strides {residual.stride()}, x is "
+            f"{x.dtype} {tuple(x.shape)}"
+        )
     return layer_norm_supports(x, weight, bias, eps)
 
 
@@ -139,7 +169,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 @torch.library.custom_op("flava_kernels::add_layer_norm", mutates_args=())
-def _add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dispatch.use_triton("add_layer_norm", x, add_layer_norm_supports(x, residual, weight, bias, eps)):
         from flava_kernels.triton_ops import layer_norm as kernels
 
@@ -148,13 +180,21 @@ def _add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, e
 
 
 @_add_layer_norm.register_fake
-def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
 @torch.library.custom_op("flava_kernels::layer_norm_backward", mutates_args=())
 def _layer_norm_backward(
-    grad: Tensor, grad_total: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.use_triton("layer_norm", total, layer_norm_supports(total, weight, bias, 0.0)):
         from flava_kernels.triton_ops import layer_norm as kernels
@@ -164,7 +204,15 @@ def _layer_norm_backward(
 
 
 @_layer_norm_backward.register_fake
-def _(grad: Tensor, grad_total: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     return total.new_empty(total.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
@@ -188,7 +236,9 @@ def _save_add_layer_norm(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(total, mean, rstd, weight, bias)
 
 
-def _differentiate_add_layer_norm(ctx: Any, grad: Tensor | None, grad_total: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate_add_layer_norm(
+    ctx: Any, grad: Tensor | None, grad_total: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad is None:
         return grad_total, grad_total, None, None, None
     d_total, d_weight, d_bias = _layer_norm_backward(grad, grad_total, *ctx.saved_tensors)
@@ -214,9 +264,27 @@ class _EagerLayerNorm(torch.autograd.Function):
         return *backward_reference(grad, None, *ctx.saved_tensors), None
 
 
-LIMITS = {torch.float32: Limits(2e-7, 2e-7), torch.float16: Limits(5e-4, 5e-4), torch.bfloat16: Limits(3.5e-3, 3.5e-3)}
+LIMITS = {
+    torch.float32: Limits(2e-7, 2e-7),
+    torch.float16: Limits(5e-4, 5e-4),
+    torch.bfloat16: Limits(3.5e-3, 3.5e-3),
+}
 
-LAYER_NORM = Op("layer_norm", layer_norm, layer_norm_definition, layer_norm_supports, layer_norm_cases, LIMITS, "flava_kernels.triton_ops.layer_norm")
+LAYER_NORM = Op(
+    "layer_norm",
+    layer_norm,
+    layer_norm_definition,
+    layer_norm_supports,
+    layer_norm_cases,
+    LIMITS,
+    "flava_kernels.triton_ops.layer_norm",
+)
 ADD_LAYER_NORM = Op(
-    "add_layer_norm", add_layer_norm, add_layer_norm_definition, add_layer_norm_supports, add_layer_norm_cases, LIMITS, "flava_kernels.triton_ops.layer_norm"
+    "add_layer_norm",
+    add_layer_norm,
+    add_layer_norm_definition,
+    add_layer_norm_supports,
+    add_layer_norm_cases,
+    LIMITS,
+    "flava_kernels.triton_ops.layer_norm",
 )

@@ -3,8 +3,9 @@
 loss = sum_i [ logsumexp_v(z_i) - z_{i, y_i} ],   z = H W^T + b
 G = softmax(z) - onehot(y),   dH = G W,   dW = G^T H,   db = colsum(G)
 
-The rows go through in chunks whose logits fit a budget of bytes: one chunk where possible, because each reads the whole of W. The gradients are
-finished chunk by chunk on the way forward, where G overwrites the logits, and are only scaled on the way back. On a CPU with few rows G is kept instead.
+The rows go through in chunks whose logits fit a budget of bytes: one chunk where possible, because each reads
+the whole of W. The gradients are finished chunk by chunk on the way forward, where G overwrites the logits,
+and are only scaled on the way back. On a CPU with few rows G is kept instead.
 """
 
 from __future__ import annotations
@@ -28,33 +29,51 @@ LOGITS_BUDGET_BYTES = 256 * 2**20
 """Logits that exist at one time, unless a single row has more."""
 
 REFERENCE_BLOCK_BYTES = 2**20
-"""Logits that the reference's softmax goes through at one time, in fp32: they should stay in a core's cache."""
+"""Logits that the reference's softmax goes through at one time, in fp32: they should stay in a core's cache.
+"""
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None = None, *, budget_bytes: int = LOGITS_BUDGET_BYTES
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    rows: Tensor | None = None,
+    *,
+    budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the summed loss and the number of rows whose largest logit is the label, the first one where several are largest.
+    """Returns the summed loss and the number of rows whose largest logit is the label, the first one where
+    several are largest.
 
-    Logits, and G in their place, are rounded to the dtype of `hidden`; softmax and sums are fp32. What is kept for the backward pass is dH, dW and db,
-    or, on a CPU with no more rows than columns, G, H and W.
+    Logits, and G in their place, are rounded to the dtype of `hidden`; softmax and sums are fp32. What is
+    kept for the backward pass is dH, dW and db, or, on a CPU with no more rows than columns, G, H and W.
 
     Shapes:
         hidden   [k d], or [T d] with rows
         weight   [v d]
         bias     [v]
         labels   [k]    int64: a class, or IGNORE_INDEX
-        rows     [k]    int64: the row of `hidden` for each label, each at most once; None for all in order. Rows that are not named are never read
-        returns  scalar (fp32, or fp64 for fp64 inputs) with gradient, scalar fp32 without; both 0 (with a graph) when k = 0
+        rows     [k]    int64: the row of `hidden` for each label, each at most once; None for all in order.
+                        Rows that are not named are never read
+        returns  scalar (fp32, or fp64 for fp64 inputs) with gradient, scalar fp32 without; both 0 (with a
+                 graph) when k = 0
     """
-    gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad)
+    gradients = torch.is_grad_enabled() and (
+        hidden.requires_grad or weight.requires_grad or bias.requires_grad
+    )
     if dispatch.needs_custom_operator(hidden):
         return _linear_cross_entropy(hidden, weight, bias, labels, rows, gradients, budget_bytes)[:2]
     return _EagerLinearCrossEntropy.apply(hidden, weight, bias, labels, rows, gradients, budget_bytes)
 
 
 def definition(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None = None, *, budget_bytes: int = LOGITS_BUDGET_BYTES
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    rows: Tensor | None = None,
+    *,
+    budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """torch's own layers, with all logits at once."""
     logits = F.linear(hidden if rows is None else hidden.index_select(0, rows), weight, bias)
@@ -64,23 +83,39 @@ def definition(
 
 
 def supports(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None = None, *, budget_bytes: int = LOGITS_BUDGET_BYTES
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    rows: Tensor | None = None,
+    *,
+    budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> str | None:
     """Returns None, or why the kernels do not take these arguments."""
     if hidden.dtype not in DTYPES:
         return f"hidden is {hidden.dtype}"
     if not hidden.dtype == weight.dtype == bias.dtype:
-        return f"hidden, weight and bias are {hidden.dtype}, {weight.dtype} and {bias.dtype}; they must be of one dtype"
+        return (
+            f"hidden, weight and bias are {hidden.dtype}, {weight.dtype} and {bias.dtype}; they must be of "
+            "one dtype"
+        )
     if not bias.is_contiguous() or not labels.is_contiguous():
         return "bias and labels must be contiguous"
     return None
 
 
-def forward_reference(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss of each row, whether it was right, and G, which is the bare logits' memory unless `gradients`: [k], [k], [k v]."""
+def forward_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss of each row, whether it was right, and G, which is the bare logits' memory unless
+    `gradients`: [k], [k], [k v].
+    """
     logits, wide_bias = hidden @ weight.T, bias.to(torch.promote_types(hidden.dtype, torch.float32))
     counts = labels != IGNORE_INDEX
-    places, counts = torch.where(counts, labels, 0)[:, None], counts.to(torch.promote_types(logits.dtype, torch.float32))[:, None]
+    places, counts = (
+        torch.where(counts, labels, 0)[:, None],
+        counts.to(torch.promote_types(logits.dtype, torch.float32))[:, None],
+    )
     losses, right = torch.empty_like(counts), torch.empty_like(counts)
     step = max(1, REFERENCE_BLOCK_BYTES // (4 * max(logits.shape[1], 1)))
     for start in range(0, logits.shape[0], step):
@@ -98,9 +133,11 @@ def forward_reference(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tens
 
 
 def _is_first_of_largest(z: Tensor, place: Tensor, largest: Tensor) -> Tensor:
-    """Tells whether a row's label is its first largest class, where `largest` tells that none is larger: [k v], [k 1], [k 1] -> [k 1].
+    """Tells whether a row's label is its first largest class, where `largest` tells that none is larger: [k
+    v], [k 1], [k 1] -> [k 1].
 
-    On a CPU torch finds a largest value four times as fast as the place of one, so only rows that may be right are searched.
+    On a CPU torch finds a largest value four times as fast as the place of one, so only rows that may be
+    right are searched.
     """
     if z.device.type == "cpu":
         rows = largest[:, 0].nonzero()[:, 0]
@@ -111,18 +148,26 @@ def _is_first_of_largest(z: Tensor, place: Tensor, largest: Tensor) -> Tensor:
 def backward_reference(
     grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, rows: Tensor | None, number_of_rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales what the forward pass left and puts each row of dH where it came from: [k d] -> [number_of_rows d]."""
+    """Scales what the forward pass left and puts each row of dH where it came from: [k d] -> [number_of_rows
+    d].
+    """
     d_hidden, d_weight, d_bias = (_scaled(gradient, grad) for gradient in (d_hidden, d_weight, d_bias))
     return _put_back(d_hidden, rows, number_of_rows), d_weight, d_bias
 
 
 def _put_back(d_hidden: Tensor, rows: Tensor | None, number_of_rows: int) -> Tensor:
     """Puts each row where it came from, zeros elsewhere: [k d] -> [number_of_rows d]."""
-    return d_hidden if rows is None else d_hidden.new_zeros(number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
+    return (
+        d_hidden
+        if rows is None
+        else d_hidden.new_zeros(number_of_rows, d_hidden.shape[1]).index_copy_(0, rows, d_hidden)
+    )
 
 
 def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
-    """Multiplies by a number that is not rounded to half precision first, as a GPU would round a tensor without axes."""
+    """Multiplies by a number that is not rounded to half precision first, as a GPU would round a tensor
+    without axes.
+    """
     if gradient.dtype == grad.dtype or grad.device.type == "cpu":
         return gradient * grad
     return torch.mul(gradient, grad.expand(gradient.shape), out=torch.empty_like(gradient))
@@ -136,12 +181,16 @@ def _chunks(rows: int, row_bytes: int, budget_bytes: int) -> Iterator[slice]:
 
 
 class _Sums:
-    """Adds G^T H and colsum(G) over chunks, in fp32 where there are several; a single chunk's product is already what the parameters get."""
+    """Adds G^T H and colsum(G) over chunks, in fp32 where there are several; a single chunk's product is
+    already what the parameters get.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, several: bool):
         wide = torch.promote_types(weight.dtype, torch.float32) if several else weight.dtype
         self.d_weight = weight.new_zeros(weight.shape, dtype=wide) if several else None
-        self.d_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32)) if several else None
+        self.d_bias = (
+            torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32)) if several else None
+        )
 
     def add(self, gradient: Tensor, hidden: Tensor) -> None:
         """Adds one chunk's share."""
@@ -167,7 +216,9 @@ def _in_chunks(
     gradients: bool,
     budget_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Runs the whole operator with one implementation of a chunk: loss, right rows, dH [k d], dW [v d], db [v], the last three empty without gradients."""
+    """Runs the whole operator with one implementation of a chunk: loss, right rows, dH [k d], dW [v d], db
+    [v], the last three empty without gradients.
+    """
     number, losses, right = labels.shape[0], [], []
     chunks = list(_chunks(number, weight.shape[0] * hidden.element_size(), budget_bytes))
     d_hidden = hidden.new_empty(number if gradients else 0, hidden.shape[1])
@@ -181,15 +232,27 @@ def _in_chunks(
             torch.mm(gradient, weight, out=d_hidden[chunk])
             sums.add(gradient, part)
         del gradient  # before the next chunk's logits exist
-    loss, correct = (hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(2))
+    loss, correct = (
+        hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(2)
+    )
     loss, correct = sum(losses, loss), sum(right, correct).float()
-    kept = (weight.new_empty(0), bias.new_empty(0)) if sums is None else (sums.d_weight.to(weight.dtype), sums.d_bias.to(bias.dtype))
+    kept = (
+        (weight.new_empty(0), bias.new_empty(0))
+        if sums is None
+        else (sums.d_weight.to(weight.dtype), sums.d_bias.to(bias.dtype))
+    )
     return loss, correct, d_hidden, *kept
 
 
 @torch.library.custom_op("flava_kernels::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Tensor | None, gradients: bool, budget_bytes: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    rows: Tensor | None,
+    gradients: bool,
+    budget_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     forward = forward_reference
     if dispatch.use_triton("linear_cross_entropy", hidden, supports(hidden, weight, bias, labels, rows)):
@@ -203,7 +266,11 @@ def _linear_cross_entropy(
 def _(hidden, weight, bias, labels, rows, gradients, budget_bytes):
     scalar = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     d_hidden = hidden.new_empty(labels.shape[0] if gradients else 0, hidden.shape[1])
-    kept = (weight.new_empty(weight.shape), bias.new_empty(bias.shape)) if gradients else (weight.new_empty(0), bias.new_empty(0))
+    kept = (
+        (weight.new_empty(weight.shape), bias.new_empty(bias.shape))
+        if gradients
+        else (weight.new_empty(0), bias.new_empty(0))
+    )
     return scalar, scalar.new_empty((), dtype=torch.float32), d_hidden, *kept
 
 
@@ -216,20 +283,32 @@ def _linear_cross_entropy_backward(
 
 @_linear_cross_entropy_backward.register_fake
 def _(grad, d_hidden, d_weight, d_bias, rows, number_of_rows):
-    return d_hidden.new_empty(number_of_rows, d_hidden.shape[1]), torch.empty_like(d_weight), torch.empty_like(d_bias)
+    return (
+        d_hidden.new_empty(number_of_rows, d_hidden.shape[1]),
+        torch.empty_like(d_weight),
+        torch.empty_like(d_bias),
+    )
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     hidden, _, _, _, rows, gradients, _ = inputs
     if not gradients:
-        raise RuntimeError("linear_cross_entropy was called for a loss without gradients, but one is asked of it")
+        raise RuntimeError(
+            "linear_cross_entropy was called for a loss without gradients, but one is asked of it"
+        )
     ctx.number_of_rows = hidden.shape[0]
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:], rows)
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_linear_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.number_of_rows), None, None, None, None
+    return (
+        *_linear_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.number_of_rows),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _linear_cross_entropy.register_autograd(_differentiate, setup_context=_save)
@@ -238,19 +317,24 @@ _linear_cross_entropy.register_autograd(_differentiate, setup_context=_save)
 class _EagerLinearCrossEntropy(torch.autograd.Function):
     """The reference without a custom operator.
 
-    With no more rows than columns of `hidden`, G is no larger than dW: then it is kept, and what is scaled on the way back is only as large as the rows.
+    With no more rows than columns of `hidden`, G is no larger than dW: then it is kept, and what is scaled on
+    the way back is only as large as the rows.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes):
         ctx.number_of_rows = hidden.shape[0]
-        ctx.keeps_g = gradients and labels.shape[0] <= min(hidden.shape[1], budget_bytes // (weight.shape[0] * hidden.element_size()))
+        ctx.keeps_g = gradients and labels.shape[0] <= min(
+            hidden.shape[1], budget_bytes // (weight.shape[0] * hidden.element_size())
+        )
         if ctx.keeps_g:
             part = hidden if rows is None else hidden.index_select(0, rows)
             losses, right, g = forward_reference(part, weight, bias, labels, gradients)
             loss, correct, kept = losses.sum(), right.sum().float(), (g, part, weight)
         else:
-            loss, correct, *kept = _in_chunks(forward_reference, hidden, weight, bias, labels, rows, gradients, budget_bytes)
+            loss, correct, *kept = _in_chunks(
+                forward_reference, hidden, weight, bias, labels, rows, gradients, budget_bytes
+            )
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(*kept, rows)
         return loss, correct
@@ -263,10 +347,23 @@ class _EagerLinearCrossEntropy(torch.autograd.Function):
             return *backward_reference(grad, *kept, rows, ctx.number_of_rows), None, None, None, None
         g, part, weight = kept
         d_hidden = _put_back(_scaled(g @ weight, grad), rows, ctx.number_of_rows)
-        d_weight = weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())  # a loss scale times H would overflow in fp16
+        # a loss scale times H would overflow in fp16
+        d_weight = weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())
         return d_hidden, d_weight, _scaled(g.sum(0), grad), None, None, None, None
 
 
-LIMITS = {torch.float32: Limits(1e-6, 2e-6), torch.float16: Limits(5e-4, 1e-3), torch.bfloat16: Limits(4e-3, 8e-3)}
+LIMITS = {
+    torch.float32: Limits(1e-6, 2e-6),
+    torch.float16: Limits(5e-4, 1e-3),
+    torch.bfloat16: Limits(4e-3, 8e-3),
+}
 
-OP = Op("linear_cross_entropy", linear_cross_entropy, definition, supports, cases, LIMITS, "flava_kernels.triton_ops.linear_cross_entropy")
+OP = Op(
+    "linear_cross_entropy",
+    linear_cross_entropy,
+    definition,
+    supports,
+    cases,
+    LIMITS,
+    "flava_kernels.triton_ops.linear_cross_entropy",
+)

@@ -2,9 +2,11 @@
 
     z = h W^T + b,   y = z Phi(z),   Phi(z) = (1 + erf(z / sqrt(2))) / 2
 
-    dz = dy (Phi(z) + z phi(z)),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi),   dh = dz W,   dW = dz^T h,   db = colsum(dz)
+    dz = dy (Phi(z) + z phi(z)),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi),   dh = dz W,   dW = dz^T h,   db =
+                                                                                                      colsum(dz)
 
-Of the two [T f] tensors only z is kept. The matrix products are torch's, which add the bias on the way out; what is fused is dz with db.
+Of the two [T f] tensors only z is kept. The matrix products are torch's, which add the bias on the way out;
+what is fused is dz with db.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("flava_kernels::linear_gelu_backward", mutates_args=())
-def _linear_gelu_backward(grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _linear_gelu_backward(
+    grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.use_triton("linear_gelu", hidden, supports(hidden, weight, bias)):
         from flava_kernels.triton_ops import linear_gelu as kernels
 
@@ -103,10 +107,15 @@ _linear_gelu.register_autograd(_differentiate, setup_context=_save)
 
 
 def cases() -> tuple[Case, ...]:
-    """Odd shapes, one with more columns than a tile, and pre-activations from -20 to 20 with subnormal ones among them."""
+    """Odd shapes, one with more columns than a tile, and pre-activations from -20 to 20 with subnormal ones
+    among them.
+    """
     names = ("hidden", "weight", "bias")
     sizes = ((1, 8, 16), (37, 24, 40), (5, 64, 770), (67, 16, 96), (0, 8, 16))
-    made = [Case(f"{rows}x{width}x{columns}", lambda g, size=(rows, width, columns): _draw(g, *size), names) for rows, width, columns in sizes]
+    made = [
+        Case(f"{rows}x{width}x{columns}", lambda g, size=(rows, width, columns): _draw(g, *size), names)
+        for rows, width, columns in sizes
+    ]
     return (*made, Case("from -20 to 20", _draw_range, names))
 
 
@@ -114,17 +123,33 @@ def _draw(generator: Generator, rows: int, width: int, columns: int) -> dict[str
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    return {"hidden": normal(rows, width), "weight": normal(columns, width) * width**-0.5, "bias": normal(columns) / 2}
+    return {
+        "hidden": normal(rows, width),
+        "weight": normal(columns, width) * width**-0.5,
+        "bias": normal(columns) / 2,
+    }
 
 
 def _draw_range(generator: Generator) -> dict[str, Tensor]:
     """A width of one and weights of one: z is the number in `hidden`."""
     drawn = torch.rand(61, 1, generator=generator, dtype=torch.float64) * 40 - 20
-    special = torch.tensor([-20.0, -6.0, -1e-3, -1e-39, -0.0, 0.0, 1e-39, 1e-8, 6.0, 20.0], dtype=torch.float64)[:, None]
-    return {"hidden": torch.cat([drawn, special]), "weight": torch.ones(40, 1, dtype=torch.float64), "bias": torch.zeros(40, dtype=torch.float64)}
+    special = torch.tensor(
+        [-20.0, -6.0, -1e-3, -1e-39, -0.0, 0.0, 1e-39, 1e-8, 6.0, 20.0], dtype=torch.float64
+    )[:, None]
+    return {
+        "hidden": torch.cat([drawn, special]),
+        "weight": torch.ones(40, 1, dtype=torch.float64),
+        "bias": torch.zeros(40, dtype=torch.float64),
+    }
 
 
-LIMITS = {torch.float32: Limits(2e-7, 5e-7), torch.float16: Limits(5e-4, 6e-4), torch.bfloat16: Limits(3.5e-3, 4.5e-3)}
+LIMITS = {
+    torch.float32: Limits(2e-7, 5e-7),
+    torch.float16: Limits(5e-4, 6e-4),
+    torch.bfloat16: Limits(3.5e-3, 4.5e-3),
+}
 """Gradients are products with dz, which is rounded first."""
 
-LINEAR_GELU = Op("linear_gelu", linear_gelu, definition, supports, cases, LIMITS, "flava_kernels.triton_ops.linear_gelu")
+LINEAR_GELU = Op(
+    "linear_gelu", linear_gelu, definition, supports, cases, LIMITS, "flava_kernels.triton_ops.linear_gelu"
+)

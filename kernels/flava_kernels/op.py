@@ -15,9 +15,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest relative error ||x - reference|| / ||reference|| against fp64 from the rounded inputs: of results, and of gradients.
+    """Largest relative error ||x - reference|| / ||reference|| against fp64 from the rounded inputs: of
+    results, and of gradients.
 
-    `fp32_gradient` is for parameters that stay fp32 whatever the dtype of the rest: their sums are not rounded to it on the way either.
+    `fp32_gradient` is for parameters that stay fp32 whatever the dtype of the rest: their sums are not
+    rounded to it on the way either.
     """
 
     result: float
@@ -29,8 +31,9 @@ class Limits:
 class Case:
     """One set of inputs to an operator.
 
-    `make` draws the keyword arguments of the public function: fp64 CPU tensors, index tensors and plain values.
-    `differentiable` names the tensors that get a gradient, `fp32` those floating tensors that stay fp32 in half precision.
+    `make` draws the keyword arguments of the public function: fp64 CPU tensors, index tensors and plain
+    values. `differentiable` names the tensors that get a gradient, `fp32` those floating tensors that stay
+    fp32 in half precision.
     """
 
     name: str
@@ -44,7 +47,9 @@ class Case:
     """Where torch's own functions, of which the reference is made, do worse than the kernels must."""
 
     def inputs(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> dict[str, Any]:
-        """Draws the arguments and rounds the floating tensors to `dtype`; the same seed gives the same numbers on every device."""
+        """Draws the arguments and rounds the floating tensors to `dtype`; the same seed gives the same
+        numbers on every device.
+        """
         drawn = self.make(torch.Generator().manual_seed(seed))
         return {name: self._place(name, value, dtype, device) for name, value in drawn.items()}
 
@@ -60,10 +65,11 @@ class Case:
 class Op:
     """An operator.
 
-    `function` is the public one, `definition` the formula in plain differentiable torch for any dtype, with the same arguments and results:
-    tests run it in fp64, benchmarks run it as the eager peer. `supports` takes the same arguments and returns None, or why the kernels do not
-    take them. `cases` draws what tests run; `kernels` is the full name of the module with the kernels, which has
-    `launches() -> tuple[Launch, ...]`.
+    `function` is the public one, `definition` the formula in plain differentiable torch for any dtype, with
+    the same arguments and results: tests run it in fp64, benchmarks run it as the eager peer. `supports`
+    takes the same arguments and returns None, or why the kernels do not take them. `cases` draws what tests
+    run; `kernels` is the full name of the module with the kernels, which has `launches() -> tuple[Launch,
+    ...]`.
     """
 
     name: str

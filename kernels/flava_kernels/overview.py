@@ -1,4 +1,6 @@
-"""Which implementation every operator uses on this machine, and why: `flava_kernels.report()` or `python -m flava_kernels`."""
+"""Which implementation every operator uses on this machine, and why: `flava_kernels.report()` or `python -m
+flava_kernels`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from flava_kernels.triton_ops import launch
 
 
 def rows(ops: dict[str, Op]) -> list[tuple[str, str, str]]:
-    """Returns (operator, "triton", "torch" or "error", reason) for bf16 tensors on this machine's GPU, or on its CPU where it has none."""
+    """Returns (operator, "triton", "torch" or "error", reason) for bf16 tensors on this machine's GPU, or on
+    its CPU where it has none.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return [(name, *_choice(op, device)) for name, op in ops.items()]
 
@@ -31,14 +35,22 @@ def _choice(op: Op, device: str) -> tuple[str, str]:
     if reason is not None:
         return ("error" if mode == "triton" else "torch"), reason
     if device == "cpu":
-        return ("triton", "in the interpreter") if mode == "triton" else ("torch", "FLAVA_KERNELS=auto keeps to the references on a CPU")
+        return (
+            ("triton", "in the interpreter")
+            if mode == "triton"
+            else ("torch", "FLAVA_KERNELS=auto keeps to the references on a CPU")
+        )
     return "triton", _configurations()
 
 
 def _configurations() -> str:
     name = launch.gpu_name(torch.cuda.current_device())
     nearest = launch.nearest(name)
-    return f"configurations of {nearest}" if name == nearest else f"configurations of {nearest}, the nearest to {name}: neither compiled nor measured for it"
+    return (
+        f"configurations of {nearest}"
+        if name == nearest
+        else f"configurations of {nearest}, the nearest to {name}: neither compiled nor measured for it"
+    )
 
 
 def _device() -> str:

@@ -30,11 +30,15 @@ def sequence_of_rows(cu_seqlens: Tensor, total: int) -> Tensor:
 def padded_slots(cu_seqlens: Tensor, max_seqlen: int, total: int) -> Tensor:
     """Returns where each packed row lies in the flat padded layout [b*s]: [b+1] -> [T] int64."""
     sequence = sequence_of_rows(cu_seqlens, total)
-    return torch.arange(total, device=cu_seqlens.device) + (sequence * max_seqlen - cu_seqlens.long()[sequence])
+    return torch.arange(total, device=cu_seqlens.device) + (
+        sequence * max_seqlen - cu_seqlens.long()[sequence]
+    )
 
 
 def padded_rows(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Returns a packed row for each row of the padded layout; behind a sequence's end its last row is repeated: [b+1] -> [b s] int64."""
+    """Returns a packed row for each row of the padded layout; behind a sequence's end its last row is
+    repeated: [b+1] -> [b s] int64.
+    """
     cu, position = cu_seqlens.long(), torch.arange(max_seqlen, device=cu_seqlens.device)
     return torch.minimum(cu[:-1, None] + position, cu[1:, None] - 1).clamp_(min=0)
 
@@ -134,7 +138,11 @@ def _unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
 
 
 _pack.register_fake(lambda padded, cu_seqlens, total: padded.new_empty(total, *padded.shape[2:]))
-_unpack.register_fake(lambda packed, cu_seqlens, max_seqlen: packed.new_empty(cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:]))
+_unpack.register_fake(
+    lambda packed, cu_seqlens, max_seqlen: packed.new_empty(
+        cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:]
+    )
+)
 
 
 def _keep_for_pack(ctx, inputs, output) -> None:
@@ -149,14 +157,22 @@ def _keep_for_unpack(ctx, inputs, output) -> None:
     ctx.total = packed.shape[0]
 
 
-_pack.register_autograd(lambda ctx, grad: (_unpack(grad, *ctx.saved_tensors, ctx.max_seqlen), None, None), setup_context=_keep_for_pack)
-_unpack.register_autograd(lambda ctx, grad: (_pack(grad, *ctx.saved_tensors, ctx.total), None, None), setup_context=_keep_for_unpack)
+_pack.register_autograd(
+    lambda ctx, grad: (_unpack(grad, *ctx.saved_tensors, ctx.max_seqlen), None, None),
+    setup_context=_keep_for_pack,
+)
+_unpack.register_autograd(
+    lambda ctx, grad: (_pack(grad, *ctx.saved_tensors, ctx.total), None, None), setup_context=_keep_for_unpack
+)
 
 
 def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:
     """Returns None, or why kernels that move rows do not take this input."""
     if len({tensor.dtype for tensor in rows}) > 1 or rows[0].dtype not in DTYPES:
-        return f"the rows have {' and '.join(sorted({str(tensor.dtype) for tensor in rows}))}; one of {', '.join(map(str, DTYPES))} is wanted"
+        return (
+            f"the rows have {' and '.join(sorted({str(tensor.dtype) for tensor in rows}))}; one of "
+            f"{', '.join(map(str, DTYPES))} is wanted"
+        )
     if cu_seqlens.dtype != torch.int32:
         return f"cu_seqlens has {cu_seqlens.dtype}, int32 is wanted"
     if cu_seqlens.shape[0] - 1 > MOST_SEQUENCES:
@@ -164,5 +180,15 @@ def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:
     return None
 
 
-PACK = Op("pack", pack, pack_definition, pack_supports, cases.pack_cases, EXACT, "flava_kernels.triton_ops.packing")
-UNPACK = Op("unpack", unpack, unpack_definition, unpack_supports, cases.unpack_cases, EXACT, "flava_kernels.triton_ops.packing")
+PACK = Op(
+    "pack", pack, pack_definition, pack_supports, cases.pack_cases, EXACT, "flava_kernels.triton_ops.packing"
+)
+UNPACK = Op(
+    "unpack",
+    unpack,
+    unpack_definition,
+    unpack_supports,
+    cases.unpack_cases,
+    EXACT,
+    "flava_kernels.triton_ops.packing",
+)

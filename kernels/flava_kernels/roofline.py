@@ -1,15 +1,20 @@
-"""A static estimate, from the compiled kernel alone, of what bounds its inner loop, and how many blocks a multiprocessor holds.
+"""A static estimate, from the compiled kernel alone, of what bounds its inner loop, and how many blocks a
+multiprocessor holds.
 
-For one block and one pass through the loop, cycles of the multiprocessor, whose four quarters the resident blocks share:
+For one block and one pass through the loop, cycles of the multiprocessor, whose four quarters the resident
+blocks share:
 
     issue     warp instructions                          x cycles that issuing one takes
     special   exponentials, reciprocals, roots           x cycles on the special function units
     matrix    floating point operations of the dots      / operations a cycle
-    cache     bytes asked of global memory               / bytes a cycle between a multiprocessor and the L2 cache
-    memory    those that come from the GPU's own memory  / bytes a cycle, each byte of the operator once (`Launch.from_memory`)
+    cache     bytes asked of global memory               / bytes a cycle between a multiprocessor and the L2
+                                                         cache
+    memory    those that come from the GPU's own memory  / bytes a cycle, each byte of the operator once
+                                                         (`Launch.from_memory`)
 
-The largest bounds the loop. `share` is max(matrix, memory) / largest: the part of the hardware's roof that is left when all five overlap
-perfectly. Latency, bank conflicts, misses and the tail of a grid do not show; take it as +-30 %, and as a forecast.
+The largest bounds the loop. `share` is max(matrix, memory) / largest: the part of the hardware's roof that is
+left when all five overlap perfectly. Latency, bank conflicts, misses and the tail of a grid do not show; take
+it as +-30 %, and as a forecast.
 """
 
 from __future__ import annotations
@@ -24,8 +29,9 @@ from flava_kernels import assembly
 class Machine:
     """A GPU by its vendor's numbers, per multiprocessor (NVIDIA) or compute unit (AMD).
 
-    `matrix_rate` is dense 16-bit operations a cycle, `vector_rate` fp32 ones; `issue` and `special` are cycles per warp instruction in one quarter.
-    `register_file` counts registers, `register_step` those that a warp or wave gets at a time; `shared` and `shared_block` are bytes.
+    `matrix_rate` is dense 16-bit operations a cycle, `vector_rate` fp32 ones; `issue` and `special` are
+    cycles per warp instruction in one quarter. `register_file` counts registers, `register_step` those that a
+    warp or wave gets at a time; `shared` and `shared_block` are bytes.
     """
 
     name: str
@@ -45,7 +51,9 @@ class Machine:
     warp_size: int = 32
     vector_rate: int = 256
     cache_rate: int = 64
-    """Bytes a cycle. An assumption: the width of one unit's port. With all units asking at once an L2 gives less, an A100's 47 (5,120 over 108)."""
+    """Bytes a cycle. An assumption: the width of one unit's port. With all units asking at once an L2 gives
+    less, an A100's 47 (5,120 over 108).
+    """
 
     @property
     def bytes_per_cycle(self) -> float:
@@ -54,16 +62,22 @@ class Machine:
 
 
 MACHINES = {
-    "sm_80": Machine("A100 80 GB", 108, 1.41, 2.04, 2048, 1, 8, 64, 32, 65536, 256, 167936, 166912, 1024, vector_rate=128),
+    "sm_80": Machine(
+        "A100 80 GB", 108, 1.41, 2.04, 2048, 1, 8, 64, 32, 65536, 256, 167936, 166912, 1024, vector_rate=128
+    ),
     "sm_90": Machine("H100 SXM", 132, 1.755, 3.35, 4096, 1, 8, 64, 32, 65536, 256, 233472, 232448, 1024),
     "sm_100": Machine("B200", 148, 1.85, 8.0, 8192, 1, 8, 64, 32, 65536, 256, 233472, 232448, 1024),
-    "gfx942": Machine("MI300X", 304, 2.1, 5.3, 2048, 4, 16, 32, 32, 131072, 512, 65536, 65536, 0, warp_size=64),
+    "gfx942": Machine(
+        "MI300X", 304, 2.1, 5.3, 2048, 4, 16, 32, 32, 131072, 512, 65536, 65536, 0, warp_size=64
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Blocks that a multiprocessor holds at once, and what limits them: "registers", "shared memory", "warps" or "blocks"."""
+    """Blocks that a multiprocessor holds at once, and what limits them: "registers", "shared memory", "warps"
+    or "blocks".
+    """
 
     blocks: int
     limited_by: str
@@ -92,10 +106,14 @@ class Estimate:
 
 def occupancy(machine: Machine, registers: int, shared: int, num_warps: int) -> Occupancy:
     """Counts resident blocks by every limit; a block over the shared memory of one block fits not at all."""
-    per_warp = math.ceil(max(registers, 1) * machine.warp_size / machine.register_step) * machine.register_step
+    per_warp = (
+        math.ceil(max(registers, 1) * machine.warp_size / machine.register_step) * machine.register_step
+    )
     limits = {
         "registers": machine.register_file // (per_warp * num_warps),
-        "shared memory": 0 if shared > machine.shared_block else machine.shared // max(1, math.ceil(shared / 128) * 128 + machine.shared_reserved),
+        "shared memory": 0
+        if shared > machine.shared_block
+        else machine.shared // max(1, math.ceil(shared / 128) * 128 + machine.shared_reserved),
         "warps": machine.most_warps // num_warps,
         "blocks": machine.most_blocks,
     }
@@ -103,8 +121,12 @@ def occupancy(machine: Machine, registers: int, shared: int, num_warps: int) -> 
     return Occupancy(limits[limited_by], limited_by)
 
 
-def estimate(machine: Machine, loop: list[str], num_warps: int, loop_dot_flops: int, from_memory: float) -> Estimate:
-    """Estimates one pass through a loop. `loop_dot_flops`, of a block's dots in it, count where instructions do not name their shape."""
+def estimate(
+    machine: Machine, loop: list[str], num_warps: int, loop_dot_flops: int, from_memory: float
+) -> Estimate:
+    """Estimates one pass through a loop. `loop_dot_flops`, of a block's dots in it, count where instructions
+    do not name their shape.
+    """
     asked = assembly.bytes_moved(loop) * machine.warp_size * num_warps
     warps_per_quarter = num_warps / 4
     per_warp = assembly.matrix_flops(loop)

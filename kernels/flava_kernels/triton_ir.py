@@ -29,20 +29,30 @@ class Dot:
 
 def dots(ir: str) -> list[Dot]:
     """Lists the dots in order."""
-    return [Dot(int(m), int(k), int(n), kind, loops) for line, loops in _lines(ir) for m, k, kind, _, n in _DOT.findall(line)]
+    return [
+        Dot(int(m), int(k), int(n), kind, loops)
+        for line, loops in _lines(ir)
+        for m, k, kind, _, n in _DOT.findall(line)
+    ]
 
 
 def exponentials(ir: str) -> int:
-    """Counts the exponentials and logarithms of one program in the innermost loop that has most of them, or outside of loops if none has any."""
+    """Counts the exponentials and logarithms of one program in the innermost loop that has most of them, or
+    outside of loops if none has any.
+    """
     totals: dict[tuple[int, ...], int] = {}
     for line, loops in _lines(ir):
         for shape in _ELEMENTWISE.findall(line):
-            totals[loops] = totals.get(loops, 0) + (math.prod(int(size) for size in shape.split("x")) if shape else 1)
+            totals[loops] = totals.get(loops, 0) + (
+                math.prod(int(size) for size in shape.split("x")) if shape else 1
+            )
     return max(totals.items(), key=lambda item: (len(item[0]), item[1]))[1] if totals else 0
 
 
 def loop_flops(found: list[Dot]) -> int:
-    """Returns the operations of the dots in the innermost loop with most of them; of all dots where none stands in a loop."""
+    """Returns the operations of the dots in the innermost loop with most of them; of all dots where none
+    stands in a loop.
+    """
     totals: dict[tuple[int, ...], int] = {}
     for dot in found:
         totals[dot.loops] = totals.get(dot.loops, 0) + dot.flops
@@ -51,11 +61,18 @@ def loop_flops(found: list[Dot]) -> int:
 
 
 def _lines(ir: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Pairs every line with the loops that it stands in; regions close at the indentation at which they opened."""
+    """Pairs every line with the loops that it stands in; regions close at the indentation at which they
+    opened.
+    """
     found, open_loops = [], []
     for number, line in enumerate(ir.splitlines()):
         indent = len(line) - len(line.lstrip())
-        if open_loops and open_loops[-1][0] == indent and line.lstrip().startswith("}") and not line.lstrip().startswith("} do"):
+        if (
+            open_loops
+            and open_loops[-1][0] == indent
+            and line.lstrip().startswith("}")
+            and not line.lstrip().startswith("} do")
+        ):
             open_loops.pop()
         found.append((line, tuple(place for _, place in open_loops)))
         if _LOOP.search(line):

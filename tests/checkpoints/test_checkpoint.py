@@ -29,7 +29,12 @@ from flava_ds.training.engine import Engine
 
 def config_in(folder: str, stage: str, **training) -> Config:
     config = toy_config(stage, **training)
-    return dataclasses.replace(config, name=Path(stage).stem, logging=LoggingConfig(run_directory=folder), checkpoint=CheckpointConfig(keep_last=2))
+    return dataclasses.replace(
+        config,
+        name=Path(stage).stem,
+        logging=LoggingConfig(run_directory=folder),
+        checkpoint=CheckpointConfig(keep_last=2),
+    )
 
 
 def engine_of(config: Config, world: World, seed: int = 0) -> Engine:
@@ -46,11 +51,15 @@ def save(engine: Engine, config: Config, step: int, data: dict | None = None) ->
 
 
 def save_and_resume(folder: str, cases: tuple[tuple[str, str, bool], ...]) -> list[dict]:
-    """On every rank: differences between going on and resuming in another engine, after 4 of 9 steps. Training goes on while it is written."""
+    """On every rank: differences between going on and resuming in another engine, after 4 of 9 steps.
+    Training goes on while it is written.
+    """
     world, results = start(60), []
     for stage, precision, asynchronous in cases:
         config = config_in(f"{folder}/{precision}", stage, precision=precision)
-        config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, asynchronous=asynchronous))
+        config = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, asynchronous=asynchronous)
+        )
         checkpoint.prepare(config, world)
         engine = engine_of(config, world)
         fresh = checkpoint.resume(engine, config)
@@ -73,8 +82,12 @@ def save_and_resume(folder: str, cases: tuple[tuple[str, str, bool], ...]) -> li
                 "stage": stage,
                 "fresh": fresh,
                 "resumed": resumed,
-                "same": same_draw and norms == norms_again and ended.keys() == again.keys() and all(torch.equal(ended[k], again[k]) for k in ended),
-                "exported": exported.keys() == weights.keys() and all(torch.equal(exported[k], weights[k]) for k in weights),
+                "same": same_draw
+                and norms == norms_again
+                and ended.keys() == again.keys()
+                and all(torch.equal(ended[k], again[k]) for k in ended),
+                "exported": exported.keys() == weights.keys()
+                and all(torch.equal(exported[k], weights[k]) for k in weights),
                 "files": written.names(),
             }
         )
@@ -84,13 +97,17 @@ def save_and_resume(folder: str, cases: tuple[tuple[str, str, bool], ...]) -> li
 @pytest.mark.distributed
 def test_resuming_is_bitwise_in_every_stage(run_ranks, tmp_path):
     stages = stages_in(tmp_path)
-    cases = tuple((stage, "fp32", stage != "zero2") for stage in stages) + tuple((stage, "bf16", True) for stage in (stages[1], stages[2], stages[5]))
+    cases = tuple((stage, "fp32", stage != "zero2") for stage in stages) + tuple(
+        (stage, "bf16", True) for stage in (stages[1], stages[2], stages[5])
+    )
     for results in run_ranks(save_and_resume, 2, str(tmp_path), cases):
         assert len(results) == len(cases)
         for result in results:
             assert result["fresh"] is None and result["resumed"][:2] == (4, {"source": {"epoch": 1}}), result
             assert result["same"] and result["exported"], result
-            shards = [f"{kind}_0000{rank}.safetensors" for kind in ("optimizer", "weights") for rank in (0, 1)]
+            shards = [
+                f"{kind}_0000{rank}.safetensors" for kind in ("optimizer", "weights") for rank in (0, 1)
+            ]
             assert result["files"] == sorted(["config.json", "manifest.json", "state.json", *shards])
 
 
@@ -123,7 +140,9 @@ def refusals(folder: str) -> dict[str, str]:
         _change(world, path, intact[: len(intact) // 2])
         attempt(f"truncated {name}")
         _change(world, path, intact)
-    _change(world, written.local / "state.json", json.dumps({**read_state(written), "world_size": 1}).encode())
+    _change(
+        world, written.local / "state.json", json.dumps({**read_state(written), "world_size": 1}).encode()
+    )
     _refresh_manifest(world, written)
     attempt("ranks")
     return said
@@ -140,7 +159,11 @@ def _refresh_manifest(world: World, folder: Place) -> None:
     """Makes the manifest agree with files that were changed."""
     torch.distributed.barrier()
     if world.is_main:
-        described = {name: {"size": folder.open(name).size, "sha256": sha256_of(folder.open(name))} for name in folder.names() if name != "manifest.json"}
+        described = {
+            name: {"size": folder.open(name).size, "sha256": sha256_of(folder.open(name))}
+            for name in folder.names()
+            if name != "manifest.json"
+        }
         folder.write("manifest.json", json.dumps(described))
         files.point(folder.parent, folder.name)
     torch.distributed.barrier()
@@ -150,7 +173,10 @@ def _refresh_manifest(world: World, folder: Place) -> None:
 def test_unusable_checkpoints_are_refused_in_one_line_on_every_rank(run_ranks, tmp_path):
     for said in run_ranks(refusals, 2, str(tmp_path)):
         assert "'mim.decoder.weight' is [7, 12], but this configuration's model has [8, 12]" in said["shape"]
-        assert "'mim.dense.weight' has had 2 updates and 'mlm.dense.weight' 1, but this configuration trains them as one group" in said["group"]
+        assert (
+            "'mim.dense.weight' has had 2 updates and 'mlm.dense.weight' 1, but this configuration "
+            "trains them as one group"
+        ) in said["group"]
         assert "weights_00001.safetensors is damaged" in said["truncated weights"]
         assert "optimizer_00001.safetensors is damaged" in said["truncated moments"]
         assert "(weight) are in none of its files" in said["ranks"]
@@ -160,13 +186,15 @@ def block_weights(config: Config, world: World) -> None:
     """Puts a folder where rank 1 writes its file of weights at step 1: a file cannot be created there."""
     torch.distributed.barrier()
     if world.rank == 1:
-        (files.staging(files.place_of(config.run_path, config), 1, world.size).local / weights_name(1)).mkdir(parents=True)
+        (files.staging(files.place_of(config.run_path, config), 1, world.size).local / weights_name(1)).mkdir(
+            parents=True
+        )
     torch.distributed.barrier()
 
 
 def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
-    """On every rank: what saving says when rank 1 cannot write, at once and at the next step, whether it left a checkpoint, and whether the
-    next save works."""
+    """On every rank: what saving says when rank 1 cannot write, at once and at the next step, whether it left
+    a checkpoint, and whether the next save works."""
     world, config = start(60), config_in(folder, "zero1")
     checkpoint.prepare(config, world)
     engine, said = engine_of(config, world), []
@@ -212,16 +240,25 @@ class Partial(Toy):
 
 
 def carry_over(folder: str, stages: tuple[str, ...]) -> list[tuple]:
-    """On every rank: saves in each stage and loads in the next; returns whether all weights, the buffer and the counters came along."""
+    """On every rank: saves in each stage and loads in the next; returns whether all weights, the buffer and
+    the counters came along.
+    """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     def scaler() -> DynamicLossScaler:
-        return DynamicLossScaler(init_scale=2**16, scale_window=1000, min_scale=1, delayed_shift=2, consecutive_hysteresis=False)
+        return DynamicLossScaler(
+            init_scale=2**16, scale_window=1000, min_scale=1, delayed_shift=2, consecutive_hysteresis=False
+        )
 
     world, results = start(60), []
     for stage, following in zip(stages, (*stages[1:], stages[0]), strict=True):
-        config, other_config = config_in(folder, stage), dataclasses.replace(config_in(folder, following), name=Path(stage).stem)
-        engine, other = (Engine(module, own, world) for module, own in ((Partial(0), config), (Partial(1), other_config)))
+        config, other_config = (
+            config_in(folder, stage),
+            dataclasses.replace(config_in(folder, following), name=Path(stage).stem),
+        )
+        engine, other = (
+            Engine(module, own, world) for module, own in ((Partial(0), config), (Partial(1), other_config))
+        )
         for one in (engine, other) if "0" not in (stage[4:5], following[4:5]) else ():
             one.deepspeed.optimizer.loss_scaler = scaler()
         checkpoint.prepare(config, world)
@@ -233,9 +270,25 @@ def carry_over(folder: str, stages: tuple[str, ...]) -> list[tuple]:
         written = save(engine, config, 3)
         checkpoint.resume(other, other_config)
         loaded, stored = full_weights(other), load_weights(written)
-        same = all(torch.equal(loaded[name], weights[name]) and torch.equal(stored[name], weights[name]) for name in weights)
-        buffers = torch.equal(other.module.seen, engine.module.seen) and torch.equal(stored["seen"], engine.module.seen) and "scratch" not in stored
-        results.append((stage, same, buffers, counters == other.counters(), counters["updates_skipped"]["skipped"], counters["loss_scaler"]))
+        same = all(
+            torch.equal(loaded[name], weights[name]) and torch.equal(stored[name], weights[name])
+            for name in weights
+        )
+        buffers = (
+            torch.equal(other.module.seen, engine.module.seen)
+            and torch.equal(stored["seen"], engine.module.seen)
+            and "scratch" not in stored
+        )
+        results.append(
+            (
+                stage,
+                same,
+                buffers,
+                counters == other.counters(),
+                counters["updates_skipped"]["skipped"],
+                counters["loss_scaler"],
+            )
+        )
     return results
 
 
@@ -246,14 +299,23 @@ def test_frozen_parameters_buffers_and_counters_come_along(run_ranks, tmp_path):
         assert len(results) == 5
         for stage, same, buffers, counters, skipped, scale in results:
             assert same and buffers and counters and skipped == 1, stage
-            assert scale is None if stage in ("zero0", "zero3") else scale["cur_scale"] < 2**16 and scale["cur_iter"] == 6, (stage, scale)
+            assert (
+                scale is None
+                if stage in ("zero0", "zero3")
+                else scale["cur_scale"] < 2**16 and scale["cur_iter"] == 6
+            ), (stage, scale)
 
 
 def test_initial_weights_replace_what_they_name(tmp_path):
     module, other = Toy(0), Toy(1)
-    save_file({"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)}, tmp_path / "some.safetensors")
+    save_file(
+        {"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)},
+        tmp_path / "some.safetensors",
+    )
     checkpoint.load_initial_weights(module, str(tmp_path / "some.safetensors"), "flava")
-    assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(module.mlm.dense.weight, other.mlm.dense.weight)
+    assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(
+        module.mlm.dense.weight, other.mlm.dense.weight
+    )
     save_file({"mim.dense.weight": torch.ones(3, 3)}, tmp_path / "wrong.safetensors")
     with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\]"):
         checkpoint.load_initial_weights(module, str(tmp_path / "wrong.safetensors"), "flava")
@@ -283,7 +345,9 @@ def prepare_on_a_full_disk(folder: str) -> list[str]:
 
 
 def test_a_disk_that_an_interrupted_save_has_filled_is_no_end(run_ranks, tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
         pytest.skip("needs a small disk of its own, which only root can mount")
     try:
         assert run_ranks(prepare_on_a_full_disk, 1, str(tmp_path)) == [[]]

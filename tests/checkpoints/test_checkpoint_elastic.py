@@ -1,4 +1,6 @@
-"""Going on with other ranks, another ZeRO stage, offloading or precision: the same numbers in fp32, and from there the same curve."""
+"""Going on with other ranks, another ZeRO stage, offloading or precision: the same numbers in fp32, and from
+there the same curve.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def topology(folder: str, stage: str, ranks: int, precision: str = "fp32") -> Co
     path = f"{folder}/zero3_all.json" if stage == "zero3" else stage
     config = toy_config(path, gradient_accumulation_steps=MICRO_BATCHES // ranks, precision=precision)
     logging = LoggingConfig(run_directory=folder)
-    return dataclasses.replace(config, name=f"{stage} {precision} on {ranks}", logging=logging, checkpoint=CheckpointConfig(keep_last=9))
+    return dataclasses.replace(
+        config,
+        name=f"{stage} {precision} on {ranks}",
+        logging=logging,
+        checkpoint=CheckpointConfig(keep_last=9),
+    )
 
 
 def train(engine: Engine, config: Config, world: World, steps: range) -> None:
@@ -38,7 +45,9 @@ def train(engine: Engine, config: Config, world: World, steps: range) -> None:
     for step in steps:
         kind = KINDS[step]
         batches = [toy_batch(kind, step, number, 0) for number in range(MICRO_BATCHES)]
-        denominators = {name: torch.tensor(n / world.size) for name, n in objective_counts(engine.module, batches).items()}
+        denominators = {
+            name: torch.tensor(n / world.size) for name, n in objective_counts(engine.module, batches).items()
+        }
         engine.begin(kind, config.learning_rate(step))
         for batch in batches[world.rank :: world.size]:
             engine.forward_backward(batch, denominators)
@@ -47,7 +56,9 @@ def train(engine: Engine, config: Config, world: World, steps: range) -> None:
 
 def whole(engine: Engine) -> dict[str, torch.Tensor]:
     """DeepSpeed's own idea of the weights, and how many updates each has had."""
-    counts = {f"updates/{name}": torch.tensor(count) for name, count in fragments.update_counts(engine).items()}
+    counts = {
+        f"updates/{name}": torch.tensor(count) for name, count in fragments.update_counts(engine).items()
+    }
     return full_weights(engine) | counts
 
 
@@ -55,11 +66,17 @@ def stored(config: Config, step: int) -> dict[str, torch.Tensor]:
     """All numbers of a checkpoint, put together."""
     reader = CheckpointReader(files.place_of(config.run_path) / files.name_of(step))
     sizes = {name: torch.Size(shape).numel() for name, shape in reader.shapes.items()}
-    return {f"{key}/{name}": reader.read(key, name, 0, size) for key in ("weight", *GatedAdamW.moments) for name, size in sizes.items()}
+    return {
+        f"{key}/{name}": reader.read(key, name, 0, size)
+        for key in ("weight", *GatedAdamW.moments)
+        for name, size in sizes.items()
+    }
 
 
 def write(folder: str, runs: tuple[tuple[str, str], ...]) -> list[str]:
-    """On every rank: trains and saves each (stage, precision) on this many ranks; returns the runs, whose numbers lie in NAME.safetensors."""
+    """On every rank: trains and saves each (stage, precision) on this many ranks; returns the runs, whose
+    numbers lie in NAME.safetensors.
+    """
     world, results = start(60), []
     for stage, precision in runs:
         config = topology(folder, stage, world.size, precision)
@@ -78,10 +95,11 @@ def write(folder: str, runs: tuple[tuple[str, str], ...]) -> list[str]:
 
 
 def read(folder: str, sources: list[str], stages: tuple[str, ...]) -> dict[tuple[str, str], dict]:
-    """On every rank: loads each source into each stage on this many ranks, saves it again, and trains to the end.
+    """On every rank: loads each source into each stage on this many ranks, saves it again, and trains to the
+    end.
 
-    Returns, by (source, stage), which tensors differ at once, which differ in the second checkpoint, and how far the curve ends from that of
-    plain AdamW.
+    Returns, by (source, stage), which tensors differ at once, which differ in the second checkpoint, and how
+    far the curve ends from that of plain AdamW.
     """
     world, results = start(60), {}
     expected = reference(toy_config(), "frozen", MICRO_BATCHES)
@@ -97,7 +115,10 @@ def read(folder: str, sources: list[str], stages: tuple[str, ...]) -> dict[tuple
             saver = Saver(engine, again)
             saver.save(SAVED_AT, {})
             saver.finish()
-            first, second = stored(dataclasses.replace(config, name=source), SAVED_AT), stored(again, SAVED_AT)
+            first, second = (
+                stored(dataclasses.replace(config, name=source), SAVED_AT),
+                stored(again, SAVED_AT),
+            )
             train(engine, config, world, range(SAVED_AT, len(KINDS)))
             ended = full_weights(engine)
             results[source, config.name] = {
@@ -116,11 +137,20 @@ def test_any_topology_goes_on_from_any_other(run_ranks, tmp_path):
     partition_everything(tmp_path)
     sources = run_ranks(write, 2, folder, tuple((stage, "fp32") for stage, ranks in both if ranks == 2))[0]
     sources += run_ranks(write, 1, folder, tuple((stage, "fp32") for stage, ranks in both if ranks == 1))[0]
-    counts = {name: int(value) for name, value in load_file(tmp_path / "zero1 fp32 on 2.safetensors").items() if name.startswith("updates/")}
-    assert counts["updates/mim.dense.weight"] == KINDS[:SAVED_AT].count(Kind.IMAGE) == 2 and counts["updates/mlm.dense.weight"] == 1
+    counts = {
+        name: int(value)
+        for name, value in load_file(tmp_path / "zero1 fp32 on 2.safetensors").items()
+        if name.startswith("updates/")
+    }
+    assert (
+        counts["updates/mim.dense.weight"] == KINDS[:SAVED_AT].count(Kind.IMAGE) == 2
+        and counts["updates/mlm.dense.weight"] == 1
+    )
     assert counts["updates/image_encoder.gain"] == 3 and counts["updates/dead.weight"] == 0
     for ranks in (2, 1):
-        for results in run_ranks(read, ranks, folder, sources, tuple(stage for stage, wanted in both if wanted == ranks)):
+        for results in run_ranks(
+            read, ranks, folder, sources, tuple(stage for stage, wanted in both if wanted == ranks)
+        ):
             assert len(results) == 8
             for pair, result in results.items():
                 assert result["loaded"] == [] and result["stored"] == [] and result["tensors"] > 100, pair
@@ -128,14 +158,21 @@ def test_any_topology_goes_on_from_any_other(run_ranks, tmp_path):
 
 
 def across_precision(folder: str, source: str, stage: str, precision: str) -> tuple[list[str], bool]:
-    """On every rank: which fp32 numbers change when a run goes on in another precision, and whether the module has the precision's weights."""
+    """On every rank: which fp32 numbers change when a run goes on in another precision, and whether the
+    module has the precision's weights.
+    """
     world = start(60)
-    config, saved = topology(folder, stage, world.size, precision), load_file(f"{folder}/{source}.safetensors")
+    config, saved = (
+        topology(folder, stage, world.size, precision),
+        load_file(f"{folder}/{source}.safetensors"),
+    )
     module = Toy(seed=1)
     engine = Engine(module, config, world)
     checkpoint.resume(engine, dataclasses.replace(config, name=source))
     loaded = whole(engine)
-    rounded = all(torch.equal(p.detach(), loaded[name].to(p.dtype)) for name, p in engine.module.named_parameters())
+    rounded = all(
+        torch.equal(p.detach(), loaded[name].to(p.dtype)) for name, p in engine.module.named_parameters()
+    )
     return [name for name in saved if not torch.equal(saved[name], loaded[name])], rounded
 
 

@@ -1,4 +1,5 @@
-"""What a checkpoint says of itself is not believed: lists that are not whole, and states that no run writes."""
+"""What a checkpoint says of itself is not believed: lists that are not whole, and states that no
+run writes."""
 
 import hashlib
 import json
@@ -25,7 +26,8 @@ def flip(path: Path) -> None:
 
 
 def rewrite(folder: Place, name: str, text: str, published: bool = True) -> None:
-    """Changes a file as somebody would who makes the manifest agree with it, and `latest` with the manifest."""
+    """Changes a file as somebody would who makes the manifest agree with it, and `latest` with
+    the manifest."""
     (folder.local / name).write_text(text)
     if name != files.MANIFEST:
         manifest = json.loads(folder.read(files.MANIFEST))
@@ -35,19 +37,30 @@ def rewrite(folder: Place, name: str, text: str, published: bool = True) -> None
         files.point(folder.parent, folder.name)
 
 
-@pytest.mark.parametrize("left_out", ["everything", "weights_00001.safetensors", "optimizer_00000.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize(
+    "left_out",
+    ["everything", "weights_00001.safetensors", "optimizer_00000.safetensors", "state.json", "config.json"],
+)
 @pytest.mark.parametrize("published", [True, False])
 def test_a_manifest_that_does_not_list_every_file_vouches_for_none(tmp_path, left_out, published):
-    """Flipped bits went on with status 0 where a file's entry was gone; an earlier version's `latest` says nothing of the manifest."""
+    """Flipped bits went on with status 0 where a file's entry was gone; an earlier version's `latest` says
+    nothing of the manifest.
+    """
     folder = write_checkpoint(tmp_path, 5, small_weights())
     if not published:
         folder.parent.write(files.LATEST, folder.name)
     flip(folder.local / "weights_00001.safetensors")
     manifest = json.loads(folder.read(files.MANIFEST))
-    kept = {} if left_out == "everything" else {name: entry for name, entry in manifest.items() if name != left_out}
+    kept = (
+        {}
+        if left_out == "everything"
+        else {name: entry for name, entry in manifest.items() if name != left_out}
+    )
     rewrite(folder, files.MANIFEST, json.dumps(kept), published)
     wanted = "state.json" if left_out == "everything" else left_out
-    with pytest.raises(CheckpointError, match=f"manifest.json does not list {wanted}|weights_00001.safetensors is damaged"):
+    with pytest.raises(
+        CheckpointError, match=f"manifest.json does not list {wanted}|weights_00001.safetensors is damaged"
+    ):
         contents.verify(folder)
     with pytest.raises(CheckpointError, match="does not list|is damaged"):
         load_weights(folder)
@@ -59,7 +72,8 @@ def test_a_manifest_that_was_not_published_is_noticed(tmp_path):
     rewrite(folder, files.CONFIG, "{}", published=False)
     with pytest.raises(CheckpointError, match="manifest.json is not the one that was published"):
         contents.verify(folder)
-    folder.parent.write(files.LATEST, folder.name)  # as a user or an earlier version writes it: there is nothing to compare with
+    # as a user or an earlier version writes it: there is nothing to compare with
+    folder.parent.write(files.LATEST, folder.name)
     contents.verify(folder)
 
 
@@ -104,7 +118,20 @@ def test_a_state_that_no_run_writes_gives_way_to_the_checkpoint_before(tmp_path,
 
 
 @pytest.mark.parametrize("name", [files.STATE, files.MANIFEST])
-@pytest.mark.parametrize("text", [nested(), '{"step": 1, "step": 2}', "7", "null", '"x"', "{", "", '{"a": {"size": "1", "sha256": 3}}', '{"..": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        nested(),
+        '{"step": 1, "step": 2}',
+        "7",
+        "null",
+        '"x"',
+        "{",
+        "",
+        '{"a": {"size": "1", "sha256": 3}}',
+        '{"..": {}}',
+    ],
+)
 def test_any_json_in_their_place_is_an_error_in_one_line(tmp_path, name, text):
     folder = write_checkpoint(tmp_path, 5, small_weights())
     rewrite(folder, name, text)
@@ -113,7 +140,15 @@ def test_any_json_in_their_place_is_an_error_in_one_line(tmp_path, name, text):
             use(folder)
 
 
-@pytest.mark.parametrize("name", ["latest", "step_00000005/state.json", "step_00000005/manifest.json", "step_00000005/weights_00000.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "latest",
+        "step_00000005/state.json",
+        "step_00000005/manifest.json",
+        "step_00000005/weights_00000.safetensors",
+    ],
+)
 @pytest.mark.parametrize("kind", ["fifo", "device"])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name, kind):
     folder = write_checkpoint(tmp_path, 5, small_weights())

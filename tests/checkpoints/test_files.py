@@ -1,4 +1,6 @@
-"""Checkpoints in their folder: publishing, what is kept, and leftovers, on a file system and in object storage."""
+"""Checkpoints in their folder: publishing, what is kept, and leftovers, on a file system and in object
+storage.
+"""
 
 import dataclasses
 import json
@@ -47,13 +49,20 @@ def test_a_checkpoint_without_its_manifest_is_none(place):
     place.write("latest.tmp-77", "half")  # as earlier versions left it
     place.write(".latest.77-0a1b2c3d.partial", "half")
     assert files.latest(place) == final and files.complete(place) == [final.name]
-    assert files.remove_leftovers(place) == [".latest.77-0a1b2c3d.partial", "latest.tmp-77", "step_00000006", "step_00000007.tmp-2ranks"]
+    assert files.remove_leftovers(place) == [
+        ".latest.77-0a1b2c3d.partial",
+        "latest.tmp-77",
+        "step_00000006",
+        "step_00000007.tmp-2ranks",
+    ]
     assert place.names() == ["latest", final.name]
 
 
 @pytest.mark.parametrize("stage", ["manifest", "rename", "latest"])
 def test_a_publication_cut_short_leaves_the_old_or_the_new(tmp_path, monkeypatch, stage):
-    """What a kill would leave: the next start finds a whole checkpoint and removes the rest, and the step can be saved again."""
+    """What a kill would leave: the next start finds a whole checkpoint and removes the rest, and the step can
+    be saved again.
+    """
     place = Place(tmp_path)
     old = write_checkpoint(place, 1, small_weights(1.0))
     write, rename = Place.write, os.rename
@@ -123,9 +132,15 @@ def test_prune_keeps_the_newest_and_what_latest_names(place):
 
 
 def test_prune_keeps_the_best_by_what_was_logged(place):
-    """Step 2 has the lowest value; 3 was saved before the metric was chosen, 4 before there was any, and 6 when the loss was not finite."""
+    """Step 2 has the lowest value; 3 was saved before the metric was chosen, 4 before there was any, and 6
+    when the loss was not finite.
+    """
     for step, metric in ((1, 2.5), (2, 1.5), (3, None), (4, None), (5, 3.0), (6, float("nan")), (7, 3.0)):
-        known = {"name": "loss/mlm" if step != 3 else "loss/mim", "value": metric if step != 3 else 0.1, "step": step}
+        known = {
+            "name": "loss/mlm" if step != 3 else "loss/mim",
+            "value": metric if step != 3 else 0.1,
+            "step": step,
+        }
         write_checkpoint(place, step, small_weights(), metric=known if step != 4 else None)
     files.prune(place, CheckpointConfig(keep_last=1, keep_best=1, best_metric="loss/mlm"))
     assert files.complete(place) == [files.name_of(step) for step in (2, 7)]
@@ -165,7 +180,9 @@ def test_an_earlier_run_is_set_aside_not_deleted(tmp_path):
 def test_checkpoints_elsewhere_are_not_moved_but_named(tmp_path):
     place = Place(tmp_path / "elsewhere")
     write_checkpoint(place, 5, small_weights())
-    with pytest.raises(CheckpointError, match="elsewhere holds checkpoints of an earlier run and checkpoint.resume is off"):
+    with pytest.raises(
+        CheckpointError, match="elsewhere holds checkpoints of an earlier run and checkpoint.resume is off"
+    ):
         files.set_aside(tmp_path, place)
 
 
@@ -179,14 +196,20 @@ def test_a_run_says_where_its_checkpoints_lie(tmp_path):
 
 def test_a_manifest_lists_every_file(place):
     final = write_checkpoint(place, 5, small_weights())
-    assert sorted(json.loads(final.read(files.MANIFEST))) == [name for name in final.names() if name != files.MANIFEST]
+    assert sorted(json.loads(final.read(files.MANIFEST))) == [
+        name for name in final.names() if name != files.MANIFEST
+    ]
 
 
 def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
     before = Config(name="run", training=TrainingConfig(total_steps=10))
     configuration.save(before, tmp_path / files.CONFIG)
     assert changed_settings(Place(tmp_path), before) == []
-    now = dataclasses.replace(before, optimizer=dataclasses.replace(before.optimizer, lr=0.5, betas=(0.9, 0.5)), training=TrainingConfig(total_steps=20))
+    now = dataclasses.replace(
+        before,
+        optimizer=dataclasses.replace(before.optimizer, lr=0.5, betas=(0.9, 0.5)),
+        training=TrainingConfig(total_steps=20),
+    )
     assert changed_settings(Place(tmp_path), now) == [
         f"optimizer.betas.1 {before.optimizer.betas[1]} -> 0.5",
         f"optimizer.lr {before.optimizer.lr} -> 0.5",
@@ -220,7 +243,13 @@ def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_deleted(tmp_path, act)
     place, other = Place(tmp_path / "run"), Place(tmp_path / "other")
     target = write_checkpoint(other, 1, small_weights(1.0))
     write_checkpoint(place, 2, small_weights())
-    name = "step_00000001.tmp-2ranks" if act == "leftovers" else "step_00000003" if act == "go back" else target.name
+    name = (
+        "step_00000001.tmp-2ranks"
+        if act == "leftovers"
+        else "step_00000003"
+        if act == "go back"
+        else target.name
+    )
     (place.local / name).symlink_to(target.local)
     if act == "prune":
         assert files.prune(place, CheckpointConfig(keep_last=1)) == [name]

@@ -41,13 +41,21 @@ def test_files_come_and_go(place):
 def test_names_are_those_of_paths():
     for where in ("/runs/one/checkpoints", "s3://bucket/one/checkpoints"):
         place = Place(where)
-        assert (place.name, str(place / "step_1"), str(place.parent)) == ("checkpoints", f"{where}/step_1", where.rsplit("/", 1)[0])
+        assert (place.name, str(place / "step_1"), str(place.parent)) == (
+            "checkpoints",
+            f"{where}/step_1",
+            where.rsplit("/", 1)[0],
+        )
         assert place == Place(f"{where}/") and place != place.parent
     assert Place("file:///runs/one").local.as_posix() == "/runs/one" and Place("s3://bucket").local is None
 
 
 def test_an_empty_path_is_the_working_directory_and_not_the_root():
-    assert str(Place("") / "run") == "run" and str(Place("file://") / "run") == "run" and str(Place("/") / "run") == "/run"
+    assert (
+        str(Place("") / "run") == "run"
+        and str(Place("file://") / "run") == "run"
+        and str(Place("/") / "run") == "/run"
+    )
 
 
 def test_a_protocol_without_its_package_is_named():

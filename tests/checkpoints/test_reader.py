@@ -18,7 +18,9 @@ from flava_ds.errors import CheckpointError
 
 
 def same(found: dict, expected: dict) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], tensor) for name, tensor in expected.items()
+    )
 
 
 def test_weights_are_found_from_every_side(tmp_path):
@@ -35,12 +37,19 @@ def test_weights_are_found_from_every_side(tmp_path):
 
 
 def test_weights_of_a_run_are_found_in_object_storage(tmp_path):
-    config = tiny_config(logging=LoggingConfig(run_directory=str(tmp_path)), checkpoint=CheckpointConfig(directory="memory://bucket/runs"))
+    config = tiny_config(
+        logging=LoggingConfig(run_directory=str(tmp_path)),
+        checkpoint=CheckpointConfig(directory="memory://bucket/runs"),
+    )
     config.run_path.mkdir()
     configuration.save(config, config.run_path / "config.json")
     try:
         write_checkpoint(Place(f"memory://bucket/runs/{config.name}"), 5, small_weights(7.0), config)
-        for path in (config.run_path, f"memory://bucket/runs/{config.name}", f"memory://bucket/runs/{config.name}/step_00000005"):
+        for path in (
+            config.run_path,
+            f"memory://bucket/runs/{config.name}",
+            f"memory://bucket/runs/{config.name}/step_00000005",
+        ):
             assert same(reader.load_weights(path), small_weights(7.0))
     finally:
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
@@ -60,7 +69,10 @@ def test_damage_is_named(tmp_path):
     path = final.local / contents.weights_name(1)
     intact = path.read_bytes()
     path.write_bytes(intact[:-4])
-    with pytest.raises(CheckpointError, match=f"weights_00001.safetensors is damaged: {len(intact) - 4} bytes instead of {len(intact)}"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"weights_00001.safetensors is damaged: {len(intact) - 4} bytes instead of {len(intact)}",
+    ):
         reader.load_weights(final)
     path.write_bytes(intact[:-1] + b"y")
     with pytest.raises(CheckpointError, match="weights_00001.safetensors is damaged: its sha256 differs"):
@@ -104,7 +116,10 @@ def test_elements_that_no_file_has_are_counted(tmp_path):
     checkpoint.close()
 
 
-@pytest.mark.parametrize(("change", "said"), [({"parameters": None}, "state.json"), ({"world_size": 1}, r"4 of 6 elements of 'a' \(weight\)")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"parameters": None}, "state.json"), ({"world_size": 1}, r"4 of 6 elements of 'a' \(weight\)")],
+)
 def test_a_state_that_does_not_fit_its_files_is_refused(tmp_path, change, said):
     final = write_checkpoint(tmp_path, 5, small_weights(), **change)
     with pytest.raises(CheckpointError, match=said):
@@ -119,14 +134,18 @@ def test_a_file_that_is_no_tensor_file_is_refused(tmp_path):
 
 def test_shapes_are_compared_by_name():
     reader.check_shapes({"a": (2,), "more": (1,)}, {"a": (2,)}, "file")
-    with pytest.raises(CheckpointError, match=r"'b' is \[2, 3\], but this configuration's model has \[3, 2\]"):
+    with pytest.raises(
+        CheckpointError, match=r"'b' is \[2, 3\], but this configuration's model has \[3, 2\]"
+    ):
         reader.check_shapes({"a": (2,), "b": (2, 3)}, {"a": (2,), "b": (3, 2)}, "file")
     with pytest.raises(CheckpointError, match="no tensor 'c'"):
         reader.check_shapes({"a": (2,)}, {"c": (2,)}, "file")
 
 
 def test_the_newest_good_one_is_this_runs(tmp_path):
-    """Not one that diverged, nor one behind which somebody has gone back by writing an older name into `latest`."""
+    """Not one that diverged, nor one behind which somebody has gone back by writing an older name into
+    `latest`.
+    """
     quiet = UNEVENTFUL["spikes"]
     calm = quiet, UNEVENTFUL["updates_skipped"]
     states = {2: calm, 4: calm, 6: ({**quiet, "calm": False}, calm[1]), 8: calm}

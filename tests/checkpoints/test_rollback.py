@@ -1,4 +1,6 @@
-"""A run that diverges goes back to a good checkpoint and jumps the data: from there on its curve is that of a run that never had them."""
+"""A run that diverges goes back to a good checkpoint and jumps the data: from there on its curve is that of a
+run that never had them.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 STEPS = 34
 BAD = range(22, 25)
-"""Steps whose data spoil a run; the third spike in a row is found at step 24, and the checkpoint of step 20 is the last good one."""
+"""Steps whose data spoil a run; the third spike in a row is found at step 24, and the checkpoint of step 20
+is the last good one.
+"""
 
 
 def spoil(rank: int, factor: float = 50.0, bad: range = BAD) -> None:
@@ -32,7 +36,11 @@ def spoil(rank: int, factor: float = 50.0, bad: range = BAD) -> None:
 
     def lose(self, batch, denominators, *rest):
         output = forward(self, batch, denominators, *rest)
-        return dataclasses.replace(output, loss=output.loss * factor) if denominators is not None and drawn[0] in bad else output
+        return (
+            dataclasses.replace(output, loss=output.loss * factor)
+            if denominators is not None and drawn[0] in bad
+            else output
+        )
 
     StepLoader.__iter__, FlavaTask.step = iterate, lose
 
@@ -60,11 +68,21 @@ def jump(rank: int) -> None:
 
 
 def run_config(folder, name: str, **training) -> Config:
-    """Checkpoints every 4 steps, a look at the losses at every step, 12 steps of each kind before the bad data at least."""
+    """Checkpoints every 4 steps, a look at the losses at every step, 12 steps of each kind before the bad
+    data at least.
+    """
     config = real_config(folder, name=name, checkpoint=CheckpointConfig(every_steps=4, keep_last=1))
-    settings = {"total_steps": STEPS, "spike_factor": 5.0, "spike_steps": 3, "stop_on_nonfinite": 5, "max_rollbacks": 2}
+    settings = {
+        "total_steps": STEPS,
+        "spike_factor": 5.0,
+        "spike_steps": 3,
+        "stop_on_nonfinite": 5,
+        "max_rollbacks": 2,
+    }
     data = dataclasses.replace(config.data, kind_weights={"pair": 1.0, "image": 0.0, "text": 0.0})
-    return dataclasses.replace(config, data=data, training=dataclasses.replace(config.training, **(settings | training)))
+    return dataclasses.replace(
+        config, data=data, training=dataclasses.replace(config.training, **(settings | training))
+    )
 
 
 def run(config: Config, prepare=None) -> Job:
@@ -80,7 +98,9 @@ def jumps_of(config: Config) -> list[list[int]]:
 
 
 def test_the_curve_goes_on_as_if_the_data_had_never_been_there(tmp_path):
-    """A loss far above its median on all ranks; one that is not finite on a single rank; and a kill after the rollback: all are bitwise the same run."""
+    """A loss far above its median on all ranks; one that is not finite on a single rank; and a kill after the
+    rollback: all are bitwise the same run.
+    """
     never = run_config(tmp_path, "never")
     run(never, jump)
     expected = curve(never.run_path)
@@ -88,12 +108,17 @@ def test_the_curve_goes_on_as_if_the_data_had_never_been_there(tmp_path):
 
     spiked = run_config(tmp_path, "spiked")
     job = Job(spiked, 2, spoil)
-    assert job.wait_until(lambda: latest(place_of(spiked.run_path)) is not None and jumps_of(spiked)), job.said()
+    assert job.wait_until(lambda: latest(place_of(spiked.run_path)) is not None and jumps_of(spiked)), (
+        job.said()
+    )
     for rank in range(2):
         job.signal(signal.SIGKILL, rank)
     job.wait()
     said = job.said(0)
-    assert "for 3 of them in a row has been more than 5 times its median" in said and "back to step 20, without the data of the steps since" in said, said
+    assert (
+        "for 3 of them in a row has been more than 5 times its median" in said
+        and "back to step 20, without the data of the steps since" in said
+    ), said
     assert run(spiked, spoil).errors() == []
     assert curve(spiked.run_path) == expected and jumps_of(spiked) == [[20, 5]]
     header = json.loads((spiked.run_path / "log.jsonl").read_text().splitlines()[0])
@@ -109,5 +134,9 @@ def test_a_run_that_diverges_again_and_again_stops(tmp_path):
     config = run_config(tmp_path, "lost", spike_steps=2)
     job = run(config, spoil_all_later)
     (line,) = job.errors()
-    assert "more than 5 times its median" in line and "it has gone back 2 times (training.max_rollbacks)" in line and "goes on from step 20" in line
+    assert (
+        "more than 5 times its median" in line
+        and "it has gone back 2 times (training.max_rollbacks)" in line
+        and "goes on from step 20" in line
+    )
     assert complete(place_of(config.run_path)) == ["step_00000020"], "later checkpoints are not good ones"

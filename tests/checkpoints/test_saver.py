@@ -1,4 +1,6 @@
-"""When a run saves, what it keeps, and where: the toy's whole loop with checkpoints by steps, by minutes, by a logged value, and in object storage."""
+"""When a run saves, what it keeps, and where: the toy's whole loop with checkpoints by steps, by minutes, by
+a logged value, and in object storage.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,19 @@ def fit(folder: str, cases: dict[str, dict]) -> dict[str, dict]:
     results = {}
     for name, rules in cases.items():
         logging = LoggingConfig(run_directory=folder, every_steps=1, tensorboard=False)
-        config = dataclasses.replace(toy_config("zero1"), name=name, checkpoint=CheckpointConfig(**rules), logging=logging)
+        config = dataclasses.replace(
+            toy_config("zero1"), name=name, checkpoint=CheckpointConfig(**rules), logging=logging
+        )
         assert trainer_of(config).fit() == 0
         place = files.place_of(config.run_path, config)
         names = files.complete(place)
         lines = [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()[1:]]
-        results[name] = {"steps": [files.step_of(n) for n in names], "states": [read_state(place / n) for n in names], "log": lines, "at": str(place)}
+        results[name] = {
+            "steps": [files.step_of(n) for n in names],
+            "states": [read_state(place / n) for n in names],
+            "log": lines,
+            "at": str(place),
+        }
     return results
 
 
@@ -70,12 +79,24 @@ def test_saves_are_due_by_steps_and_minutes_and_kept_by_their_rules(run_ranks, t
         "steps": {"every_steps": 5, "keep_last": 9},
         "minutes": {"every_steps": 0, "every_minutes": 1e-9, "keep_last": 99, "asynchronous": False},
         "never": {"every_steps": 0, "every_minutes": 1e6},
-        "best": {"every_steps": 1, "keep_last": 1, "keep_best": 2, "keep_every": 6, "best_metric": "loss/itm"},
+        "best": {
+            "every_steps": 1,
+            "keep_last": 1,
+            "keep_best": 2,
+            "keep_every": 6,
+            "best_metric": "loss/itm",
+        },
     }
     results = run_ranks(fit, 2, str(tmp_path), cases)
-    assert {name: result["steps"] for name, result in results[0].items()} == {name: result["steps"] for name, result in results[1].items()}
+    assert {name: result["steps"] for name, result in results[0].items()} == {
+        name: result["steps"] for name, result in results[1].items()
+    }
     found = results[0]
-    assert found["steps"]["steps"] == [5, 10, 12] and found["minutes"]["steps"] == list(range(1, 13)) and found["never"]["steps"] == [12]
+    assert (
+        found["steps"]["steps"] == [5, 10, 12]
+        and found["minutes"]["steps"] == list(range(1, 13))
+        and found["never"]["steps"] == [12]
+    )
     latest, values = None, {}
     for line in found["best"]["log"]:
         latest = line.get("loss/itm", latest)
@@ -83,11 +104,15 @@ def test_saves_are_due_by_steps_and_minutes_and_kept_by_their_rules(run_ranks, t
             values[line["step"] + 1] = latest
     best = sorted(values, key=lambda step: (values[step], step))[:2]
     assert found["best"]["steps"] == sorted({*best, 6, 12}) and len(set(values.values())) > 2
-    assert {state["step"]: state["metric"]["value"] for state in found["best"]["states"]} == {step: values[step] for step in found["best"]["steps"]}
+    assert {state["step"]: state["metric"]["value"] for state in found["best"]["states"]} == {
+        step: values[step] for step in found["best"]["steps"]
+    }
 
 
 def stop_and_go_on(folder: str) -> tuple[list[str], bool, bool]:
-    """What lies in object storage, whether anything of it lies in the run's folder, and whether a resumed run ends as one that went through."""
+    """What lies in object storage, whether anything of it lies in the run's folder, and whether a resumed run
+    ends as one that went through.
+    """
     logging = LoggingConfig(run_directory=folder, every_steps=6, tensorboard=False)
     rules = CheckpointConfig(every_steps=4, keep_last=1, directory="memory://bucket/runs")
     config = dataclasses.replace(toy_config("zero1"), checkpoint=rules, logging=logging)

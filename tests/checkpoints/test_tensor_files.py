@@ -38,13 +38,17 @@ def test_the_library_reads_what_is_written_and_the_checksum_is_the_file_s(tmp_pa
         writer = HashingWriter(file)
         write_tensors(writer, TENSORS, {"starts": "{}"})
     read = load_file(tmp_path / "a")
-    assert read.keys() == TENSORS.keys() and all(read[name].dtype == t.dtype and torch.equal(read[name], t) for name, t in TENSORS.items())
+    assert read.keys() == TENSORS.keys() and all(
+        read[name].dtype == t.dtype and torch.equal(read[name], t) for name, t in TENSORS.items()
+    )
     with safe_open(tmp_path / "a", framework="pt") as file:
         assert file.metadata() == {"starts": "{}"}
     content = (tmp_path / "a").read_bytes()
     assert writer.described() == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     ours = opened(tmp_path / "a")
-    assert all(torch.equal(ours.read(name), tensor) for name, tensor in TENSORS.items()) and ours.metadata == {"starts": "{}"}
+    assert all(
+        torch.equal(ours.read(name), tensor) for name, tensor in TENSORS.items()
+    ) and ours.metadata == {"starts": "{}"}
     ours.close()
     assert torch.equal(ours.read("weight", 5, 4), TENSORS["weight"].reshape(-1)[5:9])
     ours.close()

@@ -8,18 +8,26 @@ from torch import nn
 from flava_ds.codebook.dvae import Block, CodebookDecoder, CodebookEncoder, map_pixels, unmap_pixels
 from flava_ds.config import CodebookConfig
 
-TINY = CodebookConfig(hidden_size=8, num_groups=3, num_blocks_per_group=2, vocab_size=24, image_size=16, decoder_init_size=12)
+TINY = CodebookConfig(
+    hidden_size=8, num_groups=3, num_blocks_per_group=2, vocab_size=24, image_size=16, decoder_init_size=12
+)
 
 
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def plain_block(block: Block, hidden: torch.Tensor, padding: tuple[int, int, int, int], gain: float) -> torch.Tensor:
+def plain_block(
+    block: Block, hidden: torch.Tensor, padding: tuple[int, int, int, int], gain: float
+) -> torch.Tensor:
     residual = hidden
     for pad, conv in zip(padding, (block.conv_1, block.conv_2, block.conv_3, block.conv_4), strict=True):
         residual = F.conv2d(residual.relu(), conv.weight, conv.bias, padding=pad)
-    shortcut = hidden if isinstance(block.id_path, nn.Identity) else F.conv2d(hidden, block.id_path.weight, block.id_path.bias)
+    shortcut = (
+        hidden
+        if isinstance(block.id_path, nn.Identity)
+        else F.conv2d(hidden, block.id_path.weight, block.id_path.bias)
+    )
     return shortcut + gain * residual
 
 
@@ -44,7 +52,9 @@ def test_encoder_follows_the_written_out_network():
 
 
 def test_decoder_upsamples_between_groups_as_dalle_does():
-    """The module doubles the grid behind the first 1x1 convolutions; the published order gives the same values."""
+    """The module doubles the grid behind the first 1x1 convolutions; the published order gives the same
+    values.
+    """
     torch.manual_seed(0)
     decoder = CodebookDecoder(TINY).double()
     weights = torch.rand(2, 24, 4, 4, dtype=torch.float64)
@@ -71,7 +81,9 @@ def test_gradients_reach_every_parameter():
     encoder, decoder = CodebookEncoder(TINY), CodebookDecoder(TINY)
     decoder(encoder(torch.rand(2, 3, 16, 16)).softmax(1)).square().mean().backward()
     for module in (encoder, decoder):
-        assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+        assert all(
+            parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters()
+        )
 
 
 def test_initialisation_has_the_fan_in_scale():
@@ -84,7 +96,9 @@ def test_initialisation_has_the_fan_in_scale():
 
 def test_pixel_margins():
     torch.testing.assert_close(map_pixels(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.1, 0.5, 0.9]))
-    torch.testing.assert_close(unmap_pixels(torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
+    torch.testing.assert_close(
+        unmap_pixels(torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0])
+    )
 
 
 def test_upsampling_needs_a_pointwise_first_convolution():

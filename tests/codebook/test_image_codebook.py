@@ -9,12 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flava_ds.codebook.dvae import map_pixels
-from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, load_codebook, save_codebook, save_huggingface_codebook
+from flava_ds.codebook.image_codebook import (
+    ImageCodebook,
+    huggingface_name,
+    load_codebook,
+    save_codebook,
+    save_huggingface_codebook,
+)
 from flava_ds.config import CodebookConfig
 from flava_ds.errors import CheckpointError, ConfigError, DataError
 
-FOUR = CodebookConfig(hidden_size=16, num_groups=4, num_blocks_per_group=2, vocab_size=40, image_size=32, decoder_init_size=12)
-THREE = CodebookConfig(hidden_size=8, num_groups=3, num_blocks_per_group=1, vocab_size=40, image_size=16, decoder_init_size=12)
+FOUR = CodebookConfig(
+    hidden_size=16, num_groups=4, num_blocks_per_group=2, vocab_size=40, image_size=32, decoder_init_size=12
+)
+THREE = CodebookConfig(
+    hidden_size=8, num_groups=3, num_blocks_per_group=1, vocab_size=40, image_size=16, decoder_init_size=12
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,9 @@ def huggingface(config: CodebookConfig):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(3)
     description = transformers.FlavaImageCodebookConfig(
-        hidden_size=config.hidden_size, vocab_size=config.vocab_size, num_blocks_per_group=config.num_blocks_per_group
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_blocks_per_group=config.num_blocks_per_group,
     )
     model = transformers.FlavaImageCodebook(description).double().eval()
     for parameter in model.parameters():  # the library's own initialisation leaves codes that hardly differ
@@ -41,9 +53,17 @@ def huggingface(config: CodebookConfig):
 
 def test_parity_with_hugging_face(tmp_path):
     theirs = huggingface(FOUR)
-    save_file({name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
     ours = load_codebook(tmp_path, FOUR).double()  # loaded as fp32; the values are then put back in fp64
-    ours.encoder.load_state_dict({ours_name: theirs.state_dict()[huggingface_name(ours_name)] for ours_name in ours.encoder.state_dict()})
+    ours.encoder.load_state_dict(
+        {
+            ours_name: theirs.state_dict()[huggingface_name(ours_name)]
+            for ours_name in ours.encoder.state_dict()
+        }
+    )
     images = pixels(count=8).double()
     expected = theirs(map_pixels(images))
     torch.testing.assert_close(ours.logits(images), expected, rtol=1e-10, atol=1e-10)
@@ -55,9 +75,13 @@ def test_parity_with_hugging_face(tmp_path):
 def test_hugging_face_opens_what_we_save(codebook, tmp_path):
     transformers = pytest.importorskip("transformers")
     save_huggingface_codebook(codebook, tmp_path / "hf")
-    theirs, report = transformers.FlavaImageCodebook.from_pretrained(tmp_path / "hf", output_loading_info=True, local_files_only=True)
+    theirs, report = transformers.FlavaImageCodebook.from_pretrained(
+        tmp_path / "hf", output_loading_info=True, local_files_only=True
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert torch.equal(theirs.get_codebook_indices(map_pixels(pixels())).flatten(1), codebook.encode(pixels()))
+    assert torch.equal(
+        theirs.get_codebook_indices(map_pixels(pixels())).flatten(1), codebook.encode(pixels())
+    )
     again = load_codebook(tmp_path / "hf", FOUR)
     assert again.decoder is None
     assert torch.equal(again.encode(pixels()), codebook.encode(pixels()))
@@ -71,17 +95,26 @@ def test_our_file_keeps_everything(codebook, tmp_path):
         for name, tensor in codebook.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["codebook.safetensors"]
-    assert load_codebook(tmp_path / "sub", dataclasses.replace(FOUR, image_size=64)).encode(pixels(64)).shape == (3, 64)
+    assert load_codebook(tmp_path / "sub", dataclasses.replace(FOUR, image_size=64)).encode(
+        pixels(64)
+    ).shape == (3, 64)
 
 
-@pytest.mark.parametrize("prefix, spelling", [("image_codebook.", "hf"), ("", "torchmultimodal"), ("image_codebook.encoder.", "torchmultimodal")])
+@pytest.mark.parametrize(
+    "prefix, spelling",
+    [("image_codebook.", "hf"), ("", "torchmultimodal"), ("image_codebook.encoder.", "torchmultimodal")],
+)
 def test_foreign_spellings(codebook, tmp_path, prefix, spelling):
     state = {}
     for name, tensor in codebook.encoder.state_dict().items():
         name = huggingface_name(name)
         if spelling == "torchmultimodal":
             name = name.replace(".group.", ".").replace(".path.", ".")
-            name = name.removesuffix(".weight") + ".w" if name.endswith(".weight") else name.removesuffix(".bias") + ".b"
+            name = (
+                name.removesuffix(".weight") + ".w"
+                if name.endswith(".weight")
+                else name.removesuffix(".bias") + ".b"
+            )
         state[prefix + name] = tensor
     if prefix:
         state["flava.logit_scale"] = torch.zeros(())
@@ -93,12 +126,17 @@ def test_foreign_spellings(codebook, tmp_path, prefix, spelling):
 def test_names_of_the_published_layout():
     assert huggingface_name("input.weight") == "blocks.input.weight"
     assert huggingface_name("groups.1.0.id_path.bias") == "blocks.group_2.group.block_1.id_path.bias"
-    assert huggingface_name("groups.3.1.conv_4.weight") == "blocks.group_4.group.block_2.res_path.path.conv_4.weight"
+    assert (
+        huggingface_name("groups.3.1.conv_4.weight")
+        == "blocks.group_4.group.block_2.res_path.path.conv_4.weight"
+    )
     assert huggingface_name("output.bias") == "blocks.output.conv.bias"
 
 
 def test_codes_are_row_by_row_and_uint8_equals_float(codebook):
-    whole = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    whole = torch.randint(
+        0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     logits = codebook.logits(whole)
     assert logits.shape == (2, 40, 4, 4)
     assert codebook.encode(whole)[1, 4 * 2 + 3] == logits[1, :, 2, 3].argmax()
@@ -137,16 +175,24 @@ def test_errors_name_the_file_and_the_field(codebook, tmp_path):
     with pytest.raises(CheckpointError, match=r"output.bias is \[40\], expected \[41\]|output.weight is"):
         load_codebook(tmp_path / "hf", dataclasses.replace(FOUR, vocab_size=41))
     state = load_file(tmp_path / "hf" / "model.safetensors")
-    save_file({name: tensor for name, tensor in state.items() if "input" not in name}, tmp_path / "part.safetensors")
+    save_file(
+        {name: tensor for name, tensor in state.items() if "input" not in name}, tmp_path / "part.safetensors"
+    )
     with pytest.raises(CheckpointError, match="lacks encoder.input.bias"):
         load_codebook(tmp_path / "part.safetensors", FOUR)
-    save_file({**state, "blocks.group_9.group.block_1.id_path.bias": torch.zeros(2)}, tmp_path / "more.safetensors")
+    save_file(
+        {**state, "blocks.group_9.group.block_1.id_path.bias": torch.zeros(2)}, tmp_path / "more.safetensors"
+    )
     with pytest.raises(CheckpointError, match="unknown tensor encoder.groups.8.0.id_path.bias"):
         load_codebook(tmp_path / "more.safetensors", FOUR)
     save_file({**state, "visual.proj": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="'visual.proj' belongs to no image codebook"):
         load_codebook(tmp_path / "other.safetensors", FOUR)
-    save_file(codebook.state_dict(), tmp_path / "odd.safetensors", metadata={"codebook_config": json.dumps({"width": 3})})
+    save_file(
+        codebook.state_dict(),
+        tmp_path / "odd.safetensors",
+        metadata={"codebook_config": json.dumps({"width": 3})},
+    )
     with pytest.raises(CheckpointError, match="odd.safetensors.*width"):
         load_codebook(tmp_path / "odd.safetensors", FOUR)
 
@@ -202,7 +248,11 @@ def test_wrong_input_is_refused(codebook):
     for shape in ((3, 32, 32), (1, 1, 32, 32), (1, 3, 30, 32)):
         with pytest.raises(DataError, match="multiples of 8"):
             codebook.encode(torch.zeros(shape))
-    for codes in (torch.zeros(1, 15, dtype=torch.int64), torch.zeros(16, dtype=torch.int64), torch.zeros(1, 16)):
+    for codes in (
+        torch.zeros(1, 15, dtype=torch.int64),
+        torch.zeros(16, dtype=torch.int64),
+        torch.zeros(1, 16),
+    ):
         with pytest.raises(DataError, match="square number"):
             codebook.decode(codes)
     with pytest.raises(DataError, match="0 .. 39"):

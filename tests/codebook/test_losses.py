@@ -16,7 +16,9 @@ def test_logit_laplace_is_a_density():
         one_by_one = torch.stack([_nll(x, mean, log_scale) for x in grid[::2000].tolist()])
         torch.testing.assert_close(torch.exp(-one_by_one), density, rtol=1e-4, atol=1e-6)
         logit = torch.log(grid / (1 - grid))
-        all_densities = torch.exp(-(logit - mean).abs() / math.exp(log_scale)) / (2 * math.exp(log_scale) * grid * (1 - grid))
+        all_densities = torch.exp(-(logit - mean).abs() / math.exp(log_scale)) / (
+            2 * math.exp(log_scale) * grid * (1 - grid)
+        )
         assert all_densities.mean().item() == pytest.approx(1, abs=1e-3)
 
 
@@ -40,7 +42,10 @@ def test_first_half_of_the_channels_holds_the_means():
 def test_weights_are_spread_over_the_values_of_one_code():
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 3, 10, dtype=torch.float64)
-    pixels, output = torch.rand(2, 3, 24, 24, dtype=torch.float64) * 0.8 + 0.1, torch.zeros(2, 6, 24, 24, dtype=torch.float64)
+    pixels, output = (
+        torch.rand(2, 3, 24, 24, dtype=torch.float64) * 0.8 + 0.1,
+        torch.zeros(2, 6, 24, 24, dtype=torch.float64),
+    )
     loss = codebook_loss(logits, pixels, output, 6.6, 2.0)
     q = logits.softmax(-1)
     kl = (q * (q * 10).log()).sum(-1).mean()
@@ -48,7 +53,9 @@ def test_weights_are_spread_over_the_values_of_one_code():
     usage = (marginal * (marginal * 10).log()).sum()
     torch.testing.assert_close(loss.kl, kl)
     torch.testing.assert_close(loss.usage, usage)
-    torch.testing.assert_close(loss.total, loss.reconstruction + (6.6 * kl + 2.0 * usage) / 192, check_dtype=False)
+    torch.testing.assert_close(
+        loss.total, loss.reconstruction + (6.6 * kl + 2.0 * usage) / 192, check_dtype=False
+    )
 
 
 def test_terms_at_the_extremes():

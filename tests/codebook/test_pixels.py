@@ -42,18 +42,27 @@ def test_an_epoch_deals_every_picture_but_the_held_out_once(config, tmp_path):
 
 def test_batches_are_a_function_of_the_step(config, tmp_path):
     cropped = dataclasses.replace(UNCHANGED, crop_scale=(0.5, 1.0))
-    augmented = {name: dataclasses.replace(source, transform=cropped) for name, source in sources(tmp_path).items()}
+    augmented = {
+        name: dataclasses.replace(source, transform=cropped) for name, source in sources(tmp_path).items()
+    }
     left, right = PixelStream(config, augmented, held_out=6), PixelStream(config, augmented, held_out=6)
     late = right.batch(7, 9)
     for step in range(8):
         drawn = left.batch(step, 9)
     assert torch.equal(drawn, late)
-    assert set(rows(left.batch(0, 54))) != set(rows(left.batch(1, 54))), "augmentation must change from epoch to epoch"
+    assert set(rows(left.batch(0, 54))) != set(rows(left.batch(1, 54))), (
+        "augmentation must change from epoch to epoch"
+    )
 
 
 def test_undecodable_pictures_are_left_out_and_too_many_end_the_run(config, tmp_path):
-    write_tar(tmp_path / "c.tar", [(f"{n:04d}.webp", picture(n) if n % 20 else b"RIFFxxxxWEBPVP8 ") for n in range(200)])
-    source = SourceConfig(kind="image", shards=str(tmp_path / "c.tar"), transform=UNCHANGED, max_skipped_share=0.2)
+    write_tar(
+        tmp_path / "c.tar",
+        [(f"{n:04d}.webp", picture(n) if n % 20 else b"RIFFxxxxWEBPVP8 ") for n in range(200)],
+    )
+    source = SourceConfig(
+        kind="image", shards=str(tmp_path / "c.tar"), transform=UNCHANGED, max_skipped_share=0.2
+    )
     assert PixelStream(config, {"images": source}, held_out=1).batch(0, 199).shape[0] in range(189, 192)
     strict = dataclasses.replace(source, max_skipped_share=0.001)
     with pytest.raises(DataError, match="'images'.*unusable"):
@@ -70,5 +79,7 @@ def test_sources_that_cannot_serve(config, tmp_path):
 
 def test_text_that_a_pair_lacks_does_not_matter(config, tmp_path):
     write_tar(tmp_path / "d.tar", [(f"{n}.webp", picture(n)) for n in range(40)])
-    stream = PixelStream(config, {"pairs": SourceConfig(kind="pair", shards=str(tmp_path / "d.tar"))}, held_out=4)
+    stream = PixelStream(
+        config, {"pairs": SourceConfig(kind="pair", shards=str(tmp_path / "d.tar"))}, held_out=4
+    )
     assert np.prod(stream.batch(0, 36).shape[:1]) == 36

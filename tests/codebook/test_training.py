@@ -10,13 +10,21 @@ import pytest
 import torch
 from data.shard_files import encode, write_tar
 
-from flava_ds.codebook.config import DEMO, CodebookTrainingConfig, kl_weight_at, learning_rate_at, temperature_at
+from flava_ds.codebook.config import (
+    DEMO,
+    CodebookTrainingConfig,
+    kl_weight_at,
+    learning_rate_at,
+    temperature_at,
+)
 from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.codebook.training import CodebookTrainer, train_codebook
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, SourceConfig
 from flava_ds.errors import CheckpointError, ConfigError
 
-CODEBOOK = CodebookConfig(hidden_size=16, num_groups=3, num_blocks_per_group=1, vocab_size=32, image_size=16, decoder_init_size=16)
+CODEBOOK = CodebookConfig(
+    hidden_size=16, num_groups=3, num_blocks_per_group=1, vocab_size=32, image_size=16, decoder_init_size=16
+)
 SHORT = dataclasses.replace(DEMO, total_steps=160, batch_size=16, lr=5e-3, eval_samples=20, log_every=80)
 
 
@@ -30,7 +38,10 @@ def sources(tmp_path) -> dict[str, SourceConfig]:
     """Black and white cells, one for each code, drawn at random."""
     draw = np.random.default_rng(0)
     pixels = draw.choice([20, 240], (240, 4, 4, 1)).repeat(4, 1).repeat(4, 2).repeat(3, 3).astype(np.uint8)
-    write_tar(tmp_path / "shapes.tar", [(f"{number:04d}.webp", encode(image)) for number, image in enumerate(pixels)])
+    write_tar(
+        tmp_path / "shapes.tar",
+        [(f"{number:04d}.webp", encode(image)) for number, image in enumerate(pixels)],
+    )
     return {"shapes": SourceConfig(kind="image", shards=str(tmp_path / "shapes.tar"), transform=UNCHANGED)}
 
 
@@ -39,16 +50,30 @@ def test_published_schedules():
     total = published.total_steps
     assert (temperature_at(published, 0, total), temperature_at(published, 150_000, total)) == (1.0, 1 / 16)
     assert temperature_at(published, 75_000, total) == pytest.approx((1 + 1 / 16) / 2)
-    assert (kl_weight_at(published, 0, total), kl_weight_at(published, 5_000, total), kl_weight_at(published, total, total)) == (0.0, 6.6, 6.6)
+    assert (
+        kl_weight_at(published, 0, total),
+        kl_weight_at(published, 5_000, total),
+        kl_weight_at(published, total, total),
+    ) == (0.0, 6.6, 6.6)
     assert kl_weight_at(published, 2_500, total) == pytest.approx(3.3)
-    assert (learning_rate_at(published, 0, total), learning_rate_at(published, 1_200_000, total)) == (1e-4, 1.25e-6)
+    assert (learning_rate_at(published, 0, total), learning_rate_at(published, 1_200_000, total)) == (
+        1e-4,
+        1.25e-6,
+    )
     assert published.usage_weight == 0 and published.embedding_std is None and published.ema_decay == 0.999
-    assert (published.batch_size, published.betas, published.eps, published.weight_decay) == (512, (0.9, 0.999), 1e-8, 1e-4)
+    assert (published.batch_size, published.betas, published.eps, published.weight_decay) == (
+        512,
+        (0.9, 0.999),
+        1e-8,
+        1e-4,
+    )
 
 
 def test_schedules_scale_with_the_length():
     for total in (100, 10_000):
-        assert temperature_at(DEMO, int(total * DEMO.temperature_share), total) == pytest.approx(DEMO.min_temperature)
+        assert temperature_at(DEMO, int(total * DEMO.temperature_share), total) == pytest.approx(
+            DEMO.min_temperature
+        )
         assert learning_rate_at(DEMO, total, total) == pytest.approx(DEMO.min_lr)
         rates = [learning_rate_at(DEMO, step, total) for step in range(total)]
         assert max(rates) <= DEMO.lr and all(rate > 0 for rate in rates)
@@ -64,14 +89,24 @@ def test_training_learns_writes_and_reports(config, sources, tmp_path):
     loaded = load_codebook(out, CODEBOOK)
     assert loaded.decoder is not None
     summary = json.loads(out.with_suffix(".json").read_text())
-    assert summary["report"]["mse"] == last.mse and summary["training"]["total_steps"] == 160 and summary["seed"] == config.seed
-    assert [point["step"] for point in summary["curve"]] == [80, 160] and summary["curve"][-1]["mse"] == last.mse
+    assert (
+        summary["report"]["mse"] == last.mse
+        and summary["training"]["total_steps"] == 160
+        and summary["seed"] == config.seed
+    )
+    assert [point["step"] for point in summary["curve"]] == [80, 160] and summary["curve"][-1][
+        "mse"
+    ] == last.mse
     assert summary["codebook"]["vocab_size"] == 32 and summary["sources"]["shapes"]["kind"] == "image"
 
 
 def test_baselines_are_those_of_constant_colours(config, sources, tmp_path):
-    """Two equally likely levels: one colour leaves their variance; one per image leaves 15/16 of it on average."""
-    report = train_codebook(config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1))
+    """Two equally likely levels: one colour leaves their variance; one per image leaves 15/16 of it on
+    average.
+    """
+    report = train_codebook(
+        config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1)
+    )
     variance = np.var([20 / 255, 240 / 255])
     assert report.mean_color_mse == pytest.approx(variance, rel=0.1)
     assert report.image_mean_mse == pytest.approx(variance * 15 / 16, rel=0.1)
@@ -84,7 +119,9 @@ def test_the_same_seed_gives_the_same_weights(config, sources, tmp_path):
     torch.manual_seed(2)
     train_codebook(config, sources, tmp_path / "b.safetensors", training=training)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    train_codebook(dataclasses.replace(config, seed=1), sources, tmp_path / "c.safetensors", training=training)
+    train_codebook(
+        dataclasses.replace(config, seed=1), sources, tmp_path / "c.safetensors", training=training
+    )
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "c.safetensors").read_bytes()
 
 
@@ -129,8 +166,12 @@ def test_the_average_follows_the_weights(config):
 def test_bf16_and_fp32_agree(config):
     losses = {}
     for precision in ("fp32", "bf16"):
-        trainer = CodebookTrainer(config, dataclasses.replace(SHORT, precision=precision), torch.device("cpu"))
-        losses[precision] = trainer.step(5, torch.arange(8 * 3 * 16 * 16).view(8, 3, 16, 16).to(torch.uint8)).total.item()
+        trainer = CodebookTrainer(
+            config, dataclasses.replace(SHORT, precision=precision), torch.device("cpu")
+        )
+        losses[precision] = trainer.step(
+            5, torch.arange(8 * 3 * 16 * 16).view(8, 3, 16, 16).to(torch.uint8)
+        ).total.item()
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02) and losses["bf16"] != losses["fp32"]
 
 
@@ -161,15 +202,28 @@ def test_settings_that_cannot_work(config, change):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("codebook.json", "ends in"), ("codebook", "ends in"), ("taken.safetensors", "folder"), ("file/codebook.safetensors", "cannot be written")],
+    [
+        ("codebook.json", "ends in"),
+        ("codebook", "ends in"),
+        ("taken.safetensors", "folder"),
+        ("file/codebook.safetensors", "cannot be written"),
+    ],
 )
 def test_a_result_without_a_place_ends_it_before_the_training(config, sources, tmp_path, name, said):
     (tmp_path / "taken.safetensors").mkdir()
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
-        train_codebook(config, sources, tmp_path / name, training=SHORT, on_report=lambda report: pytest.fail("it was trained"))
+        train_codebook(
+            config,
+            sources,
+            tmp_path / name,
+            training=SHORT,
+            on_report=lambda report: pytest.fail("it was trained"),
+        )
 
 
 def test_a_weak_codebook_is_said_to_be_weak(config, sources, tmp_path, caplog):
-    report = train_codebook(config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1))
+    report = train_codebook(
+        config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1)
+    )
     assert "the codebook is weak" in caplog.text and math.isfinite(report.mse)

@@ -1,4 +1,6 @@
-"""`flava-ds evaluate` as a user runs it: tasks on a run, a checkpoint and an export; every mistake in one line."""
+"""`flava-ds evaluate` as a user runs it: tasks on a run, a checkpoint and an export; every mistake in one
+line.
+"""
 
 import json
 import shutil
@@ -35,7 +37,12 @@ def test_several_tasks_on_a_run_are_json_a_table_and_a_file(run, root, capsys):
     found, table = evaluated(capsys, run, "--task", names, "--data", root)
     assert list(found) == names.split(",") and found["sst2_probe"]["step"] == 12
     score = found["image_folder_zero_shot"]["scores"]["top1_accuracy"]
-    assert 0 <= score["value"] <= 1 and score["n"] == 12 and score["unit"] == "share" and score["higher_is_better"]
+    assert (
+        0 <= score["value"] <= 1
+        and score["n"] == 12
+        and score["unit"] == "share"
+        and score["higher_is_better"]
+    )
     assert found["own_retrieval"]["precision"] == "bfloat16"
     assert all(f"\n{name} " in table for name in found) and "published" in table
     assert json.loads((run / "evaluations.json").read_text()) == found
@@ -55,7 +62,9 @@ def test_the_same_weights_give_the_same_numbers_from_every_place(run, root, tmp_
 
 
 def test_limit_and_split(run, root, capsys):
-    found, _ = evaluated(capsys, run, "--task", "image_folder_zero_shot", "--data", root, "--split", "train", "--limit", 5)
+    found, _ = evaluated(
+        capsys, run, "--task", "image_folder_zero_shot", "--data", root, "--split", "train", "--limit", 5
+    )
     result = found["image_folder_zero_shot"]
     assert (result["samples"], result["split"], result["limit"]) == (5, "train", 5)
 
@@ -79,7 +88,10 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
     task = ["--task", "image_folder_zero_shot"]
     cases = [
         ([], "RUN is missing"),
-        ([elsewhere], "did not train on the demo's data, so name a task. tasks for --task: cifar10_neighbours"),
+        (
+            [elsewhere],
+            "did not train on the demo's data, so name a task. tasks for --task: cifar10_neighbours",
+        ),
         ([run, *task], "--task needs --data ROOT"),
         ([run, "--data", root], "--data is for --task"),
         ([run, "--task", "cifar", "--data", root], "no task 'cifar'"),
@@ -92,7 +104,12 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
     for words, expected in cases:
         assert main(["evaluate", *map(str, words)]) == 2, words
         told = capsys.readouterr()
-        assert told.err.startswith("error: ") and told.err.count("\n") == 1 and expected in told.err and not told.out
+        assert (
+            told.err.startswith("error: ")
+            and told.err.count("\n") == 1
+            and expected in told.err
+            and not told.out
+        )
 
 
 def test_a_model_without_what_a_task_needs_says_so(root, tmp_path, capsys):
@@ -113,7 +130,10 @@ def test_a_model_without_what_a_task_needs_says_so(root, tmp_path, capsys):
     config = configuration.load(run / "config.json")
     write_checkpoint(run / "checkpoints", 3, build_task(config).state_dict(), config)
     assert main(["evaluate", str(run), "--task", f"{file}:own_matching", "--data", str(root)]) == 2
-    assert "task own_matching needs Matcher (log odds of image-text pairs), which tiny (family 'flava')" in capsys.readouterr().err
+    assert (
+        "task own_matching needs Matcher (log odds of image-text pairs), which tiny (family 'flava')"
+        in capsys.readouterr().err
+    )
 
 
 MATCHING = '''
@@ -141,7 +161,8 @@ class Matching:
         pixels = Seen(samples, CLIP_TRANSFORM).batch(range(len(samples)), model.image_size)
         [odds] = model.need(Matcher, self.name).log_odds(pixels, [ids])
         values = odds.cpu().numpy()
-        return {"mean": Score(float(values.mean()), len(values), float(values.std() / np.sqrt(len(values))), "nats")}
+        error = float(values.std() / np.sqrt(len(values)))
+        return {"mean": Score(float(values.mean()), len(values), error, "nats")}
 
 
 TASKS = (Matching(),)

@@ -17,7 +17,11 @@ def corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.jpg").write_bytes(picture(1))
-    (tmp_path / "sbu.json").write_text(json.dumps({"image_urls": ["http://x/1.jpg", "http://x/2.jpg"], "captions": ["a red car", "a blue car"]}))
+    (tmp_path / "sbu.json").write_text(
+        json.dumps(
+            {"image_urls": ["http://x/1.jpg", "http://x/2.jpg"], "captions": ["a red car", "a blue car"]}
+        )
+    )
 
 
 def test_converts_and_prints_the_papers_count_beside_its_own(corpus, capsys):
@@ -30,7 +34,10 @@ def test_converts_and_prints_the_papers_count_beside_its_own(corpus, capsys):
         ["paper,", "Table", "2", "1.0", "M", "12.1"],
     ]
     assert status_of(["prepare", "index", "out"]) == 0 and "1 shards, 1 samples" in capsys.readouterr().out
-    assert status_of(["prepare", "sbu", "--shards", "out"]) == 0 and "nothing written; train on out as it is" in capsys.readouterr().out
+    assert (
+        status_of(["prepare", "sbu", "--shards", "out"]) == 0
+        and "nothing written; train on out as it is" in capsys.readouterr().out
+    )
 
 
 def test_writes_the_list_for_a_download(corpus, tmp_path, capsys):
@@ -41,11 +48,23 @@ def test_writes_the_list_for_a_download(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["coco"], "prepare coco: give the published annotations (captions_train2014.json captions_val2014.json), or --shards"),
+        (
+            ["coco"],
+            (
+                "prepare coco: give the published annotations (captions_train2014.json "
+                "captions_val2014.json), or --shards"
+            ),
+        ),
         (["sbu", "sbu.json", "--shards", "out"], "give the published annotations"),
         (["sbu", "sbu.json", "--images", "images"], "prepare sbu: give --out FOLDER, or --urls FILE"),
-        (["sbu", "sbu.json", "--urls", "a.tsv", "--out", "b"], "--urls writes a list from annotations; leave out --shards and --out"),
-        (["sbu", "sbu.json", "--out", "b", "--images", "images", "--samples-per-shard", "0"], "--samples-per-shard 0: use at least 1"),
+        (
+            ["sbu", "sbu.json", "--urls", "a.tsv", "--out", "b"],
+            "--urls writes a list from annotations; leave out --shards and --out",
+        ),
+        (
+            ["sbu", "sbu.json", "--out", "b", "--images", "images", "--samples-per-shard", "0"],
+            "--samples-per-shard 0: use at least 1",
+        ),
         (["sbu", "sbu.json", "--out", "b"], "give --images FOLDER, or --shards for what img2dataset wrote"),
         (["sbu", "gone.json", "--images", "images", "--out", "b"], "sbu: 'gone.json' does not exist"),
         (["imagenet", "images", "--images", "images"], "unknown argument --images"),
@@ -56,12 +75,21 @@ def test_writes_the_list_for_a_download(corpus, tmp_path, capsys):
 def test_slip_is_one_line_and_status_2(corpus, words, message, capfd):
     assert status_of(["prepare", *words]) == 2
     printed = capfd.readouterr()
-    assert message in printed.err and printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.out == ""
+    assert (
+        message in printed.err
+        and printed.err.startswith("error: ")
+        and printed.err.count("\n") == 1
+        and printed.out == ""
+    )
 
 
 def test_description_of_images_counts_samples():
     text = prepare_command.describe(CORPORA["imagenet"], Counts(entries=3, samples=2))
-    assert [line.split() for line in text.splitlines()[1:4]] == [["images", "words", "each"], ["found", "2", "-"], ["published", "1,281,167", "-"]]
+    assert [line.split() for line in text.splitlines()[1:4]] == [
+        ["images", "words", "each"],
+        ["found", "2", "-"],
+        ["published", "1,281,167", "-"],
+    ]
 
 
 def test_debug_shows_the_traceback_after_an_action(corpus, capfd):

@@ -12,12 +12,17 @@ from flava_ds import cli
 GONE = 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize(("words", "status"), [(["config", "--reference"], GONE), (["config", "flava_debug"], GONE), (["--help"], 0)])
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["config", "--reference"], GONE), (["config", "flava_debug"], GONE), (["--help"], 0)],
+)
 def test_a_command_whose_reader_is_gone_is_quiet(words, status):
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run([sys.executable, "-m", "flava_ds.cli", *words], stdout=writer, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "flava_ds.cli", *words], stdout=writer, stderr=subprocess.PIPE, text=True
+        )
     finally:
         os.close(writer)
     assert (done.stderr, done.returncode) == ("", status)

@@ -1,4 +1,6 @@
-"""Bounds beside the types of fields: what each allows, where the walk finds them, what it says, and what the help shows."""
+"""Bounds beside the types of fields: what each allows, where the walk finds them, what it says, and what the
+help shows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,20 @@ from typing import Annotated, Literal
 
 import pytest
 
-from flava_ds.config.bounds import ANY_FLOAT, Above, AtLeast, AtMost, Below, Between, Length, Range, Steps, check_bounds, described, spelled
+from flava_ds.config.bounds import (
+    ANY_FLOAT,
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    Between,
+    Length,
+    Range,
+    Steps,
+    check_bounds,
+    described,
+    spelled,
+)
 from flava_ds.config.options import override
 from flava_ds.errors import ConfigError
 
@@ -47,7 +62,17 @@ class Whole:
 
 def test_the_defaults_and_every_end_that_is_allowed_pass():
     check_bounds(Whole())
-    check_bounds(Whole(count=2**24, when=10**9, also=4, pair=(1, 0), window=(0, 1), many=(1e-300, 2.0, 3.0), shares={"a": 1.0}))
+    check_bounds(
+        Whole(
+            count=2**24,
+            when=10**9,
+            also=4,
+            pair=(1, 0),
+            window=(0, 1),
+            many=(1e-300, 2.0, 3.0),
+            shares={"a": 1.0},
+        )
+    )
     check_bounds(Whole(part=Part(rate=10), parts={"a": Part(limit=math.nan)}, row=(Part(rate=0),)))
 
 
@@ -106,19 +131,32 @@ def test_a_value_outside_is_named_with_what_it_must_be(tree, message):
     ],
 )
 def test_ranges(allowed, inside, outside, words):
-    assert all(allowed.holds(value) for value in inside) and not any(allowed.holds(value) for value in (*outside, math.nan))
+    assert all(allowed.holds(value) for value in inside) and not any(
+        allowed.holds(value) for value in (*outside, math.nan)
+    )
     assert str(allowed) == words
 
 
 def test_bounds_are_spelled_as_a_reader_would():
-    assert [spelled(bound) for bound in (0, 0.5, 10, 10**9, 2**24, 604_800, 1e-12)] == ["0", "0.5", "10", "10**9", "2**24", "604800", "1e-12"]
+    assert [spelled(bound) for bound in (0, 0.5, 10, 10**9, 2**24, 604_800, 1e-12)] == [
+        "0",
+        "0.5",
+        "10",
+        "10**9",
+        "2**24",
+        "604800",
+        "1e-12",
+    ]
 
 
 def test_sentences_for_the_help():
     assert described(Annotated[float, AtLeast(0), AtMost(10)]) == "It must be at least 0 and at most 10."
     assert described(Steps | None) == "It must be at least 0 and at most 10**9."
     assert described(tuple[Share, Share]) == "Each must lie between 0 and 1."
-    assert described(tuple[Steps, Share]) == "Number 1 must be at least 0 and at most 10**9. Number 2 must lie between 0 and 1."
+    assert (
+        described(tuple[Steps, Share])
+        == "Number 1 must be at least 0 and at most 10**9. Number 2 must lie between 0 and 1."
+    )
     assert described(Annotated[tuple[float, ...], Length(2)]) == "It must have at least 2 entries."
     assert described(Annotated[float, ANY_FLOAT]) == described(str) == described(tuple[int, ...]) == ""
 
@@ -127,13 +165,38 @@ def test_help_shows_meaning_and_bounds(capsys):
     with pytest.raises(SystemExit):
         override(Whole(), ["--help"])
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--part.rate FLOAT How fast, per step. It must be at least 0 and at most 10. (default: 0.1)" in printed
+    assert (
+        "--part.rate FLOAT How fast, per step. It must be at least 0 and at most 10. (default: 0.1)"
+        in printed
+    )
     assert "--pair FLOAT FLOAT Each must lie between 0 and 1. (default: 0.0 1.0)" in printed
     assert "--name STR (default: x)" in printed
 
 
 def test_the_command_line_reads_bounded_fields():
-    words = ["--count", "3", "--when", "7", "--pair", "0.1", "0.2", "--window", "1", "2", "--many", "1", "2", "--part.limit", "nan"]
+    words = [
+        "--count",
+        "3",
+        "--when",
+        "7",
+        "--pair",
+        "0.1",
+        "0.2",
+        "--window",
+        "1",
+        "2",
+        "--many",
+        "1",
+        "2",
+        "--part.limit",
+        "nan",
+    ]
     read = override(Whole(), words)
-    assert (read.count, read.when, read.pair, read.window, read.many) == (3, 7, (0.1, 0.2), (1, 2), (1.0, 2.0))
+    assert (read.count, read.when, read.pair, read.window, read.many) == (
+        3,
+        7,
+        (0.1, 0.2),
+        (1, 2),
+        (1.0, 2.0),
+    )
     assert math.isnan(read.part.limit)

@@ -19,7 +19,10 @@ def test_a_good_one_passes_and_survives_json():
     assert from_dict(Config, to_dict(config)).evaluation == GOOD
     without = {key: value for key, value in to_dict(config).items() if key != "evaluation"}
     assert from_dict(Config, without).evaluation == EvaluationConfig()  # a run from before
-    checked(EvaluationConfig(every_steps=1, tasks=("mine.py",), data_root="data"), best_metric="evaluation/of_mine/accuracy")
+    checked(
+        EvaluationConfig(every_steps=1, tasks=("mine.py",), data_root="data"),
+        best_metric="evaluation/of_mine/accuracy",
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,11 @@ def test_a_good_one_passes_and_survives_json():
         (EvaluationConfig(every_steps=-1), "", "evaluation.every_steps"),
         (EvaluationConfig(limit=0), "", "evaluation.limit"),
         (GOOD, "evaluation/sst2_probe/accuracy", "task 'sst2_probe' does not run"),
-        (EvaluationConfig(tasks=("a",), data_root="d"), "evaluation/a/accuracy", "set evaluation.every_steps"),
+        (
+            EvaluationConfig(tasks=("a",), data_root="d"),
+            "evaluation/a/accuracy",
+            "set evaluation.every_steps",
+        ),
     ],
 )
 def test_what_is_missing_is_named(evaluation, best_metric, words):

@@ -13,7 +13,13 @@ from flava_ds.errors import ConfigError
 def test_options_are_fields_keys_of_mappings_and_positions_of_variants():
     assert list(option_names(toy_tree())) == [
         *("name", "mover", "mover.lr", "mover.betas", "mover.decay", "teacher"),
-        *("losses.mlm", "losses.mlm.weight", "losses.mlm.share", "losses.mlm.whole-word", "losses.mlm.no-whole-word"),
+        *(
+            "losses.mlm",
+            "losses.mlm.weight",
+            "losses.mlm.share",
+            "losses.mlm.whole-word",
+            "losses.mlm.no-whole-word",
+        ),
         *("losses.pair-loss", "losses.pair-loss.weight", "losses.pair-loss.temperature"),
         *("masked", "masked.weight", "masked.share", "masked.whole-word", "masked.no-whole-word", "shares.a"),
     ]
@@ -21,7 +27,11 @@ def test_options_are_fields_keys_of_mappings_and_positions_of_variants():
     names = list(option_names(empty))
     assert "shares" in names and not [name for name in names if name.startswith("losses")]
     base = next(place for place in places(toy_tree()) if place.option == "teacher")
-    assert (base.path, base.base, base.choices()) == (("teacher",), Mover, ["adam", "late", "momentum", "none"])
+    assert (base.path, base.base, base.choices()) == (
+        ("teacher",),
+        Mover,
+        ["adam", "late", "momentum", "none"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,19 +39,40 @@ def test_options_are_fields_keys_of_mappings_and_positions_of_variants():
     [
         (["--mover.lr", "3e-4"], {"mover": Adam(lr=3e-4)}),
         (["--mover.betas", "0.5", "0.6"], {"mover": Adam(lr=0.5, betas=(0.5, 0.6))}),
-        (["--losses.mlm.weight", "0.5"], {"losses": {"mlm": MaskedWords(weight=0.5), "pair_loss": Contrast(weight=2.0)}}),
-        (["--losses.pair-loss.weight=.5"], {"losses": {"mlm": MaskedWords(), "pair_loss": Contrast(weight=0.5)}}),
-        (["--losses.pair_loss.temperature=1"], {"losses": {"mlm": MaskedWords(), "pair_loss": Contrast(weight=2.0, temperature=1.0)}}),
-        (["--losses.mlm.whole-word"], {"losses": {"mlm": MaskedWords(whole_word=True), "pair_loss": Contrast(weight=2.0)}}),
+        (
+            ["--losses.mlm.weight", "0.5"],
+            {"losses": {"mlm": MaskedWords(weight=0.5), "pair_loss": Contrast(weight=2.0)}},
+        ),
+        (
+            ["--losses.pair-loss.weight=.5"],
+            {"losses": {"mlm": MaskedWords(), "pair_loss": Contrast(weight=0.5)}},
+        ),
+        (
+            ["--losses.pair_loss.temperature=1"],
+            {"losses": {"mlm": MaskedWords(), "pair_loss": Contrast(weight=2.0, temperature=1.0)}},
+        ),
+        (
+            ["--losses.mlm.whole-word"],
+            {"losses": {"mlm": MaskedWords(whole_word=True), "pair_loss": Contrast(weight=2.0)}},
+        ),
         (["--shares.a", "4"], {"shares": {"a": 4.0}}),
         (["--mover", "momentum"], {"mover": Momentum(lr=0.5)}),
         (["--mover=momentum"], {"mover": Momentum(lr=0.5)}),
         (["--mover", "late"], {"mover": Late(lr=0.5)}),
-        (["--mover.lr", "2", "--mover", "momentum", "--mover.decay", "1"], {"mover": Momentum(lr=2.0, decay=1.0)}),
+        (
+            ["--mover.lr", "2", "--mover", "momentum", "--mover.decay", "1"],
+            {"mover": Momentum(lr=2.0, decay=1.0)},
+        ),
         (["--mover", "late", "--mover", "momentum"], {"mover": Momentum(lr=0.5)}),
         (["--mover", "adam"], {}),
-        (["--losses.pair_loss", "mlm"], {"losses": {"mlm": MaskedWords(), "pair_loss": MaskedWords(weight=2.0)}}),
-        (["--losses.mlm", "contrast", "--losses.mlm.temperature", "2"], {"losses": {"mlm": Contrast(temperature=2.0), "pair_loss": Contrast(weight=2.0)}}),
+        (
+            ["--losses.pair_loss", "mlm"],
+            {"losses": {"mlm": MaskedWords(), "pair_loss": MaskedWords(weight=2.0)}},
+        ),
+        (
+            ["--losses.mlm", "contrast", "--losses.mlm.temperature", "2"],
+            {"losses": {"mlm": Contrast(temperature=2.0), "pair_loss": Contrast(weight=2.0)}},
+        ),
         (["--teacher", "momentum", "--teacher.lr", "7"], {"teacher": Momentum(lr=7.0)}),
         (["--teacher", "none"], {}),
     ],
@@ -60,12 +91,18 @@ def test_an_optional_variant_can_be_taken_away_and_its_fields_set():
     ("words", "message"),
     [
         (["--mover", "adan"], "--mover 'adan' is none of adam, late, momentum; did you mean 'adam'?"),
-        (["--teacher", "nope"], "--teacher 'nope' is none of adam, late, momentum, none; did you mean 'none'?"),
+        (
+            ["--teacher", "nope"],
+            "--teacher 'nope' is none of adam, late, momentum, none; did you mean 'none'?",
+        ),
         (["--mover", "none"], "--mover 'none' is none of adam, late, momentum"),
         (["--mover"], "--mover needs one of adam, late, momentum after it"),
         (["--mover", "--name", "x"], "--mover needs one of adam, late, momentum after it"),
         (["--mover="], "--mover needs one of adam, late, momentum after it"),
-        (["--mover", "momentum", "--mover.whole-word"], "unknown option '--mover.whole-word'; did you mean '--masked.whole-word'?"),
+        (
+            ["--mover", "momentum", "--mover.whole-word"],
+            "unknown option '--mover.whole-word'; did you mean '--masked.whole-word'?",
+        ),
         (["--losses.pair.weight", "1"], "unknown option '--losses.pair.weight'; did you mean"),
         (["--losses.mlm", "mim"], "--losses.mlm mim: codes of MaskedPatches has no default"),
         (["--masked", "contrast"], "--masked 'contrast' is none of mlm, mim"),
@@ -85,7 +122,12 @@ def test_help_lists_the_exchanges_and_the_fields_of_what_they_bring(capsys):
         override(toy_tree(), ["--mover", "late", "--help"])
     printed = capsys.readouterr().out
     assert "A toy run." in printed and "keeps the fields of the same name and type" in printed
-    for line in ("--mover {adam,late,momentum}", "--teacher {adam,late,momentum,none}", "--losses.pair-loss {mlm,mim,contrast}", "--mover.delay INT"):
+    for line in (
+        "--mover {adam,late,momentum}",
+        "--teacher {adam,late,momentum,none}",
+        "--losses.pair-loss {mlm,mim,contrast}",
+        "--mover.delay INT",
+    ):
         assert line in printed, line
     assert "Factor in the sum." in printed and "--mover.betas" not in printed
 
@@ -97,7 +139,9 @@ def test_a_field_without_variants_is_told_apart_from_one_with():
 
         width: int = 3
 
-    assert override(Plain(), ["--width", "4"]).width == 4 and [place.base for place in places(Plain())] == [None]
+    assert override(Plain(), ["--width", "4"]).width == 4 and [place.base for place in places(Plain())] == [
+        None
+    ]
     with pytest.raises(ConfigError, match="unknown option '--depth'"):
         override(Plain(), ["--depth", "4"])
     assert isinstance(toy_tree(), Tree)

@@ -36,7 +36,11 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-ENDLESS = [("[" * 100_000, "nested too deeply"), ('{"a":' * 100_000, "nested too deeply"), ('{"a": 1, "a": 2}', "'a' occurs twice")]
+ENDLESS = [
+    ("[" * 100_000, "nested too deeply"),
+    ('{"a":' * 100_000, "nested too deeply"),
+    ('{"a": 1, "a": 2}', "'a' occurs twice"),
+]
 
 
 @pytest.mark.parametrize(("text", "said"), ENDLESS)

@@ -47,14 +47,31 @@ def test_a_toy_is_told_in_full():
 def test_types_units_and_bounds_are_spelled():
     text = reference(own_variants=False)
     for row in (
-        "| `optimizer.lr` | float |  | `0.0001` | at least 0 and at most 10 | The largest learning rate of the schedule. |",
+        (
+            "| `optimizer.lr` | float |  | `0.0001` | at least 0 and at most 10 | The largest learning rate "
+            "of the schedule. |"
+        ),
         "| `training.precision` | `fp32`, `bf16`, `fp16` |  | `bf16` |  | ",
-        "| `engine.communication_timeout_s` | int | s | `600` | at least 1 and at most 604800 | Seconds before a collective",
-        "| `logging.memory_snapshot_step` | int or none | step | `none` | at least 0 and at most 10\\*\\*9 | ",
+        (
+            "| `engine.communication_timeout_s` | int | s | `600` | at least 1 and at most 604800 | Seconds "
+            "before a collective"
+        ),
+        (
+            "| `logging.memory_snapshot_step` | int or none | step | `none` | at least 0 and at most "
+            "10\\*\\*9 | "
+        ),
     ):
         assert row in text, row
-    assert type_name(tuple[int, ...]) == "list of int" and type_name(dict[str, float] | None) == "float by name or none"
-    assert [unit_of(name) for name in ("cache_gib", "read_timeout_s", "steps", "classes")] == ["GiB", "s", "steps", ""]
+    assert (
+        type_name(tuple[int, ...]) == "list of int"
+        and type_name(dict[str, float] | None) == "float by name or none"
+    )
+    assert [unit_of(name) for name in ("cache_gib", "read_timeout_s", "steps", "classes")] == [
+        "GiB",
+        "s",
+        "steps",
+        "",
+    ]
 
 
 def test_the_command_prints_it(capsys):

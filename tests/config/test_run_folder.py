@@ -9,7 +9,23 @@ from flava_ds.checkpoints.files import place_of
 from flava_ds.errors import ConfigError
 from flava_ds.recipes import resolve
 
-NAMES = ["", ".", "..", "../x", "a/../../x", "a/..", "/absolute", "a//b", "a/", "nul\0", "line\nend", "\x7f", "half \udc80", "\ud800", "long" * 100]
+NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    "/absolute",
+    "a//b",
+    "a/",
+    "nul\0",
+    "line\nend",
+    "\x7f",
+    "half \udc80",
+    "\ud800",
+    "long" * 100,
+]
 FIELDS = ["logging.run-directory", "checkpoint.directory"]
 
 
@@ -33,5 +49,18 @@ def test_folders_that_are_none_are_refused(field, folder):
 
 @pytest.mark.parametrize("name", ["a", "a b", "sweep/lr 1", "..a", "größe", "it's $(NAME): 1"])
 def test_other_names_are_folders_below_the_runs(name, tmp_path):
-    config = resolve("flava_debug", ["--name", name, "--logging.run-directory", str(tmp_path), "--checkpoint.directory", f"{tmp_path}/saved"])
-    assert config.run_path == tmp_path / name and place_of(config.run_path, config).local == tmp_path / "saved" / name
+    config = resolve(
+        "flava_debug",
+        [
+            "--name",
+            name,
+            "--logging.run-directory",
+            str(tmp_path),
+            "--checkpoint.directory",
+            f"{tmp_path}/saved",
+        ],
+    )
+    assert (
+        config.run_path == tmp_path / name
+        and place_of(config.run_path, config).local == tmp_path / "saved" / name
+    )

@@ -40,15 +40,21 @@ def test_warmup_rises_in_equal_parts_to_the_peak(tag):
 def test_cosine_falls_to_the_minimum():
     schedule = CosineScheduleConfig(warmup_steps=4, min_lr=FLOOR)
     assert rates(schedule, 12, range(8, 9)) == pytest.approx([0.6])  # half way down
-    assert rates(schedule, 12, range(12, 13)) == rates(schedule, 12, range(100, 101)) == pytest.approx([FLOOR])
+    assert (
+        rates(schedule, 12, range(12, 13)) == rates(schedule, 12, range(100, 101)) == pytest.approx([FLOOR])
+    )
     for step in range(4, 13):
-        assert schedule.learning_rate(step, PEAK, 12) == pytest.approx(FLOOR + 0.8 * math.cos(math.pi / 2 * (step - 4) / 8) ** 2, abs=1e-15)
+        assert schedule.learning_rate(step, PEAK, 12) == pytest.approx(
+            FLOOR + 0.8 * math.cos(math.pi / 2 * (step - 4) / 8) ** 2, abs=1e-15
+        )
     assert rates(dataclasses.replace(schedule, warmup_steps=12), 12, range(12, 13)) == pytest.approx([1.0])
 
 
 def test_linear_falls_by_equal_parts():
     schedule = LinearScheduleConfig(warmup_steps=4, min_lr=FLOOR)
-    assert rates(schedule, 12, range(4, 14)) == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2])
+    assert rates(schedule, 12, range(4, 14)) == pytest.approx(
+        [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2]
+    )
 
 
 def test_constant_stays():
@@ -62,7 +68,9 @@ def test_wsd_stays_and_falls_at_the_end():
     longer = rates(schedule, 40)
     assert longer[:15] == rates(schedule, 20)[:15]  # a longer run repeats the shorter one up to its cool-down
     assert rates(dataclasses.replace(schedule, cooldown_share=0.0), 20)[4:] == [1.0] * 16
-    assert rates(dataclasses.replace(schedule, warmup_steps=0, cooldown_share=1.0), 20) == rates(LinearScheduleConfig(warmup_steps=0, min_lr=FLOOR), 20)
+    assert rates(dataclasses.replace(schedule, warmup_steps=0, cooldown_share=1.0), 20) == rates(
+        LinearScheduleConfig(warmup_steps=0, min_lr=FLOOR), 20
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,10 @@ def test_wsd_stays_and_falls_at_the_end():
         (LinearScheduleConfig(warmup_steps=2, min_lr=1.5), "schedule.min_lr 1.5 exceeds optimizer.lr 1"),
         (
             WarmupStableDecayConfig(warmup_steps=17),
-            r"warmup_steps 17 reaches into the cool-down, which begins at step 16 \(.*cooldown_share 0.2 of 20\)",
+            (
+                r"warmup_steps 17 reaches into the cool-down, which begins at step 16 \(.*cooldown_share 0.2 "
+                r"of 20\)"
+            ),
         ),
     ],
 )
@@ -84,7 +95,12 @@ def test_what_cannot_be_is_refused(schedule, message):
 
 def test_an_exchange_keeps_the_warmup_and_the_end():
     demo = RECIPES["demo"]()
-    warmup, end, steps, lr = demo.schedule.warmup_steps, demo.schedule.min_lr, demo.training.total_steps, demo.optimizer.lr
+    warmup, end, steps, lr = (
+        demo.schedule.warmup_steps,
+        demo.schedule.min_lr,
+        demo.training.total_steps,
+        demo.optimizer.lr,
+    )
     changed = override(demo, ["--schedule", "wsd", "--schedule.cooldown-share", "0.5"])
     assert changed.schedule == WarmupStableDecayConfig(warmup_steps=warmup, min_lr=end, cooldown_share=0.5)
     assert override(demo, ["--schedule", "constant"]).schedule == ConstantScheduleConfig(warmup_steps=warmup)

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from variant_toys import Adam, Contrast, Loss, Masked, MaskedPatches, MaskedWords, Momentum, Mover, Tree, toy_tree
+from variant_toys import (
+    Adam,
+    Contrast,
+    Loss,
+    Masked,
+    MaskedPatches,
+    MaskedWords,
+    Momentum,
+    Mover,
+    Tree,
+    toy_tree,
+)
 
 from flava_ds.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, from_dict, to_dict
 from flava_ds.config.family import FamilyConfig
@@ -18,26 +29,55 @@ from flava_ds.errors import ConfigError
 def test_json_writes_the_tag_first_and_rebuilds_the_tree():
     words = to_dict(toy_tree())
     assert list(words["mover"]) == ["type", "lr", "betas", "decay"] and words["mover"]["type"] == "adam"
-    assert list(words["losses"]) == ["mlm", "pair_loss"] and words["losses"]["pair_loss"] == {"type": "contrast", "weight": 2.0, "temperature": 0.07}
+    assert list(words["losses"]) == ["mlm", "pair_loss"] and words["losses"]["pair_loss"] == {
+        "type": "contrast",
+        "weight": 2.0,
+        "temperature": 0.07,
+    }
     assert words["shares"] == {"a": 1.0} and words["teacher"] is None
     rebuilt = from_dict(Tree, json.loads(json.dumps(words)))
-    assert rebuilt == toy_tree() and type(rebuilt.losses["mlm"]) is MaskedWords and type(rebuilt.mover.betas) is tuple
+    assert (
+        rebuilt == toy_tree()
+        and type(rebuilt.losses["mlm"]) is MaskedWords
+        and type(rebuilt.mover.betas) is tuple
+    )
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda words: words["mover"].update(type="adan"), "mover.type 'adan' is none of adam, late, momentum; did you mean 'adam'?"),
+        (
+            lambda words: words["mover"].update(type="adan"),
+            "mover.type 'adan' is none of adam, late, momentum; did you mean 'adam'?",
+        ),
         (lambda words: words["mover"].update(type=3), "mover.type 3 is none of adam, late, momentum"),
         (lambda words: words["mover"].update(type=["adam"]), "mover.type ['adam'] is none of adam"),
-        (lambda words: words["mover"].pop("type"), "key 'mover.type' is missing; choose one of adam, late, momentum"),
-        (lambda words: words["losses"]["mlm"].pop("type"), "key 'losses.mlm.type' is missing; choose one of mlm, mim, contrast"),
+        (
+            lambda words: words["mover"].pop("type"),
+            "key 'mover.type' is missing; choose one of adam, late, momentum",
+        ),
+        (
+            lambda words: words["losses"]["mlm"].pop("type"),
+            "key 'losses.mlm.type' is missing; choose one of mlm, mim, contrast",
+        ),
         (lambda words: words["masked"].update(type="contrast"), "masked.type 'contrast' is none of mlm, mim"),
         (lambda words: words["mover"].update(beta=1), "unknown key 'mover.beta'; did you mean 'betas'?"),
-        (lambda words: words["losses"]["pair_loss"].update(share=1.0), "unknown key 'losses.pair_loss.share'"),
-        (lambda words: words["losses"].update(mlm={"type": "mim"}), "key 'losses.mlm.codes' is missing; it has no default"),
-        (lambda words: words["losses"].update(mlm="mlm"), "losses.mlm is 'mlm'; expected an object with the fields of Loss"),
-        (lambda words: words.update(losses=["mlm"]), "losses is ['mlm']; expected an object with a value for each name"),
+        (
+            lambda words: words["losses"]["pair_loss"].update(share=1.0),
+            "unknown key 'losses.pair_loss.share'",
+        ),
+        (
+            lambda words: words["losses"].update(mlm={"type": "mim"}),
+            "key 'losses.mlm.codes' is missing; it has no default",
+        ),
+        (
+            lambda words: words["losses"].update(mlm="mlm"),
+            "losses.mlm is 'mlm'; expected an object with the fields of Loss",
+        ),
+        (
+            lambda words: words.update(losses=["mlm"]),
+            "losses is ['mlm']; expected an object with a value for each name",
+        ),
         (lambda words: words["shares"].update(b="x"), "shares.b is 'x'; expected float"),
         (lambda words: words["mover"].update(lr=True), "mover.lr is True; expected float"),
         (lambda words: words.update(type="toy"), "unknown key 'type'"),
@@ -56,11 +96,15 @@ def test_a_variant_of_the_table_is_imported_when_its_tag_is_read():
         "import json, sys\nfrom variant_toys import Tree\nfrom flava_ds.config import from_dict\n"
         "from flava_ds.config.variants import choices\nfrom variant_toys import Mover\n"
         "assert choices(Mover) == ['adam', 'late', 'momentum']\n"
-        "from_dict(Tree, {'name': 'x', 'mover': {'type': 'momentum'}})\nassert 'variant_toys_late' not in sys.modules\n"
-        "tree = from_dict(Tree, {'name': 'x', 'mover': {'type': 'late', 'delay': 5}})\nassert 'variant_toys_late' in sys.modules\n"
+        "from_dict(Tree, {'name': 'x', 'mover': {'type': 'momentum'}})\nassert 'variant_toys_late' not in "
+        "sys.modules\n"
+        "tree = from_dict(Tree, {'name': 'x', 'mover': {'type': 'late', 'delay': 5}})\nassert "
+        "'variant_toys_late' in sys.modules\n"
         "print(type(tree.mover).__name__, tree.mover.delay, {'torch', 'tyro'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": _path()})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": _path()}
+    )
     assert done.returncode == 0 and done.stdout == "Late 5 set()\n", done.stderr
 
 
@@ -85,24 +129,34 @@ def test_choices_of_a_narrower_position_are_its_own():
 
 
 def test_an_exchange_keeps_what_was_set_and_takes_the_new_defaults():
-    assert switched(Adam(lr=0.5, decay=0.2), Momentum, "x") == Momentum(lr=0.5, betas=0.9, decay=0.2)  # betas have another type
-    assert switched(Adam(), Momentum, "x") == Momentum()  # what nobody set is the new one's: lr 0.01, no decay
+    # betas have another type
+    assert switched(Adam(lr=0.5, decay=0.2), Momentum, "x") == Momentum(lr=0.5, betas=0.9, decay=0.2)
+    # what nobody set is the new one's: lr 0.01, no decay
+    assert switched(Adam(), Momentum, "x") == Momentum()
     old = Adam(lr=3.0)
     assert switched(old, Adam, "x") is old
     assert switched(None, Momentum, "x") == Momentum()
     assert switched(MaskedPatches(share=0.3, codes=8), MaskedWords, "x") == MaskedWords(share=0.3)
-    with pytest.raises(ConfigError, match="--losses.mlm mim: codes of MaskedPatches has no default; choose it in a recipe, with a value"):
+    with pytest.raises(
+        ConfigError,
+        match="--losses.mlm mim: codes of MaskedPatches has no default; choose it in a recipe, with a value",
+    ):
         switched(MaskedWords(), MaskedPatches, "--losses.mlm")
 
 
 def test_a_class_that_annotates_a_position_is_no_value_for_json():
-    with pytest.raises(ConfigError, match=r"Mover has no type of its own, .* use one of its variants \(adam, late, momentum\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Mover has no type of its own, .* use one of its variants \(adam, late, momentum\)",
+    ):
         to_dict(Tree(name="x", mover=Mover()))
     assert tag_of(Contrast()) == "contrast"
 
 
 def test_a_tag_belongs_to_one_class():
-    with pytest.raises(ConfigError, match=r"cannot have the type 'adam': variant_toys:Adam has it; choose another"):
+    with pytest.raises(
+        ConfigError, match=r"cannot have the type 'adam': variant_toys:Adam has it; choose another"
+    ):
 
         class Other(Mover, type="adam"):
             pass
@@ -112,7 +166,9 @@ def test_a_tag_belongs_to_one_class():
         class Early(Mover, type="late"):
             pass
 
-    with pytest.raises(ConfigError, match=r"cannot have the type 'none': that word stands for an empty position"):
+    with pytest.raises(
+        ConfigError, match=r"cannot have the type 'none': that word stands for an empty position"
+    ):
 
         class Nothing(Mover, type="none"):
             pass

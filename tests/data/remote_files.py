@@ -1,4 +1,6 @@
-"""A web server that serves ranges of a folder's files, counts what it is asked for, and can be told to fail in many ways."""
+"""A web server that serves ranges of a folder's files, counts what it is asked for, and can be told to fail
+in many ways.
+"""
 
 import re
 import socket
@@ -11,17 +13,25 @@ from pathlib import Path
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `folder`; `asked` counts requests by (method, file name), `faults` is what goes wrong with the next GETs, in turn:
+    """Serves `folder`; `asked` counts requests by (method, file name), `faults` is what goes wrong with the
+    next GETs, in turn:
 
-    a status such as 503; 'stall' (no answer) and 'stall in body' (half of it), until the server ends; 'reset' (the connection is torn down);
-    'cut' (half of the body that was announced, then the end); 'short' (half of the range that was asked for, as if that were all).
+    a status such as 503; 'stall' (no answer) and 'stall in body' (half of it), until the server ends; 'reset'
+    (the connection is torn down); 'cut' (half of the body that was announced, then the end); 'short' (half of
+    the range that was asked for, as if that were all).
     """
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.asked, self.faults, self.ranges, self.bytes_sent = folder, Counter(), deque(), True, 0
+        self.folder, self.asked, self.faults, self.ranges, self.bytes_sent = (
+            folder,
+            Counter(),
+            deque(),
+            True,
+            0,
+        )
         self.ending = threading.Event()
 
     @property

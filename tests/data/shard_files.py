@@ -11,7 +11,17 @@ from PIL import Image
 WORDS = "a red green blue small large cat dog bird house tree over under near drawing photo of the on".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 PARTS = ["un", "##believ", "##able", "play", "##ing", *".,!"]
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PARTS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *WORDS,
+    *PARTS,
+    *LETTERS,
+    *(f"##{letter}" for letter in LETTERS),
+]
 PIECES = list(dict.fromkeys(PIECES))
 
 
@@ -50,6 +60,9 @@ def pair_members(numbers, size: int = 16) -> list[tuple[str, bytes]]:
     members = []
     for number in numbers:
         record = {"captions": [f"{caption(number)} {i}" for i in range(3)], "number": number}
-        members += [(f"{number:09d}.webp", picture(number, size)), (f"{number:09d}.txt", caption(number).encode())]
+        members += [
+            (f"{number:09d}.webp", picture(number, size)),
+            (f"{number:09d}.txt", caption(number).encode()),
+        ]
         members += [(f"{number:09d}.json", json.dumps(record).encode())]
     return members

@@ -1,4 +1,6 @@
-"""Shards of six pairs, damaged in ways whose consequences are known to the sample and to the reason, or at random places."""
+"""Shards of six pairs, damaged in ways whose consequences are known to the sample and to the reason, or at
+random places.
+"""
 
 import gzip
 import struct
@@ -16,7 +18,9 @@ END = bytes(2 * BLOCK)
 
 @dataclass
 class Mutation:
-    """A damaged shard and what has to come of it: usable samples, faults counted while indexing and while reading."""
+    """A damaged shard and what has to come of it: usable samples, faults counted while indexing and while
+    reading.
+    """
 
     name: str
     shard: bytes
@@ -62,7 +66,11 @@ def key(number: int) -> bytes:
 
 def members() -> list[bytes]:
     """The undamaged members: picture and caption of each sample in turn."""
-    return [part for n in range(SAMPLES) for part in (member(key(n) + b".webp", content(n)[0]), member(key(n) + b".txt", content(n)[1]))]
+    return [
+        part
+        for n in range(SAMPLES)
+        for part in (member(key(n) + b".webp", content(n)[0]), member(key(n) + b".txt", content(n)[1]))
+    ]
 
 
 def places() -> np.ndarray:
@@ -87,13 +95,19 @@ def _replaced(name: str, n: int, image: bytes | None, text: bytes | None, **reas
     parts[2 * n] = parts[2 * n] if image is None else image
     parts[2 * n + 1] = parts[2 * n + 1] if text is None else text
     counts = {place: Counter({reason: 1}) for place, reason in reasons.items()}
-    return Mutation(name, b"".join([*parts, END]), set(range(SAMPLES)) - ({n} if reasons else set()), **counts)
+    return Mutation(
+        name, b"".join([*parts, END]), set(range(SAMPLES)) - ({n} if reasons else set()), **counts
+    )
 
 
 def _added(name: str, m: int, block: bytes, **indexed: int) -> Mutation:
     """Something more before member m, which loses no sample."""
     parts = members()
-    return Mutation(name, b"".join([*parts[:m], block, *parts[m:], END]), indexed=Counter({reason.replace("_", " "): n for reason, n in indexed.items()}))
+    return Mutation(
+        name,
+        b"".join([*parts[:m], block, *parts[m:], END]),
+        indexed=Counter({reason.replace("_", " "): n for reason, n in indexed.items()}),
+    )
 
 
 def known(random: np.random.Generator) -> Iterator[Mutation]:
@@ -108,7 +122,10 @@ def known(random: np.random.Generator) -> Iterator[Mutation]:
     whole += whole < 2 * SAMPLES and data_ends[whole] <= cut  # padding may be missing
     yield Mutation("truncated", b"".join([*members(), END])[:cut], *up_to(whole, "truncated shard"))
     flipped = bytearray(b"".join([*members(), END]))
-    flipped[int(at[m]) + int(random.choice([i for i in range(BLOCK) if i != 155]))] ^= 1 << int(random.integers(8))  # byte 155 is read by nobody
+    # byte 155 is read by nobody
+    flipped[int(at[m]) + int(random.choice([i for i in range(BLOCK) if i != 155]))] ^= 1 << int(
+        random.integers(8)
+    )
     yield Mutation("header bit", bytes(flipped), *up_to(m, "broken header"))
 
     for label, size_field in (
@@ -118,49 +135,110 @@ def known(random: np.random.Generator) -> Iterator[Mutation]:
         ("underscores", b"1_000000000\0"),
     ):
         yield _ending(label, m, member(name, b"", size_field=size_field), "broken header")
-    for label, size_field in (("huge size", b"77777777777\0"), ("huge base-256 size", b"\x80" + b"\x7f" * 11)):
+    for label, size_field in (
+        ("huge size", b"77777777777\0"),
+        ("huge base-256 size", b"\x80" + b"\x7f" * 11),
+    ):
         yield _ending(label, m, member(name, b"", size_field=size_field), "truncated shard")
     yield _ending("huge pax size", m, pax((b"size", b"9" * 15)) + member(name, b"x"), "truncated shard")
 
     for kind in b"1 2 3 4 5 6 S".split():
-        yield _replaced(f"kind {kind.decode()}", n, None, member(key(n) + b".txt", b"", kind), indexed="missing caption")
+        yield _replaced(
+            f"kind {kind.decode()}", n, None, member(key(n) + b".txt", b"", kind), indexed="missing caption"
+        )
     yield _replaced("no caption", n, None, b"", indexed="missing caption")
     yield _replaced("no image", n, b"", None, indexed="no image")
     yield _replaced("empty image", n, member(key(n) + b".webp", b""), None, read="truncated")
     yield _replaced("empty caption", n, None, member(key(n) + b".txt", b" \n"), read="empty caption")
     yield _replaced("latin caption", n, None, member(key(n) + b".txt", b"caf\xe9"), read="not utf-8")
-    yield _replaced("picture for a caption", n, None, member(key(n) + b".txt", b"\xff\xd8\xff\xe0" + image), read="not utf-8")
+    yield _replaced(
+        "picture for a caption",
+        n,
+        None,
+        member(key(n) + b".txt", b"\xff\xd8\xff\xe0" + image),
+        read="not utf-8",
+    )
     yield _replaced("caption for a picture", n, member(key(n) + b".webp", text), None, read="undecodable")
-    yield _replaced("half a picture", n, member(key(n) + b".webp", image[: len(image) // 2]), None, read="undecodable")
+    yield _replaced(
+        "half a picture", n, member(key(n) + b".webp", image[: len(image) // 2]), None, read="undecodable"
+    )
     for label, bomb, reason in image_bombs():
         yield _replaced(label, n, member(key(n) + b".webp", bomb), None, read=reason)
     yield _replaced("NUL in a name", n, None, member(key(n) + b"\0.txt", text), indexed="missing caption")
     yield from _names(n)
 
     yield _added("duplicates", 2 * SAMPLES, members()[2 * n] + members()[2 * n + 1], duplicate_member=2)
-    yield _added("pickles", m, b"".join(member(key(n) + s, b"cos\nsystem\n.") for s in (b".pkl", b".pth", b".pyd", b".x.pickle")), pickled_member=4)
-    yield _added("packed", m, member(key(n) + b".txt.gz", gzip.compress(bytes(2**16))) + member(key(n) + b".zip", b"PK"), packed_member=2)
-    yield _added("others", m, b"".join(member(s, b"import os") for s in (b"x.py", b"x.yaml", b"__key__", b".txt", b"folder/.webp", b"x.json.exe")))
-    yield _added("zeros", int(random.integers(1, 2 * SAMPLES)), bytes(BLOCK * int(random.integers(1, 5))), zeros_inside_a_shard=1)
+    yield _added(
+        "pickles",
+        m,
+        b"".join(member(key(n) + s, b"cos\nsystem\n.") for s in (b".pkl", b".pth", b".pyd", b".x.pickle")),
+        pickled_member=4,
+    )
+    yield _added(
+        "packed",
+        m,
+        member(key(n) + b".txt.gz", gzip.compress(bytes(2**16))) + member(key(n) + b".zip", b"PK"),
+        packed_member=2,
+    )
+    yield _added(
+        "others",
+        m,
+        b"".join(
+            member(s, b"import os")
+            for s in (b"x.py", b"x.yaml", b"__key__", b".txt", b"folder/.webp", b"x.json.exe")
+        ),
+    )
+    yield _added(
+        "zeros",
+        int(random.integers(1, 2 * SAMPLES)),
+        bytes(BLOCK * int(random.integers(1, 5))),
+        zeros_inside_a_shard=1,
+    )
     yield _added("joined", SAMPLES, END, zeros_inside_a_shard=1)
     yield _added("global pax", m, member(b"pax", b"11 path=x\n\n", b"g"))
     yield _added("pax of digits", m, member(b"pax", b"1" * 6000 + b" path=x\n", b"x"))
-    yield Mutation("compressed", gzip.compress(b"".join([*members(), END])), set(), Counter({"compressed shard": 1}))
+    yield Mutation(
+        "compressed", gzip.compress(b"".join([*members(), END])), set(), Counter({"compressed shard": 1})
+    )
     yield Mutation("nothing", b"", set(), Counter({"truncated shard": 1}))
 
 
 def _names(n: int) -> Iterator[Mutation]:
     """Sample n under names that lead elsewhere, are long, or mean nothing."""
     image, text = content(n)
-    for label, unsafe in (("dotted path", b"../../" + key(n)), ("absolute path", b"/tmp/" + key(n)), ("path that leaves", b"a/../../" + key(n))):
-        found = _replaced(label, n, member(unsafe + b".webp", image), member(unsafe + b".txt", text), indexed="unsafe name")
+    for label, unsafe in (
+        ("dotted path", b"../../" + key(n)),
+        ("absolute path", b"/tmp/" + key(n)),
+        ("path that leaves", b"a/../../" + key(n)),
+    ):
+        found = _replaced(
+            label, n, member(unsafe + b".webp", image), member(unsafe + b".txt", text), indexed="unsafe name"
+        )
         yield Mutation(label, found.shard, found.good, Counter({"unsafe name": 2}))
     long = b"folder/" + "é漢字".encode() * 40 + b"/" + key(n)
-    longer = [member(b"long", long + s + b"\0", b"L") + member(key(n), d) for s, d in ((b".webp", image), (b".txt", text))]
+    longer = [
+        member(b"long", long + s + b"\0", b"L") + member(key(n), d)
+        for s, d in ((b".webp", image), (b".txt", text))
+    ]
     yield _replaced("long GNU name", n, *longer)
-    yield _replaced("long pax name", n, *(pax((b"path", long + s)) + member(key(n), d) for s, d in ((b".webp", image), (b".txt", text))))
-    yield _replaced("name in no encoding", n, member(b"\xff\xfe" + key(n) + b".webp", image), member(b"\xff\xfe" + key(n) + b".txt", text))
-    named = _replaced("pax name with NUL", n, None, pax((b"path", key(n) + b"\0.txt")) + member(key(n) + b".txt", text), indexed="missing caption")
+    yield _replaced(
+        "long pax name",
+        n,
+        *(pax((b"path", long + s)) + member(key(n), d) for s, d in ((b".webp", image), (b".txt", text))),
+    )
+    yield _replaced(
+        "name in no encoding",
+        n,
+        member(b"\xff\xfe" + key(n) + b".webp", image),
+        member(b"\xff\xfe" + key(n) + b".txt", text),
+    )
+    named = _replaced(
+        "pax name with NUL",
+        n,
+        None,
+        pax((b"path", key(n) + b"\0.txt")) + member(key(n) + b".txt", text),
+        indexed="missing caption",
+    )
     yield Mutation(named.name, named.shard, named.good, named.indexed + Counter({"unsafe name": 1}))
 
 
@@ -172,12 +250,20 @@ def image_bombs() -> list[tuple[str, bytes, str]]:
     progressive = frame.replace(b"\xff\xc0", b"\xff\xc2").replace(b"\xff\xff\xff\xff", b"\0\x10\0\x10")
     vp8x = b"VP8X\x0a\0\0\0\0\0\0\0" + (16_383).to_bytes(3, "little") * 2
     return [
-        ("PNG bomb", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + ihdr + bytes(40), "too many pixels"),
+        (
+            "PNG bomb",
+            b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + ihdr + bytes(40),
+            "too many pixels",
+        ),
         ("JPEG bomb", b"\xff\xd8" + frame + scan + bytes(40), "too many pixels"),
         ("WebP bomb", b"RIFF" + struct.pack("<I", 100) + b"WEBP" + vp8x + bytes(40), "too many pixels"),
         ("JPEG of scans", b"\xff\xd8" + progressive + scan * 500, "undecodable"),
         ("JPEG of segments", b"\xff\xd8" + b"\xff\xe0\0\x02" * 20_000, "undecodable"),
-        ("PNG of nothing", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(13 + 40), "undecodable"),
+        (
+            "PNG of nothing",
+            b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(13 + 40),
+            "undecodable",
+        ),
     ]
 
 
@@ -192,8 +278,13 @@ def flip(random: np.random.Generator, shard: bytearray) -> tuple[int, int]:
 
 def swap(random: np.random.Generator, shard: bytearray) -> tuple[int, int]:
     """Exchanges two blocks."""
-    first, second = sorted(int(block) * BLOCK for block in random.choice(len(shard) // BLOCK, 2, replace=False))
-    shard[first : first + BLOCK], shard[second : second + BLOCK] = shard[second : second + BLOCK], shard[first : first + BLOCK]
+    first, second = sorted(
+        int(block) * BLOCK for block in random.choice(len(shard) // BLOCK, 2, replace=False)
+    )
+    shard[first : first + BLOCK], shard[second : second + BLOCK] = (
+        shard[second : second + BLOCK],
+        shard[first : first + BLOCK],
+    )
     return first, second + BLOCK
 
 
@@ -222,5 +313,12 @@ def resum(random: np.random.Generator, shard: bytearray) -> tuple[int, int]:
     return start, len(shard)
 
 
-RANDOM: tuple[Callable[[np.random.Generator, bytearray], tuple[int, int]], ...] = (flip, flip, swap, wipe, insert, resum)
+RANDOM: tuple[Callable[[np.random.Generator, bytearray], tuple[int, int]], ...] = (
+    flip,
+    flip,
+    swap,
+    wipe,
+    insert,
+    resum,
+)
 """Each changes a shard in place and returns the range outside of which all is as it was."""

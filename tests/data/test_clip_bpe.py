@@ -1,4 +1,6 @@
-"""The same ids as transformers' CLIPTokenizer and open_clip's SimpleTokenizer; the end of a text survives its cut."""
+"""The same ids as transformers' CLIPTokenizer and open_clip's SimpleTokenizer; the end of a text survives its
+cut.
+"""
 
 import gzip
 import pickle
@@ -49,7 +51,9 @@ def theirs_of(tokenizer):
     return transformers.CLIPTokenizer(vocab=tokenizer.entries, merges=tokenizer.merges)
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "\x00\x01 control \u200b", "İstanbul ß ﬁ", "<|endoftext|> spelled out <|startoftext|>"])
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "\x00\x01 control \u200b", "İstanbul ß ﬁ", "<|endoftext|> spelled out <|startoftext|>"]
+)
 def test_made_up_rules_give_transformers_ids(made_up, text):
     tokenizer = ClipTokenizer(made_up)
     assert tokenizer.encode_batch([text], 1000)[0].tolist() == theirs_of(tokenizer)(text)["input_ids"]
@@ -81,14 +85,19 @@ def test_a_cut_text_keeps_its_end(made_up, most):
 
 def test_entities_are_resolved_as_in_the_published_code(made_up):
     tokenizer = ClipTokenizer(made_up)
-    plain, entity, twice = tokenizer.encode_batch(["cats & <b>", "cats &amp; &lt;b&gt;", "cats &amp;amp; &amp;lt;b&gt;"], 77)
+    plain, entity, twice = tokenizer.encode_batch(
+        ["cats & <b>", "cats &amp; &lt;b&gt;", "cats &amp;amp; &amp;lt;b&gt;"], 77
+    )
     assert plain.tolist() == entity.tolist() == twice.tolist()
 
 
 def test_a_tokenizer_travels_to_loader_processes(made_up):
     tokenizer = load_tokenizer(made_up)
     copy = pickle.loads(pickle.dumps(tokenizer))
-    assert copy.encode_batch(["Some text"], 77)[0].tolist() == tokenizer.encode_batch(["Some text"], 77)[0].tolist()
+    assert (
+        copy.encode_batch(["Some text"], 77)[0].tolist()
+        == tokenizer.encode_batch(["Some text"], 77)[0].tolist()
+    )
     assert copy.decode(copy.encode_batch(["Some text, 42"], 77)[0]) == "some text , 4 2"
 
 

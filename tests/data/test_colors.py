@@ -37,7 +37,11 @@ def test_jitter_is_a_linear_map_about_the_mean_of_the_asked_strength():
     draw = draw_colors(SEEDS, ImageTransformConfig(color_jitter=0.4))
     out = apply_colors(IMAGES, draw)
     mean = IMAGES.mean((2, 3), keepdim=True)
-    expected = torch.einsum("bij,bjhw->bihw", draw.scale.double(), (IMAGES - mean).double()) + mean + draw.shift[:, :, None, None]
+    expected = (
+        torch.einsum("bij,bjhw->bihw", draw.scale.double(), (IMAGES - mean).double())
+        + mean
+        + draw.shift[:, :, None, None]
+    )
     torch.testing.assert_close(out.double(), expected, atol=1e-3, rtol=0)
     assert 35 < draw.shift.abs().max() <= 0.4 * 96
     off_diagonal = draw.scale[:, 0, 1]

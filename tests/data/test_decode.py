@@ -14,7 +14,11 @@ from flava_ds.data.decode import decode_image, read_header
 from flava_ds.storage.faults import SampleFault
 
 RNG = np.random.default_rng(0)
-SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 8, 4), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC))
+SMOOTH = np.asarray(
+    Image.fromarray(RNG.integers(0, 256, (6, 8, 4), dtype=np.uint8)).resize(
+        (40, 30), Image.Resampling.BICUBIC
+    )
+)
 RGB, RGBA = Image.fromarray(np.ascontiguousarray(SMOOTH[..., :3])), Image.fromarray(SMOOTH)
 
 
@@ -40,7 +44,11 @@ def exif(orientation):
 
 def noisy(mode, size=(83, 61)):
     """A picture of odd size, so that blocks and chroma samples reach beyond its edges."""
-    return Image.fromarray(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    return (
+        Image.fromarray(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        .resize(size, Image.Resampling.BICUBIC)
+        .convert(mode)
+    )
 
 
 def ycck():
@@ -83,8 +91,14 @@ CASES = {
     "webp alpha": save(RGBA, "webp", lossless=True, exact=True),
     "webp lossy alpha": save(RGBA, "webp", quality=95),
     "webp animated": save(RGB, "webp", save_all=True, append_images=[RGB.rotate(90)], quality=90),
-    "webp animated lossless alpha": save(RGBA, "webp", save_all=True, append_images=[RGBA.rotate(90)], lossless=True, exact=True),
-    **{f"{form} exif {turn}": save(RGB, form, exif=exif(turn)) for form in ("jpeg", "png", "webp") for turn in range(1, 9)},
+    "webp animated lossless alpha": save(
+        RGBA, "webp", save_all=True, append_images=[RGBA.rotate(90)], lossless=True, exact=True
+    ),
+    **{
+        f"{form} exif {turn}": save(RGB, form, exif=exif(turn))
+        for form in ("jpeg", "png", "webp")
+        for turn in range(1, 9)
+    },
 }
 
 
@@ -93,7 +107,8 @@ def test_pixels_equal_pillows(name):
     image = decode_image(CASES[name])
     expected = reference(CASES[name])
     assert image.dtype == torch.uint8 and tuple(image.shape) == expected.shape
-    limit = 0.5 if any(word in name for word in ("alpha", "transparent")) else 0.0  # blending is rounded to nearest
+    # blending is rounded to nearest
+    limit = 0.5 if any(word in name for word in ("alpha", "transparent")) else 0.0
     assert np.abs(image.numpy() - expected).max() <= limit
 
 
@@ -113,14 +128,28 @@ def chunk(kind, body):
 
 
 def png_of(values, color_type, bits=16, *, interlaced=False):
-    """Writes what Pillow cannot: 16-bit samples in colour, and interlaced pictures. `values` [H W channels]."""
+    """Writes what Pillow cannot: 16-bit samples in colour, and interlaced pictures. `values` [H W
+    channels]."""
     height, width = values.shape[:2]
-    passes = [values[top::down, left::across] for top, down, left, across in ADAM7] if interlaced else [values]
-    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for part in passes if part.size for row in part)
+    passes = (
+        [values[top::down, left::across] for top, down, left, across in ADAM7] if interlaced else [values]
+    )
+    rows = b"".join(
+        b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes()
+        for part in passes
+        if part.size
+        for row in part
+    )
 
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlaced)
     palette = chunk(b"PLTE", bytes(range(256)) * 3) if color_type == 3 else b""
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (3, 1), (4, 2), (6, 4)])
@@ -142,7 +171,11 @@ def test_sixteen_bits_are_scaled_to_eight(color_type, channels):
 
 
 def huge_png(width, height):
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0) + b"\0" * 32
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0)
+        + b"\0" * 32
+    )
 
 
 HUGE_WEBP = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\x00" * 2 + b"\0" * 8
@@ -154,7 +187,10 @@ FAULTY = {
         b"<html>not found</html>",
         huge_png(0, 5),
         huge_png(5, 5),
-        *(CASES[name][: len(CASES[name]) // 2] for name in ("jpeg progressive", "png", "webp", "webp lossless", "webp exif 3")),
+        *(
+            CASES[name][: len(CASES[name]) // 2]
+            for name in ("jpeg progressive", "png", "webp", "webp lossless", "webp exif 3")
+        ),
         *(CASES[name][:-20] for name in ("jpeg", "jpeg grey", "jpeg cmyk", "jpeg ycck", "webp animated")),
         save(RGB, "gif"),
         save(RGB, "bmp"),
@@ -176,7 +212,10 @@ Image.init()
 no_avif = pytest.mark.skipif("AVIF" not in Image.SAVE, reason="this Pillow writes no AVIF; Pillow 11.3 does")
 
 
-@pytest.mark.parametrize(("form", "name"), [("gif", "a GIF"), ("bmp", "a BMP"), ("tiff", "a TIFF"), pytest.param("avif", "an AVIF", marks=no_avif)])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("gif", "a GIF"), ("bmp", "a BMP"), ("tiff", "a TIFF"), pytest.param("avif", "an AVIF", marks=no_avif)],
+)
 def test_other_formats_are_named(form, name):
     with pytest.raises(SampleFault, match=rf"undecodable \({name}.*only JPEG, PNG and WebP are decoded"):
         decode_image(save(RGB, form))
@@ -185,7 +224,14 @@ def test_other_formats_are_named(form, name):
 def test_random_bytes_behind_every_magic_never_crash():
     for number in range(300):
         rng = np.random.default_rng(number)
-        magic = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8 ", b"RIFF\0\0\0\0WEBPVP8L", b"RIFF\0\0\0\0WEBPVP8X", b""][number % 6]
+        magic = [
+            b"\x89PNG\r\n\x1a\n",
+            b"\xff\xd8\xff",
+            b"RIFF\0\0\0\0WEBPVP8 ",
+            b"RIFF\0\0\0\0WEBPVP8L",
+            b"RIFF\0\0\0\0WEBPVP8X",
+            b"",
+        ][number % 6]
         with pytest.raises(SampleFault):
             decode_image(magic + rng.bytes(int(rng.integers(0, 200))))
 
@@ -198,7 +244,9 @@ def test_flipped_bytes_never_crash():
             data[int(rng.integers(2, len(data)))] ^= 1 << int(rng.integers(8))
             try:
                 header, image = read_header(bytes(data)), decode_image(bytes(data), max_pixels=10**6)
-                assert image.shape[0] == 3 and sorted(image.shape[1:]) == sorted((header.width, header.height))
+                assert image.shape[0] == 3 and sorted(image.shape[1:]) == sorted(
+                    (header.width, header.height)
+                )
             except SampleFault:
                 pass
 
@@ -213,7 +261,9 @@ def test_the_limit_is_on_pixels():
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("times", [0, 100, 300])
 def test_no_more_than_200_scans_of_a_jpeg_are_decoded(progressive, times):
-    """A sequential one ends with its only scan, so its decoder refuses what follows; a progressive one may go on, each scan over the whole picture."""
+    """A sequential one ends with its only scan, so its decoder refuses what follows; a progressive one may go
+    on, each scan over the whole picture.
+    """
     data = save(RGB, "jpeg", quality=90, progressive=progressive)
     longer = data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
     if not times or (progressive and times < 200):
@@ -233,17 +283,36 @@ def test_a_sequential_jpeg_of_one_scan_per_component_has_its_scans_counted():
 
 
 def two_headed():
-    """Pictures of 600 x 600 whose first bytes tell of 8 x 8 to a reader that parses them in another way than their decoders do."""
+    """Pictures of 600 x 600 whose first bytes tell of 8 x 8 to a reader that parses them in another way than
+    their decoders do.
+    """
     large, small = (encode(np.zeros((side, side, 3), np.uint8), "jpeg") for side in (600, 8))
     inside = large[2:]
-    yield "jpeg, escaped length", b"\xff\xd8\xff\x00" + struct.pack(">H", len(inside) + 2) + inside + small[2:]
+    yield (
+        "jpeg, escaped length",
+        b"\xff\xd8\xff\x00" + struct.pack(">H", len(inside) + 2) + inside + small[2:],
+    )
     sizes = {side: struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) for side in (600, 8)}
     pixels = chunk(b"IDAT", zlib.compress(bytes(600 * 1801))) + chunk(b"IEND", b"")
-    yield "png, unknown chunk first", b"\x89PNG\r\n\x1a\n" + chunk(b"aaAa", sizes[8]) + chunk(b"IHDR", sizes[600]) + pixels
-    yield "png, two headers", b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", sizes[8]) + chunk(b"tRNS", bytes(6)) + chunk(b"IHDR", sizes[600]) + pixels
+    yield (
+        "png, unknown chunk first",
+        b"\x89PNG\r\n\x1a\n" + chunk(b"aaAa", sizes[8]) + chunk(b"IHDR", sizes[600]) + pixels,
+    )
+    yield (
+        "png, two headers",
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", sizes[8])
+        + chunk(b"tRNS", bytes(6))
+        + chunk(b"IHDR", sizes[600])
+        + pixels,
+    )
 
 
-@pytest.mark.parametrize(("name", "data"), list(two_headed()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "data"), list(two_headed()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_no_second_header_leads_past_the_limit(name, data):
-    with pytest.raises(SampleFault, match="too many pixels|does not begin with IHDR|a second header says 600 x 600"):
+    with pytest.raises(
+        SampleFault, match="too many pixels|does not begin with IHDR|a second header says 600 x 600"
+    ):
         decode_image(data, max_pixels=100)

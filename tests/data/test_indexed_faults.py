@@ -57,7 +57,10 @@ def test_large_members_and_pictures_are_refused_unread_and_undecoded(make_config
             file.flush()
             return source, str(caught.value)
 
-    assert fault(max_member_bytes=len(image) - 1)[1] == f"too many bytes (image of {len(image)}, at most data.max_member_bytes {len(image) - 1})"
+    assert (
+        fault(max_member_bytes=len(image) - 1)[1]
+        == f"too many bytes (image of {len(image)}, at most data.max_member_bytes {len(image) - 1})"
+    )
     assert fault(max_member_bytes=max(len(image), len(text)))[1].startswith("truncated")
     source = fault(max_image_pixels=1)[0]
     with pytest.raises(SampleFault, match="too many pixels"):
@@ -91,7 +94,10 @@ def test_unusable_captions_say_why(source_of, data, key, reason):
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"", "truncated"), (b"no picture at all", "undecodable"), (picture(0)[:60], "undecodable")])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "truncated"), (b"no picture at all", "undecodable"), (picture(0)[:60], "undecodable")],
+)
 def test_unusable_pictures_say_why(source_of, data, reason):
     source = source_of([("a.webp", data), ("a.txt", b"red")])
     with pytest.raises(SampleFault) as caught:
@@ -129,13 +135,30 @@ def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):
 
 def test_incomplete_samples_never_enter_and_an_unusable_source_is_refused(source_of):
     source = source_of([("a.webp", picture(0)), ("b.txt", b"red"), ("c.webp", picture(1)), ("c.txt", b"dog")])
-    assert len(source) == 1 and source.table.faults == {"missing caption": 1, "no image": 1} and source.where(0).startswith("'c' in ")
-    with pytest.raises(DataError, match="0 usable samples in 1 shards; not usable: missing caption 2; kind 'pair' needs image and caption"):
+    assert (
+        len(source) == 1
+        and source.table.faults == {"missing caption": 1, "no image": 1}
+        and source.where(0).startswith("'c' in ")
+    )
+    with pytest.raises(
+        DataError,
+        match=(
+            "0 usable samples in 1 shards; not usable: missing caption 2; kind 'pair' needs image and caption"
+        ),
+    ):
         source_of([("a.webp", picture(0)), ("b.webp", picture(1))])
     with pytest.raises(DataError, match="more than max_skipped_share 0.05"):
         source_of([*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))])
     assert len(source_of([*pair_members(range(100)), *pair_members(range(20))])) == 100
-    assert len(source_of([*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))], max_skipped_share=0.2)) == 100
+    assert (
+        len(
+            source_of(
+                [*pair_members(range(100)), *((f"x{n}.txt", b"red") for n in range(10))],
+                max_skipped_share=0.2,
+            )
+        )
+        == 100
+    )
 
 
 CODES = [
@@ -155,7 +178,12 @@ CODES = [
 
 @pytest.mark.parametrize(("data", "fault"), CODES)
 def test_codes_are_checked(source_of, data, fault):
-    source = source_of([("a.webp", picture(0)), ("a.codes.npy", data)], kind="image", image_codes_key="codes.npy", transform=UNCHANGED)
+    source = source_of(
+        [("a.webp", picture(0)), ("a.codes.npy", data)],
+        kind="image",
+        image_codes_key="codes.npy",
+        transform=UNCHANGED,
+    )
     if fault is None:
         assert decode(source).codes.tolist() == list(range(16))
     else:
@@ -182,13 +210,25 @@ def test_hostile_members_run_nothing_and_stay_unread(make_config, make_shard, tm
     bomb = pickle.dumps(Bomb(str(tmp_path / "ran")))
     members = []
     for number in range(8):
-        extra = [(f"{number:09d}.{suffix}", bomb) for suffix in ("pkl", "pyd", "pth", "pickle", "cbor", "npy", "txt.gz", "webp.pkl")]
+        extra = [
+            (f"{number:09d}.{suffix}", bomb)
+            for suffix in ("pkl", "pyd", "pth", "pickle", "cbor", "npy", "txt.gz", "webp.pkl")
+        ]
         members += [*pair_members([number]), *extra]
-    path = make_shard("hostile.tar", [*members, ("../../escape.webp", picture(1)), ("../../escape.txt", caption(1).encode())])
+    path = make_shard(
+        "hostile.tar",
+        [*members, ("../../escape.webp", picture(1)), ("../../escape.txt", caption(1).encode())],
+    )
     config = make_config()
-    config = config.with_sources({"pairs": replace(config.data.sources["pairs"], shards=str(path), caption_key=None)})
+    config = config.with_sources(
+        {"pairs": replace(config.data.sources["pairs"], shards=str(path), caption_key=None)}
+    )
     keys = {key for batches in StepLoader(config) for batch in batches for key in batch.keys}
     assert sum(len(batch) for batch in iterate_once(config, "pairs")) == 8
     assert "../../escape" not in keys and len(keys) == 8
-    assert IndexedShards(config, "pairs").table.faults == {"unsafe name": 2, "pickled member": 48, "packed member": 8}
+    assert IndexedShards(config, "pairs").table.faults == {
+        "unsafe name": 2,
+        "pickled member": 48,
+        "packed member": 8,
+    }
     assert not (tmp_path / "ran").exists() and not list(tmp_path.parent.glob("escape*"))

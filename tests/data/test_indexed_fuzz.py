@@ -1,4 +1,6 @@
-"""2,000 damaged shards: no crash, no hang, and every sample is delivered as it was or counted under its reason."""
+"""2,000 damaged shards: no crash, no hang, and every sample is delivered as it was or counted under its
+reason.
+"""
 
 import signal
 from collections import Counter
@@ -44,7 +46,9 @@ def limited():
 
 @pytest.fixture
 def read_shard(make_config, tmp_path, limited):
-    """Returns a function that reads a shard as a source: usable samples by key, faults of the index, faults of the samples."""
+    """Returns a function that reads a shard as a source: usable samples by key, faults of the index, faults
+    of the samples.
+    """
     plain, count = make_config(), 0
 
     def read(shard: bytes) -> tuple[dict, Counter, Counter]:
@@ -55,7 +59,9 @@ def read_shard(make_config, tmp_path, limited):
         path.write_bytes(shard)
         found, lost = {}, Counter()
         try:
-            config = plain.with_sources({"fuzz": SourceConfig(kind="pair", shards=str(path), max_skipped_share=1.0, max_tokens=24)})
+            config = plain.with_sources(
+                {"fuzz": SourceConfig(kind="pair", shards=str(path), max_skipped_share=1.0, max_tokens=24)}
+            )
             source = IndexedShards(config, "fuzz")
         except DataError as error:
             assert "0 usable samples" in str(error) and "\n" not in str(error)
@@ -82,7 +88,11 @@ def read_shard(make_config, tmp_path, limited):
 def faults_in(message: str) -> Counter:
     """Reads the counts out of what a source without samples says."""
     listed = message.split("not usable: ")[1].split(";")[0]
-    return Counter({entry.rpartition(" ")[0]: int(entry.rpartition(" ")[2]) for entry in listed.split(", ")} if listed != "none" else {})
+    return Counter(
+        {entry.rpartition(" ")[0]: int(entry.rpartition(" ")[2]) for entry in listed.split(", ")}
+        if listed != "none"
+        else {}
+    )
 
 
 def same(ours, theirs) -> bool:
@@ -93,7 +103,9 @@ def check(mutation: Mutation, originals, read_shard) -> None:
     """Compares what is read with what must be."""
     found, indexed, lost = read_shard(mutation.shard)
     contents = {f"{n:09d}" for n in mutation.good}
-    delivered = {key for key, sample in originals.items() if any(same(sample, other) for other in found.values())}
+    delivered = {
+        key for key, sample in originals.items() if any(same(sample, other) for other in found.values())
+    }
     assert (len(found), delivered) == (len(contents), contents), mutation.name
     assert (indexed, lost) == (+mutation.indexed, +mutation.read), mutation.name
 
@@ -110,7 +122,9 @@ def test_known_damage_has_exactly_its_consequences(originals, read_shard, seed):
 
 @pytest.mark.parametrize("seed", range(7))
 def test_random_damage_reaches_no_sample_outside_of_it(originals, read_shard, seed):
-    """A sample whose members end before the damage is delivered as it was; one that begins after it is delivered as it was, or not at all."""
+    """A sample whose members end before the damage is delivered as it was; one that begins after it is
+    delivered as it was, or not at all.
+    """
     random, at = np.random.default_rng([17, seed]), places().tolist()
     for _ in range(RANDOM_SHARDS // 7):
         shard = bytearray(b"".join([*members(), END]))

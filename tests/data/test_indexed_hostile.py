@@ -41,17 +41,44 @@ def hostile_members(sentinel: Path) -> list[bytes]:
     parts = []
     for number in range(GOOD):
         key = b"%09d" % number
-        record = {"captions": [caption(number)], "__class__": code, "__reduce__": [code], "exec": code, "$ref": f"pipe:{shell}", "url": f"pipe:{shell}"}
-        parts += [member(key + b".webp", picture(number)), member(key + b".txt", f"{caption(number)} `{shell}`".encode())]
+        record = {
+            "captions": [caption(number)],
+            "__class__": code,
+            "__reduce__": [code],
+            "exec": code,
+            "$ref": f"pipe:{shell}",
+            "url": f"pipe:{shell}",
+        }
+        parts += [
+            member(key + b".webp", picture(number)),
+            member(key + b".txt", f"{caption(number)} `{shell}`".encode()),
+        ]
         parts += [member(key + b".json", json.dumps(record).encode())]
-        parts += [member(key + suffix, bomb) for suffix in (b".pkl", b".pyd", b".pth", b".pt", b".pickle", b".codes.npy", b".npy", b".cls")]
-        parts += [member(key + b".py", code.encode()), member(key + b".yaml", f"!!python/object/apply:os.system ['{shell}']".encode())]
+        parts += [
+            member(key + suffix, bomb)
+            for suffix in (b".pkl", b".pyd", b".pth", b".pt", b".pickle", b".codes.npy", b".npy", b".cls")
+        ]
+        parts += [
+            member(key + b".py", code.encode()),
+            member(key + b".yaml", f"!!python/object/apply:os.system ['{shell}']".encode()),
+        ]
     for name in (f"$({shell})", f"; {shell};", f"`{shell}`", f"| {shell}", "a\nb", "\x1b]0;title\x07\x1b[2J"):
         name = name.replace("/", "_").encode()
         parts += [member(name + b".webp", b""), member(name + b".txt", b"named")]
-    for name in (b"../" * 6 + str(sentinel)[1:].encode(), str(sentinel).encode(), b"a/../../" + sentinel.name.encode()):
-        parts += [pax((b"path", name + b".txt")) + member(b"x", b"outside"), pax((b"path", name + b".webp")) + member(b"x", picture(1))]
-    parts += [member(b"__key__.txt", b"key"), member(b"__url__.txt", f"pipe:{shell}".encode()), member(b"__local_path__.txt", b"/etc/passwd")]
+    for name in (
+        b"../" * 6 + str(sentinel)[1:].encode(),
+        str(sentinel).encode(),
+        b"a/../../" + sentinel.name.encode(),
+    ):
+        parts += [
+            pax((b"path", name + b".txt")) + member(b"x", b"outside"),
+            pax((b"path", name + b".webp")) + member(b"x", picture(1)),
+        ]
+    parts += [
+        member(b"__key__.txt", b"key"),
+        member(b"__url__.txt", f"pipe:{shell}".encode()),
+        member(b"__local_path__.txt", b"/etc/passwd"),
+    ]
     for kind in b"1", b"2", b"3", b"4", b"6":
         parts.append(member(b"link" + kind + b".txt", b"", kind))
     return parts
@@ -59,7 +86,9 @@ def hostile_members(sentinel: Path) -> list[bytes]:
 
 @pytest.fixture
 def hostile(tmp_path, make_config, monkeypatch):
-    """The configuration of a run over the hostile shard, the sentinel that must never exist, and what lies in the folders around before."""
+    """The configuration of a run over the hostile shard, the sentinel that must never exist, and what lies in
+    the folders around before.
+    """
     monkeypatch.delenv("FLAVA_DS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "shards"
@@ -67,7 +96,9 @@ def hostile(tmp_path, make_config, monkeypatch):
     sentinel = tmp_path / "ran"
     (folder / "0.tar").write_bytes(b"".join([*hostile_members(sentinel), END]))
     config = make_config(data={"num_workers": 1})
-    source = replace(config.data.sources["pairs"], shards=str(folder), max_skipped_share=1.0, caption_key=None)
+    source = replace(
+        config.data.sources["pairs"], shards=str(folder), max_skipped_share=1.0, caption_key=None
+    )
     return config.with_sources({"pairs": source}), sentinel
 
 
@@ -90,7 +121,11 @@ def test_nothing_runs_and_nothing_is_written(hostile, tmp_path, capsys):
     assert before == (files(tmp_path), set(Path.cwd().iterdir()), set(Path("/tmp").glob("ran*")))
     assert not sentinel.exists()
     found = IndexedShards(config, "pairs").table.faults
-    assert found["pickled member"] == 5 * GOOD and found["unsafe name"] == 6 and "\x1b" not in capsys.readouterr().out
+    assert (
+        found["pickled member"] == 5 * GOOD
+        and found["unsafe name"] == 6
+        and "\x1b" not in capsys.readouterr().out
+    )
 
 
 def reasons(source: IndexedShards) -> set[str]:
@@ -103,7 +138,16 @@ def reasons(source: IndexedShards) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("entry", ["pipe:touch {0}", "pipe:touch {0}.tar", "simplecache::pipe:touch {0}", "file://pipe:touch {0}", "$(touch {0}).tar"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "pipe:touch {0}",
+        "pipe:touch {0}.tar",
+        "simplecache::pipe:touch {0}",
+        "file://pipe:touch {0}",
+        "$(touch {0}).tar",
+    ],
+)
 @pytest.mark.parametrize("listed", [False, True])
 def test_commands_in_the_names_of_shards_are_refused_in_one_line(tmp_path, entry, listed):
     sentinel, shards = tmp_path / "ran", entry.format(tmp_path / "ran")
@@ -112,7 +156,11 @@ def test_commands_in_the_names_of_shards_are_refused_in_one_line(tmp_path, entry
         shards = str(tmp_path / "list.txt")
     with pytest.raises(DataError) as caught:
         list(load_indexes(list_shards(shards, "x")))
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("source 'x': ") and not sentinel.exists()
+    assert (
+        "\n" not in str(caught.value)
+        and str(caught.value).startswith("source 'x': ")
+        and not sentinel.exists()
+    )
 
 
 def test_a_hostile_member_name_cannot_write_to_the_terminal(hostile, caplog):
@@ -125,13 +173,49 @@ def test_a_hostile_member_name_cannot_write_to_the_terminal(hostile, caplog):
 
 def test_the_reader_of_shards_imports_nothing_that_runs_data():
     """Neither unpickling nor YAML nor webdataset's own decoders, nor a shell."""
-    banned = {"pickle", "marshal", "shelve", "dill", "joblib", "yaml", "webdataset", "subprocess", "tarfile", "zipfile"}
+    banned = {
+        "pickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "joblib",
+        "yaml",
+        "webdataset",
+        "subprocess",
+        "tarfile",
+        "zipfile",
+    }
     for path in Path(flava_ds.data.__path__[0]).glob("*.py"):
         tree = ast.parse(path.read_text())
-        names = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-        calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-        of_webdataset = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("wds.")}
-        assert of_webdataset <= {"wds.DataPipeline", "wds.shuffle", "wds.tariterators", "wds.tariterators.group_by_keys"}, path.name  # nothing that opens
-        assert not (names & banned) - ({"webdataset"} if path.name == "stream_pipeline.py" else set()), path.name
+        names = {
+            alias.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        names |= {
+            node.module.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module
+        }
+        calls = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        of_webdataset = {
+            ast.unparse(node)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("wds.")
+        }
+        # nothing that opens
+        assert of_webdataset <= {
+            "wds.DataPipeline",
+            "wds.shuffle",
+            "wds.tariterators",
+            "wds.tariterators.group_by_keys",
+        }, path.name
+        assert not (names & banned) - ({"webdataset"} if path.name == "stream_pipeline.py" else set()), (
+            path.name
+        )
         assert not calls & {"eval", "exec", "compile", "__import__"}, path.name

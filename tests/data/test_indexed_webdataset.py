@@ -17,12 +17,22 @@ def test_reads_what_webdataset_writes(tmp_path):
         for number, picture in enumerate(pictures):
             encoded = io.BytesIO()
             Image.fromarray(picture).save(encoded, format="PNG")
-            writer.write({"__key__": f"sample{number}", "png": encoded.getvalue(), "txt": f"caption {number}", "json": {"width": 7}})
+            writer.write(
+                {
+                    "__key__": f"sample{number}",
+                    "png": encoded.getvalue(),
+                    "txt": f"caption {number}",
+                    "json": {"width": 7},
+                }
+            )
     config = Config(name="x").with_sources({"pairs": SourceConfig(kind="pair", shards=str(tmp_path))})
     samples = [sample for batch in iterate_once(config, "pairs") for sample in batch]
     assert [sample.key for sample in samples] == [f"sample{number}" for number in range(5)]
     assert [sample.captions[0] for sample in samples] == [f"caption {number}" for number in range(5)]
-    assert all((sample.image.permute(1, 2, 0).numpy() == picture).all() for sample, picture in zip(samples, pictures, strict=True))
+    assert all(
+        (sample.image.permute(1, 2, 0).numpy() == picture).all()
+        for sample, picture in zip(samples, pictures, strict=True)
+    )
 
 
 def test_webdataset_reads_the_demo_shards(tmp_path):

@@ -15,7 +15,14 @@ from flava_ds.data.loader import StepLoader, iterate_once
 from flava_ds.errors import DataError
 from flava_ds.families.flava.views import Kind
 
-TENSORS = ("pixel_values", "codebook_pixel_values", "bool_masked_pos", "input_ids", "input_ids_masked", "itm_labels")
+TENSORS = (
+    "pixel_values",
+    "codebook_pixel_values",
+    "bool_masked_pos",
+    "input_ids",
+    "input_ids_masked",
+    "itm_labels",
+)
 
 
 def flat(batches):
@@ -31,7 +38,10 @@ def global_steps(config, world_size, start_step=0):
     """Runs the loaders of all ranks and restores each step's global batch."""
     ranks = [list(StepLoader(config, rank, world_size, start_step)) for rank in range(world_size)]
     accumulation = config.training.gradient_accumulation_steps
-    return [flat([ranks[r][step][m] for m in range(accumulation) for r in range(world_size)]) for step in range(len(ranks[0]))]
+    return [
+        flat([ranks[r][step][m] for m in range(accumulation) for r in range(world_size)])
+        for step in range(len(ranks[0]))
+    ]
 
 
 def assert_equal(ours, theirs):
@@ -51,8 +61,13 @@ def elastic(config, world_size, accumulation, workers):
     )
 
 
-@pytest.mark.parametrize(("world_size", "accumulation", "workers"), [(1, 2, 0), (2, 1, 0), (4, 2, 0), (1, 8, 0), (1, 1, 1), (2, 2, 2)])
-def test_every_split_of_the_global_batch_sees_the_same_samples_captions_and_masks(make_config, world_size, accumulation, workers):
+@pytest.mark.parametrize(
+    ("world_size", "accumulation", "workers"),
+    [(1, 2, 0), (2, 1, 0), (4, 2, 0), (1, 8, 0), (1, 1, 1), (2, 2, 2)],
+)
+def test_every_split_of_the_global_batch_sees_the_same_samples_captions_and_masks(
+    make_config, world_size, accumulation, workers
+):
     """(1, 8) and (4, 2) have micro-batches of one pair: each borrows from other micro-batches or ranks."""
     config = make_config()
     whole = global_steps(config, 1)
@@ -91,8 +106,14 @@ def test_unshuffled_order_is_that_of_the_shards(make_config):
 
 def test_another_epoch_and_another_seed_change_the_augmentation(make_config):
     config = make_config(training={"total_steps": 30})
-    first, other = ([batch for (batch,) in StepLoader(c) if batch.kind == Kind.IMAGE] for c in (config, replace(config, seed=1)))
-    masks = [{(key, b["bool_masked_pos"][row].numpy().tobytes()) for b in run for row, key in enumerate(b.keys)} for run in (first, other)]
+    first, other = (
+        [batch for (batch,) in StepLoader(c) if batch.kind == Kind.IMAGE]
+        for c in (config, replace(config, seed=1))
+    )
+    masks = [
+        {(key, b["bool_masked_pos"][row].numpy().tobytes()) for b in run for row, key in enumerate(b.keys)}
+        for run in (first, other)
+    ]
     visits = sum(batch.size for batch in first)
     assert visits >= 3 * 10
     assert len(masks[0]) > 0.8 * visits
@@ -119,16 +140,28 @@ def test_a_bad_sample_is_replaced_alike_on_every_split_and_counted(damaged):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_stop_the_run_with_one_line(damaged, make_shard, tmp_path, workers):
-    members = [(name, b"RIFF" if name.endswith("webp") and int(name[:9]) % 3 == 0 else data) for name, data in pair_members(range(30))]
+    members = [
+        (name, b"RIFF" if name.endswith("webp") and int(name[:9]) % 3 == 0 else data)
+        for name, data in pair_members(range(30))
+    ]
     make_shard("damaged/0.tar", members)
     config = elastic(replace(damaged, training=replace(damaged.training, total_steps=40)), 1, 1, workers)
-    with pytest.raises(DataError, match=r"source 'pairs': \d+ of \d+ samples \([\d.]+%\) are unusable: undecodable \d+.*last: '0000000.*0\.tar") as caught:
+    with pytest.raises(
+        DataError,
+        match=(
+            r"source 'pairs': \d+ of \d+ samples \([\d.]+%\) are unusable: undecodable \d+.*last: "
+            r"'0000000.*0\.tar"
+        ),
+    ) as caught:
         list(StepLoader(config))
     assert "\n" not in str(caught.value)
 
 
 def test_a_source_without_one_good_sample_ends_instead_of_spinning(damaged, make_shard):
-    make_shard("damaged/0.tar", [(name, b"" if name.endswith("webp") else data) for name, data in pair_members(range(3))])
+    make_shard(
+        "damaged/0.tar",
+        [(name, b"" if name.endswith("webp") else data) for name, data in pair_members(range(3))],
+    )
     with pytest.raises(DataError, match="unusable: truncated"):
         list(StepLoader(damaged))
 
@@ -137,7 +170,9 @@ def test_small_sources_are_announced_and_data_set_is_picklable(make_config, capl
     loader = StepLoader(make_config(training={"global_batch_size": 16}))
     assert "'images': 10 samples are fewer than its global batch of 16" in caplog.text
     again = pickle.loads(pickle.dumps(loader.readers["pairs"]))
-    assert torch.equal(again.batch(np.arange(4))["pixel_values"], loader.readers["pairs"].batch(np.arange(4))["pixel_values"])
+    assert torch.equal(
+        again.batch(np.arange(4))["pixel_values"], loader.readers["pairs"].batch(np.arange(4))["pixel_values"]
+    )
 
 
 def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make_config):
@@ -146,7 +181,10 @@ def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make
     assert [len(batch) for batch in batches] == [10, 10, 3]
     samples = sum(batches, [])
     assert [sample.metadata["number"] for sample in samples] == list(range(23))
-    assert all(len(sample.captions) == 3 and sample.text == sample.captions[0] and sample.image.shape == (3, 16, 16) for sample in samples)
+    assert all(
+        len(sample.captions) == 3 and sample.text == sample.captions[0] and sample.image.shape == (3, 16, 16)
+        for sample in samples
+    )
 
 
 def test_leaving_early_ends_the_loader_processes(make_config):
@@ -161,13 +199,23 @@ def test_reading_moves_no_global_generator(make_config):
     before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
     for workers in (0, 1):
         list(StepLoader(elastic(make_config(), 1, 1, workers)))
-    assert before == (random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())
+    assert before == (
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),
+        torch.get_rng_state().numpy().tobytes(),
+    )
 
 
 def test_progress_of_the_sources_is_what_was_drawn_against_the_weights(make_config):
-    """Shares 3/5, 1/5, 1/5 for 10 steps, then pairs alone: after 20 steps the targets are 16/20, 2/20, 2/20."""
+    """Shares 3/5, 1/5, 1/5 for 10 steps, then pairs alone: after 20 steps the targets are 16/20,
+    2/20, 2/20."""
     config = make_config(training={"total_steps": 20})
-    config = replace(config, data=replace(config.data, weight_changes=(WeightChange(step=10, weights={"images": 0.0, "text": 0.0}),)))
+    config = replace(
+        config,
+        data=replace(
+            config.data, weight_changes=(WeightChange(step=10, weights={"images": 0.0, "text": 0.0}),)
+        ),
+    )
     loader = StepLoader(config)
     for step in (4, 10, 20):
         drawn = [loader.round_robin.source_at(s) for s in range(step)]
@@ -175,6 +223,10 @@ def test_progress_of_the_sources_is_what_was_drawn_against_the_weights(make_conf
         for name, size, samples in (("pairs", 8, 23), ("images", 8, 10), ("text", 16, 17)):
             assert found[f"source_share/{name}"] == drawn.count(name) / step
             assert found[f"epoch/{name}"] == drawn.count(name) * size / samples
-    assert [found[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx([0.8, 0.1, 0.1])
-    assert [loader.progress(4)[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx([0.6, 0.2, 0.2])
+    assert [found[f"source_target/{name}"] for name in ("pairs", "images", "text")] == pytest.approx(
+        [0.8, 0.1, 0.1]
+    )
+    assert [
+        loader.progress(4)[f"source_target/{name}"] for name in ("pairs", "images", "text")
+    ] == pytest.approx([0.6, 0.2, 0.2])
     assert loader.progress(0)["source_share/pairs"] == 0.0

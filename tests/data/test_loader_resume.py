@@ -1,4 +1,6 @@
-"""Where a run stands, and what may change when it goes on: ranks, workers and micro-batches, but nothing that makes up the order."""
+"""Where a run stands, and what may change when it goes on: ranks, workers and micro-batches, but nothing that
+makes up the order.
+"""
 
 import functools
 import json
@@ -17,7 +19,9 @@ from flava_ds.errors import CheckpointError
 
 @pytest.fixture(scope="module")
 def loader_of(tmp_path_factory):
-    """Returns a function that builds a rank's loader over pairs (23), images (10) and text (17), each combination once."""
+    """Returns a function that builds a rank's loader over pairs (23), images (10) and text (17), each
+    combination once.
+    """
     folder = tmp_path_factory.mktemp("order")
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
     counts = {"pair": 23, "image": 10, "text": 17}
@@ -27,11 +31,23 @@ def loader_of(tmp_path_factory):
     @functools.cache
     def build(rank, world_size, accumulation, block_size, block_steps):
         shares = zip(counts, (0.6, 0.2, 0.2), strict=True)
-        sources = {kind: SourceConfig(kind=kind, shards=str(folder / f"{kind}.tar"), weight=share) for kind, share in shares}
+        sources = {
+            kind: SourceConfig(kind=kind, shards=str(folder / f"{kind}.tar"), weight=share)
+            for kind, share in shares
+        }
         sources["text"] = replace(sources["text"], global_batch_size=16)
-        data = {"shuffle_block_size": block_size, "shuffle_window_blocks": 2, "block_steps": block_steps, "vocabulary": str(folder / "vocab.txt")}
-        training = TrainingConfig(total_steps=100, global_batch_size=8, gradient_accumulation_steps=accumulation)
-        return StepLoader(Config(name="x", data=DataConfig(sources=sources, **data), training=training), rank, world_size)
+        data = {
+            "shuffle_block_size": block_size,
+            "shuffle_window_blocks": 2,
+            "block_steps": block_steps,
+            "vocabulary": str(folder / "vocab.txt"),
+        }
+        training = TrainingConfig(
+            total_steps=100, global_batch_size=8, gradient_accumulation_steps=accumulation
+        )
+        return StepLoader(
+            Config(name="x", data=DataConfig(sources=sources, **data), training=training), rank, world_size
+        )
 
     return build
 
@@ -77,8 +93,12 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
         "block_steps": lambda: replace(config, data=replace(config.data, block_steps=2)),
         "shuffle": lambda: replace(config, data=replace(config.data, shuffle=False)),
         "block": lambda: replace(config, data=replace(config.data, shuffle_block_size=4)),
-        "schedule": lambda: replace(config, data=replace(config.data, weight_changes=(WeightChange(step=9, weights={"text": 0.0}),))),
-        "kinds": lambda: replace(config, data=replace(config.data, kind_weights={"pair": 0.25, "image": 0.5, "text": 0.25})),
+        "schedule": lambda: replace(
+            config, data=replace(config.data, weight_changes=(WeightChange(step=9, weights={"text": 0.0}),))
+        ),
+        "kinds": lambda: replace(
+            config, data=replace(config.data, kind_weights={"pair": 0.25, "image": 0.5, "text": 0.25})
+        ),
         "samples": lambda: config,
         "shards": lambda: config,
         "source": lambda: config.with_sources({name: sources[name] for name in ("pairs", "images")}),
@@ -90,7 +110,9 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
 
 def test_accumulation_and_world_size_may_change_on_resume(make_config):
     saved = StepLoader(make_config()).state(5)
-    loader = StepLoader(make_config(data={"num_workers": 3}, training={"gradient_accumulation_steps": 2}), 1, 2)
+    loader = StepLoader(
+        make_config(data={"num_workers": 3}, training={"gradient_accumulation_steps": 2}), 1, 2
+    )
     loader.check_state(saved)
     assert loader.state(5) == saved
 
@@ -102,21 +124,33 @@ def test_accumulation_and_world_size_may_change_on_resume(make_config):
     block_size=st.sampled_from([1, 3]),
     block_steps=st.sampled_from([1, 2]),
 )
-def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stream(loader_of, start, split, block_size, block_steps):
-    """The samples of step s are the next global batch of its source's stream, whoever reads them, and each epoch of it has every sample once."""
+def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stream(
+    loader_of, start, split, block_size, block_steps
+):
+    """The samples of step s are the next global batch of its source's stream, whoever reads them, and each
+    epoch of it has every sample once.
+    """
     world_size, accumulation = split
-    loaders = [loader_of(rank, world_size, accumulation, block_size, block_steps) for rank in range(world_size)]
+    loaders = [
+        loader_of(rank, world_size, accumulation, block_size, block_steps) for rank in range(world_size)
+    ]
     sizes = {"pair": 8, "image": 8, "text": 16}
     taken = {name: loaders[0].round_robin.draws_before(name, start) * size for name, size in sizes.items()}
     for step in range(start, start + 12):
-        requests = [loaders[rank].requests(step)[micro] for micro in range(accumulation) for rank in range(world_size)]
+        requests = [
+            loaders[rank].requests(step)[micro] for micro in range(accumulation) for rank in range(world_size)
+        ]
         (name,) = {request.source for request in requests}
-        positions = np.concatenate([np.arange(request.position, request.position + request.count) for request in requests])
+        positions = np.concatenate(
+            [np.arange(request.position, request.position + request.count) for request in requests]
+        )
         assert positions.tolist() == list(range(taken[name], taken[name] + sizes[name]))
         taken[name] += sizes[name]
         source = loaders[0].sources[name]
         indices, _, _ = loaders[0].readers[name].draws().locate(positions)
-        assert indices.tolist() == [int(source.order.at(p // len(source), p % len(source))) for p in positions.tolist()]
+        assert indices.tolist() == [
+            int(source.order.at(p // len(source), p % len(source))) for p in positions.tolist()
+        ]
     for source in loaders[0].sources.values():
         assert sorted(source.order.at(3, np.arange(len(source))).tolist()) == list(range(len(source)))
 
@@ -124,14 +158,19 @@ def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stre
 def test_resuming_at_every_position_of_a_small_source_goes_on_in_its_order(make_config):
     """One sample a step: every place of three epochs of 17 is a place to stop at."""
     text = replace(make_config().data.sources["text"], global_batch_size=1)
-    config = make_config(data={"sources": {"text": text}, "shuffle_block_size": 3, "shuffle_window_blocks": 2}, training={"total_steps": 51})
+    config = make_config(
+        data={"sources": {"text": text}, "shuffle_block_size": 3, "shuffle_window_blocks": 2},
+        training={"total_steps": 51},
+    )
     whole = StepLoader(config)
     keys = [batch.keys[0] for (batch,) in whole]
     assert all(len(set(keys[epoch : epoch + 17])) == 17 for epoch in (0, 17, 34))
     for start in range(51):
         resumed = StepLoader(config, start_step=start)
         resumed.check_state(whole.state(start))
-        assert (resumed.state(start)["text"]["epoch"], resumed.state(start)["text"]["position"]) == divmod(start, 17)
+        assert (resumed.state(start)["text"]["epoch"], resumed.state(start)["text"]["position"]) == divmod(
+            start, 17
+        )
         assert next(iter(resumed))[0].keys[0] == keys[start]
 
 
@@ -143,5 +182,11 @@ def test_weights_that_change_on_the_way_are_drawn_from_their_step_on(make_config
     config = make_config(data={"weight_changes": changes}, training={"total_steps": 30})
     sources = [batch.source for (batch,) in StepLoader(config)]
     assert [sources[:10].count(name) for name in ("pairs", "images", "text")] == [6, 2, 2]
-    assert sources[10:16] == ["text"] * 6 and sorted(sources[16:18]) == ["images", "pairs"] and "text" not in sources[16:]
-    assert [batch.keys for (batch,) in StepLoader(config, start_step=13)] == [batch.keys for (batch,) in StepLoader(config)][13:]
+    assert (
+        sources[10:16] == ["text"] * 6
+        and sorted(sources[16:18]) == ["images", "pairs"]
+        and "text" not in sources[16:]
+    )
+    assert [batch.keys for (batch,) in StepLoader(config, start_step=13)] == [
+        batch.keys for (batch,) in StepLoader(config)
+    ][13:]

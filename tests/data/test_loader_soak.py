@@ -28,7 +28,9 @@ def long_config(make_config):
         data={
             "shuffle_block_size": 3,
             "shuffle_window_blocks": 2,
-            "weight_changes": (WeightChange(step=30_000, weights={"pairs": 1.0, "images": 1.0, "text": 1.0}),),
+            "weight_changes": (
+                WeightChange(step=30_000, weights={"pairs": 1.0, "images": 1.0, "text": 1.0}),
+            ),
         },
         training={"total_steps": 100_000, "global_batch_size": 1},
     )
@@ -46,7 +48,9 @@ def test_the_schedule_of_100_000_steps_takes_no_more_memory_than_that_of_10_000(
         if step % 1000:
             continue
         for name, source in loader.sources.items():
-            np.add.at(visits[name], source.order.at(*np.divmod(np.array(pending[name], dtype=int), len(source))), 1)
+            np.add.at(
+                visits[name], source.order.at(*np.divmod(np.array(pending[name], dtype=int), len(source))), 1
+            )
         pending.clear()
         if step % 10_000 == 0:
             sizes[step] = resident(os.getpid())
@@ -54,13 +58,18 @@ def test_the_schedule_of_100_000_steps_takes_no_more_memory_than_that_of_10_000(
     assert all(
         abs(draws[name] - n) <= 2 for name, n in {"pairs": 41_333, "images": 29_333, "text": 29_333}.items()
     )  # 0.6, 0.2, 0.2 of 30,000 steps and a third of 70,000
-    assert all(visited.max() - visited.min() <= 1 for visited in visits.values())  # each sample once in each of thousands of epochs
+    # each sample once in each of thousands of epochs
+    assert all(visited.max() - visited.min() <= 1 for visited in visits.values())
     assert max(sizes.values()) - sizes[10_000] < 2 * MIB, sizes
 
 
 @pytest.mark.slow
 def test_loader_processes_do_not_grow_over_thousands_of_batches(long_config):
-    config = replace(long_config, data=replace(long_config.data, num_workers=1), training=replace(long_config.training, total_steps=2_500))
+    config = replace(
+        long_config,
+        data=replace(long_config.data, num_workers=1),
+        training=replace(long_config.training, total_steps=2_500),
+    )
     before, sizes = set(multiprocessing.active_children()), {}
     for step, _ in enumerate(StepLoader(config), start=1):
         if step % 500 == 0:

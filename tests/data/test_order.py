@@ -33,13 +33,17 @@ def test_every_epoch_is_a_permutation(order, epoch):
 def test_any_positions_together_agree_with_each_alone(order, epoch, count, data):
     positions = np.array([data.draw(st.integers(0, 3 * order.size - 1)) for _ in range(count)])
     together = order.at(epoch + positions // order.size, positions % order.size)
-    assert together.tolist() == [int(order.at(epoch + p // order.size, p % order.size)) for p in positions.tolist()]
+    assert together.tolist() == [
+        int(order.at(epoch + p // order.size, p % order.size)) for p in positions.tolist()
+    ]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 4000), st.integers(2, 200), st.integers(1, 10), st.integers(0, 99))
 def test_a_window_reads_few_ranges_of_consecutive_samples(size, block_size, window_blocks, epoch):
-    """No more ranges than its blocks, one for what is left over, and one where a block wraps round the end of the source."""
+    """No more ranges than its blocks, one for what is left over, and one where a block wraps round the end of
+    the source.
+    """
     blocks = order(size, block_size=block_size, window_blocks=window_blocks)
     width, placed = block_size * window_blocks, blocks.at(epoch, np.arange(size))
     for start in range(0, size, width):
@@ -50,7 +54,9 @@ def test_a_window_reads_few_ranges_of_consecutive_samples(size, block_size, wind
 @pytest.mark.parametrize("shuffle", [{}, {"block_size": 4, "window_blocks": 3}])
 def test_seed_source_and_epoch_each_give_another_order(shuffle):
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (31, 0, 0), (0, 0, 31), (0, 31, 0)]
-    orders = {order(40, seed, source, **shuffle).at(epoch, np.arange(40)).tobytes() for seed, source, epoch in keys}
+    orders = {
+        order(40, seed, source, **shuffle).at(epoch, np.arange(40)).tobytes() for seed, source, epoch in keys
+    }
     assert len(orders) == 7
 
 
@@ -65,12 +71,15 @@ def test_over_many_epochs_every_sample_stands_at_every_place_equally_often(shuff
 
 @pytest.mark.parametrize(("shuffle", "most"), [({}, 0.002), ({"block_size": 50, "window_blocks": 40}, 0.004)])
 def test_neighbours_in_the_shards_are_not_neighbours_in_the_order(shuffle, most):
-    """In a window of 40 blocks the chance of a sample's successor is 1/2000 a side: 0.0005 of the places, five standard deviations below 0.004."""
+    """In a window of 40 blocks the chance of a sample's successor is 1/2000 a side: 0.0005 of the places,
+    five standard deviations below 0.004.
+    """
     assert np.mean(np.diff(order(10_000, **shuffle).at(0, np.arange(10_000))) == 1) < most
 
 
 def test_the_blocks_of_a_window_come_from_all_over_the_source():
-    """40 of 200 blocks chosen at random have about 8 neighbours among them; the chance of 20 is negligible."""
+    """40 of 200 blocks chosen at random have about 8 neighbours among them; the chance of 20 is
+    negligible."""
     placed = order(10_000, block_size=50, window_blocks=40).at(0, np.arange(10_000)).reshape(5, 2000)
     for window in np.sort(placed, axis=1):
         assert 1 + (np.diff(window) > 1).sum() > 20 and window[-1] - window[0] > 8000
@@ -78,7 +87,31 @@ def test_the_blocks_of_a_window_come_from_all_over_the_source():
 
 def test_the_full_shuffle_has_not_changed():
     """Numbers of an earlier version: runs with the full shuffle repeat, and resume."""
-    assert order(23, seed=7, source=2).at(5, np.arange(23)).tolist() == [1, 0, 6, 21, 15, 9, 12, 5, 19, 16, 14, 22, 2, 17, 18, 11, 7, 10, 8, 4, 3, 20, 13]
+    assert order(23, seed=7, source=2).at(5, np.arange(23)).tolist() == [
+        1,
+        0,
+        6,
+        21,
+        15,
+        9,
+        12,
+        5,
+        19,
+        16,
+        14,
+        22,
+        2,
+        17,
+        18,
+        11,
+        7,
+        10,
+        8,
+        4,
+        3,
+        20,
+        13,
+    ]
 
 
 @pytest.mark.parametrize("shuffle", [{}, {"block_size": 1000, "window_blocks": 512}])
@@ -97,7 +130,10 @@ def test_unshuffled_is_the_identity_and_positions_are_checked():
 
 
 def test_an_order_says_what_it_is():
-    assert [str(order(9, **fields)) for fields in ({}, {"shuffle": False, "block_size": 3}, {"block_size": 3, "window_blocks": 8})] == [
+    assert [
+        str(order(9, **fields))
+        for fields in ({}, {"shuffle": False, "block_size": 3}, {"block_size": 3, "window_blocks": 8})
+    ] == [
         "full shuffle",
         "shard order",
         "shuffle of blocks of 3 in windows of 8 blocks",
@@ -107,7 +143,22 @@ def test_an_order_says_what_it_is():
 def test_seeds_differ_in_every_argument():
     seeds = sample_seed(0, 0, np.repeat(np.arange(40), 500), np.tile(np.arange(500), 40))
     assert len(set(seeds.tolist())) == 20_000
-    assert len({int(sample_seed(*key)) for key in [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0, 1)]}) == 6
+    assert (
+        len(
+            {
+                int(sample_seed(*key))
+                for key in [
+                    (0, 0, 0, 1),
+                    (0, 0, 1, 0),
+                    (0, 1, 0, 0),
+                    (1, 0, 0, 0),
+                    (0, 0, 0, 0),
+                    (0, 0, 0, 0, 1),
+                ]
+            }
+        )
+        == 6
+    )
     assert int(hash64(1, 2)) != int(hash64(2, 1)) != int(hash64(1, 2, 0))
 
 
@@ -123,7 +174,10 @@ def test_uniforms_are_uniform_uncorrelated_and_addressable():
     draws = uniforms(seeds, 8)
     assert 0 <= draws.min() and draws.max() < 1
     assert np.abs(draws.mean(0) - 0.5).max() < 4 * (1 / 12 / 4000) ** 0.5
-    assert np.abs(np.corrcoef(np.concatenate([draws, uniforms(seeds, 8, stream=1)], 1).T) - np.eye(16)).max() < 4.5 / 4000**0.5
+    assert (
+        np.abs(np.corrcoef(np.concatenate([draws, uniforms(seeds, 8, stream=1)], 1).T) - np.eye(16)).max()
+        < 4.5 / 4000**0.5
+    )
     assert np.array_equal(uniforms(seeds, 3, start=5), draws[:, 5:])
     assert np.array_equal(uniform_at(seeds, np.full(4000, 2)), draws[:, 2])
     assert np.array_equal(uniforms(seeds[7:9], 8), draws[7:9])
@@ -136,4 +190,8 @@ def test_no_global_generator_moves():
 
     before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
     uniforms(sample_seed(0, 0, 0, np.arange(5)), 4)
-    assert before == (random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes())
+    assert before == (
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),
+        torch.get_rng_state().numpy().tobytes(),
+    )

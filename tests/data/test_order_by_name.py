@@ -16,8 +16,20 @@ from flava_ds.data.order import source_seed
 from flava_ds.data.round_robin import RoundRobin
 
 GOLDEN = json.loads(Path(__file__).with_name("order_of_numbered_sources.json").read_text())
-"""What a version read whose sources had numbers instead of names: 12 steps of the full shuffle, 12 of a shuffle by blocks; 3,000 steps' sources."""
-MASKS = ("bool_masked_pos", "mim_rows", "input_ids", "cu_seqlens", "input_ids_masked", "mlm_rows", "mlm_labels", "itm_labels", "matched_rows")
+"""What a version read whose sources had numbers instead of names: 12 steps of the full shuffle, 12 of a
+shuffle by blocks; 3,000 steps' sources.
+"""
+MASKS = (
+    "bool_masked_pos",
+    "mim_rows",
+    "input_ids",
+    "cu_seqlens",
+    "input_ids_masked",
+    "mlm_rows",
+    "mlm_labels",
+    "itm_labels",
+    "matched_rows",
+)
 BY_BLOCKS = {"shuffle_block_size": 3, "shuffle_window_blocks": 2}
 
 
@@ -48,10 +60,19 @@ def test_seeds_0_1_2_give_the_samples_pixels_and_masks_of_numbered_sources(make_
     for shuffle in ({}, BY_BLOCKS):
         batches += steps_of(replace(make_config(data=dict(shuffle)), seed=3))
     for batch, golden in zip(batches, GOLDEN["steps"], strict=True):
-        assert (batch.source, " ".join(str(int(key)) for key in batch.keys)) == (golden["source"], golden["keys"])
-        assert digest(*(value.numpy() for name in MASKS if (value := batch.get(name)) is not None)) == golden["masks"]
-        means = [] if "pixel_values" not in batch else batch["pixel_values"].double().mean(dim=(1, 2, 3)).tolist()
-        assert means == pytest.approx(golden["pixels"], abs=0.05)  # grey levels; another crop or colour moves them by whole ones
+        assert (batch.source, " ".join(str(int(key)) for key in batch.keys)) == (
+            golden["source"],
+            golden["keys"],
+        )
+        assert (
+            digest(*(value.numpy() for name in MASKS if (value := batch.get(name)) is not None))
+            == golden["masks"]
+        )
+        means = (
+            [] if "pixel_values" not in batch else batch["pixel_values"].double().mean(dim=(1, 2, 3)).tolist()
+        )
+        # grey levels; another crop or colour moves them by whole ones
+        assert means == pytest.approx(golden["pixels"], abs=0.05)
 
 
 @pytest.mark.parametrize("block_steps", [1, 6])
@@ -66,7 +87,9 @@ def test_seeds_0_1_2_give_the_schedule_of_numbered_sources(block_steps):
 
 def named(config):
     """Lets the seeds follow the names."""
-    return config.with_sources({name: replace(source, seed=None) for name, source in config.data.sources.items()})
+    return config.with_sources(
+        {name: replace(source, seed=None) for name, source in config.data.sources.items()}
+    )
 
 
 @pytest.mark.parametrize("shuffle", [{}, BY_BLOCKS])
@@ -86,7 +109,9 @@ def test_another_name_is_another_order_unless_the_seed_stays(make_config):
     sources = dict(config.data.sources)
     pairs, plain = sources.pop("pairs"), steps_of(config)
     other = steps_of(config.with_sources({"couples": pairs} | sources))
-    kept = steps_of(config.with_sources({"couples": replace(pairs, seed=source_seed("pairs", None))} | sources))
+    kept = steps_of(
+        config.with_sources({"couples": replace(pairs, seed=source_seed("pairs", None))} | sources)
+    )
     of_pairs = [[batch.keys for batch in run if batch.kind == "pair"] for run in (plain, other, kept)]
     assert of_pairs[0][0] != of_pairs[1][0] and same(kept, plain)
     unchanged = [[batch.keys for batch in run if batch.kind == "text"] for run in (plain, other)]
@@ -96,11 +121,18 @@ def test_another_name_is_another_order_unless_the_seed_stays(make_config):
 def test_a_state_saved_when_sources_had_numbers_is_accepted_under_their_seeds(make_config):
     loader = StepLoader(make_config())
     saved = loader.state(5)
-    earlier = {name: {("number" if field == "source_seed" else field): value for field, value in state.items()} for name, state in saved.items()}
+    earlier = {
+        name: {("number" if field == "source_seed" else field): value for field, value in state.items()}
+        for name, state in saved.items()
+    }
     assert [state["number"] for state in earlier.values()] == [0, 1, 2]
     loader.check_state(earlier)
 
 
 def test_the_seed_of_a_name_is_the_same_everywhere():
-    assert source_seed("pmd", None) == int.from_bytes(hashlib.sha256(b"pmd").digest()[:8], "little") != source_seed("pmd2", None)
+    assert (
+        source_seed("pmd", None)
+        == int.from_bytes(hashlib.sha256(b"pmd").digest()[:8], "little")
+        != source_seed("pmd2", None)
+    )
     assert source_seed("pmd", 3) == 3

@@ -1,4 +1,6 @@
-"""Unusable samples are listed once, over ranks, epochs and restarts, and a skip list made of them changes no batch."""
+"""Unusable samples are listed once, over ranks, epochs and restarts, and a skip list made of them changes no
+batch.
+"""
 
 import json
 from dataclasses import replace
@@ -19,7 +21,10 @@ BAD = ("000000007", "key 10 #%\n")
 def damaged(make_config, make_shard, tmp_path):
     """Thirty pairs in two shards; two pictures are none, and one of their keys is hard to write down."""
     members = [(name.replace("000000020", BAD[1]), data) for name, data in pair_members(range(30))]
-    members = [(name, b"no picture" if name in (f"{BAD[0]}.webp", f"{BAD[1]}.webp") else data) for name, data in members]
+    members = [
+        (name, b"no picture" if name in (f"{BAD[0]}.webp", f"{BAD[1]}.webp") else data)
+        for name, data in members
+    ]
     make_shard("damaged/0.tar", members[:45])
     make_shard("damaged/1.tar", members[45:])
     config = make_config(training={"total_steps": 20})
@@ -39,13 +44,24 @@ def test_each_is_listed_once_over_epochs_and_restarts(damaged, tmp_path, workers
     batches = run(config, tmp_path)
     assert sum(batch.read.skipped.get("undecodable", 0) for batch in batches) > 4
     entries = read_quarantine(tmp_path)
-    assert {entry["key"] for entry in entries} == set(BAD) and len(quarantine_file(tmp_path, 0).read_text().splitlines()) == 2
+    assert {entry["key"] for entry in entries} == set(BAD) and len(
+        quarantine_file(tmp_path, 0).read_text().splitlines()
+    ) == 2
     for entry in entries:
-        assert entry["source"] == "pairs" and entry["reason"] == "undecodable" and entry["epoch"] == 0 and "PNG and WebP" in entry["detail"]
+        assert (
+            entry["source"] == "pairs"
+            and entry["reason"] == "undecodable"
+            and entry["epoch"] == 0
+            and "PNG and WebP" in entry["detail"]
+        )
         with open(entry["shard"], "rb") as shard:
             shard.seek(entry["offset"])
             assert shard.read(10) == b"no picture"
-        first = next(step for step, batch in enumerate(batches) if any(found["key"] == entry["key"] for found in batch.read.unusable))
+        first = next(
+            step
+            for step, batch in enumerate(batches)
+            if any(found["key"] == entry["key"] for found in batch.read.unusable)
+        )
         assert entry["step"] == first
     run(config, tmp_path, start=5)
     assert read_quarantine(tmp_path) == entries
@@ -54,20 +70,30 @@ def test_each_is_listed_once_over_epochs_and_restarts(damaged, tmp_path, workers
 def test_ranks_are_merged_and_the_list_changes_no_batch_but_spares_the_attempt(damaged, tmp_path, capsys):
     before = [run(damaged, tmp_path / "runs" / "x", rank, 2) for rank in range(2)]
     out = tmp_path / "bad.txt"
-    assert cli.main(["prepare", "skiplist", "--from-quarantine", str(tmp_path / "runs" / "x"), "--out", str(out)]) == 0
+    assert (
+        cli.main(
+            ["prepare", "skiplist", "--from-quarantine", str(tmp_path / "runs" / "x"), "--out", str(out)]
+        )
+        == 0
+    )
     assert "2 entries (undecodable 2)" in capsys.readouterr().out
     config = damaged.with_sources({"pairs": replace(damaged.data.sources["pairs"], skip_list=str(out))})
     after = [run(config, tmp_path / "runs" / "y", rank, 2) for rank in range(2)]
     for ours, theirs in zip(sum(before, []), sum(after, []), strict=True):
         assert ours.keys == theirs.keys and torch.equal(ours["pixel_values"], theirs["pixel_values"])
-        assert sum(ours.read.skipped.values()) == theirs.read.skipped.get("skip list", 0) and set(theirs.read.skipped) <= {"skip list"}
+        assert sum(ours.read.skipped.values()) == theirs.read.skipped.get("skip list", 0) and set(
+            theirs.read.skipped
+        ) <= {"skip list"}
     with pytest.raises(DataError, match="holds no list: the run met no unusable sample"):
         read_quarantine(tmp_path / "runs" / "y")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_stops_a_run_is_listed_too(damaged, make_shard, tmp_path, workers):
-    make_shard("damaged/0.tar", [(name, b"none" if name.endswith("webp") else data) for name, data in pair_members(range(30))])
+    make_shard(
+        "damaged/0.tar",
+        [(name, b"none" if name.endswith("webp") else data) for name, data in pair_members(range(30))],
+    )
     (tmp_path / "damaged" / "1.tar").unlink()
     config = replace(damaged, data=replace(damaged.data, num_workers=workers))
     with pytest.raises(DataError, match="unusable"):
@@ -77,7 +103,10 @@ def test_what_stops_a_run_is_listed_too(damaged, make_shard, tmp_path, workers):
 
 def test_the_list_is_bounded_and_half_a_line_is_passed_over(tmp_path, caplog):
     path = quarantine_file(tmp_path, 3)
-    entries = [{"source": "s", "shard": "0.tar", "key": str(n), "offset": n, "reason": "undecodable"} for n in range(10)]
+    entries = [
+        {"source": "s", "shard": "0.tar", "key": str(n), "offset": n, "reason": "undecodable"}
+        for n in range(10)
+    ]
     quarantine = Quarantine(path, most_lines=6)
     for step in range(3):
         quarantine.add(step, entries[: 4 + 3 * step])

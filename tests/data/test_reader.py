@@ -1,4 +1,5 @@
-"""What a mismatch borrows: a caption of the same step's global batch, the same however that batch is split."""
+"""What a mismatch borrows: a caption of the same step's global batch, the same however that batch
+is split."""
 
 import json
 from collections import Counter
@@ -18,16 +19,26 @@ WORDS = "red green blue small large cat dog bird house tree over under".split()
 
 @pytest.fixture
 def reader_of(make_config, make_shard, tmp_path):
-    """Returns a function that builds a reader over pairs with these captions, in order; every pair is mismatched unless told otherwise."""
+    """Returns a function that builds a reader over pairs with these captions, in order; every pair is
+    mismatched unless told otherwise.
+    """
 
     def build(captions, global_batch=6, probability=1.0, shuffle=False, pictures=None):
         members = []
         for number, value in enumerate(captions):
             members.append((f"{number:03d}.webp", pictures[number] if pictures else picture(number)))
-            members.append((f"{number:03d}.json", json.dumps({} if value is None else {"captions": value}).encode()))
+            members.append(
+                (f"{number:03d}.json", json.dumps({} if value is None else {"captions": value}).encode())
+            )
         make_shard("few/0.tar", members)
         config = make_config(data={"shuffle": shuffle}, training={"global_batch_size": global_batch})
-        config = replace(config, objectives={**config.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=probability)})
+        config = replace(
+            config,
+            objectives={
+                **config.objectives,
+                "itm": ImageTextMatchingConfig(mismatch_probability=probability),
+            },
+        )
         pairs = replace(config.data.sources["pairs"], shards=str(tmp_path / "few"), max_skipped_share=1.0)
         config = config.with_sources({"pairs": pairs})
         return BatchReader(config, IndexedShards(config, "pairs"))
@@ -39,7 +50,10 @@ def texts_of(reader, positions):
     """Reads a batch and its texts back."""
     batch = reader.batch(np.asarray(positions))
     cu = batch["cu_seqlens"].tolist()
-    return [reader.collator.plan.tokenizer.decode(batch["input_ids"][a:b].tolist()) for a, b in zip(cu, cu[1:], strict=False)], batch
+    return [
+        reader.collator.plan.tokenizer.decode(batch["input_ids"][a:b].tolist())
+        for a, b in zip(cu, cu[1:], strict=False)
+    ], batch
 
 
 def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothing_beyond_it(reader_of):
@@ -47,7 +61,11 @@ def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothin
     for step in range(200):
         texts, batch = texts_of(reader, range(6 * step, 6 * step + 6))
         own = WORDS[:6] if step % 2 == 0 else WORDS[6:]
-        assert set(texts) <= set(own) and not any(a == b for a, b in zip(texts, own, strict=True)) and not batch["itm_labels"].any()
+        assert (
+            set(texts) <= set(own)
+            and not any(a == b for a, b in zip(texts, own, strict=True))
+            and not batch["itm_labels"].any()
+        )
         counts.update(zip(own, texts, strict=True))
     assert len(counts) == 12 * 5
     assert all(abs(count - 20) < 4 * (100 * 0.2 * 0.8) ** 0.5 for count in counts.values())
@@ -80,7 +98,9 @@ def test_a_partner_lends_the_caption_that_it_draws_itself_in_this_epoch(reader_o
 def test_a_sample_that_comes_twice_in_a_step_never_borrows_from_itself(reader_of):
     captions = [[f"{word} {number}" for number in range(4)] for word in WORDS[:3]]
     texts, batch = texts_of(reader_of(captions), range(6))
-    assert not batch["itm_labels"].any() and not any(text.startswith(word) for text, word in zip(texts, WORDS[:3] * 2, strict=True))
+    assert not batch["itm_labels"].any() and not any(
+        text.startswith(word) for text, word in zip(texts, WORDS[:3] * 2, strict=True)
+    )
 
 
 def test_partners_without_a_caption_are_passed_over_and_counted_by_their_own_rank_only(reader_of):

@@ -12,7 +12,9 @@ from flava_ds.data.order import source_seed
 from flava_ds.data.round_robin import Rotation, RoundRobin, weight_stages
 from flava_ds.errors import ConfigError
 
-WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(0.001, 100.0)), min_size=1, max_size=7).filter(lambda weights: sum(weights) > 0)
+WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(0.001, 100.0)), min_size=1, max_size=7).filter(
+    lambda weights: sum(weights) > 0
+)
 
 
 def shares(weights):
@@ -32,7 +34,10 @@ def one_stage(weights, block_steps=1, seed=0):
 
 def data(kinds, weights=None, **fields):
     weights = weights or [1.0] * len(kinds)
-    sources = {f"{n}": SourceConfig(kind=kind, shards="x", weight=weight) for n, (kind, weight) in enumerate(zip(kinds, weights, strict=True))}
+    sources = {
+        f"{n}": SourceConfig(kind=kind, shards="x", weight=weight)
+        for n, (kind, weight) in enumerate(zip(kinds, weights, strict=True))
+    }
     return DataConfig(sources=sources, **fields)
 
 
@@ -63,8 +68,12 @@ def test_draws_before_counts_and_blocks_hold_together(weights, block_steps, seed
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(1, 60), max_size=4), st.data())
-def test_changes_of_weights_keep_every_stage_within_one_block_and_every_count_exact(count, block_steps, lengths, data):
-    of_count = st.lists(st.one_of(st.just(0.0), st.floats(0.001, 100.0)), min_size=count, max_size=count).filter(lambda w: sum(w) > 0)
+def test_changes_of_weights_keep_every_stage_within_one_block_and_every_count_exact(
+    count, block_steps, lengths, data
+):
+    of_count = st.lists(
+        st.one_of(st.just(0.0), st.floats(0.001, 100.0)), min_size=count, max_size=count
+    ).filter(lambda w: sum(w) > 0)
     firsts = np.cumsum([0, *lengths]).tolist()
     stages = [(first * block_steps, shares(data.draw(of_count))) for first in firsts]
     schedule = numbered(stages, block_steps, seed=3)
@@ -72,11 +81,15 @@ def test_changes_of_weights_keep_every_stage_within_one_block_and_every_count_ex
     drawn = np.array([int(schedule.source_at(step)) for step in range(steps)])
     for (first, weights), last in zip(stages, [*(first for first, _ in stages[1:]), steps], strict=True):
         counts = np.cumsum(drawn[first:last:block_steps, None] == np.arange(count), 0)
-        target = np.arange(1, len(counts) + 1)[:, None] * np.array([float(weight) for weight in weights.values()])
+        target = np.arange(1, len(counts) + 1)[:, None] * np.array(
+            [float(weight) for weight in weights.values()]
+        )
         assert np.abs(counts - target).max() < 1 + 1e-9
         assert all(weights[str(source)] for source in drawn[first:last])
     for step in data.draw(st.lists(st.integers(0, steps - 1), max_size=5)):
-        assert [schedule.draws_before(str(source), step) for source in range(count)] == [int((drawn[:step] == source).sum()) for source in range(count)]
+        assert [schedule.draws_before(str(source), step) for source in range(count)] == [
+            int((drawn[:step] == source).sum()) for source in range(count)
+        ]
 
 
 def test_far_steps_first_or_last_give_the_same_schedule():
@@ -96,7 +109,10 @@ def test_the_paper_ratios_over_a_period_and_the_seed_decides_ties():
 
 def test_the_schedule_of_one_stage_has_not_changed():
     """Numbers of an earlier version: runs repeat, and resume."""
-    assert "".join(one_stage([0.7, 0.15, 0.15], 1, 7).source_at(step) for step in range(20)) == "00010200020010002010"
+    assert (
+        "".join(one_stage([0.7, 0.15, 0.15], 1, 7).source_at(step) for step in range(20))
+        == "00010200020010002010"
+    )
 
 
 def test_a_rotation_keeps_few_chunks():
@@ -109,24 +125,42 @@ def test_a_rotation_keeps_few_chunks():
 def test_weights_are_shares_among_all_sources_or_within_a_kind_or_by_size():
     kinds, sizes = ["pair", "pair", "image", "text"], sized([100, 300, 50, 1000])
     assert weight_stages(data(kinds, [3, 1, 2, 2]), sizes) == [(0, shares([3, 1, 2, 2]))]
-    within = weight_stages(data(kinds, [3, 1, 2, 2], kind_weights={"pair": 0.7, "image": 0.2, "text": 0.1}), sizes)
+    within = weight_stages(
+        data(kinds, [3, 1, 2, 2], kind_weights={"pair": 0.7, "image": 0.2, "text": 0.1}), sizes
+    )
     assert within == [(0, shares([0.525, 0.175, 0.2, 0.1]))]
-    by_size = weight_stages(data(kinds, [1, 1, 5, 1], kind_weights={"pair": 0.7, "image": 0.2, "text": 0.1}, weigh_by_size=True), sizes)
+    by_size = weight_stages(
+        data(kinds, [1, 1, 5, 1], kind_weights={"pair": 0.7, "image": 0.2, "text": 0.1}, weigh_by_size=True),
+        sizes,
+    )
     assert by_size == [(0, shares([0.175, 0.525, 0.2, 0.1]))]
     twice_the_first = weight_stages(data(["pair", "pair"], [2, 1], weigh_by_size=True), sized([100, 300]))
     assert twice_the_first == [(0, {"0": Fraction(2, 5), "1": Fraction(3, 5)})]
 
 
 def test_changes_keep_what_they_do_not_set():
-    changes = (WeightChange(step=10, weights={"0": 0.0}), WeightChange(step=20, kind_weights={"image": 0.0, "text": 0.0}))
+    changes = (
+        WeightChange(step=10, weights={"0": 0.0}),
+        WeightChange(step=20, kind_weights={"image": 0.0, "text": 0.0}),
+    )
     kind_weights = {"pair": 0.5, "image": 0.25, "text": 0.25}
-    described = data(["pair", "pair", "image", "text"], [3, 1, 1, 1], kind_weights=kind_weights, weight_changes=changes)
+    described = data(
+        ["pair", "pair", "image", "text"], [3, 1, 1, 1], kind_weights=kind_weights, weight_changes=changes
+    )
     stages = weight_stages(described, sized([1] * 4))
-    assert stages == [(0, shares([0.375, 0.125, 0.25, 0.25])), (10, shares([0, 0.5, 0.25, 0.25])), (20, shares([0, 1, 0, 0]))]
+    assert stages == [
+        (0, shares([0.375, 0.125, 0.25, 0.25])),
+        (10, shares([0, 0.5, 0.25, 0.25])),
+        (20, shares([0, 1, 0, 0])),
+    ]
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.permutations(["a", "b", "c"]), st.lists(st.sampled_from(["0", "aa", "x", "zz"]), unique=True, max_size=3), st.integers(0, 99))
+@given(
+    st.permutations(["a", "b", "c"]),
+    st.lists(st.sampled_from(["0", "aa", "x", "zz"]), unique=True, max_size=3),
+    st.integers(0, 99),
+)
 def test_neither_the_order_of_sources_nor_idle_ones_change_the_schedule(names, idle, seed):
     """By their names' hashes, and by seeds that stay when the sources are called otherwise."""
     exact = {"a": Fraction(3, 5), "b": Fraction(1, 5), "c": Fraction(1, 5)}
@@ -139,7 +173,9 @@ def test_neither_the_order_of_sources_nor_idle_ones_change_the_schedule(names, i
     plain = drawn(exact, seeds)
     assert drawn({name: Fraction(0) for name in idle} | {name: exact[name] for name in names}, seeds) == plain
     called = {"a": "zebra", "b": "b", "c": "apple"}
-    renamed = drawn({called[name]: exact[name] for name in exact}, {called[name]: seeds[name] for name in exact})
+    renamed = drawn(
+        {called[name]: exact[name] for name in exact}, {called[name]: seeds[name] for name in exact}
+    )
     assert renamed == [called[name] for name in plain]
 
 
@@ -148,8 +184,16 @@ def test_neither_the_order_of_sources_nor_idle_ones_change_the_schedule(names, i
     [
         ([0.0, 0.0], {}, "data.sources: weights .* must be non-negative"),
         ([1.0, -1.0], {}, "must be non-negative"),
-        ([1.0, 1.0], {"weight_changes": (WeightChange(step=4, weights={"0": 0.0, "1": 0.0}),)}, r"data.weight_changes\[0\]: weights"),
-        ([1.0, 1.0], {"kind_weights": {"pair": 0.7, "image": 0.15, "text": 0.15}}, "kind_weights give text steps 0.15, but no source of that kind"),
+        (
+            [1.0, 1.0],
+            {"weight_changes": (WeightChange(step=4, weights={"0": 0.0, "1": 0.0}),)},
+            r"data.weight_changes\[0\]: weights",
+        ),
+        (
+            [1.0, 1.0],
+            {"kind_weights": {"pair": 0.7, "image": 0.15, "text": 0.15}},
+            "kind_weights give text steps 0.15, but no source of that kind",
+        ),
     ],
 )
 def test_unusable_weights_are_refused(weights, fields, message):

@@ -1,4 +1,6 @@
-"""Skip lists: strict reading, the perceptual hash against an independent one, and a run that never sees what is listed."""
+"""Skip lists: strict reading, the perceptual hash against an independent one, and a run that never sees what
+is listed.
+"""
 
 import hashlib
 import io
@@ -44,9 +46,13 @@ def bits_between(a: int, b: int) -> int:
 
 @pytest.mark.parametrize("number", range(5))
 def test_hash_agrees_with_scipy_and_pillow(number):
-    """The definition of the imagehash package: median of the 8 x 8 lowest coefficients of scipy's DCT, on Pillow's resized luminance."""
+    """The definition of the imagehash package: median of the 8 x 8 lowest coefficients of scipy's DCT, on
+    Pillow's resized luminance.
+    """
     original = scene(number)
-    low = dctn(np.asarray(original.convert("L").resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64))[:8, :8]
+    low = dctn(
+        np.asarray(original.convert("L").resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64)
+    )[:8, :8]
     expected = int("".join("1" if bit else "0" for bit in (low > np.median(low)).ravel()), 2)
     assert bits_between(hash_of(original), expected) <= 2
 
@@ -64,12 +70,24 @@ def test_hash_survives_what_downloads_do_and_tells_pictures_apart():
 
 
 def test_flat_pictures_have_one_hash():
-    assert len({perceptual_hash(torch.full((3, size, size), value, dtype=torch.uint8)) for size in (9, 40) for value in (20, 77, 255)}) == 1
+    assert (
+        len(
+            {
+                perceptual_hash(torch.full((3, size, size), value, dtype=torch.uint8))
+                for size in (9, 40)
+                for value in (20, 77, 255)
+            }
+        )
+        == 1
+    )
 
 
 def test_differing_bits_counts_every_bit():
     random = np.random.default_rng(0)
-    hashes, other = random.integers(0, 2**64, 50, dtype=np.uint64), int(random.integers(0, 2**64, dtype=np.uint64))
+    hashes, other = (
+        random.integers(0, 2**64, 50, dtype=np.uint64),
+        int(random.integers(0, 2**64, dtype=np.uint64)),
+    )
     assert differing_bits(hashes, other).tolist() == [bits_between(int(value), other) for value in hashes]
 
 
@@ -81,13 +99,36 @@ def write_list(folder, text: str) -> str:
 
 
 def test_reads_entries_comments_and_distances(tmp_path):
-    lines = ["# test images", "key 000000391895", "", f"sha256 {'a' * 64}  # by bytes", "phash 00ff00ff00ff00ff 6", f"phash {'0' * 16}"]
+    lines = [
+        "# test images",
+        "key 000000391895",
+        "",
+        f"sha256 {'a' * 64}  # by bytes",
+        "phash 00ff00ff00ff00ff 6",
+        f"phash {'0' * 16}",
+    ]
     found = load_skip_list(write_list(tmp_path, "\n".join(lines)))
     assert found.keys == {"000000391895"} and found.digests == {"a" * 64}
-    assert found.hashes.tolist() == [0x00FF00FF00FF00FF, 0] and found.distances.tolist() == [6, 0] and len(found) == 4 and found.reads_images
+    assert (
+        found.hashes.tolist() == [0x00FF00FF00FF00FF, 0]
+        and found.distances.tolist() == [6, 0]
+        and len(found) == 4
+        and found.reads_images
+    )
 
 
-@pytest.mark.parametrize("line", ["000000391895", "key a b", "key", "sha256 abc", "phash 00ff", "phash 00ff00ff00ff00ff six", "url http://a/b.jpg"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "000000391895",
+        "key a b",
+        "key",
+        "sha256 abc",
+        "phash 00ff",
+        "phash 00ff00ff00ff00ff six",
+        "url http://a/b.jpg",
+    ],
+)
 def test_strange_line_is_named(tmp_path, line):
     with pytest.raises(DataError, match=r"skip.txt', line 2: "):
         load_skip_list(write_list(tmp_path, f"key 1\n{line}\n"))
@@ -100,8 +141,12 @@ def test_missing_list_is_named(tmp_path):
 
 def test_fingerprint_follows_the_entries_not_their_order(tmp_path):
     first = load_skip_list(write_list(tmp_path, "key a\nkey b\nphash 00ff00ff00ff00ff 6\n")).fingerprint
-    assert first == load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 6\nkey b\nkey a\n")).fingerprint
-    assert first != load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 5\nkey b\nkey a\n")).fingerprint
+    assert (
+        first == load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 6\nkey b\nkey a\n")).fingerprint
+    )
+    assert (
+        first != load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 5\nkey b\nkey a\n")).fingerprint
+    )
 
 
 LISTED = 3
@@ -121,7 +166,9 @@ def build(make_config, make_shard, tmp_path):
         objectives = flava_objectives(itm=ImageTextMatchingConfig(mismatch_probability=1.0))
         config = make_config(objectives=objectives, training={"global_batch_size": 6})
         path = write_list(tmp_path, text) if text is not None else None
-        source = SourceConfig(kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes)
+        source = SourceConfig(
+            kind="pair", shards=str(tmp_path / "few"), max_tokens=24, skip_list=path, **changes
+        )
         config = config.with_sources({"few": source})
         return config, IndexedShards(config, "few")
 
@@ -143,16 +190,26 @@ def test_listed_sample_is_replaced_counted_and_never_borrowed_from(build, form):
     keep.empty_views, keep.augment = plain.empty_views, plain.augment
     for step in range(10):
         batch = reader.batch(np.arange(6 * step, 6 * step + 6))
-        assert f"{LISTED:09d}" not in batch.keys and batch.size == 6 and set(batch.read.skipped) == {faults.SKIP_LIST}
+        assert (
+            f"{LISTED:09d}" not in batch.keys
+            and batch.size == 6
+            and set(batch.read.skipped) == {faults.SKIP_LIST}
+        )
         skipped += batch.read.skipped[faults.SKIP_LIST]
-    assert len(captions) == 120 and caption(LISTED) not in captions and {caption(number) for number in range(6)} - {caption(LISTED)} == set(captions)
+    assert (
+        len(captions) == 120
+        and caption(LISTED) not in captions
+        and {caption(number) for number in range(6)} - {caption(LISTED)} == set(captions)
+    )
     assert skipped >= 10  # once in every epoch, and whenever a replacement draws it again
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_batches_do_not_depend_on_the_form_of_the_list(build, form):
     batches = [BatchReader(*build(text)).batch(np.arange(12)) for text in (FORMS["key"], FORMS[form])]
-    assert batches[0].keys == batches[1].keys and torch.equal(batches[0]["pixel_values"], batches[1]["pixel_values"])
+    assert batches[0].keys == batches[1].keys and torch.equal(
+        batches[0]["pixel_values"], batches[1]["pixel_values"]
+    )
     assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
 
 
@@ -177,7 +234,15 @@ def test_picture_of_another_size_is_recognised(build, make_shard):
     original = scene(1)
     stream = io.BytesIO()
     original.resize((200, 150), Image.Resampling.LANCZOS).save(stream, "jpeg", quality=75)
-    make_shard("few/1.tar", [("copy.jpg", stream.getvalue()), ("copy.txt", b"a copy"), ("other.png", encode(np.asarray(scene(2)), "png")), ("other.txt", b"b")])
+    make_shard(
+        "few/1.tar",
+        [
+            ("copy.jpg", stream.getvalue()),
+            ("copy.txt", b"a copy"),
+            ("other.png", encode(np.asarray(scene(2)), "png")),
+            ("other.txt", b"b"),
+        ],
+    )
     _, source = build(f"phash {hash_of(original):016x} 6\n")
     fields = {source.table.key(index): source.read(index) for index in range(len(source))}
     index = {source.table.key(index): index for index in range(len(source))}

@@ -1,4 +1,6 @@
-"""Slots of shared memory: what arrives is what was put in, and no slot is used again while any of its tensors lives."""
+"""Slots of shared memory: what arrives is what was put in, and no slot is used again while any of its tensors
+lives.
+"""
 
 import gc
 import multiprocessing
@@ -21,7 +23,10 @@ def sent(slot, *tensors):
 
 def same(left, right) -> bool:
     """Tells whether two batches hold equal tensors of equal types."""
-    found = [[(name, value.dtype, value.tolist()) for name, value in batch.tensors.items()] for batch in (left, right)]
+    found = [
+        [(name, value.dtype, value.tolist()) for name, value in batch.tensors.items()]
+        for batch in (left, right)
+    ]
     return found[0] == found[1] and left.numbers == right.numbers
 
 
@@ -30,9 +35,13 @@ def batches_of(make_config):
     """Returns a function that builds a loader's batches, of whose pairs a quarter is masked."""
 
     def build(workers: int):
-        config = make_config(data={"num_workers": workers, "prefetch_batches": 1}, training={"total_steps": 30})
+        config = make_config(
+            data={"num_workers": workers, "prefetch_batches": 1}, training={"total_steps": 30}
+        )
         quarter = replace(config.data.sources["pairs"], masked_share=0.25)
-        return (batch for (batch,) in StepLoader(config.with_sources(config.data.sources | {"pairs": quarter})))
+        return (
+            batch for (batch,) in StepLoader(config.with_sources(config.data.sources | {"pairs": quarter}))
+        )
 
     return build
 
@@ -57,7 +66,10 @@ def test_what_is_made_in_the_slot_is_not_copied_and_equal_tensors_stay_one():
     pixels = slot.empty(2, 3, dtype=torch.uint8).fill_(1)
     first, again = sent(slot, pixels, pixels)
     pixels.fill_(9)
-    assert first.tolist() == [[9] * 3] * 2 and first.data_ptr() == again.data_ptr() == pool.memory.data_ptr() + 4096
+    assert (
+        first.tolist() == [[9] * 3] * 2
+        and first.data_ptr() == again.data_ptr() == pool.memory.data_ptr() + 4096
+    )
 
 
 def test_what_does_not_fit_travels_by_itself():
@@ -139,7 +151,11 @@ def test_batches_that_are_kept_stay_what_they_are(batches_of, caplog):
 
 def test_a_trainer_that_lets_its_batches_go_meets_the_same_memory_again(batches_of, monkeypatch):
     taken = []
-    monkeypatch.setattr(SlotPool, "take", lambda self, worker, take=SlotPool.take: taken.append(take(self, worker)) or taken[-1])
+    monkeypatch.setattr(
+        SlotPool,
+        "take",
+        lambda self, worker, take=SlotPool.take: taken.append(take(self, worker)) or taken[-1],
+    )
     for batch, expected in zip(batches_of(2), batches_of(0), strict=True):
         assert same(batch, expected)
     assert len(taken) == 30 and None not in taken and len(set(taken)) <= 6

@@ -10,12 +10,18 @@ from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.sources import open_source
 from flava_ds.data.stream import StreamedShards
 
-KEYS = {"pairs": [f"{n:09d}" for n in range(23)], "images": [str(n) for n in range(10)], "text": [str(n) for n in range(17)]}
+KEYS = {
+    "pairs": [f"{n:09d}" for n in range(23)],
+    "images": [str(n) for n in range(10)],
+    "text": [str(n) for n in range(17)],
+}
 
 
 def reading(config, how, **changes):
     """The configuration with all its sources read in one way."""
-    return config.with_sources({name: replace(source, reading=how, **changes) for name, source in config.data.sources.items()})
+    return config.with_sources(
+        {name: replace(source, reading=how, **changes) for name, source in config.data.sources.items()}
+    )
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

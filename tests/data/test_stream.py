@@ -19,13 +19,17 @@ from flava_ds.storage.shards import list_shards
 
 @pytest.fixture
 def streams(make_config, make_shard):
-    """Returns a function that builds the three sources as streams; pairs lie in eight shards of 2 to 9 samples, 44 in all."""
+    """Returns a function that builds the three sources as streams; pairs lie in eight shards of 2 to 9
+    samples, 44 in all.
+    """
 
     def build(workers=0, micro_steps=1, **training):
         for number in range(8):
             make_shard(f"pairs/{number}.tar", pair_members(range(10 * number, 10 * number + 2 + number)))
         training = {"gradient_accumulation_steps": micro_steps, "total_steps": 40} | training
-        return reading(make_config(data={"num_workers": workers}, training=training), "stream", shuffle_buffer=4)
+        return reading(
+            make_config(data={"num_workers": workers}, training=training), "stream", shuffle_buffer=4
+        )
 
     return build
 
@@ -37,17 +41,26 @@ def run(config, rank=0, world_size=1, start=0):
 def equal(ours, theirs):
     """Tells whether two lists of steps hold the same batches, bit by bit."""
     for left, right in zip(sum(ours, []), sum(theirs, []), strict=True):
-        assert (left.source, left.keys) == (right.source, right.keys) and left.tensors.keys() == right.tensors.keys()
+        assert (left.source, left.keys) == (
+            right.source,
+            right.keys,
+        ) and left.tensors.keys() == right.tensors.keys()
         assert all(torch.equal(left[name], right[name]) for name in left.tensors)
     return True
 
 
 @pytest.mark.parametrize(("ranks", "workers", "micro_steps"), [(1, 0, 1), (2, 0, 2), (2, 2, 1), (1, 3, 2)])
-def test_ranks_draw_one_source_a_step_and_each_lane_reads_its_samples_once_an_epoch(streams, ranks, workers, micro_steps):
+def test_ranks_draw_one_source_a_step_and_each_lane_reads_its_samples_once_an_epoch(
+    streams, ranks, workers, micro_steps
+):
     config = streams(workers, micro_steps)
     steps = [run(config, rank, ranks) for rank in range(ranks)]
     schedule = StepLoader(config).round_robin
-    assert all([batch.source for batch in step] == [schedule.source_at(number)] * micro_steps for own in steps for number, step in enumerate(own))
+    assert all(
+        [batch.source for batch in step] == [schedule.source_at(number)] * micro_steps
+        for own in steps
+        for number, step in enumerate(own)
+    )
     lanes = max(1, workers)
     found = {}
     for rank, own in enumerate(steps):
@@ -85,18 +98,30 @@ def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(str
     StepLoader(streams(2)).check_state(saved)
     assert "is read by" not in caplog.text
     StepLoader(streams(1), 0, 2).check_state(saved)
-    assert "read by 1 ranks x 2 loader processes x 1 micro-steps and is read by 2 ranks x 1 loader processes x 1 micro-steps" in caplog.text
+    assert (
+        "read by 1 ranks x 2 loader processes x 1 micro-steps and is read by 2 ranks x 1 loader "
+        "processes x 1 micro-steps"
+    ) in caplog.text
     from flava_ds.errors import CheckpointError
 
-    with pytest.raises(CheckpointError, match="order was stream through a buffer of 4, is stream through a buffer of 5"):
+    with pytest.raises(
+        CheckpointError, match="order was stream through a buffer of 4, is stream through a buffer of 5"
+    ):
         StepLoader(reading(streams(2), "stream", shuffle_buffer=5)).check_state(saved)
 
 
 def test_what_a_stream_cannot_promise_is_said_once_and_too_few_shards_too(streams, caplog):
     StepLoader(streams(2), 0, 2)
     said = [record.getMessage() for record in caplog.records if "'pairs'" in record.getMessage()]
-    assert len(said) == 1 and "shards read as streams, 8 by 2 ranks x 2 loader processes; the order is exact for these alone" in said[0]
-    assert "'images': 1 shards are fewer than its 4 streams: each reads all shards and keeps every 4th sample" in caplog.text
+    assert (
+        len(said) == 1
+        and "shards read as streams, 8 by 2 ranks x 2 loader processes; the order is exact for these alone"
+        in said[0]
+    )
+    assert (
+        "'images': 1 shards are fewer than its 4 streams: each reads all shards and keeps every 4th sample"
+        in caplog.text
+    )
     caplog.clear()
     StepLoader(streams(2), 1, 2)
     assert not caplog.records
@@ -104,14 +129,23 @@ def test_what_a_stream_cannot_promise_is_said_once_and_too_few_shards_too(stream
 
 def test_mismatches_borrow_within_the_micro_batch(streams):
     config = streams(1, 2)
-    config = replace(config, objectives={**config.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=1.0)})
+    config = replace(
+        config, objectives={**config.objectives, "itm": ImageTextMatchingConfig(mismatch_probability=1.0)}
+    )
     config = config.with_sources({"pairs": replace(config.data.sources["pairs"], caption_key=None)})
     tokenizer = StepLoader(config).readers["pairs"].plan.tokenizer
     for batch in sum(run(config), []):
         ends = batch["cu_seqlens"].tolist()
-        texts = [tokenizer.decode(batch["input_ids"][a:b].tolist()) for a, b in zip(ends, ends[1:], strict=False)]
-        own = [tokenizer.decode(ids.tolist()) for ids in tokenizer.encode_batch([caption(int(key)) for key in batch.keys], 24)]
-        assert not len(batch["matched_rows"]) and all(text in own and text != mine for text, mine in zip(texts, own, strict=True))
+        texts = [
+            tokenizer.decode(batch["input_ids"][a:b].tolist()) for a, b in zip(ends, ends[1:], strict=False)
+        ]
+        own = [
+            tokenizer.decode(ids.tolist())
+            for ids in tokenizer.encode_batch([caption(int(key)) for key in batch.keys], 24)
+        ]
+        assert not len(batch["matched_rows"]) and all(
+            text in own and text != mine for text, mine in zip(texts, own, strict=True)
+        )
 
 
 def test_damage_is_counted_by_the_indexs_reasons_replaced_and_listed(streams, make_shard, tmp_path):
@@ -131,20 +165,43 @@ def test_damage_is_counted_by_the_indexs_reasons_replaced_and_listed(streams, ma
     lost = {f"{number:09d}" for number in (84, 87, 89)}
     assert not lost & {key for batch in batches for key in batch.keys}
     entries = {(entry["key"], entry["reason"]) for entry in read_quarantine(tmp_path / "run")}
-    assert entries == {("000000084", "undecodable"), ("000000087", "missing caption"), ("000000089", "no image"), ("", "truncated shard")}
+    assert entries == {
+        ("000000084", "undecodable"),
+        ("000000087", "missing caption"),
+        ("000000089", "no image"),
+        ("", "truncated shard"),
+    }
     with open(shard, "rb") as file:
-        file.seek(next(entry["offset"] for entry in read_quarantine(tmp_path / "run") if entry["key"] == "000000084"))
+        file.seek(
+            next(
+                entry["offset"] for entry in read_quarantine(tmp_path / "run") if entry["key"] == "000000084"
+            )
+        )
         assert file.read(10) == b"no picture"
     assert equal(run(config, start=11), run(config)[11:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_too_much_damage_stops_a_run_and_so_does_a_stream_without_samples(streams, make_shard, tmp_path, workers):
+def test_too_much_damage_stops_a_run_and_so_does_a_stream_without_samples(
+    streams, make_shard, tmp_path, workers
+):
     config = streams(workers)
     for number in range(8):
         members = pair_members(range(10 * number, 10 * number + 9))
-        make_shard(f"pairs/{number}.tar", [(name, b"RIFF" if name.endswith("webp") and int(name[:9]) % 3 == 0 else data) for name, data in members])
-    with pytest.raises(DataError, match=r"source 'pairs': \d+ of \d+ samples .* are unusable: undecodable \d+.*--data.sources.pairs.max-skipped-share"):
+        make_shard(
+            f"pairs/{number}.tar",
+            [
+                (name, b"RIFF" if name.endswith("webp") and int(name[:9]) % 3 == 0 else data)
+                for name, data in members
+            ],
+        )
+    with pytest.raises(
+        DataError,
+        match=(
+            r"source 'pairs': \d+ of \d+ samples .* are unusable: undecodable "
+            r"\d+.*--data.sources.pairs.max-skipped-share"
+        ),
+    ):
         run(config.with_sources({"pairs": config.data.sources["pairs"]}))
     (tmp_path / "images" / "0.tar").write_bytes(b"\0" * 10240)
     with pytest.raises(DataError, match="source 'images': stream 0 of 1 finds no sample in 1 shards"):
@@ -155,10 +212,19 @@ def test_a_pipe_runs_only_by_the_users_own_word(streams, tmp_path):
     plain = streams()
     command = f"pipe:cat {tmp_path}/pairs/{{0..7}}.tar"
     piped = plain.with_sources({"pairs": replace(plain.data.sources["pairs"], shards=command)})
-    with pytest.raises(ConfigError, match="source 'pairs': a 'pipe:' command in shards would run code; .* say --data.sources.pairs.allow-code"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "source 'pairs': a 'pipe:' command in shards would run code; .* say "
+            "--data.sources.pairs.allow-code"
+        ),
+    ):
         StepLoader(piped)
     allowed = piped.with_sources({"pairs": replace(piped.data.sources["pairs"], allow_code=True)})
-    keys = [{key for batch in sum(run(config), []) if batch.source == "pairs" for key in batch.keys} for config in (allowed, plain)]
+    keys = [
+        {key for batch in sum(run(config), []) if batch.source == "pairs" for key in batch.keys}
+        for config in (allowed, plain)
+    ]
     assert len(keys[0]) == 44 and keys[0] == keys[1]
     save(replace(allowed, schedule=replace(allowed.schedule, warmup_steps=1)), tmp_path / "config.json")
     with pytest.raises(ConfigError, match="would run code"):
@@ -166,7 +232,9 @@ def test_a_pipe_runs_only_by_the_users_own_word(streams, tmp_path):
     (tmp_path / "list.txt").write_text(f"pipe:touch {tmp_path}/ran\n")
     with pytest.raises(DataError, match="would run a shell command, which is refused"):
         list_shards(str(tmp_path / "list.txt"), "x", pipes=True)
-    failing = allowed.with_sources({"pairs": replace(allowed.data.sources["pairs"], shards=f"pipe:cat {tmp_path}/pairs/0.tar; exit 3")})
+    failing = allowed.with_sources(
+        {"pairs": replace(allowed.data.sources["pairs"], shards=f"pipe:cat {tmp_path}/pairs/0.tar; exit 3")}
+    )
     with pytest.raises(DataError, match="the command ended with status 3"):
         run(failing)
     assert not (tmp_path / "ran").exists()
@@ -179,7 +247,9 @@ def samples(part):
         with tarfile.open(shard) as tar:
             for member in tar:
                 if member.name.endswith(".webp"):
-                    yield {"__key__": member.name[:-5], "__url__": str(shard), "webp": tar.extractfile(member).read(), "json": '{"captions": ["a cat"]}'}
+                    picture = tar.extractfile(member).read()
+                    sample = {"webp": picture, "json": '{"captions": ["a cat"]}'}
+                    yield {"__key__": member.name[:-5], "__url__": str(shard), **sample}
 def broken(part):
     yield {"webp": b""}
 def failing(part):
@@ -192,7 +262,11 @@ def test_a_pipeline_of_the_users_own_is_read_in_its_order(streams, tmp_path):
     config = streams()
 
     def of(function, **changes):
-        source = replace(config.data.sources["pairs"], pipeline=f"{tmp_path}/mine.py:{function}", **({"allow_code": True} | changes))
+        source = replace(
+            config.data.sources["pairs"],
+            pipeline=f"{tmp_path}/mine.py:{function}",
+            **({"allow_code": True} | changes),
+        )
         return config.with_sources({"pairs": source})
 
     with pytest.raises(ConfigError, match="pipeline '.*mine.py:samples' would run code"):
@@ -211,19 +285,37 @@ def test_a_pipeline_of_the_users_own_is_read_in_its_order(streams, tmp_path):
 
 def test_large_members_stay_unread_and_weights_by_size_are_refused(make_config, make_shard):
     config = reading(make_config(data={"max_member_bytes": 600}), "stream")
-    make_shard("images/0.tar", [("0.webp", picture(3, 64)), ("1.webp", picture(1, 4)), ("2.webp", picture(2, 4))])
+    make_shard(
+        "images/0.tar", [("0.webp", picture(3, 64)), ("1.webp", picture(1, 4)), ("2.webp", picture(2, 4))]
+    )
     assert len(picture(3, 64)) > 600 > len(picture(1, 4))
     images = replace(config.data.sources["images"], max_skipped_share=0.9, transform=UNCHANGED)
     batches = sum(run(config.with_sources({"images": images})), [])
-    assert {reason for batch in batches for reason in batch.read.skipped} == {"too many bytes"} and all("0" not in batch.keys for batch in batches)
+    assert {reason for batch in batches for reason in batch.read.skipped} == {"too many bytes"} and all(
+        "0" not in batch.keys for batch in batches
+    )
     weighed = replace(config, data=replace(config.data, weigh_by_size=True))
-    with pytest.raises(ConfigError, match="data.weigh_by_size needs the number of samples, which source 'pairs' does not know; set weights"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "data.weigh_by_size needs the number of samples, which source 'pairs' does not know; set weights"
+        ),
+    ):
         StepLoader(weighed)
 
 
 def test_shards_of_webdataset_itself(tmp_path, make_config):
     """What webdataset's own writer makes, with its order of members."""
-    write_tar(tmp_path / "own.tar", [(f"{n}.{suffix}", data) for n in range(5) for suffix, data in (("txt", caption(n).encode()), ("webp", picture(n)))])
+    write_tar(
+        tmp_path / "own.tar",
+        [
+            (f"{n}.{suffix}", data)
+            for n in range(5)
+            for suffix, data in (("txt", caption(n).encode()), ("webp", picture(n)))
+        ],
+    )
     config = reading(make_config(), "stream", caption_key=None)
     source = replace(config.data.sources["pairs"], shards=str(tmp_path / "own.tar"))
-    assert {key for batch in sum(run(config.with_sources({"pairs": source})), []) for key in batch.keys} == set("01234")
+    assert {
+        key for batch in sum(run(config.with_sources({"pairs": source})), []) for key in batch.keys
+    } == set("01234")

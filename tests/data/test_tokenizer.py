@@ -36,12 +36,19 @@ def file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def peers(file):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.BertTokenizerFast(vocab={word: number for number, word in enumerate(PIECES)}, do_lower_case=True)
+    theirs = transformers.BertTokenizerFast(
+        vocab={word: number for number, word in enumerate(PIECES)}, do_lower_case=True
+    )
     return WordPieceTokenizer(file), theirs
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=60), st.text("abcde ##.,!'é\n日[]", max_size=60)), min_size=1, max_size=4), st.integers(3, 40))
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=60), st.text("abcde ##.,!'é\n日[]", max_size=60)), min_size=1, max_size=4
+    ),
+    st.integers(3, 40),
+)
 def test_random_text_gets_the_ids_of_transformers(peers, texts, max_tokens):
     ours, theirs = peers
     expected = theirs(texts, truncation=True, max_length=max_tokens)["input_ids"]
@@ -52,7 +59,9 @@ def test_fixed_text_gets_the_ids_and_the_decoding_of_transformers(peers):
     ours, theirs = peers
     encoded = ours.encode_batch(FIXED, 64)
     assert [ids.tolist() for ids in encoded] == theirs(FIXED, truncation=True, max_length=64)["input_ids"]
-    assert [ours.decode(ids) for ids in encoded] == [theirs.decode(ids, skip_special_tokens=True) for ids in encoded]
+    assert [ours.decode(ids) for ids in encoded] == [
+        theirs.decode(ids, skip_special_tokens=True) for ids in encoded
+    ]
 
 
 def test_ids_are_cut_framed_and_typed(file):
@@ -66,16 +75,29 @@ def test_ids_are_cut_framed_and_typed(file):
 
 def test_what_the_masks_need_is_exposed(file):
     tokenizer = WordPieceTokenizer(file)
-    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.unk_id, tokenizer.mask_id) == (len(PIECES), 0, 1, 4)
-    assert [PIECES[i] for i in np.flatnonzero(tokenizer.continues_word)] == [word for word in PIECES if word.startswith("##")]
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.unk_id, tokenizer.mask_id) == (
+        len(PIECES),
+        0,
+        1,
+        4,
+    )
+    assert [PIECES[i] for i in np.flatnonzero(tokenizer.continues_word)] == [
+        word for word in PIECES if word.startswith("##")
+    ]
     assert sorted([*tokenizer.special_ids, *tokenizer.ordinary_ids]) == list(range(len(PIECES)))
     assert tokenizer.token(5) == PIECES[5]
     again = pickle.loads(pickle.dumps(tokenizer))
-    assert again.encode_batch(["playing cats"], 9)[0].tolist() == tokenizer.encode_batch(["playing cats"], 9)[0].tolist()
+    assert (
+        again.encode_batch(["playing cats"], 9)[0].tolist()
+        == tokenizer.encode_batch(["playing cats"], 9)[0].tolist()
+    )
 
 
 def test_unusable_vocabularies_are_named(tmp_path):
-    for words, message in ((["a", "b"], r"lacks \[PAD\], \[UNK\]"), ([*PIECES, "cat"], "'cat' is listed twice")):
+    for words, message in (
+        (["a", "b"], r"lacks \[PAD\], \[UNK\]"),
+        ([*PIECES, "cat"], "'cat' is listed twice"),
+    ):
         path = tmp_path / "bad.txt"
         path.write_text("\n".join(words), encoding="utf-8")
         with pytest.raises(DataError, match=message):
@@ -86,13 +108,23 @@ def test_unusable_vocabularies_are_named(tmp_path):
 
 def test_the_packaged_vocabulary_is_berts():
     tokenizer = WordPieceTokenizer("bert_base_uncased")
-    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (30522, 0, 100, 101, 102, 103)
+    assert (
+        tokenizer.vocab_size,
+        tokenizer.pad_id,
+        tokenizer.unk_id,
+        tokenizer.cls_id,
+        tokenizer.sep_id,
+        tokenizer.mask_id,
+    ) == (30522, 0, 100, 101, 102, 103)
     assert tokenizer.encode_batch(["Hello, world!"], 77)[0].tolist() == [101, 7592, 1010, 2088, 999, 102]
     with pytest.raises(DataError, match="did you mean 'bert_base_uncased'"):
         WordPieceTokenizer("bert_base_uncase")
 
 
-@pytest.mark.parametrize(("max_tokens", "kept", "cut"), [(16, [12, 4, 2], 0), (12, [12, 4, 2], 0), (11, [11, 4, 2], 1), (4, [4, 4, 2], 8), (3, [3, 3, 2], 10)])
+@pytest.mark.parametrize(
+    ("max_tokens", "kept", "cut"),
+    [(16, [12, 4, 2], 0), (12, [12, 4, 2], 0), (11, [11, 4, 2], 1), (4, [4, 4, 2], 8), (3, [3, 3, 2], 10)],
+)
 def test_tokens_that_are_cut_off_are_counted(file, max_tokens, kept, cut):
     ids, found = WordPieceTokenizer(file).encode_counting(["red cat " * 5, "red cat", ""], max_tokens)
     assert [len(text) for text in ids] == kept and found == cut

@@ -31,10 +31,15 @@ class Slow:
 
 @pytest.fixture
 def loader_of(make_config):
-    """Returns a function that builds a loader of two processes over images; from the sample at `after` on, a process runs `action` first."""
+    """Returns a function that builds a loader of two processes over images; from the sample at `after` on, a
+    process runs `action` first.
+    """
 
     def build(action, after: int = 0, timeout_s: int = 60) -> StepLoader:
-        config = make_config(data={"num_workers": 2, "prefetch_batches": 1, "worker_timeout_s": timeout_s}, training={"total_steps": 200})
+        config = make_config(
+            data={"num_workers": 2, "prefetch_batches": 1, "worker_timeout_s": timeout_s},
+            training={"total_steps": 200},
+        )
         loader = StepLoader(config.with_sources({"images": config.data.sources["images"]}))
         loader.readers = {name: Slow(reader, after, action) for name, reader in loader.readers.items()}
         return loader
@@ -45,13 +50,20 @@ def loader_of(make_config):
 def children() -> set:
     """Loader processes that are alive.
 
-    The death of one may raise in the middle of multiprocessing's own look at it, which then never knows its exit code; the system does know.
+    The death of one may raise in the middle of multiprocessing's own look at it, which then never knows its
+    exit code; the system does know.
     """
-    return {process for process in multiprocessing.active_children() if process.is_alive() and state_of(process.pid)}
+    return {
+        process
+        for process in multiprocessing.active_children()
+        if process.is_alive() and state_of(process.pid)
+    }
 
 
 def assert_gone(before: set) -> None:
-    """Waits for the end of all loader processes but those of `before`; on a busy machine a killed process takes a while."""
+    """Waits for the end of all loader processes but those of `before`; on a busy machine a killed process
+    takes a while.
+    """
     end = time.monotonic() + 60
     while not children() <= before:
         assert time.monotonic() < end, [(process, state_of(process.pid)) for process in children()]
@@ -59,18 +71,27 @@ def assert_gone(before: set) -> None:
 
 
 def kill_self(number: int) -> None:
-    """Ends the calling process as the kernel does when memory runs out, or as a fault does, without a dump of where it was."""
+    """Ends the calling process as the kernel does when memory runs out, or as a fault does, without a dump of
+    where it was.
+    """
     faulthandler.disable()
     os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize(
     ("number", "advice"),
-    [(signal.SIGKILL, "lower data.num_workers"), (signal.SIGBUS, "enlarge /dev/shm"), (signal.SIGSEGV, "a library"), (signal.SIGABRT, "log")],
+    [
+        (signal.SIGKILL, "lower data.num_workers"),
+        (signal.SIGBUS, "enlarge /dev/shm"),
+        (signal.SIGSEGV, "a library"),
+        (signal.SIGABRT, "log"),
+    ],
 )
 def test_a_killed_process_is_named_with_its_signal_and_advice(loader_of, number, advice):
     before = children()
-    with pytest.raises(DataError, match=rf"number [01] of 2 \(pid \d+\) was killed by {number.name}; .*{advice}") as caught:
+    with pytest.raises(
+        DataError, match=rf"number [01] of 2 \(pid \d+\) was killed by {number.name}; .*{advice}"
+    ) as caught:
         list(loader_of(lambda: kill_self(number), after=24))
     assert "\n" not in str(caught.value)
     del caught
@@ -78,13 +99,17 @@ def test_a_killed_process_is_named_with_its_signal_and_advice(loader_of, number,
 
 
 def test_a_process_that_leaves_with_a_status_is_named(loader_of):
-    with pytest.raises(DataError, match=r"number [01] of 2 \(pid \d+\) ended with status 3; see its last lines"):
+    with pytest.raises(
+        DataError, match=r"number [01] of 2 \(pid \d+\) ended with status 3; see its last lines"
+    ):
         list(loader_of(lambda: os._exit(3)))
 
 
 @pytest.mark.parametrize("main", [True, False])
 def test_a_process_killed_from_outside_ends_the_wait_at_once(loader_of, main):
-    """Both processes sleep; one is killed, by somebody else. In a thread, where no signal is seen, torch looks at its processes itself."""
+    """Both processes sleep; one is killed, by somebody else. In a thread, where no signal is seen, torch
+    looks at its processes itself.
+    """
     found, before = [], children()
 
     def read() -> None:
@@ -110,16 +135,29 @@ def test_a_process_killed_from_outside_ends_the_wait_at_once(loader_of, main):
     assert_gone(before)
 
 
-# On a busy machine a process may take some seconds until it sends its first batch; a shorter time would name one that starts.
+# On a busy machine a process may take some seconds until it sends its first batch; a shorter time would name
+# one that starts.
 def test_a_stopped_process_is_named_after_the_time_and_ended(loader_of):
     before = children()
-    with pytest.raises(DataError, match=r"number [01] of 2 \(pid \d+\) has sent no batch for 8 s .*worker_timeout_s\); it is stopped by a signal"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"number [01] of 2 \(pid \d+\) has sent no batch for 8 s .*worker_timeout_s\); it is stopped "
+            r"by a signal"
+        ),
+    ):
         list(loader_of(lambda: kill_self(signal.SIGSTOP), after=24, timeout_s=8))
     assert_gone(before)
 
 
 def test_a_process_that_never_finishes_a_batch_is_named_as_waiting(loader_of):
-    with pytest.raises(DataError, match=r"has sent no batch for 8 s .*it waits, for storage or another process; raise data.worker_timeout_s"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"has sent no batch for 8 s .*it waits, for storage or another process; raise "
+            r"data.worker_timeout_s"
+        ),
+    ):
         list(loader_of(lambda: time.sleep(600), after=24, timeout_s=8))
 
 

@@ -1,4 +1,6 @@
-"""The committed codebook: that of the recipe, made by today's settings, and good on pictures that it was not trained on."""
+"""The committed codebook: that of the recipe, made by today's settings, and good on pictures that it was not
+trained on.
+"""
 
 import json
 
@@ -24,13 +26,21 @@ def data(tmp_path_factory) -> DemoData:
 
 def test_it_was_made_by_the_settings_that_train_one_today(data, monkeypatch):
     monkeypatch.chdir(data.root.parents[len(DATA.parts) - 1])
-    record, config = json.loads(CODEBOOK.with_suffix(".json").read_text(encoding="utf-8")), resolve("demo", [])
+    record, config = (
+        json.loads(CODEBOOK.with_suffix(".json").read_text(encoding="utf-8")),
+        resolve("demo", []),
+    )
     assert record["training"] == json.loads(json.dumps(to_dict(DEMO))) and record["seed"] == config.seed
     assert record["codebook"] == json.loads(json.dumps(to_dict(config.codebook)))
     source = record["sources"]["pictures"]
     today = json.loads(json.dumps(to_dict(demo_codebook.source(config))))
-    assert {name: source[name] for name in ("kind", "shards", "transform")} == {name: today[name] for name in ("kind", "shards", "transform")}
-    assert record["curve"][-1]["step"] == DEMO.total_steps and record["curve"][0]["mse"] > record["curve"][-1]["mse"]
+    assert {name: source[name] for name in ("kind", "shards", "transform")} == {
+        name: today[name] for name in ("kind", "shards", "transform")
+    }
+    assert (
+        record["curve"][-1]["step"] == DEMO.total_steps
+        and record["curve"][0]["mse"] > record["curve"][-1]["mse"]
+    )
 
 
 def test_it_draws_pictures_of_unseen_styles_far_better_than_a_colour_per_picture_and_uses_most_codes(data):
@@ -42,5 +52,10 @@ def test_it_draws_pictures_of_unseen_styles_far_better_than_a_colour_per_picture
     error = (codebook.decode(codes) - values).square().mean()
     per_picture = (values - values.mean((2, 3), keepdim=True)).square().mean()
     perplexity, used = code_usage(codes, config.codebook.vocab_size)
-    assert error < per_picture / 2.5 and used > 0.8 * config.codebook.vocab_size and perplexity > 150, (error, per_picture, used, perplexity)
+    assert error < per_picture / 2.5 and used > 0.8 * config.codebook.vocab_size and perplexity > 150, (
+        error,
+        per_picture,
+        used,
+        perplexity,
+    )
     assert torch.equal(codes, codebook.encode(pixels))

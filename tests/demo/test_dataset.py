@@ -1,4 +1,6 @@
-"""The demo data set is what it says it is: intact, small, plain, and with nothing held out leaking into training."""
+"""The demo data set is what it says it is: intact, small, plain, and with nothing held out leaking into
+training.
+"""
 
 import io
 import json
@@ -21,7 +23,8 @@ TRAIN_STYLES = {"noto", "twemoji", "emojione", "emojione-monotone", "fxemoji", "
 UNSEEN_STYLES = {"fluent-emoji-flat", "fluent-emoji-high-contrast"}
 PAIR_FOLDERS = ("pairs-train", "pairs-unseen-style", "pairs-unseen-concepts")
 PAIR_FIELDS = {
-    "concept", "label", "tags", "group", "subgroup", "family", "hexcode", "style", "set", "license", "attribution", "captions",
+    "concept", "label", "tags", "group", "subgroup", "family", "hexcode", "style", "set", "license",
+    "attribution", "captions",
 }  # fmt: skip
 IMAGE_FIELDS = {"title", "category", "tags", "creator", "set", "license", "attribution"}
 TEXT_FIELDS = {"word", "category", "set", "license"}
@@ -53,7 +56,9 @@ def folders(data) -> dict[str, dict[str, dict[str, bytes]]]:
 
 @pytest.fixture(scope="session")
 def records(folders) -> dict[str, list[dict]]:
-    return {name: [json.loads(sample["json"]) for sample in samples.values()] for name, samples in folders.items()}
+    return {
+        name: [json.loads(sample["json"]) for sample in samples.values()] for name, samples in folders.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +76,8 @@ def test_second_unpack_only_looks(data, monkeypatch):
     monkeypatch.setattr(dataset, "_extract", lambda staging: pytest.fail("extracted twice"))
     assert dataset.unpack(data.root) == data
     assert all(getattr(data, name).exists() for name in data.__dataclass_fields__)
-    assert [path.name for path in data.root.parent.iterdir()] == [data.root.name]  # no staging folder stays behind
+    # no staging folder stays behind
+    assert [path.name for path in data.root.parent.iterdir()] == [data.root.name]
 
 
 def test_damaged_archive_is_refused(tmp_path, monkeypatch):
@@ -112,7 +118,9 @@ def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
 
 
 def test_import_loads_no_torch():
-    code = "import sys, flava_ds.demo.dataset; assert not {'torch', 'tokenizers', 'resvg_py'} & set(sys.modules)"
+    code = (
+        "import sys, flava_ds.demo.dataset; assert not {'torch', 'tokenizers', 'resvg_py'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -146,11 +154,18 @@ def test_every_sample_is_complete_and_plain(folders, names, suffixes, fields):
             assert sample["txt"].decode().strip(), f"{name}/{key}"
             for field, value in record.items():
                 values = value if isinstance(value, list) else [value]
-                assert all(isinstance(part, str) and part.strip() for part in values), f"{name}/{key}: {field}"
+                assert all(isinstance(part, str) and part.strip() for part in values), (
+                    f"{name}/{key}: {field}"
+                )
 
 
 def test_no_sample_carries_a_mail_address(folders):
-    assert [key for name in folders for key, sample in folders[name].items() if re.search(rb"\w@\w+[.]\w", sample["json"])] == []
+    assert [
+        key
+        for name in folders
+        for key, sample in folders[name].items()
+        if re.search(rb"\w@\w+[.]\w", sample["json"])
+    ] == []
 
 
 def test_captions(folders):
@@ -188,7 +203,11 @@ def test_held_out_concepts_and_families_never_train(records, concepts):
 
 def test_held_out_labels_are_never_told_beside_a_training_picture(records, concepts):
     forbidden = forbidden_phrases(concept["label"] for concept in concepts if not concept["seen"])
-    told = [text for record in records["pairs-train"] for text in (record["label"], *record["tags"], *record["captions"])]
+    told = [
+        text
+        for record in records["pairs-train"]
+        for text in (record["label"], *record["tags"], *record["captions"])
+    ]
     told += [text for record in records["images"] for text in (record["title"], *record["tags"])]
     assert [text for text in sorted(set(told)) if names_any(text, forbidden)] == []
 
@@ -196,13 +215,20 @@ def test_held_out_labels_are_never_told_beside_a_training_picture(records, conce
 def test_test_glosses_have_words_of_their_own(records):
     words = {name: {record["word"].lower() for record in records[name]} for name in ("text", "text-test")}
     assert not words["text"] & words["text-test"]
-    assert len({record["category"] for record in records["text-test"] if record["category"].startswith("noun.")}) > 20
+    assert (
+        len({record["category"] for record in records["text-test"] if record["category"].startswith("noun.")})
+        > 20
+    )
 
 
 def test_vocabulary():
     for path, size, ids in (
         (dataset.VOCABULARY, 4096, {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}),
-        (dataset.PACKAGE.parent / "data" / "vocab" / "bert_base_uncased.txt", 30_522, {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}),
+        (
+            dataset.PACKAGE.parent / "data" / "vocab" / "bert_base_uncased.txt",
+            30_522,
+            {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103},
+        ),
     ):
         tokens = path.read_text("utf-8").splitlines()
         assert len(tokens) == len(set(tokens)) == size

@@ -62,7 +62,10 @@ def test_launch_is_a_valid_run_on_cpu_ranks():
     words = demo.overrides("calibration", demo.run_path)
     config = resolve("demo", words)
     assert config.run_path == demo.run_path / "calibration" and config.training.precision == "fp32"
-    assert config.codebook_weights == resolve("demo", []).codebook_weights and Path(config.codebook_weights).is_file()
+    assert (
+        config.codebook_weights == resolve("demo", []).codebook_weights
+        and Path(config.codebook_weights).is_file()
+    )
     launch = demo_phases.cpu_launch(words, ranks=2)
     assert launch.environment["CUDA_VISIBLE_DEVICES"] == "" and launch.environment["DS_ACCELERATOR"] == "cpu"
     assert launch.arguments[1:3] == ["--num_gpus", "2"] and launch.arguments[-len(words) :] == words
@@ -70,7 +73,9 @@ def test_launch_is_a_valid_run_on_cpu_ranks():
 
 def test_a_codebook_of_its_own_is_used():
     demo = opened(Plan(work="two-minutes", train_codebook=True), precision="fp32")
-    assert resolve("demo", demo.overrides("x", demo.run_path)).codebook_weights == str(demo.run_path / "codebook.safetensors")
+    assert resolve("demo", demo.overrides("x", demo.run_path)).codebook_weights == str(
+        demo.run_path / "codebook.safetensors"
+    )
 
 
 def test_an_evaluation_of_fewer_steps_does_not_count():
@@ -84,7 +89,9 @@ def test_an_evaluation_of_fewer_steps_does_not_count():
 @pytest.mark.parametrize(("plan", "limited"), [(SHORT, False), (Plan(work=None, minutes=2), True)])
 def test_time_limits_evaluation_only_where_minutes_are_given(monkeypatch, plan, limited):
     asked = {}
-    monkeypatch.setattr("flava_ds.demo.evaluation.evaluator.evaluate_run", lambda run_path, **words: asked.update(words))
+    monkeypatch.setattr(
+        "flava_ds.demo.evaluation.evaluator.evaluate_run", lambda run_path, **words: asked.update(words)
+    )
     demo_phases.evaluate(opened(plan))
     assert (asked["limit_s"] is not None) == limited
 

@@ -1,4 +1,6 @@
-"""The course of a demo: phases in order and only once, gates, and what stops it. Its whole course with real training is run by `.ci/run`."""
+"""The course of a demo: phases in order and only once, gates, and what stops it. Its whole course with real
+training is run by `.ci/run`.
+"""
 
 import json
 import subprocess
@@ -33,14 +35,21 @@ def test_too_short_a_time_is_refused_before_anything_is_made(empty_folder, minut
 
 
 def test_an_unknown_work_is_refused_with_the_ones_there_are(empty_folder):
-    with pytest.raises(UserError, match="--work hours: there is none of this name; did you mean 'hour'.; choose one of ten-minutes, hour, two-minutes"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "--work hours: there is none of this name; did you mean 'hour'.; choose one of ten-minutes, "
+            "hour, two-minutes"
+        ),
+    ):
         demo_run.run(Plan(work="hours"), ranks=2)
     assert list(empty_folder.iterdir()) == []
 
 
 @pytest.fixture
 def three_phases(monkeypatch):
-    """Phases that write files, of which the second one can be told to stop; and the names of what was done."""
+    """Phases that write files, of which the second one can be told to stop; and the names of what
+    was done."""
     done, stops = [], []
 
     def act(name):
@@ -53,7 +62,10 @@ def three_phases(monkeypatch):
 
         return write
 
-    made = [Phase(name, "write a file", lambda demo, name=name: (demo.run_path / name).exists(), act(name)) for name in ("first", "second", "third")]
+    made = [
+        Phase(name, "write a file", lambda demo, name=name: (demo.run_path / name).exists(), act(name))
+        for name in ("first", "second", "third")
+    ]
     monkeypatch.setattr(demo_run, "phases", lambda demo: made)
     monkeypatch.setattr(demo_run, "conclude", lambda demo: 0)
     return done, stops
@@ -68,7 +80,11 @@ def test_a_stopped_demo_goes_on_where_it_was(three_phases, capsys):
     assert demo_run.run(SHORT, ranks=2) == 0
     assert done == ["first", "second", "second", "third"]
     printed = capsys.readouterr().out
-    assert "going on with what was stopped" in printed and "== 1/3 first: done before" in printed and "== 2/3 second: write a file" in printed
+    assert (
+        "going on with what was stopped" in printed
+        and "== 1/3 first: done before" in printed
+        and "== 2/3 second: write a file" in printed
+    )
 
 
 def test_a_failed_phase_can_be_done_again(three_phases):
@@ -83,7 +99,11 @@ def evaluated(plan, **metrics):
     """A demo of which only the evaluation's metrics are given."""
     demo = open_demo(plan, ranks=2, new=True)
     demo.save(precision="fp32", total_steps=5, export_difference=1e-6, phases={"train": 61.0})
-    found = {"metrics": {"matching/random/accuracy": 0.9, **metrics}, "losses": {}, "left_out": {"retrieval": "the time limit was reached"}}
+    found = {
+        "metrics": {"matching/random/accuracy": 0.9, **metrics},
+        "losses": {},
+        "left_out": {"retrieval": "the time limit was reached"},
+    }
     (demo.run_path / "evaluation.json").write_text(json.dumps(found))
     return demo
 
@@ -96,7 +116,11 @@ def test_missed_gates_decide_the_status_of_a_fixed_work(capsys):
     passed = {gate["what"]: gate["passed"] for gate in summary["gates"]}
     assert passed["image-text matching above chance"] and passed["zero-shot concept, flat style, top-5"]
     assert not passed["zero-shot concept, high contrast, top-5"], "what was not measured must not pass"
-    assert (summary["work"], summary["steps"], summary["seconds"]) == ("ten-minutes", WORKS["ten-minutes"].total_steps, 61.0)
+    assert (summary["work"], summary["steps"], summary["seconds"]) == (
+        "ten-minutes",
+        WORKS["ten-minutes"].total_steps,
+        61.0,
+    )
     printed = capsys.readouterr().out
     assert "MISS zero-shot concept, high contrast, top-5" in printed and "report.html" in printed
 
@@ -107,7 +131,10 @@ def test_without_gates_nothing_fails_and_it_says_what_was_left_out(plan, capsys)
     assert demo_run.conclude(demo) == 0
     assert json.loads((demo.run_path / "demo.json").read_text())["gates"] == []
     printed = capsys.readouterr().out
-    assert "no gates: they hold for --work ten-minutes and --work hour" in printed and "left out: retrieval (the time limit was reached)" in printed
+    assert (
+        "no gates: they hold for --work ten-minutes and --work hour" in printed
+        and "left out: retrieval (the time limit was reached)" in printed
+    )
 
 
 def test_time_left_is_told_once_the_machine_is_measured():
@@ -124,7 +151,8 @@ SMALL_DEMO = """
 import sys
 from flava_ds.demo import run, works
 from flava_ds.demo.state import Plan
-batches = [word for name in ("pair", "image", "text") for word in (f"--data.sources.{name}.global-batch-size", "8")]
+options = [f"--data.sources.{name}.global-batch-size" for name in ("pair", "image", "text")]
+batches = [word for option in options for word in (option, "8")]
 batches += ["--data.sources.pair.masked-share", "0.5", "--logging.every-steps", "1"]
 works.WORKS["small"] = works.Work(name="small", total_steps=60, overrides=tuple(batches))
 every = run.phases

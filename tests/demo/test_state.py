@@ -53,20 +53,37 @@ def test_the_latest_of_several_unfinished_ones_is_taken_up():
 def test_other_plans_and_other_recipes_are_other_demos(monkeypatch):
     begin()
     plans = [Plan(work="hour"), Plan(work=None, minutes=7), Plan(work="two-minutes", train_codebook=True)]
-    assert [begin(plan).run_path.name for plan in plans] == ["demo-hour", "demo-7min", "demo-two-minutes-codebook"]
+    assert [begin(plan).run_path.name for plan in plans] == [
+        "demo-hour",
+        "demo-7min",
+        "demo-two-minutes-codebook",
+    ]
     monkeypatch.setattr(Plan, "fingerprint", lambda plan: "that of a changed recipe")
     assert begin().run_path.name == "demo-two-minutes-2"
 
 
 def test_what_decides_the_result_is_in_the_fingerprint():
     assert SHORT.fingerprint() == Plan(work="two-minutes").fingerprint()
-    assert len({plan.fingerprint() for plan in (SHORT, Plan(work="hour"), Plan(work="two-minutes", train_codebook=True))}) == 3
+    assert (
+        len(
+            {
+                plan.fingerprint()
+                for plan in (SHORT, Plan(work="hour"), Plan(work="two-minutes", train_codebook=True))
+            }
+        )
+        == 3
+    )
 
 
 def test_a_demo_that_a_process_is_at_is_not_taken_up():
-    code = "import sys; from flava_ds.demo.state import Plan, open_demo; demo = open_demo(Plan(work='two-minutes'), 2, new=False); "
+    code = (
+        "import sys; from flava_ds.demo.state import Plan, open_demo; demo = "
+        "open_demo(Plan(work='two-minutes'), 2, new=False); "
+    )
     code += "print(demo.run_path, flush=True); sys.stdin.read()"
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline().strip() == "runs/demo-two-minutes"
         assert begin().run_path.name == "demo-two-minutes-2"

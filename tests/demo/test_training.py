@@ -20,7 +20,8 @@ import json, os, sys, time
 with open(sys.argv[1], "w") as log:
     log.write(json.dumps({"versions": {}}) + "\\n")
     for step in (0, 1):
-        speeds = {"samples_per_second": 9.0, "data_wait": 0.1, "flops_per_second": 2e9, "mfu": 0.2, "peak_memory_gib": 0.5, "eta_s": 1.0}
+        speeds = {"samples_per_second": 9.0, "data_wait": 0.1, "flops_per_second": 2e9, "mfu": 0.2}
+        speeds |= {"peak_memory_gib": 0.5, "eta_s": 1.0}
         log.write(json.dumps({"step": step, "loss": 3.0, "loss/mlm": 8.25, **speeds}) + "\\n")
 print("speaks to train.log", os.environ["A_VARIABLE"])
 """
@@ -40,13 +41,17 @@ def test_follows_a_run_to_its_end(tmp_path, capsys):
 
 def test_failure_is_one_error_with_the_last_words(tmp_path):
     code = "import sys\nprint('error: shard 3 is damaged')\nprint('noise of a launcher')\nsys.exit(3)"
-    with pytest.raises(UserError, match=r"training ended with status 3: error: shard 3 is damaged \(all of it: .*train.log\)"):
+    with pytest.raises(
+        UserError, match=r"training ended with status 3: error: shard 3 is damaged \(all of it: .*train.log\)"
+    ):
         follow_training(launch(code), tmp_path, total_steps=2)
 
 
 def test_killed_process_is_an_error(tmp_path):
     with pytest.raises(UserError, match="training ended with status -9: it printed nothing"):
-        follow_training(launch("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"), tmp_path, total_steps=2)
+        follow_training(
+            launch("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"), tmp_path, total_steps=2
+        )
 
 
 def test_interruption_ends_the_process(tmp_path, monkeypatch):
@@ -65,7 +70,8 @@ def test_interruption_ends_the_process(tmp_path, monkeypatch):
 LAUNCHES = """
 import signal, subprocess, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-subprocess.Popen([sys.executable, "-c", "import os, time; print(os.getppid(), os.getpid(), flush=True); time.sleep(60)"]).wait()
+says_who_it_is = "import os, time; print(os.getppid(), os.getpid(), flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", says_who_it_is]).wait()
 """
 FOLLOWS = """
 import pathlib, sys
@@ -77,10 +83,14 @@ follow_training(Launch(arguments=[sys.executable, "-c", sys.argv[1]]), pathlib.P
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_demo_leaves_no_process_behind(tmp_path, number):
-    """Neither the launcher, which does not pass signals on, as DeepSpeed's does not, nor what it has launched."""
+    """Neither the launcher, which does not pass signals on, as DeepSpeed's does not, nor what it has
+    launched.
+    """
     demo = subprocess.Popen([sys.executable, "-c", FOLLOWS, LAUNCHES], cwd=tmp_path)
     try:
-        wait_for(lambda: (tmp_path / "train.log").exists() and (tmp_path / "train.log").read_text().endswith("\n"))
+        wait_for(
+            lambda: (tmp_path / "train.log").exists() and (tmp_path / "train.log").read_text().endswith("\n")
+        )
         launcher, rank = (tmp_path / "train.log").read_text().split()
         assert not has_ended(launcher) and not has_ended(rank)
         demo.send_signal(number)
@@ -112,11 +122,18 @@ def test_last_words_fall_back_to_the_last_line(tmp_path):
 
 def test_seconds_per_step_weighs_sources_and_survives_a_slow_first_step(tmp_path):
     config = resolve("demo", [])
-    assert {name: source.weight for name, source in config.data.sources.items()} == {"pair": 0.70, "image": 0.15, "text": 0.15}
+    assert {name: source.weight for name, source in config.data.sources.items()} == {
+        "pair": 0.70,
+        "image": 0.15,
+        "text": 0.15,
+    }
     steps = [("pair", 9000), ("image", 500), ("pair", 2000), ("pair", 4000)]
     log = tmp_path / "log.jsonl"
     log.write_text(
-        "".join(json.dumps({"step": i, "loss": 1.0, "source": source, "seconds_per_step": ms / 1000}) + "\n" for i, (source, ms) in enumerate(steps))
+        "".join(
+            json.dumps({"step": i, "loss": 1.0, "source": source, "seconds_per_step": ms / 1000}) + "\n"
+            for i, (source, ms) in enumerate(steps)
+        )
     )
     # pair: median of 9, 2 and 4 s; image: 0.5 s; text was not drawn and counts as the slowest.
     assert seconds_per_step(log, config) == pytest.approx(0.70 * 4.0 + 0.15 * 0.5 + 0.15 * 4.0)

@@ -1,4 +1,6 @@
-"""Works are what they say: metrics that are measured, options that exist, and a size that the estimate of time knows."""
+"""Works are what they say: metrics that are measured, options that exist, and a size that the estimate of
+time knows.
+"""
 
 import pytest
 
@@ -19,7 +21,19 @@ def test_works_ask_for_metrics_of_the_table_and_the_longest_asks_for_most():
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=list(WORKS))
 def test_overrides_are_options_of_the_recipe(work):
-    assert resolve("demo", ["--training.total-steps", str(work.total_steps), "--schedule.warmup-steps", "1", *work.overrides]).name == "demo"
+    assert (
+        resolve(
+            "demo",
+            [
+                "--training.total-steps",
+                str(work.total_steps),
+                "--schedule.warmup-steps",
+                "1",
+                *work.overrides,
+            ],
+        ).name
+        == "demo"
+    )
 
 
 def test_the_size_of_a_step_is_that_of_real_batches(tmp_path):
@@ -41,4 +55,6 @@ def test_the_size_of_a_step_is_that_of_real_batches(tmp_path):
 
 def test_expected_time_is_that_of_the_steps_and_of_what_follows():
     slow, fast = expected_seconds(100, 50.0), expected_seconds(100, 100.0)
-    assert slow == pytest.approx(2 * fast) and expected_seconds(200, 50.0) > slow > expected_seconds(0, 50.0) > 0
+    assert (
+        slow == pytest.approx(2 * fast) and expected_seconds(200, 50.0) > slow > expected_seconds(0, 50.0) > 0
+    )

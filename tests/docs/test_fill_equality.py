@@ -7,7 +7,14 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "fill.py"
 NAMES = ("equality_conditions", "equality", "equality_fp32", "two_pass_memory", "two_pass_time")
-ROW = {"ranks": 3, "stage": "zero2_offload", "accumulation": 4, "checkpointing": True, "idle": "zeros", "arithmetic": "fp64"}
+ROW = {
+    "ranks": 3,
+    "stage": "zero2_offload",
+    "accumulation": 4,
+    "checkpointing": True,
+    "idle": "zeros",
+    "arithmetic": "fp64",
+}
 EQUALITY = {
     "steps": 20,
     "batch": 24,
@@ -28,7 +35,15 @@ TWO_PASS = {
     "micro_batches": 4,
     "batch": 32,
     "memory": [{"way": "two passes", "micro_batches": 16, "peak_mib": 512.34, "features_mib": 0.75}],
-    "time": [{"objectives": "all six", "seconds": [2.5, 2.125], "ratio": 1.18, "range": [1.1, 1.234], "floor": 1.129}],
+    "time": [
+        {
+            "objectives": "all six",
+            "seconds": [2.5, 2.125],
+            "ratio": 1.18,
+            "range": [1.1, 1.234],
+            "floor": 1.129,
+        }
+    ],
 }
 
 
@@ -42,8 +57,13 @@ def test_rows_and_the_largest_difference(tmp_path):
     subprocess.run([sys.executable, SCRIPT, "--root", tmp_path], timeout=120, check=True)
     text = page.read_text()
     assert "| alike | all alike |" in text
-    assert "| 3 | zero2, optimizer offloaded | 4 | on | zeros | 1.0e-09 | 2.0e-08 | 3.0e-07 | 4.6e-07 |" in text
+    assert (
+        "| 3 | zero2, optimizer offloaded | 4 | on | zeros | 1.0e-09 | 2.0e-08 | 3.0e-07 | 4.6e-07 |" in text
+    )
     assert "| **largest** |  |  |  |  | **2.0e-09** | **2.0e-08** | **3.0e-07** | **4.6e-07** |" in text
     assert "| 3 | zero2_offload | 1.0e-07 | 2.0e-07 | 6.0e-06 | 4.0e-02 |" in text
     assert "| two passes | 16 | 512 | 512.3 | 0.8 |" in text
-    assert "| all six | 2.12 | 2.50 | 1.18 (1.10 to 1.23) | 1.13 |" in text and "4 micro-batches of 32 pairs, 5 rounds" in text
+    assert (
+        "| all six | 2.12 | 2.50 | 1.18 (1.10 to 1.23) | 1.13 |" in text
+        and "4 micro-batches of 32 pairs, 5 rounds" in text
+    )

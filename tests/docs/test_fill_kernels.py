@@ -16,7 +16,9 @@ def test_the_committed_table_agrees_with_the_budget():
     budget = aot_budget.load(aot_budget.PATH)
     measured = {}
     for line in read_csv(TABLE):
-        limits = {name: int(line[name]) for name in (*aot_budget.AT_MOST, *aot_budget.AT_LEAST, *aot_budget.EXACTLY)}
+        limits = {
+            name: int(line[name]) for name in (*aot_budget.AT_MOST, *aot_budget.AT_LEAST, *aot_budget.EXACTLY)
+        }
         measured.setdefault(line["triton"], {}).setdefault(line["arch"], {})[line["name"]] = limits
     assert measured == budget, "run make kernels AOT_FLAGS=--update"
 
@@ -26,7 +28,8 @@ def test_rows_come_from_the_table(tmp_path):
     for file in (page, table):
         file.parent.mkdir()
     page.write_text(
-        "words\n<!-- generated: aot_rows -->\nold\n<!-- end of generated -->\nmore words\n<!-- generated: aot_summary -->\n<!-- end of generated -->\n"
+        "words\n<!-- generated: aot_rows -->\nold\n<!-- end of generated -->\nmore words\n<!-- "
+        "generated: aot_summary -->\n<!-- end of generated -->\n"
     )
     header, *lines = TABLE.read_text().splitlines()
     newest = next(line for line in reversed(lines) if ",sm_90," in line and ".bf16" in line)
@@ -34,4 +37,6 @@ def test_rows_come_from_the_table(tmp_path):
     subprocess.run([sys.executable, SCRIPT, "--root", tmp_path], timeout=120, check=True)
     text = page.read_text()
     name = newest.split(",")[2]
-    assert f"| {name} |" in text and text.startswith("words\n") and "more words" in text and "old\n" not in text
+    assert (
+        f"| {name} |" in text and text.startswith("words\n") and "more words" in text and "old\n" not in text
+    )

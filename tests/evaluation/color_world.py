@@ -59,7 +59,10 @@ def write_cifar10(root: Path, *, per_file: int = 6, python2: bool = True) -> Pat
     folder.mkdir(parents=True)
     for file in ("test_batch", *(f"data_batch_{n}" for n in range(1, 6))):
         labels = [number % 3 for number in range(per_file)]
-        rows = [pixels_of(COLORS[label], n)[:, :1].repeat(32, 1)[:1].repeat(32, 0) for n, label in enumerate(labels)]
+        rows = [
+            pixels_of(COLORS[label], n)[:, :1].repeat(32, 1)[:1].repeat(32, 0)
+            for n, label in enumerate(labels)
+        ]
         data = np.stack([row.transpose(2, 0, 1).reshape(-1) for row in rows])
         (folder / file).write_bytes(dump({"data": data, "labels": labels}))
     (folder / "batches.meta").write_bytes(dump({"label_names": list(COLORS)}))
@@ -86,12 +89,25 @@ def _python2_opcodes(value: object) -> bytes:
     assert value.dtype == np.uint8
     made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + _python2_opcodes(0) + b"\x85U\x01btR"
     dtype = b"cnumpy\ndtype\n(U\x02u1" + _python2_opcodes(0) + _python2_opcodes(1) + b"tR"
-    dtype += b"(" + _python2_opcodes(3) + b"U\x01|NNN" + _python2_opcodes(-1) * 2 + _python2_opcodes(0) + b"tb"
+    dtype += (
+        b"(" + _python2_opcodes(3) + b"U\x01|NNN" + _python2_opcodes(-1) * 2 + _python2_opcodes(0) + b"tb"
+    )
     shape = b"(" + b"".join(map(_python2_opcodes, value.shape)) + b"t"
-    return made + b"(" + _python2_opcodes(1) + shape + dtype + b"\x89" + _python2_opcodes(value.tobytes()) + b"tb"
+    return (
+        made
+        + b"("
+        + _python2_opcodes(1)
+        + shape
+        + dtype
+        + b"\x89"
+        + _python2_opcodes(value.tobytes())
+        + b"tb"
+    )
 
 
-def write_karpathy(root: Path, json_name: str, image_folder: str, count: int = 6, filepath: str | None = None) -> Path:
+def write_karpathy(
+    root: Path, json_name: str, image_folder: str, count: int = 6, filepath: str | None = None
+) -> Path:
     """Writes Karpathy's JSON with `count` test images of the colours in turn, five captions each (the first
     has six), and one training image."""
     images = []
@@ -115,7 +131,14 @@ def write_own(root: Path, counts: Mapping[str, int], label: str = "label") -> Pa
         for color in COLORS:
             for _ in range(count):
                 record = json.dumps({label: color}).encode()
-                samples.append({"key": f"{number:05d}", "png": png(color, number % 20), "txt": f"a {color} thing".encode(), "json": record})
+                samples.append(
+                    {
+                        "key": f"{number:05d}",
+                        "png": png(color, number % 20),
+                        "txt": f"a {color} thing".encode(),
+                        "json": record,
+                    }
+                )
                 number += 1
         write_shards(root / split, samples, 4)
     return root
@@ -145,7 +168,9 @@ class KnowsColors:
         self.calls.append(len(pixels))
         brightest = pixels.float().mean(dim=(2, 3)).argmax(1)
         color_of = {channel: color for color, channel in CHANNEL.items()}
-        return self._vectors([color_of[int(channel)] for channel in brightest], pixels.float().mean(dim=(1, 2, 3)))
+        return self._vectors(
+            [color_of[int(channel)] for channel in brightest], pixels.float().mean(dim=(1, 2, 3))
+        )
 
     def text_features(self, texts):
         said = [self.tokenizer.decode(ids) for ids in texts]

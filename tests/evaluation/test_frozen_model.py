@@ -22,7 +22,9 @@ def test_image_features_are_those_of_single_images_whatever_the_batch(inputs_and
     inputs, module = inputs_and_module
     monkeypatch.setattr(frozen_model, "BATCH_ROWS", 5)
     model = frozen(inputs, module)
-    features, embeddings = (f(inputs.unseen_style, "a test") for f in (model.image_features, model.image_embeddings))
+    features, embeddings = (
+        f(inputs.unseen_style, "a test") for f in (model.image_features, model.image_embeddings)
+    )
     pixels = inputs.unseen_style.pixels(inputs.config.model.image.image_size)
     for row in (0, 4, 5, 23):
         with torch.no_grad():
@@ -55,7 +57,9 @@ def test_captions_and_texts_have_their_own_lengths(inputs_and_module):
     assert model.most_tokens == {"pair": 16, "text": 20}
     cut = " ".join(["kite"] * 18)  # with CLS and SEP 20 tokens
     assert torch.equal(model.text_features([long], "a test"), model.text_features([cut], "a test"))
-    assert not torch.equal(model.text_features([long], "a test"), model.text_features([long], "a test", "pair"))
+    assert not torch.equal(
+        model.text_features([long], "a test"), model.text_features([long], "a test", "pair")
+    )
 
 
 class SeesOnly:
@@ -71,7 +75,8 @@ def test_what_is_lacking_is_one_line_with_capability_task_and_family():
     with pytest.raises(Lacking) as lacking:
         model.need(Embedder, "task retrieval")
     assert str(lacking.value) == (
-        "task retrieval needs Embedder (image and text vectors in one space), which colors (family 'color') does not offer: models of family 'color' have none"
+        "task retrieval needs Embedder (image and text vectors in one space), which colors (family "
+        "'color') does not offer: models of family 'color' have none"
     )
     with pytest.raises(Lacking, match="task y needs Matcher .* its head was not trained"):
         model.need(Matcher, "task y")
@@ -81,7 +86,9 @@ def test_what_is_lacking_is_one_line_with_capability_task_and_family():
 
 def test_a_capability_is_found_by_its_methods():
     model = color_model(SeesOnly(), KnowsColors())
-    assert isinstance(model.need(Embedder, "a test"), KnowsColors) and isinstance(model.need(TextFeatures, "a test"), KnowsColors)
+    assert isinstance(model.need(Embedder, "a test"), KnowsColors) and isinstance(
+        model.need(TextFeatures, "a test"), KnowsColors
+    )
     with pytest.raises(Lacking):
         model.need(Scorer, "a test")
 

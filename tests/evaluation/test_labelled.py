@@ -18,7 +18,11 @@ def images(count=12, load=None):
 
 
 def test_rows_are_spaced_evenly():
-    assert spaced(10, 4).tolist() == [0, 3, 6, 9] and spaced(2, 5).tolist() == [0, 1] and spaced(1, 1).tolist() == [0]
+    assert (
+        spaced(10, 4).tolist() == [0, 3, 6, 9]
+        and spaced(2, 5).tolist() == [0, 1]
+        and spaced(1, 1).tolist() == [0]
+    )
 
 
 def test_a_limit_takes_of_every_class_and_keeps_rows_together():
@@ -37,7 +41,9 @@ def test_a_limit_takes_of_every_class_and_keeps_rows_together():
 
 def test_a_fingerprint_follows_samples_labels_and_order():
     first = images()
-    other_label = LabelledImages(first.name, first.keys, first.load, np.roll(first.labels, 1), first.class_names)
+    other_label = LabelledImages(
+        first.name, first.keys, first.load, np.roll(first.labels, 1), first.class_names
+    )
     other_order = first.select(np.arange(12)[::-1])
     renamed = LabelledImages("elsewhere", first.keys, lambda row: b"", first.labels, first.class_names)
     assert len({first.fingerprint, other_label.fingerprint, other_order.fingerprint}) == 3
@@ -56,4 +62,6 @@ def test_a_picture_is_shown_through_its_transform():
 
 def test_a_picture_that_cannot_be_decoded_is_named():
     with pytest.raises(DataError, match=r"colors: the picture '4.png' cannot be used"):
-        Seen(images(load=lambda row: b"no picture" if row == 4 else png("red", row)), CLIP_TRANSFORM).batch(range(3, 6), 16)
+        Seen(images(load=lambda row: b"no picture" if row == 4 else png("red", row)), CLIP_TRANSFORM).batch(
+            range(3, 6), 16
+        )

@@ -1,4 +1,6 @@
-"""Ranks that train evaluate together what one process would find on the same weights, whatever ZeRO has made of them."""
+"""Ranks that train evaluate together what one process would find on the same weights, whatever ZeRO has made
+of them.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -50,7 +52,13 @@ def config_of(folder: Path, stage: str, **settings):
     config = world_config(folder)
     evaluation = EvaluationConfig(every_steps=5, tasks=TASKS, data_root=str(folder / "sets"), limit=20)
     training = TrainingConfig(total_steps=10, global_batch_size=4, precision="fp32")
-    return dataclasses.replace(config, evaluation=evaluation, training=training, engine=EngineConfig(deepspeed_config=stage), **settings)
+    return dataclasses.replace(
+        config,
+        evaluation=evaluation,
+        training=training,
+        engine=EngineConfig(deepspeed_config=stage),
+        **settings,
+    )
 
 
 def shift(parameters) -> None:
@@ -61,7 +69,9 @@ def shift(parameters) -> None:
 
 
 def on_ranks(folder: Path, stage: str):
-    """Evaluates twice, with other weights the second time; returns both, and whether the engine still works with its own."""
+    """Evaluates twice, with other weights the second time; returns both, and whether the engine still works
+    with its own.
+    """
     import deepspeed
 
     world, config = start(60), config_of(folder, stage)
@@ -100,7 +110,9 @@ def test_two_ranks_find_what_one_process_finds(tmp_path, run_ranks, stage):
     found = run_ranks(on_ranks, 2, tmp_path, stage)
     assert found[0] == found[1] and found[0][2], "the ranks agree, and the module is as it was"
     for ours, theirs in zip(found[0][:2], expected, strict=True):
-        assert {task: set(scores) for task, scores in ours.items()} == {task: set(scores) for task, scores in theirs.items()}
+        assert {task: set(scores) for task, scores in ours.items()} == {
+            task: set(scores) for task, scores in theirs.items()
+        }
         for task in TASKS:
             for name, score in ours[task].items():
                 assert score.value == pytest.approx(theirs[task][name].value, abs=1e-6), (task, name)
@@ -109,9 +121,14 @@ def test_two_ranks_find_what_one_process_finds(tmp_path, run_ranks, stage):
 
 
 def refused(folder: Path, best_metric: str):
-    world, config = start(60), config_of(folder, "zero1", checkpoint=CheckpointConfig(best_metric=best_metric))
+    world, config = (
+        start(60),
+        config_of(folder, "zero1", checkpoint=CheckpointConfig(best_metric=best_metric)),
+    )
     if world.rank == 1:
-        config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, data_root=str(folder / "elsewhere")))
+        config = dataclasses.replace(
+            config, evaluation=dataclasses.replace(config.evaluation, data_root=str(folder / "elsewhere"))
+        )
     module = build_task(config)
     try:
         LiveEvaluation(config, module, world, None)

@@ -37,7 +37,9 @@ def test_the_search_halves_around_the_best(samples, monkeypatch):
         def predict(self, features):
             return (np.arange(len(features)) < self.right).astype(int)
 
-    monkeypatch.setattr(logistic, "fit_as_clip", lambda x, y, penalty: tried.append(penalty) or Scripted(penalty))
+    monkeypatch.setattr(
+        logistic, "fit_as_clip", lambda x, y, penalty: tried.append(penalty) or Scripted(penalty)
+    )
     nothing, ones = np.zeros((1000, 1)), np.ones(1000, dtype=int)
     assert np.log10(choose_penalty((nothing, ones), (nothing, ones))) == pytest.approx(0.875)
     assert np.log10(tried[:7]) == pytest.approx([-6, -4, -2, 0, 2, 4, 6])

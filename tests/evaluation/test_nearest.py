@@ -9,7 +9,9 @@ import torch
 from flava_ds.evaluation.nearest import chance_of_recall, recall, top_k
 
 
-@pytest.mark.parametrize("queries, keys, k, chunk_rows", [(7, 23, 5, 4), (5, 3, 5, 2), (1, 9, 1, 100), (4, 8, 8, 3)])
+@pytest.mark.parametrize(
+    "queries, keys, k, chunk_rows", [(7, 23, 5, 4), (5, 3, 5, 2), (1, 9, 1, 100), (4, 8, 8, 3)]
+)
 def test_chunks_find_what_the_whole_matrix_finds(queries, keys, k, chunk_rows):
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (queries, keys))
@@ -27,7 +29,12 @@ def test_recall_counts_a_query_once_however_many_keys_are_right():
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_chance_is_the_mean_over_all_orders(k):
     positives, keys = np.array([1, 2, 2, 4]), 6
-    expected = np.mean([np.mean([any(i < p for i in drawn) for drawn in itertools.combinations(range(keys), k)]) for p in positives])
+    expected = np.mean(
+        [
+            np.mean([any(i < p for i in drawn) for drawn in itertools.combinations(range(keys), k)])
+            for p in positives
+        ]
+    )
     assert chance_of_recall(positives, keys, k) == pytest.approx(expected)
 
 

@@ -14,13 +14,16 @@ from flava_ds.evaluation.runner import find_data
 
 
 def test_votes_are_weighted_by_similarity():
-    """Two far neighbours of class 0 against one near neighbour of class 1: similarity decides, not the count."""
+    """Two far neighbours of class 0 against one near neighbour of class 1: similarity decides,
+    not the count."""
     keys = F.normalize(torch.tensor([[1.0, 0.9], [0.9, 1.0], [1.0, 0.0], [-1.0, 0.0]]), dim=1)
     labels = torch.tensor([0, 0, 1, 2])
     near, between = torch.tensor([[1.0, 0.0]]), F.normalize(torch.tensor([[1.0, 0.8]]), dim=1)
     weight = [math.exp(float(near @ key) / 0.07) for key in keys]
     assert weight[0] + weight[1] < weight[2]
-    assert vote(near, keys, labels, 3, 3).tolist() == [1] and vote(between, keys, labels, 3, 3).tolist() == [0]
+    assert vote(near, keys, labels, 3, 3).tolist() == [1] and vote(between, keys, labels, 3, 3).tolist() == [
+        0
+    ]
     assert vote(near, keys, labels, 100, 3).tolist() == [1]  # fewer training samples than k
 
 
@@ -34,7 +37,10 @@ def test_chunks_change_nothing(monkeypatch):
     similarity = queries @ keys.T
     for row in range(50):
         best = similarity[row].argsort(descending=True)[:20]
-        votes = [sum(math.exp(float(similarity[row, key]) / 0.07) for key in best if labels[key] == c) for c in range(4)]
+        votes = [
+            sum(math.exp(float(similarity[row, key]) / 0.07) for key in best if labels[key] == c)
+            for c in range(4)
+        ]
         assert whole[row] == votes.index(max(votes))
 
 

@@ -52,7 +52,12 @@ def test_an_export_opens_as_the_run_it_was(run, tmp_path):
 
     out = export(run, tmp_path / "hf")
     opened = open_model(out)
-    assert is_huggingface(out) and not is_huggingface(run) and opened.run_path is None and opened.described.step is None
+    assert (
+        is_huggingface(out)
+        and not is_huggingface(run)
+        and opened.run_path is None
+        and opened.described.step is None
+    )
     ours, theirs = open_model(run, precision="fp32").frozen(), opened.frozen()
     assert torch.equal(ours.text_embeddings(TEXTS, "a test"), theirs.text_embeddings(TEXTS, "a test"))
     file = out / "preprocessor_config.json"
@@ -80,7 +85,10 @@ def test_what_does_not_fit_is_named(run, tmp_path):
 def test_texts_are_as_long_as_in_training(run):
     config = configuration.load(run / "config.json")
     assert most_tokens(config, "pair") == 16 and most_tokens(config, "text") == 20
-    assert most_tokens(configuration.Config(name="any"), "pair") == 77 and most_tokens(configuration.Config(name="any"), "text") == 512
+    assert (
+        most_tokens(configuration.Config(name="any"), "pair") == 77
+        and most_tokens(configuration.Config(name="any"), "text") == 512
+    )
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused(run, tmp_path):

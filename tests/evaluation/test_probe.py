@@ -36,7 +36,9 @@ def chosen_on(monkeypatch):
 def test_colours_are_read(tmp_path, chosen_on):
     data = find_data(ImageFolder(), write_image_folder(tmp_path, {"train": 10, "test": 4}))
     scores = TASK.run(color_model(), data)
-    assert scores["accuracy"].value == 1 == scores["mean_per_class_accuracy"].value and "roc_area" not in scores
+    assert (
+        scores["accuracy"].value == 1 == scores["mean_per_class_accuracy"].value and "roc_area" not in scores
+    )
     assert chosen_on == {"chosen": [(24, 6)], "fitted": [30]}  # a fifth of each class, then all of it
 
 

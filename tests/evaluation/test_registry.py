@@ -34,7 +34,14 @@ def test_a_task_keeps_the_contract(name, tmp_path):
     task = tasks()[name]
     assert task.name == name and task.about and task.needs and set(task.needs) <= set(CAPABILITIES)
     data = task.data
-    assert data.name and data.folder and data.licence and data.origin and data.layout and data.splits[0] != "train"
+    assert (
+        data.name
+        and data.folder
+        and data.licence
+        and data.origin
+        and data.layout
+        and data.splits[0] != "train"
+    )
     assert not data.is_here(tmp_path) and not data.is_here(tmp_path / "absent", data.splits[0])
     assert hash(task) is not None and hash(data) is not None
 
@@ -46,7 +53,10 @@ def test_names_are_unique_across_files():
 def test_an_unknown_name_gets_the_known_ones_and_a_suggestion():
     with pytest.raises(UserError, match="no task 'cifar10_prob'; there are .*did you mean 'cifar10_probe'"):
         find(["cifar10_prob"])
-    assert [task.name for task in find(["sst2_probe", "cifar10_probe", "sst2_probe"])] == ["sst2_probe", "cifar10_probe"]
+    assert [task.name for task in find(["sst2_probe", "cifar10_probe", "sst2_probe"])] == [
+        "sst2_probe",
+        "cifar10_probe",
+    ]
 
 
 def test_a_task_can_be_added_and_taken_away():

@@ -1,4 +1,6 @@
-"""Recalls on pictures of three colours with five captions each: any of the five counts, equal scores favour nobody."""
+"""Recalls on pictures of three colours with five captions each: any of the five counts, equal scores favour
+nobody.
+"""
 
 import pytest
 import torch
@@ -14,11 +16,15 @@ TASK = Retrieval("colors", DATA)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return find_data(DATA, write_karpathy(tmp_path_factory.mktemp("karpathy"), "dataset_colors.json", "images"))
+    return find_data(
+        DATA, write_karpathy(tmp_path_factory.mktemp("karpathy"), "dataset_colors.json", "images")
+    )
 
 
 def test_recalls_are_those_of_two_pictures_of_each_colour(data):
-    """Six images, two of each colour; a caption fits both of its colour, so R@1 from a caption is one half, R@5 is one."""
+    """Six images, two of each colour; a caption fits both of its colour, so R@1 from a caption is one half,
+    R@5 is one.
+    """
     scores = TASK.run(color_model(), data)
     assert scores["text_to_image_recall_at_1"].value == pytest.approx(0.5)
     assert scores["text_to_image_recall_at_1"].n == 30 and scores["image_to_text_recall_at_1"].n == 6

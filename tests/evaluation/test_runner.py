@@ -1,4 +1,6 @@
-"""Data is found or asked for in one line, needs are checked before anything is read, and results keep their facts."""
+"""Data is found or asked for in one line, needs are checked before anything is read, and results keep their
+facts.
+"""
 
 import json
 
@@ -9,14 +11,25 @@ from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import Lacking
 from flava_ds.evaluation.protocols import Score
 from flava_ds.evaluation.registry import find
-from flava_ds.evaluation.runner import RESULTS, TaskResult, evaluate, find_all, find_data, read_results, write_results
+from flava_ds.evaluation.runner import (
+    RESULTS,
+    TaskResult,
+    evaluate,
+    find_all,
+    find_data,
+    read_results,
+    write_results,
+)
 
 
 def test_data_lies_in_its_folder_or_is_the_root(tmp_path):
     [task] = find(["cifar10_zero_shot"])
     folder = write_cifar10(tmp_path)
     assert find_data(task.data, tmp_path).folder == folder == find_data(task.data, folder).folder
-    assert find_data(task.data, tmp_path).split == "test" and find_data(task.data, tmp_path, "train").split == "train"
+    assert (
+        find_data(task.data, tmp_path).split == "test"
+        and find_data(task.data, tmp_path, "train").split == "train"
+    )
 
 
 def test_absent_data_is_one_line_that_says_what_to_get(tmp_path):
@@ -58,14 +71,20 @@ def test_labels_and_captions_of_the_same_shards_are_two_things(tmp_path):
     write_own(tmp_path / "own", {"train": 6, "test": 2})
     tasks = find(["own_zero_shot", "own_retrieval", "own_neighbours", "own_probe"])
     results = evaluate(tasks, color_model(), find_all(tasks, tmp_path))
-    assert results["own_zero_shot"].scores["top1_accuracy"].value == 1 == results["own_neighbours"].scores["top1_accuracy"].value
+    assert (
+        results["own_zero_shot"].scores["top1_accuracy"].value
+        == 1
+        == results["own_neighbours"].scores["top1_accuracy"].value
+    )
     assert results["own_retrieval"].scores["text_to_image_recall_at_1"].value == pytest.approx(0.5)
 
 
 def test_a_limit_holds_for_every_split(tmp_path):
     write_image_folder(tmp_path, {"train": 10, "test": 4})
     tasks, knows = find(["image_folder_neighbours"]), KnowsColors()
-    result = evaluate(tasks, color_model(knows), find_all(tasks, tmp_path, limit=6))["image_folder_neighbours"]
+    result = evaluate(tasks, color_model(knows), find_all(tasks, tmp_path, limit=6))[
+        "image_folder_neighbours"
+    ]
     assert knows.calls == [6, 6] and result.facts["samples"] == 6 and result.scores["top1_accuracy"].n == 6
 
 
@@ -90,8 +109,14 @@ def test_an_empty_split_is_named(tmp_path):
 
 
 def test_results_are_kept_by_task_with_what_others_published(tmp_path):
-    result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.234, {"split": "test"}).to_json("cifar10_probe")
-    assert result["scores"]["accuracy"]["published"][0] == {"of": "FLAVA", "value": pytest.approx(0.9287), "source": "FLAVA, Table C.1"}
+    result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.234, {"split": "test"}).to_json(
+        "cifar10_probe"
+    )
+    assert result["scores"]["accuracy"]["published"][0] == {
+        "of": "FLAVA",
+        "value": pytest.approx(0.9287),
+        "source": "FLAVA, Table C.1",
+    }
     assert result["split"] == "test" and result["seconds"] == 1.23
     assert read_results(tmp_path) == {}
     write_results(tmp_path, {"cifar10_probe": result})

@@ -33,7 +33,9 @@ def test_ranks_together_find_what_one_finds_and_each_encodes_its_share(tmp_path,
     write_image_folder(tmp_path / "image_folder", {"train": 9, "test": 4})
     tasks = find(TASKS)
     alone = KnowsColors({"green": "red"})
-    expected = {name: r.scores for name, r in evaluate(tasks, color_model(alone), find_all(tasks, tmp_path)).items()}
+    expected = {
+        name: r.scores for name, r in evaluate(tasks, color_model(alone), find_all(tasks, tmp_path)).items()
+    }
     found = run_ranks(shared, ranks, tmp_path)
     assert all(scores == expected for scores, _ in found)
     encoded = [count for _, count in found]
@@ -46,7 +48,10 @@ def test_an_error_of_one_rank_is_that_of_all(tmp_path, run_ranks):
     write_image_folder(tmp_path / "image_folder", {"train": 9, "test": 4})
     (tmp_path / "image_folder" / "test" / "green" / "2.png").write_bytes(b"no picture")
     found = run_ranks(shared, 2, tmp_path)
-    assert found[0] == found[1] and "DataError: image_folder: the picture 'green/2.png' cannot be used" in found[0]
+    assert (
+        found[0] == found[1]
+        and "DataError: image_folder: the picture 'green/2.png' cannot be used" in found[0]
+    )
 
 
 class Fails:

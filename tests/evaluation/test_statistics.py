@@ -50,7 +50,9 @@ def test_hits_are_those_of_every_order_of_equal_scores(monkeypatch):
     found = hits_at(queries, keys, right, (1, 2, 5))
     for query in range(8):
         scores = (queries[query] @ keys.T).numpy()
-        orders = [order for order in itertools.permutations(range(5)) if all(np.diff(scores[list(order)]) <= 0)]
+        orders = [
+            order for order in itertools.permutations(range(5)) if all(np.diff(scores[list(order)]) <= 0)
+        ]
         for column, k in enumerate((1, 2, 5)):
             expected = np.mean([bool(set(order[:k]) & set(right[query].tolist())) for order in orders])
             assert found[query, column] == pytest.approx(expected)
@@ -60,4 +62,6 @@ def test_hits_are_those_of_every_order_of_equal_scores(monkeypatch):
 def test_a_collapsed_model_scores_chance_in_whatever_order_the_keys_are():
     same = torch.ones(40, 4)
     hits = hits_at(same, same, [np.array([row]) for row in range(40)], (1, 5))
-    assert share(hits[:, 0]).value == pytest.approx(1 / 40) and share(hits[:, 1]).value == pytest.approx(5 / 40)
+    assert share(hits[:, 0]).value == pytest.approx(1 / 40) and share(hits[:, 1]).value == pytest.approx(
+        5 / 40
+    )

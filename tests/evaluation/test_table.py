@@ -7,11 +7,20 @@ from flava_ds.evaluation.table import percent, result_table, task_list
 
 
 def test_small_shares_keep_two_digits():
-    assert [percent(v) for v in (0.0, 0.0006, 0.0123, 1.0, None)] == ["0.0 %", "0.06 %", "1.2 %", "100.0 %", ""]
+    assert [percent(v) for v in (0.0, 0.0006, 0.0123, 1.0, None)] == [
+        "0.0 %",
+        "0.06 %",
+        "1.2 %",
+        "100.0 %",
+        "",
+    ]
 
 
 def test_a_row_has_value_error_samples_and_published_numbers():
-    scores = {"accuracy": Score(0.9012, 10_000, 0.00298), "loss": Score(1.25, 50, 0.5, "nats", higher_is_better=False)}
+    scores = {
+        "accuracy": Score(0.9012, 10_000, 0.00298),
+        "loss": Score(1.25, 50, 0.5, "nats", higher_is_better=False),
+    }
     header, accuracy, loss = result_table({"cifar10_probe": TaskResult(scores, 1.0, {})}).splitlines()
     assert accuracy.split("  ")[0] == "cifar10_probe" and "90.12 % ± 0.30" in accuracy
     assert "10,000" in accuracy and accuracy.endswith("FLAVA 92.9 %, CLIP-400M 94.9 %")

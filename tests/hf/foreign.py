@@ -16,10 +16,19 @@ transformers = pytest.importorskip("transformers")
 def their_config(config: Config) -> transformers.FlavaConfig:
     """Spells out transformers' configuration by hand, so that it does not rest on the exporter."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
-    shapes = {part: {name: getattr(getattr(config.model, part), name) for name in names} for part in ("image", "text", "multimodal")}
+    shapes = {
+        part: {name: getattr(getattr(config.model, part), name) for name in names}
+        for part in ("image", "text", "multimodal")
+    }
     image, text = config.model.image, config.model.text
-    image_more = dict(image_size=image.image_size, patch_size=image.patch_size, vocab_size=config.codebook.vocab_size)
-    text_more = dict(vocab_size=text.vocab_size, max_position_embeddings=text.max_position_embeddings, pad_token_id=text.pad_token_id)
+    image_more = dict(
+        image_size=image.image_size, patch_size=image.patch_size, vocab_size=config.codebook.vocab_size
+    )
+    text_more = dict(
+        vocab_size=text.vocab_size,
+        max_position_embeddings=text.max_position_embeddings,
+        pad_token_id=text.pad_token_id,
+    )
     return transformers.FlavaConfig(
         image_config={**shapes["image"], **image_more},
         text_config={**shapes["text"], **text_more},
@@ -31,7 +40,9 @@ def their_config(config: Config) -> transformers.FlavaConfig:
 
 
 def their_model(config: Config, *, std: float = 0.02, seed: int = 0) -> transformers.FlavaForPreTraining:
-    """Builds FlavaForPreTraining with every tensor random: also positions, CLS, mask token, biases, LayerNorms and the padding row."""
+    """Builds FlavaForPreTraining with every tensor random: also positions, CLS, mask token, biases,
+    LayerNorms and the padding row.
+    """
     model = transformers.FlavaForPreTraining(their_config(config))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -45,15 +56,23 @@ def their_model(config: Config, *, std: float = 0.02, seed: int = 0) -> transfor
 
 
 def their_state(model: torch.nn.Module, *, poolers: bool = False) -> dict[str, torch.Tensor]:
-    """Returns the live state dict without the second names of tied biases and, unless wanted, without the encoders' poolers."""
+    """Returns the live state dict without the second names of tied biases and, unless wanted, without the
+    encoders' poolers.
+    """
     state = model.state_dict(keep_vars=True)
     aliases = tied_biases(state)
-    return {name: tensor for name, tensor in state.items() if name not in aliases and (poolers or "_model.pooler." not in name)}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in aliases and (poolers or "_model.pooler." not in name)
+    }
 
 
 def our_model(config: Config, theirs: transformers.FlavaForPreTraining) -> FlavaTask:
     """Builds our model with their weights."""
     module = build_task(config).to(theirs.dtype)
-    state = {name: tensor.detach() for name, tensor in their_state(theirs, poolers=config.model.poolers).items()}
+    state = {
+        name: tensor.detach() for name, tensor in their_state(theirs, poolers=config.model.poolers).items()
+    }
     module.load_state_dict(to_ours(state, flava_entries(config), "transformers"))
     return module

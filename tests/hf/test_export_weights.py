@@ -18,7 +18,14 @@ from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
-from flava_ds.hf.export_weights import export, huggingface_config, verify_export, verify_model, write_model, write_processors
+from flava_ds.hf.export_weights import (
+    export,
+    huggingface_config,
+    verify_export,
+    verify_model,
+    write_model,
+    write_processors,
+)
 from flava_ds.hf.import_weights import import_folder
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
@@ -53,7 +60,10 @@ def test_a_written_folder_computes_the_same(tmp_path, poolers):
 def make_run(folder) -> Config:
     """A run's folder with one published checkpoint of random weights, and a codebook."""
     save_codebook(ImageCodebook(tiny_config().codebook), folder / "codebook.safetensors")
-    config = tiny_config(codebook_weights=str(folder / "codebook.safetensors"), logging=LoggingConfig(run_directory=str(folder)))
+    config = tiny_config(
+        codebook_weights=str(folder / "codebook.safetensors"),
+        logging=LoggingConfig(run_directory=str(folder)),
+    )
     config.run_path.mkdir()
     save(config, config.run_path / "config.json")
     write_checkpoint(config.run_path / "checkpoints", 7, random_module(config).state_dict(), config)
@@ -65,9 +75,13 @@ def test_a_run_is_exported_and_verified(tmp_path):
     out = export(config.run_path, tmp_path / "hf" / "tiny")
     assert out == tmp_path / "hf" / "tiny"
     assert 0 < verify_export(config.run_path, out) < 3e-6
-    codebook, report = transformers.FlavaImageCodebook.from_pretrained(out / "image_codebook", local_files_only=True, output_loading_info=True)
+    codebook, report = transformers.FlavaImageCodebook.from_pretrained(
+        out / "image_codebook", local_files_only=True, output_loading_info=True
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    pixels = torch.randint(0, 256, (2, 3, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (2, 3, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     expected = load_codebook(config.codebook_weights, config.codebook).encode(pixels)
     assert torch.equal(codebook.get_codebook_indices(0.8 * pixels / 255 + 0.1).flatten(1), expected)
 
@@ -106,7 +120,9 @@ def test_base_model_and_poolers(tmp_path):
     """FlavaModel opens the same folder; a pooler that the run lacks is the tanh of the CLS."""
     config = tiny_config()
     written(config, tmp_path)
-    model, report = transformers.FlavaModel.from_pretrained(tmp_path, local_files_only=True, output_loading_info=True)
+    model, report = transformers.FlavaModel.from_pretrained(
+        tmp_path, local_files_only=True, output_loading_info=True
+    )
     assert not report["missing_keys"]
     batch = parity.random_batch(Kind.IMAGE, config)
     with torch.no_grad():
@@ -118,7 +134,9 @@ def test_objectives_that_were_off_have_no_head(tmp_path):
     objectives = flava_objectives(itm=ImageTextMatchingConfig(weight=0.0), mlm=MaskedTextConfig(weight=0.0))
     config = tiny_config(objectives=objectives)
     module = written(config, tmp_path)
-    assert not any(name.startswith(("itm_head", "mlm_head")) for name in load_file(tmp_path / "model.safetensors"))
+    assert not any(
+        name.startswith(("itm_head", "mlm_head")) for name in load_file(tmp_path / "model.safetensors")
+    )
     assert 0 < verify_model(module, config, tmp_path) < 3e-6
     assert import_folder(tmp_path).objectives["itm"].weight == 0
 
@@ -127,7 +145,9 @@ def test_unequal_widths_are_refused(tmp_path):
     config = tiny_config()
     multimodal = dataclasses.replace(config.model.multimodal, hidden_size=48)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, multimodal=multimodal))
-    with pytest.raises(CheckpointError, match="model.image.hidden_size 24 differs from model.multimodal.hidden_size 48"):
+    with pytest.raises(
+        CheckpointError, match="model.image.hidden_size 24 differs from model.multimodal.hidden_size 48"
+    ):
         written(config, tmp_path)
 
 
@@ -153,7 +173,13 @@ def test_tokenizer_and_image_processor(tmp_path):
     assert [tokenizer(text)["input_ids"] for text in texts] == [ids.tolist() for ids in ours]
     processor = transformers.FlavaProcessor.from_pretrained(tmp_path, local_files_only=True)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    inputs = processor(images=[pixels], text=["two dogs"], return_tensors="pt", return_codebook_pixels=True, return_image_mask=True)
+    inputs = processor(
+        images=[pixels],
+        text=["two dogs"],
+        return_tensors="pt",
+        return_codebook_pixels=True,
+        return_image_mask=True,
+    )
     expected = parity.normalized(torch.from_numpy(pixels).permute(2, 0, 1)[None], config).float()
     torch.testing.assert_close(inputs["pixel_values"], expected, rtol=1e-5, atol=1e-5)
     assert inputs["codebook_pixel_values"].shape == (1, 3, 24, 24)

@@ -38,7 +38,10 @@ def check_model(imported, theirs) -> None:
     """The imported configuration describes the tiny model, and its weights are those of `our_model`."""
     tiny = tiny_config()
     assert imported.model == tiny.model
-    assert (imported.codebook.vocab_size, imported.codebook.grid_size) == (tiny.codebook.vocab_size, tiny.codebook.grid_size)
+    assert (imported.codebook.vocab_size, imported.codebook.grid_size) == (
+        tiny.codebook.vocab_size,
+        tiny.codebook.grid_size,
+    )
     module = build_task(imported.config())
     module.load_state_dict(imported.weights)
     expected = our_model(tiny, theirs).state_dict()
@@ -63,7 +66,10 @@ def test_a_sharded_folder(theirs, tmp_path):
 def test_an_old_pickle_with_buffers_tied_names_and_codebook(folder, theirs):
     state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
     assert "mim_head.bias" in state and "mim_head.decoder.bias" in state
-    state |= {"flava.text_model.embeddings.position_ids": torch.arange(32)[None], "image_codebook.blocks.input.bias": torch.ones(8)}
+    state |= {
+        "flava.text_model.embeddings.position_ids": torch.arange(32)[None],
+        "image_codebook.blocks.input.bias": torch.ones(8),
+    }
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     imported = import_folder(folder)
@@ -79,7 +85,10 @@ def test_an_old_pickle_with_buffers_tied_names_and_codebook(folder, theirs):
 def test_initial_weights_read_what_was_written(folder, tmp_path):
     state = load_file(folder / "model.safetensors")
     codebook = ImageCodebook(tiny_config().codebook, decoder=False)
-    foreign = {f"image_codebook.{huggingface_name(name)}": tensor for name, tensor in codebook.encoder.state_dict().items()}
+    foreign = {
+        f"image_codebook.{huggingface_name(name)}": tensor
+        for name, tensor in codebook.encoder.state_dict().items()
+    }
     save_file({**state, **foreign}, folder / "model.safetensors")
     out = write_imported(import_folder(folder), tmp_path / "ours")
     config = load(out / "config.json")
@@ -88,7 +97,9 @@ def test_initial_weights_read_what_was_written(folder, tmp_path):
     expected = import_folder(folder).weights
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
     loaded = load_codebook(out / "image_codebook", tiny_config().codebook)
-    assert all(torch.equal(tensor, codebook.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert all(
+        torch.equal(tensor, codebook.state_dict()[name]) for name, tensor in loaded.state_dict().items()
+    )
 
 
 def test_a_base_model_has_no_heads(theirs, tmp_path):
@@ -107,7 +118,9 @@ def test_poolers_are_kept_or_dropped_aloud(folder, theirs, caplog):
     assert "flava.image_model.pooler.dense.weight" in caplog.text
     kept = import_folder(folder, poolers=True)
     assert kept.model.poolers and not kept.dropped
-    assert torch.equal(kept.weights["model.text_encoder.pooler.dense.weight"], theirs.flava.text_model.pooler.dense.weight)
+    assert torch.equal(
+        kept.weights["model.text_encoder.pooler.dense.weight"], theirs.flava.text_model.pooler.dense.weight
+    )
     build_task(kept.config()).load_state_dict(kept.weights)
 
 
@@ -199,7 +212,9 @@ def test_a_pickle_runs_no_code(folder, tmp_path):
 def vit():
     """A timm ViT of two blocks, every tensor random."""
     timm = pytest.importorskip("timm")
-    model = timm.models.vision_transformer.VisionTransformer(img_size=12, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=5)
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=12, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=5
+    )
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -223,13 +238,25 @@ def test_a_plain_vit_gives_the_same_hidden_states(vit, layout, tmp_path, caplog)
     elif layout == "dino":
         torch.save({name: tensor for name, tensor in state.items() if not name.startswith("head.")}, file)
     else:
-        teacher = {f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")}
-        torch.save({"student": {}, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(1)}, "epoch": 3, "args": argparse.Namespace(arch="vit_base")}, file)
+        teacher = {
+            f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")
+        }
+        torch.save(
+            {
+                "student": {},
+                "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(1)},
+                "epoch": 3,
+                "args": argparse.Namespace(arch="vit_base"),
+            },
+            file,
+        )
     with caplog.at_level(logging.WARNING):
         weights = import_vit(file, vit_config(1e-6))
     assert "layer_norm_eps" not in caplog.text
     encoder = ImageEncoder(vit_config(1e-6))
-    result = encoder.load_state_dict({name.removeprefix("model.image_encoder."): tensor for name, tensor in weights.items()}, strict=False)
+    result = encoder.load_state_dict(
+        {name.removeprefix("model.image_encoder."): tensor for name, tensor in weights.items()}, strict=False
+    )
     assert result.missing_keys == ["mask_token"] and not result.unexpected_keys
     pixels = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -250,7 +277,10 @@ def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_
     assert cli.main(["convert", str(folder), "--to", "flava_ds", str(tmp_path / "ours")]) == 0
     module = build_task(load(tmp_path / "ours" / "config.json"))
     load_initial_weights(module, str(tmp_path / "ours"), "flava")
-    assert all(torch.equal(tensor, import_folder(folder).weights[name]) for name, tensor in module.state_dict().items())
+    assert all(
+        torch.equal(tensor, import_folder(folder).weights[name])
+        for name, tensor in module.state_dict().items()
+    )
     torch.save(timm.create_model("vit_base_patch16_224").state_dict(), tmp_path / "vit.pth")
     assert cli.main(["convert", str(tmp_path / "vit.pth"), "--to", "flava_ds", str(tmp_path / "vit")]) == 0
     written = load_file(tmp_path / "vit" / "model.safetensors")
@@ -281,4 +311,6 @@ def test_vit_weights_fit_the_whole_model(vit, tmp_path):
 
 def test_the_theirs_helper_leaves_no_tensor_out(theirs):
     names = {name for name in their_state(theirs, poolers=True)}
-    assert {f"{head}_head.bias" for head in ("mim", "mlm", "mmm_image", "mmm_text")} == theirs.state_dict().keys() - names
+    assert {
+        f"{head}_head.bias" for head in ("mim", "mlm", "mmm_image", "mmm_text")
+    } == theirs.state_dict().keys() - names

@@ -26,7 +26,9 @@ def test_theirs_to_ours_to_theirs_is_exact_and_leaves_nothing_out():
     ours = to_ours(state, entries, "theirs")
     back = to_theirs(ours, entries, "ours")
     assert back.keys() == state.keys()
-    assert all(back[name].shape == state[name].shape and torch.equal(back[name], state[name]) for name in state)
+    assert all(
+        back[name].shape == state[name].shape and torch.equal(back[name], state[name]) for name in state
+    )
     assert sum(tensor.numel() for tensor in ours.values()) == sum(tensor.numel() for tensor in state.values())
 
 
@@ -41,21 +43,37 @@ def test_ours_to_theirs_to_ours_is_exact(poolers):
 
 
 def test_no_two_tensors_share_a_name():
-    names = [name for entry in flava_entries(with_poolers(Config(name="base", objectives=flava_objectives()))) for name in entry.theirs]
+    names = [
+        name
+        for entry in flava_entries(with_poolers(Config(name="base", objectives=flava_objectives())))
+        for name in entry.theirs
+    ]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [
-        ("model.text_encoder.transformer.blocks.11.attention.output.weight", ("flava.text_model.encoder.layer.11.attention.output.dense.weight",)),
-        ("model.text_encoder.transformer.blocks.0.mlp_down.bias", ("flava.text_model.encoder.layer.0.output.dense.bias",)),
-        ("model.image_encoder.patch_embedding.weight", ("flava.image_model.embeddings.patch_embeddings.projection.weight",)),
+        (
+            "model.text_encoder.transformer.blocks.11.attention.output.weight",
+            ("flava.text_model.encoder.layer.11.attention.output.dense.weight",),
+        ),
+        (
+            "model.text_encoder.transformer.blocks.0.mlp_down.bias",
+            ("flava.text_model.encoder.layer.0.output.dense.bias",),
+        ),
+        (
+            "model.image_encoder.patch_embedding.weight",
+            ("flava.image_model.embeddings.patch_embeddings.projection.weight",),
+        ),
         ("objectives.mmm_image.head.norm.weight", ("mmm_image_head.transform.LayerNorm.weight",)),
         ("objectives.itm.head.pooler.dense.bias", ("itm_head.pooler.dense.bias",)),
         (
             "model.multimodal_encoder.transformer.blocks.3.attention.qkv.bias",
-            tuple(f"flava.multimodal_model.encoder.layer.3.attention.attention.{part}.bias" for part in ("query", "key", "value")),
+            tuple(
+                f"flava.multimodal_model.encoder.layer.3.attention.attention.{part}.bias"
+                for part in ("query", "key", "value")
+            ),
         ),
     ],
 )
@@ -75,13 +93,18 @@ def test_messages_name_the_tensor():
         check_tensors(tensors, {"a.weights": (2, 3), "b": (1,)}, "FILE")
     with pytest.raises(CheckpointError, match="FILE: tensor 'b' is unknown"):
         check_tensors(tensors, {"a.weight": (2, 3)}, "FILE")
-    with pytest.raises(CheckpointError, match=r"'a.weight' has shape \[2, 3\], the configuration asks for \[3, 2\]"):
+    with pytest.raises(
+        CheckpointError, match=r"'a.weight' has shape \[2, 3\], the configuration asks for \[3, 2\]"
+    ):
         check_tensors(tensors, {"a.weight": (3, 2), "b": (1,)}, "FILE")
 
 
 def test_an_exported_image_encoder_of_other_size_does_not_fit():
     config = tiny_config()
-    larger = dataclasses.replace(config, model=dataclasses.replace(config.model, image=dataclasses.replace(config.model.image, image_size=16)))
+    larger = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, image=dataclasses.replace(config.model.image, image_size=16)),
+    )
     state = build_task(config).state_dict()
     with pytest.raises(CheckpointError, match="model.image_encoder.position_embeddings"):
         to_theirs(state, flava_entries(larger), "ours")

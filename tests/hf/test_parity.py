@@ -1,4 +1,6 @@
-"""This model against transformers' FlavaForPreTraining on random weights: hidden states, logits, losses, gradients, parameter counts."""
+"""This model against transformers' FlavaForPreTraining on random weights: hidden states, logits, losses,
+gradients, parameter counts.
+"""
 
 import dataclasses
 
@@ -15,12 +17,19 @@ from flava_ds.hf import parity
 from flava_ds.hf.mapping import flava_entries, our_shapes
 from flava_ds.layouts import to_ours
 
-CANCELLING = [f"model.{name}.bias" for name in ("image_encoder.final_norm", "text_encoder.final_norm", "image_projection", "text_projection")]
-"""Without a mismatch, the contrastive gradients of a batch nearly cancel in these: at the base size either side's rounding is 4e-5 of what is left."""
+CANCELLING = [
+    f"model.{name}.bias"
+    for name in ("image_encoder.final_norm", "text_encoder.final_norm", "image_projection", "text_projection")
+]
+"""Without a mismatch, the contrastive gradients of a batch nearly cancel in these: at the base size either
+side's rounding is 4e-5 of what is left.
+"""
 CASES = [(Kind.IMAGE, ()), (Kind.TEXT, ()), (Kind.PAIR, ()), (Kind.PAIR, (1,)), (Kind.PAIR, (0, 2))]
 
 
-def differences(theirs: transformers.FlavaForPreTraining, config: Config, batch: Batch) -> dict[str, dict[str, float]]:
+def differences(
+    theirs: transformers.FlavaForPreTraining, config: Config, batch: Batch
+) -> dict[str, dict[str, float]]:
     """Runs both sides forward and backward and returns relative differences: what -> name -> number."""
     module = our_model(config, theirs)
     found: dict[str, dict[str, float]] = {}
@@ -30,9 +39,13 @@ def differences(theirs: transformers.FlavaForPreTraining, config: Config, batch:
         ours = dict(zip(("hidden", "logits"), parity.our_results(module, batch), strict=True))
     for what in ours:
         assert ours[what].keys() == expected[what].keys()
-        found[what] = {name: parity.relative_difference(ours[what][name], expected[what][name]) for name in ours[what]}
+        found[what] = {
+            name: parity.relative_difference(ours[what][name], expected[what][name]) for name in ours[what]
+        }
     result = module("step", batch, denominators(module, batch))
-    losses = {name: loss for name, loss in output.loss_info.items() if loss is not None} | {"total": output.loss}
+    losses = {name: loss for name, loss in output.loss_info.items() if loss is not None} | {
+        "total": output.loss
+    }
     counts = module.counts(batch)
     means = {name: result.sums[f"{name}/loss"] / counts[name] for name in counts} | {"total": result.loss}
     assert means.keys() == losses.keys()
@@ -44,15 +57,28 @@ def differences(theirs: transformers.FlavaForPreTraining, config: Config, batch:
 
 
 def gradient_differences(module, theirs, config: Config) -> dict[str, float]:
-    """Compares every gradient. Keys' biases have none in truth, only rounding: within the fused qkv bias they count absolutely, against q and v."""
+    """Compares every gradient. Keys' biases have none in truth, only rounding: within the fused qkv bias they
+    count absolutely, against q and v.
+    """
     state = their_state(theirs)
     absent = {name for name, parameter in state.items() if parameter.grad is None}
-    gradients = {name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for name, parameter in state.items()}
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in state.items()
+    }
     expected = to_ours(gradients, entries := flava_entries(config), "their gradients")
     parameters = dict(module.named_parameters())
-    assert {entry.ours for entry in entries if set(entry.theirs) <= absent} == {name for name in parameters if parameters[name].grad is None}
-    assert sum(bool(gradient.abs().max() > 0) for gradient in expected.values()) == len(entries) - sum(set(entry.theirs) <= absent for entry in entries)
-    return {name: parity.relative_difference(parameters[name].grad, expected[name]) for name in parameters if parameters[name].grad is not None}
+    assert {entry.ours for entry in entries if set(entry.theirs) <= absent} == {
+        name for name in parameters if parameters[name].grad is None
+    }
+    assert sum(bool(gradient.abs().max() > 0) for gradient in expected.values()) == len(entries) - sum(
+        set(entry.theirs) <= absent for entry in entries
+    )
+    return {
+        name: parity.relative_difference(parameters[name].grad, expected[name])
+        for name in parameters
+        if parameters[name].grad is not None
+    }
 
 
 def worst(found: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -60,9 +86,16 @@ def worst(found: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def check(found: dict[str, dict[str, float]], **limits: float) -> None:
-    """Asserts every number against the limit of its sort, naming the offenders, and prints the largest ones (pytest -s)."""
+    """Asserts every number against the limit of its sort, naming the offenders, and prints the largest ones
+    (pytest -s).
+    """
     print({what: f"{number:.1e}" for what, number in worst(found).items()})
-    offenders = [(what, name, number) for what, numbers in found.items() for name, number in numbers.items() if not number <= limits[what]]
+    offenders = [
+        (what, name, number)
+        for what, numbers in found.items()
+        for name, number in numbers.items()
+        if not number <= limits[what]
+    ]
     assert not offenders, sorted(offenders, key=lambda entry: -entry[2])[:5]
 
 
@@ -70,7 +103,13 @@ def check(found: dict[str, dict[str, float]], **limits: float) -> None:
 def test_tiny_model_agrees_in_fp32(kind, mismatched):
     config = tiny_config()
     batch = make_batch(kind, config, mismatched=mismatched, lengths=(7, 3, 11, 5))
-    check(differences(their_model(config, std=0.1), config, batch), hidden=3e-6, logits=3e-6, losses=2e-6, gradients=1e-5)
+    check(
+        differences(their_model(config, std=0.1), config, batch),
+        hidden=3e-6,
+        logits=3e-6,
+        losses=2e-6,
+        gradients=1e-5,
+    )
 
 
 @pytest.mark.parametrize(("kind", "mismatched"), CASES)
@@ -80,24 +119,41 @@ def test_tiny_model_agrees_in_fp64(kind, mismatched):
     if "pixel_values" in batch:
         # Our own normalisation of uint8 pixels works in fp32; the fp32 tests cover it.
         batch = batch.having(pixel_values=parity.normalized(batch["pixel_values"], config))
-    check(differences(their_model(config, std=0.1).double(), config, batch), hidden=1e-13, logits=1e-13, losses=1e-13, gradients=1e-12)
+    check(
+        differences(their_model(config, std=0.1).double(), config, batch),
+        hidden=1e-13,
+        logits=1e-13,
+        losses=1e-13,
+        gradients=1e-12,
+    )
 
 
 def differences_in_every_kind(config: Config) -> dict[str, dict[str, float]]:
-    """Returns the differences of an image, a text and two pair batches, one pair with a mismatch: what -> "kind mismatched/name" -> number."""
+    """Returns the differences of an image, a text and two pair batches, one pair with a mismatch: what ->
+    "kind mismatched/name" -> number.
+    """
     theirs = their_model(config)
     found: dict[str, dict[str, float]] = {}
-    for kind, size, mismatched in ((Kind.PAIR, 2, (1,)), (Kind.PAIR, 2, ()), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
+    for kind, size, mismatched in (
+        (Kind.PAIR, 2, (1,)),
+        (Kind.PAIR, 2, ()),
+        (Kind.IMAGE, 1, ()),
+        (Kind.TEXT, 2, ()),
+    ):
         theirs.zero_grad(set_to_none=True)
         batch = parity.random_batch(kind, config, size=size, mismatched=mismatched)
         for what, numbers in differences(theirs, config, batch).items():
-            found.setdefault(what, {}).update({f"{kind} {mismatched}/{name}": number for name, number in numbers.items()})
+            found.setdefault(what, {}).update(
+                {f"{kind} {mismatched}/{name}": number for name, number in numbers.items()}
+            )
     return found
 
 
 @pytest.mark.slow
 def test_base_model_agrees(run_ranks):
-    """In a process of its own: two models of 304 million parameters with gradients and graphs reach 7 GB, and the C library keeps most of it."""
+    """In a process of its own: two models of 304 million parameters with gradients and graphs reach 7 GB, and
+    the C library keeps most of it.
+    """
     (found,) = run_ranks(differences_in_every_kind, 1, Config(name="base", objectives=flava_objectives()))
     cancelling = [found["gradients"].pop(f"pair ()/{name}") for name in CANCELLING]
     check(found, hidden=1e-5, logits=1e-5, losses=1e-5, gradients=1e-5)

@@ -1,4 +1,6 @@
-"""Finds in a kernel's source what compiles, or even runs in the interpreter, and goes wrong on a GPU or with another version of Triton."""
+"""Finds in a kernel's source what compiles, or even runs in the interpreter, and goes wrong on a GPU or with
+another version of Triton.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,40 @@ POSITIONAL = {"load": 1, "store": 2}
 LAUNCH_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 WAITS = {"item", "tolist", "nonzero", "argwhere", "masked_select", "cpu", "numpy", "synchronize", "unique"}
 SHAPES = {"trans", "reshape", "broadcast_to", "expand_dims", "view", "permute"}
-ARITHMETIC = {"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "erf", "abs", "fma", "sum", "max", "min", "maximum", "minimum", "sigmoid", "softmax", "cumsum"}
-REDUCTIONS = {"sum", "max", "min", "mean", "any", "all", "amax", "amin", "argmax", "argmin", "prod", "norm", "count_nonzero"}
+ARITHMETIC = {
+    "exp",
+    "exp2",
+    "log",
+    "log2",
+    "sqrt",
+    "rsqrt",
+    "erf",
+    "abs",
+    "fma",
+    "sum",
+    "max",
+    "min",
+    "maximum",
+    "minimum",
+    "sigmoid",
+    "softmax",
+    "cumsum",
+}
+REDUCTIONS = {
+    "sum",
+    "max",
+    "min",
+    "mean",
+    "any",
+    "all",
+    "amax",
+    "amin",
+    "argmax",
+    "argmin",
+    "prod",
+    "norm",
+    "count_nonzero",
+}
 """Methods whose result a host that asks float(), int() or `if` about it has to wait for."""
 WIDE = {"*fp32", "*i1", "*i8", "*i16", "*i32", "*i64"}
 
@@ -21,11 +55,15 @@ Types = Mapping[str, Mapping[str, set[str]]]
 
 
 def in_source(source: str, types: Types | None = None) -> list[str]:
-    """Lists the hazards of a module as "line: what"; `types` tells integers and fp32 from what has to be upcast."""
+    """Lists the hazards of a module as "line: what"; `types` tells integers and fp32 from what has to be
+    upcast.
+    """
     tree = ast.parse(source)
     found = [*_forbidden(tree), *_memory(tree), *_launches(tree)]
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    kernels = {function.name: _Kernel(function, types or {}) for function in functions if _is_kernel(function)}
+    kernels = {
+        function.name: _Kernel(function, types or {}) for function in functions if _is_kernel(function)
+    }
     _pass_on_narrow_arguments(kernels)
     on_a_cpu = _eager_methods(tree)
     for function in functions:
@@ -79,16 +117,31 @@ def _memory(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _launches(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)):
+    for call in (
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+    ):
         keywords = {keyword.arg for keyword in call.keywords}
         missing = LAUNCH_OPTIONS - keywords
         if missing and None not in keywords:
-            yield call.lineno, f"a launch without {', '.join(sorted(missing))}: the defaults differ between versions"
+            yield (
+                call.lineno,
+                f"a launch without {', '.join(sorted(missing))}: the defaults differ between versions",
+            )
 
 
 def _waits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
-    masks = {ast.unparse(node.targets[0]) for node in ast.walk(function) if isinstance(node, ast.Assign) and _is_mask(node.value, set())}
-    on_a_cpu = {part for node in ast.walk(function) if _asks_for_a_cpu(node) for statement in node.body for part in ast.walk(statement)}
+    masks = {
+        ast.unparse(node.targets[0])
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and _is_mask(node.value, set())
+    }
+    on_a_cpu = {
+        part
+        for node in ast.walk(function)
+        if _asks_for_a_cpu(node)
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
     for node in ast.walk(function):
         if node in on_a_cpu:  # there is nothing to wait for
             continue
@@ -98,19 +151,28 @@ def _waits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f".{name}() waits for the device"
             if name == "where" and ast.unparse(node.func) == "torch.where" and len(node.args) == 1:
                 yield node.lineno, "torch.where of a condition alone waits for the device"
-            if name == "repeat_interleave" and "output_size" not in {keyword.arg for keyword in node.keywords}:
+            if name == "repeat_interleave" and "output_size" not in {
+                keyword.arg for keyword in node.keywords
+            }:
                 yield node.lineno, "repeat_interleave without output_size waits for the device"
         if isinstance(node, ast.Subscript) and _is_mask(node.slice, masks):
             yield node.lineno, "indexing with truth values waits for the device"
         asked = node.test if isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert) else None
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("float", "int", "bool") and node.args:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("float", "int", "bool")
+            and node.args
+        ):
             asked = node.args[0]
         if asked is not None and any(_is_reduction(part) for part in ast.walk(asked)):
             yield node.lineno, f"asking for the value of {ast.unparse(asked)} waits for the device"
 
 
 def _eager_methods(tree: ast.Module) -> set[ast.AST]:
-    """What autograd functions of references do: `dispatch.needs_custom_operator` gives them tensors of a CPU alone."""
+    """What autograd functions of references do: `dispatch.needs_custom_operator` gives them tensors of a CPU
+    alone.
+    """
     classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and "Eager" in node.name)
     return {part for node in classes for part in ast.walk(node)}
 
@@ -120,21 +182,29 @@ def _asks_for_a_cpu(node: ast.AST) -> bool:
 
 
 def _is_reduction(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in REDUCTIONS
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in REDUCTIONS
+    )
 
 
 def _is_mask(expression: ast.expr, masks: set[str]) -> bool:
     if isinstance(expression, ast.Tuple):
         return any(_is_mask(part, masks) for part in expression.elts)
     if isinstance(expression, ast.Compare):
-        return not all(isinstance(operator, ast.Is | ast.IsNot | ast.In | ast.NotIn) for operator in expression.ops)
+        return not all(
+            isinstance(operator, ast.Is | ast.IsNot | ast.In | ast.NotIn) for operator in expression.ops
+        )
     if isinstance(expression, ast.Call):
         return _name(expression.func) in ("bool", "logical_not", "logical_and", "isfinite", "isnan")
-    return (isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.Invert)) or ast.unparse(expression) in masks
+    return (isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.Invert)) or ast.unparse(
+        expression
+    ) in masks
 
 
 class _Kernel:
-    """Which expressions of a kernel may be bf16 or fp16: what was loaded or cast down and not cast up, and parameters that get such a value."""
+    """Which expressions of a kernel may be bf16 or fp16: what was loaded or cast down and not cast up, and
+    parameters that get such a value.
+    """
 
     def __init__(self, function: ast.FunctionDef, types: Types):
         everywhere: dict[str, set[str]] = {}
@@ -149,7 +219,9 @@ class _Kernel:
         for node in (node for node in ast.walk(function) if isinstance(node, ast.Assign)):
             for target in node.targets:
                 several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
-                for name, value in zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]:
+                for name, value in (
+                    zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]
+                ):
                     if isinstance(name, ast.Name):
                         self.assigned.setdefault(name.id, []).append((node.lineno, value))
 
@@ -186,8 +258,12 @@ class _Kernel:
         return name in SHAPES and any(self.narrow(argument, seen) for argument in expression.args[:1])
 
     def names(self, expression: ast.expr, seen: frozenset[str]) -> Iterator[str]:
-        """Yields the names that a pointer is computed from, the leftmost first, without what was loaded on the way."""
-        for node in ast.iter_child_nodes(expression) if not isinstance(expression, ast.Name) else [expression]:
+        """Yields the names that a pointer is computed from, the leftmost first, without what was loaded on
+        the way.
+        """
+        for node in (
+            ast.iter_child_nodes(expression) if not isinstance(expression, ast.Name) else [expression]
+        ):
             if not isinstance(node, ast.Name):
                 yield from self.names(node, seen)
             elif node.id not in seen:
@@ -198,31 +274,51 @@ class _Kernel:
 
 def _pass_on_narrow_arguments(kernels: Mapping[str, _Kernel]) -> None:
     """Marks the parameters of helpers that a caller gives 16-bit values, until no call adds one."""
-    calls = [(kernel, call) for kernel in kernels.values() for call in ast.walk(kernel.function) if isinstance(call, ast.Call) and _name(call.func) in kernels]
+    calls = [
+        (kernel, call)
+        for kernel in kernels.values()
+        for call in ast.walk(kernel.function)
+        if isinstance(call, ast.Call) and _name(call.func) in kernels
+    ]
     changed = True
     while changed:
         changed = False
         for caller, call in calls:
             helper = kernels[_name(call.func)]
-            given = [*zip(helper.parameters, call.args, strict=False), *((keyword.arg, keyword.value) for keyword in call.keywords)]
+            given = [
+                *zip(helper.parameters, call.args, strict=False),
+                *((keyword.arg, keyword.value) for keyword in call.keywords),
+            ]
             found = {name for name, value in given if caller.narrow(value)} - helper.narrow_parameters
             helper.narrow_parameters |= found
             changed = changed or bool(found)
 
 
 def _unordered_memory(kernel: _Kernel) -> Iterator[tuple[int, str]]:
-    """A pass of an outer loop may load what another thread stored in the pass before: only a barrier orders the two."""
+    """A pass of an outer loop may load what another thread stored in the pass before: only a barrier orders
+    the two.
+    """
     for outer in (node for node in ast.walk(kernel.function) if isinstance(node, ast.For)):
         calls = [call for call in ast.walk(outer) if isinstance(call, ast.Call)]
         if any(_name(call.func) == "debug_barrier" for call in calls):
             continue
         for inner in (node for node in ast.walk(outer) if isinstance(node, ast.For) and node is not outer):
-            within = [call for call in ast.walk(inner) if isinstance(call, ast.Call) and ast.unparse(call.func) in ("tl.load", "tl.store")]
+            within = [
+                call
+                for call in ast.walk(inner)
+                if isinstance(call, ast.Call) and ast.unparse(call.func) in ("tl.load", "tl.store")
+            ]
             places = {"load": set(), "store": set()}
             for call in within:
                 places[_name(call.func)] |= {next(kernel.names(call.args[0], frozenset()), "")}
             for name in sorted(places["load"] & places["store"]):
-                yield inner.lineno, f"{name} is stored and loaded again in a later pass of the loop around it without tl.debug_barrier()"
+                yield (
+                    inner.lineno,
+                    (
+                        f"{name} is stored and loaded again in a later pass of the loop around it without "
+                        "tl.debug_barrier()"
+                    ),
+                )
 
 
 def _narrow_arithmetic(kernel: _Kernel) -> Iterator[tuple[int, str]]:
@@ -235,7 +331,9 @@ def _narrow_arithmetic(kernel: _Kernel) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.AugAssign):
             operands = [node.target, node.value]
         elif isinstance(node, ast.Call) and _name(node.func) in ARITHMETIC:
-            operands = node.args[:1] if _name(node.func) in ("sum", "max", "min", "softmax", "cumsum") else node.args
+            operands = (
+                node.args[:1] if _name(node.func) in ("sum", "max", "min", "softmax", "cumsum") else node.args
+            )
         for operand in operands:
             if kernel.narrow(operand):
                 yield node.lineno, f"arithmetic on {ast.unparse(operand)} before .to(tl.float32)"

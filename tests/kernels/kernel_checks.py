@@ -1,4 +1,6 @@
-"""Checks of kernels below their operators, for tests and for planted bugs. They run the kernels, so FLAVA_KERNELS is not asked."""
+"""Checks of kernels below their operators, for tests and for planted bugs. They run the kernels, so
+FLAVA_KERNELS is not asked.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,35 @@ def gelu_backward_of_given_z(dtype: torch.dtype) -> None:
     d_z, d_bias = kernels.backward(grad, z)
     exact, _ = linear_gelu.backward_reference(grad.double(), z.double())
     assert d_bias.dtype == torch.float32
-    assert op_checks.relative_error(d_z, exact) < {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 3.5e-3}[dtype]
+    assert (
+        op_checks.relative_error(d_z, exact)
+        < {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 3.5e-3}[dtype]
+    )
     assert op_checks.relative_error(d_bias, exact.sum(0)) < 1e-6
 
 
 def cross_entropy_of_given_logits(dtype: torch.dtype) -> None:
-    """Asserts that losses are exact given the logits: the product is rounded to the rows' dtype before the kernel sees it, then everything is fp32."""
+    """Asserts that losses are exact given the logits: the product is rounded to the rows' dtype before the
+    kernel sees it, then everything is fp32.
+    """
     from flava_kernels.triton_ops import linear_cross_entropy as kernels
 
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((9, 12), (4200, 12), (4200,)))
     labels = torch.randint(4200, (9,))
     losses, _, _ = kernels.forward(hidden, weight, bias, labels, False)
-    exact = torch.nn.functional.cross_entropy((hidden @ weight.T).double() + bias.double(), labels, reduction="none")
+    exact = torch.nn.functional.cross_entropy(
+        (hidden @ weight.T).double() + bias.double(), labels, reduction="none"
+    )
     assert float((losses.double() - exact).abs().max()) < 5e-6
 
 
 def causal_attention_of_any_tile(dtype: torch.dtype) -> None:
     """Asserts that causal attention visits no tile that is masked as a whole, whatever a tile's sides.
 
-    What it must not read is NaN, which a mask would not stop: 0 * NaN is NaN. Forward these are the tokens behind a tile of queries; backward the
-    queries before a tile of keys, with their outputs and gradients. Neither may change what the rest is.
+    What it must not read is NaN, which a mask would not stop: 0 * NaN is NaN. Forward these are the tokens
+    behind a tile of queries; backward the queries before a tile of keys, with their outputs and gradients.
+    Neither may change what the rest is.
     """
     from flava_kernels.cases.packing import cu_seqlens_of
     from flava_kernels.triton_ops import attention as kernels
@@ -61,5 +71,7 @@ def causal_attention_of_any_tile(dtype: torch.dtype) -> None:
         unread, out_unread, lse_unread, grad_unread = (value.clone() for value in (qkv, out, lse, grad))
         for rows in (unread[:, 0], out_unread, lse_unread.T, grad_unread):
             rows[lengths[0] : behind] = torch.nan
-        d_behind = kernels.backward(grad_unread, unread, out_unread, lse_unread, cu_seqlens, longest, True, tile)
+        d_behind = kernels.backward(
+            grad_unread, unread, out_unread, lse_unread, cu_seqlens, longest, True, tile
+        )
         assert torch.equal(d_behind[behind:], d_qkv[behind:]), f"backward, tiles of {sides}"

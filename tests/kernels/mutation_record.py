@@ -1,7 +1,8 @@
-"""mutants.csv: planted bugs that were noticed, each with a hash of everything that this hung on; those need not run again.
+"""mutants.csv: planted bugs that were noticed, each with a hash of everything that this hung on; those need
+not run again.
 
-`python mutation_record.py [MODULE...]` runs the mutants of all modules, or of those named, that have no row that holds, and writes their rows;
-it ends with status 1 where one survives.
+`python mutation_record.py [MODULE...]` runs the mutants of all modules, or of those named, that have no row
+that holds, and writes their rows; it ends with status 1 where one survives.
 """
 
 from __future__ import annotations
@@ -34,18 +35,28 @@ Record = dict[tuple[str, str], dict[str, str]]
 
 
 def files_of(module: str, mutant: mutants.Mutant) -> list[Path]:
-    """Lists what decides whether a mutant is noticed: kernels, their operator and its cases, and the checks, with what they import."""
+    """Lists what decides whether a mutant is noticed: kernels, their operator and its cases, and the checks,
+    with what they import.
+    """
     op = flava_kernels.OPS[mutant.op]
     names = (f"flava_kernels.triton_ops.{module}", op.kernels, op.function.__module__)
-    checks = ("op_checks.py", "interpreter_bf16.py", *(("kernels/kernel_checks.py",) if mutant.checks else ()))
+    checks = (
+        "op_checks.py",
+        "interpreter_bf16.py",
+        *(("kernels/kernel_checks.py",) if mutant.checks else ()),
+    )
     roots = [PACKAGE.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     return [*import_graph.all_imported_by([*roots, *(TESTS / name for name in checks)]), RUNNER]
 
 
 def hash_of(module: str, mutant: mutants.Mutant, outcome: str) -> str:
-    """Returns the hash of a mutant, of the code that decides about it, of Triton's version, and of the outcome."""
+    """Returns the hash of a mutant, of the code that decides about it, of Triton's version, and of the
+    outcome.
+    """
     version = importlib.metadata.version("triton")
-    return aot_hash.digest(version, aot_hash.of_files(files_of(module, mutant)), module, repr(mutant), outcome)
+    return aot_hash.digest(
+        version, aot_hash.of_files(files_of(module, mutant)), module, repr(mutant), outcome
+    )
 
 
 def read(path: Path = PATH) -> Record:
@@ -59,18 +70,26 @@ def read(path: Path = PATH) -> Record:
 def holds(record: Record, module: str, mutant: mutants.Mutant) -> bool:
     """Tells whether a mutant's death is recorded and nothing that it hung on has changed since."""
     line = record.get((module, mutant.name))
-    return line is not None and line["outcome"] in DEAD and line["hash"] == hash_of(module, mutant, line["outcome"])
+    return (
+        line is not None
+        and line["outcome"] in DEAD
+        and line["hash"] == hash_of(module, mutant, line["outcome"])
+    )
 
 
 def to_run(module: str, record: Record, seed: str) -> list[str]:
     """Names a module's mutants without a row that holds, and one of the others, which the seed draws."""
     held = [mutant.name for mutant in mutants.MUTANTS[module] if holds(record, module, mutant)]
     drawn = {rotation.draw(held, f"{seed} {module}")} if held else set()
-    return [mutant.name for mutant in mutants.MUTANTS[module] if mutant.name not in held or mutant.name in drawn]
+    return [
+        mutant.name for mutant in mutants.MUTANTS[module] if mutant.name not in held or mutant.name in drawn
+    ]
 
 
 def run(module: str, names: Sequence[str], folder: Path) -> tuple[dict[str, str], str]:
-    """Runs mutants of one module, and their cases without a bug; returns the outcomes by name, and what was written to stderr."""
+    """Runs mutants of one module, and their cases without a bug; returns the outcomes by name, and what was
+    written to stderr.
+    """
     command = [sys.executable, "-W", "ignore", RUNNER, module, folder, *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
@@ -80,7 +99,11 @@ def run(module: str, names: Sequence[str], folder: Path) -> tuple[dict[str, str]
 
 def wrong(outcomes: dict[str, str]) -> dict[str, str]:
     """Returns the outcomes that should be others: mutants have to die, unchanged kernels to survive."""
-    return {name: outcome for name, outcome in outcomes.items() if outcome not in (("survived",) if name.startswith("unchanged") else DEAD)}
+    return {
+        name: outcome
+        for name, outcome in outcomes.items()
+        if outcome not in (("survived",) if name.startswith("unchanged") else DEAD)
+    }
 
 
 def write(record: Record) -> None:
@@ -106,12 +129,19 @@ def main(*modules: str) -> int:
         if wrong(outcomes):
             status = 1
             print(f"error: {module}: {wrong(outcomes)}\n{said}", file=sys.stderr)
-        believed = not any(name.startswith("unchanged") for name in wrong(outcomes))  # cases that always fail notice no bug
+        # cases that always fail notice no bug
+        believed = not any(name.startswith("unchanged") for name in wrong(outcomes))
         for mutant in left:
             record.pop((module, mutant.name), None)
             outcome = outcomes[mutant.name]
             if believed and outcome in DEAD:
-                values = (importlib.metadata.version("triton"), module, mutant.name, outcome, hash_of(module, mutant, outcome))
+                values = (
+                    importlib.metadata.version("triton"),
+                    module,
+                    mutant.name,
+                    outcome,
+                    hash_of(module, mutant, outcome),
+                )
                 record[module, mutant.name] = dict(zip(FIELDS, values, strict=True))
         write(record)
     return status

@@ -1,8 +1,10 @@
-"""Runs planted bugs: copies flava_kernels, edits a kernel's source, and runs cases of an operator on the copy in Triton's interpreter.
+"""Runs planted bugs: copies flava_kernels, edits a kernel's source, and runs cases of an operator on the copy
+in Triton's interpreter.
 
-`python mutation_run.py MODULE FOLDER NAME...` runs mutants of one module of triton_ops, with copies under FOLDER, and prints one JSON object: for every
-mutant "caught" (a check failed), "crashed" (it read or wrote where no memory is), "survived", or what else went wrong. One process imports torch and triton;
-every mutant is a fork of it.
+`python mutation_run.py MODULE FOLDER NAME...` runs mutants of one module of triton_ops, with copies under
+FOLDER, and prints one JSON object: for every mutant "caught" (a check failed), "crashed" (it read or wrote
+where no memory is), "survived", or what else went wrong. One process imports torch and triton; every mutant
+is a fork of it.
 """
 
 from __future__ import annotations
@@ -27,20 +29,35 @@ import mutants  # noqa: E402
 
 PACKAGE = TESTS.parent / "kernels" / "flava_kernels"
 SURVIVED, CAUGHT, BROKEN = 0, 3, 4
-BY_SIGNAL = {signal.SIGALRM: "ran for ever", signal.SIGSEGV: "crashed", signal.SIGBUS: "crashed", signal.SIGABRT: "crashed"}
-"""The C library aborts when it finds its heap overwritten. Other signals say nothing of the bug: the kernel of the system kills for memory."""
+BY_SIGNAL = {
+    signal.SIGALRM: "ran for ever",
+    signal.SIGSEGV: "crashed",
+    signal.SIGBUS: "crashed",
+    signal.SIGABRT: "crashed",
+}
+"""The C library aborts when it finds its heap overwritten. Other signals say nothing of the bug: the kernel
+of the system kills for memory.
+"""
 SECONDS = 600
 """A mutant that loops for ever is not caught by any check: it is reported."""
 
 
 def copy_with(module: str, mutant: mutants.Mutant, folder: Path) -> None:
-    """Copies the package and edits one module of triton_ops. Raises LookupError where a text does not occur as often as the mutant says."""
+    """Copies the package and edits one module of triton_ops. Raises LookupError where a text does not occur
+    as often as the mutant says.
+    """
     shutil.copytree(PACKAGE, folder / "flava_kernels", ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "flava_kernels" / "triton_ops" / f"{module}.py"
     source = path.read_text(encoding="utf-8")
-    for text, replacement, times in (*((*edit, mutant.times) for edit in mutant.edits), *((*edit, 1) for edit in mutant.setup)):
+    for text, replacement, times in (
+        *((*edit, mutant.times) for edit in mutant.edits),
+        *((*edit, 1) for edit in mutant.setup),
+    ):
         if source.count(text) != times:
-            raise LookupError(f"{module}, {mutant.name}: {source.count(text)} times in the source instead of {times}: {text}")
+            raise LookupError(
+                f"{module}, {mutant.name}: {source.count(text)} times in the source instead of {times}: "
+                f"{text}"
+            )
         source = source.replace(text, replacement)
     path.write_text(source, encoding="utf-8")
 
@@ -83,8 +100,12 @@ def outcome(mutant: mutants.Mutant, folder: Path) -> str:
         os._exit(status)
     _, ended = os.waitpid(process, 0)
     if os.WIFSIGNALED(ended):
-        return BY_SIGNAL.get(os.WTERMSIG(ended), f"ended by {signal.Signals(os.WTERMSIG(ended)).name}: out of memory?")
-    return {SURVIVED: "survived", CAUGHT: "caught"}.get(os.WEXITSTATUS(ended), "raised something else than an assertion")
+        return BY_SIGNAL.get(
+            os.WTERMSIG(ended), f"ended by {signal.Signals(os.WTERMSIG(ended)).name}: out of memory?"
+        )
+    return {SURVIVED: "survived", CAUGHT: "caught"}.get(
+        os.WEXITSTATUS(ended), "raised something else than an assertion"
+    )
 
 
 def main(module: str, folder: str, *names: str) -> None:

@@ -1,4 +1,6 @@
-"""Compiles a kernel that needs more registers than there are; prints the bytes spilled as assembly.py and as `ptxas -v` count them."""
+"""Compiles a kernel that needs more registers than there are; prints the bytes spilled as assembly.py and as
+`ptxas -v` count them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ def product(x, y, out, SIZE: tl.constexpr):
 
 
 if __name__ == "__main__":
-    launch = Launch("product", product, dict.fromkeys(("x", "y", "out"), "*fp32"), {"SIZE": 64}, num_warps=1, num_stages=1, arch="sm_80")
+    launch = Launch(
+        "product",
+        product,
+        dict.fromkeys(("x", "y", "out"), "*fp32"),
+        {"SIZE": 64},
+        num_warps=1,
+        num_stages=1,
+        arch="sm_80",
+    )
     compiled = []
     compile_with_triton = triton.compile
 

@@ -1,6 +1,7 @@
 """Every shipped configuration compiles for four GPUs with two versions of Triton, within its budget.
 
-Those whose rows in kernels/aot.csv carry the hash of what they are made from count as compiled, but for a few that the commit draws.
+Those whose rows in kernels/aot.csv carry the hash of what they are made from count as compiled, but for a few
+that the commit draws.
 """
 
 import os
@@ -20,7 +21,9 @@ CACHE = Path(sys.prefix) / "triton-cache"
 
 def check(environment: dict[str, str], full: bool) -> str:
     """Runs the command as a developer does, asserts that it is content, and returns its output."""
-    environment = {name: value for name, value in environment.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(CACHE)}
+    environment = {name: value for name, value in environment.items() if name != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(CACHE)
+    }
     flags = ["--full"] if full else ["--sample", rotation.commit()]
     command = [sys.executable, "-m", "flava_kernels.aot", "--check", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=environment)

@@ -38,14 +38,18 @@ def run(kernels: Path, script: str) -> set[str]:
     """Runs a script on a copy of the package; returns the lines that it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(kernels), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split("\n")) - {""}
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A copy of the package with a table in which every row holds. Compiling would take minutes; the numbers are made up."""
+    """A copy of the package with a table in which every row holds. Compiling would take minutes; the numbers
+    are made up.
+    """
     kernels = tmp_path_factory.mktemp("recorded")
     shutil.copytree(PACKAGE, kernels / "flava_kernels", ignore=shutil.ignore_patterns("__pycache__"))
     run(kernels, MADE_UP)
@@ -67,16 +71,43 @@ def everything(recorded):
 @pytest.mark.parametrize(
     ("file", "text", "replacement", "stale"),
     [
-        ("triton_ops/attention.py", "if first_key > 0:", "if first_key >= 1:", r"varlen_attention\.backward\."),
-        ("triton_ops/column_sums.py", "mask=(row < rows)", "mask=(row <= rows)", r"(add_layer_norm\.parameters|linear_gelu\.bias)\."),
-        ("triton_ops/contrastive.py", "GROUP = tl.constexpr(8)", "GROUP = tl.constexpr(4)", r"info_nce\.gradient\."),
-        ("triton_ops/contrastive.py", '"sm_80": Tiles(128, 128, 32, 8, 4)', '"sm_80": Tiles(128, 128, 32, 8, 3)', r"sm_80 info_nce\.\w+\.(bf16|fp16)"),
+        (
+            "triton_ops/attention.py",
+            "if first_key > 0:",
+            "if first_key >= 1:",
+            r"varlen_attention\.backward\.",
+        ),
+        (
+            "triton_ops/column_sums.py",
+            "mask=(row < rows)",
+            "mask=(row <= rows)",
+            r"(add_layer_norm\.parameters|linear_gelu\.bias)\.",
+        ),
+        (
+            "triton_ops/contrastive.py",
+            "GROUP = tl.constexpr(8)",
+            "GROUP = tl.constexpr(4)",
+            r"info_nce\.gradient\.",
+        ),
+        (
+            "triton_ops/contrastive.py",
+            '"sm_80": Tiles(128, 128, 32, 8, 4)',
+            '"sm_80": Tiles(128, 128, 32, 8, 3)',
+            r"sm_80 info_nce\.\w+\.(bf16|fp16)",
+        ),
         ("assembly.py", "SPIN_LOOP = 16", "SPIN_LOOP = 17", ""),
         ("triton_ops/attention.py", '"""Attention kernels', '"""Kernels', "nothing"),
-        ("triton_ops/attention.py", " " * 12 + "row = first_query", "\n" + " " * 12 + "# why\n" + " " * 12 + "row = first_query", "nothing"),
+        (
+            "triton_ops/attention.py",
+            " " * 12 + "row = first_query",
+            "\n" + " " * 12 + "# why\n" + " " * 12 + "row = first_query",
+            "nothing",
+        ),
     ],
 )
-def test_a_change_reaches_exactly_the_configurations_that_are_compiled_from_it(kernels, everything, file, text, replacement, stale):
+def test_a_change_reaches_exactly_the_configurations_that_are_compiled_from_it(
+    kernels, everything, file, text, replacement, stale
+):
     path = kernels / "flava_kernels" / file
     source = path.read_text(encoding="utf-8")
     assert source.count(text) == 1
@@ -100,7 +131,9 @@ def test_an_edited_number_reaches_its_row_and_is_an_error(kernels):
     (stale,) = run(kernels, STALE.format(""))
     assert stale == " ".join(lines[5].split(",")[1:3])
     table = aot_table.rows_of(kernels / "aot.csv", lines[5].split(",")[0])
-    launches = [(module, launch) for module, launch in aot.launches() if f"{launch.arch} {launch.name}" == stale]
+    launches = [
+        (module, launch) for module, launch in aot.launches() if f"{launch.arch} {launch.name}" == stale
+    ]
     todo = aot.work(launches, table, full=False, sample="")
     assert todo.left == launches and not todo.again
     (problem,) = todo.problems([])
@@ -109,8 +142,14 @@ def test_an_edited_number_reaches_its_row_and_is_an_error(kernels):
 
 @pytest.mark.aot
 def test_one_configuration_of_every_kernel_is_compiled_again_and_another_one_for_another_commit(recorded):
-    wanted, table = aot.launches(), aot_table.rows_of(recorded / "aot.csv", aot_table.read_csv(recorded / "aot.csv")[0]["triton"])
-    drawn = [[(launch.arch, launch.name) for _, launch in aot.work(wanted, table, full=False, sample=text).again] for text in ("a", "b", "a")]
+    wanted, table = (
+        aot.launches(),
+        aot_table.rows_of(recorded / "aot.csv", aot_table.read_csv(recorded / "aot.csv")[0]["triton"]),
+    )
+    drawn = [
+        [(launch.arch, launch.name) for _, launch in aot.work(wanted, table, full=False, sample=text).again]
+        for text in ("a", "b", "a")
+    ]
     assert drawn[0] == drawn[2] != drawn[1]
     kernels = {launch.kernel for _, launch in wanted}
     assert len(drawn[0]) == len(kernels) > 10
@@ -120,7 +159,10 @@ def test_one_configuration_of_every_kernel_is_compiled_again_and_another_one_for
 
 def made_up_row(**numbers) -> aot_row.Row:
     """A row with its hash."""
-    row = aot_row.Row(**{field.name: {"int": 7, "float": 0.5, "str": ""}[field.type] for field in fields(aot_row.Row)} | numbers)
+    row = aot_row.Row(
+        **{field.name: {"int": 7, "float": 0.5, "str": ""}[field.type] for field in fields(aot_row.Row)}
+        | numbers
+    )
     return aot_row.with_hash(row, CONFIGURATION)
 
 
@@ -146,7 +188,10 @@ def test_a_row_holds_for_its_configuration_and_its_numbers_only(tmp_path):
 
 def test_a_table_keeps_the_rows_of_other_versions_and_of_other_configurations(tmp_path):
     path, order = tmp_path / "aot.csv", [("sm_80", "a"), ("sm_80", "b"), ("sm_90", "a")]
-    old = [made_up_row(triton="3.6", arch="sm_80", name="gone"), made_up_row(triton="3.9", arch="sm_80", name="gone")]
+    old = [
+        made_up_row(triton="3.6", arch="sm_80", name="gone"),
+        made_up_row(triton="3.9", arch="sm_80", name="gone"),
+    ]
     for row in old:
         aot_table.write_csv(path, row.triton, [row], order, partial=False)
     new = [made_up_row(triton="3.9", arch=arch, name=name) for arch, name in reversed(order)]
@@ -161,7 +206,9 @@ def test_a_table_keeps_the_rows_of_other_versions_and_of_other_configurations(tm
 
 
 def test_code_is_what_python_reads():
-    assert aot_hash.code("def f(a):\n    '''Says.'''\n    # why\n    return (a +\n            1)\n") == aot_hash.code("def f(a):\n    return a + 1")
+    assert aot_hash.code(
+        "def f(a):\n    '''Says.'''\n    # why\n    return (a +\n            1)\n"
+    ) == aot_hash.code("def f(a):\n    return a + 1")
     assert aot_hash.code("x = 'text'") != aot_hash.code("x = 'other'")
 
 

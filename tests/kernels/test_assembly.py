@@ -1,4 +1,6 @@
-"""Counting in disassembled kernels: written by hand, and one compiled for the purpose and compared with what ptxas says."""
+"""Counting in disassembled kernels: written by hand, and one compiled for the purpose and compared with what
+ptxas says.
+"""
 
 import os
 import subprocess
@@ -29,7 +31,12 @@ SASS = """
         /*0170*/                   EXIT ;
 .L_x_3:
         /*0180*/                   BRA `(.L_x_3);
-""".format("\n".join(f"        /*{address:04x}*/                   FADD R1, R1, R1 ;" for address in range(0x60, 0x100, 0x8)))
+""".format(
+    "\n".join(
+        f"        /*{address:04x}*/                   FADD R1, R1, R1 ;"
+        for address in range(0x60, 0x100, 0x8)
+    )
+)
 
 AMDGCN = """	.amdgcn_target "amdgpu9.42-amd-amdhsa-unknown-gfx942"
 	s_load_dwordx2 s[2:3], s[0:1], 0x0
@@ -77,7 +84,10 @@ def test_amd():
 
 
 def test_shapes_of_matrix_instructions():
-    assert assembly.matrix_flops(["HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT"]) == 2 * 64 * 128 * 16 // 4
+    assert (
+        assembly.matrix_flops(["HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT"])
+        == 2 * 64 * 128 * 16 // 4
+    )
     assert assembly.matrix_flops(["UTCHMMA gdesc[UR6], gdesc[UR18], tmem[UR17]"]) is None
     assert assembly.matrix_flops(["FFMA R1, R2, R3, R4"]) == 0
 
@@ -90,7 +100,9 @@ def test_without_a_loop_all_counts():
 def test_a_kernel_that_spills_has_the_bytes_that_ptxas_counts():
     script = Path(__file__).with_name("spilling_kernel.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     counted, stores_and_loads = map(int, done.stdout.split())
     assert counted == stores_and_loads > 1000

@@ -14,7 +14,9 @@ GRAD = 3.0
 
 def inputs_of(ranks: int, batch: int = BATCH) -> dict[str, torch.Tensor]:
     """Features in fp64, scale and mask of all ranks; with several ranks the second has no match."""
-    inputs = features(torch.Generator().manual_seed(ranks), rows=ranks * batch, width=WIDTH, scale=8.0, matched=0.6)
+    inputs = features(
+        torch.Generator().manual_seed(ranks), rows=ranks * batch, width=WIDTH, scale=8.0, matched=0.6
+    )
     if ranks > 1:
         inputs["row_mask"][batch : 2 * batch] = 0
     return inputs
@@ -47,7 +49,9 @@ def test_the_reference_never_holds_more_than_its_budget(monkeypatch):
     rows, columns = torch.ones(20, WIDTH), torch.ones(100, WIDTH)
     parts = list(contrastive._chunks(rows, columns))
     assert [(chunk.start, chunk.stop) for chunk, _ in parts] == [(0, 7), (7, 14), (14, 20)]
-    assert {part.untyped_storage().data_ptr() for _, part in parts} == {parts[0][1].untyped_storage().data_ptr()}
+    assert {part.untyped_storage().data_ptr() for _, part in parts} == {
+        parts[0][1].untyped_storage().data_ptr()
+    }
     assert parts[0][1].untyped_storage().nbytes() == 7 * 100 * 4
 
 
@@ -66,7 +70,8 @@ def test_no_match_gives_zero_with_a_graph():
 
 
 def check_rank_by_rank(ranks: int, batch: int, dtype: torch.dtype, tolerance: float) -> None:
-    """Plays all ranks one after the other with the custom operators; the parts must make up the whole matrix."""
+    """Plays all ranks one after the other with the custom operators; the parts must make up the
+    whole matrix."""
     inputs = inputs_of(ranks, batch)
     expected, gradients, right = whole_matrix(inputs)
     image, text, mask, scale = (inputs[name].to(dtype) for name in ("image", "text", "row_mask", "log_scale"))
@@ -75,16 +80,40 @@ def check_rank_by_rank(ranks: int, batch: int, dtype: torch.dtype, tolerance: fl
     rows = [contrastive._forward(image[part], text, scale, part.start, False) for part in parts]
     columns = [contrastive._forward(text[part], image, scale, part.start, False) for part in parts]
     row_lse, column_lse, own, first = (
-        torch.cat(values) for values in ([r[0] for r in rows], [c[0] for c in columns], [r[2] for r in rows], [r[3] for r in rows])
+        torch.cat(values)
+        for values in (
+            [r[0] for r in rows],
+            [c[0] for c in columns],
+            [r[2] for r in rows],
+            [r[3] for r in rows],
+        )
     )
     assert (first * mask).sum() == right
-    torch.testing.assert_close((mask * ((row_lse + column_lse) / 2 - own)).sum(), expected.to(dtype), rtol=tolerance, atol=tolerance)
-    row_vectors, column_vectors, grad = torch.stack([row_lse, mask]), torch.stack([column_lse, mask]), torch.tensor(GRAD, dtype=dtype)
-    d_rows = [contrastive._backward(grad, image[p], text, scale, row_vectors[:, p], column_vectors, p.start, False) for p in parts]
-    d_columns = [contrastive._backward(grad, text[p], image, scale, column_vectors[:, p], row_vectors, p.start, False) for p in parts]
-    found = [torch.cat([d[0] for d in d_rows]), torch.cat([d[0] for d in d_columns]), sum(d[2] for d in d_rows)]
+    torch.testing.assert_close(
+        (mask * ((row_lse + column_lse) / 2 - own)).sum(), expected.to(dtype), rtol=tolerance, atol=tolerance
+    )
+    row_vectors, column_vectors, grad = (
+        torch.stack([row_lse, mask]),
+        torch.stack([column_lse, mask]),
+        torch.tensor(GRAD, dtype=dtype),
+    )
+    d_rows = [
+        contrastive._backward(grad, image[p], text, scale, row_vectors[:, p], column_vectors, p.start, False)
+        for p in parts
+    ]
+    d_columns = [
+        contrastive._backward(grad, text[p], image, scale, column_vectors[:, p], row_vectors, p.start, False)
+        for p in parts
+    ]
+    found = [
+        torch.cat([d[0] for d in d_rows]),
+        torch.cat([d[0] for d in d_columns]),
+        sum(d[2] for d in d_rows),
+    ]
     for gradient, reference in zip(found, gradients, strict=True):
-        torch.testing.assert_close(gradient, reference.to(dtype), rtol=10 * tolerance, atol=tolerance * float(reference.abs().max()))
+        torch.testing.assert_close(
+            gradient, reference.to(dtype), rtol=10 * tolerance, atol=tolerance * float(reference.abs().max())
+        )
 
 
 def test_ranks_one_after_the_other_equal_the_whole_matrix():
@@ -115,7 +144,9 @@ def test_kernels_with_several_chunks_and_parts_equal_one_chunk(monkeypatch):
         torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-6, atol=0)
         assert float(correct) == right
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            torch.testing.assert_close(leaf.grad.double(), gradient, rtol=1e-5, atol=2e-6 * float(gradient.abs().max()))
+            torch.testing.assert_close(
+                leaf.grad.double(), gradient, rtol=1e-5, atol=2e-6 * float(gradient.abs().max())
+            )
 
 
 def _rank_result() -> tuple[torch.Tensor, float, list[torch.Tensor]]:
@@ -123,7 +154,10 @@ def _rank_result() -> tuple[torch.Tensor, float, list[torch.Tensor]]:
     dist.init_process_group("gloo")
     inputs, rank = inputs_of(dist.get_world_size()), dist.get_rank()
     local = slice(rank * BATCH, (rank + 1) * BATCH)
-    leaves = [tensor.clone().requires_grad_() for tensor in (inputs["image"][local], inputs["text"][local], inputs["log_scale"])]
+    leaves = [
+        tensor.clone().requires_grad_()
+        for tensor in (inputs["image"][local], inputs["text"][local], inputs["log_scale"])
+    ]
     loss, correct = info_nce(*leaves, inputs["row_mask"][local])
     (GRAD * loss).backward()
     return loss.detach(), float(correct), [leaf.grad for leaf in leaves]
@@ -154,7 +188,9 @@ def test_opcheck(dtype, both):
     image, text = image.to(dtype), text.to(dtype)
     torch.library.opcheck(contrastive._forward, (image, text, log_scale.exp(), 0, both))
     vectors = torch.stack([torch.ones(BATCH), mask])
-    torch.library.opcheck(contrastive._backward, (torch.tensor(1.0), image, text, log_scale.exp(), vectors, vectors, 0, both))
+    torch.library.opcheck(
+        contrastive._backward, (torch.tensor(1.0), image, text, log_scale.exp(), vectors, vectors, 0, both)
+    )
 
 
 def test_compiles_into_one_graph():
@@ -176,4 +212,7 @@ def test_says_why_kernels_do_not_take_an_input():
     inputs = {name: tensor.float() for name, tensor in inputs.items()}
     assert contrastive.supports(**inputs) is None
     assert "bfloat16" in contrastive.supports(**inputs | {"text": inputs["text"].bfloat16()})
-    assert contrastive.supports(**inputs | {"image": inputs["image"][:0], "text": inputs["text"][:0]}) == "there are no features"
+    assert (
+        contrastive.supports(**inputs | {"image": inputs["image"][:0], "text": inputs["text"][:0]})
+        == "there are no features"
+    )

@@ -29,7 +29,10 @@ def test_a_refusal_under_triton_is_an_error_with_the_reason(monkeypatch):
     monkeypatch.setenv("FLAVA_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert dispatch.use_triton("pack", torch.zeros(1), None)
-    with pytest.raises(dispatch.UnsupportedInputError, match="FLAVA_KERNELS=triton, but pack cannot run its kernels: x is odd"):
+    with pytest.raises(
+        dispatch.UnsupportedInputError,
+        match="FLAVA_KERNELS=triton, but pack cannot run its kernels: x is odd",
+    ):
         dispatch.use_triton("pack", torch.zeros(1), "x is odd")
 
 

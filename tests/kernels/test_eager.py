@@ -14,7 +14,9 @@ def attention(x):
 
 
 def norm(x):
-    return layer_norm(x.bfloat16(), torch.ones(8, requires_grad=True), torch.zeros(8, requires_grad=True), 1e-5)
+    return layer_norm(
+        x.bfloat16(), torch.ones(8, requires_grad=True), torch.zeros(8, requires_grad=True), 1e-5
+    )
 
 
 def cross_entropy(rows):
@@ -24,18 +26,29 @@ def cross_entropy(rows):
     return loss
 
 
-@pytest.mark.parametrize("function", [attention, norm, cross_entropy(2), cross_entropy(5)], ids=["attention", "layer_norm", "keeps G", "keeps dW"])
+@pytest.mark.parametrize(
+    "function",
+    [attention, norm, cross_entropy(2), cross_entropy(5)],
+    ids=["attention", "layer_norm", "keeps G", "keeps dW"],
+)
 @pytest.mark.parametrize("reduction", [torch.sum, lambda y: y.square().sum()], ids=["sum", "squares"])
 def test_second_derivatives_are_refused_beside_terms_that_have_them(function, reduction):
-    """The gradient of a sum is a constant, so torch's own decorator would let it pass; the other term hides that nothing came back."""
+    """The gradient of a sum is a constant, so torch's own decorator would let it pass; the other term hides
+    that nothing came back.
+    """
     x = X.clone().requires_grad_()
     (first,) = torch.autograd.grad(reduction(function(x).float()), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         (first.square().sum() + x.square().sum()).backward()
 
 
-@pytest.mark.parametrize("function", [attention, norm, cross_entropy(2)], ids=["attention", "layer_norm", "cross_entropy"])
+@pytest.mark.parametrize(
+    "function", [attention, norm, cross_entropy(2)], ids=["attention", "layer_norm", "cross_entropy"]
+)
 def test_first_derivatives_are_the_same_with_a_graph_of_them(function):
     x = X.clone().requires_grad_()
-    plain, with_graph = (torch.autograd.grad(function(x).float().square().sum(), x, create_graph=graph)[0] for graph in (False, True))
+    plain, with_graph = (
+        torch.autograd.grad(function(x).float().square().sum(), x, create_graph=graph)[0]
+        for graph in (False, True)
+    )
     assert torch.equal(plain, with_graph)

@@ -1,4 +1,6 @@
-"""What FlopCounterMode reports of operators that run as one, against its own count of the same mathematics in torch's layers."""
+"""What FlopCounterMode reports of operators that run as one, against its own count of the same mathematics in
+torch's layers.
+"""
 
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
@@ -30,7 +32,9 @@ def gelu_operator(*arguments):
 
 
 def cross_entropy_operator(*arguments):
-    return torch.ops.flava_kernels.linear_cross_entropy(*arguments, True, linear_cross_entropy.LOGITS_BUDGET_BYTES)
+    return torch.ops.flava_kernels.linear_cross_entropy(
+        *arguments, True, linear_cross_entropy.LOGITS_BUDGET_BYTES
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,5 +58,7 @@ def test_counts_what_plain_layers_count_and_what_is_computed_again(call, operato
 def test_a_loss_without_gradients_is_one_product():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         arguments = drawn(T, D), drawn(F, D), drawn(F), torch.arange(T), None
-        torch.ops.flava_kernels.linear_cross_entropy(*arguments, False, linear_cross_entropy.LOGITS_BUDGET_BYTES)
+        torch.ops.flava_kernels.linear_cross_entropy(
+            *arguments, False, linear_cross_entropy.LOGITS_BUDGET_BYTES
+        )
     assert counter.get_total_flops() == 2 * T * F * D

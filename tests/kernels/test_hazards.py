@@ -30,7 +30,15 @@ def test_no_hazards(path):
 
 def kernel(*lines: str) -> str:
     """A module with one kernel."""
-    return "\n".join(["import triton", "import triton.language as tl", "@triton.jit", "def kernel(x, w, index, out, n):", *(f"    {line}" for line in lines)])
+    return "\n".join(
+        [
+            "import triton",
+            "import triton.language as tl",
+            "@triton.jit",
+            "def kernel(x, w, index, out, n):",
+            *(f"    {line}" for line in lines),
+        ]
+    )
 
 
 SOUND = kernel(
@@ -42,7 +50,9 @@ SOUND = kernel(
     "s = tl.dot(b, tl.trans(b), input_precision='ieee') * 2.0 + w_",
     "tl.store(out + at, (a * 2.0).to(out.dtype.element_ty), mask=at < n, cache_modifier='.cs')",
 )
-TYPES = {"kernel": {"x": {"*bf16", "*fp32"}, "w": {"*fp32"}, "index": {"*i32"}, "out": {"*bf16"}, "n": {"i32"}}}
+TYPES = {
+    "kernel": {"x": {"*bf16", "*fp32"}, "w": {"*fp32"}, "index": {"*i32"}, "out": {"*bf16"}, "n": {"i32"}}
+}
 
 
 def test_sound_kernels_pass():
@@ -69,7 +79,14 @@ def test_sound_kernels_pass():
         (["a = tl.load(w).to(x.dtype.element_ty)", "b = a * a"], "before .to(tl.float32)"),
         (["a = tl.load(x)", "b = a * 2.0", "a = a.to(tl.float32)"], "before .to(tl.float32)"),
         (["a, b = tl.load(w), tl.load(x)", "c = b * 2.0"], "before .to(tl.float32)"),
-        (["for i in range(n):", "    for j in range(n):", "        tl.store(out + j, tl.load(out + j) + 1)"], "without tl.debug_barrier()"),
+        (
+            [
+                "for i in range(n):",
+                "    for j in range(n):",
+                "        tl.store(out + j, tl.load(out + j) + 1)",
+            ],
+            "without tl.debug_barrier()",
+        ),
     ],
 )
 def test_a_planted_hazard_in_a_kernel_is_found(lines, hazard):
@@ -104,8 +121,16 @@ def test_a_planted_hazard_in_a_wrapper_is_found(line, hazard):
 
 
 def test_what_runs_on_a_cpu_alone_may_look_at_tensors():
-    assert hazards.in_source("class EagerOp:\n    def backward(ctx, grad):\n        return grad.item()\n") == []
-    assert hazards.in_source("def wrapper(x):\n    if x.device.type == 'cpu':\n        return x[x.nonzero()[:, 0]]\n    return x\n") == []
+    assert (
+        hazards.in_source("class EagerOp:\n    def backward(ctx, grad):\n        return grad.item()\n") == []
+    )
+    assert (
+        hazards.in_source(
+            "def wrapper(x):\n    if x.device.type == 'cpu':\n        return x[x.nonzero()[:, 0]]\n    "
+            "return x\n"
+        )
+        == []
+    )
 
 
 HELPER = [
@@ -119,7 +144,9 @@ HELPER = [
 ]
 
 
-@pytest.mark.parametrize(("loaded", "hazards_found"), [("tl.load(x)", 1), ("tl.load(x).to(tl.float32)", 0), ("tl.load(w)", 0)])
+@pytest.mark.parametrize(
+    ("loaded", "hazards_found"), [("tl.load(x)", 1), ("tl.load(x).to(tl.float32)", 0), ("tl.load(w)", 0)]
+)
 def test_a_helper_s_parameter_is_as_narrow_as_what_it_is_given(loaded, hazards_found):
     found = hazards.in_source("\n".join([kernel(f"a = between({loaded}, 2.0)"), *HELPER]), TYPES)
     assert len(found) == hazards_found and all("before .to(tl.float32)" in what for what in found)

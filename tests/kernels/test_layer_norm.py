@@ -12,7 +12,10 @@ BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton"
 def example(rows: int = 6, columns: int = 10, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """x, residual, weight and bias, all with gradient."""
     torch.manual_seed(0)
-    return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((rows, columns), (rows, columns), (columns,), (columns,))]
+    return [
+        torch.randn(*shape, dtype=dtype, requires_grad=True)
+        for shape in ((rows, columns), (rows, columns), (columns,), (columns,))
+    ]
 
 
 def first(results, number: int) -> tuple[torch.Tensor, ...]:
@@ -31,9 +34,16 @@ def test_by_hand():
 
 def test_gradients():
     x, residual, weight, bias = example(3, 5, torch.float64)
-    for functions in ((layer_norm, add_layer_norm), (torch.ops.flava_kernels.layer_norm, torch.ops.flava_kernels.add_layer_norm)):
-        assert torch.autograd.gradcheck(lambda *inputs, f=functions[0]: first(f(*inputs, 1e-5), 1), (x, weight, bias))
-        assert torch.autograd.gradcheck(lambda *inputs, f=functions[1]: first(f(*inputs, 1e-5), 2), (x, residual, weight, bias))
+    for functions in (
+        (layer_norm, add_layer_norm),
+        (torch.ops.flava_kernels.layer_norm, torch.ops.flava_kernels.add_layer_norm),
+    ):
+        assert torch.autograd.gradcheck(
+            lambda *inputs, f=functions[0]: first(f(*inputs, 1e-5), 1), (x, weight, bias)
+        )
+        assert torch.autograd.gradcheck(
+            lambda *inputs, f=functions[1]: first(f(*inputs, 1e-5), 2), (x, residual, weight, bias)
+        )
 
 
 @BOTH
@@ -54,7 +64,13 @@ def test_a_result_that_nobody_uses_adds_no_gradient(monkeypatch, implementation,
 def test_rows_and_gradients_may_be_strided(monkeypatch, implementation):
     monkeypatch.setenv("FLAVA_KERNELS", implementation)
     x, residual, weight, bias = example(6, 20)
-    views, copies = [x[::2, :9], residual[1::2, 3:12]], [x.detach()[::2, :9].clone().requires_grad_(), residual.detach()[1::2, 3:12].clone().requires_grad_()]
+    views, copies = (
+        [x[::2, :9], residual[1::2, 3:12]],
+        [
+            x.detach()[::2, :9].clone().requires_grad_(),
+            residual.detach()[1::2, 3:12].clone().requires_grad_(),
+        ],
+    )
     results = add_layer_norm(*views, weight[:9], bias[:9], 1e-5)
     expected = module.add_layer_norm_definition(*copies, weight[:9].detach(), bias[:9].detach(), 1e-5)
     torch.testing.assert_close(results, expected)
@@ -83,7 +99,10 @@ def test_opcheck():
     statistics = module.forward_reference(x.detach(), residual.detach(), weight.detach(), bias.detach(), 1e-5)
     grad = torch.randn(6, 10)
     for grad_total in (None, grad):
-        torch.library.opcheck(torch.ops.flava_kernels.layer_norm_backward.default, (grad, grad_total, *statistics[1:], weight.detach(), bias.detach()))
+        torch.library.opcheck(
+            torch.ops.flava_kernels.layer_norm_backward.default,
+            (grad, grad_total, *statistics[1:], weight.detach(), bias.detach()),
+        )
 
 
 def test_compiles_into_one_graph():
@@ -106,7 +125,8 @@ def test_compiles_into_one_graph():
 def test_inductor_may_rely_on_the_layout_of_results():
     """Its code asserts the strides that the fake has."""
     x, weight, bias = torch.randn(10, 6).T, torch.randn(10), torch.randn(10)
-    with torch._inductor.config.patch(force_disable_caches=True):  # the key of a cached graph says nothing of our fakes
+    # the key of a cached graph says nothing of our fakes
+    with torch._inductor.config.patch(force_disable_caches=True):
         out = torch.compile(lambda x: layer_norm(x, weight, bias, 1e-5) * 2 + 1, fullgraph=True)(x)
     torch.testing.assert_close(out, module.layer_norm_definition(x, weight, bias, 1e-5) * 2 + 1)
 
@@ -118,6 +138,8 @@ def test_says_what_the_kernels_do_not_take():
     assert "float64" in module.layer_norm_supports(x.double(), weight, bias, 1e-5)
     assert "bfloat16" in module.layer_norm_supports(x, weight.bfloat16(), bias, 1e-5)
     assert "strides (1, 6)" in module.layer_norm_supports(torch.zeros(10, 6).T, weight, bias, 1e-5)
-    assert "8193" in module.layer_norm_supports(torch.zeros(1, 8193), torch.zeros(8193), torch.zeros(8193), 1e-5)
+    assert "8193" in module.layer_norm_supports(
+        torch.zeros(1, 8193), torch.zeros(8193), torch.zeros(8193), 1e-5
+    )
     assert "contiguous" in module.layer_norm_supports(x, torch.zeros(20)[::2], bias, 1e-5)
     assert "residual" in module.add_layer_norm_supports(x, residual[:1], weight, bias, 1e-5)

@@ -21,7 +21,10 @@ def example(rows: int = 5, of: int | None = None) -> list[torch.Tensor]:
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_equals_cross_entropy(rows):
     torch.manual_seed(0)
-    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((rows, 12), (97, 12), (97,))]
+    inputs = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((rows, 12), (97, 12), (97,))
+    ]
     copies = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     labels = torch.randint(97, (rows,))
     loss, correct = linear_cross_entropy(*inputs, labels)
@@ -51,7 +54,9 @@ def test_no_rows_give_zero_and_zero_gradients():
 
 def test_gradcheck():
     torch.manual_seed(0)
-    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (7, 4), (7,))]
+    inputs = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (7, 4), (7,))
+    ]
     labels = torch.randint(7, (5,))
     assert torch.autograd.gradcheck(lambda h, w, b: linear_cross_entropy(h, w, b, labels)[0], inputs)
 
@@ -75,17 +80,23 @@ def test_keeps_the_smaller_of_g_and_dw_and_can_go_back_twice(rows, kept):
 
 
 def test_a_loss_scale_overflows_in_fp16_only_where_a_gradient_does():
-    """A well trained head: hidden states are large, and G, with it dW, is small. Their product with a loss scale of 2^13 would leave fp16's range."""
+    """A well trained head: hidden states are large, and G, with it dW, is small. Their product with a loss
+    scale of 2^13 would leave fp16's range.
+    """
     torch.manual_seed(0)
     labels, hidden = torch.arange(8), torch.randn(8, 64).mul_(4).half()
-    weight = torch.zeros(97, 64).index_copy_(0, labels, 9 * hidden.float() / hidden.float().square().sum(1, keepdim=True))
+    weight = torch.zeros(97, 64).index_copy_(
+        0, labels, 9 * hidden.float() / hidden.float().square().sum(1, keepdim=True)
+    )
     inputs = [tensor.half().requires_grad_() for tensor in (hidden, weight, torch.zeros(97))]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     for function, tensors in ((linear_cross_entropy, inputs), (module.definition, exact)):
         loss, _ = function(*tensors, labels)
         loss.backward(torch.tensor(2.0**13, dtype=loss.dtype))
     for ours, theirs in zip(inputs, exact, strict=True):
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=5e-3, atol=5e-3 * float(theirs.grad.abs().max()))
+        torch.testing.assert_close(
+            ours.grad.double(), theirs.grad, rtol=5e-3, atol=5e-3 * float(theirs.grad.abs().max())
+        )
 
 
 def test_half_precision_keeps_the_softmax_in_fp32():
@@ -132,7 +143,9 @@ def test_the_first_of_several_largest_logits_is_the_prediction(monkeypatch, impl
     assert correct == 0
 
 
-@pytest.mark.parametrize(("budget", "pieces"), [(10**9, 1), (97 * 4 * 4, 2), (97 * 4 * 2, 3), (97 * 4, 5), (1, 5)])
+@pytest.mark.parametrize(
+    ("budget", "pieces"), [(10**9, 1), (97 * 4 * 4, 2), (97 * 4 * 2, 3), (97 * 4, 5), (1, 5)]
+)
 def test_logits_stay_within_the_budget(monkeypatch, budget, pieces):
     made = []
 
@@ -175,13 +188,17 @@ def test_opcheck():
         torch.library.opcheck(operator, (*chosen, labels, rows, gradients, 10**9))
     plain = [tensor.detach() for tensor in inputs]
     backward = torch.ops.flava_kernels.linear_cross_entropy_backward.default
-    torch.library.opcheck(backward, (torch.tensor(2.0), plain[0][:3].clone(), plain[1], plain[2], torch.tensor([4, 0, 3]), 6))
+    torch.library.opcheck(
+        backward, (torch.tensor(2.0), plain[0][:3].clone(), plain[1], plain[2], torch.tensor([4, 0, 3]), 6)
+    )
 
 
 def test_compiles_into_one_graph():
     ours, theirs = example(rows=3, of=6), example(rows=3, of=6)
     rows = torch.tensor([4, 0, 3])
-    loss, correct = torch.compile(lambda *inputs: linear_cross_entropy(*inputs, rows), fullgraph=True, backend="aot_eager")(*ours)
+    loss, correct = torch.compile(
+        lambda *inputs: linear_cross_entropy(*inputs, rows), fullgraph=True, backend="aot_eager"
+    )(*ours)
     expected, expected_correct = module.definition(*theirs, rows)
     assert correct == expected_correct
     torch.testing.assert_close(loss, expected)

@@ -24,7 +24,10 @@ def test_by_hand(monkeypatch, implementation):
     monkeypatch.setenv("FLAVA_KERNELS", implementation)
     weight, bias = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
     y = linear_gelu(torch.tensor([[1.0], [-1.0], [0.0]]), weight, bias)
-    expected = [[z * (1 + math.erf(z / math.sqrt(2))) / 2 for z in row] for row in ([1.0, 3.0], [-1.0, -1.0], [0.0, 1.0])]
+    expected = [
+        [z * (1 + math.erf(z / math.sqrt(2))) / 2 for z in row]
+        for row in ([1.0, 3.0], [-1.0, -1.0], [0.0, 1.0])
+    ]
     torch.testing.assert_close(y, torch.tensor(expected))
 
 
@@ -46,7 +49,9 @@ def test_the_bias_s_gradient_adds_numbers_that_are_not_rounded(dtype):
 
 def test_gradients():
     assert torch.autograd.gradcheck(linear_gelu, example(torch.float64))
-    assert torch.autograd.gradcheck(lambda *inputs: torch.ops.flava_kernels.linear_gelu(*inputs)[0], example(torch.float64))
+    assert torch.autograd.gradcheck(
+        lambda *inputs: torch.ops.flava_kernels.linear_gelu(*inputs)[0], example(torch.float64)
+    )
 
 
 @BOTH
@@ -65,7 +70,9 @@ def test_keeps_the_pre_activation_alone(monkeypatch, custom):
     monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
     kept = []
     hidden, weight, bias = example()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
         y = linear_gelu(hidden, weight, bias)
     wide = [tensor for tensor in kept if tensor.shape == y.shape]
     assert len(wide) == 1
@@ -76,7 +83,9 @@ def test_opcheck():
     hidden, weight, bias = example()
     torch.library.opcheck(torch.ops.flava_kernels.linear_gelu.default, (hidden, weight, bias))
     inputs = [tensor.detach() for tensor in (hidden, weight, bias)]
-    torch.library.opcheck(torch.ops.flava_kernels.linear_gelu_backward.default, (torch.randn(6, 7), torch.randn(6, 7), *inputs))
+    torch.library.opcheck(
+        torch.ops.flava_kernels.linear_gelu_backward.default, (torch.randn(6, 7), torch.randn(6, 7), *inputs)
+    )
 
 
 def test_compiles_into_one_graph():

@@ -1,4 +1,6 @@
-"""Every bug planted in a kernel is noticed by the cases of its operator, or was when nothing that this hangs on was different."""
+"""Every bug planted in a kernel is noticed by the cases of its operator, or was when nothing that this hangs
+on was different.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +27,18 @@ def test_every_mutant_dies(module, tmp_path, full):
 
 def recorded(module: str, outcome: str = "caught") -> mutation_record.Record:
     """A record in which every mutant of a module has died."""
-    return {(module, mutant.name): {"outcome": outcome, "hash": mutation_record.hash_of(module, mutant, outcome)} for mutant in mutants.MUTANTS[module]}
+    return {
+        (module, mutant.name): {"outcome": outcome, "hash": mutation_record.hash_of(module, mutant, outcome)}
+        for mutant in mutants.MUTANTS[module]
+    }
 
 
 def test_recorded_mutants_run_in_turn():
     record, planted = recorded("packing"), [mutant.name for mutant in mutants.PACKING]
     drawn = [mutation_record.to_run("packing", record, str(seed)) for seed in range(40)]
-    assert all(len(names) == 1 for names in drawn) and drawn[0] == mutation_record.to_run("packing", record, "0")
+    assert all(len(names) == 1 for names in drawn) and drawn[0] == mutation_record.to_run(
+        "packing", record, "0"
+    )
     assert {names[0] for names in drawn} == set(planted)
     assert mutation_record.to_run("packing", {}, "0") == planted
 
@@ -45,7 +52,17 @@ def test_a_record_holds_for_a_death_and_its_own_outcome_only():
     assert not mutation_record.holds(edited, "packing", mutant)
 
 
-@pytest.mark.parametrize("change", [{"edits": (("a", "b"),)}, {"cases": ("other",)}, {"dtype": "float16"}, {"times": 2}, {"checks": ("one",)}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"edits": (("a", "b"),)},
+        {"cases": ("other",)},
+        {"dtype": "float16"},
+        {"times": 2},
+        {"checks": ("one",)},
+    ],
+    ids=str,
+)
 def test_a_mutant_that_is_planted_otherwise_runs_again(change):
     mutant = mutants.PACKING[0]
     assert not mutation_record.holds(recorded("packing"), "packing", replace(mutant, **change))
@@ -63,24 +80,42 @@ def test_a_mutant_that_is_planted_otherwise_runs_again(change):
 def test_a_changed_file_reaches_the_mutants_that_hang_on_it_and_no_others(monkeypatch, file, modules):
     records, read = {module: recorded(module) for module in mutants.MUTANTS}, Path.read_text
     changed = KERNELS.parent / file
-    monkeypatch.setattr(Path, "read_text", lambda path, **options: read(path, **options) + "\nx = 1" * (path == changed))
-    assert {module for module, record in records.items() if not mutation_record.holds(record, module, mutants.MUTANTS[module][0])} == modules
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **options: read(path, **options) + "\nx = 1" * (path == changed)
+    )
+    assert {
+        module
+        for module, record in records.items()
+        if not mutation_record.holds(record, module, mutants.MUTANTS[module][0])
+    } == modules
 
 
 def test_another_triton_reaches_all(monkeypatch):
     records = {module: recorded(module) for module in mutants.MUTANTS}
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3.9.9")
-    held = [mutant.name for module, record in records.items() for mutant in mutants.MUTANTS[module] if mutation_record.holds(record, module, mutant)]
+    held = [
+        mutant.name
+        for module, record in records.items()
+        for mutant in mutants.MUTANTS[module]
+        if mutation_record.holds(record, module, mutant)
+    ]
     assert not held
 
 
 def test_every_module_with_kernels_has_mutants():
-    with_kernels = {path.stem for path in KERNELS.glob("*.py") if "\n@triton.jit" in path.read_text(encoding="utf-8")}
+    with_kernels = {
+        path.stem for path in KERNELS.glob("*.py") if "\n@triton.jit" in path.read_text(encoding="utf-8")
+    }
     assert set(mutants.MUTANTS) == with_kernels
 
 
 @pytest.mark.parametrize("module", mutants.MUTANTS)
 def test_every_mutant_still_finds_its_text(module):
     source = (KERNELS / f"{module}.py").read_text(encoding="utf-8")
-    lost = [mutant.name for mutant in mutants.MUTANTS[module] for text, _ in mutant.edits if source.count(text) != mutant.times]
+    lost = [
+        mutant.name
+        for mutant in mutants.MUTANTS[module]
+        for text, _ in mutant.edits
+        if source.count(text) != mutant.times
+    ]
     assert not lost

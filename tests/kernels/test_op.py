@@ -1,4 +1,6 @@
-"""Every operator and case with the torch references, and again with the kernels in Triton's interpreter, against fp64 from the rounded inputs."""
+"""Every operator and case with the torch references, and again with the kernels in Triton's interpreter,
+against fp64 from the rounded inputs.
+"""
 
 import inspect
 import os
@@ -11,7 +13,10 @@ from flava_kernels.op import Case, Op
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EVERYTHING = [
-    pytest.param(op, case, dtype, id=f"{op.name}-{case.name}-{str(dtype)[6:]}") for op in OPS.values() for case in op.cases() for dtype in case.dtypes
+    pytest.param(op, case, dtype, id=f"{op.name}-{case.name}-{str(dtype)[6:]}")
+    for op in OPS.values()
+    for case in op.cases()
+    for dtype in case.dtypes
 ]
 
 
@@ -21,9 +26,12 @@ def test_the_reference_equals_the_definition(monkeypatch, op: Op, case: Case, dt
     op_checks.check_case(op, case, dtype)
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if "needs_custom_operator" in inspect.getsource(op.function)])
+@pytest.mark.parametrize(
+    "name", [name for name, op in OPS.items() if "needs_custom_operator" in inspect.getsource(op.function)]
+)
 def test_the_custom_operator_equals_the_definition_with_its_reference(monkeypatch, name: str):
-    """In eager mode these run their reference without a custom operator on a CPU, as the test before has it."""
+    """In eager mode these run their reference without a custom operator on a CPU, as the test
+    before has it."""
     monkeypatch.setenv("FLAVA_KERNELS", "torch")
     monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
     for case in OPS[name].cases():
@@ -32,7 +40,9 @@ def test_the_custom_operator_equals_the_definition_with_its_reference(monkeypatc
 
 
 class CustomOperators(TorchDispatchMode):
-    """Notes the calls of our custom operators, those of backward passes among them, with copies of their arguments."""
+    """Notes the calls of our custom operators, those of backward passes among them, with copies of their
+    arguments.
+    """
 
     def __init__(self):
         super().__init__()
@@ -40,7 +50,14 @@ class CustomOperators(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         if function.namespace == "flava_kernels":
-            self.calls.append((function, tuple(value.detach() if isinstance(value, torch.Tensor) else value for value in arguments)))
+            self.calls.append(
+                (
+                    function,
+                    tuple(
+                        value.detach() if isinstance(value, torch.Tensor) else value for value in arguments
+                    ),
+                )
+            )
         return function(*arguments, **(keywords or {}))
 
 
@@ -57,11 +74,20 @@ def test_fakes_have_the_layout_of_results_for_any_layout_of_inputs(monkeypatch, 
     op = OPS[name]
     monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
     case = next(
-        case for case in op.cases() if all(min(t.shape) > 1 for t in case.inputs(torch.float32).values() if isinstance(t, torch.Tensor) and t.dim() > 1)
+        case
+        for case in op.cases()
+        if all(
+            min(t.shape) > 1
+            for t in case.inputs(torch.float32).values()
+            if isinstance(t, torch.Tensor) and t.dim() > 1
+        )
     )
     inputs = {argument: column_major(value) for argument, value in case.inputs(torch.float32).items()}
     results = op.function(**inputs)
-    upstream = [column_major(gradient) for gradient in op_checks.upstream_of(list(results) if isinstance(results, tuple) else [results])]
+    upstream = [
+        column_major(gradient)
+        for gradient in op_checks.upstream_of(list(results) if isinstance(results, tuple) else [results])
+    ]
     with CustomOperators() as operators:
         op_checks.results_and_gradients(op.function, inputs, case.differentiable, upstream)
     assert len(operators.calls) >= 2
@@ -73,7 +99,9 @@ def test_fakes_have_the_layout_of_results_for_any_layout_of_inputs(monkeypatch, 
 @pytest.mark.parametrize(("op", "case", "dtype"), EVERYTHING)
 def test_the_kernels_equal_the_definition(monkeypatch, op: Op, case: Case, dtype: torch.dtype):
     monkeypatch.setenv("FLAVA_KERNELS", "triton")
-    assert os.environ["TRITON_INTERPRET"] == "1", "the group 'triton' runs with TRITON_INTERPRET=1: use make test"
+    assert os.environ["TRITON_INTERPRET"] == "1", (
+        "the group 'triton' runs with TRITON_INTERPRET=1: use make test"
+    )
     unsupported = op.supports(**case.inputs(dtype))
     if unsupported:
         pytest.skip(unsupported)

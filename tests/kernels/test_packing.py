@@ -52,13 +52,19 @@ def test_gradients():
 
 def test_opcheck():
     cu_seqlens = cu_seqlens_of(LENGTHS)
-    torch.library.opcheck(torch.ops.flava_kernels.unpack.default, (torch.randn(8, 3, requires_grad=True), cu_seqlens, 5))
-    torch.library.opcheck(torch.ops.flava_kernels.pack.default, (torch.randn(4, 5, 3, requires_grad=True), cu_seqlens, 8))
+    torch.library.opcheck(
+        torch.ops.flava_kernels.unpack.default, (torch.randn(8, 3, requires_grad=True), cu_seqlens, 5)
+    )
+    torch.library.opcheck(
+        torch.ops.flava_kernels.pack.default, (torch.randn(4, 5, 3, requires_grad=True), cu_seqlens, 8)
+    )
 
 
 def test_compiles_into_one_graph():
     cu_seqlens, packed = cu_seqlens_of(LENGTHS), torch.randn(8, 3, requires_grad=True)
-    compiled = torch.compile(lambda x: pack(unpack(x, cu_seqlens, 5) * 2, cu_seqlens, 8), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x: pack(unpack(x, cu_seqlens, 5) * 2, cu_seqlens, 8), fullgraph=True, backend="aot_eager"
+    )
     out = compiled(packed)
     out.backward(torch.ones_like(out))
     assert torch.equal(out, 2 * packed) and packed.grad.eq(2).all()

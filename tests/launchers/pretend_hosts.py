@@ -1,6 +1,8 @@
-"""Two hosts on one machine: namespaces of their own for network, mounts, names, IPC and processes, an sshd each, and one virtual link between them.
+"""Two hosts on one machine: namespaces of their own for network, mounts, names, IPC and processes, an sshd
+each, and one virtual link between them.
 
-No route leads out of them, and nothing of the machine is changed: what differs inside (names, ssh's configuration, /run, /dev/shm) is mounted over.
+No route leads out of them, and nothing of the machine is changed: what differs inside (names, ssh's
+configuration, /run, /dev/shm) is mounted over.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from pathlib import Path
 
 LINK, SPACES = "eth0", ["--net", "--mount", "--uts", "--ipc", "--pid"]
 ADDRESSES = {"host0": "10.77.13.1", "host1": "10.77.13.2"}
-PROGRAMS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux"}
+PROGRAMS = {
+    "ip": "iproute2",
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+}
 """Programs and the Debian packages that have them."""
 
 SSH_CONFIG = """
@@ -60,7 +69,11 @@ def missing(*programs: str) -> str | None:
         return f"not installed (Debian): {' '.join(absent)}"
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    made = subprocess.run(["unshare", *SPACES, "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/run"], capture_output=True, text=True)
+    made = subprocess.run(
+        ["unshare", *SPACES, "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/run"],
+        capture_output=True,
+        text=True,
+    )
     return f"namespaces are not allowed here: {made.stderr.strip()}" if made.returncode else None
 
 
@@ -87,7 +100,9 @@ class Host:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[list[Host]]:
-    """Starts host0 and host1, which reach each other over ssh without a password; their processes end with the context, or with this process."""
+    """Starts host0 and host1, which reach each other over ssh without a password; their processes end with
+    the context, or with this process.
+    """
     for key in ("user_key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
     names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
@@ -102,22 +117,34 @@ def two_hosts(folder: Path) -> Iterator[list[Host]]:
             host.run("ip", "address", "add", f"{ADDRESSES[host.name]}/24", "dev", LINK, check=True)
             host.run("ip", "link", "set", LINK, "up", check=True)
         for name in ADDRESSES:
-            _wait_until(lambda name=name: hosts[0].run("ssh", name, "hostname").stdout.strip() == name, f"{name} does not answer to ssh", folder)
+            _wait_until(
+                lambda name=name: hosts[0].run("ssh", name, "hostname").stdout.strip() == name,
+                f"{name} does not answer to ssh",
+                folder,
+            )
         yield hosts
 
 
 @contextmanager
 def _host(name: str, folder: Path) -> Iterator[Host]:
-    """Starts one host's first process, which becomes its sshd; with it the kernel ends everything that runs on the host."""
+    """Starts one host's first process, which becomes its sshd; with it the kernel ends everything that runs
+    on the host.
+    """
     script = FIRST_PROCESS.format(name=name, folder=folder)
     isolated = ["unshare", *SPACES, "--fork", "--mount-proc", "--kill-child=SIGKILL", "bash", "-c", script]
     with (folder / f"{name}.log").open("w") as log:
-        outer = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *isolated], stdout=log, stderr=log, start_new_session=True)
+        outer = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *isolated], stdout=log, stderr=log, start_new_session=True
+        )
     try:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
         _wait_until(lambda: bool(children.read_text().split()), f"{name} did not start", folder)
         host = Host(name, int(children.read_text().split()[0]))
-        _wait_until(lambda: Path(f"/proc/{host.pid}/comm").read_text().strip() == "sshd", f"{name}'s sshd did not start", folder)
+        _wait_until(
+            lambda: Path(f"/proc/{host.pid}/comm").read_text().strip() == "sshd",
+            f"{name}'s sshd did not start",
+            folder,
+        )
         yield host
     finally:
         outer.kill()

@@ -1,4 +1,6 @@
-"""NODES=1:2: one of two hosts is gone in mid-run, and torchrun goes on with the other one alone, from the latest checkpoint."""
+"""NODES=1:2: one of two hosts is gone in mid-run, and torchrun goes on with the other one alone, from the
+latest checkpoint.
+"""
 
 import os
 import re
@@ -16,9 +18,18 @@ from flava_ds.demo.dataset import unpack
 from flava_ds.recipes.demo import DATA
 
 STEPS, KILLED_AFTER = 24, 11
-OVERRIDES = ["--training.total-steps", str(STEPS), "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "4", "--logging.no-tensorboard"]
+OVERRIDES = [
+    "--training.total-steps",
+    str(STEPS),
+    "--schedule.warmup-steps",
+    "2",
+    "--checkpoint.every-steps",
+    "4",
+    "--logging.no-tensorboard",
+]
 OVERRIDES += ["--engine.communication-timeout-s", "15", "--optimizer.eps", "1e-3"]
-"""A large eps, since key biases have rounding noise for a gradient, which a small one turns into whole steps."""
+"""A large eps, since key biases have rounding noise for a gradient, which a small one turns into whole steps.
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -33,24 +44,46 @@ def test_a_run_goes_on_without_a_host_that_is_gone(tmp_path, monkeypatch):
         pytest.skip(reason)
     monkeypatch.chdir(tmp_path)
     unpack(tmp_path / DATA)
-    whole = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2", "--name", "whole", *OVERRIDES]
+    whole = [
+        sys.executable,
+        "-m",
+        "flava_ds.cli",
+        "train",
+        "flava_debug",
+        "--ranks",
+        "2",
+        "--name",
+        "whole",
+        *OVERRIDES,
+    ]
     done = subprocess.run(whole, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-3000:]
 
     (tmp_path / "net").mkdir()
     settings = {"NODES": "1:2", "RANKS": "1", "HEAD": "host0", "GLOO_SOCKET_IFNAME": LINK, "RESTARTS": "1"}
-    command = ["bash", str(ROOT / "launchers" / "torchrun.sh"), "flava_debug", "--name", "shrinks", *OVERRIDES]
+    command = [
+        "bash",
+        str(ROOT / "launchers" / "torchrun.sh"),
+        "flava_debug",
+        "--name",
+        "shrinks",
+        *OVERRIDES,
+    ]
     with two_hosts(tmp_path / "net") as hosts:
         said = [(tmp_path / f"said_{host.name}").open("w") for host in hosts]
         agents = [
-            subprocess.Popen(host.command(*command), env={**ENVIRONMENT, **settings}, stdout=out, stderr=out) for host, out in zip(hosts, said, strict=True)
+            subprocess.Popen(host.command(*command), env={**ENVIRONMENT, **settings}, stdout=out, stderr=out)
+            for host, out in zip(hosts, said, strict=True)
         ]
         try:
             deadline = time.monotonic() + TIMEOUT_S
             while not (found := logged(tmp_path)) or found[-1]["step"] < KILLED_AFTER:
-                assert time.monotonic() < deadline and agents[0].poll() is None, (tmp_path / "said_host0").read_text()[-3000:]
+                assert time.monotonic() < deadline and agents[0].poll() is None, (
+                    tmp_path / "said_host0"
+                ).read_text()[-3000:]
                 time.sleep(0.05)
-            with open(f"/proc/{hosts[1].pid}/ns/net"):  # the link, and with it host0's address, would vanish with host1's network
+            # the link, and with it host0's address, would vanish with host1's network
+            with open(f"/proc/{hosts[1].pid}/ns/net"):
                 os.kill(hosts[1].pid, signal.SIGKILL)
                 assert agents[0].wait(TIMEOUT_S) == 0, (tmp_path / "said_host0").read_text()[-5000:]
         finally:
@@ -63,8 +96,12 @@ def test_a_run_goes_on_without_a_host_that_is_gone(tmp_path, monkeypatch):
     expected, shrunk = curve(tmp_path, "whole"), curve(tmp_path, "shrinks")
     assert [line["step"] for line in shrunk] == list(range(STEPS))
     resumed = int(found[1])
-    assert KILLED_AFTER - 7 <= resumed < STEPS and shrunk[:resumed] == expected[:resumed], "the same arithmetic on two hosts as on one"
+    assert KILLED_AFTER - 7 <= resumed < STEPS and shrunk[:resumed] == expected[:resumed], (
+        "the same arithmetic on two hosts as on one"
+    )
     for ours, theirs in zip(shrunk, expected, strict=True):
         assert ours.keys() == theirs.keys()
-        assert {key: value for key, value in ours.items() if "loss" in key} == pytest.approx({k: v for k, v in theirs.items() if "loss" in k}, rel=1e-5)
+        assert {key: value for key, value in ours.items() if "loss" in key} == pytest.approx(
+            {k: v for k, v in theirs.items() if "loss" in k}, rel=1e-5
+        )
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

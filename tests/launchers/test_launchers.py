@@ -11,18 +11,30 @@ from flava_ds.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launchers"
-SCRIPTS = sorted(path for path in [*FOLDER.iterdir(), *(ROOT / ".ci").iterdir()] if path.suffix in (".sh", ".sbatch", ""))
+SCRIPTS = sorted(
+    path for path in [*FOLDER.iterdir(), *(ROOT / ".ci").iterdir()] if path.suffix in (".sh", ".sbatch", "")
+)
 STARTED = ["torchrun.sh", "deepspeed.sh", "slurm.sbatch", "kubernetes.sh"]
-SETTINGS = "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND".split()
+SETTINGS = (
+    "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE "
+    "OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND"
+).split()
 PASSED_ON = "--signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SAFE = "PYTHONSAFEPATH=1"
-TORCHRUN = f"env {SAFE} " + "OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 torchrun"
+TORCHRUN = f"env {SAFE} " + (
+    "OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 "
+    "torchrun"
+)
 SSH = "'PDSH_SSH_ARGS_APPEND=-o ServerAliveInterval=15 -o ServerAliveCountMax=4'"
 
 
 def dry_run(script: str, *words: str, **variables: str) -> subprocess.CompletedProcess:
     """Runs a launcher with --dry-run, without the variables of a surrounding job."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "NCCL_", "GLOO_")) and name not in SETTINGS}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "NCCL_", "GLOO_")) and name not in SETTINGS
+    }
     command = ["bash", str(FOLDER / script), "--dry-run", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**kept, **variables})
 
@@ -36,7 +48,9 @@ def printed(script: str, *words: str, **variables: str) -> str:
 
 def words_of(command: str) -> list[str]:
     """Returns the arguments that a shell makes of a printed command."""
-    return subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    return subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[:-1]
 
 
 def hostfile(folder: Path, *lines: str) -> Path:
@@ -52,25 +66,35 @@ def test_shell_parses(script):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed (Debian: shellcheck)")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed (Debian: shellcheck)"
+)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script):
-    done = subprocess.run(["shellcheck", "--shell=bash", "--severity=warning", "--exclude=SC1091,SC2034", str(script)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["shellcheck", "--shell=bash", "--severity=warning", "--exclude=SC1091,SC2034", str(script)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_torchrun_on_one_machine():
     command = printed("torchrun.sh", "flava_base", "--optimizer.lr", "3e-4", "--name", "a b", RANKS="4")
     start = TORCHRUN.format(threads=1)
-    assert (
-        command == f"{start} --standalone --nproc_per_node 4 {PASSED_ON} --max_restarts 2 --module flava_ds.train flava_base --optimizer.lr 3e-4 --name 'a b'"
+    assert command == (
+        f"{start} --standalone --nproc_per_node 4 {PASSED_ON} --max_restarts 2 --module flava_ds.train "
+        "flava_base --optimizer.lr 3e-4 --name 'a b'"
     )
 
 
 def test_torchrun_on_several_machines():
-    command = printed("torchrun.sh", "flava_base", NODES="2:4", HEAD="node1", RANKS="8", RESTARTS="5", OMP_NUM_THREADS="6")
+    command = printed(
+        "torchrun.sh", "flava_base", NODES="2:4", HEAD="node1", RANKS="8", RESTARTS="5", OMP_NUM_THREADS="6"
+    )
     assert command == (
-        f"{TORCHRUN.format(threads=6)} --nnodes 2:4 --rdzv_backend c10d --rdzv_endpoint node1:29500 --rdzv_id flava_ds "
+        f"{TORCHRUN.format(threads=6)} --nnodes 2:4 --rdzv_backend c10d --rdzv_endpoint node1:29500 "
+        "--rdzv_id flava_ds "
         f"--nproc_per_node 8 {PASSED_ON} --max_restarts 5 --module flava_ds.train flava_base"
     )
     done = dry_run("torchrun.sh", "flava_base", NODES="2")
@@ -80,29 +104,45 @@ def test_torchrun_on_several_machines():
 def test_deepspeed_over_pdsh(tmp_path):
     hosts = hostfile(tmp_path)
     assert printed("deepspeed.sh", "flava_base", HOSTFILE=str(hosts)) == (
-        f"env {SAFE} {SSH} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher pdsh --force_multi "
+        f"env {SAFE} {SSH} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher pdsh "
+        "--force_multi "
         "--master_addr node1 --master_port 29500 --module flava_ds.train flava_base"
     )
     assert not Path(f"{hosts}.env").exists(), "a dry run must write nothing"
 
 
 def test_arguments_survive_the_remote_shell_of_pdsh(tmp_path):
-    """DeepSpeed puts double quotes around an argument with a space; a remote bash expands the rest, braces of shard patterns among it."""
+    """DeepSpeed puts double quotes around an argument with a space; a remote bash expands the rest, braces of
+    shard patterns among it.
+    """
     from deepspeed.launcher.multinode_runner import PDSHRunner
 
     values = ["/data/{0000..0099}.tar", "a b", '$HOME `id` \\ "x"', "it's", "[a]*;(b)&", "pipe:cat x|y"]
     given = ["flava_base", *[word for value in values for word in ("--name", value)]]
     words = words_of(printed("deepspeed.sh", *given, HOSTFILE=str(hostfile(tmp_path))))
     arguments = words[words.index("flava_ds.train") + 1 :]
-    sent = PDSHRunner.parse_user_args(type("Runner", (), {"args": type("Arguments", (), {"user_args": arguments})})())
+    sent = PDSHRunner.parse_user_args(
+        type("Runner", (), {"args": type("Arguments", (), {"user_args": arguments})})()
+    )
     assert words_of(" ".join(sent)) == given
 
 
 def test_deepspeed_over_open_mpi(tmp_path):
     hosts = hostfile(tmp_path)
-    command = printed("deepspeed.sh", "flava_base", "--name", "a b", HOSTFILE=str(hosts), LAUNCHER="openmpi", INTERFACE="ib0", HEAD="10.0.0.1", PORT="29511")
+    command = printed(
+        "deepspeed.sh",
+        "flava_base",
+        "--name",
+        "a b",
+        HOSTFILE=str(hosts),
+        LAUNCHER="openmpi",
+        INTERFACE="ib0",
+        HEAD="10.0.0.1",
+        PORT="29511",
+    )
     assert command == (
-        f"env {SAFE} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher openmpi '--launcher_args=--bind-to none --mca btl_tcp_if_include ib0' "
+        f"env {SAFE} DS_ENV_FILE={hosts}.env deepspeed --hostfile {hosts} --launcher openmpi "
+        "'--launcher_args=--bind-to none --mca btl_tcp_if_include ib0' "
         "--master_addr 10.0.0.1 --master_port 29511 --module flava_ds.train flava_base --name 'a b'"
     )
 
@@ -121,10 +161,18 @@ def test_deepspeed_says_what_is_missing(tmp_path, variables, message):
 
 
 def test_slurm_prints_srun():
-    job = {"SLURM_JOB_NUM_NODES": "16", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "3", "SLURM_CPUS_PER_TASK": "96"}
+    job = {
+        "SLURM_JOB_NUM_NODES": "16",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": "3",
+        "SLURM_CPUS_PER_TASK": "96",
+    }
     assert printed("slurm.sbatch", "flava_base", SLURM_SUBMIT_DIR=str(ROOT), **job) == (
-        f"srun --kill-on-bad-exit=1 --cpus-per-task=96 {TORCHRUN.format(threads=8)} --nnodes 16 --nproc_per_node 4 "
-        f"--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 {PASSED_ON} --max_restarts 2 --module flava_ds.train flava_base"
+        f"srun --kill-on-bad-exit=1 --cpus-per-task=96 {TORCHRUN.format(threads=8)} --nnodes 16 "
+        "--nproc_per_node 4 "
+        f"--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 {PASSED_ON} --max_restarts 2 "
+        "--module flava_ds.train flava_base"
     )
 
 
@@ -132,7 +180,9 @@ def test_slurm_is_asked_for_a_signal_and_a_requeue():
     text = (FOLDER / "slurm.sbatch").read_text()
     options = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
     assert {"--requeue", "--signal=B:USR1@300", "--open-mode=append", "--ntasks-per-node=1"} <= set(options)
-    assert text.index("#SBATCH") < text.index("\nset -euo"), "Slurm reads options only before the first command"
+    assert text.index("#SBATCH") < text.index("\nset -euo"), (
+        "Slurm reads options only before the first command"
+    )
 
 
 @pytest.mark.parametrize("script", STARTED)
@@ -149,7 +199,14 @@ def test_slips_stop_before_the_launch(script, words, message):
     assert done.returncode == 2 and message in done.stderr and done.stdout == ""
 
 
-OVERRIDES = ["--data.sources.pmd.shards", "/data/{00..09}.tar", "--name", "it's $(NAME): 1", "--logging.run-directory", "/data/runs"]
+OVERRIDES = [
+    "--data.sources.pmd.shards",
+    "/data/{00..09}.tar",
+    "--name",
+    "it's $(NAME): 1",
+    "--logging.run-directory",
+    "/data/runs",
+]
 
 
 def manifest(*words: str, **variables: str) -> list[dict]:
@@ -161,29 +218,59 @@ def manifest(*words: str, **variables: str) -> list[dict]:
 
 
 def check_pod(pod: dict, name: str, rendezvous: str, nodes: int, gpus: int) -> None:
-    """Checks what Kubernetes and torchrun need of a pod, and that the overrides reach the module unchanged."""
+    """Checks what Kubernetes and torchrun need of a pod, and that the overrides reach the module
+    unchanged."""
     (container,) = pod["containers"]
     arguments = [word.replace("$$(", "$(") for word in container["args"]]
-    assert container["name"] == name and container["command"] == ["torchrun"] and container["resources"]["limits"] == {"nvidia.com/gpu": gpus}
-    assert {f"--nnodes={nodes}", f"--nproc_per_node={gpus}", f"--rdzv_endpoint={rendezvous}"} <= set(arguments)
+    assert (
+        container["name"] == name
+        and container["command"] == ["torchrun"]
+        and container["resources"]["limits"] == {"nvidia.com/gpu": gpus}
+    )
+    assert {f"--nnodes={nodes}", f"--nproc_per_node={gpus}", f"--rdzv_endpoint={rendezvous}"} <= set(
+        arguments
+    )
     start = arguments.index("--module") + 1
     assert arguments[start:] == ["flava_ds.train", "flava_base", *OVERRIDES]
     assert resolve(arguments[start + 1], arguments[start + 2 :]).name == "it's $(NAME): 1"
     assert {"name": "PYTHONSAFEPATH", "value": "1"} in container["env"]
     assert all(isinstance(variable["value"], str) for variable in container["env"])
-    grace = int(next(variable["value"] for variable in container["env"] if variable["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"))
-    assert pod["terminationGracePeriodSeconds"] > grace, "Kubernetes must not kill the ranks before torchrun does"
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    grace = int(
+        next(
+            variable["value"]
+            for variable in container["env"]
+            if variable["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+        )
+    )
+    assert pod["terminationGracePeriodSeconds"] > grace, (
+        "Kubernetes must not kill the ranks before torchrun does"
+    )
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
 
 
 def test_kubernetes_job():
     service, job = manifest("flava_base", *OVERRIDES, NODES="4", GPUS="2", NAME="big")
     spec = job["spec"]
     pod = spec["template"]["spec"]
-    assert (job["apiVersion"], job["kind"], spec["completionMode"], spec["parallelism"], spec["completions"]) == ("batch/v1", "Job", "Indexed", 4, 4)
+    assert (
+        job["apiVersion"],
+        job["kind"],
+        spec["completionMode"],
+        spec["parallelism"],
+        spec["completions"],
+    ) == ("batch/v1", "Job", "Indexed", 4, 4)
     check_pod(pod, "train", "big-0.big:29500", nodes=4, gpus=2)
-    assert pod["restartPolicy"] == "OnFailure" and pod["subdomain"] == service["metadata"]["name"] == job["metadata"]["name"] == "big"
-    assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": "big"} and service["spec"]["publishNotReadyAddresses"]
+    assert (
+        pod["restartPolicy"] == "OnFailure"
+        and pod["subdomain"] == service["metadata"]["name"] == job["metadata"]["name"] == "big"
+    )
+    assert (
+        service["spec"]["clusterIP"] == "None"
+        and service["spec"]["selector"] == {"job-name": "big"}
+        and service["spec"]["publishNotReadyAddresses"]
+    )
     assert service["spec"]["ports"] == [{"name": "rendezvous", "port": 29500}]
 
 
@@ -198,12 +285,17 @@ def test_kubernetes_pytorchjob():
 
 
 def test_kubernetes_refuses_what_cannot_be():
-    for variables, message in (({"KIND": "MPIJob"}, "neither Job nor PyTorchJob"), ({"KIND": "PyTorchJob", "NODES": "1"}, "needs NODES of 2 or more")):
+    for variables, message in (
+        ({"KIND": "MPIJob"}, "neither Job nor PyTorchJob"),
+        ({"KIND": "PyTorchJob", "NODES": "1"}, "needs NODES of 2 or more"),
+    ):
         done = dry_run("kubernetes.sh", "flava_base", **variables)
         assert done.returncode == 2 and message in done.stderr and done.stdout == ""
 
 
 def test_readme_names_every_launcher():
     text = (FOLDER / "README.md").read_text()
-    assert all(f"`{path.name}`" in text for path in FOLDER.iterdir() if path.name not in ("README.md", "common.sh"))
+    assert all(
+        f"`{path.name}`" in text for path in FOLDER.iterdir() if path.name not in ("README.md", "common.sh")
+    )
     assert set(STARTED) == {path.name for path in FOLDER.iterdir()} - {"README.md", "common.sh"}

@@ -1,4 +1,6 @@
-"""A run on two hosts is the run on one: the deepspeed launcher with a hostfile, over ssh, with gloo over the link between them."""
+"""A run on two hosts is the run on one: the deepspeed launcher with a hostfile, over ssh, with gloo over the
+link between them.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +40,11 @@ def test_two_hosts_have_the_curve_of_one(folder, expected, hosts, launcher, monk
         pytest.skip(reason)
     monkeypatch.chdir(folder)
     found = run_on_two_hosts(folder, hosts, launcher)
-    assert len(expected) == STEPS and {"loss/global_contrastive", "loss/itm"} <= {key for line in expected for key in line}
+    assert len(expected) == STEPS and {"loss/global_contrastive", "loss/itm"} <= {
+        key for line in expected for key in line
+    }
     assert found.curve == expected, "the same arithmetic in the same order, so the same bits"
     assert found.gradient_bytes > 0
-    assert min(found.sent) > STEPS * found.gradient_bytes, "gradients have to cross the link in both directions at every step"
+    assert min(found.sent) > STEPS * found.gradient_bytes, (
+        "gradients have to cross the link in both directions at every step"
+    )

@@ -1,4 +1,6 @@
-"""The debug recipe on one host with two ranks, and on two hosts with one rank each: started as a user would, and what they logged."""
+"""The debug recipe on one host with two ranks, and on two hosts with one rank each: started as a user would,
+and what they logged.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,21 @@ from flava_ds.checkpoints.reader import load_weights
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
-OVERRIDES = ["--training.total-steps", str(STEPS), "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "0", "--logging.no-tensorboard"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+OVERRIDES = [
+    "--training.total-steps",
+    str(STEPS),
+    "--schedule.warmup-steps",
+    "2",
+    "--checkpoint.every-steps",
+    "0",
+    "--logging.no-tensorboard",
+]
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+}
 TIMEOUT_S = 600
 """Not a measure of speed: a run takes some 15 s on two idle cores."""
 ONE_HOST = "one_host"
@@ -28,7 +43,9 @@ Curve = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class TwoHostRun:
-    """A run on both hosts: its command, what it printed, its curve, and the bytes that left each host meanwhile."""
+    """A run on both hosts: its command, what it printed, its curve, and the bytes that left each host
+    meanwhile.
+    """
 
     command: list[str]
     printed: str
@@ -40,22 +57,51 @@ class TwoHostRun:
 
 def run_on_one_host(folder: Path) -> Curve:
     """Trains on two ranks of this host, in `folder`; returns the curve."""
-    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2", "--name", ONE_HOST, *OVERRIDES]
-    _succeed(subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S))
+    command = [
+        sys.executable,
+        "-m",
+        "flava_ds.cli",
+        "train",
+        "flava_debug",
+        "--ranks",
+        "2",
+        "--name",
+        ONE_HOST,
+        *OVERRIDES,
+    ]
+    _succeed(
+        subprocess.run(
+            command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+    )
     return curve(folder, ONE_HOST)
 
 
 def run_on_two_hosts(folder: Path, hosts: list[Host], launcher: str) -> TwoHostRun:
-    """Trains on one rank of each host through the deepspeed launcher, in `folder`, which has to be the working directory."""
+    """Trains on one rank of each host through the deepspeed launcher, in `folder`, which has to be the
+    working directory.
+    """
     name = f"two hosts, {launcher}"
     (folder / "hostfile").write_text("".join(f"{host} slots=1\n" for host in ADDRESSES))
-    settings = {"HOSTFILE": "hostfile", "LAUNCHER": launcher, "INTERFACE": LINK, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    settings = {
+        "HOSTFILE": "hostfile",
+        "LAUNCHER": launcher,
+        "INTERFACE": LINK,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
     command = ["launchers/deepspeed.sh", "flava_debug", "--name", name, *OVERRIDES]
     before = [host.bytes_sent() for host in hosts]
-    done = _succeed(hosts[0].run("bash", str(ROOT / command[0]), *command[1:], env={**ENVIRONMENT, **settings}, timeout=TIMEOUT_S))
+    done = _succeed(
+        hosts[0].run(
+            "bash", str(ROOT / command[0]), *command[1:], env={**ENVIRONMENT, **settings}, timeout=TIMEOUT_S
+        )
+    )
     sent = [host.bytes_sent() - was for host, was in zip(hosts, before, strict=True)]
     weights = load_weights(folder / "runs" / name)
-    matrices = [tensor.numel() * 4 for parameter, tensor in weights.items() if "text_encoder.transformer" in parameter]
+    matrices = [
+        tensor.numel() * 4 for parameter, tensor in weights.items() if "text_encoder.transformer" in parameter
+    ]
     shown = [f"{variable}={settings[variable]}" for variable in ("HOSTFILE", "LAUNCHER", "INTERFACE")]
     return TwoHostRun([*shown, *command], done.stdout + done.stderr, curve(folder, name), sent, sum(matrices))
 
@@ -63,7 +109,14 @@ def run_on_two_hosts(folder: Path, hosts: list[Host], launcher: str) -> TwoHostR
 def curve(folder: Path, name: str) -> Curve:
     """Returns step, losses, accuracies and gradient norm of every step of a run."""
     lines = [json.loads(line) for line in (folder / "runs" / name / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key in ("step", "grad_norm") or key.startswith(("loss/", "accuracy/"))} for line in lines[1:]]
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if key in ("step", "grad_norm") or key.startswith(("loss/", "accuracy/"))
+        }
+        for line in lines[1:]
+    ]
 
 
 def _succeed(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

@@ -21,11 +21,18 @@ def test_keeping_only_the_rows_that_are_read_changes_no_loss_and_no_gradient(kin
             losses = {}
             for name, own in active.items():
                 rows = own.reads(module.model, batch)
-                losses[name] = own(module.model, {view: encoded[view].rows(rows[view]) for view in rows}, batch)
+                losses[name] = own(
+                    module.model, {view: encoded[view].rows(rows[view]) for view in rows}, batch
+                )
         else:
             losses = module.losses(batch)
         sum(module.weighted(losses, denominators(module, batch)).values()).backward()
-        results.append(({name: loss.sum.detach() for name, loss in losses.items()}, {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
+        results.append(
+            (
+                {name: loss.sum.detach() for name, loss in losses.items()},
+                {n: p.grad for n, p in module.named_parameters() if p.grad is not None},
+            )
+        )
     (kept_losses, kept_gradients), (whole_losses, whole_gradients) = results
     torch.testing.assert_close(kept_losses, whole_losses, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(kept_gradients, whole_gradients, rtol=1e-10, atol=1e-12)
@@ -34,7 +41,9 @@ def test_keeping_only_the_rows_that_are_read_changes_no_loss_and_no_gradient(kin
 def test_a_view_encoded_for_some_rows_says_so():
     config = tiny_config()
     module, batch = build_task(config), make_batch(Kind.IMAGE, config)
-    encoded = module.model.encode(batch, {View.IMAGE_MASKED}, {View.IMAGE_MASKED: torch.tensor([1, 3, 12])})[View.IMAGE_MASKED]
+    encoded = module.model.encode(batch, {View.IMAGE_MASKED}, {View.IMAGE_MASKED: torch.tensor([1, 3, 12])})[
+        View.IMAGE_MASKED
+    ]
     whole = module.model.encode(batch, {View.IMAGE_MASKED})[View.IMAGE_MASKED]
     assert encoded.packed.hidden.shape[0] == 3
     torch.testing.assert_close(encoded.rows(torch.tensor([12, 1])), whole.last_hidden_state()[[12, 1]])
@@ -45,17 +54,25 @@ def test_a_view_encoded_for_some_rows_says_so():
 def test_what_the_fused_encoder_reads_stays_whole():
     config = tiny_config()
     module, batch = build_task(config), make_batch(Kind.PAIR, config)
-    reads = {view: module.model.first_rows(view, batch) for view in (View.IMAGE_MASKED, View.MULTIMODAL_MASKED)}
+    reads = {
+        view: module.model.first_rows(view, batch) for view in (View.IMAGE_MASKED, View.MULTIMODAL_MASKED)
+    }
     encoded = module.model.encode(batch, reads.keys(), reads)
-    assert encoded[View.IMAGE_MASKED].packed.hidden.shape[0] == batch.size * (1 + config.model.image.num_patches)
+    assert encoded[View.IMAGE_MASKED].packed.hidden.shape[0] == batch.size * (
+        1 + config.model.image.num_patches
+    )
     whole = module.model.encode(batch, {View.MULTIMODAL_MASKED})[View.MULTIMODAL_MASKED]
     torch.testing.assert_close(encoded[View.MULTIMODAL_MASKED].first(), whole.first())
 
 
-@pytest.mark.parametrize(("kind", "view"), [(Kind.TEXT, View.TEXT_MASKED), (Kind.TEXT, View.TEXT), (Kind.PAIR, View.MULTIMODAL_MASKED)])
+@pytest.mark.parametrize(
+    ("kind", "view"),
+    [(Kind.TEXT, View.TEXT_MASKED), (Kind.TEXT, View.TEXT), (Kind.PAIR, View.MULTIMODAL_MASKED)],
+)
 def test_packed_texts_never_see_each_other(kind, view):
-    """Another text in the middle of the packed sequence, of the same or another length, leaves states and gradients of all others as they are, up to the
-    last bits of fp64: a matrix product may round a row differently among other rows."""
+    """Another text in the middle of the packed sequence, of the same or another length, leaves states and
+    gradients of all others as they are, up to the last bits of fp64: a matrix product may round a row
+    differently among other rows."""
     config = tiny_config()
     model = build_task(config).double().model
     lengths = (9, 32, 3, 17)
@@ -65,17 +82,33 @@ def test_packed_texts_never_see_each_other(kind, view):
         ids = torch.cat([torch.tensor([101]), torch.arange(110, 110 + length - 2), torch.tensor([102])])
         other = first.having(
             input_ids=torch.cat([first["input_ids"][:start], ids, first["input_ids"][end:]]),
-            input_ids_masked=torch.cat([first["input_ids_masked"][:start], ids, first["input_ids_masked"][end:]]),
+            input_ids_masked=torch.cat(
+                [first["input_ids_masked"][:start], ids, first["input_ids_masked"][end:]]
+            ),
             cu_seqlens=torch.tensor([0, *lengths[:1], length, *lengths[2:]]).cumsum(0).to(torch.int32),
         )
         states = []
         for batch in (first, other):
             packed = model.encode(batch, {view})[view].packed
-            parts = [packed.hidden[a:b] for a, b in zip(packed.cu_seqlens[:-1].tolist(), packed.cu_seqlens[1:].tolist(), strict=True)]
+            parts = [
+                packed.hidden[a:b]
+                for a, b in zip(packed.cu_seqlens[:-1].tolist(), packed.cu_seqlens[1:].tolist(), strict=True)
+            ]
             model.zero_grad()
             torch.cat([parts[row] for row in (0, 2, 3)]).square().sum().backward()
-            states.append((parts, [parameter.grad.clone() for parameter in model.text_encoder.parameters() if parameter.grad is not None]))
+            states.append(
+                (
+                    parts,
+                    [
+                        parameter.grad.clone()
+                        for parameter in model.text_encoder.parameters()
+                        if parameter.grad is not None
+                    ],
+                )
+            )
         (ours, our_gradients), (theirs, their_gradients) = states
-        torch.testing.assert_close([ours[row] for row in (0, 2, 3)], [theirs[row] for row in (0, 2, 3)], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            [ours[row] for row in (0, 2, 3)], [theirs[row] for row in (0, 2, 3)], rtol=1e-12, atol=1e-13
+        )
         assert ours[1].shape != theirs[1].shape or not torch.equal(ours[1], theirs[1])
         torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-12, atol=1e-12)

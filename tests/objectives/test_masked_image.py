@@ -65,5 +65,7 @@ def test_every_patch_is_masked_about_as_often_as_its_mirror_image():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 8), st.integers(0, 80), st.integers(1, 20), st.integers(0, 9))
 def test_the_limit_holds_and_the_search_ends_for_every_configuration(grid, limit, smallest, seed):
-    mask = mask_patches(seeds(8, seed), grid, MaskedImageConfig(num_masked_patches=limit, min_patches_per_block=smallest))
+    mask = mask_patches(
+        seeds(8, seed), grid, MaskedImageConfig(num_masked_patches=limit, min_patches_per_block=smallest)
+    )
     assert mask.shape == (8, grid * grid) and mask.sum(1).max() <= limit

@@ -42,7 +42,12 @@ def test_shares_are_15_percent_and_80_10_10(tokenizer, whole_word):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text("abc xyz.", max_size=40), min_size=1, max_size=6), st.booleans(), st.floats(0, 1), st.integers(0, 99))
+@given(
+    st.lists(st.text("abc xyz.", max_size=40), min_size=1, max_size=6),
+    st.booleans(),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
 def test_rules_hold_for_every_text(tokenizer, texts, whole_word, probability, seed):
     ids, lengths = packed(tokenizer, texts, 24)
     before = ids.copy()
@@ -73,7 +78,9 @@ def test_whole_words_are_masked_whole_and_at_least_one_per_text(tokenizer):
 def test_whole_words_are_chosen_evenly(tokenizer):
     """Long words are as likely as short ones: each of four words of the text is hidden equally often."""
     ids, lengths = packed(tokenizer, ["unbelievable cat dog zebra"] * 4000)
-    masked = mask_tokens(seeds(4000), ids, lengths, MaskedTextConfig(whole_word=True, mask_probability=0.1), tokenizer)
+    masked = mask_tokens(
+        seeds(4000), ids, lengths, MaskedTextConfig(whole_word=True, mask_probability=0.1), tokenizer
+    )
     position = masked.rows % lengths[0]
     starts = np.flatnonzero(~tokenizer.continues_word[ids[: lengths[0]]])[1:-1]
     shares = np.array([(position == start).sum() for start in starts]) / 4000
@@ -84,13 +91,24 @@ def test_whole_words_are_chosen_evenly(tokenizer):
 def test_nothing_to_mask_is_legal(tokenizer, whole_word):
     for texts, probability in (([""], 0.15), (["cat dog"], 0.0)):
         ids, lengths = packed(tokenizer, texts)
-        masked = mask_tokens(seeds(1), ids, lengths, MaskedTextConfig(whole_word=whole_word, mask_probability=probability), tokenizer)
+        masked = mask_tokens(
+            seeds(1),
+            ids,
+            lengths,
+            MaskedTextConfig(whole_word=whole_word, mask_probability=probability),
+            tokenizer,
+        )
         assert len(masked.rows) == len(masked.labels) == 0 and np.array_equal(masked.input_ids, ids)
 
 
 def test_words_never_reach_across_texts(tokenizer):
-    """A text that begins with the rest of a word, packed without special tokens behind another text, is a word of its own."""
-    ids, lengths = np.array([PIECES.index("play"), PIECES.index("red"), PIECES.index("##ing")] * 300), np.array([2, 1] * 300)
+    """A text that begins with the rest of a word, packed without special tokens behind another text, is a
+    word of its own.
+    """
+    ids, lengths = (
+        np.array([PIECES.index("play"), PIECES.index("red"), PIECES.index("##ing")] * 300),
+        np.array([2, 1] * 300),
+    )
     masked = mask_tokens(seeds(600), ids, lengths, MaskedTextConfig(whole_word=True), tokenizer)
     hidden = np.isin(np.arange(900), masked.rows).reshape(300, 3)
     assert hidden[:, 2].all() and (hidden[:, :2].sum(1) == 1).all()

@@ -14,10 +14,21 @@ from flava_ds.optimizers.base import activate, parameter_groups
 
 def pair_of_optimizers():
     torch.manual_seed(0)
-    ours, theirs = ([torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(i))) for i in range(2)] for _ in range(2))
+    ours, theirs = (
+        [torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(i))) for i in range(2)]
+        for _ in range(2)
+    )
     config = AdamWConfig(lr=0.1, eps=1e-4)
-    groups = [{"params": [p], "kinds": [kind], "active": True, "weight_decay": 0.1, "lr": 0.1} for p, kind in zip(ours, ("image", "text"), strict=True)]
-    return ours, GatedAdamW(groups, config), theirs, torch.optim.AdamW(theirs, lr=0.1, eps=1e-4, weight_decay=0.1, foreach=False)
+    groups = [
+        {"params": [p], "kinds": [kind], "active": True, "weight_decay": 0.1, "lr": 0.1}
+        for p, kind in zip(ours, ("image", "text"), strict=True)
+    ]
+    return (
+        ours,
+        GatedAdamW(groups, config),
+        theirs,
+        torch.optim.AdamW(theirs, lr=0.1, eps=1e-4, weight_decay=0.1, foreach=False),
+    )
 
 
 def test_idle_groups_move_as_with_no_gradient():
@@ -74,7 +85,9 @@ def test_apex_is_told_from_its_namesake(monkeypatch):
 
 
 def test_a_vendor_optimizer_is_gated_too(monkeypatch):
-    """apex's interface, with Rprop behind it, which knows no flag either: groups sleep, the flag skips, the scale divides."""
+    """apex's interface, with Rprop behind it, which knows no flag either: groups sleep, the flag skips, the
+    scale divides.
+    """
 
     class FusedAdam(torch.optim.Rprop):
         def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode):
@@ -83,7 +96,11 @@ def test_a_vendor_optimizer_is_gated_too(monkeypatch):
 
     optimizers = types.ModuleType("apex.optimizers")
     optimizers.FusedAdam = FusedAdam
-    for name, module in (("apex", types.ModuleType("apex")), ("apex.optimizers", optimizers), ("amp_C", types.ModuleType("amp_C"))):
+    for name, module in (
+        ("apex", types.ModuleType("apex")),
+        ("apex.optimizers", optimizers),
+        ("amp_C", types.ModuleType("amp_C")),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
     module, config = Toy(), toy_config()
     groups = parameter_groups(module, module.users(), config.optimizer)
@@ -98,4 +115,6 @@ def test_a_vendor_optimizer_is_gated_too(monkeypatch):
         moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
         expected = {name for name, kinds in module.users().items() if "image" in kinds}
         assert moved == (set() if bad else expected)
-    assert all(torch.equal(p.grad, torch.ones_like(p)) for name, p in module.named_parameters() if name in expected)
+    assert all(
+        torch.equal(p.grad, torch.ones_like(p)) for name, p in module.named_parameters() if name in expected
+    )

@@ -9,7 +9,9 @@ from flava_ds.optimizers.base import parameter_groups
 
 def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
     module = Toy()
-    groups = parameter_groups(module, module.users(), AdamWConfig(decay_norm_and_bias=False, weight_decay=0.1))
+    groups = parameter_groups(
+        module, module.users(), AdamWConfig(decay_norm_and_bias=False, weight_decay=0.1)
+    )
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in module.parameters())
     names = {id(p): name for name, p in module.named_parameters()}
@@ -17,8 +19,11 @@ def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert set(group["kinds"]) == {str(kind) for kind in module.users()[name]}
-            assert (group["weight_decay"] == 0.0) == (name.endswith(("bias", "gain", "cls_token", "logit_scale"))), name
-    assert len(groups) == 12  # six sets of kinds (one of them empty), decayed or not; the encoder pairs and heads have both
+            assert (group["weight_decay"] == 0.0) == (
+                name.endswith(("bias", "gain", "cls_token", "logit_scale"))
+            ), name
+    # six sets of kinds (one of them empty), decayed or not; the encoder pairs and heads have both
+    assert len(groups) == 12
 
 
 def test_decaying_everything_halves_the_groups():
@@ -31,4 +36,6 @@ def test_two_dimensional_tables_are_exempt_by_name():
     module.position_embeddings, module.word_embeddings = torch.nn.Embedding(4, 3), torch.nn.Embedding(4, 3)
     kinds = {name: frozenset({"text"}) for name, _ in module.named_parameters()}
     groups = parameter_groups(module, kinds, AdamWConfig(decay_norm_and_bias=False, weight_decay=0.1))
-    assert {group["weight_decay"]: group["params"][0] is module.position_embeddings.weight for group in groups} == {0.0: True, 0.1: False}
+    assert {
+        group["weight_decay"]: group["params"][0] is module.position_embeddings.weight for group in groups
+    } == {0.0: True, 0.1: False}

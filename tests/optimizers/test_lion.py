@@ -1,4 +1,6 @@
-"""Lion against its published program in fp64, the engine's contract, and every ZeRO stage on one and two ranks."""
+"""Lion against its published program in fp64, the engine's contract, and every ZeRO stage on one and two
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ CONFIG = LionConfig(lr=0.1, betas=(0.9, 0.95), weight_decay=0.3)
 
 def parameters() -> list[torch.nn.Parameter]:
     """Returns two parameters in fp64."""
-    return [torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64)) for i in range(2)]
+    return [
+        torch.nn.Parameter(torch.randn(5, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64))
+        for i in range(2)
+    ]
 
 
 def gradient(step: int, number: int) -> torch.Tensor:
@@ -43,7 +48,9 @@ def groups_of(weights: list[torch.nn.Parameter]) -> list[dict]:
     ]
 
 
-def published(weight: np.ndarray, momentum: np.ndarray, step: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
+def published(
+    weight: np.ndarray, momentum: np.ndarray, step: np.ndarray, decay: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Makes one update by the paper's program 1."""
     direction = np.sign(0.9 * momentum + 0.1 * step)
     return weight - 0.1 * (direction + decay * weight), 0.95 * momentum + 0.05 * step
@@ -72,7 +79,11 @@ def test_the_flag_skips_on_the_device_and_the_scale_divides():
     for step, bad in enumerate((False, True, False, True)):
         one.found_inf, one.grad_scale = torch.tensor(float(bad)), torch.tensor(4.0)
         for number in range(2):
-            ours[number].grad = torch.full((5, 3), float("nan" if step == 1 else "inf"), dtype=torch.float64) if bad else 4.0 * gradient(step, number)
+            ours[number].grad = (
+                torch.full((5, 3), float("nan" if step == 1 else "inf"), dtype=torch.float64)
+                if bad
+                else 4.0 * gradient(step, number)
+            )
             theirs[number].grad = gradient(step, number)
         one.step()
         if not bad:
@@ -87,13 +98,16 @@ def test_the_flag_skips_on_the_device_and_the_scale_divides():
 def test_recipes_take_it_by_its_name():
     changed = override(RECIPES["demo"](), ["--optimizer", "lion"]).optimizer
     assert type(changed) is LionConfig is find(type(changed).__mro__[1], "lion", "optimizer")
-    assert changed == LionConfig(lr=5e-4, betas=(0.9, 0.98), decay_norm_and_bias=False)  # what demo sets; weight_decay 0.1 is AdamW's default
+    # what demo sets; weight_decay 0.1 is AdamW's default
+    assert changed == LionConfig(lr=5e-4, betas=(0.9, 0.98), decay_norm_and_bias=False)
     assert isinstance(changed.build(groups_of(parameters())), Lion)
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.0])
 def test_a_step_never_asks_the_host(bad):
-    """Nothing in it turns a tensor into a number, not even that which says that the gradients are unusable; then no weight moves."""
+    """Nothing in it turns a tensor into a number, not even that which says that the gradients are unusable;
+    then no weight moves.
+    """
     weights = parameters()
     before = [weight.detach().clone() for weight in weights[:2]]
     lion = Lion(groups_of(weights), CONFIG)
@@ -104,7 +118,9 @@ def test_a_step_never_asks_the_host(bad):
         for name in ("item", "__bool__", "__float__", "__int__", "tolist", "numpy"):
             patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the host waits for the device"))
         lion.step()
-    assert [torch.equal(weight, old) for weight, old in zip(weights, before, strict=False)] == [bad == 1.0] * 2
+    assert [torch.equal(weight, old) for weight, old in zip(weights, before, strict=False)] == [
+        bad == 1.0
+    ] * 2
 
 
 def toy_run(stage: str, folder: str) -> Config:
@@ -112,11 +128,19 @@ def toy_run(stage: str, folder: str) -> Config:
     config = toy_config(stage, gradient_accumulation_steps=1)
     lion = LionConfig(lr=1e-2, weight_decay=0.1)
     logging = LoggingConfig(run_directory=folder)
-    return dataclasses.replace(config, name=Path(stage).stem, optimizer=lion, logging=logging, checkpoint=CheckpointConfig(keep_last=9))
+    return dataclasses.replace(
+        config,
+        name=Path(stage).stem,
+        optimizer=lion,
+        logging=logging,
+        checkpoint=CheckpointConfig(keep_last=9),
+    )
 
 
 def reference(config: Config, ranks: int) -> dict[str, torch.Tensor]:
-    """One process, whole batches, the published program in plain torch, torch's clipping; parameters without a gradient stay."""
+    """One process, whole batches, the published program in plain torch, torch's clipping; parameters without
+    a gradient stay.
+    """
     module = Toy()
     module.logit_scale = torch.nn.Parameter(module.logit_scale.detach().reshape(1))
     momenta = [torch.zeros_like(weight) for weight in module.parameters()]
@@ -132,7 +156,9 @@ def reference(config: Config, ranks: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def plain_update(weights: list[torch.nn.Parameter], momenta: list[torch.Tensor], lion: LionConfig, lr: float) -> None:
+def plain_update(
+    weights: list[torch.nn.Parameter], momenta: list[torch.Tensor], lion: LionConfig, lr: float
+) -> None:
     """Moves the parameters that have a gradient."""
     for weight, momentum in zip(weights, momenta, strict=True):
         if weight.grad is not None:
@@ -142,14 +168,18 @@ def plain_update(weights: list[torch.nn.Parameter], momenta: list[torch.Tensor],
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Counts the elements that differ by more than rounding, and all of them; a sign that rounding turns moves one element by 2 lr."""
+    """Counts the elements that differ by more than rounding, and all of them; a sign that rounding turns
+    moves one element by 2 lr.
+    """
     assert ours.keys() == theirs.keys()
     far = sum(int(((ours[name] - theirs[name]).abs() > 1e-5).sum()) for name in ours)
     return far, sum(weight.numel() for weight in ours.values())
 
 
 def train_and_go_on(folder: str, stages: tuple[str, ...]) -> dict[tuple[str, str], tuple]:
-    """On every rank: each stage trains a part, saves, and goes on in every stage; how far the ends are from the reference."""
+    """On every rank: each stage trains a part, saves, and goes on in every stage; how far the ends are from
+    the reference.
+    """
     world, results = start(60), {}
     expected = reference(toy_run("zero1", folder), world.size)
     for stage in stages:
@@ -162,7 +192,11 @@ def train_and_go_on(folder: str, stages: tuple[str, ...]) -> dict[tuple[str, str
         saver.finish()
         saved = everything(engine)
         run_steps(engine, config, world, KINDS[4:], first_step=4)
-        results[stage, stage] = (distance(full_weights(engine), expected), [], sorted({key for state in engine.optimizer.state.values() for key in state}))
+        results[stage, stage] = (
+            distance(full_weights(engine), expected),
+            [],
+            sorted({key for state in engine.optimizer.state.values() for key in state}),
+        )
         for other in stages:
             engine = Engine(Toy(seed=1), toy_run(other, folder), world)
             assert checkpoint.resume(engine, config)[:2] == (4, {})
@@ -180,5 +214,10 @@ def test_stages_train_save_and_go_on_alike(run_ranks, tmp_path, ranks):
     for results in run_ranks(train_and_go_on, ranks, str(tmp_path), stages):
         assert len(results) == 6
         for pair, ((far, elements), changed, kept) in results.items():
-            assert elements > 2000 and far <= elements // 1000 and changed == [], (pair, far, elements, changed)
+            assert elements > 2000 and far <= elements // 1000 and changed == [], (
+                pair,
+                far,
+                elements,
+                changed,
+            )
             assert kept in ([], ["exp_avg", "step"]), pair

@@ -1,4 +1,6 @@
-"""Readers for published file forms: packed files, arrays element by element, tables with and without a header, errors that name the place."""
+"""Readers for published file forms: packed files, arrays element by element, tables with and without a
+header, errors that name the place.
+"""
 
 import bz2
 import gzip
@@ -8,7 +10,15 @@ import pytest
 
 from flava_ds.errors import DataError
 from flava_ds.prepare import annotations
-from flava_ds.prepare.annotations import clean, json_array, json_lines, load_json, open_text, position_paths, table
+from flava_ds.prepare.annotations import (
+    clean,
+    json_array,
+    json_lines,
+    load_json,
+    open_text,
+    position_paths,
+    table,
+)
 
 
 def test_clean_makes_one_line_that_utf8_can_store():
@@ -29,7 +39,15 @@ def test_missing_file_is_named(tmp_path):
         load_json(tmp_path / "gone.json")
 
 
-ELEMENTS = [{"id": 1, "text": 'a ] "quoted" [ one'}, [], 12345, "x" * 5000, {"nested": [{"a": [1, 2]}]}, -3.5e2, None]
+ELEMENTS = [
+    {"id": 1, "text": 'a ] "quoted" [ one'},
+    [],
+    12345,
+    "x" * 5000,
+    {"nested": [{"a": [1, 2]}]},
+    -3.5e2,
+    None,
+]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
@@ -43,7 +61,14 @@ def test_array_is_read_element_by_element_whatever_the_chunk(tmp_path, monkeypat
     assert list(json_array(path)) == []
 
 
-@pytest.mark.parametrize(("text", "message"), [('{"a": 1}', "begins with"), ('[{"a": 1}, {"a": 2', "breaks off after 1 elements"), ("[1, 2", "breaks off")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', "begins with"),
+        ('[{"a": 1}, {"a": 2', "breaks off after 1 elements"),
+        ("[1, 2", "breaks off"),
+    ],
+)
 def test_array_that_is_none_or_breaks_off_is_named(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=f"a.json'.*{message}"):
@@ -71,13 +96,17 @@ def test_table_with_and_without_header(tmp_path):
     path.write_text('a "dog" and\thttp://x/1.jpg\n')
     assert list(table(path, ("caption", "url"))) == [{"caption": 'a "dog" and', "url": "http://x/1.jpg"}]
     path.write_text("url\tcaption\thash\nhttp://x/1.jpg\ta dog\tff\n")
-    assert list(table(path, ("caption", "url"))) == [{"caption": "a dog", "url": "http://x/1.jpg", "hash": "ff"}]
+    assert list(table(path, ("caption", "url"))) == [
+        {"caption": "a dog", "url": "http://x/1.jpg", "hash": "ff"}
+    ]
 
 
 def test_quoted_table_may_hold_tabs_and_lines(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text('en\t"two\nlines\tand ""quotes"""\n')
-    assert list(table(path, ("language", "caption"), quoted=True)) == [{"language": "en", "caption": 'two\nlines\tand "quotes"'}]
+    assert list(table(path, ("language", "caption"), quoted=True)) == [
+        {"language": "en", "caption": 'two\nlines\tand "quotes"'}
+    ]
 
 
 def test_row_of_another_width_is_named(tmp_path):
@@ -87,4 +116,6 @@ def test_row_of_another_width_is_named(tmp_path):
 
 
 def test_position_paths_are_those_of_img2dataset():
-    assert position_paths(0) == ("00000/000000000.jpg",) and position_paths(123_456) == ("00012/000123456.jpg",)
+    assert position_paths(0) == ("00000/000000000.jpg",) and position_paths(123_456) == (
+        "00012/000123456.jpg",
+    )

@@ -17,15 +17,35 @@ SCENES = 40
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Two shards: 40 pictures, a copy of number 0, number 1 encoded anew, a cut file, a web page, and a caption of blanks."""
+    """Two shards: 40 pictures, a copy of number 0, number 1 encoded anew, a cut file, a web page, and a
+    caption of blanks.
+    """
     folder = tmp_path_factory.mktemp("shards")
-    pictures = [encode(np.asarray(scene(number, 60 + number, 40)), "jpeg", quality=95) for number in range(SCENES)]
-    extra = [pictures[0], encode(np.asarray(scene(1, 61, 40)), "jpeg", quality=85), pictures[2][:300], b"<html>", pictures[3]]
+    pictures = [
+        encode(np.asarray(scene(number, 60 + number, 40)), "jpeg", quality=95) for number in range(SCENES)
+    ]
+    extra = [
+        pictures[0],
+        encode(np.asarray(scene(1, 61, 40)), "jpeg", quality=85),
+        pictures[2][:300],
+        b"<html>",
+        pictures[3],
+    ]
     captions = ["a dog"] * SCENES + ["a dog", "a dog", "a dog", "a dog", " "]
     captions[5] = "dog " * 200
-    samples = [(f"{number:04d}", data, text) for number, (data, text) in enumerate(zip(pictures + extra, captions, strict=True))]
+    samples = [
+        (f"{number:04d}", data, text)
+        for number, (data, text) in enumerate(zip(pictures + extra, captions, strict=True))
+    ]
     for shard, part in enumerate((samples[:30], samples[30:])):
-        write_tar(folder / f"{shard:05d}.tar", [member for key, data, text in part for member in ((f"{key}.jpg", data), (f"{key}.txt", text.encode()))])
+        write_tar(
+            folder / f"{shard:05d}.tar",
+            [
+                member
+                for key, data, text in part
+                for member in ((f"{key}.jpg", data), (f"{key}.txt", text.encode()))
+            ],
+        )
     return str(folder)
 
 
@@ -68,8 +88,17 @@ def test_speed_is_compared_with_the_need(found, shards):
 
 def test_text_and_json_say_the_same(found):
     text, saved = describe(found), json.loads(found.as_json())
-    assert "45 pair samples in 2 shards" in text and "LOOK  6.67% of the samples read are unusable (empty caption 1, truncated 1, undecodable 1)" in text
-    assert saved["samples"] == 45 and saved["bad"] == found.bad and saved["need"]["gpus"] == 1 and saved["samples_per_second"] == found.samples_per_second
+    assert (
+        "45 pair samples in 2 shards" in text
+        and "LOOK  6.67% of the samples read are unusable (empty caption 1, truncated 1, undecodable 1)"
+        in text
+    )
+    assert (
+        saved["samples"] == 45
+        and saved["bad"] == found.bad
+        and saved["need"]["gpus"] == 1
+        and saved["samples_per_second"] == found.samples_per_second
+    )
 
 
 def test_only_some_are_read(shards, monkeypatch):
@@ -86,9 +115,15 @@ def test_damaged_shards_are_named_and_equal_keys_of_two_shards_told_apart(tmp_pa
     cut = tmp_path / "2.tar"
     cut.write_bytes(cut.read_bytes().rstrip(b"\0")[:-3])
     found = check_shards(str(tmp_path), Need(gpus=1, images_per_second_per_gpu=1))
-    assert found.same_bytes == [["a", f"'a' in {tmp_path}/1.tar"]] and found.look_alike == [["a", f"'a' in {tmp_path}/2.tar"]]
+    assert found.same_bytes == [["a", f"'a' in {tmp_path}/1.tar"]] and found.look_alike == [
+        ["a", f"'a' in {tmp_path}/2.tar"]
+    ]
     assert f"{cut}: truncated shard 1" in describe(found)
-    assert found.volume.endswith(" MiB") and "steps at a global batch" in describe(found) and " is 0.0 steps" not in describe(found)
+    assert (
+        found.volume.endswith(" MiB")
+        and "steps at a global batch" in describe(found)
+        and " is 0.0 steps" not in describe(found)
+    )
 
 
 def test_shards_without_a_usable_sample_are_refused(tmp_path):

@@ -11,35 +11,77 @@ from flava_ds.prepare.coco import read
 
 def write(path, name: str, images: list[dict], captions: list[dict]):
     """Writes a caption file with the fields of the published ones."""
-    info = {"description": "COCO 2014 Dataset", "version": "1.0", "year": 2014, "contributor": "COCO Consortium", "date_created": "2017/09/01"}
+    info = {
+        "description": "COCO 2014 Dataset",
+        "version": "1.0",
+        "year": 2014,
+        "contributor": "COCO Consortium",
+        "date_created": "2017/09/01",
+    }
     path = path / name
-    path.write_text(json.dumps({"info": info, "images": images, "licenses": [{"id": 3, "name": "license"}], "annotations": captions}))
+    path.write_text(
+        json.dumps(
+            {
+                "info": info,
+                "images": images,
+                "licenses": [{"id": 3, "name": "license"}],
+                "annotations": captions,
+            }
+        )
+    )
     return path
 
 
 def image(number: int, name: str) -> dict:
     """An entry of `images`."""
     url = f"http://images.cocodataset.org/val2014/{name}"
-    return {"license": 3, "file_name": name, "coco_url": url, "height": 360, "width": 640, "date_captured": "2013-11-14", "id": number}
+    return {
+        "license": 3,
+        "file_name": name,
+        "coco_url": url,
+        "height": 360,
+        "width": 640,
+        "date_captured": "2013-11-14",
+        "id": number,
+    }
 
 
 def test_captions_are_grouped_by_image_in_the_order_of_images(tmp_path):
-    images = [image(391895, "COCO_val2014_000000391895.jpg"), image(60623, "000000060623.jpg"), image(7, "COCO_val2014_000000000007.jpg")]
+    images = [
+        image(391895, "COCO_val2014_000000391895.jpg"),
+        image(60623, "000000060623.jpg"),
+        image(7, "COCO_val2014_000000000007.jpg"),
+    ]
     captions = [
-        {"image_id": 60623, "id": 1, "caption": "A young girl inhales with the intent of blowing out a candle."},
-        {"image_id": 391895, "id": 770337, "caption": "A man with a red helmet on a small moped on a dirt road. "},
+        {
+            "image_id": 60623,
+            "id": 1,
+            "caption": "A young girl inhales with the intent of blowing out a candle.",
+        },
+        {
+            "image_id": 391895,
+            "id": 770337,
+            "caption": "A man with a red helmet on a small moped on a dirt road. ",
+        },
         {"image_id": 391895, "id": 771687, "caption": "Man riding a motor bike\non a dirt road."},
     ]
     first, second, third = read([write(tmp_path, "captions_val2014.json", images, captions)])
     assert first.key == "000000391895"
-    assert first.captions == ("A man with a red helmet on a small moped on a dirt road.", "Man riding a motor bike on a dirt road.")
+    assert first.captions == (
+        "A man with a red helmet on a small moped on a dirt road.",
+        "Man riding a motor bike on a dirt road.",
+    )
     assert first.images == ("COCO_val2014_000000391895.jpg", "val2014/COCO_val2014_000000391895.jpg")
-    assert first.record == {"image_id": 391895, "width": 640, "height": 360} and first.url.endswith(first.images[0])
+    assert first.record == {"image_id": 391895, "width": 640, "height": 360} and first.url.endswith(
+        first.images[0]
+    )
     assert second.images == ("000000060623.jpg", "train2017/000000060623.jpg", "val2017/000000060623.jpg")
     assert third == Dropped(NO_CAPTION)
 
 
 def test_instances_file_is_refused(tmp_path):
     (tmp_path / "instances.json").write_text('{"images": []}')
-    with pytest.raises(DataError, match="instances.json': no field 'annotations'; is this the file that docs/data.md names?"):
+    with pytest.raises(
+        DataError, match="instances.json': no field 'annotations'; is this the file that docs/data.md names?"
+    ):
         list(read([tmp_path / "instances.json"]))

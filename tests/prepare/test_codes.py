@@ -1,4 +1,5 @@
-"""Shards with precomputed codes: what is in them, how a stopped run goes on, and that the loader reads them."""
+"""Shards with precomputed codes: what is in them, how a stopped run goes on, and that the loader
+reads them."""
 
 import dataclasses
 import io
@@ -18,8 +19,12 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig
 from flava_ds.prepare.codes import write_codes
 
-CODEBOOK = CodebookConfig(hidden_size=8, num_groups=3, num_blocks_per_group=1, vocab_size=600, image_size=16, decoder_init_size=8)
-CONFIG = Config(name="test", codebook=CODEBOOK, model=FlavaConfig(image=ImageEncoderConfig(image_size=32, patch_size=8)))
+CODEBOOK = CodebookConfig(
+    hidden_size=8, num_groups=3, num_blocks_per_group=1, vocab_size=600, image_size=16, decoder_init_size=8
+)
+CONFIG = Config(
+    name="test", codebook=CODEBOOK, model=FlavaConfig(image=ImageEncoderConfig(image_size=32, patch_size=8))
+)
 
 
 @pytest.fixture
@@ -34,7 +39,10 @@ def source(tmp_path) -> SourceConfig:
     for shard in range(3):
         members = []
         for number in range(5 * shard, 5 * shard + 5):
-            members += [(f"x/{number:04d}.webp", picture(number, 20 + number)), (f"x/{number:04d}.txt", caption(number).encode())]
+            members += [
+                (f"x/{number:04d}.webp", picture(number, 20 + number)),
+                (f"x/{number:04d}.txt", caption(number).encode()),
+            ]
         write_tar(tmp_path / "in" / f"{shard:05d}.tar", members)
     return SourceConfig(kind="pair", shards=str(tmp_path / "in"), transform=UNCHANGED)
 
@@ -50,7 +58,10 @@ def test_codes_are_those_of_the_unchanged_transform(source, codebook, tmp_path):
     assert dataclasses.astuple(report) == (3, 0, 15, 0)
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
     for shard in range(3):
-        old, new = members(tmp_path / "in" / f"{shard:05d}.tar"), members(tmp_path / "out" / f"{shard:05d}.tar")
+        old, new = (
+            members(tmp_path / "in" / f"{shard:05d}.tar"),
+            members(tmp_path / "out" / f"{shard:05d}.tar"),
+        )
         assert {name: data for name, data in new.items() if not name.endswith(".codes.npy")} == old
         assert len(new) == len(old) + 5
         for number in range(5 * shard, 5 * shard + 5):
@@ -116,7 +127,10 @@ def test_in_place_twice_changes_nothing(source, codebook, tmp_path):
 
 
 def test_an_undecodable_picture_is_copied_without_codes(source, codebook, tmp_path):
-    write_tar(tmp_path / "in" / "00001.tar", [("a.webp", b"RIFFxxxxWEBPVP8 "), ("a.txt", b"broken"), ("b.webp", picture(1))])
+    write_tar(
+        tmp_path / "in" / "00001.tar",
+        [("a.webp", b"RIFFxxxxWEBPVP8 "), ("a.txt", b"broken"), ("b.webp", picture(1))],
+    )
     report = write_codes(source, codebook, CONFIG, out=tmp_path / "out")
     assert (report.samples, report.failed) == (11, 1)
     assert set(members(tmp_path / "out" / "00001.tar")) == {"a.webp", "a.txt", "b.webp", "b.codes.npy"}
@@ -125,7 +139,9 @@ def test_an_undecodable_picture_is_copied_without_codes(source, codebook, tmp_pa
 def test_what_is_refused(source, codebook, tmp_path):
     with pytest.raises(ConfigError, match="kind 'text'"):
         write_codes(dataclasses.replace(source, kind="text"), codebook, CONFIG, out=tmp_path / "out")
-    small = dataclasses.replace(CONFIG, model=FlavaConfig(image=ImageEncoderConfig(image_size=32, patch_size=16)))
+    small = dataclasses.replace(
+        CONFIG, model=FlavaConfig(image=ImageEncoderConfig(image_size=32, patch_size=16))
+    )
     with pytest.raises(ConfigError, match="4 x 4 codes, but model.image has 2 x 2"):
         write_codes(source, codebook, small, out=tmp_path / "out")
     with pytest.raises(DataError, match="folder of the shards themselves"):
@@ -140,5 +156,9 @@ def test_names_that_are_not_utf8_keep_their_bytes(source, codebook, tmp_path):
     name = b"x/caf\xe9".decode("utf-8", "surrogateescape")
     write_tar(tmp_path / "in" / "00003.tar", [(f"{name}.webp", picture(1, 20)), (f"{name}.txt", b"a cup")])
     assert write_codes(source, codebook, CONFIG, out=tmp_path / "out").failed == 0
-    assert list(members(tmp_path / "out" / "00003.tar")) == [f"{name}.webp", f"{name}.codes.npy", f"{name}.txt"]
+    assert list(members(tmp_path / "out" / "00003.tar")) == [
+        f"{name}.webp",
+        f"{name}.codes.npy",
+        f"{name}.txt",
+    ]
     assert b"x/caf\xe9.codes.npy\0" in (tmp_path / "out" / "00003.tar").read_bytes()

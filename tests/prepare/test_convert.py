@@ -1,4 +1,6 @@
-"""From published files to shards that the loader reads: bytes untouched, everything left out is counted, nothing is read outside the image folder."""
+"""From published files to shards that the loader reads: bytes untouched, everything left out is counted,
+nothing is read outside the image folder.
+"""
 
 import csv
 import json
@@ -28,7 +30,9 @@ def reading(folder, kind: str, **fields) -> Config:
 
 @pytest.fixture
 def coco(tmp_path):
-    """Eight images of COCO, among them one missing, one GIF, one cut short, and one whose name leads out of the folder."""
+    """Eight images of COCO, among them one missing, one GIF, one cut short, and one whose name leads out of
+    the folder.
+    """
     names = {number: f"COCO_val2014_{number:012d}.jpg" for number in range(8)} | {6: "../secret.jpg"}
     folder = tmp_path / "images" / "val2014"
     folder.mkdir(parents=True)
@@ -38,8 +42,14 @@ def coco(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(encode(GREY, "jpeg"))
     (folder / names[3]).write_bytes(encode(GREY, "gif"))
     (folder / names[4]).write_bytes(b"\xff\xd8\xff")
-    captions = [{"image_id": number, "id": 10 * number + turn, "caption": f"{caption(number)} {turn}"} for number in range(8) for turn in range(2)]
-    file = write(tmp_path, "captions_val2014.json", [image(number, name) for number, name in names.items()], captions)
+    captions = [
+        {"image_id": number, "id": 10 * number + turn, "caption": f"{caption(number)} {turn}"}
+        for number in range(8)
+        for turn in range(2)
+    ]
+    file = write(
+        tmp_path, "captions_val2014.json", [image(number, name) for number, name in names.items()], captions
+    )
     return file, tmp_path / "images"
 
 
@@ -51,21 +61,30 @@ def test_coco_to_shards_that_training_reads(coco, tmp_path):
     config = reading(tmp_path / "out", "pair", caption_key="captions")
     [samples] = iterate_once(config, "read")
     assert [sample.key for sample in samples] == [f"{number:012d}" for number in (0, 1, 5, 7)]
-    assert samples[1].captions == (f"{caption(1)} 0", f"{caption(1)} 1") and samples[1].metadata["image_id"] == 1
+    assert (
+        samples[1].captions == (f"{caption(1)} 0", f"{caption(1)} 1") and samples[1].metadata["image_id"] == 1
+    )
     original = (images / "val2014" / f"COCO_val2014_{7:012d}.jpg").read_bytes()
     reader = IndexedShards(config, "read")
     assert reader.read(3)["image"] == original
-    assert [sample.text for sample in next(iterate_once(reading(tmp_path / "out", "pair"), "read"))] == [f"{caption(number)} 0" for number in (0, 1, 5, 7)]
+    assert [sample.text for sample in next(iterate_once(reading(tmp_path / "out", "pair"), "read"))] == [
+        f"{caption(number)} 0" for number in (0, 1, 5, 7)
+    ]
 
 
 def test_a_file_named_by_the_row_of_another_list_is_not_taken(tmp_path):
     """img2dataset downloaded the filtered list, whose second row is the third of the published file."""
-    (tmp_path / "cc3m.tsv").write_text("a red car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\na green car\thttp://x/4.jpg\n")
+    (tmp_path / "cc3m.tsv").write_text(
+        "a red car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\na green "
+        "car\thttp://x/4.jpg\n"
+    )
     folder = tmp_path / "images" / "00000"
     folder.mkdir(parents=True)
     for row, number in enumerate((1, 3, 4)):
         (folder / f"{row:09d}.jpg").write_bytes(encode(GREY, "jpeg"))
-        (folder / f"{row:09d}.json").write_text(json.dumps({"url": f"http://x/{number}.jpg", "status": "success"}))
+        (folder / f"{row:09d}.json").write_text(
+            json.dumps({"url": f"http://x/{number}.jpg", "status": "success"})
+        )
     (folder / f"{3:09d}.jpg").write_bytes(encode(GREY, "jpeg"))
     counts = write_shards(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "images", tmp_path / "out")
     assert counts.samples == 2 and counts.dropped == {"empty caption": 1, OTHER_URL: 1}
@@ -80,7 +99,9 @@ def test_second_call_returns_the_same_counts_without_reading(coco, tmp_path):
 
 
 def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
-    """The folder of images breaks down after the first shard; what the second call adds makes the shards of one uninterrupted call."""
+    """The folder of images breaks down after the first shard; what the second call adds makes the shards of
+    one uninterrupted call.
+    """
     annotations, images = coco
     write_shards(CORPORA["coco"], [annotations], images, tmp_path / "whole", samples_per_shard=1)
     broken = images / "val2014" / f"COCO_val2014_{5:012d}.jpg"
@@ -93,14 +114,19 @@ def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
     broken.unlink()
     broken.write_bytes(data)
     write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=1)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_missing_inputs_are_named(coco, tmp_path):
     annotations, images = coco
     with pytest.raises(DataError, match="folder of images '.*gone' does not exist; give --images"):
         write_shards(CORPORA["coco"], [annotations], tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(DataError, match=r"coco: '.*gone.json' does not exist; docs/data.md says where to get captions_train2014.json"):
+    with pytest.raises(
+        DataError,
+        match=r"coco: '.*gone.json' does not exist; docs/data.md says where to get captions_train2014.json",
+    ):
         write_shards(CORPORA["coco"], [tmp_path / "gone.json"], images, tmp_path / "out")
 
 
@@ -119,13 +145,37 @@ def test_images_and_text_alone(tmp_path):
 
 @pytest.fixture
 def downloaded(tmp_path):
-    """Shards as img2dataset leaves them: 25 samples, one of them without caption, one with a web page for an image; members may be scattered."""
+    """Shards as img2dataset leaves them: 25 samples, one of them without caption, one with a web page for an
+    image; members may be scattered.
+    """
     pytest.importorskip("py3langid")
     members = [member for number in range(20) for member in pair_members([number])]
-    meta = json.dumps({"url": "http://x/1.jpg", "key": "000000020", "status": "success", "width": 16, "height": 16, "exif": "{}", "sha256": "0" * 64}).encode()
-    members += [("000000020.jpg", picture(20)), ("000000020.json", meta), ("000000021.jpg", b"<html>"), ("000000021.txt", b"a red car by the house")]
+    meta = json.dumps(
+        {
+            "url": "http://x/1.jpg",
+            "key": "000000020",
+            "status": "success",
+            "width": 16,
+            "height": 16,
+            "exif": "{}",
+            "sha256": "0" * 64,
+        }
+    ).encode()
+    members += [
+        ("000000020.jpg", picture(20)),
+        ("000000020.json", meta),
+        ("000000021.jpg", b"<html>"),
+        ("000000021.txt", b"a red car by the house"),
+    ]
     members += [(f"{n:09d}.jpg", picture(n)) for n in (22, 23, 24)]
-    members += [(f"{n:09d}.txt", text) for n, text in ((22, b"ein rotes Auto vor dem Haus"), (23, b"a car"), (24, b"a red car parked outside the house"))]
+    members += [
+        (f"{n:09d}.txt", text)
+        for n, text in (
+            (22, b"ein rotes Auto vor dem Haus"),
+            (23, b"a car"),
+            (24, b"a red car parked outside the house"),
+        )
+    ]
     (tmp_path / "downloaded").mkdir()
     write_tar(tmp_path / "downloaded" / "00000.tar", members)
     return str(tmp_path / "downloaded")
@@ -134,13 +184,23 @@ def downloaded(tmp_path):
 def test_downloaded_shards_are_counted_and_left_as_they_are(downloaded, tmp_path):
     before = sorted(path.name for path in (tmp_path / "downloaded").glob("*.tar"))
     counts = filter_shards(CORPORA["cc12m"], downloaded, None)
-    assert (counts.entries, counts.samples) == (25, 23) and counts.dropped == {faults.MISSING_CAPTION: 1, faults.UNDECODABLE: 1}
-    assert counts.words == 10 * 7 + 10 * 8 + 6 + 2 + 7 and sorted(path.name for path in (tmp_path / "downloaded").glob("*.tar")) == before
+    assert (counts.entries, counts.samples) == (25, 23) and counts.dropped == {
+        faults.MISSING_CAPTION: 1,
+        faults.UNDECODABLE: 1,
+    }
+    assert (
+        counts.words == 10 * 7 + 10 * 8 + 6 + 2 + 7
+        and sorted(path.name for path in (tmp_path / "downloaded").glob("*.tar")) == before
+    )
 
 
 def test_downloaded_shards_are_filtered_without_touching_members(downloaded, tmp_path):
     counts = filter_shards(CORPORA["yfcc100m"], downloaded, tmp_path / "out", samples_per_shard=8)
-    assert counts.dropped[TOO_SHORT] == 1 and counts.entries == 25 and counts.samples == 25 - sum(counts.dropped.values())
+    assert (
+        counts.dropped[TOO_SHORT] == 1
+        and counts.entries == 25
+        and counts.samples == 25 - sum(counts.dropped.values())
+    )
     old, new = (IndexedShards(reading(shards, "pair"), "read") for shards in (downloaded, tmp_path / "out"))
     reads = {old.table.key(index): old.read(index) for index in range(len(old))}
     assert len(new) == counts.samples and "000000024" in [new.table.key(index) for index in range(len(new))]
@@ -149,22 +209,36 @@ def test_downloaded_shards_are_filtered_without_touching_members(downloaded, tmp
 
 
 def test_downloaded_shards_with_damage_and_long_keys(tmp_path, caplog):
-    """Samples behind the damage are lost without an entry to count; a key of 150 letters takes a header of its own."""
+    """Samples behind the damage are lost without an entry to count; a key of 150 letters takes a header of
+    its own.
+    """
     long = "k" * 150
-    shard = write_tar(tmp_path / "00000.tar", [(f"{long}.jpg", picture(1)), (f"{long}.txt", b"a red car"), *pair_members(range(5))], tarfile.GNU_FORMAT)
+    shard = write_tar(
+        tmp_path / "00000.tar",
+        [(f"{long}.jpg", picture(1)), (f"{long}.txt", b"a red car"), *pair_members(range(5))],
+        tarfile.GNU_FORMAT,
+    )
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
     counts = filter_shards(CORPORA["cc12m"], str(shard), tmp_path / "out")
-    assert counts.samples < 6 and f"{shard}: truncated shard 1; what the index leaves out is not among the samples" in caplog.text
+    assert (
+        counts.samples < 6
+        and f"{shard}: truncated shard 1; what the index leaves out is not among the samples" in caplog.text
+    )
     written = IndexedShards(reading(tmp_path / "out", "pair"), "read")
     assert written.table.key(0) == long and len(written) == counts.samples
 
 
 def test_list_for_img2dataset_has_what_passes(tmp_path):
-    (tmp_path / "cc3m.tsv").write_text('a "red" car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\n')
+    (tmp_path / "cc3m.tsv").write_text(
+        'a "red" car\thttp://x/1.jpg\n \thttp://x/2.jpg\na blue car\thttp://x/3.jpg\n'
+    )
     counts = write_urls(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "urls.tsv")
     with (tmp_path / "urls.tsv").open(newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
-    assert rows[0] == {"url": "http://x/1.jpg", "caption": 'a "red" car', "id": "cc3m-00000000"} and len(rows) == counts.samples == 2
+    assert (
+        rows[0] == {"url": "http://x/1.jpg", "caption": 'a "red" car', "id": "cc3m-00000000"}
+        and len(rows) == counts.samples == 2
+    )
     with pytest.raises(DataError, match="coco: its published form has no list of URLs"):
         write_urls(CORPORA["coco"], [], tmp_path / "urls.tsv")
 

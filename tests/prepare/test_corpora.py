@@ -23,4 +23,7 @@ def test_the_nine_corpora_are_seventy_million_pairs():
 
 
 def test_only_corpora_with_a_filter_judge_downloaded_captions():
-    assert [corpus.name for corpus in PMD if corpus.reason_to_drop("", {"language": "fr"})] == ["wit", "yfcc100m"]
+    assert [corpus.name for corpus in PMD if corpus.reason_to_drop("", {"language": "fr"})] == [
+        "wit",
+        "yfcc100m",
+    ]

@@ -7,12 +7,21 @@ from flava_ds.prepare.imagenet import read
 
 
 def test_walks_classes_in_order(tmp_path):
-    for name in ("n01443537/n01443537_2.JPEG", "n01440764/n01440764_18.JPEG", "n01440764/n01440764_10026.JPEG", "n01440764/notes.txt"):
+    for name in (
+        "n01443537/n01443537_2.JPEG",
+        "n01440764/n01440764_18.JPEG",
+        "n01440764/n01440764_10026.JPEG",
+        "n01440764/notes.txt",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found = list(read([tmp_path]))
     assert [entry.key for entry in found] == ["n01440764_10026", "n01440764_18", "n01443537_2"]
-    assert found[2].record == {"wnid": "n01443537", "class": 1} and found[2].file == tmp_path / "n01443537" / "n01443537_2.JPEG" and found[2].captions == ()
+    assert (
+        found[2].record == {"wnid": "n01443537", "class": 1}
+        and found[2].file == tmp_path / "n01443537" / "n01443537_2.JPEG"
+        and found[2].captions == ()
+    )
 
 
 def test_folder_without_classes_is_refused(tmp_path):

@@ -29,14 +29,24 @@ def shard(tmp_path):
 
 def write_table(folder, keys, statuses):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    columns = {"url": ["http://x"] * len(keys), "key": keys, "status": statuses, "error_message": [None] * len(keys), "width": [16] * len(keys)}
+    columns = {
+        "url": ["http://x"] * len(keys),
+        "key": keys,
+        "status": statuses,
+        "error_message": [None] * len(keys),
+        "width": [16] * len(keys),
+    }
     parquet.write_table(pyarrow.table(columns), folder / "00007.parquet")
 
 
 def test_no_report_is_none_and_an_agreeing_one_is_empty(shard, tmp_path):
     assert compare(*shard) is None
     (tmp_path / "00007_stats.json").write_text(json.dumps(STATS))
-    write_table(tmp_path, [f"{n:09d}" for n in range(5)], ["success", "success", "success", "failed_to_download", "failed_to_resize"])
+    write_table(
+        tmp_path,
+        [f"{n:09d}" for n in range(5)],
+        ["success", "success", "success", "failed_to_download", "failed_to_resize"],
+    )
     assert compare(*shard) == []
 
 

@@ -16,7 +16,9 @@ def test_passages_keep_every_word_and_end_with_sentences():
     lines = [f"sentence number {n} has {'many ' * (n % 7)}words ." for n in range(200)]
     found = list(passages(lines, most=40))
     assert " ".join(found).split() == " ".join(lines).split()
-    assert all(len(text.split()) <= 40 and text.endswith("words .") for text in found) and all(len(text.split()) > 25 for text in found[:-1])
+    assert all(len(text.split()) <= 40 and text.endswith("words .") for text in found) and all(
+        len(text.split()) > 25 for text in found[:-1]
+    )
 
 
 def test_long_lines_are_cut_between_sentences_and_long_sentences_between_words():
@@ -27,9 +29,16 @@ def test_long_lines_are_cut_between_sentences_and_long_sentences_between_words()
 
 def test_bookcorpus_lines_become_passages(tmp_path):
     path = tmp_path / "books_large_p1.txt"
-    path.write_text("usually , he would be tearing around the living room .\nbut just one look at a minion sent him practically catatonic .\n")
+    path.write_text(
+        "usually , he would be tearing around the living room .\nbut just one look at a minion sent him "
+        "practically catatonic .\n"
+    )
     [found] = read_bookcorpus([path])
-    assert found.key == "books_large_p1-0000000" and found.captions[0].startswith("usually , he") and found.captions[0].endswith("catatonic .")
+    assert (
+        found.key == "books_large_p1-0000000"
+        and found.captions[0].startswith("usually , he")
+        and found.captions[0].endswith("catatonic .")
+    )
 
 
 def test_folder_of_books_gives_passages_of_one_book_each(tmp_path):
@@ -50,7 +59,11 @@ def test_ccnews_as_news_please_and_as_lines(tmp_path):
         "url": "https://x.com/a",
     }
     (tmp_path / "one.json").write_text(json.dumps(article | {"maintext": "First line.\nSecond line."}))
-    lines = [{"title": "T", "text": "Third.", "domain": "y.com"}, article | {"language": "de", "maintext": "Erste."}, article | {"maintext": None}]
+    lines = [
+        {"title": "T", "text": "Third.", "domain": "y.com"},
+        article | {"language": "de", "maintext": "Erste."},
+        article | {"maintext": None},
+    ]
     (tmp_path / "two.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     first, second, german, empty = read_ccnews([tmp_path])
     assert (first.key, first.captions) == ("one-000000-0000000", ("First line. Second line.",))
@@ -61,7 +74,15 @@ def test_ccnews_as_news_please_and_as_lines(tmp_path):
 def test_documents_of_one_name_and_of_long_names_are_all_written(tmp_path):
     """news-please names a file after its article's address; a folder a year holds files of the same names."""
     address = "https%3A%2F%2Fwww.example.com%2F" + "%E6%96%B0%E8%81%9E" * 8 + "%2F{}.html.json"
-    names = ["2016/01.json", "2017/01.json", "www.a.com_x.json", "www.b.com_x.json", address.format(1), address.format(2), "\u65b0" * 60 + ".json"]
+    names = [
+        "2016/01.json",
+        "2017/01.json",
+        "www.a.com_x.json",
+        "www.b.com_x.json",
+        address.format(1),
+        address.format(2),
+        "\u65b0" * 60 + ".json",
+    ]
     for number, name in enumerate(names):
         (tmp_path / "news" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "news" / name).write_text(json.dumps({"maintext": f"Article {number}."}))

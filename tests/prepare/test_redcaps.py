@@ -20,9 +20,17 @@ def test_reads_files_of_a_folder_in_order(tmp_path):
         "crosspost_parents": None,
     }
     info = {"name": "RedCaps", "version": "1.0"}
-    (tmp_path / "airplants_2019.json").write_text(json.dumps({"info": info, "annotations": [post | {"url": post["image_url"]}, post | {"caption": ""}]}))
-    (tmp_path / "AirBnB_2019.json").write_text(json.dumps({"info": info, "annotations": [post | {"image_id": "a", "subreddit": "AirBnB"}]}))
+    (tmp_path / "airplants_2019.json").write_text(
+        json.dumps({"info": info, "annotations": [post | {"url": post["image_url"]}, post | {"caption": ""}]})
+    )
+    (tmp_path / "AirBnB_2019.json").write_text(
+        json.dumps({"info": info, "annotations": [post | {"image_id": "a", "subreddit": "AirBnB"}]})
+    )
     upper, first, second = read([tmp_path])
-    assert first.key == "redcaps-bpzj7r" and first.captions == (post["caption"],) and first.url == post["image_url"]
+    assert (
+        first.key == "redcaps-bpzj7r"
+        and first.captions == (post["caption"],)
+        and first.url == post["image_url"]
+    )
     assert first.images == ("airplants/bpzj7r.jpg", "airplants/bpzj7r.jpg") and second == Dropped(NO_CAPTION)
     assert upper.images == ("AirBnB/a.jpg", "airbnb/a.jpg")

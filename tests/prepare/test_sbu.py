@@ -20,7 +20,9 @@ def published(tmp_path, form: str, captions=CAPTIONS):
     """Writes the data set as one JSON or as two lists."""
     if form == "json":
         path = tmp_path / "sbu-captions-all.json"
-        path.write_text(json.dumps({"image_urls": URLS, "user_ids": ["47889917@N08"] * 3, "captions": captions}))
+        path.write_text(
+            json.dumps({"image_urls": URLS, "user_ids": ["47889917@N08"] * 3, "captions": captions})
+        )
         return [path]
     paths = [tmp_path / f"SBU_captioned_photo_dataset_{kind}.txt" for kind in ("captions", "urls")]
     for path, lines in zip(paths, (captions, URLS), strict=True):

@@ -11,7 +11,9 @@ from flava_ds.storage.index import scan_shard
 
 
 def fill(writer: ShardWriter, entries: int, stop: int | None = None) -> ShardWriter:
-    """Writes entries that the writer has not seen; every fifth gives no sample. Stops as a killed process would, before entry `stop`."""
+    """Writes entries that the writer has not seen; every fifth gives no sample. Stops as a killed process
+    would, before entry `stop`.
+    """
     for number in range(writer.counts.entries, entries if stop is None else stop):
         if number % 5 == 4:
             writer.left_out("no image file")
@@ -34,18 +36,24 @@ def whole(tmp_path) -> dict[str, bytes]:
 
 
 def test_layout_and_records(whole, tmp_path):
-    assert list(whole) == sorted([*(f"{n:05d}.tar" for n in range(5)), *(f"{n:05d}_stats.json" for n in range(5)), SUMMARY])
+    assert list(whole) == sorted(
+        [*(f"{n:05d}.tar" for n in range(5)), *(f"{n:05d}_stats.json" for n in range(5)), SUMMARY]
+    )
     index = scan_shard(tmp_path / "whole" / "00001.tar")
     assert len(index) == 4 and set(index.suffixes) == {"jpg", "txt"} and not index.faults
     stats = json.loads(whole["00001_stats.json"])
-    assert stats["successes"] == stats["status_dict"]["success"] == 4 and stats["count"] == 4 + stats["status_dict"]["no image file"]
+    assert (
+        stats["successes"] == stats["status_dict"]["success"] == 4
+        and stats["count"] == 4 + stats["status_dict"]["no image file"]
+    )
     with tarfile.open(tmp_path / "whole" / "00000.tar") as tar:
         assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
 
 
 @pytest.mark.parametrize("stop", range(0, 24))
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(whole, tmp_path, stop):
-    fill(ShardWriter(tmp_path / "out", "f", samples_per_shard=4), 23, stop)  # never closed: an open .partial stays behind
+    # never closed: an open .partial stays behind
+    fill(ShardWriter(tmp_path / "out", "f", samples_per_shard=4), 23, stop)
     assert fill(ShardWriter(tmp_path / "out", "f", samples_per_shard=4), 23).close().entries == 23
     assert contents(tmp_path / "out") == whole
 
@@ -75,7 +83,9 @@ def test_second_sample_of_a_key_is_left_out(tmp_path):
     writer = ShardWriter(tmp_path, "f")
     for text in (b"first", b"second"):
         writer.write("same", {"txt": text}, (text.decode(),))
-    assert writer.close().dropped == {DUPLICATE_KEY: 1} and scan_shard(tmp_path / "00000.tar").member_size.tolist() == [5]
+    assert writer.close().dropped == {DUPLICATE_KEY: 1} and scan_shard(
+        tmp_path / "00000.tar"
+    ).member_size.tolist() == [5]
 
 
 def test_abandoned_shard_leaves_nothing(tmp_path):
@@ -86,14 +96,19 @@ def test_abandoned_shard_leaves_nothing(tmp_path):
 
 
 def test_folder_of_something_else_is_refused(whole, tmp_path):
-    with pytest.raises(DataError, match="was prepared from other annotations or with other options; choose an empty folder"):
+    with pytest.raises(
+        DataError, match="was prepared from other annotations or with other options; choose an empty folder"
+    ):
         ShardWriter(tmp_path / "whole", "another", samples_per_shard=4)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "00007.tar").write_bytes(b"")
     with pytest.raises(DataError, match="holds 00007.tar, which this conversion has not written"):
         ShardWriter(tmp_path / "foreign", "f")
     (tmp_path / "stats").mkdir()
-    for name, data in (("00000.tar", b""), ("00000_stats.json", b'{"count": 3, "successes": 3, "failed_to_download": 0}')):
+    for name, data in (
+        ("00000.tar", b""),
+        ("00000_stats.json", b'{"count": 3, "successes": 3, "failed_to_download": 0}'),
+    ):
         (tmp_path / "stats" / name).write_bytes(data)
     with pytest.raises(DataError, match="00000_stats.json' is no record of a conversion"):
         ShardWriter(tmp_path / "stats", "f")

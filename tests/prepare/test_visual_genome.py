@@ -19,6 +19,9 @@ def test_regions_become_captions_with_boxes(tmp_path, field):
     path = tmp_path / "region_descriptions.json"
     path.write_text(json.dumps([{"regions": regions, field: 1}, {"regions": [], field: 2}]))
     first, second = read([path])
-    assert first.key == "vg-1" and first.captions == ("the clock is green in colour", "shade is along the street")
+    assert first.key == "vg-1" and first.captions == (
+        "the clock is green in colour",
+        "shade is along the street",
+    )
     assert first.record == {"boxes": [[421, 57, 82, 139], [194, 372, 376, 99]]}
     assert first.images == ("1.jpg", "VG_100K/1.jpg", "VG_100K_2/1.jpg") and second == Dropped(NO_CAPTION)

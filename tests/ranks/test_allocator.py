@@ -1,4 +1,5 @@
-"""A process that keeps what it frees meets no page twice; one whose user tuned the C library is left alone."""
+"""A process that keeps what it frees meets no page twice; one whose user tuned the C library is
+left alone."""
 
 import mmap
 import os
@@ -10,7 +11,9 @@ import pytest
 
 STEP_BYTES = 2**20 + 2**26 + 2**22 + 2**25
 FEWEST = STEP_BYTES / mmap.PAGESIZE / 2
-"""Faults of a step whose memory comes anew, which meets nearly every page of it; transparent huge pages, which would be fewer, are off."""
+"""Faults of a step whose memory comes anew, which meets nearly every page of it; transparent huge pages,
+which would be fewer, are off.
+"""
 MARGIN = 5
 """How many times as many those are, at least, as the faults that everything else in the process causes."""
 CODE = """
@@ -31,8 +34,15 @@ print(kept, (faults() - before) // 10)
 
 
 def faults_per_step(mode: str, **variables: str) -> tuple[str, int]:
-    """Returns what keep_freed_memory said, and how many page faults a step of 101 MiB meets after the first."""
-    done = subprocess.run([sys.executable, "-c", CODE, mode], capture_output=True, text=True, check=True, env={**os.environ, **variables})
+    """Returns what keep_freed_memory said, and how many page faults a step of 101 MiB meets after
+    the first."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, mode],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+    )
     kept, faults = done.stdout.split()
     return kept, int(faults)
 
@@ -43,7 +53,9 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert kept == "True" and before > FEWEST and before > MARGIN * after
 
 
-@pytest.mark.parametrize("variables", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}])
+@pytest.mark.parametrize(
+    "variables", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
+)
 def test_what_the_user_tuned_stays(variables):
     kept, faults = faults_per_step("keep", **variables)
     assert kept == "False" and faults > FEWEST

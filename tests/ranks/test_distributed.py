@@ -7,7 +7,13 @@ import torch
 
 from flava_ds.errors import DataError, UserError
 from flava_ds.ranks import distributed
-from flava_ds.ranks.distributed import DisagreementError, all_reduce_counts, gather_objects, raise_together, start
+from flava_ds.ranks.distributed import (
+    DisagreementError,
+    all_reduce_counts,
+    gather_objects,
+    raise_together,
+    start,
+)
 
 
 def agree(difference: str) -> object:
@@ -53,10 +59,24 @@ def test_an_error_on_one_rank_is_raised_on_all(run_ranks):
 
 def alone() -> tuple:
     """Starts without any of a launcher's variables."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "OMP_NUM_THREADS",
+    ):
         os.environ.pop(name, None)
     world = start(30)
-    return world.rank, world.size, world.is_main, world.device.type, torch.get_num_threads() == len(os.sched_getaffinity(0))
+    return (
+        world.rank,
+        world.size,
+        world.is_main,
+        world.device.type,
+        torch.get_num_threads() == len(os.sched_getaffinity(0)),
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about CPU")
@@ -74,7 +94,8 @@ def test_half_an_environment_is_refused(monkeypatch):
 
 
 def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):
-    """Without it, each of mpirun's processes would be a world of its own, all writing into one run directory."""
+    """Without it, each of mpirun's processes would be a world of its own, all writing into one
+    run directory."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "gone")  # noted by monkeypatch, so that what is set below goes again
         monkeypatch.delenv(name)
@@ -85,7 +106,12 @@ def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "node1")
     monkeypatch.setenv("MASTER_PORT", "29500")
     distributed._complete_environment()
-    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["5", "8", "1", "4"]
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
+        "5",
+        "8",
+        "1",
+        "4",
+    ]
 
 
 def test_cores_are_shared_among_the_ranks_of_a_host(monkeypatch):

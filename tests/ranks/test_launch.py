@@ -70,7 +70,16 @@ def test_initial_weights_have_to_exist(tmp_path):
 
 def test_supervised_run_is_torchruns():
     command = launch.plan_supervised("demo", ["--seed", "1"], ranks=2, gpus=2, restarts=3)
-    supervisor = [sys.executable, "-m", "flava_ds.ranks.supervise", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
+    supervisor = [
+        sys.executable,
+        "-m",
+        "flava_ds.ranks.supervise",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "3",
+    ]
     assert command.arguments == [*supervisor, "--module", "flava_ds.train", "demo", "--seed", "1"]
     assert command.environment == {"PYTHONSAFEPATH": "1"}
     with pytest.raises(UserError, match="--ranks 3, but this machine has 2 GPUs"):

@@ -1,4 +1,6 @@
-"""A rank that is stopped, killed or busy is named by the others, whichever rank it is; real processes run the real trainer's entry point."""
+"""A rank that is stopped, killed or busy is named by the others, whichever rank it is; real processes run the
+real trainer's entry point.
+"""
 
 import dataclasses
 import re
@@ -19,13 +21,22 @@ pytestmark = pytest.mark.distributed
 
 def long_run(folder, ranks: int) -> Config:
     """A run that does not end by itself while a test looks on."""
-    config = real_config(folder, checkpoint=CheckpointConfig(every_steps=0), engine=EngineConfig(communication_timeout_s=TIMEOUT_S))
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, total_steps=1_000_000, global_batch_size=4 * ranks))
+    config = real_config(
+        folder,
+        checkpoint=CheckpointConfig(every_steps=0),
+        engine=EngineConfig(communication_timeout_s=TIMEOUT_S),
+    )
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(config.training, total_steps=1_000_000, global_batch_size=4 * ranks),
+    )
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named_once_and_ended(tmp_path):
-    """Two of three ranks notice; the faults of test_trainer_faults.py have rank 0, which keeps the store, and a killed rank."""
+    """Two of three ranks notice; the faults of test_trainer_faults.py have rank 0, which keeps the store, and
+    a killed rank.
+    """
     config = long_run(tmp_path, 3)
     job = Job(config, 3)
     try:
@@ -63,6 +74,9 @@ def test_a_rank_that_is_busy_is_named_with_the_place_where_it_is(tmp_path):
     finally:
         job.kill()
     line = job.errors()[0]
-    assert f"ranks have waited for {TIMEOUT_S} s for others in step 2, though all processes are alive: rank 1 " in line, job.said()
+    assert (
+        f"ranks have waited for {TIMEOUT_S} s for others in step 2, though all processes are alive: rank 1 "
+        in line
+    ), job.said()
     assert "training/test_roll_call.py" in line or "training/trainer.py" in line, line
     assert "raise engine.communication_timeout_s" in line and "Traceback" not in job.said()

@@ -1,4 +1,6 @@
-"""Who may train in a folder: processes that live, that were killed, and that run on machines which cannot be looked at."""
+"""Who may train in a folder: processes that live, that were killed, and that run on machines which cannot be
+looked at.
+"""
 
 import json
 import os
@@ -33,7 +35,12 @@ release_all()
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the folder; it lets go when its input ends."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -51,13 +58,26 @@ def short(monkeypatch):
 def elsewhere(folder: Path, age_s: float) -> Path:
     """A lock of a machine that cannot be looked at."""
     path = folder / run_lock.NAME
-    path.write_text(json.dumps({"host": "far", "pid": os.getpid(), "machine": "another", "process": 1, "since": "yesterday", "id": "x"}))
+    path.write_text(
+        json.dumps(
+            {
+                "host": "far",
+                "pid": os.getpid(),
+                "machine": "another",
+                "process": 1,
+                "since": "yesterday",
+                "id": "x",
+            }
+        )
+    )
     os.utime(path, (time.time() - age_s,) * 2)
     return path
 
 
 def test_a_second_run_is_refused_until_the_first_one_ends(tmp_path, holder):
-    with pytest.raises(CheckpointError, match=rf"{tmp_path} is in use: process {holder.pid} on .* another --name"):
+    with pytest.raises(
+        CheckpointError, match=rf"{tmp_path} is in use: process {holder.pid} on .* another --name"
+    ):
         RunLock(tmp_path).acquire()
     holder.communicate()
     assert not list(tmp_path.iterdir())
@@ -79,7 +99,13 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
 
 
 def test_a_process_number_that_is_used_again_is_not_the_old_process(tmp_path):
-    said = {"host": "here", "pid": os.getpid(), "machine": processes.machine(), "process": processes.started(os.getpid()) - 1, "id": "x"}
+    said = {
+        "host": "here",
+        "pid": os.getpid(),
+        "machine": processes.machine(),
+        "process": processes.started(os.getpid()) - 1,
+        "id": "x",
+    }
     (tmp_path / run_lock.NAME).write_text(json.dumps(said))
     lock = RunLock(tmp_path)
     lock.acquire()
@@ -181,8 +207,14 @@ def test_a_full_disk_leaves_no_lock_that_says_nothing(tmp_path):
 
 
 def prepare_beside_another(folder: str) -> str:
-    """What a run is told whose checkpoints would lie among those of one with the same name in another run directory."""
-    config = Config(name="twin", checkpoint=CheckpointConfig(directory=f"{folder}/big"), logging=LoggingConfig(run_directory=folder))
+    """What a run is told whose checkpoints would lie among those of one with the same name in another run
+    directory.
+    """
+    config = Config(
+        name="twin",
+        checkpoint=CheckpointConfig(directory=f"{folder}/big"),
+        logging=LoggingConfig(run_directory=folder),
+    )
     other = RunLock(Path(folder) / "big" / config.name)
     other.acquire()
     try:

@@ -13,23 +13,50 @@ import pytest
 from flava_ds.demo.dataset import unpack
 from flava_ds.recipes.demo import DATA
 
-SETTINGS = ["--training.total-steps", "60", "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "10", "--logging.no-tensorboard"]
+SETTINGS = [
+    "--training.total-steps",
+    "60",
+    "--schedule.warmup-steps",
+    "2",
+    "--checkpoint.every-steps",
+    "10",
+    "--logging.no-tensorboard",
+]
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 def start(folder: Path, name: str) -> subprocess.Popen:
     """Starts a run of two ranks with one restart."""
-    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2", "--max-restarts", "1", "--name", name, *SETTINGS]
+    command = [
+        sys.executable,
+        "-m",
+        "flava_ds.cli",
+        "train",
+        "flava_debug",
+        "--ranks",
+        "2",
+        "--max-restarts",
+        "1",
+        "--name",
+        name,
+        *SETTINGS,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ranks_of(supervisor: int) -> dict[int, int]:
     """Returns the process of each rank that the supervisor has started, by rank."""
     found = {}
     for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
-        variables = dict(pair.split("=", 1) for pair in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in pair)
+        variables = dict(
+            pair.split("=", 1)
+            for pair in Path(f"/proc/{child}/environ").read_text().split("\0")
+            if "=" in pair
+        )
         found[int(variables.get("RANK", -1))] = int(child)
     return found
 
@@ -37,8 +64,19 @@ def ranks_of(supervisor: int) -> dict[int, int]:
 def curve(folder: Path, name: str) -> list[dict]:
     """Returns step, losses and gradient norm of every step that is logged."""
     log = folder / "runs" / name / "log.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()[1:] if line.endswith("}")] if log.exists() else []
-    return [{key: value for key, value in record.items() if key in ("step", "grad_norm") or key.startswith("loss/")} for record in records]
+    records = (
+        [json.loads(line) for line in log.read_text().splitlines()[1:] if line.endswith("}")]
+        if log.exists()
+        else []
+    )
+    return [
+        {
+            key: value
+            for key, value in record.items()
+            if key in ("step", "grad_norm") or key.startswith("loss/")
+        }
+        for record in records
+    ]
 
 
 def kill_rank(job: subprocess.Popen, folder: Path, name: str, rank: int, after_step: int) -> None:
@@ -58,13 +96,17 @@ def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
 
     disturbed = start(tmp_path, "disturbed")
     kill_rank(disturbed, tmp_path, "disturbed", rank=1, after_step=14)
-    while curve(tmp_path, "disturbed")[-1]["step"] > 14:  # until the restarted run has cut the log back to its checkpoint
+    # until the restarted run has cut the log back to its checkpoint
+    while curve(tmp_path, "disturbed")[-1]["step"] > 14:
         assert disturbed.poll() is None, disturbed.stderr.read()
         time.sleep(0.02)
     kill_rank(disturbed, tmp_path, "disturbed", rank=0, after_step=34)
     said = disturbed.communicate(timeout=300)[1]
     assert disturbed.returncode == 128 + signal.SIGKILL, said
-    assert said.count("error: rank 0 was killed by SIGKILL in the last of 2 attempts") == 1 and "Traceback" not in said, said
+    assert (
+        said.count("error: rank 0 was killed by SIGKILL in the last of 2 attempts") == 1
+        and "Traceback" not in said
+    ), said
     found, expected = curve(tmp_path, "disturbed"), curve(tmp_path, "undisturbed")
     assert len(expected) == 60 and 34 <= len(found) < 60 and found == expected[: len(found)]
 
@@ -83,9 +125,21 @@ time.sleep(300)
 
 
 def test_slurms_signal_reaches_the_ranks(tmp_path):
-    """Slurm's --signal=USR1 goes to every process of a step: the agent has to pass it on instead of dying of it."""
+    """Slurm's --signal=USR1 goes to every process of a step: the agent has to pass it on instead of dying of
+    it.
+    """
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "flava_ds.ranks.supervise", "--standalone", "--nproc-per-node", "1", "--max-restarts", "1", "program.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "flava_ds.ranks.supervise",
+        "--standalone",
+        "--nproc-per-node",
+        "1",
+        "--max-restarts",
+        "1",
+        "program.py",
+    ]
     job = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "ready").exists():
@@ -93,4 +147,6 @@ def test_slurms_signal_reaches_the_ranks(tmp_path):
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
     said = job.communicate(timeout=120)[1]
-    assert job.returncode == 128 + signal.SIGUSR1 and (tmp_path / "asked").read_text() == str(int(signal.SIGUSR1)), said
+    assert job.returncode == 128 + signal.SIGUSR1 and (tmp_path / "asked").read_text() == str(
+        int(signal.SIGUSR1)
+    ), said

@@ -15,7 +15,10 @@ def test_vocabulary_size_is_that_of_the_file():
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_batches_divide_over_ranks(recipe, ranks):
     config = recipe()
-    assert all(config.micro_batch_size(name, ranks) * ranks == config.global_batch_size(name) for name in config.data.sources)
+    assert all(
+        config.micro_batch_size(name, ranks) * ranks == config.global_batch_size(name)
+        for name in config.data.sources
+    )
 
 
 @pytest.mark.parametrize("recipe", [demo, flava_debug])

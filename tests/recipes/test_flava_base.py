@@ -44,5 +44,12 @@ def test_published_hyper_parameters():
 def test_length_gives_150k_pair_batches():
     config = flava_base()
     pairs = next(source for source in config.data.sources.values() if source.kind == "pair")
-    assert round(pairs.weight / sum(source.weight for source in config.data.sources.values()) * config.training.total_steps) == 150_000
+    assert (
+        round(
+            pairs.weight
+            / sum(source.weight for source in config.data.sources.values())
+            * config.training.total_steps
+        )
+        == 150_000
+    )
     assert all(config.global_batch_size(name) == 8192 for name in config.data.sources)

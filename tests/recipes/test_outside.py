@@ -1,4 +1,5 @@
-"""Recipes of one's own: from a file or a module, from any folder; saved configurations that name their code."""
+"""Recipes of one's own: from a file or a module, from any folder; saved configurations that name
+their code."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ def folder(tmp_path) -> Path:
     (place / "tiger_recipe.py").write_text(RECIPE)
     (place / "neighbour.py").write_text("NAME = 'mine'\n")
     (place / "package" / "__init__.py").touch()
-    (place / "package" / "inner.py").write_text("from flava_ds.recipes.flava_debug import flava_debug as recipe\n")
+    (place / "package" / "inner.py").write_text(
+        "from flava_ds.recipes.flava_debug import flava_debug as recipe\n"
+    )
     (place / "bad_syntax.py").write_text("x = 1\n\ndef f(:\n    pass\n")
     (place / "bad_import.py").write_text("import os\nimport no_such_thing_at_all\n")
     (place / "bad_line.py").write_text("def g():\n    return {}['key']\n\nVALUE = g()\n")
@@ -110,14 +113,26 @@ def run(capfd, *words: str) -> tuple[int, str, str]:
     ("recipe", "message"),
     [
         ("gone.py:f", "gone.py: no such file; give a recipe as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"),
-        ("no.such.module:f", "no module named 'no.such.module', neither installed, nor on PYTHONPATH, nor in "),
-        ("tiger_recipe.py", "tiger_recipe.py: name its function too, as tiger_recipe.py:FUNCTION; it has mine, with_size, with_default"),
+        (
+            "no.such.module:f",
+            "no module named 'no.such.module', neither installed, nor on PYTHONPATH, nor in ",
+        ),
+        (
+            "tiger_recipe.py",
+            (
+                "tiger_recipe.py: name its function too, as tiger_recipe.py:FUNCTION; it has mine, "
+                "with_size, with_default"
+            ),
+        ),
         ("tiger_recipe.py:", "name its function too"),
         ("tiger_recipe.py:mime", "tiger_recipe.py has no function 'mime'; did you mean 'mine'?"),
         ("tiger_recipe.py:zzz", "tiger_recipe.py has no function 'zzz'; it has mine, with_size"),
         ("tiger_recipe.py:LATER", "tiger_recipe.py has no function 'LATER'"),
         ("tiger_recipe.py:with_size", "tiger_recipe.py:with_size asks for size; a recipe takes no arguments"),
-        ("tiger_recipe.py:nothing", "tiger_recipe.py:nothing returned NoneType; a recipe returns a flava_ds.config.Config"),
+        (
+            "tiger_recipe.py:nothing",
+            "tiger_recipe.py:nothing returned NoneType; a recipe returns a flava_ds.config.Config",
+        ),
         ("tiger_recipe.py:broken", "tiger_recipe.py:36: ZeroDivisionError: division by zero"),
         ("tiger_recipe.py:refused", "tiger_recipe.py:42: no data here"),
         ("bad_syntax.py:f", "bad_syntax.py:3: SyntaxError: invalid syntax"),
@@ -144,13 +159,22 @@ def test_places_are_told_from_names_and_files():
     for name in ("demo", "runs/demo/config.json", "c:/config.json", "s3://bucket/x", "zzz"):
         assert not outside.is_outside(name)
     here = Path.cwd()
-    assert outside.absolute("a/b.py:f") == f"{here}/a/b.py:f" and outside.absolute("b.py") == f"{here}/b.py" and outside.absolute("p.m:f") == "p.m:f"
+    assert (
+        outside.absolute("a/b.py:f") == f"{here}/a/b.py:f"
+        and outside.absolute("b.py") == f"{here}/b.py"
+        and outside.absolute("p.m:f") == "p.m:f"
+    )
     assert outside.absolute("x.python/a.py.d/b.py:f") == f"{here}/x.python/a.py.d/b.py:f"
-    assert outside.absolute("demo") == "demo" and outside.absolute("runs/x/config.json") == "runs/x/config.json"
+    assert (
+        outside.absolute("demo") == "demo" and outside.absolute("runs/x/config.json") == "runs/x/config.json"
+    )
 
 
 def test_plugins_are_parted_from_the_other_words():
-    assert outside.take_plugins(["demo", "--plugin", "a.py", "--seed", "3", "--plugin=b.c"]) == (["a.py", "b.c"], ["demo", "--seed", "3"])
+    assert outside.take_plugins(["demo", "--plugin", "a.py", "--seed", "3", "--plugin=b.c"]) == (
+        ["a.py", "b.c"],
+        ["demo", "--seed", "3"],
+    )
     for words in (["--plugin"], ["--plugin="], ["--plugin", "--seed"]):
         with pytest.raises(ConfigError, match="--plugin needs a file or module after it"):
             outside.take_plugins(words)
@@ -158,19 +182,33 @@ def test_plugins_are_parted_from_the_other_words():
 
 def test_a_recipe_is_found_from_any_folder_and_takes_options(folder, monkeypatch, capfd):
     monkeypatch.chdir(folder.parent)
-    status, printed, complaint = run(capfd, "config", "project/tiger_recipe.py:mine", "--optimizer.stripes", "5", "--optimizer.lr=1e-4")
+    status, printed, complaint = run(
+        capfd, "config", "project/tiger_recipe.py:mine", "--optimizer.stripes", "5", "--optimizer.lr=1e-4"
+    )
     assert status == 0, complaint
     words = json.loads(printed)
-    assert words["name"] == "mine" and words["optimizer"]["type"] == "tiger" and (words["optimizer"]["stripes"], words["optimizer"]["lr"]) == (5, 1e-4)
+    assert (
+        words["name"] == "mine"
+        and words["optimizer"]["type"] == "tiger"
+        and (words["optimizer"]["stripes"], words["optimizer"]["lr"]) == (5, 1e-4)
+    )
     complaint = "error: unknown option '--optimizer.strips'; did you mean '--optimizer.stripes'?\n"
-    assert run(capfd, "config", "project/tiger_recipe.py:mine", "--optimizer.strips", "5") == (2, "", complaint)
-    assert "--optimizer {adamw,lion,tiger}" in run(capfd, "config", "project/tiger_recipe.py:mine", "--help")[1]
+    assert run(capfd, "config", "project/tiger_recipe.py:mine", "--optimizer.strips", "5") == (
+        2,
+        "",
+        complaint,
+    )
+    assert (
+        "--optimizer {adamw,lion,tiger}" in run(capfd, "config", "project/tiger_recipe.py:mine", "--help")[1]
+    )
     assert load_recipe(f"{folder}/tiger_recipe.py:with_default").name == "mine"
     monkeypatch.chdir(folder)
     assert load_recipe("package.inner:recipe").name == "flava_debug"
 
 
-def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports_it(folder, monkeypatch, capfd):
+def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports_it(
+    folder, monkeypatch, capfd
+):
     saved = folder.parent / "run" / "config.json"
     saved.parent.mkdir()
     words = to_dict(load_recipe("flava_debug"))
@@ -178,11 +216,16 @@ def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports
     for key in ("name", "eps"):
         del words["optimizer"][key]
     saved.write_text(json.dumps(words, indent=2) + "\n")
-    complaint = f"error: {saved}: optimizer.type 'tiger' is none of adamw, lion; if code of your own defines it, add --plugin FILE.py\n"
+    complaint = (
+        f"error: {saved}: optimizer.type 'tiger' is none of adamw, lion; if code of your own defines it, "
+        "add --plugin FILE.py\n"
+    )
     for words in (("config", str(saved)), ("train", str(saved), "--dry-run"), ("report", str(saved.parent))):
         assert run(capfd, *words) == (2, "", complaint), words
     assert "tiger_recipe" not in sys.modules
-    status, printed, complaint = run(capfd, "config", str(saved), "--plugin", "tiger_recipe.py", "--plugin", "package.inner")
+    status, printed, complaint = run(
+        capfd, "config", str(saved), "--plugin", "tiger_recipe.py", "--plugin", "package.inner"
+    )
     assert status == 0 and json.loads(printed)["optimizer"]["stripes"] == 4, complaint
     assert "gone.py: no such file" in run(capfd, "config", str(saved), "--plugin", "gone.py")[2]
 
@@ -201,9 +244,14 @@ def test_ranks_get_the_place_and_the_plugins_whatever_their_folder(folder, monke
 def test_a_rank_takes_the_same_words(folder):
     words = [sys.executable, "-m", "flava_ds.train"]
     for more, message in (
-        (["tiger_recipe.py:mine", "--plugin", "neighbour.py", "--optimizer.strips", "3"], "error: unknown option '--optimizer.strips'; did you mean"),
+        (
+            ["tiger_recipe.py:mine", "--plugin", "neighbour.py", "--optimizer.strips", "3"],
+            "error: unknown option '--optimizer.strips'; did you mean",
+        ),
         (["demo", "--plugin"], "error: --plugin needs a file or module after it, e.g. --plugin recipe.py\n"),
     ):
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-        done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
+        done = subprocess.run(
+            [*words, *more], capture_output=True, text=True, timeout=300, cwd=folder, env=environment
+        )
         assert done.returncode == 2 and message in done.stderr, (more, done.stderr)

@@ -1,4 +1,6 @@
-"""Recipes resolve strictly: every name builds a checked configuration, every slip is one error with a way out."""
+"""Recipes resolve strictly: every name builds a checked configuration, every slip is one error with a way
+out.
+"""
 
 import dataclasses
 
@@ -28,9 +30,19 @@ def test_recipe_draws_sources_as_published(name):
 def test_overrides_change_what_they_name_and_nothing_else():
     plain = resolve("flava_base", [])
     changed = resolve(
-        "flava_base", ["--optimizer.lr", "3e-4", "--data.sources.imagenet.shards=elsewhere", "--data.no-shuffle", "--training.total_steps", "20000"]
+        "flava_base",
+        [
+            "--optimizer.lr",
+            "3e-4",
+            "--data.sources.imagenet.shards=elsewhere",
+            "--data.no-shuffle",
+            "--training.total_steps",
+            "20000",
+        ],
     )
-    sources = plain.data.sources | {"imagenet": dataclasses.replace(plain.data.sources["imagenet"], shards="elsewhere")}
+    sources = plain.data.sources | {
+        "imagenet": dataclasses.replace(plain.data.sources["imagenet"], shards="elsewhere")
+    }
     assert changed == dataclasses.replace(
         plain,
         optimizer=dataclasses.replace(plain.optimizer, lr=3e-4),
@@ -59,15 +71,35 @@ def test_saved_configuration_takes_overrides(tmp_path):
         ("flava_bose", [], "no recipe named 'flava_bose'; did you mean 'flava_base'?"),
         ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_base, flava_large, flava_debug"),
         ("gone/config.json", [], "gone/config.json: no such file"),
-        ("flava_base", ["--training.total-stps", "3"], "unknown option '--training.total-stps'; did you mean '--training.total-steps'?"),
+        (
+            "flava_base",
+            ["--training.total-stps", "3"],
+            "unknown option '--training.total-stps'; did you mean '--training.total-steps'?",
+        ),
         ("flava_base", ["--total-steps", "3"], "did you mean '--training.total-steps'?"),
         ("flava_base", ["--objectives.mlm.wieght=3"], "did you mean '--objectives.mlm.weight'?"),
-        ("flava_base", ["--data.sources.0.shards", "x"], "unknown option '--data.sources.0.shards'; did you mean '--data.sources.pmd.shards'?"),
-        ("flava_base", ["--training.total-steps", "many"], "Error parsing --training.total-steps: invalid literal for int() with base 10: 'many'"),
-        ("flava_base", ["--data.sources.pmd.kind", "pare"], "invalid choice 'pare' for argument '--data.sources.pmd.kind'"),
+        (
+            "flava_base",
+            ["--data.sources.0.shards", "x"],
+            "unknown option '--data.sources.0.shards'; did you mean '--data.sources.pmd.shards'?",
+        ),
+        (
+            "flava_base",
+            ["--training.total-steps", "many"],
+            "Error parsing --training.total-steps: invalid literal for int() with base 10: 'many'",
+        ),
+        (
+            "flava_base",
+            ["--data.sources.pmd.kind", "pare"],
+            "invalid choice 'pare' for argument '--data.sources.pmd.kind'",
+        ),
         ("flava_base", ["--optimizer.betas", "0.9"], "--optimizer.betas"),
         ("flava_base", ["stray"], "stray"),
-        ("flava_base", ["--training.total-steps", "5"], "schedule.warmup_steps 10000 exceeds training.total_steps 5"),
+        (
+            "flava_base",
+            ["--training.total-steps", "5"],
+            "schedule.warmup_steps 10000 exceeds training.total_steps 5",
+        ),
         ("flava_base", ["--model.image.patch-size", "15"], "image_size 224 does not divide by patch_size 15"),
     ],
 )
@@ -83,7 +115,8 @@ def test_every_leaf_of_the_configuration_is_an_option():
     config = resolve("demo", [])
     leaves = set(_leaves(configuration.to_dict(config)))
     options = {name.replace("-", "_") for name in option_names(config)}
-    tags = {name.removesuffix(".type") for name in leaves if name.endswith(".type")}  # `--optimizer lion` sets optimizer.type
+    # `--optimizer lion` sets optimizer.type
+    tags = {name.removesuffix(".type") for name in leaves if name.endswith(".type")}
     leaves = {name for name in leaves if not name.endswith(".type")} | tags
     assert leaves <= options
     assert {name for name in options - leaves if not name.rsplit(".", 1)[-1].startswith("no_")} == set()
@@ -110,33 +143,65 @@ def test_registry_holds_functions_that_return_fresh_configurations():
 
 def test_a_source_of_weight_0_is_gone_unless_its_weight_changes_later():
     config = resolve("flava_base", ["--data.sources.imagenet.weight", "0"])
-    assert config.data.sources == {name: source for name, source in resolve("flava_base", []).data.sources.items() if name != "imagenet"}
+    assert config.data.sources == {
+        name: source for name, source in resolve("flava_base", []).data.sources.items() if name != "imagenet"
+    }
     plain = RECIPES["flava_base"]()
 
     def kept(change, **weights):
-        sources = plain.data.sources | {name: dataclasses.replace(plain.data.sources[name], weight=weight) for name, weight in weights.items()}
+        sources = plain.data.sources | {
+            name: dataclasses.replace(plain.data.sources[name], weight=weight)
+            for name, weight in weights.items()
+        }
         data = dataclasses.replace(plain.data, sources=sources, weight_changes=(change,))
         return without_idle_sources(configuration.check(dataclasses.replace(plain, data=data))).data
 
     assert set(kept(WeightChange(step=10, weights={"text": 0.0})).sources) == set(plain.data.sources)
-    assert set(kept(WeightChange(step=10, weights={"text": 1.0}), text=0.0).sources) == set(plain.data.sources)
+    assert set(kept(WeightChange(step=10, weights={"text": 1.0}), text=0.0).sources) == set(
+        plain.data.sources
+    )
     rest = kept(WeightChange(step=10, weights={"text": 0.0, "pmd": 2.0}), text=0.0)
-    assert set(rest.sources) == {"pmd", "imagenet"} and rest.weight_changes == (WeightChange(step=10, weights={"pmd": 2.0}),)
+    assert set(rest.sources) == {"pmd", "imagenet"} and rest.weight_changes == (
+        WeightChange(step=10, weights={"pmd": 2.0}),
+    )
 
 
 def test_weights_by_kind_and_by_name_are_options():
-    words = ["--data.kind-weights", "pair", "0.5", "image", "0.25", "text", "0.25", "--data.sources.pmd.seed", "5"]
+    words = [
+        "--data.kind-weights",
+        "pair",
+        "0.5",
+        "image",
+        "0.25",
+        "text",
+        "0.25",
+        "--data.sources.pmd.seed",
+        "5",
+    ]
     config = resolve("flava_base", words)
-    assert config.data.kind_weights == {"pair": 0.5, "image": 0.25, "text": 0.25} and config.data.sources["pmd"].seed == 5
+    assert (
+        config.data.kind_weights == {"pair": 0.5, "image": 0.25, "text": 0.25}
+        and config.data.sources["pmd"].seed == 5
+    )
     changes = (WeightChange(step=10, weights={"text": 0.5}),)
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, weight_changes=changes))
-    named = {"data.kind-weights", "data.weight-changes.0.weights", "data.sources.imagenet.transform.crop-scale"}
+    named = {
+        "data.kind-weights",
+        "data.weight-changes.0.weights",
+        "data.sources.imagenet.transform.crop-scale",
+    }
     assert named <= set(option_names(changed))
 
 
 @pytest.mark.parametrize("name", ["cc12m-1.0", "laion_2b.en", "C++", "0", "фото"])
 def test_every_name_that_is_allowed_can_be_given_as_an_option(tmp_path, name):
     plain = RECIPES["flava_base"]()
-    configuration.save(plain.with_sources({name: plain.data.sources["pmd"], "text": plain.data.sources["text"]}), tmp_path / "config.json")
-    config = resolve(str(tmp_path / "config.json"), [f"--data.sources.{name}.weight", "3", f"--data.sources.{name}.shards=there"])
+    configuration.save(
+        plain.with_sources({name: plain.data.sources["pmd"], "text": plain.data.sources["text"]}),
+        tmp_path / "config.json",
+    )
+    config = resolve(
+        str(tmp_path / "config.json"),
+        [f"--data.sources.{name}.weight", "3", f"--data.sources.{name}.shards=there"],
+    )
     assert (config.data.sources[name].weight, config.data.sources[name].shards) == (3.0, "there")

@@ -44,19 +44,28 @@ def test_smoothing_a_constant_changes_nothing_and_noise_shrinks():
     assert smooth([]) == []
 
 
-@pytest.mark.parametrize("value, text", [(0, "0"), (7.5e-4, "7.5e-4"), (1e-3, "1e-3"), (0.25, "0.25"), (-12, "-12"), (1500, "1.5k"), (2e6, "2M")])
+@pytest.mark.parametrize(
+    "value, text",
+    [(0, "0"), (7.5e-4, "7.5e-4"), (1e-3, "1e-3"), (0.25, "0.25"), (-12, "-12"), (1500, "1.5k"), (2e6, "2M")],
+)
 def test_ticks_are_short(value, text):
     assert short(value) == text
 
 
 def test_scales_differ_where_they_should():
     lines = [Line([1, 2, 3], [1.0, 100.0, 10_000.0])]
-    texts = {name: re.findall(r">([^<>\n]+)</text>", draw(name, lines, scale)) for name, scale in SCALES.items()}
+    texts = {
+        name: re.findall(r">([^<>\n]+)</text>", draw(name, lines, scale)) for name, scale in SCALES.items()
+    }
     assert {"1", "100", "10k"} <= set(texts["log"]) and "0" not in texts["log"]
     assert "0" in texts["zero"] and "18k" in texts["top"] and "18k" not in texts["zero"]
 
 
-SCALES = {"log": Scale(logarithmic=True), "zero": Scale(from_zero=True), "top": Scale(from_zero=True, top=24_000)}
+SCALES = {
+    "log": Scale(logarithmic=True),
+    "zero": Scale(from_zero=True),
+    "top": Scale(from_zero=True, top=24_000),
+}
 
 
 def test_histogram_counts_every_value_and_names_itself():

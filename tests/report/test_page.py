@@ -20,7 +20,10 @@ from flava_ds.evaluation.runner import TaskResult, write_results
 from flava_ds.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 MOST_BYTES = 6_000_000
 
 
@@ -93,7 +96,10 @@ def test_every_picture_decodes_and_is_described(report):
     for attributes in pictures:
         assert len(attributes["alt"]) > 3
         Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))).load()
-    assert all(svg["aria-label"] and svg["role"] == "img" for svg in page.all("svg")) and len(page.all("svg")) == 6 + 3 + 6
+    assert (
+        all(svg["aria-label"] and svg["role"] == "img" for svg in page.all("svg"))
+        and len(page.all("svg")) == 6 + 3 + 6
+    )
 
 
 def test_tables_have_captions_and_headers_and_the_page_one_title(report):
@@ -116,7 +122,9 @@ def test_all_parts_are_there(report):
         "hidden_size",
     ):
         assert words in page.text, words
-    assert not re.search(r"last [\d.]+:[^\n]*multimodal", page.text), "an encoder that an objective does not reach has no place"
+    assert not re.search(r"last [\d.]+:[^\n]*multimodal", page.text), (
+        "an encoder that an objective does not reach has no place"
+    )
 
 
 def test_names_are_escaped(tmp_path):
@@ -159,7 +167,9 @@ def test_the_demos_numbers_are_not_on_the_page_of_another_run(tmp_path):
 def test_what_tasks_found_is_on_the_page(tmp_path):
     run, _ = write_run(tmp_path)
     scores = {"accuracy": Score(0.9, 10_000, 0.003), "roc_area": Score(0.97, 10_000, 0.001)}
-    write_results(run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, {}).to_json("cifar10_probe")})
+    write_results(
+        run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, {}).to_json("cifar10_probe")}
+    )
     page = Page(write_report(run).read_text(encoding="utf-8"))
     for words in ("cifar10_probe", "90.00 % ± 0.30", "10,000", "FLAVA 92.9 %", "1,200"):
         assert words in page.text, words
@@ -172,7 +182,9 @@ def test_a_run_without_a_configuration_is_an_error(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; the other tests read the page's elements")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine; the other tests read the page's elements"
+)
 def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
     probe = """<script>
     window.failures = []; addEventListener('error', e => failures.push(e.message), true);
@@ -182,12 +194,21 @@ def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
       const wide = document.documentElement.scrollWidth > innerWidth + 1 ? 'wider than the window' : '';
       document.body.setAttribute('data-result', JSON.stringify({images: images.length, failures, wide,
         fetched: performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length,
-        charts: [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 80).length}));
+        charts: [...document.querySelectorAll('svg')]
+          .filter(s => s.getBoundingClientRect().height > 80).length}));
     });
     </script></head>"""
     copy = tmp_path / "page.html"
     copy.write_text(report[0].read_text(encoding="utf-8").replace("</head>", probe, 1), encoding="utf-8")
     command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--window-size=600,900"]
-    done = subprocess.run([*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120
+    )
     [attributes] = [found for tag, found in Page(done.stdout).elements if tag == "body"]
-    assert json.loads(attributes["data-result"]) == {"images": 86, "failures": [], "wide": "", "fetched": 0, "charts": 15}
+    assert json.loads(attributes["data-result"]) == {
+        "images": 86,
+        "failures": [],
+        "wide": "",
+        "fetched": 0,
+        "charts": 15,
+    }

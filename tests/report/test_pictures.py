@@ -13,7 +13,9 @@ from flava_ds.report.pictures import MASK_COLOR, cover, uri_of_bytes, uri_of_pix
 
 def pixels_of(uri: str) -> tuple[str, torch.Tensor]:
     kind, data = uri.removeprefix("data:").split(";base64,")
-    return kind, torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))).permute(2, 0, 1)
+    return kind, torch.from_numpy(
+        np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+    ).permute(2, 0, 1)
 
 
 def test_pixels_come_back_exactly():
@@ -23,11 +25,16 @@ def test_pixels_come_back_exactly():
     assert torch.equal(pixels_of(uri_of_pixels(pixels.float() / 255))[1], pixels)
 
 
-@pytest.mark.parametrize("format, kind", [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")])
+@pytest.mark.parametrize(
+    "format, kind", [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")]
+)
 def test_files_are_wrapped_as_what_they_are(format, kind):
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(stream, format)
-    assert uri_of_bytes(stream.getvalue()) == f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    assert (
+        uri_of_bytes(stream.getvalue())
+        == f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    )
 
 
 def test_exactly_the_masked_patches_are_covered():

@@ -8,7 +8,13 @@ from flava_ds.watching.run_log import RunLog
 
 def test_facts_hold_what_the_log_says_and_do_without():
     config = tiny_config()
-    log = RunLog({"versions": {"torch": "2.13", "triton": None}, "git": {"commit": "abc", "changed": True}}, [])
+    log = RunLog(
+        {"versions": {"torch": "2.13", "triton": None}, "git": {"commit": "abc", "changed": True}}, []
+    )
     facts = tables.facts(config, log, [("zero shot", "1.2 s")])
-    assert facts["Versions"] == [("torch", "2.13")] and ("changed", "yes") in facts["Source"] and ("zero shot", "1.2 s") in facts["Evaluation"]
+    assert (
+        facts["Versions"] == [("torch", "2.13")]
+        and ("changed", "yes") in facts["Source"]
+        and ("zero shot", "1.2 s") in facts["Evaluation"]
+    )
     assert list(tables.facts(config, RunLog({}, []), [])) == ["Configuration"]

@@ -1,4 +1,6 @@
-"""Files that are replaced as a whole: nothing in between is ever seen, and a failure leaves the old file and nothing else."""
+"""Files that are replaced as a whole: nothing in between is ever seen, and a failure leaves the old file and
+nothing else.
+"""
 
 import multiprocessing
 import os

@@ -1,4 +1,5 @@
-"""The cache of remote parts: the right bytes, each fetched once, never above its limit, shared by processes."""
+"""The cache of remote parts: the right bytes, each fetched once, never above its limit, shared by
+processes."""
 
 import multiprocessing
 import os
@@ -40,7 +41,10 @@ def stored(folder) -> int:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(2, 25), st.lists(st.tuples(st.integers(0, len(CONTENT)), st.integers(0, 3000)), min_size=1, max_size=20))
+@given(
+    st.integers(2, 25),
+    st.lists(st.tuples(st.integers(0, len(CONTENT)), st.integers(0, 3000)), min_size=1, max_size=20),
+)
 def test_any_reads_give_the_bytes_of_the_object_within_the_limit(tmp_path_factory, shard, parts, reads):
     folder = tmp_path_factory.mktemp("parts")
     cache = ChunkCache(folder, parts * PART, chunk_bytes=PART)
@@ -76,7 +80,9 @@ def test_another_state_of_a_shard_shares_no_parts(tmp_path, server, shard):
     assert server.asked["GET", "0.tar"] == before + 1
 
 
-def test_a_part_that_a_crash_left_short_is_fetched_again_and_what_a_kill_left_is_removed(tmp_path, server, shard):
+def test_a_part_that_a_crash_left_short_is_fetched_again_and_what_a_kill_left_is_removed(
+    tmp_path, server, shard
+):
     cache = ChunkCache(tmp_path, 4 * PART, chunk_bytes=PART)
     cache.read(*shard, 0, PART)
     (part,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))

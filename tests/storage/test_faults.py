@@ -9,7 +9,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 def test_the_documentation_lists_every_reason_and_where_it_is_counted():
     table = PAGE.read_text(encoding="utf-8").split("| reason | what was found |")[1].split("\n\n")[0]
-    rows = {cells[0].strip(): cells[3] for line in table.splitlines()[2:] if (cells := line.strip("|").split("|"))}
+    rows = {
+        cells[0].strip(): cells[3] for line in table.splitlines()[2:] if (cells := line.strip("|").split("|"))
+    }
     assert set(rows) == {*faults.OF_A_SHARD, *faults.OF_INCOMPLETE_SAMPLES, *faults.OF_A_SAMPLE}
     constants = {value for name, value in vars(faults).items() if name.isupper() and isinstance(value, str)}
     assert constants == set(rows), "every constant belongs to a group"

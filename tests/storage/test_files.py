@@ -12,7 +12,15 @@ from data.shard_files import pair_members, write_tar
 
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError
-from flava_ds.storage.files import CACHE_VARIABLE, CHUNK_BYTES, LocalFile, RemoteFile, RemoteShard, SequentialReader, user_cache
+from flava_ds.storage.files import (
+    CACHE_VARIABLE,
+    CHUNK_BYTES,
+    LocalFile,
+    RemoteFile,
+    RemoteShard,
+    SequentialReader,
+    user_cache,
+)
 from flava_ds.storage.index import index_files, load_index, load_indexes, scan_shard
 from flava_ds.storage.shards import list_shards
 
@@ -31,7 +39,10 @@ def server(tmp_path):
 
 def same(ours, theirs):
     columns = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
-    return all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in columns) and ours.suffixes == theirs.suffixes
+    return (
+        all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in columns)
+        and ours.suffixes == theirs.suffixes
+    )
 
 
 @pytest.mark.parametrize("pattern", ["/{0..1}.tar", "/", "/list.txt"])
@@ -41,7 +52,10 @@ def test_shards_of_a_web_server_are_indexed_as_on_disk_and_once(server, pattern)
     assert [shard.name for shard in shards] == ["0.tar", "1.tar"]
     for shard, index in zip(shards, load_indexes(shards, checksum=True), strict=True):
         local = server.folder / shard.name
-        assert same(index, scan_shard(local)) and index.checksum == hashlib.sha256(local.read_bytes()).hexdigest()
+        assert (
+            same(index, scan_shard(local))
+            and index.checksum == hashlib.sha256(local.read_bytes()).hexdigest()
+        )
     sent = server.bytes_sent
     assert sent == sum((server.folder / name).stat().st_size for name in ("0.tar", "1.tar"))
     assert len([*load_indexes(shards)]) == 2 and server.bytes_sent == sent
@@ -73,7 +87,9 @@ def test_training_reads_the_same_from_a_web_server_as_from_disk(server, make_con
         assert ours[0].keys == theirs[0].keys
         assert ours[0].tensors.keys() == theirs[0].tensors.keys()
         assert all(bool((ours[0][name] == theirs[0][name]).all()) for name in ours[0].tensors)
-    assert server.asked["GET", "0.tar"] == 2, "once to index, once for the only part, whatever the number of samples"
+    assert server.asked["GET", "0.tar"] == 2, (
+        "once to index, once for the only part, whatever the number of samples"
+    )
     StepLoader(from_web).check_state(StepLoader(config).state(3))
 
 
@@ -103,7 +119,12 @@ def test_a_sequential_reader_gives_the_bytes_of_the_file_across_its_chunks(tmp_p
     path = tmp_path / "file"
     path.write_bytes(content)
     reader = SequentialReader(LocalFile(path), checksum)
-    for offset, size in ((0, 512), (CHUNK_BYTES - 100, 512), (CHUNK_BYTES + 900, CHUNK_BYTES + 5), (3 * CHUNK_BYTES, 900)):
+    for offset, size in (
+        (0, 512),
+        (CHUNK_BYTES - 100, 512),
+        (CHUNK_BYTES + 900, CHUNK_BYTES + 5),
+        (3 * CHUNK_BYTES, 900),
+    ):
         assert reader.pread(size, offset) == content[offset : offset + size]
     assert reader.checksum() == (hashlib.sha256(content).hexdigest() if checksum else None)
     reader.close()

@@ -36,7 +36,9 @@ def members_of(path):
 def test_headers_agree_with_tarfile_in_every_format(make_shard, form):
     names = ["a.txt", "dir/b.c.txt", "folder/" + "z" * 90 + ".txt", "héé.txt", "empty.txt"]
     names += [LONG + ".txt"] if form != tarfile.USTAR_FORMAT else []
-    path = make_shard("a.tar", [(name, b"" if "empty" in name else name.encode() * 40) for name in names], form)
+    path = make_shard(
+        "a.tar", [(name, b"" if "empty" in name else name.encode() * 40) for name in names], form
+    )
     ours, theirs, faults = members_of(path)
     assert ours == theirs and len(ours) == len(names) and not faults
 
@@ -64,7 +66,15 @@ def test_keys_end_at_the_first_dot_of_the_base_name():
 
 
 def test_members_are_found_by_sample_and_suffix(make_shard):
-    members = [("2.txt", b"two"), ("1.json", b"{}"), ("1.txt", b"one"), ("x.pkl", b"no"), ("1.jpg", b"pixels"), ("._1.txt", b"mac"), ("1.txt", b"again")]
+    members = [
+        ("2.txt", b"two"),
+        ("1.json", b"{}"),
+        ("1.txt", b"one"),
+        ("x.pkl", b"no"),
+        ("1.jpg", b"pixels"),
+        ("._1.txt", b"mac"),
+        ("1.txt", b"again"),
+    ]
     path = make_shard("a.tar", members)
     index = scan_shard(path)
     offset, size = index.column(("txt",))
@@ -105,7 +115,10 @@ def test_the_index_file_is_reused_until_the_shard_changes(make_shard):
     written = beside.stat().st_mtime_ns
     again = load_index(path)
     assert beside.stat().st_mtime_ns == written and len(again) == 5
-    assert np.array_equal(again.member_offset, scan_shard(path).member_offset) and again.suffixes == scan_shard(path).suffixes
+    assert (
+        np.array_equal(again.member_offset, scan_shard(path).member_offset)
+        and again.suffixes == scan_shard(path).suffixes
+    )
     write_tar(path, pair_members(range(6)))
     assert len(load_index(path)) == 6
     stat = path.stat()
@@ -121,7 +134,11 @@ def test_the_index_of_an_unusual_shard_is_reused(make_shard, content):
     with path.open("r+b") as stream:
         stream.truncate(512)
     written = [len(load_index(path)), index_files(path)[0].stat().st_mtime_ns]
-    assert written == [len(load_index(path)), index_files(path)[0].stat().st_mtime_ns] == [int(content != "no member"), written[1]]
+    assert (
+        written
+        == [len(load_index(path)), index_files(path)[0].stat().st_mtime_ns]
+        == [int(content != "no member"), written[1]]
+    )
 
 
 class Bomb:
@@ -148,7 +165,9 @@ def test_damaged_and_hostile_index_files_are_rebuilt(make_shard, tmp_path):
 CONTRADICTIONS = {
     "samples": lambda index: {"member_sample": index.member_sample + 100},
     "keys": lambda index: {"key_ends": index.key_ends * 1000},
-    "backward keys": lambda index: {"key_ends": np.concatenate([index.key_ends[:3][::-1], index.key_ends[3:]])},
+    "backward keys": lambda index: {
+        "key_ends": np.concatenate([index.key_ends[:3][::-1], index.key_ends[3:]])
+    },
     "negative": lambda index: {"member_offset": index.member_offset - 10**6},
     "overflow": lambda index: {"member_size": index.member_size + (2**63 - 1 - index.member_size.max())},
     "beyond": lambda index: {"member_offset": index.member_offset + 10**9},
@@ -175,11 +194,19 @@ def test_an_index_that_claims_to_be_large_is_rebuilt(make_shard, case):
     path = make_shard("a.tar", pair_members(range(5)))
     good, (beside, _), claim = load_index(path), index_files(path), io.BytesIO()
     np.lib.format.write_array_header_1_0(claim, {"descr": "<i8", "fortran_order": False, "shape": (10**15,)})
-    with zipfile.ZipFile(io.BytesIO(_encode(good))) as old, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED if case == "packed" else 0) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(_encode(good))) as old,
+        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED if case == "packed" else 0) as new,
+    ):
         for name in old.namelist():
-            new.writestr(name, claim.getvalue() if case == "terabytes" and name == "member_offset.npy" else old.read(name))
+            new.writestr(
+                name,
+                claim.getvalue() if case == "terabytes" and name == "member_offset.npy" else old.read(name),
+            )
     written = beside.read_bytes()
-    assert np.array_equal(load_index(path).member_offset, good.member_offset) and beside.read_bytes() != written
+    assert (
+        np.array_equal(load_index(path).member_offset, good.member_offset) and beside.read_bytes() != written
+    )
 
 
 def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):
@@ -194,9 +221,15 @@ def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):
 
 
 def test_the_table_joins_shards_and_leaves_out_incomplete_samples(make_shard):
-    shards = [make_shard(f"{n}.tar", pair_members(range(10 * n, 10 * n + size))) for n, size in enumerate((3, 1, 4))]
-    shards.append(make_shard("3.tar", [("alone.txt", b"no picture"), ("bare.webp", b"no text"), *pair_members([30])]))
-    table = SampleTable(shards, {"image": ("webp",), "caption": ("txt",)}, {"image": "no image", "caption": "missing caption"})
+    shards = [
+        make_shard(f"{n}.tar", pair_members(range(10 * n, 10 * n + size))) for n, size in enumerate((3, 1, 4))
+    ]
+    shards.append(
+        make_shard("3.tar", [("alone.txt", b"no picture"), ("bare.webp", b"no text"), *pair_members([30])])
+    )
+    table = SampleTable(
+        shards, {"image": ("webp",), "caption": ("txt",)}, {"image": "no image", "caption": "missing caption"}
+    )
     assert len(table) == 9
     assert [int(table.key(i)) for i in range(9)] == [0, 1, 2, 10, 20, 21, 22, 23, 30]
     assert [table.shard_of(i) for i in range(9)] == [0, 0, 0, 1, 2, 2, 2, 2, 3]
@@ -206,12 +239,18 @@ def test_the_table_joins_shards_and_leaves_out_incomplete_samples(make_shard):
 def test_a_source_is_known_by_its_keys_wherever_its_shards_lie(make_shard):
     def fingerprint(*shards):
         return SampleTable(
-            [make_shard(f"{folder}/{n}.tar", pair_members(keys)) for n, (folder, keys) in enumerate(shards)], {"image": ("webp",)}, {}
+            [make_shard(f"{folder}/{n}.tar", pair_members(keys)) for n, (folder, keys) in enumerate(shards)],
+            {"image": ("webp",)},
+            {},
         ).fingerprint
 
     whole = fingerprint(("a", range(5)), ("a", range(5, 8)))
     assert whole == fingerprint(("b", range(5)), ("b", range(5, 8)))
-    others = {fingerprint(("c", range(4)), ("c", range(4, 8))), fingerprint(("d", range(1, 6)), ("d", range(5, 8))), fingerprint(("e", range(8)))}
+    others = {
+        fingerprint(("c", range(4)), ("c", range(4, 8))),
+        fingerprint(("d", range(1, 6)), ("d", range(5, 8))),
+        fingerprint(("e", range(8))),
+    }
     assert len(others | {whole}) == 4
 
 

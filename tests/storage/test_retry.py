@@ -1,4 +1,6 @@
-"""Reads from a server that stalls, fails and lies: repeated, given up in time, and named without the secrets of its address."""
+"""Reads from a server that stalls, fails and lies: repeated, given up in time, and named without the secrets
+of its address.
+"""
 
 import logging
 import re
@@ -51,23 +53,44 @@ def test_what_fails_twice_works_the_third_time_and_every_attempt_is_logged(serve
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 2 and not server.faults
     for number, line in enumerate(lines, 1):
-        assert re.search(rf"bytes 512 to 3511 of 'http://127\.0\.0\.1:\d+/0\.tar' could not be read, attempt {number} of 3: .*; again in 0\.0 s$", line)
+        assert re.search(
+            (
+                rf"bytes 512 to 3511 of 'http://127\.0\.0\.1:\d+/0\.tar' could not be read, attempt {number} "
+                r"of 3: .*; again in 0\.0 s$"
+            ),
+            line,
+        )
         assert "SECRET" not in line and "\n" not in line
 
 
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [(503, "503"), ("stall", "no answer within 1 s"), ("reset", "Disconnected|reset"), ("cut", "Payload"), ("short", "of 3000 bytes came")],
+    [
+        (503, "503"),
+        ("stall", "no answer within 1 s"),
+        ("reset", "Disconnected|reset"),
+        ("cut", "Payload"),
+        ("short", "of 3000 bytes came"),
+    ],
 )
 def test_the_last_attempt_names_the_shard_and_what_happened(server, fault, told):
     file = remote(server, QUICK if fault == "stall" else PATIENT)[1]
     server.faults.extend([fault] * 3 * ASKED.get(fault, 1))
-    with pytest.raises(DataError, match=rf"bytes 512 to 3511 of 'http://127.*/0\.tar' cannot be read after 3 attempts: .*({told}).*read_retries") as caught:
+    with pytest.raises(
+        DataError,
+        match=(
+            r"bytes 512 to 3511 of 'http://127.*/0\.tar' cannot be read after 3 attempts: "
+            rf".*({told}).*read_retries"
+        ),
+    ) as caught:
         file.pread(3000, 512)
     assert not server.faults and "SECRET" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("status", "told"), [(403, "may not be read"), (404, "does not exist"), (416, "is refused by the server .*416")])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(403, "may not be read"), (404, "does not exist"), (416, "is refused by the server .*416")],
+)
 def test_the_servers_last_word_is_not_asked_for_twice(server, status, told):
     file = remote(server, PATIENT)[1]
     server.faults.append(status)
@@ -79,7 +102,9 @@ def test_the_servers_last_word_is_not_asked_for_twice(server, status, told):
 def test_a_server_that_is_down_is_not_taken_for_a_missing_shard():
     """fsspec reports whatever fails while it asks for a size as a missing file."""
     shard = RemoteShard("http://127.0.0.1:9/0.tar?signature=SECRET", PATIENT)
-    with pytest.raises(DataError, match="0.tar' cannot be read after 3 attempts: ClientConnect.*refused|Cannot connect") as caught:
+    with pytest.raises(
+        DataError, match="0.tar' cannot be read after 3 attempts: ClientConnect.*refused|Cannot connect"
+    ) as caught:
         stamp_of(shard)
     assert "does not exist" not in str(caught.value) and "SECRET" not in str(caught.value)
 
@@ -116,7 +141,12 @@ def test_pauses_double_stay_bounded_and_depend_on_the_seed(monkeypatch):
 
 
 def test_the_policy_of_a_run_reaches_its_reads(server, make_config, tmp_path):
-    data = {"cache_directory": str(tmp_path / "parts"), "cache_gib": 0.5, "read_retries": 1, "read_timeout_s": 0.4}
+    data = {
+        "cache_directory": str(tmp_path / "parts"),
+        "cache_gib": 0.5,
+        "read_retries": 1,
+        "read_timeout_s": 0.4,
+    }
     config = make_config(data=data, seed=5)
     images = replace(config.data.sources["images"], shards=server.url + "/0.tar", transform=UNCHANGED)
     config = config.with_sources({"images": images})
@@ -132,7 +162,9 @@ def test_the_policy_of_a_run_reaches_its_reads(server, make_config, tmp_path):
 def test_times_that_cannot_work_are_refused():
     def data(**changes):
         return Config(
-            name="x", objectives=flava_objectives(), data=DataConfig(sources={"a": SourceConfig(kind="image", shards="http://host/0.tar")}, **changes)
+            name="x",
+            objectives=flava_objectives(),
+            data=DataConfig(sources={"a": SourceConfig(kind="image", shards="http://host/0.tar")}, **changes),
         )
 
     check(data())

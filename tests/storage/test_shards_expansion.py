@@ -18,9 +18,14 @@ def test_folder_file_and_patterns_are_sorted_lists_of_tars(tmp_path):
     assert [path.name for path in expand_shards(str(tmp_path / "{00010,00001}.tar"))] == [names[0], names[2]]
 
 
-@pytest.mark.parametrize("pattern", ["/d/{098..102}.tar", "/d/{8..11}.tar", "{a,b}/{01..02}.tar", "x{3,1}.tar", "plain.tar", "{08..11}{x,y}"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["/d/{098..102}.tar", "/d/{8..11}.tar", "{a,b}/{01..02}.tar", "x{3,1}.tar", "plain.tar", "{08..11}{x,y}"],
+)
 def test_braces_expand_as_in_bash(pattern):
-    shell = subprocess.run(["bash", "-c", f"echo {pattern}"], capture_output=True, text=True, check=True).stdout.split()
+    shell = subprocess.run(
+        ["bash", "-c", f"echo {pattern}"], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert sorted(expand_braces(pattern)) == sorted(shell)
 
 
@@ -53,7 +58,12 @@ def test_a_list_names_files_patterns_and_folders_from_its_own_place(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text(f"# two corpora\na/{{0..1}}.tar\n\n{tmp_path}/c\n  b/0.tar\na/1.tar\n")
     found = expand_shards(str(tmp_path / "list.txt"))
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/0.tar", "a/1.tar", "b/0.tar", "c/7.tar"]
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "a/0.tar",
+        "a/1.tar",
+        "b/0.tar",
+        "c/7.tar",
+    ]
     (tmp_path / "mixed.txt").write_text("a/0.tar\nhttps://example.org/0.tar\n")
     with pytest.raises(DataError, match="lists local and remote shards"):
         list_shards(str(tmp_path / "mixed.txt"))
@@ -62,7 +72,10 @@ def test_a_list_names_files_patterns_and_folders_from_its_own_place(tmp_path):
 def test_urls_are_expanded_and_written_without_their_query():
     shards = list_shards("https://example.org/d/{08..10}.tar?signature=secret")
     assert [str(shard) for shard in shards] == [f"https://example.org/d/{n}.tar" for n in ("08", "09", "10")]
-    assert shards[0].url.endswith("?signature=secret") and shards[0].beside("x.npz").url == "https://example.org/d/x.npz?signature=secret"
+    assert (
+        shards[0].url.endswith("?signature=secret")
+        and shards[0].beside("x.npz").url == "https://example.org/d/x.npz?signature=secret"
+    )
     assert (shards[0].name, shards[0].parent) == ("08.tar", "https://example.org/d")
     with pytest.raises(DataError) as caught:
         expand_shards("https://example.org/0.tar?signature=secret")

@@ -1,4 +1,6 @@
-"""What every stranger goes through: trained on real shards in several topologies, stopped, resumed, and compared with itself."""
+"""What every stranger goes through: trained on real shards in several topologies, stopped, resumed, and
+compared with itself.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from sample_runs import world_config, write_world
 from toy import partition_everything
 
 from flava_ds import config as configuration
-from flava_ds.config import CheckpointConfig, Config, EngineConfig, LoggingConfig, SourceConfig, TrainingConfig
+from flava_ds.config import (
+    CheckpointConfig,
+    Config,
+    EngineConfig,
+    LoggingConfig,
+    SourceConfig,
+    TrainingConfig,
+)
 from flava_ds.config.schedules import ConstantScheduleConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.training.watcher import Update, Watcher
@@ -30,11 +39,14 @@ SAMPLES = 8
 
 
 def stranger_config(folder: Path, **settings: Any) -> Config:
-    """A run of a few steps over small shards of pairs, with a line of the log and a comparison of the ranks at every step.
+    """A run of a few steps over small shards of pairs, with a line of the log and a comparison of the ranks
+    at every step.
 
     eps is large, since a gradient that is rounding noise would become a whole step otherwise.
     """
-    logging = LoggingConfig(run_directory=str(folder / "runs"), every_steps=1, checksum_every_steps=1, tensorboard=False)
+    logging = LoggingConfig(
+        run_directory=str(folder / "runs"), every_steps=1, checksum_every_steps=1, tensorboard=False
+    )
     config = world_config(folder, logging=logging)
     pairs = write_world(folder / "data") / "pairs-train"
     kind = settings.pop("kind", "pair")
@@ -42,7 +54,9 @@ def stranger_config(folder: Path, **settings: Any) -> Config:
     defaults = {
         "data": dataclasses.replace(config.data, sources=sources, num_workers=0),
         "codebook_weights": None,
-        "training": TrainingConfig(total_steps=STEPS, global_batch_size=SAMPLES, precision="fp32", gradient_clipping=1.0),
+        "training": TrainingConfig(
+            total_steps=STEPS, global_batch_size=SAMPLES, precision="fp32", gradient_clipping=1.0
+        ),
         "optimizer": AdamWConfig(lr=5e-4, eps=1e-3),
         "schedule": ConstantScheduleConfig(warmup_steps=2),
         "checkpoint": CheckpointConfig(every_steps=0),
@@ -53,7 +67,9 @@ def stranger_config(folder: Path, **settings: Any) -> Config:
 def split(config: Config, name: str, stage: str, micro_batches: int) -> Config:
     """The same run under another name, on another stage and with other micro-batches."""
     training = dataclasses.replace(config.training, gradient_accumulation_steps=micro_batches)
-    return dataclasses.replace(config, name=name, training=training, engine=EngineConfig(deepspeed_config=stage))
+    return dataclasses.replace(
+        config, name=name, training=training, engine=EngineConfig(deepspeed_config=stage)
+    )
 
 
 class StopAfter(Watcher):
@@ -68,7 +84,8 @@ class StopAfter(Watcher):
 
 
 def train_all(runs: tuple[tuple[Config, int | None], ...]) -> list[int]:
-    """On every rank: one run after the other, of which some are stopped after a step; returns their exit statuses.
+    """On every rank: one run after the other, of which some are stopped after a step; returns their exit
+    statuses.
 
     Each configuration goes through JSON, as it does where a launcher starts the ranks.
     """
@@ -86,8 +103,9 @@ def train_all(runs: tuple[tuple[Config, int | None], ...]) -> list[int]:
 
 
 def prove(run_ranks: Callable[..., list[Any]], config: Config) -> list[dict[str, Any]]:
-    """Trains a stranger on two ranks under ZeRO 1 and ZeRO 3, each stopped and resumed as well, and on one rank with one
-    micro-batch and with four; expects equal bits after a resumption, and everywhere the same numbers. Returns the curve."""
+    """Trains a stranger on two ranks under ZeRO 1 and ZeRO 3, each stopped and resumed as well, and on one
+    rank with one micro-batch and with four; expects equal bits after a resumption, and everywhere the same
+    numbers. Returns the curve."""
     zero3 = partition_everything(Path(config.logging.run_directory).parent)
     runs = []
     for name, stage, micro_batches in (("zero1", "zero1", 2), ("zero3", zero3, 1)):
@@ -103,7 +121,10 @@ def prove(run_ranks: Callable[..., list[Any]], config: Config) -> list[dict[str,
         assert "resumed" in json.loads((broken.run_path / "log.jsonl").read_text().splitlines()[0])
         assert curve(broken) == curve(whole)
         ours, theirs = numbers_of(broken), numbers_of(whole)
-        assert ours.keys() == theirs.keys() and [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+        assert (
+            ours.keys() == theirs.keys()
+            and [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+        )
     for other in (alone[1], runs[0][0], runs[3][0]):
         for ours, theirs in zip(curve(other), expected, strict=True):
             # The norm of a gradient whose terms nearly cancel has more rounding than the losses.
@@ -115,16 +136,24 @@ def prove(run_ranks: Callable[..., list[Any]], config: Config) -> list[dict[str,
 
 
 def curve(config: Config) -> list[dict[str, Any]]:
-    """What must not depend on timing of every step: the objectives' own numbers, those of evaluations, norm and learning rate."""
+    """What must not depend on timing of every step: the objectives' own numbers, those of evaluations, norm
+    and learning rate.
+    """
 
     def is_own(key: str) -> bool:
-        return key in ("step", "lr", "grad_norm") or key.startswith("evaluation/") or key.endswith(tuple(f"/{name}" for name in config.objectives))
+        return (
+            key in ("step", "lr", "grad_norm")
+            or key.startswith("evaluation/")
+            or key.endswith(tuple(f"/{name}" for name in config.objectives))
+        )
 
     return [{key: value for key, value in line.items() if is_own(key)} for line in steps_of(config.run_path)]
 
 
 def numbers_of(config: Config, step: int = STEPS) -> dict[str, torch.Tensor]:
-    """Every number of a checkpoint but random states, put together whatever the ranks: weights, moments, averages, states."""
+    """Every number of a checkpoint but random states, put together whatever the ranks: weights, moments,
+    averages, states.
+    """
     parts: dict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
     for path in sorted((config.run_path / "checkpoints" / f"step_{step:08d}").glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -132,4 +161,7 @@ def numbers_of(config: Config, step: int = STEPS) -> dict[str, torch.Tensor]:
             for name in file.keys():
                 if not name.startswith("generator/"):
                     parts[name].append((starts.get(name, 0), file.get_tensor(name)))
-    return {name: torch.cat([part.reshape(-1) for _, part in sorted(own, key=lambda p: p[0])]) for name, own in sorted(parts.items())}
+    return {
+        name: torch.cat([part.reshape(-1) for _, part in sorted(own, key=lambda p: p[0])])
+        for name, own in sorted(parts.items())
+    }

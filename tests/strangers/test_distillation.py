@@ -1,4 +1,6 @@
-"""A stranger's objective for FLAVA: what an averaged encoder sees in a picture is to be told from two noisy crops of it."""
+"""A stranger's objective for FLAVA: what an averaged encoder sees in a picture is to be told from two noisy
+crops of it.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,12 @@ class NoisyCrops:
         pictures = draft.views["pixel_values"].numpy()
         draws = uniforms(draft.seeds, 2 * CROPS, stream=NOISE_STREAM).reshape(-1, CROPS, 2)
         shifts = np.floor(draws * pictures.shape[-1] / 4).astype(int)
-        moved = np.stack([[np.roll(own, s, axis=(1, 2)) for s in crops] for own, crops in zip(pictures, shifts, strict=True)])
+        moved = np.stack(
+            [
+                [np.roll(own, s, axis=(1, 2)) for s in crops]
+                for own, crops in zip(pictures, shifts, strict=True)
+            ]
+        )
         noise = uniforms(draft.seeds, moved[0].size, stream=NOISE_STREAM + 1).reshape(moved.shape)
         return {"crops": np.clip(moved + self.noise * (2 * noise - 1), 0, 255).astype(np.uint8)}
 
@@ -110,7 +117,10 @@ class Distillation(Objective):
 
     def states(self, model: Any) -> dict[str, TrainingState]:
         centre = Centre(self.shape.hidden_size)
-        return {"teacher": Teacher(copy.deepcopy(model.image_encoder), self.config.momentum, centre), "centre": centre}
+        return {
+            "teacher": Teacher(copy.deepcopy(model.image_encoder), self.config.momentum, centre),
+            "centre": centre,
+        }
 
     def count(self, batch: Batch) -> int:
         return batch.size
@@ -141,8 +151,16 @@ def test_an_objective_with_a_teacher_a_centre_and_its_own_corruption(run_ranks, 
     assert set(curve[0]) == {"step", "lr", "grad_norm", "loss/crops", "metric/teacher_norm/crops"}
     assert all(0 < line["loss/crops"] < 2 and line["metric/teacher_norm/crops"] > 0 for line in curve)
     numbers = numbers_of(split(config, "zero3_whole", "zero3", 1))
-    averages = {name.removeprefix("average.crops.teacher/"): own for name, own in numbers.items() if name.startswith("average.")}
-    encoder = {name.removeprefix("weight/"): own for name, own in numbers.items() if name.startswith("weight/model.image_encoder.")}
+    averages = {
+        name.removeprefix("average.crops.teacher/"): own
+        for name, own in numbers.items()
+        if name.startswith("average.")
+    }
+    encoder = {
+        name.removeprefix("weight/"): own
+        for name, own in numbers.items()
+        if name.startswith("weight/model.image_encoder.")
+    }
     assert averages.keys() == encoder.keys() and len(encoder) > 20
     patches = "model.image_encoder.patch_embedding.weight"
     assert not torch.equal(averages[patches], encoder[patches])

@@ -1,4 +1,6 @@
-"""A stranger's evaluation with its data set: which of two pictures is the other's neighbour, measured while FLAVA trains and afterwards."""
+"""A stranger's evaluation with its data set: which of two pictures is the other's neighbour, measured while
+FLAVA trains and afterwards.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,20 @@ class Patterns:
         except (OSError, KeyError) as error:
             raise DataError(f"{folder / split}.npz: {error}; it holds {self.layout}") from error
         keys = tuple(str(row) for row in range(len(classes)))
-        return LabelledImages(self.name, keys, pictures.__getitem__, classes, tuple(f"class {c}" for c in range(classes.max() + 1)))
+        return LabelledImages(
+            self.name,
+            keys,
+            pictures.__getitem__,
+            classes,
+            tuple(f"class {c}" for c in range(classes.max() + 1)),
+        )
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Share of the pictures whose nearest other one is of their class, and how much nearer their class is on the whole."""
+    """Share of the pictures whose nearest other one is of their class, and how much nearer their class is on
+    the whole.
+    """
 
     name: str = "twins"
     data: Patterns = Patterns()
@@ -85,11 +95,15 @@ def draw(folder: Path) -> None:
 def test_an_evaluation_while_training_and_of_the_checkpoint(run_ranks, tmp_path):
     draw(tmp_path / "patterns")
     every = EvaluationConfig(every_steps=2, tasks=(__file__,), data_root=str(tmp_path))
-    config = stranger_config(tmp_path, name="eval", evaluation=every, objectives={"pairs": GlobalContrastiveConfig()})
+    config = stranger_config(
+        tmp_path, name="eval", evaluation=every, objectives={"pairs": GlobalContrastiveConfig()}
+    )
     curve = prove(run_ranks, config)
     live = [line for line in curve if "evaluation/twins/found" in line]
     assert [line["step"] for line in live] == [1, 3, STEPS - 1], "every two steps, and after the last"
-    assert len({line["evaluation/twins/margin"] for line in live}) == 3 and all(line["evaluation/twins/margin"] > 0 for line in live)
+    assert len({line["evaluation/twins/margin"] for line in live}) == 3 and all(
+        line["evaluation/twins/margin"] > 0 for line in live
+    )
     (task,) = registry.find([__file__])
     for name in ("alone_1", "zero3_whole"):
         opened = open_model(split(config, name, "zero1", 1).run_path, device="cpu")

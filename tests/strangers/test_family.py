@@ -1,4 +1,6 @@
-"""A stranger's model family: a convolutional image tower and a bag of words, trained with the package's contrastive loss."""
+"""A stranger's model family: a convolutional image tower and a bag of words, trained with the package's
+contrastive loss.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ class Words(nn.Module):
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
         self.table = nn.EmbeddingBag(config.vocab_size, config.width, mode="mean")
-        self.mlp = nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, config.width))
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, config.width)
+        )
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         return self.mlp(self.table(input_ids, cu_seqlens[:-1].long()))
@@ -81,13 +85,17 @@ class Towers(nn.Module):
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
         self.config, width = config, config.width
-        self.image_tower = nn.Sequential(nn.Conv2d(3, width, 4, stride=4), nn.GELU(), nn.Conv2d(width, width, 3), nn.Flatten())
+        self.image_tower = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=4), nn.GELU(), nn.Conv2d(width, width, 3), nn.Flatten()
+        )
         self.text_tower = Words(config)
         self.image_projection = nn.Linear(width, config.projection_dim)
         self.text_projection = nn.Linear(width, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
-    def encode(self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None) -> dict[str, Vectors]:
+    def encode(
+        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Vectors]:
         towers = {
             "image": lambda: self.image_tower(self.scaled(batch["pixel_values"])),
             "text": lambda: self.text_tower(batch["input_ids"], batch["cu_seqlens"]),
@@ -111,7 +119,9 @@ class Towers(nn.Module):
         return {name for name, _ in self.named_parameters() if name.startswith(f"{view}_tower.")}
 
     def contrastive_parameters(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if "_projection." in name or name == "logit_scale"}
+        return {
+            name for name, _ in self.named_parameters() if "_projection." in name or name == "logit_scale"
+        }
 
 
 @dataclass(frozen=True)

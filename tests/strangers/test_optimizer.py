@@ -46,7 +46,9 @@ class HeavyBall(Gated, torch.optim.Optimizer):
                 if self.grad_scale is not None:
                     gradient = gradient / self.grad_scale.to(gradient.device)
                 moved = state["velocity"] * group["friction"] + gradient
-                state["velocity"].copy_(torch.where(torch.as_tensor(taken, device=moved.device) > 0, moved, state["velocity"]))
+                state["velocity"].copy_(
+                    torch.where(torch.as_tensor(taken, device=moved.device) > 0, moved, state["velocity"])
+                )
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"] * taken)
                 parameter.sub_(state["velocity"] * (group["lr"] * taken))
                 state["step"] += taken

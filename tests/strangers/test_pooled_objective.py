@@ -1,4 +1,6 @@
-"""A stranger's pooled objective for FLAVA: every image with every text of a step is one yes-or-no question (SigLIP)."""
+"""A stranger's pooled objective for FLAVA: every image with every text of a step is one yes-or-no question
+(SigLIP).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ class SigmoidPairs(PooledObjective):
 
     def __init__(self, config: SigmoidConfig) -> None:
         super().__init__(config.weight)
-        self.scale, self.bias = nn.Parameter(torch.tensor([config.scale])), nn.Parameter(torch.tensor([config.bias]))
+        self.scale, self.bias = (
+            nn.Parameter(torch.tensor([config.scale])),
+            nn.Parameter(torch.tensor([config.bias])),
+        )
 
     def count(self, batch: Batch) -> int:
         return batch.size
@@ -52,7 +57,10 @@ class SigmoidPairs(PooledObjective):
         return model.embedding_rows(batch)
 
     def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
-        samples = {"image": model.image_embeddings(hidden["image"]), "text": model.text_embeddings(hidden["text"])}
+        samples = {
+            "image": model.image_embeddings(hidden["image"]),
+            "text": model.text_embeddings(hidden["text"]),
+        }
         return Features(samples, {"scale": self.scale.exp(), "bias": self.bias})
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
@@ -60,7 +68,9 @@ class SigmoidPairs(PooledObjective):
         text, first = of_all_ranks(features.samples["text"])
         logits = image @ text.t() * features.shared["scale"] + features.shared["bias"]
         own = torch.arange(image.shape[0], device=image.device)
-        signs = torch.full_like(logits, -1.0).index_put((own, own + first), torch.ones((), device=image.device))
+        signs = torch.full_like(logits, -1.0).index_put(
+            (own, own + first), torch.ones((), device=image.device)
+        )
         found = logits.detach()
         correct = (found.argmax(1) == own + first).sum().float()
         return -F.logsigmoid(signs * logits).sum(), {"correct": correct, "spread": found.std(1).sum()}
@@ -76,7 +86,16 @@ class SigmoidPairs(PooledObjective):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_pooled_objective_is_exact_under_accumulation(run_ranks, tmp_path):
-    curve = prove(run_ranks, stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()}))
-    assert set(curve[0]) == {"step", "lr", "grad_norm", "loss/sigmoid", "accuracy/sigmoid", "metric/spread/sigmoid"}
+    curve = prove(
+        run_ranks, stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()})
+    )
+    assert set(curve[0]) == {
+        "step",
+        "lr",
+        "grad_norm",
+        "loss/sigmoid",
+        "accuracy/sigmoid",
+        "metric/spread/sigmoid",
+    }
     losses = [line["loss/sigmoid"] for line in curve]
     assert len(set(losses)) == STEPS and 0 < min(losses)

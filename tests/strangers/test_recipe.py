@@ -1,4 +1,6 @@
-"""A stranger's recipe: a file anywhere, which brings a variant of its own; trained by its place, resumed from config.json."""
+"""A stranger's recipe: a file anywhere, which brings a variant of its own; trained by its place, resumed from
+config.json.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from stranger_runs import STEPS, STOPPED_AFTER, curve, numbers_of, partition_everything, split, stranger_config
+from stranger_runs import (
+    STEPS,
+    STOPPED_AFTER,
+    curve,
+    numbers_of,
+    partition_everything,
+    split,
+    stranger_config,
+)
 
 from flava_ds import config as configuration
 from flava_ds.errors import ConfigError
@@ -36,12 +46,15 @@ class SawtoothConfig(ScheduleConfig, type="sawtooth"):
 
 def small() -> config.Config:
     """A saved run with another schedule."""
-    return dataclasses.replace(config.load(Path(__file__).with_name("base.json")), schedule=SawtoothConfig(warmup_steps=1))
+    base = config.load(Path(__file__).with_name("base.json"))
+    return dataclasses.replace(base, schedule=SawtoothConfig(warmup_steps=1))
 '''
 
 
 def train(runs: tuple[tuple[list[str], int | None], ...]) -> list[int]:
-    """On every rank: command lines one after the other, as the program of a launcher takes them; some are stopped."""
+    """On every rank: command lines one after the other, as the program of a launcher takes them; some are
+    stopped.
+    """
     from flava_ds import train as program
     from flava_ds.ranks import run_lock
     from flava_ds.training.engine import Engine
@@ -64,7 +77,9 @@ def train(runs: tuple[tuple[list[str], int | None], ...]) -> list[int]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_recipe_from_a_file(run_ranks, tmp_path):
-    config = stranger_config(tmp_path, name="base", objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)})
+    config = stranger_config(
+        tmp_path, name="base", objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)}
+    )
     recipe = tmp_path / "mine.py"
     recipe.write_text(RECIPE)
     configuration.save(config, tmp_path / "base.json")
@@ -76,7 +91,8 @@ def test_a_recipe_from_a_file(run_ranks, tmp_path):
             named[name, how] = split(config, f"{name}_{how}", stage, 1)
             runs.append(([*words, f"{name}_{how}"], STOPPED_AFTER if how == "broken" else None))
         saved = str(named[name, "broken"].run_path / "config.json")
-        runs.append((["--plugin", str(recipe), saved], None))  # what the first start has written is enough to go on
+        # what the first start has written is enough to go on
+        runs.append((["--plugin", str(recipe), saved], None))
     assert run_ranks(train, 2, tuple(runs)) == [[0, 128 + signal.SIGTERM, 0] * 2] * 2
     expected = curve(named["one", "whole"])
     assert [line["lr"] / config.optimizer.lr for line in expected] == pytest.approx([1, 0.5, 1, 0.5, 1])

@@ -75,10 +75,14 @@ def test_a_sink_has_every_line_once_also_of_a_resumed_run(run_ranks, tmp_path):
         run = split(config, name, "zero1", 1)
         header, *rows = rows_of(run.run_path / "table.csv")
         assert header == ["step", "loss/pairs", "lr"] and len(rows) == STEPS
-        assert [[int(row[0]), float(row[1]), float(row[2])] for row in rows] == [[line["step"], line["loss/pairs"], line["lr"]] for line in curve(run)]
+        assert [[int(row[0]), float(row[1]), float(row[2])] for row in rows] == [
+            [line["step"], line["loss/pairs"], line["lr"]] for line in curve(run)
+        ]
 
 
 def test_a_sink_checks_its_settings(tmp_path):
     logging = LoggingConfig(sinks={"mine": TableConfig(file="x", columns=("step",))})
     with pytest.raises(ConfigError, match=r"logging\.sinks\.mine\.columns: the step comes first"):
-        stranger_config(tmp_path, name="table", logging=logging, objectives={"pairs": GlobalContrastiveConfig()})
+        stranger_config(
+            tmp_path, name="table", logging=logging, objectives={"pairs": GlobalContrastiveConfig()}
+        )

@@ -40,14 +40,28 @@ class Squares:
     promises = Promises(elastic=True, pooled_captions=True)
 
     def __init__(self, settings: SquaresConfig, config: Any, name: str) -> None:
-        self.name, self.source, self.settings, self.run_seed = name, config.data.sources[name], settings, config.seed
-        self.kind, self.length, self.seed = self.source.kind, settings.count, source_seed(name, self.source.seed)
+        self.name, self.source, self.settings, self.run_seed = (
+            name,
+            config.data.sources[name],
+            settings,
+            config.seed,
+        )
+        self.kind, self.length, self.seed = (
+            self.source.kind,
+            settings.count,
+            source_seed(name, self.source.seed),
+        )
 
     def open(self, lane: Lane) -> Squares:
         return self
 
     def state(self) -> dict[str, Any]:
-        return {"samples": self.length, "keys": f"squares of {self.settings.edge}", "order": "shuffled", "skip_list": None}
+        return {
+            "samples": self.length,
+            "keys": f"squares of {self.settings.edge}",
+            "order": "shuffled",
+            "skip_list": None,
+        }
 
     def seen(self) -> dict[str, Any]:
         return {"samples": self.length}
@@ -60,7 +74,9 @@ class Squares:
             skips.good()
             yield self._sample(int(position))
 
-    def partners(self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]) -> Iterator[Iterator[str]]:
+    def partners(
+        self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
+    ) -> Iterator[Iterator[str]]:
         """Offers the captions of other places of the global batch, from the one that the draw picks."""
         size = self.source.global_batch_size or STEP_SAMPLES
         for row, draw in zip(rows, draws, strict=True):
@@ -75,7 +91,9 @@ class Squares:
         picture = colour[:, None, None].expand(3, self.settings.edge, self.settings.edge).contiguous()
         word = WORDS[index % len(WORDS)]
         seed = int(sample_seed(self.run_seed, self.seed, epoch, index))
-        return Sample(key=f"square-{index}", index=index, seed=seed, image=picture, text=word, captions=(word,))
+        return Sample(
+            key=f"square-{index}", index=index, seed=seed, image=picture, text=word, captions=(word,)
+        )
 
 
 STEP_SAMPLES = 8
@@ -84,8 +102,15 @@ STEP_SAMPLES = 8
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_source_that_draws_its_samples(run_ranks, tmp_path):
-    config = stranger_config(tmp_path, name="squares", objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)})
-    drawn = dataclasses.replace(config.data.sources["drawings"], shards="", reader=SquaresConfig(count=20), global_batch_size=STEP_SAMPLES)
+    config = stranger_config(
+        tmp_path, name="squares", objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)}
+    )
+    drawn = dataclasses.replace(
+        config.data.sources["drawings"],
+        shards="",
+        reader=SquaresConfig(count=20),
+        global_batch_size=STEP_SAMPLES,
+    )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={"squares": drawn}))
     curve = prove(run_ranks, config)
     assert len({line["loss/matching"] for line in curve}) == STEPS

@@ -1,4 +1,6 @@
-"""Global batches for the equality suite: a function of the step, cut into any number of parts, with every way in which parts can differ."""
+"""Global batches for the equality suite: a function of the step, cut into any number of parts, with every way
+in which parts can differ.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,20 @@ from flava_ds.config import Config
 from flava_ds.families.flava.views import Kind
 
 STEPS, SIZE = 20, 24
-"""Optimizer steps of a run, and samples of each step's global batch: a multiple of all numbers of parts that are tested."""
+"""Optimizer steps of a run, and samples of each step's global batch: a multiple of all numbers of parts that
+are tested.
+"""
 KINDS = (Kind.PAIR, Kind.IMAGE, Kind.TEXT, Kind.PAIR)
 CONDITIONS = {
     "alike": "every sample has 8 tokens, 2 of them masked, 3 masked patches, and its own caption",
-    "unequal": "captions of 3 to 14 tokens, short ones first; random numbers of masked tokens, masked patches and matched pairs",
-    "one part": "the same captions, but only the first two samples have anything masked or matched: most ranks have none",
+    "unequal": (
+        "captions of 3 to 14 tokens, short ones first; random numbers of masked tokens, masked patches and "
+        "matched pairs"
+    ),
+    "one part": (
+        "the same captions, but only the first two samples have anything masked or matched: most ranks "
+        "have none"
+    ),
     "none": "the same captions, and nothing is masked or matched on any rank",
     "half masked": "unequal, and of pairs only every second sample goes through the masked passes",
 }
@@ -73,11 +83,16 @@ def _sample(draw: np.random.Generator, config: Config, condition: str, place: in
     elif condition == "none" or (condition == "one part" and place > 1):
         masks, matched = tuple(np.zeros(len(score), dtype=bool) for score in scores), False
     elif condition == "one part":
-        masks, matched = (scores[0] <= max(scores[0].min(), 0.4), scores[1] <= max(scores[1].min(), 0.4)), True
+        masks, matched = (
+            (scores[0] <= max(scores[0].min(), 0.4), scores[1] <= max(scores[1].min(), 0.4)),
+            True,
+        )
     else:
         masks = scores[0] < draw.random(), scores[1] < draw.random()
     pixels = draw.integers(0, 256, (3, edge, edge), dtype=np.uint8)
-    return Sample(pixels, draw.integers(0, config.codebook.vocab_size, patches), masks[0], tokens, masks[1], matched)
+    return Sample(
+        pixels, draw.integers(0, config.codebook.vocab_size, patches), masks[0], tokens, masks[1], matched
+    )
 
 
 def pack(kind: Kind, samples: list[Sample], *, masks: bool = True) -> Batch:
@@ -94,7 +109,9 @@ def pack(kind: Kind, samples: list[Sample], *, masks: bool = True) -> Batch:
         tensors["mim_rows"] = torch.from_numpy(np.flatnonzero(patches & matched[:, None]))
     if kind != Kind.IMAGE:
         lengths = [len(sample.tokens) for sample in samples]
-        tokens, masked = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("tokens", "masked"))
+        tokens, masked = (
+            np.concatenate([getattr(sample, name) for sample in samples]) for name in ("tokens", "masked")
+        )
         tensors["input_ids"] = torch.from_numpy(tokens)
         tensors["cu_seqlens"] = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
         numbers["max_seqlen"] = max(lengths)
@@ -103,7 +120,10 @@ def pack(kind: Kind, samples: list[Sample], *, masks: bool = True) -> Batch:
         tensors["input_ids_masked"] = torch.from_numpy(np.where(masked, MASK, tokens))
         tensors |= {"mlm_rows": torch.from_numpy(rows), "mlm_labels": torch.from_numpy(tokens[rows])}
     if kind == Kind.PAIR:
-        tensors |= {"itm_labels": torch.from_numpy(matched.astype(np.int64)), "matched_rows": torch.from_numpy(np.flatnonzero(matched))}
+        tensors |= {
+            "itm_labels": torch.from_numpy(matched.astype(np.int64)),
+            "matched_rows": torch.from_numpy(np.flatnonzero(matched)),
+        }
     return Batch(kind=kind, source=str(kind), size=len(samples), tensors=tensors, numbers=numbers)
 
 

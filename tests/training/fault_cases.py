@@ -1,4 +1,6 @@
-"""Faults that are injected into real runs, for the tests and for benchmarks/faults.py: what a user sees, how long it takes, how the run goes on."""
+"""Faults that are injected into real runs, for the tests and for benchmarks/faults.py: what a user sees, how
+long it takes, how the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ KILLS = 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault led to. `seconds` from the fault to the end of all ranks, None where the run went on; `equal`: whether curve and weights of the
-    run that went on are, bitwise, those of the undisturbed one, None where nothing had begun."""
+    """What a fault led to. `seconds` from the fault to the end of all ranks, None where the run went on;
+    `equal`: whether curve and weights of the run that went on are, bitwise, those of the undisturbed one,
+    None where nothing had begun."""
 
     fault: str
     said: str
@@ -47,7 +50,9 @@ class Gauntlet:
 
     def config(self, name: str, **settings) -> Config:
         """Two ranks, three kinds of steps, a checkpoint every two."""
-        config = real_config(self.folder, name=name, checkpoint=CheckpointConfig(every_steps=2, keep_last=3), **settings)
+        config = real_config(
+            self.folder, name=name, checkpoint=CheckpointConfig(every_steps=2, keep_last=3), **settings
+        )
         return dataclasses.replace(config, training=dataclasses.replace(config.training, total_steps=24))
 
     def goes_on(self, config: Config) -> bool:
@@ -59,7 +64,9 @@ class Gauntlet:
         if statuses != [0, 0] or curve(config.run_path) != self.expected:
             return False
         found = load_weights(config.run_path)
-        return found.keys() == self.weights.keys() and all(torch.equal(found[name], tensor) for name, tensor in self.weights.items())
+        return found.keys() == self.weights.keys() and all(
+            torch.equal(found[name], tensor) for name, tensor in self.weights.items()
+        )
 
     def started(self, config: Config, prepare: Callable[[int], None] | None = None, steps: int = 5) -> Job:
         """Starts a run and waits for some steps of it."""
@@ -68,11 +75,16 @@ class Gauntlet:
         return job
 
     def kills(self, times: int = KILLS) -> Outcome:
-        """Kills a random rank at random moments, again and again: while it starts, in steps, and while a checkpoint is being written."""
+        """Kills a random rank at random moments, again and again: while it starts, in steps, and while a
+        checkpoint is being written.
+        """
         config, draw, inside, job = self.config("kills"), random.Random(0), 0, None
         checkpoints = config.run_path / "checkpoints"
         for kill in range(times):
-            job, seen = Job(config, 2, _write_slowly if kill % 4 == 1 else None), len(steps_of(config.run_path))
+            job, seen = (
+                Job(config, 2, _write_slowly if kill % 4 == 1 else None),
+                len(steps_of(config.run_path)),
+            )
             if kill % 4 == 0:
                 time.sleep(draw.uniform(0, 2))
             elif kill % 4 == 1:
@@ -84,19 +96,35 @@ class Gauntlet:
                 time.sleep(draw.uniform(0, 0.1))
             job.signal(signal.SIGKILL, draw.randrange(2))
             job.kill()
-        return Outcome(f"kill -9 of a random rank, {times} times in a row, {inside} of them inside a checkpoint write", "", None, self.goes_on(config))
+        return Outcome(
+            f"kill -9 of a random rank, {times} times in a row, {inside} of them inside a checkpoint write",
+            "",
+            None,
+            self.goes_on(config),
+        )
 
     def killed_ranks(self) -> list[Outcome]:
         """Kills either rank and leaves the other to itself."""
         fault = "kill -9 of rank {}, nobody ends the others"
-        return [self._ended(fault.format(rank), self.config(f"killed{rank}"), lambda job, rank=rank: job.signal(signal.SIGKILL, rank)) for rank in (1, 0)]
+        return [
+            self._ended(
+                fault.format(rank),
+                self.config(f"killed{rank}"),
+                lambda job, rank=rank: job.signal(signal.SIGKILL, rank),
+            )
+            for rank in (1, 0)
+        ]
 
     def hangs(self, ranks: Sequence[int] = (1, 0)) -> list[Outcome]:
         """Stops either rank, or one of them."""
         settings = {"engine": EngineConfig(communication_timeout_s=TIMEOUT_S)}
         fault = "rank {} hangs (kill -STOP), communication_timeout_s {}"
         return [
-            self._ended(fault.format(rank, TIMEOUT_S), self.config(f"hang{rank}", **settings), lambda job, rank=rank: job.signal(signal.SIGSTOP, rank))
+            self._ended(
+                fault.format(rank, TIMEOUT_S),
+                self.config(f"hang{rank}", **settings),
+                lambda job, rank=rank: job.signal(signal.SIGSTOP, rank),
+            )
             for rank in ranks
         ]
 
@@ -108,7 +136,12 @@ class Gauntlet:
                 job.signal(signal.SIGUSR1, rank)
 
         return [
-            self._ended("SIGTERM to one rank", self.config("term"), lambda job: job.signal(signal.SIGTERM, 1), [128 + signal.SIGTERM] * 2),
+            self._ended(
+                "SIGTERM to one rank",
+                self.config("term"),
+                lambda job: job.signal(signal.SIGTERM, 1),
+                [128 + signal.SIGTERM] * 2,
+            ),
             self._ended("SIGUSR1 to all ranks", self.config("usr1"), usr1, [128 + signal.SIGUSR1] * 2),
         ]
 
@@ -117,7 +150,12 @@ class Gauntlet:
         config = self.config("full")
         checkpoints = config.run_path / "checkpoints"
         checkpoints.mkdir(parents=True)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(checkpoints)], capture_output=True).returncode == 0
+        mounted = (
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(checkpoints)], capture_output=True
+            ).returncode
+            == 0
+        )
         try:
             job = Job(config, 2, None if mounted else _limit_files)
             job.wait_until(lambda: len(steps_of(config.run_path)) > 1)
@@ -127,12 +165,16 @@ class Gauntlet:
             if mounted:
                 assert not list(checkpoints.iterdir()), "a save that failed leaves the disk as it was"
                 subprocess.run(["mount", "-o", "remount,size=512m", str(checkpoints)], check=True)
-            return Outcome("disk full while a checkpoint is written", _last(job), seconds, self.goes_on(config))
+            return Outcome(
+                "disk full while a checkpoint is written", _last(job), seconds, self.goes_on(config)
+            )
         finally:
             if mounted:
                 subprocess.run(["umount", str(checkpoints)], check=True)
 
-    def damaged(self, faults: Sequence[str] = ("cut short", "with one bit flipped", "missing")) -> list[Outcome]:
+    def damaged(
+        self, faults: Sequence[str] = ("cut short", "with one bit flipped", "missing")
+    ) -> list[Outcome]:
         """Damages a file of the latest checkpoint of a stopped run, in three ways or some of them."""
         outcomes = []
         for fault in faults:
@@ -144,8 +186,12 @@ class Gauntlet:
             DAMAGES[fault](newest / "weights_00001.safetensors")
             job = Job(config)
             equal = self.equal(config, job.wait())
-            (line,) = [line for line in job.said(0).splitlines() if "going on from the checkpoint before" in line]
-            outcomes.append(Outcome(f"a file of the latest checkpoint {fault}", line.partition("] ")[2], None, equal))
+            (line,) = [
+                line for line in job.said(0).splitlines() if "going on from the checkpoint before" in line
+            ]
+            outcomes.append(
+                Outcome(f"a file of the latest checkpoint {fault}", line.partition("] ")[2], None, equal)
+            )
         return outcomes
 
     def unwritable(self) -> Outcome:
@@ -184,14 +230,20 @@ class Gauntlet:
             shutil.copytree(self.folder / "data" / "pairs-train", self.folder / name / "pairs")
         sorted((self.folder / "there" / "pairs").glob("*.tar"))[-1].unlink()
         config = self.config("other data")
-        there = {name: dataclasses.replace(source, shards="pairs") for name, source in config.data.sources.items() if source.kind != "text"}
+        there = {
+            name: dataclasses.replace(source, shards="pairs")
+            for name, source in config.data.sources.items()
+            if source.kind != "text"
+        }
         config = config.with_sources(config.data.sources | there)
         begun = time.monotonic()
         job = Job(config, 2, _InFolder(self.folder))
         job.wait()
         return Outcome("a rank whose data differ", _last(job), time.monotonic() - begun, None)
 
-    def _ended(self, fault: str, config: Config, inject: Callable[[Job], None], statuses: list[int] | None = None) -> Outcome:
+    def _ended(
+        self, fault: str, config: Config, inject: Callable[[Job], None], statuses: list[int] | None = None
+    ) -> Outcome:
         """Injects a fault that ends the run, with certain statuses or any, and goes on."""
         job = self.started(config)
         begun = time.monotonic()
@@ -232,7 +284,11 @@ def _last(job: Job) -> str:
     """Returns the one line that says why a run ended: its error, or what it logged last."""
     errors = job.errors()
     assert len(errors) <= 1 and "Traceback" not in job.said(), job.said()
-    return errors[0] if errors else [line for line in job.said(0).splitlines() if "] " in line][-1].partition("] ")[2]
+    return (
+        errors[0]
+        if errors
+        else [line for line in job.said(0).splitlines() if "] " in line][-1].partition("] ")[2]
+    )
 
 
 def _write_slowly(rank: int) -> None:
@@ -281,4 +337,8 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {"cut short": _cut, "with one bit flipped": _flip, "missing": Path.unlink}
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "cut short": _cut,
+    "with one bit flipped": _flip,
+    "missing": Path.unlink,
+}

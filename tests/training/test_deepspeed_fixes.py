@@ -1,4 +1,6 @@
-"""Each workaround: what it does, and that DeepSpeed still needs it. When a test_upstream_still_... fails, the workaround can go."""
+"""Each workaround: what it does, and that DeepSpeed still needs it. When a test_upstream_still_... fails, the
+workaround can go.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,19 @@ def initialize(module: torch.nn.Module, stage: int, optimizer: torch.optim.Optim
     import deepspeed
 
     deepspeed_fixes.skip_shared_memory_op()
-    base = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "gradient_clipping": 0.0}
-    base |= {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **settings.pop("zero", {})}} | settings
+    base = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,
+    }
+    base |= {
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,
+            **settings.pop("zero", {}),
+        }
+    } | settings
     return deepspeed.initialize(model=module, optimizer=optimizer, config=base, dist_init_required=False)[0]
 
 
@@ -45,7 +58,10 @@ def stale_gradients(fixed: bool) -> dict[str, float]:
     """How far plain SGD moves `a` in a step that uses `b` alone."""
     start(60)
     moved = {}
-    for name, stage, zero in (("zero3", 3, {}), ("zero1_offload", 1, {"offload_optimizer": {"device": "cpu"}})):
+    for name, stage, zero in (
+        ("zero3", 3, {}),
+        ("zero1_offload", 1, {"offload_optimizer": {"device": "cpu"}}),
+    ):
         module = Two()
         engine = initialize(module, stage, torch.optim.SGD(module.parameters(), lr=0.1), zero=zero)
         from deepspeed.utils import safe_get_full_fp32_param
@@ -70,7 +86,9 @@ def test_clearing_stops_stale_gradients(run_ranks):
 
 
 def idle_motion() -> dict[int, float]:
-    """How far AdamW moves `a` in a step that uses `b` alone, by stage; under plain torch it stays where it is."""
+    """How far AdamW moves `a` in a step that uses `b` alone, by stage; under plain torch it stays where it
+    is.
+    """
     start(60)
     moved = {}
     for stage in (0, 1, 2):
@@ -108,7 +126,9 @@ def upstream_habits() -> dict[str, object]:
 
     start(33)
     said: dict[str, object] = {}
-    config = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "gradient_cliping": 3.0, "zero_optimisation": {"stage": 2}})
+    config = DeepSpeedConfig(
+        {"train_micro_batch_size_per_gpu": 1, "gradient_cliping": 3.0, "zero_optimisation": {"stage": 2}}
+    )
     said["unknown keys"] = "accepted"
     said["default clipping"] = config.gradient_clipping
 
@@ -126,10 +146,17 @@ def upstream_habits() -> dict[str, object]:
     said["updates at start, stage 0 + bf16"] = [float(state["step"]) for state in optimizer.state.values()]
 
     scaled = Scaled()
-    engine = initialize(scaled, 1, torch.optim.SGD(scaled.parameters(), lr=0.1), bf16={"enabled": True, "check_grad_overflow": False})
+    engine = initialize(
+        scaled,
+        1,
+        torch.optim.SGD(scaled.parameters(), lr=0.1),
+        bf16={"enabled": True, "check_grad_overflow": False},
+    )
     engine.backward(engine(float("nan")))
     engine.step()
-    said["NaN reaches the weights, stage 1 + bf16 without a check that waits"] = bool(scaled.weight.isnan().all())
+    said["NaN reaches the weights, stage 1 + bf16 without a check that waits"] = bool(
+        scaled.weight.isnan().all()
+    )
 
     group = TorchBackend.new_group(deepspeed.comm.comm.cdb, [0])
     said["upstream timeout"] = group._get_backend(torch.device("cpu")).options._timeout

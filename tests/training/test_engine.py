@@ -26,10 +26,18 @@ def batches_of(kind, step: int, ranks: int, accumulation: int):
 
 
 def reference(config, idle: str, ranks: int) -> dict[str, torch.Tensor]:
-    """One process, whole batch, torch.optim.AdamW with foreach and fused off, torch's clipping; 'zeros' fills absent gradients."""
+    """One process, whole batch, torch.optim.AdamW with foreach and fused off, torch's clipping; 'zeros' fills
+    absent gradients.
+    """
     module = Toy()
     module.logit_scale = torch.nn.Parameter(module.logit_scale.detach().reshape(1))
-    optimizer = torch.optim.AdamW(module.parameters(), betas=config.optimizer.betas, eps=config.optimizer.eps, weight_decay=0.1, foreach=False)
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        weight_decay=0.1,
+        foreach=False,
+    )
     for step, kind in enumerate(KINDS):
         optimizer.param_groups[0]["lr"] = config.learning_rate(step)
         batches = sum(batches_of(kind, step, ranks, config.training.gradient_accumulation_steps), [])
@@ -45,8 +53,12 @@ def reference(config, idle: str, ranks: int) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def run_steps(engine: Engine, config, world: World, kinds, first_step: int = 0, poison: frozenset[int] = frozenset()) -> list[float]:
-    """Runs one optimizer step per kind, as the trainer does; steps in `poison` get a NaN input on rank 0. Returns the gradient norms."""
+def run_steps(
+    engine: Engine, config, world: World, kinds, first_step: int = 0, poison: frozenset[int] = frozenset()
+) -> list[float]:
+    """Runs one optimizer step per kind, as the trainer does; steps in `poison` get a NaN input on rank 0.
+    Returns the gradient norms.
+    """
     norms = []
     accumulation = config.training.gradient_accumulation_steps
     for step, kind in enumerate(kinds, start=first_step):
@@ -76,12 +88,16 @@ def compare_stages(stages: tuple[str, ...], cases: tuple[tuple[int, str], ...]) 
             run_steps(engine, config, world, KINDS)
             weights = full_weights(engine)
             assert weights.keys() == expected.keys()
-            errors[stage, accumulation, idle] = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
+            errors[stage, accumulation, idle] = max(
+                float((weights[name] - expected[name]).abs().max()) for name in expected
+            )
     return errors
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("ranks", "cases"), [(1, ((1, "zeros"),)), (2, ((1, "frozen"), (3, "zeros"), (3, "frozen")))])
+@pytest.mark.parametrize(
+    ("ranks", "cases"), [(1, ((1, "zeros"),)), (2, ((1, "frozen"), (3, "zeros"), (3, "frozen")))]
+)
 def test_every_stage_matches_plain_adamw(run_ranks, tmp_path, ranks, cases):
     stages = stages_in(tmp_path)
     for errors in run_ranks(compare_stages, ranks, stages, cases):
@@ -96,12 +112,17 @@ def test_idle_switches_differ_by_more_than_the_tolerance():
 
 def everything(engine: Engine) -> dict[str, torch.Tensor]:
     """Copies this rank's weights, moments and step counts."""
-    state = {f"{i}/{key}": value.clone() for i, entry in enumerate(engine.optimizer.state.values()) for key, value in entry.items()}
+    state = {
+        f"{i}/{key}": value.clone()
+        for i, entry in enumerate(engine.optimizer.state.values())
+        for key, value in entry.items()
+    }
     return state | {name: weight.clone() for name, weight in full_weights(engine).items()}
 
 
 def poison_steps(cases: tuple[tuple[str, str], ...]) -> list[tuple]:
-    """On every rank: what two poisoned steps changed, and whether training went on as if they had not been."""
+    """On every rank: what two poisoned steps changed, and whether training went on as if they had
+    not been."""
     world = start(60)
     results = []
     for stage, precision in cases:
@@ -114,21 +135,41 @@ def poison_steps(cases: tuple[tuple[str, str], ...]) -> list[tuple]:
         norms = run_steps(poisoned, config, world, KINDS[3:5], first_step=3, poison=frozenset({3, 4}))
         after = everything(poisoned)
         changed = [name for name in before if not torch.equal(before[name], after[name])]
-        counters = [int(value) for value in (poisoned.skipped, poisoned.skipped_in_a_row, poisoned.longest_skip)]
+        counters = [
+            int(value) for value in (poisoned.skipped, poisoned.skipped_in_a_row, poisoned.longest_skip)
+        ]
         for engine in engines:
             run_steps(engine, config, world, KINDS[5:], first_step=5)
         ended = everything(poisoned)
         different = [name for name, value in everything(clean).items() if not torch.equal(value, ended[name])]
-        results.append((stage, len(before), changed, different, counters, int(poisoned.skipped_in_a_row), [n == n and abs(n) < 1e30 for n in norms]))
+        results.append(
+            (
+                stage,
+                len(before),
+                changed,
+                different,
+                counters,
+                int(poisoned.skipped_in_a_row),
+                [n == n and abs(n) < 1e30 for n in norms],
+            )
+        )
     return results
 
 
 @pytest.mark.distributed
 def test_a_nonfinite_step_touches_nothing_on_any_rank(run_ranks, tmp_path):
-    """The NaN is in rank 0's input only; weights, moments and step counts stay bitwise, and later steps run as without it."""
+    """The NaN is in rank 0's input only; weights, moments and step counts stay bitwise, and later steps run
+    as without it.
+    """
     zero3, zero3_offload = partition_everything(tmp_path), partition_everything(tmp_path, "zero3_offload")
     full = (("zero0", "fp32"), ("zero1", "fp32"), ("zero2_offload", "fp32"), (zero3, "fp32"))
-    half = (("zero1", "bf16"), ("zero2", "bf16"), ("zero1_offload", "bf16"), (zero3, "bf16"), (zero3_offload, "bf16"))
+    half = (
+        ("zero1", "bf16"),
+        ("zero2", "bf16"),
+        ("zero1_offload", "bf16"),
+        (zero3, "bf16"),
+        (zero3_offload, "bf16"),
+    )
     for results in run_ranks(poison_steps, 2, full + half):
         assert len(results) == 9
         for stage, tensors, changed, different, counters, row_at_end, finite in results:
@@ -140,18 +181,24 @@ def test_a_nonfinite_step_touches_nothing_on_any_rank(run_ranks, tmp_path):
 
 
 def compare_bf16(stages: tuple[str, ...], accumulation: int) -> dict[str, float]:
-    """On every rank: the mean distance of bf16 weights from the fp32 reference, by stage, and of the initial weights from it."""
+    """On every rank: the mean distance of bf16 weights from the fp32 reference, by stage, and of the initial
+    weights from it.
+    """
     world = start(60)
     config = toy_config(gradient_accumulation_steps=accumulation)
     expected = reference(config, "frozen", world.size)
-    begun = {name: parameter.detach().reshape(expected[name].shape) for name, parameter in Toy().named_parameters()}
+    begun = {
+        name: parameter.detach().reshape(expected[name].shape) for name, parameter in Toy().named_parameters()
+    }
     distances = {"initial": sum(float((begun[name] - expected[name]).abs().mean()) for name in expected)}
     for stage in stages:
         config = toy_config(stage, precision="bf16", gradient_accumulation_steps=accumulation)
         module = Toy()
         engine = Engine(module, config, world)
         run_steps(engine, config, world, KINDS)
-        distances[stage] = sum(float((weight - expected[name]).abs().mean()) for name, weight in full_weights(engine).items())
+        distances[stage] = sum(
+            float((weight - expected[name]).abs().mean()) for name, weight in full_weights(engine).items()
+        )
     return distances
 
 
@@ -190,9 +237,14 @@ def test_a_step_cannot_mix_kinds_or_end_early(run_ranks):
 
 
 class Waits(TorchDispatchMode):
-    """Collects who asks for the value of a tensor, for which a GPU would have to finish first: a function of flava_ds, or DeepSpeed by itself."""
+    """Collects who asks for the value of a tensor, for which a GPU would have to finish first: a function of
+    flava_ds, or DeepSpeed by itself.
+    """
 
-    asking = {getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")}
+    asking = {
+        getattr(torch.ops.aten, name)
+        for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +252,11 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.overloadpacket in self.asking:
-            frames = [f for f in traceback.extract_stack() if "flava_ds/training/" in f.filename or "/deepspeed/" in f.filename]
+            frames = [
+                f
+                for f in traceback.extract_stack()
+                if "flava_ds/training/" in f.filename or "/deepspeed/" in f.filename
+            ]
             self.found.add("DeepSpeed" if "/deepspeed/" in frames[-1].filename else frames[-1].name)
         return function(*args, **(kwargs or {}))
 
@@ -213,7 +269,10 @@ def watch_steps(stages: tuple[str, ...]) -> dict[str, set[str]]:
         module = Toy()
         engine = Engine(module, config, world)
         run_steps(engine, config, world, KINDS[:3])
-        tables = [(kind, batches_of(kind, step, world.size, 1)[world.rank][0]) for step, kind in enumerate(KINDS[3:7], start=3)]
+        tables = [
+            (kind, batches_of(kind, step, world.size, 1)[world.rank][0])
+            for step, kind in enumerate(KINDS[3:7], start=3)
+        ]
         denominators = {name: torch.tensor(4.0) for name in Toy.weights}
         with Waits() as waits:
             for step, (kind, batch) in enumerate(tables, start=3):
@@ -225,7 +284,9 @@ def watch_steps(stages: tuple[str, ...]) -> dict[str, set[str]]:
 
 
 def test_no_part_of_a_step_waits_for_the_device(run_ranks, tmp_path):
-    """The finite check and clipping included. ZeRO-3 waits by itself: for a norm of its own, and where the kind of step changes."""
+    """The finite check and clipping included. ZeRO-3 waits by itself: for a norm of its own, and where the
+    kind of step changes.
+    """
     zero3 = partition_everything(tmp_path)
     (found,) = run_ranks(watch_steps, 1, ("zero0", "zero1", "zero2", zero3))
     assert found == {"zero0": set(), "zero1": set(), "zero2": set(), zero3: {"DeepSpeed"}}
@@ -233,6 +294,9 @@ def test_no_part_of_a_step_waits_for_the_device(run_ranks, tmp_path):
 
 def test_a_wait_of_ours_would_be_found():
     with Waits() as waits:
-        exec(compile("def norm(tensor): return float(tensor)", "flava_ds/training/engine.py", "exec"), space := {})
+        exec(
+            compile("def norm(tensor): return float(tensor)", "flava_ds/training/engine.py", "exec"),
+            space := {},
+        )
         space["norm"](torch.ones(()))
     assert waits.found == {"norm"}

@@ -16,7 +16,9 @@ def settings_of(folder, content, **training):
     return merged_settings(toy_config(str(path), **training), 2, "cpu")
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize(
+    "name", ["zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload"]
+)
 def test_shipped_files_pass_and_always_carry_clipping(name):
     assert name in shipped_settings()
     settings = merged_settings(toy_config(name, gradient_accumulation_steps=2), 2, "cpu")
@@ -28,9 +30,18 @@ def test_shipped_files_pass_and_always_carry_clipping(name):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"zero_optimisation": {"stage": 2}}, ["unknown key 'zero_optimisation'", "did you mean 'zero_optimization'"]),
-        ({"gradient_cliping": 1.0, "zero_optimization": {"stage": 1}}, ["unknown key 'gradient_cliping'", "did you mean 'gradient_clipping'"]),
-        ({"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}, ["'gradient_clipping' belongs to the recipe", "training.gradient_clipping"]),
+        (
+            {"zero_optimisation": {"stage": 2}},
+            ["unknown key 'zero_optimisation'", "did you mean 'zero_optimization'"],
+        ),
+        (
+            {"gradient_cliping": 1.0, "zero_optimization": {"stage": 1}},
+            ["unknown key 'gradient_cliping'", "did you mean 'gradient_clipping'"],
+        ),
+        (
+            {"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}},
+            ["'gradient_clipping' belongs to the recipe", "training.gradient_clipping"],
+        ),
         ({"train_batch_size": 8, "zero_optimization": {"stage": 1}}, ["training.global_batch_size"]),
         ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}, ["training.precision"]),
         ({"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}, ["optimizer NAME"]),
@@ -39,11 +50,26 @@ def test_shipped_files_pass_and_always_carry_clipping(name):
         ({"zero_optimization": True}, ["explicit", "stage"]),
         ({"zero_optimization": {"stage": "2"}}, ["explicit", "stage"]),
         ({"zero_optimization": {"stage": 7}}, ["zero_optimization.stage"]),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}}, ["reduce_bucket_sise", "did you mean 'reduce_bucket_size'"]),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}, ["zero_optimization.reduce_bucket_size"]),
-        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, ["offloading needs ZeRO stage 1"]),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["offload_param", "nvme", 'use "cpu"']),
-        ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}', ["'zero_optimization' occurs twice"]),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 5}},
+            ["reduce_bucket_sise", "did you mean 'reduce_bucket_size'"],
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}},
+            ["zero_optimization.reduce_bucket_size"],
+        ),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            ["offloading needs ZeRO stage 1"],
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            ["offload_param", "nvme", 'use "cpu"'],
+        ),
+        (
+            '{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}',
+            ["'zero_optimization' occurs twice"],
+        ),
         ('{"zero_optimization": ', ["mine.json"]),
         ("[1]", ["expected a JSON object"]),
     ],

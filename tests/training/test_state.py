@@ -1,4 +1,6 @@
-"""Training states in every stage: a teacher against a plain average of the weights, a centre, skipped updates, and going on elsewhere."""
+"""Training states in every stage: a teacher against a plain average of the weights, a centre, skipped
+updates, and going on elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,18 @@ class Centre(TrainingState):
 
 
 class TaughtToy(Toy):
-    """A teacher follows an encoder, of which a parameter is frozen and a buffer moves, and a head; another follows one layer of it."""
+    """A teacher follows an encoder, of which a parameter is frozen and a buffer moves, and a head; another
+    follows one layer of it.
+    """
 
     def __init__(self, seed: int = 0, width: int = 3, teachers: bool = True) -> None:
         super().__init__(seed)
         self.image_encoder.cls_token.requires_grad_(False)
         self.image_encoder.register_buffer("shift", torch.zeros(WIDTH))
         network = nn.ModuleDict({"body": copy.deepcopy(self.image_encoder), "top": copy.deepcopy(self.mim)})
-        both = EmaTeacher(network, {"body.": "image_encoder.", "top.": "mim."}, momentum=lambda step: MOMENTUM)
+        both = EmaTeacher(
+            network, {"body.": "image_encoder.", "top.": "mim."}, momentum=lambda step: MOMENTUM
+        )
         layer = EmaTeacher(copy.deepcopy(self.mlm.dense), "mlm.dense.", momentum=lambda step: 0.5)
         self.states = ({"teacher": both, "layer": layer} if teachers else {}) | {"centre": Centre(width)}
 
@@ -61,14 +67,20 @@ class TaughtToy(Toy):
 def topology(folder: str, stage: str, ranks: int, precision: str = "fp32") -> Config:
     """A run of the toy on the same global batches whatever the ranks."""
     config = toy_config(stage, gradient_accumulation_steps=MICRO_BATCHES // ranks, precision=precision)
-    return dataclasses.replace(config, name=f"{Path(stage).stem} on {ranks}", logging=LoggingConfig(run_directory=folder))
+    return dataclasses.replace(
+        config, name=f"{Path(stage).stem} on {ranks}", logging=LoggingConfig(run_directory=folder)
+    )
 
 
 def move(engine: Engine, world: World, step: int, poisoned: bool = False) -> None:
-    """One update, after which the states follow; `seen` is 1, 2, 3 for each step. A poisoned one has a NaN on rank 0."""
+    """One update, after which the states follow; `seen` is 1, 2, 3 for each step. A poisoned one has a NaN on
+    rank 0.
+    """
     kind = KINDS[step]
     batches = [batch for table in batches_of(kind, step, MICRO_BATCHES, 1) for batch in table]
-    denominators = {name: torch.tensor(n / world.size) for name, n in objective_counts(engine.module, batches).items()}
+    denominators = {
+        name: torch.tensor(n / world.size) for name, n in objective_counts(engine.module, batches).items()
+    }
     engine.begin(kind, 1e-2)
     for batch in batches[world.rank :: world.size]:
         if poisoned and world.is_main:
@@ -83,7 +95,10 @@ def move(engine: Engine, world: World, step: int, poisoned: bool = False) -> Non
 def followed(engine: Engine) -> dict[str, torch.Tensor]:
     """The teachers' weights, by the names of what they follow, and how much of the student each keeps."""
     states = engine.module.states
-    both = {name.replace("body", "image_encoder").replace("top", "mim"): own for name, own in states["teacher"].copies().items()}
+    both = {
+        name.replace("body", "image_encoder").replace("top", "mim"): own
+        for name, own in states["teacher"].copies().items()
+    }
     return {**both, **{f"mlm.dense.{name}": own for name, own in states["layer"].copies().items()}}
 
 
@@ -95,7 +110,11 @@ def averaged(before: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) 
 
 def everything(engine: Engine) -> dict[str, torch.Tensor]:
     """Copies all states hold and the student's weights."""
-    held = {**engine.state_tensors(), **followed(engine), **{f"own {k}": v for k, v in full_weights(engine).items()}}
+    held = {
+        **engine.state_tensors(),
+        **followed(engine),
+        **{f"own {k}": v for k, v in full_weights(engine).items()},
+    }
     return {name: tensor.clone() for name, tensor in held.items()}
 
 
@@ -104,7 +123,9 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
 
 
 def follow_everywhere(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[str, dict]:
-    """On every rank: how far the teachers are from plain averages on the way, and what a poisoned step changed."""
+    """On every rank: how far the teachers are from plain averages on the way, and what a poisoned step
+    changed.
+    """
     world, found = start(60), {}
     for stage, precision in runs:
         engine = Engine(TaughtToy(), topology(folder, stage, world.size, precision), world)
@@ -115,13 +136,19 @@ def follow_everywhere(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[st
             plain = averaged(plain, full_weights(engine))
             ours = followed(engine)
             # A half-precision teacher is its average, rounded: as far as one in 256 of an element.
-            allowed = {name: 0.0 if precision == "fp32" else 2**-8 * mean.abs() for name, mean in plain.items()}
-            distance = max([distance, *(float(((ours[n] - mean).abs() - allowed[n]).max()) for n, mean in plain.items())])
+            allowed = {
+                name: 0.0 if precision == "fp32" else 2**-8 * mean.abs() for name, mean in plain.items()
+            }
+            distance = max(
+                [distance, *(float(((ours[n] - mean).abs() - allowed[n]).max()) for n, mean in plain.items())]
+            )
             assert torch.equal(ours["image_encoder.shift"].float(), torch.full((WIDTH,), float(step)))
         before = everything(engine)
         move(engine, world, len(KINDS) - 2, poisoned=True)
         changed = [name for name in differing(before, everything(engine)) if not name.endswith("shift")]
-        moved = float((ours["mim.decoder.weight"].float() - full_weights(engine)["mim.decoder.weight"]).abs().max())
+        moved = float(
+            (ours["mim.decoder.weight"].float() - full_weights(engine)["mim.decoder.weight"]).abs().max()
+        )
         compared = {name for name in replicated(engine) if name.startswith(("teacher.", "layer.", "centre."))}
         found[f"{stage} {precision}"] = {
             **{"distance": distance, "changed": changed, "moved": moved, "compared": len(compared)},
@@ -132,7 +159,9 @@ def follow_everywhere(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[st
 
 
 @pytest.mark.distributed
-def test_a_teacher_is_the_plain_average_in_every_stage_and_a_skipped_update_changes_no_state(run_ranks, tmp_path):
+def test_a_teacher_is_the_plain_average_in_every_stage_and_a_skipped_update_changes_no_state(
+    run_ranks, tmp_path
+):
     runs = [(stage, "fp32") for stage in stages_in(tmp_path)]
     runs += [("zero1", "bf16"), (partition_everything(tmp_path, "zero3_offload"), "bf16")]
     mean = torch.zeros(3)
@@ -143,12 +172,18 @@ def test_a_teacher_is_the_plain_average_in_every_stage_and_a_skipped_update_chan
         for run, result in found.items():
             assert result["distance"] < 1e-6 and result["changed"] == [], (run, result)
             assert result["moved"] > 1e-3 and result["teacher"] == 12, (run, result)
-            assert result["compared"] == 12 + 1 + 2, "weights of both networks, the buffer, the centre's two tensors"
-            assert result["mean"] == mean.tolist() and result["type"] == (torch.bfloat16 if "bf16" in run else torch.float32), run
+            assert result["compared"] == 12 + 1 + 2, (
+                "weights of both networks, the buffer, the centre's two tensors"
+            )
+            assert result["mean"] == mean.tolist() and result["type"] == (
+                torch.bfloat16 if "bf16" in run else torch.float32
+            ), run
 
 
 def write(folder: str, stage: str) -> dict[str, torch.Tensor]:
-    """On every rank: saves on the way and returns what all was then, and at the end of a run that went through."""
+    """On every rank: saves on the way and returns what all was then, and at the end of a run that went
+    through.
+    """
     world = start(60)
     config = topology(folder, stage, world.size)
     engine = Engine(TaughtToy(), config, world)
@@ -190,7 +225,10 @@ def test_states_go_on_whatever_the_ranks_and_stages(run_ranks, tmp_path, written
             for went_on_in, result in found.items():
                 different = differing(written["saved"], result["loaded"])
                 assert [key for key in different if not key.endswith("shift")] == [], (ranks, went_on_in)
-                away = max(float((result["ended"][key].double() - own.double()).abs().max()) for key, own in written["ended"].items())
+                away = max(
+                    float((result["ended"][key].double() - own.double()).abs().max())
+                    for key, own in written["ended"].items()
+                )
                 assert away < 1e-6, (ranks, went_on_in, away)
                 if (ranks, went_on_in) == (2, stage):
                     assert differing(written["ended"], result["ended"]) == []

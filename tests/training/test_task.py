@@ -1,4 +1,6 @@
-"""What a task is whatever the family: which parameters a step moves, what each state is told, how views and rows are shared."""
+"""What a task is whatever the family: which parameters a step moves, what each state is told, how views and
+rows are shared.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Reader(Objective):
 
     kinds = frozenset({"a"})
 
-    def __init__(self, needs: set[str], rows: list[int], weight: float = 1.0, kinds: set[str] = frozenset({"a"})) -> None:
+    def __init__(
+        self, needs: set[str], rows: list[int], weight: float = 1.0, kinds: set[str] = frozenset({"a"})
+    ) -> None:
         super().__init__(weight)
         self.needs, self.kinds, self.chosen = frozenset(needs), frozenset(kinds), rows
         self.head, self.fixed = nn.Linear(2, 1), nn.Linear(1, 1).requires_grad_(False)
@@ -61,7 +65,12 @@ class Reader(Objective):
 
     def forward(self, model, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
         total = sum(self.head(rows).sum() for rows in hidden.values())
-        return Loss(total, self.count(batch), {"seen": torch.tensor(float(self.count(batch)))}, {"width": torch.ones(2)})
+        return Loss(
+            total,
+            self.count(batch),
+            {"seen": torch.tensor(float(self.count(batch)))},
+            {"width": torch.ones(2)},
+        )
 
     def states(self, model) -> dict[str, TrainingState]:
         return {"memory": TrainingState()}
@@ -102,7 +111,10 @@ def batch_of(kind: str, size: int = 4, seed: int = 0) -> Batch:
 
 
 def two_readers() -> CountedTask:
-    objectives = {"one": Reader({"left"}, [3, 0]), "two": Reader({"left", "right"}, [1], weight=2.0, kinds={"a", "b"})}
+    objectives = {
+        "one": Reader({"left"}, [3, 0]),
+        "two": Reader({"left", "right"}, [1], weight=2.0, kinds={"a", "b"}),
+    }
     return CountedTask(Model(), objectives)
 
 
@@ -110,7 +122,9 @@ def test_the_union_of_views_is_encoded_once_for_the_rows_that_are_read():
     task = two_readers()
     losses = task.losses(batch_of("a"))
     assert sorted(task.model.encoded) == [("left", [0, 1, 3]), ("right", [1])]
-    assert list(losses) == ["one", "two"] and list(task.losses(batch_of("b"))) == ["two"] == list(task.losses(batch_of("a"), only=["two"]))
+    assert list(losses) == ["one", "two"] and list(task.losses(batch_of("b"))) == ["two"] == list(
+        task.losses(batch_of("a"), only=["two"])
+    )
 
 
 def test_a_step_weighs_the_means_and_names_what_it_sums():
@@ -118,7 +132,9 @@ def test_a_step_weighs_the_means_and_names_what_it_sums():
     losses = task.losses(batch)
     output = task("step", batch, {"one": torch.tensor(2.0), "two": torch.tensor(4.0)})
     torch.testing.assert_close(output.loss, losses["one"].sum / 2 + 2.0 * losses["two"].sum / 4)
-    assert set(output.sums) == {"one/loss", "one/seen", "two/loss", "two/seen"} and set(output.statistics) == {"one/width", "two/width"}
+    assert set(output.sums) == {"one/loss", "one/seen", "two/loss", "two/seen"} and set(
+        output.statistics
+    ) == {"one/width", "two/width"}
     assert not any(value.requires_grad for value in output.sums.values())
     assert task.counts(batch) == {"one": 2, "two": 1} and task.counts(batch_of("b")) == {"two": 1}
 
@@ -130,14 +146,22 @@ def test_users_are_the_trained_parameters_that_get_a_gradient():
     for kind in ("a", "b"):
         task.zero_grad()
         task("step", batch_of(kind), {"one": torch.tensor(1.0), "two": torch.tensor(1.0)}).loss.backward()
-        assert {name for name, kinds in users.items() if kind in kinds} == {n for n, p in task.named_parameters() if p.grad is not None}
-    assert users["model.unused.weight"] == frozenset() and "model.left.0.bias" not in users and "objectives.one.fixed.bias" not in users
+        assert {name for name, kinds in users.items() if kind in kinds} == {
+            n for n, p in task.named_parameters() if p.grad is not None
+        }
+    assert (
+        users["model.unused.weight"] == frozenset()
+        and "model.left.0.bias" not in users
+        and "objectives.one.fixed.bias" not in users
+    )
 
 
 def test_an_objective_that_names_no_parameter_of_the_model_is_a_mistake():
     task = CountedTask(Model(), {"one": Reader({"left"}, [0])})
     task.objectives["one"].model_parameters = lambda model: {"middle.weight"}
-    with pytest.raises(AssertionError, match="objective 'one' uses 'model.middle.weight', which is no parameter of Model"):
+    with pytest.raises(
+        AssertionError, match="objective 'one' uses 'model.middle.weight', which is no parameter of Model"
+    ):
         task.users()
 
 
@@ -146,7 +170,10 @@ def test_a_state_is_told_of_its_own_objective_alone():
     assert list(task.states) == ["one.memory", "two.memory"]
     task.states["queue"] = TrainingState()
     totals = {"one/width": torch.ones(1), "one/count": torch.ones(2), "two/width": torch.ones(3)}
-    assert {name: value.numel() for name, value in task.statistics_of("one.memory", totals).items()} == {"width": 1, "count": 2}
+    assert {name: value.numel() for name, value in task.statistics_of("one.memory", totals).items()} == {
+        "width": 1,
+        "count": 2,
+    }
     assert list(task.statistics_of("two.memory", {"one/width": torch.ones(1)})) == []
     assert task.statistics_of("queue", totals).keys() == totals.keys(), "a family's state hears of all"
 
@@ -154,18 +181,28 @@ def test_a_state_is_told_of_its_own_objective_alone():
 def test_work_and_encoders():
     task = two_readers()
     assert task.flops(batch_of("a")) == 3 * (30 + 14) and task.flops(batch_of("b")) == 3 * (30 + 7)
-    assert {name: len(own) for name, own in task.encoders().items()} == {"left": 1, "right": 2}, "parts of more than one layer"
+    assert {name: len(own) for name, own in task.encoders().items()} == {"left": 1, "right": 2}, (
+        "parts of more than one layer"
+    )
     assert task.kinds == ("a", "b") and task.metrics["one"] == {"correct": "accuracy"}
 
 
 def test_two_passes_are_the_loss_of_the_whole_step():
     task, batches = Task(Model(), {"pool": Pool(1.0)}), [batch_of("b", seed=seed) for seed in (1, 2)]
     whole = batch_of("b", size=8).having(numbers=torch.cat([batch["numbers"] for batch in batches]))
-    (expected,) = torch.autograd.grad(task("step", whole, {"pool": torch.tensor(8.0)}).loss, [task.model.left[0].weight])
+    (expected,) = torch.autograd.grad(
+        task("step", whole, {"pool": torch.tensor(8.0)}).loss, [task.model.left[0].weight]
+    )
     assert list(task.pooled("b")) == ["pool"] and task.pooled("a") == {}
     with torch.no_grad():
         parts = task.objectives["pool"].step_gradients([task("features", batch)["pool"] for batch in batches])
-    outputs = [task("step", batch, {"pool": torch.tensor(8.0)}, {"pool": part}) for batch, part in zip(batches, parts, strict=True)]
+    outputs = [
+        task("step", batch, {"pool": torch.tensor(8.0)}, {"pool": part})
+        for batch, part in zip(batches, parts, strict=True)
+    ]
     (found,) = torch.autograd.grad(sum(output.loss for output in outputs), [task.model.left[0].weight])
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(sum(output.sums["pool/loss"] for output in outputs), task("step", whole, {"pool": torch.tensor(1.0)}).loss.detach())
+    torch.testing.assert_close(
+        sum(output.sums["pool/loss"] for output in outputs),
+        task("step", whole, {"pool": torch.tensor(1.0)}).loss.detach(),
+    )

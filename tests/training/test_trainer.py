@@ -1,4 +1,6 @@
-"""The whole loop with the real model and data: kill and resume, signals, divergence, and measurements that disturb nothing."""
+"""The whole loop with the real model and data: kill and resume, signals, divergence, and measurements that
+disturb nothing.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class ToyLoader:
 
     def __iter__(self):
         for step in self.steps:
-            batches = batches_of(KINDS[step % len(KINDS)], step, self.world.size, self.accumulation)[self.world.rank]
+            batches = batches_of(KINDS[step % len(KINDS)], step, self.world.size, self.accumulation)[
+                self.world.rank
+            ]
             if step in self.poison and self.world.is_main:
                 batches[0]["pixel_values"].fill_(float("nan"))
                 batches[0]["input_ids"].fill_(float("nan"))
@@ -44,11 +48,15 @@ class ToyLoader:
         return {}
 
 
-def toy_trainer(folder: str, poison: frozenset[int] = frozenset(), deepspeed_config: str = "zero1", **changes) -> Trainer:
+def toy_trainer(
+    folder: str, poison: frozenset[int] = frozenset(), deepspeed_config: str = "zero1", **changes
+) -> Trainer:
     """A trainer of the toy; `changes` are those of LoggingConfig."""
     world = start(60)
     logging = LoggingConfig(run_directory=folder, every_steps=2, tensorboard=False, **changes)
-    config = dataclasses.replace(toy_config(deepspeed_config, gradient_accumulation_steps=2, stop_on_nonfinite=3), logging=logging)
+    config = dataclasses.replace(
+        toy_config(deepspeed_config, gradient_accumulation_steps=2, stop_on_nonfinite=3), logging=logging
+    )
     checkpoint.prepare(config, world)
     module = Toy()
     engine = Engine(module, config, world)
@@ -62,7 +70,12 @@ def steps_of(folder: Path) -> list[dict]:
 def numbers(lines: list[dict]) -> list[dict]:
     """What must not depend on timing."""
     return [
-        {key: value for key, value in line.items() if key in ("step", "kind", "source", "lr", "grad_norm") or key[:5] in ("loss/", "accur")} for line in lines
+        {
+            key: value
+            for key, value in line.items()
+            if key in ("step", "kind", "source", "lr", "grad_norm") or key[:5] in ("loss/", "accur")
+        }
+        for line in lines
     ]
 
 
@@ -83,8 +96,12 @@ def test_measuring_objective_gradients_disturbs_nothing(run_ranks, tmp_path):
     assert numbers(without) == numbers(with_norms)
     assert not any(key.startswith("gradient_norm/") for line in without for key in line)
     pair = next(line for line in with_norms if line["kind"] == "pair")
-    assert {"gradient_norm/mmm_text", "gradient_norm/itm"} <= pair.keys() and pair["encoder_gradient_norm/itm/text_encoder"] > 0
-    assert {f"gradient_norm/{name}" for name in ("mim", "mlm", "mmm_text", "itm")} <= {key for line in with_norms for key in line}
+    assert {"gradient_norm/mmm_text", "gradient_norm/itm"} <= pair.keys() and pair[
+        "encoder_gradient_norm/itm/text_encoder"
+    ] > 0
+    assert {f"gradient_norm/{name}" for name in ("mim", "mlm", "mmm_text", "itm")} <= {
+        key for line in with_norms for key in line
+    }
 
 
 def test_a_few_bad_steps_are_survived_and_many_end_the_run(run_ranks, tmp_path):
@@ -95,11 +112,26 @@ def test_a_few_bad_steps_are_survived_and_many_end_the_run(run_ranks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("off", "source"), [("mmm_image", None), ("mim", "image"), ("mlm", "text"), ("mmm_text", None), ("itm", None), ("global_contrastive", None)]
+    ("off", "source"),
+    [
+        ("mmm_image", None),
+        ("mim", "image"),
+        ("mlm", "text"),
+        ("mmm_text", None),
+        ("itm", None),
+        ("global_contrastive", None),
+    ],
 )
 def test_every_objective_can_be_left_out(tmp_path, off, source):
-    """Without mmm_image, pairs come without the codebook's view while image batches still need their codes; `source` is the one that `off` alone reads."""
-    config = real_config(tmp_path, training=TrainingConfig(total_steps=8, global_batch_size=8, gradient_accumulation_steps=2, precision="fp32"))
+    """Without mmm_image, pairs come without the codebook's view while image batches still need their codes;
+    `source` is the one that `off` alone reads.
+    """
+    config = real_config(
+        tmp_path,
+        training=TrainingConfig(
+            total_steps=8, global_batch_size=8, gradient_accumulation_steps=2, precision="fp32"
+        ),
+    )
     objectives = {**config.objectives, off: dataclasses.replace(config.objectives[off], weight=0.0)}
     sources = {name: read for name, read in config.data.sources.items() if name != source}
     config = dataclasses.replace(config.with_sources(sources), objectives=objectives)

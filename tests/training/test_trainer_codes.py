@@ -1,4 +1,6 @@
-"""The image codebook beside the trainer: frozen, no part of what trains, and not needed where its codes lie in the shards."""
+"""The image codebook beside the trainer: frozen, no part of what trains, and not needed where its codes lie
+in the shards.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ from flava_ds.prepare.codes import write_codes
 def unchanging(config: Config, **pictures) -> Config:
     """Gives all pictures the transform that stored codes need, and other changes of their sources."""
     with_pictures = {name: source for name, source in config.data.sources.items() if source.kind != "text"}
-    changed = {name: dataclasses.replace(source, transform=UNCHANGED, **pictures) for name, source in with_pictures.items()}
+    changed = {
+        name: dataclasses.replace(source, transform=UNCHANGED, **pictures)
+        for name, source in with_pictures.items()
+    }
     return config.with_sources(config.data.sources | changed)
 
 
 def test_stored_codes_give_the_curve_of_computed_ones_without_a_codebook(tmp_path):
     computed = unchanging(real_config(tmp_path, name="computed"))
     pairs = computed.data.sources["pair"]
-    write_codes(pairs, load_codebook(computed.codebook_weights, computed.codebook), computed, out=tmp_path / "coded")
+    write_codes(
+        pairs, load_codebook(computed.codebook_weights, computed.codebook), computed, out=tmp_path / "coded"
+    )
     stored = unchanging(computed, shards=str(tmp_path / "coded"), image_codes_key="codes.npy")
     stored = dataclasses.replace(stored, name="stored", codebook_weights=None)
     for config in (computed, stored):
@@ -45,7 +52,8 @@ def fit(path: str) -> dict[str, bool]:
     return {
         "trained": trainer.fit() == 0,
         "unchanged": all(tensor.equal(before[name]) for name, tensor in codebook.state_dict().items()),
-        "frozen": not codebook.training and not any(parameter.requires_grad for parameter in codebook.parameters()),
+        "frozen": not codebook.training
+        and not any(parameter.requires_grad for parameter in codebook.parameters()),
         "without gradients": all(parameter.grad is None for parameter in codebook.parameters()),
         "outside": {id(p) for p in codebook.parameters()}.isdisjoint(id(p) for p in module.parameters()),
         "not saved": load_weights(trainer.config.run_path).keys() == module.state_dict().keys(),

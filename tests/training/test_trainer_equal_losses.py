@@ -1,4 +1,6 @@
-"""The recipe `flava_debug`, half of each pair batch masked: ranks, ZeRO stages and accumulation steps do not change the six losses it logs."""
+"""The recipe `flava_debug`, half of each pair batch masked: ranks, ZeRO stages and accumulation steps do not
+change the six losses it logs.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
             training=dataclasses.replace(recipe.training, gradient_accumulation_steps=run.accumulation),
             engine=EngineConfig(deepspeed_config=run.deepspeed_config),
             checkpoint=CheckpointConfig(every_steps=0),
-            logging=dataclasses.replace(recipe.logging, tensorboard=False, objective_gradient_norms_every=0 if "3" in run.deepspeed_config else 1),
+            logging=dataclasses.replace(
+                recipe.logging,
+                tensorboard=False,
+                objective_gradient_norms_every=0 if "3" in run.deepspeed_config else 1,
+            ),
         )
         statuses.append(build(config).fit())
     return statuses
@@ -51,7 +57,10 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
 def logged(folder: Path, name: str) -> list[dict]:
     """What a run logged of every step, without what depends on time or on ties."""
     kept = ("loss/", "accuracy/mim", "accuracy/mlm", "accuracy/mmm", "accuracy/itm")
-    return [{key: value for key, value in line.items() if key in ("step", "source", "lr") or key.startswith(kept)} for line in json_lines(folder, name)]
+    return [
+        {key: value for key, value in line.items() if key in ("step", "source", "lr") or key.startswith(kept)}
+        for line in json_lines(folder, name)
+    ]
 
 
 def json_lines(folder: Path, name: str) -> list[dict]:
@@ -62,11 +71,13 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
-    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so they are equal, too.
+    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so
+    they are equal, too.
 
     One rank in every stage is the business of test_engine.py and test_equality.py.
 
-    Not compared is the contrastive one: a borrowed caption stands twice in its batch, and rounding decides which of two equal texts ranks first.
+    Not compared is the contrastive one: a borrowed caption stands twice in its batch, and rounding decides
+    which of two equal texts ranks first.
     """
     unpack(tmp_path / DATA)
     stages = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3", "3_all": partition_everything(tmp_path)}
@@ -86,4 +97,6 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
         for ours, theirs in zip(logged(tmp_path, run.name), expected, strict=True):
             assert ours.keys() == theirs.keys() and ours["source"] == theirs["source"], run.name
             numbers = [key for key in theirs if key != "source"]
-            assert [ours[key] for key in numbers] == pytest.approx([theirs[key] for key in numbers], rel=1e-5, abs=0), (run.name, ours, theirs)
+            assert [ours[key] for key in numbers] == pytest.approx(
+                [theirs[key] for key in numbers], rel=1e-5, abs=0
+            ), (run.name, ours, theirs)

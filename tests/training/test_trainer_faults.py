@@ -1,4 +1,5 @@
-"""Faults injected into the real trainer on two ranks: one line that says what it was, an end within a set time, and curve and weights bitwise the same.
+"""Faults injected into the real trainer on two ranks: one line that says what it was, an end within a set
+time, and curve and weights bitwise the same.
 
 benchmarks/faults.py injects more of each kind.
 """
@@ -20,7 +21,11 @@ HUNG = f"has not answered for {TIMEOUT_S} s in step"
 def gauntlet(tmp_path_factory) -> Gauntlet:
     """The configuration and its undisturbed curve."""
     gauntlet = Gauntlet(tmp_path_factory.mktemp("faults"))
-    assert len(gauntlet.expected) == 24 and {record["kind"] for record in gauntlet.expected} == {"image", "text", "pair"}
+    assert len(gauntlet.expected) == 24 and {record["kind"] for record in gauntlet.expected} == {
+        "image",
+        "text",
+        "pair",
+    }
     return gauntlet
 
 
@@ -62,7 +67,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(gauntlet):
 
 def test_what_cannot_begin_is_refused(gauntlet):
     check(gauntlet.unwritable(), "error: ", "unwritable cannot be used", "make it writable", equal=None)
-    check(gauntlet.other_data(), "error: rank 1 (host ", "reads other data for source", "samples, not 36", equal=None)
+    check(
+        gauntlet.other_data(),
+        "error: rank 1 (host ",
+        "reads other data for source",
+        "samples, not 36",
+        equal=None,
+    )
     check(gauntlet.two_runs(), "error: ", "is in use: process")
 
 

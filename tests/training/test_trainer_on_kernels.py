@@ -1,4 +1,6 @@
-"""A whole run on the Triton kernels, in Triton's interpreter, logs the losses of the same run on the torch references."""
+"""A whole run on the Triton kernels, in Triton's interpreter, logs the losses of the same run on the torch
+references.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def train(folder: str, implementation: str) -> tuple[int, list[str]]:
 
     interpreter_bf16.install()
     recipe = flava_debug()
-    sources = {name: dataclasses.replace(source, global_batch_size=BATCH) for name, source in recipe.data.sources.items()}
+    sources = {
+        name: dataclasses.replace(source, global_batch_size=BATCH)
+        for name, source in recipe.data.sources.items()
+    }
     config = dataclasses.replace(
         recipe,
         name=implementation,
@@ -40,7 +45,9 @@ def train(folder: str, implementation: str) -> tuple[int, list[str]]:
         checkpoint=CheckpointConfig(every_steps=0),
         logging=dataclasses.replace(recipe.logging, tensorboard=False),
     )
-    return build(config).fit(), [name.removeprefix(KERNELS) for name in sys.modules if name.startswith(KERNELS)]
+    return build(config).fit(), [
+        name.removeprefix(KERNELS) for name in sys.modules if name.startswith(KERNELS)
+    ]
 
 
 def logged(folder: Path, name: str) -> list[dict]:
@@ -51,14 +58,25 @@ def logged(folder: Path, name: str) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.triton
 def test_a_run_on_the_kernels_logs_the_losses_of_the_torch_references(run_ranks, tmp_path):
-    """Relative tolerance 1e-4 after ten updates: each operator is within 2e-6 in fp32, and the optimizer divides by small second moments."""
+    """Relative tolerance 1e-4 after ten updates: each operator is within 2e-6 in fp32, and the optimizer
+    divides by small second moments.
+    """
     unpack(tmp_path / DATA)
     [(status, loaded)] = run_ranks(train, 1, str(tmp_path), "torch")
     assert status == 0 and "attention" not in loaded
     [(status, loaded)] = run_ranks(train, 1, str(tmp_path), "triton")
-    assert status == 0 and {"attention", "contrastive", "fusing", "layer_norm", "linear_cross_entropy", "linear_gelu"} <= set(loaded)
+    assert status == 0 and {
+        "attention",
+        "contrastive",
+        "fusing",
+        "layer_norm",
+        "linear_cross_entropy",
+        "linear_gelu",
+    } <= set(loaded)
     theirs, ours = logged(tmp_path, "torch"), logged(tmp_path, "triton")
     assert len(theirs) == STEPS and {line["kind"] for line in theirs} == {"pair", "image", "text"}
     for expected, found in zip(theirs, ours, strict=True):
-        losses = {key: value for key, value in expected.items() if key.startswith("loss/") or key == "grad_norm"}
+        losses = {
+            key: value for key, value in expected.items() if key.startswith("loss/") or key == "grad_norm"
+        }
         assert {key: found[key] for key in losses} == pytest.approx(losses, rel=1e-4), expected["step"]

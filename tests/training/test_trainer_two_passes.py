@@ -1,4 +1,6 @@
-"""With gradient accumulation the exact contrastive loss takes two passes, and the second keeps one micro-batch's graph at a time."""
+"""With gradient accumulation the exact contrastive loss takes two passes, and the second keeps one
+micro-batch's graph at a time.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,16 @@ class Kept:
 
 
 def saved_bytes(numbers: tuple[int, ...], folder: str) -> dict[int, tuple[int, int]]:
-    """By number of micro-batches of four pairs: most bytes kept at one time in a training step, and bytes kept after it."""
+    """By number of micro-batches of four pairs: most bytes kept at one time in a training step, and bytes
+    kept after it.
+    """
     world = start(30)
     found = {}
     for number in numbers:
         config = scenario_config(Scenario(accumulation=number), Path(folder), str(number))
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, global_batch_size=4 * number))
+        config = dataclasses.replace(
+            config, training=dataclasses.replace(config.training, global_batch_size=4 * number)
+        )
         checkpoint.prepare(config, world)
         module = build_task(config)
         trainer = build_trainer(config, Engine(module, config, world), Parts(config, world), 0)
@@ -65,4 +71,6 @@ def saved_bytes(numbers: tuple[int, ...], folder: str) -> dict[int, tuple[int, i
 def test_memory_does_not_grow_with_the_micro_batches(run_ranks, tmp_path):
     (found,) = run_ranks(saved_bytes, 1, (1, 2, 6), str(tmp_path))
     assert found[2] == found[6] and found[6][0] > 100_000 and found[6][1] == 0
-    assert found[6][0] == pytest.approx(found[1][0], rel=0.05), "a loss of one micro-batch keeps its features instead of their gradients"
+    assert found[6][0] == pytest.approx(found[1][0], rel=0.05), (
+        "a loss of one micro-batch keeps its features instead of their gradients"
+    )

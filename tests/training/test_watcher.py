@@ -11,7 +11,10 @@ import pytest
 from flava_ds.checkpoints.saver import Status
 from flava_ds.training.watcher import Note, Watcher
 
-NOTES = [Note(saving, stop, save) for saving, stop, save in itertools.product(range(16), (False, True), (False, True))]
+NOTES = [
+    Note(saving, stop, save)
+    for saving, stop, save in itertools.product(range(16), (False, True), (False, True))
+]
 
 
 def test_every_note_comes_back_as_it_was_and_no_two_share_a_number():
@@ -32,7 +35,9 @@ def test_a_savers_states_fit():
     assert max(Status) < 16
 
 
-@pytest.mark.parametrize("hook", ["on_start", "heard", "before_update", "after_update", "on_record", "after_step", "on_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_start", "heard", "before_update", "after_update", "on_record", "after_step", "on_end"]
+)
 def test_a_watcher_overrides_what_it_needs(hook):
     watcher = Watcher()
     arguments = {"heard": (0, []), "on_record": (0, {}), "after_step": (0,), "on_end": (1,)}.get(hook, (0,))

@@ -1,4 +1,6 @@
-"""Bytes of the collectives of real training steps, against what shapes say; the counter itself against tensors of known size."""
+"""Bytes of the collectives of real training steps, against what shapes say; the counter itself against
+tensors of known size.
+"""
 
 import json
 import os
@@ -14,7 +16,12 @@ from flava_ds.watching import communication
 from flava_ds.watching.communication import Call, CollectiveLog, payloads, sent, step_payloads
 
 RANKS, STEPS, BLOCK = 2, 36, 4
-WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+WHOLE = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
 SETTINGS = [
     ("zero0", {}),
     ("zero1", {}),
@@ -41,19 +48,34 @@ def call_each() -> list[Call]:
 
 @pytest.mark.distributed
 def test_payloads_are_whole_tensors(run_ranks):
-    expected = [("all_reduce", 40), ("all_gather", 80), ("all_gather", 80), ("reduce_scatter", 80), ("broadcast", 80), ("reduce", 20)]
+    expected = [
+        ("all_reduce", 40),
+        ("all_gather", 80),
+        ("all_gather", 80),
+        ("reduce_scatter", 80),
+        ("broadcast", 80),
+        ("reduce", 20),
+    ]
     assert run_ranks(call_each, RANKS) == [[Call("other", *row) for row in expected]] * RANKS
 
 
 def test_ring_volumes():
-    payload = payloads([Call("gradients", "all_reduce", 300), Call("weights", "all_gather", 100), Call("weights", "all_gather", 20)])
+    payload = payloads(
+        [
+            Call("gradients", "all_reduce", 300),
+            Call("weights", "all_gather", 100),
+            Call("weights", "all_gather", 20),
+        ]
+    )
     assert payload == {("gradients", "all_reduce"): 300, ("weights", "all_gather"): 120}
     assert sent(payload, 1) == 0
     assert sent(payload, 4) == 2 * 0.75 * 300 + 0.75 * 120
 
 
 def measured_steps(folder: str) -> list[tuple]:
-    """Trains under each setting; returns setting, kind, samples, calls, theory, bytes used and bytes in all of the last block of each kind."""
+    """Trains under each setting; returns setting, kind, samples, calls, theory, bytes used and bytes in all
+    of the last block of each kind.
+    """
     from flava_ds.build import build
     from flava_ds.recipes import resolve
 
@@ -65,12 +87,33 @@ def measured_steps(folder: str) -> list[tuple]:
         path, own = Path(f"setting{number}.json"), Path(f"setting{number}.json.rank{os.environ['RANK']}")
         own.write_text(json.dumps(settings))
         own.replace(path)  # every rank writes the same bytes
-        overrides = ["--name", str(number), "--engine.deepspeed-config", str(path), "--training.total-steps", "1000", "--checkpoint.every-steps", "0"]
-        overrides += ["--data.block-steps", str(BLOCK), "--logging.every-steps", "1000", "--logging.no-tensorboard"]
+        overrides = [
+            "--name",
+            str(number),
+            "--engine.deepspeed-config",
+            str(path),
+            "--training.total-steps",
+            "1000",
+            "--checkpoint.every-steps",
+            "0",
+        ]
+        overrides += [
+            "--data.block-steps",
+            str(BLOCK),
+            "--logging.every-steps",
+            "1000",
+            "--logging.no-tensorboard",
+        ]
         trainer = build(resolve("flava_debug", overrides))
         kinds = trainer.engine.module.users()
-        sizes = {name: 4 * shape.numel() for name, shape in ((name, torch.Size(shape)) for name, shape in trainer.engine.shapes().items())}
-        last = {kind: (samples, calls) for kind, samples, calls in communication.measure(trainer, STEPS)[BLOCK - 1 :: BLOCK]}
+        sizes = {
+            name: 4 * shape.numel()
+            for name, shape in ((name, torch.Size(shape)) for name, shape in trainer.engine.shapes().items())
+        }
+        last = {
+            kind: (samples, calls)
+            for kind, samples, calls in communication.measure(trainer, STEPS)[BLOCK - 1 :: BLOCK]
+        }
         for kind, (samples, calls) in last.items():
             used = sum(sizes[name] for name, of in kinds.items() if kind in of)
             theory = step_payloads(trainer, kind, samples)
@@ -93,21 +136,36 @@ def test_steps_move_what_theory_says(run_ranks, tmp_path):
     unpack(tmp_path / DATA)
     first, second = run_ranks(measured_steps, RANKS, str(tmp_path))
     assert first == second, "every rank must call the same collectives"
-    assert {(number, kind) for number, kind, *_ in first} == {(number, kind) for number in range(len(SETTINGS)) for kind in ("pair", "image", "text")}
+    assert {(number, kind) for number, kind, *_ in first} == {
+        (number, kind) for number in range(len(SETTINGS)) for kind in ("pair", "image", "text")
+    }
     for number, kind, samples, calls, theory, used, trainable in first:
         measured = payloads(calls)
-        again = measured["weights", "all_gather"] - theory["weights", "all_gather"] if SETTINGS[number] == ("zero3", WHOLE) else 0
+        again = (
+            measured["weights", "all_gather"] - theory["weights", "all_gather"]
+            if SETTINGS[number] == ("zero3", WHOLE)
+            else 0
+        )
         assert 0 <= again < used / 1000, "modules that the forward pass calls twice, all of them small"
-        assert measured == theory | ({("weights", "all_gather"): measured["weights", "all_gather"]} if again else {}), (SETTINGS[number], kind)
+        assert measured == theory | (
+            {("weights", "all_gather"): measured["weights", "all_gather"]} if again else {}
+        ), (SETTINGS[number], kind)
         features = [call for call in calls if call.part == "contrastive loss"]
-        assert [call.payload for call in features] == (list(contrastive_payloads(RANKS * samples, 64)) if kind == "pair" else [])
+        assert [call.payload for call in features] == (
+            list(contrastive_payloads(RANKS * samples, 64)) if kind == "pair" else []
+        )
         assert {call.collective for call in features} <= {"all_gather"}, "no gradient of a feature travels"
         check_stage(number, measured, used, trainable)
 
 
 def check_stage(number: int, measured: dict[tuple[str, str], int], used: int, trainable: int) -> None:
-    """Compares gradients and weights with the volumes of the ZeRO paper, from the parameters' sizes alone; paddings are below a percent."""
-    (base, changes), gradients = SETTINGS[number], {key: size for key, size in measured.items() if key[0] == "gradients"}
+    """Compares gradients and weights with the volumes of the ZeRO paper, from the parameters' sizes alone;
+    paddings are below a percent.
+    """
+    (base, changes), gradients = (
+        SETTINGS[number],
+        {key: size for key, size in measured.items() if key[0] == "gradients"},
+    )
     weights = measured.get(("weights", "all_gather"), 0)
     if base == "zero0":
         assert gradients == {("gradients", "all_reduce"): trainable} and weights == 0
@@ -115,5 +173,8 @@ def check_stage(number: int, measured: dict[tuple[str, str], int], used: int, tr
         assert gradients == {("gradients", "reduce" if changes else "all_reduce"): used}
         assert trainable <= weights < 1.01 * trainable
     else:
-        assert list(gradients) == [("gradients", "reduce_scatter")] and used <= sum(gradients.values()) < 1.01 * used
+        assert (
+            list(gradients) == [("gradients", "reduce_scatter")]
+            and used <= sum(gradients.values()) < 1.01 * used
+        )
         assert not changes or 2 * used <= weights < 2.01 * used

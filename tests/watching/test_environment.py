@@ -27,11 +27,21 @@ def described() -> dict:
 @pytest.mark.distributed
 def test_a_start_names_versions_machines_kernels_and_source(run_ranks):
     first, second = run_ranks(described, 2)
-    assert first["hosts"] == {socket.gethostname(): {"ranks": [0, 1], "devices": [device_name(torch.device("cpu"))]}} == second["hosts"]
-    assert first["versions"]["torch"] == torch.__version__ and first["hardware"]["gemm_flops_per_second"] == 2e9
-    assert 0.1 < first["hardware"]["host_memory_gib"] < 1e5 and first["hardware"]["device"] == device_name(torch.device("cpu"))
+    assert (
+        first["hosts"]
+        == {socket.gethostname(): {"ranks": [0, 1], "devices": [device_name(torch.device("cpu"))]}}
+        == second["hosts"]
+    )
+    assert (
+        first["versions"]["torch"] == torch.__version__ and first["hardware"]["gemm_flops_per_second"] == 2e9
+    )
+    assert 0.1 < first["hardware"]["host_memory_gib"] < 1e5 and first["hardware"]["device"] == device_name(
+        torch.device("cpu")
+    )
     assert first["kernels"] == {name: "torch: FLAVA_KERNELS=torch" for name in flava_kernels.OPS}
-    assert first["environment"]["FLAVA_KERNELS"] == "torch" and "s3cret" not in json.dumps(first), "only variables that decide how a run runs"
+    assert first["environment"]["FLAVA_KERNELS"] == "torch" and "s3cret" not in json.dumps(first), (
+        "only variables that decide how a run runs"
+    )
     plain = json.dumps(first["config"], sort_keys=True)
     assert configuration.from_dict(configuration.Config, first["config"]) == toy_config()
     assert first["config_sha256"] == hashlib.sha256(plain.encode()).hexdigest()
@@ -41,7 +51,9 @@ def started_differently(what: str) -> tuple[str, str]:
     """Rank 1 differs in a field of its configuration, or in a version."""
     world, config = start(30), toy_config()
     if world.rank == 1 and what == "config":
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, gradient_clipping=0.25))
+        config = dataclasses.replace(
+            config, training=dataclasses.replace(config.training, gradient_clipping=0.25)
+        )
     if world.rank == 1 and what == "versions":
         environment.version_of = lambda name: "9.9" if name == "deepspeed" else version_of(name)
     try:
@@ -53,21 +65,38 @@ def started_differently(what: str) -> tuple[str, str]:
 @pytest.mark.distributed
 def test_ranks_that_would_train_differently_are_refused_and_other_versions_named(run_ranks):
     host = socket.gethostname()
-    expected = f"True: rank 1 on {host} has training.gradient_clipping 0.25 and rank 0 has 0.5; give all machines the same command"
+    expected = (
+        f"True: rank 1 on {host} has training.gradient_clipping 0.25 and rank 0 has 0.5; give all machines "
+        "the same command"
+    )
     assert all(error.startswith(expected) for _, error in run_ranks(started_differently, 2, "config"))
     (said, _), (silence, _) = run_ranks(started_differently, 2, "versions")
-    assert said.startswith(f"rank 1 on {host} has other software than rank 0: deepspeed 9.9 instead of {version_of('deepspeed')};") and silence == ""
+    assert (
+        said.startswith(
+            f"rank 1 on {host} has other software than rank 0: deepspeed 9.9 instead of "
+            f"{version_of('deepspeed')};"
+        )
+        and silence == ""
+    )
     assert run_ranks(started_differently, 2, "nothing") == [("", ""), ("", "")]
 
 
 def test_nested_types_become_dotted_names():
-    assert environment.flat({"a": {"b": 1, "c": []}, "d": [{"e": None}, 2]}) == {"a.b": 1, "a.c": [], "d.0.e": None, "d.1": 2}
+    assert environment.flat({"a": {"b": 1, "c": []}, "d": [{"e": None}, 2]}) == {
+        "a.b": 1,
+        "a.c": [],
+        "d.0.e": None,
+        "d.1": 2,
+    }
 
 
 def test_starts_are_a_list_with_the_latest_last(tmp_path):
     for step in (0, 7):
         environment.write_start(tmp_path / "environment.json", {"started": str(step)}, step)
-    assert json.loads((tmp_path / "environment.json").read_text()) == [{"step": 0, "started": "0"}, {"step": 7, "started": "7"}]
+    assert json.loads((tmp_path / "environment.json").read_text()) == [
+        {"step": 0, "started": "0"},
+        {"step": 7, "started": "7"},
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
 
 

@@ -18,12 +18,19 @@ class Run:
     def __init__(self, config=SETTINGS, total_steps=10):
         self.steps, self.logged, self.open = [], [], False
         world = SimpleNamespace(is_main=True)
-        self.watcher = EvaluationWatcher(config, total_steps, world, self.evaluate, self.logged.append, self.paused)
+        self.watcher = EvaluationWatcher(
+            config, total_steps, world, self.evaluate, self.logged.append, self.paused
+        )
 
     def evaluate(self):
         assert self.open, "rates would count the time of an evaluation"
         self.steps.append(self.step)
-        return {"a": {"accuracy": Score(float(self.step), 10, 0.1), "loss": Score(1.0, 10, 0.1, "nats", higher_is_better=False)}}
+        return {
+            "a": {
+                "accuracy": Score(float(self.step), 10, 0.1),
+                "loss": Score(1.0, 10, 0.1, "nats", higher_is_better=False),
+            }
+        }
 
     @contextmanager
     def paused(self):

@@ -24,10 +24,18 @@ def measured_against_autograd() -> tuple[dict, dict]:
     for name in denominators:
         Toy.weights, kept = {k: v if k == name else 0.0 for k, v in Toy.weights.items()}, Toy.weights
         for encoder in ("image_encoder", "text_encoder", "multimodal_encoder"):
-            gradients = torch.autograd.grad(module("step", batch, denominators).loss, list(getattr(module, encoder).parameters()), allow_unused=True)
-            expected[f"encoder_gradient_norm/{name}/{encoder}"] = float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+            gradients = torch.autograd.grad(
+                module("step", batch, denominators).loss,
+                list(getattr(module, encoder).parameters()),
+                allow_unused=True,
+            )
+            expected[f"encoder_gradient_norm/{name}/{encoder}"] = float(
+                torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+            )
         Toy.weights = kept
-        expected[f"gradient_norm/{name}"] = sum(value**2 for key, value in expected.items() if f"/{name}/" in key) ** 0.5
+        expected[f"gradient_norm/{name}"] = (
+            sum(value**2 for key, value in expected.items() if f"/{name}/" in key) ** 0.5
+        )
     return {name: float(value) for name, value in found.items()}, expected
 
 
@@ -59,6 +67,9 @@ def test_zero3_is_refused_once(caplog, monkeypatch):
 def test_only_trainable_parameters_of_encoders_count():
     task = build_task(tiny_config())
     task.model.text_encoder.final_norm.weight.requires_grad_(False)
-    found, all_of = task.encoders(), {name: len(list(part.parameters())) for name, part in task.model.named_children()}
+    found, all_of = (
+        task.encoders(),
+        {name: len(list(part.parameters())) for name, part in task.model.named_children()},
+    )
     assert list(found) == ["image_encoder", "text_encoder", "multimodal_encoder"]
     assert [all_of[name] - len(group) for name, group in found.items()] == [0, 1, 0]

@@ -17,18 +17,34 @@ RECORD = {
 
 
 def test_shows_what_a_person_watches():
-    expected = "step 10/100 | mlm 2.500 mim 3.250 | 12.3 samples/s | data wait 7% | 2.5 GFLOP/s = 31% of GEMM rate | 1.50 GiB | ETA 1:02:03"
+    expected = (
+        "step 10/100 | mlm 2.500 mim 3.250 | 12.3 samples/s | data wait 7% | 2.5 GFLOP/s = 31% of GEMM "
+        "rate | 1.50 GiB | ETA 1:02:03"
+    )
     assert console_line(RECORD, 100) == expected
     assert console_line({**RECORD, "source_share/pair": 1.0, "source_share/text": 0.0}, 100) == expected
 
 
 def test_names_sources_slow_ranks_and_skipped_samples_where_there_are_any():
     shares = {"source_share/pair": 0.7, "source_share/en/text": 0.3}
-    slow = {"rank_seconds/median": 0.5, "rank_seconds/slowest": 0.75, "slowest_rank": 3, "slowest_host": "n07", "slowest_in": "data"}
-    skipped = {"skipped_samples/pair/undecodable": 2, "skipped_samples/en/text/empty caption": 1, "skipped_samples/pair/truncated": 4}
+    slow = {
+        "rank_seconds/median": 0.5,
+        "rank_seconds/slowest": 0.75,
+        "slowest_rank": 3,
+        "slowest_host": "n07",
+        "slowest_in": "data",
+    }
+    skipped = {
+        "skipped_samples/pair/undecodable": 2,
+        "skipped_samples/en/text/empty caption": 1,
+        "skipped_samples/pair/truncated": 4,
+    }
     line = console_line(RECORD | shares | slow | skipped, 100)
     assert "| pair 70% en/text 30% |" in line
-    assert line.endswith("| slow: rank 3 on n07, 1.5 x the median, in data | skipped: pair undecodable 2, truncated 4; en/text empty caption 1")
+    assert line.endswith(
+        "| slow: rank 3 on n07, 1.5 x the median, in data | skipped: pair undecodable 2, truncated 4; "
+        "en/text empty caption 1"
+    )
     assert "slow" not in console_line(RECORD | slow | {"rank_seconds/slowest": 0.59}, 100)
 
 

@@ -29,7 +29,9 @@ PROGRESS = {"source_share/books": 0.5, "source_target/books": 0.4, "epoch/books"
 
 
 def config_in(folder):
-    config = dataclasses.replace(toy_config(), logging=LoggingConfig(run_directory=str(folder), tensorboard=True, straggler_lines=1))
+    config = dataclasses.replace(
+        toy_config(), logging=LoggingConfig(run_directory=str(folder), tensorboard=True, straggler_lines=1)
+    )
     config.run_path.mkdir(parents=True, exist_ok=True)
     return config
 
@@ -60,7 +62,9 @@ class Time:
 
 
 def speak_while(do, *arguments) -> tuple:
-    """Returns what a function returns and what it prints and logs: ranks are forked from a server, whose output is not this test's."""
+    """Returns what a function returns and what it prints and logs: ranks are forked from a server, whose
+    output is not this test's.
+    """
     said = io.StringIO()
     log.addHandler(handler := logging.StreamHandler(said))
     with contextlib.redirect_stdout(said):
@@ -74,7 +78,9 @@ def two_lines(folder: str) -> tuple:
 
 
 def write_two_lines(folder: str) -> list[dict]:
-    """Two steps in the first line, one in the second; sums differ by rank, counts are those of both. Rank 1 computes for long, then waits for data."""
+    """Two steps in the first line, one in the second; sums differ by rank, counts are those of both. Rank 1
+    computes for long, then waits for data.
+    """
     world = start(30)
     metrics = metrics_in(config_in(folder), world)
     mine = 1.0 + world.rank
@@ -83,7 +89,10 @@ def write_two_lines(folder: str) -> list[dict]:
         metrics.heard(0, [])
         clock.now += 0.5 if world.rank == 1 else 0.25
         metrics.clock.stop()
-        sums = [{"mlm/loss": torch.tensor(3.0 * mine), "mlm/correct": torch.tensor(mine)}, {"mlm/loss": torch.tensor(1.0), "mlm/correct": torch.tensor(0.0)}]
+        sums = [
+            {"mlm/loss": torch.tensor(3.0 * mine), "mlm/correct": torch.tensor(mine)},
+            {"mlm/loss": torch.tensor(1.0), "mlm/correct": torch.tensor(0.0)},
+        ]
         read = ReadReport(tokens=90, cut_tokens=20 * world.rank, skipped=Counter({"truncated": world.rank}))
         metrics.after_update(update(sums, {"mlm": 10}, read))
     metrics.add_gradient_norms({"gradient_norm/mlm": torch.tensor(2.5)})
@@ -101,26 +110,51 @@ def write_two_lines(folder: str) -> list[dict]:
 def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
     found = run_ranks(two_lines, 2, str(tmp_path))
     for (first, second), _ in found:
-        assert first["loss/mlm"] == pytest.approx(2 * (3 + 1 + 6 + 1) / 20) and first["accuracy/mlm"] == pytest.approx(2 * (1 + 2) / 20)
-        assert first["skipped_samples/books/truncated"] == 2 and second["skipped_samples/photos/undecodable"] == 2
+        assert first["loss/mlm"] == pytest.approx(2 * (3 + 1 + 6 + 1) / 20) and first[
+            "accuracy/mlm"
+        ] == pytest.approx(2 * (1 + 2) / 20)
+        assert (
+            first["skipped_samples/books/truncated"] == 2
+            and second["skipped_samples/photos/undecodable"] == 2
+        )
         assert "skipped_samples/books/truncated" not in second
-        assert first["cut_tokens/books"] == pytest.approx(40 / 400) and not any(name.startswith("cut_tokens") for name in second)
+        assert first["cut_tokens/books"] == pytest.approx(40 / 400) and not any(
+            name.startswith("cut_tokens") for name in second
+        )
         assert first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5 and first["epoch/books"] == 0.1
         assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e9)
         assert first["samples_per_second"] / first["flops_per_second"] == pytest.approx(16 / 4e6)
-        assert not any(name.endswith(("/mlm", "/mim")) for name in second) and second["skipped_updates"] == 3  # no terms, no mean
-        assert (first["slowest_rank"], first["slowest_in"], second["slowest_rank"], second["slowest_in"]) == (1, "compute", 1, "data")
+        # no terms, no mean
+        assert not any(name.endswith(("/mlm", "/mim")) for name in second) and second["skipped_updates"] == 3
+        assert (first["slowest_rank"], first["slowest_in"], second["slowest_rank"], second["slowest_in"]) == (
+            1,
+            "compute",
+            1,
+            "data",
+        )
         assert (first["rank_seconds/slowest"], first["rank_seconds/median"]) == (0.5, 0.25)
-        assert second["rank_seconds/slowest"] == pytest.approx(1.01) and second["rank_seconds/median"] == pytest.approx(0.01)
+        assert second["rank_seconds/slowest"] == pytest.approx(1.01) and second[
+            "rank_seconds/median"
+        ] == pytest.approx(0.01)
         assert all(field_of(key) for key in (*first, *second))
     config = config_in(tmp_path)
-    header, first, second = [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()]
-    assert {"versions", "hardware", "git", "config", "config_sha256", "started"} <= header.keys() and header["hardware"]["ranks"] == 2
+    header, first, second = [
+        json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()
+    ]
+    assert {"versions", "hardware", "git", "config", "config_sha256", "started"} <= header.keys() and header[
+        "hardware"
+    ]["ranks"] == 2
     assert (first["step"], first["source"], second["grad_norm"]) == (1, "books", None)  # NaN is no JSON
     assert list((config.run_path / "tensorboard").iterdir())
     (_, said), (_, silence) = found
-    assert said.count("samples/s") == 2 and said.count("slow: rank 1 on ") == 2 and not silence, "one line for all ranks"
-    assert said.count("all ranks wait for rank 1 on ") == 2 and "it computes slowly" in said and "it waits for data" in said
+    assert said.count("samples/s") == 2 and said.count("slow: rank 1 on ") == 2 and not silence, (
+        "one line for all ranks"
+    )
+    assert (
+        said.count("all ranks wait for rank 1 on ") == 2
+        and "it computes slowly" in said
+        and "it waits for data" in said
+    )
 
 
 def paused_rate(folder: str) -> float:
@@ -132,7 +166,10 @@ def paused_rate(folder: str) -> float:
     metrics.after_update(update([], {}))
     record = metrics.write(update_of())
     assert not any(key.startswith(("slowest", "rank_seconds")) for key in record), "one rank waits for nobody"
-    assert all(value is not None and (not isinstance(value, float) or math.isfinite(value)) for value in record.values())
+    assert all(
+        value is not None and (not isinstance(value, float) or math.isfinite(value))
+        for value in record.values()
+    )
     return record["seconds_per_step"]
 
 
@@ -167,5 +204,7 @@ def said_of_logs(folder: str) -> list[str]:
 
 def test_logs_that_cannot_be_written_are_one_line(run_ranks, tmp_path):
     (said,) = run_ranks(said_of_logs, 1, str(tmp_path))
-    assert len(said) == 2 and all("the logs in" in line and "start the same command again" in line for line in said), said
+    assert len(said) == 2 and all(
+        "the logs in" in line and "start the same command again" in line for line in said
+    ), said
     assert "metrics.prom" in said[0] and "log.jsonl" in said[1]

@@ -1,4 +1,6 @@
-"""A step that does not fit: torch's own error, raised in a real step, becomes one line that says what to change."""
+"""A step that does not fit: torch's own error, raised in a real step, becomes one line that says what to
+change.
+"""
 
 import dataclasses
 
@@ -20,7 +22,10 @@ def world_of(size: int) -> World:
 
 
 def config_of(deepspeed_config: str, batches: tuple[int, ...] = (64,), **training) -> Config:
-    sources = {f"s{n}": SourceConfig(kind="text", shards="x", global_batch_size=size) for n, size in enumerate(batches)}
+    sources = {
+        f"s{n}": SourceConfig(kind="text", shards="x", global_batch_size=size)
+        for n, size in enumerate(batches)
+    }
     return dataclasses.replace(toy_config(deepspeed_config, **training), data=DataConfig(sources=sources))
 
 
@@ -32,34 +37,59 @@ def test_settings_are_named_in_order_with_their_present_values():
         "--engine.deepspeed-config zero2 or zero3 (now zero1)",
         "--engine.deepspeed-config zero1_offload (now zero1)",
     ]
-    assert "micro-batches of 4 instead of 8" in found[0] and "the same global batch" in found[0] and "change results" in found[-1]
-
-
-def test_what_cannot_help_is_not_named():
-    """Batches of 12 and 18 over one rank: 2 and 3 steps divide both, then 6; a single rank has nobody to divide state with."""
-    first = [remedies(config_of("zero2", (12, 18), gradient_accumulation_steps=n), world_of(1), "s0")[0].split(" (")[0] for n in (1, 2, 3)]
-    assert first == [f"--training.gradient-accumulation-steps {n}" for n in (2, 6, 6)]
-    exhausted = config_of("zero3_offload", (12, 18), gradient_accumulation_steps=6, activation_checkpointing=True)
-    assert [way.split(",")[0] for way in remedies(exhausted, world_of(1), "s0")] == ["more ranks"]
-    start = remedies(config_of("zero0"), world_of(2), None)
-    assert [way.split(" (")[0] for way in start[:-1]] == [f"--engine.deepspeed-config {name}" for name in ("zero1 or zero2 or zero3", "zero1_offload")], (
-        "before the first step batches take no memory"
+    assert (
+        "micro-batches of 4 instead of 8" in found[0]
+        and "the same global batch" in found[0]
+        and "change results" in found[-1]
     )
 
 
-HOST = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes"
+def test_what_cannot_help_is_not_named():
+    """Batches of 12 and 18 over one rank: 2 and 3 steps divide both, then 6; a single rank has nobody to
+    divide state with.
+    """
+    first = [
+        remedies(config_of("zero2", (12, 18), gradient_accumulation_steps=n), world_of(1), "s0")[0].split(
+            " ("
+        )[0]
+        for n in (1, 2, 3)
+    ]
+    assert first == [f"--training.gradient-accumulation-steps {n}" for n in (2, 6, 6)]
+    exhausted = config_of(
+        "zero3_offload", (12, 18), gradient_accumulation_steps=6, activation_checkpointing=True
+    )
+    assert [way.split(",")[0] for way in remedies(exhausted, world_of(1), "s0")] == ["more ranks"]
+    start = remedies(config_of("zero0"), world_of(2), None)
+    assert [way.split(" (")[0] for way in start[:-1]] == [
+        f"--engine.deepspeed-config {name}" for name in ("zero1 or zero2 or zero3", "zero1_offload")
+    ], "before the first step batches take no memory"
+
+
+HOST = (
+    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "8000000000 bytes"
+)
 LIBRARY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(SAID), RuntimeError(HOST), RuntimeError(LIBRARY)])
 def test_memory_of_every_kind_is_recognised(error):
-    with pytest.raises(DeviceMemoryError, match=r"^rank 0 on \S+ ran out of memory in a step \(.*\)\. Change, in this order, what is needed: \(1\) "):
+    with pytest.raises(
+        DeviceMemoryError,
+        match=(
+            r"^rank 0 on \S+ ran out of memory in a step \(.*\)\. Change, in this order, what is needed: "
+            r"\(1\) "
+        ),
+    ):
         with explained(config_of("zero1"), world_of(1), "in a step", source="s0"):
             raise error
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="^a shape is wrong$"), explained(config_of("zero1"), world_of(1), "in a step"):
+    with (
+        pytest.raises(RuntimeError, match="^a shape is wrong$"),
+        explained(config_of("zero1"), world_of(1), "in a step"),
+    ):
         raise RuntimeError("a shape is wrong")
 
 
@@ -81,5 +111,8 @@ def train_out_of_memory(folder: str) -> str:
 
 def test_a_step_without_memory_ends_the_run_with_that_line(run_ranks, tmp_path):
     (said,) = run_ranks(train_out_of_memory, 1, str(tmp_path))
-    assert "ran out of memory in step 4, of image batches from 'image' (CUDA out of memory. Tried to allocate 20.00 MiB)" in said
+    assert (
+        "ran out of memory in step 4, of image batches from 'image' (CUDA out of memory. Tried to "
+        "allocate 20.00 MiB)"
+    ) in said
     assert "--engine.deepspeed-config zero1_offload (now zero1)" in said and "\n" not in said

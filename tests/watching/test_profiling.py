@@ -29,7 +29,9 @@ def kernels_in(path: Path) -> list[str]:
 
 @pytest.mark.distributed
 def test_the_steps_asked_for_are_written_as_a_trace_by_every_rank_that_was_meant(run_ranks, tmp_path):
-    """Steps 4 and 5 are an image and a text step of two micro-batches, so four passes through one encoder, which has one GELU."""
+    """Steps 4 and 5 are an image and a text step of two micro-batches, so four passes through one encoder,
+    which has one GELU.
+    """
     (status, said), (other_status, _) = run_ranks(traced, 2, str(tmp_path))
     assert status == other_status == 0
     first, second = sorted((tmp_path / "toy" / "profile").iterdir())
@@ -40,7 +42,9 @@ def test_the_steps_asked_for_are_written_as_a_trace_by_every_rank_that_was_meant
 
 def profiler(first_step: int, **changes) -> StepProfiler:
     world = World(rank=1, local_rank=1, size=2, device=torch.device("cpu"), host_group=None)
-    return StepProfiler(dataclasses.replace(toy_config(), logging=LoggingConfig(**changes)), world, first_step)
+    return StepProfiler(
+        dataclasses.replace(toy_config(), logging=LoggingConfig(**changes)), world, first_step
+    )
 
 
 def test_one_rank_traces_unless_all_are_asked_for_and_never_beyond_the_end():
@@ -60,10 +64,18 @@ def test_a_memory_snapshot_needs_a_cuda_device():
 @pytest.mark.gpu
 def test_a_snapshot_of_a_gpus_memory_lists_what_was_allocated(tmp_path):
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0), host_group=None)
-    profiler = StepProfiler(dataclasses.replace(toy_config(), logging=LoggingConfig(memory_snapshot_step=3, run_directory=str(tmp_path))), world, 0)
+    profiler = StepProfiler(
+        dataclasses.replace(
+            toy_config(), logging=LoggingConfig(memory_snapshot_step=3, run_directory=str(tmp_path))
+        ),
+        world,
+        0,
+    )
     with profiler.around(3):
         block = torch.zeros(3 * 2**20, device="cuda", dtype=torch.uint8)
     (path,) = (tmp_path / "toy" / "profile").iterdir()
     held = pickle.loads(path.read_bytes())
-    assert any(event["action"] == "alloc" and event["size"] == block.numel() for event in held["device_traces"][0])
+    assert any(
+        event["action"] == "alloc" and event["size"] == block.numel() for event in held["device_traces"][0]
+    )
     assert write_snapshot(tmp_path, world, 4).is_file()

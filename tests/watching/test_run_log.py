@@ -11,24 +11,45 @@ def write(path, *lines):
 
 
 def test_header_and_steps_are_told_apart(tmp_path):
-    log = write(tmp_path / "log.jsonl", {"versions": {"torch": "2"}, "step": "none"}, {"step": 1, "loss/mim": 6.0, "lr": 0.1}, {"step": 3, "loss/mlm": 8.0})
+    log = write(
+        tmp_path / "log.jsonl",
+        {"versions": {"torch": "2"}, "step": "none"},
+        {"step": 1, "loss/mim": 6.0, "lr": 0.1},
+        {"step": 3, "loss/mlm": 8.0},
+    )
     assert log.header["versions"] == {"torch": "2"}
     assert [line["step"] for line in log.steps] == [1, 3]
     assert log.names("loss/") == ["mim", "mlm"] and log.series("loss/mim") == ([1], [6.0])
 
 
 def test_a_resumed_run_counts_a_repeated_step_once_and_last(tmp_path):
-    log = write(tmp_path / "log.jsonl", {"versions": {}}, {"step": 5, "lr": 1.0}, {"step": 6, "lr": 1.0}, {"versions": {"b": 1}}, {"step": 6, "lr": 2.0})
+    log = write(
+        tmp_path / "log.jsonl",
+        {"versions": {}},
+        {"step": 5, "lr": 1.0},
+        {"step": 6, "lr": 1.0},
+        {"versions": {"b": 1}},
+        {"step": 6, "lr": 2.0},
+    )
     assert log.series("lr") == ([5, 6], [1.0, 2.0])
 
 
 def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path):
-    assert write(tmp_path / "log.jsonl", {"versions": {}}, {"step": 1, "lr": 1.0}, '{"step": 2, "lr"').series("lr") == ([1], [1.0])
+    assert write(tmp_path / "log.jsonl", {"versions": {}}, {"step": 1, "lr": 1.0}, '{"step": 2, "lr"').series(
+        "lr"
+    ) == ([1], [1.0])
 
 
 def test_numbers_that_are_not_finite_are_no_points(tmp_path):
-    log = write(tmp_path / "log.jsonl", '{"step": 1, "loss/mim": NaN}', '{"step": 2, "loss/mim": 3.0}', '{"step": 3, "loss/mim": Infinity}')
-    assert log.series("loss/mim") == ([2], [3.0]) and logged_losses(log) == {"mim": {"first": 3.0, "last": 3.0}}
+    log = write(
+        tmp_path / "log.jsonl",
+        '{"step": 1, "loss/mim": NaN}',
+        '{"step": 2, "loss/mim": 3.0}',
+        '{"step": 3, "loss/mim": Infinity}',
+    )
+    assert log.series("loss/mim") == ([2], [3.0]) and logged_losses(log) == {
+        "mim": {"first": 3.0, "last": 3.0}
+    }
 
 
 def test_a_missing_log_is_empty(tmp_path):

@@ -12,7 +12,14 @@ from test_metrics import config_in
 
 from flava_ds.errors import ConfigError
 from flava_ds.watching import sinks
-from flava_ds.watching.sinks import JsonLines, Prometheus, TensorBoard, WeightsAndBiases, check_packages, open_sinks
+from flava_ds.watching.sinks import (
+    JsonLines,
+    Prometheus,
+    TensorBoard,
+    WeightsAndBiases,
+    check_packages,
+    open_sinks,
+)
 
 START = {"started": "then", "versions": {}, "git": None, "hardware": {}, "config_sha256": "0"}
 
@@ -35,17 +42,26 @@ def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
     write_all(JsonLines(path, {**START, "started": "now"}, 3), {"step": 3, "lr": 0.2})
     header, *steps = lines_of(path)
     assert [(line["step"], line["lr"]) for line in steps] == [(0, 0.1), (1, 0.1), (2, 0.1), (3, 0.2)]
-    assert header["started"] == "then" and [(entry["step"], entry["started"]) for entry in header["resumed"]] == [(3, "now")]
+    assert header["started"] == "then" and [
+        (entry["step"], entry["started"]) for entry in header["resumed"]
+    ] == [(3, "now")]
     write_all(JsonLines(path, START, 0))
     assert len(lines_of(path)) == 1  # a fresh start begins a fresh log
 
 
 def test_tensorboard_has_every_number_and_forgets_what_a_resumed_run_repeats(tmp_path):
-    write_all(TensorBoard(tmp_path, 0), *({"step": step, "kind": "text", "loss/mlm": 9.0 - step, "grad_norm": None} for step in range(4)))
+    write_all(
+        TensorBoard(tmp_path, 0),
+        *({"step": step, "kind": "text", "loss/mlm": 9.0 - step, "grad_norm": None} for step in range(4)),
+    )
     write_all(TensorBoard(tmp_path, 2), {"step": 2, "loss/mlm": 5.0, "slowest_rank": 3})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(events.Tags()["scalars"]) == {"loss/mlm", "slowest_rank"}
-    assert [(event.step, event.value) for event in events.Scalars("loss/mlm")] == [(0, 9.0), (1, 8.0), (2, 5.0)]
+    assert [(event.step, event.value) for event in events.Scalars("loss/mlm")] == [
+        (0, 9.0),
+        (1, 8.0),
+        (2, 5.0),
+    ]
 
 
 def test_tensorboard_has_a_record_as_soon_as_it_is_written(tmp_path):
@@ -68,12 +84,24 @@ def test_every_start_of_a_run_is_noted(tmp_path):
     assert [start["step"] for start in json.loads((config.run_path / "environment.json").read_text())] == [60]
 
 
-RECORD = {"step": 3, "time": 1.75e9, "kind": "pair", "loss/mlm": 2.5, "grad_norm": None, "skipped_samples/a b/no image": 2, "skipped_updates": 1}
+RECORD = {
+    "step": 3,
+    "time": 1.75e9,
+    "kind": "pair",
+    "loss/mlm": 2.5,
+    "grad_norm": None,
+    "skipped_samples/a b/no image": 2,
+    "skipped_updates": 1,
+}
 
 
 def test_prometheus_file_holds_the_latest_numbers_and_adds_up_counts(tmp_path):
     path = tmp_path / "metrics.prom"
-    write_all(Prometheus(path, 'a "run"\\'), {**RECORD, "loss/itm": 0.5}, {**RECORD, "step": 4, "skipped_samples/c/truncated": 1})
+    write_all(
+        Prometheus(path, 'a "run"\\'),
+        {**RECORD, "loss/itm": 0.5},
+        {**RECORD, "step": 4, "skipped_samples/c/truncated": 1},
+    )
     run = r'run="a \"run\"\\"'
     assert parse(path.read_text()) == {
         "flava_ds_step": ("gauge", {f"{{{run}}}": 4.0}),
@@ -82,15 +110,22 @@ def test_prometheus_file_holds_the_latest_numbers_and_adds_up_counts(tmp_path):
         "flava_ds_loss": ("gauge", {f'{{objective="mlm",{run}}}': 2.5}),
         "flava_ds_skipped_samples_total": (
             "counter",
-            {f'{{reason="no image",{run},source="a b"}}': 4.0, f'{{reason="truncated",{run},source="c"}}': 1.0},
+            {
+                f'{{reason="no image",{run},source="a b"}}': 4.0,
+                f'{{reason="truncated",{run},source="c"}}': 1.0,
+            },
         ),
         "flava_ds_skipped_updates_total": ("counter", {f"{{{run}}}": 1.0}),
     }
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.prom"], "replaced as a whole, nothing left over"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.prom"], (
+        "replaced as a whole, nothing left over"
+    )
 
 
 def parse(text: str) -> dict:
-    """Reads the text format as strictly as node_exporter does: HELP, TYPE, then the samples of that name, without timestamps; every line ends."""
+    """Reads the text format as strictly as node_exporter does: HELP, TYPE, then the samples of that name,
+    without timestamps; every line ends.
+    """
     assert text.endswith("\n")
     found, lines = {}, iter(text.splitlines())
     for line in lines:
@@ -110,11 +145,22 @@ def test_prometheus_own_parser_reads_the_file(tmp_path):
     from prometheus_client import parser
 
     write_all(Prometheus(tmp_path / "metrics.prom", 'a "run"\\'), RECORD)
-    families = {family.name: family for family in parser.text_string_to_metric_families((tmp_path / "metrics.prom").read_text())}
+    families = {
+        family.name: family
+        for family in parser.text_string_to_metric_families((tmp_path / "metrics.prom").read_text())
+    }
     (loss,) = families["flava_ds_loss"].samples
-    assert loss.labels == {"run": 'a "run"\\', "objective": "mlm"} and loss.value == 2.5 and families["flava_ds_loss"].type == "gauge"
+    assert (
+        loss.labels == {"run": 'a "run"\\', "objective": "mlm"}
+        and loss.value == 2.5
+        and families["flava_ds_loss"].type == "gauge"
+    )
     (skipped,) = families["flava_ds_skipped_samples"].samples
-    assert skipped.labels["reason"] == "no image" and skipped.value == 2.0 and families["flava_ds_skipped_samples"].type == "counter"
+    assert (
+        skipped.labels["reason"] == "no image"
+        and skipped.value == 2.0
+        and families["flava_ds_skipped_samples"].type == "counter"
+    )
 
 
 def with_wandb(folder):
@@ -124,7 +170,10 @@ def with_wandb(folder):
 
 def test_a_missing_wandb_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sinks, "version_of", lambda name: "none")
-    with pytest.raises(ConfigError, match=r"logging.wandb is on, but wandb is not installed; `pip install 'flava_ds\[wandb\]'`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"logging.wandb is on, but wandb is not installed; `pip install 'flava_ds\[wandb\]'`",
+    ):
         check_packages(with_wandb(tmp_path))
     check_packages(config_in(tmp_path))
 
@@ -134,13 +183,18 @@ def test_wandb_without_a_login_is_one_clear_error(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="Weights & Biases does not take the run .*`wandb login`.* or leave logging.wandb off"):
+    with pytest.raises(
+        ConfigError,
+        match="Weights & Biases does not take the run .*`wandb login`.* or leave logging.wandb off",
+    ):
         WeightsAndBiases(with_wandb(tmp_path), {}, 0)
     wandb.teardown()  # it remembers in this process what its variables said
 
 
 def leveldb_records(log: bytes) -> list[bytes]:
-    """Reads LevelDB's log format, in which wandb keeps a run: blocks of 32 KiB, the first after a header of 7 bytes; records of checksum, length, type."""
+    """Reads LevelDB's log format, in which wandb keeps a run: blocks of 32 KiB, the first after a header of 7
+    bytes; records of checksum, length, type.
+    """
     found, part, place = [], b"", 0
     while place + 7 <= len(log):
         left = 32768 - (place + 7) % 32768
@@ -161,15 +215,24 @@ def test_wandb_offline_keeps_the_numbers_and_a_resumed_run_its_identity(tmp_path
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = with_wandb(tmp_path)
-    write_all(WeightsAndBiases(config, START, 0), {"step": 0, "kind": "pair", "loss/mlm": 2.5}, {"step": 1, "loss/mlm": 2.25, "grad_norm": None})
+    write_all(
+        WeightsAndBiases(config, START, 0),
+        {"step": 0, "kind": "pair", "loss/mlm": 2.5},
+        {"step": 1, "loss/mlm": 2.25, "grad_norm": None},
+    )
     time.sleep(1.1)  # wandb names folders by the second, and starts within one would share theirs
     write_all(WeightsAndBiases(config, START, 1), {"step": 1, "loss/mlm": 2.125})
     seen, names = [], set()
-    for path in sorted((config.run_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(
+        (config.run_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+    ):
         names.add(path.stem)
         for record in map(Record.FromString, leveldb_records(path.read_bytes()[7:])):
             if record.WhichOneof("record_type") == "history":
-                items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                items = {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in record.history.item
+                }
                 seen.append((items["step"], items["loss/mlm"]))
     assert seen == [(0, 2.5), (1, 2.25), (1, 2.125)]
     assert len(names) == 1, "a resumed run goes on under the id of the first start"

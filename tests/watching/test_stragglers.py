@@ -75,11 +75,19 @@ def test_on_a_gpu_the_clock_counts_the_devices_time_and_does_not_wait_for_it():
 def test_the_slowest_rank_is_compared_with_the_median_and_told_its_cause():
     hosts = ["a", "a", "b", "b"]
     found = find_slowest([0.1, 0.1, 0.1, 0.1], [1.0, 1.1, 2.0, 1.2], hosts)
-    assert (found.rank, found.host, found.cause, found.lags) == (2, "b", "compute", True) and found.seconds == pytest.approx(2.1)
+    assert (found.rank, found.host, found.cause, found.lags) == (
+        2,
+        "b",
+        "compute",
+        True,
+    ) and found.seconds == pytest.approx(2.1)
     assert found.median == pytest.approx(1.2), "the lower median: of two ranks the faster one is the measure"
     found = find_slowest([0.1, 0.9, 0.1, 0.1], [1.0, 1.1, 1.0, 1.2], hosts)
     assert (found.rank, found.host, found.cause) == (1, "a", "data")
-    assert not find_slowest([0.0, 0.0], [1.0, 1.19], ["a", "b"]).lags and find_slowest([0.0, 0.0], [1.0, 1.21], ["a", "b"]).lags
+    assert (
+        not find_slowest([0.0, 0.0], [1.0, 1.19], ["a", "b"]).lags
+        and find_slowest([0.0, 0.0], [1.0, 1.21], ["a", "b"]).lags
+    )
     assert not find_slowest([0.0, 0.0], [0.01, 0.02], ["a", "b"]).lags, "twice as long, but 10 ms"
 
 
@@ -88,8 +96,26 @@ def test_a_warning_needs_the_same_rank_for_several_lines():
         return Slowest(rank, f"host{rank}", seconds, 1.0, "data")
 
     watch = StragglerWatch(3)
-    said = [watch.see(line(*seen)) for seen in ((1, 2.0), (1, 2.0), (2, 2.0), (2, 2.0), (2, 1.1), (2, 2.0), (2, 2.0), (2, 2.5), (2, 2.0), (2, 2.0), (2, 2.0))]
+    said = [
+        watch.see(line(*seen))
+        for seen in (
+            (1, 2.0),
+            (1, 2.0),
+            (2, 2.0),
+            (2, 2.0),
+            (2, 1.1),
+            (2, 2.0),
+            (2, 2.0),
+            (2, 2.5),
+            (2, 2.0),
+            (2, 2.0),
+            (2, 2.0),
+        )
+    ]
     assert [number for number, warning in enumerate(said) if warning] == [7, 10]
-    assert "rank 2 on host2: for 3 log lines it has taken 2.5 s a step" in said[7] and "2.5 times the median rank's 1 s" in said[7]
+    assert (
+        "rank 2 on host2: for 3 log lines it has taken 2.5 s a step" in said[7]
+        and "2.5 times the median rank's 1 s" in said[7]
+    )
     assert "loader processes of host2" in said[7] and "for 6 log lines" in said[10]
     assert StragglerWatch(0).see(line(1, 9.0)) is None

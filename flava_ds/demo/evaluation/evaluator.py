@@ -34,30 +34,45 @@ __all__ = ["MEASUREMENTS", "aims", "evaluate", "evaluate_run", "find_data", "gat
 
 log = logging.getLogger(__name__)
 
-MEASUREMENTS: tuple[type[Measurement], ...] = (ZeroShot, Masked, LinearProbe, Matching, Retrieval, PixelBaseline)
+MEASUREMENTS: tuple[type[Measurement], ...] = (
+    ZeroShot,
+    Masked,
+    LinearProbe,
+    Matching,
+    Retrieval,
+    PixelBaseline,
+)
 """In the order in which they run: what the gates need comes first, in case time runs out."""
 RESULT = "evaluation.json"
 
 
-def evaluate_run(run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None
+) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint on the demo's held-out data, writes evaluation.json into the run's
     folder and returns it.
 
     `data` defaults to the data set that the run trained on. After `limit_s` seconds no further measurement
     starts; what was left out is listed.
 
-    Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable inputs;
-        UserError when the run trained on something else.
+    Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable
+        inputs; UserError when the run trained on something else.
     """
     start = time.monotonic()
     run_path = Path(run_path)
     opened = open_model(run_path)
     root = find_data(opened.config) if data is None else Path(data.root)
     if root is None:
-        raise UserError(f"{run_path}: did not train on the demo's data, so its held-out drawings say nothing of it")
+        raise UserError(
+            f"{run_path}: did not train on the demo's data, so its held-out drawings say nothing of it"
+        )
     inputs = build_inputs(opened.config, root)
     deadline = None if limit_s is None else start + limit_s
-    result = {"run": opened.config.name, "checkpoint": name_of(opened.described.step), "step": opened.described.step}
+    result = {
+        "run": opened.config.name,
+        "checkpoint": name_of(opened.described.step),
+        "step": opened.described.step,
+    }
     result |= evaluate(opened.frozen(), inputs, deadline=deadline)
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
     result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}

@@ -71,7 +71,11 @@ def retrieve_images(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[
     samples, concepts = inputs.unseen_style, inputs.unseen_style.column("concept")
     rows = spaced(len(samples), QUERIES)
     captions = [samples.captions[row] for row in rows]
-    found = top_k(model.text_embeddings(captions, ASKED_BY), model.image_embeddings(samples, ASKED_BY), FOUND).cpu().numpy()
+    found = (
+        top_k(model.text_embeddings(captions, ASKED_BY), model.image_embeddings(samples, ASKED_BY), FOUND)
+        .cpu()
+        .numpy()
+    )
     return [
         (caption, [picture_of(samples, hit, concepts[hit] == concepts[row]) for hit in hits])
         for caption, row, hits in zip(captions, rows.tolist(), found.tolist(), strict=True)
@@ -89,14 +93,18 @@ def retrieve_captions(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture,
     images = model.image_embeddings(samples, ASKED_BY)[torch.from_numpy(rows).to(model.device)]
     found = top_k(images, model.text_embeddings(texts, ASKED_BY), FOUND).cpu().numpy()
     return [
-        (picture_of(samples, row), [Caption(texts[hit], concepts[row] in concept_of[texts[hit]]) for hit in hits])
+        (
+            picture_of(samples, row),
+            [Caption(texts[hit], concepts[row] in concept_of[texts[hit]]) for hit in hits],
+        )
         for row, hits in zip(rows.tolist(), found.tolist(), strict=True)
     ]
 
 
 @torch.inference_mode()
 def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
-    """Fills masked pictures: original, masked, predicted codes drawn by the codebook, and the codebook's own drawing of the true codes.
+    """Fills masked pictures: original, masked, predicted codes drawn by the codebook, and the codebook's own
+    drawing of the true codes.
 
     Raises: Missing without a codebook that can draw, or without the MIM objective.
     """
@@ -112,8 +120,15 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     rows = []
     for row, record in enumerate(chosen.records):
         original = masked.pixels[row]
-        versions = (("original", original), ("masked", cover(original, masked.patches[row])), ("predicted", drawn[row]), ("codebook", own[row]))
-        rows.append([Picture(uri_of_pixels(pixels), f"{record['label']}, {name}") for name, pixels in versions])
+        versions = (
+            ("original", original),
+            ("masked", cover(original, masked.patches[row])),
+            ("predicted", drawn[row]),
+            ("codebook", own[row]),
+        )
+        rows.append(
+            [Picture(uri_of_pixels(pixels), f"{record['label']}, {name}") for name, pixels in versions]
+        )
     return rows
 
 
@@ -154,9 +169,16 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
     [masked] = masked_inputs(inputs, kind, chosen, len(chosen))
     best = masked_logits(scorer, masked, name).softmax(-1).topk(GUESSES, dim=-1)
     blanks = {
-        row: Blank(word(inputs, answer), [(word(inputs, token), share) for token, share in zip(tokens, shares, strict=True)])
+        row: Blank(
+            word(inputs, answer),
+            [(word(inputs, token), share) for token, share in zip(tokens, shares, strict=True)],
+        )
         for row, answer, tokens, shares in zip(
-            masked.token_rows.tolist(), masked.token_labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+            masked.token_rows.tolist(),
+            masked.token_labels.tolist(),
+            best.indices.tolist(),
+            best.values.tolist(),
+            strict=True,
         )
     }
     found, start = [], 0
@@ -174,10 +196,17 @@ def word(inputs: Inputs, token: int) -> str:
 
 
 def join_pieces(pieces: list[str | Blank]) -> list[str | Blank]:
-    """Glues pieces that continue a word ('##ing') and closing punctuation to the piece before, if that is no blank."""
+    """Glues pieces that continue a word ('##ing') and closing punctuation to the piece before, if that is no
+    blank.
+    """
     joined: list[str | Blank] = []
     for piece in pieces:
-        if isinstance(piece, str) and joined and isinstance(joined[-1], str) and (piece.startswith("##") or piece in CLOSING):
+        if (
+            isinstance(piece, str)
+            and joined
+            and isinstance(joined[-1], str)
+            and (piece.startswith("##") or piece in CLOSING)
+        ):
             joined[-1] += piece.removeprefix("##")
         else:
             joined.append(piece)

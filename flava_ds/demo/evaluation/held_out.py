@@ -37,7 +37,10 @@ def held_out_of(run_path: Path) -> HeldOut | None:
     shown = {"step": None, "examples": collect_examples(run_path, config, evaluation, found)}
     if evaluation:
         metrics = evaluation["metrics"]
-        seconds = [(name.replace("_", " "), f"{value:.1f} s") for name, value in evaluation.get("seconds", {}).items()]
+        seconds = [
+            (name.replace("_", " "), f"{value:.1f} s")
+            for name, value in evaluation.get("seconds", {}).items()
+        ]
         shown |= {
             "step": evaluation["step"],
             "headlines": tables.headlines(metrics),
@@ -65,10 +68,16 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
 def masked_losses(metrics: dict[str, float]) -> dict[str, float]:
     """Returns each masked objective's held-out loss."""
     parts = {name: name.split("/") for name in metrics}
-    return {words[1]: metrics[name] for name, words in parts.items() if words[0] == "masked" and words[2:] == ["loss_nats"]}
+    return {
+        words[1]: metrics[name]
+        for name, words in parts.items()
+        if words[0] == "masked" and words[2:] == ["loss_nats"]
+    }
 
 
-def collect_examples(run_path: Path, config: Config, evaluation: dict[str, Any] | None, found: Path | UserError) -> dict[str, Any]:
+def collect_examples(
+    run_path: Path, config: Config, evaluation: dict[str, Any] | None, found: Path | UserError
+) -> dict[str, Any]:
     """Runs the model on single samples; a part that fails for a reason the user can do something about
     becomes that reason."""
     parts: dict[str, Callable[[FrozenModel, Inputs], Any]] = {

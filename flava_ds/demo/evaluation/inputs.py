@@ -67,26 +67,41 @@ class Inputs:
         """
         path = self.root / "concepts.json"
         try:
-            return {entry["concept"]: entry["label"] for entry in json.loads(path.read_text(encoding="utf-8"))}
+            return {
+                entry["concept"]: entry["label"] for entry in json.loads(path.read_text(encoding="utf-8"))
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not the list of concepts that the builder writes ({type(error).__name__}: {error}); unpack the data set anew") from error
+            raise DataError(
+                f"{path}: not the list of concepts that the builder writes ({type(error).__name__}: "
+                f"{error}); unpack the data set anew"
+            ) from error
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 over the pairs' shards and the concepts, which fixes every result that no model takes part in."""
+        """SHA-256 over the pairs' shards and the concepts, which fixes every result that no model takes part
+        in.
+        """
         digest = hashlib.sha256()
-        shards = [shard for folder in ("pairs-train", "pairs-unseen-style", "pairs-unseen-concepts") for shard in expand_shards(str(self.root / folder))]
+        shards = [
+            shard
+            for folder in ("pairs-train", "pairs-unseen-style", "pairs-unseen-concepts")
+            for shard in expand_shards(str(self.root / folder))
+        ]
         for path in [*shards, self.root / "concepts.json"]:
             digest.update(path.relative_to(self.root).as_posix().encode())
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def styles_of(self, samples: Samples) -> dict[str, Samples]:
-        """Splits samples by drawing style; the same objects on every call, so that what is cached for one is found again."""
+        """Splits samples by drawing style; the same objects on every call, so that what is cached for one is
+        found again.
+        """
         return self._styles.setdefault(
             samples.name,
             {
-                str(style): samples.select(np.flatnonzero(samples.column("style") == style), f"{samples.name}/{style}")
+                str(style): samples.select(
+                    np.flatnonzero(samples.column("style") == style), f"{samples.name}/{style}"
+                )
                 for style in np.unique(samples.column("style"))
             },
         )
@@ -96,12 +111,16 @@ class Inputs:
         return {}
 
     def codes(self, samples: Samples, count: int) -> Tensor:
-        """Returns the codebook's indices of a set's first `count` pictures, computed once, on the codebook's device: [count n] int64."""
+        """Returns the codebook's indices of a set's first `count` pictures, computed once, on the codebook's
+        device: [count n] int64.
+        """
         found = self._codes.get(samples)
         if found is None or len(found) < count:
             device = next(self.codebook.parameters()).device
             parts = samples.pixels(self.config.codebook.image_size)[:count].split(CODEBOOK_ROWS)
-            found = self._codes[samples] = torch.cat([self.codebook.encode(rows.to(device)).cpu() for rows in parts])
+            found = self._codes[samples] = torch.cat(
+                [self.codebook.encode(rows.to(device)).cpu() for rows in parts]
+            )
         return found[:count]
 
     @cached_property
@@ -125,7 +144,8 @@ def build_inputs(config: Config, root: Path) -> Inputs:
     tokenizer = WordPieceTokenizer(config.data.vocabulary)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise DataError(
-            f"{tokenizer.file}: {tokenizer.vocab_size} entries, but model.text.vocab_size is {config.model.text.vocab_size}; use the run's vocabulary"
+            f"{tokenizer.file}: {tokenizer.vocab_size} entries, but model.text.vocab_size is "
+            f"{config.model.text.vocab_size}; use the run's vocabulary"
         )
     if config.codebook_weights is None:
         return Inputs(config, root, tokenizer, None, "the run's configuration names no codebook_weights")

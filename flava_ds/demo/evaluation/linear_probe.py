@@ -15,29 +15,37 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1)
-"""Candidates for C on standardised features; the sweep keeps the one that does best on a training style left out."""
+"""Candidates for C on standardised features; the sweep keeps the one that does best on a training style left
+out.
+"""
 MAX_ITERATIONS = 200
 SWEEP_ITERATIONS = 60
 TOLERANCE = 1e-4
 
 
 class LinearProbe(Measurement):
-    """Tells the group (10) and subgroup (about 100) of held-out images from features that were trained without these labels.
+    """Tells the group (10) and subgroup (about 100) of held-out images from features that were trained
+    without these labels.
 
-    Source: paper, section 4: scikit-learn's L-BFGS on the final layer's CLS, not projected, with the penalty swept on a split.
+    Source: paper, section 4: scikit-learn's L-BFGS on the final layer's CLS, not projected, with the penalty
+    swept on a split.
     """
 
     name = "linear_probe"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns accuracy on each held-out style and on the unseen concepts, beside that of the most frequent class."""
+        """Returns accuracy on each held-out style and on the unseen concepts, beside that of the most
+        frequent class.
+        """
         train = self.inputs.train
         features = self.features(model, train)
         mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
         features = (features - mean) / scale
         styles = train.column("style")
         metrics = {}
-        sets = self.inputs.styles_of(self.inputs.unseen_style) | {"unseen_concepts": self.inputs.unseen_concepts}
+        sets = self.inputs.styles_of(self.inputs.unseen_style) | {
+            "unseen_concepts": self.inputs.unseen_concepts
+        }
         for field in ("group", "subgroup"):
             labels = train.column(field)
             probe = fit(features, labels, choose_penalty(features, labels, styles), MAX_ITERATIONS)
@@ -54,20 +62,30 @@ class LinearProbe(Measurement):
         return model.image_features(samples, self.asked_by).float().cpu().numpy()
 
 
-def fit(features: np.ndarray, labels: np.ndarray, inverse_penalty: float, iterations: int) -> LogisticRegression:
-    """Fits at scikit-learn's own tolerance, which is looser than the paper's protocol and fits ten minutes."""
+def fit(
+    features: np.ndarray, labels: np.ndarray, inverse_penalty: float, iterations: int
+) -> LogisticRegression:
+    """Fits at scikit-learn's own tolerance, which is looser than the paper's protocol and fits
+    ten minutes."""
     return fit_logistic(features, labels, inverse_penalty, iterations=iterations, tolerance=TOLERANCE)
 
 
 def choose_penalty(features: np.ndarray, labels: np.ndarray, styles: np.ndarray) -> float:
     """Returns the candidate that does best on the smallest training style when trained on the others.
 
-    A style is left out, not random rows, because that is what the probe is tested on. With one style, every fifth row is left out.
+    A style is left out, not random rows, because that is what the probe is tested on. With one style, every
+    fifth row is left out.
     """
     names, counts = np.unique(styles, return_counts=True)
     left_out = styles == names[counts.argmin()] if len(names) > 1 else np.arange(len(styles)) % 5 == 0
     kept = np.flatnonzero(~left_out)
     if len(np.unique(labels[kept])) < 2:
         return INVERSE_PENALTIES[len(INVERSE_PENALTIES) // 2]
-    scores = [(fit(features[kept], labels[kept], c, SWEEP_ITERATIONS).predict(features[left_out]) == labels[left_out]).mean() for c in INVERSE_PENALTIES]
+    scores = [
+        (
+            fit(features[kept], labels[kept], c, SWEEP_ITERATIONS).predict(features[left_out])
+            == labels[left_out]
+        ).mean()
+        for c in INVERSE_PENALTIES
+    ]
     return INVERSE_PENALTIES[int(np.argmax(scores))]

@@ -84,7 +84,9 @@ class Masked(Measurement):
             usable = [name for name in wanted if self.inputs.codebook or name in ("mlm", "mmm_text")]
             names = [name for name in usable if PREDICTS[name] in scorer.predicts]
             if names:
-                metrics |= self.predict(scorer, kind, names, self.inputs.texts if kind == "text" else self.inputs.unseen_style)
+                metrics |= self.predict(
+                    scorer, kind, names, self.inputs.texts if kind == "text" else self.inputs.unseen_style
+                )
         if not metrics:
             raise Unavailable(self.inputs.codebook_problem or "the run trains no masked objective")
         return metrics
@@ -124,11 +126,15 @@ def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Ite
             fields |= masked_image_fields(inputs, samples, rows, "mim" if kind == "image" else "mmm_image")
             fields["codes"] = None if codes is None else codes[rows]
         if kind != "image":
-            fields |= masked_text_fields(inputs, [ids[row] for row in rows], rows, "mlm" if kind == "text" else "mmm_text")
+            fields |= masked_text_fields(
+                inputs, [ids[row] for row in rows], rows, "mlm" if kind == "text" else "mmm_text"
+            )
         yield MaskedInputs(**fields)
 
 
-def masked_image_fields(inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str) -> dict[str, Tensor]:
+def masked_image_fields(
+    inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str
+) -> dict[str, Tensor]:
     """Returns pixels and masks of the chosen pictures."""
     image = inputs.config.model.image
     mask = mask_patches(hash64(SEED, rows), image.grid_size, inputs.objective(objective))
@@ -142,7 +148,9 @@ def masked_image_fields(inputs: Inputs, samples: Samples, rows: np.ndarray, obje
 def masked_text_fields(inputs: Inputs, texts: list[np.ndarray], rows: np.ndarray, objective: str) -> dict:
     """Returns texts with their masks."""
     lengths = np.array([len(text) for text in texts])
-    tokens = mask_tokens(hash64(SEED, rows), np.concatenate(texts), lengths, inputs.objective(objective), inputs.tokenizer)
+    tokens = mask_tokens(
+        hash64(SEED, rows), np.concatenate(texts), lengths, inputs.objective(objective), inputs.tokenizer
+    )
     masked, token_rows, labels = vars(tokens).values()
     return {
         "texts": texts,

@@ -14,7 +14,8 @@ MOST_PAIRS = 1024
 
 
 class Matching(Measurement):
-    """Accuracy on as many matches as mismatches: captions of another concept, and of another concept of the same subgroup (hard).
+    """Accuracy on as many matches as mismatches: captions of another concept, and of another concept of the
+    same subgroup (hard).
 
     Log odds are those of a model that holds both answers equally likely. Inputs are unmasked.
 
@@ -24,7 +25,8 @@ class Matching(Measurement):
     name = "matching"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns balanced accuracy and the area under the ROC curve for both kinds of mismatch, beside 0.5."""
+        """Returns balanced accuracy and the area under the ROC curve for both kinds of mismatch,
+        beside 0.5."""
         model.need(Matcher, self.asked_by)  # before anything is encoded
         samples = self.inputs.unseen_style
         rows = np.arange(min(MOST_PAIRS, len(samples)))
@@ -33,8 +35,15 @@ class Matching(Measurement):
             "random": draw_mismatches(concepts, np.zeros(len(rows), dtype=np.int64)),
             "same_subgroup": draw_mismatches(concepts, np.unique(subgroups, return_inverse=True)[1]),
         }
-        ids = self.inputs.tokenizer.encode_batch([samples.captions[row] for row in rows], self.inputs.max_tokens("pair"))
-        scores = self.scores(model, samples.pixels(self.inputs.config.model.image.image_size)[rows], ids, [rows, *wrong.values()])
+        ids = self.inputs.tokenizer.encode_batch(
+            [samples.captions[row] for row in rows], self.inputs.max_tokens("pair")
+        )
+        scores = self.scores(
+            model,
+            samples.pixels(self.inputs.config.model.image.image_size)[rows],
+            ids,
+            [rows, *wrong.values()],
+        )
         metrics = {}
         for (kind, partners), mismatch in zip(wrong.items(), scores[1:], strict=True):
             usable = partners >= 0
@@ -50,8 +59,11 @@ class Matching(Measurement):
             }
         return metrics
 
-    def scores(self, model: FrozenModel, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]) -> list[np.ndarray]:
-        """Returns, for each pairing of images with captions, the log odds of a match: [N] each. Images are encoded once.
+    def scores(
+        self, model: FrozenModel, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Returns, for each pairing of images with captions, the log odds of a match: [N] each. Images are
+        encoded once.
 
         Shapes:
             pixels    [N c H W]  uint8
@@ -67,7 +79,9 @@ class Matching(Measurement):
 
 
 def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:
-    """Draws for each sample another one of its pool with another concept, from a fixed seed; -1 where there is none: [N]."""
+    """Draws for each sample another one of its pool with another concept, from a fixed seed; -1 where there
+    is none: [N].
+    """
     draw = np.random.default_rng(SEED)
     partners = np.full(len(concepts), -1, dtype=np.int64)
     for pool in np.unique(pools):
@@ -82,5 +96,8 @@ def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
     """Returns the probability that a positive scores above a negative, ties counting half."""
     ordered = np.sort(negative)
-    below, not_above = np.searchsorted(ordered, positive, side="left"), np.searchsorted(ordered, positive, side="right")
+    below, not_above = (
+        np.searchsorted(ordered, positive, side="left"),
+        np.searchsorted(ordered, positive, side="right"),
+    )
     return float((below + not_above).mean() / 2 / len(negative))

@@ -1,4 +1,6 @@
-"""The reference that a trained model has to beat: the nearest neighbour on raw pixels. Computed here, kept by the checksum of the data."""
+"""The reference that a trained model has to beat: the nearest neighbour on raw pixels. Computed here, kept by
+the checksum of the data.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ VERSION = 1
 
 
 class PixelBaseline(Measurement):
-    """Concept, group and subgroup of each held-out image by its nearest training images, as mean-centred, normalised 32 x 32 pixels."""
+    """Concept, group and subgroup of each held-out image by its nearest training images, as mean-centred,
+    normalised 32 x 32 pixels.
+    """
 
     name = "pixel_baseline"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns the baseline under the names of the metrics that it is read beside; the model takes no part."""
+        """Returns the baseline under the names of the metrics that it is read beside; the model takes no
+        part.
+        """
         path = cache_file(self.inputs)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -50,7 +56,9 @@ def measure(inputs: Inputs) -> dict[str, float]:
     keys = pixel_vectors(train.pixels(EDGE))
     concepts = train.column("concept")
     metrics = {}
-    for set_name, samples in (inputs.styles_of(inputs.unseen_style) | {"unseen_concepts": inputs.unseen_concepts}).items():
+    for set_name, samples in (
+        inputs.styles_of(inputs.unseen_style) | {"unseen_concepts": inputs.unseen_concepts}
+    ).items():
         neighbours = top_k(pixel_vectors(samples.pixels(EDGE)), keys, NEIGHBOURS).numpy()
         if set_name != "unseen_concepts":
             right, found = samples.column("concept"), distinct(concepts[neighbours], 5)
@@ -58,7 +66,9 @@ def measure(inputs: Inputs) -> dict[str, float]:
                 metrics[f"zero_shot/{set_name}/top{k}_accuracy{PIXELS}"] = recall(found, right, k)
         for field in ("group", "subgroup"):
             nearest = train.column(field)[neighbours[:, 0]]
-            metrics[f"linear_probe/{set_name}/{field}_accuracy{PIXELS}"] = float((nearest == samples.column(field)).mean())
+            metrics[f"linear_probe/{set_name}/{field}_accuracy{PIXELS}"] = float(
+                (nearest == samples.column(field)).mean()
+            )
     return metrics
 
 
@@ -69,7 +79,9 @@ def pixel_vectors(pixels: Tensor) -> Tensor:
 
 
 def distinct(labels: np.ndarray, most: int) -> np.ndarray:
-    """Keeps the first occurrence of each label in every row, at most `most`, filled up with the empty string: [N k] -> [N most]."""
+    """Keeps the first occurrence of each label in every row, at most `most`, filled up with the empty string:
+    [N k] -> [N most].
+    """
     found = np.full((len(labels), most), "", dtype=labels.dtype)
     for row, values in enumerate(labels):
         unique = list(dict.fromkeys(values))[:most]

@@ -24,13 +24,19 @@ class Retrieval(Measurement):
     def run(self, model: FrozenModel) -> dict[str, float]:
         """Returns recall at 1 and 5, caption to image and image to caption, beside that of a random order."""
         metrics = {}
-        for set_name, samples in (("unseen_style", self.inputs.unseen_style), ("unseen_concepts", self.inputs.unseen_concepts)):
+        for set_name, samples in (
+            ("unseen_style", self.inputs.unseen_style),
+            ("unseen_concepts", self.inputs.unseen_concepts),
+        ):
             metrics |= self.retrieve(model, set_name, samples)
         return metrics
 
     def retrieve(self, model: FrozenModel, set_name: str, samples: Samples) -> dict[str, float]:
         """Searches one set in both directions."""
-        images, texts = model.image_embeddings(samples, self.asked_by), model.text_embeddings(samples.captions, self.asked_by)
+        images, texts = (
+            model.image_embeddings(samples, self.asked_by),
+            model.text_embeddings(samples.captions, self.asked_by),
+        )
         concepts = samples.column("concept")
         _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
         metrics = {}

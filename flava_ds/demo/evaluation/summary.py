@@ -12,8 +12,9 @@ from flava_ds.evaluation.table import percent
 FLAT, CONTRAST = "fluent-emoji-flat", "fluent-emoji-high-contrast"
 MASKED = ("mlm", "mim", "mmm_text", "mmm_image")
 MASKED_LOSS_FALL = 1.0
-"""Nats by which a masked loss on held-out data has to lie under the first logged training loss, which is that of guessing: one nat divides the
-perplexity by e. A difference, not a share: the entropy of the targets (a codebook's use, a vocabulary) moves a share and not a difference."""
+"""Nats by which a masked loss on held-out data has to lie under the first logged training loss, which is that
+of guessing: one nat divides the perplexity by e. A difference, not a share: the entropy of the targets (a
+codebook's use, a vocabulary) moves a share and not a difference."""
 
 Gate = tuple[str, float, float, bool]
 """Name, value, threshold, passed. A value that was not measured is nan and fails."""
@@ -51,21 +52,32 @@ ROWS = (
 def rows(evaluation: dict[str, Any]) -> list[tuple[str, float, float | None, float | None]]:
     """Returns label, value, chance and pixel baseline of every measured metric of the table."""
     metrics = evaluation["metrics"]
-    return [(label, metrics[name], metrics.get(name + CHANCE), metrics.get(name + PIXELS)) for name, label in ROWS if name in metrics]
+    return [
+        (label, metrics[name], metrics.get(name + CHANCE), metrics.get(name + PIXELS))
+        for name, label in ROWS
+        if name in metrics
+    ]
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """Formats the evaluation as plain text: metric, value, chance (or the most frequent class) and nearest neighbour on pixels."""
+    """Formats the evaluation as plain text: metric, value, chance (or the most frequent class) and nearest
+    neighbour on pixels.
+    """
     measured = rows(evaluation)
     width = max([len(label) for label, *_ in measured] + [len("held-out data")])
     lines = [f"{'held-out data':<{width}}  {'value':>7}  {'chance':>7}  {'pixels':>7}"]
-    lines += [f"{label:<{width}}  " + "  ".join(f"{percent(value):>7}" for value in values) for label, *values in measured]
+    lines += [
+        f"{label:<{width}}  " + "  ".join(f"{percent(value):>7}" for value in values)
+        for label, *values in measured
+    ]
     lines += [f"left out: {name} ({reason})" for name, reason in evaluation.get("left_out", {}).items()]
     return "\n".join(lines)
 
 
 def gates(evaluation: dict[str, Any], thresholds: Mapping[str, float]) -> list[Gate]:
-    """Returns what a run must reach to count as working: the least values of `thresholds`, by metric, and what holds for every length."""
+    """Returns what a run must reach to count as working: the least values of `thresholds`, by metric, and
+    what holds for every length.
+    """
     metrics, losses = evaluation["metrics"], evaluation.get("losses", {})
     get = lambda name: metrics.get(name, math.nan)  # noqa: E731
     words_of = dict(ROWS)
@@ -75,19 +87,33 @@ def gates(evaluation: dict[str, Any], thresholds: Mapping[str, float]) -> list[G
         found.append(_above(f"group above the most frequent class, {words}", get(name), get(name + CHANCE)))
     for objective in MASKED:
         first = losses.get(objective, {}).get("first", math.nan)
-        found.append(_below(f"held-out {objective} loss a nat under its first value", get(f"masked/{objective}/loss_nats"), first - MASKED_LOSS_FALL))
+        found.append(
+            _below(
+                f"held-out {objective} loss a nat under its first value",
+                get(f"masked/{objective}/loss_nats"),
+                first - MASKED_LOSS_FALL,
+            )
+        )
     found.append(_at_least("image-text matching above chance", get("matching/random/accuracy"), 0.55))
     return found
 
 
 def aims(evaluation: dict[str, Any]) -> list[Gate]:
-    """Returns what a good run reaches and no run is failed for: better than the nearest neighbour on pixels, in both unseen styles."""
+    """Returns what a good run reaches and no run is failed for: better than the nearest neighbour on pixels,
+    in both unseen styles.
+    """
     metrics = evaluation["metrics"]
     found = []
     for style, words in ((FLAT, "flat style"), (CONTRAST, "high contrast")):
         for k in (1, 5):
             name = f"zero_shot/{style}/top{k}_accuracy"
-            found.append(_above(f"zero-shot top-{k} above pixel 1-NN, {words}", metrics.get(name, math.nan), metrics.get(name + PIXELS, math.nan)))
+            found.append(
+                _above(
+                    f"zero-shot top-{k} above pixel 1-NN, {words}",
+                    metrics.get(name, math.nan),
+                    metrics.get(name + PIXELS, math.nan),
+                )
+            )
     return found
 
 

@@ -36,15 +36,34 @@ WHAT = {
     "loss_nats": "loss, nats",
 }
 EVALUATIONS = {
-    "zero_shot": ("Zero-shot concepts", "The image embedding against prompts made from labels. No classifier was trained."),
-    "retrieval": ("Retrieval", "One caption per image; any image or caption of the same concept counts as right."),
-    "linear_probe": ("Linear probe", "Logistic regression on the frozen image CLS, trained on the training styles. Chance is the most frequent class."),
-    "masked": ("Masked prediction", "With the run's own masking and fixed seeds. Chance is the most frequent target."),
+    "zero_shot": (
+        "Zero-shot concepts",
+        "The image embedding against prompts made from labels. No classifier was trained.",
+    ),
+    "retrieval": (
+        "Retrieval",
+        "One caption per image; any image or caption of the same concept counts as right.",
+    ),
+    "linear_probe": (
+        "Linear probe",
+        (
+            "Logistic regression on the frozen image CLS, trained on the training styles. Chance is the most "
+            "frequent class."
+        ),
+    ),
+    "masked": (
+        "Masked prediction",
+        "With the run's own masking and fixed seeds. Chance is the most frequent target.",
+    ),
     "matching": ("Image-text matching", "As many matches as mismatches; the decision is moved to even odds."),
 }
 HEADLINES = (
     (f"zero_shot/{FLAT}/top5_accuracy", "Zero-shot concept, top-5", "colour drawings in a style never seen"),
-    (f"zero_shot/{CONTRAST}/top5_accuracy", "Zero-shot concept, top-5", "black outlines in a style never seen"),
+    (
+        f"zero_shot/{CONTRAST}/top5_accuracy",
+        "Zero-shot concept, top-5",
+        "black outlines in a style never seen",
+    ),
     ("retrieval/unseen_style/text_to_image_recall_at_5", "Caption to image, R@5", "both unseen styles"),
     (f"linear_probe/{FLAT}/group_accuracy", "Group by linear probe", "unseen flat style, 10 groups"),
     ("masked/mmm_text/accuracy", "Masked words of captions", "beside the picture, unseen style"),
@@ -90,7 +109,14 @@ class Section:
 
 def measure(metrics: dict[str, float], name: str, set_words: str, what: str) -> Measure:
     """Collects a metric and its references."""
-    return Measure(set_words, what, metrics[name], metrics.get(name + CHANCE), metrics.get(name + PIXELS), not name.endswith("_nats"))
+    return Measure(
+        set_words,
+        what,
+        metrics[name],
+        metrics.get(name + CHANCE),
+        metrics.get(name + PIXELS),
+        not name.endswith("_nats"),
+    )
 
 
 def headlines(metrics: dict[str, float]) -> list[Measure]:
@@ -106,8 +132,12 @@ def sections(metrics: dict[str, float]) -> list[Section]:
         if len(rest) == 2 and f"/{rest[1]}" not in (CHANCE, PIXELS):
             words = SETS.get(rest[0], rest[0]), WHAT.get(rest[1], rest[1].replace("_", " "))
             found.setdefault(evaluator, []).append(measure(metrics, name, *words))
-    known = [name for name in EVALUATIONS if name in found] + [name for name in found if name not in EVALUATIONS]
-    return [Section(*EVALUATIONS.get(name, (name.replace("_", " "), "")), by_set(found[name])) for name in known]
+    known = [name for name in EVALUATIONS if name in found] + [
+        name for name in found if name not in EVALUATIONS
+    ]
+    return [
+        Section(*EVALUATIONS.get(name, (name.replace("_", " "), "")), by_set(found[name])) for name in known
+    ]
 
 
 def by_set(measures: list[Measure]) -> list[Measure]:

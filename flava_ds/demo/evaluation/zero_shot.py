@@ -1,4 +1,5 @@
-"""Zero-shot concept classification: the image embedding against the embeddings of prompts made from labels."""
+"""Zero-shot concept classification: the image embedding against the embeddings of prompts made
+from labels."""
 
 from __future__ import annotations
 
@@ -34,16 +35,24 @@ class ZeroShot(Measurement):
             embeddings, right = model.image_embeddings(samples, self.asked_by), samples.column("concept")
             present = np.isin(everything, np.unique(right))
             rows = torch.from_numpy(np.flatnonzero(present)).to(concepts.device)
-            metrics |= classify(f"{self.name}/{set_name}/", embeddings, right, concepts[rows], np.array(everything)[present])
-            metrics |= classify(f"{self.name}/{set_name}/all_concepts_", embeddings, right, concepts, np.array(everything))
+            metrics |= classify(
+                f"{self.name}/{set_name}/", embeddings, right, concepts[rows], np.array(everything)[present]
+            )
+            metrics |= classify(
+                f"{self.name}/{set_name}/all_concepts_", embeddings, right, concepts, np.array(everything)
+            )
         return metrics
 
     def held_out_sets(self) -> dict[str, Samples]:
         """The held-out styles one by one, then the concepts never seen."""
-        return self.inputs.styles_of(self.inputs.unseen_style) | {"unseen_concepts": self.inputs.unseen_concepts}
+        return self.inputs.styles_of(self.inputs.unseen_style) | {
+            "unseen_concepts": self.inputs.unseen_concepts
+        }
 
 
-def classify(prefix: str, images: Tensor, right: np.ndarray, prompts: Tensor, concepts: np.ndarray) -> dict[str, float]:
+def classify(
+    prefix: str, images: Tensor, right: np.ndarray, prompts: Tensor, concepts: np.ndarray
+) -> dict[str, float]:
     """Returns top-1 and top-5 accuracy and their chance among these concepts, under names that begin with
     `prefix`.
 

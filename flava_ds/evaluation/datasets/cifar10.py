@@ -29,40 +29,65 @@ class Cifar10:
 
     name: str = "cifar10"
     licence: str = "none is stated; research use is customary"
-    origin: str = "by hand: cifar-10-python.tar.gz from the University of Toronto's CIFAR page (170 MB), unpacked"
+    origin: str = (
+        "by hand: cifar-10-python.tar.gz from the University of Toronto's CIFAR page (170 MB), unpacked"
+    )
     folder: str = "cifar-10-batches-py"
     layout: str = "data_batch_1 to data_batch_5, test_batch and batches.meta"
     splits: tuple[str, ...] = ("test", "train")
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for the split's files."""
-        return all((folder / file).is_file() for name in ([split] if split else self.splits[:1]) for file in FILES[name])
+        return all(
+            (folder / file).is_file()
+            for name in ([split] if split else self.splits[:1])
+            for file in FILES[name]
+        )
 
     def read(self, folder: Path, split: str) -> LabelledImages:
         """Reads a split whole: 150 MB for 'train'.
 
         Raises: DataError naming the file that is absent, damaged or holds something else.
         """
-        names = [_text(name) for name in _field(load_pickle(folder / "batches.meta"), "label_names", folder / "batches.meta")]
+        names = [
+            _text(name)
+            for name in _field(load_pickle(folder / "batches.meta"), "label_names", folder / "batches.meta")
+        ]
         pixels, labels, keys = [], [], []
         for file in FILES[split]:
             batch = load_pickle(folder / file)
-            data, found = _field(batch, "data", folder / file), np.asarray(_field(batch, "labels", folder / file), dtype=np.int64)
-            if not isinstance(data, np.ndarray) or data.shape != (len(found), 3 * EDGE * EDGE) or data.dtype != np.uint8:
-                raise DataError(f"{folder / file}: 'data' is not [{len(found)} {3 * EDGE * EDGE}] uint8; download the set again")
+            data, found = (
+                _field(batch, "data", folder / file),
+                np.asarray(_field(batch, "labels", folder / file), dtype=np.int64),
+            )
+            if (
+                not isinstance(data, np.ndarray)
+                or data.shape != (len(found), 3 * EDGE * EDGE)
+                or data.dtype != np.uint8
+            ):
+                raise DataError(
+                    f"{folder / file}: 'data' is not [{len(found)} {3 * EDGE * EDGE}] uint8; download "
+                    "the set again"
+                )
             if len(found) and not 0 <= found.min() <= found.max() < len(names):
-                raise DataError(f"{folder / file}: has a label outside 0 to {len(names) - 1}; download the set again")
+                raise DataError(
+                    f"{folder / file}: has a label outside 0 to {len(names) - 1}; download the set again"
+                )
             pixels.append(data)
             labels.append(found)
             keys += [f"{file}/{number}" for number in range(len(found))]
         images = torch.from_numpy(np.concatenate(pixels)).view(-1, 3, EDGE, EDGE)
-        return LabelledImages(self.name, tuple(keys), lambda row: images[row], np.concatenate(labels), tuple(names), TEMPLATES)
+        return LabelledImages(
+            self.name, tuple(keys), lambda row: images[row], np.concatenate(labels), tuple(names), TEMPLATES
+        )
 
 
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct if not hasattr(np, "_core") else np._core.multiarray._reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct
+    if not hasattr(np, "_core")
+    else np._core.multiarray._reconstruct,
 }
 """All that the published pickles call; where NumPy keeps it has changed since they were written."""
 
@@ -86,7 +111,9 @@ def load_pickle(file: Path) -> dict:
     except FileNotFoundError as error:
         raise DataError(f"{file} is missing; unpack the whole archive") from error
     except Exception as error:  # a damaged pickle ends in any kind of error
-        raise DataError(f"{file}: not a pickle of arrays ({error}); do not use it, download the set again") from error
+        raise DataError(
+            f"{file}: not a pickle of arrays ({error}); do not use it, download the set again"
+        ) from error
     if not isinstance(found, dict):
         raise DataError(f"{file}: holds {type(found).__name__} instead of a dict; download the set again")
     return found

@@ -28,7 +28,9 @@ class GlueSentences:
     @property
     def layout(self) -> str:
         """The two files and their columns."""
-        return f"train.tsv and dev.tsv whose first line names the columns '{self.sentence}' and '{self.label}'"
+        return (
+            f"train.tsv and dev.tsv whose first line names the columns '{self.sentence}' and '{self.label}'"
+        )
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for the files."""
@@ -47,15 +49,23 @@ class GlueSentences:
             raise DataError(f"{file}: cannot be read ({error}); {self.origin}") from error
         columns = header.rstrip("\r").split("\t")
         if self.sentence not in columns or self.label not in columns:
-            raise DataError(f"{file}: its first line names {', '.join(columns[:5])}; expected {self.sentence} and {self.label}")
+            raise DataError(
+                f"{file}: its first line names {', '.join(columns[:5])}; expected {self.sentence} and "
+                f"{self.label}"
+            )
         at_sentence, at_label = columns.index(self.sentence), columns.index(self.label)
         texts, labels = [], []
         for number, line in enumerate(lines, start=2):
             fields = line.rstrip("\r").split("\t")
-            known = len(fields) == len(columns) and fields[at_label].isdigit() and int(fields[at_label]) < len(self.class_names)
+            known = (
+                len(fields) == len(columns)
+                and fields[at_label].isdigit()
+                and int(fields[at_label]) < len(self.class_names)
+            )
             if not known:
                 raise DataError(
-                    f"{file}: line {number} has {len(fields)} columns, or no label of 0 to {len(self.class_names) - 1}; "
+                    f"{file}: line {number} has {len(fields)} columns, or no label of 0 to "
+                    f"{len(self.class_names) - 1}; "
                     f"expected {len(columns)} columns without quoting; download the set again"
                 )
             texts.append(fields[at_sentence])

@@ -24,7 +24,10 @@ class ImageFolder:
     folder: str = "image_folder"
     licence: str = "that of the images"
     origin: str = "bring your own; nothing is downloaded"
-    layout: str = f"test/ (or val/) and, for probes, train/, each with CLASS/*.jpg; {CLASSES} and {TEMPLATES} may be there"
+    layout: str = (
+        f"test/ (or val/) and, for probes, train/, each with CLASS/*.jpg; {CLASSES} and {TEMPLATES} may be "
+        "there"
+    )
     splits: tuple[str, ...] = ("test", "val", "train")
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
@@ -46,15 +49,22 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
     """
     files, labels = [], []
     for number, folder in enumerate(classes):
-        found = sorted(path for path in (root / folder).rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+        found = sorted(
+            path for path in (root / folder).rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+        )
         if not found:
-            raise DataError(f"{root / folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class; add some, or remove the folder")
+            raise DataError(
+                f"{root / folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class; add some, or "
+                "remove the folder"
+            )
         files += found
         labels += [number] * len(found)
     names = class_names(described_in / CLASSES, classes)
     keys = tuple(path.relative_to(root).as_posix() for path in files)
     templates = read_templates(described_in / TEMPLATES)
-    return LabelledImages(name, keys, lambda row: read_bytes(files[row]), np.array(labels, dtype=np.int64), names, templates)
+    return LabelledImages(
+        name, keys, lambda row: read_bytes(files[row]), np.array(labels, dtype=np.int64), names, templates
+    )
 
 
 def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
@@ -65,7 +75,9 @@ def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
         known = json.loads(file.read_text(encoding="utf-8"))
         return tuple(str(known[name]) for name in classes)
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: not readable as JSON ({error}); it maps a class's folder to its name") from error
+        raise DataError(
+            f"{file}: not readable as JSON ({error}); it maps a class's folder to its name"
+        ) from error
     except KeyError as error:
         raise DataError(f"{file}: has no name for class {error}; add it") from error
 
@@ -77,10 +89,15 @@ def read_templates(file: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not readable ({error}); write one prompt per line, with a {{}} for the class") from error
+        raise DataError(
+            f"{file}: not readable ({error}); write one prompt per line, with a {{}} for the class"
+        ) from error
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
-        raise DataError(f"{file}: {wrong[0] if wrong else 'the file'!r} has not exactly one {{}}, where the class's name goes")
+        raise DataError(
+            f"{file}: {wrong[0] if wrong else 'the file'!r} has not exactly one {{}}, where the class's "
+            "name goes"
+        )
     return tuple(lines)
 
 

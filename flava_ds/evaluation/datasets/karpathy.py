@@ -47,10 +47,13 @@ class KarpathySplit:
             images = json.loads(file.read_text(encoding="utf-8"))["images"]
             chosen = [entry for entry in images if entry["split"] == split]
             names = [Path(entry.get("filepath", "")) / entry["filename"] for entry in chosen]
-            captions = tuple(tuple(said["raw"].strip() for said in entry["sentences"])[:CAPTIONS] for entry in chosen)
+            captions = tuple(
+                tuple(said["raw"].strip() for said in entry["sentences"])[:CAPTIONS] for entry in chosen
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{file}: not Karpathy's JSON, an object with images[] of filename, split and sentences[].raw ({type(error).__name__}: {error}); {self.origin}"
+                f"{file}: not Karpathy's JSON, an object with images[] of filename, split and "
+                f"sentences[].raw ({type(error).__name__}: {error}); {self.origin}"
             ) from error
         bare = [str(name) for name, said in zip(names, captions, strict=True) if not said]
         if bare:
@@ -66,4 +69,6 @@ def _find(folder: Path, places: tuple[str, ...], name: Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise DataError(f"{folder}: image {name} is in none of {', '.join(places)}; unpack all of the published images there")
+    raise DataError(
+        f"{folder}: image {name} is in none of {', '.join(places)}; unpack all of the published images there"
+    )

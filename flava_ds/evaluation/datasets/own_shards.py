@@ -26,7 +26,8 @@ class OwnShards:
     licence: str = "yours"
     origin: str = "write them with img2dataset, or any tar writer; keep them out of training"
     layout: str = (
-        f'test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (captions) and KEY.json with "{LABEL}"; '
+        "test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (captions) and KEY.json with "
+        f'"{LABEL}"; '
         f"{CLASSES} (label -> name) and {TEMPLATES} (prompts with a {{}}) may lie beside them"
     )
     splits: tuple[str, ...] = ("test", "val", "train")
@@ -45,11 +46,20 @@ class OwnShards:
             captions = tuple((caption,) for caption in samples.captions)
             return CaptionedImages(self.name, samples.keys, samples.encoded_images.__getitem__, captions)
         # Classes are those of every split, so that a label means the same in all of them.
-        labels = {name: _labels(folder / name, samples if name == split else None) for name in self._splits(folder)}
+        labels = {
+            name: _labels(folder / name, samples if name == split else None) for name in self._splits(folder)
+        }
         classes = sorted(set().union(*labels.values()))
         numbers = np.array([classes.index(label) for label in labels[split]], dtype=np.int64)
         names = class_names(folder / CLASSES, classes)
-        return LabelledImages(self.name, samples.keys, samples.encoded_images.__getitem__, numbers, names, read_templates(folder / TEMPLATES))
+        return LabelledImages(
+            self.name,
+            samples.keys,
+            samples.encoded_images.__getitem__,
+            numbers,
+            names,
+            read_templates(folder / TEMPLATES),
+        )
 
     def _splits(self, folder: Path) -> list[str]:
         return [name for name in self.splits if self.is_here(folder, name)]
@@ -60,5 +70,7 @@ def _labels(folder: Path, samples: Samples | None) -> list[str]:
     samples = samples or read_samples(folder, images=False, captions=False)
     lacking = [key for key, record in zip(samples.keys, samples.records, strict=True) if LABEL not in record]
     if lacking:
-        raise DataError(f"{folder}: sample '{lacking[0]}' has no \"{LABEL}\" in its .json; write one for every sample")
+        raise DataError(
+            f"{folder}: sample '{lacking[0]}' has no \"{LABEL}\" in its .json; write one for every sample"
+        )
     return [str(record[LABEL]) for record in samples.records]

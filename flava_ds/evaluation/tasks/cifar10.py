@@ -6,4 +6,8 @@ from flava_ds.evaluation.probe import ImageProbe
 from flava_ds.evaluation.zero_shot import ZeroShot
 
 DATA = Cifar10()
-TASKS = (ZeroShot("cifar10_zero_shot", DATA), Neighbours("cifar10_neighbours", DATA), ImageProbe("cifar10_probe", DATA))
+TASKS = (
+    ZeroShot("cifar10_zero_shot", DATA),
+    Neighbours("cifar10_neighbours", DATA),
+    ImageProbe("cifar10_probe", DATA),
+)

@@ -1,7 +1,7 @@
 """What a CLIP offers to whoever uses a trained model: image and text vectors in one space.
 
-The shapes are those of flava_ds/evaluation/protocols.py, which this module does not import: protocols are structural.
-Nothing here takes a batch of the training loop, and nothing keeps a graph.
+The shapes are those of flava_ds/evaluation/protocols.py, which this module does not import: protocols are
+structural. Nothing here takes a batch of the training loop, and nothing keeps a graph.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """CLIP's configuration: an image tower, a causal text tower, and a projection of each into one space.
 
-Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", and its code.
+Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", and its
+code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Small = Annotated[float, AtLeast(0), AtMost(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTowerConfig:
-    """ViT with a LayerNorm before the first block and one behind the last; patches are projected without bias."""
+    """ViT with a LayerNorm before the first block and one behind the last; patches are projected without
+    bias.
+    """
 
     image_size: Size = 224
     patch_size: Size = 32
@@ -51,7 +54,9 @@ class ImageTowerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
-    """Transformer in which a token attends to itself and to those before it; a text's last token stands for it."""
+    """Transformer in which a token attends to itself and to those before it; a text's last token stands for
+    it.
+    """
 
     vocab_size: Size = 49_408
     max_position_embeddings: Size = 77
@@ -72,7 +77,9 @@ class ClipConfig(FamilyConfig, type="clip"):
     logit_scale_init: Annotated[float, AtLeast(0), AtMost(10)] = 2.6592
     """log(1 / 0.07)."""
     activation: Literal["gelu", "quick_gelu"] = "quick_gelu"
-    """Of both towers: x * sigmoid(1.702 x) as published; open_clip trains with the erf form where a model's name does not end in -quickgelu."""
+    """Of both towers: x * sigmoid(1.702 x) as published; open_clip trains with the erf form where a model's
+    name does not end in -quickgelu.
+    """
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
     layouts: ClassVar[str | None] = "flava_ds.families.clip.hf"
@@ -115,10 +122,13 @@ class ClipConfig(FamilyConfig, type="clip"):
         return BatchPlan(kind=source.kind, views=views, tokenizer=tokenizer, max_tokens=source.max_tokens)
 
     def shape_of(self, view: str) -> ImageTowerConfig | TextTowerConfig:
-        """Returns the tower's configuration of a view. Raises: ConfigError when an objective asks for another view."""
+        """Returns the tower's configuration of a view. Raises: ConfigError when an objective asks for another
+        view.
+        """
         if view not in ("image", "text"):
             raise ConfigError(
-                f"an objective reads the view '{view}', and the family 'clip' has image and text alone; remove that objective, or set its weight to 0"
+                f"an objective reads the view '{view}', and the family 'clip' has image and text alone; "
+                "remove that objective, or set its weight to 0"
             )
         return getattr(self, view)
 
@@ -126,17 +136,27 @@ class ClipConfig(FamilyConfig, type="clip"):
         image = self.image
         for name, part in (("image", image), ("text", self.text)):
             if part.hidden_size % part.num_attention_heads:
-                raise ConfigError(f"model.{name}: hidden_size {part.hidden_size} does not divide by num_attention_heads {part.num_attention_heads}")
+                raise ConfigError(
+                    f"model.{name}: hidden_size {part.hidden_size} does not divide by "
+                    f"num_attention_heads {part.num_attention_heads}"
+                )
         if image.image_size % image.patch_size:
-            raise ConfigError(f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}")
+            raise ConfigError(
+                f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}"
+            )
         if not min(image.image_std) > 0:
             raise ConfigError(f"model.image.image_std is {image.image_std}; each must be above 0")
         if image.num_channels != 3:
-            raise ConfigError(f"model.image.num_channels is {image.num_channels}; pictures are read as RGB, so it must be 3")
+            raise ConfigError(
+                f"model.image.num_channels is {image.num_channels}; pictures are read as RGB, so it must be 3"
+            )
         for name, source in config.data.sources.items():
             if source.masked_share != 1 or source.image_codes_key:
                 unread = "image_codes_key" if source.image_codes_key else "masked_share"
-                raise ConfigError(f"source '{name}': {unread} is for masked objectives, which the family 'clip' does not have; leave it out")
+                raise ConfigError(
+                    f"source '{name}': {unread} is for masked objectives, which the family 'clip' does "
+                    "not have; leave it out"
+                )
 
 
 def clip_of(config: Config) -> ClipConfig:
@@ -156,6 +176,8 @@ def vit_b_16(**changed: Any) -> ClipConfig:
 
 def vit_l_14(**changed: Any) -> ClipConfig:
     """Returns CLIP's ViT-L/14: 427,616,513 parameters."""
-    image = ImageTowerConfig(patch_size=14, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+    image = ImageTowerConfig(
+        patch_size=14, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
     text = TextTowerConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072)
     return ClipConfig(**{"image": image, "text": text, "projection_dim": 768, **changed})

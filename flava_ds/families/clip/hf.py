@@ -98,20 +98,31 @@ class ClipLayouts:
 
     def recognizes(self, names: Collection[str]) -> bool:
         """Tells whether these are the names of open_clip's CLIP with a ViT."""
-        return {"visual.class_embedding", "token_embedding.weight", "text_projection", "ln_final.weight"} <= set(names)
+        return {
+            "visual.class_embedding",
+            "token_embedding.weight",
+            "text_projection",
+            "ln_final.weight",
+        } <= set(names)
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Translates a CLIPModel, or a CLIP of open_clip."""
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_CONSTANTS)}
         foreign = self.recognizes(tensors)
         try:
-            model = of_open_clip(settings, tensors, where) if foreign else of_transformers(settings or {}, where)
+            model = (
+                of_open_clip(settings, tensors, where) if foreign else of_transformers(settings or {}, where)
+            )
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where}: its configuration is not one of CLIP ({type(error).__name__}: {error})") from error
+            raise CheckpointError(
+                f"{where}: its configuration is not one of CLIP ({type(error).__name__}: {error})"
+            ) from error
         weights = to_ours(tensors, entries(model, open_clip=foreign), where)
         return Foreign(model, {"global_contrastive": GlobalContrastiveConfig()}, weights)
 
-    def write(self, config: Config, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def write(
+        self, config: Config, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns CLIPConfig's JSON and CLIPModel's tensors; what belongs to objectives is left out."""
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         return transformers_settings(config), to_theirs(own, entries(clip_of(config)), "the run's checkpoint")
@@ -122,9 +133,18 @@ class ClipLayouts:
         edges = {"height": image.image_size, "width": image.image_size}
         pixels = {
             "image_processor_type": "CLIPImageProcessor",
-            **{"do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": image.image_size}, "resample": _BICUBIC},
+            **{
+                "do_convert_rgb": True,
+                "do_resize": True,
+                "size": {"shortest_edge": image.image_size},
+                "resample": _BICUBIC,
+            },
             **{"do_center_crop": True, "crop_size": edges, "do_rescale": True, "rescale_factor": 1 / 255},
-            **{"do_normalize": True, "image_mean": list(image.image_mean), "image_std": list(image.image_std)},
+            **{
+                "do_normalize": True,
+                "image_mean": list(image.image_mean),
+                "image_std": list(image.image_std),
+            },
         }
         most = {"model_max_length": clip_of(config).text.max_position_embeddings}
         if isinstance(tokenizer, ClipTokenizer):
@@ -133,7 +153,12 @@ class ClipLayouts:
             files = {"vocab.json": tokenizer.entries, "merges.txt": rules}
         else:
             names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-            words = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **most, **dict(zip(names, SPECIAL_TOKENS, strict=True))}
+            words = {
+                "tokenizer_class": "BertTokenizer",
+                "do_lower_case": True,
+                **most,
+                **dict(zip(names, SPECIAL_TOKENS, strict=True)),
+            }
             files = {"vocab.txt": tokenizer.file.read_text(encoding="utf-8")}
         return {"preprocessor_config.json": pixels, "tokenizer_config.json": words, **files}
 
@@ -149,16 +174,29 @@ def transformers_settings(config: Config) -> dict[str, Any]:
     model, tokenizer = clip_of(config), load_tokenizer(config.data.vocabulary)
     if tokenizer.sep_id == _ARGMAX_POOLING:
         raise CheckpointError(
-            f"{tokenizer.file}: the last token of a text has id {_ARGMAX_POOLING}, for which transformers reads another row; "
+            f"{tokenizer.file}: the last token of a text has id {_ARGMAX_POOLING}, for which transformers "
+            "reads another row; "
             "a model of this vocabulary cannot be exported"
         )
 
     def tower(shape: Any, kind: str, **more: Any) -> dict[str, Any]:
-        own = {name: value for name, value in dataclasses.asdict(shape).items() if name not in ("image_mean", "image_std")}
-        shared = {"hidden_act": model.activation, "attention_dropout": 0.0, "projection_dim": model.projection_dim}
+        own = {
+            name: value
+            for name, value in dataclasses.asdict(shape).items()
+            if name not in ("image_mean", "image_std")
+        }
+        shared = {
+            "hidden_act": model.activation,
+            "attention_dropout": 0.0,
+            "projection_dim": model.projection_dim,
+        }
         return {"model_type": f"clip_{kind}_model", **own, **shared, **more}
 
-    ids = {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id, "pad_token_id": tokenizer.pad_id}
+    ids = {
+        "bos_token_id": tokenizer.cls_id,
+        "eos_token_id": tokenizer.sep_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
@@ -174,13 +212,20 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
     """Builds our configuration from CLIPConfig's JSON, whose defaults are those of ViT-B/32, as ours."""
     if raw.get("model_type", "clip") != "clip":
         raise CheckpointError(f"{where}: model_type is '{raw['model_type']}'; expected 'clip'")
-    image, text = ((raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {}) for name in ("vision", "text"))
+    image, text = (
+        (raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {})
+        for name in ("vision", "text")
+    )
     activations = {part.get("hidden_act", ClipConfig.activation) for part in (image, text)}
     if len(activations) != 1 or not activations <= {"gelu", "quick_gelu"}:
-        raise CheckpointError(f"{where}: hidden_act is {sorted(activations)}; gelu or quick_gelu in both towers is supported")
+        raise CheckpointError(
+            f"{where}: hidden_act is {sorted(activations)}; gelu or quick_gelu in both towers is supported"
+        )
     for part in (image, text):
         if part.get("attention_dropout", 0) != 0:
-            raise CheckpointError(f"{where}: attention_dropout is {part['attention_dropout']}; this model has none")
+            raise CheckpointError(
+                f"{where}: attention_dropout is {part['attention_dropout']}; this model has none"
+            )
     return ClipConfig(
         image=_take(ImageTowerConfig, image),
         text=_take(TextTowerConfig, text),
@@ -191,30 +236,52 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> ClipConfig:
-    """Reads the shape off the tensors, and the activation, which they do not tell, off open_clip's configuration."""
-    activation: Literal["gelu", "quick_gelu"] = "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
+    """Reads the shape off the tensors, and the activation, which they do not tell, off open_clip's
+    configuration.
+    """
+    activation: Literal["gelu", "quick_gelu"] = (
+        "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
+    )
     if settings is None:
         log.warning(
-            "%s: a state dict does not tell which GELU it was trained with; its config.json says gelu, as open_clip's names without "
+            "%s: a state dict does not tell which GELU it was trained with; its config.json says gelu, as "
+            "open_clip's names without "
             "-quickgelu do: set --model.activation quick_gelu for OpenAI's weights and for names with it",
             where,
         )
     conv, table = tensors["visual.conv1.weight"], tensors["visual.positional_embedding"]
     grid, width = round((table.shape[0] - 1) ** 0.5), tensors["ln_final.weight"].shape[0]
-    image = ImageTowerConfig(image_size=grid * conv.shape[2], patch_size=conv.shape[2], **_tower(tensors, "visual.", conv.shape[0]))
+    image = ImageTowerConfig(
+        image_size=grid * conv.shape[2], patch_size=conv.shape[2], **_tower(tensors, "visual.", conv.shape[0])
+    )
     words, positions = tensors["token_embedding.weight"], tensors["positional_embedding"]
-    text = TextTowerConfig(vocab_size=words.shape[0], max_position_embeddings=positions.shape[0], **_tower(tensors, "", width))
-    return ClipConfig(image=image, text=text, projection_dim=tensors["text_projection"].shape[1], activation=activation)
+    text = TextTowerConfig(
+        vocab_size=words.shape[0], max_position_embeddings=positions.shape[0], **_tower(tensors, "", width)
+    )
+    return ClipConfig(
+        image=image, text=text, projection_dim=tensors["text_projection"].shape[1], activation=activation
+    )
 
 
 def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, Any]:
     """Reads a tower's size off its blocks."""
-    blocks = {name.split("resblocks.")[1].split(".")[0] for name in tensors if name.startswith(f"{prefix}transformer.resblocks.")}
+    blocks = {
+        name.split("resblocks.")[1].split(".")[0]
+        for name in tensors
+        if name.startswith(f"{prefix}transformer.resblocks.")
+    }
     up = tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
     heads = max(1, width // HEAD_SIZE)
-    return {"hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": heads, "intermediate_size": up}
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": heads,
+        "intermediate_size": up,
+    }
 
 
 def _take(kind: type, values: Mapping[str, Any]) -> Any:
     """Builds one of our dataclasses from the fields that have the same name there and here."""
-    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None})
+    return kind(
+        **{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
+    )

@@ -1,7 +1,7 @@
 """CLIP: an image tower and a causal text tower, each with a projection into one space.
 
-The position tables are called `positions`, not position_embeddings: with optimizer.decay_norm_and_bias off, CLIP
-exempts gains, biases and vectors from weight decay, but no table.
+The position tables are called `positions`, not position_embeddings: with optimizer.decay_norm_and_bias off,
+CLIP exempts gains, biases and vectors from weight decay, but no table.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class ImageTower(nn.Module):
         cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
         hidden = self.embedding_norm(rearrange(hidden, "b s d -> (b s) d"))
         layout = cu_seqlens, length
-        return encode_versions(self.transformer, self.final_norm, hidden, layout, [keep], equal_lengths=True)[0]
+        return encode_versions(self.transformer, self.final_norm, hidden, layout, [keep], equal_lengths=True)[
+            0
+        ]
 
 
 class TextTower(nn.Module):
@@ -59,7 +61,9 @@ class TextTower(nn.Module):
         self.transformer = Transformer(shape, causal=True, activation=config.activation)
         self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None) -> Encoded:
+    def forward(
+        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None
+    ) -> Encoded:
         """Encodes texts; `keep` are the rows that will be read, in order: [k]."""
         _, position = places(cu_seqlens, input_ids.shape[0])
         hidden = self.word_embeddings(input_ids) + F.embedding(position, self.positions)
@@ -78,7 +82,9 @@ class Clip(nn.Module):
         self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init]))
 
-    def encode(self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None) -> dict[str, Encoded]:
+    def encode(
+        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Encoded]:
         """Computes each of `views` once; `reads` tells which rows of a view will be read, sorted: [k]."""
         encoded, keep = {}, reads or {}
         if "image" in views:
@@ -96,7 +102,9 @@ class Clip(nn.Module):
         return images * (1 + self.config.image.num_patches)
 
     def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the rows that stand for a sample: an image's CLS, and a text's last token, which has seen all of it."""
+        """Returns the rows that stand for a sample: an image's CLS, and a text's last token, which has seen
+        all of it.
+        """
         return {"image": self.first_rows("image", batch), "text": batch["cu_seqlens"][1:].long() - 1}
 
     def image_embeddings(self, rows: Tensor) -> Tensor:
@@ -108,7 +116,9 @@ class Clip(nn.Module):
         return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
 
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
-        """Names of the parameters that get a gradient when `view` does; every view is read through its final LayerNorm."""
+        """Names of the parameters that get a gradient when `view` does; every view is read through its final
+        LayerNorm.
+        """
         return {f"{view}_encoder.{name}" for name, _ in getattr(self, f"{view}_encoder").named_parameters()}
 
     def contrastive_parameters(self) -> set[str]:
@@ -118,11 +128,13 @@ class Clip(nn.Module):
 
 @torch.no_grad()
 def initialize(model: Clip) -> None:
-    """Draws weights as the published code does; LayerNorms stay at 1 and 0, and what is not named keeps torch's own draw.
+    """Draws weights as the published code does; LayerNorms stay at 1 and 0, and what is not named keeps
+    torch's own draw.
 
-    Source: the published code: in the text tower d^-1/2 for attention, that over (2 layers)^1/2 for what is added to the
-    stream, (2d)^-1/2 below the activation; tables 0.02 and 0.01. In the image tower the tables d^-1/2, the attention
-    Xavier uniform, the MLPs and patches torch's draw for a linear layer. Projections d^-1/2.
+    Source: the published code: in the text tower d^-1/2 for attention, that over (2 layers)^1/2 for what is
+    added to the stream, (2d)^-1/2 below the activation; tables 0.02 and 0.01. In the image tower the tables
+    d^-1/2, the attention Xavier uniform, the MLPs and patches torch's draw for a linear layer. Projections
+    d^-1/2.
     """
     image, text = model.image_encoder, model.text_encoder
     for tower in (image, text):

@@ -24,7 +24,8 @@ class ClipTask(Task):
         for name, objective in objectives.items():
             if unknown := sorted(objective.needs - set(VIEWS)):
                 raise ConfigError(
-                    f"objectives.{name} reads the view '{unknown[0]}', and the family 'clip' has {' and '.join(VIEWS)} alone; remove it, or set its weight to 0"
+                    f"objectives.{name} reads the view '{unknown[0]}', and the family 'clip' has "
+                    f"{' and '.join(VIEWS)} alone; remove it, or set its weight to 0"
                 ).everywhere()
         super().__init__(Clip(clip_of(config)), objectives)
         self.config = config
@@ -39,7 +40,9 @@ class ClipTask(Task):
         yield Pass("image_encoder", encoder_flops(image, lengths, batch.size))
         lengths = batch["cu_seqlens"].diff().tolist()
         yield Pass("text_encoder", encoder_flops(text, lengths, batch.size, causal=True))
-        yield Pass("projections", 2 * batch.size * model.projection_dim * (image.hidden_size + text.hidden_size))
+        yield Pass(
+            "projections", 2 * batch.size * model.projection_dim * (image.hidden_size + text.hidden_size)
+        )
 
 
 def build_task(config: Config) -> ClipTask:

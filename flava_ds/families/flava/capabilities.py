@@ -223,7 +223,12 @@ class FlavaScorer(FlavaPart):
         return frozenset(self.heads)
 
     @torch.inference_mode()
-    def read(self, texts: Sequence[np.ndarray] | None = None, pixels: Tensor | None = None, patches: Tensor | None = None) -> FlavaReading:
+    def read(
+        self,
+        texts: Sequence[np.ndarray] | None = None,
+        pixels: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> FlavaReading:
         """Encodes masked inputs once: texts, images, or both as pairs.
 
         Shapes:
@@ -263,5 +268,7 @@ class FlavaReading:
         """Predicts codes of patches; `rows` are flat indices into [b n]: [k]."""
         rows = rows.to(self.encoded.packed.hidden.device)
         if self.layout is None:
-            return Predictions(self.encoded.rows(image_patch_rows(rows, self.num_patches)), self.heads["image"])
+            return Predictions(
+                self.encoded.rows(image_patch_rows(rows, self.num_patches)), self.heads["image"]
+            )
         return Predictions(self.encoded.rows(self.layout.patch_rows(rows)), self.heads["image of a pair"])

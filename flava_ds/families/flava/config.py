@@ -102,7 +102,9 @@ class FlavaConfig(FamilyConfig, type="flava"):
     logit_scale_init: Annotated[float, AtLeast(0), AtMost(10)] = 2.6592
     """Logarithm of the first scale of the contrastive logits: log(1 / 0.07)."""
     poolers: bool = False
-    """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face checkpoints pass through whole."""
+    """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face
+    checkpoints pass through whole.
+    """
     initializer_range: Annotated[float, AtLeast(0), AtMost(1)] = 0.02
     """Standard deviation of the first weights."""
 
@@ -130,7 +132,9 @@ class FlavaConfig(FamilyConfig, type="flava"):
         return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
-        """Returns FLAVA's capabilities: vectors, states, log odds of pairs and masked predictions by its heads."""
+        """Returns FLAVA's capabilities: vectors, states, log odds of pairs and masked predictions by its
+        heads.
+        """
         from flava_ds.families.flava.capabilities import offers
 
         return offers(task, config)
@@ -158,7 +162,8 @@ class FlavaConfig(FamilyConfig, type="flava"):
         wanted = image.grid_size * 2 ** (codebook.num_groups - 1)
         if predicts and codebook.image_size != wanted:
             raise ConfigError(
-                f"codebook.image_size {codebook.image_size} gives a {codebook.grid_size} x {codebook.grid_size} grid of "
+                f"codebook.image_size {codebook.image_size} gives a {codebook.grid_size} x "
+                f"{codebook.grid_size} grid of "
                 f"codes, but the image encoder has {image.grid_size} x {image.grid_size} patches; use "
                 f"codebook.image_size {wanted}"
             )
@@ -191,14 +196,24 @@ def check_encoders(model: FlavaConfig) -> None:
     }
     for name, encoder in encoders.items():
         if encoder.hidden_size % encoder.num_attention_heads:
-            raise ConfigError(f"{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads {encoder.num_attention_heads}")
+            raise ConfigError(
+                f"{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads "
+                f"{encoder.num_attention_heads}"
+            )
     image, text = model.image, model.text
     if image.image_size % image.patch_size:
-        raise ConfigError(f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}")
+        raise ConfigError(
+            f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}"
+        )
     if text.pad_token_id >= text.vocab_size:
-        raise ConfigError(f"model.text.pad_token_id {text.pad_token_id} is none of model.text.vocab_size {text.vocab_size} entries")
+        raise ConfigError(
+            f"model.text.pad_token_id {text.pad_token_id} is none of model.text.vocab_size "
+            f"{text.vocab_size} entries"
+        )
     if image.num_channels != 3:
-        raise ConfigError(f"model.image.num_channels is {image.num_channels}; pictures are read as RGB, so it must be 3")
+        raise ConfigError(
+            f"model.image.num_channels is {image.num_channels}; pictures are read as RGB, so it must be 3"
+        )
 
 
 def flava_of(config: Config) -> FlavaConfig:

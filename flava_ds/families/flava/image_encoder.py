@@ -32,9 +32,15 @@ class ImageEncoder(nn.Module):
         add_frozen_pooler(self, config.hidden_size, pooler)
 
     def forward(
-        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, *, clean: bool = True, keep: Sequence[Tensor | None] | None = None
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        *,
+        clean: bool = True,
+        keep: Sequence[Tensor | None] | None = None,
     ) -> list[Encoded]:
-        """Encodes the clean images (if asked) and the masked ones (if a mask is given) in one packed call, in this order.
+        """Encodes the clean images (if asked) and the masked ones (if a mask is given) in one packed call, in
+        this order.
 
         Shapes:
             pixel_values     [b c H W]  uint8 in [0, 255], or floats already normalised
@@ -47,8 +53,18 @@ class ImageEncoder(nn.Module):
         if bool_masked_pos is not None:
             versions.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
         stacked = torch.cat(versions)
-        hidden = torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1) + self.position_embeddings
+        hidden = (
+            torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1)
+            + self.position_embeddings
+        )
         length = hidden.shape[1]
         cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
         keep = keep or [None] * len(versions)
-        return encode_versions(self.transformer, self.final_norm, rearrange(hidden, "b s d -> (b s) d"), (cu_seqlens, length), keep, equal_lengths=True)
+        return encode_versions(
+            self.transformer,
+            self.final_norm,
+            rearrange(hidden, "b s d -> (b s) d"),
+            (cu_seqlens, length),
+            keep,
+            equal_lengths=True,
+        )

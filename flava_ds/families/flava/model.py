@@ -54,12 +54,15 @@ class Flava(nn.Module):
         assert side.cu_seqlens is not None  # fused views are of pairs
         return SequenceLayout(self.config.image.num_patches, side.cu_seqlens, side.max_seqlen)
 
-    def encode(self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None) -> dict[View, Encoded]:
-        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed call.
+    def encode(
+        self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None
+    ) -> dict[View, Encoded]:
+        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed
+        call.
 
-        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block finishes
-        only them. A view that the fused encoder reads is always whole. Where only a share of the batch is masked, clean
-        and masked views are two packed calls.
+        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block
+        finishes only them. A view that the fused encoder reads is always whole. Where only a share of the
+        batch is masked, clean and masked views are two packed calls.
         """
         wanted = set(views)
         keep: dict[View, Tensor | None] = {**(reads or {})}
@@ -73,7 +76,9 @@ class Flava(nn.Module):
             encoded |= self._encode(batch, together, keep)
         return encoded
 
-    def _encode(self, batch: Batch, wanted: set[View], keep: Mapping[View, Tensor | None]) -> dict[View, Encoded]:
+    def _encode(
+        self, batch: Batch, wanted: set[View], keep: Mapping[View, Tensor | None]
+    ) -> dict[View, Encoded]:
         """Computes views that share their packed calls: all of a batch, or its clean or its masked side."""
         encoded: dict[View, Encoded] = {}
         image_views = [view for view in IMAGE_VIEWS if view in wanted]
@@ -97,9 +102,14 @@ class Flava(nn.Module):
                 encoded[fused] = self.fuse(*packed, layout, keep=keep.get(fused))
         return encoded
 
-    def fuse(self, image: Packed, text: Packed, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:
+    def fuse(
+        self, image: Packed, text: Packed, layout: SequenceLayout, *, keep: Tensor | None = None
+    ) -> Encoded:
         """Projects the encoders' states, taken before their final LayerNorm, and encodes them together."""
-        image_hidden, text_hidden = self.image_to_multimodal(image.hidden), self.text_to_multimodal(text.hidden)
+        image_hidden, text_hidden = (
+            self.image_to_multimodal(image.hidden),
+            self.text_to_multimodal(text.hidden),
+        )
         return self.multimodal_encoder(image_hidden, text_hidden, layout, keep=keep)
 
     def first_rows(self, view: View, batch: Batch) -> Tensor:
@@ -127,7 +137,8 @@ class Flava(nn.Module):
         return {view: self.first_rows(view, batch) for view in (View.IMAGE, View.TEXT)}
 
     def image_embeddings(self, first: Tensor) -> Tensor:
-        """Projects images' CLS into the contrastive space, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        """Projects images' CLS into the contrastive space, L2-normalised in fp32 or better: [b d]
+        -> [b r]."""
         return F.normalize(at_least_fp32(self.image_projection(first)), dim=-1)
 
     def text_embeddings(self, first: Tensor) -> Tensor:
@@ -137,13 +148,17 @@ class Flava(nn.Module):
     def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
         """Names of the parameters that get a gradient when `view` does.
 
-        `read_directly` tells whether an objective reads the view itself, through its final LayerNorm; the fused encoder reads the
-        states below that norm.
+        `read_directly` tells whether an objective reads the view itself, through its final LayerNorm; the
+        fused encoder reads the states below that norm.
         """
         if view in FUSED_FROM:
             image, text = FUSED_FROM[view]
-            below = self.parameters_of(image, read_directly=False) | self.parameters_of(text, read_directly=False)
-            return below | self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
+            below = self.parameters_of(image, read_directly=False) | self.parameters_of(
+                text, read_directly=False
+            )
+            return below | self._trainable(
+                "multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal."
+            )
         encoder = "image_encoder." if view in IMAGE_VIEWS else "text_encoder."
         unused: tuple[str, ...] = () if read_directly else (encoder + "final_norm.",)
         if view == View.IMAGE:
@@ -155,14 +170,20 @@ class Flava(nn.Module):
         return self._trainable(*CONTRASTIVE_PARAMETERS)
 
     def _trainable(self, *prefixes: str) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad and name.startswith(prefixes)}
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and name.startswith(prefixes)
+        }
 
 
 def initialize(module: nn.Module, initializer_range: float) -> None:
-    """Draws linear and embedding weights, CLS and mask tokens and position tables from N(0, initializer_range); zeroes biases and the padding row.
+    """Draws linear and embedding weights, CLS and mask tokens and position tables from N(0,
+    initializer_range); zeroes biases and the padding row.
 
-    Source: both published implementations, except that those leave tokens and image positions at zero: there the first LayerNorm, with
-    its eps of 1e-12, multiplies their first gradient by a million, and Adam's second moments keep them still for hundreds of steps.
+    Source: both published implementations, except that those leave tokens and image positions at zero: there
+    the first LayerNorm, with its eps of 1e-12, multiplies their first gradient by a million, and Adam's
+    second moments keep them still for hundreds of steps.
     """
     for name, parameter in module.named_parameters():
         if name.endswith(("cls_token", "mask_token", "position_embeddings")):

@@ -25,7 +25,9 @@ class MultimodalEncoder(nn.Module):
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
-    def forward(self, image: Tensor, text: Tensor, layout: SequenceLayout, *, keep: Tensor | None = None) -> Encoded:
+    def forward(
+        self, image: Tensor, text: Tensor, layout: SequenceLayout, *, keep: Tensor | None = None
+    ) -> Encoded:
         """Encodes each sample's image and text together.
 
         Shapes:
@@ -35,4 +37,6 @@ class MultimodalEncoder(nn.Module):
             returns  Encoded of [b*(2+n)+T d]
         """
         hidden = fuse_sequences(self.cls_token, image, text, layout.text_cu_seqlens, layout.text_max_seqlen)
-        return encode_versions(self.transformer, self.final_norm, hidden, (layout.cu_seqlens, layout.max_seqlen), [keep])[0]
+        return encode_versions(
+            self.transformer, self.final_norm, hidden, (layout.cu_seqlens, layout.max_seqlen), [keep]
+        )[0]

@@ -1,4 +1,6 @@
-"""What batches of FLAVA's kinds contain: pictures and texts, and the masks, labels and mismatches of its objectives."""
+"""What batches of FLAVA's kinds contain: pictures and texts, and the masks, labels and mismatches of its
+objectives.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ READ_MASKED = (MaskedImageConfig, MaskedTextConfig, ImageTextMatchingConfig)
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans the batches of `source`.
 
-    The fused pass of a pair sees a masked image and a masked text whenever one of its objectives (MMM, ITM) is in use,
-    so both masks are drawn then, by the settings of MMM or, where a run leaves one out, by its defaults.
+    The fused pass of a pair sees a masked image and a masked text whenever one of its objectives (MMM, ITM)
+    is in use, so both masks are drawn then, by the settings of MMM or, where a run leaves one out, by its
+    defaults.
 
     Raises: ConfigError when the vocabulary is larger than the embedding table.
     """
@@ -73,7 +76,9 @@ def _mask_of(config: Config, variant: type[Any] | None, wanted: bool) -> Any:
     return next((own for own in config.objectives.values() if type(own) is variant), variant())
 
 
-def _pictures(config: Config, source: SourceConfig, predicted: bool) -> tuple[dict[str, int], list[Corruption]]:
+def _pictures(
+    config: Config, source: SourceConfig, predicted: bool
+) -> tuple[dict[str, int], list[Corruption]]:
     """Returns the views of a picture, and what passes on the targets of masked patches."""
     size, codebook_size = flava_of(config).image.image_size, config.codebook.image_size
     views = {"pixel_values": size}

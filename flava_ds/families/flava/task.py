@@ -1,4 +1,6 @@
-"""FLAVA with its objectives: how it is built, the codes that its masked patches predict, and the work of its batches."""
+"""FLAVA with its objectives: how it is built, the codes that its masked patches predict, and the work of its
+batches.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ CODEBOOK = "codebook"
 
 
 class FlavaTask(Task):
-    """FLAVA and its objectives; `frozen["codebook"]` makes the targets of masked patches where the data has none."""
+    """FLAVA and its objectives; `frozen["codebook"]` makes the targets of masked patches where the data has
+    none.
+    """
 
     def __init__(self, config: Config) -> None:
         objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
@@ -57,7 +61,9 @@ class FlavaTask(Task):
         model, views = self.flava, self._views(Kind.PAIR)
         yield self._patches(batch.size)
         if View.IMAGE in views:
-            yield Pass("image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size))
+            yield Pass(
+                "image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size)
+            )
         if View.TEXT in views:
             yield Pass("text_encoder", encoder_flops(model.text, _lengths(batch, "cu_seqlens"), batch.size))
         if {View.IMAGE, View.TEXT} <= views:
@@ -65,14 +71,22 @@ class FlavaTask(Task):
             yield Pass("projections", 2 * batch.size * model.projection_dim * widths)
 
     def _masked_pair(self, batch: Batch) -> Iterator[Pass]:
-        """The masked and fused passes of a pair batch, or of the share that is masked, whose patches are embedded again."""
+        """The masked and fused passes of a pair batch, or of the share that is masked, whose patches are
+        embedded again.
+        """
         if View.MULTIMODAL_MASKED not in self._views(Kind.PAIR):
             return
-        kinds, own = (MaskedImageModeling, MaskedLanguageModeling, ImageTextMatching), self.active(Kind.PAIR).values()
+        kinds, own = (
+            (MaskedImageModeling, MaskedLanguageModeling, ImageTextMatching),
+            self.active(Kind.PAIR).values(),
+        )
         with_image, with_text, with_matching = (any(isinstance(o, kind) for o in own) for kind in kinds)
         model, share = self.flava, is_share(batch)
         size = batch["masked_samples"].shape[0] if share else batch.size
-        images, texts = self._image_lengths(size), _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens")
+        images, texts = (
+            self._image_lengths(size),
+            _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens"),
+        )
         patches, tokens = _count(batch, "mim_rows"), _count(batch, "mlm_rows")
         fused = model.multimodal.hidden_size
         if share:

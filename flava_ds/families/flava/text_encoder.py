@@ -21,7 +21,9 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig, *, pooler: bool = False):
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = ResidualLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -29,7 +31,14 @@ class TextEncoder(nn.Module):
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 
-    def forward(self, versions: list[Tensor], cu_seqlens: Tensor, max_seqlen: int, *, keep: Sequence[Tensor | None] | None = None) -> list[Encoded]:
+    def forward(
+        self,
+        versions: list[Tensor],
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        keep: Sequence[Tensor | None] | None = None,
+    ) -> list[Encoded]:
         """Encodes several versions of the same texts (clean, masked) in one packed call.
 
         Shapes:
@@ -42,5 +51,13 @@ class TextEncoder(nn.Module):
         sequence = torch.bucketize(tokens, cu_seqlens[1:].long(), right=True)
         positions = tokens - cu_seqlens.long()[sequence]
         place = self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
-        hidden, _ = self.embedding_norm(self.word_embeddings(torch.cat(versions)), place.repeat(len(versions), 1))
-        return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), keep or [None] * len(versions))
+        hidden, _ = self.embedding_norm(
+            self.word_embeddings(torch.cat(versions)), place.repeat(len(versions), 1)
+        )
+        return encode_versions(
+            self.transformer,
+            self.final_norm,
+            hidden,
+            (cu_seqlens, max_seqlen),
+            keep or [None] * len(versions),
+        )

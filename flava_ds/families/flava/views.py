@@ -33,13 +33,17 @@ class View(StrEnum):
 MASKED_VIEWS = frozenset({View.IMAGE_MASKED, View.TEXT_MASKED, View.MULTIMODAL_MASKED})
 IMAGE_VIEWS = (View.IMAGE, View.IMAGE_MASKED)
 TEXT_VIEWS = (View.TEXT, View.TEXT_MASKED)
-FUSED_FROM = {View.MULTIMODAL: (View.IMAGE, View.TEXT), View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED)}
+FUSED_FROM = {
+    View.MULTIMODAL: (View.IMAGE, View.TEXT),
+    View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED),
+}
 """The views that each fused view is made of."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """The samples that views of one side, clean or masked, are made from: all of a batch, or those that are masked.
+    """The samples that views of one side, clean or masked, are made from: all of a batch, or those that are
+    masked.
 
     Shapes:
         pixel_values     [m c H W]  or None

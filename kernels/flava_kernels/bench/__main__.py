@@ -1,4 +1,6 @@
-"""The command: python -m flava_kernels.bench [--op NAME ...] [--size gpu|cpu|quick] [--csv FILE] [--plots FOLDER]."""
+"""The command: python -m flava_kernels.bench [--op NAME ...] [--size gpu|cpu|quick] [--csv FILE] [--plots
+FOLDER].
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     machine = machines.describe(device, dtype)
-    print(f"{machine.device}, {machine.threads} threads, torch {machine.torch}, triton {machine.triton}, commit {machine.commit}")
     print(
-        f"copy {machine.copy_bandwidth / 1e9:.0f} GB/s, {options.dtype} matrix products {machine.gemm_rate / 1e12:.3g} TFLOP/s; forward, backward, peak of both"
+        f"{machine.device}, {machine.threads} threads, torch {machine.torch}, triton {machine.triton}, "
+        f"commit {machine.commit}"
+    )
+    print(
+        f"copy {machine.copy_bandwidth / 1e9:.0f} GB/s, {options.dtype} matrix products "
+        f"{machine.gemm_rate / 1e12:.3g} TFLOP/s; forward, backward, peak of both"
     )
     rows: list[table.Row] = []
     for name in options.op:
@@ -55,13 +61,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; sizes and dtypes follow the device where they are not given."""
-    parser = argparse.ArgumentParser(prog="python -m flava_kernels.bench", description="Times every operator against the peers that are installed.")
-    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="operators; default: all")
+    parser = argparse.ArgumentParser(
+        prog="python -m flava_kernels.bench",
+        description="Times every operator against the peers that are installed.",
+    )
+    parser.add_argument(
+        "--op", nargs="+", choices=list(OPS), default=list(OPS), help="operators; default: all"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES, help="which shapes; default: the device's")
-    parser.add_argument("--quick", action="store_const", const="quick", dest="size", help="tiny shapes: does everything run?")
+    parser.add_argument(
+        "--quick", action="store_const", const="quick", dest="size", help="tiny shapes: does everything run?"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).parents[2] / "bench.csv", help="file that the rows are added to; default: %(default)s")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        default=Path(__file__).parents[2] / "bench.csv",
+        help="file that the rows are added to; default: %(default)s",
+    )
     parser.add_argument("--plots", type=Path, help="folder for one picture per operator")
     options = parser.parse_args(arguments)
     on_gpu = torch.device(options.device).type == "cuda"
@@ -70,7 +88,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(op: Op, workload: Workload, device: torch.device, dtype: str, machine: machines.Machine, effort: Effort) -> list[table.Row]:
+def run(
+    op: Op, workload: Workload, device: torch.device, dtype: str, machine: machines.Machine, effort: Effort
+) -> list[table.Row]:
     """Measures every implementation on one workload, printing a line for each."""
     rows, cost = [], workload.cost(DTYPES[dtype].itemsize)
     sets = [draw(workload, device, DTYPES[dtype], seed) for seed in range(INPUT_SETS)]
@@ -78,15 +98,33 @@ def run(op: Op, workload: Workload, device: torch.device, dtype: str, machine: m
         reference = exact(op.definition, sets[0]) if workload.exact else None
         for peer in peers(op.name):
             found, deviation, note = attempt(op, peer, workload, sets, reference, effort, device)
-            implementation = dispatch.implementation(device.type, op.supports(**sets[0].inputs)) if peer.name == OURS else ""
-            rows += table.rows_of(workload, table.Subject(peer.name, implementation, dtype), machine, cost, found, deviation, note)
+            implementation = (
+                dispatch.implementation(device.type, op.supports(**sets[0].inputs))
+                if peer.name == OURS
+                else ""
+            )
+            rows += table.rows_of(
+                workload,
+                table.Subject(peer.name, implementation, dtype),
+                machine,
+                cost,
+                found,
+                deviation,
+                note,
+            )
             print(table.line(*rows[-2:]), flush=True)
             gc.collect()
     return rows
 
 
 def attempt(
-    op: Op, peer: Peer, workload: Workload, sets: list[Arguments], reference: list[torch.Tensor] | None, effort: Effort, device: torch.device
+    op: Op,
+    peer: Peer,
+    workload: Workload,
+    sets: list[Arguments],
+    reference: list[torch.Tensor] | None,
+    effort: Effort,
+    device: torch.device,
 ) -> tuple[Measurement | None, float | None, str]:
     """Measures one implementation; returns times, error, and why there are none."""
     needed, free = peer.bytes_needed(sets[0].inputs), machines.free_bytes(device)
@@ -104,13 +142,16 @@ def attempt(
         return found, deviation, ""
     except UnavailableError as reason:
         return None, None, str(reason)
-    except Exception as refused:  # a peer may refuse shapes, dtypes and devices in any way; its words are the result
+    # a peer may refuse shapes, dtypes and devices in any way; its words are the result
+    except Exception as refused:
         text = str(refused).strip().splitlines() or [type(refused).__name__]
         return None, None, f"refuses: {type(refused).__name__}: {text[0][:160]}"
 
 
 def sets_that_fit(number: int, needed: int, free: int, device: torch.device) -> int:
-    """Returns for how many of the input sets there is memory: on a GPU each has two graphs, which keep theirs; on a CPU one call runs at a time."""
+    """Returns for how many of the input sets there is memory: on a GPU each has two graphs, which keep
+    theirs; on a CPU one call runs at a time.
+    """
     room = free - LEFT_FREE
     if device.type != "cuda" or needed == 0:
         return number if needed <= room else 0
@@ -120,12 +161,17 @@ def sets_that_fit(number: int, needed: int, free: int, device: torch.device) -> 
 def draw(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Arguments:
     """Draws one set of inputs."""
     inputs = workload.draw(torch.Generator(device).manual_seed(seed), dtype)
-    return Arguments(inputs | {name: inputs[name].requires_grad_() for name in workload.differentiable}, workload.differentiable)
+    return Arguments(
+        inputs | {name: inputs[name].requires_grad_() for name in workload.differentiable},
+        workload.differentiable,
+    )
 
 
 @contextlib.contextmanager
 def played_ranks(ranks: int) -> Iterator[None]:
-    """Plays rank 0 of several: collectives of torch's "fake" backend return at once, with copies of what this rank has."""
+    """Plays rank 0 of several: collectives of torch's "fake" backend return at once, with copies of what this
+    rank has.
+    """
     if ranks == 1:
         yield
         return

@@ -21,7 +21,9 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Machine:
-    """Names for the table's rows, and two measured rates: bytes read and written per second by a copy, operations per second of a product."""
+    """Names for the table's rows, and two measured rates: bytes read and written per second by a copy,
+    operations per second of a product.
+    """
 
     device: str
     threads: int
@@ -35,7 +37,15 @@ class Machine:
 def describe(device: torch.device, dtype: torch.dtype) -> Machine:
     """Names the machine and measures it."""
     copy, gemm = _copy_bandwidth(device), gemm_rate(device, dtype, MEASURED_EDGE[device.type])
-    return Machine(device_name(device), torch.get_num_threads(), torch.__version__, version_of("triton"), commit(), copy, gemm)
+    return Machine(
+        device_name(device),
+        torch.get_num_threads(),
+        torch.__version__,
+        version_of("triton"),
+        commit(),
+        copy,
+        gemm,
+    )
 
 
 def device_name(device: torch.device) -> str:
@@ -49,7 +59,9 @@ def device_name(device: torch.device) -> str:
 
 
 def version_of(distribution: str) -> str:
-    """Returns an installed version, or "none"; of torch with its build, which a package index leaves out of the name."""
+    """Returns an installed version, or "none"; of torch with its build, which a package index leaves out of
+    the name.
+    """
     if distribution == "torch":
         return torch.__version__
     try:
@@ -59,11 +71,21 @@ def version_of(distribution: str) -> str:
 
 
 def commit() -> str:
-    """Returns the commit that the code stands at, with a plus sign when its files were changed since; "unknown" outside a checkout."""
+    """Returns the commit that the code stands at, with a plus sign when its files were changed since;
+    "unknown" outside a checkout.
+    """
     folder = Path(__file__).parents[2]
     try:
-        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], cwd=folder, capture_output=True, text=True, check=True).stdout
+        name = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "*.py"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name + ("+" if changed.strip() else "")
@@ -76,7 +98,11 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return next(
+            int(line.split()[1]) * 1024
+            for line in meminfo.read_text().splitlines()
+            if line.startswith("MemAvailable")
+        )
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

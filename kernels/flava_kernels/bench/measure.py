@@ -1,9 +1,10 @@
 """Times, peak memory and errors of one implementation on one workload.
 
-On a CPU: wall clock, inputs in turn; a call that takes very long is run once, for its time and its memory. On a GPU: replays of CUDA graphs
-between events, the L2 cache overwritten before each, inputs in turn; an implementation that cannot be captured is timed call by call, and
-the row says so. Peak memory is that of tensors: what torch's profiler sees being allocated on a CPU, what the caching allocator reports on
-a GPU; inputs are not counted, results and gradients are.
+On a CPU: wall clock, inputs in turn; a call that takes very long is run once, for its time and its memory. On
+a GPU: replays of CUDA graphs between events, the L2 cache overwritten before each, inputs in turn; an
+implementation that cannot be captured is timed call by call, and the row says so. Peak memory is that of
+tensors: what torch's profiler sees being allocated on a CPU, what the caching allocator reports on a GPU;
+inputs are not counted, results and gradients are.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one implementation may be timed on one workload: at least `least` rounds, then until `seconds` or `most` rounds.
+    """How long one implementation may be timed on one workload: at least `least` rounds, then until `seconds`
+    or `most` rounds.
 
     On a CPU, a first run of more than `enough` seconds is the only one.
     """
@@ -82,24 +84,35 @@ def forward_and_upstream(call: Call, arguments: Arguments) -> tuple[list[Tensor]
 
 def differentiable(results: Any) -> list[Tensor]:
     """Those results of a call that have a gradient."""
-    return [result for result in (results if isinstance(results, tuple) else (results,)) if isinstance(result, Tensor) and result.requires_grad]
+    return [
+        result
+        for result in (results if isinstance(results, tuple) else (results,))
+        if isinstance(result, Tensor) and result.requires_grad
+    ]
 
 
 def upstream_for(result: Tensor) -> Tensor:
-    """Returns the gradient that arrives at a result: one for a scalar, else fixed random numbers that every dtype holds exactly."""
+    """Returns the gradient that arrives at a result: one for a scalar, else fixed random numbers that every
+    dtype holds exactly.
+    """
     if result.dim() == 0:
         return torch.ones_like(result)
     return torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(result)
 
 
-def backward(results: list[Tensor], upstream: list[Tensor], arguments: Arguments, *, keep: bool = False) -> tuple[Tensor | None, ...]:
+def backward(
+    results: list[Tensor], upstream: list[Tensor], arguments: Arguments, *, keep: bool = False
+) -> tuple[Tensor | None, ...]:
     """Returns the gradients of the differentiable inputs."""
     return torch.autograd.grad(results, arguments.leaves(), upstream, retain_graph=keep, allow_unused=True)
 
 
 def exact(definition: Call, arguments: Arguments) -> list[Tensor]:
     """Returns results and gradients of the definition in fp64, from the rounded inputs."""
-    wide = {name: value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in arguments.inputs.items()}
+    wide = {
+        name: value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.inputs.items()
+    }
     wide |= {name: wide[name].requires_grad_() for name in arguments.differentiable}
     return _results_and_gradients(definition, Arguments(wide, arguments.differentiable))
 
@@ -113,25 +126,33 @@ def error(call: Call, arguments: Arguments, reference: list[Tensor]) -> float:
 def _results_and_gradients(call: Call, arguments: Arguments) -> list[Tensor]:
     results, upstream = forward_and_upstream(call, arguments)
     gradients = backward(results, upstream, arguments)
-    missing = [name for name, gradient in zip(arguments.differentiable, gradients, strict=True) if gradient is None]
+    missing = [
+        name for name, gradient in zip(arguments.differentiable, gradients, strict=True) if gradient is None
+    ]
     if missing:
         raise RuntimeError(f"no gradient for {', '.join(missing)}")
     return [result.detach() for result in results] + list(gradients)
 
 
 def _trace(call: Call, arguments: Arguments) -> Measurement:
-    """One run on a CPU: times, and the most bytes of tensors alive at one time beyond the inputs in the forward pass, and in both."""
+    """One run on a CPU: times, and the most bytes of tensors alive at one time beyond the inputs in the
+    forward pass, and in both.
+    """
     kept: dict[str, Any] = {}
     forward, events = _allocations(lambda: kept.update(results=differentiable(call(**arguments.inputs))))
     forward_peak, alive = _highest(events)
     upstream = [upstream_for(result) for result in kept["results"]]
     back, events = _allocations(lambda: kept.update(gradients=backward(kept["results"], upstream, arguments)))
-    return Measurement([forward], [back], forward_peak, max(forward_peak, alive + _highest(events)[0]), "wall clock, one run")
+    return Measurement(
+        [forward], [back], forward_peak, max(forward_peak, alive + _highest(events)[0]), "wall clock, one run"
+    )
 
 
 def _allocations(work: Callable[[], Any]) -> tuple[float, list[int]]:
     """Seconds, and bytes of every allocation (negative: release) of CPU tensors in order."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         start = time.perf_counter()
         work()
         seconds = time.perf_counter() - start

@@ -31,9 +31,10 @@ class UnavailableError(Exception):
 class Peer:
     """One implementation.
 
-    `build` returns the call for an operator on a device type, or raises UnavailableError. `bytes_needed` estimates the memory of one call from its arguments.
-    `alone` tells that it computes what one rank would by itself and cannot take part where there are several, `compiles` that a first call
-    may take longer than others.
+    `build` returns the call for an operator on a device type, or raises UnavailableError. `bytes_needed`
+    estimates the memory of one call from its arguments. `alone` tells that it computes what one rank would by
+    itself and cannot take part where there are several, `compiles` that a first call may take longer than
+    others.
     """
 
     name: str
@@ -53,11 +54,15 @@ def peers(op: str) -> tuple[Peer, ...]:
 
 
 def library(name: str, *, gpu_only: str | None = None) -> Any:
-    """Imports an optional module. Raises UnavailableError where it is missing or, for one that runs on GPUs only, where the device is none."""
+    """Imports an optional module. Raises UnavailableError where it is missing or, for one that runs on GPUs
+    only, where the device is none.
+    """
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a library may fail in any way where its device is missing
-        raise UnavailableError(f"{name} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise UnavailableError(
+            f"{name} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
     if gpu_only is not None and gpu_only != "cuda":
         raise UnavailableError(f"{name} runs on GPUs only")
     return module
@@ -69,9 +74,11 @@ def _compiled_for_all_shapes(definition: Call) -> Call:
 
 
 def _compiled(op: Op, device: str) -> Call:
-    """On a CPU one compilation serves all shapes, because each takes long. On a GPU every workload has its own.
+    """On a CPU one compilation serves all shapes, because each takes long. On a GPU every workload has its
+    own.
 
-    There, what was compiled before is forgotten: after eight shapes of one function torch would run it in eager mode without a word.
+    There, what was compiled before is forgotten: after eight shapes of one function torch would run it in
+    eager mode without a word.
     """
     if device == "cpu":
         return _compiled_for_all_shapes(op.definition)
@@ -83,7 +90,8 @@ def _compiled(op: Op, device: str) -> Call:
 
 
 def _sdpa(backend: str) -> Peer:
-    """PyTorch's attention, pinned to a backend: equal lengths as a view, others padded in every call, and masked unless it is causal.
+    """PyTorch's attention, pinned to a backend: equal lengths as a view, others padded in every call, and
+    masked unless it is causal.
 
     No query sees a padded key then, and the backends take no mask beside `is_causal`.
     """
@@ -92,7 +100,9 @@ def _sdpa(backend: str) -> Peer:
         attention = importlib.import_module("torch.nn.attention")
         chosen = getattr(attention.SDPBackend, backend)
 
-        def call(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool) -> Tensor:
+        def call(
+            qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+        ) -> Tensor:
             batch, (tokens, _, heads, head_size) = cu_seqlens.shape[0] - 1, qkv.shape
             mask = slots = None
             if equal_lengths:
@@ -102,10 +112,20 @@ def _sdpa(backend: str) -> Peer:
                 row = torch.arange(tokens, device=qkv.device)
                 sequence = torch.bucketize(row, cu[1:], right=True)
                 slots = row - cu[sequence] + sequence * max_seqlen
-                padded = qkv.new_zeros(batch * max_seqlen, 3, heads, head_size).index_copy(0, slots, qkv).view(batch, max_seqlen, 3, heads, head_size)
-                mask = None if causal else (torch.arange(max_seqlen, device=qkv.device) < cu.diff()[:, None])[:, None, None, :]
+                padded = (
+                    qkv.new_zeros(batch * max_seqlen, 3, heads, head_size)
+                    .index_copy(0, slots, qkv)
+                    .view(batch, max_seqlen, 3, heads, head_size)
+                )
+                mask = (
+                    None
+                    if causal
+                    else (torch.arange(max_seqlen, device=qkv.device) < cu.diff()[:, None])[:, None, None, :]
+                )
             with attention.sdpa_kernel(chosen):
-                out = F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), attn_mask=mask, is_causal=causal)
+                out = F.scaled_dot_product_attention(
+                    *padded.permute(2, 0, 3, 1, 4), attn_mask=mask, is_causal=causal
+                )
             out = out.transpose(1, 2).reshape(batch * max_seqlen, heads, head_size)
             return out if slots is None else out.index_select(0, slots)
 
@@ -126,7 +146,9 @@ def _varlen(op: Op, device: str) -> Call:
 
 def _flash(op: Op, device: str) -> Call:
     flash = library("flash_attn", gpu_only=device).flash_attn_varlen_qkvpacked_func
-    return lambda qkv, cu_seqlens, max_seqlen, equal_lengths, causal: flash(qkv, cu_seqlens, max_seqlen, causal=causal)
+    return lambda qkv, cu_seqlens, max_seqlen, equal_lengths, causal: flash(
+        qkv, cu_seqlens, max_seqlen, causal=causal
+    )
 
 
 # LayerNorm
@@ -135,7 +157,9 @@ def _flash(op: Op, device: str) -> Call:
 def _behind_addition(op: Op, norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Call:
     """The norm itself, or the norm of a sum together with the sum."""
 
-    def call(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def call(
+        x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         total = x if residual is None else x + residual
         y = norm(total, weight, bias, eps)
         return y if residual is None else (y, total)
@@ -163,7 +187,9 @@ def _torch_linear_cross_entropy(chunked: bool) -> Peer:
         options = {"options": torch.nn.LinearCrossEntropyOptions()} if chunked else {}
 
         def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-            return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="sum", **options)
+            return F.linear_cross_entropy(
+                hidden, weight, labels, linear_bias=bias, reduction="sum", **options
+            )
 
         return call
 
@@ -172,7 +198,9 @@ def _torch_linear_cross_entropy(chunked: bool) -> Peer:
 
 
 def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
-    function = library("liger_kernel.ops.fused_linear_cross_entropy", gpu_only=device).LigerFusedLinearCrossEntropyFunction
+    function = library(
+        "liger_kernel.ops.fused_linear_cross_entropy", gpu_only=device
+    ).LigerFusedLinearCrossEntropyFunction
 
     def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         return function.apply(hidden, weight, labels, bias, None, IGNORE_INDEX, 0.0, 0.0, "sum")[0]
@@ -184,12 +212,19 @@ def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
 
 
 def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
-    """open_clip's ClipLoss(local_loss=True, gather_with_grad=True), written from its formula; summed instead of averaged, without a mask."""
+    """open_clip's ClipLoss(local_loss=True, gather_with_grad=True), written from its formula; summed instead
+    of averaged, without a mask.
+    """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    image_all, text_all = (torch.cat(torch.distributed.nn.all_gather(x)) if world > 1 else x for x in (image, text))
+    image_all, text_all = (
+        torch.cat(torch.distributed.nn.all_gather(x)) if world > 1 else x for x in (image, text)
+    )
     labels = torch.arange(image.shape[0], device=image.device) + rank * image.shape[0]
     image_logits, text_logits = log_scale.exp() * image @ text_all.T, log_scale.exp() * text @ image_all.T
-    return (F.cross_entropy(image_logits.float(), labels, reduction="sum") + F.cross_entropy(text_logits.float(), labels, reduction="sum")) / 2
+    return (
+        F.cross_entropy(image_logits.float(), labels, reduction="sum")
+        + F.cross_entropy(text_logits.float(), labels, reduction="sum")
+    ) / 2
 
 
 def _inf_cl(op: Op, device: str) -> Call:
@@ -197,7 +232,11 @@ def _inf_cl(op: Op, device: str) -> Call:
 
     def call(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
         scale = log_scale.exp()
-        return image.shape[0] * (cal_inf_loss(image, text, scale=scale) + cal_inf_loss(text, image, scale=scale)) / 2
+        return (
+            image.shape[0]
+            * (cal_inf_loss(image, text, scale=scale) + cal_inf_loss(text, image, scale=scale))
+            / 2
+        )
 
     return call
 
@@ -211,7 +250,8 @@ WHOLE_MATRIX: dict[str, Callable[[dict[str, Any]], int]] = {
     "info_nce": lambda inputs: 5 * 4 * inputs["image"].shape[0] ** 2,
     "linear_cross_entropy": lambda inputs: 4 * 4 * inputs["labels"].shape[0] * inputs["weight"].shape[0],
 }
-"""Memory of implementations that hold the whole matrix of logits: copies of it in fp32 that live at one time."""
+"""Memory of implementations that hold the whole matrix of logits: copies of it in fp32 that live at one time.
+"""
 
 PEERS: dict[str, tuple[Peer, ...]] = {
     "varlen_attention": (
@@ -221,7 +261,14 @@ PEERS: dict[str, tuple[Peer, ...]] = {
     ),
     "layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
     "add_layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
-    "linear_cross_entropy": (_torch_linear_cross_entropy(False), _torch_linear_cross_entropy(True), Peer("Liger", _liger_linear_cross_entropy)),
-    "info_nce": (Peer("open_clip's ClipLoss", lambda op, device: clip_loss, _bytes_of_clip_loss), Peer("Inf-CL", _inf_cl)),
+    "linear_cross_entropy": (
+        _torch_linear_cross_entropy(False),
+        _torch_linear_cross_entropy(True),
+        Peer("Liger", _liger_linear_cross_entropy),
+    ),
+    "info_nce": (
+        Peer("open_clip's ClipLoss", lambda op, device: clip_loss, _bytes_of_clip_loss),
+        Peer("Inf-CL", _inf_cl),
+    ),
 }
 """Peers of single operators beside ours, plain torch and its compiler."""

@@ -23,7 +23,8 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pass of one implementation on one workload. Numbers are empty where `note` says why there are none."""
+    """One pass of one implementation on one workload. Numbers are empty where `note` says why
+    there are none."""
 
     op: str
     workload: str
@@ -39,7 +40,9 @@ class Row:
     p90_us: float | None
     rounds: int
     peak_mib: float | None
-    """Of the forward pass; in the row of the backward pass, of both, as are the shares: some implementations finish gradients on the way forward."""
+    """Of the forward pass; in the row of the backward pass, of both, as are the shares: some implementations
+    finish gradients on the way forward.
+    """
     share_of_copy: float | None
     """Least bytes over time, as a share of the measured bandwidth of a copy."""
     share_of_gemm: float | None
@@ -56,14 +59,31 @@ class Row:
 NUMBERS = ("median_us", "p10_us", "p90_us", "peak_mib", "share_of_copy", "share_of_gemm", "error")
 
 
-def rows_of(workload: Workload, subject: Subject, machine: Machine, cost: Cost, found: Measurement | None, error: float | None, note: str) -> tuple[Row, Row]:
+def rows_of(
+    workload: Workload,
+    subject: Subject,
+    machine: Machine,
+    cost: Cost,
+    found: Measurement | None,
+    error: float | None,
+    note: str,
+) -> tuple[Row, Row]:
     """Returns the rows of the forward and of the backward pass."""
     if found is None:
-        return tuple(_row(workload, subject, machine, None, error, note, direction, [], None, None, None) for direction in ("forward", "backward"))
+        return tuple(
+            _row(workload, subject, machine, None, error, note, direction, [], None, None, None)
+            for direction in ("forward", "backward")
+        )
     forward = statistics.median(found.forward)
     both = forward + statistics.median(found.backward)
-    copied = cost.forward_bytes / machine.copy_bandwidth, (cost.forward_bytes + cost.backward_bytes) / machine.copy_bandwidth
-    multiplied = cost.forward_flops / machine.gemm_rate, (cost.forward_flops + cost.backward_flops) / machine.gemm_rate
+    copied = (
+        cost.forward_bytes / machine.copy_bandwidth,
+        (cost.forward_bytes + cost.backward_bytes) / machine.copy_bandwidth,
+    )
+    multiplied = (
+        cost.forward_flops / machine.gemm_rate,
+        (cost.forward_flops + cost.backward_flops) / machine.gemm_rate,
+    )
     passes = (
         ("forward", found.forward, found.forward_peak, copied[0] / forward, multiplied[0] / forward),
         ("backward", found.backward, found.peak, copied[1] / both, multiplied[1] / both),
@@ -71,7 +91,9 @@ def rows_of(workload: Workload, subject: Subject, machine: Machine, cost: Cost, 
     return tuple(_row(workload, subject, machine, found, error, note, *one) for one in passes)
 
 
-def _row(workload, subject, machine, found, error, note, direction, times, peak, share_of_copy, share_of_gemm) -> Row:
+def _row(
+    workload, subject, machine, found, error, note, direction, times, peak, share_of_copy, share_of_gemm
+) -> Row:
     median, p10, p90 = quantiles(times) if times else (None, None, None)
     return Row(
         op=workload.op,
@@ -115,12 +137,17 @@ def append(path: Path, rows: list[Row]) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             found = next(csv.reader(file))
         if found != names:
-            raise ValueError(f"{path} has the columns {', '.join(found)}; expected {', '.join(names)}. Name another file with --csv")
+            raise ValueError(
+                f"{path} has the columns {', '.join(found)}; expected {', '.join(names)}. Name another "
+                "file with --csv"
+            )
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(names)
-        writer.writerows([_text(name, value) for name, value in dataclasses.asdict(row).items()] for row in rows)
+        writer.writerows(
+            [_text(name, value) for name, value in dataclasses.asdict(row).items()] for row in rows
+        )
 
 
 def _text(name: str, value: object) -> str:

@@ -1,7 +1,9 @@
-"""What is benchmarked: FLAVA's shapes for every operator, with the bytes and operations that no implementation can avoid.
+"""What is benchmarked: FLAVA's shapes for every operator, with the bytes and operations that no
+implementation can avoid.
 
-On a GPU: one micro-batch of 256 samples of flava_base (images of 197 tokens, fused sequences of 275 or, with short captions, about 215).
-On a CPU: the same layers with fewer rows, and the two heads at sizes where the memory shows.
+On a GPU: one micro-batch of 256 samples of flava_base (images of 197 tokens, fused sequences of 275 or, with
+short captions, about 215). On a CPU: the same layers with fewer rows, and the two heads at sizes where the
+memory shows.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Draw = Callable[[torch.Generator, torch.dtype], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cost:
-    """Least bytes moved (every tensor once) and floating-point operations, for the element size that it was asked for."""
+    """Least bytes moved (every tensor once) and floating-point operations, for the element size that it was
+    asked for.
+    """
 
     forward_bytes: int
     forward_flops: int
@@ -36,8 +40,9 @@ class Cost:
 class Workload:
     """One set of arguments of an operator.
 
-    `draw` makes them on the generator's device. `cost` takes the bytes of an element. `ranks` is how many ranks take part, of which one
-    is played. `exact` tells whether the error against fp64 is measured: where the definition in fp64 fits into memory and patience.
+    `draw` makes them on the generator's device. `cost` takes the bytes of an element. `ranks` is how many
+    ranks take part, of which one is played. `exact` tells whether the error against fp64 is measured: where
+    the definition in fp64 fits into memory and patience.
     """
 
     op: str
@@ -50,7 +55,9 @@ class Workload:
 
 
 def workloads(op: str, size: str) -> tuple[Workload, ...]:
-    """Returns the workloads of an operator, or nothing for one that has none. Raises KeyError for a size that is not in SIZES."""
+    """Returns the workloads of an operator, or nothing for one that has none. Raises KeyError for a size that
+    is not in SIZES.
+    """
     family, rows = SHAPES.get(op, (None, dict.fromkeys(SIZES, ())))
     return tuple(family(op, *shape) for shape in rows[size])
 
@@ -64,13 +71,23 @@ def _layer_norm(op: str, rows: int, width: int) -> Workload:
     residual = op == "add_layer_norm"
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        weight, bias = 1 + 0.1 * _randn(generator, torch.float32, width), 0.1 * _randn(generator, torch.float32, width)
-        streams = {"x": _randn(generator, dtype, rows, width)} | ({"residual": _randn(generator, dtype, rows, width)} if residual else {})
+        weight, bias = (
+            1 + 0.1 * _randn(generator, torch.float32, width),
+            0.1 * _randn(generator, torch.float32, width),
+        )
+        streams = {"x": _randn(generator, dtype, rows, width)} | (
+            {"residual": _randn(generator, dtype, rows, width)} if residual else {}
+        )
         return streams | {"weight": weight, "bias": bias, "eps": 1e-12}
 
     def cost(element: int) -> Cost:
         stream = rows * width * element
-        return Cost((4 if residual else 2) * stream, 8 * rows * width, (4 if residual else 3) * stream, 12 * rows * width)
+        return Cost(
+            (4 if residual else 2) * stream,
+            8 * rows * width,
+            (4 if residual else 3) * stream,
+            12 * rows * width,
+        )
 
     leaves = ("x", "residual", "weight", "bias") if residual else ("x", "weight", "bias")
     return Workload(op, f"{rows}x{width}", draw, leaves, cost)
@@ -80,11 +97,22 @@ def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
     """The first half of an MLP."""
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        weight, bias = _randn(generator, torch.float32, inner, width) / math.sqrt(width), 0.1 * _randn(generator, torch.float32, inner)
-        return {"hidden": _randn(generator, dtype, rows, width), "weight": weight.to(dtype), "bias": bias.to(dtype)}
+        weight, bias = (
+            _randn(generator, torch.float32, inner, width) / math.sqrt(width),
+            0.1 * _randn(generator, torch.float32, inner),
+        )
+        return {
+            "hidden": _randn(generator, dtype, rows, width),
+            "weight": weight.to(dtype),
+            "bias": bias.to(dtype),
+        }
 
     def cost(element: int) -> Cost:
-        operands, result, product = (rows + inner) * width * element, rows * inner * element, 2 * rows * inner * width
+        operands, result, product = (
+            (rows + inner) * width * element,
+            rows * inner * element,
+            2 * rows * inner * width,
+        )
         return Cost(operands + 2 * result, product, 2 * operands + 2 * result, 2 * product)
 
     return Workload(op, f"{rows}x{width}->{inner}", draw, ("hidden", "weight", "bias"), cost)
@@ -108,15 +136,25 @@ def _packing(op: str, batch: int, least: int, most: int, width: int) -> Workload
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         cu_seqlens = _cu_seqlens(lengths, generator.device)
         if op == "pack":
-            return {"padded": _randn(generator, dtype, batch, most, width), "cu_seqlens": cu_seqlens, "total": tokens}
-        return {"packed": _randn(generator, dtype, tokens, width), "cu_seqlens": cu_seqlens, "max_seqlen": most}
+            return {
+                "padded": _randn(generator, dtype, batch, most, width),
+                "cu_seqlens": cu_seqlens,
+                "total": tokens,
+            }
+        return {
+            "packed": _randn(generator, dtype, tokens, width),
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": most,
+        }
 
     def cost(element: int) -> Cost:
         packed, padded = (tokens + rows for rows in (tokens, batch * most))
         forward, backward = (packed, padded) if op == "pack" else (padded, packed)
         return Cost(forward * width * element, 0, backward * width * element, 0)
 
-    return Workload(op, f"{batch}x{least}..{most} d{width}", draw, ("padded" if op == "pack" else "packed",), cost)
+    return Workload(
+        op, f"{batch}x{least}..{most} d{width}", draw, ("padded" if op == "pack" else "packed",), cost
+    )
 
 
 def _fuse(op: str, batch: int, image_length: int, least: int, most: int, width: int) -> Workload:
@@ -126,24 +164,34 @@ def _fuse(op: str, batch: int, image_length: int, least: int, most: int, width: 
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         rows = {"image": batch * image_length, "text": tokens}
-        streams = {"cls_token": _randn(generator, dtype, width)} | {name: _randn(generator, dtype, count, width) for name, count in rows.items()}
+        streams = {"cls_token": _randn(generator, dtype, width)} | {
+            name: _randn(generator, dtype, count, width) for name, count in rows.items()
+        }
         return streams | {"text_cu_seqlens": _cu_seqlens(lengths, generator.device), "text_max_seqlen": most}
 
     def cost(element: int) -> Cost:
         moved = 2 * (batch * (1 + image_length) + tokens) * width * element
         return Cost(moved, 0, moved, 0)
 
-    return Workload(op, f"{batch}x(1+{image_length}+{least}..{most}) d{width}", draw, ("cls_token", "image", "text"), cost)
+    return Workload(
+        op, f"{batch}x(1+{image_length}+{least}..{most}) d{width}", draw, ("cls_token", "image", "text"), cost
+    )
 
 
-def _attention(op: str, batch: int, most: int, heads: int, head_size: int, least: int, causal: bool = False) -> Workload:
+def _attention(
+    op: str, batch: int, most: int, heads: int, head_size: int, least: int, causal: bool = False
+) -> Workload:
     """`batch` sequences of `least` to `most` tokens."""
     lengths = _lengths(batch, least, most)
     tokens, pairs = int(lengths.sum()), sum(attention.pairs(length, causal) for length in lengths.tolist())
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         qkv = _randn(generator, dtype, tokens, 3, heads, head_size)
-        layout = {"cu_seqlens": _cu_seqlens(lengths, generator.device), "max_seqlen": most, "equal_lengths": least == most}
+        layout = {
+            "cu_seqlens": _cu_seqlens(lengths, generator.device),
+            "max_seqlen": most,
+            "equal_lengths": least == most,
+        }
         return {"qkv": qkv, **layout, "causal": causal}
 
     def cost(element: int) -> Cost:
@@ -158,9 +206,17 @@ def _linear_cross_entropy(op: str, rows: int, classes: int, width: int) -> Workl
     """A masked-prediction head."""
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        hidden, weight = _randn(generator, dtype, rows, width), (_randn(generator, torch.float32, classes, width) / math.sqrt(width)).to(dtype)
+        hidden, weight = (
+            _randn(generator, dtype, rows, width),
+            (_randn(generator, torch.float32, classes, width) / math.sqrt(width)).to(dtype),
+        )
         labels = torch.randint(classes, (rows,), generator=generator, device=generator.device)
-        return {"hidden": hidden, "weight": weight, "bias": 0.1 * _randn(generator, dtype, classes), "labels": labels}
+        return {
+            "hidden": hidden,
+            "weight": weight,
+            "bias": 0.1 * _randn(generator, dtype, classes),
+            "labels": labels,
+        }
 
     def cost(element: int) -> Cost:
         product, operands = 2 * rows * classes * width, (rows + classes) * width * element
@@ -175,9 +231,16 @@ def _info_nce(op: str, batch: int, ranks: int, width: int) -> Workload:
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         image = F.normalize(_randn(generator, torch.float32, batch, width), dim=1)
-        text = F.normalize(image + 3.0 / math.sqrt(width) * _randn(generator, torch.float32, batch, width), dim=1)
+        text = F.normalize(
+            image + 3.0 / math.sqrt(width) * _randn(generator, torch.float32, batch, width), dim=1
+        )
         log_scale = torch.full((1,), math.log(1 / 0.07), device=generator.device)
-        return {"image": image.to(dtype), "text": text.to(dtype), "log_scale": log_scale, "row_mask": torch.ones(batch, device=generator.device)}
+        return {
+            "image": image.to(dtype),
+            "text": text.to(dtype),
+            "log_scale": log_scale,
+            "row_mask": torch.ones(batch, device=generator.device),
+        }
 
     def cost(element: int) -> Cost:
         product, operands = 2 * batch * total * width, 2 * (total if ranks > 1 else batch) * width * element
@@ -185,24 +248,47 @@ def _info_nce(op: str, batch: int, ranks: int, width: int) -> Workload:
         return Cost(operands, both * product, operands + 2 * batch * width * element, 2 * product)
 
     name = f"{batch}x{total} r{width}"
-    return Workload(op, name, draw, ("image", "text", "log_scale"), cost, ranks=ranks, exact=ranks == 1 and batch <= 8192)
+    return Workload(
+        op, name, draw, ("image", "text", "log_scale"), cost, ranks=ranks, exact=ranks == 1 and batch <= 8192
+    )
 
 
-_ROWS = {"gpu": ((4352, 768), (50432, 768), (70400, 768)), "cpu": ((4352, 768), (12608, 192)), "quick": ((64, 32),)}
-_CAPTIONS = {"gpu": ((256, 12, 20, 768), (256, 12, 77, 768)), "cpu": ((256, 12, 20, 192),), "quick": ((3, 2, 7, 16),)}
+_ROWS = {
+    "gpu": ((4352, 768), (50432, 768), (70400, 768)),
+    "cpu": ((4352, 768), (12608, 192)),
+    "quick": ((64, 32),),
+}
+_CAPTIONS = {
+    "gpu": ((256, 12, 20, 768), (256, 12, 77, 768)),
+    "cpu": ((256, 12, 20, 192),),
+    "quick": ((3, 2, 7, 16),),
+}
 SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...], ...]]]] = {
     "pack": (_packing, _CAPTIONS),
     "unpack": (_packing, _CAPTIONS),
-    "fuse_sequences": (_fuse, {"gpu": ((256, 197, 12, 20, 768),), "cpu": ((64, 65, 12, 20, 192),), "quick": ((3, 5, 2, 7, 16),)}),
+    "fuse_sequences": (
+        _fuse,
+        {"gpu": ((256, 197, 12, 20, 768),), "cpu": ((64, 65, 12, 20, 192),), "quick": ((3, 5, 2, 7, 16),)},
+    ),
     "varlen_attention": (
         _attention,
         {
             "gpu": (
                 *((batch, length, 12, 64, length) for batch in (128, 256) for length in (77, 197, 275)),
-                *((256, 275, 12, 64, 207), (256, 20, 12, 64, 12), (64, 512, 12, 64, 512), (32, 1024, 12, 64, 1024)),
+                *(
+                    (256, 275, 12, 64, 207),
+                    (256, 20, 12, 64, 12),
+                    (64, 512, 12, 64, 512),
+                    (32, 1024, 12, 64, 1024),
+                ),
                 *((256, 77, 8, 64, 77, True), (256, 77, 8, 64, 12, True), (64, 512, 8, 64, 512, True)),
             ),
-            "cpu": ((16, 197, 3, 64, 197), (64, 40, 3, 64, 28), (64, 20, 3, 64, 12), (16, 77, 8, 64, 77, True)),
+            "cpu": (
+                (16, 197, 3, 64, 197),
+                (64, 40, 3, 64, 28),
+                (64, 20, 3, 64, 12),
+                (16, 77, 8, 64, 77, True),
+            ),
             "quick": ((3, 9, 2, 32, 9), (3, 9, 2, 32, 4), (3, 9, 2, 32, 9, True), (3, 9, 2, 32, 4, True)),
         },
     ),
@@ -210,7 +296,11 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
     "add_layer_norm": (_layer_norm, _ROWS),
     "linear_gelu": (
         _linear_gelu,
-        {"gpu": ((4352, 768, 3072), (50432, 768, 3072), (70400, 768, 3072)), "cpu": ((4352, 192, 768),), "quick": ((16, 8, 32),)},
+        {
+            "gpu": ((4352, 768, 3072), (50432, 768, 3072), (70400, 768, 3072)),
+            "cpu": ((4352, 192, 768),),
+            "quick": ((16, 8, 32),),
+        },
     ),
     "linear_cross_entropy": (
         _linear_cross_entropy,
@@ -224,7 +314,14 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
         _info_nce,
         {
             "gpu": ((1024, 8, 768), (4096, 8, 768), (2048, 64, 768), (8192, 1, 768), (32768, 1, 768)),
-            "cpu": ((256, 1, 256), (4096, 1, 512), (8192, 1, 256), (16384, 1, 256), (4096, 8, 256), (32768, 1, 256)),
+            "cpu": (
+                (256, 1, 256),
+                (4096, 1, 512),
+                (8192, 1, 256),
+                (16384, 1, 256),
+                (4096, 8, 256),
+                (32768, 1, 256),
+            ),
             "quick": ((24, 1, 16), (12, 3, 16)),
         },
     ),

@@ -1,4 +1,6 @@
-"""Packed queries, keys and values for `varlen_attention`: few heads and small ones mostly, because the interpreter is slow."""
+"""Packed queries, keys and values for `varlen_attention`: few heads and small ones mostly, because the
+interpreter is slow.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,27 @@ from torch import Generator
 from flava_kernels.cases.packing import cu_seqlens_of
 from flava_kernels.op import Case, Limits
 
-HUGE_LOGITS = {torch.float32: Limits(1e-5, 2e-3), torch.float16: Limits(5e-4, 5e-3), torch.bfloat16: Limits(4e-3, 6e-3)}
-"""Logits near 10^4 have a last place of 10^-3 in fp32, and with it the exponent of a probability that the backward pass recomputes."""
+HUGE_LOGITS = {
+    torch.float32: Limits(1e-5, 2e-3),
+    torch.float16: Limits(5e-4, 5e-3),
+    torch.bfloat16: Limits(4e-3, 6e-3),
+}
+"""Logits near 10^4 have a last place of 10^-3 in fp32, and with it the exponent of a probability that the
+backward pass recomputes.
+"""
 
 ROUNDED = {torch.bfloat16: Limits(5e-3, 6e-3)}
-"""torch's products and its softmax round scores and probabilities to half precision; the kernels keep both in fp32."""
+"""torch's products and its softmax round scores and probabilities to half precision; the kernels keep both in
+fp32.
+"""
 
 
 def cases() -> tuple[Case, ...]:
-    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge logits, which alone may all be negative.
+    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge
+    logits, which alone may all be negative.
 
-    Causal attention has its own: the edges of its tiles, and CLIP's text encoder, 8 heads of 64 and 77 tokens.
+    Causal attention has its own: the edges of its tiles, and CLIP's text encoder, 8 heads of 64 and 77
+    tokens.
     """
     return (
         _case("nothing", ()),
@@ -65,12 +77,19 @@ def _case(
     limits: dict[torch.dtype, Limits] | None = None,
     reference_limits: dict[torch.dtype, Limits] | None = None,
 ) -> Case:
-    layout = {"cu_seqlens": cu_seqlens_of(lengths), "max_seqlen": max(lengths, default=0) + slack, "equal_lengths": equal_lengths, "causal": causal}
+    layout = {
+        "cu_seqlens": cu_seqlens_of(lengths),
+        "max_seqlen": max(lengths, default=0) + slack,
+        "equal_lengths": equal_lengths,
+        "causal": causal,
+    }
     draw = functools.partial(_draw, (sum(lengths), 3, heads, head_size), size, layout)
     return Case(name, draw, ("qkv",), limits=limits or {}, reference_limits=reference_limits or {})
 
 
-def _draw(shape: tuple[int, ...], size: float, layout: dict[str, Any], generator: Generator) -> dict[str, Any]:
+def _draw(
+    shape: tuple[int, ...], size: float, layout: dict[str, Any], generator: Generator
+) -> dict[str, Any]:
     """`size` multiplies queries and keys."""
     qkv = torch.randn(shape, generator=generator, dtype=torch.float64)
     qkv[:, :2] *= size

@@ -11,15 +11,25 @@ import torch.nn.functional as F
 
 from flava_kernels.op import Case, Limits
 
-HUGE_LOGITS = {torch.float32: Limits(4e-7, 4e-6, 1e-5), torch.float16: Limits(4e-7, 6e-4, 1e-5), torch.bfloat16: Limits(4e-7, 5e-3, 1e-5)}
-"""At scale 100 the rounding of a logit in fp32, 4e-6, shows in the gradients, most of all in that of the scale, whose terms cancel."""
+HUGE_LOGITS = {
+    torch.float32: Limits(4e-7, 4e-6, 1e-5),
+    torch.float16: Limits(4e-7, 6e-4, 1e-5),
+    torch.bfloat16: Limits(4e-7, 5e-3, 1e-5),
+}
+"""At scale 100 the rounding of a logit in fp32, 4e-6, shows in the gradients, most of all in that of the
+scale, whose terms cancel.
+"""
 
 ALONE = {torch.float32: Limits(4e-7, 1e-5, 1e-5)}
-"""The gradient of a row alone is 0, so what is left of it is rounding: half a last place of a logit in base 2, 1e-6 at scale 14.3, times the scale."""
+"""The gradient of a row alone is 0, so what is left of it is rounding: half a last place of a logit in base
+2, 1e-6 at scale 14.3, times the scale.
+"""
 
 
 def cases() -> tuple[Case, ...]:
-    """One row, fewer rows than a tile, several tiles with a rest, scales 1 and 100, masked rows, equal samples, odd widths."""
+    """One row, fewer rows than a tile, several tiles with a rest, scales 1 and 100, masked rows, equal
+    samples, odd widths.
+    """
     return (
         _case("1", rows=1, width=8, limits=ALONE),
         _case("5x3", rows=5, width=3),
@@ -33,21 +43,49 @@ def cases() -> tuple[Case, ...]:
     )
 
 
-def features(generator: torch.Generator, *, rows: int, width: int, scale: float, matched: float, twins: bool = False) -> dict[str, Any]:
-    """Draws normalised images, texts that resemble them, and which pairs match; with twins, the second half repeats the first.
+def features(
+    generator: torch.Generator, *, rows: int, width: int, scale: float, matched: float, twins: bool = False
+) -> dict[str, Any]:
+    """Draws normalised images, texts that resemble them, and which pairs match; with twins, the second half
+    repeats the first.
 
-    Twins are multiples of 1/64: their products have no rounding error in fp32, so equal columns stay equal wherever a processor's matrix product adds
-    in another order.
+    Twins are multiples of 1/64: their products have no rounding error in fp32, so equal columns stay equal
+    wherever a processor's matrix product adds in another order.
     """
     image = F.normalize(torch.randn(rows, width, generator=generator, dtype=torch.float64), dim=1)
-    text = F.normalize(image + 3.0 * torch.randn(rows, width, generator=generator, dtype=torch.float64) / math.sqrt(width), dim=1)
+    text = F.normalize(
+        image + 3.0 * torch.randn(rows, width, generator=generator, dtype=torch.float64) / math.sqrt(width),
+        dim=1,
+    )
     if twins:
         image, text = (image * 64).round() / 64, (text * 64).round() / 64
-        image[rows // 2 :], text[rows // 2 :] = image[: rows - rows // 2].clone(), text[: rows - rows // 2].clone()
+        image[rows // 2 :], text[rows // 2 :] = (
+            image[: rows - rows // 2].clone(),
+            text[: rows - rows // 2].clone(),
+        )
     row_mask = (torch.rand(rows, generator=generator) < matched).double()
-    return {"image": image, "text": text, "log_scale": torch.tensor([math.log(scale)], dtype=torch.float64), "row_mask": row_mask}
+    return {
+        "image": image,
+        "text": text,
+        "log_scale": torch.tensor([math.log(scale)], dtype=torch.float64),
+        "row_mask": row_mask,
+    }
 
 
-def _case(name: str, *, scale: float = 14.3, matched: float = 1.0, twins: bool = False, limits: dict[torch.dtype, Limits] | None = None, **sizes: int) -> Case:
+def _case(
+    name: str,
+    *,
+    scale: float = 14.3,
+    matched: float = 1.0,
+    twins: bool = False,
+    limits: dict[torch.dtype, Limits] | None = None,
+    **sizes: int,
+) -> Case:
     draw = functools.partial(features, scale=scale, matched=matched, twins=twins, **sizes)
-    return Case(name, draw, differentiable=("image", "text", "log_scale"), fp32=("log_scale", "row_mask"), limits=limits or {})
+    return Case(
+        name,
+        draw,
+        differentiable=("image", "text", "log_scale"),
+        fp32=("log_scale", "row_mask"),
+        limits=limits or {},
+    )

@@ -13,7 +13,9 @@ from flava_kernels.op import Case
 
 
 def cases() -> tuple[Case, ...]:
-    """No samples, no image, empty texts, odd widths, more rows and columns than one tile, more samples than one tile of the sum."""
+    """No samples, no image, empty texts, odd widths, more rows and columns than one tile, more samples than
+    one tile of the sum.
+    """
     return (
         _case("none", (), image_length=0, width=16),
         _case("no-image", (3, 1), image_length=0, width=16),
@@ -29,6 +31,12 @@ def _case(name: str, lengths: tuple[int, ...], *, image_length: int, width: int)
 
 
 def _draw(lengths: tuple[int, ...], image_length: int, width: int, generator: Generator) -> dict[str, Any]:
-    sizes = {"cls_token": (width,), "image": (len(lengths) * image_length, width), "text": (sum(lengths), width)}
-    drawn = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
+    sizes = {
+        "cls_token": (width,),
+        "image": (len(lengths) * image_length, width),
+        "text": (sum(lengths), width),
+    }
+    drawn = {
+        name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()
+    }
     return {**drawn, "text_cu_seqlens": cu_seqlens_of(lengths), "text_max_seqlen": max(lengths, default=0)}

@@ -20,23 +20,43 @@ OF_TORCH = {
     "constant rows, eps 1e-12": {torch.float32: Limits(2e-7, 4e-3)},
     "large mean": {torch.float32: Limits(1e-3, 1e-3)},
 }
-"""Errors of torch's kernels where the spread of a row is far below its mean: they round before they subtract."""
+"""Errors of torch's kernels where the spread of a row is far below its mean: they round before they subtract.
+"""
 
 ROUNDED_SUM = {"large mean": {torch.float32: Limits(5e-4, 5e-4)}}
 """Beside a residual, x + r itself is rounded before it is normalised."""
 
 
 def add_layer_norm_cases() -> tuple[Case, ...]:
-    """Rows of ordinary numbers in many shapes, constant rows, a large mean, fp32 parameters of half-precision rows."""
+    """Rows of ordinary numbers in many shapes, constant rows, a large mean, fp32 parameters of half-precision
+    rows.
+    """
 
-    def case(name: str, fp32: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES, **draw: Any) -> Case:
+    def case(
+        name: str, fp32: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES, **draw: Any
+    ) -> Case:
         tensors = ("x", "residual", "weight", "bias")
-        return Case(name, lambda generator: _draw(generator, **draw), tensors, fp32, dtypes, ROUNDED_SUM.get(name, {}), OF_TORCH.get(name, {}))
+        return Case(
+            name,
+            lambda generator: _draw(generator, **draw),
+            tensors,
+            fp32,
+            dtypes,
+            ROUNDED_SUM.get(name, {}),
+            OF_TORCH.get(name, {}),
+        )
 
     return (
         *(case(f"{rows}x{columns}", rows=rows, columns=columns) for rows, columns in SIZES),
         case("constant rows", rows=3, columns=96, constant=True),
-        case("constant rows, eps 1e-12", rows=3, columns=96, constant=True, eps=1e-12, dtypes=(torch.float32, torch.bfloat16)),
+        case(
+            "constant rows, eps 1e-12",
+            rows=3,
+            columns=96,
+            constant=True,
+            eps=1e-12,
+            dtypes=(torch.float32, torch.bfloat16),
+        ),
         case("large mean", rows=3, columns=768, mean=1e4, dtypes=(torch.float32,)),
         case("fp32 parameters", rows=37, columns=96, quarters=True, fp32=("weight", "bias")),
         case("no rows", rows=0, columns=64),
@@ -57,7 +77,14 @@ def _without_residual(case: Case) -> Case:
 
 
 def _draw(
-    generator: Generator, *, rows: int, columns: int, mean: float = 0.0, constant: bool = False, quarters: bool = False, eps: float = 1e-6
+    generator: Generator,
+    *,
+    rows: int,
+    columns: int,
+    mean: float = 0.0,
+    constant: bool = False,
+    quarters: bool = False,
+    eps: float = 1e-6,
 ) -> dict[str, Any]:
     """Quarters add without rounding in every dtype, so that what depends on the sum is as exact as fp32."""
 
@@ -66,7 +93,15 @@ def _draw(
 
     x, residual = normal(rows, columns) + mean, normal(rows, columns)
     if constant:
-        x, residual = ((normal(rows, 1) * 8).round() / 4 * torch.ones(columns, dtype=torch.float64) for _ in range(2))
+        x, residual = (
+            (normal(rows, 1) * 8).round() / 4 * torch.ones(columns, dtype=torch.float64) for _ in range(2)
+        )
     if quarters:
         x, residual = (x * 4).round() / 4, (residual * 4).round() / 4
-    return {"x": x, "residual": residual, "weight": 1 + 0.2 * normal(columns), "bias": 0.2 * normal(columns), "eps": eps}
+    return {
+        "x": x,
+        "residual": residual,
+        "weight": 1 + 0.2 * normal(columns),
+        "bias": 0.2 * normal(columns),
+        "eps": eps,
+    }

@@ -14,7 +14,9 @@ IGNORED = -100
 
 
 def cases() -> tuple[Case, ...]:
-    """No, one and many rows, vocabularies below, above and at a multiple of a tile, ignored labels, rows by index, several chunks, huge logits."""
+    """No, one and many rows, vocabularies below, above and at a multiple of a tile, ignored labels, rows by
+    index, several chunks, huge logits.
+    """
     huge = {torch.float32: Limits(2e-6, 2e-3)}  # fp32 holds a logit of 1e4 to 5e-4
     return (
         _case("1 row, 97 classes", rows=1),
@@ -35,9 +37,17 @@ def cases() -> tuple[Case, ...]:
     )
 
 
-def _case(name: str, *, dtypes: tuple[torch.dtype, ...] | None = None, limits: dict | None = None, **draw: Any) -> Case:
+def _case(
+    name: str, *, dtypes: tuple[torch.dtype, ...] | None = None, limits: dict | None = None, **draw: Any
+) -> Case:
     chosen = {} if dtypes is None else {"dtypes": dtypes}
-    return Case(name, lambda generator: _draw(generator, **draw), ("hidden", "weight", "bias"), limits=limits or {}, **chosen)
+    return Case(
+        name,
+        lambda generator: _draw(generator, **draw),
+        ("hidden", "weight", "bias"),
+        limits=limits or {},
+        **chosen,
+    )
 
 
 def _draw(
@@ -51,7 +61,9 @@ def _draw(
     margin: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Every other label has the largest logit by a wide margin and the rest the smallest one, so that rounding does not change which are right."""
+    """Every other label has the largest logit by a wide margin and the rest the smallest one, so that
+    rounding does not change which are right.
+    """
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

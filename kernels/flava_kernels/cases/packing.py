@@ -10,7 +10,13 @@ from torch import Generator
 
 from flava_kernels.op import Case
 
-LENGTHS = {"one": (1,), "empty": (0, 0), "full": (7, 7, 7), "mixed": (2, 0, 17, 1, 5), "captions": (12, 77, 2, 20)}
+LENGTHS = {
+    "one": (1,),
+    "empty": (0, 0),
+    "full": (7, 7, 7),
+    "mixed": (2, 0, 17, 1, 5),
+    "captions": (12, 77, 2, 20),
+}
 """Sequence lengths by the name of their case."""
 
 WIDTHS = {"one": 1, "empty": 8, "full": 64, "mixed": 70, "captions": 768}
@@ -33,7 +39,9 @@ def unpack_cases() -> tuple[Case, ...]:
 
 def _padded(name: str, generator: Generator) -> dict[str, Any]:
     lengths = LENGTHS[name]
-    padded = torch.randn(len(lengths), max(lengths) + 2, WIDTHS[name], generator=generator, dtype=torch.float64)
+    padded = torch.randn(
+        len(lengths), max(lengths) + 2, WIDTHS[name], generator=generator, dtype=torch.float64
+    )
     return {"padded": padded, "cu_seqlens": cu_seqlens_of(lengths), "total": sum(lengths)}
 
 

@@ -1,12 +1,14 @@
 """Attention kernels over packed sequences.
 
-Forward, a program owns a tile of queries of one head of one sequence and passes over the keys with an online softmax; the scale is part of the
-base-2 exponent, and only the last keys are masked. Backward, a program owns a whole head of one sequence and passes over its keys, and for
-each tile of keys over the queries: dK and dV stay in registers, dQ is summed tile after tile in an fp32 scratch that no other program touches, so
-every sum has one order and nothing is added atomically. rowsum(P * dP) is rowsum(O * dO).
+Forward, a program owns a tile of queries of one head of one sequence and passes over the keys with an online
+softmax; the scale is part of the base-2 exponent, and only the last keys are masked. Backward, a program owns
+a whole head of one sequence and passes over its keys, and for each tile of keys over the queries: dK and dV
+stay in registers, dQ is summed tile after tile in an fp32 scratch that no other program touches, so every sum
+has one order and nothing is added atomically. rowsum(P * dP) is rowsum(O * dO).
 
-CAUSAL lets a query attend to no key behind it. Tiles that it leaves empty are not visited: forward the keys end with the tile of queries, backward
-the queries begin with the tile of keys, and a tile's dQ is complete with the last keys that it sees. Only tiles on the diagonal are masked.
+CAUSAL lets a query attend to no key behind it. Tiles that it leaves empty are not visited: forward the keys
+end with the tile of queries, backward the queries begin with the tile of keys, and a tile's dQ is complete
+with the last keys that it sees. Only tiles on the diagonal are masked.
 
 Programs read a sequence's length from cu_seqlens; rows of other sequences are masked.
 """
@@ -87,7 +89,9 @@ def attention_forward(
     ONE_TILE: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """qkv [T 3 h e] -> out [T h e], lse [h T] fp32 in base 2. ONE_TILE promises that no sequence has more keys than a tile."""
+    """qkv [T 3 h e] -> out [T h e], lse [h T] fp32 in base 2. ONE_TILE promises that no sequence has more
+    keys than a tile.
+    """
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_seqlens + sequence)
     length = tl.load(cu_seqlens + sequence + 1) - start
@@ -107,26 +111,34 @@ def attention_forward(
     key = tl.arange(0, KEYS)
     if ONE_TILE:
         highest, total, weighted = _attend_to_keys(
-            q, keys, values, row, key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL
-        )
+            q, keys, values, row, key, length, token_stride, highest, total, weighted,
+            HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL,
+        )  # fmt: skip
     else:
         whole = (tl.program_id(0) * QUERIES if CAUSAL else length) // KEYS * KEYS
         for first in range(0, whole, KEYS):
             highest, total, weighted = _attend_to_keys(
-                q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=False, CAUSAL=CAUSAL
-            )
+                q, keys, values, row, first + key, length, token_stride, highest, total, weighted,
+                HEAD_SIZE, SCALE * LOG2_E, MASKED=False, CAUSAL=CAUSAL,
+            )  # fmt: skip
         if CAUSAL and KEYS < QUERIES:
-            for first in tl.range(whole, tl.minimum(length, (tl.program_id(0) + 1) * QUERIES), KEYS, num_stages=1):
+            for first in tl.range(
+                whole, tl.minimum(length, (tl.program_id(0) + 1) * QUERIES), KEYS, num_stages=1
+            ):
                 highest, total, weighted = _attend_to_keys(
-                    q, keys, values, row, first + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=True
-                )
+                    q, keys, values, row, first + key, length, token_stride, highest, total, weighted,
+                    HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=True,
+                )  # fmt: skip
         elif whole < length:
             highest, total, weighted = _attend_to_keys(
-                q, keys, values, row, whole + key, length, token_stride, highest, total, weighted, HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL
-            )
+                q, keys, values, row, whole + key, length, token_stride, highest, total, weighted,
+                HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL,
+            )  # fmt: skip
 
     out_stride = tl.num_programs(1) * HEAD_SIZE
-    target = out + start.to(tl.int64) * out_stride + head * HEAD_SIZE + row[:, None] * out_stride + column[None, :]
+    target = (
+        out + start.to(tl.int64) * out_stride + head * HEAD_SIZE + row[:, None] * out_stride + column[None, :]
+    )
     tl.store(target, (weighted / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
     tl.store(lse + head.to(tl.int64) * tokens + start + row, highest + tl.math.log2(total), mask=inside)
 
@@ -153,7 +165,9 @@ def attention_backward(
     ONE_TILE: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """qkv [T 3 h e], out [T h e], grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is scratch, unused with ONE_TILE."""
+    """qkv [T 3 h e], out [T h e], grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is
+    scratch, unused with ONE_TILE.
+    """
     head, sequence = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seqlens + sequence)
     length = tl.load(cu_seqlens + sequence + 1) - start
@@ -168,7 +182,9 @@ def attention_backward(
         key = first_key + tl.arange(0, KEYS)
         real_key = (key < length)[:, None]
         k = tl.load(queries + part_stride + key[:, None] * token_stride + column, mask=real_key, other=0.0)
-        v = tl.load(queries + 2 * part_stride + key[:, None] * token_stride + column, mask=real_key, other=0.0)
+        v = tl.load(
+            queries + 2 * part_stride + key[:, None] * token_stride + column, mask=real_key, other=0.0
+        )
         d_k = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
         d_v = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
         for first_query in range(first_key // QUERIES * QUERIES if CAUSAL else 0, length, QUERIES):
@@ -183,7 +199,8 @@ def attention_backward(
             scores = tl.dot(k, tl.trans(q), input_precision="ieee")
             p = tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :])
             if not CAUSAL:
-                p = tl.where(real_key, p, 0.0)  # a padded key has the score 0, which may be far above every real one
+                # a padded key has the score 0, which may be far above every real one
+                p = tl.where(real_key, p, 0.0)
             elif first_query < first_key + KEYS:  # else every key is a real one before every query
                 p = tl.where(key[:, None] <= row[None, :], p, 0.0)
             d_v = tl.dot(p.to(d_o.dtype), d_o, d_v, input_precision="ieee")
@@ -206,38 +223,76 @@ def attention_backward(
         tl.store(d_k_place, (d_k * SCALE).to(d_qkv.dtype.element_ty), mask=real_key)
         tl.store(d_k_place + out_stride, d_v.to(d_qkv.dtype.element_ty), mask=real_key)
         if not ONE_TILE:
-            tl.debug_barrier()  # the next pass may read a partial sum in another thread than the one that wrote it
+            # the next pass may read a partial sum in another thread than the one that wrote it
+            tl.debug_barrier()
 
 
-def forward(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
-    """Runs `attention_forward`: returns out [T h e] and lse [h T]. The tile is the table's unless one is given."""
+def forward(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None
+) -> tuple[Tensor, Tensor]:
+    """Runs `attention_forward`: returns out [T h e] and lse [h T]. The tile is the table's unless one is
+    given.
+    """
     tokens, _, heads, head_size = qkv.shape
     out, lse = qkv.new_empty(tokens, heads, head_size), qkv.new_empty(heads, tokens, dtype=torch.float32)
-    tile = tile or tile_of(backward=False, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
+    tile = tile or tile_of(
+        backward=False,
+        dtype=qkv.dtype,
+        arch=architecture(qkv.device),
+        head_size=head_size,
+        max_seqlen=max_seqlen,
+    )
     grid = (triton.cdiv(max_seqlen, tile.queries), heads, cu_seqlens.shape[0] - 1)
     constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
-    attention_forward[grid](qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **constexprs, **_options(tile))
+    attention_forward[grid](
+        qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **constexprs, **_options(tile)
+    )
     return out, lse
 
 
-def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None) -> Tensor:
+def backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    causal: bool,
+    tile: Tile | None = None,
+) -> Tensor:
     """Runs `attention_backward`: returns d_qkv [T 3 h e], contiguous."""
     tokens, _, heads, head_size = qkv.shape
-    tile = tile or tile_of(backward=True, dtype=qkv.dtype, arch=architecture(qkv.device), head_size=head_size, max_seqlen=max_seqlen)
+    tile = tile or tile_of(
+        backward=True,
+        dtype=qkv.dtype,
+        arch=architecture(qkv.device),
+        head_size=head_size,
+        max_seqlen=max_seqlen,
+    )
     constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
-    narrow = max(max_seqlen * grad.stride(0), heads * grad.stride(1)) < 2**31  # places within a sequence are int32
+    # places within a sequence are int32
+    narrow = max(max_seqlen * grad.stride(0), heads * grad.stride(1)) < 2**31
     grad = grad if narrow and grad.stride(-1) == 1 else grad.contiguous()
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     d_q_sums = lse if constexprs["ONE_TILE"] else qkv.new_empty(heads, tokens, head_size, dtype=torch.float32)
     strides = (*qkv.stride()[:3], *grad.stride()[:2])
     grid = (heads, cu_seqlens.shape[0] - 1)
-    attention_backward[grid](qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, **constexprs, **_options(tile))
+    attention_backward[grid](
+        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, **constexprs, **_options(tile)
+    )
     return d_qkv
 
 
 def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> dict[str, int | float | bool]:
     one_tile = longest_of_bucket(max_seqlen) <= tile.keys
-    return {"HEAD_SIZE": head_size, "SCALE": head_size**-0.5, "QUERIES": tile.queries, "KEYS": tile.keys, "ONE_TILE": one_tile, "CAUSAL": causal}
+    return {
+        "HEAD_SIZE": head_size,
+        "SCALE": head_size**-0.5,
+        "QUERIES": tile.queries,
+        "KEYS": tile.keys,
+        "ONE_TILE": one_tile,
+        "CAUSAL": causal,
+    }
 
 
 def _options(tile: Tile) -> dict[str, int | bool]:
@@ -249,24 +304,36 @@ def launches() -> tuple[Launch, ...]:
     found: dict[tuple, Launch] = {}
     dtypes = (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
     lengths = (*BUCKETS, BUCKETS[-1] + 1)
-    for arch, (name, dtype), head_size, causal, longest, backward_pass in product(ARCHITECTURES, dtypes, HEAD_SIZES, (False, True), lengths, (False, True)):
+    for arch, (name, dtype), head_size, causal, longest, backward_pass in product(
+        ARCHITECTURES, dtypes, HEAD_SIZES, (False, True), lengths, (False, True)
+    ):
         way = "backward" if backward_pass else "forward"
-        tile = tile_of(backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest)
+        tile = tile_of(
+            backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest
+        )
         constexprs = _compiled_as(tile, head_size, longest, causal)
-        label = f"varlen_attention.{way}.{name}.{head_size}.{longest if longest in BUCKETS else 'long'}{'.causal' if causal else ''}"
+        bucket = longest if longest in BUCKETS else "long"
+        label = f"varlen_attention.{way}.{name}.{head_size}.{bucket}{'.causal' if causal else ''}"
         kernel = attention_backward if backward_pass else attention_forward
-        once = 1.0 if constexprs["ONE_TILE"] else _from_memory(tile, longest, dtype.itemsize, backward_pass, causal)
+        once = (
+            1.0
+            if constexprs["ONE_TILE"]
+            else _from_memory(tile, longest, dtype.itemsize, backward_pass, causal)
+        )
         types = _types(f"*{name}", backward_pass)
-        launch = Launch(label, kernel, types, constexprs, tile.num_warps, tile.num_stages, arch, from_memory=once)
+        launch = Launch(
+            label, kernel, types, constexprs, tile.num_warps, tile.num_stages, arch, from_memory=once
+        )
         found.setdefault((arch, way, name, head_size, causal, tile, constexprs["ONE_TILE"]), launch)
     return tuple(found.values())
 
 
 def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
-    """`Launch.from_memory` of a loop over tiles: 4 (backward 8) rows a token move once, spread over all passes; sums of dQ stay in the L2 cache.
+    """`Launch.from_memory` of a loop over tiles: 4 (backward 8) rows a token move once, spread over all
+    passes; sums of dQ stay in the L2 cache.
 
-    Forward, a pass asks for the keys and values of a tile, backward for three rows a query and two of sums, and writes one more. Causal attention
-    makes about half as many passes: the tiles up to the diagonal.
+    Forward, a pass asks for the keys and values of a tile, backward for three rows a query and two of sums,
+    and writes one more. Causal attention makes about half as many passes: the tiles up to the diagonal.
     """
     length = longest if longest in BUCKETS else EXAMPLE_LENGTH
     step = tile.keys if backward_pass else tile.queries

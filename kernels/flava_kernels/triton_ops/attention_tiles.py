@@ -1,7 +1,9 @@
-"""Tile sizes of the attention kernels: a table, filled from what the compiler reports for each architecture, not tuned at run time.
+"""Tile sizes of the attention kernels: a table, filled from what the compiler reports for each architecture,
+not tuned at run time.
 
-Short sequences want small tiles: at 17 tokens a tile of 128 x 128 does 2% useful work. Backward, keys beyond one tile cost a partial sum of dQ
-in memory, so its tiles are as wide as registers allow. A compiler that has to spill registers rules a tile out.
+Short sequences want small tiles: at 17 tokens a tile of 128 x 128 does 2% useful work. Backward, keys beyond
+one tile cost a partial sum of dQ in memory, so its tiles are as wide as registers allow. A compiler that has
+to spill registers rules a tile out.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _FORWARD = {
     128: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
 }
 FORWARD = {
-    "sm_80": _FORWARD | {128: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))},
+    "sm_80": _FORWARD
+    | {128: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))},
     "sm_90": _FORWARD,
     "sm_100": _FORWARD,
     "gfx942": _FORWARD,
@@ -42,10 +45,12 @@ _BACKWARD = {
     128: (Tile(16, 16, 2, 1), Tile(32, 32, 4, 1), Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
 }
 BACKWARD = {
-    "sm_80": _BACKWARD | {64: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(32, 64, 4, 1), Tile(32, 64, 4, 1))},
+    "sm_80": _BACKWARD
+    | {64: (Tile(16, 16, 1, 1), Tile(32, 32, 2, 1), Tile(32, 64, 4, 1), Tile(32, 64, 4, 1))},
     "sm_90": _BACKWARD,
     "sm_100": _BACKWARD,
-    "gfx942": _BACKWARD | {128: (Tile(16, 16, 2, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))},
+    "gfx942": _BACKWARD
+    | {128: (Tile(16, 16, 2, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))},
 }
 
 FORWARD_FP32 = {
@@ -53,7 +58,9 @@ FORWARD_FP32 = {
     64: (Tile(16, 16, 4, 2),) * 4,
     128: (Tile(16, 16, 8, 2),) * 4,
 }
-"""For every architecture. Exact products of fp32 use no matrix units: a path for correctness, small enough to spill no registers."""
+"""For every architecture. Exact products of fp32 use no matrix units: a path for correctness, small enough to
+spill no registers.
+"""
 BACKWARD_FP32 = {
     32: (Tile(16, 16, 4, 1),) + (Tile(16, 32, 4, 1),) * 3,
     64: (Tile(16, 16, 4, 1),) + (Tile(16, 32, 4, 1),) * 3,
@@ -67,7 +74,9 @@ def bucket(max_seqlen: int) -> int:
 
 
 def longest_of_bucket(max_seqlen: int) -> float:
-    """Returns the longest sequence of a length's bucket; a kernel is compiled for all lengths of a bucket alike."""
+    """Returns the longest sequence of a length's bucket; a kernel is compiled for all lengths of a bucket
+    alike.
+    """
     return (*BUCKETS, float("inf"))[bucket(max_seqlen)]
 
 

@@ -1,6 +1,8 @@
-"""Sums over rows in a fixed order: each program of a backward pass leaves one row of partial sums, and these are added here.
+"""Sums over rows in a fixed order: each program of a backward pass leaves one row of partial sums, and these
+are added here.
 
-The number of programs depends on the architecture and the shape alone, so two runs on one machine add in the same order.
+The number of programs depends on the architecture and the shape alone, so two runs on one machine add in the
+same order.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ TILE_ROWS, TILE_COLUMNS, TILE_WARPS = 32, 64, 4
 
 
 @triton.jit
-def column_sum(PARTIALS, stride, rows, columns, number_of_columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def column_sum(
+    PARTIALS, stride, rows, columns, number_of_columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
     """Adds fp32 rows: returns the sums of a block of `columns`, zero from `number_of_columns` on."""
     inside = columns < number_of_columns
     total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
     for first in range(0, rows, BLOCK_ROWS):
         row = first + tl.arange(0, BLOCK_ROWS)
         places = row[:, None].to(tl.int64) * stride + columns[None, :]
-        total += tl.sum(tl.load(PARTIALS + places, mask=(row < rows)[:, None] & inside[None, :], other=0.0), 0)
+        total += tl.sum(
+            tl.load(PARTIALS + places, mask=(row < rows)[:, None] & inside[None, :], other=0.0), 0
+        )
     return total

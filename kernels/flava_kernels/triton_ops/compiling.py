@@ -1,4 +1,5 @@
-"""Compiles a kernel for a GPU that need not be there: no driver, no device, only what the triton wheel holds."""
+"""Compiles a kernel for a GPU that need not be there: no driver, no device, only what the triton
+wheel holds."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ DIVISIBLE = [["tt.divisibility", 16]]
 class Compiled:
     """What the compiler made of one Launch.
 
-    `ir` is Triton's own intermediate language before it knows a GPU, `assembly` the disassembled SASS or the amdgcn. `shared` is in bytes a
-    block, `tensor_memory` in columns (sm_100), `registers` per thread; on gfx942 it counts vector and accumulation registers.
+    `ir` is Triton's own intermediate language before it knows a GPU, `assembly` the disassembled SASS or the
+    amdgcn. `shared` is in bytes a block, `tensor_memory` in columns (sm_100), `registers` per thread; on
+    gfx942 it counts vector and accumulation registers.
     """
 
     ir: str
@@ -40,10 +42,16 @@ class Compiled:
 
 
 def compile_launch(launch: Launch) -> Compiled:
-    """Compiles one Launch. Raises TypeError under TRITON_INTERPRET=1, where kernels are not compiled but interpreted."""
+    """Compiles one Launch. Raises TypeError under TRITON_INTERPRET=1, where kernels are not compiled but
+    interpreted.
+    """
     if not isinstance(launch.kernel, JITFunction):
-        raise TypeError(f"{launch.name} is {type(launch.kernel).__name__}, not a JITFunction: unset TRITON_INTERPRET")
-    source = ASTSource(launch.kernel, _signature(launch), constexprs=dict(launch.constexprs), attrs=_attributes(launch))
+        raise TypeError(
+            f"{launch.name} is {type(launch.kernel).__name__}, not a JITFunction: unset TRITON_INTERPRET"
+        )
+    source = ASTSource(
+        launch.kernel, _signature(launch), constexprs=dict(launch.constexprs), attrs=_attributes(launch)
+    )
     target = _target(launch.arch)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=target, options=options)
@@ -53,19 +61,30 @@ def compile_launch(launch: Launch) -> Compiled:
         assembly = compiled.asm["amdgcn"]
         registers = int(re.findall(r"\.vgpr_count:\s+(\d+)", assembly)[-1])
     columns = getattr(compiled.metadata, "tmem_size", None) or 0
-    return Compiled(str(compiled.asm["ttir"]), assembly, registers, compiled.metadata.shared, columns, target.warp_size)
+    return Compiled(
+        str(compiled.asm["ttir"]), assembly, registers, compiled.metadata.shared, columns, target.warp_size
+    )
 
 
 def _target(arch: str) -> GPUTarget:
-    return GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return (
+        GPUTarget("hip", arch, 64)
+        if arch.startswith("gfx")
+        else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    )
 
 
 def _signature(launch: Launch) -> dict[str, str]:
-    """Every argument in the kernel's own order. Raises ValueError for one that the Launch leaves out or does not know."""
+    """Every argument in the kernel's own order. Raises ValueError for one that the Launch leaves out or does
+    not know.
+    """
     names = launch.kernel.arg_names
     given = launch.signature.keys() | launch.constexprs.keys()
     if given != set(names):
-        raise ValueError(f"{launch.name}: without a type or value: {sorted(set(names) - given)}; not arguments: {sorted(given - set(names))}")
+        raise ValueError(
+            f"{launch.name}: without a type or value: {sorted(set(names) - given)}; not arguments: "
+            f"{sorted(given - set(names))}"
+        )
     return {name: "constexpr" if name in launch.constexprs else launch.signature[name] for name in names}
 
 
@@ -77,7 +96,10 @@ def _attributes(launch: Launch) -> dict[tuple[int], list]:
         if parameter.name in launch.signature
         and not parameter.do_not_specialize
         and parameter.name not in launch.unaligned
-        and (launch.signature[parameter.name].startswith("*") or launch.signature[parameter.name] in ("i32", "i64"))
+        and (
+            launch.signature[parameter.name].startswith("*")
+            or launch.signature[parameter.name] in ("i32", "i64")
+        )
     }
 
 
@@ -85,6 +107,13 @@ def _disassemble(cubin: bytes) -> tuple[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        assembly = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        assembly = subprocess.run(
+            [TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     return assembly, int(re.findall(r"REG:(\d+)", usage)[-1])

@@ -1,8 +1,10 @@
-"""Kernels of the contrastive loss: statistics of S = scale * rows columns^T without storing it, and G in chunks that stay in the L2 cache.
+"""Kernels of the contrastive loss: statistics of S = scale * rows columns^T without storing it, and G in
+chunks that stay in the L2 cache.
 
-forward   one program per row tile and part of the columns: tiles of S in registers, an online log-sum-exp, the own and the largest entry;
-          the parts are joined by a few operations on vectors
-backward  one program per tile of G, which is written in the features' dtype, CHUNK_BYTES at a time; the gradients are matrix products with it
+forward   one program per row tile and part of the columns: tiles of S in registers, an online log-sum-exp,
+          the own and the largest entry; the parts are joined by a few operations on vectors
+backward  one program per tile of G, which is written in the features' dtype, CHUNK_BYTES at a time; the
+          gradients are matrix products with it
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ HALF = {
     "sm_100": Tiles(128, 128, 64, 8, 2),
     "gfx942": Tiles(128, 128, 64, 8, 2),
 }
-"""For bf16 and fp16. On sm_80 Triton 3.6 spills registers with 64 features a step, and cp.async wants more stages there than bytes in each."""
+"""For bf16 and fp16. On sm_80 Triton 3.6 spills registers with 64 features a step, and cp.async wants more
+stages there than bytes in each.
+"""
 
 FULL = dict.fromkeys(ARCHITECTURES, Tiles(64, 64, 16, 8, 2))
 """For fp32, whose exact products run outside the matrix units."""
@@ -74,7 +78,9 @@ def _forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Largest entry (in units of log 2), sum of exponentials, column of the first largest, own entry: [parts b] each."""
+    """Largest entry (in units of log 2), sum of exponentials, column of the first largest, own entry: [parts
+    b] each.
+    """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(1)
     row_valid = row < num_rows
@@ -94,8 +100,16 @@ def _forward_kernel(
         for k in range(0, width, BLOCK_K):
             feature = k + tl.arange(0, BLOCK_K)
             feature_valid = feature < width
-            a = tl.load(rows + row_start[:, None] + feature[None, :], mask=row_valid[:, None] & feature_valid[None, :], other=0.0)
-            b = tl.load(columns + column_start[None, :] + feature[:, None], mask=column_valid[None, :] & feature_valid[:, None], other=0.0)
+            a = tl.load(
+                rows + row_start[:, None] + feature[None, :],
+                mask=row_valid[:, None] & feature_valid[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                columns + column_start[None, :] + feature[:, None],
+                mask=column_valid[None, :] & feature_valid[:, None],
+                other=0.0,
+            )
             product = tl.dot(a, b, product, input_precision="ieee")
         logits = tl.where(column_valid[None, :], product * factor, float("-inf"))
         own += tl.sum(tl.where((row + offset)[:, None] == column[None, :], product * factor, 0.0), 1)
@@ -133,7 +147,8 @@ def _gradient_kernel(
 ):
     """One tile of G [b N], and its part of sum G * S.
 
-    The stride of G is a multiple of 16 and what it has beyond N is written, too, so that stores are wide for any N.
+    The stride of G is a multiple of 16 and what it has beyond N is written, too, so that stores are wide for
+    any N.
     """
     program = tl.program_id(0)
     row_tiles = tl.cdiv(num_rows, BLOCK_M)
@@ -151,8 +166,16 @@ def _gradient_kernel(
     for k in range(0, width, BLOCK_K):
         feature = k + tl.arange(0, BLOCK_K)
         feature_valid = feature < width
-        a = tl.load(rows + row_start[:, None] + feature[None, :], mask=row_valid[:, None] & feature_valid[None, :], other=0.0)
-        b = tl.load(columns + column_start[None, :] + feature[:, None], mask=column_valid[None, :] & feature_valid[:, None], other=0.0)
+        a = tl.load(
+            rows + row_start[:, None] + feature[None, :],
+            mask=row_valid[:, None] & feature_valid[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            columns + column_start[None, :] + feature[:, None],
+            mask=column_valid[None, :] & feature_valid[:, None],
+            other=0.0,
+        )
         product = tl.dot(a, b, product, input_precision="ieee")
     logits = product * tl.load(scale)
     row_term = logits - tl.load(row_shift + row, mask=row_valid, other=float("inf"))[:, None]
@@ -163,12 +186,18 @@ def _gradient_kernel(
     g -= tl.where(own, 2.0 * matched[:, None], 0.0)
     g = tl.where(row_valid[:, None] & column_valid[None, :], g, 0.0)
     target = gradient + row.to(tl.int64)[:, None] * gradient_stride + column[None, :]
-    tl.store(target, g.to(gradient.dtype.element_ty), mask=row_valid[:, None] & (column < gradient_stride)[None, :])
+    tl.store(
+        target, g.to(gradient.dtype.element_ty), mask=row_valid[:, None] & (column < gradient_stride)[None, :]
+    )
     tl.store(part_d_scale + program, tl.sum(g * logits))
 
 
-def forward(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exps of rows, and of columns if `both`, own entries, whether they are the first largest; shapes as in the reference."""
+def forward(
+    rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exps of rows, and of columns if `both`, own entries, whether they are the first largest; shapes
+    as in the reference.
+    """
     rows, columns = rows.contiguous(), columns.contiguous()
     row_lse, own, place = _statistics(rows, columns, scale, offset)
     column_lse = _statistics(columns, rows, scale, -offset)[0] if both else scale.new_empty(0)
@@ -177,7 +206,14 @@ def forward(rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: boo
 
 
 def backward(
-    grad: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, row_vectors: Tensor, column_vectors: Tensor, offset: int, both: bool
+    grad: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_vectors: Tensor,
+    column_vectors: Tensor,
+    offset: int,
+    both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, of columns if `both`, and of the scale's logarithm; shapes as in the reference."""
     rows, columns, tiles = rows.contiguous(), columns.contiguous(), _tiles(rows)
@@ -218,7 +254,12 @@ def backward(
 
 def launches() -> tuple[Launch, ...]:
     """Every kernel as it is launched, for every architecture and dtype."""
-    return tuple(launch for arch in ARCHITECTURES for dtype in ("bf16", "fp16", "fp32") for launch in _launches(arch, dtype))
+    return tuple(
+        launch
+        for arch in ARCHITECTURES
+        for dtype in ("bf16", "fp16", "fp32")
+        for launch in _launches(arch, dtype)
+    )
 
 
 def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
@@ -228,13 +269,34 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
     parts = {"part_max": "*fp32", "part_sum": "*fp32", "part_place": "*i32", "part_own": "*fp32"}
     vectors = {"row_shift": "*fp32", "column_shift": "*fp32", "row_mask": "*fp32"}
     forward_signature = features | parts | sizes | {"tiles_per_part": "i32"}
-    gradient_signature = features | vectors | {"gradient": f"*{dtype}", "part_d_scale": "*fp32"} | sizes | {"gradient_stride": "i32"}
+    gradient_signature = (
+        features
+        | vectors
+        | {"gradient": f"*{dtype}", "part_d_scale": "*fp32"}
+        | sizes
+        | {"gradient_stride": "i32"}
+    )
     blocks = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k}
     rows, columns = EXAMPLE_SIZES
-    once = (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
-    kernels = (("forward", _forward_kernel, forward_signature), ("gradient", _gradient_kernel, gradient_signature))
+    once = (
+        (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
+    )
+    kernels = (
+        ("forward", _forward_kernel, forward_signature),
+        ("gradient", _gradient_kernel, gradient_signature),
+    )
     return tuple(
-        Launch(f"info_nce.{way}.{dtype}", kernel, types, blocks, tiles.num_warps, tiles.num_stages, arch, from_memory=once) for way, kernel, types in kernels
+        Launch(
+            f"info_nce.{way}.{dtype}",
+            kernel,
+            types,
+            blocks,
+            tiles.num_warps,
+            tiles.num_stages,
+            arch,
+            from_memory=once,
+        )
+        for way, kernel, types in kernels
     )
 
 

@@ -1,6 +1,8 @@
-"""Kernels of `fuse_sequences`: each program moves a tile of one sample's fused rows, in either direction; one more sums the cls gradients.
+"""Kernels of `fuse_sequences`: each program moves a tile of one sample's fused rows, in either direction; one
+more sums the cls gradients.
 
-A row comes from one of three tensors, so a tile takes three loads of which two are masked off, but for tiles where origins meet.
+A row comes from one of three tensors, so a tile takes three loads of which two are masked off, but for tiles
+where origins meet.
 """
 
 from __future__ import annotations
@@ -18,7 +20,18 @@ SUM_ROWS, SUM_COLUMNS = 64, 32
 
 @triton.jit
 def fuse_rows(
-    cls_token, image, text, fused, cu_seqlens, image_stride, text_stride, fused_stride, image_length, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    cls_token,
+    image,
+    text,
+    fused,
+    cu_seqlens,
+    image_stride,
+    text_stride,
+    fused_stride,
+    image_length,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Copies cls_token [d], image [b*s d] and text [T d] to fused [b+b*s+T d]; strides count elements."""
     sample = tl.program_id(2)
@@ -32,15 +45,35 @@ def fuse_rows(
     image_row = sample.to(tl.int64) * image_length + row - 1
     text_row = start.to(tl.int64) + row - 1 - image_length
     fused_row = start.to(tl.int64) + sample.to(tl.int64) * (1 + image_length) + row
-    from_image = tl.load(image + image_row[:, None] * image_stride + column[None, :], mask=of_image & inside, other=0.0)
-    from_text = tl.load(text + text_row[:, None] * text_stride + column[None, :], mask=of_text & inside, other=0.0)
+    from_image = tl.load(
+        image + image_row[:, None] * image_stride + column[None, :], mask=of_image & inside, other=0.0
+    )
+    from_text = tl.load(
+        text + text_row[:, None] * text_stride + column[None, :], mask=of_text & inside, other=0.0
+    )
     from_cls = tl.load(cls_token + column, mask=column < width, other=0.0)
     value = tl.where(of_text, from_text, tl.where(of_image, from_image, from_cls[None, :]))
-    tl.store(fused + fused_row[:, None] * fused_stride + column[None, :], value, mask=(row < length)[:, None] & inside)
+    tl.store(
+        fused + fused_row[:, None] * fused_stride + column[None, :],
+        value,
+        mask=(row < length)[:, None] & inside,
+    )
 
 
 @triton.jit
-def part_rows(grad, d_image, d_text, cu_seqlens, grad_stride, d_image_stride, d_text_stride, image_length, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def part_rows(
+    grad,
+    d_image,
+    d_text,
+    cu_seqlens,
+    grad_stride,
+    d_image_stride,
+    d_text_stride,
+    image_length,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Copies grad [b+b*s+T d], without its cls rows, to d_image [b*s d] and d_text [T d]."""
     sample = tl.program_id(2)
     start = tl.load(cu_seqlens + sample)
@@ -53,60 +86,103 @@ def part_rows(grad, d_image, d_text, cu_seqlens, grad_stride, d_image_stride, d_
     image_row = sample.to(tl.int64) * image_length + row - 1
     text_row = start.to(tl.int64) + row - 1 - image_length
     fused_row = start.to(tl.int64) + sample.to(tl.int64) * (1 + image_length) + row
-    value = tl.load(grad + fused_row[:, None] * grad_stride + column[None, :], mask=(of_image | of_text) & inside, other=0.0)
+    value = tl.load(
+        grad + fused_row[:, None] * grad_stride + column[None, :],
+        mask=(of_image | of_text) & inside,
+        other=0.0,
+    )
     tl.store(d_image + image_row[:, None] * d_image_stride + column[None, :], value, mask=of_image & inside)
     tl.store(d_text + text_row[:, None] * d_text_stride + column[None, :], value, mask=of_text & inside)
 
 
 @triton.jit(do_not_specialize=["batch"])
-def sum_cls_rows(grad, d_cls, cu_seqlens, grad_stride, image_length, width, batch, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums the first fused row of every sample in fp32, in the order of the samples: grad [b+b*s+T d] -> d_cls [d]."""
+def sum_cls_rows(
+    grad,
+    d_cls,
+    cu_seqlens,
+    grad_stride,
+    image_length,
+    width,
+    batch,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Sums the first fused row of every sample in fp32, in the order of the samples: grad [b+b*s+T d] ->
+    d_cls [d].
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
     for first in range(0, batch, ROWS):
         sample = first + tl.arange(0, ROWS)
-        row = tl.load(cu_seqlens + sample, mask=sample < batch, other=0).to(tl.int64) + sample.to(tl.int64) * (1 + image_length)
+        row = tl.load(cu_seqlens + sample, mask=sample < batch, other=0).to(tl.int64) + sample.to(
+            tl.int64
+        ) * (1 + image_length)
         mask = (sample < batch)[:, None] & (column < width)[None, :]
-        total += tl.sum(tl.load(grad + row[:, None] * grad_stride + column[None, :], mask=mask, other=0.0).to(tl.float32), 0)
+        total += tl.sum(
+            tl.load(grad + row[:, None] * grad_stride + column[None, :], mask=mask, other=0.0).to(tl.float32),
+            0,
+        )
     tl.store(d_cls + column, total.to(d_cls.dtype.element_ty), mask=column < width)
 
 
-def forward(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int) -> Tensor:
+def forward(
+    cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
+) -> Tensor:
     """Runs `fuse_rows`; arguments as in flava_kernels.fusing."""
     batch, width = text_cu_seqlens.shape[0] - 1, image.shape[1]
     fused = image.new_empty(batch + image.shape[0] + text.shape[0], width)
     if fused.numel() > 0:
         image_length = image.shape[0] // batch
-        cls_token, image, text = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (cls_token, image, text))
+        cls_token, image, text = (
+            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (cls_token, image, text)
+        )
         strides = (image.stride(0), text.stride(0), fused.stride(0))
         grid, tile = _grid_and_tile(1 + image_length + text_max_seqlen, width, batch)
-        fuse_rows[grid](cls_token, image, text, fused, text_cu_seqlens, *strides, image_length, width, **tile, **OPTIONS)
+        fuse_rows[grid](
+            cls_token, image, text, fused, text_cu_seqlens, *strides, image_length, width, **tile, **OPTIONS
+        )
     return fused
 
 
-def backward(grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Runs `part_rows` and `sum_cls_rows`; arguments as in flava_kernels.fusing."""
     batch, width = text_cu_seqlens.shape[0] - 1, grad.shape[1]
     images = batch * image_length
-    d_cls, d_image, d_text = grad.new_empty(width), grad.new_empty(images, width), grad.new_empty(grad.shape[0] - batch - images, width)
+    d_cls, d_image, d_text = (
+        grad.new_empty(width),
+        grad.new_empty(images, width),
+        grad.new_empty(grad.shape[0] - batch - images, width),
+    )
     grad = grad if grad.stride(1) == 1 else grad.contiguous()
     if grad.numel() > 0:
         strides = (grad.stride(0), d_image.stride(0), d_text.stride(0))
         grid, tile = _grid_and_tile(1 + image_length + text_max_seqlen, width, batch)
-        part_rows[grid](grad, d_image, d_text, text_cu_seqlens, *strides, image_length, width, **tile, **OPTIONS)
+        part_rows[grid](
+            grad, d_image, d_text, text_cu_seqlens, *strides, image_length, width, **tile, **OPTIONS
+        )
     sizes = {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
-    sum_cls_rows[(triton.cdiv(width, SUM_COLUMNS),)](grad, d_cls, text_cu_seqlens, grad.stride(0), image_length, width, batch, **sizes, **OPTIONS)
+    sum_cls_rows[(triton.cdiv(width, SUM_COLUMNS),)](
+        grad, d_cls, text_cu_seqlens, grad.stride(0), image_length, width, batch, **sizes, **OPTIONS
+    )
     return d_cls, d_image, d_text
 
 
 def _grid_and_tile(longest: int, width: int, batch: int) -> tuple[tuple[int, int, int], dict[str, int]]:
     columns = tile_columns(width)
-    return (triton.cdiv(longest, TILE_ROWS), triton.cdiv(width, columns), batch), {"ROWS": TILE_ROWS, "COLUMNS": columns}
+    return (triton.cdiv(longest, TILE_ROWS), triton.cdiv(width, columns), batch), {
+        "ROWS": TILE_ROWS,
+        "COLUMNS": columns,
+    }
 
 
 def launches() -> tuple[Launch, ...]:
     """Lists what runs for rows of 768."""
-    tile, sum_tile = {"ROWS": TILE_ROWS, "COLUMNS": tile_columns(768)}, {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
+    tile, sum_tile = (
+        {"ROWS": TILE_ROWS, "COLUMNS": tile_columns(768)},
+        {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS},
+    )
     found = []
     for arch in ARCHITECTURES:
         for name in LISTED_TYPES:
@@ -115,9 +191,28 @@ def launches() -> tuple[Launch, ...]:
             fusing |= {"image_stride": "i32", "text_stride": "i32", "fused_stride": "i32"} | sizes
             parting = {"grad": rows, "d_image": rows, "d_text": rows, "cu_seqlens": "*i32"}
             parting |= {"grad_stride": "i32", "d_image_stride": "i32", "d_text_stride": "i32"} | sizes
-            summing = {"grad": rows, "d_cls": rows, "cu_seqlens": "*i32", "grad_stride": "i32"} | sizes | {"batch": "i32"}
+            summing = (
+                {"grad": rows, "d_cls": rows, "cu_seqlens": "*i32", "grad_stride": "i32"}
+                | sizes
+                | {"batch": "i32"}
+            )
             loose = ("image_length",)
-            found.append(Launch(f"fuse_sequences.forward.{name}.768", fuse_rows, fusing, tile, 4, 1, arch, loose))
-            found.append(Launch(f"fuse_sequences.backward.{name}.768", part_rows, parting, tile, 4, 1, arch, loose))
-            found.append(Launch(f"fuse_sequences.backward_cls.{name}.768", sum_cls_rows, summing, sum_tile, 4, 1, arch, loose))
+            found.append(
+                Launch(f"fuse_sequences.forward.{name}.768", fuse_rows, fusing, tile, 4, 1, arch, loose)
+            )
+            found.append(
+                Launch(f"fuse_sequences.backward.{name}.768", part_rows, parting, tile, 4, 1, arch, loose)
+            )
+            found.append(
+                Launch(
+                    f"fuse_sequences.backward_cls.{name}.768",
+                    sum_cls_rows,
+                    summing,
+                    sum_tile,
+                    4,
+                    1,
+                    arch,
+                    loose,
+                )
+            )
     return tuple(found)

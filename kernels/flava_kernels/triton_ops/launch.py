@@ -1,4 +1,6 @@
-"""What the kernels of an operator are compiled as: one configuration per architecture, chosen from a table and never tuned at run time."""
+"""What the kernels of an operator are compiled as: one configuration per architecture, chosen from a table
+and never tuned at run time.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ INTERPRETED = "sm_90"
 class Launch:
     """One specialisation of a kernel as the operator launches it, for compiling it ahead of time.
 
-    `name` is unique among the launches of one architecture and starts with the operator's name: "layer_norm.forward.bf16.768".
-    `kernel` is the @triton.jit function. `signature` gives the type of every argument that is not a constexpr ("*bf16", "*fp32", "*i32",
-    "i32", "i64", "fp32"), `constexprs` the value of every other one. `arch` is one of ARCHITECTURES.
-    Pointers and integers count as divisible by 16, as the JIT finds them, but for integers that the kernel does not specialise on
-    and for the arguments named in `unaligned`.
+    `name` is unique among the launches of one architecture and starts with the operator's name:
+    "layer_norm.forward.bf16.768". `kernel` is the @triton.jit function. `signature` gives the type of every
+    argument that is not a constexpr ("*bf16", "*fp32", "*i32", "i32", "i64", "fp32"), `constexprs` the value
+    of every other one. `arch` is one of ARCHITECTURES. Pointers and integers count as divisible by 16, as the
+    JIT finds them, but for integers that the kernel does not specialise on and for the arguments named in
+    `unaligned`.
     """
 
     name: str
@@ -35,9 +38,11 @@ class Launch:
     arch: str
     unaligned: tuple[str, ...] = ()
     from_memory: float = 1.0
-    """Part of the bytes asked for in the inner loop that come from the GPU's own memory when an operator moves each of its bytes once.
+    """Part of the bytes asked for in the inner loop that come from the GPU's own memory when an operator
+    moves each of its bytes once.
 
-    The rest was read before by this program or another, and an L2 cache has it. For the static estimate of roofline.py.
+    The rest was read before by this program or another, and an L2 cache has it. For the static estimate of
+    roofline.py.
     """
 
 
@@ -59,8 +64,9 @@ def gpu_name(index: int) -> str:
 def nearest(name: str) -> str:
     """Returns the entry of ARCHITECTURES for a GPU by its `gpu_name`.
 
-    AMD's GPUs all use gfx942. NVIDIA's use their own generation's entry where there is one; all others, with those of compute capability 12
-    among them, which have the instructions of older cards for matrices, use sm_80.
+    AMD's GPUs all use gfx942. NVIDIA's use their own generation's entry where there is one; all others, with
+    those of compute capability 12 among them, which have the instructions of older cards for matrices, use
+    sm_80.
     """
     if name.startswith("gfx"):
         return "gfx942"

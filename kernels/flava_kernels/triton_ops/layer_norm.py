@@ -1,4 +1,6 @@
-"""LayerNorm with and without a residual: a program owns several whole rows and keeps them in registers, so every tensor is read and written once."""
+"""LayerNorm with and without a residual: a program owns several whole rows and keeps them in registers, so
+every tensor is read and written once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.column_sums import MULTIPROCESSORS, TILE_COLUMNS, TILE_ROWS, TILE_WARPS, column_sum
+from flava_kernels.triton_ops.column_sums import (
+    MULTIPROCESSORS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    TILE_WARPS,
+    column_sum,
+)
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
 ELEMENTS = {"sm_80": 4096, "sm_90": 4096, "sm_100": 4096, "gfx942": 4096}
@@ -22,7 +30,9 @@ TILES_PER_PROGRAM = 4
 
 @triton.jit
 def _centred(x, center, inside, columns: tl.constexpr):
-    """Returns x - mean(x), zero outside. `center` is the mean as one fp32 number holds it; what it misses is taken away after it."""
+    """Returns x - mean(x), zero outside. `center` is the mean as one fp32 number holds it; what it misses is
+    taken away after it.
+    """
     x = tl.where(inside, x - center[:, None], 0.0)
     return tl.where(inside, x - (tl.sum(x, 1) / columns)[:, None], 0.0)
 
@@ -38,7 +48,9 @@ def _forward(
     out = row[:, None] * COLUMNS + column[None, :]
     x = tl.load(X + row[:, None] * x_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        x += tl.load(RESIDUAL + row[:, None] * residual_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        x += tl.load(RESIDUAL + row[:, None] * residual_stride + column[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
         rounded = x.to(TOTAL.dtype.element_ty)
         tl.store(TOTAL + out, rounded, mask=inside)
         x = rounded.to(tl.float32)
@@ -55,8 +67,10 @@ def _forward(
 
 @triton.jit(do_not_specialize=["rows", "programs"])
 def _backward(
-    GRAD, GRAD_TOTAL, TOTAL, WEIGHT, MEAN, RSTD, D_TOTAL, PARTIALS, rows, programs, grad_stride, grad_total_stride, total_stride,
-    COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr,
+    GRAD, GRAD_TOTAL, TOTAL, WEIGHT, MEAN, RSTD, D_TOTAL, PARTIALS, rows, programs,
+    grad_stride, grad_total_stride, total_stride,
+    COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    HAS_GRAD_TOTAL: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_COLUMNS)
@@ -66,17 +80,29 @@ def _backward(
     for first in range(program * BLOCK_ROWS, rows, programs * BLOCK_ROWS):
         row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
-        grad = tl.load(GRAD + row[:, None] * grad_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        x = tl.load(TOTAL + row[:, None] * total_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(GRAD + row[:, None] * grad_stride + column[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
+        x = tl.load(TOTAL + row[:, None] * total_stride + column[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
         mean = tl.load(MEAN + row, mask=row < rows, other=0.0)
         rstd = tl.load(RSTD + row, mask=row < rows, other=0.0)
         normed = _centred(x, mean, inside, COLUMNS) * rstd[:, None]
         weighted = grad * weight[None, :]
         along = tl.sum(weighted * normed, 1) / COLUMNS
-        d_total = (weighted - (tl.sum(weighted, 1) / COLUMNS)[:, None] - normed * along[:, None]) * rstd[:, None]
+        d_total = (weighted - (tl.sum(weighted, 1) / COLUMNS)[:, None] - normed * along[:, None]) * rstd[
+            :, None
+        ]
         if HAS_GRAD_TOTAL:
-            d_total += tl.load(GRAD_TOTAL + row[:, None] * grad_total_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        tl.store(D_TOTAL + row[:, None] * COLUMNS + column[None, :], d_total.to(D_TOTAL.dtype.element_ty), mask=inside)
+            d_total += tl.load(
+                GRAD_TOTAL + row[:, None] * grad_total_stride + column[None, :], mask=inside, other=0.0
+            ).to(tl.float32)
+        tl.store(
+            D_TOTAL + row[:, None] * COLUMNS + column[None, :],
+            d_total.to(D_TOTAL.dtype.element_ty),
+            mask=inside,
+        )
         d_weight += tl.sum(grad * normed, 0)
         d_bias += tl.sum(grad, 0)
     place = PARTIALS + program.to(tl.int64) * (2 * COLUMNS) + column
@@ -85,7 +111,15 @@ def _backward(
 
 
 @triton.jit(do_not_specialize=["programs"])
-def _parameter_gradients(PARTIALS, D_WEIGHT, D_BIAS, programs, COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def _parameter_gradients(
+    PARTIALS,
+    D_WEIGHT,
+    D_BIAS,
+    programs,
+    COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
     column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     d_weight = column_sum(PARTIALS, 2 * COLUMNS, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
     d_bias = column_sum(PARTIALS + COLUMNS, 2 * COLUMNS, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
@@ -93,7 +127,9 @@ def _parameter_gradients(PARTIALS, D_WEIGHT, D_BIAS, programs, COLUMNS: tl.const
     tl.store(D_BIAS + column, d_bias.to(D_BIAS.dtype.element_ty), mask=column < COLUMNS)
 
 
-def forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y, s, m and q, as `layer_norm.forward_reference`."""
     rows, columns = x.shape
     y = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
@@ -103,38 +139,54 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, ep
     if rows:
         _forward[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](
             x, x if residual is None else residual, weight, bias, y, total, mean, rstd, rows, x.stride(0),
-            0 if residual is None else residual.stride(0), eps, COLUMNS=columns, **tile, HAS_RESIDUAL=residual is not None,
+            0 if residual is None else residual.stride(0), eps,
+            COLUMNS=columns, **tile, HAS_RESIDUAL=residual is not None,
             num_warps=warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return y, total, mean, rstd
 
 
-def backward(grad: Tensor, grad_total: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ds, dw and db, as `layer_norm.backward_reference`."""
     rows, columns = total.shape
     arch = architecture(total.device)
     tile, warps = _tile(columns, arch)
     tiles = triton.cdiv(rows, tile["BLOCK_ROWS"])
-    programs = min(triton.cdiv(tiles, TILES_PER_PROGRAM), PROGRAMS_PER_MULTIPROCESSOR[arch] * MULTIPROCESSORS[arch])
+    programs = min(
+        triton.cdiv(tiles, TILES_PER_PROGRAM), PROGRAMS_PER_MULTIPROCESSOR[arch] * MULTIPROCESSORS[arch]
+    )
     grad, grad_total = (_with_whole_rows(tensor) for tensor in (grad, grad_total))
     d_total = torch.empty((rows, columns), dtype=total.dtype, device=total.device)
     partials = torch.empty((programs, 2, columns), dtype=torch.float32, device=total.device)
     d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
     if rows:
         _backward[(programs,)](
-            grad, grad if grad_total is None else grad_total, total, weight, mean, rstd, d_total, partials, rows, programs, grad.stride(0),
-            0 if grad_total is None else grad_total.stride(0), total.stride(0), COLUMNS=columns, **tile, HAS_GRAD_TOTAL=grad_total is not None,
+            grad, grad if grad_total is None else grad_total, total, weight, mean, rstd, d_total, partials,
+            rows, programs,
+            grad.stride(0), 0 if grad_total is None else grad_total.stride(0), total.stride(0),
+            COLUMNS=columns, **tile, HAS_GRAD_TOTAL=grad_total is not None,
             num_warps=warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     _parameter_gradients[(triton.cdiv(columns, TILE_COLUMNS),)](
-        partials, d_weight, d_bias, programs, COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
+        partials, d_weight, d_bias, programs,
+        COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
         num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
     return d_total, d_weight, d_bias
 
 
 def _tile(columns: int, arch: str) -> tuple[dict[str, int], int]:
-    """Returns rows and columns of one program's tile, and its warps: 8, or 16 for rows of more than 4096 columns in a power of two."""
+    """Returns rows and columns of one program's tile, and its warps: 8, or 16 for rows of more than 4096
+    columns in a power of two.
+    """
     block = triton.next_power_of_2(columns)
     rows = max(1, ELEMENTS[arch] // block)
     return {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": block}, 8 if block <= 4096 else 16
@@ -145,32 +197,76 @@ def _with_whole_rows(tensor: Tensor | None) -> Tensor | None:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Returns what FLAVA's widths compile to, with a width that fills no power of two (768) and the largest one, and half rows with fp32 parameters."""
+    """Returns what FLAVA's widths compile to, with a width that fills no power of two (768) and the largest
+    one, and half rows with fp32 parameters.
+    """
     shapes = (("bf16", 768), ("bf16", 1024), ("bf16", 8192), ("fp16", 768), ("fp32", 768))
-    found = [launch for arch in ARCHITECTURES for dtype, columns in shapes for launch in _launches(arch, dtype, columns, True)]
+    found = [
+        launch
+        for arch in ARCHITECTURES
+        for dtype, columns in shapes
+        for launch in _launches(arch, dtype, columns, True)
+    ]
     found += [launch for arch in ARCHITECTURES for launch in _launches(arch, "bf16", 768, False)]
-    mixed = [launch for arch in ARCHITECTURES for dtype in ("bf16", "fp16") for launch in _launches(arch, dtype, 768, True, parameters="fp32")]
-    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name))  # sums of fp32 partials into fp32 are listed already
+    mixed = [
+        launch
+        for arch in ARCHITECTURES
+        for dtype in ("bf16", "fp16")
+        for launch in _launches(arch, dtype, 768, True, parameters="fp32")
+    ]
+    # sums of fp32 partials into fp32 are listed already
+    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name))
 
 
-def _launches(arch: str, dtype: str, columns: int, residual: bool, parameters: str = "") -> tuple[Launch, ...]:
+def _launches(
+    arch: str, dtype: str, columns: int, residual: bool, parameters: str = ""
+) -> tuple[Launch, ...]:
     value, fp32 = f"*{dtype}", "*fp32"
     tile, warps = _tile(columns, arch)
-    prefix, suffix = ("add_layer_norm" if residual else "layer_norm"), f"{dtype}.{columns}" + (f".{parameters}_parameters" if parameters else "")
+    prefix, suffix = (
+        ("add_layer_norm" if residual else "layer_norm"),
+        f"{dtype}.{columns}" + (f".{parameters}_parameters" if parameters else ""),
+    )
     parameter = f"*{parameters or dtype}"
-    reads = dict.fromkeys(("X", "RESIDUAL", "Y", "TOTAL"), value) | dict.fromkeys(("WEIGHT", "BIAS"), parameter) | dict.fromkeys(("MEAN", "RSTD"), fp32)
+    reads = (
+        dict.fromkeys(("X", "RESIDUAL", "Y", "TOTAL"), value)
+        | dict.fromkeys(("WEIGHT", "BIAS"), parameter)
+        | dict.fromkeys(("MEAN", "RSTD"), fp32)
+    )
     forward_types = reads | {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-    tensors = dict.fromkeys(("GRAD", "GRAD_TOTAL", "TOTAL"), value) | {"WEIGHT": parameter, "MEAN": fp32, "RSTD": fp32, "D_TOTAL": value, "PARTIALS": fp32}
-    backward_types = tensors | dict.fromkeys(("rows", "programs", "grad_stride", "grad_total_stride", "total_stride"), "i32")
+    tensors = dict.fromkeys(("GRAD", "GRAD_TOTAL", "TOTAL"), value) | {
+        "WEIGHT": parameter,
+        "MEAN": fp32,
+        "RSTD": fp32,
+        "D_TOTAL": value,
+        "PARTIALS": fp32,
+    }
+    backward_types = tensors | dict.fromkeys(
+        ("rows", "programs", "grad_stride", "grad_total_stride", "total_stride"), "i32"
+    )
     constants = {"COLUMNS": columns, **tile, "HAS_RESIDUAL": residual}
     moved = tile["BLOCK_ROWS"] * (4 if residual else 2) * (4 if dtype == "fp32" else 2)
     once = moved / (moved + 2 * (4 if parameter == fp32 else 2))  # every program reads weight and bias again
     made = [
-        Launch(f"{prefix}.forward.{suffix}", _forward, forward_types, constants, warps, 1, arch, from_memory=once),
-        Launch(f"{prefix}.backward.{suffix}", _backward, backward_types, {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual}, warps, 1, arch),
+        Launch(
+            f"{prefix}.forward.{suffix}", _forward, forward_types, constants, warps, 1, arch, from_memory=once
+        ),
+        Launch(
+            f"{prefix}.backward.{suffix}",
+            _backward,
+            backward_types,
+            {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual},
+            warps,
+            1,
+            arch,
+        ),
     ]
     if residual:
         types = {"PARTIALS": fp32, "D_WEIGHT": parameter, "D_BIAS": parameter, "programs": "i32"}
         constants = {"COLUMNS": columns, "BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
-        made.append(Launch(f"{prefix}.parameters.{suffix}", _parameter_gradients, types, constants, TILE_WARPS, 1, arch))
+        made.append(
+            Launch(
+                f"{prefix}.parameters.{suffix}", _parameter_gradients, types, constants, TILE_WARPS, 1, arch
+            )
+        )
     return tuple(made)

@@ -1,7 +1,8 @@
-"""Softmax of a chunk of logits and, in its place, the gradient: one program per row, which the second pass finds in the L2 cache.
+"""Softmax of a chunk of logits and, in its place, the gradient: one program per row, which the second pass
+finds in the L2 cache.
 
-The matrix product leaves out the bias, which is added here, and its rows start at multiples of 128 bytes, so that a vocabulary like 30,522 is
-read and written 16 bytes at a time.
+The matrix product leaves out the bias, which is added here, and its rows start at multiples of 128 bytes, so
+that a vocabulary like 30,522 is read and written 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ def _logits(ROW, BIAS, column, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def _statistics(z, column, largest, total, beaten, label, target):
-    """Takes a block into the running maximum, the sum of exponentials above it, and which places beat the label."""
+    """Takes a block into the running maximum, the sum of exponentials above it, and which places beat the
+    label.
+    """
     higher = tl.maximum(largest, tl.max(z, 0))
-    total = total * tl.math.exp2((largest - higher) * 1.4426950408889634) + tl.sum(tl.math.exp2((z - higher) * 1.4426950408889634), 0)
+    total = total * tl.math.exp2((largest - higher) * 1.4426950408889634) + tl.sum(
+        tl.math.exp2((z - higher) * 1.4426950408889634), 0
+    )
     behind = (z < target) | ((z == target) & (column >= label))
     return higher, total, tl.where(behind, beaten, 1)
 
@@ -47,7 +52,18 @@ def _gradient(z, column, largest, factor, label, count):
 
 
 @triton.jit
-def _softmax(LOGITS, BIAS, LABELS, LOSSES, RIGHT, stride, IGNORED: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GRADIENTS: tl.constexpr):
+def _softmax(
+    LOGITS,
+    BIAS,
+    LABELS,
+    LOSSES,
+    RIGHT,
+    stride,
+    IGNORED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+):
     row = tl.program_id(0)
     ROW = LOGITS + row.to(tl.int64) * stride
     WHOLE: tl.constexpr = COLUMNS // BLOCK * BLOCK
@@ -74,36 +90,71 @@ def _softmax(LOGITS, BIAS, LABELS, LOSSES, RIGHT, stride, IGNORED: tl.constexpr,
         for start in range(0, WHOLE, BLOCK):
             column = start + offsets
             z = _logits(ROW, BIAS, column, COLUMNS, False)
-            tl.store(ROW + column, _gradient(z, column, largest, factor, label, count).to(LOGITS.dtype.element_ty))
+            tl.store(
+                ROW + column, _gradient(z, column, largest, factor, label, count).to(LOGITS.dtype.element_ty)
+            )
         if WHOLE < COLUMNS:
             column = WHOLE + offsets
             z = _logits(ROW, BIAS, column, COLUMNS, True)
-            tl.store(ROW + column, _gradient(z, column, largest, factor, label, count).to(LOGITS.dtype.element_ty), mask=column < COLUMNS)
+            tl.store(
+                ROW + column,
+                _gradient(z, column, largest, factor, label, count).to(LOGITS.dtype.element_ty),
+                mask=column < COLUMNS,
+            )
 
 
-def forward(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns losses, right rows and G of one chunk, as `linear_cross_entropy.forward_reference`; G has padded rows."""
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns losses, right rows and G of one chunk, as `linear_cross_entropy.forward_reference`; G has
+    padded rows.
+    """
     rows, columns = labels.shape[0], weight.shape[0]
     padded = triton.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT
     logits = torch.empty((rows, padded), dtype=hidden.dtype, device=hidden.device)[:, :columns]
     torch.mm(hidden, weight.T, out=logits)
     losses, right = (torch.empty(rows, dtype=torch.float32, device=hidden.device) for _ in range(2))
-    _softmax[(rows,)](logits, bias, labels, losses, right, padded, **_constants(columns, gradients), num_warps=NUM_WARPS, num_stages=1, enable_fp_fusion=True)
+    _softmax[(rows,)](
+        logits,
+        bias,
+        labels,
+        losses,
+        right,
+        padded,
+        **_constants(columns, gradients),
+        num_warps=NUM_WARPS,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
     return losses, right, logits
 
 
 def _constants(columns: int, gradients: bool) -> dict[str, int | bool]:
-    return {"IGNORED": IGNORE_INDEX, "COLUMNS": columns, "BLOCK": min(BLOCK, triton.next_power_of_2(columns)), "GRADIENTS": gradients}
+    return {
+        "IGNORED": IGNORE_INDEX,
+        "COLUMNS": columns,
+        "BLOCK": min(BLOCK, triton.next_power_of_2(columns)),
+        "GRADIENTS": gradients,
+    }
 
 
 def launches() -> tuple[Launch, ...]:
     """Returns what FLAVA's vocabulary (30,522) and codebook (8,192) compile to."""
-    shapes = [(dtype, columns, True) for dtype in ("bf16", "fp16", "fp32") for columns in (30522, 8192)] + [("bf16", 30522, False)]
+    shapes = [(dtype, columns, True) for dtype in ("bf16", "fp16", "fp32") for columns in (30522, 8192)] + [
+        ("bf16", 30522, False)
+    ]
     return tuple(_launch(arch, *shape) for arch in ARCHITECTURES for shape in shapes)
 
 
 def _launch(arch: str, dtype: str, columns: int, gradients: bool) -> Launch:
-    types = {"LOGITS": f"*{dtype}", "BIAS": f"*{dtype}", "LABELS": "*i64", "LOSSES": "*fp32", "RIGHT": "*fp32", "stride": "i32"}
+    types = {
+        "LOGITS": f"*{dtype}",
+        "BIAS": f"*{dtype}",
+        "LABELS": "*i64",
+        "LOSSES": "*fp32",
+        "RIGHT": "*fp32",
+        "stride": "i32",
+    }
     name = f"linear_cross_entropy.{'gradient' if gradients else 'loss'}.{dtype}.{columns}"
     once = 1 / 3 if gradients else 1 / 2  # the bias is read before, and the logits by the first of two passes
     return Launch(name, _softmax, types, _constants(columns, gradients), NUM_WARPS, 1, arch, from_memory=once)

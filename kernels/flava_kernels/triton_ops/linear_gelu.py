@@ -1,4 +1,6 @@
-"""GELU of a linear layer's output, and on the way back its gradient together with that of the bias: every [T f] tensor is read or written once."""
+"""GELU of a linear layer's output, and on the way back its gradient together with that of the bias: every [T
+f] tensor is read or written once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.column_sums import MULTIPROCESSORS, TILE_COLUMNS, TILE_ROWS, TILE_WARPS, column_sum
+from flava_kernels.triton_ops.column_sums import (
+    MULTIPROCESSORS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    TILE_WARPS,
+    column_sum,
+)
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
 ELEMENTS, FORWARD_WARPS = 2048, 4
@@ -32,7 +40,9 @@ def _density(z):
     return 0.3989422804014327 * tl.math.exp2(z * z * -0.7213475204444817)
 
 
-@triton.jit  # specialised on the divisibility of `elements`, without which the mask would cut every load into single elements
+# specialised on the divisibility of `elements`, without which the mask would cut every load into single
+# elements
+@triton.jit
 def _forward(Z, Y, elements, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(Z + place, mask=place < elements, other=0.0).to(tl.float32)
@@ -40,7 +50,18 @@ def _forward(Z, Y, elements, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "programs"])
-def _backward(GRAD, Z, D_Z, PARTIALS, rows, programs, grad_stride, COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def _backward(
+    GRAD,
+    Z,
+    D_Z,
+    PARTIALS,
+    rows,
+    programs,
+    grad_stride,
+    COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
     program = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     d_bias = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
@@ -49,7 +70,9 @@ def _backward(GRAD, Z, D_Z, PARTIALS, rows, programs, grad_stride, COLUMNS: tl.c
         inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
         place = row[:, None] * COLUMNS + column[None, :]
         z = tl.load(Z + place, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(GRAD + row[:, None] * grad_stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(GRAD + row[:, None] * grad_stride + column[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
         d_z = grad * (_distribution(z) + z * _density(z))
         tl.store(D_Z + place, d_z.to(D_Z.dtype.element_ty), mask=inside)
         d_bias += tl.sum(d_z, 0)
@@ -57,7 +80,9 @@ def _backward(GRAD, Z, D_Z, PARTIALS, rows, programs, grad_stride, COLUMNS: tl.c
 
 
 @triton.jit(do_not_specialize=["programs"])
-def _bias_gradient(PARTIALS, D_BIAS, programs, COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def _bias_gradient(
+    PARTIALS, D_BIAS, programs, COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
     column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     d_bias = column_sum(PARTIALS, COLUMNS, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
     tl.store(D_BIAS + column, d_bias, mask=column < COLUMNS)
@@ -67,14 +92,18 @@ def forward(z: Tensor) -> Tensor:
     """Returns y, as `linear_gelu.forward_reference`; z is contiguous."""
     y = torch.empty_like(z)
     if z.numel():
-        _forward[(triton.cdiv(z.numel(), ELEMENTS),)](z, y, z.numel(), BLOCK=ELEMENTS, num_warps=FORWARD_WARPS, num_stages=1, enable_fp_fusion=True)
+        _forward[(triton.cdiv(z.numel(), ELEMENTS),)](
+            z, y, z.numel(), BLOCK=ELEMENTS, num_warps=FORWARD_WARPS, num_stages=1, enable_fp_fusion=True
+        )
     return y
 
 
 def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns dz and db, as `linear_gelu.backward_reference`, but db in fp32."""
     rows, columns = z.shape
-    programs = min(triton.cdiv(triton.cdiv(rows, BLOCK_ROWS), TILES_PER_PROGRAM), MULTIPROCESSORS[architecture(z.device)])
+    programs = min(
+        triton.cdiv(triton.cdiv(rows, BLOCK_ROWS), TILES_PER_PROGRAM), MULTIPROCESSORS[architecture(z.device)]
+    )
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     d_z = torch.empty_like(z)
     partials = torch.empty((programs, columns), dtype=torch.float32, device=z.device)
@@ -82,25 +111,58 @@ def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     tile = {"COLUMNS": columns, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     if rows:
         _backward[(programs, triton.cdiv(columns, BLOCK_COLUMNS))](
-            grad, z, d_z, partials, rows, programs, grad.stride(0), **tile, num_warps=BACKWARD_WARPS, num_stages=1, enable_fp_fusion=True
+            grad,
+            z,
+            d_z,
+            partials,
+            rows,
+            programs,
+            grad.stride(0),
+            **tile,
+            num_warps=BACKWARD_WARPS,
+            num_stages=1,
+            enable_fp_fusion=True,
         )
     tile |= {"BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
-    _bias_gradient[(triton.cdiv(columns, TILE_COLUMNS),)](partials, d_bias, programs, **tile, num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True)
+    _bias_gradient[(triton.cdiv(columns, TILE_COLUMNS),)](
+        partials, d_bias, programs, **tile, num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True
+    )
     return d_z, d_bias
 
 
 def launches() -> tuple[Launch, ...]:
     """Returns what the MLP of FLAVA (3072) compiles to."""
-    return tuple(launch for arch in ARCHITECTURES for dtype in ("bf16", "fp16", "fp32") for launch in _launches(arch, dtype, 3072))
+    return tuple(
+        launch
+        for arch in ARCHITECTURES
+        for dtype in ("bf16", "fp16", "fp32")
+        for launch in _launches(arch, dtype, 3072)
+    )
 
 
 def _launches(arch: str, dtype: str, columns: int) -> tuple[Launch, ...]:
     value, fp32, suffix = f"*{dtype}", "*fp32", f"{dtype}.{columns}"
     tile = {"COLUMNS": columns, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     sums = {"COLUMNS": columns, "BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
-    backward_types = {"GRAD": value, "Z": value, "D_Z": value, "PARTIALS": fp32, "rows": "i32", "programs": "i32", "grad_stride": "i32"}
+    backward_types = {
+        "GRAD": value,
+        "Z": value,
+        "D_Z": value,
+        "PARTIALS": fp32,
+        "rows": "i32",
+        "programs": "i32",
+        "grad_stride": "i32",
+    }
     made = [
-        Launch(f"linear_gelu.forward.{suffix}", _forward, {"Z": value, "Y": value, "elements": "i32"}, {"BLOCK": ELEMENTS}, FORWARD_WARPS, 1, arch),
+        Launch(
+            f"linear_gelu.forward.{suffix}",
+            _forward,
+            {"Z": value, "Y": value, "elements": "i32"},
+            {"BLOCK": ELEMENTS},
+            FORWARD_WARPS,
+            1,
+            arch,
+        ),
         Launch(f"linear_gelu.backward.{suffix}", _backward, backward_types, tile, BACKWARD_WARPS, 1, arch),
     ]
     if dtype == "bf16":  # the partial sums are fp32 in every dtype

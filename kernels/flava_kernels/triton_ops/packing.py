@@ -1,7 +1,8 @@
 """Kernels of `pack` and `unpack`: each program moves a tile of one sequence's rows.
 
-Programs of one sequence take the sequence's length from cu_seqlens, and those behind its end have nothing to read. A tile's columns are a
-power of two up to 256, so that a warp moves one row of bf16 with 16-byte accesses.
+Programs of one sequence take the sequence's length from cu_seqlens, and those behind its end have nothing to
+read. A tile's columns are a power of two up to 256, so that a warp moves one row of bf16 with 16-byte
+accesses.
 """
 
 from __future__ import annotations
@@ -26,7 +27,17 @@ def tile_columns(width: int) -> int:
 
 
 @triton.jit
-def pack_rows(padded, packed, cu_seqlens, sequence_stride, padded_stride, packed_stride, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def pack_rows(
+    padded,
+    packed,
+    cu_seqlens,
+    sequence_stride,
+    padded_stride,
+    packed_stride,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Copies padded [b s d] to packed [T d]; strides count elements."""
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens + sequence)
@@ -34,13 +45,20 @@ def pack_rows(padded, packed, cu_seqlens, sequence_stride, padded_stride, packed
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = (row < length)[:, None] & (column < width)[None, :]
-    source = padded + sequence.to(tl.int64) * sequence_stride + row.to(tl.int64)[:, None] * padded_stride + column[None, :]
+    source = (
+        padded
+        + sequence.to(tl.int64) * sequence_stride
+        + row.to(tl.int64)[:, None] * padded_stride
+        + column[None, :]
+    )
     target = packed + (start + row).to(tl.int64)[:, None] * packed_stride + column[None, :]
     tl.store(target, tl.load(source, mask=mask, other=0.0), mask=mask)
 
 
 @triton.jit(do_not_specialize=["max_seqlen"])
-def unpack_rows(packed, padded, cu_seqlens, packed_stride, width, max_seqlen, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def unpack_rows(
+    packed, padded, cu_seqlens, packed_stride, width, max_seqlen, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Copies packed [T d] to padded [b s d], which is contiguous, with zeros behind each sequence."""
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens + sequence)
@@ -64,7 +82,9 @@ def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
         grid = (triton.cdiv(length, TILE_ROWS), triton.cdiv(width, columns), batch)
         source = source if source.stride(2) == 1 else source.contiguous()
         strides = (source.stride(0), source.stride(1), target.stride(0))
-        pack_rows[grid](source, target, cu_seqlens, *strides, width, ROWS=TILE_ROWS, COLUMNS=columns, **OPTIONS)
+        pack_rows[grid](
+            source, target, cu_seqlens, *strides, width, ROWS=TILE_ROWS, COLUMNS=columns, **OPTIONS
+        )
     return packed
 
 
@@ -78,7 +98,17 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         source = source if source.stride(1) == 1 else source.contiguous()
         columns = tile_columns(width)
         grid = (triton.cdiv(max_seqlen, TILE_ROWS), triton.cdiv(width, columns), batch)
-        unpack_rows[grid](source, padded, cu_seqlens, source.stride(0), width, max_seqlen, ROWS=TILE_ROWS, COLUMNS=columns, **OPTIONS)
+        unpack_rows[grid](
+            source,
+            padded,
+            cu_seqlens,
+            source.stride(0),
+            width,
+            max_seqlen,
+            ROWS=TILE_ROWS,
+            COLUMNS=columns,
+            **OPTIONS,
+        )
     return padded
 
 
@@ -89,8 +119,24 @@ def launches() -> tuple[Launch, ...]:
     for arch in ARCHITECTURES:
         for name in LISTED_TYPES:
             rows = f"*{name}"
-            packing = {"padded": rows, "packed": rows, "cu_seqlens": "*i32", "sequence_stride": "i32", "padded_stride": "i32", "packed_stride": "i32"}
-            unpacking = {"packed": rows, "padded": rows, "cu_seqlens": "*i32", "packed_stride": "i32", "width": "i32", "max_seqlen": "i32"}
-            found.append(Launch(f"pack.{name}.768", pack_rows, packing | {"width": "i32"}, constexprs, 4, 1, arch))
+            packing = {
+                "padded": rows,
+                "packed": rows,
+                "cu_seqlens": "*i32",
+                "sequence_stride": "i32",
+                "padded_stride": "i32",
+                "packed_stride": "i32",
+            }
+            unpacking = {
+                "packed": rows,
+                "padded": rows,
+                "cu_seqlens": "*i32",
+                "packed_stride": "i32",
+                "width": "i32",
+                "max_seqlen": "i32",
+            }
+            found.append(
+                Launch(f"pack.{name}.768", pack_rows, packing | {"width": "i32"}, constexprs, 4, 1, arch)
+            )
             found.append(Launch(f"unpack.{name}.768", unpack_rows, unpacking, constexprs, 4, 1, arch))
     return tuple(found)

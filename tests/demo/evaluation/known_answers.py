@@ -10,7 +10,9 @@ from sample_runs import WORDS
 
 
 class KnownAnswers:
-    """Embeds an image as the one-hot vector of the word that `sees(concept)` names, a text as that of the word it contains."""
+    """Embeds an image as the one-hot vector of the word that `sees(concept)` names, a text as that of the
+    word it contains.
+    """
 
     device = torch.device("cpu")
 
@@ -24,4 +26,6 @@ class KnownAnswers:
     image_features = image_embeddings
 
     def text_embeddings(self, texts, asked_by) -> torch.Tensor:
-        return torch.stack([torch.eye(len(WORDS))[[word in text.split() for word in WORDS].index(True)] for text in texts])
+        return torch.stack(
+            [torch.eye(len(WORDS))[[word in text.split() for word in WORDS].index(True)] for text in texts]
+        )

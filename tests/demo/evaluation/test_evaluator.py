@@ -108,4 +108,7 @@ def test_a_run_without_heads_is_measured_as_far_as_it_goes(tmp_path):
         del module.objectives[name]
     result = evaluate(frozen(inputs, module), inputs)
     assert {"masked", "matching"} == set(result["left_out"])
-    assert "Matcher" in result["left_out"]["matching"] and "objectives.itm.weight is 0" in result["left_out"]["matching"]
+    assert (
+        "Matcher" in result["left_out"]["matching"]
+        and "objectives.itm.weight is 0" in result["left_out"]["matching"]
+    )

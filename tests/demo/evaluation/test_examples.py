@@ -30,19 +30,28 @@ def test_right_images_and_captions_are_marked(model, inputs):
     knows = KnownAnswers(lambda concept: concept)
     for caption, found in examples.retrieve_images(knows, inputs):
         word = caption.split()[-1]
-        assert [picture.right for picture in found] == [True, True, False, False, False]  # a concept has two pictures
-        assert [picture.alt.split(",")[0] == word for picture in found] == [picture.right for picture in found]
+        # a concept has two pictures
+        assert [picture.right for picture in found] == [True, True, False, False, False]
+        assert [picture.alt.split(",")[0] == word for picture in found] == [
+            picture.right for picture in found
+        ]
     for picture, found in examples.retrieve_captions(knows, inputs):
         assert [caption.right for caption in found] == [True] + 4 * [False]
         assert found[0].text.split()[-1] == picture.alt.split(",")[0]
 
 
 def test_a_model_that_confuses_concepts_is_shown_to(model, inputs):
-    found = dict(examples.retrieve_images(KnownAnswers(lambda concept: SEEN[(SEEN.index(concept) + 1) % len(SEEN)]), inputs))
+    found = dict(
+        examples.retrieve_images(
+            KnownAnswers(lambda concept: SEEN[(SEEN.index(concept) + 1) % len(SEEN)]), inputs
+        )
+    )
     assert not any(picture.right for picture in found[f"a drawing of {SEEN[0]}"][:2])
 
 
-def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(model, inputs, inputs_and_module):
+def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(
+    model, inputs, inputs_and_module
+):
     rows = examples.reconstruct(model, inputs)
     samples = inputs.unseen_style.select(examples.spaced(24, examples.MASKED_PICTURES), "masked examples")
     [batch] = masked_inputs(inputs, "image", samples, 8)
@@ -72,7 +81,9 @@ def test_blanks_hold_the_answer_and_guesses_that_are_probabilities(model, inputs
     [caption, *_] = examples.fill_texts(model, inputs, "mmm_text")
     words = [piece.answer if isinstance(piece, Blank) else piece for piece in caption.pieces]
     assert words == inputs.unseen_style.captions[0].split()
-    assert caption.picture.uri == uri_of_bytes(inputs.unseen_style.encoded_images[0]) and caption.picture.alt.endswith(UNSEEN_STYLES[0])
+    assert caption.picture.uri == uri_of_bytes(
+        inputs.unseen_style.encoded_images[0]
+    ) and caption.picture.alt.endswith(UNSEEN_STYLES[0])
 
 
 def test_pieces_of_words_and_closing_punctuation_are_glued():

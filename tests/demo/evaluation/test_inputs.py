@@ -19,7 +19,9 @@ def inputs(tmp_path_factory):
 
 
 def test_sets_are_disjoint_in_what_they_hold_out(inputs):
-    train, style, concepts = (set(s.column("concept")) for s in (inputs.train, inputs.unseen_style, inputs.unseen_concepts))
+    train, style, concepts = (
+        set(s.column("concept")) for s in (inputs.train, inputs.unseen_style, inputs.unseen_concepts)
+    )
     assert train == style == set(SEEN) and not train & concepts and set(inputs.labels) == set(WORDS)
     assert not set(inputs.train.column("style")) & set(inputs.unseen_style.column("style"))
 
@@ -33,7 +35,9 @@ def test_styles_are_the_same_objects_every_time(inputs):
 def test_text_is_cut_as_in_training(inputs):
     assert (inputs.max_tokens("pair"), inputs.max_tokens("text")) == (16, 20)
     bare = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, data=DataConfig()))
-    assert bare.max_tokens("pair") == min(MOST_TOKENS["pair"], inputs.config.model.text.max_position_embeddings)
+    assert bare.max_tokens("pair") == min(
+        MOST_TOKENS["pair"], inputs.config.model.text.max_position_embeddings
+    )
 
 
 def test_codes_are_the_codebooks(inputs):
@@ -52,14 +56,18 @@ def test_the_checksum_follows_the_data(inputs, tmp_path):
 
 def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
     config = world_config(tmp_path)
-    small = dataclasses.replace(config.model, text=TextEncoderConfig(vocab_size=10, hidden_size=24, num_attention_heads=3))
+    small = dataclasses.replace(
+        config.model, text=TextEncoderConfig(vocab_size=10, hidden_size=24, num_attention_heads=3)
+    )
     with pytest.raises(DataError, match="vocab_size is 10"):
         build_inputs(dataclasses.replace(config, model=small), tmp_path)
 
 
 def test_a_codebook_that_is_not_there_is_a_reason(tmp_path):
     config = world_config(tmp_path)
-    found = build_inputs(dataclasses.replace(config, codebook_weights=str(tmp_path / "none.safetensors")), tmp_path)
+    found = build_inputs(
+        dataclasses.replace(config, codebook_weights=str(tmp_path / "none.safetensors")), tmp_path
+    )
     assert found.codebook is None and "none.safetensors" in found.codebook_problem
 
 

@@ -27,7 +27,11 @@ class Written:
 
 def test_a_group_that_is_linearly_there_is_read(inputs):
     metrics = LinearProbe(inputs).run(Written(informative=True))
-    assert metrics["linear_probe/fluent-emoji-flat/group_accuracy"] == 1.0 == metrics["linear_probe/unseen_concepts/group_accuracy"]
+    assert (
+        metrics["linear_probe/fluent-emoji-flat/group_accuracy"]
+        == 1.0
+        == metrics["linear_probe/unseen_concepts/group_accuracy"]
+    )
 
 
 def test_noise_says_nothing_about_concepts_never_seen(inputs):
@@ -38,11 +42,14 @@ def test_noise_says_nothing_about_concepts_never_seen(inputs):
 def test_chance_is_the_share_of_the_most_frequent_class(inputs):
     metrics = LinearProbe(inputs).run(Written(informative=True))
     assert metrics["linear_probe/fluent-emoji-flat/group_accuracy/chance"] == pytest.approx(1 / 3)
-    assert metrics["linear_probe/unseen_concepts/group_accuracy/chance"] == pytest.approx(1 / 2)  # words 12 to 15: groups 0, 1, 2, 0
+    # words 12 to 15: groups 0, 1, 2, 0
+    assert metrics["linear_probe/unseen_concepts/group_accuracy/chance"] == pytest.approx(1 / 2)
 
 
 def test_the_penalty_is_chosen_on_a_style_left_out():
-    """Features that tell the label through a large direction which does not carry over reward a strong penalty less than a weak one fails."""
+    """Features that tell the label through a large direction which does not carry over reward a strong
+    penalty less than a weak one fails.
+    """
     draw = np.random.default_rng(0)
     labels = np.tile(np.arange(2), 60)
     styles = np.repeat(["a", "b", "c"], 40)

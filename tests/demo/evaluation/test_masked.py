@@ -27,15 +27,21 @@ def plain_logits(module, masked, name):
     if masked.masked_texts is not None:
         lengths = [len(text) for text in masked.masked_texts]
         cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-        [text] = model.text_encoder([torch.from_numpy(np.concatenate(masked.masked_texts))], cu_seqlens, max(lengths))
+        [text] = model.text_encoder(
+            [torch.from_numpy(np.concatenate(masked.masked_texts))], cu_seqlens, max(lengths)
+        )
     if name == "mlm":
         return head.logits(text.last_hidden_state()[masked.token_rows])
     if name == "mim":
         samples, places = masked.patches.nonzero(as_tuple=True)
-        return head.logits(image.last_hidden_state().view(-1, 1 + patches, head.dense.weight.shape[0])[samples, 1 + places])
+        return head.logits(
+            image.last_hidden_state().view(-1, 1 + patches, head.dense.weight.shape[0])[samples, 1 + places]
+        )
     from flava_ds.families.flava.views import SequenceLayout
 
-    fused = model.fuse(image.packed, text.packed, SequenceLayout(patches, cu_seqlens, max(lengths))).last_hidden_state()
+    fused = model.fuse(
+        image.packed, text.packed, SequenceLayout(patches, cu_seqlens, max(lengths))
+    ).last_hidden_state()
     starts = cu_seqlens[:-1] + (2 + patches) * torch.arange(len(lengths))
     if name == "mmm_image":
         samples, places = masked.patches.nonzero(as_tuple=True)
@@ -57,9 +63,15 @@ def test_numbers_are_those_of_plain_torch(inputs_and_module, kind, name, samples
         logits = plain_logits(module, masked, name)
     labels = masked.labels(name)
     assert len(labels) > 10
-    assert metrics[f"masked/{name}/loss_nats"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
-    assert metrics[f"masked/{name}/accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
-    assert metrics[f"masked/{name}/accuracy/chance"] == pytest.approx(int(labels.bincount().max()) / len(labels))
+    assert metrics[f"masked/{name}/loss_nats"] == pytest.approx(
+        float(F.cross_entropy(logits, labels)), rel=1e-5
+    )
+    assert metrics[f"masked/{name}/accuracy"] == pytest.approx(
+        float((logits.argmax(1) == labels).float().mean())
+    )
+    assert metrics[f"masked/{name}/accuracy/chance"] == pytest.approx(
+        int(labels.bincount().max()) / len(labels)
+    )
 
 
 def test_targets_are_the_codes_and_words_under_the_mask(inputs_and_module):

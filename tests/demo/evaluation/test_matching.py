@@ -1,4 +1,6 @@
-"""Mismatches are mismatches, the area under the curve is scikit-learn's, and a known head gives known accuracies."""
+"""Mismatches are mismatches, the area under the curve is scikit-learn's, and a known head gives known
+accuracies.
+"""
 
 import math
 
@@ -45,12 +47,16 @@ def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
     [found] = Matching(inputs).scores(frozen(inputs, module), pixels, ids, [partners])
     for row in (0, 5, 23):
         text = torch.from_numpy(ids[partners[row]])
-        layout = SequenceLayout(model.config.image.num_patches, torch.tensor([0, len(text)], dtype=torch.int32), len(text))
+        layout = SequenceLayout(
+            model.config.image.num_patches, torch.tensor([0, len(text)], dtype=torch.int32), len(text)
+        )
         with torch.no_grad():
             [image] = model.image_encoder(pixels[row : row + 1])
             [encoded] = model.text_encoder([text], layout.text_cu_seqlens, len(text))
             logits = module.objectives["itm"].head(model.fuse(image.packed, encoded.packed, layout).first())
-        assert found[row] == pytest.approx(float(logits[0, 1] - logits[0, 0]) - math.log(9), rel=1e-4, abs=1e-5)
+        assert found[row] == pytest.approx(
+            float(logits[0, 1] - logits[0, 0]) - math.log(9), rel=1e-4, abs=1e-5
+        )
 
 
 def test_balanced_accuracy_of_a_head_that_always_says_match_is_one_half(inputs_and_module):

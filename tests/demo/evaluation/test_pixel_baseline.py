@@ -7,7 +7,14 @@ import pytest
 import torch
 from sample_runs import SEEN, world
 
-from flava_ds.demo.evaluation.pixel_baseline import EDGE, PixelBaseline, cache_file, distinct, measure, pixel_vectors
+from flava_ds.demo.evaluation.pixel_baseline import (
+    EDGE,
+    PixelBaseline,
+    cache_file,
+    distinct,
+    measure,
+    pixel_vectors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +33,22 @@ def test_numbers_are_those_of_a_loop(inputs):
     metrics = measure(inputs)
     contrast = inputs.styles_of(inputs.unseen_style)["fluent-emoji-high-contrast"]
     concepts, groups = inputs.train.column("concept"), inputs.train.column("group")
-    keys, queries = (pixel_vectors(samples.pixels(EDGE)).double().numpy() for samples in (inputs.train, contrast))
+    keys, queries = (
+        pixel_vectors(samples.pixels(EDGE)).double().numpy() for samples in (inputs.train, contrast)
+    )
     top5, group = 0, 0
-    for query, concept, own_group in zip(queries, contrast.column("concept"), contrast.column("group"), strict=True):
+    for query, concept, own_group in zip(
+        queries, contrast.column("concept"), contrast.column("group"), strict=True
+    ):
         order = np.argsort(-(keys @ query), kind="stable")
         top5 += concept in list(dict.fromkeys(concepts[order]))[:5]
         group += groups[order[0]] == own_group
-    assert metrics["zero_shot/fluent-emoji-high-contrast/top5_accuracy/pixel_1nn"] == pytest.approx(top5 / len(SEEN))
-    assert metrics["linear_probe/fluent-emoji-high-contrast/group_accuracy/pixel_1nn"] == pytest.approx(group / len(SEEN))
+    assert metrics["zero_shot/fluent-emoji-high-contrast/top5_accuracy/pixel_1nn"] == pytest.approx(
+        top5 / len(SEEN)
+    )
+    assert metrics["linear_probe/fluent-emoji-high-contrast/group_accuracy/pixel_1nn"] == pytest.approx(
+        group / len(SEEN)
+    )
 
 
 def test_a_flat_picture_gives_no_nan():
@@ -41,7 +56,9 @@ def test_a_flat_picture_gives_no_nan():
 
 
 def test_distinct_keeps_the_order_of_first_appearance():
-    np.testing.assert_array_equal(distinct(np.array([["a", "a", "b", "c"], ["d", "d", "d", "d"]]), 3), [["a", "b", "c"], ["d", "", ""]])
+    np.testing.assert_array_equal(
+        distinct(np.array([["a", "a", "b", "c"], ["d", "d", "d", "d"]]), 3), [["a", "b", "c"], ["d", "", ""]]
+    )
 
 
 def test_the_cache_is_read_for_this_data_and_no_other(inputs):

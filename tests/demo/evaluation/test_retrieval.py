@@ -28,5 +28,7 @@ def test_confusing_two_concepts_costs_exactly_their_queries(retrieval):
 
 def test_chance_counts_every_picture_of_a_concept_as_right(retrieval):
     metrics = retrieval.run(KnownAnswers(lambda concept: concept))
-    assert metrics["retrieval/unseen_style/text_to_image_recall_at_5/chance"] == pytest.approx(chance_of_recall(np.full(24, 2), 24, 5))
+    assert metrics["retrieval/unseen_style/text_to_image_recall_at_5/chance"] == pytest.approx(
+        chance_of_recall(np.full(24, 2), 24, 5)
+    )
     assert metrics["retrieval/unseen_concepts/image_to_text_recall_at_1/chance"] == pytest.approx(5 / 20)

@@ -1,4 +1,6 @@
-"""The gates pass and fail where they should, a number that was not measured fails, and the table shows what was measured."""
+"""The gates pass and fail where they should, a number that was not measured fails, and the table shows what
+was measured.
+"""
 
 import copy
 import math
@@ -15,10 +17,17 @@ def good():
         for k, value, pixels in ((1, top1, 0.11), (5, top5, 0.20)):
             name = f"zero_shot/{style}/top{k}_accuracy"
             metrics |= {name: value, name + "/chance": k / 1500, name + "/pixel_1nn": pixels}
-        metrics |= {f"linear_probe/{style}/group_accuracy": 0.5, f"linear_probe/{style}/group_accuracy/chance": 0.2}
+        metrics |= {
+            f"linear_probe/{style}/group_accuracy": 0.5,
+            f"linear_probe/{style}/group_accuracy/chance": 0.2,
+        }
     metrics |= {f"masked/{name}/loss_nats": 4.0 for name in MASKED}
     metrics["matching/random/accuracy"] = 0.7
-    return {"metrics": metrics, "losses": {name: {"first": 6.0, "last": 3.0} for name in MASKED}, "left_out": {}}
+    return {
+        "metrics": metrics,
+        "losses": {name: {"first": 6.0, "last": 3.0} for name in MASKED},
+        "left_out": {},
+    }
 
 
 LEAST = {f"zero_shot/{FLAT}/top1_accuracy": 0.15, f"zero_shot/{CONTRAST}/top5_accuracy": 0.2}

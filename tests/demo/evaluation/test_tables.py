@@ -22,11 +22,17 @@ def test_every_metric_is_shown_once_and_references_are_none():
 def test_references_stand_beside_their_metric():
     [measure] = tables.sections(METRICS)[0].measures
     assert (measure.text, measure.chance_text, measure.pixels_text) == ("30.0 %", "1.0 %", "20.0 %")
-    assert tables.headlines(METRICS) == [tables.measure(METRICS, tables.HEADLINES[0][0], tables.HEADLINES[0][2], tables.HEADLINES[0][1])]
+    assert tables.headlines(METRICS) == [
+        tables.measure(METRICS, tables.HEADLINES[0][0], tables.HEADLINES[0][2], tables.HEADLINES[0][1])
+    ]
 
 
 def test_sets_stay_together_and_losses_are_no_shares():
     by_title = {section.title: section.measures for section in tables.sections(METRICS)}
-    assert [(m.set, m.what) for m in by_title["Linear probe"]] == [("a", "group (10)"), ("a", "new measure"), ("b", "group (10)")]
+    assert [(m.set, m.what) for m in by_title["Linear probe"]] == [
+        ("a", "group (10)"),
+        ("a", "new measure"),
+        ("b", "group (10)"),
+    ]
     [loss] = by_title["Masked prediction"]
     assert loss.text == "4.250" and not loss.share and loss.chance_text == ""

@@ -29,9 +29,13 @@ def test_one_answer_for_all_is_right_as_often_as_that_concept_occurs(inputs_and_
 
 def test_chance_follows_the_number_of_candidates(inputs_and_module):
     metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: concept))
-    assert metrics["zero_shot/fluent-emoji-high-contrast/top5_accuracy/chance"] == pytest.approx(5 / len(SEEN))
+    assert metrics["zero_shot/fluent-emoji-high-contrast/top5_accuracy/chance"] == pytest.approx(
+        5 / len(SEEN)
+    )
     assert metrics["zero_shot/unseen_concepts/top5_accuracy/chance"] == 1.0  # four candidates
-    assert metrics["zero_shot/unseen_concepts/all_concepts_top1_accuracy/chance"] == pytest.approx(1 / len(WORDS))
+    assert metrics["zero_shot/unseen_concepts/all_concepts_top1_accuracy/chance"] == pytest.approx(
+        1 / len(WORDS)
+    )
 
 
 def test_the_classifier_is_the_renormalised_mean_of_the_prompts(inputs_and_module):

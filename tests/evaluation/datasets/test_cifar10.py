@@ -42,7 +42,9 @@ class Runs:
 def test_a_pickle_that_calls_something_is_refused(tmp_path):
     folder = write_cifar10(tmp_path)
     (folder / "test_batch").write_bytes(pickle.dumps({b"data": Runs()}))
-    with pytest.raises(DataError, match=r"test_batch: not a pickle of arrays \(it wants to call posix.system\)"):
+    with pytest.raises(
+        DataError, match=r"test_batch: not a pickle of arrays \(it wants to call posix.system\)"
+    ):
         DATA.read(folder, "test")
 
 

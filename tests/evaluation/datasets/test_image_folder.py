@@ -26,7 +26,10 @@ def test_names_and_templates_may_lie_beside(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps({"blue": "azure", "green": "lime", "red": "crimson"}))
     (tmp_path / "templates.txt").write_text("a {} thing\n\nsome {}\n")
     samples = DATA.read(tmp_path, "test")
-    assert samples.class_names == ("azure", "lime", "crimson") and samples.templates == ("a {} thing", "some {}")
+    assert samples.class_names == ("azure", "lime", "crimson") and samples.templates == (
+        "a {} thing",
+        "some {}",
+    )
     (tmp_path / "test" / "dark_red").mkdir()
     (tmp_path / "test" / "dark_red" / "x.JPEG").write_bytes(b"")
     with pytest.raises(DataError, match="classes.json: has no name for class 'dark_red'"):
@@ -35,7 +38,10 @@ def test_names_and_templates_may_lie_beside(tmp_path):
     assert DATA.read(tmp_path, "test").class_names[1] == "dark red"
 
 
-@pytest.mark.parametrize("text, words", [("a thing\n", "'a thing' has not exactly one"), ("{} or {}\n", "exactly one"), ("", "exactly one")])
+@pytest.mark.parametrize(
+    "text, words",
+    [("a thing\n", "'a thing' has not exactly one"), ("{} or {}\n", "exactly one"), ("", "exactly one")],
+)
 def test_templates_without_a_place_for_the_class_are_named(tmp_path, text, words):
     write_image_folder(tmp_path, {"test": 1})
     (tmp_path / "templates.txt").write_text(text)

@@ -43,7 +43,12 @@ def test_an_image_that_is_not_there_is_named_with_the_places(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", '{"images": [{"split": "test"}]}', '{"images": [{"split": "test", "filename": "a", "sentences": [{}]}]}'],
+    [
+        "[]",
+        "{",
+        '{"images": [{"split": "test"}]}',
+        '{"images": [{"split": "test", "filename": "a", "sentences": [{}]}]}',
+    ],
 )
 def test_another_layout_is_named(tmp_path, content):
     (tmp_path / "dataset.json").write_text(content)

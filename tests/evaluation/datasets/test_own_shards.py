@@ -34,7 +34,11 @@ def test_a_label_means_the_same_in_every_split(tmp_path):
     for file in (tmp_path / "val").glob("*"):
         file.unlink()
     write_shards(tmp_path / "val", extra, 4)
-    assert LABELLED.read(tmp_path, "test").class_names == ("amber", *COLORS) == LABELLED.read(tmp_path, "val").class_names
+    assert (
+        LABELLED.read(tmp_path, "test").class_names
+        == ("amber", *COLORS)
+        == LABELLED.read(tmp_path, "val").class_names
+    )
     assert LABELLED.read(tmp_path, "test").labels.tolist() == [1, 1, 2, 2, 3, 3]
 
 

@@ -20,30 +20,60 @@ START, END = 198, 199
 
 def tiny_config(activation: str = "quick_gelu", **changed) -> Config:
     """A CLIP whose towers differ in width and depth; 3 x 3 patches, 200 entries, heads of 8."""
-    image = ImageTowerConfig(image_size=12, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
-    text = TextTowerConfig(vocab_size=200, max_position_embeddings=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=28)
+    image = ImageTowerConfig(
+        image_size=12,
+        patch_size=4,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+    )
+    text = TextTowerConfig(
+        vocab_size=200,
+        max_position_embeddings=32,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=28,
+    )
     model = ClipConfig(image=image, text=text, projection_dim=12, activation=activation)
-    return Config(name="tiny", model=model, **({"objectives": {"global_contrastive": GlobalContrastiveConfig()}} | changed))
+    return Config(
+        name="tiny",
+        model=model,
+        **({"objectives": {"global_contrastive": GlobalContrastiveConfig()}} | changed),
+    )
 
 
-def make_batch(config: Config, lengths: tuple[int, ...] = (5, 12, 2, 9), seed: int = 0, ends: tuple[int, int] = (START, END)) -> Batch:
+def make_batch(
+    config: Config,
+    lengths: tuple[int, ...] = (5, 12, 2, 9),
+    seed: int = 0,
+    ends: tuple[int, int] = (START, END),
+) -> Batch:
     """A batch as the collator makes it, every sample matched."""
     draw = torch.Generator().manual_seed(seed)
     size, edge = len(lengths), config.model.image.image_size
-    texts = [[ends[0], *torch.randint(0, min(ends), (n - 2,), generator=draw).tolist(), ends[1]] for n in lengths]
+    texts = [
+        [ends[0], *torch.randint(0, min(ends), (n - 2,), generator=draw).tolist(), ends[1]] for n in lengths
+    ]
     tensors = {
         "pixel_values": torch.randint(0, 256, (size, 3, edge, edge), generator=draw, dtype=torch.uint8),
         "input_ids": torch.tensor([token for text in texts for token in text]),
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
         "matched_rows": torch.arange(size),
     }
-    return Batch(kind="pair", source="random", size=size, tensors=tensors, numbers={"max_seqlen": max(lengths)})
+    return Batch(
+        kind="pair", source="random", size=size, tensors=tensors, numbers={"max_seqlen": max(lengths)}
+    )
 
 
 def normalized(pixel_values: Tensor, config: Config) -> Tensor:
     """Normalises uint8 pixels in fp64 with the plain formula: [b c H W]."""
     image = config.model.image
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (image.image_mean, image.image_std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (image.image_mean, image.image_std)
+    )
     return (pixel_values.double() / 255 - mean) / std
 
 
@@ -57,7 +87,9 @@ def padded_ids(batch: Batch, fill: int, length: int | None = None) -> tuple[Tens
 
 
 def randomize(model: nn.Module, std: float, seed: int = 0) -> nn.Module:
-    """Draws every parameter, biases and gains too; a middle scale keeps the softmax away from uniform and one-hot."""
+    """Draws every parameter, biases and gains too; a middle scale keeps the softmax away from uniform and
+    one-hot.
+    """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -71,7 +103,9 @@ def randomize(model: nn.Module, std: float, seed: int = 0) -> nn.Module:
 def our_model(config: Config, theirs: nn.Module, *, open_clip: bool = False) -> ClipTask:
     """Builds our model with their weights."""
     task = build_task(config).to(next(theirs.parameters()).dtype)
-    task.load_state_dict(to_ours(dict(theirs.state_dict()), entries(config.model, open_clip=open_clip), "theirs"))
+    task.load_state_dict(
+        to_ours(dict(theirs.state_dict()), entries(config.model, open_clip=open_clip), "theirs")
+    )
     return task
 
 

@@ -26,7 +26,9 @@ def run(tmp_path):
     """A configuration with a vocabulary of its own, and the task that it builds."""
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     config = tiny_config()
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt")))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
+    )
     task = build_task(config)
     randomize(task.model, 0.1)
     return config, task
@@ -36,7 +38,10 @@ def embeddings(task, batch):
     with torch.no_grad():
         rows = task.model.embedding_rows(batch)
         encoded = task.model.encode(batch, rows.keys(), rows)
-        found = (getattr(task.model, f"{view}_embeddings")(encoded[view].rows(rows[view])) for view in ("image", "text"))
+        found = (
+            getattr(task.model, f"{view}_embeddings")(encoded[view].rows(rows[view]))
+            for view in ("image", "text")
+        )
         return tuple(found)
 
 
@@ -54,13 +59,17 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back(run, tmp_path):
     transformers = pytest.importorskip("transformers")
     config, task = run
     families.export(config, task.state_dict(), tmp_path / "out")
-    theirs, report = transformers.CLIPModel.from_pretrained(tmp_path / "out", local_files_only=True, output_loading_info=True)
+    theirs, report = transformers.CLIPModel.from_pretrained(
+        tmp_path / "out", local_files_only=True, output_loading_info=True
+    )
     assert not any(report.values()), report
     assert theirs.config.text_config.eos_token_id == 3
     batch = make_batch(config, ends=(2, 3))
     ids, mask = padded_ids(batch, 0, 32)
     with torch.no_grad():
-        output = theirs.eval()(input_ids=ids, attention_mask=mask, pixel_values=normalized(batch["pixel_values"], config).float())
+        output = theirs.eval()(
+            input_ids=ids, attention_mask=mask, pixel_values=normalized(batch["pixel_values"], config).float()
+        )
     ours = embeddings(task, batch)
     assert difference(ours[0], output.image_embeds) < 1e-5 and difference(ours[1], output.text_embeds) < 1e-5
     convert_folder(tmp_path / "out", tmp_path / "ours")
@@ -80,7 +89,10 @@ def test_exported_processors_do_what_training_did(run, tmp_path):
     assert tokenizer("A red cats")["input_ids"] == [2, 5, 6, 7, 8, 3] and tokenizer.model_max_length == 32
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", local_files_only=True)
     pixels = make_batch(config)["pixel_values"][0]
-    assert difference(processor(pixels, return_tensors="pt")["pixel_values"][0], normalized(pixels, config)) < 1e-5
+    assert (
+        difference(processor(pixels, return_tensors="pt")["pixel_values"][0], normalized(pixels, config))
+        < 1e-5
+    )
 
 
 def test_byte_pairs_travel_with_an_export(run, tmp_path):
@@ -104,7 +116,9 @@ def test_byte_pairs_travel_with_an_export(run, tmp_path):
 def open_clip_tensors(run):
     """A run's weights by open_clip's names, heads of 64 as everywhere there."""
     config, _ = run
-    image = dataclasses.replace(config.model.image, hidden_size=128, num_attention_heads=2, intermediate_size=96)
+    image = dataclasses.replace(
+        config.model.image, hidden_size=128, num_attention_heads=2, intermediate_size=96
+    )
     text = dataclasses.replace(config.model.text, hidden_size=64, num_attention_heads=1, intermediate_size=48)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image, text=text))
     task = build_task(config)
@@ -115,7 +129,9 @@ def open_clip_tensors(run):
 def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     config, task, theirs = open_clip_tensors(run)
     assert LAYOUTS.recognizes(theirs)
-    wrapped = {f"module.{name}": tensor for name, tensor in {**theirs, "attn_mask": torch.zeros(32, 32)}.items()}
+    wrapped = {
+        f"module.{name}": tensor for name, tensor in {**theirs, "attn_mask": torch.zeros(32, 32)}.items()
+    }
     torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "epoch_3.pt")
     with caplog.at_level(logging.WARNING):
         convert_file(tmp_path / "epoch_3.pt", tmp_path / "ours")
@@ -135,7 +151,9 @@ def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quic
     save_file(theirs, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 12, **quick}}))
     convert_folder(folder, tmp_path / "ours")
-    assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(config.model, activation=activation)
+    assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(
+        config.model, activation=activation
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,6 +176,8 @@ def test_what_does_not_fit_is_named(run, tmp_path, section, changes, message):
 def test_a_vocabulary_that_transformers_would_misread_is_refused(run, tmp_path):
     config, task = run
     (tmp_path / "other.txt").write_text("\n".join(["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]"]) + "\n")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "other.txt")))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "other.txt"))
+    )
     with pytest.raises(CheckpointError, match="has id 2, for which transformers reads another row"):
         LAYOUTS.write(config, task.state_dict())

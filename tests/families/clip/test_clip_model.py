@@ -1,4 +1,6 @@
-"""CLIP against transformers' CLIPModel and open_clip's CLIP on random weights, and what only a causal packed tower can get wrong."""
+"""CLIP against transformers' CLIPModel and open_clip's CLIP on random weights, and what only a causal packed
+tower can get wrong.
+"""
 
 import dataclasses
 
@@ -32,18 +34,27 @@ def their_clip(config: Config, std: float = 0.1, **ids):
     transformers = pytest.importorskip("transformers")
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
     image, text = config.model.image, config.model.text
-    towers = [{name: getattr(part, name) for name in names} | {"hidden_act": config.model.activation} for part in (image, text)]
+    towers = [
+        {name: getattr(part, name) for name in names} | {"hidden_act": config.model.activation}
+        for part in (image, text)
+    ]
     ids = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": 1} | ids
     theirs = transformers.CLIPConfig(
         vision_config={**towers[0], "image_size": image.image_size, "patch_size": image.patch_size},
-        text_config={**towers[1], "vocab_size": text.vocab_size, "max_position_embeddings": text.max_position_embeddings, **ids},
+        text_config={
+            **towers[1],
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.max_position_embeddings,
+            **ids,
+        },
         projection_dim=config.model.projection_dim,
     )
     return randomize(transformers.CLIPModel(theirs), std)
 
 
 def check(config, theirs, batch, output, *, states, gradients, open_clip=False):
-    """Compares features, loss and every gradient; `output` are their image features, text features and loss."""
+    """Compares features, loss and every gradient; `output` are their image features, text
+    features and loss."""
     task = our_model(config, theirs, open_clip=open_clip)
     with torch.no_grad():
         rows = task.model.embedding_rows(batch)
@@ -51,7 +62,11 @@ def check(config, theirs, batch, output, *, states, gradients, open_clip=False):
         image = task.model.image_embeddings(encoded["image"].rows(rows["image"]))
         text = task.model.text_embeddings(encoded["text"].rows(rows["text"]))
     loss = task("step", batch, denominators(task, batch)).loss
-    found = {"image": difference(image, output[0]), "text": difference(text, output[1]), "loss": difference(loss, output[2])}
+    found = {
+        "image": difference(image, output[0]),
+        "text": difference(text, output[1]),
+        "loss": difference(loss, output[2]),
+    }
     assert max(found.values()) <= states, found
     loss.backward()
     output[2].backward()
@@ -88,10 +103,19 @@ def test_transformers_agree_in_fp64(activation):
 
 @pytest.mark.parametrize(("ids", "fill"), [({"eos_token_id": 2}, 1), ({"pad_token_id": END}, END)])
 def test_the_old_configurations_of_transformers_pool_the_same_row(ids, fill):
-    """With eos 2 it looks for the largest id; with the end as padding, for the first end. Ours is the last row of a text either way."""
+    """With eos 2 it looks for the largest id; with the end as padding, for the first end. Ours is the last
+    row of a text either way.
+    """
     config = tiny_config()
     theirs, batch = their_clip(config, **ids), make_batch(config)
-    check(config, theirs, batch, run_transformers(theirs, batch, config, length=32, fill=fill), states=1e-5, gradients=3e-5)
+    check(
+        config,
+        theirs,
+        batch,
+        run_transformers(theirs, batch, config, length=32, fill=fill),
+        states=1e-5,
+        gradients=3e-5,
+    )
 
 
 def their_open_clip(config: Config, std: float = 0.1):
@@ -119,7 +143,9 @@ def their_open_clip(config: Config, std: float = 0.1):
 
 
 def run_open_clip(theirs, batch, config):
-    """Their features and their loss over one rank: texts padded with zeros to the whole context, as their tokenizer does."""
+    """Their features and their loss over one rank: texts padded with zeros to the whole context, as their
+    tokenizer does.
+    """
     ids, _ = padded_ids(batch, 0, config.model.text.max_position_embeddings)
     pixels = normalized(batch["pixel_values"], config).to(theirs.logit_scale.dtype)
     image, text, scale = theirs(pixels, ids)[:3]
@@ -131,7 +157,15 @@ def run_open_clip(theirs, batch, config):
 def test_open_clip_agrees_in_fp32(activation):
     config = tiny_config(activation)
     theirs, batch = their_open_clip(config), make_batch(config)
-    check(config, theirs, batch, run_open_clip(theirs, batch, config), states=1e-5, gradients=3e-5, open_clip=True)
+    check(
+        config,
+        theirs,
+        batch,
+        run_open_clip(theirs, batch, config),
+        states=1e-5,
+        gradients=3e-5,
+        open_clip=True,
+    )
 
 
 BASE_GRADIENTS = 1e-4
@@ -143,18 +177,34 @@ BASE_GRADIENTS = 1e-4
 def test_open_clips_base_model_agrees(name):
     open_clip = pytest.importorskip("open_clip")
     activation = "quick_gelu" if name.endswith("quickgelu") else "gelu"
-    config = Config(name="base", model=vit_b_32(activation=activation), objectives={"global_contrastive": GlobalContrastiveConfig()})
+    config = Config(
+        name="base",
+        model=vit_b_32(activation=activation),
+        objectives={"global_contrastive": GlobalContrastiveConfig()},
+    )
     theirs = open_clip.create_model(name, pretrained=None).train()
     batch = make_batch(config, (7, 77, 20), ends=(49_406, 49_407))
-    check(config, theirs, batch, run_open_clip(theirs, batch, config), states=1e-5, gradients=BASE_GRADIENTS, open_clip=True)
+    check(
+        config,
+        theirs,
+        batch,
+        run_open_clip(theirs, batch, config),
+        states=1e-5,
+        gradients=BASE_GRADIENTS,
+        open_clip=True,
+    )
 
 
 @pytest.mark.slow
 def test_transformers_base_model_agrees():
-    config = Config(name="base", model=vit_b_16(), objectives={"global_contrastive": GlobalContrastiveConfig()})
+    config = Config(
+        name="base", model=vit_b_16(), objectives={"global_contrastive": GlobalContrastiveConfig()}
+    )
     theirs = their_clip(config, std=0.02, bos_token_id=49_406, eos_token_id=49_407)
     batch = make_batch(config, (7, 77, 20), ends=(49_406, 49_407))
-    check(config, theirs, batch, run_transformers(theirs, batch, config), states=1e-5, gradients=BASE_GRADIENTS)
+    check(
+        config, theirs, batch, run_transformers(theirs, batch, config), states=1e-5, gradients=BASE_GRADIENTS
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +223,11 @@ def test_parameter_counts_are_the_published_ones(shape, image, text, total):
     def count(module):
         return sum(parameter.numel() for parameter in module.parameters())
 
-    assert (count(task.model.image_encoder), count(task.model.text_encoder), count(task)) == (image, text, total)
+    assert (count(task.model.image_encoder), count(task.model.text_encoder), count(task)) == (
+        image,
+        text,
+        total,
+    )
 
 
 def test_no_token_sees_one_behind_it_and_the_last_sees_all():
@@ -192,9 +246,13 @@ def test_no_token_sees_one_behind_it_and_the_last_sees_all():
 
 def test_the_first_draw_has_the_published_spread():
     config = tiny_config()
-    wide = dataclasses.replace(config.model.text, hidden_size=256, intermediate_size=1024, num_attention_heads=4)
+    wide = dataclasses.replace(
+        config.model.text, hidden_size=256, intermediate_size=1024, num_attention_heads=4
+    )
     image = dataclasses.replace(config.model.image, hidden_size=192, intermediate_size=768)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=wide, image=image, projection_dim=128))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, text=wide, image=image, projection_dim=128)
+    )
     model = build_task(config).model
     text, image, block = model.text_encoder, model.image_encoder, model.text_encoder.transformer.blocks[1]
     expected = {
@@ -219,6 +277,8 @@ def test_the_first_draw_has_the_published_spread():
 def test_settings_for_transformers_name_the_vocabulary_of_the_run(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
     config = tiny_config()
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt")))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
+    )
     text = transformers_settings(config)["text_config"]
     assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (2, 3, 0)

@@ -1,4 +1,6 @@
-"""CLIP through the real trainer: one rank and two, every ZeRO stage, accumulation, and a run killed in the middle."""
+"""CLIP through the real trainer: one rank and two, every ZeRO stage, accumulation, and a run killed in the
+middle.
+"""
 
 import dataclasses
 import signal
@@ -18,9 +20,27 @@ STEPS = 6
 def clip_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, steps: int = STEPS):
     """A tiny CLIP over the pairs of the written world, in fp32."""
     config = real_config(folder)
-    image = ImageTowerConfig(image_size=24, patch_size=8, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
-    text = TextTowerConfig(vocab_size=200, max_position_embeddings=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=28)
-    pairs = {name: dataclasses.replace(source, weight=1.0) for name, source in config.data.sources.items() if source.kind == "pair"}
+    image = ImageTowerConfig(
+        image_size=24,
+        patch_size=8,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+    )
+    text = TextTowerConfig(
+        vocab_size=200,
+        max_position_embeddings=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=28,
+    )
+    pairs = {
+        name: dataclasses.replace(source, weight=1.0)
+        for name, source in config.data.sources.items()
+        if source.kind == "pair"
+    }
     return dataclasses.replace(
         config,
         name=name,
@@ -28,7 +48,13 @@ def clip_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, 
         codebook_weights=None,
         objectives={"global_contrastive": GlobalContrastiveConfig()},
         data=dataclasses.replace(config.data, sources=pairs),
-        training=TrainingConfig(total_steps=steps, global_batch_size=8, gradient_accumulation_steps=accumulation, precision="fp32", gradient_clipping=1.0),
+        training=TrainingConfig(
+            total_steps=steps,
+            global_batch_size=8,
+            gradient_accumulation_steps=accumulation,
+            precision="fp32",
+            gradient_clipping=1.0,
+        ),
         engine=EngineConfig(deepspeed_config=stage),
     )
 

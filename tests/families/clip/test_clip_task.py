@@ -28,7 +28,10 @@ def test_every_parameter_gets_a_gradient_and_says_so():
     config = tiny_config()
     task = build_task(config)
     assert all(kinds == {"pair"} for kinds in task.users().values())
-    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients(task, make_batch(config)).values())
+    assert all(
+        gradient is not None and gradient.abs().max() > 0
+        for gradient in gradients(task, make_batch(config)).values()
+    )
     assert task.kinds == ("pair",) and list(task.encoders()) == ["image_encoder", "text_encoder"]
 
 
@@ -53,28 +56,36 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch():
             "cu_seqlens": torch.tensor([0, *lengths.cumsum(0).tolist()]).int(),
             "matched_rows": torch.arange(2),
         }
-        parts.append(dataclasses.replace(whole, size=2, tensors=tensors, numbers={"max_seqlen": int(lengths.max())}))
+        parts.append(
+            dataclasses.replace(whole, size=2, tensors=tensors, numbers={"max_seqlen": int(lengths.max())})
+        )
     again = build_task(config).double()
     [objective] = again.pooled("pair").values()
     with torch.no_grad():
         features = [again("features", part)["global_contrastive"] for part in parts]
     pulls = objective.step_gradients(features)
     for part, pull in zip(parts, pulls, strict=True):
-        again("step", part, {"global_contrastive": torch.tensor(4.0)}, {"global_contrastive": pull}).loss.backward()
+        again(
+            "step", part, {"global_contrastive": torch.tensor(4.0)}, {"global_contrastive": pull}
+        ).loss.backward()
     for name, parameter in again.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-14, msg=name)
 
 
 def test_activation_checkpointing_changes_no_gradient():
     config = tiny_config()
-    recomputing = dataclasses.replace(config, training=dataclasses.replace(config.training, activation_checkpointing=True))
+    recomputing = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, activation_checkpointing=True)
+    )
     plain, again = (gradients(build_task(own), make_batch(config)) for own in (config, recomputing))
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_closed_form_matches_the_flop_counter(activation):
-    """Equal lengths and plain attention, so that the counter sees every product; it counts all of a causal text's scores."""
+    """Equal lengths and plain attention, so that the counter sees every product; it counts all of a causal
+    text's scores.
+    """
     config = tiny_config(activation)
     task, length, size = build_task(config), 8, 6
     batch = make_batch(config, (length,) * size)
@@ -101,5 +112,7 @@ def test_tables_are_decayed_but_gains_biases_and_vectors_are_not():
 @pytest.mark.parametrize("objective", [ImageTextMatchingConfig(), MultimodalMaskedTextConfig()])
 def test_objectives_over_other_views_are_refused(objective):
     config = tiny_config(objectives={"other": objective})
-    with pytest.raises(ConfigError, match="the view 'multimodal_masked', and the family 'clip' has image and text alone"):
+    with pytest.raises(
+        ConfigError, match="the view 'multimodal_masked', and the family 'clip' has image and text alone"
+    ):
         build_task(config)

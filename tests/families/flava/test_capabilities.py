@@ -1,4 +1,6 @@
-"""What a FLAVA offers is what its encoders and heads say, and satisfies the protocols that evaluations ask by."""
+"""What a FLAVA offers is what its encoders and heads say, and satisfies the protocols that evaluations ask
+by.
+"""
 
 import math
 
@@ -29,7 +31,9 @@ def parts(module):
 
 @pytest.fixture(scope="module")
 def pixels():
-    return torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (3, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def fused(module, pixels, text, mask=None):
@@ -86,7 +90,9 @@ def test_log_odds_are_those_of_the_head_less_the_prior(module, parts, pixels):
         for row in range(3):
             for found, text in ((own, TEXTS[row]), (other, rolled[row])):
                 logits = module.objectives["itm"].head(fused(module, pixels[row], text)[:1])[0]
-                assert float(found[row]) == pytest.approx(float(logits[1] - logits[0]) - math.log(9), abs=1e-4)
+                assert float(found[row]) == pytest.approx(
+                    float(logits[1] - logits[0]) - math.log(9), abs=1e-4
+                )
 
 
 def test_masked_places_are_found_in_texts_images_and_pairs(module, parts, pixels):
@@ -104,12 +110,19 @@ def test_masked_places_are_found_in_texts_images_and_pairs(module, parts, pixels
         torch.testing.assert_close(scorer.read(None, pixels, mask).codes(patches).logits(), expected)
         pair = scorer.read(TEXTS, pixels, mask)
         second, third = (fused(module, pixels[row], TEXTS[row], mask[row : row + 1]) for row in (1, 2))
-        torch.testing.assert_close(pair.codes(patches).logits()[0], heads["mmm_image"].logits(second[2 + 4][None])[0])
-        torch.testing.assert_close(pair.tokens(rows).logits()[1], heads["mmm_text"].logits(third[11 + 1][None])[0])
+        torch.testing.assert_close(
+            pair.codes(patches).logits()[0], heads["mmm_image"].logits(second[2 + 4][None])[0]
+        )
+        torch.testing.assert_close(
+            pair.tokens(rows).logits()[1], heads["mmm_text"].logits(third[11 + 1][None])[0]
+        )
 
 
 def test_a_loss_is_the_cross_entropy_of_the_logits(parts):
-    predictions, labels = parts["FlavaScorer"].read(TEXTS).tokens(torch.tensor([1, 2, 8])), torch.tensor([5, 7, 150])
+    predictions, labels = (
+        parts["FlavaScorer"].read(TEXTS).tokens(torch.tensor([1, 2, 8])),
+        torch.tensor([5, 7, 150]),
+    )
     loss, correct = predictions.loss(labels)
     torch.testing.assert_close(loss, F.cross_entropy(predictions.logits(), labels, reduction="sum"))
     assert int(correct) == int((predictions.logits().argmax(1) == labels).sum())
@@ -128,5 +141,9 @@ def test_heads_that_were_not_trained_are_not_offered(module):
 
 def test_texts_are_packed_end_to_end():
     packed = pack([np.array([2, 7, 3]), np.array([2, 3])], torch.device("cpu"))
-    assert packed.ids.tolist() == [2, 7, 3, 2, 3] and packed.cu_seqlens.tolist() == [0, 3, 5] and packed.max_seqlen == 3
+    assert (
+        packed.ids.tolist() == [2, 7, 3, 2, 3]
+        and packed.cu_seqlens.tolist() == [0, 3, 5]
+        and packed.max_seqlen == 3
+    )
     assert packed.cu_seqlens.dtype == torch.int32

@@ -1,4 +1,6 @@
-"""The wrapped module: losses at random initialisation, gradients by step kind, nothing mutated, no NaN on nothing."""
+"""The wrapped module: losses at random initialisation, gradients by step kind, nothing mutated, no NaN on
+nothing.
+"""
 
 import dataclasses
 import math
@@ -20,7 +22,10 @@ CONTRASTIVE = "global_contrastive"
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("dropped", [None, "global_contrastive", "itm"])
 def test_users_tell_which_parameters_get_a_gradient(kind, dropped):
-    weights = {"global_contrastive": GlobalContrastiveConfig(weight=0.0), "itm": ImageTextMatchingConfig(weight=0.0)}
+    weights = {
+        "global_contrastive": GlobalContrastiveConfig(weight=0.0),
+        "itm": ImageTextMatchingConfig(weight=0.0),
+    }
     config = tiny_config(objectives=flava_objectives(**({dropped: weights[dropped]} if dropped else {})))
     module, batch = build_task(config), make_batch(kind, config)
     module("step", batch, denominators(module, batch)).loss.backward()
@@ -35,7 +40,14 @@ def test_first_losses_are_those_of_guessing(kind):
     batch = make_batch(kind, config, size=32)
     means = {name: float(loss.sum.detach()) / loss.count for name, loss in module.losses(batch).items()}
     vocabulary, codes = math.log(config.model.text.vocab_size), math.log(config.codebook.vocab_size)
-    expected = {"mim": codes, "mmm_image": codes, "mlm": vocabulary, "mmm_text": vocabulary, "itm": math.log(2), "global_contrastive": math.log(32)}
+    expected = {
+        "mim": codes,
+        "mmm_image": codes,
+        "mlm": vocabulary,
+        "mmm_text": vocabulary,
+        "itm": math.log(2),
+        "global_contrastive": math.log(32),
+    }
     for name, mean in means.items():
         assert mean == pytest.approx(expected[name], abs=0.15 if name != "global_contrastive" else 2.5), name
 
@@ -49,13 +61,19 @@ def test_a_batch_without_terms_gives_zero_and_zero_gradients():
     for name in ("global_contrastive", "mmm_image", "mmm_text"):
         assert float(output.sums[f"{name}/loss"]) == 0.0
     output.loss.backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters() if parameter.grad is not None)
+    assert all(
+        torch.isfinite(parameter.grad).all()
+        for parameter in module.parameters()
+        if parameter.grad is not None
+    )
     assert float(module.model.image_projection.weight.grad.abs().max()) == 0.0
 
 
 def test_mismatched_pairs_are_left_out_whatever_the_itm_weight():
     config = tiny_config()
-    without = dataclasses.replace(config, objectives=flava_objectives(itm=ImageTextMatchingConfig(weight=0.0)))
+    without = dataclasses.replace(
+        config, objectives=flava_objectives(itm=ImageTextMatchingConfig(weight=0.0))
+    )
     batch = make_batch(Kind.PAIR, config, size=8, mismatched=(2, 5))
     full, reduced = build_task(config), build_task(without)
     reduced.load_state_dict(full.state_dict(), strict=False)
@@ -71,8 +89,13 @@ WEIGHTS = {"global_contrastive": 2.0, "mim": 0.25, "mlm": 3.0, "mmm_image": 0.5,
 @pytest.mark.parametrize("kind", list(Kind))
 def test_a_weight_multiplies_its_own_objective_in_the_loss_and_in_every_gradient(kind):
     plain_config, default = tiny_config(), flava_objectives()
-    objectives = flava_objectives(**{name: dataclasses.replace(default[name], weight=weight) for name, weight in WEIGHTS.items()})
-    plain, weighted = build_task(plain_config).double(), build_task(tiny_config(objectives=objectives)).double()
+    objectives = flava_objectives(
+        **{name: dataclasses.replace(default[name], weight=weight) for name, weight in WEIGHTS.items()}
+    )
+    plain, weighted = (
+        build_task(plain_config).double(),
+        build_task(tiny_config(objectives=objectives)).double(),
+    )
     batch = make_batch(kind, plain_config)
     shares = plain.weighted(plain.losses(batch), denominators(plain, batch))
     expected = sum(WEIGHTS[name] * share for name, share in shares.items())
@@ -99,7 +122,11 @@ def test_the_callers_tensors_are_never_changed(kind):
 def test_activation_checkpointing_changes_no_gradient(kind):
     config = tiny_config()
     plain = build_task(config)
-    recomputing = build_task(dataclasses.replace(config, training=dataclasses.replace(config.training, activation_checkpointing=True)))
+    recomputing = build_task(
+        dataclasses.replace(
+            config, training=dataclasses.replace(config.training, activation_checkpointing=True)
+        )
+    )
     batch = make_batch(kind, config)
     for module in (plain, recomputing):
         module("step", batch, denominators(module, batch)).loss.backward()
@@ -109,7 +136,9 @@ def test_activation_checkpointing_changes_no_gradient(kind):
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():
-    """No padding: losses of samples taken alone add up to those of the batch (contrastive aside, whose negatives are the batch)."""
+    """No padding: losses of samples taken alone add up to those of the batch (contrastive aside, whose
+    negatives are the batch).
+    """
     config = tiny_config(objectives=flava_objectives(global_contrastive=GlobalContrastiveConfig(weight=0.0)))
     module = build_task(config).double()
     short, long = (make_batch(Kind.TEXT, config, size=1, seed=s, lengths=(n,)) for s, n in ((1, 5), (2, 30)))
@@ -132,7 +161,11 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 def test_a_batch_masked_as_a_whole_and_one_whose_masked_share_is_everything_are_the_same():
     config = tiny_config()
     module, batch = build_task(config).double(), make_batch(Kind.PAIR, config)
-    for ours, theirs in zip(module.losses(batch).items(), module.losses(masked_share_of(batch, (0, 1, 2, 3), batch)).items(), strict=True):
+    for ours, theirs in zip(
+        module.losses(batch).items(),
+        module.losses(masked_share_of(batch, (0, 1, 2, 3), batch)).items(),
+        strict=True,
+    ):
         assert ours[0] == theirs[0] and ours[1].count == theirs[1].count
         torch.testing.assert_close(ours[1].sum, theirs[1].sum, rtol=1e-12, atol=1e-12)
 
@@ -151,26 +184,41 @@ def test_a_masked_share_is_what_the_masked_objectives_alone_see():
 
 
 def test_two_passes_give_the_contrastive_gradient_of_the_whole_step():
-    """Two micro-batches: what the two passes add up to, against both in one graph, beside the other objectives."""
+    """Two micro-batches: what the two passes add up to, against both in one graph, beside the other
+    objectives.
+    """
     config = tiny_config()
     one, two = build_task(config).double(), build_task(config).double()
-    batches = [make_batch(Kind.PAIR, config, seed=seed, mismatched=mismatched) for seed, mismatched in ((1, (0,)), (2, (1, 3)))]
-    whole = {name: torch.tensor(float(sum(one.counts(batch)[name] for batch in batches))) for name in one.counts(batches[0])}
+    batches = [
+        make_batch(Kind.PAIR, config, seed=seed, mismatched=mismatched)
+        for seed, mismatched in ((1, (0,)), (2, (1, 3)))
+    ]
+    whole = {
+        name: torch.tensor(float(sum(one.counts(batch)[name] for batch in batches)))
+        for name in one.counts(batches[0])
+    }
 
     parts = [one.features(batch)[CONTRASTIVE] for batch in batches]
     image, text = (torch.cat([part.samples[name] for part in parts]) for name in ("image", "text"))
     matched = torch.cat([part.constants["matched"] for part in parts])
     loss, correct = info_nce(image, text, parts[0].shared["log_scale"], matched)
-    others = [sum(part for name, part in one.weighted(one.losses(batch), whole).items() if name != CONTRASTIVE) for batch in batches]
+    others = [
+        sum(part for name, part in one.weighted(one.losses(batch), whole).items() if name != CONTRASTIVE)
+        for batch in batches
+    ]
     (loss / whole[CONTRASTIVE] + sum(others)).backward()
 
     with torch.no_grad():
         features = [two("features", batch)[CONTRASTIVE] for batch in batches]
     gradients = two.objectives[CONTRASTIVE].step_gradients(features)
-    outputs = [two("step", batch, whole, {CONTRASTIVE: part}) for batch, part in zip(batches, gradients, strict=True)]
+    outputs = [
+        two("step", batch, whole, {CONTRASTIVE: part}) for batch, part in zip(batches, gradients, strict=True)
+    ]
     sum(output.loss for output in outputs).backward()
     for metric, expected in (("loss", loss), ("correct", correct)):
-        torch.testing.assert_close(sum(output.sums[f"{CONTRASTIVE}/{metric}"] for output in outputs), expected.detach())
+        torch.testing.assert_close(
+            sum(output.sums[f"{CONTRASTIVE}/{metric}"] for output in outputs), expected.detach()
+        )
     for (name, ours), theirs in zip(two.named_parameters(), one.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
         if ours.grad is not None:

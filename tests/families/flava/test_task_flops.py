@@ -15,7 +15,9 @@ from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
-REDUCED = flava_objectives(global_contrastive=GlobalContrastiveConfig(weight=0.0), itm=ImageTextMatchingConfig(weight=0.0))
+REDUCED = flava_objectives(
+    global_contrastive=GlobalContrastiveConfig(weight=0.0), itm=ImageTextMatchingConfig(weight=0.0)
+)
 CONTRASTIVE_ONLY = flava_objectives(
     mmm_text=MultimodalMaskedTextConfig(weight=0.0),
     mmm_image=MultimodalMaskedImageConfig(weight=0.0),
@@ -29,9 +31,15 @@ def forward_flops(task, batch) -> float:
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-@pytest.mark.parametrize("objectives", [flava_objectives(), REDUCED, CONTRASTIVE_ONLY], ids=["all", "no contrastive", "contrastive"])
+@pytest.mark.parametrize(
+    "objectives",
+    [flava_objectives(), REDUCED, CONTRASTIVE_ONLY],
+    ids=["all", "no contrastive", "contrastive"],
+)
 def test_closed_form_matches_the_flop_counter(kind, objectives):
-    """Equal lengths and plain attention, so that the counter sees every product; the similarity matrix is not ours to count."""
+    """Equal lengths and plain attention, so that the counter sees every product; the similarity matrix is not
+    ours to count.
+    """
     config = tiny_config(objectives=objectives)
     module, batch = build_task(config), make_batch(kind, config, size=6, lengths=(8,) * 6)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -57,5 +65,7 @@ def test_the_first_of_two_contrastive_passes_costs_the_clean_encoders_alone():
 def test_longer_texts_cost_more_than_in_proportion():
     config = tiny_config()
     task = build_task(config)
-    short, long = (forward_flops(task, make_batch(Kind.TEXT, config, size=2, lengths=(n, n))) for n in (8, 16))
+    short, long = (
+        forward_flops(task, make_batch(Kind.TEXT, config, size=2, lengths=(n, n))) for n in (8, 16)
+    )
     assert long > 2 * short * 0.9

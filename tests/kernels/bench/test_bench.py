@@ -16,19 +16,36 @@ CPU = torch.device("cpu")
 
 def attempt(peer: Peer, place: int = 0):
     workload = workloads("info_nce", "quick")[place]
-    return bench.attempt(OPS["info_nce"], peer, workload, [bench.draw(workload, CPU, torch.float32, 0)], None, Effort(0.0, 1, 1), CPU)
+    return bench.attempt(
+        OPS["info_nce"],
+        peer,
+        workload,
+        [bench.draw(workload, CPU, torch.float32, 0)],
+        None,
+        Effort(0.0, 1, 1),
+        CPU,
+    )
 
 
 @pytest.mark.slow
 def test_the_command_measures_every_peer_and_writes_rows_and_pictures(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "bench.csv"
-    assert bench.main(["--op", "info_nce", "--quick", "--csv", str(path), "--plots", str(tmp_path / "plots")]) == 0
+    assert (
+        bench.main(["--op", "info_nce", "--quick", "--csv", str(path), "--plots", str(tmp_path / "plots")])
+        == 0
+    )
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     workload = workloads("info_nce", "quick")[0].name
-    numbers = {row["peer"]: float(row["median_us"]) for row in rows if row["workload"] == workload and row["direction"] == "backward" and row["median_us"]}
-    assert {"flava_kernels", "torch eager", "open_clip's ClipLoss"} <= numbers.keys() and min(numbers.values()) > 0
+    numbers = {
+        row["peer"]: float(row["median_us"])
+        for row in rows
+        if row["workload"] == workload and row["direction"] == "backward" and row["median_us"]
+    }
+    assert {"flava_kernels", "torch eager", "open_clip's ClipLoss"} <= numbers.keys() and min(
+        numbers.values()
+    ) > 0
     assert all(row["note"] for row in rows if not row["median_us"])
     assert all(row["implementation"] == ("torch" if row["peer"] == "flava_kernels" else "") for row in rows)
     assert all(float(row["error"]) < 1e-5 for row in rows if row["error"])
@@ -44,7 +61,9 @@ def test_reasons_instead_of_numbers():
         raise NotImplementedError("odd shapes\nand more")
 
     assert attempt(Peer("missing", missing))[2] == "lib cannot be imported"
-    assert attempt(Peer("failing", lambda op, device: failing))[2] == "refuses: NotImplementedError: odd shapes"
+    assert (
+        attempt(Peer("failing", lambda op, device: failing))[2] == "refuses: NotImplementedError: odd shapes"
+    )
     assert attempt(Peer("alone", missing, alone=True), place=1)[2] == "knows nothing of other ranks"
     found, error, note = attempt(Peer("huge", missing, lambda inputs: 2**60))
     assert found is None and error is None and note.startswith("needs about 1073741824 GiB of memory")
@@ -52,7 +71,16 @@ def test_reasons_instead_of_numbers():
 
 @pytest.mark.parametrize(
     ("device", "needed", "free", "sets"),
-    [("cpu", 0, 1, 0), ("cpu", 5, 8, 3), ("cpu", 7, 8, 0), ("cuda", 0, 8, 3), ("cuda", 1, 8, 3), ("cuda", 2, 8, 1), ("cuda", 4, 8, 0), ("cuda", 20, 78, 1)],
+    [
+        ("cpu", 0, 1, 0),
+        ("cpu", 5, 8, 3),
+        ("cpu", 7, 8, 0),
+        ("cuda", 0, 8, 3),
+        ("cuda", 1, 8, 3),
+        ("cuda", 2, 8, 1),
+        ("cuda", 4, 8, 0),
+        ("cuda", 20, 78, 1),
+    ],
 )
 def test_memory_for_one_call_on_a_cpu_and_for_two_graphs_a_set_on_a_gpu(device, needed, free, sets):
     gib = 2**30
@@ -62,7 +90,12 @@ def test_memory_for_one_call_on_a_cpu_and_for_two_graphs_a_set_on_a_gpu(device, 
 
 def test_defaults_follow_the_device():
     options = bench.parse(["--device", "cpu"])
-    assert (options.size, options.dtype, options.op, options.csv.name) == ("cpu", "fp32", list(OPS), "bench.csv")
+    assert (options.size, options.dtype, options.op, options.csv.name) == (
+        "cpu",
+        "fp32",
+        list(OPS),
+        "bench.csv",
+    )
     options = bench.parse(["--device", "cuda"])
     assert (options.size, options.dtype) == ("gpu", "bf16")
     assert bench.parse(["--quick"]).size == "quick"

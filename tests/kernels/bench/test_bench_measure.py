@@ -40,7 +40,12 @@ def test_the_contrastive_loss_never_holds_the_matrix(monkeypatch):
     monkeypatch.setattr(contrastive, "CHUNK_BYTES", MIB // 8)
     rows = 1024
     x = torch.nn.functional.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    inputs = {"image": x.clone().requires_grad_(), "text": x.clone().requires_grad_(), "log_scale": torch.ones(1), "row_mask": torch.ones(rows)}
+    inputs = {
+        "image": x.clone().requires_grad_(),
+        "text": x.clone().requires_grad_(),
+        "log_scale": torch.ones(1),
+        "row_mask": torch.ones(rows),
+    }
     arguments = Arguments(inputs, ("image", "text"))
     assert peak_bytes(contrastive.info_nce, arguments)[1] < MIB
     assert peak_bytes(contrastive.definition, arguments)[1] >= 3 * 4 * rows**2
@@ -67,11 +72,21 @@ def test_rounds_take_inputs_in_turn_until_the_time_is_up():
     sets = [leaf(4) for _ in range(3)]
     found = measure(call, sets, Effort(1e9, 1, 7), CPU)
     assert len(found.forward) == len(found.backward) == 7 and min(found.forward) > 0
-    assert [next(n for n, one in enumerate(sets) if one.inputs["x"] is x) for x in seen[1:]] == [0, 1, 2, 0, 1, 2, 0]
+    assert [next(n for n, one in enumerate(sets) if one.inputs["x"] is x) for x in seen[1:]] == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        0,
+    ]
     assert len(measure(call, sets, Effort(0.0, 2, 7), CPU).forward) == 2
     seen.clear()
     once = measure(call, sets, Effort(1e9, 2, 7, enough=0.0), CPU)
-    assert len(once.forward) == len(seen) == 1 and once.forward[0] > 0 and once.method == "wall clock, one run"
+    assert (
+        len(once.forward) == len(seen) == 1 and once.forward[0] > 0 and once.method == "wall clock, one run"
+    )
 
 
 @pytest.mark.gpu
@@ -81,7 +96,12 @@ def test_graphs_are_replayed_on_the_gpu():
     sets = []
     for seed in range(2):
         inputs = workload.draw(torch.Generator(device).manual_seed(seed), torch.bfloat16)
-        sets.append(Arguments(inputs | {name: inputs[name].requires_grad_() for name in workload.differentiable}, workload.differentiable))
+        sets.append(
+            Arguments(
+                inputs | {name: inputs[name].requires_grad_() for name in workload.differentiable},
+                workload.differentiable,
+            )
+        )
     from flava_kernels import OPS
 
     found = measure(OPS["layer_norm"].definition, sets, Effort(0.1, 3, 5), device)

@@ -23,7 +23,10 @@ def test_a_peer_equals_the_definition_or_says_why_not(op, peer):
             call = peer.build(OPS[op], "cpu")
             found = error(call, arguments, exact(OPS[op].definition, arguments))
         except UnavailableError as reason:
-            assert any(words in str(reason) for words in ("cannot be imported", "GPUs only", f"torch {torch.__version__} has no"))
+            assert any(
+                words in str(reason)
+                for words in ("cannot be imported", "GPUs only", f"torch {torch.__version__} has no")
+            )
             return
         except RuntimeError as refused:
             assert "No available kernel" in str(refused) or "No viable backend" in str(refused)
@@ -41,10 +44,16 @@ def test_what_torch_has_runs_on_a_cpu():
 
 
 def test_a_ninth_shape_is_still_compiled(monkeypatch):
-    """torch gives up on a function after eight shapes and runs it in eager mode; every workload of a GPU has its own."""
+    """torch gives up on a function after eight shapes and runs it in eager mode; every workload of a GPU has
+    its own.
+    """
     compiled, compile_ = [], torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend=lambda graph, _: compiled.append(1) or graph.forward, **options)
+        torch,
+        "compile",
+        lambda function, **options: compile_(
+            function, backend=lambda graph, _: compiled.append(1) or graph.forward, **options
+        ),
     )
     op = dataclasses.replace(OPS["layer_norm"], definition=lambda x: x * 2)
     (peer,) = (peer for peer in peers("layer_norm") if peer.name == "torch.compile")
@@ -66,7 +75,10 @@ def test_ranks_are_played_with_this_rank_s_features():
     with played_ranks(workload.ranks):
         ours, _ = OPS["info_nce"].function(**arguments.inputs)
         theirs = clip_loss(**arguments.inputs)
-    repeated = {name: value if name == "log_scale" else torch.cat([value] * workload.ranks) for name, value in arguments.inputs.items()}
+    repeated = {
+        name: value if name == "log_scale" else torch.cat([value] * workload.ranks)
+        for name, value in arguments.inputs.items()
+    }
     whole, _ = OPS["info_nce"].definition(**repeated)
     torch.testing.assert_close(ours * workload.ranks, whole)
     torch.testing.assert_close(theirs * workload.ranks, whole)

@@ -13,13 +13,33 @@ COST = Cost(50, 200, 100, 1000)
 
 
 def rows(found: Measurement | None, note: str = "", implementation: str = "") -> tuple[table.Row, table.Row]:
-    return table.rows_of(workloads("layer_norm", "quick")[0], table.Subject("somebody", implementation, "fp32"), MACHINE, COST, found, 1e-6, note)
+    return table.rows_of(
+        workloads("layer_norm", "quick")[0],
+        table.Subject("somebody", implementation, "fp32"),
+        MACHINE,
+        COST,
+        found,
+        1e-6,
+        note,
+    )
 
 
 def test_shares_are_of_the_measured_rates_and_the_backward_rows_of_both_passes():
-    forward, backward = rows(Measurement([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], forward_peak=2**20, peak=2**21, method="wall clock"))
-    assert (forward.median_us, forward.share_of_copy, forward.share_of_gemm, forward.peak_mib) == (1e6, 0.5, 0.2, 1.0)
-    assert (backward.median_us, backward.share_of_copy, backward.share_of_gemm, backward.peak_mib) == (2e6, 0.5, pytest.approx(0.4), 2.0)
+    forward, backward = rows(
+        Measurement([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], forward_peak=2**20, peak=2**21, method="wall clock")
+    )
+    assert (forward.median_us, forward.share_of_copy, forward.share_of_gemm, forward.peak_mib) == (
+        1e6,
+        0.5,
+        0.2,
+        1.0,
+    )
+    assert (backward.median_us, backward.share_of_copy, backward.share_of_gemm, backward.peak_mib) == (
+        2e6,
+        0.5,
+        pytest.approx(0.4),
+        2.0,
+    )
 
 
 def test_quantiles():
@@ -35,8 +55,14 @@ def test_rows_are_added_under_one_header(tmp_path):
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [row["direction"] for row in found] == ["forward", "backward"] * 2
-    assert found[0]["median_us"] == "1e+06" and found[0]["device"] == "a processor" and found[0]["commit"] == "abc"
-    assert found[2]["median_us"] == "" and found[2]["note"] == "is not installed" and found[2]["rounds"] == "0"
+    assert (
+        found[0]["median_us"] == "1e+06"
+        and found[0]["device"] == "a processor"
+        and found[0]["commit"] == "abc"
+    )
+    assert (
+        found[2]["median_us"] == "" and found[2]["note"] == "is not installed" and found[2]["rounds"] == "0"
+    )
 
 
 def test_a_file_with_other_columns_is_refused(tmp_path):
@@ -60,6 +86,9 @@ def test_rows_of_ours_name_the_implementation():
 
 def test_one_picture_per_operator(tmp_path):
     pytest.importorskip("matplotlib")
-    drawn = plots.write(tmp_path / "plots", [*rows(Measurement([1.0], [2.0], method="wall clock")), *rows(None, "is not installed")])
+    drawn = plots.write(
+        tmp_path / "plots",
+        [*rows(Measurement([1.0], [2.0], method="wall clock")), *rows(None, "is not installed")],
+    )
     assert [path.name for path in drawn] == ["layer_norm.png"]
     assert drawn[0].read_bytes().startswith(b"\x89PNG")

@@ -16,20 +16,28 @@ def test_every_operator_has_workloads_with_its_arguments(op, size):
     for workload in found:
         assert set(workload.differentiable) <= set(inspect.signature(OPS[op].function).parameters)
         cost = workload.cost(4)
-        assert min(cost.forward_bytes, cost.backward_bytes) > 0 and min(cost.forward_flops, cost.backward_flops) >= 0
+        assert (
+            min(cost.forward_bytes, cost.backward_bytes) > 0
+            and min(cost.forward_flops, cost.backward_flops) >= 0
+        )
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_operator_takes_what_is_drawn(op):
     for workload in workloads(op, "quick"):
-        first, again, other = (workload.draw(torch.Generator().manual_seed(seed), torch.float32) for seed in (0, 0, 1))
+        first, again, other = (
+            workload.draw(torch.Generator().manual_seed(seed), torch.float32) for seed in (0, 0, 1)
+        )
         OPS[op].function(**first)
         name = workload.differentiable[0]
         assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
 
 def test_costs_by_hand():
-    (dense, ragged, causal, _), (norm,) = workloads("varlen_attention", "quick"), workloads("layer_norm", "quick")
+    (dense, ragged, causal, _), (norm,) = (
+        workloads("varlen_attention", "quick"),
+        workloads("layer_norm", "quick"),
+    )
     assert dense.cost(2).forward_flops == 4 * 3 * 9**2 * 2 * 32
     assert dense.cost(2).forward_bytes == 4 * 27 * 2 * 32 * 2
     assert ragged.cost(2).forward_flops < dense.cost(2).forward_flops

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flava_ds.commands import convert as convert_command
+from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
 from flava_ds.commands import prepare as prepare_command
+from flava_ds.commands.runs import require_run
 from flava_ds.commands.standard_output import reader_is_gone
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.ranks.safe_path import leave_out_working_directory
@@ -110,26 +113,27 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds demo, train, config, evaluate, report and convert."""
-    command = add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the committed data")
-    length = command.add_mutually_exclusive_group()
-    length.add_argument(
-        "--work",
-        default="ten-minutes",
-        help="fixed work: two-minutes, ten-minutes (default) or hour, on two cores with bf16 instructions",
+    demo_command.add_arguments(
+        add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the committed data")
     )
-    length.add_argument(
-        "--minutes", type=float, help="instead of a fixed work, as many steps as fit; without gates"
+    add_training(add)
+    command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
+    evaluate_command.add_arguments(command)
+    add_plugin(command)
+    command = add("report", report, "write a run's report as one HTML page")
+    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
+    add_plugin(command)
+    command = add(
+        "convert",
+        convert,
+        "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights",
     )
-    command.add_argument(
-        "--codebook",
-        choices=["committed", "train"],
-        default="committed",
-        help="train the image codebook first (default: committed)",
-    )
-    command.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
-    command.add_argument(
-        "--new", action="store_true", help="begin a new demo even where one was stopped on the way"
-    )
+    convert_command.add_arguments(command)
+    add_plugin(command)
+
+
+def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds train and config, which take a recipe and fields of its configuration."""
     overrides = (
         "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards "
         "DIR; RECIPE --help lists them"
@@ -168,27 +172,6 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="print every field of every section and variant instead, as Markdown",
     )
-    add_plugin(command)
-    command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
-    evaluate_command.add_arguments(command)
-    add_plugin(command)
-    command = add("report", report, "write a run's report as one HTML page")
-    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
-    add_plugin(command)
-    command = add(
-        "convert",
-        convert,
-        "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights",
-    )
-    kinds = (
-        "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of "
-        "Hugging Face or open_clip, or a file of open_clip or a ViT"
-    )
-    command.add_argument("source", metavar="FROM", help=kinds)
-    command.add_argument(
-        "--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write"
-    )
-    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
     add_plugin(command)
 
 
@@ -315,15 +298,7 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> int:
     """Runs the demo from unpacking to the report."""
-    from flava_ds.demo.run import run
-    from flava_ds.demo.state import Plan
-
-    work = None if options.minutes is not None else options.work
-    return run(
-        Plan(work=work, minutes=options.minutes, train_codebook=options.codebook == "train"),
-        ranks=options.ranks,
-        new=options.new,
-    )
+    return demo_command.run(options)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:
@@ -343,34 +318,7 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 
 def convert(options: argparse.Namespace, _: list[str]) -> int:
     """Exports a run's weights, or imports foreign ones for --initial-weights."""
-    source = Path(options.source)
-    if options.to == "safetensors":
-        from flava_ds.checkpoints.reader import write_weights
-
-        write_weights(options.source, options.out)
-    elif options.to == "hf":
-        require_run(source)
-        from flava_ds.hf.export_weights import export
-
-        export(source, options.out)
-    else:
-        from flava_ds.hf.convert import convert_file, convert_folder
-
-        (convert_folder if source.is_dir() else convert_file)(source, options.out)
-    print(options.out)
-    return 0
-
-
-def require_run(path: Path) -> None:
-    """Raises UserError unless `path` is the folder of a run."""
-    if (path / "config.json").is_file():
-        if b'"model_type"' in (path / "config.json").read_bytes():
-            raise UserError(
-                f"{path}: is a model of Hugging Face, not a run; `flava-ds convert {path} --to flava_ds "
-                "OUT` makes initial_weights of it"
-            )
-        return
-    evaluate_command.require_model(path)
+    return convert_command.run(options)
 
 
 def codebook(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = [ROOT / "flava_ds", ROOT / "kernels"]
-MOST_LINES_OF_A_FILE = 300
-MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES_OF_A_KERNEL = 120
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 70
+MOST_LINES_OF_A_KERNEL = 150
 
 DEEPSPEED_FILES = {
     *(f"flava_ds/training/{name}.py" for name in ("engine", "engine_config", "deepspeed_fixes")),

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from flava_ds.commands.runs import require_model
 from flava_ds.errors import UserError
 
 
@@ -117,13 +118,3 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
     print(f"the demo's held-out data; {tasks}", file=sys.stderr, flush=True)
     print(json.dumps(evaluate_run(options.model), indent=2))
     return 0
-
-
-def require_model(path: Path) -> None:
-    """Raises UserError unless `path` is a folder with a model's or run's config.json."""
-    if (path / "config.json").is_file():
-        return
-    known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))
-    there = "no such folder" if not path.is_dir() else "holds no config.json"
-    hint = f"runs there: {', '.join(known[:8])}" if known else "train one with `flava-ds train RECIPE`"
-    raise UserError(f"{path}: {there}, so it is not a run; {hint}")

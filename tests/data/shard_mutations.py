@@ -113,7 +113,14 @@ def _added(name: str, m: int, block: bytes, **indexed: int) -> Mutation:
 def known(random: np.random.Generator) -> Iterator[Mutation]:
     """Yields one mutation of every kind, at places that `random` draws."""
     m, n = int(random.integers(2 * SAMPLES)), int(random.integers(SAMPLES))
-    image, text = content(n)
+    yield from _headers(random, m)
+    yield from _samples(n)
+    yield from _names(n)
+    yield from _additions(random, m, n)
+
+
+def _headers(random: np.random.Generator, m: int) -> Iterator[Mutation]:
+    """Ends or breaks a shard at member m or at a drawn place."""
     name = (key(m // 2) + b".txt") if m % 2 else (key(m // 2) + b".webp")
     at, end = places(), int(places()[-1])
     cut = int(random.integers(1, end + BLOCK))
@@ -142,6 +149,10 @@ def known(random: np.random.Generator) -> Iterator[Mutation]:
         yield _ending(label, m, member(name, b"", size_field=size_field), "truncated shard")
     yield _ending("huge pax size", m, pax((b"size", b"9" * 15)) + member(name, b"x"), "truncated shard")
 
+
+def _samples(n: int) -> Iterator[Mutation]:
+    """Spoils a member of sample n."""
+    image, text = content(n)
     for kind in b"1 2 3 4 5 6 S".split():
         yield _replaced(
             f"kind {kind.decode()}", n, None, member(key(n) + b".txt", b"", kind), indexed="missing caption"
@@ -165,8 +176,10 @@ def known(random: np.random.Generator) -> Iterator[Mutation]:
     for label, bomb, reason in image_bombs():
         yield _replaced(label, n, member(key(n) + b".webp", bomb), None, read=reason)
     yield _replaced("NUL in a name", n, None, member(key(n) + b"\0.txt", text), indexed="missing caption")
-    yield from _names(n)
 
+
+def _additions(random: np.random.Generator, m: int, n: int) -> Iterator[Mutation]:
+    """Adds members that belong to no sample, and shards that are none."""
     yield _added("duplicates", 2 * SAMPLES, members()[2 * n] + members()[2 * n + 1], duplicate_member=2)
     yield _added(
         "pickles",

@@ -23,6 +23,7 @@ import import_graph  # noqa: E402
 import mutants  # noqa: E402
 import rotation  # noqa: E402
 from flava_kernels import aot_hash  # noqa: E402
+from planted_bug import Mutant  # noqa: E402
 
 PATH = Path(__file__).with_name("mutants.csv")
 RUNNER = Path(__file__).with_name("mutation_run.py")
@@ -34,7 +35,7 @@ SECONDS = 3600
 Record = dict[tuple[str, str], dict[str, str]]
 
 
-def files_of(module: str, mutant: mutants.Mutant) -> list[Path]:
+def files_of(module: str, mutant: Mutant) -> list[Path]:
     """Lists what decides whether a mutant is noticed: kernels, their operator and its cases, and the checks,
     with what they import.
     """
@@ -49,7 +50,7 @@ def files_of(module: str, mutant: mutants.Mutant) -> list[Path]:
     return [*import_graph.all_imported_by([*roots, *(TESTS / name for name in checks)]), RUNNER]
 
 
-def hash_of(module: str, mutant: mutants.Mutant, outcome: str) -> str:
+def hash_of(module: str, mutant: Mutant, outcome: str) -> str:
     """Returns the hash of a mutant, of the code that decides about it, of Triton's version, and of the
     outcome.
     """
@@ -67,7 +68,7 @@ def read(path: Path = PATH) -> Record:
         return {(line["module"], line["name"]): line for line in csv.DictReader(file)}
 
 
-def holds(record: Record, module: str, mutant: mutants.Mutant) -> bool:
+def holds(record: Record, module: str, mutant: Mutant) -> bool:
     """Tells whether a mutant's death is recorded and nothing that it hung on has changed since."""
     line = record.get((module, mutant.name))
     return (

@@ -26,6 +26,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "kernels")]
 import interpreter_bf16  # noqa: E402
 import mutants  # noqa: E402
+from planted_bug import Mutant, unchanged  # noqa: E402
 
 PACKAGE = TESTS.parent / "kernels" / "flava_kernels"
 SURVIVED, CAUGHT, BROKEN = 0, 3, 4
@@ -42,7 +43,7 @@ SECONDS = 600
 """A mutant that loops for ever is not caught by any check: it is reported."""
 
 
-def copy_with(module: str, mutant: mutants.Mutant, folder: Path) -> None:
+def copy_with(module: str, mutant: Mutant, folder: Path) -> None:
     """Copies the package and edits one module of triton_ops. Raises LookupError where a text does not occur
     as often as the mutant says.
     """
@@ -62,7 +63,7 @@ def copy_with(module: str, mutant: mutants.Mutant, folder: Path) -> None:
     path.write_text(source, encoding="utf-8")
 
 
-def run_cases(mutant: mutants.Mutant, folder: Path) -> int:
+def run_cases(mutant: Mutant, folder: Path) -> int:
     """Runs the mutant's cases on the copy; the exit status of the fork."""
     sys.path.insert(0, str(folder))
     import flava_kernels
@@ -87,7 +88,7 @@ def run_cases(mutant: mutants.Mutant, folder: Path) -> int:
     return SURVIVED
 
 
-def outcome(mutant: mutants.Mutant, folder: Path) -> str:
+def outcome(mutant: Mutant, folder: Path) -> str:
     """Forks, runs, and says what happened."""
     process = os.fork()
     if process == 0:
@@ -112,7 +113,7 @@ def main(module: str, folder: str, *names: str) -> None:
     """Runs the unchanged module first: the mutants' cases have to pass."""
     interpreter_bf16.install()
     found, planted = {}, [mutant for mutant in mutants.MUTANTS[module] if mutant.name in names]
-    for place, mutant in enumerate((*mutants.unchanged(planted), *planted)):
+    for place, mutant in enumerate((*unchanged(planted), *planted)):
         copy = Path(folder) / f"{module}-{place}"
         copy_with(module, mutant, copy)
         found[mutant.name] = outcome(mutant, copy)

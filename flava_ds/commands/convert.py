@@ -1,0 +1,41 @@
+"""`flava-ds convert`: exports a run's weights, or imports those of other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flava_ds.commands.runs import require_run
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    kinds = (
+        "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of "
+        "Hugging Face or open_clip, or a file of open_clip or a ViT"
+    )
+    command.add_argument("source", metavar="FROM", help=kinds)
+    command.add_argument(
+        "--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write"
+    )
+    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the converted weights and prints their place; returns the exit status."""
+    source = Path(options.source)
+    if options.to == "safetensors":
+        from flava_ds.checkpoints.reader import write_weights
+
+        write_weights(options.source, options.out)
+    elif options.to == "hf":
+        require_run(source)
+        from flava_ds.hf.export_weights import export
+
+        export(source, options.out)
+    else:
+        from flava_ds.hf.convert import convert_file, convert_folder
+
+        (convert_folder if source.is_dir() else convert_file)(source, options.out)
+    print(options.out)
+    return 0

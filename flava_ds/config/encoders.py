@@ -1,0 +1,106 @@
+"""Shapes of transformer encoders, for the families that are made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from flava_ds.config.bounds import Above, AtLeast, AtMost, Share
+from flava_ds.config.family import FamilyConfig
+from flava_ds.errors import ConfigError
+
+Width = Annotated[int, AtLeast(1), AtMost(2**17)]
+"""Features of a token."""
+Pixels = Annotated[int, AtLeast(1), AtMost(2**14)]
+Deviation = Annotated[float, Above(0), AtMost(10)]
+"""A standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A stack of transformer blocks. The defaults are those of a base model."""
+
+    hidden_size: Width = 768
+    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 12
+    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
+    """They divide hidden_size."""
+    intermediate_size: Width = 3072
+    """Width of the MLP."""
+    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError, with the section's `name` and what to change, for values that contradict each
+        other.
+        """
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"{name}: hidden_size {self.hidden_size} does not divide by num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionEncoderConfig(EncoderConfig):
+    """A ViT over the patches of a square RGB picture."""
+
+    image_size: Pixels = 224
+    """Pixels along one edge."""
+    patch_size: Pixels = 16
+    """Pixels along one edge of a patch."""
+    num_channels: Annotated[int, AtLeast(1), AtMost(3)] = 3
+    """Of a picture: RGB."""
+    image_mean: tuple[Share, Share, Share] = (0.48145466, 0.4578275, 0.40821073)
+    """Per channel, on the [0, 1] scale; the default is CLIP's."""
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
+    """Per channel, on the same scale."""
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in one image."""
+        return self.grid_size**2
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"{name}: image_size {self.image_size} does not divide by patch_size {self.patch_size}"
+            )
+        if self.num_channels != 3:
+            raise ConfigError(
+                f"{name}.num_channels is {self.num_channels}; pictures are read as RGB, so it must be 3"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig(EncoderConfig):
+    """A transformer over token embeddings and learned positions."""
+
+    vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 30522
+    """Entries of the tokenizer's vocabulary."""
+    max_position_embeddings: Annotated[int, AtLeast(1), AtMost(2**20)] = 512
+    """Tokens of the longest text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextConfig(FamilyConfig):
+    """A family with an encoder of pictures and one of texts."""
+
+    image: VisionEncoderConfig = field(default_factory=VisionEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_position_embeddings
+
+    @property
+    def image_size(self) -> int:
+        return self.image.image_size
+
+    def check(self, config: object) -> None:
+        self.image.check("model.image")
+        self.text.check("model.text")

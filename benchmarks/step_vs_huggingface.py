@@ -114,15 +114,15 @@ def configuration():
         CodebookConfig,
         Config,
         FlavaConfig,
+        FlavaTextConfig,
         ImageEncoderConfig,
         MultimodalEncoderConfig,
-        TextEncoderConfig,
     )
 
     shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     model = FlavaConfig(
         image=ImageEncoderConfig(image_size=64, patch_size=8, num_hidden_layers=4, **shape),
-        text=TextEncoderConfig(num_hidden_layers=4, **shape),
+        text=FlavaTextConfig(num_hidden_layers=4, **shape),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=2, **shape),
         projection_dim=192,
     )

@@ -9,11 +9,11 @@ import torch
 
 from flava_ds.batch import Batch
 from flava_ds.config import CodebookConfig, Config
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
-    ImageEncoderConfig,
+    FlavaTextConfig,
     MultimodalEncoderConfig,
-    TextEncoderConfig,
     flava_objectives,
 )
 from flava_ds.families.flava.views import Kind
@@ -25,8 +25,8 @@ def tiny_config(**overrides) -> Config:
     """A FLAVA whose three encoders have different depths; 3 x 3 patches, vocabulary 200, 50 codes."""
     shape = dict(hidden_size=24, num_attention_heads=3, intermediate_size=40)
     model = FlavaConfig(
-        image=ImageEncoderConfig(image_size=12, patch_size=4, num_hidden_layers=2, **shape),
-        text=TextEncoderConfig(vocab_size=200, max_position_embeddings=32, num_hidden_layers=3, **shape),
+        image=VisionEncoderConfig(image_size=12, patch_size=4, num_hidden_layers=2, **shape),
+        text=FlavaTextConfig(vocab_size=200, max_position_embeddings=32, num_hidden_layers=3, **shape),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=1, **shape),
         projection_dim=16,
     )

@@ -12,6 +12,8 @@ from flava_ds.errors import ConfigError
 Width = Annotated[int, AtLeast(1), AtMost(2**17)]
 """Features of a token."""
 Pixels = Annotated[int, AtLeast(1), AtMost(2**14)]
+Epsilon = Annotated[float, AtLeast(0), AtMost(1)]
+"""Of a LayerNorm."""
 Deviation = Annotated[float, Above(0), AtMost(10)]
 """A standard deviation."""
 
@@ -26,7 +28,7 @@ class EncoderConfig:
     """They divide hidden_size."""
     intermediate_size: Width = 3072
     """Width of the MLP."""
-    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
+    layer_norm_eps: Epsilon = 1e-12
 
     def check(self, name: str) -> None:
         """Raises ConfigError, with the section's `name` and what to change, for values that contradict each

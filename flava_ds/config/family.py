@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,10 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
 
     kinds: ClassVar[Mapping[str, str]]
     """The kinds of step that the family knows, and what a sample of each holds: "image", "text" or "pair"."""
+    folder: ClassVar[str | None] = None
+    """The package of the family, whose modules build a run from this: `task` has build_task(config), `plans`
+    plan(config, source) and `capabilities` offers(task, config). A family without one overrides the methods.
+    """
     layouts: ClassVar[str | None] = None
     """The module that writes and reads the family's models in the layouts of others (flava_ds/layouts.py);
     None for none.
@@ -59,15 +64,20 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
 
         The protocols are those of flava_ds/evaluation/protocols.py: vectors, log odds of pairs, and so on.
         """
-        raise NotImplementedError
+        return self._module("capabilities").offers(task, config)
 
     def build(self, config: Any) -> Task:
         """Builds the model with the objectives of `config`, a Config, initialised from config.seed."""
-        raise NotImplementedError
+        return self._module("task").build_task(config)
 
     def plan(self, config: Any, source: Any) -> BatchPlan:
         """Says what the batches of `source`, a SourceConfig of `config`, contain."""
-        raise NotImplementedError
+        return self._module("plans").plan(config, source)
+
+    def _module(self, name: str) -> Any:
+        if self.folder is None:
+            raise NotImplementedError
+        return importlib.import_module(f"{self.folder}.{name}")
 
     def shape_of(self, view: str) -> Any:
         """Returns the configuration of the encoder that a view comes from: hidden_size, layer_norm_eps and so

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig, save
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import (
     FlavaConfig,
-    ImageEncoderConfig,
+    FlavaTextConfig,
     MultimodalEncoderConfig,
-    TextEncoderConfig,
     flava_objectives,
 )
 from flava_ds.hf.mapping import flava_entries, tied_biases, vit_entries
@@ -115,7 +115,7 @@ def write_imported(imported: Imported, out: Path) -> Path:
     return out
 
 
-def import_vit(path: Path, image: ImageEncoderConfig) -> dict[str, Tensor]:
+def import_vit(path: Path, image: VisionEncoderConfig) -> dict[str, Tensor]:
     """Reads a plain ViT (DINO's or timm's names, such as vit_base_patch16_224) as `model.image_encoder.*`;
     only the mask token stays new.
 
@@ -134,7 +134,7 @@ def write_imported_vit(path: Path, out: Path) -> Path:
     """Writes a ViT-B/16 as the image encoder that initial_weights reads; the rest of the model starts anew.
     Returns `out`.
     """
-    weights = import_vit(path, ImageEncoderConfig())
+    weights = import_vit(path, VisionEncoderConfig())
     out.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()},
@@ -144,7 +144,7 @@ def write_imported_vit(path: Path, out: Path) -> Path:
     return out
 
 
-def vit_weights(state: Mapping[str, Tensor], image: ImageEncoderConfig, where: str) -> dict[str, Tensor]:
+def vit_weights(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str) -> dict[str, Tensor]:
     """Converts a ViT's state dict that is already in memory; see `import_vit`."""
     if image.layer_norm_eps != VIT_LAYER_NORM_EPS:
         log.warning(
@@ -276,9 +276,9 @@ def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
         _require_supported(parts[name], f"{file}: {name}_config")
     model = FlavaConfig(
         image=_take(
-            ImageEncoderConfig, {**parts["image"], **_square(parts["image"], f"{file}: image_config")}
+            VisionEncoderConfig, {**parts["image"], **_square(parts["image"], f"{file}: image_config")}
         ),
-        text=_take(TextEncoderConfig, parts["text"]),
+        text=_take(FlavaTextConfig, parts["text"]),
         multimodal=_take(MultimodalEncoderConfig, parts["multimodal"]),
         projection_dim=raw.get("projection_dim", FlavaConfig.projection_dim),
         logit_scale_init=raw.get("logit_scale_init_value", FlavaConfig.logit_scale_init),
@@ -313,7 +313,7 @@ def _square(values: dict[str, Any], where: str) -> dict[str, int]:
     """
     sizes = {}
     for name in ("image_size", "patch_size"):
-        value = values.get(name, getattr(ImageEncoderConfig, name))
+        value = values.get(name, getattr(VisionEncoderConfig, name))
         edges = {value} if isinstance(value, int) else set(value)
         if len(edges) != 1:
             raise CheckpointError(f"{where}.{name} is {value}; only squares are supported")

@@ -12,8 +12,8 @@ from collections.abc import Collection
 import torch
 
 from flava_ds.config import Config
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.layouts import Entry, renamed
@@ -92,7 +92,7 @@ def flava_entries(config: Config) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def vit_entries(image: ImageEncoderConfig) -> tuple[Entry, ...]:
+def vit_entries(image: VisionEncoderConfig) -> tuple[Entry, ...]:
     """Builds the table between our image encoder and a ViT of timm's or DINO's names, which has no mask
     token.
     """
@@ -109,7 +109,9 @@ def vit_entries(image: ImageEncoderConfig) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _their_shape(name: str, shape: tuple[int, ...], image: ImageEncoderConfig, parts: int) -> tuple[int, ...]:
+def _their_shape(
+    name: str, shape: tuple[int, ...], image: VisionEncoderConfig, parts: int
+) -> tuple[int, ...]:
     """Returns the shape of each of their tensors behind ours."""
     if name.endswith(("cls_token", "mask_token")):
         return (1, 1, *shape)

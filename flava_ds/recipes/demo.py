@@ -17,11 +17,11 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
-    ImageEncoderConfig,
+    FlavaTextConfig,
     MultimodalEncoderConfig,
-    TextEncoderConfig,
     flava_objectives,
 )
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -77,8 +77,8 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
         "intermediate_size": 4 * hidden_size,
     }
     return FlavaConfig(
-        image=ImageEncoderConfig(image_size=48, patch_size=12, num_hidden_layers=layers[0], **shape),
-        text=TextEncoderConfig(
+        image=VisionEncoderConfig(image_size=48, patch_size=12, num_hidden_layers=layers[0], **shape),
+        text=FlavaTextConfig(
             vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=layers[1], **shape
         ),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=layers[2], **shape),

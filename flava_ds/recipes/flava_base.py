@@ -14,11 +14,11 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
-    ImageEncoderConfig,
+    FlavaTextConfig,
     MultimodalEncoderConfig,
-    TextEncoderConfig,
     flava_objectives,
 )
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -76,7 +76,7 @@ def flava_base() -> Config:
 def published_model() -> FlavaConfig:
     """Returns the encoders of Table A.1."""
     return FlavaConfig(
-        image=ImageEncoderConfig(
+        image=VisionEncoderConfig(
             image_size=224,
             patch_size=16,
             hidden_size=768,
@@ -85,7 +85,7 @@ def published_model() -> FlavaConfig:
             intermediate_size=3072,
             layer_norm_eps=1e-12,  # not published; what the released weights use
         ),
-        text=TextEncoderConfig(
+        text=FlavaTextConfig(
             vocab_size=30_522,
             hidden_size=768,
             num_hidden_layers=12,

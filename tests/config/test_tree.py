@@ -22,13 +22,13 @@ from flava_ds.config import (
     save,
     to_dict,
 )
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.config.schedules import CosineScheduleConfig
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import (
     FlavaConfig,
-    ImageEncoderConfig,
+    FlavaTextConfig,
     MultimodalEncoderConfig,
-    TextEncoderConfig,
     flava_objectives,
 )
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -139,11 +139,11 @@ def test_run_path_is_directory_and_name():
     ("changes", "message"),
     [
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(hidden_size=770))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(hidden_size=770))},
             "model.image: hidden_size 770 does not divide by num_attention_heads 12",
         ),
         (
-            {"model": FlavaConfig(text=TextEncoderConfig(num_attention_heads=7))},
+            {"model": FlavaConfig(text=FlavaTextConfig(num_attention_heads=7))},
             "model.text: hidden_size 768 does not divide by num_attention_heads 7",
         ),
         (
@@ -151,7 +151,7 @@ def test_run_path_is_directory_and_name():
             "model.multimodal: hidden_size 768",
         ),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(patch_size=15))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(patch_size=15))},
             "image_size 224 does not divide by patch_size 15",
         ),
         ({"codebook": CodebookConfig(image_size=224)}, "use codebook.image_size 112"),
@@ -226,11 +226,11 @@ def test_run_path_is_directory_and_name():
         ({"seed": 2**32}, "seed is 4294967296; it must be below 2**32"),
         ({"name": ""}, "name is ''; give the name of the run's folder"),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(patch_size=0))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(patch_size=0))},
             "model.image.patch_size is 0; it must be at least 1",
         ),
         (
-            {"model": FlavaConfig(text=TextEncoderConfig(num_attention_heads=0))},
+            {"model": FlavaConfig(text=FlavaTextConfig(num_attention_heads=0))},
             "model.text.num_attention_heads is 0; it must be at least 1",
         ),
         (
@@ -239,19 +239,19 @@ def test_run_path_is_directory_and_name():
         ),
         ({"model": FlavaConfig(projection_dim=0)}, "model.projection_dim is 0; it must be at least 1"),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(layer_norm_eps=-1e-6))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(layer_norm_eps=-1e-6))},
             "model.image.layer_norm_eps is -1e-06; it must be at least 0",
         ),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(num_channels=1))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(num_channels=1))},
             "model.image.num_channels is 1; pictures are read as RGB, so it must be 3",
         ),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(image_std=(1.0, 0.0, 1.0)))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(image_std=(1.0, 0.0, 1.0)))},
             "model.image.image_std is (1.0, 0.0, 1.0); each must be above 0",
         ),
         (
-            {"model": FlavaConfig(text=TextEncoderConfig(pad_token_id=30522))},
+            {"model": FlavaConfig(text=FlavaTextConfig(pad_token_id=30522))},
             "model.text.pad_token_id 30522 is none of model.text.vocab_size 30522 entries",
         ),
         ({"codebook": CodebookConfig(image_size=113)}, "use codebook.image_size 112"),

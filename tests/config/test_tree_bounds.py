@@ -21,8 +21,9 @@ from flava_ds.config import (
     to_dict,
 )
 from flava_ds.config.bounds import check_bounds
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import ConfigError
-from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig, flava_objectives
+from flava_ds.families.flava.config import FlavaConfig, flava_objectives
 from flava_ds.objectives.masked_image import MaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
@@ -88,15 +89,15 @@ def test_recipes_keep_their_bounds(name):
         ({"codebook": CodebookConfig(vocab_size=0)}, "codebook.vocab_size is 0; it must be at least 1"),
         ({"codebook": CodebookConfig(num_groups=64)}, "codebook.num_groups is 64; it must be at most 10"),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(image_mean=(0.5, math.inf, 0.5)))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(image_mean=(0.5, math.inf, 0.5)))},
             "each must lie between 0 and 1",
         ),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(image_std=(0.5, math.nan, 0.5)))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(image_std=(0.5, math.nan, 0.5)))},
             "each must be above 0",
         ),
         (
-            {"model": FlavaConfig(image=ImageEncoderConfig(hidden_size=10**9))},
+            {"model": FlavaConfig(image=VisionEncoderConfig(hidden_size=10**9))},
             "model.image.hidden_size is 1000000000; it must be at most 2**17",
         ),
         (

@@ -15,12 +15,8 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.flava.config import (
-    FlavaConfig,
-    ImageEncoderConfig,
-    TextEncoderConfig,
-    flava_objectives,
-)
+from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.families.flava.config import FlavaConfig, FlavaTextConfig, flava_objectives
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 from flava_ds.storage import retry
@@ -99,8 +95,8 @@ def make_config(tmp_path, make_shard, vocabulary):
         return Config(
             name="test",
             model=FlavaConfig(
-                image=ImageEncoderConfig(image_size=16, patch_size=4),
-                text=TextEncoderConfig(vocab_size=128, max_position_embeddings=32),
+                image=VisionEncoderConfig(image_size=16, patch_size=4),
+                text=FlavaTextConfig(vocab_size=128, max_position_embeddings=32),
             ),
             codebook=CodebookConfig(image_size=32, vocab_size=64),
             objectives=changes.pop("objectives", objectives),

@@ -15,8 +15,8 @@ from flava_ds import cli
 from flava_ds.checkpoints.checkpoint import load_initial_weights
 from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, load_codebook
 from flava_ds.config import Config, load
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind, View
@@ -224,9 +224,9 @@ def vit():
     return model.eval()
 
 
-def vit_config(layer_norm_eps: float) -> ImageEncoderConfig:
+def vit_config(layer_norm_eps: float) -> VisionEncoderConfig:
     shape = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
-    return ImageEncoderConfig(image_size=12, patch_size=4, layer_norm_eps=layer_norm_eps, **shape)
+    return VisionEncoderConfig(image_size=12, patch_size=4, layer_norm_eps=layer_norm_eps, **shape)
 
 
 @pytest.mark.parametrize("layout", ["timm", "dino", "dino_full"])

@@ -12,18 +12,19 @@ from data.shard_files import caption, picture, write_tar
 
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, SourceConfig
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.data.decode import decode_image
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
-from flava_ds.families.flava.config import FlavaConfig, ImageEncoderConfig
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.prepare.codes import write_codes
 
 CODEBOOK = CodebookConfig(
     hidden_size=8, num_groups=3, num_blocks_per_group=1, vocab_size=600, image_size=16, decoder_init_size=8
 )
 CONFIG = Config(
-    name="test", codebook=CODEBOOK, model=FlavaConfig(image=ImageEncoderConfig(image_size=32, patch_size=8))
+    name="test", codebook=CODEBOOK, model=FlavaConfig(image=VisionEncoderConfig(image_size=32, patch_size=8))
 )
 
 
@@ -140,7 +141,7 @@ def test_what_is_refused(source, codebook, tmp_path):
     with pytest.raises(ConfigError, match="kind 'text'"):
         write_codes(dataclasses.replace(source, kind="text"), codebook, CONFIG, out=tmp_path / "out")
     small = dataclasses.replace(
-        CONFIG, model=FlavaConfig(image=ImageEncoderConfig(image_size=32, patch_size=16))
+        CONFIG, model=FlavaConfig(image=VisionEncoderConfig(image_size=32, patch_size=16))
     )
     with pytest.raises(ConfigError, match="4 x 4 codes, but model.image has 2 x 2"):
         write_codes(source, codebook, small, out=tmp_path / "out")

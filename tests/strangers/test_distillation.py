@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Between
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
-from flava_ds.families.flava.config import ImageEncoderConfig
 from flava_ds.layers.work import encoder_flops
 from flava_ds.objectives.base import Loss, Objective
 from flava_ds.training.state import EmaTeacher, TrainingState
@@ -110,7 +110,7 @@ class Distillation(Objective):
     needs = frozenset()
     metrics: ClassVar[Mapping[str, str]] = {"norm": "teacher_norm"}
 
-    def __init__(self, config: DistillationConfig, shape: ImageEncoderConfig) -> None:
+    def __init__(self, config: DistillationConfig, shape: VisionEncoderConfig) -> None:
         super().__init__(config.weight)
         self.config, self.shape = config, shape
         self.predictor = nn.Linear(shape.hidden_size, shape.hidden_size)

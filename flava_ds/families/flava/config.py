@@ -6,96 +6,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from flava_ds.config.bounds import Above, AtLeast, AtMost, Share
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.bounds import AtLeast, AtMost
+from flava_ds.config.encoders import EncoderConfig, ImageTextConfig, TextEncoderConfig, Width
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.plan import BatchPlan
     from flava_ds.data.tokenizer import WordPieceTokenizer
-    from flava_ds.training.task import Task
-
-
-Width = Annotated[int, AtLeast(1), AtMost(2**17)]
-"""Features of a token."""
-Deviation = Annotated[float, Above(0), AtMost(10)]
-"""A standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig:
-    """ViT over patches (paper, Table A.1)."""
+class FlavaTextConfig(TextEncoderConfig):
+    """BERT's embeddings below a pre-norm transformer."""
 
-    image_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 224
-    """Pixels along one edge."""
-    patch_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 16
-    """Pixels along one edge of a patch."""
-    num_channels: Annotated[int, AtLeast(1), AtMost(3)] = 3
-    """Of a picture: RGB."""
-    hidden_size: Width = 768
-    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 12
-    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
-    """They divide hidden_size."""
-    intermediate_size: Width = 3072
-    """Width of the MLP."""
-    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
-    image_mean: tuple[Share, Share, Share] = (0.48145466, 0.4578275, 0.40821073)
-    """Per channel, on the [0, 1] scale; CLIP's, as both published implementations use."""
-    image_std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
-    """Per channel, on the same scale."""
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one edge."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in one image."""
-        return self.grid_size**2
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig:
-    """BERT embeddings in front of the same pre-norm transformer."""
-
-    vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 30522
-    """Entries of the tokenizer's vocabulary."""
-    max_position_embeddings: Annotated[int, AtLeast(1), AtMost(2**20)] = 512
-    """Tokens of the longest text."""
     type_vocab_size: Annotated[int, AtLeast(1), AtMost(1024)] = 2
     """Rows of the table of token types, of which the first is used."""
     pad_token_id: Annotated[int, AtLeast(0), AtMost(2**24)] = 0
-    hidden_size: Width = 768
-    num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 12
-    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
-    """They divide hidden_size."""
-    intermediate_size: Width = 3072
-    """Width of the MLP."""
-    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if self.pad_token_id >= self.vocab_size:
+            raise ConfigError(
+                f"{name}.pad_token_id {self.pad_token_id} is none of {name}.vocab_size {self.vocab_size} "
+                "entries"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultimodalEncoderConfig:
+class MultimodalEncoderConfig(EncoderConfig):
     """Transformer over [CLS_M | image | text]; adds no position or modality embedding."""
 
-    hidden_size: Width = 768
     num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 6
-    num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
-    """They divide hidden_size."""
-    intermediate_size: Width = 3072
-    """Width of the MLP."""
-    layer_norm_eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlavaConfig(FamilyConfig, type="flava"):
+class FlavaConfig(ImageTextConfig, type="flava"):
     """The three encoders and the four projections between and above them."""
 
-    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    text: FlavaTextConfig = field(default_factory=FlavaTextConfig)
     multimodal: MultimodalEncoderConfig = field(default_factory=MultimodalEncoderConfig)
     projection_dim: Width = 768
     """Width of the contrastive space. 768 loads the released weights; the paper's table says 512."""
@@ -109,16 +58,7 @@ class FlavaConfig(FamilyConfig, type="flava"):
     """Standard deviation of the first weights."""
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "image": "image", "text": "text"}
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest text that the model takes, special tokens included."""
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        """The edge of the pictures that the model takes, in pixels."""
-        return self.image.image_size
+    folder: ClassVar[str | None] = "flava_ds.families.flava"
 
     @property
     def num_patches(self) -> int:
@@ -131,32 +71,13 @@ class FlavaConfig(FamilyConfig, type="flava"):
 
         return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
-    def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
-        """Returns FLAVA's capabilities: vectors, states, log odds of pairs and masked predictions by its
-        heads.
-        """
-        from flava_ds.families.flava.capabilities import offers
-
-        return offers(task, config)
-
-    def build(self, config: Any) -> Task:
-        """Builds FLAVA with its objectives."""
-        from flava_ds.families.flava.task import build_task
-
-        return build_task(config)
-
-    def plan(self, config: Any, source: Any) -> BatchPlan:
-        """Says which pictures, texts and masks a batch of `source` has."""
-        from flava_ds.families.flava.plans import plan
-
-        return plan(config, source)
-
-    def shape_of(self, view: str) -> ImageEncoderConfig | TextEncoderConfig | MultimodalEncoderConfig:
+    def shape_of(self, view: str) -> EncoderConfig:
         """Returns the encoder's configuration of a view."""
         return getattr(self, view.removesuffix("_masked"))
 
     def check(self, config: Any) -> None:
-        check_encoders(self)
+        super().check(config)
+        self.multimodal.check("model.multimodal")
         predicts = config.predicts_image_codes
         image, codebook = self.image, config.codebook
         wanted = image.grid_size * 2 ** (codebook.num_groups - 1)
@@ -185,35 +106,6 @@ def flava_objectives(**changed: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
         "itm": ImageTextMatchingConfig(),
         **changed,
     }
-
-
-def check_encoders(model: FlavaConfig) -> None:
-    """Raises ConfigError naming the field of an encoder, the value and the way out."""
-    encoders: dict[str, ImageEncoderConfig | TextEncoderConfig | MultimodalEncoderConfig] = {
-        "model.image": model.image,
-        "model.text": model.text,
-        "model.multimodal": model.multimodal,
-    }
-    for name, encoder in encoders.items():
-        if encoder.hidden_size % encoder.num_attention_heads:
-            raise ConfigError(
-                f"{name}: hidden_size {encoder.hidden_size} does not divide by num_attention_heads "
-                f"{encoder.num_attention_heads}"
-            )
-    image, text = model.image, model.text
-    if image.image_size % image.patch_size:
-        raise ConfigError(
-            f"model.image: image_size {image.image_size} does not divide by patch_size {image.patch_size}"
-        )
-    if text.pad_token_id >= text.vocab_size:
-        raise ConfigError(
-            f"model.text.pad_token_id {text.pad_token_id} is none of model.text.vocab_size "
-            f"{text.vocab_size} entries"
-        )
-    if image.num_channels != 3:
-        raise ConfigError(
-            f"model.image.num_channels is {image.num_channels}; pictures are read as RGB, so it must be 3"
-        )
 
 
 def flava_of(config: Config) -> FlavaConfig:

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from flava_ds.families.flava.config import ImageEncoderConfig
+from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.patches import PatchEmbedding
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
@@ -20,7 +20,7 @@ class ImageEncoder(nn.Module):
     Source: paper, section 3.1 and Table A.1.
     """
 
-    def __init__(self, config: ImageEncoderConfig, *, pooler: bool = False):
+    def __init__(self, config: VisionEncoderConfig, *, pooler: bool = False):
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))

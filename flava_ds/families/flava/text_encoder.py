@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flava_ds.families.flava.config import TextEncoderConfig
+from flava_ds.families.flava.config import FlavaTextConfig
 from flava_ds.layers.fused import LayerNorm, ResidualLayerNorm
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
@@ -18,7 +18,7 @@ class TextEncoder(nn.Module):
     Source: paper, section 3.1; BERT's embeddings.
     """
 
-    def __init__(self, config: TextEncoderConfig, *, pooler: bool = False):
+    def __init__(self, config: FlavaTextConfig, *, pooler: bool = False):
         super().__init__()
         self.config = config
         self.word_embeddings = nn.Embedding(

@@ -10,7 +10,7 @@ from flava_ds.config import DataConfig
 from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.errors import DataError
 from flava_ds.evaluation.opening import MOST_TOKENS
-from flava_ds.families.flava.config import TextEncoderConfig
+from flava_ds.families.flava.config import FlavaTextConfig
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_checksum_follows_the_data(inputs, tmp_path):
 def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
     config = world_config(tmp_path)
     small = dataclasses.replace(
-        config.model, text=TextEncoderConfig(vocab_size=10, hidden_size=24, num_attention_heads=3)
+        config.model, text=FlavaTextConfig(vocab_size=10, hidden_size=24, num_attention_heads=3)
     )
     with pytest.raises(DataError, match="vocab_size is 10"):
         build_inputs(dataclasses.replace(config, model=small), tmp_path)

@@ -1,0 +1,18 @@
+"""What batches of CLIP's one kind contain."""
+
+from __future__ import annotations
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.data.plan import BatchPlan
+from flava_ds.families.clip.config import clip_of
+
+
+def plan(config: Config, source: SourceConfig) -> BatchPlan:
+    """Plans one picture and one text for each sample, and nothing else."""
+    model = clip_of(config)
+    return BatchPlan(
+        kind=source.kind,
+        views={"pixel_values": model.image.image_size},
+        tokenizer=model.load_tokenizer(config),
+        max_tokens=source.max_tokens,
+    )

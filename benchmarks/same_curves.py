@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def check_out(commit: str, folder: Path) -> tuple[str, Path]:
 def train(run: Run, folder: Path) -> list[dict[str, float]]:
     """Trains with the code in `folder` and returns the numbers of every step."""
     name = "_".join(str(value) for value in asdict(run).values())
+    shutil.rmtree(folder / "curves" / name, ignore_errors=True)
     words = [
         "--name",
         name,

@@ -1,0 +1,106 @@
+"""Compares the cost of a step and of a loaded sample between two commits, round by round on this machine.
+
+    python benchmarks/same_speed.py d55cb17 HEAD --shards FOLDER [--rounds 7]
+
+What counts is CPU time, user and system, of all processes: another program on the machine changes it less
+than the clock. A step costs the difference between a run of many steps and one of few, divided by the steps
+in between. A sample costs what `loader_rows.py` of the commit itself reports, which leaves the start out.
+FOLDER gets photographs unless it has them (photo_shards.py). Both commits run in turn in every round, and the
+ratio is formed within a round. Writes benchmarks/results/same_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from photo_shards import photo_shards
+from same_curves import ROOT, Run, check_out, train
+
+RESULTS = ROOT / "benchmarks" / "results" / "same_speed.json"
+STEPS = {"flava_debug": (20, 220), "demo": (5, 45)}
+"""Of the short and the long run, by recipe."""
+LOADER_ROWS = ("flava_ds", "flava_ds_two_views")
+
+
+def main() -> int:
+    """Measures all rows in every round and writes the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("old")
+    parser.add_argument("new")
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, default=1024)
+    options = parser.parse_args()
+    photo_shards(options.shards)
+    costs: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        sides = ("old", "new")
+        commits = {side: check_out(getattr(options, side), Path(scratch) / side) for side in sides}
+        try:
+            for number in range(options.rounds):
+                for side in sides if number % 2 else reversed(sides):
+                    for name, cost in measure(commits[side][1], options).items():
+                        costs.setdefault(name, {}).setdefault(side, []).append(cost)
+                print(f"round {number + 1}: {json.dumps(ratios(costs))}", flush=True)
+        finally:
+            for _, folder in commits.values():
+                subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=ROOT, check=False)
+    found = {side: commits[side][0] for side in sides} | {
+        "machine": platform.processor() or platform.machine(),
+        "rounds": options.rounds,
+        "ratios": ratios(costs),
+        "cpu_seconds": costs,
+    }
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the CPU seconds of a step of each recipe and of a sample of each loader."""
+    found = {}
+    for recipe, (few, many) in STEPS.items():
+        run = Run(recipe, 1, 1, few)
+        short, long = (cpu_seconds(replace(run, steps=steps), folder) for steps in (few, many))
+        found[f"step of {recipe}"] = (long - short) / (many - few)
+    for row in LOADER_ROWS:
+        script = folder / "benchmarks" / "loader_rows.py"
+        words = [sys.executable, str(script), row, str(options.shards), "--samples", str(options.samples)]
+        environment = {**os.environ, "PYTHONPATH": f"{folder}:{folder / 'kernels'}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+        line = json.loads(done.stdout.splitlines()[-1])
+        found[f"sample of {row}"] = line["cpu_seconds"] / line["samples"]
+    return found
+
+
+def cpu_seconds(run: Run, folder: Path) -> float:
+    """Trains, and returns the CPU time of all its processes."""
+    before = os.times()
+    train(run, folder)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def ratios(costs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """Returns new / old of each row: the median over rounds, the least and the most."""
+    found = {}
+    for name, sides in costs.items():
+        values = [new / old for old, new in zip(sides["old"], sides["new"], strict=True)]
+        found[name] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {
+        name: {kind: round(value, 4) for kind, value in numbers.items()} for name, numbers in found.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

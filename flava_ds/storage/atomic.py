@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever ends the process that writes them."""
+"""Atomic writes: a file appears complete or not at all, even if the writing process is killed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""Ends the name of a file that is not whole yet. Only a kill or a power failure leaves one behind; it may be
-deleted.
-"""
+"""Suffix of an incomplete file. Only a kill or a power failure leaves one behind; it may be deleted."""
 _SHOWN = 40
-"""Most characters of a file's name in that of its temporary: the whole name may be as long as the file system
-allows.
-"""
+"""Characters of the file name that its temporary keeps; more could exceed the file system's limit."""
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iterator[Path]:
-    """Yields a temporary path in the same folder, which is made if need be; what is written there becomes
-    `path` at the end.
+    """Yields a temporary path in the same folder and renames it to `path` when the block ends.
 
-    An error removes the temporary file and leaves `path` as it was. The temporary name is unique, so that
-    processes that write one file at the same time disturb nobody: the last one wins. With `alone`, the caller
-    says that nobody else writes `path`; the temporary name is then fixed, and a large file that a kill left
-    behind is written over by the next attempt. With `durable`, file and folder entry are on disk before this
-    returns.
+    Creates the folder if needed. An error removes the temporary file and leaves `path` as it was. The
+    temporary name is unique, so processes can write the same file concurrently: the last one wins. With
+    `alone`, the caller guarantees that it is the only writer; the temporary name is then fixed, and the next
+    attempt overwrites a large file that a kill left behind. With `durable`, the file and its folder entry are
+    on disk before this returns.
 
     Raises: OSError when the file cannot be written.
     """
@@ -40,7 +35,7 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
             sync(temporary)
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # report the first error, not a failed cleanup
             temporary.unlink(missing_ok=True)
         raise
     if durable:

@@ -1,8 +1,7 @@
-"""Parts of remote shards on the local disk, least recently used first out, never more than a given number of
-bytes.
+"""A size-limited LRU cache of remote shards on the local disk.
 
-A part is CHUNK_BYTES at a multiple of CHUNK_BYTES of one state of one shard, in a file of its own that
-appears whole or not at all. All processes of a machine share a folder; a lock makes them agree on its size.
+A part is an aligned range of CHUNK_BYTES of one version of one shard, in its own file that is written
+atomically. All processes of a machine share the folder; a lock protects the record of its total size.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from flava_ds.errors import DataError
 from flava_ds.storage.files import CHUNK_BYTES, RemoteFile, RemoteShard, Stamp
 
 _ABANDONED_S = 3600
-"""Age at which a part that never appeared counts as left by a process that was killed."""
+"""Age after which an unfinished temporary file is assumed to belong to a killed process."""
 _KEPT_SHARE = 0.9
-"""What stays when the oldest parts go, so that not every new part looks for an old one."""
+"""Share of the limit that stays after an eviction, so that not every new part triggers another one."""
 
 
 class ChunkCache:
-    """Reads remote shards through a folder of at most `limit_bytes`, besides one part in flight per process.
+    """Reads remote shards through a folder of at most `limit_bytes`, plus one part in flight per process.
 
     Raises: DataError when the limit does not hold two parts.
     """
@@ -34,14 +33,15 @@ class ChunkCache:
     def __init__(self, folder: Path, limit_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
         if limit_bytes < 2 * chunk_bytes:
             raise DataError(
-                f"data.cache_gib: {limit_bytes / 2**30:g} GiB do not hold two parts of "
+                f"data.cache_gib: {limit_bytes / 2**30:g} GiB cannot hold two parts of "
                 f"{chunk_bytes / 2**20:g} MiB; allow more"
             )
         self.folder, self.limit_bytes, self.chunk_bytes = folder, limit_bytes, chunk_bytes
 
     def read(self, shard: RemoteShard, stamp: Stamp, offset: int, size: int) -> bytes:
-        """Returns `size` bytes at `offset` of the shard's state `stamp`, fewer at its end. Raises: DataError
-        when shard or folder fail.
+        """Returns `size` bytes at `offset` of the version `stamp` of a shard, fewer at its end.
+
+        Raises: DataError when the shard cannot be read or the folder cannot be written.
         """
         state = hashlib.sha256(f"{shard}\n{stamp}".encode()).hexdigest()[:32]
         end, pieces = min(offset + size, stamp[0]), []
@@ -55,7 +55,7 @@ class ChunkCache:
     def _part(
         self, shard: RemoteShard, stamp: Stamp, state: str, number: int, place: int, length: int
     ) -> bytes:
-        """Returns a piece of one part, fetched first where it is absent."""
+        """Returns a piece of one part, fetching the part first if it is not cached."""
         path = self.folder / f"{state}-{number:06d}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -69,15 +69,15 @@ class ChunkCache:
                 os.close(descriptor)
             if len(data) == length:
                 return data
-            path.unlink(missing_ok=True)  # a machine that went down left it short
+            path.unlink(missing_ok=True)  # cut short when the machine went down
         data = RemoteFile(shard, stamp[0]).pread(self.chunk_bytes, number * self.chunk_bytes)
         self._keep(path, data)
         return data[place : place + length]
 
     def _keep(self, path: Path, data: bytes) -> None:
-        """Writes a part and makes it appear, after making room.
+        """Makes room, then writes a part and renames it into place.
 
-        Not through storage/atomic.py: a part takes its name under the lock, and only if no other process was
+        Does not use storage/atomic.py: the rename happens under the lock, and only if no other process was
         faster.
         """
         try:
@@ -100,8 +100,9 @@ class ChunkCache:
             ) from error
 
     def _account(self, file: BinaryIO, added: int) -> None:
-        """Adds to the sum of the parts' sizes that `file` keeps, after removing old parts if need be. A
-        folder without a sum is counted.
+        """Adds to the total size that `file` records and evicts old parts if needed.
+
+        Counts the folder if it has no total yet.
         """
         file.seek(0)
         text = file.read()
@@ -113,18 +114,14 @@ class ChunkCache:
         file.flush()
 
     def _make_room(self, needed: int) -> int:
-        """Removes the parts that were not read for longest, and what killed processes left; returns the bytes
-        that stay.
-        """
+        """Evicts the least recently read parts and what killed processes left; returns the bytes kept."""
         for path in self.folder.glob(".part-*"):
-            with suppress(FileNotFoundError):  # its process was alive, and is done with it
+            with suppress(FileNotFoundError):  # its writer was alive and has just finished
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink()
         parts = sorted(self._parts())
-        total, target = (
-            sum(size for _, size, _ in parts),
-            min(int(_KEPT_SHARE * self.limit_bytes), self.limit_bytes - needed),
-        )
+        total = sum(size for _, size, _ in parts)
+        target = min(int(_KEPT_SHARE * self.limit_bytes), self.limit_bytes - needed)
         for _, size, path in parts:
             if total <= target:
                 break
@@ -133,7 +130,7 @@ class ChunkCache:
         return total
 
     def _parts(self) -> list[tuple[int, int, str]]:
-        """Lists time of the last read in ns, size and path of the parts that are there."""
+        """Lists the cached parts: time of the last read in ns, size in bytes, path."""
         with os.scandir(self.folder) as entries:
             found = [(entry.stat(), entry) for entry in entries if not entry.name.startswith(".")]
         return [(stat.st_mtime_ns, stat.st_size, entry.path) for stat, entry in found]

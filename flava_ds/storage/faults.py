@@ -1,6 +1,4 @@
-"""The reasons for which a sample cannot be used. Each is counted under its words, logged, and the sample
-replaced.
-"""
+"""The reasons why a sample cannot be used. Each is counted and logged, and the sample is replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Mapping
 
 
 class SampleFault(Exception):
-    """An unusable sample; `reason` is one of a small set of words, `detail` tells what was found."""
+    """An unusable sample: `reason` is one of the words below, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -28,7 +26,7 @@ EMPTY_CAPTION = "empty caption"
 NOT_UTF8 = "not utf-8"
 BAD_CODES = "bad image codes"
 SKIP_LIST = "skip list"
-"""The one reason that is intended: it never stops a run."""
+"""The only intended reason: it never stops a run."""
 
 TRUNCATED_SHARD = "truncated shard"
 BROKEN_HEADER = "broken header"
@@ -51,9 +49,9 @@ OF_A_SHARD = (
     PICKLED,
     PACKED,
 )
-"""Found while a shard is indexed; counted by shard or by member, when a run starts."""
+"""Found while a shard is indexed; counted per shard or per member when a run starts."""
 OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES)
-"""Counted by sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
+"""Counted per sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
 OF_A_SAMPLE = (
     TRUNCATED,
     UNDECODABLE,
@@ -65,11 +63,11 @@ OF_A_SAMPLE = (
     BAD_CODES,
     SKIP_LIST,
 )
-"""Counted by sample while a run reads; the sample is replaced."""
+"""Counted per sample while a run reads; the sample is replaced."""
 HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED})
-"""Members that are left alone and lose no sample: they never stop a run."""
+"""Members that are skipped without losing a sample: they never stop a run."""
 
 
 def lossy(counts: Mapping[str, int]) -> dict[str, int]:
-    """Returns the counts of those reasons that lose samples."""
+    """Returns the counts of the reasons that lose samples."""
     return {reason: n for reason, n in counts.items() if n and reason not in HARMLESS}

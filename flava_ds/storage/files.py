@@ -1,6 +1,4 @@
-"""Where shards lie, and how their bytes are read at an offset: local files, or objects that fsspec reaches
-(s3, gs, http, hf, memory, ...).
-"""
+"""Random access to shards: local files, or objects that fsspec reads (s3, gs, http, hf, memory, ...)."""
 
 from __future__ import annotations
 
@@ -21,15 +19,15 @@ from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call, call_on
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 8 * 2**20
-"""What is read from afar at once: long enough that a request's latency does not matter."""
+"""Size of one remote read: large enough to hide the latency of a request."""
 CACHE_VARIABLE = "FLAVA_DS_CACHE"
-"""Names the folder that the package keeps things in which it can make or fetch again."""
+"""Environment variable that names the folder for data that can be computed or fetched again."""
 _OBJECT_STORAGE = ("s3://", "gs://", "gcs://", "abfs://", "az://", "memory://")
 
 
 @dataclass(frozen=True, order=True)
 class RemoteShard:
-    """A shard that fsspec reaches; written without its query, which may hold a signature."""
+    """A shard read through fsspec. Its text omits the URL's query, which may hold a signature."""
 
     url: str
     policy: ReadPolicy = field(default=DEFAULT, compare=False, repr=False)
@@ -48,16 +46,14 @@ class RemoteShard:
         return str(self).rsplit("/", 1)[0]
 
     def beside(self, name: str) -> RemoteShard:
-        """Returns another file of its folder."""
+        """Returns another file of the same folder."""
         _, mark, query = self.url.partition("?")
         return RemoteShard(f"{self.parent}/{name}{mark}{query}", self.policy)
 
 
 @dataclass(frozen=True, order=True)
 class PipedShard:
-    """A shard that a shell command writes to its output: only where the user's own options say so, and only
-    for streams.
-    """
+    """A shard that a shell command writes to stdout: only for streams, and only if an option asks for it."""
 
     command: str
 
@@ -67,7 +63,7 @@ class PipedShard:
 
 Shard = Path | RemoteShard | PipedShard
 Stamp = tuple[int, int | str]
-"""Size in bytes, and what changes with the content: time of modification in ns, or the ETag of an object."""
+"""A shard's version: its size in bytes, and its modification time in ns or its ETag."""
 
 
 class Readable(Protocol):
@@ -81,7 +77,7 @@ class Readable(Protocol):
 
 
 def stamp_of(shard: Shard) -> Stamp:
-    """Returns what tells one state of a shard from another. Raises: DataError when the shard is not there."""
+    """Returns the version of a shard. Raises: DataError when the shard does not exist."""
     if isinstance(shard, Path):
         try:
             stat = shard.stat()
@@ -92,32 +88,18 @@ def stamp_of(shard: Shard) -> Stamp:
     size = info.get("size")
     if not isinstance(size, int):
         raise DataError(
-            f"shard '{shard}': the server does not tell its size; copy the shards to a folder or to "
+            f"shard '{shard}': the server does not report its size; copy the shards to a folder or to "
             "object storage"
         )
-    version = next(
-        (
-            info[key]
-            for key in (
-                "ETag",
-                "etag",
-                "md5Hash",
-                "blob_id",
-                "LastModified",
-                "Last-Modified",
-                "mtime",
-                "created",
-            )
-            if info.get(key)
-        ),
-        "",
-    )
+    keys = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "mtime", "created")
+    version = next((info[key] for key in keys if info.get(key)), "")
     return size, str(version)
 
 
 def open_shard(shard: Shard, stamp: Stamp | None = None) -> Readable:
-    """Opens a shard; `stamp`, where it is known, saves the question for an object's size. Raises: DataError
-    when it cannot be read.
+    """Opens a shard; a known `stamp` saves the request for an object's size.
+
+    Raises: DataError when it cannot be read.
     """
     if isinstance(shard, PipedShard):
         return PipedFile(shard)
@@ -127,20 +109,21 @@ def open_shard(shard: Shard, stamp: Stamp | None = None) -> Readable:
 
 
 class LocalFile:
-    """A file; forked processes may share its descriptor, as no read moves a position."""
+    """A local file. Forked processes can share its descriptor because `pread` moves no file position."""
 
     def __init__(self, path: Path) -> None:
         try:
             self._descriptor = open_regular(path)
         except OSError as error:
             raise DataError(
-                f"shard '{path}' cannot be read: {error.strerror}; was it moved while the run was going on?"
+                f"shard '{path}' cannot be read: {error.strerror}; was it moved during the run?"
             ) from error
         self.path, self.size = path, os.fstat(self._descriptor).st_size
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Returns `size` bytes at `offset`, fewer at the end of the file. Raises: DataError when the disk
-        fails.
+        """Returns `size` bytes at `offset`, fewer at the end of the file.
+
+        Raises: DataError when the disk fails.
         """
         try:
             return os.pread(self._descriptor, size, offset)
@@ -153,14 +136,15 @@ class LocalFile:
 
 
 class RemoteFile:
-    """An object, read by ranges and kept nowhere."""
+    """A remote object, read by byte ranges without a cache."""
 
     def __init__(self, shard: RemoteShard, size: int) -> None:
         self.shard, self.size = shard, size
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Returns `size` bytes at `offset`, fewer at the end of the object. Raises: DataError when all
-        attempts fail.
+        """Returns `size` bytes at `offset`, fewer at the end of the object.
+
+        Raises: DataError when all attempts fail.
         """
         end = min(offset + size, self.size)
         if end <= offset:
@@ -172,31 +156,30 @@ class RemoteFile:
         return call(self.shard.url, "cat_file", self.shard.policy, **options, start=offset, end=end)
 
     def _check_length(self, data: bytes, wanted: int) -> None:
-        """Raises ShortRead when bytes are missing, which another attempt may bring, and DataError when there
-        are more than were asked for.
+        """Checks the length of an answer.
+
+        Raises: ShortRead when bytes are missing, which a retry may fix; DataError when there are too many.
         """
         if len(data) < wanted:
             raise ShortRead(
-                f"{len(data)} of {wanted} bytes came; the connection was cut, or the shard was replaced "
-                "by a shorter one"
+                f"got {len(data)} of {wanted} bytes; the connection was cut, or a shorter shard replaced "
+                "this one"
             )
         if len(data) > wanted:
             raise DataError(
                 f"shard '{self.shard}': asked for {wanted} bytes and got {len(data)}; the server does "
-                "not serve ranges: copy the shards elsewhere"
+                "not support range requests: copy the shards elsewhere"
             )
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Does nothing: no connection stays open."""
 
 
 class PipedFile:
-    """A command's output, read once from front to back; what is read next never lies before what was read
-    last.
-    """
+    """The output of a command, read once from front to back: offsets must not decrease."""
 
     size = sys.maxsize
-    """Not known before the end, where `pread` returns fewer bytes."""
+    """Unknown until the end, where `pread` returns fewer bytes."""
 
     def __init__(self, shard: PipedShard) -> None:
         self.shard, self._at = shard, 0
@@ -218,22 +201,20 @@ class PipedFile:
         self._at += len(data)
         if len(data) < size and (status := self._process.wait()):
             raise DataError(
-                f"shard '{self.shard}': the command ended with status {status}; see what it said above"
+                f"shard '{self.shard}': the command exited with status {status}; see its output above"
             )
         return data
 
     def close(self) -> None:
-        """Ends the command if it is still writing."""
+        """Kills the command if it is still running."""
         self._process.stdout.close()
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # the shell and what it started
+            os.killpg(self._process.pid, signal.SIGKILL)  # the shell and its children
             self._process.wait()
 
 
 class SequentialReader:
-    """Reads a shard from front to back in chunks, hashing all of it if asked to; what is read next never lies
-    before what was read last.
-    """
+    """Reads a shard front to back in chunks and optionally hashes it: offsets must not decrease."""
 
     def __init__(self, file: Readable, checksum: bool) -> None:
         self._file, self.size = file, file.size
@@ -252,7 +233,7 @@ class SequentialReader:
         return found
 
     def checksum(self) -> str | None:
-        """Reads to the end; returns the SHA-256 of the whole file, None when it was not asked for."""
+        """Reads to the end and returns the SHA-256 of the whole file, or None if none was requested."""
         if self._digest is None:
             return None
         while self._start + len(self._chunk) < self.size:
@@ -264,49 +245,50 @@ class SequentialReader:
         self._file.close()
 
     def _advance(self, wanted: int) -> None:
-        """Takes the next chunk; without a checksum, the one that holds `wanted`."""
+        """Reads the next chunk or, without a checksum, skips to the one that holds `wanted`."""
         following = self._start + len(self._chunk)
         self._start = following if self._digest else max(following, wanted)
         self._chunk = self._file.pread(CHUNK_BYTES, self._start)
         if not self._chunk:
-            raise DataError("a shard became shorter while it was read")
+            raise DataError("a shard shrank while it was being read")
         if self._digest:
             self._digest.update(self._chunk)
 
 
 def fetch(file: RemoteShard) -> bytes:
-    """Returns a whole small object. Raises: DataError when it is not there or cannot be read."""
+    """Returns the bytes of a small object. Raises: DataError when it does not exist or cannot be read."""
     return call(file.url, "cat_file", file.policy)
 
 
 def fetch_if_there(file: RemoteShard) -> bytes | None:
-    """Returns a whole small object that need not be there: asks once, and takes any refusal for
-    its absence."""
+    """Returns the bytes of a small optional object: tries once and treats any refusal as absence."""
     try:
         return call_once(file.url, "cat_file", file.policy.timeout_s)
-    # every protocol has errors of its own; storage without the right to list answers 403 for what is absent
+    # each protocol raises its own errors; storage without permission to list answers 403 for a missing object
     except Exception:
         return None
 
 
 def read_if_there(file: Shard) -> bytes | None:
-    """Returns a whole small file that need not be there: None for an absent object, OSError for an absent
-    local file or one that is no regular file.
+    """Returns the bytes of a small optional file, or None for a missing object.
+
+    Raises: OSError for a local file that is missing or not a regular file.
     """
     return read_small(file) if isinstance(file, Path) else fetch_if_there(file)
 
 
 def put(file: RemoteShard, data: bytes) -> bool:
-    """Writes an object, where writing one is all that happens (a hub would make a commit of it); False when
-    it is not allowed.
+    """Writes an object to plain object storage (a hub would turn the write into a commit).
+
+    Returns False when the storage is of another type or refuses the write.
     """
     if not file.url.startswith(_OBJECT_STORAGE):
         return False
     try:
         call_once(file.url, "pipe_file", file.policy.timeout_s, value=data)
-    except Exception as error:  # every protocol has errors of its own
+    except Exception as error:  # each protocol raises its own errors
         log.info(
-            "'%s' cannot be written (%s: %s); it is kept in the user's cache alone",
+            "cannot write '%s' (%s: %s); it is kept only in the user's cache",
             file,
             type(error).__name__,
             without_query(str(error)),
@@ -316,8 +298,9 @@ def put(file: RemoteShard, data: bytes) -> bool:
 
 
 def user_cache() -> Path:
-    """Returns the folder that CACHE_VARIABLE names, else the package's own in the user's cache. Source: XDG
-    Base Directory Specification.
+    """Returns the folder that CACHE_VARIABLE names, or the package's folder in the user's cache.
+
+    Source: XDG Base Directory Specification.
     """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()

@@ -1,6 +1,4 @@
-"""Where every sample's members lie in a shard: scanned once and kept in a file beside the shard, or in the
-user's cache.
-"""
+"""Shard indexes: where the members of each sample are. Built once, kept next to the shard or in the cache."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
 MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 256 * 2**20, 16 * 2**20
-"""Largest members that are read: pictures, and captions, metadata or codes, which are parsed as a whole."""
+"""Largest members that are read, in bytes: images; captions, metadata and codes, which are parsed whole."""
 _PICKLED = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ten", "tenbin", "cbor", "mp"})
 _PACKED = frozenset({"gz", "bz2", "xz", "zst", "zip", "tgz", "lzma"})
 _VERSION = 3
@@ -48,7 +46,7 @@ _WORTH_A_PROCESS = 256 * 2**20
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The members of one shard, by sample. Samples stand in the order of their first member.
+    """The members of one shard, by sample. Samples are in the order of their first member.
 
     Shapes:
         keys           [K]  uint8, all keys end to end
@@ -68,16 +66,17 @@ class ShardIndex:
     suffixes: tuple[str, ...]
     faults: dict[str, int]
     stamp: Stamp
-    """The state of the shard that this describes."""
+    """The version of the shard that this index describes."""
     checksum: str | None = None
-    """SHA-256 of the whole shard in hexadecimal digits; None where only the headers were read."""
+    """SHA-256 of the whole shard in hexadecimal digits; None if only the headers were read."""
 
     def __len__(self) -> int:
         return len(self.key_ends)
 
     def column(self, suffixes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns offset and size of each sample's first member with one of the suffixes; offset -1 where
-        there is none: [n], [n].
+        """Returns offset and size of each sample's first member with one of the suffixes: [n], [n].
+
+        The offset is -1 where there is none.
         """
         offset, size = np.full(len(self), -1, dtype=np.int64), np.zeros(len(self), dtype=np.uint32)
         wanted = [self.suffixes.index(suffix) for suffix in suffixes if suffix in self.suffixes]
@@ -88,23 +87,19 @@ class ShardIndex:
 
 
 def sample_key(name: bytes) -> tuple[bytes, str]:
-    """Splits a member's name into the sample's key and the suffix: both meet at the first dot of the last
-    path component.
-    """
+    """Splits a member's name at the first dot of its last component into sample key and suffix."""
     folder, slash, base = name.rpartition(b"/")
     stem, _, suffix = base.partition(b".")
     return folder + slash + stem, suffix.decode("utf-8", "replace").lower()
 
 
 def allowed(suffix: str) -> bool:
-    """Says whether members with this suffix are indexed; everything else in a shard is never read."""
+    """Returns whether members with this suffix are indexed; nothing else in a shard is ever read."""
     return suffix in SUFFIXES or suffix.split(".")[-1] == "npy"
 
 
 def refusal(name: bytes, suffix: str, size: int) -> str | None:
-    """Returns the reason for which a member is left alone and counted; None for what is read, and for what
-    nobody asks for.
-    """
+    """Returns why a member is skipped and counted; None if it is read, or ignored without counting."""
     last = suffix.rpartition(".")[2]
     if last in _PICKLED:
         return faults.PICKLED
@@ -114,16 +109,14 @@ def refusal(name: bytes, suffix: str, size: int) -> str | None:
         return None
     if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:
         return faults.UNSAFE_NAME
-    return (
-        faults.TOO_LARGE
-        if size > (MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES)
-        else None
-    )
+    limit = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES
+    return faults.TOO_LARGE if size > limit else None
 
 
 def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = False) -> ShardIndex:
-    """Reads a shard's headers; with `checksum` all of it, once. A damaged shard keeps the samples before the
-    damage.
+    """Reads the headers of a shard or, with `checksum`, all of it once.
+
+    Keeps the samples of a damaged shard that come before the damage.
 
     Raises: DataError when it cannot be read.
     """
@@ -168,17 +161,14 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
 
 
 def load_index(shard: Shard) -> ShardIndex:
-    """Returns the shard's index, from its file when the shard's state still agrees, else by scanning and
-    writing that file.
-    """
+    """Returns a shard's index: from its file if that is up to date, otherwise by scanning and writing it."""
     return next(load_indexes([shard]))
 
 
 def load_indexes(
     shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None
 ) -> Iterator[ShardIndex]:
-    """Yields every shard's index in order, after indexing those that have none, or none with a checksum where
-    one is wanted.
+    """Yields the index of every shard in order, building first those that are missing or lack a checksum.
 
     Raises: DataError when a shard cannot be read.
     """
@@ -191,10 +181,10 @@ def load_indexes(
 def index_missing(
     shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None
 ) -> dict[Shard, ShardIndex]:
-    """Indexes the shards that have no index, and says so; returns those whose index no file could take.
+    """Indexes the shards that have no index; returns the indexes that could not be written to any file.
 
-    Several are indexed at once, by `processes` processes (None: one per core) or, from afar, by threads. Each
-    is kept as soon as it is done, so a second call goes on where the first ended.
+    Works in parallel: `processes` processes (None: one per core), or threads for remote shards. Each index is
+    written as soon as it is done, so a second call continues where an interrupted one stopped.
 
     Raises: DataError when a shard cannot be read.
     """
@@ -212,7 +202,7 @@ def index_missing(
     if not missing:
         return {}
     log.info(
-        "indexing %d of %d shards of '%s' that have no index yet; this happens once",
+        "indexing %d of %d shards of '%s' that have no index; this happens once",
         len(missing),
         len(shards),
         missing[0][0].parent,
@@ -228,7 +218,7 @@ def index_missing(
 
 
 def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
-    """Returns the state of every shard. Raises: DataError when one is not there."""
+    """Returns the version of every shard. Raises: DataError when one does not exist."""
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
     arguments = [(shard,) for shard in shards]
     return for_each(
@@ -242,14 +232,12 @@ def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
 
 
 def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
-    """Says whether there is a usable index."""
+    """Returns whether a usable index exists."""
     return read_index(shard, stamp, checksum) is not None
 
 
 def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
-    """Returns where a shard's index may lie: beside the shard, or in the user's cache when that folder cannot
-    be written.
-    """
+    """Returns where a shard's index may be: next to the shard, or in the cache if that is read-only."""
     place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
     name = shard.name + ".index.npz"
     beside = shard.with_name(name) if isinstance(shard, Path) else shard.beside(name)
@@ -257,17 +245,16 @@ def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
 
 
 def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex | None:
-    """Returns the index that is kept for this state of a shard; None when there is none, or none with a
-    checksum where one is wanted.
+    """Returns the stored index of this version of a shard; None without one, or without a wanted checksum.
 
-    One that lies beside a remote shard is copied to the cache.
+    Copies an index found next to a remote shard into the cache.
     """
     beside, cache = index_files(shard)
     for file in (cache, beside) if isinstance(beside, RemoteShard) else (beside, cache):
         try:
             data = read_if_there(file)
             index = _decode(data, stamp) if data else None
-        # absent, or not what we wrote: zipfile and numpy raise whatever such bytes lead them to
+        # missing, or not written by us: zipfile and numpy raise all kinds of errors on foreign bytes
         except Exception:
             continue
         if index is not None and (index.checksum or not checksum):
@@ -278,7 +265,7 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
 
 
 def write_index(shard: Shard, stamp: Stamp, checksum: bool) -> ShardIndex | None:
-    """Scans a shard and writes its index; returns it only where no place could be written."""
+    """Scans a shard and writes its index; returns the index only if it could not be written anywhere."""
     index = scan_shard(shard, stamp, checksum=checksum)
     data = _encode(index)
     beside, cache = index_files(shard)
@@ -288,7 +275,7 @@ def write_index(shard: Shard, stamp: Stamp, checksum: bool) -> ShardIndex | None
 
 
 def _encode(index: ShardIndex) -> bytes:
-    """Writes an index as an .npz without pickles."""
+    """Serialises an index as an .npz without pickles."""
     fields = vars(index)
     header = {"version": _VERSION} | {
         name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")
@@ -300,35 +287,30 @@ def _encode(index: ShardIndex) -> bytes:
 
 
 def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
-    """Reads what _encode wrote; None when it describes another state of the shard. It may have come with the
-    shard, from anybody.
+    """Parses what `_encode` wrote; None when it describes another version of the shard.
 
-    Raises: whatever bytes that are none of ours lead to, ValueError for an index that contradicts itself.
+    The bytes are untrusted: they may have come with the shard, from anybody.
+
+    Raises: ValueError for an inconsistent index, and whatever numpy and zipfile raise for foreign bytes.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         if any(entry.compress_type for entry in arrays.zip.infolist()):
-            raise ValueError("packed arrays, of a size that nothing bounds")
+            raise ValueError("compressed arrays, whose size nothing bounds")
         header = json.loads(arrays["header"].tobytes())
         if header.pop("version") != _VERSION or tuple(header["stamp"]) != stamp:
             return None
         columns = {name: arrays[name] for name in arrays.files if name != "header"}
     index = ShardIndex(**columns, **(header | {"stamp": stamp, "suffixes": tuple(header["suffixes"])}))
     if not _agrees_with_itself(index):
-        raise ValueError("numbers that point nowhere")
+        raise ValueError("inconsistent numbers")
     return index
 
 
 def _agrees_with_itself(index: ShardIndex) -> bool:
-    """Says whether every array is of its type and length, and every number in it points to something."""
+    """Returns whether every array has its type and length and all numbers are in range."""
     members = (index.member_sample, index.member_suffix, index.member_offset, index.member_size)
-    typed = [array.dtype for array in (index.keys, index.key_ends, *members)] == [
-        np.uint8,
-        np.int64,
-        np.int32,
-        np.int32,
-        np.int64,
-        np.int64,
-    ]
+    dtypes = [array.dtype for array in (index.keys, index.key_ends, *members)]
+    typed = dtypes == [np.uint8, np.int64, np.int32, np.int32, np.int64, np.int64]
     if (
         not typed
         or {array.shape for array in members} != {(len(index.member_size),)}
@@ -336,10 +318,8 @@ def _agrees_with_itself(index: ShardIndex) -> bool:
         or index.key_ends.ndim != 1
     ):
         return False
-    ends, starts = (
-        index.key_ends,
-        np.concatenate([np.zeros(1, dtype=np.int64), index.key_ends[:-1]])[: len(index)],
-    )
+    ends = index.key_ends
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])[: len(index)]
     bounds = (
         (index.member_sample, len(index)),
         (index.member_suffix, len(index.suffixes)),
@@ -355,7 +335,7 @@ def _agrees_with_itself(index: ShardIndex) -> bool:
 
 
 def _replace(file: Path, data: bytes) -> bool:
-    """Writes a file, of which another process never sees half; False when that fails."""
+    """Writes a file atomically; returns False when that fails."""
     try:
         write_whole(file, data)
     except OSError:
@@ -364,10 +344,6 @@ def _replace(file: Path, data: bytes) -> bool:
 
 
 def counted(counts: dict[str, int]) -> str:
-    """Writes counts as 'reason n, reason n', most frequent first; 'none' when there are none."""
-    return (
-        ", ".join(
-            f"{name} {n}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n
-        )
-        or "none"
-    )
+    """Formats counts as 'reason n, reason n', most frequent first; 'none' when there are none."""
+    present = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {n}" for name, n in present) or "none"

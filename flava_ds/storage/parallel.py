@@ -1,4 +1,4 @@
-"""One function over many arguments, several at once, with a progress bar on a terminal."""
+"""A parallel map over threads or processes, with a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def for_each(
     label: str,
     unit: str,
 ) -> list[Any]:
-    """Returns function(*entry) of every entry, in order; runs on `workers` threads or processes, or in place
-    when there is one worker.
+    """Returns function(*entry) of every entry, in order.
 
-    The first error ends it: what has not begun is left out.
+    Runs on `workers` threads or processes, or in the calling thread when there is one worker. The first error
+    ends it: calls that have not started are cancelled.
 
-    Raises: DataError when a process dies, besides what the function raises.
+    Raises: DataError when a process dies, and whatever `function` raises.
     """
     with tqdm(total=len(arguments), desc=label, unit=unit, disable=None) as bar:
         if min(workers, len(arguments)) <= 1:
@@ -36,13 +36,14 @@ def for_each(
                 results.append(function(*entry))
                 bar.update()
             return results
-        # the caller may have threads and a device, which a fork does not survive
+        # spawn: the caller may have threads and a device, which do not survive a fork
         context = multiprocessing.get_context("spawn")
-        with (
+        pool = (
             ThreadPoolExecutor(workers)
             if threads
-            else ProcessPoolExecutor(min(workers, len(arguments)), mp_context=context) as pool
-        ):
+            else ProcessPoolExecutor(min(workers, len(arguments)), mp_context=context)
+        )
+        with pool:
             jobs = [pool.submit(function, *entry) for entry in arguments]
             try:
                 for job in as_completed(jobs):
@@ -50,8 +51,8 @@ def for_each(
                     bar.update()
             except BrokenProcessPool as error:
                 raise DataError(
-                    f"{label}: a process died, perhaps for lack of memory; start again with fewer "
-                    "processes, what is done is kept"
+                    f"{label}: a process died, perhaps out of memory; run it again with fewer "
+                    "processes (finished work is kept)"
                 ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)

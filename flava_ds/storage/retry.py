@@ -1,6 +1,4 @@
-"""Reads from afar that end: each is given a time, repeated after growing pauses when it fails or stalls, and
-named when all attempts fail.
-"""
+"""Remote reads with a timeout, retries with growing pauses, and an error that names the object."""
 
 from __future__ import annotations
 
@@ -23,22 +21,24 @@ log = logging.getLogger(__name__)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 _QUERY = re.compile(r"\?[^\s'\"<>)]*")
 _TRANSIENT_STATUS = (408, 425, 429)
-"""Answers of the 400s that another attempt may change; the others are the server's last word."""
+"""4xx statuses that a retry may change; all others are final."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPolicy:
-    """How long one read from afar may take, and how often it is repeated."""
+    """How long one remote read may take, and how often it is retried."""
 
     retries: int = 4
     timeout_s: float = 30.0
     seed: int = 0
-    """Of the pauses' random part."""
+    """Seeds the random part of the pauses."""
 
     def wait_s(self, number: int, what: str) -> float:
-        """Returns the pause after failed attempt `number`: 0.5, 1, 2, ... s, at most 30, times a factor in
-        [0.5, 1.5) that depends on the seed, the process, what is read and the attempt, so that processes that
-        failed together do not ask again together."""
+        """Returns the pause after failed attempt `number`: 0.5, 1, 2, ... s, at most 30, times [0.5, 1.5).
+
+        The random factor depends on the seed, the process, what is read and the attempt, so that processes
+        that failed together do not retry together.
+        """
         factor = 0.5 + random.Random(f"{self.seed} {os.getpid()} {what} {number}").random()
         return factor * min(_FIRST_WAIT_S * 2 ** (number - 1), _LONGEST_WAIT_S)
 
@@ -47,14 +47,14 @@ DEFAULT = ReadPolicy()
 
 
 def policy_of(config: Config) -> ReadPolicy:
-    """Returns what a run's configuration asks for."""
+    """Returns the read policy of a configuration."""
     return ReadPolicy(
         retries=config.data.read_retries, timeout_s=config.data.read_timeout_s, seed=config.seed
     )
 
 
 class ShortRead(OSError):
-    """Fewer bytes than were asked for."""
+    """Fewer bytes than requested."""
 
 
 def call(
@@ -66,11 +66,10 @@ def call(
     check: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> Any:
-    """Returns fsspec's `method` of what lies at `url`, after repeating it when it fails, stalls, or does not
-    pass `check`.
+    """Returns the result of fsspec's `method` for `url`, retrying when it fails, stalls or fails `check`.
 
-    `what` tells a part for messages, such as "bytes 0 to 511 of ". `check` raises ShortRead for what another
-    attempt may mend.
+    `what` names the part in messages, such as "bytes 0 to 511 of ". `check` raises ShortRead for a result
+    that a retry may fix.
 
     Raises: DataError when the object does not exist, access is refused, the protocol's package is missing, or
     all attempts fail.
@@ -84,7 +83,7 @@ def call(
             return result
         except DataError:
             raise
-        except Exception as error:  # every protocol has errors of its own
+        except Exception as error:  # each protocol raises its own errors
             reason = _refusal(error)
             if reason is not None:
                 raise DataError(f"{name} {reason}; check the address and the credentials") from error
@@ -92,12 +91,11 @@ def call(
             if number == attempts:
                 raise DataError(
                     f"{name} cannot be read after {attempts} attempt{'s' * (attempts > 1)}: {told}; check "
-                    "the network and the server, "
-                    "or raise data.read_retries or data.read_timeout_s"
+                    "the network and the server, or raise data.read_retries or data.read_timeout_s"
                 ) from error
             wait = policy.wait_s(number, name)
             log.warning(
-                "%s could not be read, attempt %d of %d: %s; again in %.1f s",
+                "%s could not be read, attempt %d of %d: %s; retrying in %.1f s",
                 name,
                 number,
                 attempts,
@@ -109,9 +107,9 @@ def call(
 
 
 def call_once(url: str, method: str, timeout_s: float, **options: Any) -> Any:
-    """Returns fsspec's `method` of what lies at `url`; a call that takes longer than `timeout_s` is given up.
+    """Returns the result of fsspec's `method` for `url`, giving up after `timeout_s`.
 
-    Raises: TimeoutError, DataError when the protocol cannot be used, and what the protocol raises.
+    Raises: TimeoutError, DataError when the protocol cannot be used, and whatever the protocol raises.
     """
     fs, path = file_system(url)
     asynchronous = getattr(fs, f"_{method}", None) if getattr(fs, "async_impl", False) else None
@@ -123,8 +121,9 @@ def call_once(url: str, method: str, timeout_s: float, **options: Any) -> Any:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system of a URL, made for this process, and the path inside it. Raises: DataError
-    when it is not available.
+    """Returns this process's fsspec file system for a URL, and the path inside it.
+
+    Raises: DataError when it is not available.
     """
     import fsspec
 
@@ -136,20 +135,21 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def without_query(text: str) -> str:
-    """Cuts the queries of URLs, which may hold signatures, out of a text."""
+    """Removes the queries of URLs, which may hold signatures, from a text."""
     return _QUERY.sub("", text)
 
 
 def _cause(error: Exception) -> Exception:
-    """Returns the server's answer behind a missing file: fsspec calls every failure of an http HEAD or GET
-    one, and keeps the answer as its cause.
+    """Returns the server's answer behind a FileNotFoundError.
+
+    fsspec reports every failed http HEAD or GET as a missing file, with the answer as its cause.
     """
     answer = error.__cause__ if isinstance(error, FileNotFoundError) else None
     return answer if isinstance(answer, Exception) else error
 
 
 def _refusal(error: Exception) -> str | None:
-    """Returns why another attempt is useless; None when it may help."""
+    """Returns why a retry is useless; None when it may help."""
     cause = _cause(error)
     status = getattr(cause, "status", None)
     if isinstance(cause, FileNotFoundError) or status == 404:
@@ -162,7 +162,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _told(error: Exception, timeout_s: float) -> str:
-    """Writes what went wrong, as one line without the queries of URLs."""
+    """Describes an error in one line, without the queries of URLs."""
     cause = _cause(error)
     if isinstance(cause, TimeoutError) or type(cause).__name__ == "FSTimeoutError":
         return f"no answer within {timeout_s:g} s"

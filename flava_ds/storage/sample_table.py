@@ -1,6 +1,6 @@
 """The usable samples of all shards of a source, held in memory as numpy columns.
 
-About 40 bytes per pair in memory; loader processes share them with the process they were forked from.
+A pair takes about 40 bytes. Dataloader workers are forked and share the columns with their parent.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class SampleTable:
     def __init__(
         self, shards: Sequence[Shard], fields: dict[str, Sequence[str]], required: dict[str, str]
     ) -> None:
-        """Indexes `shards`; `fields` maps a field to its suffixes, `required` maps a field to the fault of
-        samples without it.
+        """Indexes `shards`.
+
+        `fields` maps a field to its suffixes, `required` a field to the fault of samples without it.
         """
         self.shards = list(shards)
         self.faults: Counter[str] = Counter()
@@ -59,16 +60,14 @@ class SampleTable:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hashes the keys, shard by shard: equal where the same numbers mean the same samples, wherever the
-        shards lie.
-        """
+        """Hashes the keys, shard by shard: if equal, the same sample numbers mean the same samples."""
         digest = hashlib.sha256(self.first.tobytes())
         digest.update(self.key_ends.tobytes())
         digest.update(self.keys.tobytes())
         return digest.hexdigest()[:16]
 
     def _usable(self, index: ShardIndex, fields: dict[str, Sequence[str]], required: dict[str, str]) -> tuple:
-        """Keeps the samples that have every required field, and counts the others by what they lack first."""
+        """Keeps the samples with every required field; counts the others by the first field they lack."""
         self.faults.update(index.faults)
         self.stamps.append(index.stamp)
         columns = {field: index.column(suffixes) for field, suffixes in fields.items()}

@@ -1,6 +1,4 @@
-"""Members of a source's shards by offset: local shards through descriptors that stay open, remote ones
-through a cache on the local disk.
-"""
+"""Reads members of shards: local shards through open descriptors, remote ones through a disk cache."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ _OPEN_SHARDS = 64
 
 
 class ShardReader:
-    """Reads members; a copy in another process opens its own files."""
+    """Reads members by shard number and offset; a copy in another process opens its own files."""
 
     def __init__(self, shards: Sequence[Shard], stamps: Sequence[Stamp], config: DataConfig) -> None:
         """Raises: DataError when the shards are remote and data.cache_gib is too small."""
@@ -31,7 +29,7 @@ class ShardReader:
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Returns `size` bytes at `offset` of shard `number`.
 
-        Raises: SampleFault 'truncated' when there are fewer; DataError when the shard cannot be read.
+        Raises: SampleFault 'truncated' when there are fewer bytes; DataError when the shard cannot be read.
         """
         shard = self.shards[number]
         if isinstance(shard, RemoteShard):

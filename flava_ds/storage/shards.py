@@ -1,4 +1,4 @@
-"""From SourceConfig.shards to a sorted list of .tar files: local ones, or objects that fsspec reaches."""
+"""Expands SourceConfig.shards into a sorted list of .tar files, local or remote (through fsspec)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MAX_SHARDS = 10_000_000
 def list_shards(
     shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool = False
 ) -> list[Shard]:
-    """Returns the .tar files that `shards` stands for, sorted, each once: a folder, one file, a brace
-    pattern, each local or as a URL such as 's3://bucket/folder' or 'https://host/{00000..00099}.tar', or a
-    .txt that lists such entries, one a line, relative ones from its folder.
+    """Returns the .tar files that `shards` names, sorted and without duplicates.
 
-    With `pipes`, `shards` itself may be 'pipe:COMMAND', braces in it, whose output is a shard: for streams
-    alone. Entries of a list may not.
+    `shards` is a folder, one file or a brace pattern, each local or a URL such as 's3://bucket/folder' or
+    'https://host/{00000..00099}.tar', or a .txt file that lists such entries, one per line; relative entries
+    start from its folder. With `pipes` (streams only), `shards` may also be 'pipe:COMMAND', with braces: the
+    command's output is a shard. Entries of a list may not.
 
-    Raises: DataError naming the source and what is missing, empty or refused.
+    Raises: DataError that names the source and what is missing, empty or refused.
     """
     label = f"source '{name}': " if name else ""
     if pipes and shards.startswith("pipe:"):
@@ -37,27 +37,27 @@ def list_shards(
         found.update(_expand(entry, shards, name, policy))
     remote = sum(isinstance(shard, RemoteShard) for shard in found)
     if 0 < remote < len(found):
-        raise DataError(f"{label}'{shards}' lists local and remote shards; make two sources of them")
+        raise DataError(f"{label}'{shards}' mixes local and remote shards; make two sources of them")
     return sorted(found)
 
 
 def expand_shards(shards: str, name: str = "") -> list[Path]:
-    """Returns what list_shards does, for what reads whole files from local folders.
+    """Returns the result of list_shards for callers that read whole local files.
 
-    Raises: DataError as list_shards, and for URLs.
+    Raises: DataError as list_shards does, and for URLs.
     """
     found = list_shards(shards, name)
     if isinstance(found[0], RemoteShard):
         label = f"source '{name}': " if name else ""
         raise DataError(
-            f"{label}shards '{found[0]}' is a URL; training and `prepare index` read those, this does "
-            "not: copy or mount the shards"
+            f"{label}shards '{found[0]}' is a URL; only training and `prepare index` read URLs: copy or "
+            "mount the shards"
         )
     return found
 
 
 def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
-    """Yields the lines of a list, or `shards` itself."""
+    """Yields the lines of a list file, or `shards` itself."""
     if not shards.split("?", 1)[0].endswith(".txt"):
         yield shards
         return
@@ -65,15 +65,13 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
         if _URL.match(shards):
             text, folder = fetch(RemoteShard(shards, policy)).decode(), RemoteShard(shards).parent + "/"
         else:
-            text, folder = (
-                Path(shards).expanduser().read_text(encoding="utf-8"),
-                f"{Path(shards).expanduser().parent}/",
-            )
+            path = Path(shards).expanduser()
+            text, folder = path.read_text(encoding="utf-8"), f"{path.parent}/"
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{label}list of shards '{shards}' cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
-        raise DataError(f"{label}list of shards '{shards}' names none")
+        raise DataError(f"{label}list of shards '{shards}' is empty")
     for line in lines:
         yield line if _URL.match(line) or line.startswith(("/", "~", "pipe:")) else folder + line
 
@@ -83,13 +81,13 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
     label = f"source '{name}': " if name else ""
     if entry.startswith("pipe:"):
         raise DataError(
-            f"{label}shards '{entry}' would run a shell command, which is refused; name a folder or a "
-            "URL that can be read"
+            f"{label}shards '{entry}' would run a shell command, which is not allowed here; name a folder or "
+            "a URL"
         )
     if "::" in entry:
         raise DataError(
-            f"{label}'{entry}' chains protocols with '::'; name the shards by one protocol, "
-            "data.cache_directory keeps local copies"
+            f"{label}'{entry}' chains protocols with '::'; use one protocol, data.cache_directory keeps "
+            "local copies"
         )
     if entry.startswith("file://"):
         entry = entry.removeprefix("file://")
@@ -116,7 +114,7 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
 
 
 def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
-    """Returns the shards of a URL. Whether they exist is asked when they are indexed."""
+    """Returns the shards of a URL. Their existence is checked when they are indexed."""
     found = [RemoteShard(expanded, policy) for expanded in expand_braces(entry)]
     if all(shard.name.endswith(".tar") for shard in found):
         return found
@@ -127,7 +125,7 @@ def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
         listed = [fs.unstrip_protocol(file) for file in files if file.split("?", 1)[0].endswith(".tar")]
         if not listed:
             raise DataError(
-                f"{label}'{folder}' lists no .tar file; name the folder of the shards, one .tar, a "
+                f"{label}no .tar file in '{folder}'; name the folder of the shards, one .tar, a "
                 "pattern or a .txt list"
             )
         tars += [RemoteShard(url, policy) for url in listed]
@@ -135,14 +133,14 @@ def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
 
 
 def _option(name: str) -> str:
-    """Returns the option that holds a source's shards."""
+    """Returns the command line option that sets a source's shards."""
     return f"--data.sources.{name or 'NAME'}.shards"
 
 
 def expand_braces(pattern: str) -> list[str]:
     """Expands '{000..123}' (keeping leading zeros) and '{a,b}' like a shell, in order.
 
-    Raises: DataError on a range that runs backwards or on an unreasonable number of results.
+    Raises: DataError for a range that runs backwards, or for too many results.
     """
     done, pending = [], deque([pattern])
     while pending:

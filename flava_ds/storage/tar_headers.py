@@ -1,6 +1,4 @@
-"""Reads the headers of a tar once: member names and where their bytes lie. Nothing is extracted, decompressed
-or unpickled.
-"""
+"""Reads the headers of a tar: member names and offsets. Extracts, decompresses and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from flava_ds.storage.files import Readable
 BLOCK = 512
 _MAX_EXTENSION_BYTES = 2**20
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
-"""How gzip, bzip2, xz, zstd and zip files begin."""
+"""Magic bytes of gzip, bzip2, xz, zstd and zip files."""
 _RECORD, _SIZE = re.compile(rb"([0-9]{1,9}) "), re.compile(rb"[0-9]{1,18}")
 
 
@@ -28,16 +26,15 @@ class Member(NamedTuple):
 
 
 def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
-    """Yields the regular files of a tar in order; stops at the first damage and counts it in `found` by
-    reason.
+    """Yields the regular files of a tar in order; stops at the first damage and counts it in `found`.
 
-    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Links, folders and
-    devices are passed over, and so are zeros between members, as in tars that were joined with cat.
+    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Skips links, folders
+    and devices, and zeros between members, as in tars that were joined with cat.
     """
     position, end, name, size, zeros = 0, file.size, None, None, False
     while position + BLOCK <= end:
         header = file.pread(BLOCK, position)
-        if len(header) < BLOCK:  # the end of a pipe, whose size is not known before
+        if len(header) < BLOCK:  # end of a pipe, whose size is unknown until then
             break
         if not header.strip(b"\0"):
             position, zeros = position + BLOCK, True
@@ -46,11 +43,8 @@ def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
             found[faults.ZEROS] += 1
         zeros, length = False, _number(header[124:136])
         if length is None or not _checksum_holds(header):
-            found[
-                faults.COMPRESSED_SHARD
-                if position == 0 and header.startswith(_PACKED)
-                else faults.BROKEN_HEADER
-            ] += 1
+            packed = position == 0 and header.startswith(_PACKED)
+            found[faults.COMPRESSED_SHARD if packed else faults.BROKEN_HEADER] += 1
             return
         kind, position = header[156:157], position + BLOCK
         extension = kind in b"xLgK"
@@ -70,35 +64,35 @@ def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
                 yield Member(name or _name(header), position, length)
             name, size = None, None
         position += -(-length // BLOCK) * BLOCK
-    if not zeros:  # every tar ends with blocks of zeros
+    if not zeros:  # a complete tar ends with blocks of zeros
         found[faults.TRUNCATED_SHARD] += 1
 
 
 def _checksum_holds(header: bytes) -> bool:
-    """Compares the header's checksum, which is taken with the checksum field itself as spaces."""
+    """Checks the header's checksum, which counts its own field as spaces."""
     return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * 32
 
 
 def _number(field: bytes) -> int | None:
-    """Parses an octal or GNU base-256 number; None when it is neither, or negative."""
+    """Parses an octal or GNU base-256 number; None if it is neither, or negative."""
     if field[0] & 0x80:
         return None if field[0] & 0x40 else int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
-    # int() would take signs and underscores, and a negative size would lead back to its own header
+    # int() accepts signs and underscores, and a negative size would point back at its own header
     if digits.translate(None, b"01234567"):
         return None
     return int(digits, 8) if digits else 0
 
 
 def _name(header: bytes) -> bytes:
-    """Joins the ustar prefix and the name; GNU headers keep times where the prefix would be."""
+    """Joins the ustar prefix and the name; GNU headers store times in place of the prefix."""
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0]
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
 def _pax(body: bytes, name: bytes | None, size: int | None) -> tuple[bytes | None, int | None]:
-    """Takes `path` and `size` out of 'LENGTH KEY=VALUE' records, and leaves what they do not set."""
+    """Returns name and size, updated from the 'LENGTH KEY=VALUE' records of a pax header."""
     start = 0
     while match := _RECORD.match(body, start):
         end = start + int(match[1])

@@ -189,5 +189,5 @@ def test_signals_to_all_processes_of_a_job_are_left_to_the_trainer(loader_of):
 
 
 def test_a_death_while_indexing_is_one_line():
-    with pytest.raises(DataError, match="indexing: a process died, perhaps for lack of memory"):
+    with pytest.raises(DataError, match="indexing: a process died, perhaps out of memory"):
         for_each(os._exit, [(1,), (1,)], workers=2, threads=False, label="indexing", unit="shard")

@@ -109,7 +109,7 @@ def test_absent_shards_and_servers_without_ranges_are_refused(server):
         load_index(RemoteShard(server.url + "/7.tar"))
     server.ranges = False
     size = (server.folder / "0.tar").stat().st_size
-    with pytest.raises(DataError, match="does not serve ranges"):
+    with pytest.raises(DataError, match="does not support range requests"):
         RemoteFile(RemoteShard(server.url + "/0.tar"), size).pread(100, 512)
 
 

@@ -56,7 +56,7 @@ def test_what_fails_twice_works_the_third_time_and_every_attempt_is_logged(serve
         assert re.search(
             (
                 rf"bytes 512 to 3511 of 'http://127\.0\.0\.1:\d+/0\.tar' could not be read, attempt {number} "
-                r"of 3: .*; again in 0\.0 s$"
+                r"of 3: .*; retrying in 0\.0 s$"
             ),
             line,
         )
@@ -70,7 +70,7 @@ def test_what_fails_twice_works_the_third_time_and_every_attempt_is_logged(serve
         ("stall", "no answer within 1 s"),
         ("reset", "Disconnected|reset"),
         ("cut", "Payload"),
-        ("short", "of 3000 bytes came"),
+        ("short", "of 3000 bytes;"),
     ],
 )
 def test_the_last_attempt_names_the_shard_and_what_happened(server, fault, told):

@@ -38,7 +38,7 @@ def test_what_is_missing_empty_or_refused_is_named(tmp_path):
         str(tmp_path / "absent"): "absent' is not a .tar file",
         str(tmp_path / "absent.tar"): "source 'pairs': shard '.*absent.tar' does not exist",
         str(tmp_path / "empty"): "empty' holds no .tar file",
-        str(tmp_path / "a.txt"): "list of shards '.*a.txt' names none",
+        str(tmp_path / "a.txt"): "list of shards '.*a.txt' is empty",
         str(tmp_path / "b.txt"): "shard '.*gone.tar' does not exist",
         str(tmp_path / "gone.txt"): "list of shards '.*gone.txt' cannot be read",
         str(tmp_path / "c.jpg"): "not a .tar file",
@@ -65,7 +65,7 @@ def test_a_list_names_files_patterns_and_folders_from_its_own_place(tmp_path):
         "c/7.tar",
     ]
     (tmp_path / "mixed.txt").write_text("a/0.tar\nhttps://example.org/0.tar\n")
-    with pytest.raises(DataError, match="lists local and remote shards"):
+    with pytest.raises(DataError, match="mixes local and remote shards"):
         list_shards(str(tmp_path / "mixed.txt"))
 
 
@@ -83,6 +83,6 @@ def test_urls_are_expanded_and_written_without_their_query():
 
 
 def test_pipes_run_nothing(tmp_path):
-    with pytest.raises(DataError, match="shell command, which is refused"):
+    with pytest.raises(DataError, match="shell command, which is not allowed"):
         expand_shards(f"pipe:touch {tmp_path / 'ran'}")
     assert not (tmp_path / "ran").exists()

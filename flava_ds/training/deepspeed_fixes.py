@@ -1,6 +1,4 @@
-"""Where DeepSpeed 0.19 does something else than we need: one function per case, with the reason. Each has a
-test that notices a repair upstream.
-"""
+"""Workarounds for DeepSpeed 0.19, one function each. Tests notice when upstream fixes one."""
 
 from __future__ import annotations
 
@@ -15,9 +13,10 @@ from torch import nn
 
 
 def apply_before_initialize(timeout_s: int) -> None:
-    """Applies the fixes that must stand before `deepspeed.initialize`."""
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what engine_config chose on purpose
-    # per collective: DeepSpeed calls deprecated names
+    """Applies the fixes that `deepspeed.initialize` depends on."""
+    # It warns about choices that engine_config makes on purpose.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # one warning per collective: DeepSpeed calls deprecated functions
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     skip_shared_memory_op()
     honour_group_timeout(timeout_s)
@@ -25,8 +24,9 @@ def apply_before_initialize(timeout_s: int) -> None:
 
 
 def skip_shared_memory_op() -> None:
-    """Keeps DeepSpeed from compiling deepspeed_shm_comm at every start on CPU (25-80 s, needs g++ and ninja);
-    only its inference uses it.
+    """Stops DeepSpeed from compiling deepspeed_shm_comm on CPU at every start.
+
+    The build takes 25-80 s and needs g++ and ninja; only inference uses the result.
     """
     import deepspeed.ops
 
@@ -34,9 +34,7 @@ def skip_shared_memory_op() -> None:
 
 
 def honour_group_timeout(timeout_s: int) -> None:
-    """Gives DeepSpeed's process groups our timeout; it creates them with torch's default of 30 minutes
-    whatever it was told.
-    """
+    """Applies our timeout to DeepSpeed's process groups, which always get torch's default of 30 minutes."""
     from deepspeed.comm.torch import TorchBackend
 
     timeout = datetime.timedelta(seconds=timeout_s)
@@ -44,11 +42,10 @@ def honour_group_timeout(timeout_s: int) -> None:
 
 
 def see_tensors_in_dataclasses() -> None:
-    """Lets ZeRO-3's module hooks find tensors inside dataclasses (Packed, Batch, StepOutput); it looks into
-    tuples, lists and dicts only.
+    """Makes ZeRO-3's module hooks find tensors in dataclasses (Packed, Batch, StepOutput).
 
-    Unseen outputs mean that a module which owns parameters directly is not gathered again for its backward
-    pass.
+    The hooks search tuples, lists and dicts only. If they miss a module's outputs, ZeRO-3 does not gather the
+    module's own parameters again for the backward pass.
     """
     from deepspeed.runtime.zero import parameter_offload, utils
 
@@ -74,24 +71,19 @@ def see_tensors_in_dataclasses() -> None:
 
 
 def reshape_scalars(module: nn.Module) -> None:
-    """Turns 0-d parameters into shape (1,), in place; `deepspeed.initialize` crashes on a 0-d parameter in
-    every stage.
-    """
+    """Reshapes 0-d parameters to [1] in place; `deepspeed.initialize` crashes on a 0-d one in every stage."""
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
             if parameter.ndim == 0:
-                setattr(
-                    child,
-                    name,
-                    nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad),
-                )
+                vector = parameter.detach().reshape(1)
+                setattr(child, name, nn.Parameter(vector, requires_grad=parameter.requires_grad))
 
 
 def clear_stale_gradients(zero: Any) -> None:
-    """Zeroes the gradient buffers that survive an update; call before the first micro-step of each.
+    """Zeroes the gradient buffers that survive an update; call it before the first micro-step.
 
-    ZeRO-3, and ZeRO-1/2 with offload_optimizer, otherwise apply the last gradient of every parameter that
-    this step does not use again.
+    Otherwise ZeRO-3, and ZeRO-1/2 with offload_optimizer, apply the previous gradient again to every
+    parameter that this step does not use.
     """
     if getattr(zero, "grad_partitions_flat_buffer", None) is not None:
         zero.grad_partitions_flat_buffer.zero_()
@@ -106,12 +98,11 @@ def clear_stale_gradients(zero: Any) -> None:
 
 
 def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor], bool]]:
-    """Lists the averaged gradients that this rank will apply: (parameter group, tensors, whether other ranks
-    hold the same ones).
+    """Lists this rank's averaged gradients: (parameter group, tensors, whether all ranks hold the same).
 
-    To be called after the last backward pass and before `engine.step`. DeepSpeed's own norm is not used:
-    reading it waits for the device once per parameter group, and an invalid norm is turned into an update
-    with NaN in ZeRO-1/2 with bf16.
+    Call it between the last backward pass and `engine.step`. It replaces DeepSpeed's own norm, which waits
+    for the device once per parameter group and, in ZeRO-1/2 with bf16, turns an invalid norm into an update
+    with NaN.
     """
     zero, groups = engine.optimizer, engine.basic_optimizer.param_groups
     if engine.zero_optimization_stage() == 0:

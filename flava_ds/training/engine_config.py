@@ -1,6 +1,4 @@
-"""One DeepSpeed JSON, checked key by key (DeepSpeed accepts any unknown top-level key silently) and merged
-with what the recipe owns.
-"""
+"""Merges a DeepSpeed JSON with the recipe, after checking its keys: DeepSpeed ignores unknown ones."""
 
 from __future__ import annotations
 
@@ -44,21 +42,20 @@ OWNED = {
     "wandb": "logging.wandb",
     "checkpoint": "checkpoint.every_steps, ...",
 }
-"""Top-level keys that the recipe owns, and the field that does."""
+"""Top-level keys that belong to the recipe, and the field that sets each."""
 
 
 def shipped_settings() -> dict[str, Path]:
-    """Returns the files under ds_configs by name: inside the installed package, or beside it in a
-    checkout."""
+    """Returns the files under ds_configs by name, from the installed package or a checkout."""
     package = Path(__file__).parents[1]
     folder = next((f for f in (package / "ds_configs", package.parent / "ds_configs") if f.is_dir()), package)
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
 def read_settings(name: str) -> tuple[dict[str, Any], str]:
-    """Reads a DeepSpeed JSON by name or path; returns it with the file's path.
+    """Reads a DeepSpeed JSON by name or path. Returns it with the file's path.
 
-    Raises: ConfigError when there is none of that name, or it is no JSON object, or names a key twice.
+    Raises: ConfigError if there is no such file, it is not a JSON object, or it has a key twice.
     """
     shipped = shipped_settings()
     source = shipped.get(name, Path(name))
@@ -77,10 +74,9 @@ def read_settings(name: str) -> tuple[dict[str, Any], str]:
 
 
 def merged_settings(config: Config, world_size: int, device_type: str) -> dict[str, Any]:
-    """Returns what `deepspeed.initialize` gets: the JSON of engine.deepspeed_config plus all that the recipe
-    owns.
+    """Returns the settings for `deepspeed.initialize`: engine.deepspeed_config plus what the recipe owns.
 
-    Raises: ConfigError naming the file and the key, or the recipe field that cannot be had with it.
+    Raises: ConfigError naming the file and key, or the recipe field that conflicts with it.
     """
     settings, path = read_settings(config.engine.deepspeed_config)
     _check_keys(settings, path)
@@ -101,7 +97,7 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
         "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
-        "gradient_clipping": 0.0,  # Engine.update clips; DeepSpeed's own default is 1.0 since 0.19.8
+        "gradient_clipping": 0.0,  # Engine.update clips; DeepSpeed defaults to 1.0 since 0.19.8
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **_precision_settings(config),
@@ -114,7 +110,7 @@ def zero_stage(settings: dict[str, Any]) -> int:
 
 
 def _check_keys(settings: dict[str, Any], path: str) -> None:
-    """Refuses what the recipe owns and what nobody knows."""
+    """Rejects unknown keys and keys that belong to the recipe."""
     for key in settings:
         if key in OWNED:
             raise ConfigError(f"{path}: '{key}' belongs to the recipe; remove it here and set {OWNED[key]}")
@@ -123,7 +119,7 @@ def _check_keys(settings: dict[str, Any], path: str) -> None:
 
 
 def _check_zero(zero: dict[str, Any], path: str) -> None:
-    """Refuses unknown or impossible entries of zero_optimization, by DeepSpeed's own schema."""
+    """Rejects unknown or impossible entries of zero_optimization, using DeepSpeed's own schema."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     fields = DeepSpeedZeroConfig.model_fields
@@ -143,8 +139,8 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
     for key in ("offload_optimizer", "offload_param"):
         if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
             raise ConfigError(
-                f'{path}: zero_optimization.{key}.device "nvme" is refused, as gradients and checkpoints '
-                'are taken from memory; use "cpu"'
+                f'{path}: zero_optimization.{key}.device "nvme" is refused, because gradients and '
+                'checkpoints are read from memory; use "cpu"'
             )
     try:
         DeepSpeedZeroConfig(**zero)
@@ -155,21 +151,21 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
 
 
 def _check_precision(precision: str, zero: dict[str, Any], path: str, device_type: str) -> None:
-    """Refuses combinations that DeepSpeed would run wrongly or not at all."""
+    """Rejects combinations that DeepSpeed runs incorrectly or not at all."""
     if precision == "fp16" and device_type == "cpu":
         raise ConfigError("training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'")
     if precision != "fp32" and zero["stage"] == 0:
         raise ConfigError(
-            f"{path}: ZeRO stage 0 with training.precision '{precision}' is refused, because DeepSpeed "
-            "then makes an update with zero "
-            "gradients at start-up (bias correction off by one, one extra weight decay); use stage 1, "
-            "which costs no more communication"
+            f"{path}: ZeRO stage 0 with training.precision '{precision}' is refused, because DeepSpeed then "
+            "makes an update with zero gradients at start-up (bias correction off by one, one extra weight "
+            "decay); use stage 1, which costs no more communication"
         )
 
 
 def _precision_settings(config: Config) -> dict[str, Any]:
-    """Spells training.precision in DeepSpeed's keys; the check of gradients for bf16 would wait for the
-    device, Engine.update does it.
+    """Translates training.precision into DeepSpeed's keys.
+
+    DeepSpeed's gradient check for bf16 is off because it waits for the device; Engine.update checks instead.
     """
     if config.training.precision == "bf16":
         return {"bf16": {"enabled": True, "check_grad_overflow": False}}

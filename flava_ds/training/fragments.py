@@ -1,6 +1,4 @@
-"""Which elements of which parameters a rank holds in fp32, whatever the ZeRO stage: views to copy a
-checkpoint out of, and back into.
-"""
+"""Views of the fp32 parameter elements that a rank holds, in any ZeRO stage, to save and load."""
 
 from __future__ import annotations
 
@@ -19,11 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements `start` .. `start` + `numel` of a parameter, counted in the flattened whole.
+    """Elements `start` .. `start` + `numel` of a flattened parameter.
 
-    `tensors` holds flat views of the rank's own memory: 'weight' and, for a parameter that is trained, the
-    moments of the optimizer and the running averages that follow it. `replicated` says that every rank holds
-    the same elements.
+    `tensors` holds flat views of this rank's memory: 'weight' and, for a trained parameter, the optimizer's
+    moments and the running averages that follow it. If `replicated`, every rank holds the same elements.
     """
 
     name: str
@@ -33,11 +30,11 @@ class Fragment:
 
     @property
     def numel(self) -> int:
-        """How many elements these are."""
+        """Number of elements."""
         return self.tensors["weight"].numel()
 
     def narrow(self, start: int, numel: int) -> Fragment:
-        """Returns the part of it from its own element `start` on."""
+        """Returns `numel` elements of the fragment, starting at its element `start`."""
         return Fragment(
             self.name,
             self.start + start,
@@ -48,9 +45,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where a fragment lies in a flat tensor of the optimizer: `numel` elements from `offset` on are those
-    from `start` on of the parameter.
-    """
+    """Maps `numel` elements of a parameter, from `start`, to a flat optimizer tensor, from `offset`."""
 
     parameter: nn.Parameter
     start: int
@@ -60,9 +55,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Slot:
-    """One tensor of the optimizer, the group it belongs to, all parameters spread over it on all ranks, and
-    what this rank has of them.
-    """
+    """One optimizer tensor: its group, the parameters in it on all ranks, and this rank's pieces of them."""
 
     flat: Tensor
     group: dict[str, Any]
@@ -72,25 +65,21 @@ class _Slot:
 
 @dataclass
 class Average:
-    """A running average of some of the task's parameters: in fp32, split as the fp32 weights are, in the same
-    memory.
-    """
+    """A running average of some parameters, in fp32, sharded like the fp32 weights and in the same memory."""
 
     followed: set[str]
-    """Names of these parameters, all of which are trained."""
+    """Names of these parameters, all of them trained."""
     _flats: dict[int, Tensor] = field(default_factory=dict)
 
     def like(self, number: int, flat: Tensor) -> Tensor:
-        """Returns its part beside the optimizer's tensor of this number, which begins with that tensor's
-        values.
-        """
+        """Returns its counterpart of the optimizer's tensor `number`, initialised from that tensor."""
         if number not in self._flats:
             self._flats[number] = flat.detach().to(torch.float32, copy=True).view(-1)
         return self._flats[number]
 
 
 def held(engine: Engine) -> Iterator[Fragment]:
-    """Yields the fragments whose values this rank needs; every parameter lies on some rank."""
+    """Yields the fragments that this rank needs; every parameter is on some rank."""
     names, replicated = _names(engine), engine.stage == 0
     for number, slot in enumerate(_slots(engine)):
         state = engine.optimizer.create_state(slot.flat)
@@ -118,8 +107,7 @@ def held(engine: Engine) -> Iterator[Fragment]:
 
 
 def owned(engine: Engine) -> Iterator[Fragment]:
-    """Yields the fragments that this rank writes: what it holds alone, and its share of what all
-    ranks hold."""
+    """Yields the fragments that this rank saves: those it alone holds and its share of replicated ones."""
     size, rank = engine.world.size, engine.world.rank
     for fragment in held(engine):
         if not fragment.replicated:
@@ -132,7 +120,7 @@ def owned(engine: Engine) -> Iterator[Fragment]:
 
 
 def update_counts(engine: Engine) -> dict[str, int]:
-    """Returns how many updates the optimizer has made to each trained parameter."""
+    """Returns the number of optimizer updates of each trained parameter."""
     names = _names(engine)
     return {
         names[member]: engine.optimizer.updates_of(slot.group, slot.flat)
@@ -142,40 +130,37 @@ def update_counts(engine: Engine) -> dict[str, int]:
 
 
 def set_update_counts(engine: Engine, counts: Mapping[str, int]) -> None:
-    """Sets how many updates each trained parameter has had.
+    """Sets the number of updates of each trained parameter.
 
-    Raises: CheckpointError when a count is missing, or parameters that now share a count have different ones.
+    Raises: CheckpointError if a count is missing, or if parameters that now share a count have different
+    ones.
     """
     names = _names(engine)
     for slot in _slots(engine):
         members = [names[member] for member in slot.members]
         if missing := [name for name in members if name not in counts]:
             raise CheckpointError(
-                f"the checkpoint has no optimizer state of '{missing[0]}', which this run trains; freeze "
-                "the same parameters as before, "
-                "or start a new run with --initial-weights"
+                f"the checkpoint has no optimizer state of '{missing[0]}', which this run trains; freeze the "
+                "same parameters as before, or start a new run with --initial-weights"
             )
         first = members[0]
         if other := next((name for name in members if counts[name] != counts[first]), None):
             raise CheckpointError(
                 f"'{first}' has had {counts[first]} updates and '{other}' {counts[other]}, but this "
-                "configuration trains them as one group; go on with "
-                "the objectives and optimizer settings of the checkpoint's config.json, or start a new run "
-                "with --initial-weights"
+                "configuration trains them as one group; resume with the objectives and optimizer settings "
+                "of the checkpoint's config.json, or start a new run with --initial-weights"
             )
         engine.optimizer.set_updates(slot.group, slot.flat, int(counts[first]))
 
 
 def begin_loading(engine: Engine) -> None:
-    """Prepares for new values in the fragments; all ranks together."""
+    """Prepares the fragments for new values. Collective: all ranks call it together."""
     if engine.stage == 3:
         engine.deepspeed.optimizer._partition_all_parameters()
 
 
 def finish_loading(engine: Engine) -> None:
-    """Carries the fragments' new values over to the parameters that the module computes with; all ranks
-    together.
-    """
+    """Copies the fragments' new values to the parameters that the module computes with. Collective."""
     zero = engine.deepspeed.optimizer
     if engine.stage in (1, 2):
         zero.update_lp_params()
@@ -194,8 +179,11 @@ def _names(engine: Engine) -> dict[nn.Parameter, str]:
 
 
 def _slots(engine: Engine) -> Iterator[_Slot]:
-    """Yields the optimizer's tensors. Stages 1 and 2 have one per group; stage 3 one per sub-group, in which
-    every rank has a part of each parameter; without ZeRO the parameters themselves are the tensors."""
+    """Yields the optimizer's tensors.
+
+    Stages 1 and 2 have one per group, stage 3 one per sub-group with a part of each parameter on every rank;
+    without ZeRO they are the parameters themselves.
+    """
     zero, groups = engine.deepspeed.optimizer, engine.optimizer.param_groups
     if engine.stage == 0:
         for group in groups:
@@ -222,9 +210,7 @@ def _slots(engine: Engine) -> Iterator[_Slot]:
 
 
 def _partitions(engine: Engine, members: list[Any]) -> list[_Piece]:
-    """Lists this rank's equal parts of a sub-group's parameters, to which ZeRO-3 has added theirs; the last
-    ranks' parts may be padding.
-    """
+    """Lists this rank's equal parts of a ZeRO-3 sub-group's parameters; the last parts may be padding."""
     pieces, offset = [], 0
     for parameter in members:
         part = parameter.partition_numel()
@@ -236,8 +222,7 @@ def _partitions(engine: Engine, members: list[Any]) -> list[_Piece]:
 
 
 def _frozen(engine: Engine, parameter: Any) -> tuple[int, Tensor]:
-    """Returns where this rank's part of a frozen parameter starts, and the part, in the module's
-    precision."""
+    """Returns this rank's part of a frozen parameter, in the module's precision, and where it starts."""
     if engine.stage < 3:
         return 0, parameter.detach().view(-1)
     part = parameter.partition_numel()

@@ -1,6 +1,4 @@
-"""Training state that is no parameter: a teacher, a queue, a centre. Equal on all ranks, and part of every
-checkpoint.
-"""
+"""Training state that is not a parameter, e.g. a teacher, queue or centre; equal on all ranks, saved."""
 
 from __future__ import annotations
 
@@ -19,64 +17,64 @@ if TYPE_CHECKING:
 
 
 class TrainingState:
-    """What a task keeps beside its parameters.
+    """State that a task keeps in addition to its parameters.
 
-    The engine calls `begin` once, the trainer `complete` for every micro-batch before its forward pass and
-    `after_update` once per update. A state derives what it keeps from numbers that are equal on all ranks, so
-    its tensors are, too; they are saved by rank 0, restored on every rank whatever the ranks and ZeRO stage,
-    and compared by the checksums. All that changes on the way is in its tensors: a plain number would be lost
-    when a run goes on.
+    The engine calls `begin` once. The trainer calls `complete` for every micro-batch before its forward pass,
+    and `after_update` once per update. A state must derive its values from numbers that are equal on all
+    ranks, so that its tensors are equal too. Rank 0 saves them, every rank restores them whatever the world
+    size and ZeRO stage, and the checksums compare them. Anything that changes during training must be in
+    `tensors`: a plain Python number would be lost on resume.
     """
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the tensors to save and compare, by name; a checkpoint is restored by copying into them."""
+        """Returns the tensors to save and compare, by name; restoring copies into them."""
         return {}
 
     def copies(self) -> dict[str, Tensor]:
-        """Returns everything of it that must be equal on all ranks, what a checkpoint does not
-        hold included."""
+        """Returns all tensors that must be equal on all ranks, including those not in checkpoints."""
         return self.tensors()
 
     def begin(self, name: str, engine: Engine) -> None:
-        """Moves to the engine's device and takes its first values from the initial weights, before a
-        checkpoint is restored. `name` is the task's for it, e.g. "<objective>.<state>"."""
+        """Moves to the engine's device and initialises from the initial weights, before any restore.
 
-    def restored(self, engine: Engine) -> None:
-        """Renews what is derived from its tensors and the engine's slots after a checkpoint has been
-        restored.
+        `name` is the task's name for the state, e.g. "<objective>.<state>".
         """
 
+    def restored(self, engine: Engine) -> None:
+        """Recomputes what derives from its tensors and the engine's fragments, after a restore."""
+
     def complete(self, batch: Batch) -> Batch:
-        """Adds the targets that it makes for a micro-batch, on the device and without a graph."""
+        """Adds the state's targets to a micro-batch, on the device and without a graph."""
         return batch
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
         """Follows an update.
 
-        `statistics` are those of the losses of the objective that keeps the state, summed over micro-batches
-        and ranks, and as `count` the terms of these sums; none when the objective took no part in the step.
-        `engine.applied` is 0.0 on the device where the update was skipped; then the engine puts `tensors`
-        back, and what else a state keeps must not change.
+        `statistics` holds the owning objective's loss statistics, summed over micro-batches and ranks, and
+        their number of terms as `count`. It is empty if the objective took no part in the step.
+        `engine.applied` is a device scalar, 0.0 if the update was skipped: the engine then restores
+        `tensors`, and the state must leave everything else unchanged.
         """
 
 
 class EmaTeacher(TrainingState):
     """A network whose weights are an exponential moving average of some of the task's parameters.
 
-    The average is kept in fp32 beside the fp32 weights, on the rank that has those, whatever the ZeRO stage:
-    a bf16 average would not move until the student differs by half. It is saved and resharded as a moment is.
-    `network`, which computes, is a whole copy on every rank in the precision of the run and follows after
-    each update; with several ranks that takes one all-reduce of its size in fp32. What is frozen in the
-    student and its buffers are copied.
+    The average is kept in fp32, sharded like the fp32 weights, whatever the ZeRO stage: in bf16 it would not
+    move before the student differed by about half. It is saved and resharded like an optimizer moment.
+    `network`, which computes the targets, is a full copy on every rank in the run's precision, refreshed
+    after each update; with several ranks this takes one fp32 all-reduce of its size. Buffers and parameters
+    that are frozen in the student are copied.
     """
 
     def __init__(
         self, network: nn.Module, follows: str | Mapping[str, str], momentum: Callable[[int], float]
     ) -> None:
-        """`network` has the task's parameters below the prefix `follows`, by the same names, e.g. a deep copy
-        of the model's image tower those below "model.image_tower.". A mapping says for several parts of the
-        network, by the prefixes of their names, where each is found in the task. `momentum` is a function of
-        the step."""
+        """Follows the task's parameters below the prefix `follows` with `momentum`, a function of the step.
+
+        E.g. "model.image_tower." for a deep copy of the model's image tower. A mapping gives a prefix in the
+        task for each prefix in the network.
+        """
         self.follows = {"": follows} if isinstance(follows, str) else dict(follows)
         self.momentum = momentum
         self.network = network.requires_grad_(False).eval()
@@ -97,7 +95,7 @@ class EmaTeacher(TrainingState):
         self.restored(engine)
 
     def restored(self, engine: Engine) -> None:
-        """Fills the network from the ranks' parts of the average."""
+        """Fills the network from the ranks' shards of the average."""
         own, total = self._own(), 0
         places: dict[str, int] = {}
         for name, parameter in own.items():
@@ -106,7 +104,8 @@ class EmaTeacher(TrainingState):
         flat = torch.zeros(total, dtype=torch.float32, device=engine.world.device)
         divided = engine.world.size > 1 and engine.stage > 0
         for fragment in fragments.held(engine):
-            # Of what all ranks hold, such as frozen parameters, one rank brings the values to the sum.
+            # Every rank holds replicated fragments, such as frozen parameters; only the main rank adds them
+            # to the sum.
             if fragment.name not in places or (divided and fragment.replicated and not engine.world.is_main):
                 continue
             start = places[fragment.name] + fragment.start
@@ -114,7 +113,7 @@ class EmaTeacher(TrainingState):
                 fragment.tensors.get(self.key, fragment.tensors["weight"])
             )
         if divided:
-            dist.all_reduce(flat)  # every element is one rank's, and zero on the others
+            dist.all_reduce(flat)  # each element is non-zero on one rank at most
         for name, parameter in own.items():
             start = places[self._followed_by(name)]
             parameter.copy_(flat[start : start + parameter.numel()].view_as(parameter))
@@ -133,7 +132,7 @@ class EmaTeacher(TrainingState):
         return dict(self.network.named_parameters())
 
     def _followed_by(self, name: str) -> str:
-        """Returns the task's name of what the network calls `name`; the longest prefix counts."""
+        """Returns the task's name of the network's parameter `name`; the longest matching prefix wins."""
         known = [prefix for prefix in self.follows if name.startswith(prefix)]
         if not known:
             return name
@@ -141,18 +140,18 @@ class EmaTeacher(TrainingState):
         return self.follows[prefix] + name.removeprefix(prefix)
 
     def _check(self, name: str, engine: Engine) -> None:
-        """Raises AssertionError unless the task has all that the network has, in the same shapes."""
+        """Raises AssertionError unless the task has every tensor of the network, in the same shape."""
         student = {
             **engine.shapes(),
             **{key: tuple(buffer.shape) for key, buffer in engine.module.named_buffers()},
         }
         for key, tensor in self.copies().items():
             wanted = student.get(self._followed_by(key))
-            # the engine makes scalars one long
+            # the engine reshapes scalars to [1]
             if wanted is None or tuple(wanted) != (tuple(tensor.shape) or (1,)):
-                what = "is not in the task" if wanted is None else f"has the shape {list(wanted)} there"
+                what = "is not in the task" if wanted is None else f"has shape {list(wanted)} there"
                 raise AssertionError(
-                    f"the teacher '{name}' has '{key}' of shape {list(tensor.shape)}, and "
-                    f"'{self._followed_by(key)}', which it "
-                    f"would follow, {what}; `follows` names the place of the network's parts in the task"
+                    f"the teacher '{name}' has '{key}' of shape {list(tensor.shape)}, but "
+                    f"'{self._followed_by(key)}', which it should follow, {what}; set `follows` to the "
+                    "prefixes of the network's parts in the task"
                 )

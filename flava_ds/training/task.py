@@ -1,4 +1,4 @@
-"""A model with its objectives: all that trainer, engine, metrics and checkpoints know of a model family."""
+"""A model with its objectives: everything that trainer, engine, metrics and checkpoints know of a family."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective
 from flava_ds.training.state import TrainingState
 
 Encodings = Mapping[str, Rows]
-"""view -> what was encoded of it"""
+"""view -> its encoding"""
 Reads = Mapping[str, Mapping[str, Tensor]]
 """objective -> view -> the rows it reads: [k]"""
 
@@ -27,7 +27,6 @@ class StepOutput:
     Shapes:
         loss        scalar          fp32, with gradient
         sums        name -> scalar  "<objective>/loss" and "<objective>/<metric>", over this rank's terms
-        statistics  name -> tensor  "<objective>/<name>", what training states read after the update
     """
 
     loss: Tensor
@@ -37,51 +36,46 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Pass:
-    """One stretch of work on a batch, from which its FLOPs follow: what the planner and the metrics count."""
+    """A part of the forward pass. The planner and the metrics add up their FLOPs."""
 
     name: str
     flops: float
-    """Of the forward pass, 2 per multiply-add."""
+    """Of the forward pass; a multiply-add counts as 2."""
 
 
 class Task(nn.Module):
-    """Runs the union of the views that the active objectives need once, calls them, and adds up.
+    """Encodes the views that the active objectives need, calls the objectives, and adds up their losses.
 
-    A family derives from it where it has more to say: frozen networks that make targets, training states,
-    FLOPs.
+    A family subclasses it to add frozen networks that compute targets, training states and FLOPs.
     """
 
     model: Any
-    """A module that is an objectives.base.Model as well."""
+    """An nn.Module that implements objectives.base.Model."""
     objectives: Mapping[str, Objective]
 
     def __init__(self, model: nn.Module, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
         self.model = model
-        self.objectives = nn.ModuleDict(objectives)  # type: ignore[assignment]  # a mapping to its readers, and a module to torch
+        # Readers see a mapping, torch a module.
+        self.objectives = nn.ModuleDict(objectives)  # type: ignore[assignment]
         self.states: dict[str, TrainingState] = {
             f"{name}.{key}": state
             for name, own in objectives.items()
             for key, state in own.states(model).items()
         }
-        """Those of the objectives are called "<objective>.<state>"; a family may add its own under other
-        names.
+        """The objectives' states are named "<objective>.<state>"; a family may add its own under other names.
         """
         self.frozen: dict[str, Any] = {}
-        """Networks on the device that make targets and are not trained; equal on all ranks, not in
-        checkpoints.
-        """
+        """Untrained networks on the device that compute targets; equal on all ranks, not in checkpoints."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of step that an objective reads, sorted."""
-        return tuple(
-            sorted({str(kind) for objective in self.objectives.values() for kind in objective.kinds})
-        )
+        """The kinds of step that some objective takes part in, sorted."""
+        return tuple(sorted({str(kind) for own in self.objectives.values() for kind in own.kinds}))
 
     @property
     def metrics(self) -> dict[str, Mapping[str, str]]:
-        """For each objective, in a fixed order, the metrics that are logged and their names in the log."""
+        """The logged metrics of each objective and their names in the log, in a fixed order."""
         return {name: objective.metrics for name, objective in self.objectives.items()}
 
     def active(self, kind: str) -> dict[str, Objective]:
@@ -89,17 +83,15 @@ class Task(nn.Module):
         return {name: objective for name, objective in self.objectives.items() if kind in objective.kinds}
 
     def pooled(self, kind: str) -> dict[str, PooledObjective]:
-        """Returns those that need all samples of a step at once."""
+        """Returns the active objectives that need all samples of a step at once."""
         return {name: o for name, o in self.active(kind).items() if isinstance(o, PooledObjective)}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Returns the terms of each active objective's sum in `batch`, known without the device."""
+        """Counts the terms of each active objective's sum in `batch`, without the device."""
         return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
 
     def complete(self, batch: Batch) -> Batch:
-        """Adds the targets that frozen networks and training states compute, on the device and without a
-        graph.
-        """
+        """Adds the targets of frozen networks and training states, on the device and without a graph."""
         for state in self.states.values():
             batch = state.complete(batch)
         return batch
@@ -107,13 +99,13 @@ class Task(nn.Module):
     def forward(self, entry: str, *arguments: Any) -> Any:
         """Calls the method `entry`: "step" or "features".
 
-        Everything enters here, because DeepSpeed's hooks, which gather what ZeRO-3 has divided, hang on
-        forward().
+        Every pass goes through forward(), because DeepSpeed's ZeRO-3 hooks, which gather sharded parameters,
+        are attached there.
         """
         return getattr(self, entry)(*arguments)
 
     def features(self, batch: Batch) -> dict[str, Features]:
-        """Computes what pooled objectives read of a micro-batch: the first of their two passes."""
+        """Computes what the pooled objectives read of a micro-batch: the first of their two passes."""
         pooled = self.pooled(batch.kind)
         encoded, reads = self._encode(pooled, batch)
         return {
@@ -128,8 +120,9 @@ class Task(nn.Module):
     ) -> StepOutput:
         """Returns a micro-batch's part of the step's loss.
 
-        `denominators` are each objective's terms over all ranks and micro-batches, divided by the ranks, over
-        which gradients are averaged. `gradients` makes the pooled objectives' loss that of the whole step.
+        `denominators` holds each objective's terms over all ranks and micro-batches, divided by the world
+        size, since gradients are averaged over ranks. With `gradients`, the pooled objectives' losses are
+        taken over the whole step.
         """
         losses = self.losses(batch, gradients)
         total = torch.stack(list(self.weighted(losses, denominators).values())).sum()
@@ -150,8 +143,7 @@ class Task(nn.Module):
         gradients: Mapping[str, FeatureGradients] | None = None,
         only: Collection[str] | None = None,
     ) -> dict[str, Loss]:
-        """Runs the union of the views needed once, for the rows that are read, then every active objective,
-        or those in `only`."""
+        """Encodes the rows that are read of the needed views, then calls the active objectives or `only`."""
         active, losses = self.active(batch.kind), {}
         if only is not None:
             active = {name: objective for name, objective in active.items() if name in only}
@@ -169,9 +161,11 @@ class Task(nn.Module):
         }
 
     def statistics_of(self, state: str, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what the state of this name is told after an update: of an objective's state, that
-        objective's statistics by their own names, none when it took no part; of a family's, all by
-        "<objective>/<name>"."""
+        """Returns the statistics that a state receives after an update.
+
+        An objective's state receives that objective's statistics by their own names, or none if it took no
+        part in the step. A family's state receives all, as "<objective>/<name>".
+        """
         owner = state.rpartition(".")[0]
         if owner not in self.objectives:
             return dict(totals)
@@ -179,9 +173,7 @@ class Task(nn.Module):
         return {name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)}
 
     def users(self) -> dict[str, frozenset[str]]:
-        """Returns, for each trainable parameter, the step kinds that give it a gradient (an empty set when
-        none does).
-        """
+        """Maps each trainable parameter to the step kinds that give it a gradient (possibly none)."""
         every = dict(self.named_parameters())
         users: dict[str, set[str]] = {name: set() for name, own in every.items() if own.requires_grad}
         for name, objective in self.objectives.items():
@@ -197,24 +189,23 @@ class Task(nn.Module):
         return {name: frozenset(kinds) for name, kinds in users.items()}
 
     def passes(self, batch: Batch) -> Iterable[Pass]:
-        """Lists the work of a micro-batch's forward pass, from lengths that the host knows; call it before
-        the batch moves.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say what work a batch is")
+        """Lists the work of a forward pass from lengths known to the host; call it before the batch moves."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `passes`")
 
     def flops(self, batch: Batch) -> float:
-        """Returns the FLOPs of a micro-batch's forward and backward pass; a backward pass costs twice the
-        forward pass.
+        """Returns the FLOPs of a micro-batch's forward and backward passes; backward costs twice forward.
 
-        The extra forward pass of activation checkpointing is left out, as is that of a pooled objective under
+        Excludes recomputation under activation checkpointing and the extra pass of pooled objectives under
         accumulation.
         """
         own = sum(objective.flops(self.model, batch) for objective in self.active(batch.kind).values())
         return 3 * (sum(part.flops for part in self.passes(batch)) + own)
 
     def encoders(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the trainable parameters of each encoder, of which gradient norms are logged: of the
-        model's parts that are more than one layer."""
+        """Returns the trainable parameters of each encoder, for logged gradient norms.
+
+        An encoder is a child of the model with more than one layer.
+        """
         found: dict[str, list[nn.Parameter]] = {}
         for name, part in self.model.named_children():
             own = [parameter for parameter in part.parameters() if parameter.requires_grad]
@@ -223,9 +214,7 @@ class Task(nn.Module):
         return found
 
     def _encode(self, active: Mapping[str, Objective], batch: Batch) -> tuple[Encodings, Reads]:
-        """Encodes the union of the views that objectives need, finishing only the rows that one of them
-        reads.
-        """
+        """Encodes the union of the needed views; computes only the rows that some objective reads."""
         reads = {name: objective.reads(self.model, batch) for name, objective in active.items()}
         rows: dict[str, list[Tensor]] = {}
         for own in reads.values():
@@ -241,9 +230,7 @@ def _hidden(encoded: Encodings, reads: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def recompute_activations(module: nn.Module, wanted: bool) -> None:
-    """Has every transformer of `module` keep its blocks' inputs alone and compute the rest again in the
-    backward pass.
-    """
+    """Sets activation checkpointing in every transformer of `module`: blocks keep only their inputs."""
     for part in module.modules():
         if isinstance(part, Transformer):
             part.activation_checkpointing = wanted

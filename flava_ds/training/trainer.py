@@ -1,4 +1,4 @@
-"""The loop. `train_step` is one optimizer update; watchers do everything that is not part of it."""
+"""The training loop. `train_step` is one optimizer update; watchers do everything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flava_ds.training.watcher import DivergedError, Note, Update, Watcher
 
 
 class Loader(Protocol):
-    """Yields each step's micro-batches on this rank, from its first step on."""
+    """Yields the micro-batches of each step on this rank, starting at the run's first step."""
 
     def __iter__(self) -> Iterator[list[Batch]]: ...
 
@@ -38,13 +38,13 @@ class Loader(Protocol):
 
 
 class Recorder(Protocol):
-    """Turns updates into lines of the log."""
+    """Turns updates into log records."""
 
     def due(self, step: int) -> bool:
-        """Tells whether a line follows `step`."""
+        """Returns True if a record is written after `step`."""
 
     def write(self, update: Update) -> Mapping[str, Any]:
-        """Writes the line and returns it; all ranks together."""
+        """Writes the record and returns it. Collective: all ranks call it together."""
 
     def close(self) -> None: ...
 
@@ -62,9 +62,7 @@ class Trainer:
         first_step: int,
         go_back: Callable[[DivergedError], int],
     ) -> None:
-        """`go_back` returns a diverged run to a checkpoint and returns its step; it raises where the run must
-        end.
-        """
+        """`go_back` rolls a diverged run back to a checkpoint and returns its step; it may raise instead."""
         self.config, self.engine, self.loader, self.recorder = config, engine, loader, recorder
         self.watchers, self.first_step, self.go_back = tuple(watchers), first_step, go_back
         self.task, self.world = engine.module, engine.world
@@ -73,18 +71,15 @@ class Trainer:
         self._sources = {name: number for number, name in enumerate(sorted(config.data.sources))}
 
     def fit(self) -> int:
-        """Trains to the end, or until a signal asks a rank to stop. Returns 0, or 128 + the signal's number.
+        """Trains to the last step, or until a signal stops a rank. Returns 0, or 128 + the signal number.
 
-        A run that diverges goes back to its last good checkpoint, training.max_rollbacks times at most.
+        A run that diverges rolls back to its last good checkpoint, at most training.max_rollbacks times.
 
-        Raises: UserError when it diverges once more, when a step does not fit into memory, or when ranks
-        differ.
+        Raises: UserError when the rollbacks are used up, a step runs out of memory, or ranks disagree.
         """
         if self.first_step >= self.config.training.total_steps:
-            log.info(
-                "this run has made its %d steps; raise training.total_steps to go on, or give another --name",
-                self.first_step,
-            )
+            done = "this run has finished its %d steps; raise training.total_steps, or pick another --name"
+            log.info(done, self.first_step)
         with self._stop.listening():
             while True:
                 try:
@@ -94,9 +89,8 @@ class Trainer:
                     for watcher in self.watchers:
                         watcher.on_end(steps, stopped=self.stopping)
                     if self.stopping:
-                        log.info(
-                            "stopped by a signal after step %d; start the same command again to go on", steps
-                        )
+                        told = "stopped by a signal after step %d; start the same command again to go on"
+                        log.info(told, steps)
                     break
                 except DivergedError as error:
                     self.first_step = self.go_back(error)
@@ -104,7 +98,7 @@ class Trainer:
         return 128 + (self._stop.asked or signal.SIGTERM) if self.stopping else 0
 
     def _take_steps(self) -> int:
-        """Trains from first_step on, and returns the number of updates that the run has made at the end."""
+        """Trains from first_step on. Returns the number of updates the run has made in total."""
         with closing(self._batches()) as batches:
             asked = time.perf_counter()
             for step, micro_batches in enumerate(batches, start=self.first_step):
@@ -121,12 +115,14 @@ class Trainer:
         return self.config.training.total_steps
 
     def train_step(self, step: int, micro_batches: Sequence[Batch], waited_s: float = 0.0) -> Update:
-        """One optimizer update from this rank's micro-batches."""
-        # All ranks must be at the same step, source and kind, and their counts are the losses' denominators.
+        """Makes one optimizer update from this rank's micro-batches."""
+        # All ranks must be at the same step, source and kind. The exchanged counts are the losses'
+        # denominators, so they are needed before the first forward pass.
         update = self._agree(step, micro_batches, waited_s)
-        # Frozen networks and teachers make their targets here, once, outside of any graph.
+        # Frozen networks and teachers compute their targets here: once per batch and without a graph.
         update.batches = [self.engine.complete(batch.to(self.world.device)) for batch in micro_batches]
-        # A pooled loss needs every sample of the step before the first backward pass.
+        # A pooled loss needs every sample of the step, so with several micro-batches it takes a first pass
+        # without a graph. The pass below then backpropagates these gradients.
         update.gradients = self._pooled_gradients(update)
         for watcher in self.watchers:
             watcher.before_update(update)
@@ -134,12 +130,15 @@ class Trainer:
         self.engine.begin(update.kind, update.lr)
         for batch, gradients in zip(update.batches, update.gradients, strict=True):
             update.outputs.append(self.engine.forward_backward(batch, update.denominators, gradients))
+        # Clips, steps and skips non-finite updates on the device; nothing here waits for a value.
         update.grad_norm = self.engine.update()
         update.loss = self.engine.loss
 
+        # Teachers follow after the weights have moved.
         self._follow(update)
         for watcher in self.watchers:
             watcher.after_update(update)
+        # A record reads device values: only steps that write one wait for the device here.
         if self.recorder.due(step):
             record = self.recorder.write(update)
             for watcher in self.watchers:
@@ -147,8 +146,7 @@ class Trainer:
         return update
 
     def _batches(self) -> Generator[list[Batch], None, None]:
-        """Passes the loader's batches on. The other ranks wait for this one's counts next, so an error of its
-        loader reaches them there."""
+        """Yields the loader's batches; reports its failure to the other ranks, which wait for our counts."""
         try:
             yield from self.loader
         except UserError:
@@ -156,13 +154,10 @@ class Trainer:
             raise
 
     def _agree(self, step: int, micro_batches: Sequence[Batch], waited_s: float) -> Update:
-        """Sums each objective's terms over micro-batches and ranks, makes sure that all ranks do the same
-        step, and exchanges the watchers' notes."""
+        """Exchanges counts and notes, and checks that all ranks do the same step."""
         first = micro_batches[0]
         if any((batch.kind, batch.source) != (first.kind, first.source) for batch in micro_batches):
-            raise AssertionError(
-                f"step {step}: micro-batches of several kinds or sources in one optimizer step"
-            )
+            raise AssertionError(f"step {step}: its micro-batches have different kinds or sources")
         parts = [self.task.counts(batch) for batch in micro_batches]
         mine = [sum(part.get(name, 0) for part in parts) for name in self._objectives]
         asked = Note(stop=self._stop.asked is not None)
@@ -173,9 +168,8 @@ class Trainer:
         self.stopping = any(other.stop for other in notes)
         for watcher in self.watchers:
             watcher.heard(step, notes)
-        counts = {
-            name: total for name, total in zip(self._objectives, totals, strict=True) if name in parts[0]
-        }
+        named = zip(self._objectives, totals, strict=True)
+        counts = {name: total for name, total in named if name in parts[0]}
         return Update(
             step=step,
             kind=first.kind,
@@ -189,13 +183,13 @@ class Trainer:
         )
 
     def _denominators(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        """Counts over all ranks, divided by the ranks because gradients are averaged over them; filled on the
-        device, not copied to it."""
+        """Returns counts over all ranks divided by the world size: gradients are averaged over ranks."""
+        # torch.full fills on the device; torch.tensor would copy from the host.
         size, device = self.world.size, self.world.device
         return {name: torch.full((), max(count, 1) / size, device=device) for name, count in counts.items()}
 
     def _pooled_gradients(self, update: Update) -> list[dict[str, FeatureGradients] | None]:
-        """Makes each pooled loss that of the whole step where it is spread over several micro-batches."""
+        """Returns each micro-batch's gradients of the step's pooled losses; None for a single micro-batch."""
         pooled = self.task.pooled(update.kind)
         if len(update.batches) == 1 or not pooled:
             return [None] * len(update.batches)
@@ -204,7 +198,7 @@ class Trainer:
         return [{name: parts[number] for name, parts in by_name.items()} for number in range(len(features))]
 
     def _follow(self, update: Update) -> None:
-        """Lets the training states follow the update, on sums over micro-batches and ranks."""
+        """Updates the training states from statistics summed over micro-batches and ranks."""
         if not self.task.states:
             return
         totals: dict[str, Tensor] = {}
@@ -222,5 +216,5 @@ class Trainer:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Tells whether `step` is a multiple of `every`; never for 0."""
+    """Returns True if `step` is a multiple of `every`; never for 0."""
     return every > 0 and step % every == 0

@@ -1,8 +1,6 @@
-"""What looks on while a run trains: saver, spikes, checksums, profiler, stop requests, gradient norms,
-metrics.
+"""Hooks around training: checkpoints, spikes, checksums, profiling, stop requests, norms, metrics.
 
-The trainer calls the hooks of all watchers in one order, which is the same on every rank, so a hook may hold
-a collective.
+The trainer calls the hooks of all watchers in the same order on every rank, so a hook may run a collective.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from flava_ds.training.task import StepOutput
 
 
 class DivergedError(Exception):
-    """The run diverges, on all ranks alike; says how, and at which step that was found."""
+    """The run diverged, on all ranks alike. The message says how; `step` is where it was detected."""
 
     def __init__(self, told: str, step: int) -> None:
         super().__init__(told)
@@ -29,63 +27,60 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Note:
-    """What a rank tells the others at every step, beside its counts; it travels as one integer."""
+    """What a rank tells the others at every step along with its counts, packed into one integer."""
 
     saving: int = 0
-    """How far its part of a checkpoint has come: a number below 16."""
+    """Progress of its part of a checkpoint: a number below 16."""
     stop: bool = False
-    """It was asked to stop."""
+    """The rank was asked to stop."""
     save: bool = False
-    """It is time to save."""
+    """A checkpoint is due."""
 
     def __or__(self, other: Note) -> Note:
         return Note(self.saving | other.saving, self.stop or other.stop, self.save or other.save)
 
     def packed(self) -> int:
-        """Returns the note as an integer."""
+        """Packs the note into an integer."""
         return self.saving + 16 * self.stop + 32 * self.save
 
     @classmethod
     def unpacked(cls, number: int) -> Self:
-        """Returns the note that `packed` made."""
+        """Unpacks what `packed` made."""
         return cls(number % 16, bool(number & 16), bool(number & 32))
 
 
 @dataclass(kw_only=True)
 class Update:
-    """One optimizer step on this rank. What the device computes stays there; counts and lengths are the
-    host's.
-    """
+    """One optimizer step on this rank. Device values stay on the device; counts and lengths do not."""
 
     step: int
     kind: str
     source: str
     lr: float
     counts: Mapping[str, int]
-    """Terms of each active objective over all ranks and micro-batches."""
+    """Terms of each active objective, over all ranks and micro-batches."""
     denominators: Mapping[str, Tensor]
-    """The same, at least 1, divided by the ranks, over which gradients are averaged."""
+    """`counts`, at least 1, divided by the world size, since gradients are averaged over ranks."""
     batches: Sequence[Batch]
     flops: float
     """Of this rank's micro-batches, forward and backward."""
     waited_s: float
-    """Seconds until the loader had the step's batches."""
+    """Seconds spent waiting for the loader."""
     gradients: Sequence[Mapping[str, FeatureGradients] | None] = ()
-    """For each micro-batch, those of the pooled losses of the whole step; None where one micro-batch is the
-    step.
+    """Per micro-batch, the gradients of the step's pooled losses; None if the step has a single micro-batch.
     """
     outputs: list[StepOutput] = field(default_factory=list)
     loss: Tensor | None = None
-    """This rank's part of the step's loss; the mean over ranks is the step's."""
+    """This rank's part of the step's loss, which is the mean over ranks."""
     grad_norm: Tensor | None = None
-    """Of all ranks, before clipping."""
+    """Over all ranks, before clipping."""
 
 
 class Watcher:
-    """A watcher overrides what it needs; every hook does nothing here."""
+    """Base class of watchers. Every hook does nothing unless overridden."""
 
     def on_start(self, first_step: int) -> None:
-        """The run begins at `first_step`, or goes on there after a roll-back."""
+        """Called when the run starts at `first_step`, or resumes there after a rollback."""
 
     def around(self, step: int, batch: Batch) -> AbstractContextManager[Any]:
         """Returns a context for the whole step; `batch` is its first micro-batch."""
@@ -96,19 +91,19 @@ class Watcher:
         return Note()
 
     def heard(self, step: int, notes: Sequence[Note]) -> None:
-        """All ranks have told each other their notes, in rank order."""
+        """Called with the notes of all ranks, in rank order."""
 
     def before_update(self, update: Update) -> None:
-        """The batches are on the device, and nothing has moved yet."""
+        """Called when the batches are on the device and before any parameter moves."""
 
     def after_update(self, update: Update) -> None:
-        """The parameters have moved, unless the update was skipped."""
+        """Called after the parameters have moved, or the update was skipped."""
 
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:
-        """A line of the log has been written. Raises: DivergedError to send the run back to a checkpoint."""
+        """Called after a record is written. Raises: DivergedError to roll the run back to a checkpoint."""
 
     def after_step(self, step: int, *, stopping: bool) -> None:
-        """The step is done; the last one when a rank has been asked to stop."""
+        """Called after the step; `stopping` if it is the last one because a rank was asked to stop."""
 
     def on_end(self, steps: int, *, stopped: bool) -> None:
-        """The run ends after `steps` updates: by itself, or because it was `stopped`."""
+        """Called when the run ends after `steps` updates; `stopped` if it was asked to stop."""

@@ -1,4 +1,4 @@
-"""The weights of a model in training as one process can compute with them, whatever ZeRO has made of them."""
+"""Full, unsharded weights of the model in training, for computation on one rank."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 from flava_ds.training.engine import Engine
 
 GATHERED_TOGETHER = 32
-"""Parameters whose parts are gathered in one go."""
+"""Parameters gathered at a time."""
 
 
 class WholeWeights:
-    """Lends a model whose forward passes need no other rank.
+    """Lends a model whose forward pass needs no other rank.
 
-    In ZeRO 0 to 2 that is the trained module itself. In ZeRO-3, whose module gathers its parts as it computes
-    and so needs every rank in every pass, it is a copy, which `build` makes once: it waits in host memory,
-    and on the device only while it is lent.
+    In ZeRO 0 to 2 this is the trained module itself. In ZeRO-3 the module gathers parameters as it computes,
+    so every rank would have to take part in every pass; the model lent is a copy that `build` makes once. It
+    is kept in host memory and moved to the device while it is lent.
     """
 
     def __init__(self, engine: Engine, build: Callable[[], nn.Module]) -> None:
@@ -31,9 +31,7 @@ class WholeWeights:
 
     @contextmanager
     def lent(self) -> Iterator[nn.Module]:
-        """Yields the model in evaluation mode; all ranks together, but what they do with it is each one's
-        own.
-        """
+        """Yields the model in evaluation mode. All ranks enter together; inside, each may do as it likes."""
         if self._copy is None:
             module, training = self.engine.module, self.engine.module.training
             module.eval()
@@ -51,7 +49,7 @@ class WholeWeights:
 
     @torch.no_grad()
     def _fill(self, copy: nn.Module) -> None:
-        """Takes over every parameter and buffer of the trained module, a few at a time."""
+        """Copies every parameter and buffer of the trained module, a few at a time."""
         import deepspeed
 
         theirs, mine = dict(self.engine.module.named_parameters()), dict(copy.named_parameters())

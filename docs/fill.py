@@ -15,6 +15,7 @@ import importlib
 import pkgutil
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,10 @@ import blocks
 Block = Callable[[Path], str]
 MARKS = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end of generated -->)", re.DOTALL)
 NOT_MEASURED = "Not measured yet."
+WIDTH = 110
+"""Columns of a line of prose."""
+KEEPS_ITS_LINES = ("|", "#", "!", " ")
+"""How a line of a table, a heading, a picture or indented code begins."""
 
 
 def find_blocks() -> dict[str, Block]:
@@ -47,6 +52,20 @@ def pages_of(root: Path) -> list[Path]:
     return [page for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if page.is_file()]
 
 
+def wrap(body: str) -> str:
+    """Breaks prose at WIDTH, never inside `code`; tables, code and pictures keep their lines."""
+    lines, in_code = [], False
+    for line in body.split("\n"):
+        in_code ^= line.startswith("```")
+        if in_code or len(line) <= WIDTH or line.startswith(KEEPS_ITS_LINES):
+            lines.append(line)
+            continue
+        unbroken = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), line)
+        parts = textwrap.wrap(unbroken, WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines += [part.replace("\0", " ") for part in parts]
+    return "\n".join(lines)
+
+
 def fill(page: Path, root: Path, known: dict[str, Block]) -> tuple[str, list[str]]:
     """Returns the page's text with its blocks filled, and which of them have no results; those say so.
 
@@ -66,7 +85,7 @@ def fill(page: Path, root: Path, known: dict[str, Block]) -> tuple[str, list[str
         except FileNotFoundError as error:
             absent.append(f"{name} of {page.name} ({Path(error.filename).name})")
             body = NOT_MEASURED
-        body = body.strip("\n")
+        body = wrap(body.strip("\n"))
         return f"{opening}\n{body}\n\n{closing}" if body else f"{opening}{closing}"
 
     return MARKS.sub(replace, page.read_text(encoding="utf-8")), absent

@@ -24,7 +24,7 @@ def data_loader(root: Path) -> str:
     """Lists the rates and the quotients that are wanted."""
     found = read_results(root, "data_loader")
     versions, machine, pictures = found["versions"], found["machine"], found["pictures"]
-    busy = ", so that samples per second say little" if machine["load"] > machine["cores"] + 0.5 else ""
+    busy = ", so samples per second say little" if machine["load"] > machine["cores"] + 0.5 else ""
     rates = [
         [
             NAMES[row["row"]].format(**versions),
@@ -40,12 +40,10 @@ def data_loader(root: Path) -> str:
     return (
         f"{markdown_table(['loader', 'samples per CPU second', 'samples per second'], rates)}\n\n"
         f"{markdown_table(['ratio per CPU second, median of the rounds', 'result', 'wanted'], ratios)}\n\n"
-        f"{found['rounds']} rounds of {found['samples']} samples each, {pictures['width']} x "
-        f"{pictures['height']} JPEGs of "
-        f"{pictures['mean_bytes'] / 1000:.0f} kB on average, in two processes of one thread each; "
-        f"{machine['cores']} cores of "
-        f"{machine['processor']} under a load of {machine['load']:.1f}{busy}; torch {versions['torch']}, "
-        "torchvision "
+        f"{found['rounds']} rounds of {found['samples']} samples each: {pictures['width']} x "
+        f"{pictures['height']} JPEGs of {pictures['mean_bytes'] / 1000:.0f} kB on average, read by two "
+        f"processes with one thread each. The machine: {machine['cores']} cores of {machine['processor']} at "
+        f"a load of {machine['load']:.1f}{busy}; torch {versions['torch']}, torchvision "
         f"{versions['torchvision']}, Pillow {versions['pillow']}."
     )
 

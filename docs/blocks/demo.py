@@ -28,8 +28,8 @@ def ablation(root: Path) -> str:
     ]
     header = ["choice", "top-1", "top-5", "nats", "top-5 in black and white", "ms for 64 pairs"]
     return (
-        f"{markdown_table(header, rows)}\n\nAfter {results['pairs']:,} pairs each, on the drawings of "
-        f"`{results['held_out']}`.\n"
+        f"{markdown_table(header, rows)}\n\nEach row was trained on {results['pairs']:,} pairs and tested on "
+        f"the style `{results['held_out']}`.\n"
     )
 
 
@@ -43,11 +43,11 @@ def codebook(root: Path) -> str:
     ]
     return (
         f"{markdown_table(['step', 'mean squared error', 'perplexity', 'codes used'], rows)}\n\n"
-        f"On {record['training']['eval_samples']} pictures held out, at {record['codebook']['image_size']} "
-        "pixels, with hard codes; one colour for all "
-        f"pictures has an error of {last['mean_color_mse']:.4f}, one colour for each "
-        f"{last['image_mean_mse']:.4f}. {last['vocab_size']} codes, seed "
-        f"{record['seed']}.\n"
+        f"Measured on {record['training']['eval_samples']} held-out pictures of "
+        f"{record['codebook']['image_size']} x {record['codebook']['image_size']} pixels, with hard codes. "
+        "For comparison: painting every picture in the same colour gives an error of "
+        f"{last['mean_color_mse']:.4f}, painting each in its own mean colour {last['image_mean_mse']:.4f}. "
+        f"The codebook has {last['vocab_size']} codes and was trained with seed {record['seed']}.\n"
     )
 
 

@@ -38,9 +38,9 @@ def equality(root: Path) -> str:
         *DIFFERENCES,
     ]
     return (
-        f"{found['steps']} steps of {found['batch']} samples, gradients compared tensor by tensor in "
-        f"{found['observed']} of them, torch {found['torch']}, "
-        f"deepspeed {found['deepspeed']}:\n\n{markdown_table(header, rows)}"
+        f"{found['steps']} steps of {found['batch']} samples, with gradients compared tensor by tensor in "
+        f"{found['observed']} of them; torch {found['torch']}, deepspeed {found['deepspeed']}:\n\n"
+        f"{markdown_table(header, rows)}"
     )
 
 

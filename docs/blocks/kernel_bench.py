@@ -65,8 +65,8 @@ def on_a_cpu(root: Path) -> str:
         for last in latest
     )
     return (
-        f"fp32, medians: {runs}. A peer that is missing could not take the workload; `kernels/bench.csv` "
-        f"says why.\n\n{markdown_table(header, lines)}"
+        f"Medians in fp32: {runs}. Where a peer is missing, it could not run the workload; "
+        f"`kernels/bench.csv` says why.\n\n{markdown_table(header, lines)}"
     )
 
 

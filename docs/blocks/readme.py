@@ -20,10 +20,10 @@ WORKS = {"ten_minutes": "ten minutes", "hour": "an hour"}
 """The demos that are compared, by their works."""
 
 EARLIER = (
-    "This run is of the demo before its work was fixed: other steps, another recipe and codebook, and the "
-    "gates of then.\n\n"
+    "from the demo before its work was fixed: it had other steps, another recipe and codebook, and other "
+    "gates."
 )
-"""Stands over the numbers of a run that does not say which work it did."""
+"""Said of a run that does not say which work it did."""
 
 IN_SHORT = (
     "zero-shot concept, flat style, top-1",
@@ -59,7 +59,7 @@ def in_short(root: Path) -> str:
     ]
     header = ["held-out data", "chance", "nearest neighbour on pixels", *summaries]
     earlier = "".join(
-        f" The column '{words}': {EARLIER[0].lower()}{EARLIER[1:].strip()}"
+        f" The run in the column '{words}' is {EARLIER}"
         for words, summary in summaries.items()
         if "work" not in summary
     )
@@ -78,14 +78,14 @@ def demo(root: Path, work: str) -> str:
     metrics = [[label, *map(percent, numbers)] for label, *numbers in metric_rows(summary)]
     phases = ", ".join(f"{phase['name']} {phase['seconds']:.0f} s" for phase in summary["phases"])
     machine = summary["machine"]
-    earlier = "" if "work" in summary else EARLIER
+    earlier = "" if "work" in summary else f"This run is {EARLIER}\n\n"
     results = markdown_table(["held-out data", "value", "chance", "nearest neighbour on pixels"], metrics)
     return (
         f"{earlier}{results}\n\n"
         f"{markdown_table(['gate', 'result', 'wanted', 'reached'], gates)}\n\n"
         f"{summary['steps']} steps of {summary['recipe']} in {summary['precision']} on {summary['ranks']} "
-        f"ranks, {summary['seconds'] / 60:.1f} minutes in "
-        f"all ({phases}); {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, "
+        f"ranks, {summary['seconds'] / 60:.1f} minutes in all ({phases}); "
+        f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, "
         f"deepspeed {machine['deepspeed']}.\n"
     )
 
@@ -121,8 +121,8 @@ def step(root: Path) -> str:
     return (
         f"{markdown_table(header, rows)}\n\n"
         f"Batches of {found['batch']}, {found['threads']} threads of {found['machine']}, {found['rounds']} "
-        f"rounds, torch {found['torch']}, "
-        f"transformers {found['transformers']}; `python benchmarks/step_vs_huggingface.py` measures again.\n"
+        f"rounds, torch {found['torch']}, transformers {found['transformers']}; "
+        "`python benchmarks/step_vs_huggingface.py` repeats the measurement.\n"
     )
 
 

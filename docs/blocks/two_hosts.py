@@ -22,7 +22,7 @@ def two_hosts(root: Path) -> str:
                 f"{least / 2**20:.1f} MiB",
             ]
         )
-        logs.append(f"`{row['command']}`\n\n```\n" + "\n".join(row["log"]) + "\n```")
+        logs.append(f"```\n$ {row['command']}\n" + "\n".join(row["log"]) + "\n```")
     header = [
         "launcher",
         "losses, accuracies and gradient norms against one host",
@@ -30,8 +30,8 @@ def two_hosts(root: Path) -> str:
         "at least, for the gradients",
     ]
     what = (
-        f"{found['steps']} steps of `flava_debug`; {len(found['hosts'])} hosts with a rank each, torch "
-        f"{found['torch']}, deepspeed {found['deepspeed']}."
+        f"{found['steps']} steps of `flava_debug` on {len(found['hosts'])} hosts with one rank each, torch "
+        f"{found['torch']}, deepspeed {found['deepspeed']}:"
     )
     return "\n\n".join([what, markdown_table(header, lines), *logs])
 

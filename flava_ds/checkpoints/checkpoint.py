@@ -1,6 +1,4 @@
-"""Beginning a run in its folder, going on from its latest checkpoint, and starting from given weights; all
-ranks together.
-"""
+"""Prepares a run's folder, resumes from its latest checkpoint, and loads initial weights; on all ranks."""
 
 from __future__ import annotations
 
@@ -29,12 +27,12 @@ from flava_ds.watching.environment import flat
 
 
 def prepare(config: Config, world: World) -> None:
-    """Takes the run's folder for this run alone and removes what an interrupted save left behind.
+    """Locks the run's folder and removes what an interrupted save left behind.
 
-    With checkpoint.resume off, the checkpoints and the log of an earlier run of this name are moved into
-    `previous_<n>` beside them.
+    With checkpoint.resume off, moves the checkpoints and the log of an earlier run of this name into
+    `previous_<n>` next to them.
 
-    Raises: CheckpointError on every rank when another run is alive in it, or its files cannot be moved.
+    Raises: CheckpointError on every rank when another run holds the folder, or its files cannot be moved.
     """
     with together(world):
         if world.is_main:
@@ -50,16 +48,17 @@ def prepare(config: Config, world: World) -> None:
 def _prepare_folders(config: Config) -> None:
     """Does rank 0's part of `prepare`."""
     place = files.place_of(config.run_path, config)
-    elsewhere = (
-        [place.local] if place.local is not None and place.local != config.run_path / files.FOLDER else []
-    )
-    for folder in (*elsewhere, config.run_path):
+    place, folders = files.place_of(config.run_path, config), [config.run_path]
+    if place.local is not None and place.local != config.run_path / files.FOLDER:
+        folders.insert(0, place.local)  # checkpoint.directory lies elsewhere and needs a lock, too
+    for folder in folders:
         try:
             run_lock.hold(folder)
         except OSError as error:
             if error.errno != errno.ENOSPC or (folder / run_lock.NAME).exists():
                 raise
-            # which may be what fills the disk; without a lock, no other run is writing them
+            # Leftovers may be what fills the disk. They can go without the lock: a new lock file could not
+            # be created, so no other run holds this folder.
             _remove_leftovers(place)
             run_lock.hold(folder)
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
@@ -68,21 +67,23 @@ def _prepare_folders(config: Config) -> None:
 
 
 def _remove_leftovers(place: Place) -> None:
-    """Removes what interrupted saves left behind, and says so."""
+    """Removes what interrupted saves left behind, and logs it."""
     for name in files.remove_leftovers(place):
         log.info("removed %s, left by an interrupted save", name)
 
 
 def record(config: Config, world: World) -> None:
-    """Writes the run's config.json; to be called when nothing can refuse the run any more, as an earlier run
-    of this name owns it till then.
+    """Writes the run's config.json.
+
+    Call it only once nothing can refuse the run any more: until then the file describes an earlier run of
+    this name.
     """
     if world.is_main:
         configuration.save(config, config.run_path / files.CONFIG)
 
 
 class Resumed(NamedTuple):
-    """Updates done, the saved state of the data, and that of the watch over spikes."""
+    """What a resumed run needs: updates done, the state of the data, the state of the spike watch."""
 
     step: int
     data: dict
@@ -90,23 +91,20 @@ class Resumed(NamedTuple):
 
 
 def resume(engine: Engine, config: Config) -> Resumed | None:
-    """Continues from the run's latest checkpoint, or from the one before when that is damaged; None for a
-    fresh start.
+    """Continues from the latest checkpoint, or from the newest undamaged one; None for a fresh start.
 
-    Ranks, ZeRO stage, offloading and precision may differ from those that wrote it: each rank reads the
-    elements that it holds now.
+    The number of ranks, the ZeRO stage, offloading and precision may differ from those of the run that wrote
+    it: each rank reads the elements that it holds now.
 
-    Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest sound one was
-    written by another model.
+    Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest undamaged one
+    belongs to another model.
     """
-    place, folder = files.place_of(config.run_path, config), None
+    place, folder, earlier = files.place_of(config.run_path, config), None, []
     with together(engine.world):
         folder = files.latest(place)
-        earlier = (
-            []
-            if folder is None
-            else [place / name for name in reversed(files.complete(place)) if name < folder.name]
-        )
+        if folder is not None:
+            older = [name for name in files.complete(place) if name < folder.name]
+            earlier = [place / name for name in reversed(older)]
     if folder is None:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
@@ -127,9 +125,9 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
 
 
 def newest_sound(world: World, folders: list[Place]) -> Place:
-    """Returns the first of the checkpoints, of which there is one at least, that is not damaged.
+    """Returns the first undamaged checkpoint of a non-empty list.
 
-    Raises: CheckpointError on every rank when all are.
+    Raises: CheckpointError on every rank when all are damaged.
     """
     for folder, before in zip(folders, [*folders[1:], None], strict=True):
         try:
@@ -144,7 +142,7 @@ def newest_sound(world: World, folders: list[Place]) -> Place:
 
 
 def changed_settings(folder: Place, config: Config) -> list[str]:
-    """Lists the settings that are not those with which a checkpoint was written, as "name before -> now"."""
+    """Lists the settings that have changed since a checkpoint was written, as "name before -> now"."""
     saved, mine = loads(folder.read(files.CONFIG)), json.loads(json.dumps(to_dict(config)))
     before, now = flat(modernised(saved)), flat(mine)
     return [
@@ -155,18 +153,18 @@ def changed_settings(folder: Place, config: Config) -> list[str]:
 
 
 def check(world: World, folder: Place) -> None:
-    """Compares a checkpoint's files with its manifest, each rank a part of them.
+    """Compares a checkpoint's files with its manifest; each rank checks a share of them.
 
-    Raises: CheckpointError on every rank when one is missing, cut short or changed.
+    Raises: CheckpointError on every rank when a file is missing, truncated or changed.
     """
     with together(world):
         verify(folder, world.rank, world.size)
 
 
 def restore(engine: Engine, folder: Place) -> Resumed:
-    """Puts the engine into the state of a checkpoint.
+    """Restores the engine from a checkpoint.
 
-    Raises: CheckpointError on every rank when it was written by another model.
+    Raises: CheckpointError on every rank when another model wrote it.
     """
     world, reader = engine.world, None
     with together(world):
@@ -177,13 +175,9 @@ def restore(engine: Engine, folder: Place) -> Resumed:
         _load(engine, reader)
     fragments.finish_loading(engine)
     engine.restored()
-    saved, now = (
-        {"ranks": reader.state["world_size"], **reader.state["layout"]},
-        {"ranks": world.size, **engine.layout()},
-    )
-    changed = [
-        f"{what} {saved.get(what)} -> {value}" for what, value in now.items() if saved.get(what) != value
-    ]
+    saved = {"ranks": reader.state["world_size"], **reader.state["layout"]}
+    now = {"ranks": world.size, **engine.layout()}
+    changed = [f"{key} {saved.get(key)} -> {value}" for key, value in now.items() if saved.get(key) != value]
     log.info("continuing from %s%s", reader.folder, f" with {', '.join(changed)}" if changed else "")
     return Resumed(reader.state["step"], reader.state["data"], reader.state["spikes"])
 
@@ -215,9 +209,7 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
 
 
 def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
-    """Raises CheckpointError unless the checkpoint holds this model, its training states and its running
-    averages.
-    """
+    """Raises CheckpointError unless the checkpoint fits this model, its training states and its averages."""
     folder, states = reader.folder, engine.state_tensors()
     try:
         check_shapes(reader.shapes, engine.shapes(), str(folder))
@@ -237,27 +229,28 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
 
 
 def check_family(found: Place | Path, family: str) -> None:
-    """Compares a run's model family with that of the configuration beside weights, where there is one.
+    """Compares the family that wrote `found` with `family`, if a config.json next to it tells.
 
-    Raises: CheckpointError when it is another.
+    Raises: CheckpointError when they differ.
     """
     beside = found if isinstance(found, Place) else Place(found.parent)
     try:
         written_by = json.loads(beside.read(files.CONFIG))["model"]["type"]
     except (OSError, ValueError, KeyError, TypeError):
-        # tensors alone, another program's, or from before there were families: names and shapes decide
+        # bare tensors, another program's file, or from before families existed: names and shapes decide
         return
     if written_by != family:
         raise CheckpointError(
             f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new "
-            "run with another --name, "
-            "or give --initial-weights tensors alone, from `flava-ds convert FROM --to safetensors OUT`"
+            "run with another --name, or give --initial-weights bare tensors, from `flava-ds convert FROM "
+            "--to safetensors OUT`"
         )
 
 
 def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
-    """Copies the tensors of `path` into the module's parameters and buffers of the same name; others stay as
-    initialised.
+    """Copies the tensors of `path` into the module's parameters and buffers of the same name.
+
+    All others keep their initial values.
 
     Raises: CheckpointError when another family wrote them, a shape differs, or no name fits.
     """
@@ -266,16 +259,15 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
     known = {name: tensor for name, tensor in weights.items() if name in own}
     if not known:
         raise CheckpointError(
-            f"initial_weights '{path}': none of its {len(weights)} tensors is one of this model's, e.g. "
-            f"'{next(iter(weights), '')}' "
-            f"against '{next(iter(own))}'; convert other layouts with `flava-ds convert FROM --to flava_ds "
-            "OUT` first"
+            f"initial_weights '{path}': none of its {len(weights)} tensors belongs to this model, e.g. "
+            f"'{next(iter(weights), '')}' against '{next(iter(own))}'; convert other layouts with "
+            "`flava-ds convert FROM --to flava_ds OUT` first"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
     module.load_state_dict(known, strict=False)
     log.info(
-        "%d of the model's %d tensors come from %s, %d of that file are not used",
+        "%d of the model's %d tensors come from %s, %d tensors of that file are unused",
         len(known),
         len(own),
         path,

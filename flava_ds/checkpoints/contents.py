@@ -1,8 +1,7 @@
-"""What a checkpoint's folder holds: its files' names, its state.json and its manifest, each judged before it
-is believed.
+"""The contents of a checkpoint's folder: file names, state.json and the manifest, all validated before use.
 
-Whatever a file says, it is either used or named in a CheckpointError, so that a run can go on from the
-checkpoint before.
+Every value read from a file is either used or named in a CheckpointError, so that a run can fall back to an
+older checkpoint.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from flava_ds.storage.files import Readable
 from flava_ds.training.engine import LOSS_SCALE, SKIP_COUNTERS
 
 MOST_STEPS = 10**9
-"""What training.total_steps may be."""
+"""Upper bound of training.total_steps."""
 
 
 def weights_name(rank: int) -> str:
-    """Returns the name of a rank's file of weights."""
+    """Returns the name of a rank's weights file."""
     return f"weights_{rank:05d}.safetensors"
 
 
 def optimizer_name(rank: int) -> str:
-    """Returns the name of a rank's file of moments and random states."""
+    """Returns the name of a rank's file of optimizer moments and random states."""
     return f"optimizer_{rank:05d}.safetensors"
 
 
 def required(world_size: int) -> Iterator[str]:
-    """Yields every file that a checkpoint of `world_size` ranks has beside its manifest."""
+    """Yields every file of a checkpoint of `world_size` ranks, except its manifest."""
     yield from (STATE, CONFIG)
     for rank in range(world_size):
         yield from (weights_name(rank), optimizer_name(rank))
@@ -52,7 +51,7 @@ def _number(value: Any) -> bool:
 
 
 def _object(of: Callable[[Any], bool] | None = None) -> Callable[[Any], bool]:
-    """Returns the test for an object, all of whose values pass `of`."""
+    """Returns a test for an object whose values all pass `of`."""
     return lambda value: type(value) is dict and (of is None or all(map(of, value.values())))
 
 
@@ -61,7 +60,7 @@ def _list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _fields(**tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Returns the test for an object that has at least these fields."""
+    """Returns a test for an object that has at least these fields."""
     return lambda value: (
         type(value) is dict and all(name in value and test(value[name]) for name, test in tests.items())
     )
@@ -76,8 +75,9 @@ def _shape(value: Any) -> bool:
 
 
 def _source(value: Any) -> bool:
-    """Tells whether this is where a source's data stood; earlier versions knew no jumps, which are pairs of a
-    step and an offset.
+    """Returns whether this is the saved position of a source's data.
+
+    `jumps` holds pairs of a step and an offset; earlier versions did not write it.
     """
     return type(value) is dict and _list(lambda jump: _list(_whole)(jump) and len(jump) == 2)(
         value.get("jumps", [])
@@ -104,18 +104,18 @@ STATE_FIELDS: dict[str, Callable[[Any], bool]] = {
     "data": _object(_source),
     "spikes": _or_none(_spikes),
 }
-"""The keys of state.json, and what their values have to be."""
+"""The keys of state.json, and a test for each value."""
 
 
 def read_state(folder: Place) -> dict[str, Any]:
     """Returns a checkpoint's state.json, with tuples for shapes.
 
-    Raises: CheckpointError when it is missing, lacks a key, or has a value that no run writes.
+    Raises: CheckpointError when it is missing, lacks a key, or holds a value that no run writes.
     """
     try:
         state = loads(folder.read(STATE))
         if type(state) is not dict:
-            raise ValueError("is no object")
+            raise ValueError("is not an object")
         for key, test in STATE_FIELDS.items():
             if key not in state:
                 raise ValueError(f"lacks {key}")
@@ -138,21 +138,20 @@ _described = _fields(
 def read_manifest(folder: Place) -> dict[str, dict]:
     """Returns file -> {size, sha256}.
 
-    Raises: CheckpointError when there is no readable manifest, it is not the one that was published, or names
-    a file outside the folder.
+    Raises: CheckpointError when there is no readable manifest, it is not the published one, or it names a
+    file outside the folder.
     """
     try:
         data = folder.read(MANIFEST)
         manifest = loads(data)
         if type(manifest) is not dict:
-            raise ValueError("is no object")
+            raise ValueError("is not an object")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST} cannot be read ({error}); {folder} is not a complete checkpoint"
         ) from error
-    if outside := [
-        file for file in manifest if PurePosixPath(file).name != file or file == ".." or "\0" in file
-    ]:
+    outside = [file for file in manifest if PurePosixPath(file).name != file or file == ".." or "\0" in file]
+    if outside:
         raise CheckpointError(
             f"{folder / MANIFEST} names '{outside[0]}', outside the checkpoint; do not use it"
         )
@@ -163,17 +162,16 @@ def read_manifest(folder: Place) -> dict[str, dict]:
     published = published_digest(folder)
     if published is not None and published != hashlib.sha256(data).hexdigest():
         raise CheckpointError(
-            f"{folder / MANIFEST} is not the one that was published, of which latest has the sha256; use "
+            f"{folder / MANIFEST} is not the published one: its sha256 differs from the one in latest; use "
             "another checkpoint"
         )
     return manifest
 
 
 def complete_manifest(folder: Place) -> tuple[dict[str, dict], dict[str, Any]]:
-    """Returns the manifest, in which every file of a checkpoint is listed, and the state, which agrees with
-    it.
+    """Returns the manifest and the state, after checking that the manifest lists every file.
 
-    Raises: CheckpointError naming what is missing or changed.
+    Raises: CheckpointError that names what is missing or changed.
     """
     manifest = read_manifest(folder)
     if STATE in manifest:
@@ -188,9 +186,9 @@ def complete_manifest(folder: Place) -> tuple[dict[str, dict], dict[str, Any]]:
 
 
 def verify(folder: Place, rank: int = 0, size: int = 1) -> None:
-    """Compares a checkpoint's files with its manifest; of `size` ranks, each takes a part.
+    """Compares a checkpoint's files with its manifest; each of `size` ranks takes a share.
 
-    Raises: CheckpointError naming the first file that is missing, cut short or changed.
+    Raises: CheckpointError that names the first file that is missing, truncated or changed.
     """
     manifest, _ = complete_manifest(folder)
     for name in sorted(manifest)[rank::size]:
@@ -198,8 +196,7 @@ def verify(folder: Place, rank: int = 0, size: int = 1) -> None:
 
 
 def compare(folder: Place, manifest: dict[str, dict], name: str) -> None:
-    """Compares one file with the manifest. Raises: CheckpointError when it is missing, cut short
-    or changed."""
+    """Compares one file with the manifest. Raises: CheckpointError when missing, truncated or changed."""
     path = folder / name
     if not folder.has(name):
         raise CheckpointError(

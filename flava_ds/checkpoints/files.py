@@ -1,6 +1,4 @@
-"""Checkpoints in their folder: names, atomic publication, and what is deleted when. Nothing here reads
-tensors.
-"""
+"""Names, atomic publication and deletion of checkpoints. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -17,13 +15,8 @@ from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import PARTIAL, sync
 
-FOLDER, LATEST, MANIFEST, STATE, CONFIG = (
-    "checkpoints",
-    "latest",
-    "manifest.json",
-    "state.json",
-    "config.json",
-)
+FOLDER, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
+STATE, CONFIG = "state.json", "config.json"
 _NAME = re.compile(r"step_\d{8}")
 
 
@@ -38,31 +31,29 @@ def step_of(name: str) -> int:
 
 
 def is_name(name: str) -> bool:
-    """Tells whether a folder's name is that of a checkpoint."""
+    """Returns whether a folder is named like a checkpoint."""
     return _NAME.fullmatch(name) is not None
 
 
 def place_of(run_path: Path, config: Config | None = None) -> Place:
-    """Returns where a run's checkpoints lie: in its folder, or under checkpoint.directory, in a folder of the
-    run's name.
-    """
+    """Returns where a run's checkpoints are: in its folder, or under its name in checkpoint.directory."""
     if config is None or config.checkpoint.directory is None:
         return Place(run_path / FOLDER)
     return Place(config.checkpoint.directory) / config.name
 
 
 def named(place: Place) -> str | None:
-    """Returns the name that `latest` says, or None when it is missing. Raises: CheckpointError when it cannot
-    be read.
-    """
+    """Returns the name in `latest`, None if there is no such file. Raises: CheckpointError if unreadable."""
     said = _latest_words(place)
     return said and said[0]
 
 
 def published_digest(folder: Place) -> str | None:
-    """Returns the SHA-256 of a checkpoint's manifest when it was published, if `latest` beside it tells: not
-    of a checkpoint before, nor when somebody has written a name alone into it, nor when an earlier version of
-    this package wrote it."""
+    """Returns the SHA-256 that a checkpoint's manifest had when it was published, if `latest` records it.
+
+    None for a checkpoint that is no longer the latest, and when somebody edited `latest` by hand or an
+    earlier version of this package wrote it.
+    """
     try:
         name, digest = _latest_words(folder.parent) or ("", "")
     except CheckpointError:
@@ -71,17 +62,16 @@ def published_digest(folder: Place) -> str | None:
 
 
 def point(place: Place, name: str) -> None:
-    """Makes a checkpoint the latest one: writes its name and the SHA-256 of its manifest, which binds the one
-    to the other.
+    """Makes a checkpoint the latest one.
+
+    Writes its name together with the SHA-256 of its manifest, so that neither can be exchanged alone.
     """
     digest = hashlib.sha256((place / name).read(MANIFEST)).hexdigest()
     place.write(LATEST, f"{name} {digest}\n")
 
 
 def _latest_words(place: Place) -> tuple[str, str] | None:
-    """Returns the name and the digest in `latest`, or None when it is missing. Raises: CheckpointError when
-    it cannot be read.
-    """
+    """Returns name and digest in `latest`, None without the file. Raises: CheckpointError if unreadable."""
     try:
         name, _, digest = place.read(LATEST).decode("utf-8", errors="replace").strip().partition(" ")
         return name, digest.strip()
@@ -92,10 +82,11 @@ def _latest_words(place: Place) -> tuple[str, str] | None:
 
 
 def latest(place: Place) -> Place | None:
-    """Returns the checkpoint that `latest` names, the one before when that is gone, the newest when `latest`
-    is missing; None when there is none.
+    """Returns the checkpoint to continue from, None when there is none.
 
-    Raises: CheckpointError when `latest` names no checkpoint and none before.
+    That is the one that `latest` names, the one before it if that is gone, or the newest without a `latest`.
+
+    Raises: CheckpointError when `latest` names no checkpoint and there is none before it.
     """
     name, names = named(place), complete(place)
     if name is None or name in names:
@@ -103,9 +94,8 @@ def latest(place: Place) -> Place | None:
     before = [other for other in names if other < name]
     if not _NAME.fullmatch(name) or not before:
         raise CheckpointError(
-            f"{place / LATEST} names '{name}', which is no complete checkpoint there; write the name of "
-            f"one of {names} into it, or delete it "
-            "to go on from the newest"
+            f"{place / LATEST} names '{name}', which is not a complete checkpoint there; write the name of "
+            f"one of {names} into it, or delete it to go on from the newest"
         )
     return place / before[-1]
 
@@ -116,7 +106,7 @@ def complete(place: Place) -> list[str]:
 
 
 def remove_leftovers(place: Place) -> list[str]:
-    """Deletes what an interrupted save left behind and returns its names."""
+    """Deletes what an interrupted save left behind and returns the names."""
     leftovers = [
         name
         for name in place.names()
@@ -130,26 +120,19 @@ def remove_leftovers(place: Place) -> list[str]:
 
 
 def set_aside(run_path: Path, place: Place) -> Path | None:
-    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`; None when
-    there are none.
+    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`.
 
-    Raises: CheckpointError when its checkpoints lie elsewhere than in the run's folder.
+    Returns the folder, None when there is nothing to move.
+
+    Raises: CheckpointError when the checkpoints are not in the run's folder.
     """
     if place != Place(run_path / FOLDER) and complete(place):
         raise CheckpointError(
             f"{place} holds checkpoints of an earlier run and checkpoint.resume is off; move them away, "
             "or give another --name"
         )
-    names = (
-        FOLDER,
-        "log.jsonl",
-        "environment.json",
-        "metrics.prom",
-        "tensorboard",
-        "wandb",
-        "profile",
-        CONFIG,
-    )
+    logs = ("log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile")
+    names = (FOLDER, *logs, CONFIG)
     old = [path for name in names if (path := run_path / name).exists()]
     if not old or not (complete(Place(run_path / FOLDER)) or (run_path / "log.jsonl").exists()):
         return None
@@ -162,8 +145,9 @@ def set_aside(run_path: Path, place: Place) -> Path | None:
 
 
 def staging(place: Place, step: int, world_size: int) -> Place:
-    """Returns the folder that a checkpoint is written into: its own in object storage, which renames nothing,
-    else a temporary one beside it.
+    """Returns the folder that a checkpoint is written into before it is published.
+
+    A temporary one next to the final one; in object storage, which cannot rename, the final one.
     """
     name = name_of(step)
     return place / name if place.local is None else place / f"{name}.tmp-{world_size}ranks"
@@ -172,8 +156,8 @@ def staging(place: Place, step: int, world_size: int) -> Place:
 def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) -> Place:
     """Completes a checkpoint and points `latest` at it; a kill at any moment leaves the old or the new state.
 
-    `described` is file -> {size, sha256}. A checkpoint is complete when its manifest is there, so that is
-    written last; a file system then gives the folder its final name in one step.
+    `described` is file -> {size, sha256}. The manifest marks a checkpoint as complete, so it is written last.
+    On a file system, one rename then gives the folder its final name.
     """
     final = place / name_of(step)
     staged.write(MANIFEST, json.dumps(dict(sorted(described.items())), indent=1) + "\n")
@@ -182,6 +166,7 @@ def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) 
             _delete(place, final.name)
         os.rename(staged.local, final.local)
         sync(final.local.parent)
+        # without this, a power failure could lose the rename but keep the `latest` that points at it
     point(place, final.name)
     return final
 
@@ -196,15 +181,19 @@ def return_to(place: Place, folder: Place) -> list[str]:
 
 
 def _delete(place: Place, name: str) -> None:
-    """Deletes a checkpoint; no half of it is ever taken for one. Of one that is a link, the link alone."""
+    """Deletes a checkpoint; of a symbolic link, only the link.
+
+    The manifest goes first: without it, a half-deleted folder does not count as a checkpoint.
+    """
     if not (place / name).is_link and (place / name).has(MANIFEST):
         (place / name).remove(MANIFEST)
     place.remove(name)
 
 
 def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> list[str]:
-    """Deletes the checkpoints that no rule keeps, never the one that `latest` names nor the last `good` one;
-    returns their names.
+    """Deletes the checkpoints that no rule keeps; returns their names.
+
+    Always keeps the one that `latest` names and `good`, the last good one.
     """
     names, current = complete(place), latest(place)
     costs = {name: _cost(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
@@ -216,9 +205,7 @@ def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> lis
 
 
 def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
-    """Returns which of `names` (oldest first) stay: the last ones, those at multiples of keep_every, and
-    those with the lowest costs.
-    """
+    """Returns which of `names` (oldest first) stay: the last, multiples of keep_every, and the best."""
     keep = set(names[-max(1, rules.keep_last) :])
     if rules.keep_every:
         keep |= {name for name in names if step_of(name) % rules.keep_every == 0}
@@ -227,9 +214,7 @@ def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConf
 
 
 def _cost(folder: Place, name: str) -> float | None:
-    """Reads the value that a checkpoint is judged by, negated where higher is better; None where it has none,
-    or none that compares.
-    """
+    """Returns the metric of a checkpoint as a cost (negated where higher is better); None if it has none."""
     try:
         metric = loads(folder.read(STATE))["metric"]
         if metric["name"] != name or not math.isfinite(metric["value"]):

@@ -1,5 +1,4 @@
-"""Saves a run when that is due, and takes a diverged one back: the watcher between the trainer
-and the saver."""
+"""The watcher that saves a run when a checkpoint is due and rolls a diverged run back."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from flava_ds.watching.spikes import SpikeWatch
 
 
 class CheckpointKeeper(Watcher):
-    """Writes checkpoints by steps, by minutes, at a stop and at the end."""
+    """Writes checkpoints every so many steps or minutes, on a stop request, and at the end."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class CheckpointKeeper(Watcher):
         first_step: int,
         measured: Callable[[str], dict[str, Any] | None] = lambda name: None,
     ) -> None:
-        """`measured` returns what an evaluation has found under a name, for checkpoint.best_metric."""
+        """`measured` returns an evaluation's result by name, for checkpoint.best_metric."""
         self.engine, self.config, self.loader, self._measured = engine, config, loader, measured
         self.metrics, self.spikes = metrics, spikes
         self.saver = Saver(engine, config, first_step)
@@ -57,7 +56,7 @@ class CheckpointKeeper(Watcher):
         self.save(steps, last=True)
 
     def save(self, step: int, last: bool = False) -> None:
-        """Saves the state after `step` updates, once; waits until it is written when it is the `last`."""
+        """Saves the state after `step` updates unless already saved; waits for the `last` to be written."""
         with self.metrics.paused():
             if step > self._saved_at:
                 self.spikes.look()
@@ -67,10 +66,9 @@ class CheckpointKeeper(Watcher):
                 self.saver.finish()
 
     def go_back(self, diverged: DivergedError) -> int:
-        """Goes back to the last good checkpoint, jumps the data up to the step at which the run was found to
-        diverge, and returns the checkpoint's step.
+        """Returns to the last good checkpoint and skips the data up to the divergence; returns its step.
 
-        Raises: UserError on all ranks when there is none, or the run has gone back often enough.
+        Raises: UserError on all ranks when there is no good checkpoint, or max_rollbacks is used up.
         """
         self.saver.finish()
         done, most = self.spikes.rollbacks, self.config.training.max_rollbacks
@@ -90,30 +88,30 @@ class CheckpointKeeper(Watcher):
         self.metrics.go_back(resumed.step, {"at": diverged.step, "to": resumed.step, "reason": str(diverged)})
         self._saved_at = self.saver.published = resumed.step
         log.warning(
-            "%s; back to step %d, without the data of the steps since: rollback %d of %d",
+            "%s; back to step %d, skipping the data of the steps since: rollback %d of %d",
             diverged, resumed.step, done + 1, most,
         )  # fmt: skip
         return resumed.step
 
     def _metric(self) -> dict[str, Any] | None:
-        """Returns what checkpoint.keep_best compares: the last value in the log."""
+        """Returns what checkpoint.keep_best compares: an evaluation's result, or the last logged value."""
         name = self.config.checkpoint.best_metric
         if (found := self._measured(name)) is not None:
             return found
         if name and name not in self._logged and self.engine.world.is_main:
             seen = ", ".join(sorted(self._logged)) or "no numbers yet"
-            log.warning("checkpoint.best_metric '%s' is not in the log so far, which has %s", name, seen)
+            log.warning("checkpoint.best_metric '%s' has not been logged yet; the log has %s", name, seen)
         if name not in self._logged:
             return None
         return {"name": name, "value": self._logged[name], "step": self._logged["step"]}
 
     def _minutes_are_over(self) -> bool:
-        """Tells, by rank 0's clock, whether checkpoint.every_minutes have passed since the last save."""
+        """Returns whether checkpoint.every_minutes have passed since the last save, by rank 0's clock."""
         minutes = self.config.checkpoint.every_minutes
         return self.engine.world.is_main and 0 < minutes <= (time.monotonic() - self._saved_s) / 60
 
     def _where_to_continue(self) -> str:
-        """Names the checkpoint that a next run would start from."""
+        """Names the checkpoint that the next run will start from."""
         if not self.saver.published:
             return "there is no checkpoint yet"
         return f"the same command goes on from step {self.saver.published} under {self.config.run_path}"

@@ -1,6 +1,4 @@
-"""Folders that checkpoints lie in: on a file system, or in any storage that fsspec reaches (s3, gs, memory,
-...).
-"""
+"""Folders that hold checkpoints: on a file system, or in any storage that fsspec supports (s3, gs, ...)."""
 
 from __future__ import annotations
 
@@ -19,12 +17,10 @@ from flava_ds.storage.retry import file_system
 
 
 class Place:
-    """One folder. Operations raise OSError (FileNotFoundError for what is absent), whatever the storage calls
-    it.
-    """
+    """One folder. On every kind of storage, operations raise OSError (FileNotFoundError if missing)."""
 
     def __init__(self, where: str | Path) -> None:
-        """`where` is a path or a URL; file:// is a path.
+        """`where` is a path or a URL; file:// counts as a path.
 
         Raises: CheckpointError when the protocol's package is not installed.
         """
@@ -48,7 +44,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The last component."""
+        """The last component of the path."""
         return self._url.rsplit("/", 1)[-1]
 
     @property
@@ -58,23 +54,21 @@ class Place:
 
     @property
     def is_link(self) -> bool:
-        """Whether the folder is a symbolic link to one that lies elsewhere."""
+        """Whether the folder is a symbolic link."""
         return self.local is not None and self.local.is_symlink()
 
     def names(self) -> list[str]:
-        """Returns the names in the folder, sorted; none when it does not exist."""
+        """Returns the names in the folder, sorted; an empty list when it does not exist."""
         if self.local is not None:
             return sorted(entry.name for entry in self.local.iterdir()) if self.local.is_dir() else []
         with self._remote() as (fs, path):
-            fs.invalidate_cache()
-            return (
-                sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)})
-                if fs.isdir(path)
-                else []
-            )
+            fs.invalidate_cache()  # other ranks write here, and fsspec caches listings
+            if not fs.isdir(path):
+                return []
+            return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)})
 
     def has(self, name: str) -> bool:
-        """Tells whether the folder holds a file of this name."""
+        """Returns whether the folder holds a file of this name."""
         if self.local is not None:
             return (self.local / name).is_file()
         with self._remote() as (fs, path):
@@ -82,14 +76,14 @@ class Place:
             return bool(fs.isfile(f"{path}/{name}"))
 
     def read(self, name: str) -> bytes:
-        """Returns a small file."""
+        """Returns the bytes of a small file."""
         if self.local is not None:
             return read_small(self.local / name)
         with self._remote() as (fs, path):
             return fs.cat_file(f"{path}/{name}")
 
     def open(self, name: str) -> Readable:
-        """Opens a file to be read at offsets. Raises: CheckpointError when it is not there."""
+        """Opens a file for reads at an offset. Raises: CheckpointError when it does not exist."""
         try:
             if self.local is not None:
                 return LocalFile(self.local / name)
@@ -100,7 +94,7 @@ class Place:
 
     @contextmanager
     def create(self, name: str) -> Iterator[Any]:
-        """Opens a file for writing and, at the end, makes sure that it is in the storage."""
+        """Opens a file for writing; when the block ends, the file is in the storage."""
         if self.local is not None:
             self.local.mkdir(parents=True, exist_ok=True)
             with (self.local / name).open("wb") as file:
@@ -114,7 +108,7 @@ class Place:
                 yield file
 
     def write(self, name: str, text: str) -> None:
-        """Writes a small file; on a file system it appears whole or not at all."""
+        """Writes a small file; on a file system, atomically."""
         data = text.encode()
         if self.local is None:
             with self._remote() as (fs, path):
@@ -124,7 +118,7 @@ class Place:
         write_whole(self.local / name, data, durable=True)
 
     def remove(self, name: str) -> None:
-        """Deletes a file or folder in it; of a link, what it points at stays."""
+        """Deletes a file or folder in it; of a symbolic link, only the link."""
         if self.local is not None:
             path = self.local / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -134,9 +128,7 @@ class Place:
 
     @contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:
-        """Yields fsspec's file system and the path in it; every protocol has errors of its own, all become
-        OSError.
-        """
+        """Yields fsspec's file system and the path in it; turns each protocol's errors into OSError."""
         try:
             yield file_system(self._url)
         except OSError:

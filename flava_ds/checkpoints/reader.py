@@ -1,5 +1,6 @@
-"""Reads a checkpoint by parameter and element, whichever ranks wrote it and however they had split it. Needs
-no device and unpickles nothing.
+"""Reads a checkpoint by parameter and element, independent of the ranks and sharding that wrote it.
+
+Needs no device and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import replacing
 
 WEIGHTS = "model.safetensors"
-"""The name of a file of whole weights, in folders that are no checkpoints."""
+"""Name of the file of whole weights in folders that are not checkpoints."""
 MOST_OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Elements `start` .. `start` + `numel` of a tensor, as one file holds them."""
+    """Elements `start` .. `start` + `numel` of a tensor, stored in one file."""
 
     start: int
     numel: int
@@ -39,7 +40,7 @@ class _Part:
 
 
 class CheckpointReader:
-    """One published checkpoint. `state` is its state.json, `shapes` the shape of every parameter."""
+    """One published checkpoint. `state` is its state.json, `shapes` maps every parameter to its shape."""
 
     def __init__(self, folder: Place) -> None:
         """Raises: CheckpointError when its state cannot be read."""
@@ -71,7 +72,7 @@ class CheckpointReader:
         return values
 
     def weights(self) -> dict[str, Tensor]:
-        """Returns every parameter and persistent buffer, whole; parameters in fp32."""
+        """Returns every parameter (in fp32) and persistent buffer in full."""
         whole = {
             name: self.read("weight", name, 0, math.prod(shape)).reshape(shape)
             for name, shape in self.shapes.items()
@@ -83,7 +84,7 @@ class CheckpointReader:
         return {name: self._file(weights_name(0)).read(f"buffer/{name}") for name in self.state["buffers"]}
 
     def holds(self, key: str, name: str) -> bool:
-        """Tells whether it has anything of a parameter's 'weight', or of one of its moments or averages."""
+        """Returns whether it holds any of a parameter's 'weight', or of one of its moments or averages."""
         return bool(self._parts_of(key, name))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -96,12 +97,11 @@ class CheckpointReader:
         }
 
     def states(self, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Returns the tensors of training states by name, which it must have."""
+        """Returns the tensors of training states by name. All of `wanted` must exist."""
         return {name: self._file(optimizer_name(0)).read(f"state/{name}") for name in wanted}
 
     def generators(self, rank: int) -> dict[str, Tensor]:
-        """Returns a rank's random states by device type; none when the checkpoint was written by
-        fewer ranks."""
+        """Returns a rank's random states by device type; empty when fewer ranks wrote the checkpoint."""
         if rank >= self.state["world_size"]:
             return {}
         file = self._file(optimizer_name(rank))
@@ -112,14 +112,15 @@ class CheckpointReader:
         }
 
     def close(self) -> None:
-        """Closes its files."""
+        """Closes the files."""
         for file in self._files.values():
             file.close()
         self._files.clear(), self._parts.clear(), self._listed.clear(), self._open.clear()
 
     def _parts_of(self, key: str, name: str) -> list[_Part]:
-        """Returns where the elements of a tensor lie; the headers of all files of its kind are read on first
-        use.
+        """Returns where the elements of a tensor are.
+
+        The first use reads the headers of all files of its kind.
         """
         file_name = weights_name if key == "weight" else optimizer_name
         if file_name not in self._listed:
@@ -129,31 +130,31 @@ class CheckpointReader:
         return self._parts.get(tensor_name(key, name), [])
 
     def _list(self, file: TensorFile) -> None:
-        """Takes in what a file holds."""
+        """Records which parts of which tensors a file holds."""
         try:
             starts = loads(file.metadata["starts"])
             if any(type(start) is not int or start < 0 for start in starts.values()):
-                raise ValueError("a tensor begins before its parameter")
-            parts = {
-                tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()
-            }
+                raise ValueError("a tensor starts before its parameter")
+            entries = file.entries
+            parts = {tensor: _Part(start, entries[tensor].shape[0], file) for tensor, start in starts.items()}
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
-                f"{file.where} does not say what it holds ({type(error).__name__}: {error}); use another "
-                "checkpoint"
+                f"{file.where} does not describe its contents ({type(error).__name__}: {error}); use "
+                "another checkpoint"
             ) from error
         for tensor, part in parts.items():
             self._parts.setdefault(tensor, []).append(part)
 
     def _file(self, name: str) -> TensorFile:
-        """Reads a file's header once."""
+        """Returns a file, reading its header on first use."""
         if name not in self._files:
             self._files[name] = TensorFile(lambda: self.folder.open(name), f"{self.folder / name}")
         return self._opened(self._files[name])
 
     def _opened(self, file: TensorFile) -> TensorFile:
-        """Notes a file that is being read and closes the one that has not been for longest, as there may be
-        more than a process can open.
+        """Marks a file as in use and closes the least recently used one.
+
+        A checkpoint may have more files than a process can open.
         """
         if file in self._open:
             self._open.remove(file)
@@ -164,15 +165,14 @@ class CheckpointReader:
 
 
 def tensor_name(key: str, name: str) -> str:
-    """Returns the name, in a rank's file, of its part of a parameter's 'weight' or of one of its moments."""
+    """Returns the name that a parameter's 'weight', or one of its moments, has in a rank's file."""
     return f"{key}/{name}"
 
 
 def good_checkpoints(place: Place) -> Iterator[Place]:
-    """Yields the checkpoints that were written while nothing was wrong, the newest first: no spike had begun
-    and the last update had not been skipped.
+    """Yields the good checkpoints, newest first: no spike had begun and the last update was not skipped.
 
-    Those after the one that `latest` names are not this run's: somebody has gone back behind them.
+    Ignores those newer than `latest`: somebody has pointed it back, so they do not belong to this run.
     """
     current = latest(place)
     names = [name for name in complete(place) if current is not None and name <= current.name]
@@ -180,7 +180,7 @@ def good_checkpoints(place: Place) -> Iterator[Place]:
 
 
 def _is_good(folder: Place) -> bool:
-    """Tells whether nothing was wrong when a checkpoint was written."""
+    """Returns whether nothing was wrong when a checkpoint was written."""
     try:
         state = read_state(folder)
     except CheckpointError:
@@ -193,10 +193,9 @@ def _is_good(folder: Place) -> bool:
 
 
 def locate(path: str | Path | Place) -> Place | Path:
-    """Returns the checkpoint of a checkpoint folder, a run, or a folder of checkpoints, or else the
-    safetensors file of a path or folder.
+    """Finds the checkpoint of a checkpoint folder, run or folder of checkpoints, or else a safetensors file.
 
-    Raises: CheckpointError when there is none.
+    Raises: CheckpointError when there is neither.
     """
     place = Place(path)
     if place.local is not None and place.local.is_file():
@@ -204,11 +203,9 @@ def locate(path: str | Path | Place) -> Place | Path:
     if place.has(MANIFEST):
         return place
     run = place.local if place.local is not None and (place.local / CONFIG).is_file() else None
-    elsewhere = (
-        [place_of(run, configuration.load(run / CONFIG))]
-        if run is not None and not place.has(WEIGHTS)
-        else []
-    )
+    elsewhere = []
+    if run is not None and not place.has(WEIGHTS):
+        elsewhere.append(place_of(run, configuration.load(run / CONFIG)))
     for folder in (place / FOLDER, place, *elsewhere):
         if (found := latest(folder)) is not None:
             return found
@@ -221,10 +218,12 @@ def locate(path: str | Path | Place) -> Place | Path:
 
 
 def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
-    """Reads weights by parameter name from a checkpoint, a run, a folder with model.safetensors, or a
-    safetensors file; a checkpoint's in fp32.
+    """Reads weights by parameter name.
 
-    Raises: CheckpointError when there is none, or it is damaged.
+    `path` is a checkpoint (whose weights come in fp32), a run, a folder with model.safetensors, or a
+    safetensors file.
+
+    Raises: CheckpointError when there are none, or they are damaged.
     """
     found = locate(path)
     if isinstance(found, Place):
@@ -240,22 +239,18 @@ def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
         with safe_open(found, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{found} is no readable safetensors file ({error})") from error
+        raise CheckpointError(f"{found} is not a readable safetensors file ({error})") from error
 
 
 def write_weights(source: str | Path | Place, out: Path) -> None:
-    """Writes the weights of a checkpoint or run into one safetensors file, which appears whole or not at all.
+    """Writes the weights of a checkpoint or run into one safetensors file, atomically.
 
     Raises: CheckpointError when the checkpoint is damaged or the file cannot be written.
     """
-    weights = load_weights(source)
+    contiguous = {name: tensor.contiguous() for name, tensor in load_weights(source).items()}
     try:
         with replacing(out) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in weights.items()},
-                temporary,
-                metadata={"format": "pt"},
-            )
+            save_file(contiguous, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{out} cannot be written ({error}); make room, or name another file"
@@ -263,9 +258,7 @@ def write_weights(source: str | Path | Place, out: Path) -> None:
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raises CheckpointError naming the first parameter of the model that `found` lacks or has in another
-    shape.
-    """
+    """Raises CheckpointError for the first expected tensor that `found` lacks or has in another shape."""
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(

@@ -1,6 +1,4 @@
-"""Takes a diverged run back to its last good checkpoint. The data does not go back with it: the steps in
-between are jumped.
-"""
+"""Rolls a diverged run back to its last good checkpoint. The data is not rolled back: it skips ahead."""
 
 from __future__ import annotations
 
@@ -12,16 +10,16 @@ from flava_ds.training.engine import Engine
 
 
 def go_back(engine: Engine, config: Config) -> checkpoint.Resumed | None:
-    """Puts the engine into the state of the last good checkpoint that is not damaged and deletes the later
-    ones, so that `latest` is that one; None when there is none that is good.
+    """Restores the last good, undamaged checkpoint and deletes the later ones; None without a good one.
 
-    All ranks call it together, when no save is under way.
+    All ranks call it together, while no save is in progress.
 
-    Raises: CheckpointError on every rank when all that are good are damaged.
+    Raises: CheckpointError on every rank when all good checkpoints are damaged.
     """
     world, place, good = engine.world, files.place_of(config.run_path, config), []
     with together(world):
         if world.is_main:
+            # rank 0 alone looks, so that all ranks get the same list
             good = list(good_checkpoints(place))
     good = gather_objects(world, good)[0]
     if not good:

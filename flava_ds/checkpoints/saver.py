@@ -1,9 +1,8 @@
-"""Writes checkpoints while training goes on: a copy to host memory at the end of a step, then a thread writes
-it.
+"""Writes checkpoints in the background: copies the state to host memory after a step; a thread writes it.
 
-Every rank writes its own fragments. How far each has come travels with the numbers that all ranks exchange at
-every step anyway, so no thread ever takes part in a collective; when all have written, rank 0 publishes.
-Until then the run's `latest` is the checkpoint before.
+Every rank writes its own fragments. Its progress travels with the numbers that all ranks exchange at every
+step anyway, so the thread never takes part in a collective. Rank 0 publishes when all ranks have written.
+Until then, `latest` names the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 
 POLL_S = 0.02
-"""Between looks at a writer that is waited for."""
+"""Pause between polls of the writer thread."""
 WAIT_WORTH_WORDS_S = 0.5
-"""A save that waited less for the one before says nothing of it."""
+"""A save that waited less than this for the previous one does not mention it."""
 
 
 class Status(IntEnum):
-    """How far a rank's part of a save has come."""
+    """The progress of a rank's part of a save."""
 
     IDLE = 0
     WORKING = 1
@@ -48,8 +47,9 @@ class Status(IntEnum):
 
 
 class Saver:
-    """Saves one checkpoint at a time. All ranks call its methods together; `published` is the step of the
-    last one that is complete.
+    """Saves one checkpoint at a time. All ranks call its methods together.
+
+    `published` is the step of the last complete checkpoint.
     """
 
     def __init__(self, engine: Engine, config: Config, first_step: int = 0) -> None:
@@ -62,7 +62,7 @@ class Saver:
 
     @property
     def status(self) -> Status:
-        """What this rank tells the others."""
+        """The progress that this rank reports to the others."""
         return Status.IDLE if self._task is None else self._task.status
 
     def save(
@@ -72,11 +72,12 @@ class Saver:
         metric: dict[str, Any] | None = None,
         spikes: dict[str, Any] | None = None,
     ) -> Place:
-        """Copies the state after `step` updates and begins to write it; returns where the checkpoint will be.
-        Waits for the save before, if it is still being written, and without checkpoint.asynchronous for this
-        one.
+        """Copies the state after `step` updates and starts to write it; returns the checkpoint's final place.
 
-        Raises: CheckpointError on every rank when one cannot write, or does not see the others' files.
+        Waits for the previous save first if that is still running and, unless checkpoint.asynchronous is set,
+        until this one is done.
+
+        Raises: CheckpointError on every rank when one rank cannot write, or rank 0 does not see its files.
         """
         self._begun = time.perf_counter()
         if self._task is not None:
@@ -85,10 +86,7 @@ class Saver:
             waited = time.perf_counter() - self._begun
             if self.world.is_main and waited >= WAIT_WORTH_WORDS_S:
                 log.warning(
-                    (
-                        "step %d waited %.1f s for the checkpoint of step %d to be written; save less often "
-                        "than that takes"
-                    ),
+                    "step %d waited %.1f s until the checkpoint of step %d was written; save less often",
                     step,
                     waited,
                     unfinished,
@@ -99,7 +97,7 @@ class Saver:
         try:
             contents = self._contents(step, {"data": data_state, "metric": metric, "spikes": spikes})
             self._task.begin(lambda: self._write(staged, contents))
-        # the host's memory is full: this rank tells the others at the next step
+        # out of host memory: the other ranks learn of it at the next step
         except RuntimeError as problem:
             self._task.fail(problem)
         self._stall_s = time.perf_counter() - self._begun
@@ -108,45 +106,46 @@ class Saver:
         return self.place / files.name_of(step)
 
     def observe(self, statuses: list[int]) -> None:
-        """Acts on what all ranks have just told each other.
+        """Acts on the statuses that all ranks have just exchanged.
 
-        Raises: CheckpointError on every rank when one of them failed.
+        Raises: CheckpointError on every rank when one rank failed.
         """
         if Status.FAILED in statuses:
             task, self._task = self._task, None
-            task.join()
+            task.join()  # ends this rank's writes before _clear_away deletes what they wrote
             try:
                 raise_together(self.world, task.error)
             finally:
                 self._clear_away()
-        elif statuses[0] == Status.PUBLISHED:
+        elif statuses[0] == Status.PUBLISHED:  # only rank 0 publishes
             self._task, self.published = None, self._step
         elif self.world.is_main and all(status == Status.WRITTEN for status in statuses):
             self._task = _Task(self.place / files.name_of(self._step), Status.PUBLISHED)
             self._task.begin(self._publish)
 
     def finish(self) -> None:
-        """Waits until what is being saved is published.
+        """Waits until the save in progress is published.
 
-        Raises: CheckpointError on every rank when one of them failed.
+        Raises: CheckpointError on every rank when one rank failed.
         """
         while self._task is not None:
             self.observe([status for (status,) in gather_numbers(self.world, [self.status])])
             if self.status == Status.WORKING:
                 self._task.join(POLL_S)
             elif self._task is not None:
+                # this rank is done and waits for the others; the exchange of statuses paces the loop
                 time.sleep(POLL_S / 4)
 
     def _clear_away(self) -> None:
-        """Removes what a save that failed has written, so that it does not fill the disk till the
-        next start."""
+        """Removes what a failed save has written, so that it does not fill the disk."""
         if self.world.is_main and not run_lock.lost(self.config.run_path):
             with suppress(OSError):
                 files.remove_leftovers(self.place)
 
     def _contents(self, step: int, told: dict[str, Any]) -> dict[str, Any]:
-        """Collects this rank's files: name -> text, or (tensors, first elements). Tensors are copies when
-        training goes on meanwhile.
+        """Collects this rank's files: name -> text, or (tensors, first elements).
+
+        An asynchronous save gets copies of the tensors, because training changes them meanwhile.
         """
         rank = self.world.rank
         weights, moments, starts = {}, {}, {"weights": {}, "moments": {}}
@@ -168,16 +167,10 @@ class Saver:
             optimizer_name(rank): (moments, starts["moments"]),
         }
         if self.world.is_main:
-            state = {
-                **{
-                    "step": step,
-                    "world_size": self.world.size,
-                    "layout": self.engine.layout(),
-                    **self.engine.counters(),
-                },
-                "optimizer_updates": fragments.update_counts(self.engine),
-                **{"parameters": self.engine.shapes(), "buffers": list(buffers), **told},
-            }
+            state = {"step": step, "world_size": self.world.size, "layout": self.engine.layout()}
+            state |= self.engine.counters()
+            state["optimizer_updates"] = fragments.update_counts(self.engine)
+            state |= {"parameters": self.engine.shapes(), "buffers": list(buffers), **told}
             contents |= {
                 files.STATE: json.dumps(state, indent=1) + "\n",
                 files.CONFIG: json.dumps(to_dict(self.config), indent=2) + "\n",
@@ -185,10 +178,10 @@ class Saver:
         return contents
 
     def _write(self, staged: Place, contents: Mapping[str, Any]) -> None:
-        """Writes this rank's files, and last a receipt with their checksums; runs in a thread."""
+        """Writes this rank's files, then a receipt with their checksums; runs in a thread."""
         described = {}
         if self.world.is_main and staged.has(files.MANIFEST):
-            # an abandoned checkpoint of this step in object storage, which is written over
+            # an unpublished or abandoned checkpoint of this step in object storage: no longer complete
             staged.remove(files.MANIFEST)
         for name, content in contents.items():
             with staged.create(name) as file:
@@ -202,23 +195,22 @@ class Saver:
         staged.write(_receipt_name(self.world.rank), json.dumps(described))
 
     def _publish(self) -> None:
-        """Collects the receipts of all ranks and completes the checkpoint; runs in a thread of rank 0."""
+        """Collects the receipts of all ranks and publishes the checkpoint; runs in a thread of rank 0."""
         staged, described = files.staging(self.place, self._step, self.world.size), {}
         if run_lock.lost(self.config.run_path):
             raise CheckpointError(
-                f"{self.config.run_path} was taken over by another run while this one did not answer; "
+                f"{self.config.run_path} was taken over by another run while this one was unresponsive; "
                 "this one ends"
             )
         for rank in range(self.world.size):
             try:
                 described |= json.loads(staged.read(_receipt_name(rank)))
             except FileNotFoundError as error:
-                where = (
-                    "checkpoint.directory" if self.config.checkpoint.directory else "logging.run_directory"
-                )
+                directory = self.config.checkpoint.directory
+                where = "checkpoint.directory" if directory else "logging.run_directory"
                 raise CheckpointError(
                     f"{staged}: rank 0 does not see what rank {rank} wrote; {where} must be on a file "
-                    "system that all share"
+                    "system that all ranks share"
                 ) from error
             staged.remove(_receipt_name(rank))
         final = files.publish(self.place, staged, self._step, described)
@@ -228,7 +220,7 @@ class Saver:
         took = time.perf_counter() - self._begun
         stood = self._stall_s if self.config.checkpoint.asynchronous else took
         log.info(
-            "saved %s: training stood for %.2f s, %.2f GiB were written within %.1f s%s",
+            "saved %s: training paused for %.2f s, %.2f GiB were written within %.1f s%s",
             final,
             stood,
             gib,
@@ -238,9 +230,7 @@ class Saver:
 
 
 class _Task:
-    """Something that a thread does: `status` is WORKING, then `done`, or FAILED with an `error` that names
-    the place `where`.
-    """
+    """A function that runs in a thread. Its `status` is WORKING, then `done`, or FAILED with an `error`."""
 
     def __init__(self, where: Place, done: Status) -> None:
         self.where, self._done = where, done
@@ -248,17 +238,16 @@ class _Task:
         self._thread: threading.Thread | None = None
 
     def begin(self, function: Callable[[], None]) -> None:
-        """Starts the thread; it dies with the process."""
+        """Starts a daemon thread, which does not keep the process alive."""
         self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def fail(self, problem: Exception) -> None:
-        """Notes why it did not work; a full disk is an OSError of many kinds."""
+        """Records the failure as a CheckpointError that names the place."""
         said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
-        known = isinstance(problem, CheckpointError)
         self.error = (
             problem
-            if known
+            if isinstance(problem, CheckpointError)
             else CheckpointError(
                 f"{self.where} cannot be written ({said}); make room or mend the disk, then start the "
                 "same command again"
@@ -275,21 +264,21 @@ class _Task:
         try:
             function()
             self.status = self._done
-        except Exception as problem:  # whatever it is, the ranks have to hear of it
+        except Exception as problem:  # any failure must reach the other ranks
             self.fail(problem)
 
 
 class HostCopy:
-    """Copies of tensors in host memory that the next copy uses again: new memory costs more than the copy.
-    `pinned` for those of a GPU.
+    """Copies tensors to host memory that the next copy reuses: allocating costs more than copying.
+
+    `pinned` is for tensors on a GPU.
     """
 
     def __init__(self, pinned: bool) -> None:
         self._pinned, self._kept = pinned, {}
 
     def take(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies all of a group and waits for the device; what was taken of the group before is
-        overwritten."""
+        """Copies a group of tensors and waits for the device; overwrites the group's previous copies."""
         kept = self._kept.get(group, {})
         copies = {}
         for name, tensor in tensors.items():
@@ -298,14 +287,15 @@ class HostCopy:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned)
             copies[name] = copy.copy_(tensor, non_blocking=True)
         if self._pinned:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # the copies are asynchronous, and the next step changes the sources
         self._kept[group] = copies
         return copies
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
-    """Returns this rank's random states; everything drawn per sample or step is a function of the step and
-    needs none.
+    """Returns this rank's random states, for code that draws from the global generators.
+
+    Whatever is drawn per sample or step is a function of the step and needs none.
     """
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -314,7 +304,7 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def _persistent_buffers(engine: Engine) -> dict[str, Tensor]:
-    """Returns the buffers that belong to the model's state dict."""
+    """Returns the buffers in the model's state dict."""
     persistent = engine.module.state_dict().keys()
     return {name: buffer for name, buffer in engine.module.named_buffers() if name in persistent}
 

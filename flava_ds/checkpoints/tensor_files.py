@@ -1,8 +1,7 @@
-"""safetensors files as streams: written tensor by tensor with their checksum, and read by ranges, on a disk
-or in object storage alike.
+"""safetensors files as streams: written tensor by tensor with a checksum, and read by byte ranges.
 
-The library's own functions want a whole local file; a checkpoint's shards are written in the background and
-read in slices.
+The safetensors library only handles whole local files. Checkpoints are written in the background and read in
+slices, from disks and object storage.
 """
 
 from __future__ import annotations
@@ -22,51 +21,52 @@ from flava_ds.errors import CheckpointError, DataError
 from flava_ds.storage.files import Readable
 
 DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    },
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
-"""safetensors' names."""
+"""The names of dtypes in safetensors."""
 CHUNK_BYTES = 16 * 2**20
-"""What is hashed and written, or read, at once."""
+"""Bytes that are hashed and written, or read, at a time."""
 MOST_HEADER_BYTES = 100_000_000
-"""The limit of the format's own library."""
+"""The limit of the safetensors library."""
 
 
 class Writable(Protocol):
-    """What a stream is written to."""
+    """A stream to write to."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 class HashingWriter:
-    """Passes bytes on and keeps their number and SHA-256."""
+    """Passes bytes on and keeps their count and SHA-256."""
 
     def __init__(self, file: Writable) -> None:
         self._file, self._digest, self.size = file, hashlib.sha256(), 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Writes and hashes; for long pieces both leave the interpreter to other threads."""
+        """Writes and hashes the bytes; for large pieces both release the GIL."""
         self._file.write(data)
         self._digest.update(data)
         self.size += len(data)
 
     def described(self) -> dict[str, int | str]:
-        """Returns what a manifest keeps of a file: {size in bytes, sha256}."""
+        """Returns the file's entry in a manifest: {size in bytes, sha256}."""
         return {"size": self.size, "sha256": self._digest.hexdigest()}
 
 
 def write_tensors(file: Writable, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file. A tensor on a device is copied when its turn comes, so that the host never
-    holds all of them.
+    """Writes a safetensors file.
 
-    Wider types come first, which keeps every tensor aligned.
+    A tensor on a device is copied when its turn comes, so the host never holds all of them. Wider dtypes come
+    first, which keeps every tensor aligned.
     """
     names = sorted(tensors, key=lambda name: -tensors[name].element_size())
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -99,14 +99,15 @@ class Entry:
 
 
 class TensorFile:
-    """The header of a safetensors file, and its tensors on request. After `close` the header stays, and
-    reading opens the file again.
+    """The header of a safetensors file, and its tensors on request.
+
+    `close` keeps the header; the next read opens the file again.
     """
 
     def __init__(self, opener: Callable[[], Readable], where: str) -> None:
         """`where` names the file in errors.
 
-        Raises: CheckpointError when it is no safetensors file.
+        Raises: CheckpointError when it is not a safetensors file.
         """
         self._opener, self.where = opener, where
         self._file: Readable | None = opener()
@@ -114,17 +115,17 @@ class TensorFile:
         try:
             length = int.from_bytes(self._pread(8, 0), "little")
             if not 2 <= length <= min(MOST_HEADER_BYTES, file.size - 8):
-                raise ValueError("its header is cut short")
+                raise ValueError("its header is truncated")
             header = loads(self._pread(length, 8))
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
             self.entries = {name: _entry(value, 8 + length, file.size) for name, value in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where} is no readable safetensors file ({error})") from error
+            raise CheckpointError(f"{where} is not a readable safetensors file ({error})") from error
 
     def read(self, name: str, start: int = 0, numel: int | None = None) -> Tensor:
         """Returns elements `start` .. `start` + `numel` of the flattened tensor, or all of it in its shape.
 
-        Raises: CheckpointError when there is no such tensor, it has fewer, or the file cannot be read.
+        Raises: CheckpointError when the tensor is missing or too short, or the file cannot be read.
         """
         if name not in self.entries:
             raise CheckpointError(f"{self.where} has no '{name}'; use another checkpoint")
@@ -133,8 +134,7 @@ class TensorFile:
         count = whole if numel is None else numel
         if not 0 <= start <= start + count <= whole:
             raise CheckpointError(
-                f"{self.where}: elements {start} .. {start + count} of '{name}', which has {whole}, were "
-                "asked for"
+                f"{self.where}: '{name}' has {whole} elements, but {start} .. {start + count} were requested"
             )
         values = torch.empty(count, dtype=entry.dtype)
         target = memoryview(values.view(torch.uint8).numpy()) if count else memoryview(bytearray())
@@ -143,7 +143,7 @@ class TensorFile:
             data = self._pread(size, entry.begin + start * width + place)
             if len(data) != size:
                 raise CheckpointError(
-                    f"{self.where} ends within '{name}'; it was cut short, use another checkpoint"
+                    f"{self.where} ends within '{name}': it is truncated; use another checkpoint"
                 )
             target[place : place + size] = data
         return values.reshape(entry.shape) if numel is None else values
@@ -164,12 +164,13 @@ class TensorFile:
 
 
 def _entry(value: dict, data_begin: int, file_size: int) -> Entry:
-    """Reads one tensor's line of a header. Raises: ValueError, KeyError or TypeError when it does not fit the
-    file.
+    """Parses a tensor's entry in a header.
+
+    Raises: ValueError, KeyError or TypeError when it does not fit the file.
     """
     shape, (begin, end) = tuple(value["shape"]), value["data_offsets"]
     if value["dtype"] not in DTYPES:
-        raise ValueError(f"its type {value['dtype']} is not known")
+        raise ValueError(f"its dtype {value['dtype']} is unknown")
     dtype = DTYPES[value["dtype"]]
     if (
         any(type(number) is not int or number < 0 for number in (*shape, begin, end))

@@ -70,7 +70,7 @@ def test_a_manifest_that_was_not_published_is_noticed(tmp_path):
     """A file and its entry that were changed together, in the checkpoint that `latest` names."""
     folder = write_checkpoint(tmp_path, 5, small_weights())
     rewrite(folder, files.CONFIG, "{}", published=False)
-    with pytest.raises(CheckpointError, match="manifest.json is not the one that was published"):
+    with pytest.raises(CheckpointError, match="manifest.json is not the published one"):
         contents.verify(folder)
     # as a user or an earlier version writes it: there is nothing to compare with
     folder.parent.write(files.LATEST, folder.name)

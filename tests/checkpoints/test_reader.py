@@ -128,7 +128,7 @@ def test_a_state_that_does_not_fit_its_files_is_refused(tmp_path, change, said):
 
 def test_a_file_that_is_no_tensor_file_is_refused(tmp_path):
     (tmp_path / "alone.safetensors").write_bytes(b"not a tensor file")
-    with pytest.raises(CheckpointError, match="alone.safetensors is no readable"):
+    with pytest.raises(CheckpointError, match="alone.safetensors is not a readable"):
         reader.load_weights(tmp_path / "alone.safetensors")
 
 

@@ -117,7 +117,7 @@ def test_the_curve_goes_on_as_if_the_data_had_never_been_there(tmp_path):
     said = job.said(0)
     assert (
         "for 3 of them in a row has been more than 5 times its median" in said
-        and "back to step 20, without the data of the steps since" in said
+        and "back to step 20, skipping the data of the steps since" in said
     ), said
     assert run(spiked, spoil).errors() == []
     assert curve(spiked.run_path) == expected and jumps_of(spiked) == [[20, 5]]

@@ -1,4 +1,4 @@
-"""What every tokenizer here does: encode a batch of texts, cut them, and count what was cut."""
+"""The base of all tokenizers: encodes batches of texts, truncates them, and counts the tokens cut."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from flava_ds.errors import ConfigError
 
 
 class BatchTokenizer:
-    """Hugging Face's Rust tokenizer over whole batches, with one special token before each text and one
-    behind it.
-    """
+    """Hugging Face's Rust tokenizer for whole batches; adds one special token before and after each text."""
 
     file: Path
-    """Where its vocabulary comes from."""
+    """The file with the vocabulary, for messages."""
     vocab_size: int
     cls_id: int
-    """Of the first token of a text."""
+    """Id of the first token of every text."""
     sep_id: int
-    """Of the last token of a text."""
+    """Id of the last token of every text."""
     pad_id: int
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -31,9 +29,9 @@ class BatchTokenizer:
         self._max_tokens = 0
 
     def fitting(self, most: int) -> Self:
-        """Returns itself where a model of `most` entries has a row for every id.
+        """Returns itself if a model with `most` entries has a row for every id.
 
-        Raises: ConfigError.
+        Raises: ConfigError when the model's vocabulary is too small.
         """
         if self.vocab_size > most:
             raise ConfigError(
@@ -43,15 +41,14 @@ class BatchTokenizer:
         return self
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-        """Encodes each text with its first and last special token, at most `max_tokens` ids: one int64 array
-        per text.
+        """Encodes each text with its special tokens into at most `max_tokens` ids: one int64 array per text.
 
-        What is too long loses its end, but never the special token there.
+        Truncation removes the end of a text, but keeps the special token there.
         """
         return self.encode_counting(texts, max_tokens)[0]
 
     def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
-        """Encodes as encode_batch does, and counts the ids that were cut off."""
+        """Encodes like encode_batch, and counts the ids that were cut."""
         if max_tokens != self._max_tokens:
             self._tokenizer.enable_truncation(max_length=max_tokens)
             self._max_tokens = max_tokens
@@ -60,11 +57,11 @@ class BatchTokenizer:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], cut
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
-        """Joins ids back into text, word pieces merged."""
+        """Decodes ids into text, merging word pieces."""
         return self._tokenizer.decode(
             [int(number) for number in ids], skip_special_tokens=skip_special_tokens
         )
 
     def token(self, number: int) -> str:
-        """Returns the vocabulary's entry."""
+        """Returns the vocabulary entry of an id."""
         return self._tokenizer.id_to_token(int(number))

@@ -1,9 +1,8 @@
-"""CLIP's byte pairs: lower-cased text, cut into words, digits and punctuation, merged by the 48,894 published
-rules.
+"""CLIP's byte-pair tokenizer: lower-case text, split into words, digits and punctuation, 48,894 merges.
 
-The rules come with the package open_clip_torch, which is not imported for them.
+The merge rules come with the package open_clip_torch, which is not imported.
 
-Source: Radford et al. 2021, section 2.4, and their code's tokenizer.
+Source: Radford et al. 2021, section 2.4, and the tokenizer of their code.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ NAME = "clip_bpe"
 FILE = "bpe_simple_vocab_16e6.txt.gz"
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 MERGES = 49_152 - 256 - 2
-"""How many rules of the file are used, after its first line."""
+"""Number of rules used from the file, after its first line."""
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def is_meant(vocabulary: str) -> bool:
-    """Tells whether data.vocabulary asks for CLIP's byte pairs: by name, or by a path of the rules."""
+    """Returns whether data.vocabulary selects CLIP's byte pairs: by name, or by a path to the rules."""
     return vocabulary == NAME or vocabulary.endswith(".txt.gz")
 
 
 def merges_file(vocabulary: str = NAME) -> Path:
-    """Finds the rules: the path itself, or the file in the installed open_clip_torch.
+    """Finds the merge rules: at the given path, or in the installed open_clip_torch.
 
-    Raises: DataError naming the extra that brings it.
+    Raises: DataError that names the extra to install.
     """
     if vocabulary != NAME:
         if (path := Path(vocabulary).expanduser()).is_file():
@@ -54,9 +53,9 @@ def merges_file(vocabulary: str = NAME) -> Path:
 
 
 def read_merges(file: Path) -> list[tuple[str, str]]:
-    """Reads the rules in their order.
+    """Reads the merge rules in order.
 
-    Raises: DataError naming the file when it is another one.
+    Raises: DataError that names the file when it is not the expected one.
     """
     try:
         lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
@@ -66,13 +65,12 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
         ) from error
     rules = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
     if len(rules) != MERGES or any(len(rule) != 2 for rule in rules):
-        raise DataError(f"{file}: holds no {MERGES} rules of two pieces each; take {FILE} of open_clip_torch")
+        raise DataError(f"{file}: expected {MERGES} rules of two pieces each; take {FILE} of open_clip_torch")
     return rules
 
 
 def byte_symbols() -> list[str]:
-    """Returns the printable symbols that stand for bytes, in the order of their ids: printable
-    bytes first."""
+    """Returns the printable symbol for each byte, in the order of their ids: printable bytes first."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -83,10 +81,9 @@ def byte_symbols() -> list[str]:
 
 
 class ClipTokenizer(BatchTokenizer):
-    """Turns texts into ids as CLIP was trained on: HTML entities resolved, lower case, <|startoftext|> ...
-    <|endoftext|>.
+    """Encodes texts like CLIP: resolves HTML entities, lower-cases, adds <|startoftext|> and <|endoftext|>.
 
-    The published code also repairs wrongly decoded text (ftfy); that belongs into the preparation of data.
+    The published code also repairs wrongly decoded text (ftfy); do that when preparing the data.
     """
 
     def __init__(self, vocabulary: str = NAME) -> None:
@@ -103,14 +100,14 @@ class ClipTokenizer(BatchTokenizer):
         self.entries = {entry: number for number, entry in enumerate(entries)}
         self.vocab_size = len(entries)
         self.cls_id, self.sep_id = (self.entries[token] for token in SPECIAL_TOKENS)
-        self.pad_id = self.sep_id  # as transformers pads; packed batches need none
+        self.pad_id = self.sep_id  # as in transformers; packed batches need no padding
         super().__init__(self._build())
 
     def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
         return super().encode_counting([resolved(text) for text in texts], max_tokens)
 
     def _build(self) -> Tokenizer:
-        """Assembles normaliser, pre-tokeniser, model and special tokens."""
+        """Assembles the normaliser, pre-tokeniser, model and special tokens."""
         end = SPECIAL_TOKENS[1]
         tokenizer = Tokenizer(BPE(self.entries, self.merges, unk_token=end, end_of_word_suffix="</w>"))
         spaces = normalizers.Replace(Regex(r"\s+"), " ")
@@ -133,6 +130,5 @@ class ClipTokenizer(BatchTokenizer):
 
 
 def resolved(text: str) -> str:
-    """Resolves HTML entities, also those written twice over (&amp;amp;), as captions from the web
-    have them."""
+    """Resolves HTML entities, including the doubly escaped ones (&amp;amp;) of web captions."""
     return html.unescape(html.unescape(text)) if "&" in text else text

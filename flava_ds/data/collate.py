@@ -1,6 +1,4 @@
-"""Decoded samples to one Batch: augmentation, tokenisation, packing and every corruption, drawn from the
-samples' own seeds.
-"""
+"""Collates decoded samples into a Batch: augments, tokenises, packs and corrupts, seeded by the samples."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ _MATCH_STREAM = 5
 
 
 class Collator:
-    """Carries out one source's plan: makes its batches. Runs in loader processes; picklable."""
+    """Makes the batches of one source from its plan. Runs in dataloader workers; picklable."""
 
     def __init__(self, plan: BatchPlan, name: str, source: SourceConfig) -> None:
         self.plan, self.name, self.source = plan, name, source
@@ -36,15 +34,15 @@ class Collator:
         masked_rows: np.ndarray | None = None,
         views: Sequence[Tensor] | None = None,
     ) -> Batch:
-        """Collates samples, those in `borrowed` (row -> caption, see `mismatch`) with another's caption
-        instead of their own.
+        """Collates samples into a batch.
 
-        The result for one sample depends on its seed and its borrowed caption alone, never on its neighbours.
-        With `masked_rows` [m] the corruptions see only these samples. `views` are what `augment` has made of
-        the pictures.
+        `borrowed` (row -> caption, see `mismatch`) replaces captions. Given `masked_rows` [m], the
+        corruptions see only these samples. `views` are the images from `augment`.
+
+        The result for a sample depends only on its seed and its borrowed caption, never on its neighbours.
         """
         matched = np.ones(len(samples), dtype=bool)
-        texts = [cast(str, sample.text) for sample in samples]  # None, and not read, in batches of pictures
+        texts = [cast(str, sample.text) for sample in samples]  # image batches: None, and never read
         for row, text in (borrowed or {}).items():
             texts[row], matched[row] = text, False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
@@ -78,11 +76,11 @@ class Collator:
         )
 
     def empty_views(self, count: int, empty: Empty = torch.empty) -> list[Tensor]:
-        """Allocates a batch's views: [count 3 S S] uint8 for each size S; none without pictures."""
+        """Allocates a batch's views: [count 3 S S] uint8 for each size S; empty without images."""
         return self.transform.empty(count, empty) if self.transform is not None else []
 
     def augment(self, samples: Sequence[Sample], views: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Fills the samples' views, of which each depends on its own sample alone, and returns them."""
+        """Fills and returns the views. Each sample's rows depend only on that sample."""
         if views:
             assert self.transform is not None  # a plan with views has one
             self.transform([cast(Tensor, sample.image) for sample in samples], _seeds(samples), views)
@@ -91,20 +89,19 @@ class Collator:
     def _draft(
         self, samples: Sequence[Sample], texts: Sequence[str], matched: np.ndarray, views: Sequence[Tensor]
     ) -> tuple[Draft, int]:
-        """Puts pictures and tokens together; also counts the tokens that were cut."""
+        """Combines images and tokens into a draft; also returns the number of tokens cut."""
         ids, lengths, cut = None, None, 0
         if self.plan.tokenizer is not None:
             encoded, cut = self.plan.tokenizer.encode_counting(texts, self.plan.max_tokens)
             ids, lengths = np.concatenate(encoded), np.array([len(own) for own in encoded], dtype=np.int64)
-        codes = (
-            np.stack([cast(np.ndarray, sample.codes) for sample in samples])
-            if self.plan.stored_codes
-            else None
-        )
+        codes = None
+        if self.plan.stored_codes:
+            codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples])
         named = dict(zip(self.plan.views, views, strict=True))
-        return Draft(
+        draft = Draft(
             seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths
-        ), cut
+        )
+        return draft, cut
 
 
 def _seeds(samples: Sequence[Sample]) -> np.ndarray:
@@ -112,8 +109,7 @@ def _seeds(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def _add_text(draft: Draft, prefix: str, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-    """Adds the packed texts of a draft, if it has any; of the masked samples only where they
-    begin and end."""
+    """Adds a draft's packed texts, if any; for masked samples (with a prefix) only the sequence bounds."""
     if draft.lengths is None:
         return
     if not prefix:
@@ -131,11 +127,11 @@ def mismatch(
     *,
     among: np.ndarray | None = None,
 ) -> dict[int, str]:
-    """Draws the samples, of the rows `among` if given, that lose their caption; row -> the first of its
-    partners' captions that is not its own.
+    """Draws which samples lose their caption, and replaces it by another sample's: row -> caption.
 
-    A sample stays matched when all its partners' captions are also its own. `partners(rows, draws)` yields
-    them lazily for each of the drawn rows, from places that the draws in [0, 1) pick.
+    Only rows in `among`, if given, can be drawn. A sample stays matched when all its partners' captions are
+    also its own. `partners(rows, draws)` yields candidate captions lazily for each drawn row; the draws in
+    [0, 1) pick where they come from.
 
     Shapes:
         captions  b tuples, all captions of each sample

@@ -1,4 +1,4 @@
-"""Colour augmentation of whole batches: one affine map of the colours per picture, and outlines."""
+"""Colour augmentation of whole batches: one affine colour map per image, and edge outlines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _EDGE_GAIN = 4.0
 
 @dataclass(frozen=True)
 class ColorDraw:
-    """What was drawn for each picture: out = scale @ (colour - mean) + keep @ mean + shift, per pixel.
+    """The random draws of each image: out = scale @ (colour - mean) + keep @ mean + shift, per pixel.
 
     Shapes:
-        scale  [b 3 3]  float32, acts on the difference from the picture's mean colour
+        scale  [b 3 3]  float32, acts on the difference from the image's mean colour
         keep   [b 3 3]  float32, acts on the mean colour
         shift  [b 3]    float32, grey levels
-        edges  [b]      bool, outlines first
+        edges  [b]      bool, whether to draw outlines first
     """
 
     scale: Tensor
@@ -35,13 +35,13 @@ class ColorDraw:
     edges: Tensor
 
     def at(self, rows: np.ndarray) -> ColorDraw:
-        """Returns the draws of some pictures."""
+        """Returns the draws of some rows."""
         index = torch.from_numpy(rows)
         return ColorDraw(self.scale[index], self.keep[index], self.shift[index], self.edges[index])
 
 
 def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | None:
-    """Draws each picture's colour map from its seed; None when the configuration changes no colours.
+    """Draws each image's colour map from its seed; None when the configuration changes no colours.
 
     Jitter of strength s multiplies contrast by 1 + s*u, mixes channels by s/2*u each and shifts brightness by
     up to 96*s grey levels, u uniform in [-1, 1].
@@ -52,9 +52,8 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
     signed = 2 * draws[:, :13] - 1
     strength = config.color_jitter
     eye, grey = np.eye(3), np.tile(np.array(LUMINANCE), (3, 1))
-    scale = eye * (1 + strength * signed[:, :1, None]) + strength * _MIXING * signed[:, 1:10].reshape(
-        -1, 3, 3
-    )
+    mixing = signed[:, 1:10].reshape(-1, 3, 3)
+    scale = eye * (1 + strength * signed[:, :1, None]) + strength * _MIXING * mixing
     shift = strength * _SHIFT * signed[:, 10:13]
     project = np.where((draws[:, 13] < config.grayscale)[:, None, None], grey, eye)
     negative = draws[:, 14] < config.invert
@@ -67,9 +66,9 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
 
 
 def apply_colors(images: Tensor, draw: ColorDraw) -> Tensor:
-    """Applies outlines, then the colour maps: [b 3 H W] float32 in [0, 255] -> the same, not yet clamped.
+    """Applies outlines, then the colour maps: [b 3 H W] float32 in [0, 255] -> the same, not clamped.
 
-    Elementwise, so that a picture's result does not depend on the batch around it.
+    All operations are elementwise, so an image's result does not depend on the rest of the batch.
     """
     rows = draw.edges.nonzero().flatten()
     if rows.numel():
@@ -89,17 +88,15 @@ def apply_colors(images: Tensor, draw: ColorDraw) -> Tensor:
 
 
 def outline(images: Tensor) -> Tensor:
-    """Draws where luminance changes, dark on white: [b 3 H W] float32 -> the same shape.
+    """Draws edges of the luminance, dark on white: [b 3 H W] float32 -> the same shape.
 
-    Source: the operator of Sobel and Feldman (1968); a step of half the grey scale is fully dark.
+    A step of half the grey scale is fully dark. Source: the operator of Sobel and Feldman (1968).
     """
     red, green, blue = images.unbind(1)
     luminance = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
     padded = torch.nn.functional.pad(luminance[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     across = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    slope = (
-        torch.sqrt((down[:, :, 2:] - down[:, :, :-2]).square() + (across[:, 2:] - across[:, :-2]).square())
-        / 8
-    )
+    horizontal, vertical = down[:, :, 2:] - down[:, :, :-2], across[:, 2:] - across[:, :-2]
+    slope = torch.sqrt(horizontal.square() + vertical.square()) / 8
     return (255 - _EDGE_GAIN * slope).clamp_(0, 255)[:, None].expand(-1, 3, -1, -1)

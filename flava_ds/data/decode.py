@@ -1,4 +1,4 @@
-"""Encoded bytes to a uint8 RGB tensor, with the size read from the header before anything is decoded."""
+"""Decodes image files to uint8 RGB tensors. Checks the size in the header before decoding anything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
 MAX_PIXELS = 2**26
-"""Largest picture decoded, in pixels: 64 Mi, 192 MiB as RGB; training takes data.max_image_pixels."""
+"""Largest image that is decoded: 64 Mi pixels, 192 MiB as RGB. Training uses data.max_image_pixels."""
 _WEBP_EXIF, _WEBP_ANIMATION = 0x08, 0x02
 _OTHERS = {
     b"GIF8": "GIF",
@@ -27,15 +27,16 @@ _OTHERS = {
     b"<htm": "web page",
     b"<!DO": "web page",
 }
-"""What stands in scraped shards in a picture's place, by its first bytes."""
+"""Other files that scraped shards contain in place of images, by their first bytes."""
 MAX_SCANS = 200
-"""Most scans of a JPEG, those of its thumbnails included; progressive files have about ten."""
+"""Most scans of a JPEG, including those of its thumbnails; progressive files have about ten."""
 _MAX_SEGMENTS = 10_000
 
 
 class ImageHeader(NamedTuple):
-    """What the first bytes of an encoded picture say. `alpha` tells of a stored alpha channel; `rare` sends
-    the picture to Pillow.
+    """The header of an encoded image.
+
+    `alpha` marks a stored alpha channel, `rare` an image that only Pillow decodes correctly.
     """
 
     format: str
@@ -46,10 +47,10 @@ class ImageHeader(NamedTuple):
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decodes JPEG, PNG or WebP of any mode to RGB: transparency over white, EXIF orientation applied, 16
-    bits scaled to 8.
+    """Decodes JPEG, PNG or WebP of any mode to RGB.
 
-    The bytes decide the format, not the member's name.
+    Blends transparency over white, applies the EXIF orientation and scales 16 bits to 8. The bytes determine
+    the format, not the member's name.
 
     Shapes:
         out  [3 H W]  uint8
@@ -69,7 +70,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         image = decoder().decode_image(
             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True
         )
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's plugins raise all kinds of errors on damaged files
         raise SampleFault(
             faults.UNDECODABLE,
             f"{header.format}: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -81,8 +82,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 @functools.cache
 def decoder() -> ModuleType:
-    """Loads torchvision.io on first use, as importing torchvision loads Triton and takes a second; call it
-    before forking.
+    """Imports torchvision.io on first use, because importing torchvision loads Triton and takes a second.
+
+    Call it before forking.
     """
     import torchvision.io
 
@@ -90,16 +92,16 @@ def decoder() -> ModuleType:
 
 
 def over_white(image: Tensor) -> Tensor:
-    """Blends a picture with alpha over white, rounded to nearest: [4 H W] uint8 -> [3 H W] uint8."""
+    """Blends an image with alpha over white, rounded to nearest: [4 H W] uint8 -> [3 H W] uint8."""
     alpha = image[3:].to(torch.int32)
     return ((image[:3].to(torch.int32) * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Reads format and size.
+    """Reads the format and size of an encoded image.
 
-    Raises: SampleFault 'truncated' when the bytes end inside the header, 'undecodable' when they are no JPEG,
-    PNG or WebP.
+    Raises: SampleFault 'truncated' when the bytes end inside the header, 'undecodable' when they are not a
+    JPEG, PNG or WebP.
     """
     if not data:
         raise SampleFault(faults.TRUNCATED, "no bytes")
@@ -113,7 +115,7 @@ def read_header(data: bytes) -> ImageHeader:
     except IndexError as error:
         raise SampleFault(faults.TRUNCATED, f"{len(data)} bytes end inside the header") from error
     if data[4:8] == b"ftyp":
-        raise SampleFault(faults.UNDECODABLE, "an AVIF, HEIC or film; only JPEG, PNG and WebP are decoded")
+        raise SampleFault(faults.UNDECODABLE, "an AVIF, HEIC or video; only JPEG, PNG and WebP are decoded")
     other = next(
         (f"a {name}" for start, name in _OTHERS.items() if data.startswith(start)),
         f"begins with {data[:8].hex()}",
@@ -122,8 +124,7 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _png_header(data: bytes) -> ImageHeader:
-    """Reads IHDR. torchvision honours a palette's tRNS chunk but not a transparent colour, which
-    Pillow does."""
+    """Reads IHDR. A transparent colour (tRNS without a palette) needs Pillow; torchvision ignores it."""
     color_type = data[25]
     if data[12:16] != b"IHDR":
         raise SampleFault(
@@ -141,7 +142,7 @@ def _png_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    """Walks the segments to the first scan."""
+    """Walks the segments up to the first scan."""
     position, frame = 2, None
     for _ in range(_MAX_SEGMENTS):
         position = data.find(b"\xff", position)
@@ -150,7 +151,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         while data[position] == 0xFF:
             position += 1
         marker, position = data[position], position + 1
-        # have no length; libjpeg passes over FF 00 here, too, so what follows is what it sees
+        # markers without a length; FF 00 included, because libjpeg skips it here, too
         if marker in (0x00, 0x01, *range(0xD0, 0xD8)):
             continue
         if marker in (0xD9, 0xDA):
@@ -164,8 +165,10 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg_frame(data: bytes, marker: int, frame: int, *, scan: int) -> ImageHeader:
-    """Reads the segment of the frame. A sequential JPEG whose first scan has all components is decoded in
-    that one; the scans of others are counted.
+    """Reads the frame's segment and, where decoding would be costly, counts the scans.
+
+    A sequential JPEG whose first scan has all components is decoded in that one scan, so only other files are
+    counted.
     """
     one_scan = marker in (0xC0, 0xC1) and data[scan + 2] >= data[frame + 7]
     if not one_scan and data.count(b"\xff\xda") > MAX_SCANS:
@@ -179,8 +182,9 @@ def _jpeg_frame(data: bytes, marker: int, frame: int, *, scan: int) -> ImageHead
 
 
 def _webp_header(data: bytes) -> ImageHeader:
-    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended). torchvision ignores EXIF in
-    WebP and refuses animations.
+    """Reads the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (extended).
+
+    torchvision ignores EXIF in WebP and rejects animations, so both go to Pillow.
     """
     chunk = bytes((data[12], data[13], data[14], data[15]))
     if chunk == b"VP8 ":
@@ -203,8 +207,9 @@ def _webp_header(data: bytes) -> ImageHeader:
 
 
 def _decode_with_pillow(data: bytes, header: ImageHeader) -> Tensor:
-    """Decodes what torchvision gets wrong: a transparent colour in PNG, EXIF in WebP, an animated WebP, of
-    which the first frame is taken.
+    """Decodes what torchvision gets wrong: PNG with a transparent colour, WebP with EXIF or animation.
+
+    Takes the first frame of an animation.
     """
     with Image.open(io.BytesIO(data)) as picture:
         if picture.size != (header.width, header.height):

@@ -1,4 +1,4 @@
-"""Shards with an index: any sample by its number, so that the order is arithmetic and promises everything."""
+"""Indexed shards: any sample by its number, so that the order is arithmetic and resuming is exact."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ _REPLACEMENT = 3
 
 
 class IndexedShards:
-    """Reads samples of one source by number, in any order. Indexes its shards on construction."""
+    """Reads the samples of one source by number, in any order. Indexes its shards on construction."""
 
     promises = Promises(elastic=True, pooled_captions=True)
 
     def __init__(self, config: Config, name: str, *, metadata: bool = False) -> None:
-        """`name` is one of config.data.sources. `metadata` also reads each sample's .json, which training
-        leaves alone.
+        """`name` is a key of config.data.sources. `metadata` also reads each sample's .json.
 
-        Raises: DataError when shards are missing, hold no usable sample, or lack more than max_skipped_share
-        of what the kind needs.
+        Raises: DataError when shards are missing, hold no usable sample, or more than max_skipped_share of
+        their samples lack what the kind needs.
         """
         source = config.data.sources[name]
         self.config, self.name, self.source, self.kind = config, name, source, source.kind
@@ -61,7 +60,7 @@ class IndexedShards:
 
     @property
     def length(self) -> int:
-        """Usable samples."""
+        """Number of usable samples."""
         return len(self.table)
 
     def open(self, lane: Lane) -> IndexedDraws:
@@ -69,7 +68,7 @@ class IndexedShards:
         return IndexedDraws(self)
 
     def state(self) -> dict[str, Any]:
-        """Returns what fixes the order of the samples."""
+        """Returns everything that determines the order of the samples."""
         skip_list = self.decoder.skip_list
         return {
             "samples": len(self),
@@ -79,7 +78,7 @@ class IndexedShards:
         }
 
     def seen(self) -> dict[str, Any]:
-        """Returns what every rank's copy of the shards must have in common."""
+        """Returns what must be equal in every rank's copy of the shards."""
         return {
             "samples": len(self),
             "the sizes of its shards": [size for size, _ in self.table.stamps],
@@ -87,7 +86,7 @@ class IndexedShards:
         }
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns what is left out, and whether an epoch is shorter than a step."""
+        """Returns log lines: samples left out, and an epoch shorter than a step."""
         lines = []
         if self.table.faults:
             damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
@@ -105,12 +104,13 @@ class IndexedShards:
         return lines
 
     def read(self, index: int, only: Sequence[str] | None = None) -> dict[str, bytes]:
-        """Returns the raw bytes of a sample's fields: 'image', 'caption', 'codes', 'metadata', those that the
-        source needs and the sample has; no others than `only` when that is given.
+        """Returns the raw bytes of a sample's fields that the source needs and the sample has.
+
+        The fields are 'image', 'caption', 'codes' and 'metadata'; `only`, if given, restricts them.
 
         Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a
-        member above data.max_member_bytes, 'skip list' when the list has its key; DataError when the shard
-        cannot be opened.
+        member above data.max_member_bytes, 'skip list' when the skip list has its key; DataError when the
+        shard cannot be opened.
         """
         shard = self.table.shard_of(index)
         self.decoder.check_key(self.table.key(index), str(self.table.shards[shard]))
@@ -123,17 +123,14 @@ class IndexedShards:
         return found
 
     def decode(self, fields: dict[str, bytes], index: int, seed: int, draw: float | None = None) -> Sample:
-        """Decodes what `read` returned. One caption of several is chosen by the seed, or by `draw` in [0, 1)
-        when that is given.
+        """Decodes the fields from `read`. Chooses one of several captions by `draw` in [0, 1), or the seed.
 
         Raises: SampleFault with the reason.
         """
         return self.decoder(fields, self.table.key(index), index, seed, draw)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Tells a sample from all others, for the quarantine list: source, shard, key, and the offset of its
-        first field in the shard.
-        """
+        """Identifies a sample in the quarantine list: source, shard, key, offset of its first field."""
         offsets = [int(offset[index]) for offset, _ in self.table.columns.values() if offset[index] >= 0]
         shard = str(self.table.shards[self.table.shard_of(index)])
         return {
@@ -148,26 +145,20 @@ class IndexedShards:
         return where(self.describe(index))
 
     def _check(self, required: dict[str, str]) -> None:
-        """Refuses a source that has nothing, or too little, to offer."""
+        """Raises DataError when the source has too few usable samples."""
         lost = sum(faults.lossy(self.table.faults).values())
         report = (
             f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
             f"usable: {counted(self.table.faults)}"
         )
         if not len(self):
-            needs, where = (
-                " and ".join(required),
-                f" in {self.table.shards[0]}" if len(self.table.shards) else "",
-            )
+            needs = " and ".join(required)
+            where = f" in {self.table.shards[0]}" if len(self.table.shards) else ""
             key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
-            way_out = (
-                f"; captions are taken from the .json's '{key}': set {option} None for the .txt"
-                if key
-                else ""
-            )
+            hint = f"; captions come from the .json's '{key}': set {option} None for the .txt" if key else ""
             raise DataError(
-                f"{report}; kind '{self.kind}' needs {needs} of each sample, and there is "
-                f"none{where}{way_out}"
+                f"{report}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
+                f"{where}{hint}"
             )
         if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
             limit, option = self.source.max_skipped_share, f"--data.sources.{self.name}.max-skipped-share"
@@ -179,20 +170,19 @@ class IndexedShards:
 class IndexedDraws:
     """Samples by their positions in the source's endless stream; epoch = position // samples.
 
-    What replaces an unusable sample, and the caption that a mismatch borrows, depend on the sample's position
-    alone, not on rank, micro-batch or worker. The stream falls into global batches, one per optimizer step
-    that draws the source: step = position // global_batch_size.
+    The replacement of an unusable sample and the caption that a mismatch borrows depend only on the sample's
+    position, not on rank, micro-batch or worker. The stream divides into global batches, one per optimizer
+    step that draws the source: step = position // global_batch_size.
     """
 
     def __init__(self, source: IndexedShards) -> None:
         self.source, self.config = source, source.config
         skip_list = source.decoder.skip_list
-        self._borrows_by = (
-            ("caption", "image") if skip_list is not None and skip_list.reads_images else ("caption",)
-        )
+        reads_images = skip_list is not None and skip_list.reads_images
+        self._borrows_by = ("caption", "image") if reads_images else ("caption",)
 
     def samples(self, positions: np.ndarray, skips: SkipLog) -> Iterator[Sample]:
-        """Yields the sample at each position, or what replaces it."""
+        """Yields the sample at each position, or its replacement."""
         indices, seeds, draws = self.locate(positions)
         skips.epoch = int(positions[0]) // len(self.source)
         for row, position in enumerate(positions.tolist()):
@@ -202,38 +192,35 @@ class IndexedDraws:
     def partners(
         self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
     ) -> Iterator[Iterator[str]]:
-        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch, which another
-        rank may hold, in turn from the one that the draw picks. Each is the caption that the stream's sample
-        there draws in this epoch."""
+        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch.
+
+        Starts at the position that the draw picks. Another rank may hold those samples, so each caption is
+        recomputed: it is the one that the stream draws at that position in this epoch.
+        """
         size, positions = self.config.global_batch_size(self.source.name), positions[rows]
         own, others = positions % size, size - 1
         turns = np.arange(min(others, _MAX_PARTNERS))
-        places = (
-            own[:, None] + 1 + ((draws * others).astype(np.int64)[:, None] + turns) % max(1, others)
-        ) % size
+        first = (draws * others).astype(np.int64)
+        places = (own[:, None] + 1 + (first[:, None] + turns) % max(1, others)) % size
         located = self.locate(((positions - own)[:, None] + places).ravel())
         for row in range(len(positions)):
-            yield self._captions_at(
-                *(values[row * len(turns) : (row + 1) * len(turns)] for values in located)
-            )
+            rows_of_one = slice(row * len(turns), (row + 1) * len(turns))
+            yield self._captions_at(*(values[rows_of_one] for values in located))
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns what stands at positions of the stream: sample numbers, seeds, and the draws in [0, 1) that
-        choose captions: [b] each.
-        """
+        """Returns sample numbers, seeds and caption draws in [0, 1) at positions of the stream: [b] each."""
         epochs, places = np.divmod(positions, len(self.source))
         indices = self.source.order.at(epochs, places)
         seeds = sample_seed(self.config.seed, self.source.seed, epochs, indices)
         return indices, seeds, uniforms(seeds, 1, stream=CAPTION_STREAM)[:, 0]
 
     def _replacement(self, position: int, skips: SkipLog) -> Sample:
-        """Draws samples for an unusable one's position until one is usable."""
+        """Draws samples for the position of an unusable one until one is usable."""
         seed, own, size = self.config.seed, self.source.seed, len(self.source)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             index = int(hash64(_REPLACEMENT, seed, own, position, attempt) % np.uint64(size))
-            found = self._try(
-                index, int(sample_seed(seed, own, position // size, index, attempt)), None, skips
-            )
+            new_seed = int(sample_seed(seed, own, position // size, index, attempt))
+            found = self._try(index, new_seed, None, skips)
             if found is not None:
                 return found
         raise DataError(
@@ -242,10 +229,11 @@ class IndexedDraws:
         )
 
     def _captions_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
-        """Yields the captions of samples, read one by one. Only the text is read, so it is the same on every
-        rank and whether or not the picture beside it can be decoded; a sample without a usable caption is
-        passed over, and so is one on the skip list, for which the picture is read where the list names
-        pictures.
+        """Yields the captions of samples, read one by one.
+
+        Reads only the text, so the result is the same on every rank, whether or not the image can be decoded.
+        Skips samples without a usable caption and those on the skip list; a list of images is the one case
+        where the image is read, too.
         """
         for index, seed, draw in zip(indices.tolist(), seeds.tolist(), draws.tolist(), strict=True):
             try:
@@ -256,7 +244,7 @@ class IndexedDraws:
                 yield text
 
     def _try(self, index: int, seed: int, draw: float | None, skips: SkipLog) -> Sample | None:
-        """Reads and decodes one sample; None when it is unusable."""
+        """Reads and decodes one sample; returns None when it is unusable."""
         try:
             sample = self.source.decode(self.source.read(index), index, seed, draw)
         except SampleFault as fault:

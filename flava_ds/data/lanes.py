@@ -1,6 +1,4 @@
-"""Where each lane of a rank stands in a source whose order is the lanes' own: arithmetic on the step, like
-everything else about the data.
-"""
+"""Positions of a rank's lanes in sources without elastic order, computed from the step."""
 
 from __future__ import annotations
 
@@ -11,24 +9,21 @@ from flava_ds.data.round_robin import RoundRobin
 
 
 class LanePositions:
-    """Deals a rank's micro-steps to its loader processes in turn, and counts what each has given of each
-    source before a step.
+    """Assigns a rank's micro-steps to its dataloader workers and counts the samples each has delivered.
 
-    Micro-step m of step s goes to lane (s * micro_steps + m) mod lanes, as torch's DataLoader hands out what
-    it is asked for.
+    Micro-step m of step s goes to lane (s * micro_steps + m) mod lanes, the round-robin order in which
+    torch's DataLoader hands out requests.
     """
 
     def __init__(
         self, round_robin: RoundRobin, sizes: Mapping[str, int], micro_steps: int, lanes: int
     ) -> None:
-        """`sizes` are the samples of each source's micro-batch."""
+        """`sizes` are the micro-batch sizes of the sources, in samples."""
         self.round_robin, self.sizes, self.micro_steps, self.lanes = round_robin, sizes, micro_steps, lanes
         self._step, self._drawn = 0, Counter()
 
     def place(self, source: str, step: int, micro: int) -> tuple[int, int]:
-        """Returns the lane of a micro-step that draws `source`, and how many of its samples that lane has
-        given before.
-        """
+        """Returns the lane of a micro-step that draws `source`, and its samples from that lane before it."""
         self._walk_to(step)
         first = step * self.micro_steps
         lane = (first + micro) % self.lanes
@@ -38,7 +33,7 @@ class LanePositions:
         return lane, before * self.sizes[source]
 
     def _walk_to(self, step: int) -> None:
-        """Counts up to a step; from the beginning when it lies before the last one that was asked for."""
+        """Counts up to a step; starts over when the step lies before the last one."""
         if step < self._step:
             self._step, self._drawn = 0, Counter()
         for passed in range(self._step, step):

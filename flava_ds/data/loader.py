@@ -1,6 +1,4 @@
-"""Optimizer steps to batches: which samples a rank reads is arithmetic on the step, so runs resume anywhere
-and on any number of ranks.
-"""
+"""Batches for optimizer steps. A step's samples follow from its number, so runs resume on any ranks."""
 
 from __future__ import annotations
 
@@ -32,15 +30,13 @@ log = logging.getLogger(__name__)
 
 
 MOVED_LANES = (
-    "source '%s' is a stream that was read by %s and is read by %s: what was left of its epoch comes in "
-    "another order, some of it twice, some not at all"
+    "source '%s' is a stream that was read by %s and is now read by %s: the rest of its epoch comes in "
+    "another order, with some samples repeated and some missing"
 )
 
 
 class Request(NamedTuple):
-    """What one rank reads for one micro-step: `count` samples from `position` on, of the source's endless
-    stream or of one lane's.
-    """
+    """One rank's read for one micro-step: `count` samples from `position` of a source's or lane's stream."""
 
     source: str
     position: int
@@ -49,17 +45,19 @@ class Request(NamedTuple):
 
 
 class StepLoader:
-    """Yields, for every optimizer step from start_step on, the rank's micro-batches: a list of
-    gradient_accumulation_steps batches of one source.
+    """Yields this rank's micro-batches for every optimizer step from start_step on.
 
-    `jumps` are (step, n): from that step on, until the next one, step s draws what step s + n would. A run
-    that diverged jumps the data that it met then; everything else about a step stays a function of the step.
+    Each item is a list of gradient_accumulation_steps batches of one source.
 
     Step s reads positions draws_before(source, s) * global_batch .. + global_batch of its source's stream.
     Micro-step m of rank r takes slice m * world_size + r of them, so every split of the same global batch
     covers the same samples in the same order. A source without elastic order is read by lanes instead: each
-    loader process of each rank has a stream of its own, and a position in it that follows from the step
+    dataloader worker of each rank has its own stream, and its position follows from the step
     (`LanePositions`).
+
+    `jumps` are pairs (step, n): from that step until the next jump, step s draws the data of step s + n. A
+    run that diverged jumps over the data that it met then; apart from that, the data is a function of the
+    step.
     """
 
     def __init__(
@@ -71,20 +69,15 @@ class StepLoader:
         *,
         pin_memory: bool = False,
     ) -> None:
-        """Indexes the sources that some step draws.
+        """Indexes the sources that at least one step draws.
 
-        Raises: ConfigError when a global batch does not divide; DataError when a source is missing or has no
+        Raises: ConfigError when a global batch is not divisible; DataError when a source is missing or has no
         usable sample.
         """
         if not config.data.sources:
             raise ConfigError("data.sources is empty: a run needs at least one source")
-        self.config, self.rank, self.world_size, self.start_step, self.pin_memory = (
-            config,
-            rank,
-            world_size,
-            start_step,
-            pin_memory,
-        )
+        self.config, self.rank, self.world_size = config, rank, world_size
+        self.start_step, self.pin_memory = start_step, pin_memory
         self.quarantine: Quarantine | None = None
         self.jumps: list[tuple[int, int]] = []
         self.micro_batch_sizes = {
@@ -97,10 +90,8 @@ class StepLoader:
         )
         seeds = {name: source.seed for name, source in self.sources.items()}
         self.round_robin = RoundRobin(self.stages, seeds, config.data.block_steps, config.seed)
-        lane, micro_steps = (
-            Lane(rank=rank, ranks=world_size, each=max(1, config.data.num_workers)),
-            config.training.gradient_accumulation_steps,
-        )
+        lane = Lane(rank=rank, ranks=world_size, each=max(1, config.data.num_workers))
+        micro_steps = config.training.gradient_accumulation_steps
         self.lanes = LanePositions(self.round_robin, self.micro_batch_sizes, micro_steps, lane.each)
         self.readers = {name: BatchReader(config, source, lane) for name, source in self.sources.items()}
         for source in self.sources.values() if rank == 0 else ():
@@ -115,6 +106,7 @@ class StepLoader:
         loader = DataLoader(
             _Requests(self.readers, slots),
             batch_size=None,
+            # requests are batches already, so torch must neither batch nor convert (_same)
             sampler=_Schedule(self, slots),
             num_workers=workers,
             prefetch_factor=self.prefetch_batches if workers else None,
@@ -123,6 +115,7 @@ class StepLoader:
             worker_init_fn=start_worker,
             timeout=self.config.data.worker_timeout_s if workers else 0,
             generator=torch.Generator(),
+            # an explicit generator: otherwise torch would draw its base seed from the global generator
         )
         step, micro_batches = self.start_step, []
         for result in watched(loader):
@@ -136,13 +129,13 @@ class StepLoader:
                 step, micro_batches = step + 1, []
 
     def go_back(self, step: int, failed: int) -> None:
-        """Begins again at `step`, whose data will be those that step `failed` would have drawn."""
+        """Restarts at `step`, with the data that step `failed` would have drawn."""
         unseen = self._drawn(failed)
         self.jumps = [(first, n) for first, n in self.jumps if first < step] + [(step, unseen - step)]
         self.start_step = step
 
     def requests(self, step: int) -> list[Request]:
-        """Returns what this rank reads at a step, one entry per micro-step."""
+        """Returns this rank's reads at a step, one request per micro-step."""
         source = self.round_robin.source_at(self._drawn(step))
         size = self.micro_batch_sizes[source]
         micro_steps = range(self.config.training.gradient_accumulation_steps)
@@ -156,11 +149,10 @@ class StepLoader:
         ]
 
     def state(self, step: int) -> dict[str, dict[str, Any]]:
-        """Returns where each source's stream stands before `step`, and what fixes the order of the data;
-        plain JSON types.
+        """Returns each source's position before `step` and all that determines the data order, as plain JSON.
 
-        Neither ranks nor workers nor accumulation are in it where they do not change the order; of a source
-        without elastic order, "lanes" is.
+        Ranks, workers and accumulation are left out because they do not change the order. Sources without
+        elastic order are the exception: they have "lanes".
         """
         return {
             name: {
@@ -177,8 +169,9 @@ class StepLoader:
         }
 
     def progress(self, step: int) -> dict[str, float]:
-        """Returns how far the sources are after `step` steps: each one's share of the steps, the share by its
-        weight, and its epochs.
+        """Returns the progress of the sources after `step` steps.
+
+        That is, for each one: its share of the steps, the share that its weight asks for, and its epochs.
         """
         found, drawn = {}, self._drawn(step)
         for name, source in self.sources.items():
@@ -189,9 +182,9 @@ class StepLoader:
         return found
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
-        """Compares a saved state with this loader and takes over its jumps.
+        """Compares a saved state with this loader and adopts its jumps.
 
-        Raises: CheckpointError naming every difference that would change the order of the data.
+        Raises: CheckpointError that names every difference that would change the data order.
         """
         saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
@@ -203,14 +196,10 @@ class StepLoader:
                 if field == "lanes" and saved[name].get(field) not in (None, value):
                     log.warning(MOVED_LANES, name, saved[name][field], value)
                 elif field not in ("epoch", "position", "lanes") and saved[name].get(field) != value:
-                    kept = (
-                        f" (--data.sources.{name}.seed {saved[name].get(field)} keeps it)"
-                        if field == "source_seed"
-                        else ""
-                    )
-                    differences.append(
-                        f"source '{name}': {field} was {saved[name].get(field)}{kept}, is {value}"
-                    )
+                    before = saved[name].get(field)
+                    option = f" (--data.sources.{name}.seed {before} keeps it)"
+                    keep = option if field == "source_seed" else ""
+                    differences.append(f"source '{name}': {field} was {before}{keep}, is {value}")
         if differences:
             raise CheckpointError(
                 "the data order would change on resume: "
@@ -219,8 +208,9 @@ class StepLoader:
             )
 
     def _slots(self) -> SlotPool | None:
-        """Reserves memory for the batches that are kept ready and for those that the trainer holds: the step
-        it is at, and the one that it receives.
+        """Reserves shared memory for the prefetched batches and those that the trainer holds.
+
+        The trainer holds the batches of its current step while it receives those of the next.
         """
         data = self.config.data
         if not data.num_workers:
@@ -232,27 +222,22 @@ class StepLoader:
     def _target(self, source: str, step: int) -> float:
         """Returns how many of the first steps would draw a source if its weights were met exactly."""
         firsts = [min(first, step) for first, _ in self.stages] + [step]
-        return float(
-            sum(
-                (after - first) * shares[source]
-                for first, after, (_, shares) in zip(firsts, firsts[1:], self.stages, strict=False)
-            )
-        )
+        spans = zip(firsts, firsts[1:], self.stages, strict=False)
+        return float(sum((after - first) * shares[source] for first, after, (_, shares) in spans))
 
     def _drawn(self, step: int) -> int:
-        """Returns how many steps' data have been drawn or jumped before a step."""
+        """Returns the number of steps whose data has been drawn or jumped over before a step."""
         return step + next((n for first, n in reversed(self.jumps) if first <= step), 0)
 
     def _place(self, name: str, step: int) -> dict[str, Any]:
-        """Returns where a source's stream stands: epoch and position where an epoch's length is known; else
-        the samples drawn, and the lanes.
+        """Returns a source's position: epoch and position within it if the length is known, or samples drawn.
+
+        Sources without elastic order also have "lanes".
         """
         position, source = self._position(name, step), self.sources[name]
-        place = (
-            {"epoch": None, "position": position}
-            if source.length is None
-            else dict(zip(("epoch", "position"), divmod(position, source.length), strict=True))
-        )
+        place: dict[str, Any] = {"epoch": None, "position": position}
+        if source.length is not None:
+            place["epoch"], place["position"] = divmod(position, source.length)
         if not source.promises.elastic:
             place["lanes"] = (
                 f"{self.world_size} ranks x {self.lanes.lanes} loader processes x "
@@ -261,15 +246,15 @@ class StepLoader:
         return place
 
     def _position(self, source: str, step: int) -> int:
-        """Returns how many samples of a source all ranks have read or jumped before a step."""
-        return self.round_robin.draws_before(source, self._drawn(step)) * self.config.global_batch_size(
-            source
-        )
+        """Returns how many samples of a source all ranks have read or jumped over before a step."""
+        draws = self.round_robin.draws_before(source, self._drawn(step))
+        return draws * self.config.global_batch_size(source)
 
 
 def iterate_once(config: Config, name: str, batch_size: int = 64) -> Iterator[list[Sample]]:
-    """Yields every usable sample of source `name` once, in the order of the shards, decoded but not
-    augmented, with all its captions and its .json.
+    """Yields every usable sample of source `name` once, in shard order.
+
+    Samples are decoded but not augmented, and carry all captions and their .json.
 
     Raises: DataError when the share of unusable samples exceeds the source's limit.
     """
@@ -289,13 +274,15 @@ def iterate_once(config: Config, name: str, batch_size: int = 64) -> Iterator[li
 
 
 def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:
-    """Returns the unusable samples that were met before a batch, or the error in its place, was made."""
+    """Returns the unusable samples met while a batch, or the error in its place, was made."""
     return result.read.unusable if isinstance(result, Batch) else result.unusable
 
 
 class _Requests(Dataset):
-    """Turns requests into batches, in a loader process or in place. A user's error comes back as a value, so
-    that it arrives as one line.
+    """Turns requests into batches, in a dataloader worker or in the calling process.
+
+    Returns a UserError instead of raising it: torch would wrap it in a traceback, and it should stay one
+    line.
     """
 
     def __init__(self, readers: dict[str, BatchReader], slots: SlotPool | None) -> None:
@@ -303,10 +290,8 @@ class _Requests(Dataset):
 
     def __getitem__(self, assigned: tuple[Request, int | None]) -> Batch | UserError:
         request, number = assigned
-        reader, positions = (
-            self.readers[request.source],
-            np.arange(request.position, request.position + request.count),
-        )
+        reader = self.readers[request.source]
+        positions = np.arange(request.position, request.position + request.count)
         try:
             if number is None:
                 return reader.batch(positions, lane=request.lane)
@@ -319,31 +304,27 @@ class _Requests(Dataset):
 
 
 class _Schedule(Sampler):
-    """Yields a loader's requests in order of steps and micro-steps, each with the number of the slot for its
-    batch.
+    """Yields requests in order of steps and micro-steps, each with the number of a slot for its batch.
 
-    torch hands them to its loader processes in turn.
+    torch hands them to the workers in turn.
     """
 
     def __init__(self, loader: StepLoader, slots: SlotPool | None) -> None:
         self.loader, self.slots = loader, slots
 
     def __iter__(self) -> Iterator[tuple[Request, int | None]]:
-        steps = range(self.loader.start_step, self.loader.config.training.total_steps)
-        for number, request in enumerate(request for step in steps for request in self.loader.requests(step)):
-            yield (
-                request,
-                None if self.slots is None else self.slots.take(number % self.loader.config.data.num_workers),
-            )
+        loader = self.loader
+        steps = range(loader.start_step, loader.config.training.total_steps)
+        for number, request in enumerate(request for step in steps for request in loader.requests(step)):
+            worker = number % max(1, loader.config.data.num_workers)
+            yield request, None if self.slots is None else self.slots.take(worker)
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a source's saved state with the number that it had in earlier versions under today's name: its
-    number was its seed.
-    """
+    """Renames 'number' in a source's saved state: earlier versions used the source's number as its seed."""
     return {("source_seed" if field == "number" else field): value for field, value in state.items()}
 
 
 def _same(value: Any) -> Any:
-    """Stands in for torch's conversion of what the data set returns."""
+    """Replaces torch's default collation, which would convert the batches."""
     return value

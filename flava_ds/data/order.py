@@ -1,7 +1,7 @@
-"""Sample order and per-sample randomness as pure functions, so that ranks agree by arithmetic and a run
-resumes from one integer per source.
+"""Sample order and per-sample randomness as pure functions of integers.
 
-Nothing here, nor in what draws from here, touches Python's, numpy's or torch's global generators.
+Ranks agree without communication, and a run resumes from one integer per source. Neither this module nor its
+callers touch the global generators of Python, numpy or torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
+"""Feistel rounds; even, so that both halves are scrambled equally often."""
 _ORDER, _SAMPLE, _BLOCKS, _WINDOW, _START = 1, 2, 4, 5, 6
-"""Domain separators: no two uses of a hash share one; 3 is the reader's."""
+"""Domain separators: each use of a hash has its own; 3 belongs to indexed.py."""
 
 
 def mix64(value: np.ndarray) -> np.ndarray:
@@ -34,18 +35,14 @@ def mix64(value: np.ndarray) -> np.ndarray:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """Is mix64 for callers that ignore overflow already: asking numpy to takes longer than the rest on few
-    elements.
-    """
+    """Does mix64's work for callers that already ignore overflow: np.errstate is slow for a few elements."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
 def hash64(*parts: int | np.ndarray) -> np.ndarray:
-    """Hashes a sequence of integers or broadcastable integer arrays to uint64; the order of the parts
-    matters.
-    """
+    """Hashes a sequence of integers or broadcastable integer arrays to uint64; the order of parts matters."""
     leading = tuple(itertools.takewhile(lambda part: isinstance(part, int), parts))
     with np.errstate(over="ignore"):
         return np.asarray(_hash_on(_hash_integers(leading), parts[len(leading) :]), dtype=np.uint64)
@@ -53,12 +50,12 @@ def hash64(*parts: int | np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def _hash_integers(parts: tuple[int, ...]) -> np.uint64:
-    """Hashes the integers that many calls begin with: a kind of draw, the run's seed, a source."""
+    """Hashes the leading integers that many calls share: a kind of draw, the run's seed, a source."""
     return np.uint64(_hash_on(np.uint64(0x243F6A8885A308D3), parts))
 
 
 def _hash_on(state: np.ndarray, parts: Sequence[int | np.ndarray]) -> np.ndarray:
-    """Takes more parts into a hash."""
+    """Continues a hash with more parts."""
     for part in parts:
         state = _mix(np.asarray(state + _GAMMA, dtype=np.uint64)) ^ _unsigned(part)
         state = _mix(state + _GAMMA)
@@ -67,19 +64,17 @@ def _hash_on(state: np.ndarray, parts: Sequence[int | np.ndarray]) -> np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Which sample of a source stands where in an epoch: a bijection on [0, size) for every epoch, computed
-    for any position without a table.
+    """The sample at each position of an epoch: a bijection on [0, size) per epoch, computed without a table.
 
-    The full shuffle (block_size 1) permutes samples. A shuffle by blocks cuts an epoch, from a sample that
-    the epoch picks, into blocks of block_size consecutive samples, permutes the blocks, and permutes the
-    samples within each window of window_blocks blocks:
+    The full shuffle (block_size 1) permutes samples. A block shuffle reads only window_blocks ranges of the
+    shards at a time. It cuts an epoch into blocks of block_size consecutive samples, starting at a random
+    sample, then permutes the blocks, and the samples within each window of window_blocks blocks:
 
         position p = u w + q,  w = window_blocks * block_size       window u, place q in it
         y = u w + permutation[epoch, u](q)                          another place of the same window
         sample = (start[epoch] + permutation[epoch](y div block_size) block_size + y mod block_size) mod size
 
-    so that while a window is read, only window_blocks ranges of the shards are. What is left over from whole
-    blocks stands in the last window. `source` is the source's source_seed.
+    The remainder that fills no whole block stays in the last window. `source` is the source's source_seed.
     """
 
     seed: int
@@ -92,11 +87,9 @@ class Order:
     def __str__(self) -> str:
         if not self.shuffle:
             return "shard order"
-        return (
-            "full shuffle"
-            if self.block_size == 1
-            else f"shuffle of blocks of {self.block_size} in windows of {self.window_blocks} blocks"
-        )
+        if self.block_size == 1:
+            return "full shuffle"
+        return f"shuffle of blocks of {self.block_size} in windows of {self.window_blocks} blocks"
 
     def at(self, epoch: int | np.ndarray, position: int | np.ndarray) -> np.ndarray:
         """Returns the samples at positions.
@@ -115,35 +108,36 @@ class Order:
             return position.copy()
         flat, epochs = position.ravel(), epoch.ravel()
         if self.block_size == 1:
-            return permuted(flat, hash64(_ORDER, self.seed, self.source, epochs), self.size).reshape(
-                position.shape
-            )
+            keys = hash64(_ORDER, self.seed, self.source, epochs)
+            return permuted(flat, keys, self.size).reshape(position.shape)
         return self._by_blocks(flat, epochs).reshape(position.shape)
 
     def _by_blocks(self, position: np.ndarray, epoch: np.ndarray) -> np.ndarray:
-        """Returns the samples at positions of a shuffle by blocks: [k] int64, [k] int64 -> [k] int64."""
+        """Returns the samples at positions of a block shuffle: [k] int64, [k] int64 -> [k] int64."""
         width = self.window_blocks * self.block_size
         window, place = np.divmod(position, width)
         key = hash64(_WINDOW, self.seed, self.source, epoch, window)
+        # the last window is shorter unless the windows divide the epoch; it is permuted by its own length
         whole = window < self.size // width
         place = place.copy()
         place[whole] = permuted(place[whole], key[whole], width)
         place[~whole] = permuted(place[~whole], key[~whole], self.size % width)
         block, inside = np.divmod(window * width + place, self.block_size)
         blocks = self.size // self.block_size
+        # samples after the last whole block keep their place behind the permuted blocks
         in_block = block < blocks
-        block[in_block] = permuted(
-            block[in_block], hash64(_BLOCKS, self.seed, self.source, epoch)[in_block], blocks
-        )
+        keys = hash64(_BLOCKS, self.seed, self.source, epoch)
+        block[in_block] = permuted(block[in_block], keys[in_block], blocks)
         start = (hash64(_START, self.seed, self.source, epoch) % np.uint64(self.size)).astype(np.int64)
         return (start + block * self.block_size + inside) % self.size
 
 
 def permuted(index: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
-    """Maps [0, size) onto itself, by another bijection for every key.
+    """Maps [0, size) onto itself, with another bijection for every key.
 
-    A Feistel network over the mixed radix (a, b) with a*b just above `size` permutes [0, a*b); what lands
-    outside [0, size) walks on along its cycle until it lands inside, which keeps the map a bijection.
+    A Feistel network over the mixed radix (a, b), with a*b just above `size`, permutes [0, a*b). A value
+    outside [0, size) is permuted again until it lands inside (cycle walking), which keeps the map a
+    bijection.
 
     Shapes:
         index  [k]  int64 in [0, size)
@@ -163,17 +157,17 @@ def permuted(index: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
 
 
 def source_seed(name: str, given: int | None) -> int:
-    """Returns the number that stands for a source in every seed and hash: `given`, or else 64 bits of a hash
-    of its name.
-    """
+    """Returns a source's number in seeds and hashes: `given`, or 64 bits of a hash of its name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") if given is None else given
 
 
 def sample_seed(
     seed: int, source: int, epoch: int | np.ndarray, index: int | np.ndarray, attempt: int = 0
 ) -> np.ndarray:
-    """Returns the seed of everything random about one sample in one epoch: augmentation, caption choice,
-    corruption. `source` is its source_seed.
+    """Returns the seed of everything random about one sample in one epoch.
+
+    That covers augmentation, caption choice and corruption. `source` is its source_seed; `attempt` counts the
+    replacements of an unusable sample.
 
     Shapes:
         epoch, index  [...]  broadcastable
@@ -183,7 +177,7 @@ def sample_seed(
 
 
 def uniforms(seeds: np.ndarray, n: int, *, stream: int = 0, start: int = 0) -> np.ndarray:
-    """Draws uniform numbers in [0, 1) that depend on the seeds alone; streams are independent of each other.
+    """Draws uniform numbers in [0, 1) that depend only on the seeds; streams are mutually independent.
 
     Shapes:
         seeds  [b]    uint64
@@ -199,16 +193,13 @@ def uniforms(seeds: np.ndarray, n: int, *, stream: int = 0, start: int = 0) -> n
 def uniform_at(seeds: np.ndarray, counters: np.ndarray, *, stream: int = 0) -> np.ndarray:
     """Draws number `counters` of each seed's stream: float64 in [0, 1), of the broadcast shape."""
     with np.errstate(over="ignore"):
-        state = (
-            _mix(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,)))
-            + (_unsigned(counters) + np.uint64(1)) * _GAMMA
-        )
-        return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        start = _mix(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,)))
+        state = start + (_unsigned(counters) + np.uint64(1)) * _GAMMA
+        return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # the top 53 bits fill a mantissa
 
 
 def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
-    """Permutes [0, rows * columns), keyed per element: each half is shifted by a hash of the
-    other, in turns."""
+    """Permutes [0, rows * columns), keyed per element: shifts each half in turn by a hash of the other."""
     left, right = index % rows, index // rows
     with np.errstate(over="ignore"):
         for number in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""How many batches the loader's workers keep ready, so that they fit a given memory."""
+"""Limits how many batches the dataloader workers prefetch to a given amount of memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from flava_ds.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _LABELS = 64
-"""Bytes per sample, at most, for what has one entry per sample: labels, rows, sequence ends."""
+"""Upper bound of bytes per sample for tensors with one entry per sample: labels, rows, sequence ends."""
 
 
 def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> int:
-    """Returns how many batches each worker keeps ready: data.prefetch_batches, or fewer, so that the largest
-    of all sources fits
+    """Returns the number of batches that each worker prefetches.
 
-        workers * batches * largest batch <= data.prefetch_mib
+    That is data.prefetch_batches, or fewer if needed to keep workers * batches * largest batch within
+    data.prefetch_mib. `micro_batch_sizes` are the samples per batch of each drawn source on this rank.
 
-    `micro_batch_sizes` are the samples of each drawn source's batch on this rank.
-
-    Raises: ConfigError when one batch per worker does not fit.
+    Raises: ConfigError when not even one batch per worker fits.
     """
     data = config.data
     if not data.num_workers:
@@ -32,13 +30,12 @@ def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> in
     if fitting < 1:
         raise ConfigError(
             f"data.prefetch_mib {data.prefetch_mib} does not hold a batch of '{name}' ({size / 2**20:.0f} "
-            "MiB) for each of "
-            f"{data.num_workers} workers; raise it, lower data.num_workers, or raise "
+            f"MiB) for each of {data.num_workers} workers; raise it, lower data.num_workers, or raise "
             "training.gradient_accumulation_steps"
         )
     if fitting < data.prefetch_batches:
         log.info(
-            "each worker keeps %d batches ready instead of %d, as data.prefetch_mib is %d",
+            "each worker prefetches %d batches instead of %d, because data.prefetch_mib is %d",
             fitting,
             data.prefetch_batches,
             data.prefetch_mib,
@@ -47,7 +44,7 @@ def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> in
 
 
 def largest_batch(config: Config, micro_batch_sizes: Mapping[str, int]) -> tuple[int, str]:
-    """Returns the bytes of the largest batch of any source on this rank, and that source's name."""
+    """Returns the bytes of this rank's largest batch of any source, and that source's name."""
     return max(
         (sample_bytes(config, config.data.sources[name]) * count, name)
         for name, count in micro_batch_sizes.items()
@@ -55,5 +52,5 @@ def largest_batch(config: Config, micro_batch_sizes: Mapping[str, int]) -> tuple
 
 
 def sample_bytes(config: Config, source: SourceConfig) -> int:
-    """Returns the most bytes that one sample takes in a batch, by the family's plan."""
+    """Returns an upper bound of one sample's bytes in a batch, from the family's plan."""
     return config.model.plan(config, source).bytes_per_sample() + _LABELS

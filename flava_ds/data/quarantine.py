@@ -1,8 +1,7 @@
-"""Unusable samples that a run met, one line each, and the skip list that spares the next run from trying
-them.
+"""The quarantine list of unusable samples that a run met. It converts into a skip list for the next run.
 
-A rank appends to a file of its own, RUN/quarantine/rank_00000.jsonl, as JSON lines: source, shard, key,
-offset, reason, detail, epoch, step.
+Each rank appends to its own file, RUN/quarantine/rank_00000.jsonl, as JSON lines: source, shard, key, offset,
+reason, detail, epoch, step.
 """
 
 from __future__ import annotations
@@ -19,26 +18,27 @@ from flava_ds.errors import DataError
 log = logging.getLogger(__name__)
 
 MOST_LINES = 100_000
-"""Lines of one rank's file; what comes after is counted in the metrics alone."""
+"""Maximum lines per rank; further samples are only counted in the metrics."""
 FOLDER = "quarantine"
 
 
 def quarantine_file(run: Path, rank: int) -> Path:
-    """Returns the file of a rank."""
+    """Returns the path of a rank's file."""
     return run / FOLDER / f"rank_{rank:05d}.jsonl"
 
 
 class Quarantine:
-    """Appends every unusable sample once, also over restarts; a run without any writes no file."""
+    """Appends every unusable sample once, even over restarts; writes no file if there are none."""
 
     def __init__(self, path: Path, most_lines: int = MOST_LINES) -> None:
-        """Raises: DataError when what is there cannot be read."""
+        """Raises: DataError when the existing file cannot be read."""
         self.path, self.most_lines = path, most_lines
         self._known = {_identity(entry) for entry in _lines(path)} if path.is_file() else set()
 
     def add(self, step: int, entries: Sequence[dict[str, Any]]) -> None:
-        """Writes the entries that are new, as first met at optimizer step `step`. Raises: DataError when the
-        file cannot be written.
+        """Writes the new entries, with `step` as the optimizer step that met them.
+
+        Raises: DataError when the file cannot be written.
         """
         new = {_identity(entry): entry for entry in reversed(entries) if _identity(entry) not in self._known}
         room = self.most_lines - len(self._known)
@@ -54,15 +54,16 @@ class Quarantine:
         self._known.update(identity for identity, _ in kept)
         if len(self._known) >= self.most_lines:
             log.warning(
-                "quarantine list '%s' has its %d lines; unusable samples are only counted from now on",
+                "quarantine list '%s' is full with %d lines; further unusable samples are only counted",
                 self.path,
                 self.most_lines,
             )
 
 
 def read_quarantine(run: Path) -> list[dict[str, Any]]:
-    """Returns what all ranks of a run have listed, each sample once. Raises: DataError when there is no list,
-    or a line is none of ours.
+    """Returns the samples that all ranks of a run have listed, each once.
+
+    Raises: DataError when there is no list, or a line is malformed.
     """
     files = sorted((run / FOLDER).glob("rank_*.jsonl"))
     if not files:
@@ -73,26 +74,24 @@ def read_quarantine(run: Path) -> list[dict[str, Any]]:
 
 
 def skip_list_lines(entries: Iterable[dict[str, Any]]) -> list[str]:
-    """Writes entries in the form of a skip list: 'sample SHARD KEY', both percent-encoded, with the reason as
-    a comment.
-    """
+    """Formats entries for a skip list: 'sample SHARD KEY', percent-encoded, with the reason as a comment."""
     return [
         f"sample {encoded(entry['shard'])} {encoded(entry['key'])}  # {entry['reason']}" for entry in entries
     ]
 
 
 def encoded(text: str) -> str:
-    """Percent-encodes what a skip list's words cannot hold."""
+    """Percent-encodes characters that a word of a skip list cannot contain."""
     return quote(text, safe="/._-+=,@:~")
 
 
 def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
-    """Returns what tells a sample from others."""
+    """Returns the key that identifies a sample."""
     return entry["source"], entry["shard"], entry["key"]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the entries of a file; half a line at its end, which a killed run leaves, is passed over."""
+    """Yields the entries of a file; ignores an incomplete last line, which a killed run leaves behind."""
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         try:
@@ -101,7 +100,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             if number == text.count("\n") + 1:
                 return
-            raise DataError(
-                f"quarantine list '{path}', line {number}: '{line[:80]}' is none of its lines"
-            ) from error
+            raise DataError(f"quarantine list '{path}', line {number}: '{line[:80]}' is malformed") from error
         yield entry

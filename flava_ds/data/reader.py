@@ -1,4 +1,4 @@
-"""Positions of a source's endless stream, or of one lane of it, to a Batch."""
+"""Reads batches by position from a source's endless stream, or from one of its lanes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from flava_ds.data.transforms import CHUNK, Empty
 
 
 class BatchReader:
-    """Draws and collates the samples of one source. Picklable; opens the source when the first batch is asked
-    for, in the process that reads.
+    """Draws and collates the samples of one source.
+
+    Picklable; opens the source on the first batch, in the process that reads.
     """
 
     def __init__(self, config: Config, source: Source, lane: Lane | None = None) -> None:
-        """`lane` says which ranks and processes there are; a batch names the process's number."""
+        """`lane` describes the ranks and workers; `batch` is given the worker's number."""
         self.config, self.source, self.lane = config, source, lane or Lane()
         self.plan = config.model.plan(config, source.source)
         self.collator = Collator(self.plan, source.name, source.source)
@@ -38,13 +39,14 @@ class BatchReader:
         return self._opened[lane]
 
     def batch(self, positions: np.ndarray, empty: Empty = torch.empty, lane: int = 0) -> Batch:
-        """Returns the batch at `positions` of a lane; `empty` provides the memory for its pictures.
+        """Returns the batch at `positions` of a lane; `empty` allocates the memory for its images.
 
-        Decoded pictures are let go chunk by chunk: at their own size a batch of them may be large.
+        Works in chunks and frees the decoded images of each: at full size, a whole batch of them may be
+        large.
 
         Shapes:
-            positions  [b]  int64, one after the other
-        Raises: DataError when too large a share of the samples is unusable.
+            positions  [b]  int64, consecutive
+        Raises: DataError when too many samples are unusable.
         """
         drawn = self.draws(lane).samples(positions, self.skips)
         samples, views = [], self.collator.empty_views(len(positions), empty)
@@ -61,10 +63,10 @@ class BatchReader:
         return vars(self) | {"_opened": {}}
 
     def _masked_rows(self, positions: np.ndarray) -> np.ndarray | None:
-        """Returns the rows that are masked where only a share of a pair batch is: [m], or None for all.
+        """Returns the rows to mask if the plan masks only a share of a batch: [m], or None for all.
 
-        They are spread evenly over the step's global batch, whose order is random, so every rank and
-        micro-batch has its share.
+        They are spread evenly over the step's global batch, so every rank and micro-batch gets its share. The
+        order of samples is random, so this does not bias which samples are masked.
         """
         share = self.plan.masked_share
         if share == 1:
@@ -75,10 +77,8 @@ class BatchReader:
         self, draws: Draws, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None
     ) -> dict[int, str]:
         """Draws the mismatches of a batch: row -> caption."""
-        captions, seeds = (
-            [sample.captions for sample in samples],
-            np.array([sample.seed for sample in samples], dtype=np.uint64),
-        )
+        captions = [sample.captions for sample in samples]
+        seeds = np.array([sample.seed for sample in samples], dtype=np.uint64)
         return mismatch(
             captions,
             seeds,
@@ -89,7 +89,8 @@ class BatchReader:
 
 
 def is_masked(places: np.ndarray, share: float) -> np.ndarray:
-    """Tells which places of a global batch are masked: [b] int64 -> [b] bool; any k neighbours hold floor(k *
-    share) of them at least.
+    """Returns which places of a global batch are masked: [b] int64 -> [b] bool.
+
+    Any k neighbours contain at least floor(k * share) of them.
     """
     return np.floor((places + 1) * share + 1e-9) > np.floor(places * share + 1e-9)

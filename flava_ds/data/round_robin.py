@@ -1,6 +1,4 @@
-"""Which source each optimizer step draws: a pure function of the step, so every rank and every resumed run
-agrees without a message.
-"""
+"""The source that each optimizer step draws: a function of the step, so ranks need no communication."""
 
 from __future__ import annotations
 
@@ -18,16 +16,16 @@ from flava_ds.data.order import hash64
 from flava_ds.errors import ConfigError
 
 _CHUNK = 1024
-"""Blocks whose schedule is computed at once."""
+"""Blocks per chunk of the schedule."""
 _CHUNKS_KEPT = 4
 
 
 class RoundRobin:
-    """Rotates over sources in proportion to weights, which may change at given steps; each stage of equal
-    weights is a Rotation of its own.
+    """Rotates over sources in proportion to weights, which may change at given steps.
 
-    So the draws of every source stay within one block of their target from the start of a stage to any step
-    inside it. Neither the order in which sources are given nor those of weight 0 change anything.
+    Each stage of constant weights is a Rotation. From the start of a stage to any step in it, the draws of
+    every source stay within one block of their target. The order in which sources are listed and sources of
+    weight 0 have no effect.
     """
 
     def __init__(
@@ -37,8 +35,10 @@ class RoundRobin:
         block_steps: int = 1,
         seed: int = 0,
     ) -> None:
-        """`stages` are (first step, share by source), by ascending step, which block_steps divides; the first
-        begins at step 0. `seeds` holds each source's source_seed."""
+        """`stages` are (first step, share by source), ascending; the first one begins at step 0.
+
+        block_steps must divide every first step. `seeds` holds each source's source_seed.
+        """
         self.block_steps = block_steps
         self._firsts = [step // block_steps for step, _ in stages]
         self._rotations = [
@@ -47,12 +47,9 @@ class RoundRobin:
         ]
         self._drawn = [dict.fromkeys(stages[0][1], 0)]
         for rotation, first, following in zip(self._rotations, self._firsts, self._firsts[1:], strict=False):
-            self._drawn.append(
-                {
-                    name: n + rotation.drawn_before(name, following - first)
-                    for name, n in self._drawn[-1].items()
-                }
-            )
+            before = self._drawn[-1]
+            length = following - first
+            self._drawn.append({name: n + rotation.drawn_before(name, length) for name, n in before.items()})
 
     def source_at(self, step: int) -> str:
         """Returns the name of the source that optimizer step `step` draws."""
@@ -63,12 +60,11 @@ class RoundRobin:
         """Returns how many of the steps 0 .. step - 1 draw `source`."""
         stage, block = self._place(step)
         inside = step % self.block_steps if self._rotations[stage].source_at(block) == source else 0
-        return (
-            self._drawn[stage][source] + self._rotations[stage].drawn_before(source, block)
-        ) * self.block_steps + inside
+        blocks = self._drawn[stage][source] + self._rotations[stage].drawn_before(source, block)
+        return blocks * self.block_steps + inside
 
     def _place(self, step: int) -> tuple[int, int]:
-        """Returns the stage of a step and its block within the stage."""
+        """Returns the stage of a step, and its block within the stage."""
         if step < 0:
             raise IndexError(f"step {step} is negative")
         block = step // self.block_steps
@@ -77,25 +73,24 @@ class RoundRobin:
 
 
 class Rotation:
-    """Rotates over sources, one a block, in proportion to weights.
+    """Rotates over sources, one per block, in proportion to weights.
 
     After any number n of blocks, source i has been drawn more than n * w_i - 1 and less than n * w_i + 1
-    times: draw c of a source may not come before block floor(c / w_i) and must not come after block ceil((c +
-    1) / w_i); of the draws that may come, the one most urgent comes first, which meets every such deadline as
-    the weights sum to one. Equally urgent sources are ordered by a hash of the run's seed, the block and the
-    source's seed.
+    times. Draw c of a source is released at block floor(c / w_i) and due by block ceil((c + 1) / w_i). Each
+    block takes the released draw with the earliest deadline, which meets every deadline because the weights
+    sum to one. A hash of the run's seed, the block and the source's seed breaks ties.
 
-    The last chunks of the schedule are kept, and for every chunk the draws before it: reaching block n costs
-    O(n) once, and no memory to speak of.
+    The schedule is computed in chunks. Only the latest are kept, along with the draws before every chunk, so
+    reaching block n costs O(n) once and little memory.
 
-    Source: Baruah et al., "Proportionate progress" (1996), on one processor; paper section 3.3 for drawing
+    Source: Baruah et al., "Proportionate progress" (1996), on one processor; FLAVA section 3.3 for drawing
     one data set per update.
     """
 
     def __init__(
         self, weights: Mapping[str, Fraction], seeds: Mapping[str, int], seed: int, first_block: int
     ) -> None:
-        """`first_block` is the block of the run at which this rotation begins."""
+        """`first_block` is the run's block at which this rotation begins."""
         self._names = sorted(name for name, weight in weights.items() if weight)
         self._numbers = {name: number for number, name in enumerate(self._names)}
         scale = lcm(*(weights[name].denominator for name in self._names))
@@ -107,21 +102,17 @@ class Rotation:
         self._chunks: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def source_at(self, block: int) -> str:
-        """Returns the source that is drawn in a block."""
+        """Returns the source that a block draws."""
         return self._names[int(self._chunk(block // _CHUNK)[0][block % _CHUNK])]
 
     def drawn_before(self, source: str, block: int) -> int:
         """Returns how many of the blocks 0 .. block - 1 draw `source`."""
-        return (
-            int(self._chunk(block // _CHUNK)[1][block % _CHUNK, self._numbers[source]])
-            if source in self._numbers
-            else 0
-        )
+        if source not in self._numbers:
+            return 0
+        return int(self._chunk(block // _CHUNK)[1][block % _CHUNK, self._numbers[source]])
 
     def _chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a chunk's sources [_CHUNK] int16 and the draws before each of its blocks [_CHUNK, sources]
-        int64.
-        """
+        """Returns a chunk's sources [_CHUNK] int16 and the draws before its blocks [_CHUNK sources] int64."""
         if number not in self._chunks:
             for missing in range(min(number, len(self._starts) - 1), number + 1):
                 self._chunks[missing] = self._compute(missing)
@@ -131,14 +122,12 @@ class Rotation:
         return self._chunks[number]
 
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Computes a chunk, whose predecessors have been computed, and notes where the next one starts."""
+        """Computes a chunk, after all chunks before it, and records where the next one starts."""
         first, drawn = number * _CHUNK, list(self._starts[number])
         blocks = self._first_block + np.arange(first, first + _CHUNK)
         noise = hash64(self._seed, blocks[:, None], self._seeds[None]).tolist()
-        sequence, counts = (
-            np.empty(_CHUNK, dtype=np.int16),
-            np.empty((_CHUNK, len(self._shares)), dtype=np.int64),
-        )
+        sequence = np.empty(_CHUNK, dtype=np.int16)
+        counts = np.empty((_CHUNK, len(self._shares)), dtype=np.int64)
         for i in range(_CHUNK):
             counts[i] = drawn
             sequence[i] = self._next(drawn, first + i, noise[i])
@@ -148,7 +137,7 @@ class Rotation:
         return sequence, counts
 
     def _next(self, drawn: list[int], block: int, noise: list[int]) -> int:
-        """Returns the released source with the nearest deadline, in exact integers."""
+        """Returns the released source with the earliest deadline, in exact integers."""
         total, best = self._total, None
         for source, (share, draws) in enumerate(zip(self._shares, drawn, strict=True)):
             if share and draws * total // share <= block:
@@ -160,27 +149,26 @@ class Rotation:
 
 
 def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tuple[int, dict[str, Fraction]]]:
-    """Returns (first step, share of each source) of every stage of equal weights; the shares sum to 1.
-    `sizes` are the sources' samples.
+    """Returns (first step, share of each source) of every stage of constant weights; the shares sum to 1.
 
-    A source's share is its weight, times its size where data.weigh_by_size is set, over the sum of these;
-    where data.kind_weights is set, over the sum in its kind, times its kind's share.
+    `sizes` are the numbers of samples. A source's share is its weight (times its size with
+    data.weigh_by_size) over the sum of all; with data.kind_weights, over the sum of its kind, times its
+    kind's share.
 
-    Raises: ConfigError when a size is needed and not known, no step could draw anything, or a kind with a
+    Raises: ConfigError when a size is needed but unknown, no step could draw anything, or a kind with a
     weight has no source with one.
     """
     unknown = [name for name, size in sizes.items() if size is None]
     if data.weigh_by_size and unknown:
         raise ConfigError(
-            f"data.weigh_by_size needs the number of samples, which source '{unknown[0]}' does not know; "
+            f"data.weigh_by_size needs the number of samples, which is unknown for source '{unknown[0]}'; "
             "set weights"
         )
     stages = []
     for number, (first, weights, kind_weights) in enumerate(weights_by_stage(data)):
         where = f"data.weight_changes[{number - 1}]" if number else "data.sources"
-        stages.append(
-            (first, _shares(data, {name: weights[name] for name in sizes}, kind_weights, sizes, where))
-        )
+        drawn = {name: weights[name] for name in sizes}
+        stages.append((first, _shares(data, drawn, kind_weights, sizes, where)))
     return stages
 
 
@@ -219,5 +207,5 @@ def _shares(
 
 
 def _exact(weight: float) -> Fraction:
-    """Reads a weight as it is written, so that 0.7, 0.15 and 0.15 sum to 1."""
+    """Converts a weight by its decimal digits, so that 0.7, 0.15 and 0.15 sum to 1."""
     return Fraction(str(float(weight)))

@@ -1,4 +1,4 @@
-"""Raw bytes of a sample's members to a decoded sample, whatever the source that read them."""
+"""Decodes the raw bytes of a sample's members, independent of how the source reads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.index import IMAGE_SUFFIXES
 
 MAX_CHARACTERS = 10_000
-"""Longer texts are cut before tokenisation."""
+"""Longer texts are truncated before tokenisation."""
 CAPTION_STREAM = 4
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NPY = re.compile(
@@ -56,17 +56,16 @@ class SampleDecoder:
     def __init__(self, config: Config, name: str) -> None:
         """Raises: DataError when the source's skip list cannot be read."""
         self.config, self.source = config, config.data.sources[name]
-        self.skip_list: SkipList | None = (
-            load_skip_list(self.source.skip_list) if self.source.skip_list else None
-        )
+        self.skip_list: SkipList | None = None
+        if self.source.skip_list:
+            self.skip_list = load_skip_list(self.source.skip_list)
         if self.source.kind != "text":
-            decoder()
+            decoder()  # imports torchvision now, before workers are forked
 
     def __call__(
         self, fields: Mapping[str, bytes], key: str, index: int, seed: int, draw: float | None = None
     ) -> Sample:
-        """Decodes the fields of `member_fields`. One caption of several is chosen by the seed, or by `draw`
-        in [0, 1) when that is given.
+        """Decodes the fields of `member_fields`. Chooses one of several captions by `draw`, or the seed.
 
         Raises: SampleFault with the reason.
         """
@@ -88,7 +87,7 @@ class SampleDecoder:
         )
 
     def check_key(self, key: str, shard: str) -> None:
-        """Raises SampleFault 'skip list' for a sample that the list names by its key."""
+        """Raises SampleFault 'skip list' for a sample that the skip list names by its key."""
         if self.skip_list is not None and self.skip_list.has_key(key, shard):
             raise SampleFault(faults.SKIP_LIST, "key")
 
@@ -101,7 +100,7 @@ class SampleDecoder:
             )
 
     def _image(self, data: bytes) -> Tensor:
-        """Decodes a picture that is not on the skip list: [3 H W] uint8."""
+        """Decodes an image unless the skip list has it: [3 H W] uint8."""
         if self.skip_list is not None and self.skip_list.has_bytes(data):
             raise SampleFault(faults.SKIP_LIST, "sha256")
         image = decode_image(data, self.config.data.max_image_pixels)
@@ -110,7 +109,7 @@ class SampleDecoder:
         return image
 
     def _captions(self, data: bytes) -> tuple[str, ...]:
-        """Takes the captions out of the .txt, or out of the .json's field."""
+        """Reads the captions from the .txt, or from the .json's field."""
         key = self.source.caption_key
         value = _decode_text(data) if key is None else _metadata(data).get(key)
         values = value if isinstance(value, list) else [value]
@@ -133,7 +132,7 @@ class SampleDecoder:
         if codes.size != wanted:
             raise SampleFault(
                 faults.BAD_CODES,
-                f"expected {wanted} integers, one for each patch of the model's pictures, not {codes.size}",
+                f"expected {wanted} integers, one for each patch of the model's images, got {codes.size}",
             )
         codes = codes.reshape(-1).astype(np.int64)
         if codes.min() < 0 or codes.max() >= limit:
@@ -146,18 +145,14 @@ class SampleDecoder:
 def member_fields(
     name: str, source: SourceConfig, metadata: bool = False
 ) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
-    """Returns the member suffixes of each field a source reads, and the fault of a sample without a field it
-    must have.
-    """
+    """Returns the suffixes of each field that a source reads, and the fault if a required one is missing."""
     fields: dict[str, Sequence[str]] = {}
     required = {}
     if source.kind != "text":
         fields["image"], required["image"] = IMAGE_SUFFIXES, faults.NO_IMAGE
     if source.kind != "image":
-        fields["caption"], required["caption"] = (
-            ("txt",) if source.caption_key is None else ("json",),
-            faults.MISSING_CAPTION,
-        )
+        suffix = "txt" if source.caption_key is None else "json"
+        fields["caption"], required["caption"] = (suffix,), faults.MISSING_CAPTION
     if source.kind != "text" and source.image_codes_key:
         suffix = source.image_codes_key.lower().lstrip(".")
         if suffix.split(".")[-1] != "npy":
@@ -172,32 +167,32 @@ def member_fields(
 
 
 def read_integers(data: bytes) -> np.ndarray:
-    """Reads an .npy of integers by its header's exact words, as numpy writes them: nothing is evaluated or
-    unpickled, and no size that the header claims is believed: [n].
+    """Reads an .npy of integers: [n].
+
+    Accepts only the exact header that numpy writes. Evaluates and unpickles nothing, and checks the claimed
+    size against the data.
 
     Raises: SampleFault 'bad image codes' for anything else.
     """
     start = 10 if data[6:7] == b"\x01" else 12
     length = int.from_bytes(data[8:start], "little")
-    match = (
-        _NPY.fullmatch(data[start : start + length])
-        if data.startswith(b"\x93NUMPY") and length <= len(data)
-        else None
-    )
+    match = None
+    if data.startswith(b"\x93NUMPY") and length <= len(data):
+        match = _NPY.fullmatch(data[start : start + length])
     if match is None:
         raise SampleFault(
-            faults.BAD_CODES, "no .npy of little-endian integers in C order; pickled arrays are refused"
+            faults.BAD_CODES, "not an .npy of little-endian integers in C order; pickled arrays are refused"
         )
     width, count = int(match[2]), math.prod(int(size) for size in match[3].split(b",") if size.strip())
     if len(data) != start + length + count * width:
         raise SampleFault(
-            faults.BAD_CODES, f"{len(data)} bytes are not the {count} integers that its header tells of"
+            faults.BAD_CODES, f"{len(data)} bytes do not match the {count} integers of the header"
         )
     return np.frombuffer(data, dtype=np.dtype(f"<{match[1].decode()}{width}"), offset=start + length)
 
 
 def printable(text: str) -> str:
-    """Escapes what is not printable, and cuts what is long."""
+    """Escapes unprintable characters and truncates long text."""
     shown = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text[:_SHOWN_CHARACTERS]
@@ -214,9 +209,9 @@ def _decode_text(data: bytes) -> str:
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    """Parses a .json member; anything but an object counts as empty."""
+    """Parses a .json member; returns an empty dictionary for anything but an object."""
     try:
         value = json.loads(_decode_text(data))
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or an integer that is too long
         raise SampleFault(faults.UNDECODABLE, f"json: {error}") from error
     return value if isinstance(value, dict) else {}

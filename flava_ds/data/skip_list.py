@@ -1,15 +1,14 @@
-"""Samples that a run leaves out: named by key, by the SHA-256 of the picture's bytes, or by a perceptual hash
-of its pixels.
+"""Skip lists: samples to leave out, by key, by the SHA-256 of the image file, or by a perceptual hash.
 
-A list is text, one entry per line, so that lists are joined with `cat`; '#' begins a comment:
+A list is a text file with one entry per line, so lists can be joined with `cat`; '#' begins a comment:
 
     key 000000391895
     sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-    phash 8f373714acfcf4d0 6        skips pictures whose hash differs in at most 6 of the 64 bits
+    phash 8f373714acfcf4d0 6        skips images whose hash differs in at most 6 of the 64 bits
     sample /data/00012.tar 000120034    skips that key in that shard; both percent-encoded
 
     phash: bit (u, v) = D[u, v] > median(D),   D = C Y C^T on u, v < 8,   C[u, x] = cos(pi u (2x + 1) / 64),
-    Y the luminance of the picture at 32 x 32.
+    Y the luminance of the image at 32 x 32.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ _BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8
 
 @dataclass(frozen=True)
 class SkipList:
-    """Entries by kind. Looking up a picture costs one pass over the perceptual hashes.
+    """The entries of a skip list, by kind. Looking up an image costs one pass over the perceptual hashes.
 
     Shapes:
         hashes     [n]  uint64
-        distances  [n]  uint8, bits in which a skipped picture's hash may differ
+        distances  [n]  uint8, number of bits in which a skipped image's hash may differ
     """
 
     keys: frozenset[str]
@@ -53,16 +52,16 @@ class SkipList:
     hashes: np.ndarray
     distances: np.ndarray
     samples: frozenset[tuple[str, str]] = frozenset()
-    """Shard, as messages name it, and key."""
+    """Pairs of shard, as messages name it, and key."""
 
     @property
     def reads_images(self) -> bool:
-        """Says whether an entry can only be recognised by its picture."""
+        """Whether some entries can only be matched by reading the image."""
         return bool(self.digests) or len(self.hashes) > 0
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the entries, whatever their order in the file."""
+        """Hashes the entries, independent of their order in the file."""
         pairs = sorted(zip(self.hashes.tolist(), self.distances.tolist(), strict=True))
         return hashlib.sha256(
             repr((sorted(self.keys), sorted(self.digests), pairs, sorted(self.samples))).encode()
@@ -76,18 +75,18 @@ class SkipList:
         return key in self.keys or (bool(self.samples) and (shard, key) in self.samples)
 
     def has_bytes(self, data: bytes) -> bool:
-        """Looks up an encoded picture."""
+        """Looks up an encoded image."""
         return bool(self.digests) and hashlib.sha256(data).hexdigest() in self.digests
 
     def has_pixels(self, image: Tensor) -> bool:
-        """Looks up a decoded picture: [3 H W] uint8."""
+        """Looks up a decoded image: [3 H W] uint8."""
         if not len(self.hashes):
             return False
         return bool((differing_bits(self.hashes, perceptual_hash(image)) <= self.distances).any())
 
 
 def load_skip_list(path: str | Path) -> SkipList:
-    """Reads a list. Raises: DataError naming the file, and the line that is no entry."""
+    """Reads a skip list. Raises: DataError that names the file, and the malformed line."""
     file = Path(path).expanduser()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -103,8 +102,8 @@ def load_skip_list(path: str | Path) -> SkipList:
         kind, _, value = entry.partition(" ")
         if kind not in _FORMS or not re.fullmatch(_FORMS[kind], value):
             raise DataError(
-                f"skip list '{file}', line {number}: '{line.strip()[:80]}' is none of 'key KEY', 'sha256 "
-                "HEX', 'phash HEX [BITS]', 'sample ...'"
+                f"skip list '{file}', line {number}: '{line.strip()[:80]}' is not one of 'key KEY', "
+                "'sha256 HEX', 'phash HEX [BITS]', 'sample ...'"
             )
         found[kind].append(value)
     hashes = [value.split() for value in found["phash"]]
@@ -118,7 +117,7 @@ def load_skip_list(path: str | Path) -> SkipList:
 
 
 def perceptual_hash(image: Tensor) -> int:
-    """Hashes what a picture shows, so that another size or encoding of it differs in few of the 64 bits.
+    """Hashes an image's content: another size or encoding of it differs in only a few of the 64 bits.
 
     Shapes:
         image  [3 H W]  uint8
@@ -134,13 +133,13 @@ def perceptual_hash(image: Tensor) -> int:
     red, green, blue = small[0].numpy().astype(np.float64)
     luminance = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
     waves = _waves()
-    # so that rounding errors decide nothing where there is no detail
+    # without rounding, floating-point noise would decide the bits of flat images
     low = np.round(waves @ luminance @ waves.T, 3)
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
 def differing_bits(hashes: np.ndarray, other: int) -> np.ndarray:
-    """Counts the bits in which hashes differ from another: [n] uint64 -> [n] uint8."""
+    """Counts the bits in which each hash differs from `other`: [n] uint64 -> [n] uint8."""
     return _BITS[(hashes ^ np.uint64(other)).view(np.uint8).reshape(-1, 8)].sum(1, dtype=np.uint8)
 
 

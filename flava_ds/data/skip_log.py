@@ -1,6 +1,4 @@
-"""What one process could not use of a source: counted, some of it logged, and the run stopped when it is too
-much.
-"""
+"""Counts and logs the unusable samples of a source in one process; stops the run if there are too many."""
 
 from __future__ import annotations
 
@@ -17,22 +15,18 @@ from flava_ds.storage.index import counted
 log = logging.getLogger(__name__)
 
 MIN_SEEN = 100
-"""Samples seen before a share of unusable ones stops the run."""
+"""Samples seen before the share of unusable ones can stop the run."""
 _LOGGED_FIRST, _LOGGED_EVERY = 5, 1000
 _MOST_KEPT = 10_000
 
 
 def where(entry: dict[str, Any]) -> str:
-    """Names a sample for messages: its key, with what a terminal would obey escaped, and its shard; the shard
-    alone where there is no key.
-    """
+    """Names a sample for messages: its key, with control characters escaped, and its shard."""
     return f"'{printable(entry['key'])}' in {entry['shard']}" if entry["key"] else str(entry["shard"])
 
 
 class SkipLog:
-    """Counts unusable samples of a source in this process, logs some of them, and stops a run that loses too
-    many.
-    """
+    """Counts a source's unusable samples in this process, logs some, and stops a run that loses too many."""
 
     def __init__(self, name: str, max_skipped_share: float) -> None:
         self.name, self.limit = name, max_skipped_share
@@ -45,10 +39,11 @@ class SkipLog:
         self.seen += 1
 
     def bad(self, entry: dict[str, Any], fault: SampleFault) -> None:
-        """Counts an unusable sample, of which `entry` tells source, shard, key and offset; one on the skip
-        list is no loss.
+        """Counts an unusable sample. Those on the skip list do not count as lost.
 
-        Raises: DataError above max_skipped_share of at least MIN_SEEN samples.
+        `entry` holds its source, shard, key and offset.
+
+        Raises: DataError when more than max_skipped_share of at least MIN_SEEN samples is lost.
         """
         self.seen += 1
         self.reasons[fault.reason] += 1
@@ -69,23 +64,23 @@ class SkipLog:
         if self.seen >= MIN_SEEN and lost > self.limit * self.seen:
             raise DataError(
                 f"source '{self.name}': {self.summary()}, more than max_skipped_share {self.limit:.1%}; "
-                f"last: {self.example}. "
-                f"Repair the shards or raise --data.sources.{self.name}.max-skipped-share"
+                f"last: {self.example}. Repair the shards or raise "
+                f"--data.sources.{self.name}.max-skipped-share"
             )
 
     def take(self) -> tuple[dict[str, Any], ...]:
-        """Hands over what was unusable since the last call, the latest _MOST_KEPT of it."""
+        """Returns and clears the unusable samples since the last call, at most the latest _MOST_KEPT."""
         found = tuple(self._found)
         self._found.clear()
         return found
 
     def take_counts(self) -> dict[str, int]:
-        """Hands over the counts by reason since the last call, the skip list's among them."""
+        """Returns and clears the counts by reason since the last call, including the skip list's."""
         counts, self._skipped = dict(self._skipped), Counter()
         return counts
 
     def summary(self) -> str:
-        """Writes the share that is lost and the count of each reason."""
+        """Formats the share of lost samples and the count of each reason."""
         lost = self._lost()
         return (
             f"{lost} of {self.seen} samples ({lost / max(1, self.seen):.1%}) are unusable: "
@@ -93,5 +88,5 @@ class SkipLog:
         )
 
     def _lost(self) -> int:
-        """Counts the samples that were meant to be used and cannot be."""
+        """Returns the number of samples that should be usable but are not."""
         return sum(self.reasons.values()) - self.reasons[faults.SKIP_LIST]

@@ -1,8 +1,8 @@
-"""Batches from loader processes to the trainer through shared memory that is used again.
+"""Passes batches from dataloader workers to the trainer through reusable shared memory.
 
-torch's DataLoader makes a file of shared memory for each tensor: the kernel hands its pages out one by one,
-to the process that writes them and to the one that reads them, and the two shake hands over its descriptor.
-For a batch of pictures that costs a fifth of what decoding them does.
+torch's DataLoader creates a shared memory file for each tensor. The kernel then faults its pages in one by
+one, in the writing and in the reading process, and the two exchange its file descriptor. For a batch of
+images that costs a fifth of what decoding them does.
 """
 
 from __future__ import annotations
@@ -25,21 +25,19 @@ _ALIGNMENT = 64
 _PAGE = 4096
 _KEYS = itertools.count()
 _POOLS: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
-"""The pools of this process by their key, for batches that arrive."""
+"""This process's pools by key; unpickled batches look up their pool here."""
 
 
 class SlotPool:
-    """Shared memory in slots, each of which holds the tensors of one batch.
+    """Shared memory divided into slots, each of which holds the tensors of one batch.
 
-    The trainer's process picks the slot that a request is answered in, as it alone knows which ones it has
-    let go: those whose last tensor is gone. A loader process keeps to its own slots, so it meets each page
-    once. Built before the loader processes start; picklable.
+    The trainer's process picks the slot for each request, because only it knows which slots are free: those
+    whose last tensor is gone. Each worker has its own slots, so it faults in each page only once. Built
+    before the workers start; picklable.
     """
 
     def __init__(self, workers: int, slots_each: int, slot_bytes: int) -> None:
-        """Reserves address space; the kernel provides pages as they are first written. None of it counts
-        against the size of /dev/shm.
-        """
+        """Reserves address space; the kernel provides pages on first write, outside the limit of /dev/shm."""
         self.slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
         file = os.memfd_create("flava_ds batches")
         os.ftruncate(file, workers * slots_each * self.slot_bytes)
@@ -50,15 +48,13 @@ class SlotPool:
         _POOLS[self.key] = self
 
     def take(self, worker: int) -> int | None:
-        """Takes a free slot of a loader process; None when the trainer holds them all: that batch then goes
-        torch's way.
-        """
+        """Takes a free slot of a worker; None if the trainer holds them all: torch then carries the batch."""
         if self._free[worker]:
             return self._free[worker].pop()
         if not self._told:
             log.info(
-                "batches travel more slowly, each in files of shared memory of its own: more of them are "
-                "in use than there are slots for"
+                "batches travel more slowly, through torch's own shared memory files: more of them are in "
+                "use than there are slots"
             )
             self._told = True
         return None
@@ -68,45 +64,35 @@ class SlotPool:
         return Slot(self, number)
 
     def receive(self, number: int) -> Tensor:
-        """Returns the bytes of a filled slot, which is free again when no tensor refers to them: [slot_bytes]
-        uint8.
-        """
+        """Returns the bytes of a filled slot, which is free once no tensor uses them: [slot_bytes] uint8."""
         array = self.memory.numpy()[number * self.slot_bytes : (number + 1) * self.slot_bytes]
         weakref.finalize(array, self._free[number // self._slots_each].append, number).atexit = False
-        return torch.from_numpy(array)  # its storage holds the array
+        return torch.from_numpy(array)  # the tensor's storage keeps the array alive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "memory"} | {
-            "_file": DupFd(self._file)
-        }
+        shared = {name: value for name, value in vars(self).items() if name != "memory"}
+        return shared | {"_file": DupFd(self._file)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._map(state["_file"].detach())
 
     def _map(self, file: int) -> None:
-        """Maps a file of shared memory, and closes it when the pool is gone; the memory stays for as long as
-        tensors refer to it.
-        """
-        self._file, self.memory = (
-            file,
-            torch.frombuffer(mmap.mmap(file, os.fstat(file).st_size), dtype=torch.uint8),
-        )
+        """Maps the shared memory. The file closes with the pool, the mapping lives as long as its tensors."""
+        self._file = file
+        self.memory = torch.frombuffer(mmap.mmap(file, os.fstat(file).st_size), dtype=torch.uint8)
         weakref.finalize(self, os.close, file).atexit = False
 
 
 class Slot:
-    """One batch's memory, from which tensors are cut one after the other."""
+    """The memory of one batch, allocated to its tensors front to back."""
 
     def __init__(self, pool: SlotPool, number: int) -> None:
-        self._bytes, self._sent, self._end = (
-            pool.memory[number * pool.slot_bytes : (number + 1) * pool.slot_bytes],
-            _Sent(pool.key, number),
-            0,
-        )
+        self._bytes = pool.memory[number * pool.slot_bytes : (number + 1) * pool.slot_bytes]
+        self._sent, self._end = _Sent(pool.key, number), 0
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Returns an uninitialised tensor, from ordinary memory when the slot is full."""
+        """Returns an uninitialised tensor in the slot, or in ordinary memory when the slot is full."""
         size = math.prod(shape) * dtype.itemsize
         if self._end + size > len(self._bytes):
             return torch.empty(*shape, dtype=dtype)
@@ -114,8 +100,10 @@ class Slot:
         return self._bytes[begin : begin + size].view(dtype).view(shape)
 
     def put(self, tensor: Tensor) -> _Piece | Tensor:
-        """Returns what stands for a tensor on its way to the trainer, after copying it into the slot unless
-        it lies there; the tensor itself where the slot is full."""
+        """Returns a reference to send in place of a tensor, copying the tensor into the slot if needed.
+
+        Returns the tensor itself when the slot is full.
+        """
         if not self._holds(tensor):
             copied = self.empty(*tensor.shape, dtype=tensor.dtype)
             if not self._holds(copied):
@@ -125,7 +113,7 @@ class Slot:
         return _Piece(self._sent, begin, tuple(tensor.shape), tensor.dtype)
 
     def _holds(self, tensor: Tensor) -> bool:
-        """Tells whether a tensor's values lie in the slot, one after the other."""
+        """Returns whether a tensor is contiguous and lies in the slot."""
         return (
             tensor.is_contiguous()
             and tensor.untyped_storage().data_ptr() == self._bytes.untyped_storage().data_ptr()
@@ -133,7 +121,7 @@ class Slot:
 
 
 class _Sent(NamedTuple):
-    """A filled slot. Pickled once per batch, so that all its tensors refer to the same received bytes."""
+    """A filled slot. Pickle stores it once per batch, so all tensors share the same received bytes."""
 
     key: int
     number: int
@@ -143,7 +131,7 @@ class _Sent(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Where a tensor lies in a slot; arrives as the tensor."""
+    """A tensor's location in a slot; unpickles as the tensor."""
 
     slot: _Sent
     begin: int
@@ -155,10 +143,10 @@ class _Piece(NamedTuple):
 
 
 def _receive(key: int, number: int) -> Tensor:
-    """Finds a slot in the process that owns the pool."""
+    """Looks up a slot in the process that owns the pool."""
     return _POOLS[key].receive(number)
 
 
 def _cut(slot: Tensor, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Returns a tensor of a slot, which stays in use as long as it."""
+    """Returns a tensor in a slot, which stays in use as long as the tensor."""
     return slot[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)

@@ -1,6 +1,4 @@
-"""What a source of samples is to the loader, and which kinds there are: indexed shards, which can promise
-everything, and webdataset streams.
-"""
+"""The protocol between sources and the loader. Two readers implement it: indexed shards and streams."""
 
 from __future__ import annotations
 
@@ -19,76 +17,72 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Promises:
-    """What the order of a source's samples can be relied on for. On one topology every source gives the same
-    order in every run.
+    """What a reader guarantees about the order of samples when the topology changes.
+
+    On one topology, every source gives the same order in every run.
     """
 
     elastic: bool
-    """Positions belong to the source: any number of ranks, loader processes and accumulation steps reads the
-    same samples in the same order.
-
-    Without it they belong to a lane, and the loader says once, at the start, that another topology reads
-    another order.
+    """Positions belong to the source: any number of ranks, workers and accumulation steps reads the same
+    samples in the same order. Otherwise they belong to a lane, and the loader logs once, at the start, that
+    another topology reads another order.
     """
     pooled_captions: bool
-    """A mismatched caption may come from anywhere in the step's global batch; without it, from the same
-    micro-batch.
-    """
+    """A mismatched caption can come from the whole global batch; otherwise, from the same micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """One of the streams that a source without elastic order is dealt to: a loader process of a rank."""
+    """One of the streams of a source without elastic order: one dataloader worker of one rank."""
 
     rank: int = 0
     ranks: int = 1
     number: int = 0
-    """Of the loader process on its rank."""
+    """The worker's number on its rank."""
     each: int = 1
-    """Loader processes of a rank."""
+    """Workers per rank."""
 
     @property
     def index(self) -> int:
-        """Its number among all lanes."""
+        """The lane's number among all lanes."""
         return self.rank * self.each + self.number
 
     @property
     def total(self) -> int:
-        """How many lanes there are."""
+        """Number of lanes."""
         return self.ranks * self.each
 
 
 class Draws(Protocol):
-    """A source opened where samples are read. Positions count the samples of an endless stream: the source's,
-    or this lane's.
+    """A source opened in the process that reads it.
+
+    Positions count the samples of an endless stream: the source's or the lane's.
     """
 
     def samples(self, positions: np.ndarray, skips: SkipLog) -> Iterator[Sample]:
         """Yields one usable, decoded sample for each position, in order.
 
-        What cannot be used is told to `skips.bad` and replaced by another sample; a usable one to
-        `skips.good`, and the epoch to `skips.epoch`, which the quarantine list shows. `positions` [b] int64
-        follow one another. They begin where the last call ended, or anywhere: what stands at a position is
-        the same either way.
+        Reports unusable samples to `skips.bad` and replaces them; reports usable ones to `skips.good` and
+        sets `skips.epoch` for the quarantine list. `positions` [b] int64 are consecutive and may start
+        anywhere; the sample at a position does not depend on what was read before.
 
-        Raises: DataError when there is nothing usable, or more is unusable than `skips` allows.
+        Raises: DataError when nothing is usable, or more is unusable than `skips` allows.
         """
 
     def partners(
         self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
     ) -> Iterator[Iterator[str]]:
-        """Yields, for each of the `rows` of the batch at `positions`, captions that it may borrow, from the
-        place that its draw in [0, 1) picks.
+        """Yields, for each of the `rows` of the batch at `positions`, captions that it may borrow.
+
+        The draw of a row in [0, 1) picks where they come from.
         """
 
 
 class Source(Protocol):
-    """One corpus as the loader, and nothing else, sees it. Built in the trainer's process, picklable, opened
-    in loader processes.
+    """One corpus as the loader sees it. Built in the trainer's process, picklable, opened in workers.
 
-    What it gives is a function of the run's seed, its own seed, the lane and the position: never of time, of
-    a global generator, or of what was read before. `tests/data/source_contract.py` holds what every
-    implementation is tested for.
+    Its samples are a function of the run's seed, its own seed, the lane and the position, never of time, a
+    global generator, or earlier reads. `tests/data/source_contract.py` tests every implementation.
     """
 
     name: str
@@ -96,34 +90,31 @@ class Source(Protocol):
     source: SourceConfig
     kind: str
     seed: int
-    """order.source_seed of the name."""
+    """The source_seed of the name (data/order.py)."""
     promises: Promises
     length: int | None
-    """Samples of an epoch; None when that is not known before all have been read."""
+    """Samples per epoch; None when unknown before all have been read."""
 
     def open(self, lane: Lane) -> Draws:
         """Opens the source in the process that reads it."""
 
     def state(self) -> dict[str, Any]:
-        """Returns what fixes the order of its samples, as plain JSON: checkpoints keep it, and a resume that
-        would change it is refused.
+        """Returns everything that determines the order of samples, as plain JSON.
+
+        Checkpoints keep it, and a resume that would change it is refused.
         """
 
     def seen(self) -> dict[str, Any]:
-        """Returns what all ranks must agree on, by the words that a message uses, because each reads its own
-        copy.
-        """
+        """Returns what must be equal on all ranks, as each reads its own copy; messages use the keys."""
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns lines for the log of rank 0 at the start: what is left out, and what this topology means
-        for the order.
-        """
+        """Returns log lines for the start: samples left out, and this topology's effect on the order."""
 
 
 def open_source(config: Config, name: str) -> Source:
-    """Builds source `name` as its `reader` or `reading` says.
+    """Builds source `name` according to its `reader` or `reading`.
 
-    Raises: DataError or ConfigError when it cannot serve.
+    Raises: DataError or ConfigError when it cannot be used.
     """
     own = config.data.sources[name].reader
     if own is not None:

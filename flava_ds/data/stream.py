@@ -1,6 +1,4 @@
-"""Shards read from front to back through webdataset: no index, no random access, and an order that belongs to
-the lanes that read.
-"""
+"""Shards read front to back through webdataset: no index, no random access, and an order by lane."""
 
 from __future__ import annotations
 
@@ -35,29 +33,30 @@ from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
 
 _DEAL, _SHARDS, _BUFFER = 7, 8, 9
-"""Domain separators beside those of data/order.py."""
+"""Domain separators in addition to those of data/order.py."""
 _MAX_ATTEMPTS = 200
 _MAX_PARTNERS = 16
 
 
 class StreamedShards:
-    """One source as a webdataset stream: every lane has its own shards, and shuffles them and their samples
-    anew in every epoch.
+    """One source as a webdataset stream.
+
+    Every lane has its own shards and shuffles them and their samples anew in every epoch.
     """
 
     promises = Promises(elastic=False, pooled_captions=False)
     length = None
 
     def __init__(self, config: Config, name: str) -> None:
-        """Raises: DataError when shards are missing; ConfigError when code would run that the options do not
-        allow, or mismatches have no partner.
+        """Raises: DataError when shards are missing; ConfigError when the source would run code without
+        permission, or mismatches have no partner.
         """
         source = config.data.sources[name]
         if (source.pipeline or source.shards.startswith("pipe:")) and not source.allow_code:
             what = f"pipeline '{source.pipeline}'" if source.pipeline else "a 'pipe:' command in shards"
             raise ConfigError(
-                f"source '{name}': {what} would run code; if you trust it, say "
-                f"--data.sources.{name}.allow-code, which no saved file can"
+                f"source '{name}': {what} would run code; if you trust it, pass "
+                f"--data.sources.{name}.allow-code, which no saved file can set"
             )
         self.config, self.name, self.source, self.kind = config, name, source, source.kind
         self.seed = source_seed(name, source.seed)
@@ -68,20 +67,16 @@ class StreamedShards:
         self.decoder = SampleDecoder(config, name)
 
     def open(self, lane: Lane) -> StreamDraws:
-        """Opens one lane's stream. Raises: ConfigError or DataError when the user's pipeline cannot be
-        loaded.
-        """
+        """Opens a lane's stream. Raises: ConfigError, DataError when the user's pipeline fails to load."""
         return StreamDraws(self, lane)
 
     def state(self) -> dict[str, Any]:
-        """Returns what fixes the order of each lane."""
+        """Returns everything that determines the order of each lane."""
         skip_list = self.decoder.skip_list
         names = "\n".join(str(shard).rsplit("/", 1)[-1] for shard in self.shards)
-        shuffled = (
-            f"stream through a buffer of {self.source.shuffle_buffer}"
-            if self.config.data.shuffle
-            else "stream in shard order"
-        )
+        shuffled = "stream in shard order"
+        if self.config.data.shuffle:
+            shuffled = f"stream through a buffer of {self.source.shuffle_buffer}"
         return {
             "samples": None,
             "keys": f"{_hash_text(names):016x}",
@@ -90,41 +85,41 @@ class StreamedShards:
         }
 
     def seen(self) -> dict[str, Any]:
-        """Returns what every rank's list of shards must have in common."""
+        """Returns what must be equal in every rank's list of shards."""
         return {"the names of its shards": [str(shard).rsplit("/", 1)[-1] for shard in self.shards]}
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns what a stream cannot promise, and what too few shards cost."""
+        """Returns log lines: the guarantees that a stream lacks, and the cost of too few shards."""
         which = f"{lane.ranks} ranks x {lane.each} loader processes"
         lines = [
-            f"source '{self.name}': shards read as streams, {len(self.shards)} by {which}; the order is "
-            "exact for these alone, epochs end at different steps, "
-            "and a resume reads each stream again, without decoding, up to where it was"
+            f"source '{self.name}': {len(self.shards)} shards read as streams by {which}; the order is exact "
+            "only for this topology, epochs end at different steps, and a resume re-reads each stream up to "
+            "its position, without decoding"
         ]
         if len(self.shards) < lane.total:
             lines.append(
                 f"source '{self.name}': {len(self.shards)} shards are fewer than its {lane.total} streams: "
-                "each reads all shards and keeps every "
-                f"{lane.total}th sample; with {lane.total} shards or more, each shard is read once"
+                f"each stream reads all shards and keeps every {lane.total}th sample; with {lane.total} "
+                "shards or more, each shard is read once"
             )
         return lines
 
     def shards_of(self, lane: Lane, epoch: int) -> tuple[Shard, ...]:
-        """Returns a lane's shards in an epoch's order. Which shards are a lane's never changes, so every
-        epoch of a lane has the same samples.
+        """Returns a lane's shards in an epoch's order.
+
+        The set of shards never changes, so every epoch of a lane has the same samples.
         """
         count, shuffle = len(self.shards), self.config.data.shuffle
-        dealt = (
-            _permutation(count, hash64(_DEAL, self.config.seed, self.seed)) if shuffle else np.arange(count)
-        )
+        dealt = np.arange(count)
+        if shuffle:
+            dealt = _permutation(count, hash64(_DEAL, self.config.seed, self.seed))
         whole = count < lane.total
         mine = dealt if whole else dealt[lane.index :: lane.total]
-        if shuffle:  # lanes that keep samples in turn have to count them in the same order
-            mine = mine[
-                _permutation(
-                    len(mine), hash64(_SHARDS, self.config.seed, self.seed, epoch, 0 if whole else lane.index)
-                )
-            ]
+        if shuffle:
+            # lanes that share all shards and keep every nth sample must count them in the same order
+            lane_or_all = 0 if whole else lane.index
+            key = hash64(_SHARDS, self.config.seed, self.seed, epoch, lane_or_all)
+            mine = mine[_permutation(len(mine), key)]
         return tuple(self.shards[number] for number in mine.tolist())
 
     def part(self, lane: Lane, epoch: int) -> Part:
@@ -141,11 +136,10 @@ class StreamedShards:
 
 
 class StreamDraws:
-    """One lane's samples. A position counts what its pipeline yields; an unusable sample's position gets the
-    one after it, too.
+    """One lane's samples. Positions count what the pipeline yields.
 
-    So what stands at a position does not depend on what has been decoded before, and a lane can go to any
-    position by counting.
+    The position of an unusable sample gets the next usable one, which also keeps its own position. So the
+    sample at a position does not depend on what was decoded before, and a lane can seek by counting.
     """
 
     def __init__(self, source: StreamedShards, lane: Lane) -> None:
@@ -169,8 +163,9 @@ class StreamDraws:
     def partners(
         self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
     ) -> Iterator[Iterator[str]]:
-        """Yields the captions of up to _MAX_PARTNERS other samples of the same micro-batch, in turn from the
-        one that the draw picks.
+        """Yields the captions of up to _MAX_PARTNERS other samples of the same micro-batch.
+
+        Starts at the one that the draw picks.
         """
         others = len(batch) - 1
         for row, draw in zip(rows.tolist(), draws.tolist(), strict=True):
@@ -181,7 +176,7 @@ class StreamDraws:
             yield (batch[place].text for place in places)
 
     def _usable(self, skips: SkipLog) -> Sample:
-        """Decodes what stands at the position, or after it; looks ahead without taking."""
+        """Decodes the sample at the current position, or the first usable one after it, without advancing."""
         for attempt in range(_MAX_ATTEMPTS):
             if attempt == len(self._ahead):
                 self._ahead.append(next(self._stream))
@@ -190,7 +185,7 @@ class StreamDraws:
             try:
                 sample = self._decode(epoch, raw, attempt)
             except SampleFault as fault:
-                if attempt == 0:  # one after it is told when its own position comes
+                if attempt == 0:  # a later sample is reported at its own position
                     skips.bad(self._describe(raw), fault)
                 continue
             skips.good()
@@ -201,8 +196,9 @@ class StreamDraws:
         )
 
     def _decode(self, epoch: int, raw: dict[str, Any], attempt: int) -> Sample:
-        """Takes the fields that the source needs out of a webdataset sample and decodes them. Raises:
-        SampleFault with the reason.
+        """Selects the fields that the source needs from a webdataset sample and decodes them.
+
+        Raises: SampleFault with the reason.
         """
         source, key, shard = self.source, str(raw["__key__"]), str(raw.get("__url__", ""))
         source.decoder.check_key(key, shard)
@@ -218,7 +214,7 @@ class StreamDraws:
         return source.decoder(fields, key, index, seed)
 
     def _describe(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """Tells a sample from all others, for the quarantine list."""
+        """Identifies a sample in the quarantine list."""
         offsets = [value.offset for value in raw.values() if isinstance(value, Member | Unread)]
         return {
             "source": self.source.name,
@@ -228,14 +224,17 @@ class StreamDraws:
         }
 
     def _begin(self, epoch: int, position: int) -> None:
-        """Stands at the beginning of an epoch, which is at `position`."""
+        """Moves to the beginning of an epoch, which is at `position`."""
         self._stream, self._ahead, self._position = self._epochs(epoch), deque(), position
 
     def _go_to(self, position: int) -> None:
-        """Passes over samples until `position` is next, without decoding them. Our own pipeline yields the
-        same number in every epoch, so once that is known whole epochs are jumped."""
+        """Advances to `position` without decoding the samples in between.
+
+        The package's own pipeline yields the same number of samples in every epoch, so once that is known it
+        skips whole epochs. A user's pipeline may not.
+        """
         if position != self._position:
-            self._skips = None  # what is passed over was told when it was read
+            self._skips = None  # skipped samples were reported when they were first read
         if position < self._position:
             self._begin(0, 0)
         while self._position < position:
@@ -259,23 +258,23 @@ class StreamDraws:
             if not count:
                 raise DataError(
                     f"source '{self.source.name}': stream {self.lane.index} of {self.lane.total} finds no "
-                    f"sample in {len(self.source.shards)} shards; "
-                    "add shards, or read with fewer ranks or loader processes"
+                    f"sample in {len(self.source.shards)} shards; add shards, or read with fewer ranks or "
+                    "loader processes"
                 )
             self._epoch_length = count
 
     def _pipeline(self, part: Part) -> Iterator[RawSample]:
-        """Returns the samples of an epoch, of which a lane that reads all shards keeps its share."""
-        every = (
-            EveryNth(self.lane.index, self.lane.total) if len(self.source.shards) < self.lane.total else None
-        )
+        """Returns the samples of an epoch; a lane that reads all shards keeps only its share."""
+        every = None
+        if len(self.source.shards) < self.lane.total:
+            every = EveryNth(self.lane.index, self.lane.total)
         if self.pipeline is not None:
             return users_pipeline(part, self.pipeline, every)
         wanted = {suffix for suffixes in self.source.fields.values() for suffix in suffixes}
         return own_pipeline(part, wanted, every, self._tell)
 
     def _tell(self, shard: Shard, found: Counter[str]) -> None:
-        """Counts what a shard has lost, unless it is only passed over."""
+        """Counts the losses of a shard, unless it is only being skipped."""
         if self._skips is not None:
             entry = {"source": self.source.name, "shard": str(shard), "key": "", "offset": -1}
             for reason in Counter(faults.lossy(found)).elements():
@@ -283,7 +282,7 @@ class StreamDraws:
 
 
 def _permutation(count: int, key: np.ndarray) -> np.ndarray:
-    """Returns a permutation of 0 .. count - 1 that the key determines: [count] int64."""
+    """Returns the permutation of 0 .. count - 1 that the key determines: [count] int64."""
     return permuted(np.arange(count), np.full(count, key, dtype=np.uint64), count)
 
 

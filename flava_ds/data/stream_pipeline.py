@@ -1,4 +1,4 @@
-"""One epoch of one lane as a webdataset pipeline: its stages, or a pipeline of the user's own."""
+"""One epoch of one lane as a webdataset pipeline: the package's own stages, or a user's pipeline."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from flava_ds.storage.tar_headers import tar_members
 log = logging.getLogger(__name__)
 
 RawSample = dict[str, Any]
-"""webdataset's: '__key__', '__url__', and bytes by suffix."""
+"""A webdataset sample: '__key__', '__url__', and bytes by suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one lane reads in one epoch; what a pipeline of the user's own gets."""
+    """What one lane reads in one epoch; the argument of a user's pipeline."""
 
     config: Config
     name: str
-    """Of the source."""
+    """Name of the source."""
     shards: tuple[Shard, ...]
-    """In the order in which they are read."""
+    """In reading order."""
     epoch: int
     seed: int
-    """For what is random in this part: another one in every lane and epoch."""
+    """Seeds everything random in this part; differs by lane and epoch."""
     lane: Lane
 
 
 class Member(bytes):
-    """A member's bytes, and where they begin in the shard."""
+    """A member's bytes, and their offset in the shard."""
 
     offset: int = -1
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A member that is larger than what is read."""
+    """A member that was not read, because it is not needed or too large."""
 
     size: int
     offset: int
@@ -59,22 +59,23 @@ class Unread:
 def own_pipeline(
     part: Part, wanted: Collection[str], every: EveryNth | None, tell: Callable[[Shard, Counter[str]], None]
 ) -> Iterator[RawSample]:
-    """Yields the samples of a part: members with the suffixes in `wanted` as bytes, the others unread,
-    grouped by key, shuffled through the buffer.
+    """Yields the samples of a part, grouped by key and shuffled through the buffer.
 
-    `every` keeps some of them; `tell` hears what each shard has lost.
+    Members with the suffixes in `wanted` come as bytes, all others as Unread. `every` keeps a share of the
+    samples; `tell` is called with the losses of each shard.
     """
     config = part.config
     buffer = config.data.sources[part.name].shuffle_buffer
+    shuffle = None
+    if config.data.shuffle:
+        shuffle = wds.shuffle(buffer, initial=buffer, rng=random.Random(part.seed))
     return iter(
         wds.DataPipeline(
             lambda: iter(part.shards),
             functools.partial(_members, wanted=wanted, most_bytes=config.data.max_member_bytes, tell=tell),
             functools.partial(wds.tariterators.group_by_keys, keys=_split, handler=_pass_over_duplicate),
             every,
-            wds.shuffle(buffer, initial=buffer, rng=random.Random(part.seed))
-            if config.data.shuffle
-            else None,
+            shuffle,
         )
     )
 
@@ -82,8 +83,9 @@ def own_pipeline(
 def users_pipeline(
     part: Part, function: Callable[[Part], Iterable[RawSample]], every: EveryNth | None
 ) -> Iterator[RawSample]:
-    """Yields the samples of the user's own pipeline. Raises: DataError for what it raises, and for what is no
-    sample.
+    """Yields the samples of a user's pipeline.
+
+    Raises: DataError for any error of the pipeline, and for an item that is not a sample.
     """
     where = f"source '{part.name}': pipeline '{part.config.data.sources[part.name].pipeline}'"
     try:
@@ -107,11 +109,11 @@ def _members(
     most_bytes: int,
     tell: Callable[[Shard, Counter[str]], None],
 ) -> Iterator[dict[str, Any]]:
-    """Yields what webdataset calls file samples, and its mark at the end of each shard.
+    """Yields webdataset's file samples, and its marker at the end of each shard.
 
-    Our own reader of headers takes the members out of the tars, because it looks at a member's size before it
-    reads it, knows the index's faults by their words, and reads through the storage layer, whose rules about
-    URLs, retries and commands hold here, too.
+    Uses this package's tar reader instead of webdataset's: it checks a member's size before reading it,
+    counts the same faults as the index, and reads through the storage layer with its rules for URLs, retries
+    and commands.
     """
     for shard in shards:
         found: Counter[str] = Counter()
@@ -140,7 +142,7 @@ def _members(
 
 @dataclass(frozen=True)
 class EveryNth:
-    """Keeps samples first, first + step, ...: a webdataset stage."""
+    """A webdataset stage that keeps samples first, first + step, ..."""
 
     first: int
     step: int
@@ -150,12 +152,12 @@ class EveryNth:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns a member's key and suffix, as the index does."""
+    """Splits a member's name into key and suffix, as the index does."""
     key, suffix = sample_key(name.encode())
     return key.decode("utf-8", "replace"), suffix
 
 
 def _pass_over_duplicate(error: Exception) -> bool:
-    """Goes on after a second member of the same name, as the index does."""
+    """Ignores a second member of the same name, as the index does."""
     log.debug("%s", error)
     return True

@@ -1,4 +1,4 @@
-"""Vocabularies by name, and BERT's uncased WordPiece; Hugging Face's Rust tokenizers run on whole batches."""
+"""Finds vocabularies by name, and implements BERT's uncased WordPiece with Hugging Face's Rust tokenizers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 def load_tokenizer(vocabulary: str) -> BatchTokenizer:
     """Loads the tokenizer of a vocabulary: CLIP's byte pairs, or WordPiece. Raises: DataError."""
-    return (
-        clip_bpe.ClipTokenizer(vocabulary)
-        if clip_bpe.is_meant(vocabulary)
-        else WordPieceTokenizer(vocabulary)
-    )
+    if clip_bpe.is_meant(vocabulary):
+        return clip_bpe.ClipTokenizer(vocabulary)
+    return WordPieceTokenizer(vocabulary)
 
 
 def vocabulary_file(vocabulary: str) -> Path:
-    """Finds a vocabulary by the path of its file, or by its name: "clip_bpe", or one under
-    flava_ds/data/vocab (NAME.txt or NAME/vocab.txt).
+    """Finds a vocabulary by its path or name.
+
+    A name is "clip_bpe" or a vocabulary under flava_ds/data/vocab (NAME.txt or NAME/vocab.txt).
 
     Raises: DataError with the known names.
     """
@@ -52,22 +51,19 @@ def vocabulary_file(vocabulary: str) -> Path:
 
 
 class WordPieceTokenizer(BatchTokenizer):
-    """Turns texts into ids exactly as transformers' BertTokenizerFast does, special tokens spelled out in a
-    text included.
+    """Encodes exactly like transformers' BertTokenizerFast, even special tokens spelled out in a text.
 
     Shapes:
         continues_word   [v]  bool, pieces that continue a word (##...)
-        ordinary_ids     [.]  int64, every id but those of special tokens
+        ordinary_ids     [.]  int64, all ids except those of special tokens
         special_ids      [5]  int64
     """
 
     def __init__(self, vocabulary: str) -> None:
-        """Loads a vocabulary. Raises: DataError naming the file when it lacks a special token or lists a
-        token twice.
-        """
+        """Loads a vocabulary. Raises: DataError when it lacks a special token or lists a token twice."""
         if clip_bpe.is_meant(vocabulary):
             raise DataError(
-                f"data.vocabulary '{vocabulary}' holds CLIP's byte pairs, and WordPiece is needed here; "
+                f"data.vocabulary '{vocabulary}' holds CLIP's byte pairs, but WordPiece is needed here; "
                 "name a vocab.txt"
             )
         self.file = vocabulary_file(vocabulary)
@@ -77,8 +73,8 @@ class WordPieceTokenizer(BatchTokenizer):
         missing = [token for token in SPECIAL_TOKENS if token not in ids]
         if missing:
             raise DataError(
-                f"{self.file}: lacks {', '.join(missing)}; a WordPiece vocabulary has one token per line "
-                "and these among them"
+                f"{self.file}: lacks {', '.join(missing)}; a WordPiece vocabulary has one token per line, "
+                "including these"
             )
         if len(ids) != len(words):
             twice = next(word for number, word in enumerate(words) if ids[word] != number)
@@ -93,7 +89,7 @@ class WordPieceTokenizer(BatchTokenizer):
         super().__init__(self._build(ids))
 
     def _build(self, ids: dict[str, int]) -> Tokenizer:
-        """Assembles normaliser, pre-tokeniser, model and special tokens."""
+        """Assembles the normaliser, pre-tokeniser, model and special tokens."""
         tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

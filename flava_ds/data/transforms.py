@@ -1,10 +1,9 @@
-"""Decoded pictures to batches of the model's size: crop, rotation, flip and colour drawn from per-sample
-seeds, computed for many pictures at once.
+"""Augments decoded images and resizes them to the model's input, seeded per sample, many images at a time.
 
-Small pictures of equal size go through one affine resampling per batch; large ones are cropped and resized
-one by one with an antialiased bicubic filter, and a view of a fraction of the first one's size is made from
-that one. Which way a picture goes depends on its own size alone, so a sample's pixels never depend on its
-neighbours in the batch.
+Small images of equal size go through one affine resampling per batch. Large ones are cropped and resized one
+by one with an antialiased bicubic filter; a view at a fraction of the first view's size is reduced from that.
+The path of an image depends only on its own size, so a sample's pixels never depend on its neighbours in the
+batch.
 """
 
 from __future__ import annotations
@@ -23,24 +22,22 @@ from flava_ds.data.colors import ColorDraw, apply_colors, draw_colors
 from flava_ds.data.order import uniforms
 
 SMALL_SIDE = 160
-"""Pictures up to this edge are resampled as a batch."""
+"""Images up to this edge are resampled as a batch."""
 _OVERSAMPLING = 1.5
-"""Small pictures larger than this many output pixels are first reduced to it with an antialiased filter;
-bilinear sampling copes with the rest.
-"""
+"""Small images are first reduced to this multiple of the output size, as bilinear sampling would alias."""
 CHUNK = 32
-"""Pictures that are rendered together, at most; no more are held decoded."""
+"""Maximum images rendered together, and held decoded at a time."""
 Empty = Callable[..., Tensor]
-"""Allocates as torch.empty does."""
+"""Allocates a tensor like torch.empty."""
 _CROP_STREAM, _GEOMETRY_STREAM = 1, 2
 _CROP_ATTEMPTS = 10
 
 
 class ImageTransform:
-    """Augments a list of decoded pictures and brings them to one or several sizes from the same crop."""
+    """Augments a list of decoded images and renders them at one or several sizes from the same crop."""
 
     def __init__(self, config: ImageTransformConfig, sizes: Sequence[int]) -> None:
-        """`sizes` are edges in pixels, the model's first."""
+        """`sizes` are edges in pixels, the model's input first."""
         self.config, self.sizes = config, tuple(sizes)
         self._turns = config.rotation_degrees > 0
         self._same_boxes = config.crop_scale[0] >= 1 and not self._turns
@@ -48,7 +45,7 @@ class ImageTransform:
     def __call__(
         self, images: Sequence[Tensor], seeds: np.ndarray, out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """Returns one batch per size, or fills `out`; the same crop, rotation and colours in each.
+        """Returns one batch per size, or fills `out`; all with the same crop, rotation and colours.
 
         Shapes:
             images  b times [3 H W]  uint8
@@ -72,31 +69,33 @@ class ImageTransform:
         return views
 
     def empty(self, count: int, empty: Empty = torch.empty) -> list[Tensor]:
-        """Allocates what a call on `count` pictures fills."""
+        """Allocates the output of a call on `count` images."""
         return [empty(count, 3, size, size, dtype=torch.uint8) for size in self.sizes]
 
     def _render(
         self, images: Sequence[Tensor], shapes: np.ndarray, draws: _Draws, rows: np.ndarray, out: Tensor
     ) -> None:
-        """Renders the pictures `rows` at the size of `out` [b 3 S S], small ones of equal size in chunks that
-        stay in the processor's cache.
+        """Renders the images `rows` at the size of `out` [b 3 S S].
+
+        Small images of equal size are rendered in chunks that stay in the processor's cache.
         """
         size, small = out.shape[-1], shapes[rows].max(1, initial=0) <= SMALL_SIDE
         for row in rows[~small].tolist():
-            out[row : row + 1].copy_(
-                self._view(images[row][None], draws.at(np.array([row])), size, small=False)
-            )
+            view = self._view(images[row][None], draws.at(np.array([row])), size, small=False)
+            out[row : row + 1].copy_(view)
         for shape in np.unique(shapes[rows[small]], axis=0):
             group = rows[small & (shapes[rows] == shape).all(1)]
             for chunk in (group[start : start + CHUNK] for start in range(0, len(group), CHUNK)):
-                view = self._view(
-                    torch.stack([images[row] for row in chunk]), draws.at(chunk), size, small=True
-                )
+                stacked = torch.stack([images[row] for row in chunk])
+                view = self._view(stacked, draws.at(chunk), size, small=True)
                 out.numpy()[chunk] = view.numpy()
 
     def _view(self, images: Tensor, draws: _Draws, size: int, *, small: bool) -> Tensor:
-        """Crops, turns, mirrors and colours equally large pictures, one alone where it is not small: [b 3 H
-        W] -> [b 3 size size] uint8.
+        """Crops, rotates, mirrors and colours images of equal size; large ones come one at a time.
+
+        Shapes:
+            images  [b 3 H W]        uint8
+            out     [b 3 size size]  uint8
         """
         if small and not self._same_boxes:
             view = _resample(images, draws.boxes, draws.angle, draws.flip, size)
@@ -108,9 +107,7 @@ class ImageTransform:
 
 
 class _Draws(NamedTuple):
-    """What was drawn for each picture: its crop, its angle in radians, whether it is mirrored, and its
-    colours.
-    """
+    """The random draws of each image: crop, angle in radians, whether to mirror, and colours."""
 
     boxes: np.ndarray
     angle: np.ndarray
@@ -118,7 +115,7 @@ class _Draws(NamedTuple):
     colors: ColorDraw | None
 
     def at(self, rows: np.ndarray) -> _Draws:
-        """Takes some pictures."""
+        """Returns the draws of some rows."""
         return _Draws(
             self.boxes[rows],
             self.angle[rows],
@@ -128,33 +125,33 @@ class _Draws(NamedTuple):
 
 
 def _reduce(views: Tensor, rows: np.ndarray, out: Tensor) -> None:
-    """Makes a smaller view of pictures from the larger one, which has their crop and colours: a third of the
-    work of a second pass over the pictures.
+    """Makes a smaller view from a larger one, which already has the crop and colours.
+
+    That is a third of the work of rendering the images again.
     """
     size = tuple(out.shape[2:])
     if len(rows) == len(views):
         out.copy_(interpolate(views, size=size, mode="bicubic", antialias=True))
     elif len(rows):
-        out.numpy()[rows] = interpolate(
-            views[torch.from_numpy(rows)], size=size, mode="bicubic", antialias=True
-        ).numpy()
+        chosen = views[torch.from_numpy(rows)]
+        out.numpy()[rows] = interpolate(chosen, size=size, mode="bicubic", antialias=True).numpy()
 
 
 def center_pixels(images: Sequence[Tensor], size: int) -> Tensor:
-    """Resizes the shorter side to `size` and crops the centre, without randomness: what evaluation sees.
+    """Resizes the shorter side to `size` and crops the centre, without randomness, as for evaluation.
 
     Shapes:
         images  b times [3 H W]  uint8
         out     [b 3 size size]  uint8
     """
-    return ImageTransform(ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)), (size,))(
-        images, np.zeros(len(images), dtype=np.uint64)
-    )[0]
+    config = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    return ImageTransform(config, (size,))(images, np.zeros(len(images), dtype=np.uint64))[0]
 
 
 def draw_boxes(shapes: np.ndarray, seeds: np.ndarray, config: ImageTransformConfig) -> np.ndarray:
-    """Draws each picture's crop: area share and log aspect ratio uniform, the largest centred crop within the
-    ratios when ten draws do not fit.
+    """Draws each image's crop: area share and log aspect ratio are uniform.
+
+    If ten draws do not fit, takes the largest centred crop within the ratios.
 
     Shapes:
         shapes  [b 2]  int64, heights and widths in pixels
@@ -168,17 +165,13 @@ def draw_boxes(shapes: np.ndarray, seeds: np.ndarray, config: ImageTransformConf
     pending = np.arange(len(shapes))
     for attempt in range(_CROP_ATTEMPTS if config.crop_scale[0] < 1 else 0):
         share, aspect, top, left = uniforms(seeds[pending], 4, stream=_CROP_STREAM, start=4 * attempt).T
-        area = (
-            heights[pending]
-            * widths[pending]
-            * (config.crop_scale[0] + share * (config.crop_scale[1] - config.crop_scale[0]))
-        )
+        scale = config.crop_scale[0] + share * (config.crop_scale[1] - config.crop_scale[0])
+        area = heights[pending] * widths[pending] * scale
         aspect = np.exp(math.log(low) + aspect * math.log(high / low))
         width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
         fits = (width <= widths[pending]) & (height <= heights[pending])
-        found = np.stack(
-            [top * (heights[pending] - height), left * (widths[pending] - width), height, width], 1
-        )
+        tops, lefts = top * (heights[pending] - height), left * (widths[pending] - width)
+        found = np.stack([tops, lefts, height, width], 1)
         boxes[pending[fits]] = found[fits]
         pending = pending[~fits]
     return boxes
@@ -191,20 +184,15 @@ def _draw_geometry(seeds: np.ndarray, config: ImageTransformConfig) -> tuple[np.
 
 
 def _resample(images: Tensor, boxes: np.ndarray, angle: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
-    """Samples the crops of equally large pictures in one go: [b 3 H W] uint8 -> [b 3 size size] float32.
+    """Samples the crops of equally large images in one go: [b 3 H W] uint8 -> [b 3 size size] float32.
 
-    Written out in elementwise operations: a batched matrix product may round differently for another batch
-    size.
+    Uses elementwise operations only: a batched matrix product may round differently for other batch sizes.
     """
     height, width = images.shape[2:]
     limit = _OVERSAMPLING * size / min(height, width)
     if limit < 1:
-        images = interpolate(
-            images,
-            size=(max(1, round(height * limit)), max(1, round(width * limit))),
-            mode="bilinear",
-            antialias=True,
-        )
+        reduced = (max(1, round(height * limit)), max(1, round(width * limit)))
+        images = interpolate(images, size=reduced, mode="bilinear", antialias=True)
     top, left, box_height, box_width = (torch.from_numpy(boxes[:, i].astype(np.float32)) for i in range(4))
     cosine, sine = (torch.from_numpy(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
     mirror = torch.from_numpy(np.where(flip, -1.0, 1.0).astype(np.float32))
@@ -221,20 +209,14 @@ def _resample(images: Tensor, boxes: np.ndarray, angle: np.ndarray, flip: np.nda
 
 
 def _crop_resize(images: Tensor, box: np.ndarray, size: int, flip: np.ndarray) -> Tensor:
-    """Crops one box of whole pixels from each picture, resizes it with an antialiased bicubic filter, and
-    mirrors: uint8.
-    """
+    """Crops one box of whole pixels, resizes it with an antialiased bicubic filter, and mirrors: uint8."""
     top, left = int(round(box[0])), int(round(box[1]))
     height, width = max(1, int(round(box[2]))), max(1, int(round(box[3])))
     top, left = min(top, images.shape[2] - height), min(left, images.shape[3] - width)
-    crops = images[:, :, top : top + height, left : left + width].contiguous(
-        memory_format=torch.channels_last
-    )
-    out = (
-        crops
-        if height == width == size
-        else interpolate(crops, size=(size, size), mode="bicubic", antialias=True)
-    )
+    crops = images[:, :, top : top + height, left : left + width]
+    out = crops.contiguous(memory_format=torch.channels_last)
+    if not height == width == size:
+        out = interpolate(out, size=(size, size), mode="bicubic", antialias=True)
     return torch.where(torch.from_numpy(flip)[:, None, None, None], out.flip(-1), out) if flip.any() else out
 
 

@@ -1,4 +1,4 @@
-"""A stream's pipeline in a file of the user's own."""
+"""Loads a user's pipeline for a stream from a Python file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Loader processes that die or hang are named, and end the run within seconds instead of leaving
-it waiting."""
+"""Detects dataloader workers that die or hang, names them, and ends the run within seconds."""
 
 from __future__ import annotations
 
@@ -28,34 +27,32 @@ _ADVICE = {
         "more slowly, enlarge /dev/shm"
     ),
     signal.SIGSEGV: (
-        "a library that it uses failed; data.num_workers 0 reads in the trainer's process and shows where"
+        "a native library crashed; data.num_workers 0 reads in the trainer's process and shows where"
     ),
 }
 _STATES = {
     "T": "it is stopped by a signal: continue it (kill -CONT), or start again",
     "t": "a debugger holds it",
-    "D": (
-        "it waits for a disk or a network file system that does not answer: look at the storage of the shards"
-    ),
+    "D": "it waits for a disk or network file system that does not answer: look at the storage of the shards",
     "R": (
-        "it is at work: the storage or this machine is too slow, or a sample keeps it busy; raise "
+        "it is busy: the storage or this machine is too slow, or one sample takes very long; raise "
         "data.worker_timeout_s if batches take that long"
     ),
     "S": "it waits, for storage or another process; raise data.worker_timeout_s if batches take that long",
 }
-"""What /proc says of a process, in the order in which it makes that process the culprit."""
+"""Advice by a worker's state in /proc, ordered by how likely a worker in that state causes the hang."""
 
 
 def watched(loader: DataLoader) -> Iterator[Any]:
     """Yields a loader's results in order.
 
-    Raises: DataError naming the process that died, or the one that sent nothing for `loader.timeout` seconds;
-    all others are ended then.
+    Raises: DataError that names the worker that died, or that sent nothing for `loader.timeout` seconds;
+    kills the other workers first.
     """
     if not loader.num_workers:
         yield from loader
         return
-    # torch installs a handler that would raise wherever the trainer is: in the middle of a step
+    # iter() installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
     with _handling(signal.SIGCHLD):
         results = iter(loader)
     workers, received = results._workers, 0
@@ -67,7 +64,7 @@ def watched(loader: DataLoader) -> Iterator[Any]:
             ):
                 _notice_dead(workers)
                 result = next(results, _END)
-        except Exception as error:  # a process that dies while it hands a batch over shows in many ways
+        except Exception as error:  # a worker that dies while it sends a batch causes all kinds of errors
             if (found := _dead_soon(workers)) is not None:
                 raise _died(workers, *found) from error
             if isinstance(error, TimeoutError) or str(error).startswith("DataLoader timed out"):
@@ -80,8 +77,10 @@ def watched(loader: DataLoader) -> Iterator[Any]:
 
 
 def start_worker(_: int) -> None:
-    """Keeps a loader process to one core, and leaves signals that launchers and Slurm send to all processes
-    to the trainer: it needs batches for the step that it finishes, and then ends the loader itself."""
+    """Limits a worker to one core, and ignores the signals that launchers and Slurm send to all processes.
+
+    The trainer handles those: it needs batches for the step that it finishes, and then ends the loader.
+    """
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -90,8 +89,10 @@ def start_worker(_: int) -> None:
 
 @contextmanager
 def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterator[None]:
-    """Handles a signal by `handler` inside, unless that is None, and as before afterwards. Only the main
-    thread may do that; others wait for torch's own look at its processes."""
+    """Replaces a signal's handler inside the block, unless `handler` is None, and restores it afterwards.
+
+    Only the main thread may set handlers; in other threads, torch's own check of its workers has to do.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,9 +107,11 @@ def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterat
 
 @contextmanager
 def _alarm(timeout_s: float) -> Iterator[None]:
-    """Raises TimeoutError in the main thread a little after `timeout_s`, 0 for never: torch's own time does
-    not cover the handing over of tensors, for which it asks their process. A signal, not processes.within:
-    torch's iterator belongs to the thread that made it."""
+    """Raises TimeoutError in the main thread a little after `timeout_s`; 0 disables it.
+
+    torch's own timeout does not cover the transfer of tensors, for which it contacts the worker. Uses a
+    signal instead of processes.within because torch's iterator belongs to the thread that made it.
+    """
     if not timeout_s or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,28 +132,24 @@ class _LoaderProcessDied(Exception):
 
 
 def _notice_dead(workers: Sequence[BaseProcess]) -> None:
-    """Raises _LoaderProcessDied when a process has ended by a signal or with an error."""
+    """Raises _LoaderProcessDied when a worker has ended by a signal or with an error."""
     if _dead(workers) is not None:
         raise _LoaderProcessDied
 
 
 def _dead(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
-    """Returns number and exit code, negative for a signal, of the first process that ended by a signal or
-    with an error.
+    """Returns number and exit code (negative: signal) of the first worker that ended by a signal or an error.
 
-    It looks without taking note, which is for multiprocessing to do: a signal handler that took the exit
-    status away from it would leave it with a process that never ends.
+    WNOWAIT leaves the exit status for multiprocessing to collect: if a signal handler took it,
+    multiprocessing would believe that the process never ends.
     """
     for number, worker in enumerate(workers):
         try:
             found = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            code = (
-                None
-                if found is None
-                else found.si_status
-                if found.si_code == os.CLD_EXITED
-                else -found.si_status
-            )
+            code: int | None = None
+            if found is not None:
+                exited = found.si_code == os.CLD_EXITED
+                code = found.si_status if exited else -found.si_status
         except ChildProcessError:
             code = worker.exitcode
         if code not in (None, 0):
@@ -159,9 +158,7 @@ def _dead(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
 
 
 def _dead_soon(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
-    """Returns what _dead does, after waiting for it: a process's connections break some moments before it
-    counts as ended.
-    """
+    """Returns the result of _dead, waiting for one: a worker's connections break moments before it ends."""
     end = time.monotonic() + _LATER_S
     while (found := _dead(workers)) is None and time.monotonic() < end:
         time.sleep(0.01)
@@ -169,12 +166,10 @@ def _dead_soon(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
 
 
 def _died(workers: Sequence[BaseProcess], number: int, code: int) -> DataError:
-    """Returns the error that names a dead process, after ending the others."""
+    """Returns the error that names a dead worker, after killing the others."""
     if code < 0:
-        told, advice = (
-            f"was killed by {signal.Signals(-code).name}",
-            _ADVICE.get(-code, "see the system's log"),
-        )
+        told = f"was killed by {signal.Signals(-code).name}"
+        advice = _ADVICE.get(-code, "see the system's log")
     else:
         told, advice = f"ended with status {code}", "see its last lines above"
     _end_all(workers)
@@ -185,27 +180,25 @@ def _died(workers: Sequence[BaseProcess], number: int, code: int) -> DataError:
 
 
 def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> DataError:
-    """Returns the error that names the process which keeps the others waiting: one that is stopped, or the
-    one whose batch is next.
+    """Returns the error for a hang, after killing the workers.
+
+    Names a worker that is stopped or in uninterruptible sleep, or else the one whose batch is next.
     """
     states = [state_of(worker.pid) for worker in workers]
     stuck = [number for state in "TtD" for number, found in enumerate(states) if found == state]
     number = stuck[0] if stuck else awaited
     error = DataError(
         f"a loader process hangs: number {number} of {len(workers)} (pid {workers[number].pid}) has sent "
-        f"no batch for {timeout_s:g} s "
-        f"(data.worker_timeout_s); {_STATES.get(states[number], _STATES['S'])}"
+        f"no batch for {timeout_s:g} s (data.worker_timeout_s); {_STATES.get(states[number], _STATES['S'])}"
     )
     _end_all(workers)
     return error
 
 
 def _end_all(workers: Sequence[BaseProcess]) -> None:
-    """Kills what is left: a stopped process would not hear anything gentler, and one may wait for a lock that
-    the dead one held.
-    """
+    """Kills the remaining workers. SIGKILL, because a worker may be stopped or wait for a dead one's lock."""
     for worker in workers:
         if worker.is_alive():
             worker.kill()
     for worker in workers:
-        worker.join(timeout=1)  # one that waits for a disk ends when that answers
+        worker.join(timeout=1)  # one in uninterruptible sleep ends when its disk answers

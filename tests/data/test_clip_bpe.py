@@ -104,7 +104,7 @@ def test_a_tokenizer_travels_to_loader_processes(made_up):
 def test_what_is_missing_or_does_not_fit_is_named(made_up, tmp_path, monkeypatch):
     other = tmp_path / "other.txt.gz"
     other.write_bytes(gzip.compress(b"#version\na b\n"))
-    with pytest.raises(DataError, match="other.txt.gz: holds no 48894 rules"):
+    with pytest.raises(DataError, match="other.txt.gz: expected 48894 rules"):
         load_tokenizer(str(other))
     other.write_bytes(b"no gzip")
     with pytest.raises(DataError, match="other.txt.gz: not readable"):

@@ -165,13 +165,16 @@ CODES = [
     (npy(np.arange(16)), None),
     (npy(np.arange(16, dtype=np.uint16).reshape(4, 4)), None),
     (npy(np.arange(9)), "expected 16 integers"),
-    (npy(np.arange(16) / 2), "no .npy of little-endian integers"),
+    (npy(np.arange(16) / 2), "not an .npy of little-endian integers"),
     (npy(np.arange(16) + 60), "codebook.vocab_size is 64"),
     (npy(np.arange(16) - 1), "values -1"),
     (npy(np.array([object()] * 16)), "pickled arrays are refused"),
     (b"junk", "bad image codes"),
-    (npy(np.arange(16))[:-1], "are not the 16 integers"),
-    (npy(np.arange(16)).replace(b"(16,), }        ", b"(9999999999,), }"), "are not the 9999999999 integers"),
+    (npy(np.arange(16))[:-1], "do not match the 16 integers"),
+    (
+        npy(np.arange(16)).replace(b"(16,), }        ", b"(9999999999,), }"),
+        "do not match the 9999999999 integers",
+    ),
     (b"PK\x03\x04 half a zip", "bad image codes"),
 ]
 

@@ -114,5 +114,5 @@ def test_the_list_is_bounded_and_half_a_line_is_passed_over(tmp_path, caplog):
     path.write_text(path.read_text() + '{"source": "s", "sha')
     assert len(read_quarantine(tmp_path)) == 6 and len(Quarantine(path)._known) == 6
     path.write_text("junk\n" + json.dumps(entries[0]) + "\n")
-    with pytest.raises(DataError, match="line 1: 'junk' is none of its lines"):
+    with pytest.raises(DataError, match="line 1: 'junk' is malformed"):
         Quarantine(path)

@@ -96,10 +96,10 @@ def test_a_run_that_went_back_jumps_the_data_that_it_met(streams):
 def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(streams, caplog):
     saved = StepLoader(streams(2)).state(9)
     StepLoader(streams(2)).check_state(saved)
-    assert "is read by" not in caplog.text
+    assert "is now read by" not in caplog.text
     StepLoader(streams(1), 0, 2).check_state(saved)
     assert (
-        "read by 1 ranks x 2 loader processes x 1 micro-steps and is read by 2 ranks x 1 loader "
+        "read by 1 ranks x 2 loader processes x 1 micro-steps and is now read by 2 ranks x 1 loader "
         "processes x 1 micro-steps"
     ) in caplog.text
     from flava_ds.errors import CheckpointError
@@ -115,11 +115,11 @@ def test_what_a_stream_cannot_promise_is_said_once_and_too_few_shards_too(stream
     said = [record.getMessage() for record in caplog.records if "'pairs'" in record.getMessage()]
     assert (
         len(said) == 1
-        and "shards read as streams, 8 by 2 ranks x 2 loader processes; the order is exact for these alone"
+        and "8 shards read as streams by 2 ranks x 2 loader processes; the order is exact only for this"
         in said[0]
     )
     assert (
-        "'images': 1 shards are fewer than its 4 streams: each reads all shards and keeps every 4th sample"
+        "'images': 1 shards are fewer than its 4 streams: each stream reads all shards and keeps every 4th"
         in caplog.text
     )
     caplog.clear()
@@ -298,7 +298,7 @@ def test_large_members_stay_unread_and_weights_by_size_are_refused(make_config, 
     with pytest.raises(
         ConfigError,
         match=(
-            "data.weigh_by_size needs the number of samples, which source 'pairs' does not know; set weights"
+            "data.weigh_by_size needs the number of samples, which is unknown for source 'pairs'; set weights"
         ),
     ):
         StepLoader(weighed)

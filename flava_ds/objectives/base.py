@@ -1,8 +1,7 @@
-"""What an objective is: the kinds of step it takes part in, the views it reads, and a loss as a sum over
-counted terms.
+"""Objectives: the kinds of step they take part in, the views they read, and losses as sums over terms.
 
-An objective file holds everything about its objective: a frozen config that builds it, the corruption that
-its batches need (run by the loader), the head, the loss and the names of its metrics.
+An objective's file holds everything about it: a frozen config that builds it, the corruption that its batches
+need (run by the loader), the head, the loss and the names of its metrics.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from flava_ds.batch import Batch
 
 @dataclass(frozen=True)
 class Loss:
-    """A sum and a count, never a mean: the mean is taken over the count of all ranks and micro-batches.
+    """A sum and a count, never a mean: the trainer divides by the count over all ranks and micro-batches.
 
     Shapes:
         sum         scalar  fp32, with gradient
         count       int     terms of the sum, known on the host from the collator
         metrics     name -> scalar sum over the same terms (e.g. correct predictions), without gradient
-        statistics  name -> sum over the same terms that a training state needs after the update (e.g. the
-                    teacher's outputs, for their centre), without gradient; summed over micro-batches and
-                    ranks
+        statistics  name -> sum over the same terms for a training state (e.g. teacher outputs, for their
+                    centre), without gradient; summed over micro-batches and ranks after the update
     """
 
     sum: Tensor
@@ -39,39 +37,42 @@ class Loss:
 
 
 class Rows(Protocol):
-    """An encoded view, of which objectives read rows; layers.transformer.Encoded is one."""
+    """An encoded view whose rows objectives read; implemented by layers.transformer.Encoded."""
 
     def rows(self, rows: Tensor) -> Tensor:
         """Returns the chosen rows of the view's output: [k] -> [k d]."""
 
 
 class Model(Protocol):
-    """What objectives and the task need of a family's model. A view is one encoder's output on one version of
-    a batch.
+    """What objectives and the task need of a family's model.
+
+    A view is the output of one encoder for one version of the batch.
     """
 
     def encode(
         self, batch: Batch, views: Any, reads: Mapping[str, Tensor] | None = None
     ) -> Mapping[str, Rows]:
-        """Computes the union of `views` once; `reads` names the rows of each that will be read,
-        sorted: [k]."""
+        """Encodes the union of `views` once; `reads` names the rows of each to be read, sorted: [k]."""
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
-        """Row of each sequence's first token in a view's packed output: [b]."""
+        """Returns the row of each sequence's first token in a view's packed output: [b]."""
 
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
-        """Names of the parameters that get a gradient when `view` does."""
+        """Returns the names of the parameters that get a gradient when `view` does."""
 
 
 class Objective(nn.Module, ABC):
-    """Owns its head; reads rows of encoded views; never changes the batch."""
+    """Owns its head and reads rows of encoded views; never changes the batch."""
 
     kinds: frozenset[str]
     needs: frozenset[str]
     """Views of the family's model."""
     metrics: ClassVar[Mapping[str, str]] = {"correct": "accuracy"}
-    """Which of a Loss's metrics are logged, and as what: the mean of `correct` over the terms as
-    accuracy/<objective>, that of any other as metric/<name>/<objective>."""
+    """Metrics of a Loss that are logged, and under which name.
+
+    The mean of `correct` over the terms is logged as accuracy/<objective>, any other as
+    metric/<name>/<objective>.
+    """
 
     def __init__(self, weight: float):
         super().__init__()
@@ -79,36 +80,33 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def count(self, batch: Batch) -> int:
-        """Number of terms of this objective's sum in `batch`, known without the device."""
+        """Returns the number of terms of the objective's sum in `batch`, without the device."""
 
     @abstractmethod
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """Rows of each needed view's packed output that `forward` reads: [k]."""
+        """Returns the rows of each needed view's packed output that `forward` reads: [k]."""
 
     @abstractmethod
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        """Sums the loss over the terms that `count` counts; with none of them, returns a zero that keeps the
-        graph.
+        """Sums the loss over the terms that `count` counts; without terms, returns a zero with a graph.
 
         Shapes:
             hidden  view -> [k d]  the rows that `reads` names, after the encoder's final LayerNorm
         """
 
     def flops(self, model: Any, batch: Batch) -> float:
-        """Counts the forward pass of what it computes on a batch beside the family's views; 2 per
-        multiply-add. The family's tasks count its own objectives' heads."""
+        """Returns the FLOPs of its forward pass beyond the family's views; a multiply-add counts as 2.
+
+        The tasks of the families count the heads of the families' own objectives.
+        """
         return 0.0
 
     def states(self, model: Any) -> Mapping[str, Any]:
-        """Returns the training states that it keeps, by name: an EMA teacher, a queue
-        (flava_ds/training/state.py).
-        """
+        """Returns its training states by name, e.g. an EMA teacher or a queue (training/state.py)."""
         return {}
 
     def model_parameters(self, model: Any) -> set[str]:
-        """Names of the model's parameters that get a gradient from this objective; those that are frozen do
-        not matter.
-        """
+        """Returns the names of the parameters that get a gradient from it, frozen ones possibly included."""
         return set().union(*(model.parameters_of(view, read_directly=True) for view in self.needs))
 
 
@@ -117,9 +115,9 @@ class Features:
     """What a pooled loss reads of one micro-batch.
 
     Shapes:
-        samples    name -> [b ...]  one row per sample, with gradient: embeddings
-        shared     name -> [...]    the same for all micro-batches, with gradient: a temperature
-        constants  name -> [b ...]  one row per sample, without gradient: which captions are an image's own
+        samples    name -> [b ...]  one row per sample, with gradient, e.g. embeddings
+        shared     name -> [...]    the same for all micro-batches, with gradient, e.g. a temperature
+        constants  name -> [b ...]  one row per sample, without gradient, e.g. which captions match
     """
 
     samples: Mapping[str, Tensor]
@@ -129,7 +127,7 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureGradients:
-    """One micro-batch's part of the loss over a whole step: its gradients, and an equal share of the sums.
+    """One micro-batch's part of a loss over the whole step: its gradients and an equal share of the sums.
 
     Shapes:
         samples  name -> [b ...]
@@ -145,14 +143,13 @@ class FeatureGradients:
 
 
 class PooledObjective(Objective):
-    """An objective whose terms are not independent: every sample of a step, over all ranks, is part of each
-    term.
+    """An objective whose terms depend on every sample of the step, over all ranks.
 
-    With gradient accumulation the samples of a step never meet in one graph. Two passes give the loss of the
-    whole step all the same: first the features of every micro-batch without a graph, then the loss over all
-    of them and its gradient for each feature, and then, micro-batch by micro-batch, the ordinary pass with
-    sum(features * gradient) in the loss's place. The price is one more forward pass of the views that the
-    features are made of.
+    With gradient accumulation, the samples of a step never meet in one graph. Two passes still give the loss
+    of the whole step. The first computes the features of every micro-batch without a graph, then the loss
+    over all of them and its gradient for each feature. The second is the usual pass, micro-batch by
+    micro-batch, with sum(features * gradient) in place of the loss. The cost is one more forward pass of the
+    views behind the features.
     """
 
     @abstractmethod
@@ -161,15 +158,14 @@ class PooledObjective(Objective):
 
     @abstractmethod
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sums the loss over the samples of all ranks, of which `features` are this rank's; with the metrics'
-        sums.
+        """Sums the loss over the samples of all ranks, given this rank's; also returns metric sums.
 
-        Every rank gets its own samples' share of the sum; the gradient reaches the other ranks' features.
+        Every rank gets its own samples' share of the sum; the gradient flows to the other ranks' features.
         """
 
     @abstractmethod
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
-        """Returns the bytes that the ranks gather for one loss over `global_batch` samples, by collective."""
+        """Returns the bytes that ranks gather for one loss over `global_batch` samples, per collective."""
 
     def forward(
         self,
@@ -178,9 +174,7 @@ class PooledObjective(Objective):
         batch: Batch,
         gradients: FeatureGradients | None = None,
     ) -> Loss:
-        """Sums the loss over all ranks' samples of this micro-step; with `gradients`, over those of the whole
-        step.
-        """
+        """Sums the loss over all ranks' samples of this micro-step, or of the whole step with `gradients`."""
         ours = self.features(model, hidden, batch)
         if gradients is None:
             loss, metrics = self.pooled_loss(ours)
@@ -188,28 +182,26 @@ class PooledObjective(Objective):
         pulls = [(ours.samples[name] * gradient).sum() for name, gradient in gradients.samples.items()]
         pulls += [(ours.shared[name] * gradient).sum() for name, gradient in gradients.shared.items()]
         pulled = sum(pulls[1:], pulls[0])
-        # The value is the step's loss, the gradient that of the sum of features times their gradients.
+        # The value is the whole step's loss; the gradient is that of sum(features * gradient), because pulled
+        # - pulled.detach() is zero.
         return Loss(gradients.loss + (pulled - pulled.detach()), self.count(batch), gradients.metrics)
 
     @torch.enable_grad()
     def step_gradients(self, parts: Sequence[Features]) -> list[FeatureGradients]:
-        """Computes the loss over all micro-batches of all ranks, and its gradients for each micro-batch of
-        this rank.
-        """
+        """Computes the loss over all micro-batches and ranks, and its gradients for each of ours."""
 
         def joined(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             return {name: torch.cat([value[name] for value in values]) for name in values[0]}
 
-        samples = {
-            name: value.detach().requires_grad_()
-            for name, value in joined([p.samples for p in parts]).items()
-        }
+        own_samples = [part.samples for part in parts]
+        # Leaves of a new graph: the features carry none here, and the gradient must stop at them.
+        samples = {name: value.detach().requires_grad_() for name, value in joined(own_samples).items()}
         shared = {name: value.detach().requires_grad_() for name, value in parts[0].shared.items()}
-        loss, metrics = self.pooled_loss(
-            Features(samples, shared, joined([part.constants for part in parts]))
-        )
+        constants = joined([part.constants for part in parts])
+        loss, metrics = self.pooled_loss(Features(samples, shared, constants))
         found = torch.autograd.grad(loss, [*samples.values(), *shared.values()])
         own, common = found[: len(samples)], found[len(samples) :]
+        # Shared parameters get their gradient once per step, so each micro-batch contributes an equal share.
         share = 1 / len(parts)
         divided = {name: gradient * share for name, gradient in zip(shared, common, strict=True)}
         sizes = [next(iter(part.samples.values())).shape[0] for part in parts]
@@ -226,7 +218,7 @@ class PooledObjective(Objective):
 
 
 class _OfAllRanks(torch.autograd.Function):
-    """Gathers forward; backward, every rank gets the sum of what all ranks' losses want of its rows."""
+    """All-gathers forward; backward, sums over the losses of all ranks the gradients of this rank's rows."""
 
     @staticmethod
     def forward(context: Any, local: Tensor) -> Tensor:
@@ -242,8 +234,7 @@ class _OfAllRanks(torch.autograd.Function):
 
 
 def of_all_ranks(local: Tensor) -> tuple[Tensor, int]:
-    """Gathers equally many rows of every rank, with their gradient, for pooled losses; also returns the place
-    of this rank's first.
+    """Gathers equally many rows from every rank, with gradient; also returns where this rank's rows start.
 
     Shapes:
         local    [b ...]

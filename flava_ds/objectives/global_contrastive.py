@@ -1,5 +1,4 @@
-"""Global contrastive loss: images against texts of all ranks and micro-batches, with gradients through all of
-them.
+"""Global contrastive loss: images against texts of all ranks and micro-batches, with full gradients.
 
 Source: FLAVA, section 3.2; CLIP (Radford et al. 2021), section 2.3.
 """
@@ -26,19 +25,20 @@ class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
     """Image-text contrastive loss over the batch of all ranks."""
 
     logit_scale_max: Annotated[float, AtLeast(0), AtMost(10)] = 4.6052
-    """Upper end of the clamp of the log-space scale (100.003); the lower end is 0."""
+    """Upper end of the clamp of the log-space scale (a factor of 100.003); the lower end is 0."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Global contrastive"
 
     def build(self, config: Any) -> GlobalContrastive:
-        """Builds the objective; the projections belong to the model, since evaluation needs them."""
+        """Builds the objective. The projections belong to the model, because evaluation needs them."""
         return GlobalContrastive(self)
 
 
 class GlobalContrastive(PooledObjective):
-    """Symmetric InfoNCE over the clean passes. Mismatched samples are no positives but stay negatives of the
-    others.
+    """Symmetric InfoNCE over the clean passes.
+
+    Mismatched samples are not positives but remain negatives of the others.
     """
 
     kinds = GlobalContrastiveConfig.kinds
@@ -55,12 +55,12 @@ class GlobalContrastive(PooledObjective):
         return model.embedding_rows(batch)
 
     def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
-        """Projects both CLS of every sample into the contrastive space, L2-normalised.
+        """Projects the image and text CLS of every sample into the contrastive space, L2-normalised.
 
         Shapes:
             image, text  [b r]
             log_scale    [1]    clamped
-            matched      [b]    1 where the caption is the image's own, else 0
+            matched      [b]    1 where the caption belongs to the image, else 0
         """
         image, text = model.image_embeddings(hidden["image"]), model.text_embeddings(hidden["text"])
         matched = torch.zeros(batch.size, device=image.device).index_fill(0, batch["matched_rows"], 1.0)
@@ -73,8 +73,10 @@ class GlobalContrastive(PooledObjective):
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int, int]:
-        """Returns the bytes that the ranks gather in fp32: image features, text features, and three numbers
-        per sample (row and column log-sum-exp, mask)."""
+        """Returns the bytes gathered in fp32: image features, text features, three numbers per sample.
+
+        The three are row and column log-sum-exp and the mask of matches.
+        """
         features = 4 * global_batch * model.config.projection_dim
         return features, features, 4 * global_batch * 3
 
@@ -83,8 +85,7 @@ class GlobalContrastive(PooledObjective):
 
 
 def clamped(logit_scale: Tensor, maximum: float) -> Tensor:
-    """Clamps the log-space scale to [0, maximum] in the expression, passing the gradient on so that it can
-    come back.
-    """
+    """Clamps the log-space scale to [0, maximum], passing the gradient through."""
+    # A plain clamp has no gradient outside its range, so a scale that overshot could never come back.
     logit_scale = at_least_fp32(logit_scale)
     return logit_scale + (logit_scale.clamp(0.0, maximum) - logit_scale).detach()

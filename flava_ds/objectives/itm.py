@@ -21,10 +21,10 @@ from flava_ds.objectives.base import Loss, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
-    """Image-text matching: a caption is replaced by another sample's with the given probability."""
+    """Image-text matching: replaces a caption by another sample's with the given probability."""
 
     mismatch_probability: Share = 0.1
-    """Of a pair to get another sample's caption."""
+    """Probability that a pair gets another sample's caption."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Image-text matching"
@@ -56,7 +56,7 @@ class MatchLabels:
 
 
 class ImageTextMatching(Objective):
-    """Two-way cross-entropy on CLS_M of the masked pass, over all pairs that are masked."""
+    """Two-way cross-entropy on CLS_M of the masked pass, over all masked pairs."""
 
     kinds = ImageTextMatchingConfig.kinds
     needs = frozenset({"multimodal_masked"})

@@ -1,6 +1,4 @@
-"""Predicting codebook indices of masked patches: MIM on images alone, MMM-image on pairs (FLAVA, section
-3.2).
-"""
+"""Predicts codebook indices of masked patches: MIM on images, MMM-image on pairs (FLAVA, section 3.2)."""
 
 from __future__ import annotations
 
@@ -25,16 +23,16 @@ _STREAM = 11
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedImageConfig(ObjectiveConfig, type="mim"):
-    """Masked image modelling (MIM): BEiT's block-wise masking, targets from the codebook."""
+    """Masked image modelling (MIM): BEiT's block-wise masking; the codebook provides the targets."""
 
     num_masked_patches: Annotated[int, AtLeast(1), AtMost(2**20)] = 75
-    """Upper limit for one image (75 of 196 as published code has it)."""
+    """Upper limit per image (75 of 196 in the published code)."""
     min_patches_per_block: Annotated[int, AtLeast(1), AtMost(2**20)] = 16
-    """Patches of the smallest block."""
+    """Patches in the smallest block."""
     min_aspect_ratio: Annotated[float, Above(0), AtMost(1)] = 0.3
-    """Of a block, height / width; the largest is its inverse."""
+    """Smallest height / width of a block; the largest is its inverse."""
     attempts_per_block: Annotated[int, AtLeast(1), AtMost(10_000)] = 10
-    """Tries at a block that fits, after which the picture keeps the blocks that it has."""
+    """Attempts to place a block, after which the image keeps the blocks that it has."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     title: ClassVar[str] = "Masked image"
@@ -45,7 +43,7 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
         return config.codebook.vocab_size
 
     def build(self, config: Any) -> MaskedImageModeling:
-        """Builds the objective with a head as wide as the encoder that its view comes from."""
+        """Builds the objective with a head of its encoder's width."""
         shape = config.model.shape_of(self.view)
         head = MaskedPredictionHead(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
         return MaskedImageModeling(self, head)
@@ -60,7 +58,7 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalMaskedImageConfig(MaskedImageConfig, type="mmm_image"):
-    """The same on pairs, read from the multimodal encoder (MMM-image)."""
+    """Masked image modelling on pairs, read from the multimodal encoder (MMM-image)."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "MMM, image"
@@ -90,7 +88,7 @@ class PatchMask:
 
 @dataclass(frozen=True)
 class CodebookTargets:
-    """Passes on what the labels are made of: stored codes, or the picture at the codebook's size. Adds one of
+    """Passes on the source of the labels: stored codes, or the picture at the codebook's size. Adds one of
 
     Shapes:
         image_codes            [m n]      int64 codebook indices
@@ -98,12 +96,12 @@ class CodebookTargets:
     """
 
     view: str | None
-    """The plan's view to pass on; None where the codes come with the data."""
+    """The plan's view to pass on; None if the data includes codes."""
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray | Tensor]:
         if self.view is not None:
             return {"codebook_pixel_values": draft.views[self.view]}
-        assert draft.codes is not None  # the plan of a source without stored codes names a view
+        assert draft.codes is not None  # without stored codes, the plan names a view
         return {"image_codes": draft.codes}
 
     def bytes_per_sample(self, plan: BatchPlan) -> int:
@@ -131,12 +129,11 @@ class MaskedImageModeling(Objective):
 
 
 def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.ndarray:
-    """Masks rectangular blocks of patches until the limit is reached or no block of `attempts_per_block`
-    tries fits.
+    """Masks rectangular blocks of patches until the limit, or until `attempts_per_block` attempts fail.
 
-    A block's area is uniform between min_patches_per_block and what is left to mask, its aspect ratio
-    log-uniform; it is taken when it covers something new and stays within the limit. All samples advance
-    together, one try per turn.
+    A block's area is uniform between min_patches_per_block and the number of patches left to mask; its aspect
+    ratio is log-uniform. A block is used if it covers something new and stays within the limit. All samples
+    advance together, one attempt per turn.
 
     Shapes:
         seeds  [b]            uint64
@@ -154,14 +151,10 @@ def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.
         left = limit - masked[active]
         area = config.min_patches_per_block + area * (left - config.min_patches_per_block)
         ratio = np.exp(log_ratio * (1 - 2 * ratio))
-        height, width = (
-            np.rint(np.sqrt(area * ratio)).astype(np.int64),
-            np.rint(np.sqrt(area / ratio)).astype(np.int64),
-        )
-        top, start = (
-            (row * (grid - height + 1)).astype(np.int64),
-            (column * (grid - width + 1)).astype(np.int64),
-        )
+        height = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        width = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        top = (row * (grid - height + 1)).astype(np.int64)
+        start = (column * (grid - width + 1)).astype(np.int64)
         rows = (lines >= top[:, None]) & (lines < (top + height)[:, None])
         columns = (lines >= start[:, None]) & (lines < (start + width)[:, None])
         merged = mask[active] | (rows[:, :, None] & columns[:, None, :])

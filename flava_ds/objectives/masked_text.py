@@ -1,4 +1,4 @@
-"""Predicting masked tokens: MLM on text alone, MMM-text on pairs (FLAVA, section 3.2)."""
+"""Predicts masked tokens: MLM on text, MMM-text on pairs (FLAVA, section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM = 12, 13, 14
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTextConfig(ObjectiveConfig, type="mlm"):
-    """Masked language modelling (MLM): BERT's 15 % with 80/10/10 replacement."""
+    """Masked language modelling (MLM): predicts 15 % of the tokens, replaced 80/10/10 as in BERT."""
 
     mask_probability: Share = 0.15
-    """Of a token, or of a word with whole_word, to be predicted."""
+    """Probability that a token, or a word with whole_word, is predicted."""
     mask_token_share: Share = 0.8
-    """Share of those that [MASK] replaces."""
+    """Share of the predicted tokens that [MASK] replaces."""
     random_token_share: Share = 0.1
-    """Share of those that a random token replaces; the others stay."""
+    """Share of the predicted tokens that a random token replaces; the rest stay unchanged."""
     whole_word: bool = False
-    """Take all pieces of a word or none."""
+    """Select all pieces of a word or none."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     title: ClassVar[str] = "Masked language"
@@ -43,7 +43,7 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
         return config.model.text.vocab_size
 
     def build(self, config: Any) -> MaskedLanguageModeling:
-        """Builds the objective with a head as wide as the encoder that its view comes from."""
+        """Builds the objective with a head of its encoder's width."""
         shape = config.model.shape_of(self.view)
         head = MaskedPredictionHead(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
         return MaskedLanguageModeling(self, head)
@@ -58,7 +58,7 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalMaskedTextConfig(MaskedTextConfig, type="mmm_text"):
-    """The same on pairs, by whole words, read from the multimodal encoder (MMM-text)."""
+    """Masked language modelling on pairs, by whole words, read from the multimodal encoder (MMM-text)."""
 
     whole_word: bool = True
 
@@ -69,7 +69,7 @@ class MultimodalMaskedTextConfig(MaskedTextConfig, type="mmm_text"):
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Masks tokens; those of mismatched texts are not predicted. Adds
+    """Masks tokens; mismatched texts are not predicted. Adds
 
     Shapes:
         input_ids_masked  [T]  int64
@@ -81,7 +81,7 @@ class TokenMask:
     tokenizer: WordPieceTokenizer
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
-        # plans of pictures alone mask no tokens
+        # plans without text mask no tokens
         assert draft.input_ids is not None and draft.lengths is not None
         masked = mask_tokens(draft.seeds, draft.input_ids, draft.lengths, self.config, self.tokenizer)
         kept = np.repeat(draft.matched, draft.lengths)[masked.rows]
@@ -136,12 +136,11 @@ def mask_tokens(
     config: MaskedTextConfig,
     tokenizer: WordPieceTokenizer,
 ) -> MaskedTokens:
-    """Selects tokens to predict and replaces most of them: by [MASK], by a random ordinary token, or not at
-    all (80/10/10).
+    """Selects tokens to predict and replaces them by [MASK], a random token, or themselves (80/10/10).
 
-    Token-wise, each ordinary token is selected on its own with mask_probability. By whole words, words in
-    random order are selected until mask_probability of the text's ordinary tokens (rounded, at least one) are
-    covered, so a short caption always has something to predict.
+    Token-wise, each ordinary token is selected independently with mask_probability. With whole words, words
+    are selected in random order until they cover mask_probability of the text's ordinary tokens (rounded, at
+    least one), so that a short caption always has something to predict.
 
     Shapes:
         seeds      [b]  uint64
@@ -153,22 +152,21 @@ def mask_tokens(
     token_seeds = np.repeat(seeds, lengths)
     ordinary = ~np.isin(input_ids, tokenizer.special_ids)
     if config.whole_word:
-        selected = _select_words(
-            seeds, position, lengths, ordinary, tokenizer.continues_word[input_ids], config.mask_probability
-        )
+        continues = tokenizer.continues_word[input_ids]
+        selected = _select_words(seeds, position, lengths, ordinary, continues, config.mask_probability)
     else:
-        selected = ordinary & (
-            uniform_at(token_seeds, position, stream=_SELECT_STREAM) < config.mask_probability
-        )
+        draws = uniform_at(token_seeds, position, stream=_SELECT_STREAM)
+        selected = ordinary & (draws < config.mask_probability)
     rows = np.flatnonzero(selected)
     action = uniform_at(token_seeds[rows], position[rows], stream=_ACTION_STREAM)
     choice = uniform_at(token_seeds[rows], position[rows], stream=_TOKEN_STREAM)
     random_ids = tokenizer.ordinary_ids[(choice * len(tokenizer.ordinary_ids)).astype(np.int64)]
     labels = input_ids[rows]
-    replaced = np.where(action < config.mask_token_share, tokenizer.mask_id, labels)
-    by_random = (action >= config.mask_token_share) & (
-        action < config.mask_token_share + config.random_token_share
-    )
+    # One draw decides: below mask_share [MASK], below random_share a random token, else unchanged.
+    mask_share = config.mask_token_share
+    random_share = mask_share + config.random_token_share
+    replaced = np.where(action < mask_share, tokenizer.mask_id, labels)
+    by_random = (action >= mask_share) & (action < random_share)
     masked = input_ids.copy()
     masked[rows] = np.where(by_random, random_ids, replaced)
     return MaskedTokens(masked, rows, labels)
@@ -182,8 +180,9 @@ def _select_words(
     continues: np.ndarray,
     probability: float,
 ) -> np.ndarray:
-    """Selects whole words in random order until the text's quota is covered: [T] bool. Words never reach
-    across texts or special tokens.
+    """Selects whole words in random order until the text's quota is covered: [T] bool.
+
+    A word never crosses a text boundary or a special token.
     """
     sample = np.repeat(np.arange(len(lengths)), lengths)
     previous_ordinary = np.concatenate([[False], ordinary[:-1]]) & (position > 0)

@@ -1,1 +1,1 @@
-"""The optimizers: one file each, with its frozen config and what it keeps beside the weights."""
+"""The optimizers: one file each, with a frozen config and the state kept per weight."""

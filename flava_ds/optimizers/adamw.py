@@ -1,4 +1,4 @@
-"""AdamW: torch's fused one, DeepSpeed's or apex's, each gated by groups.
+"""AdamW from torch (fused), DeepSpeed or apex, gated by parameter group.
 
 Source: Loshchilov and Hutter 2019, algorithm 2; FLAVA, Table A.2.
 """
@@ -18,7 +18,7 @@ from flava_ds.errors import ConfigError
 from flava_ds.optimizers.base import Gated
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""The averages of gradients and of their squares."""
+"""Running averages of the gradients and of their squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +26,21 @@ class AdamWConfig(OptimizerConfig, type="adamw"):
     """Adam with decoupled weight decay (FLAVA, Table A.2)."""
 
     name: Literal["adamw", "deepspeed_fused_adam", "apex_fused_adam"] = "adamw"
-    """Whose implementation: torch's fused one, or a vendor's for CUDA devices."""
+    """Implementation: torch's fused one, or a vendor's for CUDA devices."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """What the averages of gradients and of their squares keep at each update."""
+    """Decay rates of the averages of gradients and of their squares."""
     eps: Annotated[float, AtLeast(0), AtMost(1)] = 1e-8
     """Added to the square root of the second average."""
 
     @property
     def label(self) -> str:
-        """Names the implementation too."""
+        """Names the implementation."""
         return self.name
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Builds the implementation that `name` asks for.
+        """Builds the implementation called `name`.
 
-        Raises: ConfigError when it is a vendor's that this machine does not have.
+        Raises: ConfigError if it is a vendor's that this machine lacks.
         """
         builders = {
             "adamw": GatedAdamW,
@@ -53,9 +53,9 @@ class AdamWConfig(OptimizerConfig, type="adamw"):
 class GatedAdamW(Gated, torch.optim.AdamW):
     """torch's fused AdamW over the active groups only.
 
-    An inactive group keeps weights, moments and step count: what torch does where the gradient is None. The
-    fused kernel divides the gradients by `grad_scale` on its way and, where `found_inf` is 1, leaves weights,
-    moments and step count as they are; the host never learns of it inside the step.
+    An inactive group keeps weights, moments and step count, as torch does for a gradient of None. The fused
+    kernel divides the gradients by `grad_scale`; if `found_inf` is 1, it leaves weights, moments and step
+    count unchanged. The host never learns of it during the step.
     """
 
     moments = MOMENTS
@@ -83,8 +83,9 @@ class GatedAdamW(Gated, torch.optim.AdamW):
 
 
 def _gate_vendor_adam(vendor: type) -> type:
-    """Returns `vendor` (a FusedAdam) gated by groups. Its kernels cannot skip on the device, so the flag is
-    read: one wait per update.
+    """Returns `vendor` (a FusedAdam), gated by groups.
+
+    Its kernels cannot skip an update on the device, so the host reads `found_inf`: one wait per update.
     """
 
     class GatedFusedAdam(Gated, vendor):
@@ -127,7 +128,7 @@ def _gate_vendor_adam(vendor: type) -> type:
 def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
     """Builds DeepSpeed's FusedAdam, gated.
 
-    Raises: ConfigError without a CUDA device, for which alone its kernel is written.
+    Raises: ConfigError without a CUDA device, the only kind its kernel supports.
     """
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -140,8 +141,8 @@ def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> t
 def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
     """Builds NVIDIA apex's FusedAdam, gated.
 
-    Raises: ConfigError when apex is missing, is PyPI's unrelated package of that name, or lacks its CUDA half
-    (amp_C).
+    Raises: ConfigError if apex is missing, is PyPI's unrelated package of that name, or was built without
+    CUDA (no amp_C).
     """
     build = (
         "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
@@ -166,7 +167,7 @@ def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.
         ) from error
 
     class CountingPerGroup(_gate_vendor_adam(vendor)):
-        """apex counts the updates of a whole group."""
+        """Takes the update count from the group: apex counts per group, not per parameter."""
 
         def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
             self.create_state(parameter)

@@ -1,6 +1,4 @@
-"""What the engine needs of an optimizer: groups that can sleep, and an update that is scaled or skipped on
-the device.
-"""
+"""What the engine needs of an optimizer: inactive groups, and updates scaled or skipped on the device."""
 
 from __future__ import annotations
 
@@ -13,25 +11,24 @@ from torch import Tensor, nn
 from flava_ds.config import OptimizerConfig
 
 NO_DECAY_NAMES = ("position_embeddings", "cls_token", "mask_token", "logit_scale")
-"""Parts of parameter names that decay_norm_and_bias=False exempts, besides everything of one dimension."""
+"""Parts of parameter names that decay_norm_and_bias=False exempts, besides all one-dimensional parameters."""
 
 
 def parameter_groups(
     module: nn.Module, kinds: Mapping[str, frozenset[str]], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
-    """Splits the trainable parameters by (set of kinds that use them) x (decayed or not), in a stable order.
+    """Splits the trainable parameters by (kinds that use them) x (decayed or not), in a stable order.
 
-    ZeRO keeps flat tensors per group, so a group that a step does not use can be left alone as a whole.
-    `kinds` of a group is a list of plain strings, since it is written into checkpoints that are read without
+    ZeRO keeps flat tensors per group, so a group that a step does not use can be skipped as a whole. A
+    group's `kinds` is a list of plain strings, because it is written into checkpoints that are read without
     unpickling.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        exempt = not config.decay_norm_and_bias and (
-            parameter.ndim < 2 or any(part in name for part in NO_DECAY_NAMES)
-        )
+        small = parameter.ndim < 2 or any(part in name for part in NO_DECAY_NAMES)
+        exempt = small and not config.decay_norm_and_bias
         key = (tuple(sorted(str(kind) for kind in kinds[name])), not exempt)
         groups.setdefault(key, []).append(parameter)
     return [
@@ -47,23 +44,22 @@ def parameter_groups(
 
 
 def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str) -> None:
-    """Marks the groups that an update of `kind` moves: those that use it ('frozen') or all of
-    them ('zeros')."""
+    """Activates the groups that an update of `kind` moves: its users' ('frozen'), or all ('zeros')."""
     for group in optimizer.param_groups:
         group["active"] = idle == "zeros" or str(kind) in group["kinds"]
 
 
 class Gated:
-    """What an optimizer mixes in beside torch's class.
+    """Mix-in for optimizers, alongside torch's class.
 
     The engine sets `found_inf` (1.0 skips the update) and `grad_scale` (divides the gradients, or None)
     before `step`; both are scalars on the device. A step moves the active groups only: an inactive one keeps
-    weights, moments and step count. Checkpoints keep `moments`, each of the shape of its parameter, and the
-    count of updates.
+    weights, moments and step count. Checkpoints keep `moments`, each shaped like its parameter, and the
+    update count.
     """
 
     moments: ClassVar[tuple[str, ...]]
-    """What the optimizer keeps for each element of a parameter, by its keys in `state`."""
+    """What the optimizer keeps for each element of a parameter: keys of `state`."""
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
     param_groups: list[dict[str, Any]]
@@ -74,7 +70,7 @@ class Gated:
         return [group for group in self.param_groups if group.get("active", True)]
 
     def create_state(self, parameter: Tensor) -> dict[str, Any]:
-        """Gives a parameter zero moments and no updates, unless it has a state already; returns the state."""
+        """Returns a parameter's state; a new one has zero moments and no updates."""
         if not self.state[parameter]:
             self.state[parameter] = {
                 "step": self._no_updates(parameter),
@@ -83,8 +79,9 @@ class Gated:
         return self.state[parameter]
 
     def create_states(self) -> None:
-        """Gives every parameter with a gradient its state, also in groups that sleep, so that a checkpoint at
-        any step is complete.
+        """Creates the state of every parameter with a gradient, inactive groups included.
+
+        This makes a checkpoint complete at any step.
         """
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -92,14 +89,14 @@ class Gated:
                     self.create_state(parameter)
 
     def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
-        """Returns how many updates a parameter of `group` has had."""
+        """Returns the number of updates of a parameter of `group`."""
         return int(self.create_state(parameter)["step"])
 
     def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
-        """Sets how many updates a parameter of `group` has had."""
+        """Sets the number of updates of a parameter of `group`."""
         state = self.create_state(parameter)
         state["step"] = self._no_updates(parameter) + count
 
     def _no_updates(self, parameter: Tensor) -> Any:
-        """A count of zero on the device, where a skipped update leaves it without telling the host."""
+        """Returns a zero count on the device, where a skipped update leaves it without telling the host."""
         return torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -18,24 +18,23 @@ from flava_ds.optimizers.base import Gated
 
 @dataclass(frozen=True, kw_only=True)
 class LionConfig(OptimizerConfig, type="lion"):
-    """Moves every element by the learning rate, whatever its gradient; its authors take an AdamW's divided,
-    and weight_decay multiplied, by 3 to 10.
+    """Moves every element by the learning rate, whatever its gradient.
+
+    Its authors divide AdamW's learning rate, and multiply its weight_decay, by 3 to 10.
     """
 
     lr: Annotated[float, AtLeast(0), AtMost(10)] = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.99)
-    """Shares of the momentum in the sign that an update takes, and in the momentum after it."""
+    """Weights of the old momentum in the update's sign, and in the new momentum."""
     weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 1.0
 
     def build(self, groups: list[dict[str, Any]]) -> Lion:
-        """Builds it."""
+        """Builds the optimizer."""
         return Lion(groups, self)
 
 
 class Lion(Gated, torch.optim.Optimizer):
-    """Updates `w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g)`, then `m <- beta_2 m + (1 -
-    beta_2) g`.
-    """
+    """w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g), then m <- beta_2 m + (1 - beta_2) g."""
 
     moments = ("exp_avg",)
 
@@ -46,7 +45,7 @@ class Lion(Gated, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Updates the active groups; where `found_inf` is 1 the device leaves everything as it is."""
+        """Updates the active groups; if `found_inf` is 1, the device leaves everything unchanged."""
         self.create_states()
         for group in self.active_groups():
             for parameter in group["params"]:
@@ -54,17 +53,16 @@ class Lion(Gated, torch.optim.Optimizer):
                     self._move(parameter, group)
 
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Updates one parameter. Skipping takes a learning rate of 0 and a finite gradient, which change
-        nothing.
-        """
+        """Updates one parameter. A skipped update has a learning rate of 0 and a finite gradient."""
         state, gradient, lr = self.create_state(parameter), parameter.grad, group["lr"]
         momentum, (inner, outer) = state["exp_avg"], group["betas"]
         if self.grad_scale is not None:
             gradient = gradient / self.grad_scale.to(gradient.device)
         taken: Any = 1.0
         if self.found_inf is not None:
-            # a scalar: it leaves the others their precision
+            # a scalar, so it does not widen the other operands
             taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)
+            # NaN would survive a factor of 0; the momentum in its place leaves the momentum as it is.
             gradient = torch.where(taken > 0, gradient, momentum)
         parameter.mul_(1.0 - lr * group["weight_decay"] * taken)
         parameter.sub_(torch.sign(momentum * inner + gradient * (1.0 - inner)) * (lr * taken))

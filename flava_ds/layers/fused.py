@@ -1,7 +1,6 @@
-"""Layers with an operator of their own: LayerNorm, LayerNorm behind a residual, and a linear layer with an
-activation.
+"""Layers with fused operators: LayerNorm, residual add + LayerNorm, linear + activation.
 
-Each keeps the parameters and their names of the torch layer that it extends.
+Each keeps the parameters, and their names, of the torch layer that it extends.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 class ResidualLayerNorm(nn.LayerNorm):
-    """Adds a branch to its residual stream and normalises the sum: [T d], [T d] -> normalised [T d], sum [T
-    d]. A stream may have no branch yet.
+    """Adds a branch to its residual stream and normalises: [T d], [T d] -> normalised [T d], sum [T d].
+
+    The branch is None where the stream is still the input.
     """
 
     def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,14 +30,14 @@ class ResidualLayerNorm(nn.LayerNorm):
 
 
 class LinearGELU(nn.Linear):
-    """A linear layer followed by the erf form of GELU: [T d] -> [T f]."""
+    """Linear layer followed by GELU in its erf form: [T d] -> [T f]."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return linear_gelu(hidden, self.weight, self.bias)
 
 
 class LinearQuickGELU(nn.Linear):
-    """A linear layer followed by x * sigmoid(1.702 x), CLIP's approximation of GELU: [T d] -> [T f]."""
+    """Linear layer followed by x * sigmoid(1.702 x), CLIP's approximation of GELU: [T d] -> [T f]."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = super().forward(hidden)
@@ -45,4 +45,4 @@ class LinearQuickGELU(nn.Linear):
 
 
 ACTIVATIONS: dict[str, type[nn.Linear]] = {"gelu": LinearGELU, "quick_gelu": LinearQuickGELU}
-"""The upper layer of a block's MLP by its activation."""
+"""The first layer of a block's MLP, by activation."""

@@ -1,4 +1,4 @@
-"""What stands between an encoder's rows and a loss."""
+"""Heads between an encoder's rows and a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flava_ds.layers.transformer import Pooler
 
 
 class MaskedPredictionHead(nn.Module):
-    """Dense, GELU, LayerNorm and a classifier over a vocabulary, not tied to any embedding.
+    """Dense, GELU, LayerNorm and a classifier over a vocabulary, not tied to an embedding.
 
     Source: paper, section 3.2; BERT's prediction head.
     """
@@ -22,15 +22,15 @@ class MaskedPredictionHead(nn.Module):
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """Everything below the classifier: [k d] -> [k d]."""
+        """Computes everything before the classifier: [k d] -> [k d]."""
         return self.norm(self.dense(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the vocabulary: [k d] -> [k v]."""
+        """Returns scores over the vocabulary: [k d] -> [k v]."""
         return self.decoder(self.transform(hidden))
 
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy and number of right predictions over the rows: [k d], [k] -> scalars."""
+        """Returns the summed cross-entropy and the number of correct predictions: [k d], [k] -> scalars."""
         return linear_cross_entropy(self.transform(hidden), self.decoder.weight, self.decoder.bias, labels)
 
 

@@ -1,4 +1,4 @@
-"""Pictures to rows: normalised pixels, cut into patches and projected."""
+"""Images to rows: pixels are normalised, cut into patches and projected."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class PictureShape(Protocol):
 
 
 class PatchEmbedding(nn.Linear):
-    """Projects each patch; normalises uint8 pixels before, on their device.
+    """Projects each patch; normalises uint8 pixels on the device first.
 
     Shapes:
-        pixel_values  [b c H W]  uint8 in [0, 255], or floats already normalised
+        pixel_values  [b c H W]  uint8 in [0, 255], or floats that are already normalised
         returns       [b n d]
     """
 

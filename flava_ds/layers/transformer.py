@@ -1,4 +1,4 @@
-"""The pre-norm transformer that all three encoders share, over packed sequences."""
+"""The pre-norm transformer shared by all encoders, over packed sequences."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class TransformerShape(Protocol):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each packed sequence, up to its output projection, which the block
-    applies to the rows it keeps.
+    """Multi-head self-attention within each packed sequence, without the output projection.
 
-    With `causal` no token attends to one behind it.
+    The block applies the projection, only to the rows that it keeps. With `causal`, tokens attend to no later
+    token.
 
     Shapes:
         hidden  [T d] -> [T d]
@@ -62,11 +62,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """LayerNorm, attention, residual; LayerNorm, MLP, residual.
 
-    The MLP's `activation` is the erf form of GELU, "gelu", or "quick_gelu".
+    `activation` of the MLP is "gelu" (erf) or "quick_gelu".
 
-    What a sublayer returns is added to the stream together with the LayerNorm that follows, so a block takes
-    and returns the stream and the branch that is still to be added to it. With `rows`, everything after the
-    attention is computed for these rows only: three quarters of a block's work.
+    A sublayer's output is added to the stream by the kernel of the next LayerNorm, so a block takes and
+    returns the stream and the branch still to be added. With `rows`, everything after attention, three
+    quarters of a block's work, is computed for these rows only.
 
     Shapes:
         stream  [T d] -> [T d], or [k d] with rows [k]
@@ -102,7 +102,7 @@ class Transformer(nn.Module):
     """A stack of blocks; the encoder that owns it also owns the final LayerNorm.
 
     Shapes:
-        packed.hidden  [T d] -> [T d], or [k d] with rows [k]: then the last block finishes only these
+        packed.hidden  [T d] -> [T d], or [k d] with rows [k]: the last block finishes only these
     """
 
     def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
@@ -125,11 +125,11 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True)
 class Encoded:
-    """One view's output before the final LayerNorm, which is applied only to the rows that somebody reads.
+    """One view's output before the final LayerNorm, which is applied only to the rows that are read.
 
     Shapes:
-        packed.hidden  [T d]  every row; or [k d], only the rows that were asked for
-        kept_rows      [k]    these rows, in their order; None when all are there
+        packed.hidden  [T d]  every row; or [k d], only the requested rows
+        kept_rows      [k]    the requested rows, sorted; None if all are present
     """
 
     packed: Packed
@@ -137,21 +137,22 @@ class Encoded:
     kept_rows: Tensor | None = None
 
     def last_hidden_state(self) -> Tensor:
-        """Every row after the final LayerNorm: [T d]."""
+        """Returns every row after the final LayerNorm: [T d]."""
         if self.kept_rows is not None:
             raise AssertionError("this view was encoded for some rows only")
         return self.final_norm(self.packed.hidden)
 
     def rows(self, rows: Tensor) -> Tensor:
-        """The chosen rows after the final LayerNorm: [k] -> [k d]. Of a view encoded for some rows, only
-        those can be chosen.
+        """Returns the chosen rows after the final LayerNorm: [k] -> [k d].
+
+        If the view was encoded for some rows only, they must be among these.
         """
         if self.kept_rows is not None:
             rows = torch.searchsorted(self.kept_rows, rows)
         return self.final_norm(self.packed.hidden.index_select(0, rows))
 
     def first(self) -> Tensor:
-        """Each sequence's CLS after the final LayerNorm: [b d]."""
+        """Returns each sequence's CLS after the final LayerNorm: [b d]."""
         return self.rows(self.packed.first_rows)
 
 
@@ -164,12 +165,12 @@ def encode_versions(
     *,
     equal_lengths: bool = False,
 ) -> list[Encoded]:
-    """Encodes several versions of the same sequences, laid end to end, in one packed call.
+    """Encodes several versions of the same sequences, concatenated, in one packed call.
 
     Shapes:
         hidden   [len(keep)*T d]
         layout   cu_seqlens [b+1] of one version, and the longest sequence
-        keep     for each version the rows that will be read, sorted: [k] within the version; None for all
+        keep     for each version, the rows that will be read, sorted: [k] within the version; None for all
         returns  one Encoded for each version
     """
     cu_seqlens, max_seqlen = layout
@@ -192,7 +193,7 @@ def encode_versions(
 
 
 class Pooler(nn.Module):
-    """Dense and tanh over the CLS. No pre-training loss reads the encoders' poolers; ITM has one of its own.
+    """Dense and tanh over the CLS. No pre-training loss reads the encoders' poolers; ITM has its own.
 
     Shapes:
         first  [b d] -> [b d]
@@ -207,12 +208,10 @@ class Pooler(nn.Module):
 
 
 def add_frozen_pooler(module: nn.Module, hidden_size: int, wanted: bool) -> None:
-    """Gives an encoder its `pooler` (or None), without gradient: weight decay would shrink what no loss holds
-    in place.
-    """
+    """Sets an encoder's `pooler` (or None), frozen: weight decay would shrink weights without a loss."""
     module.pooler = Pooler(hidden_size).requires_grad_(False) if wanted else None
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Widens half precision to fp32 and leaves fp64, which reference computations use, as it is."""
+    """Converts half precision to fp32; leaves fp64, which reference computations use, unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

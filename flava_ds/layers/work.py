@@ -1,4 +1,4 @@
-"""FLOPs of the layers, in closed form: 2 per multiply-add, forward pass only."""
+"""FLOPs of the layers in closed form: 2 per multiply-add, forward pass only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flava_ds.layers.transformer import TransformerShape
 def encoder_flops(
     shape: TransformerShape, lengths: Sequence[int], read: int | None = None, *, causal: bool = False
 ) -> float:
-    """Counts a transformer over packed sequences: four projections, two MLP layers, and the two products of
-    attention.
+    """Returns the FLOPs of a transformer over packed sequences.
 
-    `read` is the number of rows that somebody reads (None: all); the last block's output projection and MLP
-    run for those alone. A `causal` attention computes the scores of a query with the tokens up to its own.
+    Counts four projections, two MLP layers and the two matrix products of attention. `read` is the number of
+    rows that are read (None: all); the last block computes its output projection and MLP for those only. With
+    `causal`, a query is scored against the tokens up to its own.
     """
     d, f = shape.hidden_size, shape.intermediate_size
     tokens, scores = sum(lengths), sum(pairs(length, causal) for length in lengths)
@@ -25,5 +25,5 @@ def encoder_flops(
 
 
 def head_flops(hidden_size: int, vocab_size: int) -> float:
-    """Counts a masked-prediction head, per row."""
+    """Returns a masked-prediction head's FLOPs per row."""
     return 2 * hidden_size * (hidden_size + vocab_size)

@@ -1,7 +1,7 @@
-"""What a CLIP offers to whoever uses a trained model: image and text vectors in one space.
+"""CLIP's capabilities for evaluation and inference: image and text vectors in one space.
 
-The shapes are those of flava_ds/evaluation/protocols.py, which this module does not import: protocols are
-structural. Nothing here takes a batch of the training loop, and nothing keeps a graph.
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural. Nothing here needs a training batch or keeps a graph.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
 LACKS = {
-    "Matcher": "CLIP has no encoder of pairs, so no matching head",
+    "Matcher": "CLIP has no pair encoder, hence no matching head",
     "Scorer": "CLIP trains no masked objective",
-    "Tokens": "CLIP has no encoder of pairs, so a pair has no sequence",
+    "Tokens": "CLIP has no pair encoder, hence no pair sequence",
 }
-"""What it does not offer: protocol -> reason."""
+"""Capabilities that CLIP lacks: protocol -> reason."""
 
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
-    """Returns what a CLIP with its objectives offers, and why it lacks the rest: protocol -> reason."""
+    """Returns the capabilities of a CLIP with its objectives, and what it lacks: protocol -> reason."""
     return (ClipEmbedder(module.model),), dict(LACKS)
 
 
 class ClipEmbedder:
-    """Image and text vectors in the contrastive space, and the rows that they are projected from.
+    """Image and text vectors in the contrastive space, and the features before the projection.
 
     Source: Radford et al. 2021, section 3: linear probes read the features before the projection.
     """
@@ -42,17 +42,17 @@ class ClipEmbedder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.logit_scale.device
 
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
-        """[b c H W] uint8 -> [b d], in the model's dtype."""
+        """Encodes images: [b c H W] uint8 -> [b d], in the model's dtype."""
         return self.model.image_encoder(pixels.to(self.device)).first()
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """b arrays of ids, special tokens included -> [b d], in the model's dtype."""
+        """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
         ends = torch.from_numpy(np.cumsum([len(text) for text in texts]))
         cu_seqlens = torch.cat([ends.new_zeros(1), ends]).int().to(self.device)
         ids, last = torch.from_numpy(np.concatenate(texts)).to(self.device), (ends - 1).to(self.device)
@@ -60,10 +60,10 @@ class ClipEmbedder:
 
     @torch.inference_mode()
     def project_images(self, features: Tensor) -> Tensor:
-        """[b d] -> [b r], L2-normalised, fp32."""
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
         return self.model.image_embeddings(features)
 
     @torch.inference_mode()
     def project_texts(self, features: Tensor) -> Tensor:
-        """[b d] -> [b r], L2-normalised, fp32."""
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
         return self.model.text_embeddings(features)

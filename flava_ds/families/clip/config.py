@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTowerConfig(VisionEncoderConfig):
-    """ViT with a LayerNorm before the first block and one behind the last; patches are projected without
-    bias.
-    """
+    """ViT with a LayerNorm before the first block and after the last, and no bias on the patch projection."""
 
     patch_size: Pixels = 32
     layer_norm_eps: Epsilon = 1e-5
@@ -39,7 +37,7 @@ class ImageTowerConfig(VisionEncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig(TextEncoderConfig):
-    """Causal transformer; a text's last token stands for it."""
+    """Causal transformer; the last token's state represents the text."""
 
     vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 49_408
     max_position_embeddings: Annotated[int, AtLeast(1), AtMost(2**20)] = 77
@@ -59,8 +57,8 @@ class ClipConfig(ImageTextConfig, type="clip"):
     logit_scale_init: Annotated[float, AtLeast(0), AtMost(10)] = 2.6592
     """log(1 / 0.07)."""
     activation: Literal["gelu", "quick_gelu"] = "quick_gelu"
-    """Of both towers: x * sigmoid(1.702 x) as published; open_clip trains with the erf form where a model's
-    name does not end in -quickgelu.
+    """Activation of both towers; quick_gelu, x * sigmoid(1.702 x), is the published one. open_clip uses gelu
+    (erf) for models whose names do not end in -quickgelu.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
@@ -68,18 +66,16 @@ class ClipConfig(ImageTextConfig, type="clip"):
     layouts: ClassVar[str | None] = "flava_ds.families.clip.hf"
 
     def load_tokenizer(self, config: Any) -> Tokenizer:
-        """Loads CLIP's byte pairs, or another vocabulary that is named."""
+        """Loads CLIP's byte-pair vocabulary, or the one that data.vocabulary names."""
         from flava_ds.data.tokenizer import load_tokenizer
 
         return load_tokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns the tower's configuration of a view. Raises: ConfigError when an objective asks for another
-        view.
-        """
+        """Returns a view's tower configuration. Raises: ConfigError for a view that CLIP lacks."""
         if view not in ("image", "text"):
             raise ConfigError(
-                f"an objective reads the view '{view}', and the family 'clip' has image and text alone; "
+                f"an objective reads the view '{view}', but the family 'clip' has only image and text; "
                 "remove that objective, or set its weight to 0"
             )
         return getattr(self, view)
@@ -96,7 +92,7 @@ class ClipConfig(ImageTextConfig, type="clip"):
 
 
 def clip_of(config: Config) -> ClipConfig:
-    """Returns a configuration's model, for what only CLIP's own methods call."""
+    """Returns a configuration's model as a ClipConfig, for callers that need CLIP's own fields."""
     return cast(ClipConfig, config.model)
 
 

@@ -22,10 +22,10 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 log = logging.getLogger(__name__)
 
 HEAD_SIZE = 64
-"""Of every published CLIP; a state dict of open_clip does not tell it."""
+"""Of every published CLIP; an open_clip state dict does not contain it."""
 _BICUBIC = 3
 _ARGMAX_POOLING = 2
-"""A transformers model whose eos_token_id is this reads the row of the largest id instead of that token's."""
+"""A transformers model with this eos_token_id pools at the largest id instead of the first EOS."""
 _SHARED = (r"^model\.logit_scale$", "logit_scale")
 _TRANSFORMERS = (
     _SHARED,
@@ -69,7 +69,7 @@ _OPEN_CLIP = (
     (r"^final_norm\.", "ln_final."),
 )
 _CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
-"""Buffers that some versions write beside the weights."""
+"""Buffers that some versions save along with the weights."""
 
 
 def entries(model: ClipConfig, *, open_clip: bool = False) -> tuple[Entry, ...]:
@@ -94,10 +94,10 @@ def entries(model: ClipConfig, *, open_clip: bool = False) -> tuple[Entry, ...]:
 
 
 class ClipLayouts:
-    """See flava_ds/layouts.py."""
+    """Implements flava_ds/layouts.py for CLIP."""
 
     def recognizes(self, names: Collection[str]) -> bool:
-        """Tells whether these are the names of open_clip's CLIP with a ViT."""
+        """Returns True if the names are those of an open_clip CLIP with a ViT."""
         return {
             "visual.class_embedding",
             "token_embedding.weight",
@@ -106,7 +106,7 @@ class ClipLayouts:
         } <= set(names)
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
-        """Translates a CLIPModel, or a CLIP of open_clip."""
+        """Converts a CLIPModel or an open_clip CLIP."""
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_CONSTANTS)}
         foreign = self.recognizes(tensors)
         try:
@@ -115,7 +115,7 @@ class ClipLayouts:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{where}: its configuration is not one of CLIP ({type(error).__name__}: {error})"
+                f"{where}: its configuration is not CLIP's ({type(error).__name__}: {error})"
             ) from error
         weights = to_ours(tensors, entries(model, open_clip=foreign), where)
         return Foreign(model, {"global_contrastive": GlobalContrastiveConfig()}, weights)
@@ -123,7 +123,7 @@ class ClipLayouts:
     def write(
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns CLIPConfig's JSON and CLIPModel's tensors; what belongs to objectives is left out."""
+        """Returns CLIPConfig's JSON and CLIPModel's tensors, without the objectives' own tensors."""
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         return transformers_settings(config), to_theirs(own, entries(clip_of(config)), "the run's checkpoint")
 
@@ -169,14 +169,13 @@ LAYOUTS = ClipLayouts()
 def transformers_settings(config: Config) -> dict[str, Any]:
     """Translates a configuration into CLIPConfig's JSON.
 
-    Raises: CheckpointError when transformers would read another row than a text's last.
+    Raises: CheckpointError if transformers would pool at another row than a text's last.
     """
     model, tokenizer = clip_of(config), load_tokenizer(config.data.vocabulary)
     if tokenizer.sep_id == _ARGMAX_POOLING:
         raise CheckpointError(
             f"{tokenizer.file}: the last token of a text has id {_ARGMAX_POOLING}, for which transformers "
-            "reads another row; "
-            "a model of this vocabulary cannot be exported"
+            "pools at another row; a model with this vocabulary cannot be exported"
         )
 
     def tower(shape: Any, kind: str, **more: Any) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
 
 
 def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
-    """Builds our configuration from CLIPConfig's JSON, whose defaults are those of ViT-B/32, as ours."""
+    """Builds our configuration from CLIPConfig's JSON; the defaults of both are ViT-B/32."""
     if raw.get("model_type", "clip") != "clip":
         raise CheckpointError(f"{where}: model_type is '{raw['model_type']}'; expected 'clip'")
     image, text = (
@@ -236,17 +235,15 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> ClipConfig:
-    """Reads the shape off the tensors, and the activation, which they do not tell, off open_clip's
-    configuration.
-    """
+    """Reads the shape from the tensors, and the activation from open_clip's configuration."""
     activation: Literal["gelu", "quick_gelu"] = (
         "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
     )
     if settings is None:
         log.warning(
-            "%s: a state dict does not tell which GELU it was trained with; its config.json says gelu, as "
-            "open_clip's names without "
-            "-quickgelu do: set --model.activation quick_gelu for OpenAI's weights and for names with it",
+            "%s: a state dict does not contain the activation; its config.json says gelu, which open_clip "
+            "uses for names without -quickgelu: set --model.activation quick_gelu for OpenAI's weights and "
+            "for names with it",
             where,
         )
     conv, table = tensors["visual.conv1.weight"], tensors["visual.positional_embedding"]
@@ -264,7 +261,7 @@ def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tenso
 
 
 def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, Any]:
-    """Reads a tower's size off its blocks."""
+    """Infers a tower's size from its blocks."""
     blocks = {
         name.split("resblocks.")[1].split(".")[0]
         for name in tensors
@@ -281,7 +278,7 @@ def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, 
 
 
 def _take(kind: type, values: Mapping[str, Any]) -> Any:
-    """Builds one of our dataclasses from the fields that have the same name there and here."""
+    """Builds one of our dataclasses from the fields of the same name."""
     return kind(
         **{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
     )

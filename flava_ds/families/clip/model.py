@@ -1,7 +1,7 @@
 """CLIP: an image tower and a causal text tower, each with a projection into one space.
 
 The position tables are called `positions`, not position_embeddings: with optimizer.decay_norm_and_bias off,
-CLIP exempts gains, biases and vectors from weight decay, but no table.
+CLIP exempts gains, biases and vectors from weight decay, but not tables.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ImageTower(nn.Module):
         self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor, keep: Tensor | None = None) -> Encoded:
-        """Encodes images; `keep` are the rows that will be read: [k]."""
+        """Encodes images; `keep` names the rows that will be read: [k]."""
         patches = self.patch_embedding(pixel_values)
         hidden = torch.cat([self.cls_token.expand(patches.shape[0], 1, -1), patches], dim=1) + self.positions
         length = hidden.shape[1]
@@ -51,7 +51,7 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Encodes packed texts, whose positions start anew in each: ids [T] -> [T d]."""
+    """Encodes packed texts; positions restart in each: ids [T] -> [T d]."""
 
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -64,14 +64,14 @@ class TextTower(nn.Module):
     def forward(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None
     ) -> Encoded:
-        """Encodes texts; `keep` are the rows that will be read, in order: [k]."""
+        """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
         _, position = places(cu_seqlens, input_ids.shape[0])
         hidden = self.word_embeddings(input_ids) + F.embedding(position, self.positions)
         return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), [keep])[0]
 
 
 class Clip(nn.Module):
-    """Encodes whatever views of a batch are asked for: "image" and "text"."""
+    """Encodes the requested views of a batch: "image" and "text"."""
 
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -85,7 +85,7 @@ class Clip(nn.Module):
     def encode(
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
     ) -> dict[str, Encoded]:
-        """Computes each of `views` once; `reads` tells which rows of a view will be read, sorted: [k]."""
+        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
         encoded, keep = {}, reads or {}
         if "image" in views:
             encoded["image"] = self.image_encoder(batch["pixel_values"], keep.get("image"))
@@ -102,39 +102,37 @@ class Clip(nn.Module):
         return images * (1 + self.config.image.num_patches)
 
     def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the rows that stand for a sample: an image's CLS, and a text's last token, which has seen
-        all of it.
-        """
+        """Returns the row of each image's CLS and of each text's last token, which attends to all others."""
         return {"image": self.first_rows("image", batch), "text": batch["cu_seqlens"][1:].long() - 1}
 
     def image_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects images' CLS, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        """Projects image CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
         return F.normalize(at_least_fp32(self.image_projection(rows)), dim=-1)
 
     def text_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects texts' last states, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        """Projects the texts' last states, L2-normalised in fp32 or better: [b d] -> [b r]."""
         return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
 
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
-        """Names of the parameters that get a gradient when `view` does; every view is read through its final
-        LayerNorm.
+        """Returns the names of the parameters that get a gradient when `view` does.
+
+        `read_directly` has no effect: every view is read through its final LayerNorm.
         """
         return {f"{view}_encoder.{name}" for name, _ in getattr(self, f"{view}_encoder").named_parameters()}
 
     def contrastive_parameters(self) -> set[str]:
-        """Names of the parameters that only the contrastive objective uses."""
+        """Returns the names of the parameters that only the contrastive objective uses."""
         return {"image_projection.weight", "text_projection.weight", "logit_scale"}
 
 
 @torch.no_grad()
 def initialize(model: Clip) -> None:
-    """Draws weights as the published code does; LayerNorms stay at 1 and 0, and what is not named keeps
-    torch's own draw.
+    """Initialises weights as the published code does; everything not listed keeps torch's defaults.
 
-    Source: the published code: in the text tower d^-1/2 for attention, that over (2 layers)^1/2 for what is
-    added to the stream, (2d)^-1/2 below the activation; tables 0.02 and 0.01. In the image tower the tables
-    d^-1/2, the attention Xavier uniform, the MLPs and patches torch's draw for a linear layer. Projections
-    d^-1/2.
+    Source: the published code. Text tower: std d^-1/2 for attention inputs, divided by (2 layers)^1/2 for
+    projections into the residual stream, (2d)^-1/2 for the first MLP layer; embeddings 0.02, positions 0.01.
+    Image tower: tables d^-1/2, attention Xavier uniform, MLPs and patches torch's default. Projections:
+    d^-1/2. LayerNorms: 1 and 0.
     """
     image, text = model.image_encoder, model.text_encoder
     for tower in (image, text):

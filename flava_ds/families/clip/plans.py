@@ -1,4 +1,4 @@
-"""What batches of CLIP's one kind contain."""
+"""Batch contents for CLIP: pairs only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flava_ds.families.clip.config import clip_of
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
-    """Plans one picture and one text for each sample, and nothing else."""
+    """Plans batches of one image and one text per sample, without masks."""
     model = clip_of(config)
     return BatchPlan(
         kind=source.kind,

@@ -1,4 +1,4 @@
-"""CLIP with its objectives: how it is built, and the work of its batches."""
+"""CLIP with its objectives: construction, and the FLOPs of its batches."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from flava_ds.training.task import Pass, Task, recompute_activations
 
 
 class ClipTask(Task):
-    """CLIP and what it is trained to do."""
+    """CLIP and its objectives."""
 
     def __init__(self, config: Config) -> None:
         objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
         for name, objective in objectives.items():
             if unknown := sorted(objective.needs - set(VIEWS)):
                 raise ConfigError(
-                    f"objectives.{name} reads the view '{unknown[0]}', and the family 'clip' has "
-                    f"{' and '.join(VIEWS)} alone; remove it, or set its weight to 0"
+                    f"objectives.{name} reads the view '{unknown[0]}', but the family 'clip' has only "
+                    f"{' and '.join(VIEWS)}; remove it, or set its weight to 0"
                 ).everywhere()
         super().__init__(Clip(clip_of(config)), objectives)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists what a batch costs; lookups, norms and losses are left out."""
+        """Lists a batch's work, without lookups, norms and losses."""
         model = clip_of(self.config)
         image, text = model.image, model.text
         weights = image.patch_size**2 * image.num_channels * image.hidden_size
@@ -46,7 +46,7 @@ class ClipTask(Task):
 
 
 def build_task(config: Config) -> ClipTask:
-    """Builds CLIP and its objectives, initialised from config.seed whatever the global generator holds."""
+    """Builds CLIP and its objectives, initialised from config.seed, independent of the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = ClipTask(config)

@@ -1,8 +1,7 @@
-"""What a FLAVA offers to whoever uses a trained model: vectors, log odds of pairs, masked predictions,
-sequence states.
+"""FLAVA's capabilities for evaluation: vectors, match log odds, masked predictions, token states.
 
-The shapes are those of flava_ds/evaluation/protocols.py, which this module does not import: protocols are
-structural. Nothing here takes a batch of the training loop, and nothing keeps a graph.
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural. Nothing here needs a training batch or keeps a graph.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
 HEADS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
-"""Which objective's head predicts what."""
+"""What each objective's head predicts."""
 
 
 def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, str]]:
-    """Returns what a FLAVA with its objectives offers, and why it lacks the rest: protocol -> reason.
+    """Returns the capabilities of a FLAVA with its objectives, and what it lacks: protocol -> reason.
 
-    `module` holds the model as `model` and its heads under `objectives`.
+    `module` has the model as `model` and the heads under `objectives`.
     """
     model: Flava = module.model
-    objectives: Mapping[str, Any] = module.objectives  # each has a head of its own kind
+    objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
     parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model)]
     lacks = {}
     if "itm" in objectives:
@@ -55,7 +54,7 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
 
 @dataclass(frozen=True)
 class PackedIds:
-    """Encoded texts end to end on the model's device.
+    """Encoded texts, concatenated, on the model's device.
 
     Shapes:
         ids         [T]    int64
@@ -68,7 +67,7 @@ class PackedIds:
 
 
 def pack(texts: Sequence[np.ndarray], device: torch.device) -> PackedIds:
-    """Lays encoded texts end to end: b arrays of ids, each with its CLS and SEP."""
+    """Concatenates encoded texts: b arrays of ids, each with its CLS and SEP."""
     lengths = [len(text) for text in texts]
     cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
     ids = torch.from_numpy(np.concatenate(texts))
@@ -76,18 +75,18 @@ def pack(texts: Sequence[np.ndarray], device: torch.device) -> PackedIds:
 
 
 class FlavaPart:
-    """Runs one FLAVA without a graph; the encoders are called one by one, never through a training batch."""
+    """Runs a FLAVA without a graph, calling the encoders directly instead of through a training batch."""
 
     def __init__(self, model: Flava) -> None:
         self.model = model
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.logit_scale.device
 
     def encode_images(self, pixels: Tensor, mask: Tensor | None = None) -> Encoded:
-        """Encodes clean images, or masked ones where a mask is given: [b c H W] uint8, [b n] bool."""
+        """Encodes clean images, or masked ones given a mask: [b c H W] uint8, [b n] bool."""
         mask = None if mask is None else mask.to(self.device)
         [encoded] = self.model.image_encoder(pixels.to(self.device), mask, clean=mask is None)
         return encoded
@@ -107,60 +106,59 @@ class FlavaPart:
 
 
 class FlavaEmbedder(FlavaPart):
-    """Image and text vectors in the contrastive space, and the CLS after the final LayerNorm that they are
-    projected from.
+    """Image and text vectors in the contrastive space, and the CLS states that are projected into it.
 
-    Source: paper, section 4: probes read the CLS, not projected; retrieval and zero-shot classification its
-    projection.
+    Source: paper, section 4: probes read the CLS before the projection; retrieval and zero-shot
+    classification read the projection.
     """
 
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
-        """[b c H W] uint8 -> [b d], in the model's dtype."""
+        """Encodes images: [b c H W] uint8 -> [b d], in the model's dtype."""
         return self.encode_images(pixels).first()
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """b arrays of ids -> [b d], in the model's dtype."""
+        """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return self.encode_texts(pack(texts, self.device)).first()
 
     @torch.inference_mode()
     def project_images(self, features: Tensor) -> Tensor:
-        """[b d] -> [b r], L2-normalised, fp32."""
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
         return F.normalize(at_least_fp32(self.model.image_projection(features)), dim=-1)
 
     @torch.inference_mode()
     def project_texts(self, features: Tensor) -> Tensor:
-        """[b d] -> [b r], L2-normalised, fp32."""
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
         return F.normalize(at_least_fp32(self.model.text_projection(features)), dim=-1)
 
 
 class FlavaTokens(FlavaPart):
-    """Every state of a sequence after the final LayerNorm."""
+    """All states of a sequence after the final LayerNorm."""
 
     @torch.inference_mode()
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """[b c H W] uint8 -> [b*(1+n) d], each image's CLS first."""
+        """Encodes images: [b c H W] uint8 -> [b*(1+n) d], each image's CLS first."""
         return self.encode_images(pixels).last_hidden_state()
 
     @torch.inference_mode()
     def text_tokens(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """b arrays of ids -> [T d]."""
+        """Encodes b arrays of ids: -> [T d]."""
         return self.encode_texts(pack(texts, self.device)).last_hidden_state()
 
     @torch.inference_mode()
     def pair_tokens(self, pixels: Tensor, texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Returns the fused states [b*(2+n)+T d] and where each pair's sequence starts: [b+1]."""
+        """Returns the fused states [b*(2+n)+T d] and the start of each pair's sequence: [b+1]."""
         packed = pack(texts, self.device)
         fused = self.fuse(self.encode_images(pixels).packed, self.encode_texts(packed).packed, packed)
         return fused.last_hidden_state(), self.layout(packed).cu_seqlens
 
 
 class FlavaMatcher(FlavaPart):
-    """Log odds of a match where both answers are equally likely.
+    """Log odds that a pair matches, given equal prior odds.
 
-    Training shows few mismatches (objectives.itm.mismatch_probability), so its head leans to 'match': the log
-    odds of that probability are taken off, which is what a head that learnt them needs.
+    Training has few mismatches (objectives.itm.mismatch_probability), so the head is biased towards 'match';
+    subtracting the prior's log odds corrects for that.
 
     Source: paper, section 3.2 (ITM).
     """
@@ -190,7 +188,7 @@ class FlavaMatcher(FlavaPart):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head says about some masked places.
+    """A head's predictions at some masked positions.
 
     Shapes:
         hidden  [k d]
@@ -201,17 +199,17 @@ class Predictions:
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
-        """Scores over the vocabulary: [k v] fp32."""
+        """Returns scores over the vocabulary: [k v] fp32."""
         return self.head.logits(self.hidden).float()
 
     @torch.inference_mode()
     def loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed negative log likelihood in nats, and the number of right predictions: [k] -> two scalars."""
+        """Returns the summed negative log likelihood in nats and the number of correct predictions: [k]."""
         return self.head.loss(self.hidden, labels.to(self.hidden.device))
 
 
 class FlavaScorer(FlavaPart):
-    """Likelihoods of masked tokens and of the codebook's codes of masked patches."""
+    """Likelihoods of masked tokens and of the codebook codes of masked patches."""
 
     def __init__(self, model: Flava, heads: dict[str, MaskedPredictionHead]) -> None:
         super().__init__(model)
@@ -219,7 +217,7 @@ class FlavaScorer(FlavaPart):
 
     @property
     def predicts(self) -> frozenset[str]:
-        """Which of 'text', 'image', 'text of a pair' and 'image of a pair' it can score."""
+        """What it can score: 'text', 'image', 'text of a pair', 'image of a pair'."""
         return frozenset(self.heads)
 
     @torch.inference_mode()
@@ -232,9 +230,9 @@ class FlavaScorer(FlavaPart):
         """Encodes masked inputs once: texts, images, or both as pairs.
 
         Shapes:
-            texts    b arrays of ids, masked already
+            texts    b arrays of ids, already masked
             pixels   [b c H W]  uint8
-            patches  [b n]      bool, True where the mask token stands
+            patches  [b n]      bool, True for masked patches
         """
         packed = None if texts is None else pack(texts, self.device)
         image = None if pixels is None else self.encode_images(pixels, patches)
@@ -248,7 +246,7 @@ class FlavaScorer(FlavaPart):
 
 @dataclass(frozen=True)
 class FlavaReading:
-    """One masked pass, which is asked about places."""
+    """One masked pass, to be queried at masked positions."""
 
     encoded: Encoded
     layout: SequenceLayout | None
@@ -257,7 +255,7 @@ class FlavaReading:
 
     @torch.inference_mode()
     def tokens(self, rows: Tensor) -> Predictions:
-        """Predicts tokens; `rows` count through the texts laid end to end: [k]."""
+        """Predicts tokens; `rows` index the concatenated texts: [k]."""
         rows = rows.to(self.encoded.packed.hidden.device)
         if self.layout is None:
             return Predictions(self.encoded.rows(rows), self.heads["text"])

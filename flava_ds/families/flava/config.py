@@ -1,4 +1,4 @@
-"""FLAVA's configuration: three encoders, four projections, and what batches of its kinds contain."""
+"""FLAVA's configuration: three encoders, four projections and six objectives."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FlavaTextConfig(TextEncoderConfig):
-    """BERT's embeddings below a pre-norm transformer."""
+    """BERT embeddings followed by a pre-norm transformer."""
 
     type_vocab_size: Annotated[int, AtLeast(1), AtMost(1024)] = 2
-    """Rows of the table of token types, of which the first is used."""
+    """Rows of the token-type table; only the first is used."""
     pad_token_id: Annotated[int, AtLeast(0), AtMost(2**24)] = 0
 
     def check(self, name: str) -> None:
@@ -35,34 +35,34 @@ class FlavaTextConfig(TextEncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalEncoderConfig(EncoderConfig):
-    """Transformer over [CLS_M | image | text]; adds no position or modality embedding."""
+    """Transformer over [CLS_M | image | text]; adds no position or modality embeddings."""
 
     num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlavaConfig(ImageTextConfig, type="flava"):
-    """The three encoders and the four projections between and above them."""
+    """Three encoders, two projections into the fused space and two into the contrastive space."""
 
     text: FlavaTextConfig = field(default_factory=FlavaTextConfig)
     multimodal: MultimodalEncoderConfig = field(default_factory=MultimodalEncoderConfig)
     projection_dim: Width = 768
-    """Width of the contrastive space. 768 loads the released weights; the paper's table says 512."""
+    """Width of the contrastive space. The released weights have 768; the paper's table says 512."""
     logit_scale_init: Annotated[float, AtLeast(0), AtMost(10)] = 2.6592
-    """Logarithm of the first scale of the contrastive logits: log(1 / 0.07)."""
+    """Initial log of the contrastive scale: log(1 / 0.07)."""
     poolers: bool = False
     """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face
-    checkpoints pass through whole.
+    checkpoints round-trip completely.
     """
     initializer_range: Annotated[float, AtLeast(0), AtMost(1)] = 0.02
-    """Standard deviation of the first weights."""
+    """Standard deviation of the initial weights."""
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "image": "image", "text": "text"}
     folder: ClassVar[str | None] = "flava_ds.families.flava"
 
     @property
     def num_patches(self) -> int:
-        """The patches of a picture."""
+        """Patches per image."""
         return self.image.num_patches
 
     def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
@@ -72,7 +72,7 @@ class FlavaConfig(ImageTextConfig, type="flava"):
         return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns the encoder's configuration of a view."""
+        """Returns a view's encoder configuration."""
         return getattr(self, view.removesuffix("_masked"))
 
     def check(self, config: Any) -> None:
@@ -84,14 +84,13 @@ class FlavaConfig(ImageTextConfig, type="flava"):
         if predicts and codebook.image_size != wanted:
             raise ConfigError(
                 f"codebook.image_size {codebook.image_size} gives a {codebook.grid_size} x "
-                f"{codebook.grid_size} grid of "
-                f"codes, but the image encoder has {image.grid_size} x {image.grid_size} patches; use "
-                f"codebook.image_size {wanted}"
+                f"{codebook.grid_size} grid of codes, but the image encoder has {image.grid_size} x "
+                f"{image.grid_size} patches; use codebook.image_size {wanted}"
             )
 
 
 def flava_objectives(**changed: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
-    """Returns the six objectives of the paper by name, those in `changed` instead of the default's."""
+    """Returns the paper's six objectives by name; `changed` replaces defaults."""
     from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
     from flava_ds.objectives.itm import ImageTextMatchingConfig
     from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
@@ -109,5 +108,5 @@ def flava_objectives(**changed: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
 
 
 def flava_of(config: Config) -> FlavaConfig:
-    """Returns a configuration's model, for what only FLAVA's own methods call."""
+    """Returns a configuration's model as a FlavaConfig, for callers that need FLAVA's own fields."""
     return cast(FlavaConfig, config.model)

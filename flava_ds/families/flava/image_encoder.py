@@ -1,4 +1,4 @@
-"""The ViT that encodes images, clean and masked, as packed sequences [CLS_I | patches]."""
+"""The ViT that encodes clean and masked images as packed sequences [CLS_I | patches]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler,
 
 
 class ImageEncoder(nn.Module):
-    """Encodes images; a mask token stands in for masked patches before positions are added.
+    """Encodes images; a mask token replaces masked patches before positions are added.
 
     Source: paper, section 3.1 and Table A.1.
     """
@@ -39,13 +39,12 @@ class ImageEncoder(nn.Module):
         clean: bool = True,
         keep: Sequence[Tensor | None] | None = None,
     ) -> list[Encoded]:
-        """Encodes the clean images (if asked) and the masked ones (if a mask is given) in one packed call, in
-        this order.
+        """Encodes clean images (if `clean`), then masked ones (given a mask), in one packed call.
 
         Shapes:
             pixel_values     [b c H W]  uint8 in [0, 255], or floats already normalised
             bool_masked_pos  [b n]      bool
-            keep             for each version the rows that will be read; see encode_versions
+            keep             for each version, the rows that will be read; see encode_versions
             returns          one Encoded of [b*(1+n) d] for each version
         """
         patches = self.patch_embedding(pixel_values)

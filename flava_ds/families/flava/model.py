@@ -27,11 +27,11 @@ from flava_ds.families.flava.views import (
 from flava_ds.layers.transformer import Encoded, at_least_fp32
 
 CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
-"""Prefixes of what only the contrastive objective uses."""
+"""Prefixes of the parameters that only the contrastive objective uses."""
 
 
 class Flava(nn.Module):
-    """Encodes whatever views of a batch are asked for, each once.
+    """Encodes the requested views of a batch, each once.
 
     Source: paper, section 3; docs/architecture.md lists the choices where the paper is silent.
     """
@@ -51,18 +51,17 @@ class Flava(nn.Module):
     def layout(self, batch: Batch, view: View) -> SequenceLayout:
         """Returns the positions in the fused sequences of a pair batch, clean or masked."""
         side = side_of(batch, view)
-        assert side.cu_seqlens is not None  # fused views are of pairs
+        assert side.cu_seqlens is not None  # only pairs have fused views
         return SequenceLayout(self.config.image.num_patches, side.cu_seqlens, side.max_seqlen)
 
     def encode(
         self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None
     ) -> dict[View, Encoded]:
-        """Computes the union of `views` and of what they rest on; masked and clean versions share one packed
-        call.
+        """Encodes the union of `views` and their inputs; clean and masked versions share one packed call.
 
-        `reads` tells which rows of a view will be read, sorted [k], where those are not all: the last block
-        finishes only them. A view that the fused encoder reads is always whole. Where only a share of the
-        batch is masked, clean and masked views are two packed calls.
+        `reads` names the rows of a view that will be read, sorted [k]; the last block finishes only these. A
+        view that the fused encoder reads is always complete. If only a share of the batch is masked, clean
+        and masked views take two packed calls.
         """
         wanted = set(views)
         keep: dict[View, Tensor | None] = {**(reads or {})}
@@ -79,7 +78,7 @@ class Flava(nn.Module):
     def _encode(
         self, batch: Batch, wanted: set[View], keep: Mapping[View, Tensor | None]
     ) -> dict[View, Encoded]:
-        """Computes views that share their packed calls: all of a batch, or its clean or its masked side."""
+        """Encodes views that share their packed calls: a whole batch, or its clean or masked side."""
         encoded: dict[View, Encoded] = {}
         image_views = [view for view in IMAGE_VIEWS if view in wanted]
         if image_views:
@@ -119,7 +118,7 @@ class Flava(nn.Module):
             return rows * (1 + self.config.image.num_patches)
         text = view in TEXT_VIEWS
         cu_seqlens = side_of(batch, view).cu_seqlens if text else self.layout(batch, view).cu_seqlens
-        assert cu_seqlens is not None  # views of texts are of batches with text
+        assert cu_seqlens is not None  # only batches with text have text views
         return cu_seqlens[:-1].long()
 
     def patch_rows(self, view: View, patches: Tensor, batch: Batch) -> Tensor:
@@ -133,23 +132,22 @@ class Flava(nn.Module):
         return tokens if view in TEXT_VIEWS else self.layout(batch, view).text_rows(tokens)
 
     def embedding_rows(self, batch: Batch) -> dict[View, Tensor]:
-        """Returns the rows from which the contrastive embeddings are made: both clean CLS."""
+        """Returns the rows behind the contrastive embeddings: the clean image CLS and text CLS."""
         return {view: self.first_rows(view, batch) for view in (View.IMAGE, View.TEXT)}
 
     def image_embeddings(self, first: Tensor) -> Tensor:
-        """Projects images' CLS into the contrastive space, L2-normalised in fp32 or better: [b d]
-        -> [b r]."""
+        """Projects image CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
         return F.normalize(at_least_fp32(self.image_projection(first)), dim=-1)
 
     def text_embeddings(self, first: Tensor) -> Tensor:
-        """Projects texts' CLS into the contrastive space, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        """Projects text CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
         return F.normalize(at_least_fp32(self.text_projection(first)), dim=-1)
 
     def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
-        """Names of the parameters that get a gradient when `view` does.
+        """Returns the names of the parameters that get a gradient when `view` does.
 
-        `read_directly` tells whether an objective reads the view itself, through its final LayerNorm; the
-        fused encoder reads the states below that norm.
+        With `read_directly`, an objective reads the view through its final LayerNorm; otherwise the fused
+        encoder reads the states before that norm.
         """
         if view in FUSED_FROM:
             image, text = FUSED_FROM[view]
@@ -166,7 +164,7 @@ class Flava(nn.Module):
         return {name for name in self._trainable(encoder) if not name.startswith(unused or "\0")}
 
     def contrastive_parameters(self) -> set[str]:
-        """Names of the parameters that only the contrastive objective uses."""
+        """Returns the names of the parameters that only the contrastive objective uses."""
         return self._trainable(*CONTRASTIVE_PARAMETERS)
 
     def _trainable(self, *prefixes: str) -> set[str]:
@@ -178,12 +176,11 @@ class Flava(nn.Module):
 
 
 def initialize(module: nn.Module, initializer_range: float) -> None:
-    """Draws linear and embedding weights, CLS and mask tokens and position tables from N(0,
-    initializer_range); zeroes biases and the padding row.
+    """Initialises weights, tokens and position tables from N(0, initializer_range); biases are zero.
 
-    Source: both published implementations, except that those leave tokens and image positions at zero: there
-    the first LayerNorm, with its eps of 1e-12, multiplies their first gradient by a million, and Adam's
-    second moments keep them still for hundreds of steps.
+    The padding row is zero too. Source: both published implementations, except that they zero tokens and
+    image positions. There the first LayerNorm, with an eps of 1e-12, amplifies their first gradient a million
+    times, and Adam's second moments then freeze them for hundreds of steps.
     """
     for name, parameter in module.named_parameters():
         if name.endswith(("cls_token", "mask_token", "position_embeddings")):

@@ -13,7 +13,7 @@ from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler,
 
 
 class MultimodalEncoder(nn.Module):
-    """Fuses projected image and text states; there is no padding, so no sample ever attends to any.
+    """Fuses projected image and text states. Sequences are packed, so there is no padding to mask.
 
     Source: paper, section 3.1.
     """

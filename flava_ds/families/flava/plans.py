@@ -1,6 +1,4 @@
-"""What batches of FLAVA's kinds contain: pictures and texts, and the masks, labels and mismatches of its
-objectives.
-"""
+"""Batch contents per FLAVA kind: images, texts, and the objectives' masks, labels and mismatches."""
 
 from __future__ import annotations
 
@@ -25,19 +23,19 @@ MASKS = {
     Kind.IMAGE: (MaskedImageConfig, None),
     Kind.TEXT: (None, MaskedTextConfig),
 }
-"""Whose masks the masked views of a kind have."""
+"""The objectives whose masks the masked views of each kind use."""
 READ_MASKED = (MaskedImageConfig, MaskedTextConfig, ImageTextMatchingConfig)
-"""Objectives that read a masked view, and with it their variants."""
+"""Objectives, including their variants, that read a masked view."""
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans the batches of `source`.
 
-    The fused pass of a pair sees a masked image and a masked text whenever one of its objectives (MMM, ITM)
-    is in use, so both masks are drawn then, by the settings of MMM or, where a run leaves one out, by its
-    defaults.
+    The fused pass of a pair reads a masked image and a masked text whenever one of its objectives (MMM, ITM)
+    is active. Both masks are drawn then, with the settings of the MMM objectives, or their defaults if a run
+    omits one.
 
-    Raises: ConfigError when the vocabulary is larger than the embedding table.
+    Raises: ConfigError if the vocabulary is larger than the embedding table.
     """
     kind, used = Kind(source.kind), in_use(config.objectives)
     active = [own for own in used.values() if kind in own.kinds]
@@ -54,7 +52,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
             corruptions += [*targets, PatchMask(model.image.grid_size, image_mask)]
     tokenizer = model.load_tokenizer(config) if kind != Kind.IMAGE else None
     if text_mask is not None:
-        assert tokenizer is not None  # only kinds with text have such a mask
+        assert tokenizer is not None  # only kinds with text have a text mask
         corruptions.append(TokenMask(text_mask, tokenizer))
     corruptions += [corruption for own in active for corruption in own.corruptions(config, source)]
     return BatchPlan(
@@ -70,7 +68,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
 
 
 def _mask_of(config: Config, variant: type[Any] | None, wanted: bool) -> Any:
-    """Returns the settings by which one side of a kind is masked; None where it is not."""
+    """Returns the mask settings of one side of a kind; None if it is not masked."""
     if variant is None or not wanted:
         return None
     return next((own for own in config.objectives.values() if type(own) is variant), variant())
@@ -79,7 +77,7 @@ def _mask_of(config: Config, variant: type[Any] | None, wanted: bool) -> Any:
 def _pictures(
     config: Config, source: SourceConfig, predicted: bool
 ) -> tuple[dict[str, int], list[Corruption]]:
-    """Returns the views of a picture, and what passes on the targets of masked patches."""
+    """Returns the image views, and the corruption that passes on the targets of masked patches."""
     size, codebook_size = flava_of(config).image.image_size, config.codebook.image_size
     views = {"pixel_values": size}
     if source.image_codes_key:

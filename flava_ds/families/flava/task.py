@@ -1,6 +1,4 @@
-"""FLAVA with its objectives: how it is built, the codes that its masked patches predict, and the work of its
-batches.
-"""
+"""FLAVA with its objectives: construction, codebook targets, and the FLOPs of its batches."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ CODEBOOK = "codebook"
 
 
 class FlavaTask(Task):
-    """FLAVA and its objectives; `frozen["codebook"]` makes the targets of masked patches where the data has
-    none.
-    """
+    """FLAVA and its objectives. `frozen["codebook"]` computes targets if the data has no codes."""
 
     def __init__(self, config: Config) -> None:
         objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
@@ -34,7 +30,7 @@ class FlavaTask(Task):
         self.config, self.flava = config, flava_of(config)
 
     def complete(self, batch: Batch) -> Batch:
-        """Adds `image_codes` [m n], the codebook's indices, to a batch that brings the codebook's pixels."""
+        """Adds `image_codes` [m n], the codebook's indices, to a batch that has the codebook's pixels."""
         batch = super().complete(batch)
         if "codebook_pixel_values" not in batch or CODEBOOK not in self.frozen:
             return batch
@@ -42,7 +38,7 @@ class FlavaTask(Task):
             return batch.having(image_codes=self.frozen[CODEBOOK].encode(batch["codebook_pixel_values"]))
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists what a batch costs; lookups, norms and losses are left out, and so is the codebook."""
+        """Lists a batch's work, without lookups, norms, losses and the codebook."""
         if batch.kind == Kind.PAIR:
             yield from self._clean_pair(batch)
             yield from self._masked_pair(batch)
@@ -57,7 +53,7 @@ class FlavaTask(Task):
             yield Pass("mlm", rows * head_flops(text.hidden_size, text.vocab_size))
 
     def _clean_pair(self, batch: Batch) -> Iterator[Pass]:
-        """The patches of a pair batch, embedded once for both versions, and the contrastive loss's passes."""
+        """Lists the patches of a pair batch, embedded once for both versions, and the contrastive passes."""
         model, views = self.flava, self._views(Kind.PAIR)
         yield self._patches(batch.size)
         if View.IMAGE in views:
@@ -71,9 +67,7 @@ class FlavaTask(Task):
             yield Pass("projections", 2 * batch.size * model.projection_dim * widths)
 
     def _masked_pair(self, batch: Batch) -> Iterator[Pass]:
-        """The masked and fused passes of a pair batch, or of the share that is masked, whose patches are
-        embedded again.
-        """
+        """Lists the masked and fused passes of a pair batch; a masked share embeds its patches again."""
         if View.MULTIMODAL_MASKED not in self._views(Kind.PAIR):
             return
         kinds, own = (
@@ -124,7 +118,7 @@ def _count(batch: Batch, name: str) -> int:
 
 
 def build_task(config: Config) -> FlavaTask:
-    """Builds FLAVA and its objectives, initialised from config.seed whatever the global generator holds."""
+    """Builds FLAVA and its objectives, initialised from config.seed, independent of the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = FlavaTask(config)

@@ -1,4 +1,4 @@
-"""The transformer that encodes packed text, clean and masked."""
+"""The transformer that encodes clean and masked packed text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler,
 
 
 class TextEncoder(nn.Module):
-    """Encodes token sequences that begin with CLS_T; positions start anew in each sequence.
+    """Encodes token sequences that start with CLS_T; positions restart in each sequence.
 
     Source: paper, section 3.1; BERT's embeddings.
     """
@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         Shapes:
             versions    each [T]  int64 ids
             cu_seqlens  [b+1]     int32, the same for every version
-            keep        for each version the rows that will be read; see encode_versions
+            keep        for each version, the rows that will be read; see encode_versions
             returns     one Encoded of [T d] for each version
         """
         tokens = torch.arange(versions[0].shape[0], device=cu_seqlens.device)

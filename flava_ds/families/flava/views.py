@@ -1,4 +1,4 @@
-"""FLAVA's kinds of step, its views, and where things stand in its packed sequences."""
+"""FLAVA's kinds of step, its views, and the positions in its packed sequences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kind(StrEnum):
 
 
 class View(StrEnum):
-    """One encoder's output on one version of the input."""
+    """One encoder's output for one version of the input."""
 
     IMAGE = "image"
     IMAGE_MASKED = "image_masked"
@@ -37,18 +37,17 @@ FUSED_FROM = {
     View.MULTIMODAL: (View.IMAGE, View.TEXT),
     View.MULTIMODAL_MASKED: (View.IMAGE_MASKED, View.TEXT_MASKED),
 }
-"""The views that each fused view is made of."""
+"""The views that each fused view reads."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """The samples that views of one side, clean or masked, are made from: all of a batch, or those that are
-    masked.
+    """The inputs of one side's views, clean or masked: all samples of a batch, or the masked share.
 
     Shapes:
         pixel_values     [m c H W]  or None
         bool_masked_pos  [m n]      or None
-        input_ids        [T]        clean; None where only the masked ids of a share were sent
+        input_ids        [T]        clean; None if only the masked ids of a share were sent
         masked_ids       [T]        or None
         cu_seqlens       [m+1]      or None
     """
@@ -63,12 +62,12 @@ class Side:
 
 
 def is_share(batch: Batch) -> bool:
-    """Tells whether only a share of the batch's samples is masked."""
+    """Returns True if only a share of the batch's samples is masked."""
     return "masked_samples" in batch
 
 
 def side_of(batch: Batch, view: str) -> Side:
-    """Returns the samples of a batch that `view` is made from."""
+    """Returns the inputs of `view` in a batch."""
     share = is_share(batch) and view in MASKED_VIEWS
     pixels, size, prefix = batch.get("pixel_values"), batch.size, ""
     if share:
@@ -99,31 +98,31 @@ class SequenceLayout:
 
     @property
     def prefix(self) -> int:
-        """Tokens before the text of a sample: CLS_M, CLS_I and the patches."""
+        """Tokens before a sample's text: CLS_M, CLS_I and the patches."""
         return 2 + self.num_patches
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """Of the fused sequences: [b+1] int32."""
+        """Boundaries of the fused sequences: [b+1] int32."""
         cu = self.text_cu_seqlens
         return cu + self.prefix * torch.arange(cu.shape[0], device=cu.device, dtype=cu.dtype)
 
     @property
     def max_seqlen(self) -> int:
-        """The longest fused sequence."""
+        """Length of the longest fused sequence."""
         return self.prefix + self.text_max_seqlen
 
     def patch_rows(self, patches: Tensor) -> Tensor:
-        """Fused rows of flat patch indices into [b n]: [k] -> [k]."""
+        """Returns the fused rows of flat patch indices into [b n]: [k] -> [k]."""
         sample = patches // self.num_patches
         return self.cu_seqlens[sample].long() + 2 + patches % self.num_patches
 
     def text_rows(self, tokens: Tensor) -> Tensor:
-        """Fused rows of packed text rows: [k] -> [k]."""
+        """Returns the fused rows of packed text rows: [k] -> [k]."""
         sample = torch.bucketize(tokens, self.text_cu_seqlens[1:].long(), right=True)
         return tokens + self.prefix * (sample + 1)
 
 
 def image_patch_rows(patches: Tensor, num_patches: int) -> Tensor:
-    """Rows in packed image sequences [b*(1+n)] of flat patch indices into [b n]: [k] -> [k]."""
+    """Returns the rows in packed image sequences [b*(1+n)] of flat patch indices into [b n]: [k] -> [k]."""
     return patches + patches // num_patches + 1

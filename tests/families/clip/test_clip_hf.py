@@ -135,7 +135,7 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "epoch_3.pt")
     with caplog.at_level(logging.WARNING):
         convert_file(tmp_path / "epoch_3.pt", tmp_path / "ours")
-    assert "does not tell which GELU" in caplog.text
+    assert "does not contain the activation" in caplog.text
     model = configuration.load(tmp_path / "ours" / "config.json").model
     assert model == dataclasses.replace(config.model, activation="gelu")
     fresh = build_task(config)
@@ -179,5 +179,5 @@ def test_a_vocabulary_that_transformers_would_misread_is_refused(run, tmp_path):
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "other.txt"))
     )
-    with pytest.raises(CheckpointError, match="has id 2, for which transformers reads another row"):
+    with pytest.raises(CheckpointError, match="has id 2, for which transformers pools at another row"):
         LAYOUTS.write(config, task.state_dict())

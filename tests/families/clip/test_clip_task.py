@@ -113,6 +113,6 @@ def test_tables_are_decayed_but_gains_biases_and_vectors_are_not():
 def test_objectives_over_other_views_are_refused(objective):
     config = tiny_config(objectives={"other": objective})
     with pytest.raises(
-        ConfigError, match="the view 'multimodal_masked', and the family 'clip' has image and text alone"
+        ConfigError, match="the view 'multimodal_masked', but the family 'clip' has only image and text"
     ):
         build_task(config)

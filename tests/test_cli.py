@@ -103,7 +103,7 @@ def test_recipe_help_lists_fields_without_torch():
         (
             ["train", "flava_debug", "--ranks", "3"],
             (
-                "global_batch_size 16 does not divide by 3 ranks x 1 accumulation steps; set "
+                "global_batch_size 16 is not divisible by 3 ranks x 1 accumulation steps; set "
                 "--data.sources.pair.global-batch-size to a multiple of 3"
             ),
         ),
@@ -147,7 +147,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["demo", "--minutes", "0"], "--minutes 0: the demo needs at least 1 minute"),
         (["demo", "--minutes", "inf"], "--minutes inf: the demo needs at least 1 minute, and an end"),
         (["demo", "--ranks", "0"], "--ranks 0: use at least 1"),
-        (["demo", "--ranks", "7"], "does not divide by 7 ranks"),
+        (["demo", "--ranks", "7"], "is not divisible by 7 ranks"),
         (["demo", "--ranks", "30000"], "--ranks 30000, but this machine has"),
     ],
 )

@@ -1,6 +1,4 @@
-"""The configuration of a run: a tree of frozen dataclasses, checked as a whole, read from and written to
-JSON.
-"""
+"""The configuration of a run: a tree of frozen dataclasses, checked as a whole, with strict JSON I/O."""
 
 from flava_ds.config.codebook import CodebookConfig
 from flava_ds.config.data import (

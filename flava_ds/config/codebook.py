@@ -1,4 +1,4 @@
-"""The image tokenizer's configuration."""
+"""The configuration of the image tokenizer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class CodebookConfig:
     """DALL-E's discrete VAE, the image tokenizer of MIM and MMM-image."""
 
     hidden_size: Annotated[int, AtLeast(1), AtMost(2**16)] = 256
-    """Width of the first group of the encoder; each group doubles it."""
+    """Width of the encoder's first group; each group doubles it."""
     num_groups: Annotated[int, AtLeast(1), AtMost(10)] = 4
-    """Groups of blocks; all but the first halve the picture."""
+    """Groups of blocks; all but the first halve the image size."""
     num_blocks_per_group: Annotated[int, AtLeast(1), AtMost(100)] = 2
     num_channels: Annotated[int, AtLeast(1), AtMost(3)] = 3
-    """Of a picture: RGB."""
+    """Channels of an image: RGB."""
     vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 8192
-    """How many codes there are."""
+    """Number of codes."""
     image_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 112
-    """Pixels along one edge of the codebook's view; the grid is image_size / 2**(num_groups - 1)."""
+    """Pixels along one edge of the codebook's input; the grid is image_size / 2**(num_groups - 1)."""
     decoder_init_size: Annotated[int, AtLeast(1), AtMost(2**16)] = 128
-    """Channels that the decoder starts with."""
+    """Channels at the start of the decoder."""
 
     @property
     def grid_size(self) -> int:
@@ -34,8 +34,8 @@ class CodebookConfig:
 
 
 def check_codebook(codebook: CodebookConfig) -> None:
-    """Raises ConfigError naming the field, the value and the way out."""
+    """Raises ConfigError that names the field, the value and the fix."""
     if codebook.num_channels != 3:
         raise ConfigError(
-            f"codebook.num_channels is {codebook.num_channels}; pictures are read as RGB, so it must be 3"
+            f"codebook.num_channels is {codebook.num_channels}; images are read as RGB, so it must be 3"
         )

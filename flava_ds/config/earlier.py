@@ -1,6 +1,4 @@
-"""Saved configurations of earlier versions, brought to the form of today's, so that their runs go on with the
-same data order.
-"""
+"""Converts saved configurations of earlier versions, so that their runs continue with the same data order."""
 
 from __future__ import annotations
 
@@ -8,22 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 _KINDS = ("pair", "image", "text")
-"""The order of kind_weights when they were a list."""
+"""The order of kinds in earlier versions, where kind_weights was a list."""
 
 
 def modernised(saved: Any) -> Any:
-    """Returns the JSON of a configuration with what earlier versions wrote otherwise in today's form;
-    anything else is left for the reader to judge.
+    """Returns a configuration's JSON in today's form; leaves whatever it does not recognise to the reader.
 
-    There was one family, one optimizer and one schedule, and six objectives that told their type by their
-    name. Sources were a list; their seeds were their places in it, and so were the places of weights by
-    source.
+    Earlier versions had one family, one optimizer, one schedule, and six objectives identified by their
+    names. Sources were a list: a source's seed was its place, and weights by source were in the same order.
     """
     return _sources_by_name(_with_types(saved))
 
 
 def _with_types(saved: Any) -> Any:
-    """Adds the tags that sections of one form did not need."""
+    """Adds type tags, which sections with only one variant did not need."""
     if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict) or "type" in saved["model"]:
         return saved
     changed = dict(saved)
@@ -33,13 +29,13 @@ def _with_types(saved: Any) -> Any:
     if isinstance(saved.get("objectives"), dict):
         objectives = saved["objectives"].items()
         changed["objectives"] = {
-            n: {"type": n, **own} if isinstance(own, dict) else own for n, own in objectives
+            name: {"type": name, **own} if isinstance(own, dict) else own for name, own in objectives
         }
     return changed
 
 
 def _sources_by_name(saved: Any) -> Any:
-    """Makes a mapping of a list of sources, and of what was told by their places."""
+    """Converts a list of sources, and everything ordered like it, into mappings."""
     data = saved.get("data") if isinstance(saved, dict) else None
     if not isinstance(data, dict) or not _is_list_of_named(data.get("sources")):
         return saved
@@ -59,7 +55,7 @@ def _sources_by_name(saved: Any) -> Any:
 
 
 def _change(change: Any, names: list[str]) -> Any:
-    """Names the weights of one change."""
+    """Converts the weights of one change to mappings."""
     if not isinstance(change, dict):
         return change
     named = {"weights": names, "kind_weights": _KINDS}
@@ -67,16 +63,14 @@ def _change(change: Any, names: list[str]) -> Any:
 
 
 def _by_name(weights: Any, names: Sequence[str]) -> Any:
-    """Turns one weight per name into a mapping."""
-    return (
-        dict(zip(names, weights, strict=True))
-        if isinstance(weights, list) and len(weights) == len(names)
-        else weights
-    )
+    """Converts a list of one weight per name into a mapping."""
+    if isinstance(weights, list) and len(weights) == len(names):
+        return dict(zip(names, weights, strict=True))
+    return weights
 
 
 def _is_list_of_named(sources: Any) -> bool:
-    """Tells whether `sources` are in the earlier form."""
+    """Returns whether `sources` has the earlier form."""
     return isinstance(sources, list) and all(
         isinstance(source, dict) and isinstance(source.get("name"), str) for source in sources
     )

@@ -1,4 +1,4 @@
-"""What a model family's configuration has; the family's own folder holds everything else about it."""
+"""The base configuration of model families; everything else about a family is in its own folder."""
 
 from __future__ import annotations
 
@@ -17,52 +17,48 @@ BUILT_IN = {
     "flava": "flava_ds.families.flava.config:FlavaConfig",
     "clip": "flava_ds.families.clip.config:ClipConfig",
 }
-"""The families that come with the package, by the tag that a configuration names them with."""
+"""The built-in families by their tag in a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyConfig(Variant, built_in=BUILT_IN):
-    """The model of a run. Each family derives its own frozen configuration, whose tag chooses it in JSON."""
+    """The model of a run. Each family derives its own frozen configuration, selected in JSON by its tag."""
 
     kinds: ClassVar[Mapping[str, str]]
-    """The kinds of step that the family knows, and what a sample of each holds: "image", "text" or "pair"."""
+    """The family's kinds of step, and the content of a sample of each: "image", "text" or "pair"."""
     folder: ClassVar[str | None] = None
-    """The package of the family, whose modules build a run from this: `task` has build_task(config), `plans`
-    plan(config, source) and `capabilities` offers(task, config). A family without one overrides the methods.
+    """The family's package: `task` defines build_task(config), `plans` plan(config, source), `capabilities`
+    offers(task, config). A family without a package overrides the methods of this class.
     """
     layouts: ClassVar[str | None] = None
-    """The module that writes and reads the family's models in the layouts of others (flava_ds/layouts.py);
-    None for none.
-    """
+    """Module that converts the family's models to and from other layouts (flava_ds/layouts.py), if any."""
 
     @property
     def max_tokens(self) -> int:
-        """The longest text that the model takes, special tokens included."""
+        """Maximum tokens of a text, special tokens included."""
         raise NotImplementedError
 
     @property
     def image_size(self) -> int:
-        """The edge of the pictures that the model takes, in pixels; 0 where it takes none."""
+        """Edge of the model's input images in pixels; 0 if it takes none."""
         raise NotImplementedError
 
     @property
     def num_patches(self) -> int:
-        """The patches of a picture, for each of which data may bring a code of the codebook; 0 for a model
-        without use for codes.
-        """
+        """Patches per image, each of which may have a stored code; 0 for a model without codes."""
         return 0
 
     def load_tokenizer(self, config: Any) -> Tokenizer:
-        """Loads the tokenizer of data.vocabulary. Raises: ConfigError when the model has no embedding for its
-        ids.
+        """Loads the tokenizer of data.vocabulary.
+
+        Raises: ConfigError when the model's embedding is too small for its ids.
         """
         raise NotImplementedError
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
-        """Returns what a trained model offers to an evaluation, and why it lacks the rest: protocol ->
-        reason.
+        """Returns what a trained model offers to evaluations, and why it lacks the rest: protocol -> reason.
 
-        The protocols are those of flava_ds/evaluation/protocols.py: vectors, log odds of pairs, and so on.
+        flava_ds/evaluation/protocols.py defines the protocols: vectors, log odds of pairs, and so on.
         """
         return self._module("capabilities").offers(task, config)
 
@@ -71,7 +67,7 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         return self._module("task").build_task(config)
 
     def plan(self, config: Any, source: Any) -> BatchPlan:
-        """Says what the batches of `source`, a SourceConfig of `config`, contain."""
+        """Returns the contents of the batches of `source`, a SourceConfig of `config`."""
         return self._module("plans").plan(config, source)
 
     def _module(self, name: str) -> Any:
@@ -80,12 +76,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         return importlib.import_module(f"{self.folder}.{name}")
 
     def shape_of(self, view: str) -> Any:
-        """Returns the configuration of the encoder that a view comes from: hidden_size, layer_norm_eps and so
-        on.
-        """
+        """Returns the configuration of the encoder behind a view: hidden_size, layer_norm_eps and so on."""
         raise NotImplementedError
 
     def check(self, config: Any) -> None:
-        """Raises ConfigError for settings of the model, or combinations with the rest of `config`, that
-        cannot work.
-        """
+        """Raises ConfigError for model settings that cannot work, alone or with the rest of `config`."""

@@ -1,6 +1,4 @@
-"""What the source says about each field of a dataclass: the string below it, as --help and the reference show
-it.
-"""
+"""Reads the docstrings of dataclass fields, the strings below them, for --help and the reference."""
 
 from __future__ import annotations
 
@@ -12,16 +10,15 @@ import textwrap
 
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
-    """Returns the string below each annotated field of `kind` and of its bases; a field that is annotated
-    again keeps the base's, unless it has one.
+    """Returns the string below each annotated field of `kind` and its bases.
 
-    A class whose source cannot be read has none.
+    A field that is annotated again without a string keeps the base's. A class without source has none.
     """
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:
             definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except (OSError, TypeError, SyntaxError):  # made at run time, built in, or only compiled
+        except (OSError, TypeError, SyntaxError):  # defined at run time, built in, or compiled only
             continue
         body = definition.body if isinstance(definition, ast.ClassDef) else []
         for node, below in zip(body, body[1:], strict=False):
@@ -35,6 +32,6 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def _text(node: ast.stmt) -> str | None:
-    """Returns the string that a statement is; None when it is anything else."""
+    """Returns the value of a statement that is only a string; None for anything else."""
     value = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
     return value if isinstance(value, str) else None

@@ -1,6 +1,4 @@
-"""What every objective's configuration has. The rest stands in the objective's own file under
-flava_ds/objectives/.
-"""
+"""The base configuration of objectives; the rest is in each objective's file under flava_ds/objectives/."""
 
 from __future__ import annotations
 
@@ -22,17 +20,17 @@ BUILT_IN = {
     "mmm_text": "flava_ds.objectives.masked_text:MultimodalMaskedTextConfig",
     "itm": "flava_ds.objectives.itm:ImageTextMatchingConfig",
 }
-"""The objectives that come with the package, by the tag that a configuration names them with."""
+"""The built-in objectives by their tag in a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Variant, built_in=BUILT_IN):
-    """One objective of a run. A weight of 0 removes it with its head and its forward pass."""
+    """One objective of a run. A weight of 0 removes it along with its head and its forward pass."""
 
     kinds: ClassVar[frozenset[str]]
     """The kinds of step that it takes part in."""
     title: ClassVar[str | None] = None
-    """What its charts are called; None for its name in the configuration."""
+    """Title of its charts; None takes its name in the configuration."""
     predicts_codes: ClassVar[bool] = False
     """Whether its targets are an image codebook's indices."""
 
@@ -41,29 +39,24 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     def build(self, config: Any) -> Any:
         """Builds the objective with its head for the model of `config`, a Config."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its objective is built")
+        raise NotImplementedError(f"{type(self).__name__} does not implement build")
 
     def classes(self, config: Any) -> int | None:
-        """Returns among how many classes each of its predictions chooses, which says what guessing costs;
-        None where the number is not fixed.
-        """
+        """Returns the classes per prediction, from which the loss of guessing follows; None if it varies."""
         return None
 
     def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
-        """Returns what adds the objective's own tensors to the batches of `source`, a SourceConfig of
-        `config`.
+        """Returns the corruptions that add the objective's own tensors to the batches of `source`.
 
-        What several objectives share, such as the masks of FLAVA's masked views, is part of the family's
-        plan.
+        `source` is a SourceConfig of `config`. Corruptions that several objectives share, such as the masks
+        of FLAVA's masked views, belong to the family's plan.
         """
         return ()
 
     def check(self, where: str, config: Any) -> None:
-        """Raises ConfigError for settings that cannot work in `config`; `where` is the objective's place, for
-        messages.
-        """
+        """Raises ConfigError for settings that cannot work in `config`; `where` names the objective."""
 
 
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
-    """Returns the objectives of positive weight."""
+    """Returns the objectives with a positive weight."""
     return {name: objective for name, objective in objectives.items() if objective.weight > 0}

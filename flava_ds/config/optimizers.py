@@ -1,6 +1,4 @@
-"""What every optimizer's configuration has; the rest stands in the optimizer's own file under
-flava_ds/optimizers/.
-"""
+"""The base configuration of optimizers; the rest is in each optimizer's file under flava_ds/optimizers/."""
 
 from __future__ import annotations
 
@@ -14,32 +12,33 @@ if TYPE_CHECKING:
     import torch
 
 Beta = Annotated[float, Range(0, 1, open_most=True)]
-"""What a moving average keeps at each update."""
+"""Decay rate of a moving average per update."""
 
 BUILT_IN = {"adamw": "flava_ds.optimizers.adamw:AdamWConfig", "lion": "flava_ds.optimizers.lion:LionConfig"}
-"""The optimizers that come with the package, by the tag that a configuration names them with."""
+"""The built-in optimizers by their tag in a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Variant, built_in=BUILT_IN):
-    """How weights follow gradients."""
+    """How gradients update the weights."""
 
     lr: Annotated[float, AtLeast(0), AtMost(10)] = 1e-3
-    """The largest learning rate of the schedule."""
+    """Peak learning rate of the schedule."""
     weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 0.1
-    """Share of the weights that an update subtracts, times the learning rate."""
+    """Share of the weights that each update subtracts, times the learning rate."""
     decay_norm_and_bias: bool = True
-    """The paper names no exclusion; False exempts biases, LayerNorm, embedding tables of position, CLS and
-    mask tokens and the logit scale.
+    """Apply weight decay to all parameters, as the paper names no exclusion; otherwise it excludes biases,
+    LayerNorm, position embeddings, CLS and mask tokens and the logit scale.
     """
 
     @property
     def label(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         return str(self.type)
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Builds the optimizer, a torch.optim.Optimizer with `Gated` mixed in, for groups of
-        `parameter_groups`.
+        """Builds the optimizer for the groups of `parameter_groups`.
+
+        Returns a torch.optim.Optimizer with `Gated` mixed in.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how its optimizer is built")
+        raise NotImplementedError(f"{type(self).__name__} does not implement build")

@@ -1,5 +1,6 @@
-"""The configuration as command-line options: `--optimizer.lr 3e-4` sets a field, `--optimizer lion` exchanges
-a variant. Strict, as JSON is.
+"""The configuration as command-line options, strict like JSON.
+
+`--optimizer.lr 3e-4` sets a field, `--optimizer lion` selects a variant.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ Settings = TypeVar("Settings")
 
 
 def option_names(node: Any) -> Iterator[str]:
-    """Yields every option of a configuration, e.g. 'training.total-steps' and 'optimizer'; switches also in
-    their 'no-' form.
-    """
+    """Yields every option, e.g. 'training.total-steps' and 'optimizer'; booleans also with a 'no-' prefix."""
     for place in places(node):
         yield place.option
         if isinstance(place.value, bool):
@@ -36,13 +35,11 @@ def option_names(node: Any) -> Iterator[str]:
 def override(
     default: Settings, words: list[str], prog: str = "flava-ds train RECIPE", beside: Iterable[str] = ()
 ) -> Settings:
-    """Returns `default` with command-line options such as ['--optimizer.lr', '3e-4'] applied; prints the list
-    of them for --help.
+    """Returns `default` with options such as ['--optimizer.lr', '3e-4'] applied; prints all for --help.
 
-    `beside` names the options that the command itself takes, so that one of them can be what a mistyped
-    option meant.
+    `beside` are the command's own options, which suggestions for a misspelled option include.
 
-    Raises: ConfigError on an unknown option, or on a value that does not fit.
+    Raises: ConfigError for an unknown option or an invalid value.
     """
     default, words = switch_variants(default, words)
     check_option_names(default, words, beside)
@@ -50,8 +47,9 @@ def override(
 
 
 def switch_variants(default: Settings, words: list[str]) -> tuple[Settings, list[str]]:
-    """Carries out the words that exchange a variant, such as ['--optimizer', 'lion'], outer ones first;
-    returns the others as well.
+    """Applies options that select a variant, such as ['--optimizer', 'lion'], outer ones first.
+
+    Returns the new configuration and the remaining words.
 
     Raises: ConfigError when no variant follows, or an unknown one.
     """
@@ -76,23 +74,22 @@ def switch_variants(default: Settings, words: list[str]) -> tuple[Settings, list
 
 
 def _variant(place: Place, tag: str) -> Variant | None:
-    """Returns what stands at `place` after `--option tag`."""
+    """Returns the new value of `place` after `--option tag`."""
     label = f"--{place.option}"
     if not tag or tag.startswith("-"):
         raise ConfigError(f"{label} needs one of {', '.join(place.choices())} after it")
     if tag not in place.choices():
-        raise ConfigError(
-            f"{label} {tag!r} is none of {', '.join(place.choices())}{did_you_mean(tag, place.choices())}"
-        )
-    assert place.base is not None  # switch_variants asks for positions of variants alone
+        hint = did_you_mean(tag, place.choices())
+        raise ConfigError(f"{label} {tag!r} is none of {', '.join(place.choices())}{hint}")
+    assert place.base is not None  # switch_variants only passes positions of variants
     return None if tag == NONE else switched(place.value, find(place.base, tag, label), label)
 
 
 def _replace(node: Any, path: tuple[str | int, ...], value: Any) -> Any:
-    """Returns a copy of `node` with another value at `path`."""
+    """Returns a copy of `node` with `value` at `path`."""
     if not path:
         return value
-    name: Any = path[0]  # a field's name, a mapping's key or a number
+    name: Any = path[0]  # a field name, a mapping key or a tuple index
     below = path[1:]
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return dataclasses.replace(node, **{name: _replace(getattr(node, name), below, value)})
@@ -102,9 +99,7 @@ def _replace(node: Any, path: tuple[str | int, ...], value: Any) -> Any:
 
 
 def check_option_names(default: Any, words: list[str], beside: Iterable[str] = ()) -> None:
-    """Raises ConfigError with a suggestion, one of `beside` included, for the first option that the
-    configuration does not have.
-    """
+    """Raises ConfigError for the first unknown option, suggesting one of the configuration or of `beside`."""
     known = {"help", *option_names(default)}
     for argument in words:
         if argument == "-h" or not argument.startswith("--"):
@@ -115,27 +110,22 @@ def check_option_names(default: Any, words: list[str], beside: Iterable[str] = (
 
 
 def suggest(name: str, known: set[str]) -> str:
-    """Returns '; did you mean ...?': the same last word elsewhere in the tree first, then the nearest
-    spelling.
-    """
+    """Returns '; did you mean ...?': an option with the same last word first, then the closest spelling."""
     dashed = name.replace("_", "-")
-    same_leaf = sorted(
-        (option for option in known if option.rsplit(".", 1)[-1] == dashed.rsplit(".", 1)[-1]), key=len
-    )
+    leaf = dashed.rsplit(".", 1)[-1]
+    same_leaf = sorted((option for option in known if option.rsplit(".", 1)[-1] == leaf), key=len)
     if same_leaf:
         return f"; did you mean '--{same_leaf[0]}'?"
-    return (
-        did_you_mean(f"--{dashed}", [f"--{option}" for option in sorted(known)])
-        or "; see `flava-ds config RECIPE` for all of them"
-    )
+    closest = did_you_mean(f"--{dashed}", [f"--{option}" for option in sorted(known)])
+    return closest or "; see `flava-ds config RECIPE` for all of them"
 
 
 def _parse(default: Settings, words: list[str], prog: str) -> Settings:
-    """Applies options to a dataclass through tyro, and prints the list of all options for --help.
+    """Applies options to a dataclass through tyro; prints all options for --help.
 
     Raises: ConfigError with tyro's complaint on one line.
     """
-    import tyro  # here, because the list of recipes must not cost it
+    import tyro  # here, because listing the recipes should not pay for it
 
     complaint = io.StringIO()
     try:
@@ -146,7 +136,7 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
                 args=words,
                 prog=prog,
                 description=describe_variants(default),
-                # an optional section has the options of what stands there
+                # an optional section has the options of its current value
                 config=(tyro.conf.AvoidSubcommands,),
                 registry=_described_fields(),
             )
@@ -157,7 +147,7 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
 
 
 def _described_fields() -> Any:
-    """Returns what has tyro show each field's meaning and bounds."""
+    """Returns a tyro registry that adds each field's meaning and bounds to --help."""
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
     registry = ConstructorRegistry()
@@ -184,29 +174,22 @@ def _described_fields() -> Any:
 
 
 def describe_variants(default: Any) -> str:
-    """Says in the help what is configured, which sections can be exchanged, and what a new one keeps."""
+    """Describes the configuration, its exchangeable sections, and what a new variant keeps, for --help."""
     lines = [
         f"--{place.option} {{{','.join(place.choices())}}}"
         for place in places(default)
         if place.base is not None
     ]
     rule = (
-        "Sections that can be exchanged as a whole. The new one has its own defaults, and keeps the fields "
-        "of the same name and type that had "
-        "been set to something else than the old one's default:"
+        "Sections that can be exchanged as a whole. The new variant has its own defaults, but keeps every "
+        "field of the same name and type that had been changed from its default:"
     )
     return "\n".join([inspect.getdoc(default) or "", *(["", rule, *lines] if lines else [])])
 
 
 def _one_line(box: str) -> str:
-    """Flattens tyro's framed message to its first paragraph; the title, on the upper edge of the frame,
-    repeats it.
-    """
-    body = re.split(
-        r"^│ ?─{3,}.*$",
-        re.sub(r"^╭.*$", "", box, count=1, flags=re.MULTILINE),
-        maxsplit=1,
-        flags=re.MULTILINE,
-    )[0]
+    """Flattens tyro's framed message to its first paragraph, without the title, which repeats it."""
+    untitled = re.sub(r"^╭.*$", "", box, count=1, flags=re.MULTILINE)
+    body = re.split(r"^│ ?─{3,}.*$", untitled, maxsplit=1, flags=re.MULTILINE)[0]
     words = re.sub(r"[╭╮╰╯│─]+", " ", body).split()
     return " ".join(words) or "the options could not be read; see --help"

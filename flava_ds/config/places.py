@@ -1,6 +1,4 @@
-"""Walks the values of a configuration: each field with its name, its annotation and, for a section, the
-variants that may stand there.
-"""
+"""Walks a configuration: each field with its name and annotation, each section with its variants."""
 
 from __future__ import annotations
 
@@ -14,37 +12,35 @@ from flava_ds.config.variants import NONE, Variant, choices, is_position
 
 
 class Place(NamedTuple):
-    """A value in the tree that can be set or exchanged."""
+    """A settable value, or a section whose variant can be exchanged."""
 
     path: tuple[str | int, ...]
-    """The fields, keys and positions that lead to it."""
+    """Field names, mapping keys and tuple indices from the root."""
     hint: Any
-    """Its annotation, bounds included."""
+    """The annotation, bounds included."""
     base: type[Variant] | None
-    """The base of the variants that may stand there; None for a field."""
+    """Base class of the possible variants; None for a field."""
     optional: bool
-    """Whether it may be empty (None)."""
+    """Whether it can be None."""
     value: Any
 
     @property
     def name(self) -> str:
-        """Its name in messages and JSON, e.g. 'data.shuffle_block_size'."""
+        """The name in messages and JSON, e.g. 'data.shuffle_block_size'."""
         return ".".join(map(str, self.path))
 
     @property
     def option(self) -> str:
-        """Its name on the command line without the dashes in front, e.g. 'data.shuffle-block-size'."""
+        """The name on the command line without leading dashes, e.g. 'data.shuffle-block-size'."""
         return self.name.replace("_", "-")
 
     def choices(self) -> list[str]:
-        """Lists what the command line may put there."""
+        """Lists the variants that the command line accepts here."""
         return [*choices(self.base), *([NONE] if self.optional else [])] if self.base else []
 
 
 def places(node: Any, hint: Any = None, path: tuple[str | int, ...] = ()) -> Iterator[Place]:
-    """Yields every field under a configuration, and every position of a variant before the fields of that
-    variant.
-    """
+    """Yields every field of a configuration; a variant's position comes before the variant's fields."""
     parts = alternatives(hint)
     base = next((part for part in parts if is_position(part)), None)
     entries = _entries(node, parts)
@@ -60,25 +56,25 @@ def plain(hint: Any) -> Any:
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Returns the members of a union, or the one annotation that there is."""
+    """Returns the members of a union, or the annotation itself."""
     hint = plain(hint)
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def is_section(hint: Any) -> bool:
-    """Says whether an annotation asks for a dataclass or a variant, or for none."""
+    """Returns whether an annotation is a dataclass or variant, possibly optional."""
     return any(dataclasses.is_dataclass(part) or is_position(part) for part in alternatives(hint))
 
 
 def _entries(node: Any, parts: tuple[Any, ...]) -> list[tuple[str | int, Any, Any]] | None:
-    """Lists name, annotation and value of what a section, a mapping or a tuple of sections holds; None for
-    what is one value.
+    """Lists name, annotation and value of the entries of a section, mapping or tuple of sections.
+
+    None for a plain value.
     """
     if dataclasses.is_dataclass(node):
         hints = typing.get_type_hints(type(node), include_extras=True)
-        return [
-            (field.name, hints[field.name], getattr(node, field.name)) for field in dataclasses.fields(node)
-        ]
+        names = [field.name for field in dataclasses.fields(node)]
+        return [(name, hints[name], getattr(node, name)) for name in names]
     inner = typing.get_args(plain(parts[0]))
     if isinstance(node, Mapping) and len(parts) == 1 and inner and (node or is_section(inner[1])):
         return [(name, inner[1], value) for name, value in node.items()]

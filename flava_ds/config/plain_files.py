@@ -1,7 +1,7 @@
-"""The one way in which files of others are opened, and JSON of others is read: with limits.
+"""Opens untrusted files and parses untrusted JSON, with limits.
 
-A FIFO or a device in the place of a file would hold a command for ever or do something; JSON without an end
-would fill the memory.
+A FIFO or device in place of a file could block a command forever or trigger an action; endless JSON would
+fill the memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def open_regular(path: Path) -> int:
 
     Raises: OSError when there is none, or when it is a FIFO, a device, a socket or a folder.
     """
-    # before it is opened: that alone may do something to a device
+    # check before opening, because merely opening a device can have effects
     _refuse_irregular(os.stat(path).st_mode, path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        _refuse_irregular(os.fstat(descriptor).st_mode, path)  # it may have been exchanged in between
+        _refuse_irregular(os.fstat(descriptor).st_mode, path)  # it may have been replaced in between
     except OSError:
         os.close(descriptor)
         raise
@@ -34,17 +34,17 @@ def open_regular(path: Path) -> int:
 
 
 def _refuse_irregular(mode: int, path: Path) -> None:
-    """Raises OSError for what is no regular file."""
+    """Raises OSError for anything but a regular file."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
 
 
 def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Returns a whole file of at most `most` bytes.
+    """Returns the contents of a file of at most `most` bytes.
 
-    Raises: OSError when it cannot be opened, is no regular file, or is longer.
+    Raises: OSError when it cannot be opened, is not a regular file, or is longer.
     """
     with open(open_regular(path), "rb") as file:
         data = file.read(most + 1)
@@ -54,9 +54,9 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def loads(text: str | bytes) -> Any:
-    """Reads JSON.
+    """Parses JSON.
 
-    Raises: ValueError where it is none, is nested too deeply, or has a key twice in one object: the first
+    Raises: ValueError when it is invalid, nested too deeply, or repeats a key in one object: the first value
     would be lost.
     """
     try:
@@ -66,7 +66,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes an object of its pairs."""
+    """Builds an object, rejecting repeated keys."""
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()

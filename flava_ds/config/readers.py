@@ -1,6 +1,4 @@
-"""What the configuration of a kind of source has that is none of the package's: samples that lie in no shards
-of ours.
-"""
+"""The base configuration of custom readers: sources whose samples are not in the package's shards."""
 
 from __future__ import annotations
 
@@ -15,12 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderConfig(Variant):
-    """Another way to samples. A variant is defined where its source is."""
+    """A custom reader. A variant is defined next to its source."""
 
     def build(self, config: Any, name: str) -> Source:
-        """Builds the source `name` of `config`, a Config, in the trainer's process; see
-        flava_ds/data/sources.py.
+        """Builds source `name` of `config`, a Config, in the trainer's process; see flava_ds/data/sources.py.
 
-        Raises: DataError or ConfigError when it cannot serve.
+        Raises: DataError or ConfigError when it cannot be used.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how its source is built")
+        raise NotImplementedError(f"{type(self).__name__} does not implement build")

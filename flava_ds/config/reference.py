@@ -1,6 +1,4 @@
-"""The reference of the configuration as Markdown: every field of every section and variant, taken from the
-dataclasses themselves.
-"""
+"""The configuration reference as Markdown: every field of every section and variant, from the dataclasses."""
 
 from __future__ import annotations
 
@@ -18,23 +16,26 @@ from flava_ds.config.variants import choices, default_of, find, is_position
 
 PACKAGE = "flava_ds."
 UNITS = {
-    **{
-        "s": "s",
-        "minutes": "min",
-        "mib": "MiB",
-        "gib": "GiB",
-        "bytes": "bytes",
-        "pixels": "pixels",
-        "degrees": "degrees",
-    },
-    **{"steps": "steps", "step": "step", "every": "steps", "tokens": "tokens", "batch_size": "samples"},
+    "s": "s",
+    "minutes": "min",
+    "mib": "MiB",
+    "gib": "GiB",
+    "bytes": "bytes",
+    "pixels": "pixels",
+    "degrees": "degrees",
+    "steps": "steps",
+    "step": "step",
+    "every": "steps",
+    "tokens": "tokens",
+    "batch_size": "samples",
 }
-"""What the endings of fields' names say."""
+"""Units by the last words of a field's name."""
 
 
 def reference(own_variants: bool = True) -> str:
-    """Returns a table for every section of Config, and for every variant that may stand there; without
-    `own_variants`, the package's alone.
+    """Returns a table for every section of Config and every variant.
+
+    Without `own_variants`, only the package's variants.
     """
     return markdown(Config, own_variants)
 
@@ -47,9 +48,7 @@ def markdown(tree: type, own_variants: bool = True) -> str:
 def _sections(
     kind: type, name: str, tag: str, own_variants: bool, seen: set[tuple[type, str]]
 ) -> Iterator[str]:
-    """Yields the table of a section's own fields, then those of the sections under it; what several variants
-    have in one place, once.
-    """
+    """Yields the table of a section's own fields, then those of its subsections; shared ones only once."""
     hints, meanings = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
     fields = dataclasses.fields(kind)
     title = f"`{name}`" if name else "The run"
@@ -64,11 +63,8 @@ def _sections(
         " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()),
     ]
     if rows:
-        parts.append(
-            "\n".join(
-                ["| field | type | unit | default | bounds | meaning |", "|---|---|---|---|---|---|", *rows]
-            )
-        )
+        heading = ["| field | type | unit | default | bounds | meaning |", "|---|---|---|---|---|---|"]
+        parts.append("\n".join([*heading, *rows]))
     yield "\n\n".join(parts)
     for field in fields:
         if field.name not in below:
@@ -82,9 +78,7 @@ def _sections(
 
 
 def _below(hint: Any) -> tuple[type, str] | None:
-    """Returns the section that an annotation asks for, and how the name of one goes on in a mapping or tuple;
-    None for a field.
-    """
+    """Returns an annotation's section and the suffix of its name in a mapping or tuple; None for a field."""
     for part in map(plain, alternatives(hint)):
         arguments = typing.get_args(part)
         if is_section(part):
@@ -97,36 +91,31 @@ def _below(hint: Any) -> tuple[type, str] | None:
 
 
 def _kinds(section: type, own_variants: bool) -> list[tuple[type, str]]:
-    """Lists what may stand in a section, with its tag where there is one; a position whose variants are all
-    of users' own is shown by its base.
+    """Lists the classes that a section can have, with their tags.
+
+    A position without built-in variants is represented by its base.
     """
     if not is_position(section):
         return [(section, "")]
     known = [(find(section, tag, section.__name__), tag) for tag in choices(section)]
-    return [(kind, tag) for kind, tag in known if own_variants or kind.__module__.startswith(PACKAGE)] or [
-        (section, "")
-    ]
+    kinds = [(kind, tag) for kind, tag in known if own_variants or kind.__module__.startswith(PACKAGE)]
+    return kinds or [(section, "")]
 
 
 def _row(field: dataclasses.Field, hint: Any, meanings: Mapping[str, str], section: str) -> str:
-    """Returns a field's line of the table."""
+    """Returns a field's row of the table."""
     name = f"{section}.{field.name}" if section else field.name
     default = default_of(field)
     shown = "required" if default is dataclasses.MISSING else f"`{_spelled(default)}`"
-    bounds = (
-        described(hint)
-        .replace("It must ", "")
-        .replace(" must", "")
-        .replace("be ", "")
-        .replace("lie ", "")
-        .rstrip(".")
-    )
+    bounds = described(hint).rstrip(".")
+    for words in ("It must ", " must", "be ", "lie "):
+        bounds = bounds.replace(words, "")
     cells = [f"`{name}`", type_name(hint), unit_of(field.name), shown, bounds, meanings.get(field.name, "")]
     return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
 
 
 def _escaped(cell: str) -> str:
-    """Keeps | and * of a cell from meaning something in Markdown, outside of code."""
+    """Escapes | and * for Markdown, except inside code."""
     return "`".join(
         part if number % 2 else part.replace("|", r"\|").replace("*", r"\*")
         for number, part in enumerate(cell.split("`"))
@@ -134,35 +123,33 @@ def _escaped(cell: str) -> str:
 
 
 def unit_of(name: str) -> str:
-    """Returns the unit that a field's name ends with, as those of the configuration do."""
+    """Returns the unit that a field's name implies."""
     return next((unit for ending, unit in UNITS.items() if name == ending or name.endswith(f"_{ending}")), "")
 
 
 def type_name(hint: Any) -> str:
-    """Names an annotation's type for a reader, e.g. '2 x float' or 'int or none'."""
+    """Formats an annotation's type for readers, e.g. '2 x float' or 'int or none'."""
     parts = [plain(part) for part in alternatives(hint)]
     words = [_one_type(part) for part in parts if part is not type(None)]
     return " or ".join([*words, *(["none"] if type(None) in parts else [])])
 
 
 def _one_type(hint: Any) -> str:
-    """Names a type that is no union."""
+    """Formats a type other than a union."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
-        return (
-            f"list of {type_name(arguments[0])}"
-            if Ellipsis in arguments
-            else f"{len(arguments)} x {type_name(arguments[0])}"
-        )
+        if Ellipsis in arguments:
+            return f"list of {type_name(arguments[0])}"
+        return f"{len(arguments)} x {type_name(arguments[0])}"
     if origin in (dict, Mapping):
         return f"{type_name(arguments[1])} by name"
     return hint.__name__
 
 
 def _spelled(value: Any) -> str:
-    """Spells a default as the command line takes it."""
+    """Formats a default as the command line takes it."""
     if isinstance(value, tuple):
         return " ".join(map(_spelled, value)) or "none"
     if isinstance(value, Mapping):

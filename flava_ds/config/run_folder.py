@@ -1,8 +1,6 @@
-"""Where a run may write: in one folder below logging.run_directory, and in one of the same name below
-checkpoint.directory.
+"""Checks where a run may write: one folder below logging.run_directory, and one below checkpoint.directory.
 
-A name comes from a command line or from a config.json that somebody else wrote, and must not lead out of
-either.
+The name may come from somebody else's config.json and must not lead out of either.
 """
 
 from __future__ import annotations
@@ -15,19 +13,17 @@ if TYPE_CHECKING:
     from flava_ds.config.tree import Config
 
 MOST_BYTES = 200
-"""Of one part of a name: file systems take 255, and names of files are made of it."""
+"""Maximum length of one part of a name: file systems allow 255, and file names are derived from it."""
 
 
 def check_run_folder(config: Config) -> None:
-    """Raises ConfigError for a name that leads out of the folder of the runs, or that no file system takes,
-    and for an empty folder.
-    """
+    """Raises ConfigError for a name that leaves the runs' folder or is invalid, and for an empty folder."""
     _check_text("name", config.name)
     for part in config.name.split("/"):
         if part in ("", ".", ".."):
             raise ConfigError(
                 f"name is {config.name!r:.200}; give the name of the run's folder below "
-                "logging.run_directory, without '..' and not absolute"
+                "logging.run_directory: relative, and without '..'"
             )
         if len(part.encode()) > MOST_BYTES:
             raise ConfigError(f"name has a part of {len(part.encode())} bytes; use at most {MOST_BYTES}")
@@ -46,10 +42,10 @@ def check_run_folder(config: Config) -> None:
 
 
 def _check_text(field: str, text: str) -> None:
-    """Raises ConfigError for characters that no file name has, and for those that spoil a line of the log."""
+    """Raises ConfigError for characters that a file name cannot have, or that would garble a log line."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{field} is {text!r:.200}, which is no UTF-8") from error
+        raise ConfigError(f"{field} is {text!r:.200}, which is not valid UTF-8") from error
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ConfigError(f"{field} is {text!r:.200}; control characters and line ends cannot stand in it")
+        raise ConfigError(f"{field} is {text!r:.200}; it cannot contain control characters or line breaks")

@@ -1,6 +1,4 @@
-"""Schedules of the learning rate, as pure functions of the step: ranks agree by arithmetic and resuming needs
-no state.
-"""
+"""Learning rate schedules as pure functions of the step: ranks need not communicate, resuming no state."""
 
 from __future__ import annotations
 
@@ -15,29 +13,23 @@ from flava_ds.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Variant):
-    """Linear warm-up, then what the variant says up to training.total_steps."""
+    """Linear warm-up, then the variant's schedule up to training.total_steps."""
 
     warmup_steps: Steps = 10_000
-    """Optimizer steps over which the learning rate grows to optimizer.lr, by equal parts; the first one
-    already has a part.
-    """
+    """Optimizer steps of linear warm-up to optimizer.lr; the first step already has a part of it."""
 
     def learning_rate(self, step: int, peak: float, total_steps: int) -> float:
-        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, whose largest is
-        `peak`.
-        """
+        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, at most `peak`."""
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
         return self.after_warmup(step, peak, total_steps)
 
     def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
         """Returns the learning rate of an update from `warmup_steps` on."""
-        raise NotImplementedError(
-            f"{type(self).__name__} does not say how the learning rate goes on after the warm-up"
-        )
+        raise NotImplementedError(f"{type(self).__name__} does not implement after_warmup")
 
     def check(self, peak: float, total_steps: int) -> None:
-        """Raises ConfigError for what the run's other settings rule out."""
+        """Raises ConfigError for conflicts with the run's other settings."""
         if self.warmup_steps > total_steps:
             raise ConfigError(
                 f"schedule.warmup_steps {self.warmup_steps} exceeds training.total_steps {total_steps}"
@@ -46,7 +38,7 @@ class ScheduleConfig(Variant):
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantScheduleConfig(ScheduleConfig, type="constant"):
-    """Warm-up, then optimizer.lr to the end."""
+    """Warm-up, then optimizer.lr until the end."""
 
     def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
         """Returns the peak."""
@@ -55,27 +47,27 @@ class ConstantScheduleConfig(ScheduleConfig, type="constant"):
 
 @dataclass(frozen=True, kw_only=True)
 class FallingScheduleConfig(ScheduleConfig):
-    """What the schedules have that come down to a smallest learning rate; no variant itself."""
+    """Base of the schedules that fall to a minimum learning rate; not a variant itself."""
 
     min_lr: Annotated[float, AtLeast(0), AtMost(10)] = 0.0
     """Learning rate at training.total_steps, one step after the last update."""
 
     def fall_begins(self, total_steps: int) -> int:
-        """Returns the step at which the learning rate begins to fall."""
+        """Returns the step at which the learning rate starts to fall."""
         return self.warmup_steps
 
     def height(self, progress: float) -> float:
-        """Returns how much of the way from min_lr up to the peak is left after a share of the fall."""
+        """Returns where the learning rate is between min_lr (0) and peak (1) after a share of the fall."""
         return 1.0 - progress
 
     def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
-        """Stays at the peak until the fall begins, then comes down."""
+        """Stays at the peak until the fall begins, then falls to min_lr."""
         begin = self.fall_begins(total_steps)
         progress = min(1.0, max(0, step - begin) / max(1, total_steps - begin))
         return self.min_lr + (peak - self.min_lr) * self.height(progress)
 
     def check(self, peak: float, total_steps: int) -> None:
-        """Raises ConfigError for what the run's other settings rule out."""
+        """Raises ConfigError for conflicts with the run's other settings."""
         super().check(peak, total_steps)
         if self.min_lr > peak:
             raise ConfigError(
@@ -95,14 +87,12 @@ class CosineScheduleConfig(FallingScheduleConfig, type="cosine"):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScheduleConfig(FallingScheduleConfig, type="linear"):
-    """Warm-up, then a straight line down to min_lr (BERT)."""
+    """Warm-up, then linear decay to min_lr (BERT)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecayConfig(FallingScheduleConfig, type="wsd"):
-    """Warm-up, optimizer.lr for most of the run, then a straight line down to min_lr: a run can be prolonged
-    from before its cool-down.
-    """
+    """Warm-up, a long plateau at optimizer.lr, then linear decay; runs can be extended from the plateau."""
 
     cooldown_share: Annotated[float, Between(0, 1)] = 0.2
     """Share of training.total_steps, at the end, over which the learning rate falls."""
@@ -112,12 +102,11 @@ class WarmupStableDecayConfig(FallingScheduleConfig, type="wsd"):
         return total_steps - round(self.cooldown_share * total_steps)
 
     def check(self, peak: float, total_steps: int) -> None:
-        """Raises ConfigError for what the run's other settings rule out."""
+        """Raises ConfigError for conflicts with the run's other settings."""
         super().check(peak, total_steps)
         if self.warmup_steps > self.fall_begins(total_steps):
             raise ConfigError(
-                f"schedule.warmup_steps {self.warmup_steps} reaches into the cool-down, which begins at "
-                f"step {self.fall_begins(total_steps)} "
-                f"(schedule.cooldown_share {self.cooldown_share:g} of {total_steps}); make one of them "
-                "smaller"
+                f"schedule.warmup_steps {self.warmup_steps} overlaps the cool-down, which begins at step "
+                f"{self.fall_begins(total_steps)} (schedule.cooldown_share {self.cooldown_share:g} of "
+                f"{total_steps}); reduce one of them"
             )

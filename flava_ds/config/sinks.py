@@ -1,6 +1,4 @@
-"""What the configuration of a place for log records has; the package's own places have switches in
-LoggingConfig.
-"""
+"""The base configuration of custom log sinks; LoggingConfig has switches for the built-in ones."""
 
 from __future__ import annotations
 
@@ -15,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SinkConfig(Variant):
-    """Another place for the records of the log. A variant is defined where its sink is."""
+    """A custom destination for log records. A variant is defined next to its sink."""
 
     def check(self, where: str, config: Any) -> None:
-        """Raises ConfigError for what cannot work, such as a package that is missing; `where` is its place,
-        for messages.
-        """
+        """Raises ConfigError for problems such as a missing package; `where` names the sink."""
 
     def open(self, config: Any, description: dict[str, Any], first_step: int) -> Sink:
-        """Opens it on rank 0 for the run of `config`, a Config, which begins or goes on at `first_step`;
-        `description` is the header of log.jsonl."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its sink is opened")
+        """Opens the sink on rank 0 for the run of `config`, a Config, that starts or resumes at `first_step`.
+
+        `description` is the header of log.jsonl.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement open")

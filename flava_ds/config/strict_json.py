@@ -1,6 +1,4 @@
-"""Dataclasses to JSON types and back, strictly: an unknown key is an error with a suggestion.
-`flava_ds.config` offers these as its own.
-"""
+"""Converts dataclasses to JSON types and back, strictly: an unknown key is an error with a suggestion."""
 
 from __future__ import annotations
 
@@ -16,29 +14,25 @@ from flava_ds.errors import ConfigError, did_you_mean
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Converts a configuration dataclass into plain JSON types; of a position with variants, the key 'type'
-    comes first.
-    """
+    """Converts a configuration dataclass to plain JSON types; a variant's key 'type' comes first."""
     return json.loads(json.dumps(_plain(config)))
 
 
 def _plain(value: Any) -> Any:
-    """Turns dataclasses into objects, at any depth."""
+    """Converts dataclasses to objects at any depth."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tagged = {"type": tag_of(value)} if isinstance(value, Variant) else {}
-        return tagged | {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        fields = dataclasses.fields(value)
+        return tagged | {field.name: _plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
-    """Builds dataclass `kind`, or the variant of it that the key 'type' names, from plain types, strictly.
+    """Builds dataclass `kind`, or the variant that the key 'type' names, from plain types, strictly.
 
-    Raises: ConfigError for a key that is unknown, with a suggestion, or missing, and for a value of another
-    type.
+    Raises: ConfigError for an unknown key (with a suggestion), a missing key, or a value of another type.
     """
     if not isinstance(data, dict):
         raise ConfigError(
@@ -55,10 +49,8 @@ def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
             f"{where}type",
             otherwise="; if code of your own defines it, add --plugin FILE.py",
         )
-    hints, fields = (
-        typing.get_type_hints(kind, include_extras=True),
-        {field.name: field for field in dataclasses.fields(kind)},
-    )
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = [key for key in data if key not in fields]
     if unknown:
         raise ConfigError(f"unknown key '{where}{unknown[0]}'{did_you_mean(unknown[0], fields)}")
@@ -73,8 +65,7 @@ def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """Turns a JSON value into what a field's annotation asks for; `where` is the field's name with a dot
-    behind it.
+    """Converts a JSON value to the type of a field's annotation; `where` is the field's name plus a dot.
 
     Raises: ConfigError for a value of another type.
     """
@@ -99,24 +90,20 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(
-                f"{name} is a number of {len(str(value))} digits, more than a float holds"
-            ) from None
+            digits = len(str(value))
+            raise ConfigError(f"{name} has {digits} digits, too many for a float") from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name} is {value!r}; expected {hint.__name__}")
     return value
 
 
 def _convert_entries(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """Turns a list into a tuple whose entries have the annotations `hints`, or all the first one where `...`
-    follows it.
-    """
+    """Converts a list to a tuple with the annotations `hints`; `...` repeats the first one."""
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected a list")
     if Ellipsis in hints:
         hints = hints[:1] * len(value)
     if len(hints) != len(value):
         raise ConfigError(f"{where.rstrip('.')} is {value!r:.60}; expected {len(hints)} values")
-    return tuple(
-        convert(hint, entry, f"{where}{i}.") for i, (hint, entry) in enumerate(zip(hints, value, strict=True))
-    )
+    pairs = enumerate(zip(hints, value, strict=True))
+    return tuple(convert(hint, entry, f"{where}{i}.") for i, (hint, entry) in pairs)

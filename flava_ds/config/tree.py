@@ -1,5 +1,6 @@
-"""The whole configuration tree: frozen dataclasses, cross-field checks, JSON in and out. Imports the standard
-library only, so that --help is quick.
+"""The configuration tree: frozen dataclasses, cross-field checks, JSON in and out.
+
+Imports only the standard library, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -28,127 +29,124 @@ from flava_ds.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Length, batch and numerics of a run."""
+    """Length, batch size and numerics of a run."""
 
     total_steps: Annotated[int, AtLeast(1), AtMost(10**9)] = 214_286
     """Optimizer updates over all sources."""
     global_batch_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 8192
-    """Samples of one optimizer step over all ranks; micro_batch_size = global_batch_size / (world size *
+    """Samples per optimizer step over all ranks; the micro-batch is global_batch_size / (world size *
     gradient_accumulation_steps).
     """
     gradient_accumulation_steps: Annotated[int, AtLeast(1), AtMost(2**16)] = 1
-    """Micro-steps whose gradients one optimizer step adds up."""
+    """Micro-steps whose gradients are summed for one optimizer step."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Of activations and gradients; weights and moments that the optimizer moves are fp32 always."""
+    """Of activations and gradients; the weights and moments of the optimizer are always fp32."""
     activation_checkpointing: bool = False
-    """Compute the encoders' activations again in the backward pass instead of keeping them."""
+    """Recompute the encoders' activations in the backward pass instead of keeping them."""
     gradient_clipping: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
-    """Largest global norm; 0 clips nothing."""
+    """Maximum global norm of the gradients; 0 disables clipping."""
     idle_parameters: Literal["frozen", "zeros"] = "frozen"
-    """What an update does to parameters that its step kind does not use: 'frozen' leaves them alone (plain
-    torch), 'zeros' gives them a zero gradient, so weight decay and momentum move them (FSDP, so probably the
-    paper)."""
-    stop_on_nonfinite: Annotated[int, AtLeast(1), AtMost(10**6)] = 10
-    """After this many skipped updates in a row (loss or gradient norm not finite) the run goes back, or
-    stops.
+    """What an update does to parameters that the step's kind does not use: 'frozen' leaves them alone (as in
+    plain torch), 'zeros' gives them a zero gradient, so weight decay and momentum still move them (as in
+    FSDP, so probably the paper).
     """
+    stop_on_nonfinite: Annotated[int, AtLeast(1), AtMost(10**6)] = 10
+    """Skipped updates in a row (loss or gradient norm not finite) before the run rolls back or stops."""
     spike_factor: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
-    """A loss more than this many times the running median of its step kind is a spike; 0 looks for none. The
-    paper says nothing of spikes.
+    """A loss more than this many times the running median of its kind of step is a spike; 0 disables the
+    detection. The paper does not mention spikes.
     """
     spike_steps: Annotated[int, AtLeast(1), AtMost(10**6)] = 5
-    """After this many spikes of one step kind in a row the run goes back, or stops."""
+    """Spikes in a row of one kind of step before the run rolls back or stops."""
     max_rollbacks: Annotated[int, AtLeast(0), AtMost(1000)] = 0
-    """How often a run goes back to its last good checkpoint and jumps the data from there to where it
-    diverged, before it stops; 0 stops at once.
+    """Number of rollbacks to the last good checkpoint, skipping the data up to the divergence, before the run
+    stops; 0 stops at the first divergence.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What DeepSpeed is told beyond the recipe."""
+    """DeepSpeed settings that the recipe does not own."""
 
     deepspeed_config: str = "zero1"
-    """A name under ds_configs/ or the path of a DeepSpeed JSON; it must not set what the recipe owns."""
+    """A name under ds_configs/ or the path of a DeepSpeed JSON, which must not set what the recipe owns."""
     communication_timeout_s: Annotated[int, AtLeast(1), AtMost(7 * 86_400)] = 600
-    """Seconds before a collective that a rank never joins ends the run; the ranks that wait name it."""
+    """Seconds before a collective that a rank never joins ends the run; the waiting ranks name that rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and how many stay."""
+    """When to write checkpoints, and how many to keep."""
 
     every_steps: Steps = 1000
-    """0 writes none for the sake of steps; one is written at the end in any case."""
+    """Steps between checkpoints; 0 disables this rule. The end of a run always writes one."""
     every_minutes: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
-    """Minutes since the last save, by rank 0's clock, after which one is due whatever the steps; 0 for never.
-    """
+    """Minutes since the last save, by rank 0's clock, after which another is due; 0 disables this rule."""
     asynchronous: bool = True
-    """Training goes on while the bytes are written; it stands for a copy to host memory, which keeps 12 bytes
-    per parameter of this rank's part.
+    """Write checkpoints in the background; training only pauses for a copy to host memory, which takes 12
+    bytes per parameter that the rank holds.
     """
     directory: str | None = None
-    """Where the checkpoints lie, in a folder of the run's name: a path, or a URL that fsspec reaches, e.g.
-    s3://bucket/runs; by default the run's folder.
+    """Parent of the checkpoint folder, which is named like the run: a path, or a URL that fsspec supports,
+    e.g. s3://bucket/runs; None takes the run's folder.
     """
     keep_last: Annotated[int, AtLeast(1), AtMost(10**6)] = 2
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     keep_every: Steps = 0
-    """Checkpoints at multiples of this many steps stay; 0 for none."""
+    """Keep checkpoints at multiples of this many steps; 0 for none."""
     keep_best: Annotated[int, AtLeast(0), AtMost(10**6)] = 0
-    """How many checkpoints with the best best_metric stay."""
+    """Number of checkpoints with the best best_metric to keep."""
     best_metric: str = ""
-    """Which number of the log keep_best compares, e.g. loss/global_contrastive: its last value before the
-    checkpoint. Lower is better, but of a task's number (evaluation/<task>/<number>) what the task says."""
+    """Logged number that keep_best compares, e.g. loss/global_contrastive: its last value before the
+    checkpoint. Lower is better; for a task's number (evaluation/<task>/<number>), the task decides.
+    """
     resume: bool = True
-    """Continue from `latest` in the run directory when there is one."""
+    """Continue from `latest` in the run directory if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Where numbers go, and what is watched. docs/observability.md explains every number."""
+    """Where to log, and what to monitor. docs/observability.md explains every number."""
 
     run_directory: str = "runs"
-    """Folder of the runs' folders."""
+    """Parent folder of the runs."""
     every_steps: Steps = 10
-    """Steps between lines of the log; 0 logs the last step only."""
+    """Steps between log lines; 0 logs only the last step."""
     tensorboard: bool = True
-    """Write event files for TensorBoard."""
+    """Write TensorBoard event files."""
     wandb: bool = False
-    """Also log to Weights & Biases (extra `wandb`); its variables apply, WANDB_MODE=offline among them."""
+    """Also log to Weights & Biases (extra `wandb`); its variables apply, such as WANDB_MODE=offline."""
     wandb_project: str = "flava_ds"
-    """Name of the project there."""
+    """Project name in Weights & Biases."""
     prometheus: bool = True
     """Keep the latest numbers in metrics.prom, for the textfile collector of Prometheus' node_exporter."""
     sinks: dict[str, SinkConfig] = field(default_factory=dict)
-    """Further places that take every record, by names of your choice."""
+    """More destinations for every record, by names of your choice."""
     objective_gradient_norms_every: Steps = 0
-    """Steps of a window, in which the first step of each kind measures each objective's gradient norm on
-    every encoder; 0 never measures.
+    """Steps per window in which the first step of each kind measures every objective's gradient norm on every
+    encoder; 0 never measures.
     """
     straggler_lines: Annotated[int, AtLeast(0), AtMost(10**6)] = 3
-    """Log lines in a row in which the same rank is the slowest by far before a warning names it; 0 never
-    warns.
-    """
+    """Log lines in a row with the same rank slowest by far before a warning names it; 0 never warns."""
     checksum_every_steps: Steps = 1000
-    """Steps between comparisons of the ranks' copies of the parameters, bit by bit; 0 never compares."""
+    """Steps between bitwise comparisons of the ranks' parameters; 0 never compares."""
     profile_steps: tuple[Steps, Annotated[int, AtLeast(1), AtMost(1000)]] | None = None
-    """(first step, count): steps whose operators rank 0 writes to profile/ as a Chrome trace."""
+    """(first step, count): steps of which rank 0 writes a Chrome trace to profile/."""
     profile_all_ranks: bool = False
-    """Profile every rank, not rank 0 alone."""
+    """Profile all ranks instead of rank 0 only."""
     memory_snapshot_step: Steps | None = None
-    """Step whose allocations every rank writes to profile/; needs a CUDA device."""
+    """Step whose memory allocations every rank writes to profile/; requires a CUDA device."""
 
 
 def _flava() -> FamilyConfig:
-    """The family of a configuration that names none."""
+    """Returns the default family."""
     from flava_ds.families.flava.config import FlavaConfig
 
     return FlavaConfig()
 
 
 def _adamw() -> OptimizerConfig:
-    """The optimizer of a configuration that names none."""
+    """Returns the default optimizer."""
     from flava_ds.optimizers.adamw import AdamWConfig
 
     return AdamWConfig()
@@ -156,30 +154,29 @@ def _adamw() -> OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A complete run. Saved as JSON beside every checkpoint, and enough to rebuild it."""
+    """A complete run. Saved as JSON with every checkpoint, and sufficient to rebuild the run."""
 
     name: str
-    """The folder of the run, under logging.run_directory."""
+    """Name of the run's folder in logging.run_directory."""
     seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
-    """Of everything that is drawn: weights, order of the samples, masks, augmentation."""
+    """Seed of everything random: initial weights, order of samples, masks, augmentation."""
     model: FamilyConfig = field(default_factory=_flava)
     """The model family and its shape."""
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     codebook_weights: str | None = None
-    """Safetensors file or Hugging Face folder of the image codebook; needed when a source's codes are
-    computed on the device.
+    """Safetensors file or Hugging Face folder of the image codebook; needed if a source's codes are computed
+    on the device.
 
-    'random' takes an untrained one: its codes mean nothing, so that is for measuring time.
+    'random' takes an untrained one, for timing only: its codes mean nothing.
     """
     initial_weights: str | None = None
-    """Folder or safetensors file whose tensors replace the random initialisation of those of the same name.
-    """
+    """Folder or safetensors file with initial values for tensors of the same name."""
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
-    """What the model is trained to do, by the names that losses have in the log."""
+    """What to train the model to do, by the names of losses in the log."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=_adamw)
-    """How weights follow gradients."""
+    """How gradients update the weights."""
     schedule: ScheduleConfig = field(default_factory=CosineScheduleConfig)
     """The learning rate of every step."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -199,9 +196,7 @@ class Config:
 
     @property
     def computes_image_codes(self) -> bool:
-        """Whether a source comes without the codes that an objective predicts, so that the run needs the
-        codebook.
-        """
+        """Whether an objective predicts codes that a source does not store, so the run needs the codebook."""
         without = any(
             source.kind != "text" and source.image_codes_key is None for source in self.drawn_sources.values()
         )
@@ -213,7 +208,7 @@ class Config:
 
     @property
     def drawn_sources(self) -> dict[str, SourceConfig]:
-        """The sources that some step draws, by name."""
+        """The sources that at least one step draws, by name."""
         return drawn_sources(self.data)
 
     def with_sources(self, sources: Mapping[str, SourceConfig]) -> Config:
@@ -221,19 +216,19 @@ class Config:
         return replace(self, data=replace(self.data, sources=dict(sources)))
 
     def global_batch_size(self, name: str) -> int:
-        """Samples that one optimizer step draws from source `name`, over all ranks."""
+        """Returns the samples per optimizer step of source `name`, over all ranks."""
         return self.data.sources[name].global_batch_size or self.training.global_batch_size
 
     def micro_batch_size(self, name: str, world_size: int) -> int:
-        """Samples of one micro-step on one rank.
+        """Returns the samples per micro-step on one rank.
 
-        Raises: ConfigError when the global batch does not divide, or is too small for the masked share.
+        Raises: ConfigError when the global batch is not divisible, or too small for the masked share.
         """
         parts = world_size * self.training.gradient_accumulation_steps
         size, source = self.global_batch_size(name), self.data.sources[name]
         if size % parts:
             raise ConfigError(
-                f"source '{name}': global_batch_size {size} does not divide by {world_size} ranks x "
+                f"source '{name}': global_batch_size {size} is not divisible by {world_size} ranks x "
                 f"{self.training.gradient_accumulation_steps} accumulation steps; set "
                 f"--data.sources.{name}.global-batch-size to a multiple of {parts}"
             )
@@ -241,16 +236,15 @@ class Config:
         if source.kind == "pair" and size // parts * share < 1:
             raise ConfigError(
                 f"source '{name}': masked_share {share:g} of {size // parts} samples on each rank leaves "
-                "none to mask; "
-                f"use a share of at least {parts / size:g} or a larger global_batch_size"
+                f"none to mask; use a share of at least {parts / size:g} or a larger global_batch_size"
             )
         return size // parts
 
 
 def check(config: Config) -> Config:
-    """Returns `config` after the checks that involve several fields.
+    """Returns `config` after all checks, including those that involve several fields.
 
-    Raises: ConfigError naming the fields and the way out.
+    Raises: ConfigError that names the fields and the fix.
     """
     check_bounds(config)
     config.model.check(config)
@@ -259,7 +253,7 @@ def check(config: Config) -> Config:
     config.schedule.check(config.optimizer.lr, config.training.total_steps)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError(
-            "checkpoint.keep_best needs checkpoint.best_metric, the number of the log to compare, e.g. "
+            "checkpoint.keep_best needs checkpoint.best_metric, the logged number to compare, e.g. "
             "loss/global_contrastive"
         )
     check_evaluation(config.evaluation, config.checkpoint.best_metric)
@@ -272,22 +266,20 @@ def check(config: Config) -> Config:
 
 
 def check_objectives(config: Config) -> None:
-    """Raises ConfigError for the first objective in use that cannot work, or when there is none."""
+    """Raises ConfigError for the first objective in use that cannot work, or if none is in use."""
     for name, objective in in_use(config.objectives).items():
         objective.check(f"objectives.{name}", config)
         if unknown := sorted(objective.kinds - config.model.kinds.keys()):
             raise ConfigError(
-                f"objectives.{name} reads {unknown[0]} batches, which the family of this model does not "
-                f"have; it has {', '.join(config.model.kinds)}"
+                f"objectives.{name} reads {unknown[0]} batches, which this model's family does not have; it "
+                f"has {', '.join(config.model.kinds)}"
             )
     if not in_use(config.objectives):
         raise ConfigError("objectives is empty, or all have a weight of 0; a run needs at least one")
 
 
 def check_read(config: Config) -> None:
-    """Raises ConfigError for the first source that steps draw, although no objective in use reads its
-    batches.
-    """
+    """Raises ConfigError for the first drawn source whose batches no objective in use reads."""
     for source_name, source in config.drawn_sources.items():
         readers = [name for name, own in config.objectives.items() if source.kind in own.kinds]
         if not set(readers).intersection(in_use(config.objectives)):
@@ -308,7 +300,7 @@ def save(config: Config, path: Path) -> None:
 def load(path: Path) -> Config:
     """Rebuilds the configuration that `save` wrote.
 
-    Raises: ConfigError on an unknown or missing key, naming the file and the key.
+    Raises: ConfigError that names the file and the unknown or missing key.
     """
     return parse(read_small(path), str(path))
 
@@ -317,12 +309,11 @@ def parse(text: bytes, where: str) -> Config:
     """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
         return check(_without_code(from_dict(Config, modernised(loads(text.decode("utf-8"))))))
-    except (ConfigError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
+    except (ConfigError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise ConfigError(f"{where}: {error}") from error
 
 
 def _without_code(config: Config) -> Config:
-    """Takes back what lets sources run code: a file may come from somebody else."""
-    return config.with_sources(
-        {name: replace(source, allow_code=False) for name, source in config.data.sources.items()}
-    )
+    """Clears allow_code of all sources: a file may come from somebody else."""
+    sources = {name: replace(source, allow_code=False) for name, source in config.data.sources.items()}
+    return config.with_sources(sources)

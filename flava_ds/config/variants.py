@@ -1,8 +1,7 @@
-"""Positions of the configuration that take one of several frozen dataclasses, told apart by a tag: `"type":
-"lion"` in JSON.
+"""Positions in the configuration that take one of several frozen dataclasses, selected by a tag.
 
-The annotation of the position is a base class, whose table names the variants that come with the package.
-Each is imported when its tag is asked for, so the table costs nothing:
+In JSON, the tag is the key `"type": "lion"`. The annotation of the position is a base class with a table of
+the built-in variants. Each is imported when its tag is requested, so the table costs nothing:
 
     @dataclass(frozen=True, kw_only=True)
     class OptimizerConfig(Variant, built_in={"lion": "flava_ds.training.lion:LionConfig"}):
@@ -12,8 +11,8 @@ Each is imported when its tag is asked for, so the table costs nothing:
     class LionConfig(OptimizerConfig, type="lion"):
         lr: float = 1e-4
 
-A class that is not in the table joins by being defined: that is how a recipe outside of the package brings
-its own.
+A class that is not in the table registers itself when it is defined, so recipes outside the package can bring
+their own.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ from typing import Any, ClassVar, TypeVar
 from flava_ds.errors import ConfigError, did_you_mean
 
 NONE = "none"
-"""What the command line says for no variant, where a position may be empty."""
+"""The command line's word for an optional position without a variant."""
 
 
 class Variant:
-    """Base of the base classes of such positions; see the module."""
+    """Base of the annotations of such positions; see the module's docstring."""
 
     type: ClassVar[str | None] = None
     """The tag; None for the class that annotates the position."""
     _built_in: ClassVar[Mapping[str, str]] = {}
     _defined: ClassVar[dict[str, Any]]
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-    """Every variant is a dataclass; `_import` sees to it."""
+    """Every variant is a dataclass; `_import` checks it."""
 
     def __init_subclass__(
         cls, *, type: str | None = None, built_in: Mapping[str, str] | None = None, **others: Any
     ) -> None:
-        """Opens a position, for a direct subclass, or registers a variant of one under `type`.
+        """Declares a position, if a direct subclass, or registers a variant of one under `type`.
 
-        Raises: ConfigError when the tag belongs to another class.
+        Raises: ConfigError when another class has the tag.
         """
         super().__init_subclass__(**others)
         cls.type = type
@@ -56,7 +55,7 @@ class Variant:
         place = f"{cls.__module__}:{cls.__qualname__}"
         holder = cls._built_in.get(type) or (_place(cls._defined[type]) if type in cls._defined else place)
         if type == NONE or holder != place:
-            why = "that word stands for an empty position" if type == NONE else f"{holder} has it"
+            why = "that word means an empty position" if type == NONE else f"{holder} has it"
             raise ConfigError(f"{place} cannot have the type '{type}': {why}; choose another")
         cls._defined[type] = cls
 
@@ -65,79 +64,71 @@ Chosen = TypeVar("Chosen", bound=Variant)
 
 
 def is_position(hint: Any) -> typing.TypeGuard[type[Variant]]:
-    """Says whether an annotation is the base class of variants."""
+    """Returns whether an annotation is a base class of variants."""
     return isinstance(hint, type) and issubclass(hint, Variant)
 
 
 def choices(base: type[Chosen]) -> list[str]:
-    """Lists the tags that a position annotated with `base` takes: the built-in ones in their order, then what
-    has been defined.
+    """Lists the tags for a position annotated with `base`: the built-in ones in order, then all defined ones.
 
-    The variants of a base below the one with the table are imported, since only then is it known which they
-    are.
+    If `base` is below the class with the table, this imports all variants to find those that derive from it.
     """
     tags = list(dict.fromkeys([*base._built_in, *base._defined]))
-    return (
-        tags if Variant in base.__bases__ else [tag for tag in tags if issubclass(_import(base, tag), base)]
-    )
+    if Variant in base.__bases__:
+        return tags
+    return [tag for tag in tags if issubclass(_import(base, tag), base)]
 
 
 def find(base: type[Chosen], tag: Any, label: str, otherwise: str = "") -> type[Chosen]:
-    """Returns the class of a tag, and imports the module of a built-in one.
+    """Returns the class of a tag, importing the module of a built-in one.
 
-    Raises: ConfigError naming `label`, the tag and the choices, with the nearest of them or else `otherwise`.
+    Raises: ConfigError that names `label`, the tag and the choices, plus the closest one or `otherwise`.
     """
     known = choices(base)
     if tag not in known:
-        raise ConfigError(
-            f"{label} {tag!r} is none of "
-            f"{', '.join(known) or 'the known ones'}{did_you_mean(str(tag), known) or otherwise}"
-        )
+        hint = did_you_mean(str(tag), known) or otherwise
+        raise ConfigError(f"{label} {tag!r} is none of {', '.join(known) or 'the known ones'}{hint}")
     return _import(base, tag)
 
 
 def _import(base: type[Chosen], tag: str) -> type[Chosen]:
-    """Returns the class of a known tag, checked once it is there: only after its decorator has
-    run can it be."""
+    """Returns the class of a known tag, and checks it: __init_subclass__ runs too early for the decorator."""
     if tag not in base._defined:
         importlib.import_module(base._built_in[tag].split(":")[0])
     kind = base._defined[tag]
     if not ("__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen):
         raise ConfigError(
-            f"{_place(kind)}, the type '{tag}', is no frozen dataclass; write @dataclass(frozen=True, "
+            f"{_place(kind)}, the type '{tag}', is not a frozen dataclass; write @dataclass(frozen=True, "
             "kw_only=True) above it"
         )
     if any(field.name == "type" for field in dataclasses.fields(kind)):
-        raise ConfigError(
-            f"{_place(kind)}: the key 'type' holds the tag '{tag}'; give its field another name"
-        )
+        raise ConfigError(f"{_place(kind)}: the key 'type' is reserved for the tag '{tag}'; rename its field")
     return kind
 
 
 def _place(kind: type) -> str:
-    """Names a class as the table does."""
+    """Formats a class as in the table of built-in variants."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def tag_of(value: Variant) -> str:
-    """Returns the tag that JSON keeps.
+    """Returns the tag for JSON.
 
     Raises: ConfigError for an instance of the class that annotates the position.
     """
     if value.type is None:
         known = ", ".join(choices(type(value)))
         raise ConfigError(
-            f"{type(value).__name__} has no type of its own, so JSON could not name it; use one of its "
-            f"variants ({known})"
+            f"{type(value).__name__} has no type, so JSON could not name it; use one of its variants "
+            f"({known})"
         )
     return value.type
 
 
 def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:
-    """Returns `kind` with its defaults, and with what was set in `old`: fields of the same name and type that
-    had left their default.
+    """Returns `kind` with its defaults, and with the changed fields of `old` of the same name and type.
 
-    Raises: ConfigError naming `label` and the fields that `kind` asks for and `old` does not have.
+    Raises: ConfigError that names `label` and the fields of `kind` that have no value.
     """
     if isinstance(old, kind) and type(old) is kind:
         return old
@@ -165,5 +156,5 @@ def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """Returns the default of a dataclass's field, or dataclasses.MISSING."""
+    """Returns the default of a dataclass field, or dataclasses.MISSING."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -69,7 +69,7 @@ def test_the_defaults_and_a_full_example_pass():
         ),
         (
             {"sources": {"a": replace(PAIR, transform=ImageTransformConfig(crop_scale=(0.9, 0.5)))}},
-            "share of the area, in this order",
+            "give the smallest share of the area first",
         ),
         ({"max_member_bytes": 0}, "data.max_member_bytes is 0"),
         ({"max_image_pixels": 0}, "data.max_image_pixels is 0"),
@@ -77,8 +77,8 @@ def test_the_defaults_and_a_full_example_pass():
         (
             {"kind_weights": {"pair": 0.5}},
             (
-                "data.kind_weights: no share for 'text', the kind of source 'b', at step 0; give it one, 0 "
-                "to rest the kind"
+                "data.kind_weights: no share for 'text', the kind of source 'b', at step 0; give it one, or "
+                "0 to pause the kind"
             ),
         ),
         (

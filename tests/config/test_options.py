@@ -121,7 +121,7 @@ def test_help_lists_the_exchanges_and_the_fields_of_what_they_bring(capsys):
     with pytest.raises(SystemExit):
         override(toy_tree(), ["--mover", "late", "--help"])
     printed = capsys.readouterr().out
-    assert "A toy run." in printed and "keeps the fields of the same name and type" in printed
+    assert "A toy run." in printed and "keeps every field of the same name and type" in printed
     for line in (
         "--mover {adam,late,momentum}",
         "--teacher {adam,late,momentum,none}",

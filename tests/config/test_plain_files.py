@@ -27,11 +27,11 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "link").symlink_to("/dev/zero")
     before = len(os.listdir("/proc/self/fd"))
     for name in ("fifo", "link"):
-        with pytest.raises(OSError, match="is no regular file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             open_regular(tmp_path / name)
-        with pytest.raises(DataError, match="is no regular file"):
+        with pytest.raises(DataError, match="is not a regular file"):
             LocalFile(tmp_path / name)
-        with pytest.raises(OSError, match="is no regular file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             configuration.load(tmp_path / name)
     assert len(os.listdir("/proc/self/fd")) == before
 

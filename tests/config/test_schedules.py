@@ -82,7 +82,7 @@ def test_wsd_stays_and_falls_at_the_end():
         (
             WarmupStableDecayConfig(warmup_steps=17),
             (
-                r"warmup_steps 17 reaches into the cool-down, which begins at step 16 \(.*cooldown_share 0.2 "
+                r"warmup_steps 17 overlaps the cool-down, which begins at step 16 \(.*cooldown_share 0.2 "
                 r"of 20\)"
             ),
         ),

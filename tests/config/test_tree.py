@@ -126,7 +126,7 @@ def test_micro_batch_divides_over_ranks_and_accumulation():
     assert config.micro_batch_size("text", world_size=4) == 6
     with pytest.raises(
         ConfigError,
-        match="48 does not divide by 5 ranks x 2 .*--data.sources.text.global-batch-size to a multiple of 10",
+        match="48 is not divisible by 5 ranks x 2 .*--data.sources.text.global-batch-size to a multiple of 1",
     ):
         config.micro_batch_size("text", world_size=5)
 
@@ -281,7 +281,7 @@ def test_run_path_is_directory_and_name():
         ),
         (
             {"data": DataConfig(sources={"pair": cropped(crop_ratio=(2.0, 1.0))})},
-            "source 'pair': transform.crop_ratio (2.0, 1.0): give the least and the largest width",
+            "source 'pair': transform.crop_ratio (2.0, 1.0): give the smallest width",
         ),
         (
             {"data": DataConfig(sources={"pair": cropped(invert=2.0)})},

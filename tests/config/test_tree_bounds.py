@@ -133,7 +133,7 @@ def test_nonsense_is_refused_by_name(changes, message):
         (lambda words: words["optimizer"].update(betas=[0.9]), "optimizer.betas is [0.9]; expected 2 values"),
         (
             lambda words: words["optimizer"].update(lr=10**400),
-            "optimizer.lr is a number of 401 digits, more than a float holds",
+            "optimizer.lr has 401 digits, too many for a float",
         ),
     ],
 )

@@ -166,9 +166,7 @@ def test_a_tag_belongs_to_one_class():
         class Early(Mover, type="late"):
             pass
 
-    with pytest.raises(
-        ConfigError, match=r"cannot have the type 'none': that word stands for an empty position"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot have the type 'none': that word means an empty position"):
 
         class Nothing(Mover, type="none"):
             pass
@@ -194,9 +192,9 @@ def test_a_variant_is_a_frozen_dataclass_without_a_field_named_type():
 
     assert find(Base, "good", "x") is Good and choices(Base) == ["good", "plain", "below", "typed"]
     for tag in ("plain", "below"):
-        with pytest.raises(ConfigError, match="is no frozen dataclass; write @dataclass"):
+        with pytest.raises(ConfigError, match="is not a frozen dataclass; write @dataclass"):
             find(Base, tag, "x")
-    with pytest.raises(ConfigError, match="the key 'type' holds the tag 'typed'"):
+    with pytest.raises(ConfigError, match="the key 'type' is reserved for the tag 'typed'"):
         find(Base, "typed", "x")
 
 

@@ -48,7 +48,7 @@ def test_types_units_and_bounds_are_spelled():
     text = reference(own_variants=False)
     for row in (
         (
-            "| `optimizer.lr` | float |  | `0.0001` | at least 0 and at most 10 | The largest learning rate "
+            "| `optimizer.lr` | float |  | `0.0001` | at least 0 and at most 10 | Peak learning rate "
             "of the schedule. |"
         ),
         "| `training.precision` | `fp32`, `bf16`, `fp16` |  | `bf16` |  | ",

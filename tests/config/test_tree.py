@@ -186,7 +186,7 @@ def test_run_path_is_directory_and_name():
         ),
         (
             {"data": DataConfig(sources={"text": dataclasses.replace(TEXT, masked_share=0.5)})},
-            "masked_share 0.5 is for pairs; text batches are masked as a whole",
+            "masked_share 0.5 only applies to pairs; text batches are masked as a whole",
         ),
         (
             {"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, masked_share=0.0)})},

@@ -147,7 +147,7 @@ def test_an_exchange_keeps_what_was_set_and_takes_the_new_defaults():
 def test_a_class_that_annotates_a_position_is_no_value_for_json():
     with pytest.raises(
         ConfigError,
-        match=r"Mover has no type of its own, .* use one of its variants \(adam, late, momentum\)",
+        match=r"Mover has no type, .* use one of its variants \(adam, late, momentum\)",
     ):
         to_dict(Tree(name="x", mover=Mover()))
     assert tag_of(Contrast()) == "contrast"

@@ -110,7 +110,7 @@ def test_the_list_is_bounded_and_half_a_line_is_passed_over(tmp_path, caplog):
     quarantine = Quarantine(path, most_lines=6)
     for step in range(3):
         quarantine.add(step, entries[: 4 + 3 * step])
-    assert len(read_quarantine(tmp_path)) == 6 and "has its 6 lines" in caplog.text
+    assert len(read_quarantine(tmp_path)) == 6 and "is full with 6 lines" in caplog.text
     path.write_text(path.read_text() + '{"source": "s", "sha')
     assert len(read_quarantine(tmp_path)) == 6 and len(Quarantine(path)._known) == 6
     path.write_text("junk\n" + json.dumps(entries[0]) + "\n")

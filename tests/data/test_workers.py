@@ -83,7 +83,7 @@ def kill_self(number: int) -> None:
     [
         (signal.SIGKILL, "lower data.num_workers"),
         (signal.SIGBUS, "enlarge /dev/shm"),
-        (signal.SIGSEGV, "a library"),
+        (signal.SIGSEGV, "a native library"),
         (signal.SIGABRT, "log"),
     ],
 )

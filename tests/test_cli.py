@@ -143,7 +143,7 @@ def test_recipe_help_lists_fields_without_torch():
             ["demo", "--minute", "3"],
             "unknown argument --minute; did you mean '--minutes'?; see `flava-ds demo --help`",
         ),
-        (["prepare", "index", "gone"], "no folder or .tar at 'gone'; give the place of the shards"),
+        (["prepare", "index", "gone"], "no folder or .tar at 'gone'; give the location of the shards"),
         (["demo", "--minutes", "0"], "--minutes 0: the demo needs at least 1 minute"),
         (["demo", "--minutes", "inf"], "--minutes inf: the demo needs at least 1 minute, and an end"),
         (["demo", "--ranks", "0"], "--ranks 0: use at least 1"),

@@ -1,4 +1,4 @@
-"""How the C library keeps the memory of a step on the CPU."""
+"""Tunes the C library's allocator, so that CPU memory is reused from step to step."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _LARGEST = (2**30, 2**25)
-"""Blocks up to this size are taken from freed memory; glibc before 2.35 refuses more than 32 MiB."""
+"""Blocks up to this size are served from freed memory; glibc before 2.35 accepts at most 32 MiB."""
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep what it frees instead of giving it back to the kernel; tells whether the C
-    library can, and the user has not tuned it.
+    """Makes this process keep freed memory instead of returning it to the kernel.
 
-    A step frees its activations and takes as many again in the next one. By glibc's defaults every block of
-    32 MiB or more, and the end of the heap, goes back each time, and comes page by page with a fault and
-    zeroes: 50,000 faults and a tenth of the time of a pair step at width 192. The peak is the same; between
-    steps, and after them, the process stays at it. PyTorch keeps a GPU's memory likewise.
+    Returns False if the C library cannot, or the user has tuned it already.
+
+    A step frees its activations, and the next one allocates as much again. By default, glibc returns every
+    block of 32 MiB or more, and the end of the heap, to the kernel each time and gets it back page by page,
+    with a fault and zeroing: 50,000 faults and a tenth of the time of a pair step at width 192. The peak
+    stays the same, but the process keeps it between steps and afterwards. PyTorch treats GPU memory the same
+    way.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    ):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in tunables:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return (

@@ -1,4 +1,4 @@
-"""Processes and ranks: start, agree on counts, wait, speak once."""
+"""Processes and ranks: joining the process group, agreeing on counts and errors, logging from rank 0."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger("flava_ds")
 
 
 ENDED = "flava_ds/first_end"
-"""The store's key of the rank that ended first, and its status."""
+"""Key in the store for the rank that ended first, and its exit status."""
 STORE_S = 5.0
-"""Seconds within which the store of the process group answers, unless rank 0, which keeps it, hangs."""
+"""Seconds to wait for the process group's store; rank 0 serves it, so it answers unless rank 0 hangs."""
 DEVICE_LATER_S = 60
-"""How much later nccl gives up than gloo: it aborts the process, while a failed collective on the host can
-name the rank that is missing.
+"""Extra timeout of nccl over gloo. nccl aborts the process, whereas a failed collective on the host can still
+name the missing rank, so gloo should time out first.
 """
 
 OPEN_MPI = {
@@ -35,14 +35,14 @@ OPEN_MPI = {
     "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
     "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
 }
-"""What Open MPI's mpirun calls torch's variables; the address of rank 0 it does not tell."""
+"""Open MPI's names for torch's variables. mpirun sets no address of rank 0."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them.
+    """This process among all ranks.
 
-    `host_group` carries small integers between hosts (gloo), so that agreeing on counts never waits for a
+    `host_group` exchanges small integers between hosts (gloo), so that agreeing on counts never waits for a
     device.
     """
 
@@ -54,23 +54,22 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes logs."""
+        """Whether this is the rank that writes logs."""
         return self.rank == 0
 
 
 class RankFailedError(RuntimeError):
-    """Another rank has ended with an error, and says so itself."""
+    """Another rank has ended with an error, and reports it itself."""
 
 
 class DisagreementError(RuntimeError):
-    """Ranks are not on the same step, source and kind; going on would mix their gradients silently."""
+    """Ranks disagree on step, source or kind. Continuing would mix their gradients silently."""
 
 
 def start(timeout_s: int) -> World:
-    """Joins the process group: nccl on CUDA, gloo on CPU; without a launcher this process is a world of its
-    own.
+    """Joins the process group: nccl on CUDA, gloo on CPU. Without a launcher, starts a world of one rank.
 
-    Raises: UserError when the launcher set only part of its variables.
+    Raises: UserError when the launcher set only some of its variables.
     """
     _complete_environment()
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -109,18 +108,19 @@ def barrier(world: World) -> None:
 
 
 _FAILED = 2**40
-"""The note of a rank that cannot go on; larger than any other."""
+"""The note of a rank that cannot continue; larger than any other note."""
 
 
 def all_reduce_counts(
     world: World, counts: list[int], step: int, source: int, kind: int, note: int
 ) -> tuple[list[int], list[int]]:
-    """Sums `counts` over ranks and returns every rank's `note`, which is what it wants the others to know;
-    one small collective on the host per step.
+    """Sums `counts` over ranks and returns them with every rank's `note`, a message to the other ranks.
 
-    Raises: RankFailedError when a rank brings its failure instead; DisagreementError naming the first rank
-    that is on another step, source or kind. With ZeRO such ranks would exchange gradients of different
-    parameters without noticing.
+    Costs one small collective on the host per step.
+
+    Raises: RankFailedError when a rank reports a failure instead; DisagreementError that names the first rank
+    on another step, source or kind. With ZeRO, such ranks would silently mix gradients of different
+    parameters.
     """
     table = gather_numbers(world, [step, source, kind, note, *counts])
     failed = [rank for rank, row in enumerate(table) if row[3] == _FAILED]
@@ -130,23 +130,20 @@ def all_reduce_counts(
         if [other_step, other_source, other_kind] != table[0][:3]:
             raise DisagreementError(
                 f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank "
-                "0 on step, source, kind "
-                f"{table[0][:3]}; every rank must draw the same source at every step (same recipe, seed "
-                "and checkpoint everywhere)"
+                f"0 on step, source, kind {table[0][:3]}; every rank must draw the same source at every step "
+                "(same recipe, seed and checkpoint everywhere)"
             )
-    return [sum(column) for column in zip(*(row[4:] for row in table), strict=True)], [
-        row[3] for row in table
-    ]
+    sums = [sum(column) for column in zip(*(row[4:] for row in table), strict=True)]
+    return sums, [row[3] for row in table]
 
 
 def tell_failure(world: World, counts: int) -> None:
-    """Joins the other ranks' all_reduce_counts of `counts` numbers with the news that this rank
-    cannot go on."""
+    """Joins the other ranks' all_reduce_counts of `counts` numbers to report that this rank has failed."""
     gather_numbers(world, [0, 0, 0, _FAILED, *[0] * counts])
 
 
 def gather_numbers(world: World, numbers: list[int]) -> list[list[int]]:
-    """Returns every rank's `numbers`, in rank order; all ranks bring equally many."""
+    """Returns every rank's `numbers`, in rank order. All ranks must pass the same number of them."""
     mine = torch.tensor(numbers, dtype=torch.int64)
     rows = [torch.empty_like(mine) for _ in range(world.size)]
     dist.all_gather(rows, mine, group=world.host_group)
@@ -154,29 +151,27 @@ def gather_numbers(world: World, numbers: list[int]) -> list[list[int]]:
 
 
 def gather_objects(world: World, value: object) -> list:
-    """Returns every rank's `value`, in rank order. Only among the processes of this job."""
+    """Returns every rank's `value`, in rank order. Uses pickle, so only for processes of the same job."""
     values: list = [None] * world.size
     dist.all_gather_object(values, value, group=world.host_group)
     return values
 
 
 def raise_together(world: World, error: Exception | None) -> None:
-    """Raises on all ranks when any rank brings an error, so that none is left waiting: its own where it has
-    one, else the first other.
+    """Raises on all ranks if any rank passes an error, so that no rank is left waiting in a collective.
 
-    Raises: the error.
+    Raises: this rank's own error, or else the first of the other ranks.
     """
     errors = gather_objects(world, error)
     first = error or next((e for e in errors if e is not None), None)
     if first is not None:
-        first.on_all_ranks = True
+        first.on_all_ranks = True  # every rank raises it, so one of them reports it for all
         raise first
 
 
 @contextmanager
 def together(world: World) -> Iterator[None]:
-    """Turns a UserError that one rank meets inside into one error of all ranks, so that none is
-    left waiting."""
+    """Raises a UserError of one rank on all ranks, so that none is left waiting in a collective."""
     error = None
     try:
         yield
@@ -186,30 +181,29 @@ def together(world: World) -> Iterator[None]:
 
 
 def agree_on_end(status: int) -> tuple[bool, int]:
-    """Tells a rank that ends with an error whether it is the first to do so, and the first one's exit status.
+    """Returns whether this rank is the first to end with an error, and the first one's exit status.
 
-    So one rank speaks, and the job ends with its status, whichever process the launcher looks at first.
-    Before the ranks have met, or when rank 0 and the store with it are gone or hang, there is nobody to ask:
-    then the first rank of every machine speaks that can.
+    So only one rank reports, and the job ends with its status, whichever process the launcher notices first.
+    Before the ranks have met, or when rank 0 is gone or hangs along with the store, nobody can decide; then
+    the first rank of every machine reports.
     """
+    # rank 1 too: it may share rank 0's machine, and without an answer rank 0 is likely the one that fails
     first_here = os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("RANK") == "1"
     if not dist.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0", status
     try:
         store = dist.distributed_c10d._get_default_store()
-        rank, first = (
-            within(STORE_S, lambda: store.compare_set(ENDED, "", f"{dist.get_rank()}:{status}"))
-            .decode()
-            .split(":")
-        )
-    except (RuntimeError, TimeoutError):  # dist.DistNetworkError among them
+        mine = f"{dist.get_rank()}:{status}"
+        # sets the key only if it is still empty, and returns its value: the first rank to end wins
+        first_end = within(STORE_S, lambda: store.compare_set(ENDED, "", mine)).decode()
+    except (RuntimeError, TimeoutError):  # RuntimeError includes dist.DistNetworkError
         return first_here, status
+    rank, first = first_end.split(":")
     return int(rank) == dist.get_rank(), int(first)
 
 
 def _complete_environment() -> None:
-    """Takes over what mpirun has set, or fills in what a launcher would set for one process
-    without launcher."""
+    """Adopts the variables of mpirun, or sets those of a single process if there is no launcher."""
     if "RANK" not in os.environ and OPEN_MPI["RANK"] in os.environ:
         os.environ.update({name: os.environ[theirs] for name, theirs in OPEN_MPI.items()})
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -235,15 +229,13 @@ def _complete_environment() -> None:
 
 
 def _share_cores(local_ranks: int) -> None:
-    """Gives each rank of this host its share of the cores: two ranks with all threads each run many times
-    slower.
-    """
+    """Divides this host's cores among its ranks: if two ranks use all threads, both are many times slower."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 
 
 def _speak_on_main(rank: int) -> None:
-    """Lets rank 0 log at INFO and the others only warnings, each line with its rank."""
+    """Logs at INFO on rank 0 and only warnings on the others, each line with its rank."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(f"[%(asctime)s rank {rank}] %(message)s", datefmt="%H:%M:%S"))

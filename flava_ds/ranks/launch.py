@@ -1,5 +1,6 @@
-"""The command that starts a run: one process, or one per device through DeepSpeed's launcher. Every launcher
-starts flava_ds.train.
+"""Builds the command that starts a run: one process, or DeepSpeed's launcher with one process per device.
+
+Every launcher starts flava_ds.train.
 """
 
 from __future__ import annotations
@@ -23,37 +24,36 @@ SUPERVISOR = "flava_ds.ranks.supervise"
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A command line and the environment variables it needs beyond those that are set."""
+    """A command line, and the environment variables to add for it."""
 
     arguments: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Spells the command as a shell would take it."""
+        """Formats the command for a shell."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.arguments)])
 
     def replace_process(self) -> None:
-        """Becomes the command; does not return."""
+        """Replaces this process by the command; does not return."""
         sys.stdout.flush()
         sys.stderr.flush()
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
 
 
 MOST_RANKS_PER_CORE = 16
-"""More ranks than cores are of use in tests alone."""
+"""More ranks per core only make sense in tests."""
 
 
 def plan_launch(
     recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False
 ) -> Launch:
-    """Composes the command that trains `recipe` on `ranks` ranks of this machine; `port` is the rendezvous
-    port, None takes a free one.
+    """Builds the command that trains `recipe` on `ranks` ranks of this machine.
 
-    DeepSpeed's launcher is kept quiet, as what it says about a rank's end would bury the rank's own line;
-    `debug` lets it speak and the ranks show tracebacks.
+    `port` is the rendezvous port; None takes a free one. DeepSpeed's launcher is silenced, because its output
+    when a rank ends would bury the rank's own error. With `debug` it logs, and ranks show tracebacks.
 
-    Raises: UserError when the machine cannot hold so many ranks, or when DeepSpeed's launcher is missing.
+    Raises: UserError when the machine cannot run so many ranks, or DeepSpeed's launcher is missing.
     """
     check_ranks(ranks, gpus)
     if debug:
@@ -65,41 +65,25 @@ def plan_launch(
         )
     port = free_port() if port is None else port
     level = "info" if debug else "critical"
-    launcher = [
-        find_launcher(),
-        "--num_gpus",
-        str(ranks),
-        "--master_port",
-        str(port),
-        "--log_level",
-        level,
-        "--module",
-        MODULE,
-    ]
+    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port)]
+    launcher += ["--log_level", level, "--module", MODULE]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=environment_of(ranks, gpus))
 
 
 def plan_supervised(
     recipe: str, overrides: list[str], *, ranks: int, gpus: int, restarts: int, debug: bool = False
 ) -> Launch:
-    """Composes the command that trains `recipe` and, after a failure, starts all ranks again from the latest
-    checkpoint, up to `restarts` times.
+    """Builds the command that trains `recipe` and restarts all ranks from the latest checkpoint on failure.
 
-    Raises: UserError when the machine cannot hold so many ranks.
+    It restarts at most `restarts` times.
+
+    Raises: UserError when the machine cannot run so many ranks.
     """
     check_ranks(ranks, gpus)
     if debug:
         overrides = [*overrides, "--debug"]
-    supervisor = [
-        sys.executable,
-        "-m",
-        SUPERVISOR,
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        "--max-restarts",
-        str(restarts),
-    ]
+    supervisor = [sys.executable, "-m", SUPERVISOR, "--standalone"]
+    supervisor += ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     return Launch(
         arguments=[*supervisor, "--module", MODULE, recipe, *overrides],
         environment=environment_of(ranks, gpus),
@@ -107,16 +91,14 @@ def plan_supervised(
 
 
 def check_ranks(ranks: int, gpus: int) -> None:
-    """Raises UserError for less than one rank, for more than the machine has GPUs, and without GPUs for so
-    many that they would fill its memory.
-    """
+    """Raises UserError for less than one rank, for more ranks than GPUs, or for too many ranks on CPUs."""
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: use at least 1")
     cores = len(os.sched_getaffinity(0))
     if not gpus and ranks > MOST_RANKS_PER_CORE * cores:
         raise UserError(
             f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use "
-            f"--ranks {cores}, or {MOST_RANKS_PER_CORE * cores} at most"
+            f"--ranks {cores}, or at most {MOST_RANKS_PER_CORE * cores}"
         )
     if gpus and ranks > gpus:
         raise UserError(
@@ -126,15 +108,12 @@ def check_ranks(ranks: int, gpus: int) -> None:
 
 
 def environment_of(ranks: int, gpus: int) -> dict[str, str]:
-    """Returns the variables that every rank is started with: nothing is imported from the working
-    directory."""
+    """Returns the environment variables of every rank; they keep imports out of the working directory."""
     return {**safe_path.ENVIRONMENT, **cpu_environment(ranks, gpus)}
 
 
 def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:
-    """Names DeepSpeed's device and divides the cores among the ranks, so that they do not fight over them;
-    nothing where there is a GPU.
-    """
+    """Returns the variables that select the CPU and divide the cores among ranks; none if there is a GPU."""
     if gpus:
         return {}
     cores = len(os.sched_getaffinity(0))
@@ -145,7 +124,7 @@ def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:
 
 
 def find_launcher() -> str:
-    """Returns the path of the `deepspeed` command, first beside this interpreter, then on PATH.
+    """Returns the path of the `deepspeed` command, next to this interpreter or on PATH.
 
     Raises: UserError when it is not installed.
     """
@@ -160,51 +139,51 @@ def find_launcher() -> str:
 
 
 def free_port() -> int:
-    """Returns a TCP port that nothing listens on at this moment."""
+    """Returns a TCP port that is free at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def count_gpus() -> int:
-    """Returns the number of CUDA devices that this torch can use. Imports torch, starts no device."""
+    """Returns the number of CUDA devices that torch can use. Imports torch, but initialises no device."""
     import torch
 
     return torch.cuda.device_count() if torch.backends.cuda.is_built() else 0
 
 
 def check_batches(config: Config, ranks: int) -> None:
-    """Raises ConfigError naming the source whose batch does not divide over `ranks`."""
+    """Raises ConfigError that names a source whose batch is not divisible over `ranks`."""
     for name in config.drawn_sources:
         config.micro_batch_size(name, ranks)
 
 
 def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
-    """Raises DataError, which names the source unless `name` is empty, when the folder, file or pattern does
-    not stand for shards; `pipes` allows commands.
+    """Raises DataError when a folder, file or pattern names no shards; `pipes` allows commands.
+
+    The message names the source unless `name` is empty.
     """
     is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
-        raise DataError(f"{label}no folder or .tar at '{shards}'; give the place of the shards")
+        raise DataError(f"{label}no folder or .tar at '{shards}'; give the location of the shards")
     list_shards(shards, name, pipes=pipes)
 
 
 def provide_demo_data(config: Config) -> None:
-    """Unpacks the committed data set when a source expects it at its usual place and it is not there yet."""
+    """Unpacks the built-in data set if a source expects it at the usual place and it is not there."""
     from flava_ds.demo.dataset import unpack
     from flava_ds.recipes.demo import DATA
 
-    if not DATA.exists() and any(
-        DATA in Path(source.shards).parents for source in config.data.sources.values()
-    ):
+    folders = [folder for source in config.data.sources.values() for folder in Path(source.shards).parents]
+    if DATA in folders and not DATA.exists():
         unpack(DATA)
 
 
 def check_inputs(config: Config) -> None:
-    """Looks for what a run will read, before anything is started.
+    """Checks that the inputs of a run exist, before starting anything.
 
-    Raises: ConfigError or DataError naming the folder or file that is missing or empty.
+    Raises: ConfigError or DataError that names the missing or empty folder or file.
     """
     if not config.data.sources:
         raise ConfigError("data.sources is empty: a run needs at least one source")

@@ -1,10 +1,9 @@
-"""Ends a rank whose launcher is gone: nobody would stop it, restart it or wait for it, and it would hold its
-device to the end of the run.
+"""Stops a rank whose launcher is gone: it would hold its device to the end of the run, out of control.
 
-A launcher that is killed by SIGKILL cannot tell its ranks, so they look once a second. The kernel's own
-signal for that (PR_SET_PDEATHSIG) would not do: it follows the thread that started the process, and
-DeepSpeed's launcher is two processes, of which the ranks' parent outlives the other. Only a parent that is
-known to be a launcher counts; a shell may end before what it has started.
+A launcher killed by SIGKILL cannot tell its ranks, so they check once a second. The kernel's signal for this
+(PR_SET_PDEATHSIG) does not work here: it follows the thread that started the process, and DeepSpeed's
+launcher consists of two processes, of which the ranks' parent outlives the other. Only a parent known to be a
+launcher counts, because a shell may end before what it has started.
 """
 
 from __future__ import annotations
@@ -23,39 +22,31 @@ from flava_ds.ranks.stop_signals import is_stopping
 
 POLL_S = 1.0
 TORCHRUN, DEEPSPEED, OPEN_MPI = "TORCHELASTIC_RUN_ID", "CROSS_RANK", "OMPI_COMM_WORLD_RANK"
-"""Variables that a launcher sets for its children; with the second one, the parent's parent may be
-`deepspeed` itself.
-"""
+"""Variables that launchers set for their children. With the second, the grandparent may be `deepspeed`."""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """A process that this one needs, by its number and its start, which tell it from a later one of the same
-    number.
-    """
+    """A process that this one depends on. Its start time tells it from a later process with the same pid."""
 
     pid: int
     began: int | None
     is_parent: bool
 
     def is_gone(self) -> bool:
-        """Tells whether the process has ended."""
+        """Returns whether the process has ended."""
         return os.getppid() != self.pid if self.is_parent else started(self.pid) != self.began
 
 
 def watch() -> None:
-    """Asks this process to stop, as SIGTERM does, once a launcher that started it is gone; does nothing
-    without a launcher.
-    """
+    """Asks this process to stop, as SIGTERM does, once its launcher is gone; without one, does nothing."""
     launchers = launchers_of(os.environ)
     if launchers:
         threading.Thread(target=_wait, args=(launchers,), name="launcher watch", daemon=True).start()
 
 
 def launchers_of(environment: Mapping[str, str]) -> list[Launcher]:
-    """Returns the launcher processes above this one: its parent, and the `deepspeed` command above
-    DeepSpeed's per-host launcher.
-    """
+    """Returns this process's launchers: its parent, and the `deepspeed` command that started the parent."""
     if not any(name in environment for name in (TORCHRUN, DEEPSPEED, OPEN_MPI)):
         return []
     parent = os.getppid()
@@ -67,7 +58,7 @@ def launchers_of(environment: Mapping[str, str]) -> list[Launcher]:
 
 
 def _parent_of(pid: int) -> int | None:
-    """Returns the number of a process's parent; None where that cannot be looked up."""
+    """Returns the pid of a process's parent; None if unknown."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError, IndexError):
@@ -75,7 +66,7 @@ def _parent_of(pid: int) -> int | None:
 
 
 def _command_of(pid: int) -> bytes:
-    """Returns a process's command line; nothing where that cannot be looked up."""
+    """Returns a process's command line; empty if unknown."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -83,8 +74,9 @@ def _command_of(pid: int) -> bytes:
 
 
 def _wait(launchers: list[Launcher]) -> None:
-    """Waits until a launcher is gone. A rank that is stopping already is left to its checkpoint: a second
-    signal would end it at once.
+    """Waits until a launcher is gone, then sends SIGTERM to this process.
+
+    A rank that is stopping already may finish its checkpoint: a second signal would end it at once.
     """
     while not (gone := [launcher.pid for launcher in launchers if launcher.is_gone()]):
         time.sleep(POLL_S)

@@ -1,10 +1,8 @@
-"""Names the ranks that no longer answer when a collective fails, so that a hang or a lost machine ends as one
-line and not as a traceback.
+"""Names the ranks that do not answer when a collective fails, instead of ending a hang with a traceback.
 
-Every rank has a thread that waits for a question in the store of the process group. A rank whose collective
-ran out of time, or whose connection was lost, asks; whoever is alive answers within milliseconds, whatever
-its main thread does. Rank 0 keeps the store and may be the one that hangs, so no wait for an answer of the
-store is unlimited.
+Every rank has a thread that waits for a question in the process group's store. A rank whose collective timed
+out or lost its connection asks, and every live rank answers within milliseconds, whatever its main thread
+does. Rank 0 serves the store and may be the one that hangs, so every wait for the store has a time limit.
 """
 
 from __future__ import annotations
@@ -30,22 +28,23 @@ from flava_ds.processes import machine, started, within
 from flava_ds.ranks.distributed import ENDED, STORE_S, World, gather_objects
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says when another rank has ended."""
+"""gloo's errors when another rank has ended."""
 TIMED_OUT = re.compile(
     r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout"
 )
-"""What gloo and nccl say when another rank does not take part."""
+"""gloo's and nccl's errors when another rank does not take part."""
 ANSWER_S = 5.0
 """Seconds that a rank has to answer."""
 ASKED, SPENT, PRESENT = "flava_ds/roll_call", "flava_ds/roll_call/seconds", "flava_ds/roll_call/rank_{}"
 NAMED = 8
-"""Most ranks that a line names."""
+"""Maximum number of ranks that a message names."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a rank runs; `machine` is what shares process numbers, `began` tells a process from a later one
-    of the same number.
+    """Where a rank runs.
+
+    `machine` identifies a pid namespace; `began` tells the process from a later one with the same pid.
     """
 
     host: str
@@ -55,7 +54,7 @@ class Peer:
 
     @classmethod
     def here(cls) -> Peer:
-        """Describes this process."""
+        """Returns the description of this process."""
         return cls(socket.gethostname(), os.getpid(), machine(), started(os.getpid()))
 
 
@@ -63,25 +62,24 @@ _peers: list[Peer] = []
 
 
 def begin(world: World) -> None:
-    """Learns where every rank runs, and answers roll calls from now on; all ranks call it together."""
+    """Learns where every rank runs and starts to answer roll calls; all ranks call it together."""
     _peers[:] = gather_objects(world, Peer.here())
     if world.size > 1:
-        # a connection of its own: it is busy with waiting
+        # a separate connection, because wait() blocks the one it uses
         store = dist.distributed_c10d._get_default_store().clone()
         threading.Thread(target=_answer, args=(store, world.rank), name="roll call", daemon=True).start()
 
 
 def explain(error: RuntimeError) -> str | None:
-    """Returns the line that names the ranks that are missing, '' when another rank has said already why it
-    ends, and None for other errors.
+    """Returns a message that names the missing ranks; '' if another rank has already reported why it ends.
 
-    To be called on every rank whose collective failed. A rank that hangs on this machine is ended, as its
-    launcher would wait for it.
+    Returns None for errors that are not about other ranks. Every rank whose collective failed calls this. It
+    kills a hung rank on this machine, because the launcher would wait for it.
     """
     words, spent = str(error), TIMED_OUT.search(str(error))
     if not _peers or not (spent or any(lost in words for lost in LOST)):
         return None
-    # a launcher that has seen a rank die ends the others, before one could be named
+    # a launcher that notices a dead rank terminates the others, perhaps before they could name it
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
     milliseconds = next((int(group) for group in spent.groups() if group), 0) if spent else 0
@@ -90,12 +88,11 @@ def explain(error: RuntimeError) -> str | None:
         if within(STORE_S, lambda: store.check([ENDED])):
             return ""
         positions, seconds = _ask(store, dist.get_rank(), f"{milliseconds / 1000:g}" if spent else None)
-    except (RuntimeError, TimeoutError):  # the store is gone, or does not answer
-        keeper = {0} - {dist.get_rank()}  # rank 0 keeps it
-        positions, seconds = (
-            {rank: "" for rank in range(len(_peers)) if rank not in keeper},
-            f"{milliseconds / 1000:g}" if spent else None,
-        )
+    except (RuntimeError, TimeoutError):  # the store is gone or does not answer
+        # rank 0 serves the store, so take it for the missing one
+        present = [rank for rank in range(len(_peers)) if rank != 0 or rank == dist.get_rank()]
+        positions = dict.fromkeys(present, "")
+        seconds = f"{milliseconds / 1000:g}" if spent else None
     missing = [rank for rank in range(len(_peers)) if rank not in positions]
     elsewhere = {rank: position for rank, position in positions.items() if position}
     if seconds is not None:
@@ -105,7 +102,7 @@ def explain(error: RuntimeError) -> str | None:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Adds to an error inside where it happened."""
+    """Adds a note with the location to a RuntimeError raised inside the block."""
     try:
         yield
     except RuntimeError as error:
@@ -114,8 +111,9 @@ def located(where: str) -> Iterator[None]:
 
 
 def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], str | None]:
-    """Returns where every rank that answers is, '' for in a collective, and the seconds that any rank waited,
-    None when all lost a connection.
+    """Returns the position of every rank that answers, and how many seconds any rank has waited.
+
+    A position is '' for a rank inside a collective. The seconds are None if all ranks lost a connection.
     """
     if seconds is not None:
         within(STORE_S, lambda: store.set(SPENT, seconds))
@@ -126,21 +124,20 @@ def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], st
         waiting = within(STORE_S, partial(_absent, store, waiting))
         time.sleep(0.05)
     answered = [other for other in range(len(_peers)) if other not in waiting]
-    positions = within(
-        STORE_S, lambda: {other: store.get(PRESENT.format(other)).decode() for other in answered}
-    )
+    answers = {other: PRESENT.format(other) for other in answered}
+    positions = within(STORE_S, lambda: {other: store.get(key).decode() for other, key in answers.items()})
     if within(STORE_S, lambda: store.check([SPENT])):
         seconds = within(STORE_S, lambda: store.get(SPENT)).decode()
     return positions, seconds
 
 
 def _absent(store: Any, ranks: set[int]) -> set[int]:
-    """Returns which of `ranks` have not answered yet."""
+    """Returns those of `ranks` that have not answered yet."""
     return {rank for rank in ranks if not store.check([PRESENT.format(rank)])}
 
 
 def _answer(store: Any, rank: int) -> None:
-    """Waits for the question and says where the main thread is; ends with the store."""
+    """Waits for the question and answers with the main thread's position; ends with the store."""
     try:
         store.wait([ASKED], timedelta(days=1000))
         store.compare_set(PRESENT.format(rank), "", _position())
@@ -149,9 +146,7 @@ def _answer(store: Any, rank: int) -> None:
 
 
 def _position() -> str:
-    """Returns file, line and function in which this package's main thread is; '' while it waits in a
-    collective.
-    """
+    """Returns file, line and function of the main thread in this package; '' if it is in a collective."""
     frame, inside = sys._current_frames().get(threading.main_thread().ident), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -164,10 +159,10 @@ def _position() -> str:
 
 
 def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, where: str) -> str:
-    """Words what was found."""
-    names = ", ".join(f"rank {rank} (host {_peers[rank].host})" for rank in missing[:NAMED]) + (
-        f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
-    )
+    """Composes the message."""
+    names = ", ".join(f"rank {rank} (host {_peers[rank].host})" for rank in missing[:NAMED])
+    if len(missing) > NAMED:
+        names += f" and {len(missing) - NAMED} more"
     again = "start the same command again to go on from the latest checkpoint"
     if missing and seconds is None:
         return (
@@ -175,11 +170,9 @@ def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, wh
             f"that host tells; {again}"
         )
     if missing:
-        verb, why = (
-            ("has", "it hangs or its machine is gone")
-            if len(missing) == 1
-            else ("have", "they hang or their machines are gone")
-        )
+        verb, why = "has", "it hangs or its machine is gone"
+        if len(missing) > 1:
+            verb, why = "have", "they hang or their machines are gone"
         return f"{names} {verb} not answered for {seconds} s{where}: {why}; look there, then {again}"
     at = "; ".join(
         f"rank {rank} (host {_peers[rank].host}) is at {position}"
@@ -192,15 +185,13 @@ def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, wh
         )
     return (
         f"ranks have waited for {seconds} s for others{where}, though all processes are "
-        f"alive{': ' * bool(at)}{at}; "
-        f"raise engine.communication_timeout_s if that may take so long, or {again}"
+        f"alive{': ' * bool(at)}{at}; raise engine.communication_timeout_s if that may take so long, or "
+        f"{again}"
     )
 
 
 def _end_hung(peers: list[Peer]) -> None:
-    """Kills the processes among `peers` that are this machine's: one that is stopped hears nothing gentler,
-    and the launcher would wait for it.
-    """
+    """Kills this machine's hung processes among `peers`. SIGKILL, because stopped ones ignore the rest."""
     for peer in peers:
         if peer.machine == machine() and peer.began is not None and started(peer.pid) == peer.began:
             with suppress(OSError):

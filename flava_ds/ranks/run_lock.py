@@ -1,9 +1,8 @@
-"""One run per folder: a file that says who trains there, with a heartbeat for those who cannot look whether
-its process is alive.
+"""One run per folder: a lock file that names its owner, with a heartbeat for other machines.
 
-Two runs in one folder would delete each other's checkpoints and mix their logs. A process that is gone holds
-nothing: on the same machine that is looked up, on another one it follows from a heartbeat that stays away.
-Ages are differences of times that the file system itself has stamped, so clocks of machines need not agree.
+Two runs in one folder would delete each other's checkpoints and mix their logs. A dead process holds nothing:
+its own machine can look it up, other machines conclude it from a missing heartbeat. Ages are differences of
+the file system's own timestamps, so the machines' clocks need not agree.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from flava_ds.storage.atomic import write_whole
 NAME = "lock.json"
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
-"""A lock of another machine that has not been renewed for so long is taken over."""
+"""A lock of another machine without a heartbeat for this long is taken over."""
 POLL_S = 1.0
 
 
 _HELD: dict[Path, RunLock] = {}
-"""What this process holds."""
+"""The locks that this process holds."""
 
 
 def hold(run_path: Path) -> None:
-    """Takes a run's folder for this process, unless it has it already.
+    """Locks a run's folder for this process, unless it has it already.
 
-    Raises: CheckpointError when another run is alive in it.
+    Raises: CheckpointError when another live run holds it.
     """
     if run_path not in _HELD:
         lock = RunLock(run_path)
@@ -46,18 +45,18 @@ def hold(run_path: Path) -> None:
 
 
 def lost(run_path: Path) -> bool:
-    """Tells whether this process has held the folder and another one has it now."""
+    """Returns whether another run has taken over a folder that this process held."""
     return run_path in _HELD and not _HELD[run_path].held()
 
 
 def release_all() -> None:
-    """Gives free what this process holds."""
+    """Releases all locks of this process."""
     while _HELD:
         _HELD.popitem()[1].release()
 
 
 class RunLock:
-    """The right to train in a run's folder; held until `release`, or until this process ends."""
+    """The right to train in a run's folder, held until `release` or the end of this process."""
 
     def __init__(self, run_path: Path) -> None:
         self.path = run_path / NAME
@@ -71,15 +70,15 @@ class RunLock:
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Takes the lock, from a process that is gone if need be.
+        """Takes the lock, if need be from a dead process.
 
-        Raises: CheckpointError when another run is alive in this folder.
+        Raises: CheckpointError when another live run holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not _create(self.path, self._said):
             other = _read(self.path)
             if other is None:
-                continue
+                continue  # released in between
             if self._is_alive(other):
                 other = _read(self.path) or other
                 raise CheckpointError(
@@ -98,19 +97,17 @@ class RunLock:
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
     def held(self) -> bool:
-        """Tells whether the lock is still this one; another run takes it from one that seems to be gone."""
+        """Returns whether the lock is still this one; another run takes it over if this one seems dead."""
         return (_read(self.path) or {}).get("id") == self._said["id"]
 
     def release(self) -> None:
-        """Gives the folder free."""
+        """Releases the lock."""
         self._released.set()
         if self.held():
             self.path.unlink(missing_ok=True)
 
     def _is_alive(self, other: dict[str, Any]) -> bool:
-        """Tells whether the holder is there. A lock of another machine is watched until it is renewed or
-        stale.
-        """
+        """Returns whether the owner is alive, watching another machine's lock until it beats or is stale."""
         if other.get("machine") == self._said["machine"]:
             began = started(other.get("pid"))
             return began is not None and began == other.get("process")
@@ -134,14 +131,15 @@ class RunLock:
         return False
 
     def _take_over(self, other: dict[str, Any]) -> bool:
-        """Replaces the lock of a process that is gone; of several that want to, one does. False when it has
-        to be looked at again.
+        """Replaces the lock of a dead process; if several runs try, only one succeeds.
+
+        Returns False if the lock must be checked again.
         """
         turn = self.path.with_name(f"{NAME}.turn")
         if not _create(turn, self._said):
             stamp = _stamp(turn)
             if stamp is not None and self._now() - stamp > STALE_S * 1e9:
-                turn.unlink(missing_ok=True)  # its owner was killed in between
+                turn.unlink(missing_ok=True)  # its owner was killed while it held the turn
             time.sleep(POLL_S)
             return False
         try:
@@ -153,7 +151,7 @@ class RunLock:
             turn.unlink(missing_ok=True)
 
     def _now(self) -> int:
-        """Returns the file system's own time in ns: that of a file written now."""
+        """Returns the file system's time in ns: the timestamp of a file written now."""
         self._own.write_text("", encoding="utf-8")
         try:
             return self._own.stat().st_mtime_ns
@@ -173,8 +171,7 @@ class RunLock:
 
 
 def _create(path: Path, said: dict[str, Any]) -> bool:
-    """Creates a file unless there is one; on a full disk none is left, as an empty one would hold
-    the folder."""
+    """Creates a file unless it exists. Removes it on a full disk: an empty lock would block the folder."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
@@ -189,8 +186,9 @@ def _create(path: Path, said: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Returns what a lock says; None when there is none. One that cannot be read says nothing, and its age
-    decides.
+    """Returns the contents of a lock, None if there is none.
+
+    Returns {} for an unreadable one, which only its age can free.
     """
     try:
         said = loads(read_small(path))
@@ -202,9 +200,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _stamp(path: Path) -> int | None:
-    """Returns a file's time of modification in ns, fresh from a network file system; None when it is gone."""
+    """Returns a file's modification time in ns, bypassing network file system caches; None if gone."""
     try:
-        # a FIFO in its place is not waited for
+        # O_NONBLOCK: do not wait on a FIFO in its place
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None

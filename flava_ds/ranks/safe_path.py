@@ -1,9 +1,8 @@
-"""Keeps the working directory off the path that Python imports from: it may be a folder of downloaded data,
-with a torch.py in it.
+"""Keeps the working directory off the import path: it may hold downloaded data, with a torch.py in it.
 
-`python -m` and `python -c` put it first, before the standard library, and so do launchers and loader
-processes, which start Python in these ways. Imports the standard library only, and little of it, as it is to
-act before the rest is imported.
+`python -m` and `python -c` put it first, before the standard library, and so do launchers and dataloader
+workers, which start Python in these ways. Imports little, and only from the standard library, because it must
+act before anything else is imported.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ import os
 import sys
 
 ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
-"""What Python is told, and hands on to every process that this one starts."""
+"""Variables for this Python, inherited by every process that it starts."""
 
 
 def leave_out_working_directory() -> None:
-    """Takes the working directory off this process's import path, unless this package itself lies there, and
-    keeps it off that of all processes started from here."""
+    """Removes the working directory from the import path of this process and those that it starts.
+
+    Keeps it here if it contains this package.
+    """
     os.environ.update(ENVIRONMENT)
     started_by_module = getattr(sys.modules.get("__main__"), "__spec__", None) is not None
     here, package = os.getcwd(), os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -10,19 +10,17 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""The last one is what Slurm's --signal=USR1 sends before a time limit."""
+"""SIGUSR1 is for Slurm's --signal=USR1, sent before a time limit."""
 REPEATED_SIGNAL_S = 3.0
-"""Seconds within which a second signal does not yet mean impatience."""
+"""Repeats within this many seconds belong to the same request."""
 
 
 _listening: list[StopRequest] = []
-"""Those that stop signals go to at the moment."""
+"""The requests that currently listen for stop signals."""
 
 
 def is_stopping() -> bool:
-    """Tells whether this process has been asked to stop and is about to, so that asking again would cut its
-    checkpoint short.
-    """
+    """Returns whether this process has been asked to stop; asking again would cut its checkpoint short."""
     return any(request.asked is not None for request in _listening)
 
 
@@ -34,11 +32,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turns the first of STOP_SIGNALS into a request that all ranks agree on; a later one takes its usual
-        course.
+        """Turns the first of STOP_SIGNALS into a request that all ranks agree on; a later one acts as usual.
 
-        Repeats within REPEATED_SIGNAL_S are the same request: on Ctrl-C a launcher forwards what the terminal
-        has already sent.
+        Repeats within REPEATED_SIGNAL_S count as the same request: on Ctrl-C, a launcher forwards the signal
+        that the terminal has already sent to all processes.
         """
         asked_at = 0.0
 
@@ -46,7 +43,7 @@ class StopRequest:
             nonlocal asked_at
             if self.asked is None:
                 self.asked, asked_at = number, time.monotonic()
-                with suppress(OSError):  # whoever read it may be gone
+                with suppress(OSError):  # the terminal may be gone
                     os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
             elif time.monotonic() - asked_at > REPEATED_SIGNAL_S:
                 signal.signal(number, handlers[number])

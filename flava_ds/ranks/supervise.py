@@ -1,6 +1,4 @@
-"""What `flava-ds train --max-restarts N` starts: torchrun, whose agent starts the ranks again after a
-failure, with one line at its end.
-"""
+"""Runs torchrun for `flava-ds train --max-restarts N`; its agent restarts the ranks after a failure."""
 
 from __future__ import annotations
 
@@ -16,22 +14,23 @@ from flava_ds.ranks import safe_path
 
 ENVIRONMENT = {
     **safe_path.ENVIRONMENT,
-    # Restarted ranks would read the addresses of the dead ones, and most restarts hang (pytorch issue
-    # 135712).
+    # Otherwise restarted ranks would read the addresses of the dead ones, and most restarts would hang
+    # (pytorch issue 135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    # Seconds between SIGTERM and SIGKILL: time to finish a step and write a checkpoint.
+    # Seconds between SIGTERM and SIGKILL: enough to finish a step and write a checkpoint.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "280",
 }
-"""What torchrun should be told, unless it has been told otherwise."""
+"""Defaults for torchrun's environment."""
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""What its agent passes on to the ranks; it would die of the last one, which Slurm may send to all processes,
-otherwise.
+"""Signals that the agent forwards to the ranks. By default SIGUSR1, which Slurm may send to all processes,
+would kill it.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs torchrun with its own arguments; returns 0, the status of the rank that failed first, or 128 + the
-    number of a signal.
+    """Runs torchrun with its own arguments.
+
+    Returns 0, the status of the first rank that failed, or 128 + the number of a signal.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -42,17 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         killed = failure.exitcode < 0
-        how = (
-            f"was killed by {signal.Signals(-failure.exitcode).name}"
-            if killed
-            else f"ended with status {failure.exitcode}"
-        )
+        how = f"ended with status {failure.exitcode}"
+        if killed:
+            how = f"was killed by {signal.Signals(-failure.exitcode).name}"
         tries = int(options.max_restarts) + 1
         print(
-            (
-                f"error: rank {rank} {how} in the last of {tries} attempts; the same command goes on from "
-                "the latest checkpoint"
-            ),
+            f"error: rank {rank} {how} in the last of {tries} attempts; the same command goes on from the "
+            "latest checkpoint",
             file=sys.stderr,
         )
         return 128 - failure.exitcode if killed else failure.exitcode

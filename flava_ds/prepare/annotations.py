@@ -1,6 +1,4 @@
-"""What every corpus is turned into, one entry per image or passage, and readers for the file forms that
-corpora are published in.
-"""
+"""The common form of all corpora, one entry per image or passage, and readers for published file formats."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ _CHUNK = 2**20
 class Annotated:
     """One image with its captions, or one passage of text.
 
-    `key` names its members in the shard; `images` are paths below the image folder, of which the first that
-    exists is taken; `file` is an image found by walking a folder, so that no annotation can name it.
+    `key` names its members in the shard. `images` are candidate paths below the image folder; the first that
+    exists is used. `file` is an image found by walking a folder instead.
     """
 
     key: str
@@ -39,24 +37,20 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Dropped:
-    """An entry that is left out, and why."""
+    """An entry that is left out, and the reason."""
 
     reason: str
 
 
 def clean(text: Any) -> str:
-    """Makes one line of a caption, without what UTF-8 cannot store; empty for anything but text."""
-    return (
-        " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split())
-        if isinstance(text, str)
-        else ""
-    )
+    """Collapses a caption to one line of valid UTF-8; empty for anything but text."""
+    if not isinstance(text, str):
+        return ""
+    return " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split())
 
 
 def open_text(path: Path) -> TextIO:
-    """Opens a UTF-8 file, unpacked on the fly when its name ends in .gz or .bz2. Raises: DataError naming the
-    file.
-    """
+    """Opens a UTF-8 file, decompressing .gz and .bz2 on the fly. Raises: DataError that names the file."""
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     try:
         return opener(path, "rt", encoding="utf-8", errors="replace", newline="")
@@ -65,12 +59,12 @@ def open_text(path: Path) -> TextIO:
 
 
 def load_json(path: Path, *fields: str) -> dict[str, Any]:
-    """Reads a JSON object that has `fields`. Raises: DataError naming the file and what it lacks."""
+    """Reads a JSON object that has `fields`. Raises: DataError that names the file and the missing field."""
     with open_text(path) as stream:
         try:
             value = json.load(stream)
         except (ValueError, EOFError, OSError, RecursionError) as error:
-            raise DataError(f"annotations '{path}': no JSON: {error}") from error
+            raise DataError(f"annotations '{path}': not JSON: {error}") from error
     missing = [name for name in fields if not isinstance(value, dict) or name not in value]
     if missing:
         raise DataError(
@@ -80,14 +74,14 @@ def load_json(path: Path, *fields: str) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the object of every line. Raises: DataError naming the file and line."""
+    """Yields the object on every line. Raises: DataError that names the file and line."""
     with open_text(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise DataError(f"annotations '{path}', line {number}: no JSON: {error}") from error
+                    raise DataError(f"annotations '{path}', line {number}: not JSON: {error}") from error
                 if not isinstance(value, dict):
                     raise DataError(
                         f"annotations '{path}', line {number}: {type(value).__name__} instead of an object"
@@ -96,10 +90,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_array(path: Path) -> Iterator[Any]:
-    """Yields the elements of a JSON array one by one, so that a file of gigabytes needs the memory of one
-    element.
+    """Yields the elements of a JSON array one by one: gigabytes of file need the memory of one element.
 
-    Raises: DataError naming the file and where it stops being an array.
+    Raises: DataError that names the file and where the array is invalid.
     """
     decoder = json.JSONDecoder()
     with open_text(path) as stream:
@@ -117,10 +110,10 @@ def json_array(path: Path) -> Iterator[Any]:
                 value, end = decoder.raw_decode(buffer)
             except ValueError as error:
                 value, end = error, len(buffer)
-            if end == len(buffer):  # cut short, or perhaps a number that goes on
+            if end == len(buffer):  # incomplete, or perhaps a number that continues
                 more = stream.read(max(_CHUNK, len(buffer)))
                 if not more:
-                    raise DataError(f"annotations '{path}': the array breaks off after {done} elements")
+                    raise DataError(f"annotations '{path}': the array ends early, after {done} elements")
                 buffer += more
                 continue
             buffer, done = buffer[end:], done + 1
@@ -128,10 +121,11 @@ def json_array(path: Path) -> Iterator[Any]:
 
 
 def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterator[dict[str, str]]:
-    """Yields the rows of a tab-separated file. A first line that names the columns decides their order, else
-    they stand as in `columns`.
+    """Yields the rows of a tab-separated file.
 
-    Raises: DataError naming the file and the line of another width.
+    A first line with all column names is a header and gives their order; otherwise they are as in `columns`.
+
+    Raises: DataError that names the file and a row with the wrong number of columns.
     """
     csv.field_size_limit(2**27)
     with open_text(path) as stream:
@@ -151,6 +145,6 @@ def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterat
 
 
 def position_paths(position: int, per_shard: int = 10_000) -> tuple[str, ...]:
-    """Returns where img2dataset puts row `position` of a list with --output_format files: SHARD/KEY.jpg."""
+    """Returns where img2dataset stores row `position` of a list with --output_format files: SHARD/KEY.jpg."""
     shard, row = divmod(position, per_shard)
     return (f"{shard:05d}/{shard:05d}{row:04d}.jpg",)

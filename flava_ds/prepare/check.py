@@ -1,6 +1,4 @@
-"""Look shards over before GPU hours are spent: what is in them, what is wrong with them, and whether this
-machine reads them fast enough.
-"""
+"""Checks shards before GPU hours are spent: contents, damage, and whether this machine is fast enough."""
 
 from __future__ import annotations
 
@@ -37,14 +35,14 @@ NEAR_BITS = 3
 _BANDS = NEAR_BITS + 1
 _TIMED_S, _TIMED_BATCH = 5.0, 32
 CHECKED = "checked"
-"""The name of the source whose shards are checked."""
+"""Name of the source whose shards are checked."""
 _SHOWN, _DAMAGED_NAMED = 24, 10
 _MOST_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a training run takes."""
+    """The throughput that a training run needs."""
 
     gpus: int
     images_per_second_per_gpu: float
@@ -57,11 +55,11 @@ class Need:
 
 @dataclass(kw_only=True)
 class Check:
-    """What was found. Counts of shards, samples and bytes are exact; all else is of the `read` samples,
-    evenly spaced.
+    """The results of a check.
 
-    `token_lengths` and `aspect_ratios` are one number per sample read; `sizes` are (width, height); `shown`
-    are numbers of samples for the page.
+    Counts of shards, samples and bytes are exact; everything else is from the `read` samples, which are
+    evenly spaced. `token_lengths` and `aspect_ratios` have one number per sample read; `sizes` are (width,
+    height); `shown` are numbers of samples for the page.
     """
 
     shards: int = 0
@@ -92,30 +90,25 @@ class Check:
 
     @property
     def samples_per_second(self) -> float:
-        """Predicted of this machine, with every core at work."""
+        """Predicted throughput of this machine, using all cores."""
         return self.samples_per_core_second * self.cores
 
     @property
     def aspect_ratios(self) -> list[float]:
-        """Widths over heights."""
+        """Width divided by height of each image."""
         return [width / height for width, height in self.sizes]
 
     @property
     def volume(self) -> str:
-        """Size of all shards with its unit."""
-        return (
-            f"{self.total_bytes / 2**30:,.2f} GiB"
-            if self.total_bytes >= 2**30
-            else f"{self.total_bytes / 2**20:.2f} MiB"
-        )
+        """Size of all shards, with unit."""
+        if self.total_bytes >= 2**30:
+            return f"{self.total_bytes / 2**30:,.2f} GiB"
+        return f"{self.total_bytes / 2**20:.2f} MiB"
 
     def as_json(self) -> bytes:
-        """Writes all but the source."""
-        plain = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if item.name not in ("source", "need")
-        }
+        """Serialises everything but the source."""
+        names = [item.name for item in dataclasses.fields(self) if item.name not in ("source", "need")]
+        plain = {name: getattr(self, name) for name in names}
         plain |= {"need": dataclasses.asdict(self.need), "samples_per_second": self.samples_per_second}
         return json.dumps(plain, indent=1, ensure_ascii=False).encode() + b"\n"
 
@@ -123,20 +116,17 @@ class Check:
 def check_shards(
     shards: str, need: Need, *, recipe: str = "flava_base", caption_key: str | None = None, most: int = 10_000
 ) -> Check:
-    """Indexes all shards, reads up to `most` samples (0: all), and times the recipe's own reading, decoding,
-    augmenting and masking.
+    """Indexes all shards, reads up to `most` samples (0: all), and times reading to masking with the recipe.
 
-    Raises: DataError when there is no usable sample; ConfigError on an unknown recipe.
+    Raises: DataError when there is no usable sample; ConfigError for an unknown recipe.
     """
     found = Check(need=need, recipe=recipe)
     paths = expand_shards(shards)
     _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
     found.kind = _kind(found.members, caption_key)
     config = _as_trained(recipe, found.kind, shards, caption_key)
-    found.max_tokens, found.global_batch_size = (
-        config.data.sources[CHECKED].max_tokens,
-        config.global_batch_size(CHECKED),
-    )
+    found.max_tokens = config.data.sources[CHECKED].max_tokens
+    found.global_batch_size = config.global_batch_size(CHECKED)
     found.source = IndexedShards(config, CHECKED)
     found.damage = dict(found.source.table.faults)
     _read_samples(found, most)
@@ -147,40 +137,32 @@ def check_shards(
 
 
 def _count(found: Check, paths: Sequence[Path], indexes: Sequence[ShardIndex], size: int) -> None:
-    """Adds up the indexes, and names some shards that are damaged."""
+    """Sums up the indexes and names some of the damaged shards."""
     members = Counter()
     for path, index in zip(paths, indexes, strict=True):
         if (lost := faults.lossy(index.faults)) and len(found.bad_examples) < _DAMAGED_NAMED:
             found.bad_examples.append(f"{path}: {counted(lost)}")
-        members.update(
-            {
-                index.suffixes[number]: int(n)
-                for number, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))
-            }
-        )
-    found.shards, found.samples_per_shard, found.total_bytes = (
-        len(indexes),
-        [len(index) for index in indexes],
-        size,
-    )
+        counts = np.bincount(index.member_suffix, minlength=len(index.suffixes))
+        members.update({index.suffixes[number]: int(n) for number, n in enumerate(counts)})
+    found.shards, found.samples_per_shard = len(indexes), [len(index) for index in indexes]
+    found.total_bytes = size
     found.samples, found.members = sum(found.samples_per_shard), dict(members)
 
 
 def _kind(members: dict[str, int], caption_key: str | None) -> str:
-    """Tells pairs from images and texts by their members."""
+    """Returns the kind of the samples: pairs, images or texts."""
     has_image = any(members.get(suffix) for suffix in IMAGE_SUFFIXES)
     return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
 
 
 def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> Config:
-    """Returns the recipe with these shards in place of its source of that kind; bad samples do not stop the
-    check, codes are left out.
+    """Returns the recipe with these shards in place of its source of that kind.
+
+    Bad samples do not stop the check, and codes are left out.
     """
     config = resolve(recipe, [])
-    like = next(
-        (source for source in config.data.sources.values() if source.kind == kind),
-        SourceConfig(kind=kind, shards=shards),
-    )
+    same_kind = (source for source in config.data.sources.values() if source.kind == kind)
+    like = next(same_kind, SourceConfig(kind=kind, shards=shards))
     changes = {
         "shards": shards,
         "caption_key": caption_key,
@@ -211,9 +193,8 @@ def _read_samples(found: Check, most: int) -> None:
         _look_at(found, fields, sample, formats)
         name = source.where(number) if sample.key in seen else sample.key  # shards may share keys
         seen.add(name)
-        digests.setdefault(
-            hashlib.sha256(fields.get("image", fields.get("caption", b""))).digest(), []
-        ).append(name)
+        content = fields.get("image", fields.get("caption", b""))
+        digests.setdefault(hashlib.sha256(content).digest(), []).append(name)
         if sample.image is not None:
             hashes[name] = perceptual_hash(sample.image)
         found.token_lengths += [len(ids) for ids in tokenizer.encode_batch(sample.captions, _MOST_LENGTH)]
@@ -228,13 +209,12 @@ def _read_samples(found: Check, most: int) -> None:
     found.read, found.bad, found.formats = len(numbers), dict(bad), dict(formats)
     found.same_bytes = [keys for keys in digests.values() if len(keys) > 1]
     found.look_alike = near_duplicates(hashes, {key for keys in found.same_bytes for key in keys[1:]})
-    found.shown = [
-        usable[place] for place in np.unique(np.linspace(0, len(usable) - 1, _SHOWN).astype(np.int64))
-    ]
+    places = np.unique(np.linspace(0, len(usable) - 1, _SHOWN).astype(np.int64))
+    found.shown = [usable[place] for place in places]
 
 
 def _look_at(found: Check, fields: dict[str, bytes], sample: Sample, formats: Counter[str]) -> None:
-    """Notes a sample's format and size."""
+    """Records a sample's format and size."""
     if sample.image is not None:
         formats[read_header(fields["image"]).format] += 1
         found.sizes.append((sample.image.shape[2], sample.image.shape[1]))
@@ -243,7 +223,7 @@ def _look_at(found: Check, fields: dict[str, bytes], sample: Sample, formats: Co
 def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> list[list[str]]:
     """Groups keys whose hashes differ in at most NEAR_BITS bits from the group's first.
 
-    Such hashes agree in at least one of NEAR_BITS + 1 bands of 16 bits, so only those are compared.
+    Such hashes agree in at least one of NEAR_BITS + 1 bands of 16 bits, so only those pairs are compared.
     """
     keys = [key for key in hashes if key not in without]
     values = np.array([hashes[key] for key in keys], dtype=np.uint64)
@@ -252,9 +232,10 @@ def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> 
     groups: dict[int, list[str]] = {}
     for number, value in enumerate(values.tolist()):
         bands = [value >> (width * band) & (2**width - 1) for band in range(_BANDS)]
-        rows = np.unique(
-            [row for bucket, band in zip(buckets, bands, strict=True) for row in bucket.get(band, ())]
-        ).astype(np.int64)
+        candidates = [
+            row for bucket, band in zip(buckets, bands, strict=True) for row in bucket.get(band, ())
+        ]
+        rows = np.unique(candidates).astype(np.int64)
         close = rows[differing_bits(values[rows], value) <= NEAR_BITS] if len(rows) else rows
         if len(close):
             groups.setdefault(int(close[0]), [keys[close[0]]]).append(keys[number])
@@ -265,8 +246,9 @@ def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> 
 
 
 def _time(found: Check, config: Config) -> None:
-    """Measures one core on whole batches, as a loader process makes them, for some seconds of processor time;
-    the first batch warms up.
+    """Measures one core on whole batches, as a dataloader worker makes them, for some seconds of CPU time.
+
+    The first batch is a warm-up.
     """
     reader, position, done, used = BatchReader(config, found.source), 0, 0, 0.0
     size = min(_TIMED_BATCH, found.global_batch_size)
@@ -281,46 +263,40 @@ def _time(found: Check, config: Config) -> None:
 
 
 def _judge(found: Check) -> list[tuple[bool, str]]:
-    """Says what stands in the way of a run."""
+    """Returns the verdicts: whether each condition for a run holds, and a sentence about it."""
     need, rate = found.need.samples_per_second, found.samples_per_core_second
     lost = sum(found.bad.values()) / found.read
     cut = sum(length > found.max_tokens for length in found.token_lengths) / max(1, len(found.token_lengths))
     copies = sum(len(keys) - 1 for keys in found.same_bytes + found.look_alike) / found.read
     twins = "" if found.read >= len(found.source) else ", as far as both were read: --samples 0 reads all"
     steps = found.samples / found.global_batch_size
+    epoch = f"{steps:,.1f}" if steps >= 1 else f"{steps:.2g}"
     return [
         (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
         (not found.damage, f"left out of the shards: {counted(found.damage)}"),
         (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another{twins}"),
         (
             cut <= 0.1,
-            f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be cut",
+            f"{cut:.2%} of the captions are longer than max_tokens {found.max_tokens} and will be truncated",
         ),
         (
             found.samples_per_second >= need,
             f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x "
-            f"{rate:,.0f}); {found.need.gpus} GPUs take "
-            f"{need:,.0f}, the work of {math.ceil(need / rate)} cores",
+            f"{rate:,.0f}); {found.need.gpus} GPUs need {need:,.0f}, the work of "
+            f"{math.ceil(need / rate)} cores",
         ),
-        (
-            steps >= 1,
-            (
-                f"one epoch is {f'{steps:,.1f}' if steps >= 1 else f'{steps:.2g}'} steps at a global batch "
-                f"of {found.global_batch_size:,}"
-            ),
-        ),
+        (steps >= 1, f"one epoch is {epoch} steps at a global batch of {found.global_batch_size:,}"),
         (
             found.shards >= found.loader_processes,
             f"{found.shards} shards for {found.loader_processes} loader processes ({found.need.gpus} ranks "
-            f"x {found.loader_processes // found.need.gpus}); "
-            "fewer are read correctly here, but several processes then read one file, and loaders that "
-            "hand out whole shards would stop",
+            f"x {found.loader_processes // found.need.gpus}); fewer shards work here, but several processes "
+            "then read one file, and loaders that hand out whole shards would stop",
         ),
     ]
 
 
 def describe(found: Check) -> str:
-    """Writes the check for a terminal."""
+    """Formats the check for a terminal."""
     per_shard = sorted(found.samples_per_shard)
     lines = [
         f"{found.samples:,} {found.kind} samples in {found.shards} shards, {found.volume}; "
@@ -334,14 +310,12 @@ def describe(found: Check) -> str:
         ("shorter side, px", [min(s) for s in found.sizes]),
     ):
         if values:
-            lines.append(
-                f"{name}: " + ", ".join(f"{label} {value:.4g}" for label, value in quantiles(values))
-            )
+            lines.append(f"{name}: " + ", ".join(f"{label} {n:.4g}" for label, n in quantiles(values)))
     lines += [f"  {'ok  ' if good else 'LOOK'}  {text}" for good, text in found.verdicts]
     return "\n".join([*lines, *(f"        {example}" for example in found.bad_examples)])
 
 
 def quantiles(values: Sequence[float]) -> list[tuple[str, float]]:
-    """Returns the ends, the median and two quantiles in between."""
+    """Returns the minimum, the maximum, the median and two quantiles."""
     shares = (("least", 0.0), ("5 %", 0.05), ("median", 0.5), ("95 %", 0.95), ("most", 1.0))
     return [(label, float(np.quantile(values, share))) for label, share in shares]

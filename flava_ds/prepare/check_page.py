@@ -1,6 +1,4 @@
-"""The page of `flava-ds prepare check`: verdicts, distributions, sample images, copies and all numbers in one
-HTML file that needs nothing else.
-"""
+"""The page of `flava-ds prepare check`: verdicts, distributions, samples and copies in one HTML file."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ from flava_ds.report.template import markup, render
 from flava_ds.report.template import write_page as write_file
 
 MOST_BYTES = 100_000
-"""Larger pictures are shown reduced, so that the page stays small."""
+"""Larger images are reduced, to keep the page small."""
 _SHOWN_SIDE, _MOST_CHARACTERS, _MOST_GROUPS = 224, 240, 20
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample on the page; `uri` is empty in text sources, `more` counts its other captions."""
+    """One sample on the page; `uri` is empty for texts, `more` counts its other captions."""
 
     key: str
     text: str
@@ -39,13 +37,8 @@ def write_page(check: Check, path: Path) -> Path:
     """Writes the page and returns its path."""
     copies = [("Equal bytes", check.same_bytes[:_MOST_GROUPS], len(check.same_bytes))]
     if check.sizes:
-        copies.append(
-            (
-                f"Look alike, at most {NEAR_BITS} of 64 bits differ",
-                check.look_alike[:_MOST_GROUPS],
-                len(check.look_alike),
-            )
-        )
+        words = f"Look alike, at most {NEAR_BITS} of 64 bits differ"
+        copies.append((words, check.look_alike[:_MOST_GROUPS], len(check.look_alike)))
     page = render(
         "check.html",
         title=Path(check.source.source.shards).name or check.source.source.shards,
@@ -60,7 +53,7 @@ def write_page(check: Check, path: Path) -> Path:
 
 
 def charts(check: Check) -> list[dict[str, Any]]:
-    """Draws the distributions; those with a long tail end at the 99 % quantile."""
+    """Draws the distributions; long tails are cut at the 99 % quantile."""
     ratios, sides = check.aspect_ratios, [min(size) for size in check.sizes]
     wanted = (
         ("Caption length", "tokens", check.token_lengths, check.max_tokens),
@@ -74,32 +67,25 @@ def charts(check: Check) -> list[dict[str, Any]]:
             spread = dict(quantiles(values))
             words = f"{unit}: median {spread['median']:.4g}, 95 % within {spread['95 %']:.4g}"
             most = max(sorted(values)[math.ceil(0.99 * (len(values) - 1))], level or 0)
-            drawn.append(
-                {
-                    "title": title,
-                    "words": words,
-                    "svg": markup(draw_histogram(f"{title} in {words}", values, most=most, level=level)),
-                }
-            )
+            svg = markup(draw_histogram(f"{title} in {words}", values, most=most, level=level))
+            drawn.append({"title": title, "words": words, "svg": svg})
     return drawn
 
 
 def facts(check: Check) -> dict[str, list[tuple[str, str]]]:
-    """Lists every number: table title -> rows."""
+    """Lists all numbers: table title -> rows."""
+    need, unusable = check.need, [*check.damage.items(), *check.bad.items()]
     tables = {
         "Members": [(name, f"{n:,}") for name, n in sorted(check.members.items(), key=lambda item: -item[1])],
         "Formats": [(name, f"{n:,}") for name, n in check.formats.items()],
-        "Unusable": [(name, f"{n:,}") for name, n in [*check.damage.items(), *check.bad.items()]]
-        or [("none", "0")],
+        "Unusable": [(name, f"{n:,}") for name, n in unusable] or [("none", "0")],
         "Speed": [
             ("one core", f"{check.samples_per_core_second:,.0f} samples/s"),
             ("this machine", f"{check.samples_per_second:,.0f} samples/s with {check.cores} cores"),
             (
                 "needed",
-                (
-                    f"{check.need.samples_per_second:,.0f} samples/s for {check.need.gpus} x "
-                    f"{check.need.images_per_second_per_gpu:,.0f}"
-                ),
+                f"{need.samples_per_second:,.0f} samples/s for {need.gpus} x "
+                f"{need.images_per_second_per_gpu:,.0f}",
             ),
         ],
     }
@@ -114,7 +100,7 @@ def facts(check: Check) -> dict[str, list[tuple[str, str]]]:
 
 
 def _shown(check: Check, number: int) -> Shown:
-    """Reads one sample again for the page: as stored when small, else reduced."""
+    """Reads one sample again for the page: as stored if small, otherwise reduced."""
     fields = check.source.read(number)
     sample = check.source.decode(fields, number, 0, draw=0.0)
     text = sample.text or ""
@@ -124,9 +110,5 @@ def _shown(check: Check, number: int) -> Shown:
         return Shown(*about)
     if len(fields["image"]) <= MOST_BYTES:
         return Shown(*about, uri_of_bytes(fields["image"]), sample.image.shape[2], sample.image.shape[1])
-    return Shown(
-        *about,
-        uri_of_pixels(center_pixels([decode_image(fields["image"])], _SHOWN_SIDE)[0]),
-        _SHOWN_SIDE,
-        _SHOWN_SIDE,
-    )
+    reduced = center_pixels([decode_image(fields["image"])], _SHOWN_SIDE)[0]
+    return Shown(*about, uri_of_pixels(reduced), _SHOWN_SIDE, _SHOWN_SIDE)

@@ -1,6 +1,4 @@
-"""COCO captions: captions_train2014.json, captions_val2014.json or those of 2017. Five captions or more per
-image, one sample per image.
-"""
+"""COCO captions (captions_train2014.json, ..., or 2017): one sample per image, with five or more captions."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, 
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields each image once; its key is the image id in twelve digits, as in the names of 2017.
+    """Yields each image once; its key is the image id in twelve digits, like the file names of 2017.
 
     Source: cocodataset.org, "Data format", section caption generation.
     """
@@ -37,14 +35,12 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def key_of(image_id: int) -> str:
-    """Returns a sample's key."""
+    """Returns the key of an image id."""
     return f"{int(image_id):012d}"
 
 
 def image_paths(file_name: str) -> tuple[str, ...]:
-    """Returns where an image may lie: in the folder itself, or in the folder of its split as the archives
-    unpack.
-    """
+    """Returns where an image may be: in the folder, or in the subfolder of its split, as in the archives."""
     split = re.match(r"COCO_(\w+)_\d+\.", file_name)
     folders = (split[1],) if split else ("train2017", "val2017")
     return file_name, *(f"{folder}/{file_name}" for folder in folders)

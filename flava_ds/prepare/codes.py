@@ -1,6 +1,4 @@
-"""Precompute image codes: copy shards and put each picture's codes beside it, so that training needs no
-tokenizer.
-"""
+"""Precomputes image codes: copies shards and adds the codes, so that training needs no image tokenizer."""
 
 from __future__ import annotations
 
@@ -33,12 +31,12 @@ from flava_ds.storage.shards import expand_shards
 log = logging.getLogger(__name__)
 
 CODES_SUFFIX = "codes.npy"
-"""What SourceConfig.image_codes_key names to read these codes."""
+"""Suffix of the members with codes; SourceConfig.image_codes_key must name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodesReport:
-    """What `write_codes` did; `failed` pictures could not be decoded and are copied without codes."""
+    """The counts of `write_codes`; `failed` images could not be decoded and are copied without codes."""
 
     shards_written: int
     shards_kept: int
@@ -58,16 +56,16 @@ def write_codes(
         "%s: codes of %d samples", shard, samples
     ),
 ) -> CodesReport:
-    """Writes every shard of `source` into folder `out` with a member KEY.codes.npy after each picture: uint16
-    [n], row by row.
+    """Copies every shard of `source` to folder `out`, adding a member KEY.codes.npy per image: uint16 [n].
 
-    The codes are those of config.UNCHANGED (shorter side to codebook.image_size, centre crop), so use the
-    shards with that transform. A shard is written under a temporary name and renamed, its bytes depend on
-    nothing but the shard, the codebook and the sizes, and one finished earlier with the same codebook is
-    kept: an interrupted run continues with the next shard. `out` None replaces the shards in place.
+    The codes are row by row, and those of config.UNCHANGED (shorter side to codebook.image_size, centre
+    crop), so use the shards with that transform. Each shard is written under a temporary name and renamed.
+    Its bytes depend only on the shard, the codebook and the sizes, and shards finished earlier with the same
+    codebook are kept, so an interrupted run continues with the next shard. `out` None replaces the shards in
+    place.
 
-    Raises: ConfigError on a text source, a vocabulary over 65,536, or a codebook whose grid is not the
-    model's; DataError on unreadable or clashing shards.
+    Raises: ConfigError for a text source, a vocabulary over 65,536, or a codebook whose grid does not match
+    the model's; DataError for unreadable or clashing shards.
     """
     shards = expand_shards(source.shards)
     _check(source, codebook, config, shards, out)
@@ -83,13 +81,8 @@ def write_codes(
             kept += 1
         else:
             done = _write_shard(shard, target, lambda images: _codes(codebook, images), batch_size)
-            write_whole(
-                record,
-                json.dumps(
-                    {"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}, indent=2
-                )
-                + "\n",
-            )
+            report = {"codebook": stamp, **done, **_stat("target", target), **_stat("source", shard)}
+            write_whole(record, json.dumps(report, indent=2) + "\n")
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
         on_shard(target, done["samples"])
@@ -97,7 +90,7 @@ def write_codes(
 
 
 def _codes(codebook: ImageCodebook, images: list[Tensor]) -> np.ndarray:
-    """Encodes decoded pictures under the unchanging transform: b times [3 H W] uint8 -> [b n] uint16."""
+    """Encodes decoded images under the unchanging transform: b times [3 H W] uint8 -> [b n] uint16."""
     pixels = center_pixels(images, codebook.config.image_size)
     return codebook.encode(pixels.to(codebook.encoder.input.weight.device)).cpu().numpy().astype(np.uint16)
 
@@ -105,7 +98,7 @@ def _codes(codebook: ImageCodebook, images: list[Tensor]) -> np.ndarray:
 def _write_shard(
     shard: Path, target: Path, encode: Callable[[list[Tensor]], np.ndarray], batch_size: int
 ) -> dict[str, int]:
-    """Copies one shard with codes added: returns the counts of coded and of undecodable pictures."""
+    """Copies one shard with codes added; returns the counts of coded and of undecodable images."""
     counts = {"samples": 0, "failed": 0}
     try:
         with (
@@ -117,7 +110,7 @@ def _write_shard(
     except (OSError, tarfile.TarError) as error:
         raise DataError(
             f"shard '{shard}': {error}; check that it is an undamaged tar file and that "
-            f"'{target.parent}' can be written"
+            f"'{target.parent}' is writable"
         ) from error
     return counts
 
@@ -129,7 +122,7 @@ def _add_group(
     encode: Callable[[list[Tensor]], np.ndarray],
     counts: dict[str, int],
 ) -> None:
-    """Writes some members, with codes after the pictures among them."""
+    """Writes a group of members, with the codes after each image."""
     images: dict[int, Tensor] = {}
     for number, (name, data) in enumerate(group):
         if _split(name)[1] in IMAGE_SUFFIXES:
@@ -149,9 +142,7 @@ def _add_group(
 
 
 def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
-    """Reads a shard's files in order, in runs that hold at most `batch_size` pictures; codes from earlier are
-    left out.
-    """
+    """Yields a shard's files in order, in groups of at most `batch_size` images; skips earlier codes."""
     group, pictures = [], 0
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
@@ -167,7 +158,7 @@ def _groups(shard: Path, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns a member's key and suffix; tarfile gives bytes that are not UTF-8 as surrogates."""
+    """Splits a member's name into key and suffix; tarfile decodes bytes that are not UTF-8 as surrogates."""
     key, suffix = sample_key(name.encode("utf-8", "surrogateescape"))
     return key.decode("utf-8", "surrogateescape"), suffix
 
@@ -175,26 +166,25 @@ def _split(name: str) -> tuple[str, str]:
 def _check(
     source: SourceConfig, codebook: ImageCodebook, config: Config, shards: list[Path], out: Path | None
 ) -> None:
-    """Refuses what cannot give usable codes."""
+    """Raises an error for settings that cannot give usable codes."""
     if source.kind == "text":
-        raise ConfigError(f"'{source.shards}' is a source of kind 'text'; only pictures have codes")
+        raise ConfigError(f"'{source.shards}' is a source of kind 'text'; only images have codes")
     if codebook.config.vocab_size > 2**16:
         raise ConfigError(
             f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at "
             "most 65536"
         )
     if codebook.config.grid_size != config.model.image.grid_size:
+        codes, patches = codebook.config.grid_size, config.model.image.grid_size
         raise ConfigError(
-            f"the codebook gives {codebook.config.grid_size} x {codebook.config.grid_size} codes, but "
-            "model.image has "
-            f"{config.model.image.grid_size} x {config.model.image.grid_size} patches; change "
-            "codebook.image_size"
+            f"the codebook gives {codes} x {codes} codes, but model.image has {patches} x {patches} patches; "
+            "change codebook.image_size"
         )
     names = [shard.name for shard in shards]
     if out is not None and len(set(names)) != len(names):
         raise DataError(
             f"'{source.shards}': two shards have the same file name and would overwrite each other in "
-            f"'{out}'; give them one by one"
+            f"'{out}'; convert them separately"
         )
     if out is not None and any(shard.parent.resolve() == out.resolve() for shard in shards):
         raise DataError(
@@ -204,7 +194,7 @@ def _check(
 
 
 def _fingerprint(codebook: ImageCodebook) -> str:
-    """Hashes what determines the codes: the encoder's weights and the configuration."""
+    """Hashes everything that determines the codes: the encoder's weights and the configuration."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(codebook.config), sort_keys=True).encode())
     for name, tensor in sorted(codebook.encoder.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
@@ -212,21 +202,18 @@ def _fingerprint(codebook: ImageCodebook) -> str:
 
 
 def _finished(target: Path, record: Path, shard: Path, stamp: str) -> dict[str, int] | None:
-    """Returns the counts of a shard written earlier from the same source with the same codebook,
-    else None."""
+    """Returns the counts of a shard already written from the same source and codebook, otherwise None."""
     try:
         saved = json.loads(record.read_text(encoding="utf-8"))
         current = {"codebook": stamp, **_stat("target", target), **_stat("source", shard)}
-        return (
-            {name: int(saved[name]) for name in ("samples", "failed")}
-            if all(saved.get(k) == v for k, v in current.items())
-            else None
-        )
+        if any(saved.get(name) != value for name, value in current.items()):
+            return None
+        return {name: int(saved[name]) for name in ("samples", "failed")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _stat(name: str, path: Path) -> dict[str, int]:
-    """Tells one state of a file from another by size and time."""
+    """Identifies a file's version by size and modification time."""
     stat = path.stat()
     return {f"{name}_bytes": stat.st_size, f"{name}_mtime_ns": stat.st_mtime_ns}

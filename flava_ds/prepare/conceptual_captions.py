@@ -1,6 +1,4 @@
-"""Conceptual Captions 3M (caption, URL) and 12M (URL, caption): tab-separated, published without a header,
-often given one for img2dataset.
-"""
+"""Conceptual Captions 3M (caption, URL) and 12M (URL, caption): tab-separated, with or without a header."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, 
 
 
 def read_cc3m(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields the rows of Train_GCC-training.tsv. Source: readme of
-    google-research-datasets/conceptual-captions.
+    """Yields the rows of Train_GCC-training.tsv.
+
+    Source: readme of google-research-datasets/conceptual-captions.
     """
     return _read(paths, "cc3m", ("caption", "url"))
 
@@ -23,7 +22,7 @@ def read_cc12m(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def _read(paths: Sequence[Path], name: str, columns: Sequence[str]) -> Iterator[Annotated | Dropped]:
-    """Numbers rows over all files, as img2dataset does with one list."""
+    """Numbers the rows across all files, as img2dataset does with one list."""
     number = -1
     for path in paths:
         for row in table(path, columns):

@@ -1,6 +1,4 @@
-"""Turn a corpus into shards: annotations with a folder of images, downloaded shards that are filtered, or a
-list of URLs to download.
-"""
+"""Converts a corpus to shards: from annotations and images, from downloaded shards, or via a list of URLs."""
 
 from __future__ import annotations
 
@@ -41,13 +39,12 @@ _EVERY_S = 10.0
 def write_shards(
     corpus: Corpus, annotations: Sequence[Path], images: Path | None, out: Path, **limits: int
 ) -> Counts:
-    """Writes a corpus into folder `out`, or goes on where an interrupted run stopped. Images are copied,
-    never encoded anew.
+    """Writes a corpus to folder `out`, or continues an interrupted run. Copies images without re-encoding.
 
-    `limits` are those of ShardWriter. A pair's .txt is its first caption, its .json has all of them under
+    `limits` are those of ShardWriter. A pair's .txt is its first caption, its .json has all of them in
     `captions`.
 
-    Raises: DataError when an input is missing, or `out` holds something else.
+    Raises: DataError when an input is missing, or `out` contains something else.
     """
     if corpus.kind == "pair" and (images is None or not images.is_dir()):
         raise DataError(
@@ -69,10 +66,9 @@ def write_shards(
 
 
 def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) -> Counts:
-    """Counts the usable samples of downloaded shards, and copies them into folder `out` unless it is None:
-    then the shards are used as they are.
+    """Counts the usable samples of downloaded shards and copies them to folder `out`, if given.
 
-    Raises: DataError when there are no shards, or `out` holds something else.
+    Raises: DataError when there are no shards, or `out` contains something else.
     """
     paths = expand_shards(shards)
     writer = ShardWriter(out, _fingerprint(corpus, paths, limits), **limits) if out is not None else None
@@ -84,11 +80,8 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
         for key, members in islice(_samples(paths), done, None):
             reason, captions = _judge(corpus, members)
             if writer is None:
-                counts.add(
-                    Counts(1, 1, len(captions), sum(len(text.split()) for text in captions))
-                    if reason is None
-                    else Counts(1)
-                )
+                words = sum(len(text.split()) for text in captions)
+                counts.add(Counts(1, 1, len(captions), words) if reason is None else Counts(1))
                 counts.dropped.update([reason] if reason else [])
             elif reason is None:
                 writer.write(key, members, captions)
@@ -102,10 +95,11 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
 
 
 def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:
-    """Writes the entries that pass the corpus' filter as a tab-separated list with a header, for img2dataset:
-    url, caption, id.
+    """Writes the entries that pass the corpus's filter as a list for img2dataset.
 
-    Raises: DataError when the corpus names no URLs.
+    The list is tab-separated, with a header: url, caption, id.
+
+    Raises: DataError when the corpus has no URLs.
     """
     if not corpus.urls:
         raise DataError(
@@ -127,14 +121,12 @@ def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts
 
 
 def image_suffix(data: bytes) -> str:
-    """Returns the member suffix that an image's own bytes ask for. Raises: SampleFault when they are no JPEG,
-    PNG or WebP.
-    """
+    """Returns the member suffix for an image's format. Raises: SampleFault if not a JPEG, PNG or WebP."""
     return _SUFFIX_OF[read_header(data).format]
 
 
 def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) -> None:
-    """Writes one entry with its image's bytes, or counts why not."""
+    """Writes one entry with its image's bytes, or counts the reason for leaving it out."""
     if isinstance(entry, Dropped):
         return writer.left_out(entry.reason)
     members: dict[str, bytes] = {}
@@ -151,18 +143,15 @@ def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) 
     if entry.captions and members.keys() != {"txt"}:
         record["captions"] = entry.captions
     if record:
-        members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "ignore"
-        )
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        members["json"] = text.encode("utf-8", "ignore")
     writer.write(entry.key, members, entry.captions)
 
 
 def _read_ahead(
     entries: Iterator[Annotated | Dropped], images: Path | None
 ) -> Iterator[tuple[Annotated | Dropped, bytes | str]]:
-    """Yields entries in order with their images, which threads read in advance, as folders on network disks
-    answer slowly.
-    """
+    """Yields entries in order with their images, which threads read ahead, because network disks are slow."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[Annotated | Dropped, Future]] = deque()
         for entry in entries:
@@ -175,23 +164,17 @@ def _read_ahead(
 
 
 def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
-    """Reads the first image file that exists, or returns why there is none; a name that leads out of the
-    image folder is no file.
+    """Reads the first image file that exists, or returns why there is none.
 
-    img2dataset names files by their rows in its list, which may be another than this one; the .json beside a
-    file tells whose image it is.
+    Ignores names that lead out of the image folder. img2dataset names files by their rows in its list, which
+    may differ from this one, so the .json next to a file must have the same URL.
     """
     if isinstance(entry, Dropped):
         return NO_FILE
-    candidates = (
-        [entry.file]
-        if entry.file
-        else [
-            images / name
-            for name in entry.images
-            if not Path(name).is_absolute() and ".." not in Path(name).parts
-        ]
-    )
+    candidates = [entry.file]
+    if not entry.file:
+        names = [Path(name) for name in entry.images]
+        candidates = [images / name for name in names if not name.is_absolute() and ".." not in name.parts]
     reason = NO_FILE
     for path in candidates:
         try:
@@ -205,7 +188,7 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
 
 
 def _downloaded_from(image: Path) -> str | None:
-    """Returns the URL in the .json that img2dataset writes beside a file; None where there is none."""
+    """Returns the URL in the .json that img2dataset writes next to an image; None if there is none."""
     try:
         return _record(image.with_suffix(".json").read_bytes()).get("url")
     except OSError:
@@ -213,12 +196,10 @@ def _downloaded_from(image: Path) -> str | None:
 
 
 def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yields the indexed members of every sample, in order; says of a shard with damage what its index leaves
-    out.
-    """
+    """Yields the indexed members of every sample in order; warns about damage that the index leaves out."""
     for shard, index in zip(shards, load_indexes(shards), strict=True):
         if damage := faults.lossy(index.faults):
-            log.warning("%s: %s; what the index leaves out is not among the samples", shard, counted(damage))
+            log.warning("%s: %s; the samples that the index leaves out are missing", shard, counted(damage))
         order = np.argsort(index.member_sample, kind="stable")
         starts = np.searchsorted(index.member_sample[order], np.arange(len(index) + 1))
         ends = [0, *index.key_ends.tolist()]
@@ -227,17 +208,14 @@ def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
                 members = {}
                 for row in order[starts[sample] : starts[sample + 1]]:
                     stream.seek(int(index.member_offset[row]))
-                    members[index.suffixes[index.member_suffix[row]]] = stream.read(
-                        int(index.member_size[row])
-                    )
-                yield (
-                    index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"),
-                    members,
-                )
+                    suffix, size = index.suffixes[index.member_suffix[row]], int(index.member_size[row])
+                    members[suffix] = stream.read(size)
+                key = index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace")
+                yield key, members
 
 
 def _judge(corpus: Corpus, members: dict[str, bytes]) -> tuple[str | None, tuple[str, ...]]:
-    """Says why a downloaded sample is of no use, and what its caption is."""
+    """Returns why a downloaded sample is unusable (None if usable), and its captions."""
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
         return faults.NO_IMAGE, ()
@@ -252,7 +230,7 @@ def _judge(corpus: Corpus, members: dict[str, bytes]) -> tuple[str | None, tuple
 
 
 def _record(data: bytes) -> dict[str, Any]:
-    """Parses a sample's .json; anything but an object counts as empty."""
+    """Parses a sample's .json; returns an empty dictionary for anything but an object."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -261,8 +239,9 @@ def _record(data: bytes) -> dict[str, Any]:
 
 
 def _fingerprint(corpus: Corpus, files: Sequence[Path], limits: dict[str, int]) -> str:
-    """Hashes what determines the shards: corpus, names and sizes of the annotations, limits. Raises:
-    DataError on a missing file.
+    """Hashes everything that determines the shards: corpus, names and sizes of the annotations, limits.
+
+    Raises: DataError for a missing file.
     """
     for file in files:
         if not file.exists():
@@ -270,19 +249,18 @@ def _fingerprint(corpus: Corpus, files: Sequence[Path], limits: dict[str, int]) 
                 f"{corpus.name}: '{file}' does not exist; docs/data.md says where to get {corpus.annotations}"
             )
     stated = [(file.name, file.stat().st_size if file.is_file() else None) for file in files]
-    return hashlib.sha256(
-        json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())]).encode()
-    ).hexdigest()[:16]
+    made_from = json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())])
+    return hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
 
 class _Progress:
-    """Logs how far a conversion is, now and then."""
+    """Logs the progress of a conversion from time to time."""
 
     def __init__(self, name: str) -> None:
         self.name, self.last = name, time.monotonic()
 
     def show(self, counts: Counts) -> None:
-        """Logs the counts of finished shards when the last line is some time ago."""
+        """Logs the counts of finished shards, unless the last log line is recent."""
         if time.monotonic() - self.last > _EVERY_S:
             self.last = time.monotonic()
             log.info(

@@ -1,6 +1,4 @@
-"""The table of corpora: what each is, what the paper counts in it, and the function that reads its published
-form.
-"""
+"""The table of corpora: what each is, its size in the paper, and the function that reads it."""
 
 from __future__ import annotations
 
@@ -15,8 +13,10 @@ from flava_ds.prepare.annotations import Annotated, Dropped
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """One corpus. `pairs` (captions, or images, as printed) and `words` (mean per caption) are what the paper
-    counts; None where it does not.
+    """One corpus.
+
+    `pairs` (captions or images, as printed) and `words` (mean per caption) are the paper's counts, None where
+    it has none.
     """
 
     name: str
@@ -27,14 +27,14 @@ class Corpus:
     pairs: str | None = None
     words: float | None = None
     urls: bool = False
-    """The published form names a URL for every image, so a list for img2dataset can be written."""
+    """Whether the published form has a URL for every image, so that a list for img2dataset can be written."""
 
     def read(self, paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-        """Reads annotations; the order is always the same."""
+        """Reads annotations, always in the same order."""
         return self._function(self.reader)(paths)
 
     def reason_to_drop(self, caption: str, record: Mapping[str, Any]) -> str | None:
-        """Judges a sample that img2dataset has downloaded; corpora without a filter of their own keep all."""
+        """Judges a sample that img2dataset has downloaded; corpora without their own filter keep all."""
         module = importlib.import_module(f"flava_ds.prepare.{self.reader.split('.')[0]}")
         return module.reason_to_drop(caption, record) if hasattr(module, "reason_to_drop") else None
 
@@ -146,4 +146,4 @@ CORPORA = {
         ),
     )
 }
-"""Source: paper, Table 2; for ImageNet-1k the size of its training set."""
+"""Source: paper, Table 2; for ImageNet-1k, the size of its training set."""

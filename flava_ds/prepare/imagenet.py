@@ -1,6 +1,4 @@
-"""ImageNet-1k: a folder of class folders, train/n01440764/n01440764_10026.JPEG, as its archive unpacks.
-Images only.
-"""
+"""ImageNet-1k: class folders as in the archive, train/n01440764/n01440764_10026.JPEG. Images only."""
 
 from __future__ import annotations
 
@@ -14,16 +12,17 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields every image in the order of classes and names; the .json holds the class folder's name and its
-    number among them.
+    """Yields every image in the order of classes and names.
 
-    Raises: DataError on a folder without class folders.
+    The .json holds the name of the class folder and its number among the folders.
+
+    Raises: DataError for a folder without class folders.
     """
     for root in paths:
         classes = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
         if not classes:
             raise DataError(
-                f"imagenet: '{root}' has no class folders; give the folder that holds n01440764 and its like"
+                f"imagenet: '{root}' has no class folders; give the folder that contains n01440764 and so on"
             )
         for number, folder in enumerate(classes):
             for file in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):

@@ -1,6 +1,4 @@
-"""What img2dataset says about a shard, in 00000_stats.json and 00000.parquet beside 00000.tar, against what
-the shard holds.
-"""
+"""Compares a shard, 00000.tar, with img2dataset's reports about it: 00000_stats.json and 00000.parquet."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ _KEYS_NAMED = 3
 
 
 def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
-    """Returns the differences between a shard and its reports, each in words; None when there is no report.
+    """Returns the differences between a shard and its reports, in words; None when there is no report.
 
-    The .json tells how many downloads succeeded; the .parquet tells which, and is read where pyarrow is
+    The .json has the number of successful downloads. The .parquet lists them and is only read if pyarrow is
     installed.
     """
     stem = shard.name.removesuffix(".tar")
@@ -38,22 +36,19 @@ def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
 
 
 def _compare_count(shard: Shard, index: ShardIndex, stats: bytes) -> list[str]:
-    """Compares the number of samples with the successes."""
+    """Compares the number of samples with the number of successes."""
     try:
         successes = json.loads(stats)["successes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{shard}: its _stats.json cannot be read ({type(error).__name__}: {error})"]
-    return (
-        []
-        if successes == len(index)
-        else [
-            f"{shard}: {len(index)} samples, but its _stats.json counts {printable(str(successes))} successes"
-        ]
-    )
+    if successes == len(index):
+        return []
+    counts = printable(str(successes))
+    return [f"{shard}: {len(index)} samples, but its _stats.json counts {counts} successes"]
 
 
 def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
-    """Compares the keys with those whose download succeeded."""
+    """Compares the keys with those of the successful downloads."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
@@ -62,11 +57,8 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
         return []
     try:
         columns: dict[str, list[Any]] = read_table(io.BytesIO(table), columns=["key", "status"]).to_pydict()
-        expected = {
-            str(key)
-            for key, status in zip(columns["key"], columns["status"], strict=True)
-            if status == "success"
-        }
+        rows = zip(columns["key"], columns["status"], strict=True)
+        expected = {str(key) for key, status in rows if status == "success"}
     except (ArrowException, OSError, ValueError, KeyError) as error:
         return [f"{shard}: its .parquet cannot be read ({printable(str(error))})"]
     starts = [0, *index.key_ends.tolist()]
@@ -79,14 +71,13 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
     ):
         if extra:
             some = ", ".join(map(printable, sorted(extra)[:_KEYS_NAMED]))
-            differences.append(
-                f"{shard}: {len(extra)} keys {words}: {some}{' ...' if len(extra) > _KEYS_NAMED else ''}"
-            )
+            more = " ..." if len(extra) > _KEYS_NAMED else ""
+            differences.append(f"{shard}: {len(extra)} keys {words}: {some}{more}")
     return differences
 
 
 def _beside(shard: Shard, name: str) -> bytes | None:
-    """Returns a file of the shard's folder; None when it is not there."""
+    """Returns another file of the shard's folder; None if it does not exist."""
     if not isinstance(shard, Path):
         return fetch_if_there(shard.beside(name))
     file = shard.with_name(name)

@@ -1,6 +1,4 @@
-"""`flava-ds prepare index`: an index with a checksum beside every shard, compared with what img2dataset
-counted.
-"""
+"""`flava-ds prepare index`: writes an index with a checksum next to every shard, and checks the counts."""
 
 from __future__ import annotations
 
@@ -24,28 +22,22 @@ _NAMED = 20
 def build_indexes(
     shards: Sequence[str], *, checksum: bool = True, verify: bool = False, processes: int | None = None
 ) -> None:
-    """Indexes all that `shards` stand for, several shards at once, and prints what they hold, which are
-    damaged, and where img2dataset's counts differ.
+    """Indexes all `shards` in parallel and prints contents, damage and differences from img2dataset's counts.
 
-    Without `checksum` only headers are read. With `verify`, shards that have a checksum are read again and
-    compared with it.
+    Without `checksum`, reads only the headers. With `verify`, reads shards that have a checksum again and
+    compares them with it.
 
-    Raises: DataError when there are no shards, one cannot be read, or one's content differs from its
-    checksum.
+    Raises: DataError when there are no shards, a shard cannot be read, or it differs from its checksum.
     """
     paths = sorted({path for entry in shards for path in list_shards(entry)})
     if len({type(path) is RemoteShard for path in paths}) > 1:
-        raise DataError("local and remote shards in one call; index them one after the other")
+        raise DataError("local and remote shards in one call; index them separately")
     verified = f"; {_verify(paths, processes)} agree with their checksum" if verify else ""
     samples, members, damage, damaged, reports, differences = 0, Counter(), Counter(), [], 0, []
     for path, index in zip(paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True):
         samples += len(index)
-        members.update(
-            {
-                index.suffixes[i]: int(n)
-                for i, n in enumerate(np.bincount(index.member_suffix, minlength=len(index.suffixes)))
-            }
-        )
+        counts = np.bincount(index.member_suffix, minlength=len(index.suffixes))
+        members.update({index.suffixes[i]: int(n) for i, n in enumerate(counts)})
         damage.update(index.faults)
         damaged += [f"{path}: {lost}"] if (lost := counted(faults.lossy(index.faults))) != "none" else []
         found = compare(path, index)
@@ -57,15 +49,13 @@ def build_indexes(
     )
     _name_some(damaged)
     if reports:
-        print(
-            f"{reports} have a report of img2dataset; {len(differences) or 'no'} "
-            f"difference{'' if len(differences) == 1 else 's'} from it"
-        )
+        number, plural = len(differences) or "no", "" if len(differences) == 1 else "s"
+        print(f"{reports} have a report of img2dataset; {number} difference{plural} from it")
     _name_some(differences)
 
 
 def _name_some(lines: Sequence[str]) -> None:
-    """Prints the first lines, and how many there are besides."""
+    """Prints the first lines, and the number of the others."""
     for line in lines[:_NAMED]:
         print(f"  {line}")
     if len(lines) > _NAMED:
@@ -73,25 +63,22 @@ def _name_some(lines: Sequence[str]) -> None:
 
 
 def _verify(paths: Sequence[Shard], processes: int | None) -> int:
-    """Reads again what has a checksum; returns the number of shards that agree. Raises: DataError naming
-    those that do not.
-    """
+    """Re-reads shards with a checksum; returns the number that agree. Raises: DataError if some differ."""
     arguments = list(zip(paths, stamps_of(paths), strict=True))
     workers = processes or len(os.sched_getaffinity(0))
-    # hashing lets other threads run
+    # threads suffice, because hashing releases the GIL
     results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying", unit="shard")
     changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
     if changed:
         raise DataError(
             f"{len(changed)} shards differ from their checksum, though not in size and time: "
-            f"{', '.join(changed[:_NAMED])}"
-            f"{' ...' * (len(changed) > _NAMED)}; restore them, or delete their .index.npz to accept them "
-            "as they are"
+            f"{', '.join(changed[:_NAMED])}{' ...' * (len(changed) > _NAMED)}; restore them, or delete their "
+            ".index.npz to accept them as they are"
         )
     return results.count(True)
 
 
 def _agrees(path: Shard, stamp: Stamp) -> bool | None:
-    """Compares a shard with its checksum; None when it has none."""
+    """Compares a shard with its checksum; None if it has none."""
     index = read_index(path, stamp, True)
     return None if index is None else scan_shard(path, stamp, checksum=True).checksum == index.checksum

@@ -1,6 +1,4 @@
-"""Localized Narratives: JSON Lines with one spoken description per line, which becomes one caption per
-sentence.
-"""
+"""Localized Narratives: JSON Lines with one spoken description per line; each sentence becomes a caption."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     """Yields one sample per narrative.
 
-    The paper counts 1.9 M pairs of 13.8 words where there are 0.85 M narratives of about 36: it took
-    sentences, and so does this.
+    The paper counts 1.9 M pairs of 13.8 words, where there are 0.85 M narratives of about 36 words: it must
+    have split them into sentences, as this does.
 
     Source: google.github.io/localized-narratives, file formats (dataset_id, image_id, annotator_id, caption;
     traces are not read).
@@ -39,14 +37,12 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def sentences(text: str) -> tuple[str, ...]:
-    """Splits a narrative where a full stop, exclamation or question mark is followed by space."""
+    """Splits a narrative after full stops, exclamation marks and question marks that precede a space."""
     return tuple(part for part in _SENTENCE_END.split(text) if part)
 
 
 def image_paths(dataset: str, image_id: str) -> tuple[str, ...]:
-    """Returns where the image of another data set may lie: in the folder itself, or in the folder of its
-    split.
-    """
+    """Returns where the image of another data set may be: in the folder, or in the subfolder of its split."""
     name = f"{int(image_id):012d}.jpg" if "coco" in dataset.lower() else f"{image_id}.jpg"
     split = dataset.split("_")[-1]
     return name, f"{split}/{name}", f"{dataset}/{name}"

@@ -1,6 +1,4 @@
-"""CCNews and BookCorpus: documents to passages short enough for one text sample, cut between lines or
-sentences.
-"""
+"""CCNews and BookCorpus: splits documents between lines or sentences into passages, one per text sample."""
 
 from __future__ import annotations
 
@@ -24,16 +22,17 @@ from flava_ds.prepare.annotations import (
 from flava_ds.prepare.localized_narratives import sentences
 
 MOST_WORDS = 350
-"""About 460 tokens of WordPiece, so that few passages are cut at 512."""
+"""About 460 WordPiece tokens, so that few passages are truncated at 512."""
 _TEXT_FIELDS = ("maintext", "text")
 _SUFFIXES = re.compile(r"(\.(jsonl?|txt|epub|html?|gz|bz2))+$")
 _MOST_BYTES, _KEPT_LETTERS = 64, 10
-"""Longer names of documents are cut, as a tar's header has room for 100 bytes, and told apart by a hash."""
+"""Longer document names are truncated, as a tar header has room for 100 bytes, and made unique by a hash."""
 
 
 def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields passages of books_large_p1.txt and books_large_p2.txt (one sentence per line), or of a folder
-    with one .txt per book.
+    """Yields passages of books_large_p1.txt and books_large_p2.txt, or of a folder with one .txt per book.
+
+    The former have one sentence per line.
 
     Source: Zhu et al. 2015; the folder form is BookCorpusOpen's.
     """
@@ -43,11 +42,11 @@ def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields passages of articles: .json with one article each, or .jsonl with one per line; text in
-    `maintext` (news-please) or `text`.
+    """Yields passages of articles: .json files with one article each, or .jsonl with one per line.
 
-    Articles whose `language` is another than English are dropped. Source: news-please, the extractor that
-    Common Crawl's news archive is read with; `cc_news` of Hugging Face.
+    The text is in `maintext` (news-please) or `text`. Drops articles whose `language` is not English.
+
+    Source: news-please, the extractor for Common Crawl's news archive; `cc_news` of Hugging Face.
     """
     for path, name in _files(paths, (".json", ".jsonl")):
         articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
@@ -62,8 +61,9 @@ def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def passages(lines: Iterable[str], most: int = MOST_WORDS) -> Iterator[str]:
-    """Joins lines to passages of at most `most` words; a longer line is cut between sentences, a longer
-    sentence between words.
+    """Joins lines into passages of at most `most` words.
+
+    Splits longer lines between sentences, and longer sentences between words.
     """
     held: list[str] = []
     for line in lines:
@@ -85,8 +85,9 @@ def _numbered(name: str, texts: Iterable[str]) -> Iterator[Annotated]:
 
 
 def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """Yields files, and those of folders in order of their names, each with what its keys begin with. Raises:
-    DataError on a folder without any.
+    """Yields files, and the files in folders sorted by name, each with a prefix for its keys.
+
+    Raises: DataError for a folder without any.
     """
     given = Counter(path.name for path in paths)
     for number, path in enumerate(paths):
@@ -94,9 +95,8 @@ def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[P
         if not path.is_dir():
             yield path, _name(unlike + path.name)
             continue
-        found = sorted(
-            file for file in path.rglob("*") if file.is_file() and set(suffixes) & set(file.suffixes)
-        )
+        files = [file for file in path.rglob("*") if file.is_file()]
+        found = sorted(file for file in files if set(suffixes) & set(file.suffixes))
         if not found:
             raise DataError(f"folder '{path}' holds no {' or '.join(suffixes)} file")
         for file in found:
@@ -104,9 +104,7 @@ def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[P
 
 
 def _name(place: str) -> str:
-    """Makes the beginning of a key of a file's place among those given: files of one name in two folders are
-    two documents.
-    """
+    """Makes the prefix of keys from a file's path: files of one name in two folders are two documents."""
     name = re.sub(r"[^\w-]", "_", _SUFFIXES.sub("", place))
     if len(name.encode()) <= _MOST_BYTES:
         return name

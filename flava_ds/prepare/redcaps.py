@@ -9,19 +9,17 @@ from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, 
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields one sample per post; its key is the post's id. Folders stand for the .json files in them.
+    """Yields one sample per post; its key is the post's id. A folder stands for its .json files.
 
     Source: redcaps.xyz/download, annotation format.
     """
-    for path in (
+    files = [
         file for place in paths for file in (sorted(place.glob("*.json")) if place.is_dir() else [place])
-    ):
+    ]
+    for path in files:
         for post in load_json(path, "annotations")["annotations"]:
-            caption, subreddit, number = (
-                clean(post.get("caption")),
-                str(post["subreddit"]),
-                str(post["image_id"]),
-            )
+            caption = clean(post.get("caption"))
+            subreddit, number = str(post["subreddit"]), str(post["image_id"])
             if not caption:
                 yield Dropped(NO_CAPTION)
                 continue

@@ -1,6 +1,4 @@
-"""SBU Captions: SBU_captioned_photo_dataset_urls.txt and ..._captions.txt side by side, or
-sbu-captions-all.json.
-"""
+"""SBU Captions: SBU_captioned_photo_dataset_urls.txt with ..._captions.txt, or sbu-captions-all.json."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ from flava_ds.prepare.annotations import (
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields one sample per line. Images lie under the last part of their URL, or where img2dataset puts
-    them.
+    """Yields one sample per line. Images are named by the end of their URL, or as img2dataset stores them.
 
     Raises: DataError when the two lists differ in length, or only one is given.
     Source: readme of the SBU Captioned Photo Dataset (Ordonez et al. 2011).
@@ -42,7 +39,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def _pairs(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yields URL and caption."""
+    """Yields pairs of URL and caption."""
     if len(paths) == 1 and ".json" in paths[0].suffixes:
         content = load_json(paths[0], "image_urls", "captions")
         yield from _together(content["image_urls"], content["captions"], str(paths[0]))
@@ -61,10 +58,10 @@ def _pairs(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _together(urls: Iterable[str], captions: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
-    """Walks two lists of equal length."""
+    """Zips two lists of equal length."""
     try:
         yield from zip(urls, captions, strict=True)
     except ValueError as error:
         raise DataError(
-            f"sbu: {where} differ in length, so captions would belong to other images; download them again"
+            f"sbu: {where} differ in length, so captions would go to the wrong images; download them again"
         ) from error

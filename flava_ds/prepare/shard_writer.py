@@ -1,9 +1,8 @@
-"""Write shards in img2dataset's layout: KEY.jpg, KEY.txt and KEY.json in NNNNN.tar, with NNNNN_stats.json
-beside it. Resumes after the last whole shard.
+"""Writes shards in img2dataset's layout: KEY.jpg, KEY.txt and KEY.json in NNNNN.tar, plus NNNNN_stats.json.
 
-A shard is written under a temporary name and renamed; its record, written afterwards, says how many entries
-of the annotations went into it, so an interrupted conversion skips that many and goes on. Shards end at a
-number of samples or of bytes, so they are uneven.
+A shard is written under a temporary name and renamed. Its record, written afterwards, has the number of
+entries that went into it, so a resumed conversion skips that many. Shards end at a number of samples or of
+bytes, so their sizes vary.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ SUMMARY = "prepared.json"
 
 @dataclass
 class Counts:
-    """What a conversion has seen: entries of the annotations, samples and captions written, words in them,
-    entries left out by reason.
-    """
+    """Counts of a conversion: entries read; samples, captions, words written; entries dropped by reason."""
 
     entries: int = 0
     samples: int = 0
@@ -38,13 +35,13 @@ class Counts:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
-        """Adds up."""
+        """Adds other counts to these."""
         self.entries, self.samples = self.entries + other.entries, self.samples + other.samples
         self.captions, self.words = self.captions + other.captions, self.words + other.words
         self.dropped.update(other.dropped)
 
     def as_stats(self) -> dict[str, Any]:
-        """Writes them under img2dataset's names: count, successes and status_dict."""
+        """Returns the counts under img2dataset's names: count, successes and status_dict."""
         status = {SUCCESS: self.samples, **self.dropped}
         return {
             "count": self.entries,
@@ -56,49 +53,41 @@ class Counts:
 
     @classmethod
     def from_stats(cls, stats: Mapping[str, Any]) -> Counts:
-        """Reads what `as_stats` wrote."""
-        dropped = Counter(
-            {reason: number for reason, number in stats["status_dict"].items() if reason != SUCCESS}
-        )
+        """Parses the result of `as_stats`."""
+        status = stats["status_dict"].items()
+        dropped = Counter({reason: number for reason, number in status if reason != SUCCESS})
         return cls(stats["count"], stats["successes"], stats["captions"], stats["words"], dropped)
 
 
 class ShardWriter:
-    """Fills one shard after the other."""
+    """Writes samples to one shard after another."""
 
     def __init__(
         self, out: Path, fingerprint: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 2**30
     ) -> None:
         """Opens folder `out`, and finds what an earlier run has finished there.
 
-        Raises: DataError when `out` holds shards of something else, or shards without records.
+        Raises: DataError when `out` contains shards of another conversion, or shards without records.
         """
-        self.out, self.fingerprint, self.samples_per_shard, self.bytes_per_shard = (
-            out,
-            fingerprint,
-            samples_per_shard,
-            bytes_per_shard,
-        )
+        self.out, self.fingerprint = out, fingerprint
+        self.samples_per_shard, self.bytes_per_shard = samples_per_shard, bytes_per_shard
         out.mkdir(parents=True, exist_ok=True)
         self.counts, self.shards, self.complete = Counts(), 0, False
         self._resume()
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
 
     def left_out(self, reason: str) -> None:
-        """Counts an entry that gives no sample."""
+        """Counts an entry that yields no sample."""
         self._shard.entries += 1
         self._shard.dropped[reason] += 1
 
     def write(self, key: str, members: Mapping[str, bytes], captions: tuple[str, ...]) -> None:
-        """Writes one sample: `members` maps suffixes to bytes. A second sample of one key in a shard is left
-        out.
-        """
+        """Writes one sample: suffix -> bytes. Leaves out a second sample with the same key in a shard."""
         if key in self._keys:
             return self.left_out(DUPLICATE_KEY)
         size = sum(1024 + len(data) for data in members.values())
-        if self._shard.samples and (
-            self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
-        ):
+        full = self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
+        if self._shard.samples and full:
             self._finish()
         if self._tar is None:
             self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
@@ -109,7 +98,7 @@ class ShardWriter:
         self._shard.add(Counts(1, 1, len(captions), sum(len(caption.split()) for caption in captions)))
 
     def close(self) -> Counts:
-        """Finishes the last shard and returns the counts of this run and those before it."""
+        """Finishes the last shard; returns the counts of this run and the earlier ones that it continues."""
         if self._tar is not None:
             self._finish()
         self.counts.add(self._shard)
@@ -118,7 +107,7 @@ class ShardWriter:
         return self.counts
 
     def abandon(self) -> None:
-        """Throws the unfinished shard away."""
+        """Deletes the unfinished shard."""
         if self._tar is not None:
             self._tar.close()
             self._tar = None
@@ -126,8 +115,7 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
-        """The shard in the making. Not through storage/atomic.py: it stays open from one `write`
-        to the next."""
+        """The shard in progress. Without storage/atomic.py, as it stays open between calls of `write`."""
         return self.out / f"{self.shards:05d}.tar{PARTIAL}"
 
     def _finish(self) -> None:
@@ -140,26 +128,22 @@ class ShardWriter:
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
 
     def _record(self, path: Path, counts: Counts) -> None:
-        """Writes counts and what they were made from."""
-        write_whole(
-            path, json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2) + "\n"
-        )
+        """Writes the counts and the fingerprint of their origin."""
+        text = json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2)
+        write_whole(path, text + "\n")
 
     def _resume(self) -> None:
-        """Adds up the records of whole shards; a shard without its record is written again."""
+        """Adds up the records of finished shards; a shard without a record is written again."""
         while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (
             self.out / f"{self.shards:05d}.tar"
         ).is_file():
             self.counts.add(self._read(record))
             self.shards += 1
-        strange = [
-            path.name
-            for path in sorted(self.out.glob("*.tar"))
-            if path.name != f"{self.shards:05d}.tar" and not self._own(path)
-        ]
+        names = [path.name for path in sorted(self.out.glob("*.tar")) if not self._own(path)]
+        strange = [name for name in names if name != f"{self.shards:05d}.tar"]
         if strange:
             raise DataError(
-                f"folder '{self.out}' holds {strange[0]}, which this conversion has not written; choose "
+                f"folder '{self.out}' contains {strange[0]}, which this conversion did not write; choose "
                 "an empty folder"
             )
         if (summary := self.out / SUMMARY).is_file():
@@ -169,13 +153,13 @@ class ShardWriter:
         return shard.stem.isdigit() and int(shard.stem) < self.shards
 
     def _read(self, path: Path) -> Counts:
-        """Reads a record. Raises: DataError when it stems from other annotations or options."""
+        """Reads a record. Raises: DataError if it belongs to other annotations or options."""
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             counts, made_from = Counts.from_stats(saved), saved["prepared_from"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"'{path}' is no record of a conversion ({error!r}); choose an empty folder"
+                f"'{path}' is not a record of a conversion ({error!r}); choose an empty folder"
             ) from error
         if made_from != self.fingerprint:
             raise DataError(
@@ -189,10 +173,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """Adds a file without time, owner or any other trace of this machine."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
-    # which has long names
-    tar.format = (
-        tarfile.USTAR_FORMAT
-        if len(name.encode("utf-8", "surrogateescape")) <= tarfile.LENGTH_NAME
-        else tarfile.GNU_FORMAT
-    )
+    # only the GNU format has long names
+    short = len(name.encode("utf-8", "surrogateescape")) <= tarfile.LENGTH_NAME
+    tar.format = tarfile.USTAR_FORMAT if short else tarfile.GNU_FORMAT
     tar.addfile(info, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Make a skip list from the images of an evaluation set, so that a run never trains on them."""
+"""Makes a skip list from the images of an evaluation set, so that a run never trains on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flava_ds.storage.shards import expand_shards
 log = logging.getLogger(__name__)
 
 BITS = 10
-"""Bits of 64 in which a copy of a picture may differ; docs/data.md has the measurement behind it."""
+"""Bits of 64 in which a copy of an image may differ; docs/data.md has the measurement behind it."""
 
 
 def write_skip_list(
@@ -32,50 +32,41 @@ def write_skip_list(
     splits: Sequence[str] = ("test",),
     bits: int = BITS,
 ) -> int:
-    """Writes the SHA-256 and the perceptual hash of every image in folders or shards, and returns the number
-    of entries.
+    """Writes the SHA-256 and perceptual hash of every image in folders or shards; returns the entry count.
 
-    With `split_file` (Karpathy's dataset_coco.json or dataset_flickr30k.json) only images of `splits` count,
-    and those of COCO are listed by the key that `flava-ds prepare coco` gives them, too.
+    With `split_file` (Karpathy's dataset_coco.json or dataset_flickr30k.json), only images of `splits` count,
+    and COCO images are also listed by their key from `flava-ds prepare coco`.
 
-    Raises: DataError when a place holds no image, or when images of the splits are missing from all of them.
+    Raises: DataError when a place has no image, or images of the splits are missing from all of them.
     """
     wanted = _split_images(split_file, splits) if split_file is not None else None
-    lines = [
-        (
-            f"# images: {', '.join(places) or 'by key only'}; "
-            f"{f'{split_file}: ' + '+'.join(splits) if split_file else 'all'}"
-        )
-    ]
-    lines += [
-        f"key {key}  # {printable(clean(name))}" for name, key in (wanted or {}).items() if key is not None
-    ]
+    selection = f"{split_file}: " + "+".join(splits) if split_file else "all"
+    lines = [f"# images: {', '.join(places) or 'by key only'}; {selection}"]
+    by_key = {name: key for name, key in (wanted or {}).items() if key is not None}
+    lines += [f"key {key}  # {printable(clean(name))}" for name, key in by_key.items()]
     found: set[str] = set()
     for place in places:
         for name, data in _images(place):
             if wanted is not None and name not in wanted:
                 continue
             found.add(name)
-            lines.append(f"sha256 {hashlib.sha256(data).hexdigest()}  # {printable(clean(name))}")
+            comment = f"# {printable(clean(name))}"
+            lines.append(f"sha256 {hashlib.sha256(data).hexdigest()}  {comment}")
             try:
-                lines.append(
-                    f"phash {perceptual_hash(decode_image(data)):016x} {bits}  # {printable(clean(name))}"
-                )
+                lines.append(f"phash {perceptual_hash(decode_image(data)):016x} {bits}  {comment}")
             except SampleFault as fault:
-                log.warning("'%s' is listed by its bytes alone: %s", printable(name), fault)
+                log.warning("'%s' is listed only by its bytes: %s", printable(name), fault)
     if wanted is not None and places and (missing := wanted.keys() - found):
         raise DataError(
             f"{len(missing)} of {len(wanted)} images of {'+'.join(splits)} are not in "
-            f"{', '.join(places)}, {min(missing)} among them"
+            f"{', '.join(places)}, e.g. {min(missing)}"
         )
     write_whole(out, "\n".join(lines) + "\n")
     return len(load_skip_list(out))
 
 
 def _split_images(path: Path, splits: Sequence[str]) -> dict[str, str | None]:
-    """Returns the file names of Karpathy's splits, each with its key if it is one of COCO. Raises: DataError
-    when there are none.
-    """
+    """Returns the file names in Karpathy's splits, with their keys for COCO. Raises: DataError if none."""
     images = load_json(path, "images")["images"]
     found = {
         image["filename"]: key_of(image["cocoid"]) if "cocoid" in image else None
@@ -83,21 +74,16 @@ def _split_images(path: Path, splits: Sequence[str]) -> dict[str, str | None]:
         if image["split"] in splits
     }
     if not found:
-        raise DataError(
-            f"'{path}' has no image of {'+'.join(splits)}; its splits are "
-            f"{', '.join(sorted({image['split'] for image in images}))}"
-        )
+        known = ", ".join(sorted({image["split"] for image in images}))
+        raise DataError(f"'{path}' has no image of {'+'.join(splits)}; its splits are {known}")
     return found
 
 
 def _images(place: str) -> Iterator[tuple[str, bytes]]:
-    """Yields names and bytes of the image files in a folder and those below it, or of the images
-    in shards."""
+    """Yields names and bytes of the images in a folder and its subfolders, or in shards."""
     folder = Path(place).expanduser()
     if folder.is_dir() and not any(folder.glob("*.tar")):
-        files = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
-        )
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower()[1:] in IMAGE_SUFFIXES)
         if not files:
             raise DataError(f"folder '{folder}' holds no {', '.join(IMAGE_SUFFIXES)} file")
         for file in files:
@@ -111,7 +97,5 @@ def _images(place: str) -> Iterator[tuple[str, bytes]]:
             for sample, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
                 if offset >= 0:
                     stream.seek(offset)
-                    yield (
-                        index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace"),
-                        stream.read(size),
-                    )
+                    key = index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace")
+                    yield key, stream.read(size)

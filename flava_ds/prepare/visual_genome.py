@@ -1,6 +1,4 @@
-"""Visual Genome: region_descriptions.json. Some fifty phrases per image, one sample per image; the boxes go
-into the .json.
-"""
+"""Visual Genome (region_descriptions.json): one sample per image with about fifty phrases and their boxes."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, 
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields each image once, its key the image id; `boxes` holds [x, y, width, height] in pixels of each
-    caption's region.
+    """Yields each image once; its key is the image id.
+
+    `boxes` holds [x, y, width, height] in pixels of each caption's region.
 
     Source: readme of the Visual Genome data dumps. Dumps of version 1.0 name the image in `image_id`, later
     ones in `id`.

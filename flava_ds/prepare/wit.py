@@ -1,4 +1,4 @@
-"""Wikipedia Image Text: wit_v1.train.all-*.tsv.gz. English pages only; the best of three captions."""
+"""Wikipedia Image Text (wit_v1.train.all-*.tsv.gz): English pages only, the best of three captions."""
 
 from __future__ import annotations
 
@@ -19,35 +19,28 @@ from flava_ds.prepare.annotations import (
 )
 
 COLUMNS = (
-    *(
-        "language",
-        "page_url",
-        "image_url",
-        "page_title",
-        "section_title",
-        "hierarchical_section_title",
-        "caption_reference_description",
-    ),
-    *(
-        "caption_attribution_description",
-        "caption_alt_text_description",
-        "mime_type",
-        "original_height",
-        "original_width",
-        "is_main_image",
-    ),
-    *(
-        "attribution_passes_lang_id",
-        "page_changed_recently",
-        "context_page_description",
-        "context_section_description",
-    ),
+    "language",
+    "page_url",
+    "image_url",
+    "page_title",
+    "section_title",
+    "hierarchical_section_title",
+    "caption_reference_description",
+    "caption_attribution_description",
+    "caption_alt_text_description",
+    "mime_type",
+    "original_height",
+    "original_width",
+    "is_main_image",
+    "attribution_passes_lang_id",
+    "page_changed_recently",
+    "context_page_description",
+    "context_section_description",
 )
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields the rows of English pages. The key hashes image and page, as one image may stand on several
-    pages.
+    """Yields the rows of English pages. The key hashes image and page, as an image may be on several pages.
 
     Source: google-research-datasets/wit, DATA.md.
     """
@@ -73,17 +66,14 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 
 def caption_of(row: Mapping[str, str]) -> str:
-    """Returns the reference caption, else the attribution if it is of the page's language, else the
-    alternative text.
+    """Returns the reference caption, or the attribution if in the page's language, or the alternative text.
 
-    The paper does not say which it took; the attribution of a file on Commons begins with the name of its
+    The paper does not say which one it used. The attribution of a file on Commons starts with the name of its
     language.
     """
-    attribution = (
-        clean(row["caption_attribution_description"])
-        if row["attribution_passes_lang_id"].lower() == "true"
-        else ""
-    )
+    attribution = ""
+    if row["attribution_passes_lang_id"].lower() == "true":
+        attribution = clean(row["caption_attribution_description"])
     choices = (
         clean(row["caption_reference_description"]),
         attribution.removeprefix("English:").strip(),
@@ -93,5 +83,5 @@ def caption_of(row: Mapping[str, str]) -> str:
 
 
 def reason_to_drop(caption: str, record: Mapping[str, Any]) -> str | None:
-    """Judges a downloaded sample by the language in its .json, where the download kept it."""
+    """Judges a downloaded sample by the language in its .json, if the download kept it."""
     return NOT_ENGLISH if record.get("language", "en") != "en" else None

@@ -1,6 +1,4 @@
-"""YFCC100M with the paper's filter: the description if it is English and longer than two words, else the
-title under the same condition.
-"""
+"""YFCC100M with the paper's filter: the description or else the title, if English and over two words long."""
 
 from __future__ import annotations
 
@@ -25,43 +23,40 @@ from flava_ds.prepare.annotations import (
 VIDEO = "video"
 MOST_WORDS_DROPPED = 2
 COLUMNS = (
-    *(
-        "photo_id",
-        "user_nsid",
-        "user_nickname",
-        "date_taken",
-        "date_uploaded",
-        "capture_device",
-        "title",
-        "description",
-        "user_tags",
-        "machine_tags",
-    ),
-    *(
-        "longitude",
-        "latitude",
-        "accuracy",
-        "page_url",
-        "download_url",
-        "license_name",
-        "license_url",
-        "server_id",
-        "farm_id",
-        "secret",
-    ),
-    *("secret_original", "extension", "marker"),
+    "photo_id",
+    "user_nsid",
+    "user_nickname",
+    "date_taken",
+    "date_uploaded",
+    "capture_device",
+    "title",
+    "description",
+    "user_tags",
+    "machine_tags",
+    "longitude",
+    "latitude",
+    "accuracy",
+    "page_url",
+    "download_url",
+    "license_name",
+    "license_url",
+    "server_id",
+    "farm_id",
+    "secret",
+    "secret_original",
+    "extension",
+    "marker",
 )
-"""Of yfcc100m_dataset. The release on AWS has two more: the line's number in front, and a hash after the
-photo's id.
-"""
+"""Columns of yfcc100m_dataset. The AWS release has two more: line number (first), hash (after photo_id)."""
 _TAG = re.compile(r"<[^>]*>")
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields the photos that pass; the key is the photo's id.
+    """Yields the photos that pass the filter; the key is the photo's id.
 
-    Raises: DataError on a row that has neither 23 nor 25 columns, or when the language identifier is not
-    installed. Source: the readme of YFCC100M; paper section 3.2 for the filter.
+    Raises: DataError for a row that has neither 23 nor 25 columns, or when the language identifier is not
+    installed.
+    Source: the readme of YFCC100M; paper section 3.2 for the filter.
     """
     from flava_ds.prepare.english import english_filter
 
@@ -76,17 +71,17 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                         f"{len(COLUMNS)} or {len(COLUMNS) + 2}"
                     )
                 file_hash = values[2] if len(values) > len(COLUMNS) else None
-                row = dict(
-                    zip(COLUMNS, values if file_hash is None else [values[1], *values[3:]], strict=True)
-                )
+                columns = values if file_hash is None else [values[1], *values[3:]]
+                row = dict(zip(COLUMNS, columns, strict=True))
                 yield _photo(row, file_hash, is_english)
 
 
 def _photo(
     row: Mapping[str, str], file_hash: str | None, is_english: Callable[[str], bool]
 ) -> Annotated | Dropped:
-    """Applies the filter to one row. Images lie under the photo's id, or as in the multimedia-commons bucket
-    under the hash.
+    """Applies the filter to one row.
+
+    Images are named by the photo's id or, as in the multimedia-commons bucket, by the hash.
     """
     if row["marker"] != "0":
         return Dropped(VIDEO)
@@ -107,12 +102,12 @@ def _photo(
 
 
 def readable(text: str) -> str:
-    """Undoes the URL encoding of a field, and takes out the HTML that Flickr allows in descriptions."""
+    """Undoes a field's URL encoding, and removes the HTML that Flickr allows in descriptions."""
     return clean(html.unescape(_TAG.sub(" ", unquote_plus(text))))
 
 
 def choose_caption(texts: Sequence[str], is_english: Callable[[str], bool]) -> str | Dropped:
-    """Returns the first text that passes; else why the one that came nearest did not."""
+    """Returns the first text that passes; otherwise why the one that came closest failed."""
     reason = NO_CAPTION
     for text in texts:
         if len(text.split()) <= MOST_WORDS_DROPPED:

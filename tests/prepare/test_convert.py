@@ -222,7 +222,7 @@ def test_downloaded_shards_with_damage_and_long_keys(tmp_path, caplog):
     counts = filter_shards(CORPORA["cc12m"], str(shard), tmp_path / "out")
     assert (
         counts.samples < 6
-        and f"{shard}: truncated shard 1; what the index leaves out is not among the samples" in caplog.text
+        and f"{shard}: truncated shard 1; the samples that the index leaves out are missing" in caplog.text
     )
     written = IndexedShards(reading(tmp_path / "out", "pair"), "read")
     assert written.table.key(0) == long and len(written) == counts.samples

@@ -25,5 +25,5 @@ def test_walks_classes_in_order(tmp_path):
 
 
 def test_folder_without_classes_is_refused(tmp_path):
-    with pytest.raises(DataError, match="has no class folders; give the folder that holds n01440764"):
+    with pytest.raises(DataError, match="has no class folders; give the folder that contains n01440764"):
         list(read([tmp_path]))

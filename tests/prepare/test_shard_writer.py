@@ -102,7 +102,7 @@ def test_folder_of_something_else_is_refused(whole, tmp_path):
         ShardWriter(tmp_path / "whole", "another", samples_per_shard=4)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "00007.tar").write_bytes(b"")
-    with pytest.raises(DataError, match="holds 00007.tar, which this conversion has not written"):
+    with pytest.raises(DataError, match="contains 00007.tar, which this conversion did not write"):
         ShardWriter(tmp_path / "foreign", "f")
     (tmp_path / "stats").mkdir()
     for name, data in (
@@ -110,5 +110,5 @@ def test_folder_of_something_else_is_refused(whole, tmp_path):
         ("00000_stats.json", b'{"count": 3, "successes": 3, "failed_to_download": 0}'),
     ):
         (tmp_path / "stats" / name).write_bytes(data)
-    with pytest.raises(DataError, match="00000_stats.json' is no record of a conversion"):
+    with pytest.raises(DataError, match="00000_stats.json' is not a record of a conversion"):
         ShardWriter(tmp_path / "stats", "f")

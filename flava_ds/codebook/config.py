@@ -1,4 +1,4 @@
-"""How an image codebook is trained: lengths, step sizes, and the schedules of temperature and KL weight."""
+"""The configuration of codebook training, and its schedules: learning rate, temperature and KL weight."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from flava_ds.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookTrainingConfig:
-    """How the codebook is trained. The defaults are DALL-E's; horizons are shares of the length, so a short
-    run keeps the shape.
-    """
+    """How to train the codebook. Defaults are DALL-E's; horizons are shares of the length, so they scale."""
 
     total_steps: int = 3_000_000
     max_seconds: float | None = None
-    """Time limit: total_steps becomes what fits by the speed of a few steps measured before the start; None
-    keeps total_steps.
-    """
+    """Time limit. A few steps are timed first, and total_steps becomes what fits; None keeps total_steps."""
     batch_size: int = 512
     lr: float = 1e-4
     min_lr: float = 1.25e-6
     lr_share: float = 0.4
-    """Share of the steps after which the cosine reaches min_lr (1,200,000 of 3,000,000)."""
+    """Share of the steps until the cosine reaches min_lr (1,200,000 of 3,000,000)."""
     warmup_share: float = 0.0
     """Share of the steps over which the learning rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -32,22 +28,22 @@ class CodebookTrainingConfig:
     temperature: float = 1.0
     min_temperature: float = 1 / 16
     temperature_share: float = 0.05
-    """Share of the steps after which the cosine reaches min_temperature (150,000 of 3,000,000)."""
+    """Share of the steps until the cosine reaches min_temperature (150,000 of 3,000,000)."""
     kl_weight: float = 6.6
     kl_share: float = 1 / 600
     """Share of the steps over which the KL weight rises from 0, as a cosine (5,000 of 3,000,000)."""
     usage_weight: float = 0.0
-    """Weight of KL(batch mean of q || uniform): asks for all codes to be used without asking each cell to be
-    unsure. Not in DALL-E.
+    """Weight of KL(batch mean of q || uniform), which encourages use of all codes without making single cells
+    uncertain. Not in DALL-E.
     """
     embedding_std: float | None = None
-    """Standard deviation of the initial code embeddings; None is DALL-E's 1 / sqrt(vocab_size)."""
+    """Standard deviation of the initial code embeddings; None takes DALL-E's 1 / sqrt(vocab_size)."""
     ema_decay: float = 0.999
-    """Decay of the average of the weights that is saved; 0 saves the last weights."""
+    """Decay of the weights' moving average, which is what is saved; 0 saves the last weights."""
     precision: str = "bf16"
     """'bf16' (autocast) or 'fp32'."""
     eval_samples: int = 512
-    """Pictures held out for the report."""
+    """Images held out for the reports."""
     log_every: int = 100
     """Steps between reports."""
 
@@ -69,18 +65,22 @@ DEMO = CodebookTrainingConfig(
     precision="fp32",
     log_every=500,
 )
-"""How the demo's codebook was made (flava_ds/demo/codebook.json): held-out MSE 0.021 at 16 pixels, 496 of 512
-codes used, perplexity 353, in four to five minutes of one free core. In fp32 on every machine, so that the
-same seed gives the same codebook up to rounding.
+"""The settings of the demo's codebook (flava_ds/demo/codebook.json): held-out MSE 0.021 at 16 pixels, 496 of
+512 codes used, perplexity 353, in four to five minutes of one free core. Always fp32, so that the same seed
+gives the same codebook on every machine, up to rounding.
 
-Why it differs from DALL-E's, on 32-pixel icons and 3 groups of 1 block. Without any KL, 5 codes were left
-after 79 steps of 64. DALL-E's 6.6 kept 150 codes, but a perplexity of 38 at MSE 0.038 (500 steps of 32).
-Embeddings of std 1 / sqrt(vocab_size) turn one-hot inputs into almost nothing at the start: std 1 took that
-to MSE 0.025 and perplexity 49. Asking the batch mean instead of each cell to be even (usage_weight 10, KL
-weight 1) took it to perplexity 90 at the same MSE in 400 steps. On the demo's pictures at 16 pixels 500 steps
-of these settings gave MSE 0.033 and 314 codes; a KL weight of 0.2 with lr 2e-3 gave 0.036 and 358. Most of
-the use comes late: 397 codes after 3,000 of the 5,000 steps, when the temperature has reached its end. Not
-measured: an average over 1,000 steps would still hold the start.
+Why they differ from DALL-E's, measured on 32-pixel icons with 3 groups of 1 block:
+- Without KL, 5 codes were left after 79 steps of 64. DALL-E's 6.6 kept 150 codes, but only a perplexity of 38
+  at MSE 0.038 (500 steps of 32).
+- Embeddings of std 1 / sqrt(vocab_size) turn one-hot inputs into almost nothing at the start. Std 1 improved
+  this to MSE 0.025 and perplexity 49.
+- Evening out the batch mean instead of each cell (usage_weight 10, KL weight 1) raised perplexity to 90 at
+the
+  same MSE in 400 steps.
+- On the demo's images at 16 pixels, 500 steps of these settings gave MSE 0.033 and 314 codes; KL weight 0.2
+  with lr 2e-3 gave 0.036 and 358. Most codes come into use late: 397 after 3,000 of the 5,000 steps, when the
+  temperature has reached its minimum.
+- An average of the weights was not tried: over 1,000 steps, it would still contain the start.
 """
 
 
@@ -95,21 +95,20 @@ def kl_weight_at(config: CodebookTrainingConfig, step: int, total_steps: int) ->
 
 
 def learning_rate_at(config: CodebookTrainingConfig, step: int, total_steps: int) -> float:
-    """Returns the step size at a step: cosine from lr to min_lr, times a linear warm-up."""
+    """Returns the learning rate at a step: cosine from lr to min_lr, times a linear warm-up."""
     warmup = config.warmup_share * total_steps
-    return _cosine(config.lr, config.min_lr, step, config.lr_share * total_steps) * (
-        min(1.0, (step + 1) / warmup) if warmup else 1.0
-    )
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return _cosine(config.lr, config.min_lr, step, config.lr_share * total_steps) * rise
 
 
 def _cosine(start: float, end: float, step: int, horizon: float) -> float:
-    """Goes from start to end over `horizon` steps, then stays."""
+    """Goes from start to end over `horizon` steps, then stays there."""
     progress = min(1.0, step / horizon) if horizon > 0 else 1.0
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def check_training(training: CodebookTrainingConfig) -> None:
-    """Raises ConfigError naming the first setting that cannot work."""
+    """Raises ConfigError that names the first invalid setting."""
     for name in ("total_steps", "batch_size", "eval_samples", "log_every"):
         if getattr(training, name) < 1:
             raise ConfigError(
@@ -136,7 +135,7 @@ def check_training(training: CodebookTrainingConfig) -> None:
             raise ConfigError(f"codebook training: {name} is {value:g}; give a positive number")
     if training.min_temperature > training.temperature:
         raise ConfigError(
-            f"codebook training: min_temperature {training.min_temperature} must not lie above "
+            f"codebook training: min_temperature {training.min_temperature} must not exceed "
             f"temperature {training.temperature}"
         )
     if training.precision not in ("bf16", "fp32"):

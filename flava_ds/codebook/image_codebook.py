@@ -1,6 +1,4 @@
-"""The image tokenizer of MIM and MMM-image: pixels to codes and back, and its files. The networks are in
-dvae.py.
-"""
+"""The image tokenizer of MIM and MMM-image: pixels to codes and back, and its files. Networks: dvae.py."""
 
 from __future__ import annotations
 
@@ -26,11 +24,11 @@ METADATA_KEY = "codebook_config"
 
 
 HUGGINGFACE_CODEBOOK_GROUPS = 4
-"""The number of groups that transformers' FlavaImageCodebook is written for."""
+"""The number of groups that transformers' FlavaImageCodebook supports."""
 
 
 class ImageCodebook(nn.Module):
-    """The tokenizer: pixels to codes and, if it has a decoder, back. Computes in the dtype of its parameters.
+    """Encodes pixels to codes and, with a decoder, codes to pixels. Computes in the dtype of its parameters.
 
     Shapes:
         pixel_values  [b c H W]  uint8 in [0, 255] or floating in [0, 1]; H and W multiples of 2**(num_groups
@@ -42,7 +40,7 @@ class ImageCodebook(nn.Module):
         super().__init__()
         if config.hidden_size % 4 or config.image_size % 2 ** (config.num_groups - 1):
             raise ConfigError(
-                f"codebook: hidden_size {config.hidden_size} must divide by 4 and image_size "
+                f"codebook: hidden_size {config.hidden_size} must be divisible by 4 and image_size "
                 f"{config.image_size} by {2 ** (config.num_groups - 1)}"
             )
         self.config = config
@@ -50,38 +48,32 @@ class ImageCodebook(nn.Module):
         self.decoder = CodebookDecoder(config) if decoder else None
 
     def prepare(self, pixel_values: Tensor) -> Tensor:
-        """Brings pixels to the range and dtype that the encoder reads: [b c H W] -> [b c H W] in [0.1, 0.9].
+        """Converts pixels to the encoder's range and dtype: [b c H W] -> [b c H W] in [0.1, 0.9].
 
-        Raises: DataError on a wrong shape.
+        Raises: DataError for a wrong shape.
         """
         channels, stride = self.config.num_channels, 2 ** (self.config.num_groups - 1)
-        if (
-            pixel_values.ndim != 4
-            or pixel_values.shape[1] != channels
-            or pixel_values.shape[2] % stride
-            or pixel_values.shape[3] % stride
-        ):
+        wanted = pixel_values.ndim == 4 and pixel_values.shape[1] == channels
+        if not wanted or pixel_values.shape[2] % stride or pixel_values.shape[3] % stride:
             raise DataError(
                 f"codebook pixels have shape {list(pixel_values.shape)}; expected [b {channels} H W] "
                 f"with H and W multiples of {stride}"
             )
-        dtype = self.encoder.input.weight.dtype
-        return map_pixels(
-            pixel_values.to(dtype) / 255 if pixel_values.dtype == torch.uint8 else pixel_values.to(dtype)
-        )
+        values = pixel_values.to(self.encoder.input.weight.dtype)
+        return map_pixels(values / 255 if pixel_values.dtype == torch.uint8 else values)
 
     def logits(self, pixel_values: Tensor) -> Tensor:
-        """Scores every code at every cell: [b c H W] -> [b v gh gw]."""
+        """Scores every code in every cell: [b c H W] -> [b v gh gw]."""
         return self.encoder(self.prepare(pixel_values))
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Picks the best code of every cell, row by row: [b c H W] -> [b n] int64."""
+        """Returns the best code of every cell, row by row: [b c H W] -> [b n] int64."""
         return rearrange(self.logits(pixel_values).argmax(dim=1), "b gh gw -> b (gh gw)")
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Draws the pictures that square grids of codes stand for: [b n] int64 -> [b c H W] fp32 in [0, 1].
+        """Decodes square grids of codes to images: [b n] int64 -> [b c H W] fp32 in [0, 1].
 
         Raises: CheckpointError without a decoder; DataError when the codes are not a square grid of known
         codes.
@@ -102,16 +94,14 @@ class ImageCodebook(nn.Module):
                 f"codes span {codes.min()} .. {codes.max()}, but the codebook has 0 .. "
                 f"{self.config.vocab_size - 1}"
             )
-        output = self.decoder.from_embeddings(
-            self.decoder.embed(rearrange(codes, "b (gh gw) -> b gh gw", gh=grid))
-        )
+        grids = rearrange(codes, "b (gh gw) -> b gh gw", gh=grid)
+        output = self.decoder.from_embeddings(self.decoder.embed(grids))
         mean, _ = output.float().chunk(2, dim=1)
         return unmap_pixels(mean.sigmoid())
 
 
 def save_codebook(codebook: ImageCodebook, path: Path) -> None:
-    """Writes encoder and decoder into one safetensors file, with the CodebookConfig as JSON in its metadata;
-    atomic.
+    """Writes encoder and decoder into one safetensors file, atomically, with the configuration as metadata.
 
     Raises: CheckpointError when the file cannot be written.
     """
@@ -120,16 +110,15 @@ def save_codebook(codebook: ImageCodebook, path: Path) -> None:
 
 
 def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
-    """Writes the encoder as `transformers.FlavaImageCodebook` keeps it: config.json and model.safetensors.
+    """Writes the encoder in the layout of `transformers.FlavaImageCodebook`: config.json, model.safetensors.
 
-    Raises: CheckpointError when the layout cannot hold this codebook (it knows four groups), or on a failed
-    write.
+    Raises: CheckpointError when the layout cannot hold this codebook (it has four groups), or a write fails.
     """
     config = codebook.config
     if config.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
         raise CheckpointError(
-            f"{folder}: the Hugging Face layout has four groups, this codebook has {config.num_groups}; "
-            "keep it in our own file"
+            f"{folder}: the Hugging Face layout has four groups, but this codebook has {config.num_groups}; "
+            "keep it in the package's own file"
         )
     description = {
         "architectures": ["FlavaImageCodebook"],
@@ -150,15 +139,14 @@ def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
 
 
 def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
-    """Loads a codebook frozen and in eval mode from our file, or the encoder alone from Hugging Face's
-    layout.
+    """Loads a codebook from the package's file, or only the encoder from Hugging Face's layout.
 
-    Hugging Face's layout is a folder, a .safetensors, or a .bin/.pt state dict (read without running anything
-    in it); the prefix `image_codebook.` of a whole FLAVA and torchmultimodal's spelling of the names are
-    understood. `config.image_size` may differ from the size trained at, as it does in FLAVA, which runs a
-    tokenizer trained at 256 pixels on 112.
+    The codebook is frozen and in eval mode. Hugging Face's layout is a folder, a .safetensors, or a .bin/.pt
+    state dict (read without running code in it). The prefix `image_codebook.` of a whole FLAVA and
+    torchmultimodal's names are accepted, too. `config.image_size` may differ from the training size: FLAVA
+    applies a tokenizer trained at 256 pixels to 112.
 
-    Raises: CheckpointError when the file is missing, unreadable, or made for another shape.
+    Raises: CheckpointError when the file is missing, unreadable, or has another shape.
     """
     file = _codebook_file(Path(path))
     tensors, metadata = _read_tensors(file)
@@ -175,21 +163,24 @@ def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
         if k in tensors and tensors[k].shape != v.shape
     ]
     if missing or unknown or wrong:
-        problem = (
-            wrong[0] if wrong else f"lacks {missing[0]}" if missing else f"has an unknown tensor {unknown[0]}"
-        )
+        problem = f"has an unknown tensor {unknown[0]}" if unknown else ""
+        if missing:
+            problem = f"lacks {missing[0]}"
+        if wrong:
+            problem = wrong[0]
         raise CheckpointError(
             f"{file}: does not fit the configured codebook ({len(missing) + len(unknown) + len(wrong)} "
-            f"tensors differ; the first: {problem}); "
-            "set codebook.hidden_size, num_groups, num_blocks_per_group and vocab_size to those of the file"
+            f"tensors differ; the first: {problem}); set codebook.hidden_size, num_groups, "
+            "num_blocks_per_group and vocab_size to those of the file"
         )
     codebook.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return codebook.requires_grad_(False).eval()
 
 
 def huggingface_name(name: str) -> str:
-    """Translates the name of an encoder parameter: groups.0.1.conv_2.weight ->
-    blocks.group_1.group.block_2.res_path.path.conv_2.weight.
+    """Translates the name of an encoder parameter to Hugging Face's.
+
+    For example, groups.0.1.conv_2.weight -> blocks.group_1.group.block_2.res_path.path.conv_2.weight.
     """
     name = re.sub(
         r"^groups\.(\d+)\.(\d+)\.",
@@ -208,9 +199,7 @@ _FOREIGN_NAME = re.compile(
 
 
 def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames Hugging Face's or torchmultimodal's parameters; strict, but other parts of a whole FLAVA are
-    left out.
-    """
+    """Renames Hugging Face's or torchmultimodal's parameters, strictly, dropping other parts of a FLAVA."""
     if any(name.startswith("image_codebook.") for name in tensors):
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("image_codebook.")}
     renamed = {}
@@ -218,8 +207,8 @@ def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Ten
         match = _FOREIGN_NAME.fullmatch(name)
         if match is None:
             raise CheckpointError(
-                f"{file}: tensor '{name}' belongs to no image codebook; expected Hugging Face's "
-                "FlavaImageCodebook names or our own"
+                f"{file}: tensor '{name}' does not belong to an image codebook; expected the names of "
+                "Hugging Face's FlavaImageCodebook or of this package"
             )
         where = match["edge"] or f"groups.{int(match['group']) - 1}.{int(match['block']) - 1}.{match['conv']}"
         renamed[f"encoder.{where}.{'weight' if match['kind'].startswith('w') else 'bias'}"] = tensor
@@ -227,12 +216,12 @@ def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Ten
 
 
 def _check_config(file: Path, text: str, config: CodebookConfig) -> None:
-    """Compares a file's configuration with the wanted one, but for image_size."""
+    """Compares a file's configuration with the wanted one, except for image_size."""
     try:
         saved = from_dict(CodebookConfig, loads(text))
     except (ConfigError, ValueError) as error:
         raise CheckpointError(
-            f"{file}: its metadata is not a codebook configuration ({error}); train the codebook anew"
+            f"{file}: its metadata is not a codebook configuration ({error}); train the codebook again"
         ) from error
     for field in dataclasses.fields(CodebookConfig):
         have, want = getattr(saved, field.name), getattr(config, field.name)
@@ -245,11 +234,11 @@ def _check_config(file: Path, text: str, config: CodebookConfig) -> None:
 
 def _codebook_file(path: Path) -> Path:
     """Finds the weights in a folder, or returns the file itself."""
-    candidates = (
-        [path / name for name in ("codebook.safetensors", "model.safetensors", "pytorch_model.bin")]
-        if path.is_dir()
-        else [path]
-    )
+    candidates = [path]
+    if path.is_dir():
+        candidates = [
+            path / name for name in ("codebook.safetensors", "model.safetensors", "pytorch_model.bin")
+        ]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -261,7 +250,7 @@ def _codebook_file(path: Path) -> Path:
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads all tensors and the metadata of a safetensors file or of a state dict that torch saved."""
+    """Reads all tensors and the metadata of a safetensors file or a torch state dict."""
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, "pt") as opened:
@@ -274,9 +263,9 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{file}: cannot be read ({error.strerror or error}); check the file and its permissions"
         ) from error
-    except Exception as error:  # a damaged pickle ends in any kind of error
+    except Exception as error:  # a damaged pickle can raise any kind of error
         raise CheckpointError(
-            f"{file}: neither a .safetensors file nor a state dict that torch.save wrote; it holds "
+            f"{file}: neither a .safetensors file nor a state dict written by torch.save; it contains "
             "something else, or is damaged"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -288,7 +277,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, which appears whole or not at all."""
+    """Writes a safetensors file atomically."""
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)

@@ -1,5 +1,4 @@
-"""The loss of the discrete VAE: Gumbel-softmax relaxation, logit-Laplace reconstruction, KL to the uniform
-prior; and what tells collapse.
+"""The loss of the discrete VAE: Gumbel-softmax relaxation, logit-Laplace likelihood, KL to a uniform prior.
 
 Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", appendix A.2 (relaxation, weights) and A.3
 (logit-Laplace).
@@ -15,7 +14,7 @@ from torch import Tensor
 
 
 class CodebookLoss(NamedTuple):
-    """Scalars in nats; `reconstruction` per pixel value, the other two per code."""
+    """Scalars in nats: `reconstruction` per pixel value, `kl` and `usage` per code."""
 
     total: Tensor
     reconstruction: Tensor
@@ -24,7 +23,7 @@ class CodebookLoss(NamedTuple):
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Draws relaxed one-hot vectors; as the temperature falls they become draws from softmax(logits).
+    """Draws relaxed one-hot vectors, which approach samples of softmax(logits) as the temperature falls.
 
     Shapes:
         logits   [... v]  fp32
@@ -35,8 +34,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generato
 
 
 def logit_laplace_nll(mapped_pixels: Tensor, output: Tensor) -> Tensor:
-    """Returns the mean negative log-likelihood, per value, of pixels in (0, 1) whose logit follows a Laplace
-    distribution.
+    """Returns the mean negative log-likelihood per value of pixels whose logit is Laplace-distributed.
 
     Shapes:
         mapped_pixels  [b c H W]    in (0, 1), e.g. map_pixels' [0.1, 0.9]
@@ -51,12 +49,14 @@ def logit_laplace_nll(mapped_pixels: Tensor, output: Tensor) -> Tensor:
 def codebook_loss(
     logits: Tensor, mapped_pixels: Tensor, output: Tensor, kl_weight: float, usage_weight: float
 ) -> CodebookLoss:
-    """Adds up reconstruction, kl_weight * KL(q(code | image) || uniform) and usage_weight * KL(batch mean of
+    """Returns the loss and its parts.
+
+    The loss is reconstruction + kl_weight * KL(q(code | image) || uniform) + usage_weight * KL(batch mean of
     q || uniform).
 
-    The sum is divided by the number of pixel values, so a weight is spread over the values that one code
-    stands for: 192 at 8x8x3, where DALL-E's 6.6 acts as 6.6 / 192. The usage term is ours; with weight 0 the
-    loss is the published one.
+    The sum is per pixel value, so each weight is divided by the number of values per code: 192 at 8x8x3,
+    where DALL-E's 6.6 acts as 6.6 / 192. The usage term is not in the paper; with weight 0, the loss is the
+    published one.
 
     Shapes:
         logits         [b gh gw v]  fp32
@@ -71,14 +71,14 @@ def codebook_loss(
     marginal = probabilities.mean(dim=(0, 1, 2))
     usage = torch.xlogy(marginal, marginal).sum() + log_vocab
     reconstruction = logit_laplace_nll(mapped_pixels, output)
-    return CodebookLoss(
-        reconstruction + (kl_weight * kl + usage_weight * usage) / values_per_code, reconstruction, kl, usage
-    )
+    total = reconstruction + (kl_weight * kl + usage_weight * usage) / values_per_code
+    return CodebookLoss(total, reconstruction, kl, usage)
 
 
 def code_usage(codes: Tensor, vocab_size: int) -> tuple[float, int]:
-    """Returns the perplexity of the codes' frequencies (1 at collapse, vocab_size at best) and how many codes
-    occur: [...] -> float, int.
+    """Returns the perplexity of the codes' frequencies and the number of codes used: [...] -> float, int.
+
+    Perplexity is 1 at collapse and at most vocab_size.
     """
     counts = torch.bincount(codes.flatten(), minlength=vocab_size).double()
     shares = counts / counts.sum()

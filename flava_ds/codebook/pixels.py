@@ -1,4 +1,4 @@
-"""The pictures that the image codebook learns from: decoded, augmented, dealt by step, some held out."""
+"""The images that the image codebook trains on: decoded, augmented, dealt by step, with some held out."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage.faults import SampleFault
 
 _CACHE_BYTES = 2**29
-"""Decoded pictures kept in memory; a larger source is decoded anew each time."""
+"""Memory for decoded images; a larger source is decoded again in every epoch."""
 MIN_PICTURES = 20
 _SPLIT, _DEAL = 0, 1
-"""Keys of the two permutations: what is held out, and the order of the rest."""
+"""Seeds of the two permutations: the held-out split, and the order of the rest."""
 
 
 class PixelStream:
-    """Deals the pictures of one or several sources, augmented by each source's transform, at the codebook's
-    size.
+    """Deals the images of one or several sources at the codebook's size, with each source's augmentation.
 
-    Batches are a pure function of the step; an epoch deals every picture that is not held out once.
+    Batches are a pure function of the step; an epoch deals every image that is not held out once.
     """
 
     def __init__(self, config: Config, sources: Mapping[str, SourceConfig], held_out: int) -> None:
-        """Indexes the shards and holds `held_out` pictures out, at most a tenth.
+        """Indexes the shards and holds out `held_out` images, at most a tenth.
 
-        Raises: ConfigError on a text source; DataError when the sources have too few pictures.
+        Raises: ConfigError for a text source; DataError when the sources have too few images.
         """
         names = ", ".join(f"'{name}'" for name in sources)
         for name, source in sources.items():
@@ -42,12 +41,11 @@ class PixelStream:
                 raise ConfigError(
                     f"source '{name}' is of kind 'text'; an image codebook needs image or pair sources"
                 )
-        pictures = config.with_sources(
-            {
-                name: dataclasses.replace(source, kind="image", image_codes_key=None)
-                for name, source in sources.items()
-            }
-        )
+        changed = {
+            name: dataclasses.replace(source, kind="image", image_codes_key=None)
+            for name, source in sources.items()
+        }
+        pictures = config.with_sources(changed)
         self._sources = [IndexedShards(pictures, name) for name in sources]
         self._skips = [SkipLog(source.name, source.source.max_skipped_share) for source in self._sources]
         self._starts = np.cumsum([0, *map(len, self._sources)])
@@ -60,7 +58,7 @@ class PixelStream:
         total = int(self._starts[-1])
         if total < MIN_PICTURES:
             raise DataError(
-                f"sources {names or '(none)'}: {total} pictures are too few for a codebook; at least "
+                f"sources {names or '(none)'}: {total} images are too few for a codebook; at least "
                 f"{MIN_PICTURES} are needed"
             )
         order = Order(seed=config.seed, source=_SPLIT, size=total).at(0, np.arange(total))
@@ -68,29 +66,31 @@ class PixelStream:
         self._held_out, self._train = order[:held_out], order[held_out:]
 
     def batch(self, step: int, size: int) -> Tensor:
-        """Returns the pictures of one step; one that cannot be decoded is left out: [b c H W] uint8."""
+        """Returns the images of one step without those that cannot be decoded: [b c H W] uint8."""
         epochs, places = np.divmod(step * size + np.arange(size), len(self._train))
         pictures = self._train[Order(seed=self._seed, source=_DEAL, size=len(self._train)).at(epochs, places)]
         images, rows = self._read(pictures)
         pictures, seeds = pictures[rows], sample_seed(self._seed, _DEAL, epochs[rows], pictures[rows])
         source = self._source_of(pictures)
         parts = [np.flatnonzero(source == number) for number in np.unique(source)]
-        dealt = [
-            self._transforms[source[part[0]]]([images[row] for row in part], seeds[part])[0] for part in parts
-        ]
+        dealt = []
+        for part in parts:
+            transform = self._transforms[source[part[0]]]
+            dealt.append(transform([images[row] for row in part], seeds[part])[0])
         return torch.cat(dealt)
 
     def held_out(self) -> Tensor:
-        """Returns the held-out pictures, not augmented: [b c H W] uint8."""
+        """Returns the held-out images, not augmented: [b c H W] uint8."""
         return center_pixels(self._read(self._held_out)[0], self._size)
 
     def _source_of(self, pictures: np.ndarray) -> np.ndarray:
-        """Returns the number of the source of each picture: [b] -> [b]."""
+        """Returns the number of the source of each image: [b] -> [b]."""
         return np.searchsorted(self._starts, pictures, side="right") - 1
 
     def _read(self, pictures: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
-        """Decodes pictures, leaving out unusable ones (too many of them end the run): the pictures, and where
-        they stand in the argument.
+        """Decodes images; returns the usable ones and their places in the argument.
+
+        Too many unusable ones end the run.
         """
         images, rows = [], []
         for row, picture in enumerate(pictures.tolist()):
@@ -100,11 +100,11 @@ class PixelStream:
                 images.append(image)
                 rows.append(row)
         if not images:
-            raise DataError(f"none of {len(pictures)} pictures could be decoded; {self._skips[0].summary()}")
+            raise DataError(f"none of {len(pictures)} images could be decoded; {self._skips[0].summary()}")
         return images, np.array(rows)
 
     def _decode(self, picture: int) -> Tensor | None:
-        """Decodes one picture and keeps it while there is room; None when it is unusable."""
+        """Decodes one image and caches it while there is room; returns None when it is unusable."""
         number = int(self._source_of(np.array([picture]))[0])
         index = picture - int(self._starts[number])
         try:

@@ -1,4 +1,4 @@
-"""Train the image codebook: a Gumbel-softmax discrete VAE on the pictures of one source, on one device."""
+"""Trains the image codebook, a Gumbel-softmax discrete VAE, on the images of some sources on one device."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from flava_ds.storage.atomic import write_whole
 log = logging.getLogger(__name__)
 
 _CALIBRATION_STEPS = (3, 12)
-"""Steps before the clock starts, and steps timed, when max_seconds decides the length."""
+"""Warm-up steps and timed steps that determine the length if max_seconds is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookReport:
-    """How good the codebook is on held-out pictures, with hard codes. Errors are mean squares of pixel values
-    in [0, 1].
+    """The quality of the codebook on held-out images with hard codes.
 
-    mean_color_mse is what one constant colour would give, image_mean_mse one colour per picture.
+    Errors are mean squares of pixel values in [0, 1]. For comparison, mean_color_mse is the error of one
+    constant colour, image_mean_mse that of one colour per image.
     """
 
     step: int
@@ -64,33 +64,28 @@ class CodebookReport:
         return (
             f"step {self.step}/{self.total_steps}: mse {self.mse:.4f} (one colour "
             f"{self.mean_color_mse:.4f}, one per image {self.image_mean_mse:.4f}), "
-            f"perplexity {self.perplexity:.0f}, {self.used_codes} of {self.vocab_size} codes used, kl "
-            f"{self.kl:.2f} nats, "
-            f"temperature {self.temperature:.3f}, {self.samples_per_second:.0f} images/s, "
-            f"{self.seconds:.0f} s"
+            f"perplexity {self.perplexity:.0f}, {self.used_codes} of {self.vocab_size} codes used, "
+            f"kl {self.kl:.2f} nats, temperature {self.temperature:.3f}, "
+            f"{self.samples_per_second:.0f} images/s, {self.seconds:.0f} s"
         )
 
 
 class CodebookTrainer:
-    """One codebook, its optimizer and its schedules. Everything random in a step comes from (seed, step)."""
+    """One codebook with its optimizer and schedules. Everything random in a step comes from (seed, step)."""
 
     def __init__(self, config: Config, training: CodebookTrainingConfig, device: torch.device) -> None:
         check_training(training)
-        self.training, self.seed, self.device, self.total_steps = (
-            training,
-            config.seed,
-            device,
-            training.total_steps,
-        )
+        self.training, self.seed, self.device = training, config.seed, device
+        self.total_steps = training.total_steps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.codebook = ImageCodebook(config.codebook)
             if training.embedding_std is not None:
                 torch.nn.init.normal_(self.codebook.decoder.input.weight, std=training.embedding_std)
         self.codebook.to(device, memory_format=torch.channels_last)
-        self.average = (
-            copy.deepcopy(self.codebook).requires_grad_(False) if training.ema_decay else self.codebook
-        )
+        self.average = self.codebook
+        if training.ema_decay:
+            self.average = copy.deepcopy(self.codebook).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.codebook.parameters(),
             lr=training.lr,
@@ -101,7 +96,7 @@ class CodebookTrainer:
         )
 
     def step(self, step: int, pixels: Tensor) -> CodebookLoss:
-        """Makes one update from a batch of pictures: [b c H W] uint8."""
+        """Makes one update from a batch of images: [b c H W] uint8."""
         training, total = self.training, self.total_steps
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(training, step, total)
@@ -127,12 +122,12 @@ class CodebookTrainer:
         return loss
 
     def calibrate(self, batch: Callable[[int], Tensor], max_seconds: float) -> None:
-        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps; then
-        forgets them.
+        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps.
+
+        Restores the state from before these steps.
         """
-        state = copy.deepcopy(
-            (self.codebook.state_dict(), self.average.state_dict(), self.optimizer.state_dict())
-        )
+        parts = (self.codebook, self.average, self.optimizer)
+        state = copy.deepcopy([part.state_dict() for part in parts])
         warm, timed = _CALIBRATION_STEPS
         seconds, start = [], time.perf_counter()
         for number in range(warm + timed):
@@ -141,19 +136,20 @@ class CodebookTrainer:
             seconds.append(time.perf_counter() - before)
         left = max_seconds - (time.perf_counter() - start)
         self.total_steps = max(1, int(left / sorted(seconds[warm:])[timed // 2]))
-        for part, saved in zip((self.codebook, self.average, self.optimizer), state, strict=True):
+        for part, saved in zip(parts, state, strict=True):
             part.load_state_dict(saved)
 
     def shorten(self, done: int, begin: float, deadline: float) -> None:
-        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`, when that is
-        less; times are perf_counter's.
+        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`.
+
+        Times are from perf_counter.
         """
         now = time.perf_counter()
         self.total_steps = min(self.total_steps, done + max(0, int((deadline - now) * done / (now - begin))))
 
     @torch.no_grad()
     def evaluate(self, pixels: Tensor) -> tuple[float, float, int]:
-        """Encodes and decodes pictures with hard codes: mean squared error, perplexity, used codes."""
+        """Encodes and decodes images with hard codes: mean squared error, perplexity, used codes."""
         error, codes = 0.0, []
         for part in pixels.split(128):
             part = part.to(self.device, memory_format=torch.channels_last)
@@ -174,15 +170,14 @@ def train_codebook(
     device: torch.device | str = "cpu",
     on_report: Callable[[CodebookReport], None] = lambda report: log.info("codebook %s", report),
 ) -> CodebookReport:
-    """Trains config.codebook on the pictures of one or several sources, writes `out` (safetensors) and `out`
-    with suffix .json, and returns the last report.
+    """Trains config.codebook on the images of some sources and returns the last report.
 
-    A source's transform is applied, so give those of the run that will use the codes. Ends with a warning in
-    the log when the codebook collapsed (perplexity under a tenth of the vocabulary) or is no better than one
-    colour per image.
+    Writes `out` (safetensors) and a summary next to it with suffix .json. Applies each source's transform, so
+    pass those of the run that will use the codes. Logs a warning if the codebook collapsed (perplexity under
+    a tenth of the vocabulary) or is no better than one colour per image.
 
-    Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not
-    finite; CheckpointError when `out` cannot be written.
+    Raises: ConfigError for invalid settings; DataError for an unusable source or a loss that is not finite;
+    CheckpointError when `out` cannot be written.
     """
     trainer = CodebookTrainer(config, training, torch.device(device))
     _check_output(out)
@@ -204,9 +199,8 @@ def train_codebook(
                 f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}"
             )
         now = time.perf_counter()
-        report = _report(
-            trainer, held_out, done, loss, done * training.batch_size / (now - begin), now - start
-        )
+        speed = done * training.batch_size / (now - begin)
+        report = _report(trainer, held_out, done, loss, speed, now - start)
         curve.append({name: getattr(report, name) for name in ("step", "mse", "perplexity", "used_codes")})
         on_report(report)
     save_codebook(trainer.average, out)
@@ -226,13 +220,11 @@ def train_codebook(
 def _report(
     trainer: CodebookTrainer, held_out: Tensor, done: int, loss: CodebookLoss, speed: float, seconds: float
 ) -> CodebookReport:
-    """Measures on the held-out pictures, against the errors of constant colours."""
+    """Measures the errors on the held-out images, and those of constant colours."""
     mse, perplexity, used = trainer.evaluate(held_out)
     values = held_out.float() / 255
-    one_colour, per_image = (
-        reduce(values, "b c h w -> 1 c 1 1", "mean"),
-        reduce(values, "b c h w -> b c 1 1", "mean"),
-    )
+    one_colour = reduce(values, "b c h w -> 1 c 1 1", "mean")
+    per_image = reduce(values, "b c h w -> b c 1 1", "mean")
     return CodebookReport(
         step=done,
         total_steps=trainer.total_steps,
@@ -251,17 +243,17 @@ def _report(
 
 
 def _warn(report: CodebookReport) -> None:
-    """Says so when the codebook is of little use."""
+    """Logs a warning when the codebook is of little use."""
     if report.perplexity < report.vocab_size / 10 or report.mse > report.image_mean_mse:
         log.warning("the codebook is weak (%s); train longer, or raise usage_weight or kl_weight", report)
 
 
 def _check_output(out: Path) -> None:
-    """Finds out before the training, not after it, that the result has no place."""
+    """Checks before the training, not after it, that the result can be written."""
     if out.suffix != ".safetensors":
-        raise CheckpointError(f"{out}: give the result the name of a file that ends in .safetensors")
+        raise CheckpointError(f"{out}: give the result a file name that ends in .safetensors")
     if out.is_dir():
-        raise CheckpointError(f"{out}: is a folder; give the result the name of a file in it")
+        raise CheckpointError(f"{out}: is a folder; name a file in it for the result")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()

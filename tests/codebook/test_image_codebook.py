@@ -186,7 +186,7 @@ def test_errors_name_the_file_and_the_field(codebook, tmp_path):
     with pytest.raises(CheckpointError, match="unknown tensor encoder.groups.8.0.id_path.bias"):
         load_codebook(tmp_path / "more.safetensors", FOUR)
     save_file({**state, "visual.proj": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="'visual.proj' belongs to no image codebook"):
+    with pytest.raises(CheckpointError, match="'visual.proj' does not belong to an image codebook"):
         load_codebook(tmp_path / "other.safetensors", FOUR)
     save_file(
         codebook.state_dict(),
@@ -240,7 +240,7 @@ def test_no_decoder_no_pictures(codebook, tmp_path):
 
 
 def test_hugging_faces_layout_has_four_groups(tmp_path):
-    with pytest.raises(CheckpointError, match="has four groups, this codebook has 3"):
+    with pytest.raises(CheckpointError, match="has four groups, but this codebook has 3"):
         save_huggingface_codebook(ImageCodebook(THREE), tmp_path)
 
 

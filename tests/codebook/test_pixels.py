@@ -73,7 +73,7 @@ def test_sources_that_cannot_serve(config, tmp_path):
     with pytest.raises(ConfigError, match="'text' is of kind 'text'"):
         PixelStream(config, {"text": SourceConfig(kind="text", shards=str(tmp_path / "a.tar"))}, held_out=1)
     write_tar(tmp_path / "few.tar", [(f"{n}.webp", picture(n)) for n in range(5)])
-    with pytest.raises(DataError, match="'few': 5 pictures are too few"):
+    with pytest.raises(DataError, match="'few': 5 images are too few"):
         PixelStream(config, {"few": SourceConfig(kind="image", shards=str(tmp_path / "few.tar"))}, held_out=1)
 
 

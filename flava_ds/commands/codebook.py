@@ -1,6 +1,4 @@
-"""`flava-ds codebook`: train the image tokenizer of a recipe on any pictures, and store its codes beside
-them.
-"""
+"""`flava-ds codebook`: trains a recipe's image tokenizer on any images, and stores its codes in shards."""
 
 from __future__ import annotations
 
@@ -14,14 +12,15 @@ from flava_ds.ranks.launch import require_shards
 from flava_ds.recipes import resolve
 
 SMALL_RECIPES = ("demo", "flava_debug")
-"""Recipes whose codebook is trained with the demo's short schedule instead of DALL-E's."""
+"""Recipes whose codebook uses the demo's short schedule instead of DALL-E's."""
 
 
 def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
-    """Trains the codebook of `recipe` on the pictures in `shards`; `overrides` set fields of
-    CodebookTrainingConfig.
+    """Trains the codebook of `recipe` on the images in `shards`.
 
-    Raises: UserError on an unknown recipe or option, or on shards without pictures.
+    `overrides` set fields of CodebookTrainingConfig.
+
+    Raises: UserError for an unknown recipe or option, or for shards without images.
     """
     config = resolve(recipe, [])
     source = picture_source(config, shards)
@@ -42,9 +41,9 @@ def train(recipe: str, shards: str, out: Path, overrides: list[str]) -> None:
 
 
 def encode(recipe: str, shards: str, weights: Path, out: Path) -> None:
-    """Writes shards with codes into `out`, computed by the codebook in `weights`.
+    """Writes shards with codes to `out`, computed by the codebook in `weights`.
 
-    Raises: UserError when the codebook is missing or not that of the recipe, or on unusable shards.
+    Raises: UserError when the codebook is missing or does not fit the recipe, or for unusable shards.
     """
     config = resolve(recipe, [])
     source = picture_source(config, shards)
@@ -68,20 +67,18 @@ def encode(recipe: str, shards: str, weights: Path, out: Path) -> None:
 
 
 def picture_source(config: Config, shards: str) -> SourceConfig:
-    """Returns a source of pictures alone, under the transform that the recipe's pictures get.
+    """Returns an image source of these shards, with the transform of the recipe's images.
 
     Raises: ConfigError or DataError when there are no shards.
     """
-    like = next(
-        (source for source in config.data.sources.values() if source.kind == "image"),
-        SourceConfig(kind="image", shards=shards),
-    )
+    images = (source for source in config.data.sources.values() if source.kind == "image")
+    like = next(images, SourceConfig(kind="image", shards=shards))
     require_shards("pictures", shards)
     return dataclasses.replace(like, shards=shards, image_codes_key=None)
 
 
 def device() -> str:
-    """Returns 'cuda' where there is a GPU, else 'cpu'."""
+    """Returns 'cuda' if there is a GPU, otherwise 'cpu'."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,4 @@
-"""`flava-ds evaluate`: tasks on a run, a checkpoint or a Hugging Face folder; without --task, the demo's own
-evaluation."""
+"""`flava-ds evaluate`: runs tasks on a run, checkpoint or Hugging Face folder, or the demo's evaluation."""
 
 from __future__ import annotations
 
@@ -17,14 +16,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     where = "runs/NAME, runs/NAME/checkpoints/step_N, or a FLAVA folder of Hugging Face"
     command.add_argument("model", metavar="RUN", type=Path, nargs="?", help=where)
     command.add_argument(
-        "--task", metavar="NAME[,NAME]", help="tasks, or FILE.py with TASKS of your own; --list shows all"
+        "--task", metavar="NAME[,NAME]", help="tasks, or FILE.py that defines TASKS; --list shows all"
     )
     command.add_argument(
-        "--data", metavar="ROOT", type=Path, help="folder with the data sets' folders, or a data set's own"
+        "--data", metavar="ROOT", type=Path, help="parent of the data sets' folders, or one data set's folder"
     )
     command.add_argument("--split", help="split to report on (default: the test split)")
     command.add_argument(
-        "--limit", type=int, metavar="N", help="take at most N samples of each split, at even distances"
+        "--limit", type=int, metavar="N", help="use at most N samples per split, evenly spaced"
     )
     command.add_argument("--device", help="device, e.g. cpu or cuda:1 (default: the GPU if there is one)")
     command.add_argument(
@@ -33,12 +32,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--list",
         action="store_true",
-        help="list the tasks with what they need and where their data comes from",
+        help="list the tasks, their requirements and where to get their data",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints results: JSON to stdout, a table for people to stderr. A run keeps them in its folder.
+    """Prints JSON to stdout and a table to stderr. Stores the results in the folder of a run.
 
     Raises: UserError.
     """
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if not names:
         return run_demo_evaluation(options)
     if options.data is None:
-        raise UserError("--task needs --data ROOT, the folder that the data sets lie in; --list says which")
+        raise UserError("--task needs --data ROOT, the folder with the data sets; --list names them")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
     require_model(options.model)
@@ -65,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
-    """Runs tasks; their data is found before the model is loaded, what they need is checked before anything
-    is encoded."""
+    """Runs tasks. Finds their data before loading the model, and checks their needs before encoding."""
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.opening import open_model
     from flava_ds.evaluation.runner import evaluate, find_all, write_results
@@ -75,9 +73,11 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     tasks = registry.find(names)
     data = find_all(tasks, options.data, options.split, options.limit)
     opened = open_model(options.model, device=options.device, precision=options.precision)
-    results = evaluate(
-        tasks, opened.frozen(), data, tell=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    results = evaluate(tasks, opened.frozen(), data, tell=tell)
     precision = str(next(opened.module.parameters()).dtype).removeprefix("torch.")
     facts = {"model": str(options.model), "step": opened.described.step, "precision": precision}
     found = {task: facts | result.to_json(task) for task, result in results.items()}
@@ -89,26 +89,23 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
 
 
 def run_demo_evaluation(options: argparse.Namespace) -> int:
-    """Evaluates a run of the demo on the demo's held-out data; of any other it says what tasks there are.
+    """Evaluates a demo run on the demo's held-out data; for any other run, lists the available tasks.
 
     Raises: UserError.
     """
-    given = [
-        name
-        for name in ("data", "split", "limit", "device", "precision")
-        if getattr(options, name) is not None
-    ]
+    options_of_tasks = ("data", "split", "limit", "device", "precision")
+    given = [name for name in options_of_tasks if getattr(options, name) is not None]
     if given:
-        raise UserError(f"--{given[0]} is for --task; name one, --list shows them")
+        raise UserError(f"--{given[0]} requires --task; --list shows the tasks")
     from flava_ds.evaluation import registry
 
-    tasks = f"tasks for --task: {', '.join(sorted(registry.tasks()))}; --list says more"
+    tasks = f"tasks for --task: {', '.join(sorted(registry.tasks()))}; --list describes them"
     require_model(options.model)
     from flava_ds.evaluation.opening import is_huggingface
 
     if is_huggingface(options.model):
         raise UserError(
-            f"{options.model}: is a model of Hugging Face, which has no data of its own; name a task. {tasks}"
+            f"{options.model}: is a Hugging Face model, which has no data of its own; name a task. {tasks}"
         )
     from flava_ds import config as configuration
     from flava_ds.demo.evaluation.evaluator import evaluate_run, find_data

@@ -1,4 +1,4 @@
-"""`flava-ds prepare`: index shards, convert corpora, look shards over, and list what a run must not see."""
+"""`flava-ds prepare`: indexes and checks shards, converts corpora, and makes skip lists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARDS = "folder, .tar or brace pattern"
 
 
 def add_actions(command: argparse.ArgumentParser) -> None:
-    """Adds the actions of `flava-ds prepare`, one per corpus among them."""
+    """Adds the actions of `flava-ds prepare`, including one per corpus."""
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
 
     def add(name: str, run: Callable[..., Any], help: str) -> argparse.ArgumentParser:
@@ -29,37 +29,27 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         action.set_defaults(run=run, parser=action)
         return action
 
-    action = add(
-        "index", index, "write beside every shard where its samples lie, how many there are, and a checksum"
-    )
+    action = add("index", index, "write an index next to every shard: its samples, their offsets, a checksum")
     action.add_argument(
         "shards",
         metavar="SHARDS",
         nargs="+",
-        help=f"{SHARDS}, or a .txt that lists such; each local or a URL (s3, gs, http, hf)",
+        help=f"{SHARDS}, or a .txt that lists such entries; each local or a URL (s3, gs, http, hf)",
     )
     action.add_argument(
         "--no-checksum",
         action="store_true",
-        help="read headers only, as training does with shards that have no index",
+        help="read only the headers, as training does for shards without an index",
     )
     action.add_argument(
-        "--verify", action="store_true", help="read again the shards that have a checksum, and compare"
+        "--verify", action="store_true", help="re-read shards that have a checksum, and compare"
     )
-    action.add_argument("--processes", type=int, help="shards indexed at once (default: one per core)")
-    _add_check(
-        add(
-            "check",
-            check,
-            (
-                "look shards over before a run: counts, captions, duplicates, bad samples, and whether this "
-                "machine is fast enough"
-            ),
-        )
-    )
+    action.add_argument("--processes", type=int, help="shards to index in parallel (default: one per core)")
+    purpose = "check shards before a run: counts, captions, duplicates, bad samples, speed of this machine"
+    _add_check(add("check", check, purpose))
     action = add("skiplist", skip_list, "list the images of an evaluation set, for SourceConfig.skip_list")
     action.add_argument(
-        "places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists keys only"
+        "places", metavar="IMAGES", nargs="*", help="folders of images, or shards; none lists only keys"
     )
     action.add_argument(
         "--from-quarantine",
@@ -68,7 +58,7 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         help="instead of images: the unusable samples that a run has met",
     )
     action.add_argument(
-        "--out", type=Path, required=True, help="the list to write; lists are joined with cat"
+        "--out", type=Path, required=True, help="the list to write; lists can be joined with cat"
     )
     action.add_argument(
         "--split-file",
@@ -77,26 +67,26 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     )
     action.add_argument("--splits", nargs="+", default=["test"], help="splits in that file (default: test)")
     action.add_argument(
-        "--bits", type=int, default=10, help="bits of 64 in which the hash of a copy may differ (default: 10)"
+        "--bits", type=int, default=10, help="bits of 64 in which a copy's hash may differ (default: 10)"
     )
     for corpus in CORPORA.values():
         _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
 
 
 def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
-    """Adds the inputs and outputs that a corpus can have."""
+    """Adds a corpus's inputs and outputs."""
     action.set_defaults(corpus=corpus, images=None, shards=None, urls=None)
     action.add_argument("annotations", metavar="ANNOTATIONS", type=Path, nargs="*", help=corpus.annotations)
     action.add_argument(
         "--out",
         type=Path,
-        help="the folder to write shards into; a second call goes on where the first stopped",
+        help="the folder to write shards to; a second call continues where the first stopped",
     )
     if corpus.kind == "pair":
         action.add_argument("--images", type=Path, metavar="FOLDER", help="the folder of images")
         action.add_argument(
             "--shards",
-            help="instead of annotations: what img2dataset wrote; counted, and filtered into --out if given",
+            help="instead of annotations: img2dataset's output; counted, and filtered to --out if given",
         )
     if corpus.urls:
         action.add_argument(
@@ -106,13 +96,15 @@ def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
             help="write the filtered list for img2dataset instead of shards",
         )
     action.add_argument(
-        "--samples-per-shard", type=int, default=10_000, help="most samples in a shard (default: 10000)"
+        "--samples-per-shard", type=int, default=10_000, help="maximum samples per shard (default: 10000)"
     )
-    action.add_argument("--mib-per-shard", type=int, default=1024, help="most MiB in a shard (default: 1024)")
+    action.add_argument(
+        "--mib-per-shard", type=int, default=1024, help="maximum MiB per shard (default: 1024)"
+    )
 
 
 def _add_check(action: argparse.ArgumentParser) -> None:
-    """Adds what `prepare check` asks for."""
+    """Adds the options of `prepare check`."""
     action.add_argument("shards", metavar="SHARDS", help=SHARDS)
     action.add_argument(
         "--caption-key", help="field of the .json that holds the captions (default: the .txt)"
@@ -120,14 +112,14 @@ def _add_check(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--recipe",
         default="flava_base",
-        help="recipe whose transforms, lengths and batch are assumed (default: flava_base)",
+        help="recipe whose transforms, lengths and batch size to assume (default: flava_base)",
     )
     action.add_argument("--gpus", type=int, default=8, help="GPUs to feed (default: 8)")
     action.add_argument(
         "--images-per-second-per-gpu",
         type=float,
         default=1000.0,
-        help="what one GPU takes (default: 1000, about an H100 and FLAVA-base)",
+        help="throughput of one GPU (default: 1000, about an H100 with FLAVA-base)",
     )
     action.add_argument(
         "--samples",
@@ -135,7 +127,7 @@ def _add_check(action: argparse.ArgumentParser) -> None:
         default=10_000,
         help="samples to read, evenly spaced; 0 reads all (default: 10000)",
     )
-    action.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    action.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     action.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with charts and sample images"
     )
@@ -158,7 +150,7 @@ def index(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def check(options: argparse.Namespace, _: list[str]) -> int:
-    """Looks shards over, prints what was found, and writes it as JSON and as a page if asked to."""
+    """Checks shards and prints the results, also as JSON and as a page if requested."""
     from flava_ds.ranks.launch import require_shards
 
     for name in ("gpus", "images_per_second_per_gpu"):
@@ -194,20 +186,18 @@ def skip_list(options: argparse.Namespace, _: list[str]) -> int:
     if not (options.places or options.split_file):
         raise UserError("prepare skiplist: give folders of IMAGES, or --split-file for a list of keys")
     if not 0 <= options.bits <= 31:
-        raise UserError(
-            f"--bits {options.bits}: use 0 to 31; pictures that have nothing in common differ in about 32"
-        )
+        raise UserError(f"--bits {options.bits}: use 0 to 31; unrelated images differ in about 32")
     from flava_ds.prepare.skip_list import write_skip_list
 
     entries = write_skip_list(
         options.places, options.out, split_file=options.split_file, splits=options.splits, bits=options.bits
     )
     print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
-    return 0
+    print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
 
 
 def quarantined(options: argparse.Namespace) -> int:
-    """Turns a run's quarantine list into a skip list."""
+    """Converts a run's quarantine list to a skip list."""
     if options.places or options.split_file:
         raise UserError(
             "prepare skiplist: --from-quarantine takes neither IMAGES nor --split-file; join lists with cat"
@@ -220,15 +210,13 @@ def quarantined(options: argparse.Namespace) -> int:
 
     entries = read_quarantine(options.from_quarantine)
     write_whole(options.out, "".join(line + "\n" for line in skip_list_lines(entries)))
-    print(
-        f"{options.out}: {len(entries):,} entries "
-        f"({counted(Counter(entry['reason'] for entry in entries))}); set skip_list of each source to it"
-    )
+    reasons = counted(Counter(entry["reason"] for entry in entries))
+    print(f"{options.out}: {len(entries):,} entries ({reasons}); set skip_list of each source to it")
     return 0
 
 
 def convert(options: argparse.Namespace, _: list[str]) -> int:
-    """Converts, filters or lists one corpus, and prints what was found beside what the paper counts."""
+    """Converts, filters or lists one corpus, and prints its counts next to the paper's."""
     corpus: Corpus = options.corpus
     _check(options)
     from flava_ds.prepare import convert
@@ -239,20 +227,16 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
         "bytes_per_shard": options.mib_per_shard * 2**20,
     }
     if options.urls:
-        counts, result = (
-            convert.write_urls(corpus, options.annotations, options.urls),
-            f"list for img2dataset: {options.urls}",
-        )
+        counts = convert.write_urls(corpus, options.annotations, options.urls)
+        result = f"list for img2dataset: {options.urls}"
     elif options.shards:
         counts = convert.filter_shards(corpus, options.shards, options.out, **limits)
-        result = (
-            f"shards: {options.out}"
-            if options.out
-            else f"nothing written; train on {options.shards} as it is, or filter it into --out"
-        )
+        result = f"nothing written; train on {options.shards} as it is, or filter it into --out"
+        if options.out:
+            result = f"shards: {options.out}"
     else:
         counts = convert.write_shards(corpus, options.annotations, options.images, options.out, **limits)
-        key = "; its captions are in each .json: set caption_key to captions" if corpus.kind == "pair" else ""
+        key = "; the captions are in each .json: set caption_key to captions" if corpus.kind == "pair" else ""
         result = f"shards: {options.out}{key}"
     print(describe(corpus, counts))
     print(result)
@@ -260,7 +244,7 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def describe(corpus: Corpus, counts: Counts) -> str:
-    """Writes what a conversion found beside what the paper counts, and what was left out by reason."""
+    """Formats a conversion's counts next to the paper's, and the reasons for entries left out."""
     from flava_ds.storage.index import counted
 
     unit = {"pair": "pairs", "image": "images", "text": "passages"}[corpus.kind]
@@ -268,13 +252,8 @@ def describe(corpus: Corpus, counts: Counts) -> str:
     words = f"{counts.words / counts.captions:.1f}" if counts.captions else "-"
     rows = [("", unit, "words each"), ("found", f"{found:,}", words)]
     if corpus.pairs is not None:
-        rows.append(
-            (
-                "paper, Table 2" if corpus.kind == "pair" else "published",
-                corpus.pairs,
-                "-" if corpus.words is None else f"{corpus.words:.1f}",
-            )
-        )
+        published = "paper, Table 2" if corpus.kind == "pair" else "published"
+        rows.append((published, corpus.pairs, "-" if corpus.words is None else f"{corpus.words:.1f}"))
     lines = [
         f"{corpus.title}: {counts.samples:,} samples from {counts.entries:,} entries",
         *(f"  {a:<16}{b:>12}{c:>12}" for a, b, c in rows),
@@ -283,12 +262,12 @@ def describe(corpus: Corpus, counts: Counts) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises UserError unless there is one input and one output."""
+    """Raises UserError unless there is exactly one input and one output."""
     name = options.corpus.name
     if bool(options.annotations) == bool(options.shards):
+        other = ", or --shards" if options.corpus.kind == "pair" else ""
         raise UserError(
-            f"prepare {name}: give the published annotations "
-            f"({options.corpus.annotations}){', or --shards' if options.corpus.kind == 'pair' else ''}"
+            f"prepare {name}: give the published annotations ({options.corpus.annotations}){other}"
         )
     if options.urls and (options.shards or options.out):
         raise UserError(

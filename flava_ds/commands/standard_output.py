@@ -1,4 +1,4 @@
-"""Standard output that nobody reads any more."""
+"""Handles a standard output whose reader has gone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from contextlib import suppress
 
 
 def reader_is_gone() -> bool:
-    """Tells whether nobody reads standard output any more, as behind `| head`; from then on it goes nowhere,
-    without a word.
-    """
+    """Returns whether nobody reads standard output any more, as after `| head`; then silences it."""
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):  # replaced by an object in memory, or closed

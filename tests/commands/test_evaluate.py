@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
             "did not train on the demo's data, so name a task. tasks for --task: cifar10_neighbours",
         ),
         ([run, *task], "--task needs --data ROOT"),
-        ([run, "--data", root], "--data is for --task"),
+        ([run, "--data", root], "--data requires --task"),
         ([run, "--task", "cifar", "--data", root], "no task 'cifar'"),
         ([run, *task, "--data", tmp_path], "no image_folder in"),
         ([run, *task, "--data", root, "--split", "dev"], "has no split 'dev'"),

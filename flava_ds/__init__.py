@@ -1,6 +1,6 @@
 """flava_ds: FLAVA pre-training at scale with DeepSpeed.
 
-`flava_ds.load(path)` opens a trained model; see docs/library.md. Importing the package loads nothing else.
+`flava_ds.load(path)` opens a trained model; see docs/library.md. Importing the package imports nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Model", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the library on first use, as it brings torch with it."""
+    """Imports the library on first use, because it imports torch."""
     if name in ("Model", "load"):
         from flava_ds import api
 

@@ -1,7 +1,6 @@
-"""A trained model in five lines: load it, encode pictures and texts, ask whether they match, fill masked
-words.
+"""A trained model in five lines: load it, encode images and texts, match them, fill masked words.
 
-docs/library.md shows how; `flava_ds.load` is this module's `load`.
+docs/library.md shows examples; `flava_ds.load` is this module's `load`.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from flava_ds.storage.faults import SampleFault
 __all__ = ["Guess", "Model", "Picture", "load"]
 
 Picture = Image.Image | Path | str | Tensor
-"""A PIL image, a file's path, or a decoded [3 H W] uint8 tensor."""
+"""A PIL image, the path of a file, or a decoded [3 H W] uint8 tensor."""
 MASK = "[MASK]"
 ASKED_BY = "this call"
 Item = TypeVar("Item")
 
 
 class Guess(NamedTuple):
-    """One word for a masked place, and how likely the model holds it."""
+    """A word for a masked token, and its probability."""
 
     word: str
     probability: float
@@ -42,25 +41,22 @@ class Guess(NamedTuple):
 def load(
     path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None
 ) -> Model:
-    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face; nothing
-    is downloaded.
+    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face.
 
-    `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
-    fp32, unless `precision` says otherwise.
+    Downloads nothing. `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16,
+    everything else in fp32, unless `precision` is given.
 
-    Raises: CheckpointError or ConfigError in one line, naming what is missing or does not fit.
+    Raises: CheckpointError or ConfigError in one line that names what is missing or does not fit.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        raise UserError(
-            f"{path}: {'holds no config.json' if path.is_dir() else 'no such folder'}; give a run, one "
-            "of its checkpoints, or a model's folder"
-        )
+        problem = "holds no config.json" if path.is_dir() else "no such folder"
+        raise UserError(f"{path}: {problem}; give a run, one of its checkpoints, or a model's folder")
     return Model(open_model(path, device=device, precision=precision))
 
 
 class Model:
-    """A trained model that answers in tensors on its device, without gradients."""
+    """A trained model that returns tensors on its device, without gradients."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
@@ -73,22 +69,22 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self._model.device
 
     @property
     def image_size(self) -> int:
-        """Edge of the square that pictures are resized and cropped to, in pixels."""
+        """Edge of the square that images are resized and cropped to, in pixels."""
         return self._model.image_size
 
     def encode_images(self, images: Sequence[Picture], *, batch_size: int = 64) -> Tensor:
-        """Encodes pictures into the space that they share with texts.
+        """Encodes images into the space that they share with texts.
 
-        The shorter side is resized to the model's size and the centre cropped, as published.
+        Resizes the shorter side to the model's size and crops the centre, as published.
 
         Shapes:
             returns  [len(images) r]  fp32, L2-normalised
-        Raises: DataError naming a picture that cannot be read; Lacking when the model has no such space.
+        Raises: DataError that names an unreadable image; Lacking when the model has no such space.
         """
         embedder, found = self._model.need(Embedder, ASKED_BY), []
         for some in batches(images, batch_size, "images"):
@@ -96,8 +92,7 @@ class Model:
         return torch.cat(found)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Encodes texts into the space that they share with images; longer ones are cut as captions are in
-        training.
+        """Encodes texts into the space that they share with images; truncates them as in training.
 
         Shapes:
             returns  [len(texts) r]  fp32, L2-normalised
@@ -109,14 +104,13 @@ class Model:
         return torch.cat(found)
 
     def match(self, images: Sequence[Picture], texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """Returns how likely each text belongs to the picture of the same number, were both answers equally
-        likely beforehand.
+        """Returns the probability that each text belongs to the image of the same index, given even odds.
 
-        Both are read together, which is slower than comparing vectors, and finer.
+        Reads both together, which is slower but more accurate than comparing vectors.
 
         Shapes:
             returns  [len(images)]  fp32, probabilities
-        Raises: UserError when there are not as many texts as images; Lacking when the model has no matching
+        Raises: UserError when the numbers of texts and images differ; Lacking when the model has no matching
         head.
         """
         matcher, found = self._model.need(Matcher, ASKED_BY), []
@@ -129,18 +123,16 @@ class Model:
         return torch.cat(found).sigmoid()
 
     def fill_mask(self, text: str, image: Picture | None = None, *, top_k: int = 5) -> list[list[Guess]]:
-        """Returns the likeliest words for each [MASK] in a text, in its order; beside a picture where one is
-        given.
+        """Returns the likeliest words for each [MASK] in a text, in order, optionally given an image.
 
-        Raises: UserError when the text has no [MASK], or one beyond what the model reads; Lacking when the
-        model predicts none.
+        Raises: UserError when the text has no [MASK], or one beyond the model's limit; Lacking when the model
+        does not predict masked words.
         """
         scorer, tokenizer = self._model.need(Scorer, ASKED_BY), self._model.tokenizer
         kind, what = ("text", "text") if image is None else ("pair", "text of a pair")
         if what not in scorer.predicts:
-            raise UserError(
-                f"{self!r} predicts masked {' and '.join(sorted(scorer.predicts))}, but not {what}"
-            )
+            known = " and ".join(sorted(scorer.predicts))
+            raise UserError(f"{self!r} predicts masked {known}, but not {what}")
         [ids] = self._ids([text], kind)
         rows = np.flatnonzero(ids == tokenizer.mask_id)
         if not len(rows) or len(rows) < text.count(MASK):
@@ -158,18 +150,18 @@ class Model:
         ]
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
-        """Reads and transforms pictures: [b 3 H W] uint8."""
+        """Reads and transforms images: [b 3 H W] uint8."""
         return torch.stack([CLIP_TRANSFORM(read_picture(image), self.image_size) for image in images])
 
     def _ids(self, texts: Sequence[str], kind: str) -> list[np.ndarray]:
-        """Encodes texts, cut as those of their kind."""
+        """Encodes texts, truncated like those of their kind."""
         return self._model.tokenizer.encode_batch(texts, self._model.most_tokens[kind])
 
 
 def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
     """Returns the items in batches.
 
-    Raises: UserError when there are none, or a single one was given without its list.
+    Raises: UserError when there are none, or for a single item without a list.
     """
     if isinstance(items, str | Path | Image.Image) or not len(items):
         raise UserError(f"{what}: give a list of at least one, not {items!r:.60}")
@@ -179,9 +171,9 @@ def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[It
 
 
 def read_picture(image: Picture) -> Tensor:
-    """Returns a picture as RGB, turned as its EXIF says, transparency over white: [3 H W] uint8.
+    """Returns an image as RGB, with its EXIF orientation applied, transparency over white: [3 H W] uint8.
 
-    Raises: DataError naming what cannot be read.
+    Raises: DataError that names what cannot be read.
     """
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
@@ -192,15 +184,12 @@ def read_picture(image: Picture) -> Tensor:
     if isinstance(image, Image.Image):
         turned = ImageOps.exif_transpose(image)
         alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
-        pixels = (
-            torch.from_numpy(np.array(turned.convert("RGBA" if alpha else "RGB")))
-            .permute(2, 0, 1)
-            .contiguous()
-        )
+        array = np.array(turned.convert("RGBA" if alpha else "RGB"))
+        pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
         return over_white(pixels) if alpha else pixels
     try:
         return decode_image(Path(image).read_bytes())
     except OSError as error:
-        raise DataError(f"{image}: cannot be read ({error.strerror}); give the path of a picture") from error
+        raise DataError(f"{image}: cannot be read ({error.strerror}); give the path of an image") from error
     except SampleFault as fault:
         raise DataError(f"{image}: cannot be used: {fault}; give a JPEG, PNG or WebP") from fault

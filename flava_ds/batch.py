@@ -1,4 +1,4 @@
-"""What travels from the loader to the losses: a batch of named tensors, and sequences packed end to end.
+"""The data that travels from the loader to the losses: batches of named tensors, and packed sequences.
 
 Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, `g` batch over all ranks, `w`
 world size, `c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens,
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Label of a position without a target in Hugging Face's dense layout; packed batches list their rows
-instead.
-"""
+"""Label of positions without a target in Hugging Face's dense layout; packed batches use row indices."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +41,41 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadReport:
-    """What the loader met while it read a batch; nothing that a model sees."""
+    """What the loader met while reading a batch; models do not see it."""
 
     tokens: int = 0
-    """Tokens of the batch's texts."""
+    """Tokens in the batch's texts."""
     cut_tokens: int = 0
-    """Tokens beyond the source's max_tokens, which were left out."""
+    """Tokens cut because they exceed the source's max_tokens."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Unusable samples: reason -> count."""
     unusable: tuple[dict[str, Any], ...] = ()
-    """The same samples with source, shard, key, offset, reason, detail and epoch, but for those on the skip
-    list.
+    """The same samples, except those on the skip list, with source, shard, key, offset, reason, detail and
+    epoch.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch of one kind: tensors by name, and integers that the host knows without asking the
-    device.
+    """One micro-batch of one kind: tensors by name, and integers that the host knows without a device sync.
 
-    The collator provides the tensors of this table; what a corruption or a task adds is listed where it is
-    made. Row indices come from the loader, so nothing in a step waits for the device.
+    The collator provides the tensors in this table; corruptions and tasks document what they add. Row indices
+    come from the loader, so nothing in a step waits for the device.
 
     Shapes:
         pixel_values    [b c H W]  uint8 in [0, 255]; the image encoder normalises
         input_ids       [T]        int64, packed, each text with its special tokens
         cu_seqlens      [b+1]      int32 over the text
-        matched_rows    [k]        int64, samples whose caption is their own; pairs only
-        masked_samples  [m]        int64, samples that are masked, where not all are; then every tensor that a
-                                   corruption makes is about these samples alone
+        matched_rows    [k]        int64, samples with their own caption; only for pairs
+        masked_samples  [m]        int64, the masked samples, unless all are; then the tensors of corruptions
+                                   cover only these samples
         masked_cu_seqlens  [m+1]   int32 over the text of those samples
     Numbers:
         max_seqlen, masked_max_seqlen  the longest text, and the longest among the masked samples
     """
 
     kind: str
-    """The step's key: which objectives read the batch. A family defines its kinds."""
+    """The step's kind, which selects the objectives that read the batch. A family defines its kinds."""
     source: str
     size: int
     keys: tuple[str, ...] = ()
@@ -93,21 +90,21 @@ class Batch:
         return name in self.tensors
 
     def get(self, name: str) -> Tensor | None:
-        """Returns the tensor of this name, or None."""
+        """Returns the tensor with this name, or None."""
         return self.tensors.get(name)
 
     def having(self, **tensors: Tensor) -> Batch:
-        """Returns the batch with more tensors."""
+        """Returns the batch with additional tensors."""
         return replace(self, tensors={**self.tensors, **tensors})
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch with every tensor on `device`; copies from pinned memory do not block."""
+        """Returns the batch with every tensor on `device`; copies from pinned memory are asynchronous."""
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """Returns the batch with every tensor in pinned memory; called by torch's DataLoader."""
+        """Returns the batch with every tensor in pinned memory; torch's DataLoader calls this."""
         return self.each(Tensor.pin_memory)
 
     def each(self, change: Callable[[Tensor], Any]) -> Batch:
-        """Applies `change` to every tensor."""
+        """Returns the batch with `change` applied to every tensor."""
         return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})

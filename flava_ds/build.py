@@ -1,4 +1,4 @@
-"""The composition root: the one place that knows every part of a run."""
+"""The composition root: the only module that knows every part of a run."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ from flava_ds.watching.spikes import DivergenceWatch
 
 
 def build(config: Config) -> Trainer:
-    """Starts this rank and builds its trainer, at the run's latest checkpoint when there is one and
-    checkpoint.resume is on.
+    """Starts this rank and builds its trainer, at the latest checkpoint if checkpoint.resume is on.
 
-    Raises: UserError naming what cannot be used, on every rank.
+    Raises: UserError on every rank, naming what cannot be used.
     """
     check_packages(config)
     world = start(config.engine.communication_timeout_s)
@@ -62,8 +61,7 @@ def build(config: Config) -> Trainer:
 def build_trainer(
     config: Config, engine: Engine, loader: Loader, first_step: int, spikes: dict[str, Any] | None = None
 ) -> Trainer:
-    """Puts the trainer and its watchers together; `spikes` is the saved state of the watch over
-    divergence."""
+    """Assembles the trainer and its watchers; `spikes` is the saved state of the divergence watch."""
     rate = total_gemm_rate(config, engine.world)
     divergence = DivergenceWatch(engine, config.training)
 
@@ -83,16 +81,16 @@ def build_trainer(
         GradientNorms(engine, config.logging.objective_gradient_norms_every, metrics),
         ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),
         *([evaluations] if evaluations else []),
-        metrics,  # after all that pauses its clock
+        metrics,  # after all watchers that pause its clock
         divergence,
     )
     return Trainer(config, engine, loader, metrics, watchers, first_step, keeper.go_back)
 
 
 def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> EvaluationWatcher | None:
-    """Builds what runs the configured tasks while training goes on; None where there is none.
+    """Builds the watcher that runs the configured tasks during training; None if there are none.
 
-    Raises: UserError on every rank when a task, its data or what it needs of the model is missing.
+    Raises: UserError on every rank when a task, its data, or what it needs from the model is missing.
     """
     if not config.evaluation.every_steps:
         return None
@@ -112,45 +110,41 @@ def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> Evalu
 
 
 def build_loader(config: Config, world: World, first_step: int, saved_state: dict | None) -> StepLoader:
-    """Builds this rank's loader from `first_step` on and compares it with the state of a resumed run.
+    """Builds this rank's loader from `first_step` on, and compares it with the state of a resumed run.
 
     Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the
-    order of the data would change.
+    data order would change.
     """
     loader: StepLoader | None = None
     error: UserError | None = None
-    # one process of each machine indexes what has no index yet; the others find it done
+    # one process per machine indexes shards without an index; the others then find it
     if world.local_rank == 0:
         error = _index_shards(config)
     raise_together(world, error)
     try:
-        loader = StepLoader(
-            config, world.rank, world.size, first_step, pin_memory=world.device.type == "cuda"
-        )
+        pin_memory = world.device.type == "cuda"
+        loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=pin_memory)
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
         for name, source in loader.sources.items():
             size = config.global_batch_size(name)
             if source.source.weight > 0 and source.length is not None and source.length < size:
                 raise DataError(
-                    f"source '{name}': {source.length} usable samples in '{source.source.shards}' are "
-                    f"fewer than the {size} of one step over all "
-                    f"ranks; add shards, or set --data.sources.{name}.global-batch-size to {source.length} "
-                    "or less"
+                    f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer "
+                    f"than the {size} of one step over all ranks; add shards, or set "
+                    f"--data.sources.{name}.global-batch-size to {source.length} or less"
                 )
         if saved_state is not None:
             loader.check_state(saved_state)
     except UserError as problem:
         error = problem
     raise_together(world, error)
-    assert loader is not None  # or there was an error, which is raised by now
+    assert loader is not None  # raise_together has raised any error
     compare_data(world, loader)
     return loader
 
 
 def compare_data(world: World, loader: StepLoader) -> None:
-    """Raises DataError on every rank when one sees other samples than rank 0: a copy of the shards that is
-    not complete, or an older one.
-    """
+    """Raises DataError on every rank if one sees other samples than rank 0, e.g. in an outdated copy."""
     seen = {name: source.seen() for name, source in loader.sources.items()}
     first, *others = gather_objects(world, (socket.gethostname(), seen))
     for rank, (host, found) in enumerate(others, start=1):
@@ -162,20 +156,17 @@ def compare_data(world: World, loader: StepLoader) -> None:
         ]
         if differing:
             name, what = differing[0]
-            counts = (
-                f": {found[name]['samples']} samples, not {first[1][name]['samples']}"
-                if what == "samples"
-                else ""
-            )
+            counts = ""
+            if what == "samples":
+                counts = f": {found[name]['samples']} samples, not {first[1][name]['samples']}"
             raise DataError(
                 f"rank {rank} (host {host}) reads other data for source '{name}' than rank 0 (host "
-                f"{first[0]}): {what} differ{counts}; "
-                "copy the shards again, so that all hosts have the same"
+                f"{first[0]}): {what} differ{counts}; copy the shards again, so that all hosts have the same"
             ).everywhere()
 
 
 def _index_shards(config: Config) -> UserError | None:
-    """Indexes the shards of all sources; returns what went wrong."""
+    """Indexes the shards of all sources; returns any error."""
     try:
         for name, source in config.drawn_sources.items():
             if source.reading == "indexed" and source.reader is None:
@@ -186,8 +177,7 @@ def _index_shards(config: Config) -> UserError | None:
 
 
 def build_codebook(config: Config, world: World) -> nn.Module | None:
-    """Loads the frozen image codebook where a source needs its codes computed; in bf16 on CUDA devices when
-    the run is.
+    """Loads the frozen image codebook if a source needs it; in bf16 on CUDA devices if the run is in bf16.
 
     Raises: ConfigError when codes are needed and codebook_weights is not set.
     """
@@ -210,12 +200,11 @@ def build_codebook(config: Config, world: World) -> nn.Module | None:
 
 
 GEMM_EDGE = {"cpu": 768, "cuda": 8192}
-"""Edge of the matrices whose product is timed before a run; a CPU's is small, since every start waits for it.
-"""
+"""Edge of the matrices whose product is timed at the start; small on CPUs, as every start waits for it."""
 
 
 def total_gemm_rate(config: Config, world: World) -> float:
-    """Measures all ranks at once, so that shared cores count once, and returns their sum in FLOP/s."""
+    """Measures all ranks at the same time, so that shared cores count once; returns the total in FLOP/s."""
     barrier(world)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
     return sum(gather_objects(world, gemm_rate(world.device, dtype, GEMM_EDGE[world.device.type])))

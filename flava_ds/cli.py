@@ -1,4 +1,4 @@
-"""The `flava-ds` command. Heavy imports stand inside the subcommands, so that --help answers at once."""
+"""The `flava-ds` command. Subcommands import heavy modules themselves, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ from flava_ds.ranks.safe_path import leave_out_working_directory
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit status: 0, 1 for a failure at run time, 2 for what the user
-    can mend.
-    """
+    """Runs one subcommand; returns 0, 1 for a failure at run time, or 2 for errors that the user can fix."""
     if arguments is None:
         leave_out_working_directory()
     try:
         return run_command(sys.argv[1:] if arguments is None else arguments)
     finally:
-        reader_is_gone()  # of --help, too
+        reader_is_gone()  # after --help, too
 
 
 def run_command(words: list[str]) -> int:
-    """Does what the words of a command line say."""
+    """Runs the subcommand of a command line."""
     parser, takes_overrides = build_parser()
     options, rest = parser.parse_known_args(words)
     if rest and options.run not in takes_overrides:
@@ -56,20 +54,14 @@ def run_command(words: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and reader_is_gone():
             return 128 + signal.SIGPIPE
         if isinstance(error, OSError) and error.filename is not None:
-            return fail(
-                f"{error.filename}: {error.strerror}; name another place, or mend this one",
-                options.debug,
-                status=2,
-            )
-        return fail(
-            f"{type(error).__name__}: {error}; run again with --debug for the traceback",
-            options.debug,
-            status=1,
-        )
+            message = f"{error.filename}: {error.strerror}; name another place, or fix this one"
+            return fail(message, options.debug, status=2)
+        message = f"{type(error).__name__}: {error}; run again with --debug for the traceback"
+        return fail(message, options.debug, status=1)
 
 
 def fail(message: str, debug: bool, *, status: int) -> int:
-    """Prints one line, after the traceback if asked for, and returns `status`."""
+    """Prints one line, after the traceback with `debug`, and returns `status`."""
     if debug:
         traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -77,24 +69,24 @@ def fail(message: str, debug: bool, *, status: int) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the complaint, with what a mistyped choice may have meant, and exits with status 2."""
+        """Prints the error, suggesting a choice if one is misspelled, and exits with status 2."""
         mistyped = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         suggestion = did_you_mean(mistyped[1], re.findall(r"[\w-]+", mistyped[2])) if mistyped else ""
         self.exit(2, f"error: {message}{suggestion}; see `{self.prog} --help`\n")
 
     def options(self) -> list[str]:
-        """Returns the names of its options."""
+        """Returns the names of all options."""
         return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
 
-EPILOG = "`flava-ds COMMAND --help` says more; `flava-ds train flava_debug` is a first run, in seconds."
+EPILOG = "`flava-ds COMMAND --help` has details; `flava-ds train flava_debug` is a first run, in seconds."
 
 
 def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
-    """Returns the parser and the subcommands that take configuration overrides."""
+    """Returns the parser, and the subcommands that accept configuration overrides."""
     parser = Parser(
         prog="flava-ds", description="FLAVA pre-training at scale.", epilog=EPILOG, allow_abbrev=False
     )
@@ -114,7 +106,7 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds demo, train, config, evaluate, report and convert."""
     demo_command.add_arguments(
-        add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the committed data")
+        add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the built-in data")
     )
     add_training(add)
     command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
@@ -126,14 +118,14 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add(
         "convert",
         convert,
-        "export a run's weights, or make models of Hugging Face, DINO or timm into initial_weights",
+        "export a run's weights, or convert models of Hugging Face, DINO or timm to initial_weights",
     )
     convert_command.add_arguments(command)
     add_plugin(command)
 
 
 def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds train and config, which take a recipe and fields of its configuration."""
+    """Adds train and config, which accept a recipe and fields of its configuration."""
     overrides = (
         "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards "
         "DIR; RECIPE --help lists them"
@@ -157,7 +149,7 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="start all ranks again after a failure, N times at most, through torchrun",
+        help="restart all ranks after a failure, at most N times, through torchrun",
     )
     command.add_argument(
         "--dry-run", action="store_true", help="check everything, print the command and stop"
@@ -176,7 +168,7 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def add_recipe(command: argparse.ArgumentParser) -> None:
-    """Adds the recipe and a --help that, after a recipe, lists the fields of its configuration."""
+    """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
         "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, FILE.py:FUNCTION, or a run's "
         "config.json"
@@ -189,11 +181,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 
 
 def add_plugin(command: argparse.ArgumentParser) -> None:
-    """Adds --plugin, for configurations that name what the user's own code defines."""
-    help = (
-        "import a file or module of your own first, which defines what a config.json names; may be given "
-        "several times"
-    )
+    """Adds --plugin, for configurations that name classes in the user's own code."""
+    help = "import your own file or module first, if a config.json names its classes; can be repeated"
     command.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help=help)
 
 
@@ -201,7 +190,7 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds codebook and prepare."""
     overrides = "train: then any setting, e.g. --total-steps 2000 --lr 1e-3 --max-seconds 600"
     command = add(
-        "codebook", codebook, "train an image codebook, or store the codes of shards", epilog=overrides
+        "codebook", codebook, "train an image codebook, or store its codes in shards", epilog=overrides
     )
     command.add_argument("action", choices=["train", "encode"])
     command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern with images")
@@ -215,17 +204,12 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--recipe", default="demo", help="recipe or config.json whose codebook is built (default: demo)"
     )
-    prepare_command.add_actions(
-        add(
-            "prepare",
-            prepare_command.index,
-            "index, check and convert data, and list what a run must not see",
-        )
-    )
+    purpose = "index, check and convert data, and list samples that a run must not see"
+    prepare_command.add_actions(add("prepare", prepare_command.index, purpose))
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Checks the configuration and its inputs, then becomes the launcher's command."""
+    """Checks the configuration and its inputs, then replaces this process by the launcher."""
     from flava_ds.ranks import launch
     from flava_ds.recipes.outside import absolute
 
@@ -238,11 +222,11 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError(f"--max-restarts {options.max_restarts}: use at least 0")
     if options.max_restarts and options.master_port is not None:
         raise UserError(
-            "--master-port is for the deepspeed launcher; with --max-restarts torchrun takes a free "
+            "--master-port is for the deepspeed launcher; with --max-restarts, torchrun takes a free "
             "port, so leave it out"
         )
     if options.ranks is not None:
-        launch.check_batches(config, options.ranks)  # at once; counting GPUs loads torch
+        launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
     launch.check_inputs(config)
     gpus = launch.count_gpus()
     ranks = options.ranks or max(1, gpus)
@@ -264,13 +248,11 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Prints the resolved configuration, or the reference of all that there is."""
+    """Prints the resolved configuration, or the reference of all fields."""
     if options.reference:
         if options.recipe is not None or overrides:
-            raise UserError(
-                "--reference is of no recipe; leave "
-                f"'{' '.join(filter(None, [options.recipe, *overrides]))}' out"
-            )
+            words = " ".join(filter(None, [options.recipe, *overrides]))
+            raise UserError(f"--reference does not depend on a recipe; leave '{words}' out")
         from flava_ds.config.reference import reference
 
         print(reference(), end="")
@@ -284,7 +266,7 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
-    """Returns the configuration, or None after printing the help that was asked for."""
+    """Returns the configuration, or None after printing the requested help."""
     from flava_ds import recipes
 
     if options.recipe is None:
@@ -297,12 +279,12 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
 
 
 def run_demo(options: argparse.Namespace, _: list[str]) -> int:
-    """Runs the demo from unpacking to the report."""
+    """Runs the demo, from unpacking the data to the report."""
     return demo_command.run(options)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:
-    """Prints what tasks find, or the demo's held-out metrics, as JSON."""
+    """Prints the results of tasks, or the demo's held-out metrics, as JSON."""
     return evaluate_command.run(options)
 
 
@@ -317,12 +299,12 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def convert(options: argparse.Namespace, _: list[str]) -> int:
-    """Exports a run's weights, or imports foreign ones for --initial-weights."""
+    """Exports a run's weights, or imports foreign weights for --initial-weights."""
     return convert_command.run(options)
 
 
 def codebook(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Trains a codebook, or writes shards that carry codes."""
+    """Trains a codebook, or writes shards with codes."""
     from flava_ds.commands import codebook as codebook_command
 
     if options.action == "train":

@@ -1,6 +1,4 @@
-"""Errors that are the user's to fix. Commands print them as one line, without a traceback unless --debug is
-given.
-"""
+"""Errors that the user can fix. Commands print them as one line, and a traceback only with --debug."""
 
 from __future__ import annotations
 
@@ -10,16 +8,15 @@ from typing import Any, Self
 
 
 class UserError(Exception):
-    """Names the file, the field or the sample, and says what to do."""
+    """Names the file, field or sample, and says what to do."""
 
     on_all_ranks = False
-    """Every rank raises the same error at the same point, so rank 0 alone speaks and nobody has to be told.
-    """
+    """Whether every rank raises this error at the same point, so that rank 0 can report it alone."""
     unusable: tuple[dict[str, Any], ...] = ()
-    """Samples that were found unusable before a loader process raised this."""
+    """Samples found unusable before a dataloader worker raised this."""
 
     def everywhere(self) -> Self:
-        """Marks the error as one that every rank raises; returns it."""
+        """Marks the error as raised by every rank; returns it."""
         self.on_all_ranks = True
         return self
 
@@ -41,10 +38,10 @@ class DeviceMemoryError(UserError):
 
 
 class DesyncError(UserError):
-    """Ranks that hold different values of what must be equal on all of them."""
+    """Ranks whose values differ although they must be equal."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean ...?' for the nearest known word, or the empty string."""
+    """Returns '; did you mean ...?' for the closest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

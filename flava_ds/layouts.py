@@ -1,16 +1,16 @@
-"""Weights in the layouts of others: a table per layout between our state-dict names and theirs.
+"""Weights in the layouts of other programs: tables between this package's state-dict names and theirs.
 
-Every conversion is a renaming, a reshape or transposition, and for q, k, v a split along the first axis; so
+Every conversion is a renaming, a reshape or transposition, and for q, k, v a split along the first axis, so
 both directions are exact to the bit.
 
-A family that has such layouts names a module (FamilyConfig.layouts) with a Layouts object, `LAYOUTS`, which
-translates configurations and tensors. Files are flava_ds/hf's work.
+A family with such layouts names a module (FamilyConfig.layouts) with a Layouts object, `LAYOUTS`, which
+translates configurations and tensors. flava_ds/hf reads and writes the files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,9 +22,7 @@ from flava_ds.errors import CheckpointError, did_you_mean
 
 @dataclass(frozen=True)
 class Foreign:
-    """A model of others in our terms: configurations of the model and its objectives, and tensors by our
-    names.
-    """
+    """Another program's model in our terms: configurations of the model and its objectives, and weights."""
 
     model: Any
     objectives: dict[str, Any]
@@ -32,30 +30,26 @@ class Foreign:
 
 
 class Layouts(Protocol):
-    """What a family offers to be read from, and written for, other programs."""
+    """The methods with which a family supports the layouts of other programs."""
 
     def recognizes(self, names: Collection[str]) -> bool:
-        """Tells whether a state dict of these names, with no configuration beside it, is one of
-        this family."""
+        """Returns whether a state dict with these names, without a configuration, is of this family."""
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
-        """Translates what another program wrote; `settings` is its configuration, None for a state dict
-        alone.
+        """Translates another program's model; `settings` is its configuration, None for a bare state dict.
 
-        Raises: CheckpointError naming `where` and the setting or tensor that does not fit.
+        Raises: CheckpointError that names `where` and the setting or tensor that does not fit.
         """
 
     def write(self, config: Any, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns config.json and the tensors of transformers' layout. Raises: CheckpointError."""
+        """Returns config.json and the tensors in transformers' layout. Raises: CheckpointError."""
 
     def companions(self, config: Any) -> dict[str, Any]:
-        """Returns the files that processors and tokenizers of transformers read: name -> a JSON object, or
-        text.
-        """
+        """Returns the files of transformers' processors and tokenizers: name -> JSON object or text."""
 
 
 def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
-    """Applies patterns and their replacements to a name, in their order."""
+    """Applies patterns and their replacements to a name, in order."""
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -63,12 +57,11 @@ def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of ours and the tensors of theirs that, laid end to end along the first axis, hold the same
-    numbers.
+    """One of our tensors, and those of theirs that hold the same numbers, concatenated on the first axis.
 
     Shapes:
         shape        ours
-        their_shape  of each of theirs
+        their_shape  each of theirs
     """
 
     ours: str
@@ -76,7 +69,7 @@ class Entry:
     shape: tuple[int, ...]
     their_shape: tuple[int, ...]
     transposed: bool = False
-    """Whether theirs is the transpose of ours, which both have two axes."""
+    """Whether theirs is the transpose of ours; both then have two axes."""
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Concatenates and reshapes."""
@@ -85,19 +78,16 @@ class Entry:
 
     def to_theirs(self, tensor: Tensor) -> dict[str, Tensor]:
         """Splits and reshapes."""
-        parts = (
-            tensor.chunk(len(self.theirs))
-            if len(self.theirs) > 1
-            else [tensor.T if self.transposed else tensor]
-        )
+        parts: Sequence[Tensor] = [tensor.T if self.transposed else tensor]
+        if len(self.theirs) > 1:
+            parts = tensor.chunk(len(self.theirs))
         return {name: part.reshape(self.their_shape) for name, part in zip(self.theirs, parts, strict=True)}
 
 
 def to_ours(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
-    """Converts their tensors into ours, with nothing missing and nothing left over. `where` names the file in
-    messages.
+    """Converts their tensors to ours, with none missing or left over. `where` names the file in messages.
 
-    Raises: CheckpointError naming the first tensor that is missing, unknown or of another shape.
+    Raises: CheckpointError that names the first tensor that is missing, unknown or of another shape.
     """
     expected = {name: entry.their_shape for entry in entries for name in entry.theirs}
     check_tensors(tensors, expected, where)
@@ -105,19 +95,16 @@ def to_ours(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: st
 
 
 def to_theirs(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
-    """Converts our tensors into theirs, with nothing missing and nothing left over.
+    """Converts our tensors to theirs, with none missing or left over.
 
-    Raises: CheckpointError naming the first tensor that is missing, unknown or of another shape.
+    Raises: CheckpointError that names the first tensor that is missing, unknown or of another shape.
     """
     check_tensors(tensors, {entry.ours: entry.shape for entry in entries}, where)
     return {name: part for entry in entries for name, part in entry.to_theirs(tensors[entry.ours]).items()}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Compares names and shapes.
-
-    Raises: CheckpointError.
-    """
+    """Compares names and shapes. Raises: CheckpointError."""
     missing = [name for name in expected if name not in tensors]
     unknown = [name for name in tensors if name not in expected]
     if missing:
@@ -134,6 +121,6 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[in
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
-                f"{where}: tensor '{name}' has shape {list(tensors[name].shape)}, the configuration asks "
-                f"for {list(shape)}"
+                f"{where}: tensor '{name}' has shape {list(tensors[name].shape)}, but the configuration has "
+                f"{list(shape)}"
             )

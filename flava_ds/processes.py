@@ -1,4 +1,4 @@
-"""Processes and threads of this machine: which are alive, since when, and calls that may never return."""
+"""Processes of this machine: which are alive, and since when. Time limits for calls that may never return."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ Answer = TypeVar("Answer")
 
 
 def within(seconds: float, function: Callable[[], Answer], name: str = "call") -> Answer:
-    """Returns what `function` does, which a thread calls: a blocked read or question cannot be ended, only no
-    longer waited for.
+    """Calls `function` in a thread and returns its result, with a time limit.
 
-    Raises: TimeoutError when it takes longer; its own error.
+    A blocked read cannot be interrupted, so on a timeout the thread is abandoned.
+
+    Raises: TimeoutError when it takes longer; any error of the function.
     """
     answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             answers.put((function(), None))
-        except BaseException as error:  # handed over to the caller
+        except BaseException as error:  # passed on to the caller
             answers.put((None, error))
 
     threading.Thread(target=run, daemon=True, name=name).start()
@@ -37,28 +38,27 @@ def within(seconds: float, function: Callable[[], Answer], name: str = "call") -
 
 
 def machine() -> str:
-    """Names what shares process numbers: this boot of this machine, and in a container its own name space."""
+    """Identifies a pid namespace: this boot of this machine and, in a container, its own namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     names = Path("/proc/self/ns/pid")
     return f"{boot.read_text().strip()} {names.stat().st_ino}" if boot.is_file() else socket.gethostname()
 
 
 def state_of(pid: Any) -> str:
-    """Returns the letter that /proc gives a process's state; '' when there is none."""
+    """Returns the letter of a process's state in /proc; '' if there is no such process."""
     return _stat(pid)[0]
 
 
 def started(pid: Any) -> int | None:
-    """Returns when a process of this machine was started, in ticks since boot, so that a number used again is
-    noticed; None when there is none.
-    """
+    """Returns when a process started, in ticks since boot, to detect reused pids; None if not running."""
     state, ticks = _stat(pid)
-    return None if state in ("", "Z", "X") else ticks  # a zombie works no more
+    return None if state in ("", "Z", "X") else ticks  # a zombie is as good as gone
 
 
 def _stat(pid: Any) -> tuple[str, int]:
-    """Returns state and start of a process; '' and 0 when there is none, or `pid` is no number. Source:
-    proc_pid_stat(5).
+    """Returns a process's state and start time; '' and 0 if there is none, or `pid` is not a number.
+
+    Source: proc_pid_stat(5).
     """
     try:
         state, *numbers = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What a launcher starts on every rank: `deepspeed --module flava_ds.train RECIPE overrides...`."""
+"""The module that launchers start on every rank: `deepspeed --module flava_ds.train RECIPE overrides...`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ from flava_ds.ranks import orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
 GRACE_S = 1.0
-"""How long rank 0, which keeps the store that the ranks ask who speaks, outlives its own last line."""
+"""How long rank 0 outlives its last line: it serves the store in which ranks ask who reports the error."""
 LEAVE_S = 60.0
-"""How long a rank that ends with an error may take to let go of its process group and loader processes before
-it leaves them.
-"""
+"""How long a rank that ends with an error may take to release its process group and loader processes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Resolves the recipe, builds the trainer and fits it; returns the exit status: 0, 2 for what the user
-    can mend, 128 + signal when stopped.
+    """Resolves the recipe, builds the trainer and fits it.
 
-    One rank of a job says why it ends: the others, which lose their connection to it, stay silent.
+    Returns 0, 2 for errors that the user can fix, or 128 + signal when stopped. Only one rank of a job
+    reports why it ends; the others, which lose their connection to it, stay silent.
     """
     if arguments is None:
         leave_out_working_directory()
         orphans.watch()
     words = sys.argv[1:] if arguments is None else arguments
-    # the deepspeed launcher appends these
+    # the deepspeed launcher adds these
     words = [word for word in words if not word.startswith("--local_rank") and word != "--no_local_rank"]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not debug:
-        # stack traces of lost connections would bury the line of the rank that knows why
+        # stack traces of lost connections would bury the message of the rank that knows the reason
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with ExitStack() as leaving:
         try:
@@ -61,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def explain(error: RuntimeError) -> str | None:
-    """Names the ranks that a failed collective waited for; None for an error of another kind."""
+    """Names the ranks that a failed collective waited for; None for other kinds of errors."""
     from flava_ds.ranks import roll_call
 
     return roll_call.explain(error)
@@ -83,22 +81,22 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
 
 
 def failed_elsewhere(error: RuntimeError) -> bool:
-    """Says whether an error is the news of another rank's, which speaks for the job."""
+    """Returns whether an error only reports that another rank failed, which then speaks for the job."""
     from flava_ds.ranks.distributed import RankFailedError
 
     return isinstance(error, RankFailedError)
 
 
 def keep_store() -> None:
-    """Lets rank 0 wait until the others have asked its store who speaks."""
+    """Makes rank 0 wait until the other ranks have asked its store who reports the error."""
     if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
         time.sleep(GRACE_S)
 
 
 def leave_in_time(status: int, leaving: ExitStack) -> None:
-    """Gives this process LEAVE_S until `leaving` closes, so that no collective or loader process keeps it.
+    """Gives this process LEAVE_S until `leaving` closes, in case a collective or worker hangs.
 
-    A timer that ends the process, not processes.within: what hangs here is the interpreter's own way out.
+    Uses a timer that ends the process, not processes.within: it is the interpreter's own exit that may hang.
     """
     guard = threading.Timer(LEAVE_S, os._exit, (status,))
     guard.daemon = True
@@ -109,7 +107,7 @@ def leave_in_time(status: int, leaving: ExitStack) -> None:
 def run(words: list[str]) -> int:
     """Runs one rank to its end.
 
-    Raises: UserError when no recipe is given, or the run cannot be built or go on.
+    Raises: UserError when no recipe is given, or the run cannot be built or continued.
     """
     from flava_ds.recipes import RECIPES, WAYS, resolve
     from flava_ds.recipes.outside import import_plugins, take_plugins
@@ -128,6 +126,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # everything is closed; a gloo thread that wants the interpreter while it shuts down would abort the
-    # process now and then
+    # everything is closed; in a normal exit, a gloo thread that wants the interpreter while it shuts down
+    # would sometimes abort the process
     os._exit(status)

@@ -120,7 +120,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),
         (
             ["convert", "HF", "--to", "hf", "out"],
-            "HF: is a model of Hugging Face, not a run; `flava-ds convert HF --to flava_ds OUT`",
+            "HF: is a Hugging Face model, not a run; `flava-ds convert HF --to flava_ds OUT`",
         ),
         (["report", "."], ".: holds no config.json, so it is not a run"),
         (["convert", "gone", "out"], "--to"),
@@ -207,7 +207,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
     assert cli.main(["config", "flava_base"]) == 2
     assert (
         capsys.readouterr().err
-        == f"error: {tmp_path}/file/folder: Not a directory; name another place, or mend this one\n"
+        == f"error: {tmp_path}/file/folder: Not a directory; name another place, or fix this one\n"
     )
 
 

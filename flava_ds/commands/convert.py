@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the converted weights and prints their place; returns the exit status."""
+    """Writes the converted weights and prints where they are; returns the exit status."""
     source = Path(options.source)
     if options.to == "safetensors":
         from flava_ds.checkpoints.reader import write_weights

@@ -1,4 +1,4 @@
-"""`flava-ds demo`: trains, evaluates, exports and reports a small FLAVA on the committed data."""
+"""`flava-ds demo`: trains, evaluates, exports and reports a small FLAVA on the built-in data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="fixed work: two-minutes, ten-minutes (default) or hour, on two cores with bf16 instructions",
     )
     length.add_argument(
-        "--minutes", type=float, help="instead of a fixed work, as many steps as fit; without gates"
+        "--minutes", type=float, help="instead of fixed work, as many steps as fit; without quality gates"
     )
     command.add_argument(
         "--codebook",
@@ -24,12 +24,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
     command.add_argument(
-        "--new", action="store_true", help="begin a new demo even where one was stopped on the way"
+        "--new", action="store_true", help="start a new demo even if an earlier one was interrupted"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the demo from unpacking to the report; returns the exit status."""
+    """Runs the demo, from unpacking the data to the report; returns the exit status."""
     from flava_ds.demo import run as demo
     from flava_ds.demo.state import Plan
 

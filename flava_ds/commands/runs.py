@@ -22,6 +22,6 @@ def require_run(path: Path) -> None:
     require_model(path)
     if b'"model_type"' in (path / "config.json").read_bytes():
         raise UserError(
-            f"{path}: is a model of Hugging Face, not a run; `flava-ds convert {path} --to flava_ds "
-            "OUT` makes initial_weights of it"
+            f"{path}: is a Hugging Face model, not a run; `flava-ds convert {path} --to flava_ds OUT` "
+            "converts it to initial_weights"
         )

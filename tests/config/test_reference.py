@@ -78,4 +78,4 @@ def test_the_command_prints_it(capsys):
     assert cli.main(["config", "--reference"]) == 0
     assert capsys.readouterr().out == reference()
     assert cli.main(["config", "demo", "--reference"]) == 2
-    assert capsys.readouterr().err == "error: --reference is of no recipe; leave 'demo' out\n"
+    assert capsys.readouterr().err == "error: --reference does not depend on a recipe; leave 'demo' out\n"

@@ -94,7 +94,7 @@ def test_messages_name_the_tensor():
     with pytest.raises(CheckpointError, match="FILE: tensor 'b' is unknown"):
         check_tensors(tensors, {"a.weight": (2, 3)}, "FILE")
     with pytest.raises(
-        CheckpointError, match=r"'a.weight' has shape \[2, 3\], the configuration asks for \[3, 2\]"
+        CheckpointError, match=r"'a.weight' has shape \[2, 3\], but the configuration has \[3, 2\]"
     ):
         check_tensors(tensors, {"a.weight": (3, 2), "b": (1,)}, "FILE")
 

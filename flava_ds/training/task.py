@@ -27,6 +27,7 @@ class StepOutput:
     Shapes:
         loss        scalar          fp32, with gradient
         sums        name -> scalar  "<objective>/loss" and "<objective>/<metric>", over this rank's terms
+        statistics  name -> tensor  "<objective>/<name>", read by training states after the update
     """
 
     loss: Tensor

@@ -1,11 +1,9 @@
-"""Do all ranks still hold the same model? A checksum of the bits of every tensor that must be equal
-everywhere, compared over ranks.
+"""Compares checksums of all tensors that must be equal on all ranks.
 
-Compared are whole copies: all parameters and buffers in ZeRO 0 to 2, in ZeRO-3 buffers and those parameters
-that it keeps whole; frozen networks, and training states that are no parameters. What ZeRO divides among the
-ranks (fp32 masters and moments, in ZeRO-3 most weights) has no second copy to compare with. ZeRO 1 and 2
-renew all copies from the owners' parts at every update, so a copy that went wrong shows only until the next
-one.
+Compares full copies: all parameters and buffers in ZeRO 0 to 2; in ZeRO-3, buffers and the parameters that it
+does not shard; frozen networks and training states in every stage. Sharded data (fp32 masters and moments,
+and most weights in ZeRO-3) has no second copy to compare with. ZeRO 1 and 2 refresh all copies from their
+owners' shards at every update, so a corrupted copy is visible only until the next update.
 """
 
 from __future__ import annotations
@@ -26,16 +24,16 @@ from flava_ds.training.trainer import is_due
 from flava_ds.training.watcher import Update, Watcher
 
 CHUNK = 2**22
-"""Elements whose bits are added at once, which bounds the memory that this takes."""
+"""Elements whose bits are added at a time, which bounds the memory used."""
 
 
 class ChecksumWatch(Watcher):
-    """Compares the ranks' copies at the start and every so many steps."""
+    """Compares the ranks' copies at the start and every `every` steps."""
 
     def __init__(
         self, engine: Engine, every: int, paused: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        """Never compares where `every` is 0; `paused` is entered meanwhile."""
+        """Never compares if `every` is 0. Comparisons run inside `paused`."""
         self.engine, self.every, self._paused = engine, every, paused
         self._equal_until, self._started = 0, False
 
@@ -72,9 +70,7 @@ def replicated(engine: Engine) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> Tensor:
-    """Adds up a tensor's bits as integers: a scalar int64 on its device. Any change of one element changes
-    it.
-    """
+    """Adds a tensor's bits as integers: an int64 scalar on its device. Changing one element changes it."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().reshape(-1).view(integers)
     return torch.stack(
@@ -83,18 +79,17 @@ def checksum(tensor: Tensor) -> Tensor:
 
 
 def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equal_until: int) -> None:
-    """Compares the ranks' copies; one small collective, and one wait for the device. All ranks must call it
-    together.
+    """Compares the ranks' copies: one small collective and one wait for the device.
 
-    `step` is the step just made, None at the start; `equal_until` is the number of updates after which the
-    last comparison was made.
+    All ranks must call it together. `step` is the step just made, None at the start; `equal_until` is the
+    number of updates made at the last comparison.
 
-    Raises: DesyncError on all ranks, naming those that differ and the first tensor in which they do.
+    Raises: DesyncError on all ranks, naming the ranks that differ and the first tensor that does.
     """
     if world.size == 1 or not tensors:
         return
     sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
-    bounds = torch.cat([sums, ~sums])  # the largest ~x belongs to the smallest x
+    bounds = torch.cat([sums, ~sums])  # max(~x) is ~min(x): one all_reduce finds both
     dist.all_reduce(bounds, dist.ReduceOp.MAX)
     if torch.equal(bounds[: len(tensors)], ~bounds[len(tensors) :]):
         return
@@ -108,15 +103,14 @@ def check_equal(world: World, tensors: dict[str, Tensor], step: int | None, equa
 def describe(
     names: list[str], table: list[list[int]], hosts: list[str], step: int | None, equal_until: int
 ) -> str:
-    """Words the error for checksums by rank and tensor, of which some differ between ranks."""
+    """Returns the error message for checksums by rank and tensor, some of which differ."""
     different = [column for column in range(len(names)) if len({row[column] for row in table}) > 1]
     values = [row[different[0]] for row in table]
     (usual, count), *others = Counter(values).most_common()
     tied = bool(others) and others[0][1] == count
     odd = [rank for rank, value in enumerate(values) if tied or value != usual]
-    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + (
-        f" and {len(odd) - 8} more" if len(odd) > 8 else ""
-    )
+    more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
+    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + more
     against = (
         "differ from each other"
         if tied
@@ -128,13 +122,11 @@ def describe(
             f"at the start {found}; give all machines the same files (codebook_weights, initial_weights, "
             "checkpoints)"
         )
-    way_back = (
-        f"go on from a checkpoint of step {equal_until} or before, when all were equal"
-        if equal_until
-        else "start again, as they were equal only then"
-    )
+    if equal_until:
+        way_back = f"go on from a checkpoint of step {equal_until} or before, when all were equal"
+    else:
+        way_back = "start again, because they were equal only then"
     return (
-        f"step {step}: {found}, although all ranks make the same updates; a faulty device or memory does "
-        "that: test these machines or leave them out, "
-        f"and {way_back} (logging.checksum_every_steps)"
+        f"step {step}: {found}, although all ranks make the same updates; this points to a faulty device or "
+        f"memory: test these machines or leave them out, and {way_back} (logging.checksum_every_steps)"
     )

@@ -1,17 +1,17 @@
-"""Bytes that the collectives of a step move: counted where PyTorch dispatches them, and what theory says they
-must be.
+"""Bytes that a step's collectives move: counted in PyTorch's dispatcher, and predicted by theory.
 
 The payload M of a collective is its whole tensor: what is reduced, gathered or sent. With the usual ring
 algorithms each of w ranks then sends
 
     all_reduce 2 (w - 1) / w M        reduce_scatter, all_gather, reduce, broadcast (w - 1) / w M
 
-so ZeRO, for G bytes of gradients and P bytes of weights, costs a rank
+so for G bytes of gradients and P bytes of weights, ZeRO makes each rank send
 
-    stage 0      all_reduce G                                                        2 (w - 1) / w G
-    stages 1, 2  reduce_scatter G, all_gather P                                      (w - 1) / w (G + P)
-    stage 3      all_gather P forward and, unless they are kept, backward; reduce_scatter G    (w - 1) / w (G
-                                                                                               + 2 P)
+    stage 0      all_reduce G                           2 (w - 1) / w G
+    stages 1, 2  reduce_scatter G, all_gather P         (w - 1) / w (G + P)
+    stage 3      reduce_scatter G, all_gather P twice   (w - 1) / w (G + 2 P)
+
+where stage 3 gathers for the forward pass and again for the backward pass, unless it keeps the weights.
 
 Source: Rajbhandari et al., ZeRO (arXiv 1910.02054), section 7.
 """
@@ -47,17 +47,17 @@ COLLECTIVES = {
 """PyTorch's operators: the collective, and which argument is its payload."""
 
 RING = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1, "broadcast": 1}
-"""How often (w - 1) / w of the payload leaves a rank."""
+"""Multiples of (w - 1) / w of the payload that leave a rank."""
 
 PARTS = ("counts", "contrastive loss", "gradients", "gradient norm", "weights", "trace")
-"""What the collectives of a step are for; any further one is "other". With a trace ZeRO-3 makes sure that all
-ranks call modules in one order.
+"""What a step's collectives are for; any other is "other". "trace": ZeRO-3 checks that all ranks call modules
+in the same order.
 """
 
 
 @dataclass(frozen=True)
 class Call:
-    """One collective: what for (of PARTS, or "other"), which, its payload in bytes."""
+    """One collective: its purpose (of PARTS, or "other"), its name, its payload in bytes."""
 
     part: str
     collective: str
@@ -65,9 +65,7 @@ class Call:
 
 
 class CollectiveLog(TorchDispatchMode):
-    """Notes every collective that is called inside `with`, whoever calls it. For measurements: it looks at
-    every operator of the step.
-    """
+    """Records every collective that runs inside `with`. For measurements: it intercepts every operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,14 +79,14 @@ class CollectiveLog(TorchDispatchMode):
 
 
 def _bytes(value: Any) -> int:
-    """Adds up tensors in nested lists."""
+    """Adds up the bytes of tensors in nested lists."""
     return (
         value.numel() * value.element_size() if isinstance(value, torch.Tensor) else sum(map(_bytes, value))
     )
 
 
 def _part(collective: str) -> str:
-    """Tells from the innermost caller what a collective is for."""
+    """Finds out from the innermost known caller what a collective is for."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -109,7 +107,7 @@ def _part(collective: str) -> str:
 
 
 def measure(trainer: Trainer, steps: int) -> list[tuple[str, int, list[Call]]]:
-    """Takes `steps` steps and returns each one's kind, this rank's samples, and collectives in order."""
+    """Makes `steps` steps. Returns each one's kind, this rank's samples, and the collectives in order."""
     measured = []
     for step, batches in itertools.islice(enumerate(trainer.loader, start=trainer.first_step), steps):
         with CollectiveLog() as log:
@@ -136,13 +134,12 @@ def sent(payload: Mapping[tuple[str, str], int], world_size: int) -> float:
 
 
 def step_payloads(trainer: Trainer, kind: str, samples: int) -> dict[tuple[str, str], int]:
-    """Computes, from shapes alone, the payloads of a step without log line or checkpoint: `samples` of `kind`
-    on each rank, in fp32.
+    """Predicts a step's payloads from shapes: `samples` of `kind` on each rank, in fp32.
 
-    Gradients of stages 1 and 2 travel as DeepSpeed sends them: an all_reduce, of which each rank keeps its
-    part, or with use_multi_rank_bucket_allreduce off a reduce to each part's owner. ZeRO-3 is described as it
-    is when the step before was of the same kind; a module that the forward pass calls twice may be gathered
-    once more.
+    Covers a step without log record or checkpoint. In stages 1 and 2 DeepSpeed sends gradients in an
+    all_reduce of which each rank keeps its part, or, with use_multi_rank_bucket_allreduce off, in a reduce to
+    each part's owner. For ZeRO-3 the previous step must have been of the same kind; a module that the forward
+    pass calls twice may be gathered once more.
     """
     world, engine, task = trainer.world.size, trainer.engine, trainer.task
     rows = {
@@ -153,9 +150,9 @@ def step_payloads(trainer: Trainer, kind: str, samples: int) -> dict[tuple[str, 
         rows["contrastive loss", "all_gather"] = sum(objective.exchanged_bytes(task.model, world * samples))
     used, trainable = sum(_bytes_used(engine, kind)), trainable_bytes(trainer)
     if engine.stage == 0:
-        return rows | {("gradients", "all_reduce"): trainable}  # idle parameters travel as zeros
+        return rows | {("gradients", "all_reduce"): trainable}  # idle parameters are sent as zeros
     if engine.stage == 3:
-        # DeepSpeed's own, which nobody reads
+        # DeepSpeed's own norm, which is not used
         rows["gradient norm", "all_reduce"] += 8 * len(engine.deepspeed.optimizer.fp16_groups)
         return rows | _zero3_payloads(engine, kind, world)
     collective = (
@@ -171,8 +168,9 @@ def step_payloads(trainer: Trainer, kind: str, samples: int) -> dict[tuple[str, 
 
 
 def _zero3_payloads(engine: Engine, kind: str, world: int) -> dict[tuple[str, str], int]:
-    """Gradients are scattered; small weights are gathered after each update, large ones where they are used,
-    again for the backward pass if dropped.
+    """Scatters gradients; gathers small weights after each update, large ones where they are used.
+
+    Large weights that were dropped are gathered again for the backward pass.
     """
     settings = engine.settings["zero_optimization"]
     threshold = 4 * settings["stage3_param_persistence_threshold"]
@@ -197,7 +195,7 @@ def _padded(sizes: Iterable[int], multiple: int) -> int:
 
 
 def paper_bytes(trainer: Trainer, kind: str) -> float:
-    """Returns what the ZeRO paper lets a rank send per step for gradients and weights, in bytes."""
+    """Returns the bytes a rank sends per step for gradients and weights, according to the ZeRO paper."""
     used, world = sum(_bytes_used(trainer.engine, kind)), trainer.world.size
     weights = trainable_bytes(trainer)  # stages 1 and 2 gather idle ones too
     return (
@@ -214,6 +212,6 @@ def trainable_bytes(trainer: Trainer) -> int:
 
 
 def _bytes_used(engine: Engine, kind: str) -> list[int]:
-    """Returns the bytes of each parameter that a step of `kind` moves."""
+    """Returns the bytes of each parameter that a step of `kind` updates."""
     kinds, shapes = engine.module.users(), engine.shapes()
     return [4 * torch.Size(shapes[name]).numel() for name, used in kinds.items() if kind in used]

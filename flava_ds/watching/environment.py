@@ -1,6 +1,4 @@
-"""What a run started with: configuration, versions, machines, state of the source and kernels, kept at the
-head of its folder.
-"""
+"""Records a run's environment in its folder: configuration, versions, machines, source, kernels."""
 
 from __future__ import annotations
 
@@ -38,16 +36,16 @@ VARIABLES = (
     "TRITON_INTERPRET",
 )
 PREFIXES = ("NCCL_", "GLOO_", "SLURM_JOB_", "TORCH_NCCL_")
-"""Environment variables that decide how a run runs, by name and by beginning."""
+"""Environment variables that affect a run: names and prefixes."""
 
 
 def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, Any]:
-    """Returns what runs, on what, from which source. All ranks must call it together: it names their hosts,
-    and compares what they run.
+    """Returns the run's configuration, software, hardware and source; compares them over ranks.
 
-    `gemm_rate` is the FLOP/s of all ranks' devices together on plain matrix products.
+    Collective: all ranks must call it together. `gemm_rate` is the FLOP/s of all ranks' devices together on
+    plain matrix products.
 
-    Raises: DesyncError on all ranks when one has another configuration.
+    Raises: DesyncError on all ranks if one has another configuration.
     """
     plain, git = configuration.to_dict(config), git_state()
     versions = {
@@ -92,9 +90,7 @@ def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, 
 
 
 def refuse_configurations(configs: list[dict[str, Any]], hosts: list[str]) -> None:
-    """Raises DesyncError naming the first rank whose configuration, by dotted names, is not rank 0's, and the
-    first field that differs.
-    """
+    """Raises DesyncError naming the first rank whose configuration differs from rank 0's, and the field."""
     for config, (rank, host) in zip(configs, enumerate(hosts), strict=True):
         if different := [
             name for name in sorted({*configs[0], *config}) if configs[0].get(name) != config.get(name)
@@ -102,13 +98,13 @@ def refuse_configurations(configs: list[dict[str, Any]], hosts: list[str]) -> No
             name = different[0]
             raise DesyncError(
                 f"rank {rank} on {host} has {name} {config.get(name)!r} and rank 0 has "
-                f"{configs[0].get(name)!r}; "
-                "give all machines the same command, and the same code where the recipe comes from"
+                f"{configs[0].get(name)!r}; give all machines the same command, and the same code if the "
+                "recipe comes from a file"
             ).everywhere()
 
 
 def warn_of_software(software: list[dict[str, str]], hosts: list[str]) -> None:
-    """Names the first rank whose versions or commit are not rank 0's."""
+    """Warns of the first rank whose versions or commit differ from rank 0's."""
     for found, (rank, host) in zip(software, enumerate(hosts), strict=True):
         if different := [
             f"{name} {found[name]} instead of {version}"
@@ -116,7 +112,7 @@ def warn_of_software(software: list[dict[str, str]], hosts: list[str]) -> None:
             if found[name] != version
         ]:
             log.warning(
-                "rank %d on %s has other software than rank 0: %s; their results may differ",
+                "rank %d on %s has different software from rank 0: %s; results may differ",
                 rank,
                 host,
                 ", ".join(different),
@@ -137,20 +133,18 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
 
 
 def write_start(path: Path, description: dict[str, Any], step: int) -> None:
-    """Adds a start from `step` to the list in environment.json, whose last entry is the latest start. To be
-    called on one rank.
-    """
+    """Appends a start at `step` to the list in environment.json. Call it on one rank."""
     try:
         starts = loads(read_small(path)) if path.is_file() else []
-    # a machine that went down may leave it empty, which must not keep a run from going on
+    # after a crash of the machine it may be empty, which must not keep a run from resuming
     except ValueError as error:
-        log.warning("%s cannot be read (%s); it begins anew", path, error)
+        log.warning("%s cannot be read (%s); starting a new one", path, error)
         starts = []
     write_whole(path, json.dumps([*starts, {"step": step, **description}], indent=1) + "\n")
 
 
 def git_state() -> dict[str, Any] | None:
-    """Returns the commit of the source and whether it was changed; None outside a repository."""
+    """Returns the source's commit and whether it was modified; None outside a repository."""
     try:
         ask = [
             subprocess.run(
@@ -171,7 +165,7 @@ _GIT_QUESTIONS = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-
 
 
 def _hosts(ranks: list[tuple[str, str]]) -> dict[str, dict[str, list]]:
-    """Returns each host's ranks and the devices that they use, from (host, device) of every rank."""
+    """Returns each host's ranks and devices, from (host, device) of every rank."""
     hosts: dict[str, dict[str, list]] = {}
     for rank, (host, device) in enumerate(ranks):
         entry = hosts.setdefault(host, {"ranks": [], "devices": []})
@@ -182,7 +176,7 @@ def _hosts(ranks: list[tuple[str, str]]) -> dict[str, dict[str, list]]:
 
 
 def _device_memory(device: torch.device) -> dict[str, float]:
-    """Returns the size of a GPU's memory; a CPU's is the host's."""
+    """Returns the memory of a GPU; a CPU's is the host's."""
     return (
         {"device_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30}
         if device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Runs tasks while a model trains, and hands their numbers to the log and to the keeping of checkpoints."""
+"""Runs evaluation tasks during training and passes their numbers to the log and to checkpoints."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flava_ds.training.watcher import Update, Watcher
 
 PREFIX = "evaluation/"
 SECONDS = "evaluation_seconds"
-"""The log's key for how long training stood."""
+"""Log field: seconds that training was paused."""
 
 
 class Score(Protocol):
-    """What this needs to know of a task's number."""
+    """What the watcher needs to know of a task's number."""
 
     @property
     def value(self) -> float: ...
@@ -27,8 +27,9 @@ class Score(Protocol):
 
 
 class EvaluationWatcher(Watcher):
-    """Evaluates after every n-th step and after the last one. All ranks call its methods together, after the
-    same steps.
+    """Evaluates after every n-th step and after the last one.
+
+    All ranks call its methods together, after the same steps.
     """
 
     def __init__(
@@ -40,16 +41,17 @@ class EvaluationWatcher(Watcher):
         add_numbers: Callable[[dict[str, float]], None],
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """`evaluate` runs the tasks on the live model, all ranks together: task -> number -> score, the same
-        on all ranks. `add_numbers` puts fields into the next log record; time inside `paused` is left out of
-        rates."""
+        """`evaluate` runs the tasks on the live model on all ranks: task -> number -> score, equal on all.
+
+        `add_numbers` adds fields to the next log record; time inside `paused` does not count in rates.
+        """
         self.config, self.total_steps, self.world = config, total_steps, world
         self._evaluate, self._add_numbers, self._paused = evaluate, add_numbers, paused
         self._latest: dict[str, Score] = {}
         self._step = -1
 
     def after_update(self, update: Update) -> None:
-        """Evaluates when it is time, before the log line of the step is written."""
+        """Evaluates if due, before the step's record is written."""
         step, made, every = update.step, update.step + 1, self.config.every_steps
         if not every or (made % every and made != self.total_steps):
             return
@@ -68,11 +70,13 @@ class EvaluationWatcher(Watcher):
             told = ", ".join(
                 f"{name.removeprefix(PREFIX)} {score.value:.4g}" for name, score in self._latest.items()
             )
-            log.info("evaluated after step %d; training stood for %.1f s: %s", made, seconds, told)
+            log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
 
     def metric(self, name: str) -> dict[str, Any] | None:
-        """Returns what a checkpoint keeps of a number that checkpoint.best_metric names; None for another
-        number, or when no evaluation has brought it."""
+        """Returns what a checkpoint stores of the number called checkpoint.best_metric.
+
+        None if it is another kind of number, or no evaluation has produced it.
+        """
         score = self._latest.get(name)
         if score is None:
             return None
@@ -84,6 +88,6 @@ class EvaluationWatcher(Watcher):
         }
 
     def on_start(self, first_step: int) -> None:
-        """Forgets an evaluation of a step that will be made again."""
+        """Forgets the evaluation of a step that will be repeated."""
         if self._step >= first_step:
             self._latest, self._step = {}, -1

@@ -1,6 +1,4 @@
-"""How hard each objective pulls on each encoder: gradient norms of single objectives, measured beside the
-update and without touching it.
-"""
+"""Gradient norms of single objectives on each encoder, measured without affecting the update."""
 
 from __future__ import annotations
 
@@ -14,26 +12,22 @@ from flava_ds.watching.metrics import Metrics
 
 
 class GradientNorms(Watcher):
-    """Measures at the first step of each kind in every window of `every` steps, so that objectives of rare
-    kinds get their points, too.
-    """
+    """Measures the first step of each kind in every window of `every` steps, so rare kinds are included."""
 
     def __init__(self, engine: Engine, every: int, metrics: Metrics) -> None:
-        """Measures never where `every` is 0, or with ZeRO-3, which keeps no whole gradients; the latter is
-        said once.
-        """
+        """Never measures if `every` is 0, or with ZeRO-3, which keeps no full gradients (warns once)."""
         self.engine, self.every, self.metrics = engine, every, metrics
         self._window, self._seen = -1, set()
         if every and engine.stage == 3:
             self.every = 0
             if engine.world.is_main:
                 log.warning(
-                    "logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no whole gradients; "
+                    "logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no full gradients; "
                     "use ZeRO 0, 1 or 2 to measure them"
                 )
 
     def due(self, step: int, kind: str) -> bool:
-        """Tells whether `step`, of `kind`, is to be measured; to be asked once for every step."""
+        """Returns True if `step`, of `kind`, is to be measured. Call it once per step."""
         if not self.every:
             return False
         if step // self.every != self._window:
@@ -48,11 +42,10 @@ class GradientNorms(Watcher):
                 self.metrics.add_gradient_norms(self.measure(update))
 
     def measure(self, update: Update) -> dict[str, Tensor]:
-        """Returns each objective's gradient norm, on all encoders and on each, by the names of the log's
-        fields.
+        """Returns each objective's gradient norm, on all encoders and on each, by log field.
 
-        They are those of this rank's micro-batches. The other objectives are divided by infinity, so that one
-        backward pass per objective suffices and no head is taken apart.
+        Only this rank's micro-batches count. The other objectives are divided by infinity, so one backward
+        pass per objective is enough and no head needs to be detached.
         """
         encoders, denominators = self.engine.module.encoders(), update.denominators
         device, found = self.engine.world.device, {}

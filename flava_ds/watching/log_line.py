@@ -1,4 +1,4 @@
-"""A log record as one line for people, printed by the trainer and by the demo that follows it."""
+"""A log record as one line for the terminal, printed by the trainer and by the demo that follows it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import sys
 from typing import Any
 
 SLOW, NOTICEABLE_S = 1.2, 0.02
-"""A rank that takes this many times as long as the median rank, and this many seconds a step longer, is
-named: processes differ by milliseconds.
+"""A rank is reported as slow above this multiple of the median rank's time and this many extra seconds per
+step; processes always differ by milliseconds.
 """
 
 
 def lags(seconds: float, median: float) -> bool:
-    """Tells whether a rank's seconds a step are too many beside the median rank's."""
+    """Returns True if a rank is noticeably slower per step than the median rank."""
     return seconds > SLOW * median and seconds - median > NOTICEABLE_S
 
 
 def console_line(record: dict[str, Any], total_steps: int) -> str:
-    """Formats one record: losses, rates, memory, what was drawn, time left, and what needs a look: a slow
-    rank, skipped samples.
-    """
+    """Formats one record: losses, rates, memory, source shares, time left, slow ranks, skipped samples."""
     shares = {name: value for name, value in under(record, "source_share/") if value}
     parts = [
         f"step {record['step'] + 1}/{total_steps}",
@@ -37,12 +35,12 @@ def console_line(record: dict[str, Any], total_steps: int) -> str:
 
 
 def under(record: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    """Returns the fields whose keys begin with `prefix`, without it."""
+    """Returns the fields whose keys start with `prefix`, without the prefix."""
     return [(key.removeprefix(prefix), value) for key, value in record.items() if key.startswith(prefix)]
 
 
 def slow_rank(record: dict[str, Any]) -> str:
-    """Names the slowest rank where it lags; else nothing."""
+    """Names the slowest rank if it is noticeably slow; else returns an empty string."""
     slowest, median = record.get("rank_seconds/slowest"), record.get("rank_seconds/median")
     if not slowest or not median or not lags(slowest, median):
         return ""
@@ -53,7 +51,7 @@ def slow_rank(record: dict[str, Any]) -> str:
 
 
 def skipped(record: dict[str, Any]) -> str:
-    """Lists skipped samples by source and reason; nothing where there are none."""
+    """Lists skipped samples by source and reason; returns an empty string if there are none."""
     by_source: dict[str, list[str]] = {}
     for name, count in under(record, "skipped_samples/"):
         source, reason = name.rsplit("/", 1)
@@ -66,7 +64,7 @@ def skipped(record: dict[str, Any]) -> str:
 
 
 def flop_rate(flops_per_second: float) -> str:
-    """Writes FLOP/s with a prefix that keeps the number short."""
+    """Formats FLOP/s with a prefix that keeps the number short."""
     return (
         f"{flops_per_second / 1e12:.3g} TFLOP/s"
         if flops_per_second >= 1e12
@@ -75,13 +73,13 @@ def flop_rate(flops_per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Writes a time as h:mm:ss."""
+    """Formats a duration as h:mm:ss."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def show(text: str, *, last: bool) -> None:
-    """Prints a line; on a terminal it replaces the one before."""
+    """Prints a line; on a terminal it replaces the previous one."""
     if sys.stdout.isatty():
         print(f"\r\x1b[K{text}", end="\n" if last else "", flush=True)
     else:

@@ -1,5 +1,6 @@
-"""What is measured in a run: adds up steps, aggregates over ranks, and hands one record per log line to the
-sinks. The device is read once per record.
+"""A run's measurements: sums over steps, aggregation over ranks, one log record for all sinks.
+
+The device is read once per record.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from flava_ds.watching.stragglers import StepClock, StragglerWatch, find_slowest
 
 @dataclass
 class Window:
-    """What one rank adds up between two log lines, on the host."""
+    """What one rank adds up on the host between two log records."""
 
     steps: int = 0
     samples: int = 0
     flops: float = 0.0
     waited_s: float = 0.0
     worked_s: float = 0.0
-    """Until the rank first waited for others, by StepClock."""
+    """Time until the rank first waited for others, by StepClock."""
     peak_memory: int = 0
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -46,9 +47,7 @@ class Window:
 
 
 def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
-    """Returns, by field, the share of each source's text tokens that were cut off on all ranks; sources
-    without text have none.
-    """
+    """Returns, per field, the share of each source's text tokens that was cut off, over all ranks."""
     kept, cut = (
         sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", "cut_tokens")
     )
@@ -58,8 +57,8 @@ def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
 class Metrics(Watcher):
     """Adds up steps and writes one record per `logging.every_steps`.
 
-    Losses and accuracies of a record are means over all terms of all ranks since the last one; sums stay on
-    the device until then.
+    Losses and accuracies of a record are means over all terms of all ranks since the last record; sums stay
+    on the device until then.
     """
 
     def __init__(
@@ -70,10 +69,10 @@ class Metrics(Watcher):
         first_step: int,
         progress: Callable[[int], Mapping[str, float]],
     ) -> None:
-        """Opens the sinks on rank 0; all ranks must call it together.
+        """Opens the sinks on rank 0. Collective: all ranks must call it together.
 
         `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products; `progress` returns the
-        fields that tell how far the sources are after so many steps.
+        fields that describe the sources' progress after a number of steps.
         """
         self.config, self.engine, self.world, self.gemm_rate = config, engine, engine.world, gemm_rate
         world, self._progress = engine.world, progress
@@ -98,11 +97,11 @@ class Metrics(Watcher):
         self._since, self._paused_s = time.perf_counter(), 0.0
 
     def heard(self, step: int, notes: Sequence[Note]) -> None:
-        """Starts the clock: from here on a rank works for itself."""
+        """Starts the clock: from here on a rank works without waiting for others."""
         self.clock.start()
 
     def after_update(self, update: Update) -> None:
-        """Takes in one optimizer step."""
+        """Adds one optimizer step."""
         for output in update.outputs:
             for name, value in output.sums.items():
                 if name in self._sums:
@@ -119,30 +118,28 @@ class Metrics(Watcher):
         window.waited_s += update.waited_s
 
     def add_gradient_norms(self, norms: dict[str, Tensor]) -> None:
-        """Takes in gradient norms by the keys of their fields; the next record has the latest."""
+        """Adds gradient norms by field; the next record contains the latest."""
         self._norms.update(norms)
 
     def add_numbers(self, numbers: Mapping[str, float]) -> None:
-        """Takes in fields of the next record that are known on the host and equal on all ranks."""
+        """Adds fields to the next record that are known on the host and equal on all ranks."""
         self._numbers.update(numbers)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside (a checkpoint, a measurement) out of rates."""
+        """Excludes the time inside (a checkpoint, a measurement) from rates."""
         begun = self._now()
         yield
         self._paused_s += self._now() - begun
 
     def due(self, step: int) -> bool:
-        """Tells whether a record follows `step`."""
+        """Returns True if a record is written after `step`."""
         return (
             is_due(step + 1, self.config.logging.every_steps) or step + 1 == self.config.training.total_steps
         )
 
     def write(self, update: Update) -> dict[str, Any]:
-        """Reduces what was added since the last record, writes it on rank 0 and returns it; all ranks
-        together.
-        """
+        """Reduces over ranks what was added since the last record, and writes it on rank 0. Collective."""
         step = update.step
         totals, (norm, updates, *norms) = self._read_device(update.grad_norm, self.engine.skipped)
         elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
@@ -179,7 +176,7 @@ class Metrics(Watcher):
             "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
         }
         self._reset()
-        # JSON has no NaN
+        # JSON has no NaN.
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
@@ -190,7 +187,7 @@ class Metrics(Watcher):
         return record
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
-        """Forgets what was measured from `step` on; the log keeps that the run has gone back, and why."""
+        """Drops what was measured from `step` on, and logs the rollback and its reason."""
         self.clock.take()
         self._reset()
         with self._writing():
@@ -205,24 +202,25 @@ class Metrics(Watcher):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Words the error of a sink that cannot write. Raises: UserError on rank 0."""
+        """Rephrases the error of a sink that cannot write. Raises: UserError on rank 0."""
         try:
             yield
         except OSError as error:
             raise UserError(
-                f"the logs in {self.config.run_path} cannot be written ({error}); make room or mend what "
-                "stands in the way, then start the same command again"
+                f"the logs in {self.config.run_path} cannot be written ({error}); make room or remove what "
+                "is in the way, then start the same command again"
             ) from error
 
     def _now(self) -> float:
-        """Seconds, after a GPU has finished what it was given."""
+        """Returns the time in seconds, once a GPU has finished its work."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
         return time.perf_counter()
 
     def _read_device(self, *own: Tensor) -> tuple[dict[str, float], list[float]]:
-        """Returns the sums over all ranks, and this rank's `own` values and gradient norms: the one wait for
-        the device.
+        """Returns sums over all ranks, this rank's `own` values and gradient norms.
+
+        This is the only wait for the device.
         """
         sums = torch.stack([*self._sums.values()])
         if self.world.size > 1:
@@ -233,7 +231,7 @@ class Metrics(Watcher):
         return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
-        """Turns sums into means, under the log's names, for the objectives that had terms."""
+        """Turns sums into means, under their names in the log, for objectives that had terms."""
         found = {}
         for key, shown in self._fields.items():
             count = self._counts[key.rsplit("/", 1)[0]]
@@ -242,9 +240,7 @@ class Metrics(Watcher):
         return found
 
     def _compare_ranks(self, windows: list[Window], steps: int) -> dict[str, Any]:
-        """Finds the slowest rank, and warns when it has been the same one for long; nothing to say of a
-        single rank.
-        """
+        """Finds the slowest rank, and warns if it has been the same one for long; empty for a single rank."""
         if self.world.size == 1:
             return {}
         slowest = find_slowest(
@@ -272,9 +268,7 @@ class Metrics(Watcher):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak of allocated bytes on a GPU since the last call, or on a CPU of this process since its
-    start.
-    """
+    """Returns the peak of allocated bytes: a GPU's since the last call, a CPU process's since its start."""
     if device.type != "cuda":
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated(device)

@@ -1,6 +1,4 @@
-"""What to do about a step that does not fit: the settings that save memory, in the order in which they cost
-time.
-"""
+"""Remedies for a step that runs out of memory: settings that save memory, cheapest first."""
 
 from __future__ import annotations
 
@@ -25,13 +23,11 @@ MEMORY_WORDS = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""What a plain RuntimeError says when the host's memory is used up, or the device's outside of torch's
-allocator.
-"""
+"""Messages of a plain RuntimeError when memory outside of torch's allocator, or the host's, is used up."""
 
 
 class MemoryWatch(Watcher):
-    """Words the error of a step that does not fit into memory."""
+    """Explains the error of a step that runs out of memory."""
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
@@ -45,10 +41,9 @@ class MemoryWatch(Watcher):
 def explained(
     config: Config, world: World, during: str, step: int = 0, source: str | None = None
 ) -> Iterator[None]:
-    """Turns running out of memory inside `with` into one line that says which settings to change; on a GPU a
-    snapshot of its memory is written.
+    """Turns running out of memory inside `with` into one line that names the settings to change.
 
-    Raises: DeviceMemoryError.
+    On a GPU it also writes a memory snapshot.
     """
     try:
         yield
@@ -62,21 +57,18 @@ def explained(
         snapshot = ""
         if world.device.type == "cuda":
             snapshot = (
-                f"; what held the memory is in {write_snapshot(config.run_path / 'profile', world, step)} "
+                f"; the memory's contents are in {write_snapshot(config.run_path / 'profile', world, step)} "
                 "(open it at https://pytorch.org/memory_viz)"
             )
         ways = remedies(config, world, source)
         listed = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
-        raise DeviceMemoryError(
-            f"{where} ({said}). Change, in this order, what is needed: {listed}{snapshot}"
-        ) from error
+        raise DeviceMemoryError(f"{where} ({said}). Try, in this order: {listed}{snapshot}") from error
 
 
 def remedies(config: Config, world: World, source: str | None) -> list[str]:
-    """Lists settings with their present values; those that change no result come first, and of these the ones
-    that cost least time.
+    """Lists settings and their current values: those that keep results first, cheapest first.
 
-    `source` is the one whose batch did not fit; without one, the memory was used up before the first step.
+    `source` is the one whose batch ran out of memory; None if that happened before the first step.
     """
     settings = merged_settings(config, world.size, world.device.type)
     stage, now = zero_stage(settings), config.engine.deepspeed_config
@@ -86,7 +78,7 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
         found += smaller_micro_batch(config, world, source)
         if not config.training.activation_checkpointing:
             found.append(
-                "--training.activation-checkpointing (now off): a third more computation, the same results"
+                "--training.activation-checkpointing (now off): a third more computation, same results"
             )
     if stage < 3 and world.size > 1:
         more = " or ".join(f"zero{n}" for n in range(stage + 1, 4))
@@ -98,12 +90,13 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
         found.append(
             f"--engine.deepspeed-config {offload} (now {now}): optimizer state in host memory, slower updates"
         )
-    return [*found, "more ranks, or a smaller training.global_batch_size or model, which change results"]
+    return [*found, "more ranks, or a smaller training.global_batch_size or model, which changes results"]
 
 
 def smaller_micro_batch(config: Config, world: World, source: str) -> list[str]:
-    """Returns the next number of accumulation steps by which every source's batch divides, as a setting;
-    empty when micro-batches are as small as can be.
+    """Returns the next larger number of accumulation steps that divides every source's batch.
+
+    It is formatted as a setting; empty if micro-batches cannot be smaller.
     """
     steps = config.training.gradient_accumulation_steps
     size = config.micro_batch_size(source, world.size)

@@ -1,6 +1,4 @@
-"""A look inside single steps: a trace of their operators, a snapshot of the device's memory. Both are files
-under the run's profile/ folder.
-"""
+"""Profiles single steps: operator traces and memory snapshots, in the run's profile/ folder."""
 
 from __future__ import annotations
 
@@ -18,21 +16,21 @@ from flava_ds.ranks.distributed import World, log
 from flava_ds.training.watcher import Watcher
 
 MOST_EVENTS = 200_000
-"""Allocations that a memory snapshot remembers."""
+"""Allocations that a memory snapshot records."""
 
 
 def check_device(config: Config, device: torch.device) -> None:
-    """Raises ConfigError when a memory snapshot is asked of a device that has none."""
+    """Raises ConfigError if a memory snapshot is requested of a device that has none."""
     if config.logging.memory_snapshot_step is not None and device.type != "cuda":
         raise ConfigError(
             f"logging.memory_snapshot_step is {config.logging.memory_snapshot_step}, but there is no CUDA "
-            "device, whose allocator alone keeps a history; "
-            "leave it out, and see peak_memory_gib in the log"
+            "device, and only a CUDA allocator records a history; leave it out and see peak_memory_gib in "
+            "the log"
         )
 
 
 class StepProfiler(Watcher):
-    """Wraps the steps that logging.profile_steps and logging.memory_snapshot_step name."""
+    """Profiles the steps that logging.profile_steps and logging.memory_snapshot_step name."""
 
     def __init__(
         self,
@@ -41,10 +39,9 @@ class StepProfiler(Watcher):
         first_step: int,
         paused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Says so when the run begins after the steps that were to be profiled; `paused` is entered while a
-        file is written.
+        """Logs if the run starts after the steps to profile. Files are written inside `paused`.
 
-        Raises: ConfigError by check_device.
+        Raises: ConfigError, see check_device.
         """
         check_device(config, world.device)
         self.folder, self.world, self.paused = config.run_path / "profile", world, paused
@@ -60,7 +57,7 @@ class StepProfiler(Watcher):
         if world.is_main and window is not None and first_step > window[0]:
             log.warning(
                 (
-                    "logging.profile_steps begins with step %d, but this start continues from step %d: "
+                    "logging.profile_steps starts at step %d, but this run resumes at step %d: "
                     "nothing will be profiled"
                 ),
                 window[0],
@@ -68,14 +65,14 @@ class StepProfiler(Watcher):
             )
         if world.is_main and window is not None and not self.steps:
             log.warning(
-                "logging.profile_steps begins with step %d, but the run has %d steps",
+                "logging.profile_steps starts at step %d, but the run has %d steps",
                 window[0],
                 config.training.total_steps,
             )
 
     @contextmanager
     def around(self, step: int, batch: Batch) -> Iterator[None]:
-        """Profiles a step if it is one of those."""
+        """Profiles a step if it was asked for."""
         if self.traces and step == self.steps[0]:
             cuda = [ProfilerActivity.CUDA] if self.world.device.type == "cuda" else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
@@ -94,7 +91,7 @@ class StepProfiler(Watcher):
         self.close(steps - 1)
 
     def close(self, last_step: int) -> None:
-        """Writes the trace of what has been profiled until now, if anything."""
+        """Writes the trace of the steps profiled so far, if any."""
         if self._profile is None:
             return
         path = self.folder / f"trace_steps_{self.steps[0]}-{last_step}_rank_{self.world.rank}.json.gz"
@@ -110,7 +107,7 @@ class StepProfiler(Watcher):
 
 
 def write_snapshot(folder: Path, world: World, step: int) -> Path:
-    """Writes what the device's allocator holds, with its history if that was recorded; returns the file."""
+    """Writes the allocator's contents, with its history if recorded. Returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"memory_step_{step}_rank_{world.rank}.pickle"
     torch.cuda.memory._dump_snapshot(str(path))

@@ -11,14 +11,13 @@ from flava_ds.config.plain_files import loads
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run's header (versions, hardware, configuration; empty when missing) and its logged steps
-    in order."""
+    """A run's header (versions, hardware, configuration; empty if missing) and its logged steps in order."""
 
     header: dict[str, Any]
     steps: list[dict[str, Any]]
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Returns the steps at which a number was logged, and the numbers; what is not finite is left out."""
+        """Returns the steps at which a number was logged and its finite values."""
         points = [
             (line["step"], float(line[name]))
             for line in self.steps
@@ -37,9 +36,9 @@ class RunLog:
 
 
 def read_log(path: Path) -> RunLog:
-    """Reads a log; a missing file gives an empty one, and a last line cut off by a crash is passed over.
+    """Reads a log; a missing file gives an empty one, and a last line that a crash cut off is ignored.
 
-    A resumed run may repeat steps: the last line of a step counts.
+    A resumed run may repeat steps; the last line of a step counts.
     """
     header: dict[str, Any] = {}
     steps: dict[int, dict[str, Any]] = {}

@@ -1,6 +1,4 @@
-"""Where log records go, on rank 0: JSON lines as the source of truth, the console, TensorBoard, Weights &
-Biases, Prometheus.
-"""
+"""Destinations of log records, on rank 0: JSON lines, console, TensorBoard, Weights & Biases, Prometheus."""
 
 from __future__ import annotations
 
@@ -27,20 +25,18 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """Takes records, which are flat: key -> number, word or None; watching/log_fields.py lists the keys."""
+    """Takes flat records: key -> number, string or None; watching/log_fields.py lists the keys."""
 
     def write(self, record: dict[str, Any]) -> None: ...
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
-        """Is told that the steps from `step` on will be written again, other ones than before; what cannot be
-        undone stays.
-        """
+        """Called when the run repeats the steps from `step` on; a sink drops their records if it can."""
 
     def close(self) -> None: ...
 
 
 def check_packages(config: Config) -> None:
-    """Raises ConfigError when a sink needs a package that is not installed."""
+    """Raises ConfigError if a sink needs a package that is not installed."""
     if config.logging.wandb and version_of("wandb") == "none":
         raise ConfigError(
             "logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave "
@@ -49,9 +45,7 @@ def check_packages(config: Config) -> None:
 
 
 def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:
-    """Opens every sink that the configuration asks for, and notes the start in environment.json. To be called
-    on one rank.
-    """
+    """Opens the configured sinks and records the start in environment.json. Call it on one rank."""
     write_start(config.run_path / "environment.json", description, first_step)
     sinks: list[Sink] = [JsonLines(config.run_path / "log.jsonl", description, first_step)]
     if config.logging.tensorboard:
@@ -68,9 +62,7 @@ class JsonLines(Sink):
     """log.jsonl: a header, then a record per line, each on disk before the next step."""
 
     def __init__(self, path: Path, description: dict[str, Any], first_step: int) -> None:
-        """Begins a fresh run's log with `description`; a resumed run's keeps its header and loses the lines
-        that will be written again.
-        """
+        """Starts a new run's log with `description`; a resumed run keeps its header, drops repeated lines."""
         self._path, header, kept = path, description, []
         if first_step and path.is_file():
             log = read_log(path)
@@ -90,14 +82,14 @@ class JsonLines(Sink):
         self._file.flush()
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
-        """Takes away the lines from `step` on and notes the rollback in the header."""
+        """Removes the lines from `step` on and adds the rollback to the header."""
         self._file.close()
         log = read_log(self._path)
         header = {**log.header, "rollbacks": [*log.header.get("rollbacks", []), rollback]}
         self._file = self._begin(header, [record for record in log.steps if record["step"] < step])
 
     def _begin(self, header: dict[str, Any], kept: list[dict[str, Any]]) -> TextIO:
-        """Replaces the file as a whole and opens it."""
+        """Replaces the whole file and opens it."""
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in (header, *kept)))
         return self._path.open("a", encoding="utf-8")
 
@@ -110,7 +102,7 @@ class TensorBoard(Sink):
     """An event file with every number."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Opens a new event file; what older ones hold from `first_step` on counts no more."""
+        """Opens a new event file, which supersedes older ones from `first_step` on."""
         self._folder = folder
         self._writer = self._open(first_step)
 
@@ -125,7 +117,7 @@ class TensorBoard(Sink):
         self._writer = self._open(step)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a point per number, and writes them out: whatever ends the run, they are there."""
+        """Adds a point per number and flushes, so that a crash loses none."""
         for key, value in numbers(record).items():
             self._writer.add_scalar(key, value, record["step"])
         self._writer.flush()
@@ -136,13 +128,12 @@ class TensorBoard(Sink):
 
 
 class WeightsAndBiases(Sink):
-    """One run at Weights & Biases, or under the run's wandb/ folder where WANDB_MODE=offline; a resumed run
-    goes on with it.
-    """
+    """One run at Weights & Biases, or in the run's wandb/ folder offline; a resumed run continues it."""
 
     def __init__(self, config: Config, description: dict[str, Any], first_step: int) -> None:
-        """Starts or continues the run; `description` is its configuration there. Raises: ConfigError when the
-        service does not take it.
+        """Starts or resumes the run with `description` as its configuration.
+
+        Raises: ConfigError if the service rejects it.
         """
         import wandb
 
@@ -162,15 +153,13 @@ class WeightsAndBiases(Sink):
             )
         except wandb.Error as error:
             raise ConfigError(
-                f"Weights & Biases does not take the run ({error}); log in with `wandb login`, set "
+                f"Weights & Biases rejects the run ({error}); log in with `wandb login`, set "
                 "WANDB_MODE=offline, or leave logging.wandb off"
             ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Sends every number. The step is one of them, since a resumed run repeats steps and their counter
-        only grows.
-        """
+        """Sends every number and the step: a resumed run repeats steps, but W&B's own counter only grows."""
         self._run.log({**numbers(record), "step": record["step"]})
 
     def close(self) -> None:
@@ -179,9 +168,7 @@ class WeightsAndBiases(Sink):
 
 
 class Prometheus(Sink):
-    """The latest numbers in the text format that node_exporter's textfile collector reads; the file is
-    replaced as a whole.
-    """
+    """The latest numbers in the text format of node_exporter's textfile collector."""
 
     def __init__(self, path: Path, run: str) -> None:
         self._path, self._run = path, run
@@ -198,8 +185,7 @@ class Prometheus(Sink):
         write_to_textfile(str(self._path), self)
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the numbers by field, each with its meaning and unit; None becomes NaN, words
-        are left out."""
+        """Yields numbers by field with meaning and unit; None becomes NaN, strings are left out."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         found: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -222,11 +208,11 @@ class Prometheus(Sink):
                 yield family
 
     def close(self) -> None:
-        """Leaves the last numbers; their age is in flava_ds_time."""
+        """Leaves the last numbers in place; flava_ds_time tells their age."""
 
 
 class Console(Sink):
-    """One line for people; on a terminal it replaces the previous one."""
+    """One line for the terminal, which replaces the previous one."""
 
     def __init__(self, total_steps: int) -> None:
         self._total_steps = total_steps
@@ -236,11 +222,11 @@ class Console(Sink):
         show(console_line(record, self._total_steps), last=record["step"] + 1 >= self._total_steps)
 
     def close(self) -> None:
-        """Has nothing to close."""
+        """Does nothing."""
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """Returns what can be drawn over steps."""
+    """Returns the values that can be plotted over steps."""
     return {
         key: value
         for key, value in record.items()

@@ -1,6 +1,4 @@
-"""Notices that a run diverges: a step kind's loss far above its running median, on numbers that are the same
-on all ranks.
-"""
+"""Detects divergence: the loss of a step kind far above its running median, equal on all ranks."""
 
 from __future__ import annotations
 
@@ -20,15 +18,17 @@ from flava_ds.training.engine import Engine
 from flava_ds.training.watcher import DivergedError, Update, Watcher
 
 RECENT = 100
-"""Losses of a kind that its median is taken over; those of a spike are not among them."""
+"""Losses of a kind in its running median; spikes are excluded."""
 FEWEST = 8
-"""Losses of a kind before which nothing is a spike."""
+"""Losses of a kind before anything counts as a spike."""
 
 
 class SpikeWatch:
-    """Keeps each kind's recent losses and how many steps in a row have been a spike. Everything it decides is
-    the same on all ranks, and its state is part of a checkpoint, so a resumed run decides as one that went
-    through."""
+    """Keeps each kind's recent losses and the number of spikes in a row.
+
+    All decisions are equal on all ranks. The state is part of a checkpoint, so a resumed run decides like an
+    uninterrupted one.
+    """
 
     def __init__(self, training: TrainingConfig, world: World) -> None:
         self.factor, self.steps, self._world = training.spike_factor, training.spike_steps, world
@@ -39,16 +39,16 @@ class SpikeWatch:
 
     @property
     def calm(self) -> bool:
-        """True when no kind's latest loss is a spike."""
+        """True if no kind's latest loss is a spike."""
         return not any(self._streaks.values())
 
     def add(self, step: int, kind: str, loss: Tensor) -> None:
-        """Takes in this rank's part of a step's loss, on the device; the mean over ranks is the step's."""
+        """Adds this rank's part of a step's loss, on the device; the mean over ranks is the step's loss."""
         if self.factor:
             self._pending.append((step, kind, loss.detach()))
 
     def look(self) -> None:
-        """Judges the steps since the last look; all ranks call it together. Waits for the device.
+        """Judges the steps since the last call. Collective; waits for the device.
 
         Raises: DivergedError at the step that completes training.spike_steps spikes of a kind in a row.
         """
@@ -62,7 +62,7 @@ class SpikeWatch:
             self._judge(step, kind, loss)
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps; plain JSON types."""
+        """Returns the state for a checkpoint, as plain JSON types."""
         return {
             "calm": self.calm,
             "rollbacks": self.rollbacks,
@@ -71,13 +71,13 @@ class SpikeWatch:
         }
 
     def set_state(self, saved: dict[str, Any]) -> None:
-        """Takes over what a checkpoint kept."""
+        """Restores the state of a checkpoint."""
         self.rollbacks, self._pending = saved["rollbacks"], []
         self._recent = {kind: deque(values, maxlen=RECENT) for kind, values in saved["recent"].items()}
         self._streaks = dict(saved["streaks"])
 
     def _judge(self, step: int, kind: str, loss: float) -> None:
-        """Takes in one step's loss. One that is not finite is the engine's to skip and to count."""
+        """Judges one step's loss. The engine skips and counts losses that are not finite."""
         if not math.isfinite(loss):
             return
         recent = self._recent.setdefault(kind, deque(maxlen=RECENT))
@@ -89,17 +89,15 @@ class SpikeWatch:
         self._streaks[kind] = self._streaks.get(kind, 0) + 1
         if self._streaks[kind] >= self.steps:
             raise DivergedError(
-                f"step {step}: the loss of {kind} steps is {loss:.4g}, and for {self._streaks[kind]} of "
-                f"them in a row has been more than {self.factor:g} times "
-                f"its median {usual:.4g} (training.spike_factor, training.spike_steps)",
+                f"step {step}: the loss of {kind} steps is {loss:.4g}, and for {self._streaks[kind]} of them "
+                f"in a row it has been more than {self.factor:g} times its median {usual:.4g} "
+                "(training.spike_factor, training.spike_steps)",
                 step,
             )
 
 
 class DivergenceWatch(Watcher):
-    """Sends a run back, or ends it, after too many spikes or skipped updates in a row; looks once per log
-    line.
-    """
+    """Rolls back or ends a run after too many spikes or skipped updates; checks once per record."""
 
     def __init__(self, engine: Engine, training: TrainingConfig) -> None:
         self.engine, self.limit = engine, training.stop_on_nonfinite
@@ -111,7 +109,7 @@ class DivergenceWatch(Watcher):
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:
         longest = int(self.engine.longest_skip)
         self.engine.longest_skip.copy_(self.engine.skipped_in_a_row)
-        told = "updates in a row were skipped, because a loss or a gradient was not finite"
+        told = "updates in a row were skipped because a loss or a gradient was not finite"
         if longest and longest < self.limit:
             log.warning("step %d: up to %d %s", step, longest, told)
         if longest >= self.limit:

@@ -1,10 +1,8 @@
-"""Who holds the others up: each rank's own time in a step, the slowest of them, and a warning when it stays
-the same one.
+"""Finds slow ranks: each rank's own time in a step, the slowest rank, and a warning if it persists.
 
-Ranks leave a step together, because they wait for each other in its collectives. What tells them apart is the
-time until a rank first waits: its loader, its copies, and its forward pass up to the contrastive loss, which
-gathers. With ZeRO-3 a forward pass gathers weights throughout, so only the time in the loader can be told
-apart there.
+Ranks end a step together, because they wait for each other in collectives. What differs is the time until a
+rank first waits: its loader, its copies, and its forward pass up to the gather of the contrastive loss.
+ZeRO-3 gathers weights throughout the forward pass, so only the loader's time differs there.
 """
 
 from __future__ import annotations
@@ -23,8 +21,9 @@ from flava_ds.watching.log_line import lags
 
 
 class StepClock:
-    """Times this rank's work in a step until it first waits for other ranks, without waiting for the device:
-    events are read once per log line.
+    """Times this rank's work in a step until it first waits for other ranks.
+
+    Does not wait for the device: events are read once per record.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,20 +33,18 @@ class StepClock:
         self._started: Any = None
 
     def watch(self, module: nn.Module) -> None:
-        """Stops the clock wherever a forward pass of `module` ends or, before that, gathers the features of a
-        pooled loss.
-        """
+        """Stops the clock where a forward pass of `module` ends, or gathers the features of a pooled loss."""
         module.register_forward_hook(lambda *_: self.stop())
         for part in module.modules():
             if isinstance(part, PooledObjective):
                 part.register_forward_pre_hook(lambda *_: self.stop())
 
     def start(self) -> None:
-        """Begins a step."""
+        """Starts a step."""
         self._started = self._mark()
 
     def stop(self) -> None:
-        """Ends the rank's own part of the step; further calls before the next start change nothing."""
+        """Ends the rank's own part of the step; further calls before the next start do nothing."""
         if self._started is None:
             return
         if self.device.type == "cuda":
@@ -57,8 +54,9 @@ class StepClock:
         self._started = None
 
     def take(self) -> float:
-        """Returns the seconds since the last call. On a GPU this waits for the last event, so call it where
-        the device is read anyway.
+        """Returns the seconds since the last call.
+
+        On a GPU this waits for the last event, so call it where the device is read anyway.
         """
         seconds, events = self._seconds, self._events
         self._seconds, self._events = 0.0, []
@@ -68,7 +66,7 @@ class StepClock:
         return seconds
 
     def _mark(self) -> Any:
-        """The present moment: an event in the device's stream, or seconds on a CPU."""
+        """Returns the current time: an event in the device's stream, or seconds on a CPU."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -78,9 +76,7 @@ class StepClock:
 
 @dataclass(frozen=True)
 class Slowest:
-    """The slowest rank of a log line: seconds a step until it waits for others, against the median rank's,
-    and what costs it more.
-    """
+    """The slowest rank of a record: its seconds per step before waiting, the median rank's, and the cause."""
 
     rank: int
     host: str
@@ -90,14 +86,12 @@ class Slowest:
 
     @property
     def lags(self) -> bool:
-        """True when the others wait for it noticeably."""
+        """True if it slows the others down noticeably."""
         return lags(self.seconds, self.median)
 
 
 def find_slowest(waited: Sequence[float], worked: Sequence[float], hosts: Sequence[str]) -> Slowest:
-    """Compares ranks by seconds a step waited for data and worked until the others were waited for; each
-    sequence has an entry per rank.
-    """
+    """Compares ranks by seconds per step spent waiting for data and working; one entry per rank each."""
     total = [a + b for a, b in zip(waited, worked, strict=True)]
     rank = max(range(len(total)), key=total.__getitem__)
     excess = [values[rank] - statistics.median_low(values) for values in (waited, worked)]
@@ -111,14 +105,14 @@ def find_slowest(waited: Sequence[float], worked: Sequence[float], hosts: Sequen
 
 
 class StragglerWatch:
-    """Counts log lines in a row in which the same rank lags, and words a warning at every `lines` of them."""
+    """Counts consecutive records with the same slow rank, and warns every `lines` of them."""
 
     def __init__(self, lines: int) -> None:
         self.lines = lines
         self._rank, self._count = -1, 0
 
     def see(self, slowest: Slowest) -> str | None:
-        """Takes in one line's slowest rank; returns the warning when it is due."""
+        """Adds one record's slowest rank. Returns a warning if due."""
         same = slowest.lags and slowest.rank == self._rank
         self._rank, self._count = slowest.rank, (self._count + 1 if same else int(slowest.lags))
         if not self.lines or not self._count or self._count % self.lines:
@@ -135,7 +129,7 @@ class StragglerWatch:
         }
         return (
             f"all ranks wait for rank {slowest.rank} on {slowest.host}: for {self._count} log lines it has "
-            f"taken {slowest.seconds:.3g} s a step until it "
-            f"meets the others, {slowest.seconds / slowest.median:.2g} times the median rank's "
-            f"{slowest.median:.3g} s; {remedy[slowest.cause]}"
+            f"taken {slowest.seconds:.3g} s a step until it meets the others, "
+            f"{slowest.seconds / slowest.median:.2g} times the median rank's {slowest.median:.3g} s; "
+            f"{remedy[slowest.cause]}"
         )

@@ -116,7 +116,7 @@ def test_the_curve_goes_on_as_if_the_data_had_never_been_there(tmp_path):
     job.wait()
     said = job.said(0)
     assert (
-        "for 3 of them in a row has been more than 5 times its median" in said
+        "for 3 of them in a row it has been more than 5 times its median" in said
         and "back to step 20, skipping the data of the steps since" in said
     ), said
     assert run(spiked, spoil).errors() == []

@@ -73,7 +73,7 @@ def test_ranks_that_would_train_differently_are_refused_and_other_versions_named
     (said, _), (silence, _) = run_ranks(started_differently, 2, "versions")
     assert (
         said.startswith(
-            f"rank 1 on {host} has other software than rank 0: deepspeed 9.9 instead of "
+            f"rank 1 on {host} has different software from rank 0: deepspeed 9.9 instead of "
             f"{version_of('deepspeed')};"
         )
         and silence == ""

@@ -61,7 +61,7 @@ def test_every_kind_has_its_first_step_of_every_window_measured():
 def test_zero3_is_refused_once(caplog, monkeypatch):
     monkeypatch.setattr("flava_ds.ranks.distributed.log.propagate", True)
     assert not norms(4, stage=3).due(0, Kind.PAIR)
-    assert "ZeRO-3 keeps no whole gradients" in caplog.text
+    assert "ZeRO-3 keeps no full gradients" in caplog.text
 
 
 def test_only_trainable_parameters_of_encoders_count():

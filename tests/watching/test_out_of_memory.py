@@ -77,7 +77,7 @@ def test_memory_of_every_kind_is_recognised(error):
     with pytest.raises(
         DeviceMemoryError,
         match=(
-            r"^rank 0 on \S+ ran out of memory in a step \(.*\)\. Change, in this order, what is needed: "
+            r"^rank 0 on \S+ ran out of memory in a step \(.*\)\. Try, in this order: "
             r"\(1\) "
         ),
     ):

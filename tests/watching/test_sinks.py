@@ -185,7 +185,7 @@ def test_wandb_without_a_login_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(
         ConfigError,
-        match="Weights & Biases does not take the run .*`wandb login`.* or leave logging.wandb off",
+        match="Weights & Biases rejects the run .*`wandb login`.* or leave logging.wandb off",
     ):
         WeightsAndBiases(with_wandb(tmp_path), {}, 0)
     wandb.teardown()  # it remembers in this process what its variables said

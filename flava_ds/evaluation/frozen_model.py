@@ -1,5 +1,4 @@
-"""A model that does not change while it is evaluated: what it offers, and the features that several tasks
-share."""
+"""A model under evaluation: its capabilities, and cached features that several tasks share."""
 
 from __future__ import annotations
 
@@ -18,41 +17,41 @@ from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures,
 from flava_ds.evaluation.shares import Alone, Share
 
 BATCH_ROWS = 128
-"""Images or texts that are encoded at one time."""
+"""Images or texts encoded at a time."""
 DECODED_AHEAD = 4
-"""Batches that are decoded while the model works on one, at most."""
+"""Batches decoded ahead of the model, at most."""
 MOST_THREADS = 8
 
 Capability = TypeVar("Capability")
 
 
 class Lacking(UserError):
-    """A model that does not offer what a task needs."""
+    """The model lacks a capability that a task needs."""
 
 
 class Pictures(Protocol, Hashable):
-    """Images as a model is shown them; equal ones are encoded once."""
+    """Images as the model sees them; equal ones are encoded once."""
 
     def __len__(self) -> int: ...
 
     def batch(self, rows: range, size: int) -> Tensor:
-        """[k 3 size size] uint8."""
+        """Returns preprocessed images: [k 3 size size] uint8."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """Which model this is."""
+    """Identifies the evaluated model."""
 
     name: str
     family: str
     step: int | None = None
-    """None for a model that is no checkpoint of a run."""
+    """None if the model is not a checkpoint of a run."""
 
 
 class FrozenModel:
-    """What a model offers, with its tokenizer and sizes. Encodes whole sets in batches, each set once.
+    """A model's capabilities, with its tokenizer and sizes. Encodes whole sets in batches, each set once.
 
-    Make a new one after every update of the weights.
+    Create a new instance after every update of the weights.
     """
 
     def __init__(
@@ -66,8 +65,11 @@ class FrozenModel:
         device: torch.device,
         share: Share | None = None,
     ) -> None:
-        """`offers` are the family's objects, and protocol -> reason for what it lacks; `most_tokens` cuts a
-        'pair' text (a caption, a prompt) and a 'text' on its own; `share` spreads the work over ranks."""
+        """`offers` holds the family's capability objects, and the reasons for those it lacks.
+
+        `most_tokens` is the text length for a 'pair' (caption, prompt) and a 'text'; `share` splits work over
+        ranks.
+        """
         self.described, self.tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers
@@ -76,9 +78,9 @@ class FrozenModel:
         self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
 
     def need(self, capability: type[Capability], asked_by: str) -> Capability:
-        """Returns the object that offers a capability.
+        """Returns the object that implements a capability.
 
-        Raises: Lacking in one line, naming the capability, who needs it, and the family.
+        Raises: Lacking, naming the capability, the task that needs it, and the family.
         """
         for part in self._parts:
             if isinstance(part, capability):
@@ -91,7 +93,7 @@ class FrozenModel:
         )
 
     def image_features(self, pictures: Pictures, asked_by: str) -> Tensor:
-        """Encodes a set's pictures: [N d], in the model's dtype on its device."""
+        """Encodes a set of images: [N d], in the model's dtype, on its device."""
         encode = self.need(ImageFeatures, asked_by).image_features
         if pictures not in self._images:
             starts = range(0, len(pictures), BATCH_ROWS)
@@ -105,7 +107,7 @@ class FrozenModel:
         return self._images[pictures]
 
     def text_features(self, texts: Sequence[str], asked_by: str, kind: str = "text") -> Tensor:
-        """Encodes texts, cut as those of their kind: [len(texts) d], in the model's dtype on its device."""
+        """Encodes texts, truncated for their kind: [len(texts) d], in the model's dtype, on its device."""
         encode = self.need(TextFeatures, asked_by).text_features
         key = (tuple(texts), self.most_tokens[kind])
         if key not in self._texts:
@@ -118,21 +120,19 @@ class FrozenModel:
         return self._texts[key]
 
     def image_embeddings(self, pictures: Pictures, asked_by: str) -> Tensor:
-        """Encodes a set's pictures into the space that they share with texts, L2-normalised in
-        fp32: [N r]."""
+        """Encodes a set of images into the space shared with texts, L2-normalised in fp32: [N r]."""
         embedder = self.need(Embedder, asked_by)
         features = self.image_features(pictures, asked_by)
         return torch.cat([embedder.project_images(rows).float() for rows in features.split(BATCH_ROWS)])
 
     def text_embeddings(self, texts: Sequence[str], asked_by: str) -> Tensor:
-        """Encodes captions or prompts into the space that they share with images, L2-normalised in fp32:
-        [len(texts) r]."""
+        """Encodes captions or prompts into the space shared with images: [N r], L2-normalised, fp32."""
         embedder = self.need(Embedder, asked_by)
         features = self.text_features(texts, asked_by, "pair")
         return torch.cat([embedder.project_texts(rows).float() for rows in features.split(BATCH_ROWS)])
 
     def _encode(self, starts: range, mine: Iterator[Tensor]) -> Tensor:
-        """Runs this rank's batches and joins those of all ranks in the set's order."""
+        """Encodes this rank's batches and joins those of all ranks in the set's order."""
         return torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
 
 
@@ -141,7 +141,7 @@ Made = TypeVar("Made")
 
 
 def ahead(make: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
-    """Yields `make` of each entry in order; threads work some entries ahead of who takes them."""
+    """Yields `make` of each entry in order, computed ahead by threads."""
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     if threads == 1 or len(given) == 1:
         yield from map(make, given)

@@ -1,5 +1,4 @@
-"""Labelled samples, however a data set stores them: images with classes, images with captions, texts with
-classes."""
+"""Labelled samples of any data set: images with classes, images with captions, texts with classes."""
 
 from __future__ import annotations
 
@@ -20,10 +19,10 @@ from flava_ds.evaluation.preprocessing import Transform
 from flava_ds.storage.faults import SampleFault
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-"""Of a data set that brings none of its own; CLIP's for one template."""
+"""For a data set without templates; CLIP's choice of a single one."""
 
 Load = Callable[[int], Tensor | bytes]
-"""Returns the picture of a row: decoded [3 H W] uint8, or its encoded bytes. Called from several threads."""
+"""Returns a row's image: decoded [3 H W] uint8, or encoded bytes. Called from several threads."""
 Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledTexts")
 
 
@@ -51,7 +50,7 @@ class LabelledImages:
 
     @property
     def fingerprint(self) -> str:
-        """Hashes which samples with which labels these are, in their order."""
+        """Hashes the samples and labels, in order."""
         return _hash(self.keys, [self.class_names[label] for label in self.labels])
 
 
@@ -75,7 +74,7 @@ class CaptionedImages:
 
     @property
     def fingerprint(self) -> str:
-        """Hashes which images with which captions these are, in their order."""
+        """Hashes the images and captions, in order."""
         return _hash(self.keys, self.captions)
 
 
@@ -103,13 +102,13 @@ class LabelledTexts:
 
     @property
     def fingerprint(self) -> str:
-        """Hashes which texts with which labels these are, in their order."""
+        """Hashes the texts and labels, in order."""
         return _hash(self.texts, self.labels.tolist())
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The pictures of a set through a transform, as a model is shown them. Equal ones are encoded once."""
+    """The images of a set through a transform, as the model sees them. Equal ones are encoded once."""
 
     images: LabelledImages | CaptionedImages
     transform: Transform
@@ -118,9 +117,9 @@ class Seen:
         return len(self.images)
 
     def batch(self, rows: range, size: int) -> Tensor:
-        """Decodes and transforms some pictures: [k 3 size size] uint8.
+        """Decodes and transforms some images: [k 3 size size] uint8.
 
-        Raises: DataError naming a picture that cannot be decoded.
+        Raises: DataError naming an image that cannot be decoded.
         """
         return torch.stack([self.transform(self._decoded(row), size) for row in rows])
 
@@ -132,26 +131,25 @@ class Seen:
             return decode_image(found)
         except SampleFault as fault:
             raise DataError(
-                f"{self.images.name}: the picture '{self.images.keys[row]}' cannot be used: {fault}; get "
+                f"{self.images.name}: picture '{self.images.keys[row]}' cannot be used: {fault}; get "
                 "the file again"
             ) from fault
 
 
 def limited(samples: Set, limit: int | None) -> Set:
-    """Keeps at most `limit` samples at even distances, which sorted classes share about equally."""
+    """Keeps at most `limit` evenly spaced samples, so that sorted classes keep about equal shares."""
     if limit is None or len(samples) <= limit:
         return samples
     return samples.select(spaced(len(samples), limit))
 
 
 def spaced(count: int, most: int) -> np.ndarray:
-    """Returns at most `most` rows of `count` at even distances, the first and the last among
-    them: [k] int64."""
+    """Returns at most `most` evenly spaced rows of `count`, including first and last: [k] int64."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 
 def _chosen(samples: LabelledImages | CaptionedImages, rows: np.ndarray) -> dict:
-    """The fields that images of either kind select alike."""
+    """Returns the fields that both kinds of images select alike."""
     load, where = samples.load, np.asarray(rows, dtype=np.int64)
     return {"keys": tuple(samples.keys[row] for row in where), "load": lambda row: load(int(where[row]))}
 

@@ -1,4 +1,4 @@
-"""Tasks on a model that is being trained, by all ranks together."""
+"""Evaluates a model during training, on all ranks together."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from flava_ds.ranks.distributed import World, raise_together, together
 
 
 class LiveEvaluation:
-    """Calls to it run the configured tasks on the weights of the moment.
+    """Runs the configured tasks on the current weights when called.
 
-    Every rank encodes its share of the samples and computes every number, so none waits for another's work,
-    and an error that one meets ends all.
+    Every rank encodes its share of the samples and computes every number, so no rank waits for another's
+    work. An error on one rank ends the evaluation on all.
     """
 
     def __init__(
@@ -33,10 +33,11 @@ class LiveEvaluation:
         world: World,
         lend: Callable[[], AbstractContextManager[nn.Module]],
     ) -> None:
-        """Finds tasks and data, and checks what the tasks need; all ranks together. `lend` gives a model that
-        computes alone.
+        """Finds tasks and data, and checks the tasks' needs, on all ranks together.
 
-        Raises: UserError on all ranks when one of them lacks something.
+        `lend` provides a model that needs no other rank.
+
+        Raises: UserError on all ranks if one of them lacks something.
         """
         self.config, self.world, self._lend = config, world, lend
         settings = config.evaluation
@@ -47,9 +48,7 @@ class LiveEvaluation:
             self._check_best_metric()
 
     def __call__(self) -> dict[str, dict[str, Score]]:
-        """Returns task -> number -> score, the same on all ranks. Raises: UserError or RuntimeError on all
-        ranks.
-        """
+        """Returns task -> number -> score, equal on all ranks. Errors are raised on all ranks too."""
         with self._lend() as module:
             model = self._frozen(module)
             return {
@@ -65,9 +64,7 @@ class LiveEvaluation:
         )
 
     def _together(self, run: Callable[[], dict[str, Score]]) -> dict[str, Score]:
-        """Runs a task. The others meet an error of this rank where they next wait for it: in the task, or at
-        its end.
-        """
+        """Runs a task. Other ranks see an error where they next wait for this one, or at the end."""
         try:
             scores = run()
         except Exception as problem:
@@ -84,7 +81,7 @@ class LiveEvaluation:
         return scores
 
     def _check_best_metric(self) -> None:
-        """Raises UserError when checkpoints are to be kept by a task that does not run."""
+        """Raises UserError if checkpoint.best_metric names a task that does not run."""
         name = self.config.checkpoint.best_metric
         known = [task.name for task in self.tasks]
         if name.startswith("evaluation/") and name.split("/")[1] not in known:

@@ -15,27 +15,20 @@ if TYPE_CHECKING:
 
 MOST_ITERATIONS = 1000
 TOLERANCE = 1e-4
-"""On the gradient of the summed loss. From 1.4 on scikit-learn looks at that of the mean, which is n times
-smaller."""
+"""On the gradient of the summed loss. scikit-learn 1.4 and later use the mean's, n times smaller."""
 COARSE = tuple(range(-6, 7, 2))
-"""Decades of the penalties that are tried first: seven of 1e-6 to 1e6."""
+"""Decades of the first penalties to try: seven from 1e-6 to 1e6."""
 FINEST = 1 / 8
-"""Of a decade: where the halving around the best penalty ends."""
+"""In decades: where the interval halving around the best penalty stops."""
 HELD_OUT = 5
-"""Every fifth sample of each class chooses the penalty, where a data set has no validation split."""
+"""Every fifth sample of each class selects the penalty if a data set has no validation split."""
 SEED = 0
 
 
 def fit(
     features: np.ndarray, labels: np.ndarray, inverse_penalty: float, *, iterations: int, tolerance: float
 ) -> LogisticRegression:
-    """Fits multinomial logistic regression by L-BFGS; to stop at the iteration limit is a choice, not a
-    fault.
-
-    Shapes:
-        features  [N d]
-        labels    [N]
-    """
+    """Fits multinomial logistic regression by L-BFGS; reaching the iteration limit is not an error."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -43,15 +36,14 @@ def fit(
     except ImportError as error:
         raise UserError("a probe needs scikit-learn; `pip install 'flava_ds[eval]'`") from error
 
-    # One BLAS thread: the matrices are small, and threads that wait for each other on busy cores are many
-    # times slower.
+    # One BLAS thread: the matrices are small, and threads that spin on busy cores are many times slower.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=inverse_penalty, max_iter=iterations, tol=tolerance).fit(features, labels)
 
 
 def fit_as_clip(features: np.ndarray, labels: np.ndarray, penalty: float) -> LogisticRegression:
-    """Fits as the paper's probes are: 1000 iterations at most, penalty λ = 1/C, no standardising, bias free.
+    """Fits like the paper's probes: at most 1000 iterations, penalty λ = 1/C, raw features, free bias.
 
     Source: paper, section 4, which follows CLIP.
     """
@@ -59,9 +51,9 @@ def fit_as_clip(features: np.ndarray, labels: np.ndarray, penalty: float) -> Log
 
 
 def choose_penalty(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]) -> float:
-    """Returns the penalty that does best on the validation samples; of equally good ones the largest.
+    """Returns the penalty with the best validation accuracy; the largest of equally good ones.
 
-    Seven of 1e-6 to 1e6, then halving the distance around the best, to eight a decade.
+    Tries seven from 1e-6 to 1e6, then halves the interval around the best, down to eight per decade.
 
     Source: CLIP, section A.3.
     """
@@ -83,8 +75,7 @@ def choose_penalty(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.nd
 
 
 def hold_out(labels: np.ndarray) -> np.ndarray:
-    """Marks every fifth sample of each class, drawn from a fixed seed; of a class with fewer than two samples
-    none: [N] bool."""
+    """Marks every fifth sample of each class, from a fixed seed; none of single-sample classes: [N] bool."""
     draw = np.random.default_rng(SEED)
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

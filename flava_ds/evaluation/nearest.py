@@ -1,6 +1,4 @@
-"""Finds the nearest keys of many queries in chunks, and what chance would find. A whole query x key matrix
-never exists.
-"""
+"""Nearest keys of many queries, in chunks, so that the full query x key matrix never exists."""
 
 from __future__ import annotations
 
@@ -38,18 +36,17 @@ def top_k(queries: Tensor, keys: Tensor, k: int, *, chunk_rows: int = CHUNK_ROWS
 
 
 def recall(found: np.ndarray, right: np.ndarray, k: int) -> float:
-    """Returns the share of queries with a right key among their first k.
+    """Returns the share of queries with a correct key among their first k.
 
     Shapes:
         found  [q k']  labels of the found keys, best first
-        right  [q]     the label that is right
+        right  [q]     the correct label
     """
     return float((found[:, :k] == right[:, None]).any(axis=1).mean())
 
 
 def chance_of_recall(positives: np.ndarray, keys: int, k: int) -> float:
-    """Returns the expected recall at k of a random order, given how many of the keys are right for each
-    query.
+    """Returns the expected recall at k of a random order; `positives` are the correct keys per query.
 
     One minus the probability that all k drawn keys are wrong, C(keys - p, k) / C(keys, k), averaged over the
     queries.

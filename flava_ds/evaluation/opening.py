@@ -1,5 +1,4 @@
-"""Opens a trained model, wherever it lies: a run, one of its checkpoints, or a folder in Hugging Face's
-layout."""
+"""Opens a trained model: a run, one of its checkpoints, or a folder in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -23,15 +22,13 @@ from flava_ds.evaluation.shares import Share
 from flava_ds.hf.import_weights import import_folder
 
 MOST_TOKENS = {"pair": 77, "text": 512}
-"""Text lengths for kinds that a model was trained on without telling how long; the released FLAVA's."""
+"""Text lengths of kinds for which a model does not say; those of the released FLAVA."""
 Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A trained model with its configuration. `run_path` is the folder of its run; None where there is none
-    beside it.
-    """
+    """A trained model with its configuration. `run_path` is its run's folder, or None."""
 
     config: Config
     module: nn.Module
@@ -39,20 +36,19 @@ class Opened:
     run_path: Path | None
 
     def frozen(self) -> FrozenModel:
-        """Returns it as an evaluation sees it."""
+        """Returns the model for evaluation."""
         return freeze(self.config, self.module, self.described)
 
 
 def open_model(
     path: Path, *, device: torch.device | str | None = None, precision: Precision | None = None
 ) -> Opened:
-    """Opens a run (its latest checkpoint), a checkpoint, or a FlavaModel or FlavaForPreTraining folder;
-    nothing is downloaded.
+    """Opens a run (its latest checkpoint), a checkpoint, or a Hugging Face folder; downloads nothing.
 
     `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
     fp32, unless `precision` says otherwise.
 
-    Raises: CheckpointError naming what is missing or does not fit; UserError when there is no such device.
+    Raises: CheckpointError naming what is missing or does not fit; UserError if the device does not exist.
     """
     path, device = Path(path), _device(device)
     if is_huggingface(path):
@@ -70,8 +66,7 @@ def open_model(
         found = latest(place_of(path, config))
         if found is None:
             raise CheckpointError(
-                f"{path}: no checkpoint there; train further: one is written every "
-                "checkpoint.every_steps and at the end"
+                f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"
             )
         weights, described = (
             load_weights(found),
@@ -82,7 +77,7 @@ def open_model(
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: its weights do not fit the model of its config.json "
+            f"{path}: its weights do not fit the model in its config.json "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
     if precision is None:
@@ -94,9 +89,9 @@ def open_model(
 def freeze(
     config: Config, module: nn.Module, described: Described, share: Share | None = None
 ) -> FrozenModel:
-    """Returns a model as an evaluation sees it: what its family offers, its tokenizer and sizes.
+    """Returns a model for evaluation, with its family's capabilities, its tokenizer and sizes.
 
-    Raises: ConfigError when the vocabulary does not fit the model.
+    Raises: ConfigError if the vocabulary does not fit the model.
     """
     return FrozenModel(
         described,
@@ -110,14 +105,13 @@ def freeze(
 
 
 def most_tokens(config: Config, kind: str) -> int:
-    """Returns the longest text that the model was trained on: that of its first source of this kind ('pair',
-    'text')."""
+    """Returns the longest text the model was trained on, from its first source of `kind` ('pair', 'text')."""
     limits = [source.max_tokens for source in config.data.sources.values() if source.kind == kind]
     return min(limits[0] if limits else MOST_TOKENS[kind], config.model.max_tokens)
 
 
 def is_huggingface(path: Path) -> bool:
-    """Tells whether a folder holds a model in Hugging Face's layout."""
+    """Returns True if a folder holds a model in Hugging Face's layout."""
     try:
         return b'"model_type"' in (path / CONFIG).read_bytes()
     except OSError:
@@ -125,7 +119,7 @@ def is_huggingface(path: Path) -> bool:
 
 
 def _device(name: torch.device | str | None) -> torch.device:
-    """Returns the device to use. Raises: UserError when there is no such one."""
+    """Returns the device to use. Raises: UserError if it does not exist."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -137,8 +131,7 @@ def _device(name: torch.device | str | None) -> torch.device:
 
 
 def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Described, None]:
-    """Reads a Hugging Face folder, with its vocabulary and its pixels' mean and standard deviation where it
-    has them."""
+    """Reads a Hugging Face folder, with its vocabulary and pixel statistics if it has them."""
     imported = import_folder(path)
     config = imported.config(path.resolve().name)
     if (path / "vocab.txt").is_file():
@@ -150,9 +143,9 @@ def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Desc
 
 
 def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:
-    """Returns image_mean and image_std of a preprocessor's configuration; nothing where the folder has none.
+    """Returns image_mean and image_std of a preprocessor's configuration; empty without one.
 
-    Raises: CheckpointError when it cannot be read.
+    Raises: CheckpointError if it cannot be read.
     """
     if not file.is_file():
         return {}

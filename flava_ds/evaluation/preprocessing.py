@@ -1,5 +1,4 @@
-"""From a decoded picture to the model's input, as the published protocols do it; the only place that says
-how."""
+"""From decoded image to model input, following the published protocols; defined only here."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ class Transform:
     resize: float = 1.0
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
-        """[3 H W] uint8 -> [3 size size] uint8."""
+        """Preprocesses an image: [3 H W] uint8 -> [3 size size] uint8."""
         height, width = image.shape[1:]
         short = round(self.resize * size)
         target = (

@@ -1,4 +1,4 @@
-"""Linear probes: what logistic regression reads off the frozen states of images or texts."""
+"""Linear probes: logistic regression on frozen image or text features."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from flava_ds.evaluation.statistics import mean_per_class, roc_area, share
 
 @dataclass(frozen=True)
 class Probe(ABC):
-    """The penalty is chosen on the validation split, or on a fifth of the training samples; the probe is then
-    fitted on both, and tested once.
+    """Chooses the penalty on the validation split or a fifth of the training samples, fits on both, tests.
 
     Source: paper, section 4, and CLIP.
     """
@@ -30,10 +29,10 @@ class Probe(ABC):
 
     @abstractmethod
     def features(self, model: FrozenModel, samples: Any) -> np.ndarray:
-        """Returns the samples' states: [N d] fp32."""
+        """Returns the samples' features: [N d] fp32."""
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
-        """Returns accuracy, the mean over classes, and for two classes the area under the ROC curve."""
+        """Returns accuracy, its mean over classes and, for two classes, the area under the ROC curve."""
         test = data.test()
         train, labels = self._read(model, data, "train")
         with_validation = data.split != "val" and data.has("val")
@@ -53,34 +52,33 @@ class Probe(ABC):
         return scores
 
     def _read(self, model: FrozenModel, data: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a split's states and labels. Raises: DataError when it has one class only."""
+        """Returns a split's features and labels. Raises: DataError if it has only one class."""
         samples = data.read(split)
         if len(np.unique(samples.labels)) < 2:
             raise DataError(
-                f"{samples.name}: split '{split}' has samples of one class only, so a probe has nothing "
-                "to learn"
+                f"{samples.name}: split '{split}' has samples of only one class, so there is nothing to learn"
             )
         return self.features(model, samples), samples.labels
 
 
 @dataclass(frozen=True)
 class ImageProbe(Probe):
-    """Tells an image's class from its state in the image encoder, before any projection."""
+    """Predicts an image's class from the image encoder's features, before any projection."""
 
     transform: Transform = CLIP_TRANSFORM
-    about: ClassVar[str] = "logistic regression on frozen image states"
+    about: ClassVar[str] = "logistic regression on frozen image features"
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledImages) -> np.ndarray:
-        """Encodes the pictures."""
+        """Encodes the images."""
         return model.image_features(Seen(samples, self.transform), f"task {self.name}").float().cpu().numpy()
 
 
 @dataclass(frozen=True)
 class TextProbe(Probe):
-    """Tells a text's class from its state in the text encoder, before any projection."""
+    """Predicts a text's class from the text encoder's features, before any projection."""
 
-    about: ClassVar[str] = "logistic regression on frozen text states"
+    about: ClassVar[str] = "logistic regression on frozen text features"
     needs: ClassVar[tuple[type, ...]] = (TextFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledTexts) -> np.ndarray:

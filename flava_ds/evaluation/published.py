@@ -1,4 +1,4 @@
-"""Numbers that others have published for the same protocol, to be printed beside ours."""
+"""Published results for the same protocols, printed next to ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Published:
 
 
 def _table_c1(flava: float, clip: float) -> tuple[Published, ...]:
-    """Columns 12 and 14, in per cent as printed."""
+    """Returns columns 12 and 14, in per cent as printed."""
     return Published("FLAVA", flava / 100, PAPER), Published("CLIP-400M", clip / 100, PAPER)
 
 
@@ -32,9 +32,9 @@ _NUMBERS = {
     ("coco_retrieval", "text_to_image_recall_at_1"): _table_c1(38.38, 33.07),
     ("coco_retrieval", "text_to_image_recall_at_5"): _table_c1(67.47, 58.37),
 }
-"""(task, number) -> what the paper reports; absent where the protocol differs (SST-2 is fine-tuned there)."""
+"""(task, number) -> the paper's result; missing where the protocol differs (SST-2 is fine-tuned there)."""
 
 
 def published(task: str, number: str) -> tuple[Published, ...]:
-    """Returns the published numbers of a task's number, none where nobody has published the same."""
+    """Returns the published results for a task's number; empty if there are none."""
     return _NUMBERS.get((task, number), ())

@@ -19,7 +19,7 @@ _TASKS: dict[str, Evaluator] = {}
 
 
 def tasks() -> dict[str, Evaluator]:
-    """Returns every task that is known, by name."""
+    """Returns every known task, by name."""
     for found in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{found.name}")
         _TASKS.update({task.name: task for task in module.TASKS if task.name not in _TASKS})
@@ -29,25 +29,25 @@ def tasks() -> dict[str, Evaluator]:
 def register(task: Evaluator) -> Evaluator:
     """Adds a task.
 
-    Raises: UserError when its name is taken by another one, or is no plain word.
+    Raises: UserError if its name is taken or is not a plain identifier.
     """
     if not task.name.replace("_", "").isalnum():
-        raise UserError(f"task '{task.name}': a task's name is letters, digits and underscores")
+        raise UserError(f"task '{task.name}': a task's name consists of letters, digits and underscores")
     if tasks().get(task.name, task) is not task:
-        raise UserError(f"task '{task.name}' is known already; give the new one another name")
+        raise UserError(f"task '{task.name}' already exists; give the new one another name")
     _TASKS[task.name] = task
     return task
 
 
 def unregister(name: str) -> None:
-    """Takes a task away again."""
+    """Removes a task."""
     _TASKS.pop(name, None)
 
 
 def find(names: Iterable[str]) -> list[Evaluator]:
-    """Returns tasks by name. `FILE.py` stands for all of a file's TASKS, `FILE.py:NAME` for one of them.
+    """Returns tasks by name; `FILE.py` means all of a file's TASKS, `FILE.py:NAME` one of them.
 
-    Raises: UserError with the known names.
+    Raises: UserError listing the known names.
     """
     found: list[Evaluator] = []
     for name in names:
@@ -72,7 +72,7 @@ _LOADED: dict[Path, ModuleType] = {}
 
 
 def _load(file: Path) -> ModuleType:
-    """Runs a user's file, once."""
+    """Runs a user's file once."""
     path = file.expanduser().resolve()
     if path not in _LOADED:
         if not path.is_file():
@@ -81,7 +81,7 @@ def _load(file: Path) -> ModuleType:
             )
         spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
+        sys.modules[spec.name] = module  # dataclasses look up annotations there
         try:
             spec.loader.exec_module(module)
         except BaseException:

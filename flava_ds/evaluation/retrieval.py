@@ -1,4 +1,4 @@
-"""Zero-shot retrieval between images and their captions, both ways."""
+"""Zero-shot retrieval of captions by images and of images by captions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall at 1, 5 and 10 by the inner product of embeddings. Any of an image's captions counts; ties
-    favour nobody.
+    """Recall at 1, 5 and 10 by the inner product of embeddings; any of an image's captions counts.
 
-    Source: paper, section 4, on Karpathy's splits.
+    Ties are broken by chance, in expectation. Source: paper, section 4, on Karpathy's splits.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Runs tasks on a model: finds their data, checks what they need, times them."""
+"""Runs tasks on a model: finds their data, checks their needs, measures their time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flava_ds.storage.atomic import write_whole
 
 @dataclass(frozen=True)
 class FoundData:
-    """A data set in its folder; each split is read once, and cut to `limit` samples."""
+    """A data set in its folder; each split is read once and limited to `limit` samples."""
 
     data: EvaluationData
     folder: Path
@@ -36,7 +36,7 @@ class FoundData:
     def read(self, split: str) -> Any:
         """Returns the samples of a split.
 
-        Raises: DataError when it is not there or empty.
+        Raises: DataError if the split is missing or empty.
         """
         if split not in self._read:
             samples = self.data.read(self.folder, split)
@@ -49,20 +49,20 @@ class FoundData:
         return self._read[split]
 
     def has(self, split: str) -> bool:
-        """Tells whether the folder holds that split."""
+        """Returns True if the folder contains that split."""
         return self.data.is_here(self.folder, split)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one task found, and on which samples."""
+    """What one task measured, and on which samples."""
 
     scores: dict[str, Score]
     seconds: float
     facts: dict[str, Any]
 
     def to_json(self, task: str) -> dict[str, Any]:
-        """Returns plain JSON types, with the published numbers of the same protocol."""
+        """Returns plain JSON types, with the published results of the same protocol."""
         numbers = {
             name: dataclasses.asdict(score)
             | {"published": [dataclasses.asdict(p) for p in published(task, name)]}
@@ -72,13 +72,13 @@ class TaskResult:
 
 
 RESULTS = "evaluations.json"
-"""In a run's folder: task -> what it found last."""
+"""In a run's folder: task -> its latest result."""
 
 
 def read_results(run_path: Path) -> dict[str, Any]:
-    """Returns what the tasks found on a run, in plain JSON types; nothing where none has run.
+    """Returns the tasks' results on a run, as plain JSON types; empty if none has run.
 
-    Raises: DataError when the file is damaged.
+    Raises: DataError if the file is damaged.
     """
     file = run_path / RESULTS
     if not file.is_file():
@@ -90,14 +90,14 @@ def read_results(run_path: Path) -> dict[str, Any]:
 
 
 def write_results(run_path: Path, found: dict[str, Any]) -> Path:
-    """Adds results to a run's file, which appears whole or not at all; returns its path."""
+    """Adds results to a run's file, replaced atomically. Returns its path."""
     file = run_path / RESULTS
     write_whole(file, json.dumps(read_results(run_path) | found, indent=2) + "\n")
     return file
 
 
 def expected(data: EvaluationData) -> str:
-    """Says what a data set's folder has to hold and where that comes from."""
+    """Describes what a data set's folder must contain and where to get it."""
     return f"expected {data.layout}; {data.origin}"
 
 
@@ -106,7 +106,7 @@ def find_data(
 ) -> FoundData:
     """Finds a data set in ROOT/<its folder>, or in ROOT itself.
 
-    Raises: DataError saying what was looked for, and how to get it; or naming the splits there are.
+    Raises: DataError saying what was expected and how to get it, or listing the existing splits.
     """
     if split is not None and split not in data.splits:
         raise DataError(f"{data.name} has no split '{split}'; there are {', '.join(data.splits)}")
@@ -126,7 +126,7 @@ def find_data(
 def find_all(
     tasks: Sequence[Evaluator], root: Path, split: str | None = None, limit: int | None = None
 ) -> dict[str, FoundData]:
-    """Finds the data of all tasks: task -> data; tasks on the same data set share what is read.
+    """Finds the data of all tasks: task -> data; tasks with the same data set share what is read.
 
     Raises: DataError.
     """
@@ -138,7 +138,7 @@ def find_all(
 
 
 def check_needs(tasks: Sequence[Evaluator], model: FrozenModel) -> None:
-    """Raises Lacking when a model does not offer what one of the tasks needs."""
+    """Raises Lacking if the model lacks a capability that one of the tasks needs."""
     for task in tasks:
         for capability in task.needs:
             model.need(capability, f"task {task.name}")
@@ -150,7 +150,7 @@ def evaluate(
     data: dict[str, FoundData],
     tell: Progress = lambda _: None,
 ) -> dict[str, TaskResult]:
-    """Runs tasks one after the other: task -> result. `tell` hears of each that begins.
+    """Runs tasks one after the other: task -> result. Calls `tell` when one starts.
 
     Raises: Lacking before anything is read; DataError.
     """

@@ -1,6 +1,4 @@
-"""Held-out shards in memory: encoded pictures, captions and metadata. Meant for evaluation sets, tens of
-thousands of samples.
-"""
+"""Held-out shards in memory: encoded images, captions and metadata, for up to tens of thousands."""
 
 from __future__ import annotations
 
@@ -23,13 +21,12 @@ from flava_ds.storage.shards import expand_shards
 
 FIELDS = {"image": IMAGE_SUFFIXES, "text": ("txt",), "record": ("json",)}
 DECODE_ROWS = 512
-"""Pictures that exist at their stored size at one time."""
+"""Images kept at their stored size at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in the order of their shards; pictures are decoded when somebody asks for them,
-    once per size."""
+    """Samples in shard order; images are decoded on demand, once per size."""
 
     name: str
     keys: tuple[str, ...]
@@ -49,15 +46,15 @@ class Samples:
         for key, record in zip(self.keys, self.records, strict=True):
             if name not in record:
                 raise DataError(
-                    f"{self.name}: sample '{key}' has no '{name}' in its .json, which the evaluation "
-                    "groups by; build the data set anew"
+                    f"{self.name}: sample '{key}' has no '{name}' in its .json, which the evaluation groups "
+                    "by; build the data set again"
                 )
         return np.array([str(record[name]) for record in self.records])
 
     def pixels(self, size: int) -> Tensor:
-        """Returns the pictures, resized and centre-cropped to `size`: [N 3 size size] uint8.
+        """Returns the images, resized and centre-cropped to `size`: [N 3 size size] uint8.
 
-        Raises: DataError naming a picture that cannot be decoded.
+        Raises: DataError naming an image that cannot be decoded.
         """
         if size not in self._pixels:
             parts = [torch.empty(0, 3, size, size, dtype=torch.uint8)]
@@ -68,11 +65,11 @@ class Samples:
         return self._pixels[size]
 
     def batch(self, rows: range, size: int) -> Tensor:
-        """Returns some of the pictures at `size`, as a model is shown them: [k 3 size size] uint8."""
+        """Returns some images at `size`, as the model sees them: [k 3 size size] uint8."""
         return self.pixels(size)[rows.start : rows.stop]
 
     def select(self, rows: np.ndarray, name: str) -> Samples:
-        """Returns the chosen samples as a set of its own, with the pictures decoded so far."""
+        """Returns the chosen samples as a new set, with the images decoded so far."""
         chosen = [
             tuple(values[row] for row in rows)
             for values in (self.keys, self.captions, self.records, self.encoded_images)
@@ -85,16 +82,15 @@ class Samples:
             return decode_image(self.encoded_images[row])
         except SampleFault as fault:
             raise DataError(
-                f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build "
-                "the data set anew"
+                f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build the "
+                "data set again"
             ) from fault
 
 
 def read_samples(folder: Path, *, images: bool = True, captions: bool = True) -> Samples:
-    """Reads every sample of a folder of shards; `images=False` does without pictures, `captions=False`
-    without captions.
+    """Reads every sample of a folder of shards, optionally without images or captions.
 
-    Raises: DataError when the folder is missing or a sample lacks a picture, a caption or readable metadata.
+    Raises: DataError if the folder is missing or a sample lacks an image, a caption or readable metadata.
     """
     without = {name for name, asked in (("image", images), ("text", captions)) if not asked}
     wanted = {name: suffixes for name, suffixes in FIELDS.items() if name not in without}
@@ -102,8 +98,8 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     if table.faults or not len(table):
         problems = ", ".join(f"{count} x {reason}" for reason, count in table.faults.items()) or "no samples"
         raise DataError(
-            f"{folder}: evaluation counts every sample, but found {problems}; unpack or build the data "
-            "set anew"
+            f"{folder}: evaluation counts every sample, but found {problems}; unpack or build the data set "
+            "again"
         )
     keys = tuple(table.key(row) for row in range(len(table)))
     members = {name: _read_members(table, name) for name in wanted}
@@ -112,7 +108,7 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
         records = tuple(json.loads(data) for data in members["record"])
     except ValueError as error:
         raise DataError(
-            f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set anew"
+            f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set again"
         ) from error
     return Samples(Path(folder).name, keys, texts, records, members.get("image", (b"",) * len(keys)))
 

@@ -1,8 +1,8 @@
-"""Who encodes what when several ranks evaluate one model together.
+"""Divides encoding among ranks that evaluate one model together.
 
-Every rank encodes every W-th batch and gets all results, so each then computes the same numbers. Work that is
-not encoding (a probe's fit) every rank does for itself, which takes as long as if one did it and the others
-waited, and no rank ever stands in a collective for longer than ranks differ in speed.
+Every rank encodes every W-th batch and receives all results, so all compute the same numbers. Everything else
+(e.g. a probe's fit) runs on every rank: that takes as long as running it on one while the others wait, and no
+rank waits in a collective for longer than the ranks' speeds differ.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from flava_ds.ranks.distributed import World, gather_objects, raise_together
 
 
 class Share(Protocol):
-    """Divides the batches of one set, which all ranks go through in the same order."""
+    """Divides the batches of one set; all ranks iterate in the same order."""
 
     def mine(self, starts: range) -> list[int]:
         """Returns the first rows of the batches that this rank encodes."""
 
     def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
-        """Runs this rank's batches, and returns those of all ranks in order."""
+        """Encodes this rank's batches and returns those of all ranks in order."""
 
 
 class Alone:
-    """One process that does everything."""
+    """A single process that encodes everything."""
 
     def mine(self, starts: range) -> list[int]:
-        """All."""
+        """Returns all batches."""
         return list(starts)
 
     def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
-        """Returns them as they are."""
+        """Returns the batches unchanged."""
         return list(mine)
 
 
 class AmongRanks:
-    """All ranks of a run. An error that one of them meets is raised on all."""
+    """All ranks of a run. An error on one of them is raised on all."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def mine(self, starts: range) -> list[int]:
-        """Every W-th."""
+        """Returns every W-th batch."""
         return list(starts)[self.world.rank :: self.world.size]
 
     def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
-        """Runs this rank's batches, and gathers the others' through the host's group.
+        """Encodes this rank's batches and gathers the others' over the host's process group.
 
-        Raises: the error of the first rank that met one.
+        Raises: the error of the first rank that failed.
         """
         parts, error = [], None
         try:
             parts = [part.cpu() for part in mine]
         except UserError as problem:
             error = problem
-        except Exception as problem:  # whatever it is, the other ranks must not wait for this one's features
-            # which pickles
+        except Exception as problem:  # the other ranks must not wait forever for this one's features
+            # RuntimeError pickles; an arbitrary exception may not
             error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
         raise_together(self.world, error)
         everyone = gather_objects(self.world, parts)

@@ -1,4 +1,4 @@
-"""Numbers from predictions, each with how many samples stand behind it and its standard error."""
+"""Scores from predictions, each with its number of samples and standard error."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ CHUNK_ROWS = 1024
 
 
 def share(hits: np.ndarray) -> Score:
-    """Returns the mean of what each sample contributes, in [0, 1], with the standard error of
-    that mean: [N]."""
+    """Returns the mean of per-sample values in [0, 1], with its standard error: [N]."""
     hits = np.asarray(hits, dtype=np.float64)
     error = float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else None
     return Score(float(hits.mean()), len(hits), error)
 
 
 def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
-    """Returns the mean over the classes of each class's accuracy: [N], [N]."""
+    """Returns the mean of the classes' accuracies: [N], [N]."""
     classes = [np.asarray(hits, dtype=np.float64)[labels == label] for label in np.unique(labels)]
     variances = [part.var(ddof=1) / len(part) for part in classes if len(part) > 1]
     error = math.sqrt(sum(variances)) / len(classes) if len(variances) == len(classes) else None
@@ -30,9 +29,9 @@ def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
 
 
 def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
-    """Returns the area under the ROC curve, ties counting half: [N] float, [N] of 0 and 1.
+    """Returns the area under the ROC curve; ties count half: [N] float, [N] of 0 and 1.
 
-    Source: the standard error is Hanley and McNeil's (1982).
+    Source: the standard error is from Hanley and McNeil (1982).
     """
     from sklearn.metrics import roc_auc_score
 
@@ -46,10 +45,9 @@ def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
 
 
 def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[int, ...]) -> np.ndarray:
-    """Returns, for each query and k, the probability that a right key is among the first k; keys of equal
-    score come in random order.
+    """Returns the probability that a correct key is among the first k, per query and k.
 
-    So a model whose embeddings are all alike scores chance, however the keys are ordered.
+    Keys of equal score come in random order, so a model with constant embeddings scores chance.
 
     Shapes:
         queries  [q r]
@@ -63,25 +61,19 @@ def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[in
         rows = right[start : start + CHUNK_ROWS]
         is_right = torch.zeros_like(scores, dtype=torch.bool)
         query = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
-        is_right[query.to(scores.device), torch.from_numpy(np.concatenate(rows)).long().to(scores.device)] = (
-            True
-        )
+        places = query.to(scores.device), torch.from_numpy(np.concatenate(rows)).long().to(scores.device)
+        is_right[places] = True
         best = scores.masked_fill(~is_right, -math.inf).amax(dim=1, keepdim=True)
-        counts = (
-            (scores > best).sum(1),
-            ((scores == best) & is_right).sum(1),
-            ((scores == best) & ~is_right).sum(1),
-        )
-        for number, (above, right_ties, wrong_ties) in enumerate(
-            zip(*(part.tolist() for part in counts), strict=True)
-        ):
+        ties = scores == best
+        counts = ((scores > best).sum(1), (ties & is_right).sum(1), (ties & ~is_right).sum(1))
+        columns = zip(*(part.tolist() for part in counts), strict=True)
+        for number, (above, right_ties, wrong_ties) in enumerate(columns):
             found[start + number] = [_hit_within(k - above, right_ties, wrong_ties) for k in ks]
     return found
 
 
 def _hit_within(places: int, right: int, wrong: int) -> float:
-    """Probability that one of `right` among `right + wrong` keys in random order is within the first
-    `places`."""
+    """Returns the probability that a correct key is among the first `places` shuffled keys."""
     if places <= 0:
         return 0.0
     return 1.0 - math.comb(wrong, places) / math.comb(right + wrong, places) if places <= wrong else 1.0

@@ -1,4 +1,4 @@
-"""Results for people."""
+"""Tables of results for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def percent(value: float | None) -> str:
 
 
 def result_rows(task: str, scores: Mapping[str, Score]) -> list[tuple[str, str, str, str, str]]:
-    """Returns task, number, value with its standard error, samples, and what others have published."""
+    """Returns rows of task, number, value with standard error, samples, and published results."""
     rows = []
     for name, score in scores.items():
         others = ", ".join(f"{p.of} {percent(p.value)}" for p in published(task, name))
@@ -32,7 +32,7 @@ def result_table(results: Mapping[str, TaskResult]) -> str:
 
 
 def task_list(tasks: Mapping[str, Evaluator]) -> str:
-    """Lists tasks: what they need of a model, and where their data comes from, once for each data set."""
+    """Lists tasks: their needs of a model, and where their data comes from, once per data set."""
     rows = [
         (name, task.about, ", ".join(need.__name__ for need in task.needs), task.data.folder + "/")
         for name, task in sorted(tasks.items())

@@ -1,4 +1,4 @@
-"""Zero-shot classification: an image's embedding against those of prompts made from the classes' names."""
+"""Zero-shot classification: image embeddings against embedded prompts with the class names."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from flava_ds.evaluation.statistics import hits_at, mean_per_class, share
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Tells an image's class without having seen a label.
+    """Predicts an image's class without labelled examples.
 
-    Source: CLIP: prompts embedded, averaged over the templates, renormalised; the largest inner product wins.
+    Source: CLIP: prompts are embedded, averaged over templates and renormalised; the largest inner product
+    wins.
     """
 
     name: str
@@ -31,7 +32,7 @@ class ZeroShot:
     needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
-        """Returns top-1 accuracy, top-5 where there are more than five classes, and the mean over classes."""
+        """Returns top-1 accuracy, top-5 with more than five classes, and the mean over classes."""
         samples: LabelledImages = data.test()
         asked_by = f"task {self.name}"
         images = model.image_embeddings(Seen(samples, self.transform), asked_by)

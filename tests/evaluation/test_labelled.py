@@ -61,7 +61,7 @@ def test_a_picture_is_shown_through_its_transform():
 
 
 def test_a_picture_that_cannot_be_decoded_is_named():
-    with pytest.raises(DataError, match=r"colors: the picture '4.png' cannot be used"):
+    with pytest.raises(DataError, match=r"colors: picture '4.png' cannot be used"):
         Seen(images(load=lambda row: b"no picture" if row == 4 else png("red", row)), CLIP_TRANSFORM).batch(
             range(3, 6), 16
         )

@@ -75,10 +75,10 @@ def test_what_does_not_fit_is_named(run, tmp_path):
     settings = json.loads((copy / "config.json").read_text())
     settings["model"]["projection_dim"] += 1
     (copy / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="weights do not fit the model of its config.json"):
+    with pytest.raises(CheckpointError, match="weights do not fit the model in its config.json"):
         open_model(copy)
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
         open_model(copy)
 
 

@@ -73,5 +73,5 @@ def test_of_features_that_say_nothing_half_is_right(tmp_path):
 
 def test_a_training_split_of_one_class_is_named(tmp_path):
     write_sst2(tmp_path, {"train": 1, "dev": 12})
-    with pytest.raises(DataError, match="split 'train' has samples of one class only"):
+    with pytest.raises(DataError, match="split 'train' has samples of only one class"):
         TextProbe("s", SST2).run(color_model(), find_data(SST2, tmp_path))

@@ -64,7 +64,7 @@ def test_a_task_can_be_added_and_taken_away():
     register(own)
     try:
         assert find(["added_by_a_test"]) == [own] and register(own) is own
-        with pytest.raises(UserError, match="is known already"):
+        with pytest.raises(UserError, match="already exists"):
             register(dataclasses.replace(own, data=tasks()["own_zero_shot"].data))
     finally:
         unregister("added_by_a_test")

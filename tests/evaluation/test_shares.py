@@ -50,7 +50,7 @@ def test_an_error_of_one_rank_is_that_of_all(tmp_path, run_ranks):
     found = run_ranks(shared, 2, tmp_path)
     assert (
         found[0] == found[1]
-        and "DataError: image_folder: the picture 'green/2.png' cannot be used" in found[0]
+        and "DataError: image_folder: picture 'green/2.png' cannot be used" in found[0]
     )
 
 

@@ -139,7 +139,7 @@ def test_names_are_escaped(tmp_path):
     [
         ("log.jsonl", "holds no steps yet"),
         ("evaluation.json", "has not been evaluated"),
-        ("checkpoints", "no checkpoint there"),
+        ("checkpoints", "no checkpoint yet"),
         ("../../codebook.safetensors", "no image codebook there"),
     ],
 )

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors publish it: pickles of Python 2, read without running what they might contain."""
+"""CIFAR-10 as published: Python 2 pickles, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Cifar10:
-    """60,000 images of 32 pixels in ten classes."""
+    """60,000 images of 32 x 32 pixels in ten classes."""
 
     name: str = "cifar10"
     licence: str = "none is stated; research use is customary"
@@ -45,9 +45,9 @@ class Cifar10:
         )
 
     def read(self, folder: Path, split: str) -> LabelledImages:
-        """Reads a split whole: 150 MB for 'train'.
+        """Reads a whole split: 150 MB for 'train'.
 
-        Raises: DataError naming the file that is absent, damaged or holds something else.
+        Raises: DataError naming the file that is missing, damaged or has other contents.
         """
         names = [
             _text(name)
@@ -89,14 +89,14 @@ _ALLOWED = {
     if not hasattr(np, "_core")
     else np._core.multiarray._reconstruct,
 }
-"""All that the published pickles call; where NumPy keeps it has changed since they were written."""
+"""Everything that the published pickles call; NumPy has moved some of it since they were written."""
 
 
 class ArraysOnly(pickle.Unpickler):
     """Unpickles plain values and NumPy arrays, and refuses to call anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Raises: pickle.UnpicklingError naming what the file wanted to call."""
+        """Finds a known class. Raises: pickle.UnpicklingError naming any other."""
         found = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
         if found is None:
             raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
@@ -110,7 +110,7 @@ def load_pickle(file: Path) -> dict:
             found = ArraysOnly(stream, encoding="bytes").load()
     except FileNotFoundError as error:
         raise DataError(f"{file} is missing; unpack the whole archive") from error
-    except Exception as error:  # a damaged pickle ends in any kind of error
+    except Exception as error:  # a damaged pickle may raise anything
         raise DataError(
             f"{file}: not a pickle of arrays ({error}); do not use it, download the set again"
         ) from error
@@ -120,7 +120,7 @@ def load_pickle(file: Path) -> dict:
 
 
 def _field(batch: dict, name: str, file: Path) -> Any:
-    """Python 2 wrote keys as bytes."""
+    """Returns a field; Python 2 wrote keys as bytes."""
     for key in (name.encode(), name):
         if key in batch:
             return batch[key]

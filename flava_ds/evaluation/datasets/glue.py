@@ -1,4 +1,4 @@
-"""GLUE's tasks of one sentence, as published: TSV without quoting, one header line."""
+"""GLUE's single-sentence tasks as published: TSV without quoting, one header line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flava_ds.evaluation.labelled import LabelledTexts
 
 @dataclass(frozen=True)
 class GlueSentences:
-    """SPLIT.tsv with a sentence and a class in columns that the header names."""
+    """SPLIT.tsv with a sentence and a class, in columns named in the header."""
 
     name: str
     folder: str
@@ -27,7 +27,7 @@ class GlueSentences:
 
     @property
     def layout(self) -> str:
-        """The two files and their columns."""
+        """Describes the two files and their columns."""
         return (
             f"train.tsv and dev.tsv whose first line names the columns '{self.sentence}' and '{self.label}'"
         )
@@ -39,8 +39,8 @@ class GlueSentences:
     def read(self, folder: Path, split: str) -> LabelledTexts:
         """Reads a split.
 
-        Raises: DataError naming the file and the line of another layout. A test.tsv has no labels and is no
-        split.
+        Raises: DataError naming the file and the line with another layout. test.tsv has no labels and is not
+        a split.
         """
         file = folder / f"{split}.tsv"
         try:
@@ -65,8 +65,8 @@ class GlueSentences:
             if not known:
                 raise DataError(
                     f"{file}: line {number} has {len(fields)} columns, or no label of 0 to "
-                    f"{len(self.class_names) - 1}; "
-                    f"expected {len(columns)} columns without quoting; download the set again"
+                    f"{len(self.class_names) - 1}; expected {len(columns)} columns without quoting; download "
+                    "the set again"
                 )
             texts.append(fields[at_sentence])
             labels.append(int(fields[at_label]))

@@ -17,8 +17,11 @@ CLASSES, TEMPLATES = "classes.json", "templates.txt"
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """One folder per class in each split. A class is called what its folder is, underscores read as blanks,
-    unless classes.json (folder -> name) says otherwise; templates.txt has one prompt with a {} per line."""
+    """One folder per class in each split.
+
+    A class is named after its folder, with spaces for underscores, unless classes.json (folder -> name) says
+    otherwise; templates.txt has one prompt with a {} per line.
+    """
 
     name: str = "image_folder"
     folder: str = "image_folder"
@@ -31,19 +34,19 @@ class ImageFolder:
     splits: tuple[str, ...] = ("test", "val", "train")
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
-        """Looks for folders in folders."""
+        """Looks for folders inside the split's folder."""
         return any(_class_folders(folder / name) for name in ([split] if split else self.splits))
 
     def read(self, folder: Path, split: str) -> LabelledImages:
         """Lists a split's images, by class and file name.
 
-        Raises: DataError when a class has no image, or classes.json or templates.txt cannot be used.
+        Raises: DataError if a class has no image, or classes.json or templates.txt cannot be used.
         """
         return read_classes(self.name, folder / split, folder, _class_folders(folder / split))
 
 
 def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) -> LabelledImages:
-    """Lists the images under ROOT/CLASS; CLASSES and TEMPLATES lie in `described_in`.
+    """Lists the images in ROOT/CLASS; CLASSES and TEMPLATES are in `described_in`.
 
     Raises: DataError.
     """
@@ -68,7 +71,7 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
 
 
 def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
-    """Returns what classes are called. Raises: DataError naming the class that the file lacks."""
+    """Returns the names of classes. Raises: DataError naming a class that the file lacks."""
     if not file.is_file():
         return tuple(name.replace("_", " ") for name in classes)
     try:
@@ -83,7 +86,7 @@ def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
 
 
 def read_templates(file: Path) -> tuple[str, ...]:
-    """Returns a data set's prompts, or the default ones. Raises: DataError naming the line without a {}."""
+    """Returns a data set's prompts or the default. Raises: DataError naming the line without a {}."""
     if not file.is_file():
         return DEFAULT_TEMPLATES
     try:
@@ -95,14 +98,13 @@ def read_templates(file: Path) -> tuple[str, ...]:
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
         raise DataError(
-            f"{file}: {wrong[0] if wrong else 'the file'!r} has not exactly one {{}}, where the class's "
-            "name goes"
+            f"{file}: {wrong[0] if wrong else 'the file'!r} must have exactly one {{}}, for the class name"
         )
     return tuple(lines)
 
 
 def read_bytes(file: Path) -> bytes:
-    """Reads an image's file. Raises: DataError."""
+    """Reads an image file. Raises: DataError."""
     try:
         return file.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Flickr30K and COCO in Karpathy's splits: one JSON beside the published images."""
+"""Flickr30K and COCO in Karpathy's splits: a JSON file next to the published images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.labelled import CaptionedImages
 
 CAPTIONS = 5
-"""Captions of an image that count. A few of COCO's have six or seven: the published tasks take the first five
-of each."""
+"""Captions per image. A few of COCO's have six or seven; the published protocols use the first five."""
 
 
 @dataclass(frozen=True)
 class KarpathySplit:
-    """Images with five captions each, by dataset_*.json."""
+    """Images with five captions each, listed in dataset_*.json."""
 
     name: str
     folder: str
@@ -25,22 +24,22 @@ class KarpathySplit:
     origin: str
     json_name: str
     image_folders: tuple[str, ...]
-    """Where the images may lie, seen from the data set's folder."""
+    """Possible folders of the images, relative to the data set's folder."""
     splits: tuple[str, ...] = ("test", "val", "train")
 
     @property
     def layout(self) -> str:
-        """The JSON and the folder of images."""
+        """Describes the JSON file and the folder of images."""
         return f"{self.json_name} and the images in {' or '.join(self.image_folders)}"
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
-        """Looks for the JSON; which splits it has shows when it is read."""
+        """Looks for the JSON file; its splits are known once it is read."""
         return (folder / self.json_name).is_file()
 
     def read(self, folder: Path, split: str) -> CaptionedImages:
         """Lists a split's images with their captions, in the file's order.
 
-        Raises: DataError when the JSON is of another layout, or an image is not there.
+        Raises: DataError if the JSON has another layout, or an image is missing.
         """
         file = folder / self.json_name
         try:
@@ -64,7 +63,7 @@ class KarpathySplit:
 
 
 def _find(folder: Path, places: tuple[str, ...], name: Path) -> Path:
-    """Returns an image's file. COCO's JSON names its folder, which the images may or may not lie in."""
+    """Returns an image's file. COCO's JSON names a subfolder that the images may or may not be in."""
     candidates = [folder / place / part for place in places for part in (name, Path(name.name))]
     for path in candidates:
         if path.is_file():

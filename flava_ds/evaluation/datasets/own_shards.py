@@ -17,8 +17,7 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class OwnShards:
-    """Shards as training reads them, in one folder per split. `captioned` reads their .txt instead of their
-    labels."""
+    """Shards like those for training, one folder per split; `captioned` reads .txt instead of labels."""
 
     name: str = "own"
     folder: str = "own"
@@ -27,8 +26,7 @@ class OwnShards:
     origin: str = "write them with img2dataset, or any tar writer; keep them out of training"
     layout: str = (
         "test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (captions) and KEY.json with "
-        f'"{LABEL}"; '
-        f"{CLASSES} (label -> name) and {TEMPLATES} (prompts with a {{}}) may lie beside them"
+        f'"{LABEL}"; {CLASSES} (label -> name) and {TEMPLATES} (prompts with a {{}}) are optional'
     )
     splits: tuple[str, ...] = ("test", "val", "train")
 
@@ -37,7 +35,7 @@ class OwnShards:
         return any(any((folder / name).glob("*.tar")) for name in ([split] if split else self.splits))
 
     def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages:
-        """Reads a split into memory, with its pictures as they are encoded.
+        """Reads a split into memory, with encoded images.
 
         Raises: DataError naming what a sample lacks.
         """
@@ -45,7 +43,7 @@ class OwnShards:
         if self.captioned:
             captions = tuple((caption,) for caption in samples.captions)
             return CaptionedImages(self.name, samples.keys, samples.encoded_images.__getitem__, captions)
-        # Classes are those of every split, so that a label means the same in all of them.
+        # Classes come from all splits, so that a label means the same in each of them.
         labels = {
             name: _labels(folder / name, samples if name == split else None) for name in self._splits(folder)
         }
@@ -66,7 +64,7 @@ class OwnShards:
 
 
 def _labels(folder: Path, samples: Samples | None) -> list[str]:
-    """Returns every sample's label; reads no pictures unless `samples` are at hand."""
+    """Returns every sample's label; reads no images unless `samples` are given."""
     samples = samples or read_samples(folder, images=False, captions=False)
     lacking = [key for key, record in zip(samples.keys, samples.records, strict=True) if LABEL not in record]
     if lacking:

@@ -1,4 +1,4 @@
-"""CIFAR-10. The paper has its probe (Table C.1)."""
+"""CIFAR-10. The paper reports its probe (Table C.1)."""
 
 from flava_ds.evaluation.datasets.cifar10 import Cifar10
 from flava_ds.evaluation.neighbours import Neighbours

@@ -1,5 +1,4 @@
-"""COCO captions on Karpathy's split: 5,000 test images of val2014, five captions each. The paper has its
-recalls (Table C.1)."""
+"""COCO captions, Karpathy's split: 5,000 images of val2014, five captions each (paper: Table C.1)."""
 
 from flava_ds.evaluation.datasets.karpathy import KarpathySplit
 from flava_ds.evaluation.retrieval import Retrieval

@@ -1,4 +1,4 @@
-"""Flickr30K: 1,000 test images with five captions each. The paper has its recalls (Table C.1)."""
+"""Flickr30K: 1,000 test images with five captions each (paper: Table C.1)."""
 
 from flava_ds.evaluation.datasets.karpathy import KarpathySplit
 from flava_ds.evaluation.retrieval import Retrieval

@@ -1,4 +1,4 @@
-"""SST-2 of GLUE, as a frozen probe. The paper fine-tunes, which is another protocol and reads higher."""
+"""SST-2 of GLUE as a frozen probe. The paper fine-tunes, a different protocol with higher results."""
 
 from flava_ds.evaluation.datasets.glue import GlueSentences
 from flava_ds.evaluation.probe import TextProbe

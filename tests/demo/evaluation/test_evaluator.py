@@ -81,7 +81,7 @@ def test_half_precision_weights_work(tmp_path):
 
 def test_a_run_without_a_checkpoint_is_named(evaluated, tmp_path):
     (tmp_path / "config.json").write_text((evaluated[0] / "config.json").read_text())
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
         evaluate_run(tmp_path, data=SimpleNamespace(root=evaluated[1]))
 
 

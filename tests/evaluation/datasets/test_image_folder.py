@@ -40,7 +40,7 @@ def test_names_and_templates_may_lie_beside(tmp_path):
 
 @pytest.mark.parametrize(
     "text, words",
-    [("a thing\n", "'a thing' has not exactly one"), ("{} or {}\n", "exactly one"), ("", "exactly one")],
+    [("a thing\n", "'a thing' must have exactly one"), ("{} or {}\n", "exactly one"), ("", "exactly one")],
 )
 def test_templates_without_a_place_for_the_class_are_named(tmp_path, text, words):
     write_image_folder(tmp_path, {"test": 1})

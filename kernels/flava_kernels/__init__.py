@@ -1,4 +1,4 @@
-"""Operators of the trainer: torch references here, device kernels under triton_ops. Depends on torch only."""
+"""The trainer's operators: torch references here, device kernels in triton_ops. Depends on torch only."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ OPS: dict[str, Op] = {
 
 
 def report() -> None:
-    """Prints which implementation every operator uses on this machine under FLAVA_KERNELS, and why."""
+    """Prints each operator's implementation on this machine under FLAVA_KERNELS, and the reason."""
     print(overview.table(OPS))

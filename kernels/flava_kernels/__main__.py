@@ -1,4 +1,4 @@
-"""python -m flava_kernels: prints which implementation every operator uses on this machine, and why."""
+"""python -m flava_kernels: prints each operator's implementation on this machine, and the reason."""
 
 import sys
 

@@ -1,11 +1,10 @@
-"""python -m flava_kernels.aot: compiles the shipped configurations for GPUs that need not be there and says
-what the binaries cost.
+"""python -m flava_kernels.aot: compiles the configurations ahead of time and reports their cost.
 
-A configuration whose row in kernels/aot.csv carries the hash of what it is made from (aot_hash.py) is not
-compiled again, unless `--full` asks for all. `--stale` only lists those that are left. `--csv` writes the
-table, `--update` the budget (kernels/aot_budget.json), both for the Triton version in use. `--check` compares
-with both and exits with status 1 on a regression; it compiles one configuration of every kernel that the
-table has already, too, a different one for every text after `--sample`.
+The GPUs need not be present. A configuration is not compiled again if its row in kernels/aot.csv carries the
+hash of its inputs (aot_hash.py), unless `--full` is given. `--stale` only lists the others. `--csv` writes
+the table and `--update` the budget (kernels/aot_budget.json), both for the installed Triton version.
+`--check` compares with both and exits with status 1 on a regression. It also compiles one configuration of
+every kernel that the table already has, drawn by the text after `--sample`.
 """
 
 from __future__ import annotations
@@ -31,22 +30,21 @@ if TYPE_CHECKING:
 
 
 def launches(operators: Iterable[str] = (), architectures: Iterable[str] = ()) -> list[tuple[str, Launch]]:
-    """Lists (module, Launch) of the operators and architectures named; of all where none is. Raises
-    ValueError for a name that occurs twice.
+    """Lists (module, Launch) for the given operators and architectures; all if none are given.
+
+    Raises ValueError for a name that occurs twice.
     """
     modules = dict.fromkeys(op.kernels for name, op in OPS.items() if not operators or name in operators)
     found = [(module, launch) for module in modules for launch in importlib.import_module(module).launches()]
     names = [(launch.arch, launch.name) for _, launch in found]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"launches of the same name: {repeated}")
+        raise ValueError(f"several launches have the same name: {repeated}")
     return [(module, launch) for module, launch in found if not architectures or launch.arch in architectures]
 
 
 def compile_rows(wanted: Sequence[tuple[str, Launch]], processes: int) -> tuple[list[Row], list[str]]:
-    """Compiles in several processes; returns rows in the order of `wanted`, and what the compiler said where
-    it refused.
-    """
+    """Compiles in several processes. Returns rows in the order of `wanted`, and compiler errors."""
     rows, refused = [], []
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [
@@ -55,7 +53,7 @@ def compile_rows(wanted: Sequence[tuple[str, Launch]], processes: int) -> tuple[
         for launch, future in running:
             try:
                 rows.append(future.result())
-            except Exception as error:  # the compiler's passes raise anything
+            except Exception as error:  # compiler passes may raise anything
                 refused.append(
                     f"{launch.arch} {launch.name} does not compile: {type(error).__name__}: {error}"
                 )
@@ -64,9 +62,7 @@ def compile_rows(wanted: Sequence[tuple[str, Launch]], processes: int) -> tuple[
 
 @dataclass(frozen=True)
 class Work:
-    """What one run has to do: `kept` are the table's rows that hold, `left` what has none, `again` what is
-    compiled all the same.
-    """
+    """The work of one run: `kept` rows are valid, `left` have none, `again` are compiled nevertheless."""
 
     table: Mapping[Key, Row]
     kept: Mapping[Key, Row]
@@ -74,9 +70,7 @@ class Work:
     again: Sequence[tuple[str, Launch]]
 
     def problems(self, compiled: Iterable[Row]) -> Iterable[str]:
-        """Yields what is wrong with the table: rows with numbers that somebody has edited, or that the
-        compiler does not confirm.
-        """
+        """Yields problems of the table: edited rows, and rows that the compiler does not confirm."""
         for launch in (launch for _, launch in self.left):
             row = self.table.get((launch.arch, launch.name))
             if row and row.hash and edited(row):
@@ -92,7 +86,7 @@ class Work:
             ]
             if wrong:
                 yield (
-                    f"{row.arch} {row.name} compiles to something else than the table of triton "
+                    f"{row.arch} {row.name} does not compile to what the table of triton "
                     f"{row.triton} says: {', '.join(wrong)}"
                 )
 
@@ -100,8 +94,9 @@ class Work:
 def work(
     wanted: Sequence[tuple[str, Launch]], table: Mapping[Key, Row], full: bool, sample: str | None
 ) -> Work:
-    """Looks for the configurations without a row that holds; of the others all are compiled again if `full`,
-    or one of a kernel drawn by `sample`.
+    """Finds the configurations without a valid row, and picks valid ones to compile again.
+
+    All of them if `full`, else one per kernel, drawn by `sample`.
     """
     version = importlib.import_module("flava_kernels.triton_ops.compiling").FULL_VERSION
     kept, left, drawn = {}, [], {}
@@ -129,35 +124,31 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--op", nargs="*", default=[], choices=list(OPS), help="these operators only")
+    parser.add_argument("--op", nargs="*", default=[], choices=list(OPS), help="only these operators")
     parser.add_argument(
-        "--arch", nargs="*", default=[], choices=list(roofline.MACHINES), help="these architectures only"
+        "--arch", nargs="*", default=[], choices=list(roofline.MACHINES), help="only these architectures"
     )
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--budget", type=Path, default=aot_budget.PATH)
-    parser.add_argument("--full", action="store_true", help="compile all, whatever the table has")
-    parser.add_argument("--sample", default="", help="draws what --check compiles again")
+    parser.add_argument("--full", action="store_true", help="compile all, regardless of the table")
+    parser.add_argument("--sample", default="", help="seed that draws what --check compiles again")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare with the budget and the table")
     action.add_argument(
-        "--update", action="store_true", help="rewrite the budget's rows of the Triton version in use"
+        "--update", action="store_true", help="rewrite the budget's rows of the installed Triton version"
     )
-    action.add_argument(
-        "--stale", action="store_true", help="list what would be compiled, and compile nothing"
-    )
+    action.add_argument("--stale", action="store_true", help="list what would be compiled; compile nothing")
     parser.add_argument(
         "--csv",
         type=Path,
-        help=(
-            "replaces the rows of the Triton version in use in this table, and takes those that hold from it"
-        ),
+        help="table whose rows of the installed Triton version are replaced; valid ones are reused",
     )
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 when a binary is useless or misses its budget."""
+    """Returns 0, or 1 if a binary is unusable or misses its budget."""
     options = _arguments(arguments)
     wanted, partial = launches(options.op, options.arch), bool(options.op or options.arch)
     if not wanted:
@@ -201,7 +192,7 @@ def _tell(version: str, todo: Work, compiled: Sequence[Row]) -> None:
             "its inner loop (roofline.py); nothing was run."
         )
     print(
-        f"triton {version}: {len(todo.kept)} configurations have a row that holds, of which "
+        f"triton {version}: {len(todo.kept)} configurations have a valid row, of which "
         f"{len(todo.again)} were compiled again; {len(todo.left)} had none"
     )
 

@@ -1,6 +1,4 @@
-"""What every compiled configuration may cost: kernels/aot_budget.json, by Triton version, architecture and
-kernel.
-"""
+"""Cost limits of every compiled configuration: kernels/aot_budget.json, by Triton version and GPU."""
 
 from __future__ import annotations
 
@@ -14,20 +12,18 @@ PATH = Path(__file__).parents[1] / "aot_budget.json"
 AT_MOST = ("registers", "spilled_bytes", "shared", "tensor_memory", "loads", "loop_instructions")
 AT_LEAST = ("wide_loads", "blocks")
 EXACTLY = ("dots", "matrix_instructions")
-"""A tile without its dots, or with dots that moved off the matrix units, is another kernel."""
+"""A tile without its dots, or with dots that moved off the matrix units, is a different kernel."""
 
 Table = dict[str, dict[str, dict[str, dict[str, int]]]]
 
 
 def load(path: Path) -> Table:
-    """Reads a budget; an absent file is an empty one."""
+    """Reads a budget; a missing file is an empty one."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def update(path: Path, rows: Iterable[Mapping[str, Any]], partial: bool) -> None:
-    """Replaces the rows of the Triton versions that occur in `rows`, or, when `rows` are a part of all, those
-    very rows.
-    """
+    """Replaces the rows of `rows`' Triton versions; if `partial`, only the rows themselves."""
     table = load(path)
     rows = list(rows)
     if not partial:
@@ -40,7 +36,7 @@ def update(path: Path, rows: Iterable[Mapping[str, Any]], partial: bool) -> None
 
 
 def regressions(path: Path, rows: Iterable[Mapping[str, Any]], partial: bool) -> list[str]:
-    """Lists what is worse than the budget allows, missing in it, or left over in it."""
+    """Lists what exceeds the budget, is missing from it, or is left over in it."""
     table, found, seen = load(path), [], set()
     for row in rows:
         version, arch, name = row["triton"], row["arch"], row["name"]

@@ -1,9 +1,8 @@
-"""Hashes of what a compiled configuration depends on, so that one that nobody has changed need not be
-compiled again.
+"""Hashes of a compiled configuration's inputs, so that unchanged ones are not compiled again.
 
-Code counts as Python reads it: comments, docstrings and layout do not change a hash, nor does the place of a
-function in its file. A kernel counts with every function of this package that it calls and with the value of
-every constant that it reads. What comes with Triton counts by the version of Triton.
+Code is hashed as Python parses it: comments, docstrings, layout and a function's place in its file do not
+matter. A kernel's hash includes every function of this package that it calls and every constant that it
+reads. Anything that comes with Triton is covered by Triton's version.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
     from flava_kernels.triton_ops.launch import Launch
 
 LENGTH = 12
-"""Hexadecimal digits."""
+"""Hexadecimal digits of a hash."""
 
 MEASURING = ("aot_row.py", "assembly.py", "roofline.py", "triton_ir.py", "triton_ops/compiling.py")
-"""The code that compiles and counts: a row's numbers depend on it as much as on the kernel."""
+"""The code that compiles and counts; a row's numbers depend on it as much as on the kernel."""
 
 PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def digest(*parts: str) -> str:
-    """Returns the hash of some texts in order."""
+    """Returns the hash of some texts, in order."""
     lengths = [str(len(part)) for part in parts]
     return hashlib.sha256("\n".join([",".join(lengths), *parts]).encode()).hexdigest()[:LENGTH]
 
@@ -62,8 +61,9 @@ def of_files(paths: Iterable[Path]) -> str:
 
 
 def of_launch(launch: Launch, version: str) -> str:
-    """Returns the hash of a configuration: kernel, types, constants, options and GPU, the compiler's full
-    version, the code that counts.
+    """Returns a configuration's hash.
+
+    It covers kernel, types, constants, options, GPU, the compiler's full version and the counting code.
     """
     settings = dict(vars(launch), kernel=dependencies(launch.kernel.fn))
     settings |= {name: sorted(settings[name].items()) for name in ("signature", "constexprs")}
@@ -73,9 +73,7 @@ def of_launch(launch: Launch, version: str) -> str:
 
 
 def of_row(launch_hash: str, row: Mapping[str, Any]) -> str:
-    """Returns what a row carries: "configuration-numbers", a hash of its configuration, and one of that with
-    the numbers.
-    """
+    """Returns a row's "configuration-numbers": a hash of its configuration, and one with the numbers."""
     numbers = (f"{name}={value}" for name, value in row.items() if name != "hash")
     return f"{launch_hash}-{digest(launch_hash, *numbers)}"
 
@@ -88,11 +86,10 @@ def measuring_code() -> str:
 
 @functools.cache
 def dependencies(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Lists a function's code, that of the functions it calls, and "name = value" of the constants that they
-    read, each once.
+    """Lists the code of a function and of those it calls, and the constants ("name = value") they read.
 
-    Raises TypeError for a global name that is neither function nor constant: the compiler reads something
-    then that no hash knows.
+    Raises TypeError for a global name that is neither function nor constant: the compiler would read
+    something that no hash covers.
     """
     found: dict[str, None] = {}
     waiting, seen = [function], {function}
@@ -117,9 +114,7 @@ def dependencies(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _globals(function: Callable[..., Any], tree: ast.Module) -> Iterator[tuple[str, Any]]:
-    """Yields the global names that a function reads, "module.name" through modules, but for those of Triton
-    and of Python.
-    """
+    """Yields the globals that a function reads, except Triton's and Python's; "module.name" for modules."""
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     own |= {
         node.id
@@ -137,7 +132,7 @@ def _globals(function: Callable[..., Any], tree: ast.Module) -> Iterator[tuple[s
 
 
 def _chains(node: ast.AST) -> set[tuple[str, ...]]:
-    """Collects every name that is read, with the attributes asked of it: a.b.c is (a, b, c)."""
+    """Collects every name that is read, with its attributes: a.b.c is (a, b, c)."""
     names: list[str] = []
     inner = node
     while isinstance(inner, ast.Attribute):

@@ -1,4 +1,4 @@
-"""One configuration of a kernel, compiled: what the binary costs, and how it is compiled and counted."""
+"""A compiled configuration: how it is compiled and counted, and what the binary costs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ if TYPE_CHECKING:
     from flava_kernels.triton_ops.launch import Launch
 
 MATRIX_TYPES = ("bf16", "f16")
-"""Operands of dots that must run on the matrix units; dots of fp32 in full precision have none."""
+"""Operands of dots that must run on the matrix units; fp32 dots in full precision do not."""
 
 MOST_TENSOR_MEMORY = 512
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, compiled. `loop_*` and the cycles are those of one pass of one block through the
-    inner loop.
-    """
+    """A compiled configuration. `loop_*` and cycles are for one pass of a block through the inner loop."""
 
     triton: str
     arch: str
@@ -52,15 +50,13 @@ class Row:
     bound: str
     share: float
     faults: str
-    """What makes the binary useless whatever the budget says, or nothing."""
+    """Reasons why the binary is unusable regardless of its budget; empty if none."""
     hash: str = ""
-    """Of the configuration and of the numbers of this row (aot_hash.py)."""
+    """Of the configuration and of this row's numbers (aot_hash.py)."""
 
 
 def read_row(line: Mapping[str, str]) -> Row:
-    """Makes a row of the cells of a line of kernels/aot.csv. Raises ValueError for a cell that is no number
-    where one has to be.
-    """
+    """Parses a line of kernels/aot.csv. Raises ValueError if a numeric cell is not a number."""
     kinds = {"int": int, "float": float}
     return Row(
         **{field.name: kinds.get(field.type, str)(line.get(field.name) or "") for field in fields(Row)}
@@ -68,22 +64,22 @@ def read_row(line: Mapping[str, str]) -> Row:
 
 
 def with_hash(row: Row, launch_hash: str) -> Row:
-    """Returns the row with the hash that binds its numbers to a configuration."""
+    """Returns the row with the hash that ties its numbers to a configuration."""
     return replace(row, hash=aot_hash.of_row(launch_hash, asdict(row)))
 
 
 def edited(row: Row) -> bool:
-    """Tells whether a row has other numbers than those that its hash was made of."""
+    """Returns True if a row's numbers are not those that its hash was made from."""
     return row != with_hash(row, row.hash.partition("-")[0])
 
 
 def is_of(row: Row, launch_hash: str) -> bool:
-    """Tells whether a row was compiled from this very configuration, and nobody has edited it since."""
+    """Returns True if a row was compiled from this configuration and not edited since."""
     return row == with_hash(row, launch_hash)
 
 
 def compile_row(module: str, arch: str, name: str) -> Row:
-    """Compiles one configuration, by the name of its module and its own, and reads its binary."""
+    """Compiles a configuration, given its module and name, and reads its binary."""
     compiling = importlib.import_module("flava_kernels.triton_ops.compiling")
     launches: Iterable[Launch] = importlib.import_module(module).launches()
     launch = next(launch for launch in launches if (launch.arch, launch.name) == (arch, name))
@@ -132,7 +128,7 @@ def compile_row(module: str, arch: str, name: str) -> Row:
 
 
 def faults(tensor_memory: int, blocks: int, atomics: int, matrix: int, dot_types: list[str]) -> Iterable[str]:
-    """Yields what makes a binary useless whatever it costs."""
+    """Yields the reasons why a binary is unusable regardless of its cost."""
     if tensor_memory > MOST_TENSOR_MEMORY:
         yield (
             f"{tensor_memory} columns of tensor memory, but {MOST_TENSOR_MEMORY} exist: the compiler "

@@ -1,4 +1,4 @@
-"""The table of all compiled configurations: kernels/aot.csv, and Markdown of some of its rows."""
+"""The table of compiled configurations, kernels/aot.csv, and Markdown of selected rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HEADER = {
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Writes the table; the last four columns are the static estimate."""
+    """Formats the table; the last four columns are the static estimate."""
     lines = [
         list(HEADER),
         ["---"] * len(HEADER),
@@ -53,9 +53,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def write_csv(path: Path, version: str, rows: Iterable[Row], order: Sequence[Key], partial: bool) -> None:
-    """Replaces the rows of one Triton version, in the order given, or, when `rows` are a part of all, those
-    very rows.
-    """
+    """Replaces the rows of one Triton version, in the given order; if `partial`, only the rows in `rows`."""
     lines = {
         (line["triton"], line["arch"], line["name"]): line
         for line in (read_csv(path) if path.exists() else ())
@@ -72,7 +70,7 @@ def write_csv(path: Path, version: str, rows: Iterable[Row], order: Sequence[Key
 
 
 def rows_of(path: Path, version: str) -> dict[Key, Row]:
-    """Reads the rows of one Triton version; an absent file has none."""
+    """Reads the rows of one Triton version; a missing file has none."""
     lines = read_csv(path) if path.exists() else []
     return {(line["arch"], line["name"]): read_row(line) for line in lines if line["triton"] == version}
 

@@ -1,4 +1,4 @@
-"""Reads a compiled kernel: NVIDIA's SASS as nvdisasm prints it, and AMD's amdgcn."""
+"""Reads a compiled kernel: NVIDIA's SASS as printed by nvdisasm, and AMD's amdgcn."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def instructions(assembly: str) -> list[str]:
 
 
 def count(pattern: re.Pattern, found: Iterable[str]) -> int:
-    """Counts the instructions that begin with a pattern."""
+    """Counts the instructions that start with a pattern."""
     return sum(1 for instruction in found if pattern.match(instruction))
 
 
 def inner_loop(assembly: str) -> list[str]:
-    """Returns the body of the innermost loop that matters: of those with matrix instructions, else of all,
-    the longest; all of it without a loop.
+    """Returns the body of the longest innermost loop with matrix instructions, or else of any.
+
+    Without a loop, returns all instructions.
     """
     listed, labels = [], {}
     for label, instruction in _numbered(assembly):
@@ -66,9 +67,7 @@ def inner_loop(assembly: str) -> list[str]:
 
 
 def spilled_bytes(assembly: str) -> int:
-    """Returns the bytes a thread stores to and loads from its stack, as `ptxas -v` counts them; for AMD, four
-    for every register spilled.
-    """
+    """Returns the stack bytes that a thread stores and loads, as `ptxas -v` does; AMD: 4 per register."""
     amd = re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly)
     if amd:
         return 4 * int(amd[-1])
@@ -77,8 +76,9 @@ def spilled_bytes(assembly: str) -> int:
 
 
 def matrix_flops(found: Iterable[str]) -> int | None:
-    """Returns the floating point operations of the matrix instructions that one warp executes, or None where
-    they do not name their shape (sm_100).
+    """Returns the floating-point operations of one warp's matrix instructions.
+
+    None if the instructions do not name their shape (sm_100).
     """
     total = 0
     for instruction in found:
@@ -90,13 +90,13 @@ def matrix_flops(found: Iterable[str]) -> int | None:
         if shape is None:
             return None
         m, n, k = (int(size) for size in shape.groups() if size is not None)
-        # four warps work on one HGMMA together
+        # four warps share one HGMMA
         total += 2 * m * n * k // (4 if instruction.startswith("HGMMA") else 1)
     return total
 
 
 def bytes_moved(found: Iterable[str]) -> int:
-    """Returns the bytes that one thread asks global memory for or writes there."""
+    """Returns the bytes that one thread reads from or writes to global memory."""
     total = 0
     for instruction in found:
         if not MEMORY.match(instruction):

@@ -5,7 +5,7 @@
 
     dV = P^T dO,   dP = dO V^T,   dS = P * (dP - rowsum(P * dP)) * scale,   dQ = dS K,   dK = dS^T Q
 
-This is the only operator that knows where one sequence ends and the next begins.
+This is the only operator that knows sequence boundaries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flava_kernels.op import DTYPES, Limits, Op
 from flava_kernels.packing import MOST_SEQUENCES, places
 
 HEAD_SIZES = (32, 64, 128)
-"""Of the kernels; the references take any."""
+"""Head sizes of the kernels; the references take any."""
 
 LIMITS = {
     torch.float32: Limits(1e-6, 2e-6),
@@ -39,8 +39,7 @@ LIMITS = {
 def varlen_attention(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
 ) -> Tensor:
-    """Attends within each packed sequence, with `causal` to no token behind the query's own; never waits for
-    the device.
+    """Attends within each packed sequence, with `causal` to no later token; never waits for the device.
 
     Shapes:
         qkv         [T 3 h e]
@@ -48,7 +47,7 @@ def varlen_attention(
         max_seqlen            the longest sequence, or more
         returns     [T h e]
 
-    `equal_lengths` promises that every sequence is max_seqlen long (images), so that the reference makes no
+    `equal_lengths` promises that every sequence is max_seqlen long (images), which saves the reference a
     padded copy.
     """
     if dispatch.needs_custom_operator(qkv) or not keeps_probabilities(qkv, max_seqlen):
@@ -61,7 +60,7 @@ def varlen_attention(
 def supports(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
 ) -> str | None:
-    """Returns None, or why the kernels do not take this input."""
+    """Returns None, or why the kernels do not support this input."""
     if qkv.dtype not in DTYPES:
         return f"qkv has {qkv.dtype}; one of {', '.join(map(str, DTYPES))} is wanted"
     if cu_seqlens.dtype != torch.int32:
@@ -85,9 +84,7 @@ def supports(
 def definition(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
 ) -> Tensor:
-    """Attends in a padded layout, as transformers does: every score is held, and padded keys are masked, as
-    are keys behind a query with `causal`.
-    """
+    """Attends in a padded layout with all scores stored, masking padding and, with `causal`, later keys."""
     batch = cu_seqlens.shape[0] - 1
     sequence, position = places(cu_seqlens, qkv.shape[0])
     q, k, v = (
@@ -104,7 +101,7 @@ def definition(
 
 
 def pairs(length: int, causal: bool) -> int:
-    """Counts the pairs of a query and a key in one sequence whose score is needed."""
+    """Counts the (query, key) pairs of one sequence whose score is needed."""
     return length * (length + 1) // 2 if causal else length**2
 
 

@@ -1,9 +1,8 @@
-"""Self-attention over packed sequences in torch's own operators: what runs on a CPU, and wherever the kernels
-do not.
+"""Self-attention over packed sequences in torch operators, for CPUs and unsupported inputs.
 
-Sequences of unequal lengths are padded first; causal attention needs no mask for that, since padding lies
-behind every query that counts. The backward pass and `EagerAttention` go head by head: a head's queries, keys
-and values are then [b s e] views of the packed projection, whose strides a batched product takes as they are.
+Sequences of unequal lengths are padded first. Causal attention needs no padding mask, since padding comes
+after every real query. The backward pass and `EagerAttention` go head by head: a head's queries, keys and
+values are [b s e] views of the packed projection, whose strides a batched product accepts.
 """
 
 from __future__ import annotations
@@ -19,25 +18,24 @@ from flava_kernels.eager import once_differentiable
 from flava_kernels.packing import padded_rows, padded_slots, to_packed
 
 SCORES_BYTES = 2**28
-"""Scores of one head that the backward pass computes at one time."""
+"""Size of the scores of one head that the backward pass computes at a time."""
 
 LONGEST_KEPT = 5
-"""Head sizes that a sequence may be long while its probabilities are kept: they take s/e as much memory as
-the queries.
-"""
+"""Longest sequence, in head sizes, whose probabilities are kept: they take s/e times the queries' memory."""
 
 CAUSAL_QUERIES = 64
-"""Queries that causal attention takes at one time, with no keys behind the last of them.
+"""Queries per block of causal attention; keys after the block's last query are left out.
 
-Fewer leave out more of the products, but those are smaller. Eight fp32 heads of 64 need, both ways, 85 % of
-the CPU time of whole squares at 77 tokens and 71 % at 275; 48 queries are level with that, 32 are slower.
+Smaller blocks skip more of the products but make them smaller. Eight fp32 heads of 64 take, forward and
+backward, 85 % of the CPU time of full squares at 77 tokens and 71 % at 275; 48 queries are no better, 32 are
+slower.
 """
 
 
 def forward_reference(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Attends without keeping the scores where it can: on a CPU with PyTorch's flash kernel.
+    """Attends without storing the scores where possible: on a CPU with PyTorch's flash kernel.
 
     Shapes:
         out  [T h e]
@@ -50,9 +48,7 @@ def forward_reference(
 
 
 def flash_attention_on_cpu(padded: Tensor, valid: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
-    """What scaled_dot_product_attention runs on a CPU, with its log-sum-exp: [b s 3 h e], [b s] -> [b s h e],
-    [b h s].
-    """
+    """Runs scaled_dot_product_attention's CPU kernel: [b s 3 h e], [b s] -> [b s h e], lse [b h s]."""
     q, k, v = padded.permute(2, 0, 3, 1, 4)
     mask = None if valid is None else _mask(valid, q.dtype)[:, None]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -62,7 +58,7 @@ def flash_attention_on_cpu(padded: Tensor, valid: Tensor | None, causal: bool) -
 
 
 def plain_attention(padded: Tensor, valid: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
-    """The same in separate steps, for any device."""
+    """Attends in separate steps, for any device."""
     q, k, v = padded.permute(2, 0, 3, 1, 4)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if valid is not None:
@@ -76,7 +72,7 @@ def plain_attention(padded: Tensor, valid: Tensor | None, causal: bool) -> tuple
 def backward_reference(
     grad: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
 ) -> Tensor:
-    """Computes the scores again: [T h e], [T 3 h e] -> [T 3 h e].
+    """Recomputes the scores: [T h e], [T 3 h e] -> [T 3 h e].
 
     PyTorch's own flash backward for CPUs takes 2 to 6 times as long at these lengths.
     """
@@ -87,12 +83,12 @@ def backward_reference(
 def _gradient(
     grad: Tensor, padded: Tensor, padding: _Padding, probabilities: Sequence[Tensor] | None
 ) -> Tensor:
-    """Goes head by head and, where the probabilities were not kept, some sequences at a time.
+    """Goes head by head and, if the probabilities were not kept, a few sequences at a time.
 
     Shapes:
         grad           [T h e]
         padded         [b s 3 h e]
-        probabilities  for each head, and each of its blocks, [b n m]
+        probabilities  for each head and each of its blocks, [b n m]
         returns        [T 3 h e]
     """
     d_out, d_qkv = (
@@ -114,16 +110,16 @@ def _gradient(
                 p = _probabilities(q[:, rows], k[:, keys], mask) if kept is None else next(kept)
                 d_scores = torch._softmax_backward_data(torch.bmm(d[:, rows], v[:, keys].mT), p, -1, p.dtype)
                 d_q[:, rows].copy_(_scaled_product(d_scores, k[:, keys], head_size**-0.5))
-                write = Tensor.add_ if place else Tensor.copy_  # the first block has all keys
+                write = Tensor.add_ if place else Tensor.copy_  # the first block covers all keys
                 write(d_k[:, keys], _scaled_product(d_scores.mT, q[:, rows], head_size**-0.5))
                 write(d_v[:, keys], torch.bmm(p.mT, d[:, rows]))
     return padding.pack(d_qkv)
 
 
 def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
-    """Tells whether sequences are short enough for `EagerAttention`: FLAVA's 275 are, at heads of 64.
+    """Returns True if sequences are short enough for `EagerAttention`, e.g. FLAVA's 275 with heads of 64.
 
-    Under autocast the probabilities would be of another dtype than the gradients that come back.
+    Not under autocast: the probabilities would have another dtype than the incoming gradients.
     """
     return (
         0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3]
@@ -133,10 +129,9 @@ def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
 
 
 class EagerAttention(torch.autograd.Function):
-    """Attends head by head and keeps the probabilities, for sequences so short that those are small.
+    """Attends head by head and keeps the probabilities, for sequences short enough that these are small.
 
-    On a CPU it takes about two thirds of the time of PyTorch's flash kernel and a backward pass that computes
-    the scores again.
+    On a CPU it takes about two thirds of the time of PyTorch's flash kernel with a recomputing backward pass.
     """
 
     @staticmethod
@@ -171,9 +166,7 @@ class EagerAttention(torch.autograd.Function):
 
 
 def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields queries, keys and values, each as one view for every head: [b s 3 h e] -> three times h times [b
-    s e].
-    """
+    """Yields queries, keys and values, one view per head: [b s 3 h e] -> h times three [b s e]."""
     return (part.unbind(2) for part in padded.unbind(2))
 
 
@@ -190,25 +183,21 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 def _mask(keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns what is added to the scores: 0, and -inf for keys that do not count: [b s] -> [b 1 s]."""
+    """Returns the additive mask: 0, and -inf for padding: [b s] -> [b 1 s]."""
     return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill_(~keys, float("-inf"))[
         :, None
     ]
 
 
 def _behind(first: int, last: int, like: Tensor) -> Tensor:
-    """Returns what causal attention adds to the scores of queries `first` to `last`: 0, and -inf for keys
-    behind a query: [n last].
-    """
+    """Returns the additive causal mask of queries `first` to `last`: 0, and -inf for later keys: [n last]."""
     return torch.full((last - first, last), float("-inf"), dtype=like.dtype, device=like.device).triu(
         first + 1
     )
 
 
 class _Block(NamedTuple):
-    """Queries of every sequence, the keys that they see and what is added to their scores: [b 1 m] or [1 n
-    m], or nothing.
-    """
+    """Queries of every sequence, the keys that they attend to, and their mask: [b 1 m], [1 n m] or none."""
 
     queries: slice
     keys: slice
@@ -216,11 +205,10 @@ class _Block(NamedTuple):
 
 
 class _Padding:
-    """The layout in which all sequences are as long as the longest; where they are anyway, a view of the
-    packed one.
+    """The padded layout, in which all sequences are as long as the longest; a view if they already are.
 
-    `keys` tells which rows of it count as keys, [b s], or is None for all. An empty sequence keeps one, so
-    that its softmax is defined. With `causal` all do: no query that counts sees a key behind its sequence.
+    `keys` marks the rows that are keys, [b s], or is None for all. An empty sequence keeps one, so that its
+    softmax is defined. With `causal` all rows are keys: no real query attends past its own position.
     """
 
     def __init__(
@@ -238,9 +226,7 @@ class _Padding:
             )
 
     def blocks(self, padded: Tensor, some: slice = slice(None)) -> list[_Block]:
-        """Cuts the queries of some sequences into blocks; the first has all keys. Without `causal` there is
-        one.
-        """
+        """Splits some sequences' queries into blocks, the first with all keys; one block without `causal`."""
         if not self._causal:
             return [
                 _Block(
@@ -259,15 +245,13 @@ class _Padding:
         ]
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Lays sequences out at one length: [T ...] -> [b s ...]. A place behind a sequence holds a row of
-        its own.
-        """
+        """Pads sequences to one length: [T ...] -> [b s ...]. Padding repeats a row of the sequence."""
         if self._rows is None:
             return packed.unflatten(0, (-1, self._longest))
         return packed.index_select(0, self._rows.flatten()).unflatten(0, self._rows.shape)
 
     def pad_with_zeros(self, packed: Tensor) -> Tensor:
-        """The same with zeros behind each sequence."""
+        """Pads with zeros after each sequence."""
         if self._rows is None:
             return packed.unflatten(0, (-1, self._longest))
         return (
@@ -277,5 +261,5 @@ class _Padding:
         )
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The way back: [b s ...] -> [T ...]."""
+        """Inverts `pad`: [b s ...] -> [T ...]."""
         return padded.flatten(0, 1) if self._slots is None else to_packed(padded, self._slots)

@@ -10,10 +10,10 @@ gradient of its own features alone,
     G_ij = m_i softmax_row_ij + m_j softmax_col_ij - 2 m_i [i = j]
     dI_i = exp(scale)/2 sum_j G_ij T_j,   d scale = 1/2 sum_ij G_ij S_ij,
 
-so features are gathered forward, and nothing but these vectors travels for the backward pass. A single rank
-owns all rows and all columns: one pass over S gives both vectors, and one over G both gradients.
+so features are gathered in the forward pass, and only these vectors are exchanged for the backward pass. A
+single rank owns all rows and columns: one pass over S gives both vectors, and one over G both gradients.
 
-Source: Chen et al., DisCo-CLIP (arXiv 2304.08480), for gradients of a rank's own features; the exchange of
+Source: Chen et al., DisCo-CLIP (arXiv 2304.08480), for gradients of a rank's own features; exchanging
 log-sum-exps instead is ours.
 """
 
@@ -30,8 +30,9 @@ from flava_kernels.cases.contrastive import cases
 from flava_kernels.op import DTYPES, Limits, Op
 
 CHUNK_BYTES = 2**23
-"""Part of S that the reference holds at one time. Larger parts leave a core's cache, smaller ones read the
-other side's features too often.
+"""Size of the chunk of S that the reference computes at a time.
+
+Larger chunks leave a core's cache; smaller ones reread the other side's features too often.
 """
 
 
@@ -46,14 +47,14 @@ def info_nce(
     """Returns this rank's share of the summed loss, and how many of its rows rank their own text first.
 
     The backward pass gives the features and the scale the gradient of the sum over ALL ranks, provided that
-    the incoming gradient is the same number on every rank. Samples with row_mask 0 are no positives, but stay
+    the incoming gradient is equal on all ranks. Samples with row_mask 0 are not positives but remain
     negatives of the others. Among equal entries the first counts as the largest.
 
     Shapes:
         image      [b r]  L2-normalised; the same b on every rank
         text       [b r]  in the dtype of image
         log_scale  [1]
-        row_mask   [b]    1 where the pair counts as a positive, else 0
+        row_mask   [b]    1 if the pair is a positive, else 0
         returns    scalar (fp32, or fp64 for fp64 features) with gradient, scalar fp32 without
     """
     return _InfoNCE.apply(image, text, log_scale, row_mask, group)
@@ -67,7 +68,7 @@ def definition(
     *,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole matrix on one rank, softmax in fp32 at least."""
+    """Computes the full matrix on one rank, with softmax in fp32 at least."""
     logits = log_scale.exp() * (image @ text.T)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = torch.arange(image.shape[0], device=image.device)
@@ -78,7 +79,7 @@ def definition(
 def forward_reference(
     rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of S = scale * rows columns^T, in fp32 at least, chunk by chunk.
+    """Computes statistics of S = scale * rows columns^T, in fp32 at least, chunk by chunk.
 
     Shapes:
         rows        [b r]
@@ -88,7 +89,7 @@ def forward_reference(
         row_lse     [b]    log-sum-exp of each row
         column_lse  [N]    of each column over these rows; [0] unless `both`
         own         [b]    S_{i, offset + i}
-        first       [b]    1 where that is the first of the row's largest entries, else 0
+        first       [b]    1 if that is the first of the row's largest entries, else 0
     """
     columns, scaled = columns.to(scale.dtype), rows.to(scale.dtype) * scale
     own_column = torch.arange(offset, offset + rows.shape[0], device=rows.device)
@@ -118,7 +119,7 @@ def backward_reference(
     offset: int,
     both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of grad * (the loss over all ranks), as far as these rows of G give them.
+    """Computes gradients of grad * (the loss over all ranks), as far as these rows of G contribute.
 
     Shapes:
         grad            scalar
@@ -148,12 +149,12 @@ def backward_reference(
 
 
 def shifts(vectors: Tensor) -> Tensor:
-    """What to subtract from S so that exp gives m softmax: the log-sum-exp, or infinity where m = 0."""
+    """Returns what to subtract from S so that exp gives m softmax: the log-sum-exp, or infinity if m = 0."""
     return vectors[0].masked_fill(vectors[1] == 0, float("inf"))
 
 
 def _chunks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of rows, and memory for their part of S: the same bytes again and again."""
+    """Yields slices of rows, and a buffer for their part of S, which is reused."""
     most = max(1, CHUNK_BYTES // (max(columns.shape[0], 1) * rows.element_size()))
     memory = rows.new_empty(min(most, rows.shape[0]), columns.shape[0])
     for start in range(0, rows.shape[0], most):
@@ -169,7 +170,7 @@ def supports(
     *,
     group: dist.ProcessGroup | None = None,
 ) -> str | None:
-    """Returns why the kernels do not take these arguments, or None."""
+    """Returns None, or why the kernels do not support these arguments."""
     return _unsupported(image, text)
 
 
@@ -228,8 +229,9 @@ def _(grad, rows, columns, scale, row_vectors, column_vectors, offset, both):
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The collectives stand here, between the custom operators: a rank's gradient is not the derivative of
-    its own share of the loss.
+    """Runs the collectives between the custom operators.
+
+    They cannot be inside one: a rank's gradient is not the derivative of its own share of the loss.
     """
 
     @staticmethod

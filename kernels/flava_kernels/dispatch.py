@@ -1,10 +1,10 @@
-"""Which implementation an operator uses, and why.
+"""Chooses each operator's implementation.
 
 FLAVA_KERNELS=torch   the references, everywhere
-FLAVA_KERNELS=triton  the kernels; an input that they do not take is an error. On CPU tensors they run in
-                      Triton's interpreter, TRITON_INTERPRET=1
-FLAVA_KERNELS=auto    (the default) the kernels on GPU tensors that they take, else the references; the first
-                      time that a GPU tensor is refused is logged
+FLAVA_KERNELS=triton  the kernels; unsupported inputs are errors. CPU tensors run in Triton's interpreter,
+                      with TRITON_INTERPRET=1
+FLAVA_KERNELS=auto    (default) the kernels for GPU tensors that they support, else the references; logs the
+                      first time that a GPU tensor is not supported
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 MODES = ("auto", "torch", "triton")
 GPU_TYPES = ("cuda",)
-"""torch calls AMD's devices by this name too."""
+"""torch reports AMD devices as "cuda" too."""
 
 
 class UnsupportedInputError(RuntimeError):
-    """FLAVA_KERNELS=triton, and the kernels of an operator do not take this input."""
+    """FLAVA_KERNELS=triton, but an operator's kernels do not support this input."""
 
 
 def mode() -> str:
-    """Returns what FLAVA_KERNELS asks for. Raises ValueError when it is none of MODES."""
+    """Returns the value of FLAVA_KERNELS. Raises ValueError if it is none of MODES."""
     wanted = os.environ.get("FLAVA_KERNELS", "auto")
     if wanted not in MODES:
         raise ValueError(f"FLAVA_KERNELS is {wanted!r}; it must be one of {', '.join(MODES)}")
@@ -39,9 +39,9 @@ def mode() -> str:
 def use_triton(op: str, example: Tensor, unsupported: str | None) -> bool:
     """Decides for one call.
 
-    `example` is any tensor of the call, for its device; `unsupported` is what the operator's `supports`
-    returned: None, or why the kernels do not take this input. Raises UnsupportedInputError where
-    FLAVA_KERNELS=triton cannot be obeyed.
+    `example` is any tensor of the call, for its device; `unsupported` is the result of the operator's
+    `supports`: None, or why the kernels do not support this input. Raises UnsupportedInputError if
+    FLAVA_KERNELS=triton cannot be satisfied.
     """
     if implementation(example.device.type, unsupported) == "triton":
         return True
@@ -54,23 +54,23 @@ def use_triton(op: str, example: Tensor, unsupported: str | None) -> bool:
 
 
 def implementation(device_type: str, unsupported: str | None) -> str:
-    """Returns which one FLAVA_KERNELS and an operator's `supports` leave for a call: "triton" or "torch"."""
+    """Returns "triton" or "torch", given FLAVA_KERNELS and the result of an operator's `supports`."""
     if mode() == "torch" or unavailable(device_type) or unsupported:
         return "torch"
     return "triton" if mode() == "triton" or device_type in GPU_TYPES else "torch"
 
 
 def needs_custom_operator(example: Tensor) -> bool:
-    """Tells whether a call must go through torch.library: on a GPU, with kernels, or under torch.compile.
+    """Returns True if a call must go through torch.library: on a GPU, with kernels, or under torch.compile.
 
-    A custom operator costs 0.1 to 0.4 ms of Python with its backward pass. On a CPU that is several per cent
-    of a training step, so an operator may run its reference without one there.
+    A custom operator costs 0.1 to 0.4 ms of Python, backward pass included. On a CPU that is several per cent
+    of a training step, so an operator may call its reference directly there.
     """
     return torch.compiler.is_compiling() or example.device.type != "cpu" or mode() == "triton"
 
 
 def unavailable(device_type: str) -> str | None:
-    """Returns why Triton cannot run on a device type at all, or None."""
+    """Returns None, or why Triton cannot run on a device type at all."""
     if not triton_installed():
         return "triton is not installed"
     if device_type in GPU_TYPES:
@@ -81,8 +81,9 @@ def unavailable(device_type: str) -> str | None:
 
 
 def interpreting() -> bool:
-    """Tells whether Triton runs its interpreter; it reads the variable when a kernel is defined, so set it
-    before the first import.
+    """Returns True if Triton runs its interpreter.
+
+    It reads the variable when a kernel is defined, so set it before the first import.
     """
     return os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -1,4 +1,4 @@
-"""What the references share that run as autograd functions of their own, without a custom operator."""
+"""Shared by references that are autograd functions without a custom operator."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.autograd import function
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes gradients refuse to be differentiated, as those of a custom operator do.
+    """Makes a second differentiation an error, as for a custom operator.
 
-    torch's decorator of this name asks whether the incoming gradient has a gradient itself. That of a plain
-    sum has none, and then what the forward pass kept would count as constants without a word.
+    torch's decorator of this name checks whether the incoming gradient requires one itself. That of a plain
+    sum does not, and then the tensors saved in the forward pass would silently count as constants.
     """
     refusing = function.once_differentiable(backward)
 

@@ -1,7 +1,7 @@
-"""FLOP formulas of the operators whose products torch's FlopCounterMode cannot see. Importing this module
-registers them.
+"""FLOP formulas of operators that torch's FlopCounterMode cannot see into; importing registers them.
 
-It stands apart because torch.utils.flop_counter imports triton, which takes longer than everything else here.
+A module of its own, because torch.utils.flop_counter imports triton, which takes longer than everything else
+here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 import flava_kernels.contrastive
 import flava_kernels.linear_cross_entropy
-import flava_kernels.linear_gelu  # noqa: F401  these define the operators
+import flava_kernels.linear_gelu  # noqa: F401  defines the operators
 from flava_kernels import attention
 
 
@@ -27,7 +27,7 @@ def attention_forward(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Two products, as if every sequence were the longest: the lengths are on the device."""
+    """Counts two products, as if every sequence were the longest: the lengths are on the device."""
     return 4 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
 
 
@@ -44,13 +44,13 @@ def attention_backward(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Five products: the scores are computed again."""
+    """Counts five products: the scores are recomputed."""
     return 10 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
 
 
 @register_flop_formula(torch.ops.flava_kernels.linear_gelu)
 def linear_gelu_forward(hidden_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
-    """One product."""
+    """Counts one product."""
     return 2 * hidden_shape[0] * weight_shape[0] * weight_shape[1]
 
 
@@ -63,7 +63,7 @@ def linear_gelu_backward(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Two products: dh and dW."""
+    """Counts two products: dh and dW."""
     return 4 * hidden_shape[0] * weight_shape[0] * weight_shape[1]
 
 
@@ -78,14 +78,13 @@ def linear_cross_entropy(
     *_: Any,
     **__: Any,
 ) -> int:
-    """The logits, and dH and dW, which are finished on the way forward; the backward pass only
-    scales them."""
+    """Counts the logits, dH and dW: all are computed forward, and the backward pass only scales them."""
     return (6 if gradients else 2) * labels_shape[0] * weight_shape[0] * weight_shape[1]
 
 
 @register_flop_formula(torch.ops.flava_kernels.info_nce_forward)
 def info_nce_forward(rows_shape: torch.Size, columns_shape: torch.Size, *_: Any, **__: Any) -> int:
-    """One product."""
+    """Counts one product."""
     return 2 * rows_shape[0] * columns_shape[0] * rows_shape[1]
 
 
@@ -102,5 +101,5 @@ def info_nce_backward(
     *_: Any,
     **__: Any,
 ) -> int:
-    """The similarities again, the gradient of the rows and, with `both`, that of the columns."""
+    """Counts the similarities again, the gradient of the rows and, with `both`, that of the columns."""
     return (6 if both else 4) * rows_shape[0] * columns_shape[0] * rows_shape[1]

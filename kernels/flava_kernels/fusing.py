@@ -1,9 +1,9 @@
-"""Concatenation of packed sequences of several origins, sample by sample.
+"""Concatenates packed sequences of several origins, sample by sample.
 
     fused_i = [cls | image_i | text_i]
 
-The gradient takes the rows apart again and sums those of the shared cls token in fp32, sample after sample.
-Each row is moved once.
+The backward pass splits the rows again and sums those of the shared cls token in fp32, in sample order. Each
+row is moved once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIMITS = {
     torch.float16: Limits(0.0, 5e-4),
     torch.bfloat16: Limits(0.0, 3.5e-3),
 }
-"""Only the gradient of the cls token is computed; it is rounded once."""
+"""Only the cls token's gradient is computed; it is rounded once."""
 
 
 def fuse_sequences(
@@ -34,7 +34,7 @@ def fuse_sequences(
         image            [b*s d]      the same s for every sample
         text             [T d]        packed
         text_cu_seqlens  [b+1]        int32
-        text_max_seqlen               the longest text, or more
+        text_max_seqlen               length of the longest text, or more
         returns          [b+b*s+T d]  per sample: the CLS, its s image rows, its text rows
     """
     return _fuse(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
@@ -43,7 +43,7 @@ def fuse_sequences(
 def supports(
     cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
 ) -> str | None:
-    """Returns None, or why the kernels of `fuse_sequences` do not take this input."""
+    """Returns None, or why the kernels of `fuse_sequences` do not support this input."""
     return unsupported(text_cu_seqlens, cls_token, image, text)
 
 
@@ -80,7 +80,7 @@ def forward_reference(cls_token: Tensor, image: Tensor, text: Tensor, text_cu_se
 def backward_reference(
     grad: Tensor, text_cu_seqlens: Tensor, image_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Takes the rows apart: [b+b*s+T d] -> [d], [b*s d], [T d]."""
+    """Splits the rows: [b+b*s+T d] -> [d], [b*s d], [T d]."""
     batch = text_cu_seqlens.shape[0] - 1
     start, image_rows, text_rows = fused_rows(
         text_cu_seqlens, image_length, grad.shape[0] - batch * (1 + image_length)

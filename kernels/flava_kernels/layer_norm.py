@@ -1,12 +1,12 @@
-"""LayerNorm, alone and behind the addition of a residual.
+"""LayerNorm, alone and after adding a residual.
 
     s = x + r,   m = mean(s),   q = 1 / sqrt(mean((s - m)^2) + eps),   n = (s - m) q,   y = n w + b
 
-    dn = dy w,   ds += q (dn - mean(dn) - n mean(n dn)),   dx = dr = ds,   dw = colsum(dy n),   db =
-                                                                                                colsum(dy)
+    dn = dy w,   ds += q (dn - mean(dn) - n mean(n dn)),   dx = dr = ds
+    dw = colsum(dy n),   db = colsum(dy)
 
-Means are over a row; ds starts as the gradient that arrives at s itself, so that a residual stream needs no
-addition of its own on the way back.
+Means are over a row. ds starts as the incoming gradient of s, which saves the residual stream an addition in
+the backward pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def add_layer_norm(
     """Adds a branch to its residual stream and normalises the sum; returns both.
 
     Shapes:
-        x, residual   [T d]  of one dtype, to which the sum is rounded before it is normalised
+        x, residual   [T d]  of one dtype; the sum is rounded to it before it is normalised
         weight, bias  [d]    in x's dtype or fp32
         returns       [T d] normalised, [T d] sum
     """
@@ -65,7 +65,7 @@ def forward_reference(
     operand, wide = total, torch.promote_types(total.dtype, torch.float32)
     if not _is_native(total, weight, bias):
         weight, bias = weight.to(wide), bias.to(wide)
-        # only the CPU's kernel takes rows and parameters of two dtypes
+        # only the CPU kernel supports rows and parameters of different dtypes
         operand = total if total.device.type == "cpu" else total.to(wide)
     y, mean, rstd = torch.native_layer_norm(operand, total.shape[-1:], weight, bias, eps)
     return y.to(total.dtype), total, mean, rstd
@@ -82,8 +82,8 @@ def backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ds [T d], dw [d], db [d].
 
-    Half precision is widened on a CPU, whose own kernel would add dw and db in half precision: 5 % off in
-    bf16 after 2,000 rows.
+    On a CPU, half precision is converted to fp32: torch's own kernel would sum dw and db in half precision,
+    which is 5 % off in bf16 after 2,000 rows.
     """
     operands = grad, total, weight, bias
     if not _is_native(total, weight, bias):
@@ -97,29 +97,27 @@ def backward_reference(
 
 
 def _is_native(total: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Tells whether torch's own kernels take these operands as they are and compute statistics and parameter
-    gradients in fp32.
-    """
+    """Returns True if torch's kernels support these dtypes with fp32 statistics and parameter gradients."""
     return weight.dtype == bias.dtype == total.dtype and (
         total.device.type != "cpu" or total.dtype in (torch.float32, torch.float64)
     )
 
 
 def layer_norm_definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """torch's own LayerNorm."""
+    """Calls torch's LayerNorm."""
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 def add_layer_norm_definition(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """torch's addition and LayerNorm."""
+    """Calls torch's addition and LayerNorm."""
     total = x + residual
     return layer_norm_definition(total, weight, bias, eps), total
 
 
 def layer_norm_supports(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | None:
-    """Returns None, or why the kernels do not take these arguments."""
+    """Returns None, or why the kernels do not support these arguments."""
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}"
     if any(parameter.dtype not in (x.dtype, torch.float32) for parameter in (weight, bias)):
@@ -139,7 +137,7 @@ def layer_norm_supports(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
 def add_layer_norm_supports(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> str | None:
-    """Returns None, or why the kernels do not take these arguments."""
+    """Returns None, or why the kernels do not support these arguments."""
     if residual.dtype != x.dtype or residual.shape != x.shape or residual.stride(-1) != 1:
         return (
             f"residual is {residual.dtype} {tuple(residual.shape)} with strides {residual.stride()}, x is "

@@ -3,9 +3,9 @@
 loss = sum_i [ logsumexp_v(z_i) - z_{i, y_i} ],   z = H W^T + b
 G = softmax(z) - onehot(y),   dH = G W,   dW = G^T H,   db = colsum(G)
 
-The rows go through in chunks whose logits fit a budget of bytes: one chunk where possible, because each reads
-the whole of W. The gradients are finished chunk by chunk on the way forward, where G overwrites the logits,
-and are only scaled on the way back. On a CPU with few rows G is kept instead.
+Rows are processed in chunks whose logits fit a memory budget; one chunk if possible, because each chunk reads
+all of W. The gradients are finished chunk by chunk in the forward pass, where G overwrites the logits, and
+the backward pass only scales them. On a CPU with few rows G is kept instead.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from flava_kernels.eager import once_differentiable
 from flava_kernels.op import DTYPES, Limits, Op
 
 IGNORE_INDEX = -100
-"""The label of a row that counts for nothing."""
+"""Label of a row that does not count."""
 
 LOGITS_BUDGET_BYTES = 256 * 2**20
-"""Logits that exist at one time, unless a single row has more."""
+"""Size of a chunk's logits, unless a single row has more."""
 
 REFERENCE_BLOCK_BYTES = 2**20
-"""Logits that the reference's softmax goes through at one time, in fp32: they should stay in a core's cache.
-"""
+"""fp32 logits that the reference's softmax processes at a time: they should fit a core's cache."""
 
 
 def linear_cross_entropy(
@@ -42,11 +41,11 @@ def linear_cross_entropy(
     *,
     budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the summed loss and the number of rows whose largest logit is the label, the first one where
-    several are largest.
+    """Returns the summed loss and the number of rows whose largest logit is the label's.
 
-    Logits, and G in their place, are rounded to the dtype of `hidden`; softmax and sums are fp32. What is
-    kept for the backward pass is dH, dW and db, or, on a CPU with no more rows than columns, G, H and W.
+    Among equal logits the first counts as the largest. Logits, and G in their place, are rounded to the dtype
+    of `hidden`; softmax and sums are fp32. The backward pass needs dH, dW and db or, on a CPU with no more
+    rows than columns, G, H and W.
 
     Shapes:
         hidden   [k d], or [T d] with rows
@@ -75,7 +74,7 @@ def definition(
     *,
     budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """torch's own layers, with all logits at once."""
+    """Uses torch's own layers, with all logits at once."""
     logits = F.linear(hidden if rows is None else hidden.index_select(0, rows), weight, bias)
     correct = (logits.detach().argmax(-1) == labels).sum().float()
     wide = torch.promote_types(logits.dtype, torch.float32)
@@ -91,7 +90,7 @@ def supports(
     *,
     budget_bytes: int = LOGITS_BUDGET_BYTES,
 ) -> str | None:
-    """Returns None, or why the kernels do not take these arguments."""
+    """Returns None, or why the kernels do not support these arguments."""
     if hidden.dtype not in DTYPES:
         return f"hidden is {hidden.dtype}"
     if not hidden.dtype == weight.dtype == bias.dtype:
@@ -107,8 +106,9 @@ def supports(
 def forward_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss of each row, whether it was right, and G, which is the bare logits' memory unless
-    `gradients`: [k], [k], [k v].
+    """Returns each row's loss, whether it was correct, and G: [k], [k], [k v].
+
+    G is the memory of the bare logits unless `gradients`.
     """
     logits, wide_bias = hidden @ weight.T, bias.to(torch.promote_types(hidden.dtype, torch.float32))
     counts = labels != IGNORE_INDEX
@@ -133,11 +133,10 @@ def forward_reference(
 
 
 def _is_first_of_largest(z: Tensor, place: Tensor, largest: Tensor) -> Tensor:
-    """Tells whether a row's label is its first largest class, where `largest` tells that none is larger: [k
-    v], [k 1], [k 1] -> [k 1].
+    """Returns True where a row's label is its first largest class: [k v], [k 1], [k 1] -> [k 1].
 
-    On a CPU torch finds a largest value four times as fast as the place of one, so only rows that may be
-    right are searched.
+    `largest` marks rows where no class is larger. On a CPU torch finds a maximum four times as fast as its
+    position, so only these rows are searched.
     """
     if z.device.type == "cpu":
         rows = largest[:, 0].nonzero()[:, 0]
@@ -148,15 +147,13 @@ def _is_first_of_largest(z: Tensor, place: Tensor, largest: Tensor) -> Tensor:
 def backward_reference(
     grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, rows: Tensor | None, number_of_rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales what the forward pass left and puts each row of dH where it came from: [k d] -> [number_of_rows
-    d].
-    """
+    """Scales the forward pass's gradients and scatters the rows of dH: [k d] -> [number_of_rows d]."""
     d_hidden, d_weight, d_bias = (_scaled(gradient, grad) for gradient in (d_hidden, d_weight, d_bias))
     return _put_back(d_hidden, rows, number_of_rows), d_weight, d_bias
 
 
 def _put_back(d_hidden: Tensor, rows: Tensor | None, number_of_rows: int) -> Tensor:
-    """Puts each row where it came from, zeros elsewhere: [k d] -> [number_of_rows d]."""
+    """Scatters rows to their origin, with zeros elsewhere: [k d] -> [number_of_rows d]."""
     return (
         d_hidden
         if rows is None
@@ -165,24 +162,23 @@ def _put_back(d_hidden: Tensor, rows: Tensor | None, number_of_rows: int) -> Ten
 
 
 def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
-    """Multiplies by a number that is not rounded to half precision first, as a GPU would round a tensor
-    without axes.
-    """
+    """Multiplies by a number without rounding it to half precision, as a GPU does for a 0-d tensor."""
     if gradient.dtype == grad.dtype or grad.device.type == "cpu":
         return gradient * grad
     return torch.mul(gradient, grad.expand(gradient.shape), out=torch.empty_like(gradient))
 
 
 def _chunks(rows: int, row_bytes: int, budget_bytes: int) -> Iterator[slice]:
-    """Cuts the rows into as few pieces as the budget allows, of equal size but for the last."""
+    """Cuts the rows into as few chunks as the budget allows, all equal except the last."""
     pieces = max(1, -(-rows * row_bytes // budget_bytes))
     size = max(1, -(-rows // pieces))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 class _Sums:
-    """Adds G^T H and colsum(G) over chunks, in fp32 where there are several; a single chunk's product is
-    already what the parameters get.
+    """Sums G^T H and colsum(G) over chunks, in fp32 if there are several.
+
+    A single chunk's product is already the parameters' gradient.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, several: bool):
@@ -193,7 +189,7 @@ class _Sums:
         )
 
     def add(self, gradient: Tensor, hidden: Tensor) -> None:
-        """Adds one chunk's share."""
+        """Adds one chunk's contribution."""
         if self.d_weight is None:
             self.d_weight, self.d_bias = gradient.T @ hidden, gradient.sum(0)
             return
@@ -202,7 +198,7 @@ class _Sums:
             self.d_weight.addmm_(gradient.T, hidden)
         elif gradient.device.type == "cpu":
             self.d_weight += gradient.T @ hidden
-        else:  # the product stays in fp32 until it is added
+        else:  # keep the product in fp32 until it is added
             torch.addmm(self.d_weight, gradient.T, hidden, out_dtype=self.d_weight.dtype, out=self.d_weight)
 
 
@@ -216,8 +212,9 @@ def _in_chunks(
     gradients: bool,
     budget_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Runs the whole operator with one implementation of a chunk: loss, right rows, dH [k d], dW [v d], db
-    [v], the last three empty without gradients.
+    """Runs the whole operator, given an implementation of one chunk.
+
+    Returns loss, correct rows, dH [k d], dW [v d], db [v]; the last three are empty without gradients.
     """
     number, losses, right = labels.shape[0], [], []
     chunks = list(_chunks(number, weight.shape[0] * hidden.element_size(), budget_bytes))
@@ -231,7 +228,7 @@ def _in_chunks(
         if sums is not None:
             torch.mm(gradient, weight, out=d_hidden[chunk])
             sums.add(gradient, part)
-        del gradient  # before the next chunk's logits exist
+        del gradient  # frees it before the next chunk's logits are allocated
     loss, correct = (
         hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(2)
     )
@@ -317,8 +314,8 @@ _linear_cross_entropy.register_autograd(_differentiate, setup_context=_save)
 class _EagerLinearCrossEntropy(torch.autograd.Function):
     """The reference without a custom operator.
 
-    With no more rows than columns of `hidden`, G is no larger than dW: then it is kept, and what is scaled on
-    the way back is only as large as the rows.
+    With no more rows than columns of `hidden`, G is no larger than dW. Then G is kept, and the backward pass
+    scales only rows.
     """
 
     @staticmethod
@@ -347,7 +344,7 @@ class _EagerLinearCrossEntropy(torch.autograd.Function):
             return *backward_reference(grad, *kept, rows, ctx.number_of_rows), None, None, None, None
         g, part, weight = kept
         d_hidden = _put_back(_scaled(g @ weight, grad), rows, ctx.number_of_rows)
-        # a loss scale times H would overflow in fp16
+        # a loss scale times H would overflow fp16
         d_weight = weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())
         return d_hidden, d_weight, _scaled(g.sum(0), grad), None, None, None, None
 

@@ -1,12 +1,12 @@
-"""A linear layer followed by the erf form of GELU.
+"""A linear layer followed by GELU in its erf form.
 
     z = h W^T + b,   y = z Phi(z),   Phi(z) = (1 + erf(z / sqrt(2))) / 2
 
-    dz = dy (Phi(z) + z phi(z)),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi),   dh = dz W,   dW = dz^T h,   db =
-                                                                                                      colsum(dz)
+    dz = dy (Phi(z) + z phi(z)),   phi(z) = exp(-z^2 / 2) / sqrt(2 pi)
+    dh = dz W,   dW = dz^T h,   db = colsum(dz)
 
-Of the two [T f] tensors only z is kept. The matrix products are torch's, which add the bias on the way out;
-what is fused is dz with db.
+Of the two [T f] tensors only z is kept. The matrix products are torch's, with the bias added in the epilogue;
+dz and db are fused.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def forward_reference(z: Tensor) -> Tensor:
 
 
 def backward_reference(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns dz [T f] and db [f]; torch adds in fp32 and rounds the sums."""
+    """Returns dz [T f] and db [f]; torch sums in fp32 and rounds the result."""
     d_z = torch.ops.aten.gelu_backward(grad, z)
     return d_z, d_z.sum(0)
 
 
 def definition(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """torch's own layers."""
+    """Uses torch's own layers."""
     return F.gelu(F.linear(hidden, weight, bias))
 
 
 def supports(hidden: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    """Returns None, or why the kernels do not take these arguments."""
+    """Returns None, or why the kernels do not support these arguments."""
     if hidden.dtype not in DTYPES:
         return f"hidden is {hidden.dtype}"
     if hidden.dim() != 2:
@@ -107,9 +107,7 @@ _linear_gelu.register_autograd(_differentiate, setup_context=_save)
 
 
 def cases() -> tuple[Case, ...]:
-    """Odd shapes, one with more columns than a tile, and pre-activations from -20 to 20 with subnormal ones
-    among them.
-    """
+    """Returns odd shapes, one wider than a tile, and pre-activations from -20 to 20 with subnormals."""
     names = ("hidden", "weight", "bias")
     sizes = ((1, 8, 16), (37, 24, 40), (5, 64, 770), (67, 16, 96), (0, 8, 16))
     made = [
@@ -131,7 +129,7 @@ def _draw(generator: Generator, rows: int, width: int, columns: int) -> dict[str
 
 
 def _draw_range(generator: Generator) -> dict[str, Tensor]:
-    """A width of one and weights of one: z is the number in `hidden`."""
+    """Draws with a width and weights of one: z is the number in `hidden`."""
     drawn = torch.rand(61, 1, generator=generator, dtype=torch.float64) * 40 - 20
     special = torch.tensor(
         [-20.0, -6.0, -1e-3, -1e-39, -0.0, 0.0, 1e-39, 1e-8, 6.0, 20.0], dtype=torch.float64

@@ -1,4 +1,4 @@
-"""What an operator offers to tests, benchmarks and reports beside its public function."""
+"""What an operator provides for tests, benchmarks and reports besides its public function."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""What the kernels compute in; statistics and sums are fp32 always."""
+"""Dtypes of the kernels; statistics and sums are always fp32."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest relative error ||x - reference|| / ||reference|| against fp64 from the rounded inputs: of
-    results, and of gradients.
+    """Largest relative errors ||x - reference|| / ||reference||, of results and of gradients.
 
-    `fp32_gradient` is for parameters that stay fp32 whatever the dtype of the rest: their sums are not
-    rounded to it on the way either.
+    The reference is fp64 on the rounded inputs. `fp32_gradient` is for parameters that stay fp32 whatever the
+    other dtypes: their sums are not rounded.
     """
 
     result: float
@@ -29,11 +28,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs to an operator.
+    """One set of inputs of an operator.
 
     `make` draws the keyword arguments of the public function: fp64 CPU tensors, index tensors and plain
-    values. `differentiable` names the tensors that get a gradient, `fp32` those floating tensors that stay
-    fp32 in half precision.
+    values. `differentiable` names the tensors that get a gradient, `fp32` the floating-point tensors that
+    stay fp32 when the others are half precision.
     """
 
     name: str
@@ -42,14 +41,12 @@ class Case:
     fp32: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = DTYPES
     limits: dict[torch.dtype, Limits] = field(default_factory=dict)
-    """Where a case is harder than the operator's own limits: huge logits, say."""
+    """For cases that are harder than the operator's own limits allow, e.g. huge logits."""
     reference_limits: dict[torch.dtype, Limits] = field(default_factory=dict)
-    """Where torch's own functions, of which the reference is made, do worse than the kernels must."""
+    """Where torch's own functions, which the reference uses, are less accurate than the kernels must be."""
 
     def inputs(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> dict[str, Any]:
-        """Draws the arguments and rounds the floating tensors to `dtype`; the same seed gives the same
-        numbers on every device.
-        """
+        """Draws the arguments, floating-point tensors rounded to `dtype`; equal seeds give equal numbers."""
         drawn = self.make(torch.Generator().manual_seed(seed))
         return {name: self._place(name, value, dtype, device) for name, value in drawn.items()}
 
@@ -65,11 +62,10 @@ class Case:
 class Op:
     """An operator.
 
-    `function` is the public one, `definition` the formula in plain differentiable torch for any dtype, with
-    the same arguments and results: tests run it in fp64, benchmarks run it as the eager peer. `supports`
-    takes the same arguments and returns None, or why the kernels do not take them. `cases` draws what tests
-    run; `kernels` is the full name of the module with the kernels, which has `launches() -> tuple[Launch,
-    ...]`.
+    `function` is the public function, `definition` the formula in plain differentiable torch for any dtype,
+    with the same arguments and results: tests run it in fp64, benchmarks as the eager peer. `supports` takes
+    the same arguments and returns None, or why the kernels do not support them. `cases` returns the tests'
+    inputs; `kernels` is the full name of the kernels' module, which has `launches() -> tuple[Launch, ...]`.
     """
 
     name: str

@@ -1,6 +1,4 @@
-"""Which implementation every operator uses on this machine, and why: `flava_kernels.report()` or `python -m
-flava_kernels`.
-"""
+"""Lists the operators' implementations and reasons: `flava_kernels.report()`, `python -m flava_kernels`."""
 
 from __future__ import annotations
 
@@ -12,15 +10,13 @@ from flava_kernels.triton_ops import launch
 
 
 def rows(ops: dict[str, Op]) -> list[tuple[str, str, str]]:
-    """Returns (operator, "triton", "torch" or "error", reason) for bf16 tensors on this machine's GPU, or on
-    its CPU where it has none.
-    """
+    """Returns (operator, "triton", "torch" or "error", reason) for bf16 on this machine's GPU or CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return [(name, *_choice(op, device)) for name, op in ops.items()]
 
 
 def table(ops: dict[str, Op]) -> str:
-    """Writes the rows as text, under a line that names FLAVA_KERNELS, the versions and the device."""
+    """Formats the rows below a line with FLAVA_KERNELS, versions and device."""
     lines = [("operator", "implementation", "why"), *rows(ops)]
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     text = [f"{line[0]:{widths[0]}}  {line[1]:{widths[1]}}  {line[2]}" for line in lines]
@@ -38,7 +34,7 @@ def _choice(op: Op, device: str) -> tuple[str, str]:
         return (
             ("triton", "in the interpreter")
             if mode == "triton"
-            else ("torch", "FLAVA_KERNELS=auto keeps to the references on a CPU")
+            else ("torch", "FLAVA_KERNELS=auto uses the references on a CPU")
         )
     return "triton", _configurations()
 

@@ -1,4 +1,4 @@
-"""Packed and padded layouts of sequences.
+"""Converts between packed and padded layouts of sequences.
 
     pack      packed[cu_i + j] = padded[i, j]    j < length_i
     unpack    padded[i, j] = packed[cu_i + j], or 0 from j = length_i on
@@ -16,10 +16,10 @@ from flava_kernels.cases import packing as cases
 from flava_kernels.op import DTYPES, Limits, Op
 
 MOST_SEQUENCES = 65535
-"""Sequences are an axis of the launch grid, and CUDA allows no more there."""
+"""Sequences are an axis of the launch grid, which CUDA limits to this."""
 
 EXACT = {dtype: Limits(0.0, 1e-9 if dtype == torch.float16 else 0.0) for dtype in DTYPES}
-"""Rows are copied; but an upstream gradient of a test may lie between two of the smallest numbers of fp16."""
+"""Rows are copied, but a test's upstream gradient may lie between two of fp16's smallest numbers."""
 
 
 def sequence_of_rows(cu_seqlens: Tensor, total: int) -> Tensor:
@@ -28,7 +28,7 @@ def sequence_of_rows(cu_seqlens: Tensor, total: int) -> Tensor:
 
 
 def padded_slots(cu_seqlens: Tensor, max_seqlen: int, total: int) -> Tensor:
-    """Returns where each packed row lies in the flat padded layout [b*s]: [b+1] -> [T] int64."""
+    """Returns the position of each packed row in the flat padded layout [b*s]: [b+1] -> [T] int64."""
     sequence = sequence_of_rows(cu_seqlens, total)
     return torch.arange(total, device=cu_seqlens.device) + (
         sequence * max_seqlen - cu_seqlens.long()[sequence]
@@ -36,25 +36,26 @@ def padded_slots(cu_seqlens: Tensor, max_seqlen: int, total: int) -> Tensor:
 
 
 def padded_rows(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Returns a packed row for each row of the padded layout; behind a sequence's end its last row is
-    repeated: [b+1] -> [b s] int64.
+    """Returns a packed row for each row of the padded layout: [b+1] -> [b s] int64.
+
+    Padding repeats the sequence's last row.
     """
     cu, position = cu_seqlens.long(), torch.arange(max_seqlen, device=cu_seqlens.device)
     return torch.minimum(cu[:-1, None] + position, cu[1:, None] - 1).clamp_(min=0)
 
 
 def padded_validity(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Returns which rows of the padded layout lie in their sequence: [b+1] -> [b s] bool."""
+    """Returns True for the padded rows that belong to their sequence: [b+1] -> [b s] bool."""
     return torch.arange(max_seqlen, device=cu_seqlens.device) < cu_seqlens.diff()[:, None]
 
 
 def to_packed(padded: Tensor, slots: Tensor) -> Tensor:
-    """Takes the rows of all sequences out of the padded layout: [b s ...] -> [T ...]."""
+    """Extracts the rows of all sequences from the padded layout: [b s ...] -> [T ...]."""
     return padded.flatten(0, 1).index_select(0, slots)
 
 
 def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    """Lays the first length_i rows of each padded sequence end to end; never reads the rows behind them.
+    """Concatenates the first length_i rows of each padded sequence; never reads the padding.
 
     Shapes:
         padded      [b s ...]
@@ -77,29 +78,29 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
 
 
 def pack_supports(padded: Tensor, cu_seqlens: Tensor, total: int) -> str | None:
-    """Returns None, or why the kernels of `pack` do not take this input."""
+    """Returns None, or why the kernels of `pack` do not support this input."""
     return unsupported(cu_seqlens, padded)
 
 
 def unpack_supports(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
-    """Returns None, or why the kernels of `unpack` do not take this input."""
+    """Returns None, or why the kernels of `unpack` do not support this input."""
     return unsupported(cu_seqlens, packed)
 
 
 def pack_definition(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    """Gathers by (sequence, position), both from the lengths."""
+    """Gathers by (sequence, position), both computed from the lengths."""
     sequence, position = places(cu_seqlens, total)
     return padded[sequence, position]
 
 
 def unpack_definition(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Writes to (sequence, position), both from the lengths."""
+    """Scatters to (sequence, position), both computed from the lengths."""
     padded = packed.new_zeros(cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:])
     return padded.index_put(places(cu_seqlens, packed.shape[0]), packed)
 
 
 def places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Returns the sequence of each packed row and the place in it, for definitions: [b+1] -> [T], [T]."""
+    """Returns each packed row's sequence and position in it, for definitions: [b+1] -> [T], [T]."""
     sequences = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
     sequence = sequences.repeat_interleave(cu_seqlens.diff().long(), output_size=total)
     return sequence, torch.arange(total, device=cu_seqlens.device) - cu_seqlens.long()[sequence]
@@ -111,7 +112,7 @@ def pack_reference(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
 
 
 def unpack_reference(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Gathers a row for every place, then clears those behind a sequence's end."""
+    """Gathers a row for every position, then zeroes the padding."""
     if packed.shape[0] == 0:
         return packed.new_zeros(cu_seqlens.shape[0] - 1, max_seqlen, *packed.shape[1:])
     padded = packed.index_select(0, padded_rows(cu_seqlens, max_seqlen).flatten())
@@ -167,7 +168,7 @@ _unpack.register_autograd(
 
 
 def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:
-    """Returns None, or why kernels that move rows do not take this input."""
+    """Returns None, or why kernels that move rows do not support this input."""
     if len({tensor.dtype for tensor in rows}) > 1 or rows[0].dtype not in DTYPES:
         return (
             f"the rows have {' and '.join(sorted({str(tensor.dtype) for tensor in rows}))}; one of "

@@ -1,20 +1,18 @@
-"""A static estimate, from the compiled kernel alone, of what bounds its inner loop, and how many blocks a
-multiprocessor holds.
+"""Estimates, from a compiled kernel alone, what bounds its inner loop and how many blocks are resident.
 
 For one block and one pass through the loop, cycles of the multiprocessor, whose four quarters the resident
 blocks share:
 
-    issue     warp instructions                          x cycles that issuing one takes
-    special   exponentials, reciprocals, roots           x cycles on the special function units
-    matrix    floating point operations of the dots      / operations a cycle
-    cache     bytes asked of global memory               / bytes a cycle between a multiprocessor and the L2
-                                                         cache
-    memory    those that come from the GPU's own memory  / bytes a cycle, each byte of the operator once
-                                                         (`Launch.from_memory`)
+    issue     warp instructions                      x cycles to issue one
+    special   exponentials, reciprocals, roots       x cycles on the special function units
+    matrix    floating-point operations of the dots  / operations per cycle
+    cache     bytes requested from global memory     / bytes per cycle between a multiprocessor and the L2
+    memory    those that come from the GPU's memory  / bytes per cycle; each byte of the operator once
+                                                     (`Launch.from_memory`)
 
-The largest bounds the loop. `share` is max(matrix, memory) / largest: the part of the hardware's roof that is
-left when all five overlap perfectly. Latency, bank conflicts, misses and the tail of a grid do not show; take
-it as +-30 %, and as a forecast.
+The largest bounds the loop. `share` is max(matrix, memory) / largest: the share of the hardware's roof that
+is reached if all five overlap perfectly. Latency, bank conflicts, misses and the tail of a grid are not
+modelled; expect an error of 30 %.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ from flava_kernels import assembly
 
 @dataclass(frozen=True)
 class Machine:
-    """A GPU by its vendor's numbers, per multiprocessor (NVIDIA) or compute unit (AMD).
+    """A GPU, with its vendor's numbers per multiprocessor (NVIDIA) or compute unit (AMD).
 
-    `matrix_rate` is dense 16-bit operations a cycle, `vector_rate` fp32 ones; `issue` and `special` are
-    cycles per warp instruction in one quarter. `register_file` counts registers, `register_step` those that a
-    warp or wave gets at a time; `shared` and `shared_block` are bytes.
+    `matrix_rate` is dense 16-bit operations per cycle, `vector_rate` fp32 ones; `issue` and `special` are
+    cycles per warp instruction in one quarter. `register_file` counts registers, `register_step` is the
+    allocation unit of a warp or wave; `shared` and `shared_block` are bytes.
     """
 
     name: str
@@ -51,13 +49,15 @@ class Machine:
     warp_size: int = 32
     vector_rate: int = 256
     cache_rate: int = 64
-    """Bytes a cycle. An assumption: the width of one unit's port. With all units asking at once an L2 gives
-    less, an A100's 47 (5,120 over 108).
+    """Bytes per cycle.
+
+    An assumption: the width of one unit's port. Under full load an L2 gives less, e.g. 47 on an A100 (5,120
+    over 108).
     """
 
     @property
     def bytes_per_cycle(self) -> float:
-        """One unit's part of the memory bandwidth."""
+        """One unit's share of the memory bandwidth."""
         return self.terabytes_per_second * 1e3 / self.units / self.gigahertz
 
 
@@ -75,9 +75,7 @@ MACHINES = {
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Blocks that a multiprocessor holds at once, and what limits them: "registers", "shared memory", "warps"
-    or "blocks".
-    """
+    """Resident blocks per multiprocessor, and their limit: registers, shared memory, warps or blocks."""
 
     blocks: int
     limited_by: str
@@ -85,7 +83,7 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cycles of one pass through the inner loop for one block, and the share of the roof that they leave."""
+    """Cycles of one block's pass through the inner loop, and the share of the roof that it reaches."""
 
     issue: float
     special: float
@@ -95,17 +93,17 @@ class Estimate:
 
     @property
     def bound(self) -> str:
-        """The largest of the five, by name."""
+        """Name of the largest of the five."""
         return max(vars(self), key=lambda name: getattr(self, name))
 
     @property
     def share(self) -> float:
-        """The part of the nearer roof, of matrix units or memory, that the loop can reach."""
+        """Share of the nearer roof, of matrix units or memory, that the loop can reach."""
         return max(self.matrix, self.memory) / max(vars(self).values())
 
 
 def occupancy(machine: Machine, registers: int, shared: int, num_warps: int) -> Occupancy:
-    """Counts resident blocks by every limit; a block over the shared memory of one block fits not at all."""
+    """Counts resident blocks by every limit; a block that exceeds its shared-memory limit does not fit."""
     per_warp = (
         math.ceil(max(registers, 1) * machine.warp_size / machine.register_step) * machine.register_step
     )
@@ -124,8 +122,10 @@ def occupancy(machine: Machine, registers: int, shared: int, num_warps: int) -> 
 def estimate(
     machine: Machine, loop: list[str], num_warps: int, loop_dot_flops: int, from_memory: float
 ) -> Estimate:
-    """Estimates one pass through a loop. `loop_dot_flops`, of a block's dots in it, count where instructions
-    do not name their shape.
+    """Estimates one pass through a loop.
+
+    `loop_dot_flops`, the operations of a block's dots in it, are used if instructions do not name their
+    shape.
     """
     asked = assembly.bytes_moved(loop) * machine.warp_size * num_warps
     warps_per_quarter = num_warps / 4

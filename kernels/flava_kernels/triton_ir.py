@@ -1,4 +1,4 @@
-"""Reads Triton's intermediate language: the dots of a kernel and what those of its innermost loop compute."""
+"""Reads Triton's intermediate language: the dots of a kernel, and the FLOPs of its innermost loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ELEMENTWISE = re.compile(r"math\.(?:exp2?|log2?) .*: (?:tensor<([\dx]+)x\w+>)?"
 
 @dataclass(frozen=True)
 class Dot:
-    """One tt.dot: [m k] x [k n], the type of its operands, and the loops around it as line numbers."""
+    """One tt.dot: [m k] x [k n], its operand type, and its enclosing loops as line numbers."""
 
     m: int
     k: int
@@ -23,7 +23,7 @@ class Dot:
 
     @property
     def flops(self) -> int:
-        """Floating point operations."""
+        """Floating-point operations."""
         return 2 * self.m * self.k * self.n
 
 
@@ -37,8 +37,9 @@ def dots(ir: str) -> list[Dot]:
 
 
 def exponentials(ir: str) -> int:
-    """Counts the exponentials and logarithms of one program in the innermost loop that has most of them, or
-    outside of loops if none has any.
+    """Counts one program's exponentials and logarithms in the innermost loop that has most of them.
+
+    If no loop has any, counts those outside of loops.
     """
     totals: dict[tuple[int, ...], int] = {}
     for line, loops in _lines(ir):
@@ -50,9 +51,7 @@ def exponentials(ir: str) -> int:
 
 
 def loop_flops(found: list[Dot]) -> int:
-    """Returns the operations of the dots in the innermost loop with most of them; of all dots where none
-    stands in a loop.
-    """
+    """Returns the operations of dots in the innermost loop with most of them; of all without a loop."""
     totals: dict[tuple[int, ...], int] = {}
     for dot in found:
         totals[dot.loops] = totals.get(dot.loops, 0) + dot.flops
@@ -61,9 +60,7 @@ def loop_flops(found: list[Dot]) -> int:
 
 
 def _lines(ir: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Pairs every line with the loops that it stands in; regions close at the indentation at which they
-    opened.
-    """
+    """Pairs every line with its enclosing loops; a region closes at the indentation where it opened."""
     found, open_loops = [], []
     for number, line in enumerate(ir.splitlines()):
         indent = len(line) - len(line.lstrip())

@@ -36,7 +36,7 @@ def report(mode: str = "auto", interpret: str = "0", before: str = "") -> list[l
     ("mode", "interpret", "implementation", "why"),
     [
         ("auto", "0", "torch", "the tensors are on the CPU"),
-        ("auto", "1", "torch", "keeps to the references on a CPU"),
+        ("auto", "1", "torch", "uses the references on a CPU"),
         ("torch", "1", "torch", "FLAVA_KERNELS=torch"),
         ("triton", "0", "error", "the tensors are on the CPU"),
         ("triton", "1", "triton", "in the interpreter"),

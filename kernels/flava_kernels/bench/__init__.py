@@ -1,1 +1,1 @@
-"""Microbenchmarks of every operator against the peers that are installed: python -m flava_kernels.bench."""
+"""Microbenchmarks of every operator against the installed peers: python -m flava_kernels.bench."""

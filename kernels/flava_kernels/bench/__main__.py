@@ -1,6 +1,4 @@
-"""The command: python -m flava_kernels.bench [--op NAME ...] [--size gpu|cpu|quick] [--csv FILE] [--plots
-FOLDER].
-"""
+"""python -m flava_kernels.bench [--op NAME ...] [--size gpu|cpu|quick] [--csv FILE] [--plots FOLDER]"""
 
 from __future__ import annotations
 
@@ -29,11 +27,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 INPUT_SETS = 3
 EFFORT = {"gpu": Effort(1.0, 20, 200), "cpu": Effort(2.0, 1, 50, enough=8.0), "quick": Effort(0.05, 2, 3)}
 LEFT_FREE = 2**31
-"""Bytes that stay free beside an implementation that is known to need much memory."""
+"""Bytes that stay free besides what an implementation is known to need."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns an exit status."""
+    """Runs the benchmark. Returns an exit status."""
     options = parse(arguments)
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -60,10 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Reads the command line; sizes and dtypes follow the device where they are not given."""
+    """Parses the command line; sizes and dtypes default to the device's."""
     parser = argparse.ArgumentParser(
         prog="python -m flava_kernels.bench",
-        description="Times every operator against the peers that are installed.",
+        description="Benchmarks every operator against the installed peers.",
     )
     parser.add_argument(
         "--op", nargs="+", choices=list(OPS), default=list(OPS), help="operators; default: all"
@@ -71,14 +69,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES, help="which shapes; default: the device's")
     parser.add_argument(
-        "--quick", action="store_const", const="quick", dest="size", help="tiny shapes: does everything run?"
+        "--quick", action="store_const", const="quick", dest="size", help="tiny shapes, to see if all runs"
     )
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument(
         "--csv",
         type=Path,
         default=Path(__file__).parents[2] / "bench.csv",
-        help="file that the rows are added to; default: %(default)s",
+        help="file to append rows to; default: %(default)s",
     )
     parser.add_argument("--plots", type=Path, help="folder for one picture per operator")
     options = parser.parse_args(arguments)
@@ -126,13 +124,13 @@ def attempt(
     effort: Effort,
     device: torch.device,
 ) -> tuple[Measurement | None, float | None, str]:
-    """Measures one implementation; returns times, error, and why there are none."""
+    """Measures one implementation. Returns times, error, and a reason if there are none."""
     needed, free = peer.bytes_needed(sets[0].inputs), machines.free_bytes(device)
     fitting = sets_that_fit(len(sets), needed, free, device)
     if fitting == 0:
         return None, None, f"needs about {needed / 2**30:.0f} GiB of memory; {free / 2**30:.0f} GiB are free"
     if peer.alone and workload.ranks > 1:
-        return None, None, "knows nothing of other ranks"
+        return None, None, "does not support several ranks"
     try:
         call = peer.build(op, device.type)
         deviation = None if reference is None else error(call, sets[0], reference)
@@ -142,15 +140,16 @@ def attempt(
         return found, deviation, ""
     except UnavailableError as reason:
         return None, None, str(reason)
-    # a peer may refuse shapes, dtypes and devices in any way; its words are the result
+    # a peer may reject shapes, dtypes and devices in any way; its message is the result
     except Exception as refused:
         text = str(refused).strip().splitlines() or [type(refused).__name__]
         return None, None, f"refuses: {type(refused).__name__}: {text[0][:160]}"
 
 
 def sets_that_fit(number: int, needed: int, free: int, device: torch.device) -> int:
-    """Returns for how many of the input sets there is memory: on a GPU each has two graphs, which keep
-    theirs; on a CPU one call runs at a time.
+    """Returns for how many of the input sets there is memory.
+
+    On a GPU each set has two graphs, which keep their memory; on a CPU one call runs at a time.
     """
     room = free - LEFT_FREE
     if device.type != "cuda" or needed == 0:
@@ -169,9 +168,7 @@ def draw(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int
 
 @contextlib.contextmanager
 def played_ranks(ranks: int) -> Iterator[None]:
-    """Plays rank 0 of several: collectives of torch's "fake" backend return at once, with copies of what this
-    rank has.
-    """
+    """Simulates rank 0 of several with torch's "fake" backend, which returns copies of this rank's data."""
     if ranks == 1:
         yield
         return

@@ -1,4 +1,4 @@
-"""The machine below the benchmarks: its name, versions, and what it reaches at best."""
+"""The benchmarked machine: its name, versions, and measured peak rates."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from pathlib import Path
 import torch
 
 MEASURED_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""Size of the tensor whose copy gives the bandwidth."""
+"""Size of the tensor whose copy measures the bandwidth."""
 MEASURED_EDGE = {"cpu": 1536, "cuda": 8192}
-"""Edge of the square matrices whose product gives the rate of matrix products."""
+"""Edge of the square matrices whose product measures the matrix rate."""
 REPEATS = 7
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Names for the table's rows, and two measured rates: bytes read and written per second by a copy,
-    operations per second of a product.
-    """
+    """Names for the table's rows, and measured rates: bytes per second of a copy, FLOP/s of a product."""
 
     device: str
     threads: int
@@ -35,7 +33,7 @@ class Machine:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Names the machine and measures it."""
+    """Names and measures the machine."""
     copy, gemm = _copy_bandwidth(device), gemm_rate(device, dtype, MEASURED_EDGE[device.type])
     return Machine(
         device_name(device),
@@ -49,7 +47,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> Machine:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the card's or the processor's name."""
+    """Returns the name of the GPU or processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -59,9 +57,7 @@ def device_name(device: torch.device) -> str:
 
 
 def version_of(distribution: str) -> str:
-    """Returns an installed version, or "none"; of torch with its build, which a package index leaves out of
-    the name.
-    """
+    """Returns an installed version, or "none"; torch's includes the build, e.g. +cpu."""
     if distribution == "torch":
         return torch.__version__
     try:
@@ -71,9 +67,7 @@ def version_of(distribution: str) -> str:
 
 
 def commit() -> str:
-    """Returns the commit that the code stands at, with a plus sign when its files were changed since;
-    "unknown" outside a checkout.
-    """
+    """Returns the checked-out commit, with a plus sign if files were changed; "unknown" if none is."""
     folder = Path(__file__).parents[2]
     try:
         name = subprocess.run(
@@ -92,7 +86,7 @@ def commit() -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns how much memory is free on the device, without what torch's allocator keeps for later."""
+    """Returns the device's free memory, without what torch's allocator caches."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
@@ -107,7 +101,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, edge: int) -> float:
-    """Returns the best rate of products of square matrices in FLOP/s; `edge` is that of the matrices."""
+    """Returns the best rate of products of square matrices in FLOP/s; `edge` is their size."""
     a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
     return 2 * edge**3 / _fastest(lambda: torch.mm(a, b), device)
 
@@ -119,7 +113,7 @@ def _copy_bandwidth(device: torch.device) -> float:
 
 
 def _fastest(call, device: torch.device) -> float:
-    """Seconds of the fastest of REPEATS calls after a first one."""
+    """Returns the seconds of the fastest of REPEATS calls after a first one."""
     call()
     times = []
     for _ in range(REPEATS):

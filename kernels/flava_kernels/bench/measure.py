@@ -1,10 +1,10 @@
 """Times, peak memory and errors of one implementation on one workload.
 
-On a CPU: wall clock, inputs in turn; a call that takes very long is run once, for its time and its memory. On
-a GPU: replays of CUDA graphs between events, the L2 cache overwritten before each, inputs in turn; an
-implementation that cannot be captured is timed call by call, and the row says so. Peak memory is that of
-tensors: what torch's profiler sees being allocated on a CPU, what the caching allocator reports on a GPU;
-inputs are not counted, results and gradients are.
+On a CPU: wall clock, with the input sets in turn; a very long call runs once, for both time and memory. On a
+GPU: replays of CUDA graphs between events, with the L2 cache overwritten before each and the input sets in
+turn; an implementation that cannot be captured is timed call by call, and the row says so. Peak memory is
+that of tensors: allocations seen by torch's profiler on a CPU, the caching allocator's report on a GPU.
+Results and gradients count, inputs do not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLUSHED_BYTES = 2**28
 
 @dataclass
 class Measurement:
-    """Seconds of each round, peak bytes of the forward pass and of both passes, and how it was timed."""
+    """Seconds of each round, peak bytes of the forward pass and of both passes, and the timing method."""
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
@@ -48,8 +48,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one implementation may be timed on one workload: at least `least` rounds, then until `seconds`
-    or `most` rounds.
+    """Limits on timing one implementation: at least `least` rounds, then until `seconds` or `most`.
 
     On a CPU, a first run of more than `enough` seconds is the only one.
     """
@@ -77,13 +76,13 @@ def measure(call: Call, sets: list[Arguments], effort: Effort, device: torch.dev
 
 
 def forward_and_upstream(call: Call, arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
-    """Calls; returns the differentiable results and the gradient that arrives at each."""
+    """Calls; returns the differentiable results and the upstream gradient of each."""
     results = differentiable(call(**arguments.inputs))
     return results, [upstream_for(result) for result in results]
 
 
 def differentiable(results: Any) -> list[Tensor]:
-    """Those results of a call that have a gradient."""
+    """Returns the results of a call that have a gradient."""
     return [
         result
         for result in (results if isinstance(results, tuple) else (results,))
@@ -92,9 +91,7 @@ def differentiable(results: Any) -> list[Tensor]:
 
 
 def upstream_for(result: Tensor) -> Tensor:
-    """Returns the gradient that arrives at a result: one for a scalar, else fixed random numbers that every
-    dtype holds exactly.
-    """
+    """Returns a result's upstream gradient: 1 for a scalar, else fixed random numbers exact in any dtype."""
     if result.dim() == 0:
         return torch.ones_like(result)
     return torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(result)
@@ -118,7 +115,7 @@ def exact(definition: Call, arguments: Arguments) -> list[Tensor]:
 
 
 def error(call: Call, arguments: Arguments, reference: list[Tensor]) -> float:
-    """Largest ||x - reference|| / ||reference|| over results and gradients."""
+    """Returns the largest ||x - reference|| / ||reference|| over results and gradients."""
     found = _results_and_gradients(call, arguments)
     return max(float((x.double() - y).norm() / y.norm()) for x, y in zip(found, reference, strict=True))
 
@@ -135,9 +132,7 @@ def _results_and_gradients(call: Call, arguments: Arguments) -> list[Tensor]:
 
 
 def _trace(call: Call, arguments: Arguments) -> Measurement:
-    """One run on a CPU: times, and the most bytes of tensors alive at one time beyond the inputs in the
-    forward pass, and in both.
-    """
+    """Runs once on a CPU: times, and peak bytes of tensors besides the inputs, forward and overall."""
     kept: dict[str, Any] = {}
     forward, events = _allocations(lambda: kept.update(results=differentiable(call(**arguments.inputs))))
     forward_peak, alive = _highest(events)
@@ -149,7 +144,7 @@ def _trace(call: Call, arguments: Arguments) -> Measurement:
 
 
 def _allocations(work: Callable[[], Any]) -> tuple[float, list[int]]:
-    """Seconds, and bytes of every allocation (negative: release) of CPU tensors in order."""
+    """Returns the seconds, and the bytes of every CPU allocation (negative: release), in order."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
@@ -161,7 +156,7 @@ def _allocations(work: Callable[[], Any]) -> tuple[float, list[int]]:
 
 
 def _highest(events: list[int]) -> tuple[int, int]:
-    """Highest running sum, and the last one."""
+    """Returns the highest running sum and the last one."""
     alive = highest = 0
     for size in events:
         alive += size

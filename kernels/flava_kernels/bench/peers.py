@@ -1,6 +1,6 @@
-"""Implementations to compare with: those that torch has, and those of libraries where they are installed.
+"""Implementations to compare with: torch's own, and those of installed libraries.
 
-A peer takes an operator's arguments and returns its differentiable results. One that cannot be had says why.
+A peer takes an operator's arguments and returns its differentiable results, or says why it cannot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OURS = "flava_kernels"
 
 
 class UnavailableError(Exception):
-    """A peer that is not installed, or does not run on this device; the text says why."""
+    """A peer that is not installed, or does not support this device; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Peer:
     """One implementation.
 
     `build` returns the call for an operator on a device type, or raises UnavailableError. `bytes_needed`
-    estimates the memory of one call from its arguments. `alone` tells that it computes what one rank would by
-    itself and cannot take part where there are several, `compiles` that a first call may take longer than
-    others.
+    estimates a call's memory from its arguments. With `alone`, it computes what a single rank would and does
+    not support several; with `compiles`, a first call may take longer than others.
     """
 
     name: str
@@ -54,12 +53,13 @@ def peers(op: str) -> tuple[Peer, ...]:
 
 
 def library(name: str, *, gpu_only: str | None = None) -> Any:
-    """Imports an optional module. Raises UnavailableError where it is missing or, for one that runs on GPUs
-    only, where the device is none.
+    """Imports an optional module.
+
+    Raises UnavailableError if it is missing or, for one that supports only GPUs, there is none.
     """
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a library may fail in any way where its device is missing
+    except Exception as error:  # a library may fail in any way without its device
         raise UnavailableError(
             f"{name} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
@@ -74,11 +74,10 @@ def _compiled_for_all_shapes(definition: Call) -> Call:
 
 
 def _compiled(op: Op, device: str) -> Call:
-    """On a CPU one compilation serves all shapes, because each takes long. On a GPU every workload has its
-    own.
+    """Compiles once for all shapes on a CPU, where compiling is slow; on a GPU once per workload.
 
-    There, what was compiled before is forgotten: after eight shapes of one function torch would run it in
-    eager mode without a word.
+    Earlier compilations are dropped then: after eight shapes of one function, torch would silently run it in
+    eager mode.
     """
     if device == "cpu":
         return _compiled_for_all_shapes(op.definition)
@@ -90,10 +89,10 @@ def _compiled(op: Op, device: str) -> Call:
 
 
 def _sdpa(backend: str) -> Peer:
-    """PyTorch's attention, pinned to a backend: equal lengths as a view, others padded in every call, and
-    masked unless it is causal.
+    """Runs PyTorch's attention with a fixed backend.
 
-    No query sees a padded key then, and the backends take no mask beside `is_causal`.
+    Equal lengths are a view; others are padded in every call and masked, unless attention is causal: then no
+    real query attends to padding, and the backends take no mask with `is_causal`.
     """
 
     def build(op: Op, device: str) -> Call:
@@ -155,7 +154,7 @@ def _flash(op: Op, device: str) -> Call:
 
 
 def _behind_addition(op: Op, norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Call:
-    """The norm itself, or the norm of a sum together with the sum."""
+    """Returns the norm itself, or the norm of a sum together with the sum."""
 
     def call(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
@@ -212,9 +211,7 @@ def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
 
 
 def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
-    """open_clip's ClipLoss(local_loss=True, gather_with_grad=True), written from its formula; summed instead
-    of averaged, without a mask.
-    """
+    """open_clip's ClipLoss(local_loss=True, gather_with_grad=True) from its formula; summed, unmasked."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     image_all, text_all = (
         torch.cat(torch.distributed.nn.all_gather(x)) if world > 1 else x for x in (image, text)
@@ -250,8 +247,7 @@ WHOLE_MATRIX: dict[str, Callable[[dict[str, Any]], int]] = {
     "info_nce": lambda inputs: 5 * 4 * inputs["image"].shape[0] ** 2,
     "linear_cross_entropy": lambda inputs: 4 * 4 * inputs["labels"].shape[0] * inputs["weight"].shape[0],
 }
-"""Memory of implementations that hold the whole matrix of logits: copies of it in fp32 that live at one time.
-"""
+"""fp32 copies of the full logits matrix that an implementation holds at a time."""
 
 PEERS: dict[str, tuple[Peer, ...]] = {
     "varlen_attention": (
@@ -271,4 +267,4 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("Inf-CL", _inf_cl),
     ),
 }
-"""Peers of single operators beside ours, plain torch and its compiler."""
+"""Peers of single operators, besides ours, plain torch and its compiler."""

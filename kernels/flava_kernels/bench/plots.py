@@ -1,6 +1,4 @@
-"""A picture per operator: time of both passes and peak memory of every implementation, one panel per
-workload.
-"""
+"""A figure per operator: time of both passes and peak memory of every implementation, per workload."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ COLORS = {"forward": "#4477aa", "backward": "#88ccee", "memory": "#cc6677"}
 
 
 def write(folder: Path, rows: list[Row]) -> list[Path]:
-    """Draws one PNG per operator; returns their paths. Raises ModuleNotFoundError without matplotlib."""
+    """Draws one PNG per operator. Returns their paths. Raises ModuleNotFoundError without matplotlib."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +71,7 @@ def _draw(path: Path, rows: list[Row]) -> Path:
 
 
 def _measured(rows: list[Row], workload: str) -> dict[str, tuple[Row, Row]]:
-    """Forward and backward row of each implementation that has numbers."""
+    """Returns the forward and backward rows of each implementation that has numbers."""
     found = {
         (row.peer, row.direction): row
         for row in rows

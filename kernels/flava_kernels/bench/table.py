@@ -1,4 +1,4 @@
-"""Rows of the benchmark: a CSV file that grows, and lines for the terminal."""
+"""The benchmark's rows: a CSV file to append to, and lines for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flava_kernels.bench.workloads import Cost, Workload
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is measured: a peer, which implementation of ours it is (empty for others), and the dtype."""
+    """What is measured: a peer, our implementation (empty for others), and the dtype."""
 
     peer: str
     implementation: str
@@ -23,14 +23,13 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pass of one implementation on one workload. Numbers are empty where `note` says why
-    there are none."""
+    """One pass of one implementation on one workload; no numbers if `note` says why."""
 
     op: str
     workload: str
     peer: str
     implementation: str
-    """Of the rows of our own operators: "triton" or "torch", the reference. Empty for peers."""
+    """For our own operators: "triton" or "torch", the reference. Empty for peers."""
     direction: str
     dtype: str
     device: str
@@ -40,13 +39,13 @@ class Row:
     p90_us: float | None
     rounds: int
     peak_mib: float | None
-    """Of the forward pass; in the row of the backward pass, of both, as are the shares: some implementations
-    finish gradients on the way forward.
+    """Forward rows: of the forward pass. Backward rows: of both passes, as are the shares, since some
+    implementations compute gradients in the forward pass.
     """
     share_of_copy: float | None
-    """Least bytes over time, as a share of the measured bandwidth of a copy."""
+    """Minimum bytes over time, as a share of the measured copy bandwidth."""
     share_of_gemm: float | None
-    """Operations over time, as a share of the measured rate of matrix products."""
+    """Operations over time, as a share of the measured matrix product rate."""
     error: float | None
     """Largest relative error against fp64 over results and gradients."""
     method: str
@@ -68,7 +67,7 @@ def rows_of(
     error: float | None,
     note: str,
 ) -> tuple[Row, Row]:
-    """Returns the rows of the forward and of the backward pass."""
+    """Returns the rows of the forward and backward passes."""
     if found is None:
         return tuple(
             _row(workload, subject, machine, None, error, note, direction, [], None, None, None)
@@ -127,9 +126,9 @@ def quantiles(times: list[float]) -> tuple[float, float, float]:
 
 
 def append(path: Path, rows: list[Row]) -> None:
-    """Adds rows to a CSV file, which it starts with a header where there is none.
+    """Appends rows to a CSV file; a new one starts with a header.
 
-    Raises ValueError when the file has other columns.
+    Raises ValueError if the file has other columns.
     """
     names = [field.name for field in dataclasses.fields(Row)]
     new = not path.exists() or path.stat().st_size == 0
@@ -157,7 +156,7 @@ def _text(name: str, value: object) -> str:
 
 
 def line(forward: Row, backward: Row) -> str:
-    """One implementation on one workload as a line of text."""
+    """Formats one implementation on one workload as a line of text."""
     name = f"{forward.peer} ({forward.implementation})" if forward.implementation else forward.peer
     head = f"  {name:32s}"
     if forward.median_us is None or backward.median_us is None:

@@ -1,9 +1,8 @@
-"""What is benchmarked: FLAVA's shapes for every operator, with the bytes and operations that no
-implementation can avoid.
+"""The benchmark's workloads: FLAVA's shapes, with the minimum bytes and operations of each operator.
 
 On a GPU: one micro-batch of 256 samples of flava_base (images of 197 tokens, fused sequences of 275 or, with
-short captions, about 215). On a CPU: the same layers with fewer rows, and the two heads at sizes where the
-memory shows.
+short captions, about 215). On a CPU: the same layers with fewer rows, and the two heads at sizes where memory
+matters.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ Draw = Callable[[torch.Generator, torch.dtype], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cost:
-    """Least bytes moved (every tensor once) and floating-point operations, for the element size that it was
-    asked for.
-    """
+    """Minimum bytes moved (every tensor once) and floating-point operations, for an element size."""
 
     forward_bytes: int
     forward_flops: int
@@ -40,9 +37,9 @@ class Cost:
 class Workload:
     """One set of arguments of an operator.
 
-    `draw` makes them on the generator's device. `cost` takes the bytes of an element. `ranks` is how many
-    ranks take part, of which one is played. `exact` tells whether the error against fp64 is measured: where
-    the definition in fp64 fits into memory and patience.
+    `draw` creates them on the generator's device. `cost` takes the bytes of an element. `ranks` is the number
+    of ranks, one of which is simulated. `exact` enables measuring the error against fp64: for sizes where the
+    fp64 definition fits memory and time.
     """
 
     op: str
@@ -55,9 +52,7 @@ class Workload:
 
 
 def workloads(op: str, size: str) -> tuple[Workload, ...]:
-    """Returns the workloads of an operator, or nothing for one that has none. Raises KeyError for a size that
-    is not in SIZES.
-    """
+    """Returns an operator's workloads, possibly none. Raises KeyError for a size that is not in SIZES."""
     family, rows = SHAPES.get(op, (None, dict.fromkeys(SIZES, ())))
     return tuple(family(op, *shape) for shape in rows[size])
 
@@ -67,7 +62,7 @@ def _randn(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tenso
 
 
 def _layer_norm(op: str, rows: int, width: int) -> Workload:
-    """Rows of a residual stream, or of a branch and the stream that it joins."""
+    """Rows of a residual stream, or of a branch and its stream."""
     residual = op == "add_layer_norm"
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _layer_norm(op: str, rows: int, width: int) -> Workload:
 
 
 def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
-    """The first half of an MLP."""
+    """First half of an MLP."""
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         weight, bias = (
@@ -119,7 +114,7 @@ def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
 
 
 def _lengths(batch: int, least: int, most: int) -> Tensor:
-    """Lengths of sequences, the same ones always; the last is the longest."""
+    """Returns fixed sequence lengths; the last is the longest."""
     drawn = torch.randint(least, most + 1, (batch,), generator=torch.Generator().manual_seed(0))
     return torch.cat([drawn[:-1], torch.tensor([most])])
 
@@ -129,7 +124,7 @@ def _cu_seqlens(lengths: Tensor, device: torch.device) -> Tensor:
 
 
 def _packing(op: str, batch: int, least: int, most: int, width: int) -> Workload:
-    """Captions out of their padding, or back into it."""
+    """Captions from and to the padded layout."""
     lengths = _lengths(batch, least, most)
     tokens = int(lengths.sum())
 
@@ -158,7 +153,7 @@ def _packing(op: str, batch: int, least: int, most: int, width: int) -> Workload
 
 
 def _fuse(op: str, batch: int, image_length: int, least: int, most: int, width: int) -> Workload:
-    """Image tokens and captions into the fused encoder's sequences."""
+    """Image tokens and captions to the fused encoder's sequences."""
     lengths = _lengths(batch, least, most)
     tokens = int(lengths.sum())
 
@@ -226,7 +221,7 @@ def _linear_cross_entropy(op: str, rows: int, classes: int, width: int) -> Workl
 
 
 def _info_nce(op: str, batch: int, ranks: int, width: int) -> Workload:
-    """Features of `batch` pairs on each of `ranks` ranks, at the paper's first temperature."""
+    """Features of `batch` pairs on each of `ranks` ranks, at the paper's initial temperature."""
     total = batch * ranks
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
@@ -326,4 +321,4 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
         },
     ),
 }
-"""Family of shapes by operator, and its arguments by size."""
+"""Workload function by operator, and its arguments by size."""

@@ -1,3 +1,1 @@
-"""Inputs of the operators that tests and reports draw, where an operator's own module would be too long with
-them.
-"""
+"""Inputs for tests and reports of operators whose own modules would become too long with them."""

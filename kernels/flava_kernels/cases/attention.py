@@ -1,6 +1,4 @@
-"""Packed queries, keys and values for `varlen_attention`: few heads and small ones mostly, because the
-interpreter is slow.
-"""
+"""Inputs for `varlen_attention`: mostly few and small heads, because the interpreter is slow."""
 
 from __future__ import annotations
 
@@ -18,22 +16,18 @@ HUGE_LOGITS = {
     torch.float16: Limits(5e-4, 5e-3),
     torch.bfloat16: Limits(4e-3, 6e-3),
 }
-"""Logits near 10^4 have a last place of 10^-3 in fp32, and with it the exponent of a probability that the
-backward pass recomputes.
-"""
+"""Logits near 10^4 have an ulp of 10^-3 in fp32; so do the exponents that the backward pass recomputes."""
 
 ROUNDED = {torch.bfloat16: Limits(5e-3, 6e-3)}
-"""torch's products and its softmax round scores and probabilities to half precision; the kernels keep both in
-fp32.
-"""
+"""torch rounds scores and probabilities to half precision; the kernels keep both in fp32."""
 
 
 def cases() -> tuple[Case, ...]:
-    """Every bucket of lengths with its ends, no rows, empty sequences, all head sizes, equal lengths, huge
-    logits, which alone may all be negative.
+    """Returns every bucket of lengths with its ends, and the edge cases.
 
-    Causal attention has its own: the edges of its tiles, and CLIP's text encoder, 8 heads of 64 and 77
-    tokens.
+    These are no rows, empty sequences, all head sizes, equal lengths, and huge logits, which alone may all be
+    negative. Causal attention has its own: the edges of its tiles, and CLIP's text encoder with 8 heads of 64
+    and 77 tokens.
     """
     return (
         _case("nothing", ()),
@@ -90,7 +84,7 @@ def _case(
 def _draw(
     shape: tuple[int, ...], size: float, layout: dict[str, Any], generator: Generator
 ) -> dict[str, Any]:
-    """`size` multiplies queries and keys."""
+    """Draws the arguments; `size` multiplies queries and keys."""
     qkv = torch.randn(shape, generator=generator, dtype=torch.float64)
     qkv[:, :2] *= size
     return {"qkv": qkv, **layout}

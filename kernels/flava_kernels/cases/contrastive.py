@@ -16,20 +16,20 @@ HUGE_LOGITS = {
     torch.float16: Limits(4e-7, 6e-4, 1e-5),
     torch.bfloat16: Limits(4e-7, 5e-3, 1e-5),
 }
-"""At scale 100 the rounding of a logit in fp32, 4e-6, shows in the gradients, most of all in that of the
-scale, whose terms cancel.
+"""At scale 100 a logit's fp32 rounding, 4e-6, shows in the gradients.
+
+The scale's gradient is affected most, because its terms cancel.
 """
 
 ALONE = {torch.float32: Limits(4e-7, 1e-5, 1e-5)}
-"""The gradient of a row alone is 0, so what is left of it is rounding: half a last place of a logit in base
-2, 1e-6 at scale 14.3, times the scale.
+"""A single row's gradient is 0, so only rounding remains.
+
+That is half an ulp of a base-2 logit, 1e-6 at scale 14.3, times the scale.
 """
 
 
 def cases() -> tuple[Case, ...]:
-    """One row, fewer rows than a tile, several tiles with a rest, scales 1 and 100, masked rows, equal
-    samples, odd widths.
-    """
+    """Returns rows around a tile, scales 1 and 100, masked rows, equal samples, odd widths."""
     return (
         _case("1", rows=1, width=8, limits=ALONE),
         _case("5x3", rows=5, width=3),
@@ -46,11 +46,10 @@ def cases() -> tuple[Case, ...]:
 def features(
     generator: torch.Generator, *, rows: int, width: int, scale: float, matched: float, twins: bool = False
 ) -> dict[str, Any]:
-    """Draws normalised images, texts that resemble them, and which pairs match; with twins, the second half
-    repeats the first.
+    """Draws normalised images, similar texts, and the mask of matches; twins repeat the first half.
 
-    Twins are multiples of 1/64: their products have no rounding error in fp32, so equal columns stay equal
-    wherever a processor's matrix product adds in another order.
+    Twins are multiples of 1/64: their fp32 products are exact, so equal columns stay equal in whatever order
+    a processor's matrix product adds.
     """
     image = F.normalize(torch.randn(rows, width, generator=generator, dtype=torch.float64), dim=1)
     text = F.normalize(

@@ -13,9 +13,7 @@ from flava_kernels.op import Case
 
 
 def cases() -> tuple[Case, ...]:
-    """No samples, no image, empty texts, odd widths, more rows and columns than one tile, more samples than
-    one tile of the sum.
-    """
+    """Returns cases without samples, image or text, odd widths, and more than a tile of each axis."""
     return (
         _case("none", (), image_length=0, width=16),
         _case("no-image", (3, 1), image_length=0, width=16),

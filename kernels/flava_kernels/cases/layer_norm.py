@@ -1,4 +1,4 @@
-"""What the tests of LayerNorm draw."""
+"""Inputs for LayerNorm."""
 
 from __future__ import annotations
 
@@ -20,17 +20,14 @@ OF_TORCH = {
     "constant rows, eps 1e-12": {torch.float32: Limits(2e-7, 4e-3)},
     "large mean": {torch.float32: Limits(1e-3, 1e-3)},
 }
-"""Errors of torch's kernels where the spread of a row is far below its mean: they round before they subtract.
-"""
+"""Errors of torch's kernels when the spread of a row is far below its mean: they round, then subtract."""
 
 ROUNDED_SUM = {"large mean": {torch.float32: Limits(5e-4, 5e-4)}}
-"""Beside a residual, x + r itself is rounded before it is normalised."""
+"""With a residual, x + r itself is rounded before it is normalised."""
 
 
 def add_layer_norm_cases() -> tuple[Case, ...]:
-    """Rows of ordinary numbers in many shapes, constant rows, a large mean, fp32 parameters of half-precision
-    rows.
-    """
+    """Returns many shapes, constant rows, a large mean, fp32 parameters of half-precision rows."""
 
     def case(
         name: str, fp32: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES, **draw: Any
@@ -64,7 +61,7 @@ def add_layer_norm_cases() -> tuple[Case, ...]:
 
 
 def layer_norm_cases() -> tuple[Case, ...]:
-    """The same without a residual, in fewer shapes: it shares its kernels with `add_layer_norm`."""
+    """Returns fewer shapes without a residual: the kernels are those of `add_layer_norm`."""
     kept = ("37x64", "5x770", "3x1024", "constant rows", "large mean", "fp32 parameters", "no rows")
     return tuple(_without_residual(case) for case in add_layer_norm_cases() if case.name in kept)
 
@@ -86,7 +83,7 @@ def _draw(
     quarters: bool = False,
     eps: float = 1e-6,
 ) -> dict[str, Any]:
-    """Quarters add without rounding in every dtype, so that what depends on the sum is as exact as fp32."""
+    """Draws the arguments; quarters add exactly in every dtype, so what depends on the sum stays accurate."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

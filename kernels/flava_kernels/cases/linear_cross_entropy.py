@@ -1,4 +1,4 @@
-"""What the tests of the linear cross-entropy draw."""
+"""Inputs for the linear cross-entropy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ IGNORED = -100
 
 
 def cases() -> tuple[Case, ...]:
-    """No, one and many rows, vocabularies below, above and at a multiple of a tile, ignored labels, rows by
-    index, several chunks, huge logits.
-    """
+    """Returns vocabularies around a tile, 0 to many rows, ignored labels, indices, chunks, huge logits."""
     huge = {torch.float32: Limits(2e-6, 2e-3)}  # fp32 holds a logit of 1e4 to 5e-4
     return (
         _case("1 row, 97 classes", rows=1),
@@ -61,8 +59,9 @@ def _draw(
     margin: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Every other label has the largest logit by a wide margin and the rest the smallest one, so that
-    rounding does not change which are right.
+    """Draws the arguments. Every other label has the largest logit by a wide margin, the rest the smallest.
+
+    So rounding does not change which rows are correct.
     """
 
     def normal(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Padded and packed sequences for `pack` and `unpack`."""
+"""Inputs for `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTHS = {
     "mixed": (2, 0, 17, 1, 5),
     "captions": (12, 77, 2, 20),
 }
-"""Sequence lengths by the name of their case."""
+"""Sequence lengths by case name."""
 
 WIDTHS = {"one": 1, "empty": 8, "full": 64, "mixed": 70, "captions": 768}
 
@@ -28,12 +28,12 @@ def cu_seqlens_of(lengths: tuple[int, ...]) -> torch.Tensor:
 
 
 def pack_cases() -> tuple[Case, ...]:
-    """One row, no rows, no padding, odd widths, more rows and columns than one tile."""
+    """Returns one row, no rows, no padding, odd widths, and more rows and columns than a tile."""
     return tuple(Case(name, functools.partial(_padded, name), ("padded",)) for name in LENGTHS)
 
 
 def unpack_cases() -> tuple[Case, ...]:
-    """The same, in the other direction."""
+    """Returns the same cases in the other direction."""
     return tuple(Case(name, functools.partial(_packed, name), ("packed",)) for name in LENGTHS)
 
 

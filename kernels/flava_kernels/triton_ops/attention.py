@@ -1,16 +1,18 @@
 """Attention kernels over packed sequences.
 
-Forward, a program owns a tile of queries of one head of one sequence and passes over the keys with an online
-softmax; the scale is part of the base-2 exponent, and only the last keys are masked. Backward, a program owns
-a whole head of one sequence and passes over its keys, and for each tile of keys over the queries: dK and dV
-stay in registers, dQ is summed tile after tile in an fp32 scratch that no other program touches, so every sum
-has one order and nothing is added atomically. rowsum(P * dP) is rowsum(O * dO).
+Forward, a program owns a tile of queries of one head of one sequence and iterates over the keys with an
+online softmax. The scale is folded into the base-2 exponent, and only the last keys are masked.
 
-CAUSAL lets a query attend to no key behind it. Tiles that it leaves empty are not visited: forward the keys
-end with the tile of queries, backward the queries begin with the tile of keys, and a tile's dQ is complete
-with the last keys that it sees. Only tiles on the diagonal are masked.
+Backward, a program owns a whole head of one sequence. It iterates over tiles of keys and, for each, over
+tiles of queries. dK and dV stay in registers; dQ is accumulated tile by tile in an fp32 scratch that no other
+program touches. So every sum has a fixed order and needs no atomics. rowsum(P * dP) is computed as
+rowsum(O * dO).
 
-Programs read a sequence's length from cu_seqlens; rows of other sequences are masked.
+With CAUSAL, a query attends to no later key, and tiles without any pair are skipped: forward, the keys end
+with the tile of queries; backward, the queries start with the tile of keys, and a tile's dQ is complete after
+the last keys that it sees. Only tiles on the diagonal are masked.
+
+Programs read their sequence's length from cu_seqlens; rows of other sequences are masked.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 EXAMPLE_LENGTH = 512
-"""Of the last bucket, for the static estimate."""
+"""Sequence length for the static estimate of the last bucket."""
 
 
 @triton.jit
@@ -51,7 +53,7 @@ def _attend_to_keys(
 ):
     """One step of the online softmax; `highest` and `total` are in base 2.
 
-    MASKED says that some keys may lie behind the sequence or, with CAUSAL, behind a query.
+    With MASKED, some keys may be past the end of the sequence or, with CAUSAL, later than a query.
     """
     place = key[:, None] * token_stride + tl.arange(0, HEAD_SIZE)[None, :]
     if MASKED:
@@ -60,13 +62,17 @@ def _attend_to_keys(
     else:
         k = tl.load(keys + place)
         v = tl.load(values + place)
+    # ieee: products of fp32 inputs must not be rounded to TF32; for 16-bit inputs it makes no difference.
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED and CAUSAL:
         scores = tl.where(key[None, :] <= row[:, None], scores, float("-inf"))
     elif MASKED:
         scores = tl.where((key < length)[None, :], scores, float("-inf"))
+    # EXPONENT = scale * log2(e), so one multiplication serves both the scale and exp2, which is one
+    # instruction.
     new_highest = tl.maximum(highest, tl.max(scores, 1) * EXPONENT)
     p = tl.math.exp2(scores * EXPONENT - new_highest[:, None])
+    # Rescales what was summed under the old maximum; 0 for the first keys, whose old maximum is -inf.
     shrink = tl.math.exp2(highest - new_highest)
     weighted = tl.dot(p.to(v.dtype), v, weighted * shrink[:, None], input_precision="ieee")
     return new_highest, total * shrink + tl.sum(p, 1), weighted
@@ -89,9 +95,8 @@ def attention_forward(
     ONE_TILE: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """qkv [T 3 h e] -> out [T h e], lse [h T] fp32 in base 2. ONE_TILE promises that no sequence has more
-    keys than a tile.
-    """
+    """qkv [T 3 h e] -> out [T h e], lse [h T] fp32, base 2. ONE_TILE: every sequence fits a tile of keys."""
+    # Axis 0 holds the tiles of the longest sequence; programs past a shorter sequence's end return at once.
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_seqlens + sequence)
     length = tl.load(cu_seqlens + sequence + 1) - start
@@ -100,6 +105,8 @@ def attention_forward(
     row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     inside = row < length
     column = tl.arange(0, HEAD_SIZE)
+    # int64: T * token_stride may exceed 2^31 elements. Offsets within a sequence are int32, which `supports`
+    # checks.
     queries = qkv + start.to(tl.int64) * token_stride + head * head_stride
     keys = queries + part_stride
     values = keys + part_stride
@@ -115,6 +122,7 @@ def attention_forward(
             HEAD_SIZE, SCALE * LOG2_E, MASKED=True, CAUSAL=CAUSAL,
         )  # fmt: skip
     else:
+        # Whole tiles of keys need no mask: they are inside the sequence and, with CAUSAL, before every query.
         whole = (tl.program_id(0) * QUERIES if CAUSAL else length) // KEYS * KEYS
         for first in range(0, whole, KEYS):
             highest, total, weighted = _attend_to_keys(
@@ -165,9 +173,11 @@ def attention_backward(
     ONE_TILE: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """qkv [T 3 h e], out [T h e], grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is
-    scratch, unused with ONE_TILE.
+    """qkv [T 3 h e], out, grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is scratch.
+
+    With ONE_TILE the scratch is unused.
     """
+    # One program per head and sequence, so that dQ can be summed without atomics, in a fixed order.
     head, sequence = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seqlens + sequence)
     length = tl.load(cu_seqlens + sequence + 1) - start
@@ -194,14 +204,15 @@ def attention_backward(
             q = tl.load(queries + row[:, None] * token_stride + column, mask=real_row, other=0.0)
             o = tl.load(outs + row[:, None] * out_stride + column, mask=real_row, other=0.0)
             d_o = tl.load(grads + row[:, None] * grad_token_stride + column, mask=real_row, other=0.0)
+            # lse = inf makes p zero for rows past the end.
             row_lse = tl.load(lse + first_of_head + row, mask=inside, other=float("inf"))
             delta = tl.sum(o.to(tl.float32) * d_o.to(tl.float32), 1)
             scores = tl.dot(k, tl.trans(q), input_precision="ieee")
             p = tl.math.exp2(scores * (SCALE * LOG2_E) - row_lse[None, :])
             if not CAUSAL:
-                # a padded key has the score 0, which may be far above every real one
+                # a padded key has score 0, which may be far above every real one: exp2 would overflow
                 p = tl.where(real_key, p, 0.0)
-            elif first_query < first_key + KEYS:  # else every key is a real one before every query
+            elif first_query < first_key + KEYS:  # below the diagonal every pair is real
                 p = tl.where(key[:, None] <= row[None, :], p, 0.0)
             d_v = tl.dot(p.to(d_o.dtype), d_o, d_v, input_precision="ieee")
             d_p = tl.dot(v, tl.trans(d_o), input_precision="ieee")
@@ -213,6 +224,7 @@ def attention_backward(
                 tl.store(d_q_place, (d_q * SCALE).to(d_qkv.dtype.element_ty), mask=real_row)
             else:
                 sums = d_q_sums + (first_of_head + row)[:, None] * HEAD_SIZE + column
+                # The first keys start the sum; the last ones that a query sees finish it and write dQ.
                 if first_key > 0:
                     d_q += tl.load(sums, mask=real_row, other=0.0)
                 if first_key + KEYS < (tl.minimum(length, first_query + QUERIES) if CAUSAL else length):
@@ -223,16 +235,14 @@ def attention_backward(
         tl.store(d_k_place, (d_k * SCALE).to(d_qkv.dtype.element_ty), mask=real_key)
         tl.store(d_k_place + out_stride, d_v.to(d_qkv.dtype.element_ty), mask=real_key)
         if not ONE_TILE:
-            # the next pass may read a partial sum in another thread than the one that wrote it
+            # The next tile of keys reads partial sums that other threads of this program wrote.
             tl.debug_barrier()
 
 
 def forward(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Runs `attention_forward`: returns out [T h e] and lse [h T]. The tile is the table's unless one is
-    given.
-    """
+    """Runs `attention_forward`: returns out [T h e] and lse [h T]. `tile` overrides the table's."""
     tokens, _, heads, head_size = qkv.shape
     out, lse = qkv.new_empty(tokens, heads, head_size), qkv.new_empty(heads, tokens, dtype=torch.float32)
     tile = tile or tile_of(
@@ -270,7 +280,7 @@ def backward(
         max_seqlen=max_seqlen,
     )
     constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
-    # places within a sequence are int32
+    # offsets within a sequence are int32
     narrow = max(max_seqlen * grad.stride(0), heads * grad.stride(1)) < 2**31
     grad = grad if narrow and grad.stride(-1) == 1 else grad.contiguous()
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -300,7 +310,7 @@ def _options(tile: Tile) -> dict[str, int | bool]:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Lists what runs, each once under its first bucket's name: every dtype at every head size."""
+    """Lists every configuration once, under its first bucket's name: every dtype and head size."""
     found: dict[tuple, Launch] = {}
     dtypes = (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
     lengths = (*BUCKETS, BUCKETS[-1] + 1)
@@ -329,11 +339,11 @@ def launches() -> tuple[Launch, ...]:
 
 
 def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
-    """`Launch.from_memory` of a loop over tiles: 4 (backward 8) rows a token move once, spread over all
-    passes; sums of dQ stay in the L2 cache.
+    """Returns `Launch.from_memory` of a loop over tiles.
 
-    Forward, a pass asks for the keys and values of a tile, backward for three rows a query and two of sums,
-    and writes one more. Causal attention makes about half as many passes: the tiles up to the diagonal.
+    4 rows per token (backward: 8) move once, spread over all passes; sums of dQ stay in the L2 cache.
+    Forward, a pass loads a tile's keys and values; backward, three rows per query and two of sums, and it
+    writes one more. Causal attention makes about half as many passes: the tiles up to the diagonal.
     """
     length = longest if longest in BUCKETS else EXAMPLE_LENGTH
     step = tile.keys if backward_pass else tile.queries
@@ -343,7 +353,7 @@ def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, ca
 
 
 def _types(rows: str, backward_pass: bool) -> dict[str, str]:
-    """The arguments' types in the compiler's words; `rows` is that of a pointer to queries."""
+    """Returns the arguments' types in the compiler's notation; `rows` is the type of a pointer to queries."""
     pointers = {"qkv": rows, "cu_seqlens": "*i32", "out": rows, "lse": "*fp32"}
     integers = ("token_stride", "part_stride", "head_stride", "tokens")
     if backward_pass:

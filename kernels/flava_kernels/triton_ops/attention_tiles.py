@@ -1,9 +1,8 @@
-"""Tile sizes of the attention kernels: a table, filled from what the compiler reports for each architecture,
-not tuned at run time.
+"""Tile sizes of the attention kernels, from the compiler's reports per architecture; never autotuned.
 
-Short sequences want small tiles: at 17 tokens a tile of 128 x 128 does 2% useful work. Backward, keys beyond
-one tile cost a partial sum of dQ in memory, so its tiles are as wide as registers allow. A compiler that has
-to spill registers rules a tile out.
+Short sequences need small tiles: at 17 tokens, a tile of 128 x 128 does 2 % useful work. Backward, keys
+beyond one tile cost a partial sum of dQ in memory, so tiles are as wide as registers allow. Tiles for which
+the compiler spills registers are excluded.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Queries and keys of one tile, and how the kernel is compiled for it."""
+    """Queries and keys of a tile, and compile options."""
 
     queries: int
     keys: int
@@ -23,7 +22,7 @@ class Tile(NamedTuple):
 
 
 BUCKETS = (16, 32, 128)
-"""Longest sequence of each bucket but the last."""
+"""Longest sequence of each bucket except the last."""
 
 _FORWARD = {
     32: (Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
@@ -58,9 +57,7 @@ FORWARD_FP32 = {
     64: (Tile(16, 16, 4, 2),) * 4,
     128: (Tile(16, 16, 8, 2),) * 4,
 }
-"""For every architecture. Exact products of fp32 use no matrix units: a path for correctness, small enough to
-spill no registers.
-"""
+"""For every architecture. Exact fp32 products use no matrix units; small tiles avoid register spills."""
 BACKWARD_FP32 = {
     32: (Tile(16, 16, 4, 1),) + (Tile(16, 32, 4, 1),) * 3,
     64: (Tile(16, 16, 4, 1),) + (Tile(16, 32, 4, 1),) * 3,
@@ -69,19 +66,17 @@ BACKWARD_FP32 = {
 
 
 def bucket(max_seqlen: int) -> int:
-    """Returns the place of a length in the tables' rows."""
+    """Returns a length's index in the tables' rows."""
     return sum(max_seqlen > longest for longest in BUCKETS)
 
 
 def longest_of_bucket(max_seqlen: int) -> float:
-    """Returns the longest sequence of a length's bucket; a kernel is compiled for all lengths of a bucket
-    alike.
-    """
+    """Returns the longest sequence of a length's bucket; one kernel serves the whole bucket."""
     return (*BUCKETS, float("inf"))[bucket(max_seqlen)]
 
 
 def tile_of(*, backward: bool, dtype: torch.dtype, arch: str, head_size: int, max_seqlen: int) -> Tile:
-    """Picks a tile."""
+    """Returns the tile for a launch."""
     if dtype == torch.float32:
         rows = BACKWARD_FP32 if backward else FORWARD_FP32
     else:

@@ -1,8 +1,7 @@
-"""Sums over rows in a fixed order: each program of a backward pass leaves one row of partial sums, and these
-are added here.
+"""Sums over rows in a fixed order: adds the partial sums that programs of a backward pass leave.
 
-The number of programs depends on the architecture and the shape alone, so two runs on one machine add in the
-same order.
+Atomics would add them in the order in which programs finish. The number of programs depends only on the
+architecture and the shape, so two runs on one machine add in the same order.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ import triton
 import triton.language as tl
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
-"""What a backward pass needs programs for."""
+"""Backward passes launch programs in proportion to these."""
 
 TILE_ROWS, TILE_COLUMNS, TILE_WARPS = 32, 64, 4
-"""Tile and warps of one program of a kernel that adds partial sums."""
+"""Tile and warps of a program that adds partial sums."""
 
 
 @triton.jit
 def column_sum(
     PARTIALS, stride, rows, columns, number_of_columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
-    """Adds fp32 rows: returns the sums of a block of `columns`, zero from `number_of_columns` on."""
+    """Returns the sums of fp32 rows for a block of `columns`; zero from `number_of_columns` on."""
     inside = columns < number_of_columns
     total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
     for first in range(0, rows, BLOCK_ROWS):

@@ -1,5 +1,4 @@
-"""Compiles a kernel for a GPU that need not be there: no driver, no device, only what the triton
-wheel holds."""
+"""Compiles kernels for GPUs that are not present; needs only the triton wheel, no driver or device."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from flava_kernels.triton_ops.launch import Launch
 
 FULL_VERSION = triton.__version__
 VERSION = ".".join(FULL_VERSION.split(".")[:2])
-"""Major and minor version of the compiler in use."""
+"""Major and minor version of the compiler."""
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DIVISIBLE = [["tt.divisibility", 16]]
@@ -26,11 +25,11 @@ DIVISIBLE = [["tt.divisibility", 16]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one Launch.
+    """The compiler's output for a Launch.
 
-    `ir` is Triton's own intermediate language before it knows a GPU, `assembly` the disassembled SASS or the
-    amdgcn. `shared` is in bytes a block, `tensor_memory` in columns (sm_100), `registers` per thread; on
-    gfx942 it counts vector and accumulation registers.
+    `ir` is Triton's target-independent intermediate language, `assembly` the disassembled SASS or amdgcn.
+    `shared` is in bytes per block, `tensor_memory` in columns (sm_100), `registers` per thread; on gfx942
+    these include accumulation registers.
     """
 
     ir: str
@@ -42,9 +41,7 @@ class Compiled:
 
 
 def compile_launch(launch: Launch) -> Compiled:
-    """Compiles one Launch. Raises TypeError under TRITON_INTERPRET=1, where kernels are not compiled but
-    interpreted.
-    """
+    """Compiles a Launch. Raises TypeError under TRITON_INTERPRET=1, which interprets kernels instead."""
     if not isinstance(launch.kernel, JITFunction):
         raise TypeError(
             f"{launch.name} is {type(launch.kernel).__name__}, not a JITFunction: unset TRITON_INTERPRET"
@@ -75,9 +72,7 @@ def _target(arch: str) -> GPUTarget:
 
 
 def _signature(launch: Launch) -> dict[str, str]:
-    """Every argument in the kernel's own order. Raises ValueError for one that the Launch leaves out or does
-    not know.
-    """
+    """Returns all argument types in the kernel's order. Raises ValueError for a missing or unknown one."""
     names = launch.kernel.arg_names
     given = launch.signature.keys() | launch.constexprs.keys()
     if given != set(names):
@@ -89,7 +84,7 @@ def _signature(launch: Launch) -> dict[str, str]:
 
 
 def _attributes(launch: Launch) -> dict[tuple[int], list]:
-    """Without these the loads are not vectorised; the JIT finds them by looking at the values."""
+    """Marks arguments as divisible by 16, which the JIT infers from values; else loads are not vectorised."""
     return {
         (parameter.num,): DIVISIBLE
         for parameter in launch.kernel.params

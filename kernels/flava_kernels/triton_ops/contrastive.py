@@ -1,8 +1,7 @@
-"""Kernels of the contrastive loss: statistics of S = scale * rows columns^T without storing it, and G in
-chunks that stay in the L2 cache.
+"""Kernels of the contrastive loss: S = scale * rows columns^T is never stored, and G only in chunks in L2.
 
 forward   one program per row tile and part of the columns: tiles of S in registers, an online log-sum-exp,
-          the own and the largest entry; the parts are joined by a few operations on vectors
+          the row's own and largest entries; a few vector operations combine the parts
 backward  one program per tile of G, which is written in the features' dtype, CHUNK_BYTES at a time; the
           gradients are matrix products with it
 """
@@ -23,21 +22,21 @@ from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 LOG2_E = math.log2(math.e)
 
 CHUNK_BYTES = 24 * 2**20
-"""Part of G that exists at one time: half of an H100's L2 cache."""
+"""Size of a chunk of G: half of an H100's L2 cache."""
 
 TARGET_PROGRAMS = 512
-"""The forward kernel cuts the columns into parts until there are about this many programs."""
+"""The forward kernel splits the columns into parts until there are about this many programs."""
 
 EXAMPLE_SIZES = 4096, 32768
 """Rows and columns for the static estimate: one of eight ranks."""
 
 GROUP = tl.constexpr(8)
-"""Row tiles of G that run beside each other, so that they share the columns' features in the L2 cache."""
+"""Row tiles of G that run side by side, sharing the columns' features in the L2 cache."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows, columns and features of one step, and the launch options."""
+    """Rows, columns and features per step, and the launch options."""
 
     block_m: int
     block_n: int
@@ -52,12 +51,12 @@ HALF = {
     "sm_100": Tiles(128, 128, 64, 8, 2),
     "gfx942": Tiles(128, 128, 64, 8, 2),
 }
-"""For bf16 and fp16. On sm_80 Triton 3.6 spills registers with 64 features a step, and cp.async wants more
-stages there than bytes in each.
+"""For bf16 and fp16. On sm_80, 64 features per step spill registers with Triton 3.6, and cp.async needs more
+stages rather than more bytes per stage.
 """
 
 FULL = dict.fromkeys(ARCHITECTURES, Tiles(64, 64, 16, 8, 2))
-"""For fp32, whose exact products run outside the matrix units."""
+"""For fp32, whose exact products do not use the matrix units."""
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_columns", "offset", "tiles_per_part"])
@@ -78,9 +77,7 @@ def _forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Largest entry (in units of log 2), sum of exponentials, column of the first largest, own entry: [parts
-    b] each.
-    """
+    """Stores [parts b] each: maximum (base 2), sum of exponentials, first maximum's column, own entry."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(1)
     row_valid = row < num_rows
@@ -112,9 +109,13 @@ def _forward_kernel(
             )
             product = tl.dot(a, b, product, input_precision="ieee")
         logits = tl.where(column_valid[None, :], product * factor, float("-inf"))
+        # At most one part holds a row's own column, so _statistics adds the parts. In base 2, like the
+        # maximum.
         own += tl.sum(tl.where((row + offset)[:, None] == column[None, :], product * factor, 0.0), 1)
         tile_max = tl.max(logits, 1)
+        # The smallest column among equal entries, so that ties do not depend on how the columns are split.
         tile_place = tl.min(tl.where(logits == tile_max[:, None], column[None, :], num_columns), 1)
+        # Strictly greater: on a tie with earlier tiles the earlier column stays.
         place = tl.where(tile_max > largest, tile_place, place)
         raised = tl.maximum(largest, tile_max)
         total = total * tl.math.exp2(largest - raised) + tl.sum(tl.math.exp2(logits - raised[:, None]), 1)
@@ -147,9 +148,10 @@ def _gradient_kernel(
 ):
     """One tile of G [b N], and its part of sum G * S.
 
-    The stride of G is a multiple of 16 and what it has beyond N is written, too, so that stores are wide for
-    any N.
+    G's stride is a multiple of 16, and the columns beyond N are written too, so that stores are wide for any
+    N.
     """
+    # Tiles run in groups of GROUP row tiles per column tile instead of row by row, for reuse in the L2 cache.
     program = tl.program_id(0)
     row_tiles = tl.cdiv(num_rows, BLOCK_M)
     column_tiles = tl.cdiv(num_columns, BLOCK_N)
@@ -178,6 +180,7 @@ def _gradient_kernel(
         )
         product = tl.dot(a, b, product, input_precision="ieee")
     logits = product * tl.load(scale)
+    # A shift of inf (masked or past the end) makes the exponential zero.
     row_term = logits - tl.load(row_shift + row, mask=row_valid, other=float("inf"))[:, None]
     column_term = logits - tl.load(column_shift + column, mask=column_valid, other=float("inf"))[None, :]
     own = (row + offset)[:, None] == column[None, :]
@@ -186,6 +189,7 @@ def _gradient_kernel(
     g -= tl.where(own, 2.0 * matched[:, None], 0.0)
     g = tl.where(row_valid[:, None] & column_valid[None, :], g, 0.0)
     target = gradient + row.to(tl.int64)[:, None] * gradient_stride + column[None, :]
+    # Beyond num_columns g is zero; a mask at the padded stride keeps the stores wide.
     tl.store(
         target, g.to(gradient.dtype.element_ty), mask=row_valid[:, None] & (column < gradient_stride)[None, :]
     )
@@ -195,11 +199,13 @@ def _gradient_kernel(
 def forward(
     rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exps of rows, and of columns if `both`, own entries, whether they are the first largest; shapes
-    as in the reference.
+    """Returns log-sum-exps of rows (and columns if `both`), own entries, and whether they are first maxima.
+
+    Shapes are those of the reference.
     """
     rows, columns = rows.contiguous(), columns.contiguous()
     row_lse, own, place = _statistics(rows, columns, scale, offset)
+    # The columns' statistics are those of the transposed matrix: swapped arguments, negative offset.
     column_lse = _statistics(columns, rows, scale, -offset)[0] if both else scale.new_empty(0)
     first = place == torch.arange(offset, offset + rows.shape[0], device=rows.device)
     return row_lse, column_lse, own, first.to(scale.dtype)
@@ -215,7 +221,7 @@ def backward(
     offset: int,
     both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rows, of columns if `both`, and of the scale's logarithm; shapes as in the reference."""
+    """Returns gradients of rows, of columns if `both`, and of the log scale; shapes as in the reference."""
     rows, columns, tiles = rows.contiguous(), columns.contiguous(), _tiles(rows)
     (num_rows, width), num_columns, factor = rows.shape, columns.shape[0], scale * grad / 2
     row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
@@ -223,27 +229,16 @@ def backward(
     most = max(1, CHUNK_BYTES // (stride * rows.element_size() * tiles.block_m)) * tiles.block_m
     memory = rows.new_empty(min(most, num_rows), stride)
     d_rows, d_scale = torch.empty_like(rows), torch.zeros_like(scale)
+    # fp32, because it accumulates over chunks; rounded once at the end.
     d_columns = scale.new_zeros(num_columns if both else 0, width)
     for start in range(0, num_rows, most):
         chunk = slice(start, min(start + most, num_rows))
         programs = triton.cdiv(chunk.stop - start, tiles.block_m) * triton.cdiv(num_columns, tiles.block_n)
         part_d_scale, gradient = scale.new_empty(programs), memory[: chunk.stop - start]
         _gradient_kernel[(programs,)](
-            rows[chunk],
-            columns,
-            scale,
-            row_shift[chunk],
-            column_shift,
-            row_vectors[1, chunk],
-            gradient,
-            part_d_scale,
-            chunk.stop - start,
-            num_columns,
-            offset + start,
-            width,
-            stride,
-            **_options(tiles),
-        )
+            rows[chunk], columns, scale, row_shift[chunk], column_shift, row_vectors[1, chunk], gradient,
+            part_d_scale, chunk.stop - start, num_columns, offset + start, width, stride, **_options(tiles),
+        )  # fmt: skip
         gradient = gradient[:, :num_columns]
         d_rows[chunk] = _product(gradient, columns) * factor
         d_scale += part_d_scale.sum()
@@ -253,7 +248,7 @@ def backward(
 
 
 def launches() -> tuple[Launch, ...]:
-    """Every kernel as it is launched, for every architecture and dtype."""
+    """Returns every kernel as launched, for every architecture and dtype."""
     return tuple(
         launch
         for arch in ARCHITECTURES
@@ -301,7 +296,7 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
 
 
 def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp, own entry and column of the first largest entry of each row: [b] each."""
+    """Returns log-sum-exp, own entry and column of the first maximum of each row: [b] each."""
     tiles, num_rows, num_columns = _tiles(rows), rows.shape[0], columns.shape[0]
     row_tiles, column_tiles = triton.cdiv(num_rows, tiles.block_m), triton.cdiv(num_columns, tiles.block_n)
     tiles_per_part = triton.cdiv(column_tiles, triton.cdiv(TARGET_PROGRAMS, row_tiles))
@@ -309,20 +304,10 @@ def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tu
     part_max, part_sum, part_own = (scale.new_empty(parts, num_rows) for _ in range(3))
     part_place = torch.empty(parts, num_rows, dtype=torch.int32, device=rows.device)
     _forward_kernel[(row_tiles, parts)](
-        rows,
-        columns,
-        scale,
-        part_max,
-        part_sum,
-        part_place,
-        part_own,
-        num_rows,
-        num_columns,
-        offset,
-        rows.shape[1],
-        tiles_per_part,
-        **_options(tiles),
-    )
+        rows, columns, scale, part_max, part_sum, part_place, part_own, num_rows, num_columns, offset,
+        rows.shape[1], tiles_per_part, **_options(tiles),
+    )  # fmt: skip
+    # Combines the parts like a further step of the online log-sum-exp.
     largest = part_max.amax(0)
     total = (part_sum * (part_max - largest).exp2()).sum(0)
     place = part_place.masked_fill(part_max < largest, num_columns).amin(0)
@@ -330,7 +315,7 @@ def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tu
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in fp32."""
+    """Returns a b in fp32."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

@@ -1,8 +1,7 @@
-"""Kernels of `fuse_sequences`: each program moves a tile of one sample's fused rows, in either direction; one
-more sums the cls gradients.
+"""Kernels of `fuse_sequences`: a program moves a tile of one sample's fused rows; another sums cls gradients.
 
-A row comes from one of three tensors, so a tile takes three loads of which two are masked off, but for tiles
-where origins meet.
+A row comes from one of three tensors, so a tile issues three loads, two of them fully masked except where the
+origins meet.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
 from flava_kernels.triton_ops.packing import LISTED_TYPES, OPTIONS, TILE_ROWS, tile_columns
 
 SUM_ROWS, SUM_COLUMNS = 64, 32
-"""The tile of the sum: narrow, for its programs share nothing but the columns."""
+"""Tile of the cls sum: narrow, for more programs; they share nothing."""
 
 
 @triton.jit
@@ -34,6 +33,8 @@ def fuse_rows(
     COLUMNS: tl.constexpr,
 ):
     """Copies cls_token [d], image [b*s d] and text [T d] to fused [b+b*s+T d]; strides count elements."""
+    # Axis 2 is the sample, axis 0 the tiles of the longest fused sequence; rows past a shorter one are
+    # masked.
     sample = tl.program_id(2)
     start = tl.load(cu_seqlens + sample)
     length = tl.load(cu_seqlens + sample + 1) - start + 1 + image_length
@@ -51,6 +52,7 @@ def fuse_rows(
     from_text = tl.load(
         text + text_row[:, None] * text_stride + column[None, :], mask=of_text & inside, other=0.0
     )
+    # Every tile loads the cls token, which only row 0 uses: [d] elements that stay in the cache.
     from_cls = tl.load(cls_token + column, mask=column < width, other=0.0)
     value = tl.where(of_text, from_text, tl.where(of_image, from_image, from_cls[None, :]))
     tl.store(
@@ -74,7 +76,7 @@ def part_rows(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Copies grad [b+b*s+T d], without its cls rows, to d_image [b*s d] and d_text [T d]."""
+    """Copies grad [b+b*s+T d], except the cls rows, to d_image [b*s d] and d_text [T d]."""
     sample = tl.program_id(2)
     start = tl.load(cu_seqlens + sample)
     length = tl.load(cu_seqlens + sample + 1) - start + 1 + image_length
@@ -107,8 +109,9 @@ def sum_cls_rows(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sums the first fused row of every sample in fp32, in the order of the samples: grad [b+b*s+T d] ->
-    d_cls [d].
+    """Sums every sample's first fused row in fp32, in sample order: grad [b+b*s+T d] -> d_cls [d].
+
+    A program owns a block of columns and loops over all samples, so the sum needs no atomics.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
@@ -178,7 +181,7 @@ def _grid_and_tile(longest: int, width: int, batch: int) -> tuple[tuple[int, int
 
 
 def launches() -> tuple[Launch, ...]:
-    """Lists what runs for rows of 768."""
+    """Lists the configurations for rows of 768."""
     tile, sum_tile = (
         {"ROWS": TILE_ROWS, "COLUMNS": tile_columns(768)},
         {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS},

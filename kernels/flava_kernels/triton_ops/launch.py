@@ -1,5 +1,6 @@
-"""What the kernels of an operator are compiled as: one configuration per architecture, chosen from a table
-and never tuned at run time.
+"""Configurations of kernels: one per architecture, from a table, never autotuned.
+
+Autotuning would make results depend on timings.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ from typing import Any
 import torch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-"""What the configuration tables are written for: A100, H100 and H200, B200, MI300."""
+"""Architectures in the configuration tables: A100, H100 and H200, B200, MI300."""
 
 INTERPRETED = "sm_90"
-"""Whose configurations Triton's interpreter uses."""
+"""The architecture whose configurations Triton's interpreter uses."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One specialisation of a kernel as the operator launches it, for compiling it ahead of time.
+    """One specialisation of a kernel as an operator launches it, for ahead-of-time compilation.
 
-    `name` is unique among the launches of one architecture and starts with the operator's name:
-    "layer_norm.forward.bf16.768". `kernel` is the @triton.jit function. `signature` gives the type of every
-    argument that is not a constexpr ("*bf16", "*fp32", "*i32", "i32", "i64", "fp32"), `constexprs` the value
-    of every other one. `arch` is one of ARCHITECTURES. Pointers and integers count as divisible by 16, as the
-    JIT finds them, but for integers that the kernel does not specialise on and for the arguments named in
-    `unaligned`.
+    `name` is unique per architecture and starts with the operator's name: "layer_norm.forward.bf16.768".
+    `kernel` is the @triton.jit function. `signature` gives the type of every argument that is not a constexpr
+    ("*bf16", "*fp32", "*i32", "i32", "i64", "fp32"), `constexprs` the values of the others. `arch` is one of
+    ARCHITECTURES. Pointers and integers are assumed divisible by 16, as the JIT infers, except integers that
+    the kernel does not specialise on and the arguments in `unaligned`.
     """
 
     name: str
@@ -38,11 +38,10 @@ class Launch:
     arch: str
     unaligned: tuple[str, ...] = ()
     from_memory: float = 1.0
-    """Part of the bytes asked for in the inner loop that come from the GPU's own memory when an operator
-    moves each of its bytes once.
+    """Share of the inner loop's bytes that come from the GPU's own memory, for roofline.py's estimate.
 
-    The rest was read before by this program or another, and an L2 cache has it. For the static estimate of
-    roofline.py.
+    It assumes that an operator moves each byte once: the rest was read before by some program and is in the
+    L2 cache.
     """
 
 
@@ -54,7 +53,7 @@ def architecture(device: torch.device) -> str:
 
 
 def gpu_name(index: int) -> str:
-    """Returns a GPU's architecture in the compiler's words: "sm_90", "gfx942"."""
+    """Returns a GPU's architecture in the compiler's notation: "sm_90", "gfx942"."""
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         return properties.gcnArchName.split(":")[0]
@@ -62,11 +61,10 @@ def gpu_name(index: int) -> str:
 
 
 def nearest(name: str) -> str:
-    """Returns the entry of ARCHITECTURES for a GPU by its `gpu_name`.
+    """Returns the entry of ARCHITECTURES for a GPU's `gpu_name`.
 
-    AMD's GPUs all use gfx942. NVIDIA's use their own generation's entry where there is one; all others, with
-    those of compute capability 12 among them, which have the instructions of older cards for matrices, use
-    sm_80.
+    AMD GPUs all use gfx942. NVIDIA GPUs use their own generation's entry if there is one, else sm_80. Compute
+    capability 12 is among the latter: it has the older matrix instructions.
     """
     if name.startswith("gfx"):
         return "gfx942"

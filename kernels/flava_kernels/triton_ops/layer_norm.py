@@ -1,5 +1,6 @@
-"""LayerNorm with and without a residual: a program owns several whole rows and keeps them in registers, so
-every tensor is read and written once.
+"""LayerNorm with and without a residual.
+
+A program owns several whole rows and keeps them in registers, so every tensor is read and written once.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from flava_kernels.triton_ops.column_sums import (
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
 ELEMENTS = {"sm_80": 4096, "sm_90": 4096, "sm_100": 4096, "gfx942": 4096}
-"""Elements that one program holds of each tensor, unless a single row has more."""
+"""Elements of each tensor per program, unless a single row has more."""
 
 PROGRAMS_PER_MULTIPROCESSOR = {"sm_80": 2, "sm_90": 2, "sm_100": 2, "gfx942": 2}
-"""Programs of the backward pass at most: each leaves one row of partial sums."""
+"""Maximum number of backward programs: each leaves one row of partial sums."""
 
 TILES_PER_PROGRAM = 4
-"""Tiles that a program of the backward pass goes through at least: its partial sums are read again."""
+"""Minimum number of tiles per backward program: its partial sums are read again."""
 
 
 @triton.jit
 def _centred(x, center, inside, columns: tl.constexpr):
-    """Returns x - mean(x), zero outside. `center` is the mean as one fp32 number holds it; what it misses is
-    taken away after it.
+    """Returns x - mean(x), zero outside; `center` is the mean rounded to fp32.
+
+    A second pass subtracts what the rounding missed: with a large mean, that may exceed the row's spread.
     """
     x = tl.where(inside, x - center[:, None], 0.0)
     return tl.where(inside, x - (tl.sum(x, 1) / columns)[:, None], 0.0)
@@ -51,6 +53,8 @@ def _forward(
         x += tl.load(RESIDUAL + row[:, None] * residual_stride + column[None, :], mask=inside, other=0.0).to(
             tl.float32
         )
+        # The sum is rounded before it is normalised: the backward pass and the next layer read it rounded,
+        # too.
         rounded = x.to(TOTAL.dtype.element_ty)
         tl.store(TOTAL + out, rounded, mask=inside)
         x = rounded.to(tl.float32)
@@ -74,6 +78,7 @@ def _backward(
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_COLUMNS)
+    # Loaded once: the program keeps the same columns for all its rows.
     weight = tl.load(WEIGHT + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
     d_bias = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
@@ -105,6 +110,7 @@ def _backward(
         )
         d_weight += tl.sum(grad * normed, 0)
         d_bias += tl.sum(grad, 0)
+    # One row of partial sums per program instead of atomics; _parameter_gradients adds them in a fixed order.
     place = PARTIALS + program.to(tl.int64) * (2 * COLUMNS) + column
     tl.store(place, d_weight, mask=column < COLUMNS)
     tl.store(place + COLUMNS, d_bias, mask=column < COLUMNS)
@@ -130,7 +136,7 @@ def _parameter_gradients(
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns y, s, m and q, as `layer_norm.forward_reference`."""
+    """Returns y, s, m and q, like `layer_norm.forward_reference`."""
     rows, columns = x.shape
     y = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
     total = x if residual is None else torch.empty_like(y)
@@ -155,7 +161,7 @@ def backward(
     weight: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ds, dw and db, as `layer_norm.backward_reference`."""
+    """Returns ds, dw and db, like `layer_norm.backward_reference`."""
     rows, columns = total.shape
     arch = architecture(total.device)
     tile, warps = _tile(columns, arch)
@@ -184,9 +190,7 @@ def backward(
 
 
 def _tile(columns: int, arch: str) -> tuple[dict[str, int], int]:
-    """Returns rows and columns of one program's tile, and its warps: 8, or 16 for rows of more than 4096
-    columns in a power of two.
-    """
+    """Returns a tile's rows and columns, and its warps: 16 above 4096 padded columns, else 8."""
     block = triton.next_power_of_2(columns)
     rows = max(1, ELEMENTS[arch] // block)
     return {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": block}, 8 if block <= 4096 else 16
@@ -197,8 +201,10 @@ def _with_whole_rows(tensor: Tensor | None) -> Tensor | None:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Returns what FLAVA's widths compile to, with a width that fills no power of two (768) and the largest
-    one, and half rows with fp32 parameters.
+    """Returns the configurations for FLAVA's widths.
+
+    These include a width that is no power of two (768), the largest one, and half-precision rows with fp32
+    parameters.
     """
     shapes = (("bf16", 768), ("bf16", 1024), ("bf16", 8192), ("fp16", 768), ("fp32", 768))
     found = [
@@ -214,7 +220,7 @@ def launches() -> tuple[Launch, ...]:
         for dtype in ("bf16", "fp16")
         for launch in _launches(arch, dtype, 768, True, parameters="fp32")
     ]
-    # sums of fp32 partials into fp32 are listed already
+    # sums of fp32 partials into fp32 are already listed
     return (*found, *(launch for launch in mixed if ".parameters." not in launch.name))
 
 

@@ -1,8 +1,8 @@
-"""Softmax of a chunk of logits and, in its place, the gradient: one program per row, which the second pass
-finds in the L2 cache.
+"""Softmax of a chunk of logits and, in its place, the gradient; one program per row.
 
-The matrix product leaves out the bias, which is added here, and its rows start at multiples of 128 bytes, so
-that a vocabulary like 30,522 is read and written 16 bytes at a time.
+The second pass over a row finds it in the L2 cache. The matrix product leaves out the bias, which is added
+here. Rows start at multiples of 128 bytes, so that a vocabulary like 30,522 is read and written 16 bytes at a
+time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from flava_kernels.linear_cross_entropy import IGNORE_INDEX
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
 
 BLOCK, NUM_WARPS = 4096, 8
-"""Classes of one step, and warps."""
+"""Classes per step, and warps."""
 
 ROW_ALIGNMENT = 64
-"""Elements that the distance between rows is a multiple of."""
+"""The row stride is a multiple of this many elements."""
 
 
 @triton.jit
 def _logits(ROW, BIAS, column, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
-    """Loads a block of z in fp32; minus infinity outside."""
+    """Loads a block of z in fp32; -inf outside."""
     if MASKED:
         z = tl.load(ROW + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
         z += tl.load(BIAS + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
@@ -34,8 +34,9 @@ def _logits(ROW, BIAS, column, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def _statistics(z, column, largest, total, beaten, label, target):
-    """Takes a block into the running maximum, the sum of exponentials above it, and which places beat the
-    label.
+    """Adds a block to the running maximum, the sum of exponentials, and the places that beat the label.
+
+    Equal logits before the label beat it: the first of several maxima counts as the prediction.
     """
     higher = tl.maximum(largest, tl.max(z, 0))
     total = total * tl.math.exp2((largest - higher) * 1.4426950408889634) + tl.sum(
@@ -47,7 +48,7 @@ def _statistics(z, column, largest, total, beaten, label, target):
 
 @triton.jit
 def _gradient(z, column, largest, factor, label, count):
-    """count * (softmax - onehot), where factor = count / total."""
+    """Returns count * (softmax - onehot), where factor = count / total."""
     return tl.math.exp2((z - largest) * 1.4426950408889634) * factor - tl.where(column == label, count, 0.0)
 
 
@@ -69,9 +70,11 @@ def _softmax(
     WHOLE: tl.constexpr = COLUMNS // BLOCK * BLOCK
     offsets = tl.arange(0, BLOCK)
     given = tl.load(LABELS + row)
+    # An ignored row takes label 0 and is multiplied by 0, without a branch.
     count = tl.where(given == IGNORED, 0.0, 1.0)
     label = tl.where(given == IGNORED, 0, given).to(tl.int32)
     target = tl.load(ROW + label).to(tl.float32) + tl.load(BIAS + label).to(tl.float32)
+    # Starting at the label's logit keeps -inf - -inf out of exp2; a NaN in it reaches the loss by target * 0.
     largest = target
     total = target * 0.0
     beaten = tl.zeros((BLOCK,), dtype=tl.int32)
@@ -106,26 +109,16 @@ def _softmax(
 def forward(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns losses, right rows and G of one chunk, as `linear_cross_entropy.forward_reference`; G has
-    padded rows.
-    """
+    """Returns losses, correct rows and G of one chunk, like `forward_reference`; G's rows are padded."""
     rows, columns = labels.shape[0], weight.shape[0]
     padded = triton.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT
     logits = torch.empty((rows, padded), dtype=hidden.dtype, device=hidden.device)[:, :columns]
     torch.mm(hidden, weight.T, out=logits)
     losses, right = (torch.empty(rows, dtype=torch.float32, device=hidden.device) for _ in range(2))
     _softmax[(rows,)](
-        logits,
-        bias,
-        labels,
-        losses,
-        right,
-        padded,
-        **_constants(columns, gradients),
-        num_warps=NUM_WARPS,
-        num_stages=1,
-        enable_fp_fusion=True,
-    )
+        logits, bias, labels, losses, right, padded, **_constants(columns, gradients),
+        num_warps=NUM_WARPS, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
     return losses, right, logits
 
 
@@ -139,7 +132,7 @@ def _constants(columns: int, gradients: bool) -> dict[str, int | bool]:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Returns what FLAVA's vocabulary (30,522) and codebook (8,192) compile to."""
+    """Returns the configurations for FLAVA's vocabulary (30,522) and codebook (8,192)."""
     shapes = [(dtype, columns, True) for dtype in ("bf16", "fp16", "fp32") for columns in (30522, 8192)] + [
         ("bf16", 30522, False)
     ]
@@ -156,5 +149,5 @@ def _launch(arch: str, dtype: str, columns: int, gradients: bool) -> Launch:
         "stride": "i32",
     }
     name = f"linear_cross_entropy.{'gradient' if gradients else 'loss'}.{dtype}.{columns}"
-    once = 1 / 3 if gradients else 1 / 2  # the bias is read before, and the logits by the first of two passes
+    once = 1 / 3 if gradients else 1 / 2  # the bias and, in the second pass, the logits are cached
     return Launch(name, _softmax, types, _constants(columns, gradients), NUM_WARPS, 1, arch, from_memory=once)

@@ -1,5 +1,6 @@
-"""GELU of a linear layer's output, and on the way back its gradient together with that of the bias: every [T
-f] tensor is read or written once.
+"""GELU of a linear layer's output; backward, its gradient fused with the bias gradient.
+
+Every [T f] tensor is read or written once.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from flava_kernels.triton_ops.column_sums import (
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
 
 ELEMENTS, FORWARD_WARPS = 2048, 4
-"""Elements of one program of the forward pass."""
+"""Elements per forward program."""
 
 BLOCK_ROWS, BLOCK_COLUMNS, BACKWARD_WARPS = 4, 512, 4
-"""Tile of one step of a program of the backward pass, which goes down the rows of one block of columns."""
+"""Tile per step of a backward program, which iterates down the rows of one block of columns."""
 
 TILES_PER_PROGRAM = 4
-"""Tiles that a program of the backward pass goes through at least: its partial sums are read again."""
+"""Minimum number of tiles per backward program: its partial sums are read again."""
 
 
 @triton.jit
@@ -40,8 +41,8 @@ def _density(z):
     return 0.3989422804014327 * tl.math.exp2(z * z * -0.7213475204444817)
 
 
-# specialised on the divisibility of `elements`, without which the mask would cut every load into single
-# elements
+# Specialised on the divisibility of `elements`: otherwise the mask would split every load into single
+# elements.
 @triton.jit
 def _forward(Z, Y, elements, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -76,6 +77,7 @@ def _backward(
         d_z = grad * (_distribution(z) + z * _density(z))
         tl.store(D_Z + place, d_z.to(D_Z.dtype.element_ty), mask=inside)
         d_bias += tl.sum(d_z, 0)
+    # One row of partial sums per program instead of atomics; _bias_gradient adds them in a fixed order.
     tl.store(PARTIALS + program.to(tl.int64) * COLUMNS + column, d_bias, mask=column < COLUMNS)
 
 
@@ -89,7 +91,7 @@ def _bias_gradient(
 
 
 def forward(z: Tensor) -> Tensor:
-    """Returns y, as `linear_gelu.forward_reference`; z is contiguous."""
+    """Returns y, like `linear_gelu.forward_reference`; z is contiguous."""
     y = torch.empty_like(z)
     if z.numel():
         _forward[(triton.cdiv(z.numel(), ELEMENTS),)](
@@ -99,7 +101,7 @@ def forward(z: Tensor) -> Tensor:
 
 
 def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns dz and db, as `linear_gelu.backward_reference`, but db in fp32."""
+    """Returns dz and db, like `linear_gelu.backward_reference`, but db in fp32."""
     rows, columns = z.shape
     programs = min(
         triton.cdiv(triton.cdiv(rows, BLOCK_ROWS), TILES_PER_PROGRAM), MULTIPROCESSORS[architecture(z.device)]
@@ -111,18 +113,9 @@ def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     tile = {"COLUMNS": columns, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     if rows:
         _backward[(programs, triton.cdiv(columns, BLOCK_COLUMNS))](
-            grad,
-            z,
-            d_z,
-            partials,
-            rows,
-            programs,
-            grad.stride(0),
-            **tile,
-            num_warps=BACKWARD_WARPS,
-            num_stages=1,
-            enable_fp_fusion=True,
-        )
+            grad, z, d_z, partials, rows, programs, grad.stride(0), **tile,
+            num_warps=BACKWARD_WARPS, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
     tile |= {"BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
     _bias_gradient[(triton.cdiv(columns, TILE_COLUMNS),)](
         partials, d_bias, programs, **tile, num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True
@@ -131,7 +124,7 @@ def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def launches() -> tuple[Launch, ...]:
-    """Returns what the MLP of FLAVA (3072) compiles to."""
+    """Returns the configurations for FLAVA's MLP (3072)."""
     return tuple(
         launch
         for arch in ARCHITECTURES
@@ -165,7 +158,7 @@ def _launches(arch: str, dtype: str, columns: int) -> tuple[Launch, ...]:
         ),
         Launch(f"linear_gelu.backward.{suffix}", _backward, backward_types, tile, BACKWARD_WARPS, 1, arch),
     ]
-    if dtype == "bf16":  # the partial sums are fp32 in every dtype
+    if dtype == "bf16":  # partial sums are fp32 for every dtype
         types = {"PARTIALS": fp32, "D_BIAS": fp32, "programs": "i32"}
         made.append(Launch(f"linear_gelu.bias.{columns}", _bias_gradient, types, sums, TILE_WARPS, 1, arch))
     return tuple(made)

@@ -1,8 +1,7 @@
-"""Kernels of `pack` and `unpack`: each program moves a tile of one sequence's rows.
+"""Kernels of `pack` and `unpack`: a program moves a tile of one sequence's rows.
 
-Programs of one sequence take the sequence's length from cu_seqlens, and those behind its end have nothing to
-read. A tile's columns are a power of two up to 256, so that a warp moves one row of bf16 with 16-byte
-accesses.
+Programs read their sequence's length from cu_seqlens; those past its end read nothing. A tile has a power of
+two of columns, up to 256, so that a warp moves one row of bf16 with 16-byte accesses.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
 TILE_ROWS = 16
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 LISTED_TYPES = ("bf16", "fp16", "fp32")
-"""What is compiled ahead of time."""
+"""Dtypes that are compiled ahead of time."""
 
 
 def tile_columns(width: int) -> int:
-    """Returns the columns of a tile for rows of `width`."""
+    """Returns a tile's columns for rows of `width`."""
     return min(triton.next_power_of_2(max(width, 1)), 256)
 
 
@@ -39,6 +38,7 @@ def pack_rows(
     COLUMNS: tl.constexpr,
 ):
     """Copies padded [b s d] to packed [T d]; strides count elements."""
+    # Axis 2 is the sequence, axis 0 the tiles of the longest one; rows past a shorter one are masked.
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens + sequence)
     length = tl.load(cu_seqlens + sequence + 1) - start
@@ -59,7 +59,7 @@ def pack_rows(
 def unpack_rows(
     packed, padded, cu_seqlens, packed_stride, width, max_seqlen, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Copies packed [T d] to padded [b s d], which is contiguous, with zeros behind each sequence."""
+    """Copies packed [T d] to padded [b s d], which is contiguous, with zeros after each sequence."""
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens + sequence)
     length = tl.load(cu_seqlens + sequence + 1) - start
@@ -68,6 +68,8 @@ def unpack_rows(
     inside = (column < width)[None, :]
     source = packed + (start + row).to(tl.int64)[:, None] * packed_stride + column[None, :]
     target = padded + (sequence.to(tl.int64) * max_seqlen + row)[:, None] * width + column[None, :]
+    # The load is masked at the sequence's end, the store at the padded length: what lies between becomes
+    # zero.
     value = tl.load(source, mask=(row < length)[:, None] & inside, other=0.0)
     tl.store(target, value, mask=(row < max_seqlen)[:, None] & inside)
 
@@ -99,21 +101,14 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         columns = tile_columns(width)
         grid = (triton.cdiv(max_seqlen, TILE_ROWS), triton.cdiv(width, columns), batch)
         unpack_rows[grid](
-            source,
-            padded,
-            cu_seqlens,
-            source.stride(0),
-            width,
-            max_seqlen,
-            ROWS=TILE_ROWS,
-            COLUMNS=columns,
+            source, padded, cu_seqlens, source.stride(0), width, max_seqlen, ROWS=TILE_ROWS, COLUMNS=columns,
             **OPTIONS,
-        )
+        )  # fmt: skip
     return padded
 
 
 def launches() -> tuple[Launch, ...]:
-    """Lists what runs for rows of 768."""
+    """Lists the configurations for rows of 768."""
     constexprs = {"ROWS": TILE_ROWS, "COLUMNS": tile_columns(768)}
     found = []
     for arch in ARCHITECTURES:

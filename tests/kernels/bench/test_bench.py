@@ -64,7 +64,7 @@ def test_reasons_instead_of_numbers():
     assert (
         attempt(Peer("failing", lambda op, device: failing))[2] == "refuses: NotImplementedError: odd shapes"
     )
-    assert attempt(Peer("alone", missing, alone=True), place=1)[2] == "knows nothing of other ranks"
+    assert attempt(Peer("alone", missing, alone=True), place=1)[2] == "does not support several ranks"
     found, error, note = attempt(Peer("huge", missing, lambda inputs: 2**60))
     assert found is None and error is None and note.startswith("needs about 1073741824 GiB of memory")
 

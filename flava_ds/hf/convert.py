@@ -1,6 +1,4 @@
-"""Others' models of any family, told apart by their configuration or their names, as what initial_weights
-reads.
-"""
+"""Converts foreign models of any family, recognized by configuration or names, for initial_weights."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from flava_ds.hf.import_weights import (
 )
 
 OPEN_CLIP = "open_clip_config.json", "open_clip_"
-"""The configuration in a folder of open_clip, and the prefix of its files of weights."""
+"""The configuration in an open_clip folder, and the prefix of its weight files."""
 
 
 def convert_folder(path: Path, out: Path) -> Path:
-    """Writes a folder of transformers or open_clip as what initial_weights reads; returns `out`.
+    """Converts a transformers or open_clip folder for initial_weights. Returns `out`.
 
     Raises: CheckpointError.
     """
@@ -33,16 +31,14 @@ def convert_folder(path: Path, out: Path) -> Path:
         family = families.recognized(tensors)
         if family is None:
             raise CheckpointError(
-                f"{path}: an open_clip model of a kind that no family here has, e.g. '{next(iter(tensors))}'"
+                f"{path}: an open_clip model that no family here supports; it has '{next(iter(tensors))}'"
             )
     else:
         settings = read_json(path / "config.json")
         family = settings.get("model_type", "flava")
         if family not in choices(FamilyConfig):
             known = ", ".join(choices(FamilyConfig))
-            raise CheckpointError(
-                f"{path / 'config.json'}: model_type is '{family}'; models of these types are read: {known}"
-            )
+            raise CheckpointError(f"{path / 'config.json'}: model_type is '{family}'; supported are {known}")
         if family == "flava":
             return write_imported(import_folder(path), out)
         tensors = read_folder(path)
@@ -50,7 +46,7 @@ def convert_folder(path: Path, out: Path) -> Path:
 
 
 def convert_file(path: Path, out: Path) -> Path:
-    """Writes a state dict of open_clip, or of a ViT-B/16, as what initial_weights reads; returns `out`.
+    """Converts an open_clip state dict, or a ViT-B/16, for initial_weights. Returns `out`.
 
     Raises: CheckpointError.
     """

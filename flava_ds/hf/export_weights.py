@@ -1,6 +1,4 @@
-"""Writes a run as a Hugging Face folder that transformers opens offline, and checks the folder against the
-run.
-"""
+"""Exports a run as a Hugging Face folder that transformers opens offline, and verifies the folder."""
 
 from __future__ import annotations
 
@@ -41,17 +39,17 @@ _BICUBIC, _LANCZOS = 3, 1
 
 
 def export(run_path: Path, out: Path) -> Path:
-    """Writes the latest checkpoint of a run as a Hugging Face folder and returns `out`.
+    """Exports a run's latest checkpoint as a Hugging Face folder. Returns `out`.
 
-    Another family's layout is its own (flava_ds/hf/families.py); what follows is FLAVA's.
+    Other families export themselves (flava_ds/hf/families.py); the rest of this module is for FLAVA.
 
-    FlavaForPreTraining, FlavaModel, BertTokenizer and FlavaProcessor open it; FlavaImageCodebook opens its
-    image_codebook/, present when the run has a codebook. transformers insists on the encoders' poolers, which
-    no loss trains: those that the run keeps are written, otherwise identity matrices with zero biases, so
-    that a pooled output is the tanh of the CLS. An objective that was off has no head in the file; its weight
-    in config.json is 0 and transformers draws that head at random.
+    FlavaForPreTraining, FlavaModel, BertTokenizer and FlavaProcessor open the folder; FlavaImageCodebook
+    opens its image_codebook/, which exists if the run has a codebook. transformers requires the encoders'
+    poolers, which no loss trains: if the run keeps none, identity matrices with zero biases are written, so
+    that a pooled output is the tanh of the CLS. The head of an inactive objective is missing from the file;
+    its weight in config.json is 0, and transformers initialises that head at random.
 
-    Raises: CheckpointError when there is no checkpoint or transformers' layout cannot hold the model.
+    Raises: CheckpointError if there is no checkpoint, or transformers' layout cannot hold the model.
     """
     config, weights = read_run(run_path)
     if not isinstance(config.model, FlavaConfig):
@@ -62,7 +60,7 @@ def export(run_path: Path, out: Path) -> Path:
     write_processors(config, out)
     if config.codebook_weights and config.codebook.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
         log.warning(
-            "the image codebook has %d groups; transformers' layout holds %d, so it is not exported",
+            "the image codebook has %d groups; transformers' layout has %d, so it is not exported",
             config.codebook.num_groups,
             HUGGINGFACE_CODEBOOK_GROUPS,
         )
@@ -74,13 +72,12 @@ def export(run_path: Path, out: Path) -> Path:
 
 
 def verify_export(run_path: Path, out: Path) -> float:
-    """Reloads an exported folder with transformers and compares all logits, in fp32, on random batches of
-    each kind.
+    """Reloads an exported folder with transformers and compares all fp32 logits on random batches.
 
     Returns the largest relative difference.
 
-    Raises: CheckpointError naming the logits when it exceeds TOLERANCE, or the tensors that transformers
-    found missing.
+    Raises: CheckpointError naming the logits that exceed TOLERANCE, or the tensors that transformers reports
+    as missing.
     """
     config, weights = read_run(run_path)
     module = build_task(config)
@@ -169,14 +166,14 @@ def huggingface_config(config: Config) -> dict[str, Any]:
 
 
 def weight_of(config: Config, objective: str) -> float:
-    """Returns an objective's weight; 0 where the run lacks it."""
+    """Returns an objective's weight; 0 if the run lacks it."""
     return config.objectives[objective].weight if objective in config.objectives else 0.0
 
 
 def write_processors(config: Config, out: Path) -> None:
     """Writes vocab.txt, tokenizer_config.json, preprocessor_config.json and processor_config.json.
 
-    Raises: DataError when the vocabulary is not there.
+    Raises: DataError if the vocabulary is missing.
     """
     image, codebook = config.model.image, config.codebook
     masking = config.objectives.get("mim", MaskedImageConfig())
@@ -202,7 +199,7 @@ def write_processors(config: Config, out: Path) -> None:
         **{"codebook_do_resize": True, "codebook_size": codebook_pixels, "codebook_resample": _LANCZOS},
         **{"codebook_do_center_crop": True, "codebook_crop_size": codebook_pixels},
         **{"codebook_do_rescale": True, "codebook_rescale_factor": 1 / 255, "codebook_do_map_pixels": True},
-        # The codebook reads mapped pixels as they are.
+        # The codebook takes mapped pixels without further normalisation.
         **{"codebook_do_normalize": True, "codebook_image_mean": [0.0] * 3, "codebook_image_std": [1.0] * 3},
     }
     tokens = dict(
@@ -224,13 +221,14 @@ def write_processors(config: Config, out: Path) -> None:
 
 @torch.no_grad()
 def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
-    """Compares the folder `out` with a module in memory, which it turns to fp32 and eval mode; see
-    `verify_export`.
+    """Compares the folder `out` with a module, which it converts to fp32 and eval mode.
+
+    See `verify_export`.
     """
     from transformers import FlavaForPreTraining
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of half a second, across what the caller prints
+    logging.disable_progress_bar()  # would interrupt the caller's output for half a second
     theirs, report = FlavaForPreTraining.from_pretrained(
         out, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
@@ -238,7 +236,7 @@ def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
     lost = sorted(name for name in report["missing_keys"] if not name.startswith(absent))
     if lost or report["unexpected_keys"] or report["mismatched_keys"]:
         raise CheckpointError(
-            f"{out}: transformers found missing {lost}, unexpected {sorted(report['unexpected_keys'])}, "
+            f"{out}: transformers reports missing {lost}, unexpected {sorted(report['unexpected_keys'])}, "
             f"mismatched {report['mismatched_keys']}"
         )
     module, theirs, largest = module.float().eval(), theirs.eval(), 0.0
@@ -252,15 +250,14 @@ def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
             if not difference <= TOLERANCE:
                 raise CheckpointError(
                     f"{out}: {name} of a {kind} batch differ by {difference:.1e} of their largest value; "
-                    f"at most {TOLERANCE:g} is rounding"
+                    f"rounding explains at most {TOLERANCE:g}"
                 )
             largest = max(largest, difference)
     return largest
 
 
 def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
-    """Reads a run's latest checkpoint and the configuration saved beside it (a folder without one falls back
-    on the run's).
+    """Reads a run's latest checkpoint and its configuration, or else the run's.
 
     Raises: CheckpointError, ConfigError.
     """
@@ -272,8 +269,9 @@ def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 def _require_representable(config: Config) -> None:
-    """Refuses what transformers' heads, which follow the unimodal encoders, cannot hold; warns where they
-    differ in rounding only.
+    """Rejects models that transformers cannot hold; warns about differences in rounding.
+
+    Its heads take their size from the unimodal encoders.
 
     Raises: CheckpointError.
     """
@@ -284,18 +282,15 @@ def _require_representable(config: Config) -> None:
         if encoder.hidden_size != model.multimodal.hidden_size:
             raise CheckpointError(
                 f"model.{name}.hidden_size {encoder.hidden_size} differs from model.multimodal.hidden_size "
-                f"{model.multimodal.hidden_size}: "
-                f"transformers gives the mmm_{name} head the {name} encoder's width, so this model cannot "
-                "be exported"
+                f"{model.multimodal.hidden_size}: transformers gives the mmm_{name} head the {name} "
+                "encoder's width, so this model cannot be exported"
             )
         if encoder.layer_norm_eps != model.multimodal.layer_norm_eps:
-            log.warning(
-                (
-                    "transformers gives the mmm_%s head the %s encoder's layer_norm_eps %g, this model uses "
-                    "%g there; logits may differ slightly"
-                ),
-                *(name, name, encoder.layer_norm_eps, model.multimodal.layer_norm_eps),
+            told = (
+                "transformers gives the mmm_%s head the %s encoder's layer_norm_eps %g, this model uses %g "
+                "there; logits may differ slightly"
             )
+            log.warning(told, name, name, encoder.layer_norm_eps, model.multimodal.layer_norm_eps)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

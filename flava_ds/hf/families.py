@@ -1,6 +1,4 @@
-"""Models of every family but FLAVA, whose layouts have modules of their own here: written for transformers,
-and read from others' files.
-"""
+"""Exports models of every family except FLAVA for transformers, and reads them from foreign files."""
 
 from __future__ import annotations
 
@@ -22,14 +20,13 @@ from flava_ds.storage.atomic import replacing
 
 
 def layouts_of(family: str) -> Layouts | None:
-    """Returns what a family offers to be read from, and written for, other programs; None for nothing."""
+    """Returns a family's support for foreign file layouts, or None."""
     module = find(FamilyConfig, family, "family").layouts
     return None if module is None else importlib.import_module(module).LAYOUTS
 
 
 def recognized(names: Collection[str]) -> str | None:
-    """Returns the family whose state dict, in another program's names, has these; None when none
-    knows them."""
+    """Returns the family whose state dict has these names in a foreign layout, or None."""
     offers = ((family, layouts_of(family)) for family in choices(FamilyConfig))
     return next(
         (family for family, layouts in offers if layouts is not None and layouts.recognizes(names)), None
@@ -37,14 +34,14 @@ def recognized(names: Collection[str]) -> str | None:
 
 
 def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
-    """Writes a model as a folder of transformers.
+    """Exports a model as a transformers folder.
 
-    Raises: CheckpointError when its family has no such layout, or the layout cannot hold the model.
+    Raises: CheckpointError if its family has no transformers layout, or the layout cannot hold the model.
     """
     layouts = layouts_of(config.model.type)
     if layouts is None:
         raise CheckpointError(
-            f"models of family '{config.model.type}' have no layout of transformers; use --to safetensors"
+            f"models of family '{config.model.type}' cannot be written for transformers; use --to safetensors"
         )
     settings, tensors = layouts.write(config, weights)
     files = layouts.companions(config)
@@ -56,8 +53,8 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
-    """Writes model.safetensors in fp32; it appears whole or not at all."""
-    # A split qkv gives views of one storage, which safetensors refuses: each gets its own.
+    """Writes model.safetensors in fp32, atomically."""
+    # A split qkv gives views of one storage, which safetensors rejects: each gets its own.
     own = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(out / "model.safetensors") as temporary:
         save_file(own, temporary, metadata={"format": "pt"})
@@ -66,15 +63,15 @@ def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
 def read(
     family: str, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str
 ) -> Foreign:
-    """Translates what another program wrote; see Layouts.read."""
+    """Converts what another program wrote; see Layouts.read."""
     layouts = layouts_of(family)
     if layouts is None:
-        raise CheckpointError(f"{where}: models of family '{family}' are read from no other program's files")
+        raise CheckpointError(f"{where}: family '{family}' cannot be read from other programs' files")
     return layouts.read(settings, tensors, where)
 
 
 def write_imported(found: Foreign, out: Path) -> Path:
-    """Writes what initial_weights reads: model.safetensors in our names, and config.json. Returns `out`."""
+    """Writes a folder for initial_weights: model.safetensors in our names, config.json. Returns `out`."""
     out.mkdir(parents=True, exist_ok=True)
     save(Config(name="imported", model=found.model, objectives=found.objectives), out / "config.json")
     write_tensors(found.weights, out)

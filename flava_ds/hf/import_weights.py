@@ -1,7 +1,6 @@
-"""Reads weights that others published: FLAVA folders as transformers or the Hub leave them, and ViT-B/16
-files of DINO or timm.
+"""Imports published weights: FLAVA folders from transformers or the Hub, ViT-B/16 of DINO or timm.
 
-Everything is local; nothing here opens a connection, and nothing needs transformers.
+Everything is local: no network access, and no need for transformers.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from flava_ds.layouts import to_ours
 log = logging.getLogger(__name__)
 
 VIT_LAYER_NORM_EPS = 1e-6
-"""What DINO and timm trained with."""
+"""The value that DINO and timm trained with."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A foreign FLAVA in our terms.
+    """A foreign FLAVA in our layout.
 
-    `weights` carries the names of FlavaTask's state dict, `codebook_weights` those of the foreign image
-    codebook (empty when the folder holds none), `dropped` the foreign names that have no use here.
+    `weights` has the names of FlavaTask's state dict, `codebook_weights` those of the foreign image codebook
+    (empty if the folder has none), `dropped` the foreign names that are not used here.
     """
 
     model: FlavaConfig
@@ -53,18 +52,17 @@ class Imported:
     dropped: tuple[str, ...]
 
     def config(self, name: str = "imported") -> Config:
-        """Returns a configuration whose build_pretraining accepts `weights`."""
+        """Returns a configuration whose model accepts `weights`."""
         return Config(name=name, model=self.model, codebook=self.codebook, objectives=self.objectives)
 
 
 def import_folder(path: Path, *, poolers: bool = False) -> Imported:
-    """Reads a FlavaForPreTraining or FlavaModel folder: config.json beside model.safetensors, a sharded
-    index, or pytorch_model.bin.
+    """Imports a FlavaForPreTraining or FlavaModel folder.
 
-    `poolers` keeps the three poolers that no pre-training loss uses; without it they are dropped, and the log
-    says so.
+    It has config.json with model.safetensors, a sharded index, or pytorch_model.bin. `poolers` keeps the
+    three poolers that no pre-training loss uses; otherwise they are dropped and logged.
 
-    Raises: CheckpointError naming the file, the setting or the tensor that does not fit.
+    Raises: CheckpointError naming the file, setting or tensor that does not fit.
     """
     path = Path(path)
     raw = read_json(path / "config.json")
@@ -89,7 +87,7 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
     dropped += names
     if dropped:
         log.warning(
-            "%s: %d tensors have no use here and were dropped: %s", path, len(dropped), ", ".join(dropped)
+            "%s: dropped %d tensors that are not used here: %s", path, len(dropped), ", ".join(dropped)
         )
     weights = to_ours(tensors, flava_entries(config), str(path))
     return Imported(
@@ -98,9 +96,7 @@ def import_folder(path: Path, *, poolers: bool = False) -> Imported:
 
 
 def write_imported(imported: Imported, out: Path) -> Path:
-    """Writes what initial_weights reads: model.safetensors in our names, config.json and, if there is one,
-    image_codebook/. Returns `out`.
-    """
+    """Writes model.safetensors, config.json and any image_codebook/ for initial_weights. Returns `out`."""
     out.mkdir(parents=True, exist_ok=True)
     save(imported.config(), out / "config.json")
     save_file(
@@ -116,12 +112,11 @@ def write_imported(imported: Imported, out: Path) -> Path:
 
 
 def import_vit(path: Path, image: VisionEncoderConfig) -> dict[str, Tensor]:
-    """Reads a plain ViT (DINO's or timm's names, such as vit_base_patch16_224) as `model.image_encoder.*`;
-    only the mask token stays new.
+    """Imports a plain ViT in DINO's or timm's names as `model.image_encoder.*`, without a mask token.
 
     Takes a safetensors file, a state dict, or DINO's full checkpoint (its teacher). A classification or
     projection head is dropped. Such files expect pixels normalised with their own mean and standard
-    deviation: set model.image.image_mean and image_std to them.
+    deviation: set model.image.image_mean and image_std accordingly.
 
     Raises: CheckpointError naming the tensor that does not fit.
     """
@@ -131,9 +126,7 @@ def import_vit(path: Path, image: VisionEncoderConfig) -> dict[str, Tensor]:
 
 
 def write_imported_vit(path: Path, out: Path) -> Path:
-    """Writes a ViT-B/16 as the image encoder that initial_weights reads; the rest of the model starts anew.
-    Returns `out`.
-    """
+    """Writes a ViT-B/16 as an image encoder for initial_weights; the rest starts anew. Returns `out`."""
     weights = import_vit(path, VisionEncoderConfig())
     out.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -145,11 +138,11 @@ def write_imported_vit(path: Path, out: Path) -> Path:
 
 
 def vit_weights(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str) -> dict[str, Tensor]:
-    """Converts a ViT's state dict that is already in memory; see `import_vit`."""
+    """Converts a ViT's state dict in memory; see `import_vit`."""
     if image.layer_norm_eps != VIT_LAYER_NORM_EPS:
         log.warning(
             (
-                "%s was trained with layer_norm_eps %g, the configuration says %g: hidden states will "
+                "%s was trained with layer_norm_eps %g, the configuration has %g: hidden states will "
                 "differ; set model.image.layer_norm_eps to %g"
             ),
             where,
@@ -159,15 +152,14 @@ def vit_weights(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: 
         )
     dropped = [name for name in state if name.startswith("head.")]
     if dropped:
-        log.warning("%s: the head was dropped: %s", where, ", ".join(dropped))
+        log.warning("%s: dropped the head: %s", where, ", ".join(dropped))
     return to_ours(
         {name: tensor for name, tensor in state.items() if name not in dropped}, vit_entries(image), where
     )
 
 
 def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
-    """Sets the weight of every objective that has a head to 0, as a FlavaModel, which lacks them,
-    needs it."""
+    """Sets the weight of every objective with a head to 0, for a FlavaModel, which has no heads."""
     kept = ("global_contrastive",)
     return {
         name: own if name in kept else dataclasses.replace(own, weight=0.0)
@@ -176,9 +168,9 @@ def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, Objective
 
 
 def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Reads all tensors of a folder, whole or sharded; `prefix` begins its files' names.
+    """Reads all tensors of a folder, whole or sharded; its files' names start with `prefix`.
 
-    Raises: CheckpointError when nothing readable is there or a shard is missing.
+    Raises: CheckpointError if there is nothing readable or a shard is missing.
     """
     for name in (f"{prefix}model.safetensors", f"{prefix}pytorch_model.bin"):
         if (path / name).is_file():
@@ -196,51 +188,51 @@ def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
             absent = [name for name in listed if name not in tensors]
             if absent:
                 raise CheckpointError(
-                    f"{index}: lists tensor '{absent[0]}', but its shard {listed[absent[0]]} lacks it; "
+                    f"{index}: tensor '{absent[0]}' is not in its shard {listed[absent[0]]}; "
                     "copy the shards again"
                 )
             return tensors
     raise CheckpointError(
-        f"{path}: neither model.safetensors, pytorch_model.bin nor an index of shards is there; copy the "
-        "whole snapshot"
+        f"{path}: has no model.safetensors, pytorch_model.bin or index of shards; copy the whole snapshot"
     )
 
 
 def read_file(path: Path, nested: Collection[str] = ()) -> dict[str, Tensor]:
-    """Reads one safetensors file, or a state dict that torch saved, without running code from it; `nested`
-    are keys to look under.
+    """Reads a safetensors file, or a state dict saved by torch, without executing code from it.
+
+    `nested` are keys to look under.
 
     Raises: CheckpointError.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        # plain values, which DINO's full checkpoint keeps its arguments in
+        # plain values: DINO's full checkpoint stores its arguments in them
         with torch.serialization.safe_globals([argparse.Namespace]):
             state: Any = (
                 load_file(path)
                 if path.suffix == ".safetensors"
                 else torch.load(path, map_location="cpu", weights_only=True)
             )
-    except Exception as error:  # a damaged pickle ends in any kind of error, with or without words
+    except Exception as error:  # a damaged pickle may raise anything, even without a message
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise CheckpointError(f"{path}: not a readable safetensors file or state dict ({reason})") from error
     if isinstance(state, dict):
         state = next((state[key] for key in nested if key in state), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds no flat state dict of tensors; save model.state_dict() alone")
+        raise CheckpointError(f"{path}: is not a flat state dict of tensors;  save model.state_dict() alone")
     return dict(state)
 
 
 _HEAD_NAMES = ("mim_head.", "mlm_head.", "mmm_image_head.", "mmm_text_head.", "itm_head.")
 _OLD_BUFFERS = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
-"""Constant buffers that old versions of transformers wrote."""
+"""Constant buffers that old versions of transformers saved."""
 
 
 def _without_foreign_parts(
     tensors: dict[str, Tensor], where: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Takes out the image codebook, old buffers and the second names of tied biases."""
+    """Removes the image codebook, old buffers and the second names of tied biases."""
     codebook = {
         name.removeprefix("image_codebook."): tensor
         for name, tensor in tensors.items()
@@ -256,16 +248,14 @@ def _without_foreign_parts(
         bias = rest.pop(alias)
         if not torch.equal(rest.setdefault(name, bias), bias):
             raise CheckpointError(
-                f"{where}: '{alias}' and '{name}' are one tensor in transformers, but differ in the "
+                f"{where}: '{alias}' and '{name}' are the same tensor in transformers, but differ in the "
                 "file; delete the wrong one"
             )
     return rest, codebook, dropped
 
 
 def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
-    """Builds our configuration from theirs. What theirs leaves out has transformers' default, which is also
-    ours.
-    """
+    """Builds our configuration from theirs; missing values get transformers' defaults, which are ours too."""
     if raw.get("model_type", "flava") != "flava":
         raise CheckpointError(f"{file}: model_type is '{raw['model_type']}'; expected 'flava'")
     parts = {
@@ -300,7 +290,7 @@ def _config(raw: dict[str, Any], file: Path, poolers: bool) -> Config:
 
 
 def _take(kind: type, values: dict[str, Any]) -> Any:
-    """Builds one of our dataclasses from the fields that have the same name there and here."""
+    """Builds one of our dataclasses from the fields of the same name."""
     return kind(
         **{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
     )
@@ -309,7 +299,7 @@ def _take(kind: type, values: dict[str, Any]) -> Any:
 def _square(values: dict[str, Any], where: str) -> dict[str, int]:
     """Reads image_size and patch_size, which transformers also accepts as pairs.
 
-    Raises: CheckpointError when a pair is not a square.
+    Raises: CheckpointError if a pair is not a square.
     """
     sizes = {}
     for name in ("image_size", "patch_size"):
@@ -322,7 +312,7 @@ def _square(values: dict[str, Any], where: str) -> dict[str, int]:
 
 
 def _require_supported(values: dict[str, Any], where: str) -> None:
-    """Refuses settings under which the same weights would compute something else here."""
+    """Rejects settings with which the same weights would compute something else here."""
     wanted = {
         "hidden_act": "gelu",
         "qkv_bias": True,
@@ -333,7 +323,7 @@ def _require_supported(values: dict[str, Any], where: str) -> None:
     }
     for name, value in wanted.items():
         if values.get(name, value) != value:
-            raise CheckpointError(f"{where}.{name} is {values[name]!r}; this model has {value!r} only")
+            raise CheckpointError(f"{where}.{name} is {values[name]!r}; this model supports only {value!r}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

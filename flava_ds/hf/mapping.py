@@ -1,8 +1,7 @@
-"""One table between our state-dict names and those of transformers' FLAVA, and one for plain ViTs (DINO,
-timm).
+"""Maps our state-dict names to those of transformers' FLAVA and of plain ViTs (DINO, timm).
 
-Every conversion is a renaming, a reshape, and for q, k, v a split along the first axis; so both directions
-are exact to the bit.
+Every conversion is a renaming, a reshape or, for q, k, v, a split along the first axis, so both directions
+are bit-exact.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _RENAMES = (
     (r"^objectives\.(\w+)\.head\.norm\.", r"\1_head.transform.LayerNorm."),
     (r"^objectives\.(\w+)\.head\.decoder\.", r"\1_head.decoder."),
 )
-"""Applied in this order to a name of ours."""
+"""Applied in this order to our names."""
 
 _VIT_RENAMES = (
     (r"^model\.image_encoder\.", ""),
@@ -59,16 +58,16 @@ _VIT_RENAMES = (
 
 
 def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the state dict of `config`'s pre-training model, computed without memory."""
+    """Returns names and shapes of `config`'s state dict, computed without allocating memory."""
     with torch.device("meta"):
         module = FlavaTask(config)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def huggingface_names(name: str) -> tuple[str, ...]:
-    """Translates a name of ours into FlavaForPreTraining's: one name, or three for a fused qkv.
+    """Translates one of our names into FlavaForPreTraining's: one name, or three for a fused qkv.
 
-    Raises: CheckpointError for a name that has no counterpart.
+    Raises: CheckpointError for a name without a counterpart.
     """
     theirs = renamed(name, _RENAMES)
     if theirs == name or theirs.startswith(("model.", "objectives.")):
@@ -82,9 +81,7 @@ def huggingface_names(name: str) -> tuple[str, ...]:
 
 
 def flava_entries(config: Config) -> tuple[Entry, ...]:
-    """Builds the table for the model and the objectives of `config`; objectives of weight 0 have no head and
-    no entries.
-    """
+    """Builds the table for `config`'s model and objectives; an objective of weight 0 has no entries."""
     entries = []
     for name, shape in our_shapes(config).items():
         theirs = huggingface_names(name)
@@ -93,9 +90,7 @@ def flava_entries(config: Config) -> tuple[Entry, ...]:
 
 
 def vit_entries(image: VisionEncoderConfig) -> tuple[Entry, ...]:
-    """Builds the table between our image encoder and a ViT of timm's or DINO's names, which has no mask
-    token.
-    """
+    """Builds the table between our image encoder, without mask token, and a ViT in timm's or DINO's names."""
     with torch.device("meta"):
         shapes = {
             f"model.image_encoder.{name}": tuple(tensor.shape)
@@ -112,7 +107,7 @@ def vit_entries(image: VisionEncoderConfig) -> tuple[Entry, ...]:
 def _their_shape(
     name: str, shape: tuple[int, ...], image: VisionEncoderConfig, parts: int
 ) -> tuple[int, ...]:
-    """Returns the shape of each of their tensors behind ours."""
+    """Returns the shape of each of their tensors for one of ours."""
     if name.endswith(("cls_token", "mask_token")):
         return (1, 1, *shape)
     if name.endswith("image_encoder.position_embeddings"):
@@ -125,8 +120,6 @@ def _their_shape(
 
 
 def tied_biases(names: Collection[str]) -> dict[str, str]:
-    """Finds the masked heads' second name of the decoder's bias, which both state dicts of transformers may
-    list: name -> decoder's.
-    """
+    """Maps the second name of tied decoder biases, which transformers' state dicts may list, to the first."""
     pairs = {f"{head}_head.bias": f"{head}_head.decoder.bias" for head in HEADS}
     return {alias: name for alias, name in pairs.items() if alias in names}

@@ -1,9 +1,9 @@
-"""The same micro-batch through this model and through transformers' FlavaForPreTraining, result by result.
+"""Compares this model with transformers' FlavaForPreTraining on the same micro-batch.
 
-transformers' faults that the inputs work around: its row filter for mismatched pairs exists only while the
-ITM weight is positive (so labels of mismatched rows are already ignored here); it overwrites mim_labels (so
-every call gets fresh tensors); itm_labels must be [b], whatever its docstring says; without any matched pair
-it takes the mismatched ones for positives (so no such batch is compared).
+The inputs work around faults of transformers. Its row filter for mismatched pairs exists only while the ITM
+weight is positive, so labels of mismatched rows are ignored here. It overwrites mim_labels, so every call
+gets new tensors. itm_labels must be [b], whatever its docstring says. Without a matched pair it treats
+mismatched ones as positives, so such batches are not compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CLS, _SEP, _MASK = 101, 102, 103
 def random_batch(
     kind: Kind, config: Config, *, size: int = 3, seed: int = 0, mismatched: tuple[int, ...] = (1,)
 ) -> Batch:
-    """Draws a micro-batch with captions of different lengths; needs no data, so it can check any model."""
+    """Draws a micro-batch with captions of different lengths; needs no data, so it works for any model."""
     draw = torch.Generator().manual_seed(seed)
     model, patches = config.model, config.model.image.num_patches
     matched = torch.tensor([i for i in range(size) if kind != Kind.PAIR or i not in mismatched])
@@ -78,7 +78,7 @@ def random_batch(
 
 
 def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Converts a packed batch into FlavaForPreTraining's padded arguments; every tensor is new.
+    """Converts a packed batch to FlavaForPreTraining's padded arguments; every tensor is new.
 
     Shapes:
         pixel_values                          [b c H W]  normalised
@@ -130,12 +130,11 @@ def padded(packed: Tensor, batch: Batch, fill: int) -> Tensor:
 
 
 def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
-    """Computes every view of the batch's kind after the final LayerNorm, and every logit of the active
-    objectives.
+    """Computes all views of the batch's kind after the final LayerNorm, and the active objectives' logits.
 
     Shapes:
         states  view -> [T d]   packed
-        logits  name -> [k v]   in transformers' words; contrastive [matched b], itm [b 2]
+        logits  name -> [k v]   under transformers' names; contrastive [matched b], itm [b 2]
     """
     encoded = module.model.encode(batch, VIEWS[batch.kind])
     logits = {}
@@ -161,8 +160,7 @@ def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], di
 
 
 def run_theirs(model: FlavaForPreTraining, batch: Batch, config: Config) -> FlavaForPreTrainingOutput:
-    """Runs transformers' model on the batch, with the clean text and the clean fused pass that no
-    loss needs."""
+    """Runs transformers' model, including the clean text and fused passes that no loss needs."""
     return model(**huggingface_inputs(batch, config, model.dtype), skip_unmasked_multimodal_encoder=False)
 
 
@@ -171,8 +169,8 @@ def their_results(
 ) -> tuple[dict[View, Tensor], dict[str, Tensor]]:
     """Reads transformers' hidden states, packed, and logits; see `our_results`.
 
-    With an ITM weight of 0 it keeps mismatched contrastive rows, which are taken out here. Its
-    multimodal_masked_embeddings lack mismatched rows, so the encoder's output behind them is read.
+    With an ITM weight of 0 it keeps mismatched contrastive rows, which are removed here. Its
+    multimodal_masked_embeddings lack mismatched rows, so the encoder's output is read instead.
     """
     logits = {
         name: output[name]
@@ -194,9 +192,7 @@ def their_results(
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Returns the largest absolute difference over the largest absolute value of theirs; infinite for a NaN
-    or another shape.
-    """
+    """Returns max |ours - theirs| / max |theirs|; infinite for a NaN or another shape."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not theirs.numel():

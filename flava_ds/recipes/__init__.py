@@ -1,6 +1,4 @@
-"""Recipes: complete configurations as Python functions, found by name or place and overridden strictly from
-the command line.
-"""
+"""Recipes: complete configurations as Python functions, with strict overrides from the command line."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from flava_ds.recipes import outside
 
 
 class Recipes(Mapping[str, Callable[[], Config]]):
-    """The recipes of the package by name; each is the function of that name in the module of that name,
-    imported when it is looked up.
+    """The package's recipes by name: the function of that name in the module of that name.
+
+    A module is imported when its recipe is looked up.
     """
 
     def __init__(self, *names: str) -> None:
@@ -38,26 +37,21 @@ class Recipes(Mapping[str, Callable[[], Config]]):
 
 RECIPES = Recipes("demo", "flava_base", "flava_large", "flava_debug", "clip_base", "demo_clip")
 WAYS = "the path of a saved config.json, or FILE.py:FUNCTION"
-"""What may stand in place of a recipe's name."""
+"""Alternatives to a recipe's name."""
 
 
 def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Config:
-    """Builds the configuration of a run: the recipe, or a saved config.json, with `overrides` such as
-    ['--optimizer.lr', '3e-4'] on top.
+    """Builds a run's configuration: a recipe or saved config.json, plus `overrides` like ['--seed', '1'].
 
-    `beside` names the options that the command itself takes, so that one of them can be what a mistyped
-    option meant.
+    `beside` names the command's own options, for suggestions when an option is mistyped.
 
-    Raises: ConfigError on an unknown recipe, an unknown or malformed option, or a combination that cannot
-    run.
+    Raises: ConfigError on an unknown recipe, an unknown or malformed option, or an impossible combination.
     """
     return configuration.check(without_idle_sources(override(load_recipe(recipe), overrides, beside=beside)))
 
 
 def without_idle_sources(config: Config) -> Config:
-    """Drops the sources that no step will draw, so that nothing looks for their shards; the others keep their
-    names, and so their order.
-    """
+    """Drops sources that no step will draw, so that their shards need not exist; keeps the others' names."""
     drawn = config.drawn_sources
     if not drawn or len(drawn) == len(config.data.sources):
         return config
@@ -76,9 +70,9 @@ def without_idle_sources(config: Config) -> Config:
 
 
 def load_recipe(recipe: str) -> Config:
-    """Calls the recipe of this name or at this place, or reads the saved configuration at this path.
+    """Calls the recipe of this name or location, or reads the saved configuration at this path.
 
-    Raises: ConfigError when there is none.
+    Raises: ConfigError if there is none.
     """
     if recipe in RECIPES:
         return RECIPES[recipe]()

@@ -1,6 +1,4 @@
-"""The demo: a small FLAVA on the data set that is committed with the code, sized for ten minutes on two CPU
-cores.
-"""
+"""The demo: a small FLAVA on the committed data set, sized for ten minutes on two CPU cores."""
 
 from pathlib import Path
 
@@ -31,11 +29,9 @@ from flava_ds.optimizers.adamw import AdamWConfig
 
 VOCABULARY = Path(__file__).parent.parent / "demo" / "vocab.txt"
 VOCABULARY_SIZE = 4096
-"""Entries of that file; a test compares."""
+"""Number of its entries; a test compares."""
 CODEBOOK = VOCABULARY.with_name("codebook.safetensors")
-"""Trained once by `make demo CODEBOOK=train` and committed; codebook.json beside it has its settings, seed
-and curve.
-"""
+"""Trained once by `make demo CODEBOOK=train`; codebook.json has its settings, seed and curve."""
 DATA = Path("runs/demo_data")
 """Where the committed data set is unpacked, relative to the working directory."""
 
@@ -68,8 +64,9 @@ def demo() -> Config:
 
 
 def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int, int, int]) -> FlavaConfig:
-    """Returns a small FLAVA for 48-pixel drawings and short captions; `layers` are those of image, text and
-    multimodal encoder.
+    """Returns a small FLAVA for 48-pixel drawings and short captions.
+
+    `layers` are the numbers of layers of the image, text and multimodal encoders.
     """
     shape = {
         "hidden_size": hidden_size,
@@ -83,15 +80,16 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
         ),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=layers[2], **shape),
         projection_dim=hidden_size,
-        # 0.02 at width 768 is 0.04 at 192 by the square root; a little more shortens the contrastive loss's
+        # 0.02 at width 768 scales to 0.04 at 192 (square root); a little more shortens the contrastive loss's
         # slow start
         initializer_range=0.05,
     )
 
 
 def demo_objectives(contrastive_weight: float = 1.0) -> dict[str, ObjectiveConfig]:
-    """Returns the six losses with masks scaled from 196 patches to 16, and twice the masked tokens in text
-    steps, which are few.
+    """Returns the six losses, with masks scaled from 196 patches to 16.
+
+    Text steps are few, so they mask twice as many tokens.
     """
     masking = {"num_masked_patches": 6, "min_patches_per_block": 2}
     return flava_objectives(
@@ -105,13 +103,12 @@ def demo_objectives(contrastive_weight: float = 1.0) -> dict[str, ObjectiveConfi
 def demo_sources(
     global_batch_sizes: tuple[int, int, int] = (128, 64, 128), masked_share: float = 0.25
 ) -> dict[str, SourceConfig]:
-    """Returns pairs, images and text of the demo data, drawn as in the paper. Their seeds are those of the
-    results that the pages show.
+    """Returns pairs, images and text of the demo data, drawn as in the paper; seeds are those of the docs.
 
-    The held-out styles are drawing styles never seen in training, so the transforms change what distinguishes
-    styles: colour, polarity, outline. Pairs are changed little, because in so few epochs what is not learned
-    at all is the larger loss. The contrastive loss, on which zero-shot results live, takes a third of a pair
-    step whose every sample is masked; so only a share is.
+    The held-out styles are drawing styles never seen in training, so the transforms vary what distinguishes
+    styles: colour, polarity, outline. Pairs are varied little: with so few epochs, underfitting costs more.
+    The contrastive loss, on which zero-shot results depend, takes a third of a pair step if every sample is
+    masked, so only a share is masked.
     """
     strong = ImageTransformConfig(
         crop_scale=(0.7, 1.0), rotation_degrees=8.0, color_jitter=0.3, grayscale=0.2, invert=0.05, edges=0.12

@@ -1,4 +1,4 @@
-"""A small CLIP on the pairs of the demo's data, beside which the demo's FLAVA can be judged."""
+"""A small CLIP on the demo's pairs, as a baseline for the demo's FLAVA."""
 
 import dataclasses
 
@@ -9,10 +9,9 @@ from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
 
 
 def demo_clip() -> Config:
-    """Returns the demo with its pairs alone and a CLIP of the same width, for the same number of training
-    FLOPs.
+    """Returns a CLIP of the demo's width on its pairs alone, for the same number of training FLOPs.
 
-    Optimizer, augmentation, vocabulary and batch are the demo's, so that only model and losses differ.
+    Optimizer, augmentation, vocabulary and batch are the demo's; only model and losses differ.
     """
     base = demo()
     shape = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -30,8 +29,8 @@ def demo_clip() -> Config:
         codebook_weights=None,
         objectives={"global_contrastive": GlobalContrastiveConfig()},
         data=dataclasses.replace(base.data, sources={"pair": pairs}),
-        # By Task.flops over 40 steps: 17.0 GFLOP a step, the demo's 24.9 over its three kinds; the codebook's
-        # passes are left out of both.
+        # By Task.flops over 40 steps: 17.0 GFLOP per step, the demo's 24.9 over its three kinds; both without
+        # the codebook.
         training=dataclasses.replace(base.training, total_steps=878),
         schedule=dataclasses.replace(base.schedule, warmup_steps=44),
     )

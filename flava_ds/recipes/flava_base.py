@@ -1,6 +1,4 @@
-"""The published model and its published hyper-parameters. A comment marks every place where the paper is
-silent.
-"""
+"""The published model and its published hyper-parameters; comments mark where the paper is silent."""
 
 from flava_ds.config import (
     CheckpointConfig,
@@ -29,17 +27,17 @@ from flava_ds.optimizers.adamw import AdamWConfig
 
 
 def flava_base() -> Config:
-    """Returns FLAVA as published: ViT-B/16 encoders, batch 8192, PMD / ImageNet / text drawn at 0.70 / 0.15 /
-    0.15.
+    """Returns FLAVA as published: ViT-B/16 encoders, batch 8192.
 
-    Give it data with --data.sources.pmd.shards (pairs), .imagenet. (images), .text. (text) and the codebook
-    with --codebook-weights. Source: paper, Tables A.1 and A.2 and section 4.
+    PMD, ImageNet and text are drawn with probability 0.70, 0.15 and 0.15. Set their shards with
+    --data.sources.pmd.shards (pairs), .imagenet. (images) and .text. (text), and the codebook with
+    --codebook-weights. Source: paper, Tables A.1 and A.2 and section 4.
     """
     return Config(
         name="flava_base",
         seed=0,  # not published
         model=published_model(),
-        # DALL-E's; 112 / 8 = 224 / 16 = 14 codes along an edge
+        # DALL-E's; 112 / 8 = 224 / 16 = 14 codes per edge
         codebook=CodebookConfig(hidden_size=256, vocab_size=8192, image_size=112),
         objectives=published_objectives(),
         data=DataConfig(sources=published_sources(), vocabulary="bert_base_uncased"),
@@ -47,11 +45,11 @@ def flava_base() -> Config:
             # Pairs were drawn 150,000 times at probability 0.70; the total itself is not published.
             total_steps=214_286,
             global_batch_size=8192,
-            # Published: fp16 everywhere but LayerNorm. bf16 needs no loss scaling; normalisation and losses
-            # are fp32 here as well.
+            # Published: fp16 everywhere except LayerNorm. bf16 needs no loss scaling; here too, normalisation
+            # and losses are fp32.
             precision="bf16",
             gradient_clipping=0.0,  # not published
-            # Published runs used FSDP, which gives idle parameters a zero gradient; 'zeros' repeats that,
+            # Published runs used FSDP, which gives idle parameters a zero gradient; 'zeros' reproduces that,
             # 'frozen' is plain torch.
             idle_parameters="frozen",
         ),
@@ -60,15 +58,15 @@ def flava_base() -> Config:
             betas=(0.9, 0.999),
             weight_decay=0.1,
             eps=1e-8,  # not published
-            decay_norm_and_bias=True,  # no exclusion is named
+            decay_norm_and_bias=True,  # no exclusion is mentioned
         ),
         schedule=CosineScheduleConfig(
             warmup_steps=10_000,
-            min_lr=0.0,  # "warmup_cosine"; its end is not published
+            min_lr=0.0,  # "warmup_cosine"; its final value is not published
         ),
         # published: FSDP; 304M trainable parameters fit one device
         engine=EngineConfig(deepspeed_config="zero1"),
-        # published: a zero-shot check, and a choice of checkpoint, every 8,000 updates
+        # published: a zero-shot check for choosing a checkpoint every 8,000 updates
         checkpoint=CheckpointConfig(every_steps=8_000),
     )
 
@@ -83,7 +81,7 @@ def published_model() -> FlavaConfig:
             num_hidden_layers=12,
             num_attention_heads=12,
             intermediate_size=3072,
-            layer_norm_eps=1e-12,  # not published; what the released weights use
+            layer_norm_eps=1e-12,  # not published; as in the released weights
         ),
         text=FlavaTextConfig(
             vocab_size=30_522,
@@ -103,7 +101,7 @@ def published_model() -> FlavaConfig:
 
 def published_objectives() -> dict[str, ObjectiveConfig]:
     """Returns the six losses with equal weights (no weights are published)."""
-    # BEiT's block-wise masking is named, its numbers are not: these are BEiT's.
+    # BEiT's block-wise masking is mentioned, its numbers are not: these are BEiT's.
     image_masking = {"num_masked_patches": 75, "min_patches_per_block": 16, "min_aspect_ratio": 0.3}
     return flava_objectives(
         # not published; the released code's clamp
@@ -119,10 +117,10 @@ def published_objectives() -> dict[str, ObjectiveConfig]:
 
 def published_sources() -> dict[str, SourceConfig]:
     """Returns PMD, ImageNet-1k and CCNews + BookCorpus at the published probabilities."""
-    # Augmentation is not published; the released code crops 0.9 to 1.0 of the area and neither flips nor
-    # changes colours.
+    # Augmentation is not published; the released code crops 0.9 to 1.0 of the area, without flips or colour
+    # changes.
     transform = ImageTransformConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
-    # Seeds 0, 1, 2 keep the order of runs that were started when sources had numbers.
+    # Seeds 0, 1, 2 keep the order of runs from when sources were numbered.
     return {
         # 77: not published
         "pmd": SourceConfig(

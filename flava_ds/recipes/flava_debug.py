@@ -1,4 +1,4 @@
-"""The smallest run that touches everything: for debugging, tests and a first look, in seconds on a CPU."""
+"""The smallest run that exercises everything: for debugging, tests and a first look, in seconds on a CPU."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes.demo import VOCABULARY, demo_model, demo_objectives, demo_sources
 
 CODEBOOK = Path(__file__).with_name("debug_codebook.safetensors")
-"""A codebook of 64 codes, kept with the code so that this recipe needs no other run before it."""
+"""A committed codebook of 64 codes, so that this recipe does not depend on another run."""
 
 
 def flava_debug() -> Config:
-    """Returns a tiny FLAVA that takes 20 steps over the demo data with all six losses."""
+    """Returns a tiny FLAVA that makes 20 steps on the demo data with all six losses."""
     model = demo_model(hidden_size=64, num_attention_heads=2, layers=(2, 2, 1))
-    size = model.image.grid_size * 2**3  # four groups halve the picture three times
+    size = model.image.grid_size * 2**3  # four groups halve the image three times
     return Config(
         name="flava_debug",
         model=model,

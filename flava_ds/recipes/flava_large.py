@@ -1,6 +1,4 @@
-"""A documented scale-up. Nothing of this size is published by the paper; the shape is torchmultimodal's
-'900m' preset.
-"""
+"""A scale-up that the paper does not have; the shape is torchmultimodal's '900m' preset."""
 
 import dataclasses
 
@@ -9,11 +7,10 @@ from flava_ds.recipes.flava_base import flava_base
 
 
 def flava_large() -> Config:
-    """Returns flava_base with 24 / 24 / 12 layers of width 1024 (16 heads, MLP 4096), ZeRO-2 and activation
-    checkpointing.
+    """Returns flava_base with 24 / 24 / 12 layers of width 1024, ZeRO-2 and activation checkpointing.
 
-    Everything that the preset does not name stays as in flava_base, the learning rate too: it is untested at
-    this size.
+    There are 16 heads and MLPs of 4096. Everything that the preset does not mention is flava_base's,
+    including the learning rate, which is untested at this size.
     """
     base = flava_base()
     encoder = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -27,7 +24,7 @@ def flava_large() -> Config:
             multimodal=dataclasses.replace(base.model.multimodal, num_hidden_layers=12, **encoder),
             projection_dim=1024,  # the preset's heads follow its width
         ),
-        training=dataclasses.replace(base.training, activation_checkpointing=True),  # as the preset
+        training=dataclasses.replace(base.training, activation_checkpointing=True),  # as in the preset
         # the preset uses plain data parallelism at 8 samples per device
         engine=EngineConfig(deepspeed_config="zero2"),
     )

@@ -1,6 +1,6 @@
 """Recipes and variants in the user's own code: `path/to/recipe.py:function` or `package.module:function`.
 
-Code is imported because a command line names it, never because a config.json does: a configuration is data.
+Code is imported only if the command line names it, never because a config.json does: a configuration is data.
 """
 
 from __future__ import annotations
@@ -21,23 +21,21 @@ from flava_ds.errors import ConfigError, did_you_mean
 
 
 def is_outside(recipe: str) -> bool:
-    """Says whether a recipe's name is the place of a function, or a Python file without one."""
+    """Returns True if a recipe's name is the location of a function, or a Python file without one."""
     return recipe.endswith(".py") or (":" in recipe and not recipe.endswith(".json") and "://" not in recipe)
 
 
 def absolute(place: str) -> str:
-    """Makes the path in a recipe's place, or of a plugin, independent of the working directory; names of
-    modules stay.
-    """
+    """Makes the path of a recipe or plugin independent of the working directory; module names stay."""
     found = re.fullmatch(r"(.*\.py)(:\w*)?", place)
     return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else place
 
 
 def call(recipe: str) -> Config:
-    """Imports the code that `recipe` names and returns what its function does.
+    """Imports the code that `recipe` names and returns its function's result.
 
     Raises: ConfigError in one line for code that does not exist or does not import, with the exception and
-    its line, and for a function that is missing, asks for arguments, fails or returns something else.
+    its line, and for a function that is missing, takes arguments, fails or returns something else.
     """
     place, _, name = recipe.rpartition(":") if ":" in recipe else (recipe, "", "")
     if not name:
@@ -56,13 +54,13 @@ def call(recipe: str) -> Config:
         raise ConfigError(f"{place} has no function '{name}'{found}")
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C, and silent about what it takes
+    except (TypeError, ValueError):  # written in C, without a signature
         parameters = ()
     asked = [
         p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if asked:
-        raise ConfigError(f"{recipe} asks for {', '.join(asked)}; a recipe takes no arguments")
+        raise ConfigError(f"{recipe} requires {', '.join(asked)}; a recipe takes no arguments")
     try:
         config = function()
     except (Exception, SystemExit) as error:
@@ -75,9 +73,9 @@ def call(recipe: str) -> Config:
 
 
 def take_plugins(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Parts the places that --plugin names from the other words of a command line.
+    """Splits the values of --plugin from the other words of a command line.
 
-    Raises: ConfigError when none follows.
+    Raises: ConfigError if a --plugin has no value.
     """
     plugins, others, given = [], [], iter(words)
     for word in given:
@@ -92,20 +90,17 @@ def take_plugins(words: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def import_plugins(places: Iterable[str]) -> None:
-    """Imports the files and modules that a command line names beside the recipe, so that they define their
-    variants.
-    """
+    """Imports the files and modules named by --plugin, so that they define their variants."""
     for place in places:
         import_code(place)
 
 
 def import_code(place: str) -> ModuleType:
-    """Imports a file, as the module of its name beside its own folder's others, or a module by its dotted
-    name.
+    """Imports a module by its dotted name, or a file as a module of its folder.
 
-    So a class of the file has the same place for every process that unpickles it.
+    So a class of the file has the same module name in every process that unpickles it.
 
-    Raises: ConfigError when there is none, when it fails, with the exception and its line, and when another
+    Raises: ConfigError if there is no such code, if it fails (with the exception and its line), or if another
     module has the file's name.
     """
     path = Path(place).expanduser()
@@ -118,7 +113,7 @@ def import_code(place: str) -> ModuleType:
     path, name = path.resolve(), path.stem
     if not name.isidentifier():
         raise ConfigError(
-            f"{place}: '{name}' is no name of a module; rename the file, with letters, digits and _"
+            f"{place}: '{name}' is not a module name; rename the file, using letters, digits and _"
         )
     taken = sys.modules.get(name) or _spec_of(name)
     origin = getattr(taken, "__file__", None) or getattr(taken, "origin", None)
@@ -130,7 +125,7 @@ def import_code(place: str) -> ModuleType:
 
 
 def _spec_of(name: str) -> object:
-    """Returns where a top-level module would come from; None for nowhere."""
+    """Returns where a top-level module would come from, or None."""
     try:
         return importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -138,7 +133,7 @@ def _spec_of(name: str) -> object:
 
 
 def _import_module(name: str, folder: Path, what: str) -> ModuleType:
-    """Imports a module that may lie in `folder`."""
+    """Imports a module, possibly from `folder`."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
@@ -155,9 +150,7 @@ def _import_module(name: str, folder: Path, what: str) -> ModuleType:
 
 
 def _told(error: BaseException, module: ModuleType | None = None) -> str:
-    """Says in one line what an exception is and where it was raised: the last line in the user's own code, if
-    any is.
-    """
+    """Describes an exception in one line, with the last line of the user's own code that it passed."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = [
@@ -172,7 +165,7 @@ def _told(error: BaseException, module: ModuleType | None = None) -> str:
 
 
 def _functions_in(path: Path) -> list[str]:
-    """Lists the public functions that a file defines, without importing it; empty where it cannot be read."""
+    """Lists the public functions that a file defines, without importing it; empty if it cannot be read."""
     try:
         nodes = ast.parse(path.read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):

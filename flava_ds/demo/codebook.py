@@ -1,4 +1,4 @@
-"""The demo's own codebook: what it learns from, and how the committed one is made again."""
+"""The demo's own codebook: its training data, and how the committed one was made."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from flava_ds.recipes.demo import DATA
 
 
 def source(config: Config) -> SourceConfig:
-    """Returns all pictures that training may see: those with captions and those without."""
+    """Returns all images that training may see, with and without captions."""
     shards = sorted(
         str(path) for folder in (DATA / "pairs-train", DATA / "images") for path in folder.glob("*.tar")
     )
     pictures = picture_source(config, "{" + ",".join(shards) + "}")
-    return dataclasses.replace(pictures, seed=0, global_batch_size=None)  # a batch is the training's own
+    return dataclasses.replace(pictures, seed=0, global_batch_size=None)  # it has its own batch size
 
 
 def train(out: Path, on_report: Callable[[object], None]) -> None:
-    """Trains one as the committed one was: the same steps, pictures and seed, in fp32. `on_report` hears how
-    it goes.
+    """Trains a codebook like the committed one: same steps, images and seed, in fp32.
+
+    `on_report` is called with its progress.
     """
     from flava_ds.codebook.config import DEMO
     from flava_ds.codebook.training import train_codebook

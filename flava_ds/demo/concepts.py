@@ -1,14 +1,14 @@
-"""Decide what a concept is, which concepts form a family, and which families are held out.
+"""Defines concepts, groups them into families, and selects the families that are held out.
 
-The written rule for a family: two concepts are of one family if
+Two concepts belong to the same family if
 
-1. their labels agree once everything is removed that only varies a picture: gender, colour, size,
-   direction, clock time, place of a medal, phase of the moon, what follows a colon (`family_words`); or
-2. their drawings differ by less than `NEAR_COPY` in the one set that draws every concept (flags of
+1. their labels are equal without words that only vary an image: gender, colour, size, direction, clock time,
+   place of a medal, phase of the moon, anything after a colon (`family_words`); or
+2. their drawings differ by less than `NEAR_COPY` in the only set that draws every concept (flags of
    territories, families of three and four, some smiling faces).
 
-A family is held out whole. A family is never held out if one of its labels stands inside a label of
-another family ("cat" in "cat face"): its words would be seen in training after all.
+Families are held out as a whole. A family is never held out if one of its labels is part of a label of
+another family ("cat" in "cat face"): training would see its words.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 
 from flava_ds.demo.sources import Emoji, slug
 
-NEAR_COPY = 12.0  # root mean square difference of two fingerprints, in grey levels of 0 to 255
+NEAR_COPY = 12.0  # RMS difference of two fingerprints, in grey levels from 0 to 255
 HELD_OUT_SHARE = 0.10
 
 _VARIATIONS = frozenset(
@@ -41,7 +41,7 @@ _CLOCK = re.compile(r"^(one|two|three|four|five|six|seven|eight|nine|ten|eleven|
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """One meaning with everything that is decided about it."""
+    """One concept with everything that is decided about it."""
 
     concept: str
     label: str
@@ -54,8 +54,7 @@ class Concept:
 
 
 def plain_label(label: str) -> str:
-    """Write a label as one would say it: "flag: France" is "flag of France", "man: beard" "man
-    with beard"."""
+    """Writes a label as spoken: "flag: France" as "flag of France", "man: beard" as "man with beard"."""
     label = re.sub("[“”]", "", label).replace("’", "'")
     head, colon, tail = label.partition(": ")
     if not colon:
@@ -68,16 +67,16 @@ def plain_label(label: str) -> str:
 
 
 def words_of(text: str) -> str:
-    """Reduce a text to lower-case words with a space on both sides, so that `in` finds whole words.
+    """Reduces a text to lower-case words with spaces on both sides, so that `in` finds whole words.
 
-    Commas, colons and semicolons stay as a slash: the tags "cold, face" are not the label "cold face".
+    Commas, colons and semicolons become a slash: the tags "cold, face" are not the label "cold face".
     """
     parts = (slug(part).replace("-", " ") for part in re.split("[,;:]", text))
     return f" {' / '.join(parts)} "
 
 
 def family_words(label: str) -> str:
-    """Name the family that a label belongs to, by rule 1 above; near-copies are merged afterwards."""
+    """Returns the family of a label by rule 1; near-copies are merged afterwards."""
     if label.startswith("flag: "):
         return slug(label)
     if _CLOCK.match(slug(label)):
@@ -92,7 +91,7 @@ def family_words(label: str) -> str:
 
 
 def families_of(emojis: list[Emoji], fingerprints: np.ndarray) -> list[str]:
-    """Return the family of every emoji: equal words first, then near-copies merged under the first name.
+    """Returns the family of every emoji: by equal words first, then near-copies merged under the first name.
 
     Shapes:
         fingerprints  [concepts, values]  float32
@@ -115,13 +114,14 @@ def families_of(emojis: list[Emoji], fingerprints: np.ndarray) -> list[str]:
 
 
 def hash_order(text: str) -> str:
-    """Return a sort key that shuffles texts the same way everywhere."""
+    """Returns a sort key that shuffles texts the same way everywhere."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def held_out_families(emojis: list[Emoji], families: list[str]) -> set[str]:
-    """Choose whole families until a tenth of every group's concepts is held out, none of them above half of
-    that.
+    """Selects whole families until a tenth of every group's concepts is held out.
+
+    No family is larger than half of that tenth.
     """
     members: dict[str, list[Emoji]] = {}
     for emoji, family in zip(emojis, families, strict=True):
@@ -146,7 +146,7 @@ def held_out_families(emojis: list[Emoji], families: list[str]) -> set[str]:
 
 
 def build_concepts(emojis: list[Emoji], fingerprints: np.ndarray) -> list[Concept]:
-    """Turn emojis into concepts; a seen concept loses the tags that name a held-out one."""
+    """Turns emojis into concepts; a seen concept loses tags that name a held-out one."""
     families = families_of(emojis, fingerprints)
     held_out = held_out_families(emojis, families)
     forbidden = forbidden_phrases(
@@ -168,7 +168,7 @@ def build_concepts(emojis: list[Emoji], fingerprints: np.ndarray) -> list[Concep
 
 
 def forbidden_phrases(labels: Iterable[str]) -> frozenset[str]:
-    """Collect the phrases that no training caption may contain: labels, their plurals, flags' countries."""
+    """Collects the phrases that no training caption may contain: labels, plurals, countries of flags."""
     phrases = set()
     for label in labels:
         phrases.add(words_of(label))
@@ -179,6 +179,6 @@ def forbidden_phrases(labels: Iterable[str]) -> frozenset[str]:
 
 
 def names_any(text: str, phrases: frozenset[str]) -> bool:
-    """Say whether one of the phrases stands in the text as whole words."""
+    """Returns True if the text contains one of the phrases as whole words."""
     padded = words_of(text)
     return any(phrase in padded for phrase in phrases)

@@ -1,4 +1,4 @@
-"""Unpack the demo data set that the repository carries and say where its parts are."""
+"""Unpacks the committed demo data set and locates its parts."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ from flava_ds.storage.files import user_cache
 PACKAGE = Path(__file__).parent
 CHECKSUMS = PACKAGE / "checksums.json"
 VOCABULARY = PACKAGE / "vocab.txt"
-MOST_UNPACKED_BYTES = 2**29  # a damaged archive must not fill the disk
+MOST_UNPACKED_BYTES = 2**29  # keeps a damaged archive from filling the disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoData:
-    """Paths of the unpacked demo data set; every folder holds shards 00000.tar, 00001.tar, ...
+    """Paths of the unpacked demo data set; every folder has shards 00000.tar, 00001.tar, ...
 
-    `pairs_train` has six drawing styles; `pairs_unseen_style` the same concepts in two styles that
-    training never sees; `pairs_unseen_concepts` concepts that training never sees, in all styles.
+    `pairs_train` has six drawing styles, `pairs_unseen_style` the same concepts in two styles that training
+    never sees, and `pairs_unseen_concepts` concepts that training never sees, in all styles.
     """
 
     root: Path
@@ -37,17 +37,16 @@ class DemoData:
 
 
 def default_target() -> Path:
-    """Return the folder of this very version of the data in the user's cache; `FLAVA_DS_CACHE` moves it."""
+    """Returns this version's folder in the user's cache; `FLAVA_DS_CACHE` moves the cache."""
     return user_cache() / f"demo-{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()[:12]}"
 
 
 def unpack(target: Path | None = None) -> DemoData:
-    """Unpack the data set once and return its paths; later calls only look.
+    """Unpacks the data set once. Returns its paths; later calls only check.
 
-    The folder appears complete or not at all, so several processes may call this at the same time.
+    The folder appears atomically, so several processes may call this at the same time.
 
-    Raises:
-        DataError: an archive of the package is missing or damaged, or `target` holds something else.
+    Raises: DataError if an archive is missing or damaged, or `target` has other contents.
     """
     target = default_target() if target is None else Path(target)
     if not _is_complete(target):
@@ -67,9 +66,7 @@ def _is_complete(target: Path) -> bool:
 
 
 def _extract(staging: Path) -> None:
-    """Verify the archives, extract them, verify every file, and leave the checksums as the stamp of
-    completeness.
-    """
+    """Verifies and extracts the archives, verifies every file, and adds the checksums as a stamp."""
     checksums = json.loads(CHECKSUMS.read_text("utf-8"))
     for name, expected in checksums["archives"].items():
         archive = PACKAGE / "data" / name
@@ -102,9 +99,9 @@ def _verify(path: Path, expected: str) -> None:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Move the finished folder into place; another process may have been faster, which is as good.
+    """Moves the finished folder into place, unless another process was faster.
 
-    Not through storage/atomic.py: a rename replaces no folder that holds something, and here need not.
+    Not with storage/atomic.py: a rename cannot replace a folder with contents, and need not here.
     """
     staging.chmod(0o755)
     try:

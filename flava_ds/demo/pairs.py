@@ -1,4 +1,4 @@
-"""Join the Iconify sets with the concepts and turn every match into a captioned sample."""
+"""Joins the Iconify sets with the concepts and turns every match into a captioned sample."""
 
 import re
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from flava_ds.demo.sources import Emoji, Icon, IconSet, bare_hexcode, read_icon_
 TRAIN_STYLES = ("noto", "twemoji", "emojione", "emojione-monotone", "fxemoji", "streamline-emojis")
 UNSEEN_STYLES = ("fluent-emoji-flat", "fluent-emoji-high-contrast")
 MONOCHROME_STYLES = frozenset({"emojione-monotone", "fluent-emoji-high-contrast"})
-EVERY_CONCEPT_STYLE = "twemoji"  # the set that draws all of them, from which near-copies are judged
+EVERY_CONCEPT_STYLE = "twemoji"  # the set that draws all concepts, used to find near-copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One picture of one concept in one style, rendered and captioned."""
+    """One image of one concept in one style, rendered and captioned."""
 
     concept: Concept
     style: str
@@ -27,7 +27,7 @@ class Pair:
 
 
 def names_of(emoji: Emoji) -> set[str]:
-    """List the names under which a set may keep an emoji, without hyphens (fxemoji writes none)."""
+    """Lists possible names of an emoji in a set, without hyphens (fxemoji has none)."""
     names = {slug(emoji.label)}
     if emoji.unicode_name:
         names.add(slug(emoji.unicode_name))
@@ -38,9 +38,9 @@ def names_of(emoji: Emoji) -> set[str]:
 
 
 def match(icons: IconSet, emojis: list[Emoji]) -> dict[str, list[Icon]]:
-    """Find each emoji's drawings in one set, by hexcode where the set has a table and by name otherwise.
+    """Finds each emoji's drawings in a set: by hexcode if the set has a table, else by name.
 
-    Some sets keep two drawings of one emoji and number them ("artist-1", "artist-2"): both are taken.
+    Some sets have two numbered drawings of an emoji ("artist-1", "artist-2"); both are used.
     """
     by_name: dict[str, dict[str, Icon]] = {}
     for name, icon in sorted(icons.icons.items()):
@@ -61,7 +61,7 @@ def match(icons: IconSet, emojis: list[Emoji]) -> dict[str, list[Icon]]:
 
 
 def build_pairs(resources: Path, emojis: list[Emoji], concepts: list[Concept]) -> Iterator[Pair]:
-    """Render and caption every drawing of every concept, style by style."""
+    """Renders and captions every drawing of every concept, style by style."""
     forbidden = forbidden_phrases(concept.label for concept in concepts if not concept.seen)
     for style in TRAIN_STYLES + UNSEEN_STYLES:
         icons = read_icon_set(resources, style)
@@ -79,7 +79,7 @@ def build_pairs(resources: Path, emojis: list[Emoji], concepts: list[Concept]) -
 
 
 def describe(key: str, concept: Concept, icons: IconSet, forbidden: frozenset[str]) -> dict:
-    """Compose the metadata of one pair; its captions keep clear of the forbidden phrases."""
+    """Composes a pair's metadata; its captions avoid the forbidden phrases."""
     fields = asdict(concept)
     del fields["seen"]
     fields["tags"] = list(concept.tags)
@@ -94,5 +94,5 @@ def describe(key: str, concept: Concept, icons: IconSet, forbidden: frozenset[st
 
 
 def shuffled(pairs: list[Pair]) -> list[Sample]:
-    """Order samples by a hash of their keys, so that a shard mixes styles and groups."""
+    """Orders samples by a hash of their keys, so that shards mix styles and groups."""
     return [pair.sample for pair in sorted(pairs, key=lambda pair: hash_order(pair.sample["key"]))]

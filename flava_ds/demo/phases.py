@@ -1,6 +1,4 @@
-"""The demo's phases, in their order. Each tells whether what it makes is there already, so that a demo begun
-again goes on where it was stopped.
-"""
+"""The demo's phases, in order. A restarted demo skips the phases whose output exists."""
 
 from __future__ import annotations
 
@@ -21,18 +19,18 @@ from flava_ds.recipes.demo import DATA
 
 CALIBRATION_STEPS = 30
 SAFETY = 0.95
-"""Share of the remaining time that training plans to use: a busy machine is slower than the calibration."""
+"""Share of the remaining time that training plans to use, since a busy machine is slower than calibrated."""
 AFTER_TRAINING_SHARE, AFTER_TRAINING_LEAST_S = 0.02, 45.0
-"""Of the whole time, for evaluation, export and report; they do not get shorter than some seconds."""
+"""Share of the total time, and minimum, for evaluation, export and report."""
 LAUNCH_S = 20.0
-"""What the launcher needs before the first step, about."""
+"""Approximate time that the launcher needs before the first step."""
 LEAST_STEPS = 20
 LEAST_EVALUATION_S, REPORT_S = 60.0, 20.0
-"""Seconds that evaluation gets in any case, and those kept for what follows it."""
+"""Minimum seconds for evaluation, and seconds reserved for what follows."""
 
 
 class Phase(NamedTuple):
-    """One part of a demo: its name and what it does in words, whether it is done, and how to do it."""
+    """One phase of a demo: its name, a description, whether it is done, and how to do it."""
 
     name: str
     what: str
@@ -41,7 +39,7 @@ class Phase(NamedTuple):
 
 
 def phases(demo: Demo) -> list[Phase]:
-    """Lists what this demo goes through."""
+    """Lists this demo's phases."""
     found = [
         Phase("data", "unpack the committed drawings and texts", lambda demo: False, unpack_data),
         Phase(
@@ -59,7 +57,7 @@ def phases(demo: Demo) -> list[Phase]:
         found.append(
             Phase(
                 "calibrate",
-                "take a few real steps to see how many fit",
+                "make a few real steps to see how many fit",
                 lambda demo: "total_steps" in demo.state,
                 calibrate,
             )
@@ -78,14 +76,14 @@ def phases(demo: Demo) -> list[Phase]:
 
 
 def unpack_data(demo: Demo) -> None:
-    """Unpacks the data set, unless it is there."""
+    """Unpacks the data set if necessary."""
     from flava_ds.demo.dataset import unpack
 
     unpack(DATA)
 
 
 def choose_precision(demo: Demo) -> None:
-    """Decides for bf16 when its matrix products are clearly faster here, for fp32 otherwise."""
+    """Chooses bf16 if its matrix products are clearly faster on this machine, else fp32."""
     threads = max(1, len(os.sched_getaffinity(0)) // demo.ranks)
     rates = {name: gemm_rate(name, threads) for name in ("float32", "bfloat16")}
     precision = "bf16" if rates["bfloat16"] > 1.2 * rates["float32"] else "fp32"
@@ -103,10 +101,10 @@ def choose_precision(demo: Demo) -> None:
 
 
 def gemm_rate(dtype: str, threads: int, seconds: float = 0.5) -> float:
-    """Measures products of the model's MLP shape: GFLOP/s.
+    """Measures products of the model's MLP shape, in GFLOP/s.
 
-    Not flava_kernels.bench.machine.gemm_rate: how long training will take follows from the mean over some
-    time, not from the best.
+    Not flava_kernels.bench.machine.gemm_rate: training time follows from the mean over some time, not from
+    the best.
     """
     import torch
 
@@ -125,12 +123,12 @@ def gemm_rate(dtype: str, threads: int, seconds: float = 0.5) -> float:
 
 
 def train_codebook(demo: Demo) -> None:
-    """Trains a codebook as the committed one was."""
+    """Trains a codebook like the committed one."""
     codebook.train(demo.codebook, lambda report: print(report, flush=True))
 
 
 def calibrate(demo: Demo) -> None:
-    """Decides how many steps fit into the time that evaluation, export and report leave."""
+    """Determines how many steps fit into the time that evaluation, export and report leave."""
     words = demo.overrides("calibration", demo.run_path)
     words += [
         "--training.total-steps",
@@ -148,14 +146,14 @@ def calibrate(demo: Demo) -> None:
     fitting = (
         f"{steps} steps fit"
         if steps >= LEAST_STEPS
-        else f"too little time is left, so {LEAST_STEPS} steps will be made"
+        else f"too little time is left; making the minimum of {LEAST_STEPS} steps"
     )
     print(f"{per_step:.2f} s for a step on average: {fitting}", flush=True)
     demo.save(total_steps=max(LEAST_STEPS, steps))
 
 
 def train(demo: Demo) -> None:
-    """Trains through the launcher from the latest checkpoint on, showing a live line."""
+    """Trains through the launcher from the latest checkpoint, showing a live line."""
     steps = demo.total_steps
     words = demo.overrides(demo.run_path.name, demo.run_path.parent)
     words += [
@@ -177,15 +175,13 @@ def train(demo: Demo) -> None:
 
 
 def cpu_launch(overrides: list[str], ranks: int) -> Launch:
-    """Composes the launch on CPU ranks; a GPU of the machine stays unused, so that the demo is the same
-    everywhere.
-    """
+    """Composes the launch on CPU ranks; GPUs stay unused, so that the demo is the same everywhere."""
     launch = plan_launch("demo", overrides, ranks=ranks, gpus=0)
     return dataclasses.replace(launch, environment={**launch.environment, "CUDA_VISIBLE_DEVICES": ""})
 
 
 def trained_steps(demo: Demo) -> int:
-    """Returns the steps of the latest complete checkpoint, 0 without one."""
+    """Returns the steps of the latest complete checkpoint, or 0."""
     from flava_ds import config as configuration
     from flava_ds.checkpoints.files import latest, place_of, step_of
 
@@ -196,18 +192,18 @@ def trained_steps(demo: Demo) -> int:
 
 
 def is_trained(demo: Demo) -> bool:
-    """Tells whether all steps are made and saved."""
+    """Returns True if all steps are made and saved."""
     return trained_steps(demo) >= demo.total_steps
 
 
 def is_evaluated(demo: Demo) -> bool:
-    """Tells whether the last step has been evaluated."""
+    """Returns True if the last step has been evaluated."""
     path = demo.run_path / "evaluation.json"
     return path.exists() and json.loads(path.read_text(encoding="utf-8"))["step"] >= demo.total_steps
 
 
 def evaluate(demo: Demo) -> None:
-    """Evaluates; all of it, unless minutes are given."""
+    """Runs the evaluation, with a time limit if the plan is in minutes."""
     from flava_ds.demo.dataset import unpack
     from flava_ds.demo.evaluation.evaluator import evaluate_run
 
@@ -216,14 +212,12 @@ def evaluate(demo: Demo) -> None:
 
 
 def export(demo: Demo) -> None:
-    """Exports to Hugging Face's format and keeps the largest relative difference of logits after reading it
-    back.
-    """
+    """Exports to Hugging Face's format and records the largest relative difference of reloaded logits."""
     from flava_ds.hf import export_weights
 
     out = export_weights.export(demo.run_path, demo.run_path / "huggingface")
     difference = export_weights.verify_export(demo.run_path, out)
-    print(f"{out}: transformers' logits differ by {difference:.1e} at most", flush=True)
+    print(f"{out}: transformers' logits differ by at most {difference:.1e}", flush=True)
     demo.save(export_difference=difference)
 
 
@@ -236,5 +230,5 @@ def report(demo: Demo) -> None:
 
 
 def page_of(demo: Demo) -> Path:
-    """Where the page lies."""
+    """Path of the report page."""
     return demo.run_path / "report.html"

@@ -1,4 +1,4 @@
-"""Render vector drawings as 64-pixel RGB pictures on white and encode them small."""
+"""Renders vector drawings as 64-pixel RGB images on white and encodes them compactly."""
 
 import io
 import re
@@ -9,15 +9,14 @@ import resvg_py
 from PIL import Image, ImageOps
 
 SIZE = 64  # pixels per edge
-CANVAS = 192  # pixels per longer edge at which a drawing of unknown margins is rendered before cropping
+CANVAS = 192  # longer edge in pixels for rendering before cropping
 LOSSY_QUALITY = 80
-# the editors of the time counted 90 user units to the inch; with resvg's default of 0 a page in mm has no
-# size
+# editors of that time used 90 user units per inch; with resvg's default of 0, a page in mm has no size
 DPI = 90.0
 
 
 def rasterize(svg: str, **size: int) -> Image.Image:
-    """Render an SVG on white; a drawing that resvg refuses raises ValueError."""
+    """Renders an SVG on white. Raises ValueError if resvg rejects it."""
     png = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, dpi=DPI, **size)
     picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
@@ -26,21 +25,20 @@ def rasterize(svg: str, **size: int) -> Image.Image:
 
 
 def square(picture: Image.Image) -> Image.Image:
-    """Fit a picture into SIZE x SIZE and pad the shorter edge with white."""
+    """Fits an image into SIZE x SIZE, padding the shorter edge with white."""
     return ImageOps.pad(picture, (SIZE, SIZE), method=Image.Resampling.LANCZOS, color="white")
 
 
 def render_icon(svg: str) -> Image.Image:
-    """Render an Iconify drawing, whose view box is its frame."""
+    """Renders an Iconify drawing; its view box is the frame."""
     picture = rasterize(svg, width=SIZE)
     return picture if picture.size == (SIZE, SIZE) else square(picture)
 
 
 def render_drawing(data: bytes) -> Image.Image:
-    """Render an openclipart file cropped to its ink: most are drawn small on a paper page.
+    """Renders an openclipart file, cropped to its ink, since most are small on a page.
 
-    Raises:
-        ValueError: the file has no usable size, does not render, or renders as a blank page.
+    Raises: ValueError if the file has no usable size, does not render, or renders as a blank page.
     """
     svg = data.decode("utf-8", errors="replace")
     if "xmlns=" not in svg:
@@ -58,7 +56,7 @@ def render_drawing(data: bytes) -> Image.Image:
 
 
 def _size_of(data: bytes) -> tuple[float, float]:
-    """Read width and height in any unit (only their ratio matters), else the view box."""
+    """Reads width and height in any unit (only their ratio matters), or the view box."""
     root = ElementTree.fromstring(data)
     found = [re.match(r"[\d.]+", root.get(key, "")) for key in ("width", "height")]
     if all(found) and "%" not in root.get("width", "") + root.get("height", ""):
@@ -73,7 +71,7 @@ def _size_of(data: bytes) -> tuple[float, float]:
 
 
 def encode(picture: Image.Image) -> bytes:
-    """Encode as WebP, lossless where that is the smaller file (flat and one-colour drawings)."""
+    """Encodes as WebP, lossless if that is smaller (flat and one-colour drawings)."""
     candidates = []
     for options in ({"lossless": True, "quality": 75, "method": 4}, {"quality": LOSSY_QUALITY, "method": 6}):
         buffer = io.BytesIO()
@@ -83,7 +81,7 @@ def encode(picture: Image.Image) -> bytes:
 
 
 def fingerprint(picture: Image.Image, edge: int = 16) -> np.ndarray:
-    """Shrink a picture to a vector in which near-copies lie close together.
+    """Shrinks an image to a vector for which near-copies are close.
 
     Shapes:
         returns  [edge * edge * 3]  float32, 0 to 255

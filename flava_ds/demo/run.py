@@ -1,6 +1,4 @@
-"""The demo: data, training through the deepspeed launcher, evaluation, export and report; stopped at any
-moment, it goes on when run again.
-"""
+"""The demo: data, training through the deepspeed launcher, evaluation, export and report; resumable."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ LEAST_MINUTES = 1.0
 
 
 def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
-    """Runs the demo and prints its table. Returns 0, or 1 when a gate of a fixed work was missed.
+    """Runs the demo and prints its table. Returns 0, or 1 if a gate of a fixed work failed.
 
-    Raises: UserError on an unknown work, a time too short, ranks that the machine or a batch cannot be
-    divided among, or a phase that failed.
+    Raises: UserError on an unknown work, too little time, ranks that do not fit the machine or divide a
+    batch, or a failed phase.
     """
     check(plan, ranks)
     demo = open_demo(plan, ranks, new=new)
@@ -41,7 +39,7 @@ def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
     if demo.state["interruptions"]:
         print(
             (
-                f"going on with what was stopped after {demo.used_s() / 60:.1f} minutes (--new begins "
+                f"resuming the demo that was stopped after {demo.used_s() / 60:.1f} minutes (--new starts "
                 "another one)"
             ),
             flush=True,
@@ -49,20 +47,20 @@ def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
     try:
         go_through(demo)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on with {demo.run_path}", flush=True)
+        print(f"\nstopped; the same command resumes {demo.run_path}", flush=True)
         raise
     return conclude(demo)
 
 
 def check(plan: Plan, ranks: int) -> None:
-    """Raises UserError for what cannot work, before anything is made."""
+    """Raises UserError for impossible requests, before any work."""
     if plan.minutes is not None and not LEAST_MINUTES <= plan.minutes < math.inf:
         raise UserError(
-            f"--minutes {plan.minutes:g}: the demo needs at least {LEAST_MINUTES:g} minute, and an end"
+            f"--minutes {plan.minutes:g}: the demo needs at least {LEAST_MINUTES:g} minute, and a limit"
         )
     if plan.minutes is None and plan.work not in WORKS:
         raise UserError(
-            f"--work {plan.work}: there is none of this name{did_you_mean(plan.work, WORKS)}; choose one "
+            f"--work {plan.work}: no such work{did_you_mean(plan.work, WORKS)}; choose one "
             f"of {', '.join(WORKS)}"
         )
     check_ranks(ranks, gpus=0)
@@ -70,7 +68,7 @@ def check(plan: Plan, ranks: int) -> None:
 
 
 def describe(plan: Plan) -> str:
-    """Says what will be done, and what will not."""
+    """Describes what will be done, and what will not."""
     if plan.fixed is None:
         return f"what fits into {plan.minutes:g} minutes, so without gates"
     gates = "" if plan.fixed.thresholds else ", without gates"
@@ -78,7 +76,7 @@ def describe(plan: Plan) -> str:
 
 
 def go_through(demo: Demo) -> None:
-    """Does every phase that is not done."""
+    """Runs every phase that is not done."""
     todo = phases(demo)
     for number, phase in enumerate(todo, start=1):
         if phase.done(demo):
@@ -96,9 +94,7 @@ def go_through(demo: Demo) -> None:
 
 
 def time_left(demo: Demo) -> str:
-    """Tells about how long is to go: by the rate of matrix products that was measured here, or up to the
-    given minutes.
-    """
+    """Returns the approximate time left, from the measured matrix product rate or the given minutes."""
     if demo.plan.fixed is None:
         return f" of {demo.plan.minutes:g}"
     if "gemm_rate" not in demo.state:
@@ -128,7 +124,7 @@ def conclude(demo: Demo) -> int:
     verdict = (
         f"{len(found) - missed} of {len(found)} gates passed"
         if found
-        else f"no gates: they hold for {' and '.join(gated_works())}"
+        else f"no gates: only {' and '.join(gated_works())} have them"
     )
     print(f"\n{verdict}; {demo.used_s() / 60:.1f} minutes; report: {page_of(demo)}", flush=True)
     return 1 if missed else 0
@@ -140,7 +136,7 @@ def gated_works() -> list[str]:
 
 
 def summarise(demo: Demo, found: list[tuple[str, float, float, bool]]) -> dict[str, Any]:
-    """Returns what is kept of a demo."""
+    """Returns the summary of a demo."""
     return {
         "recipe": "demo",
         "run": demo.run_path.name,
@@ -167,7 +163,7 @@ def summarise(demo: Demo, found: list[tuple[str, float, float, bool]]) -> dict[s
 
 
 def describe_machine() -> dict[str, Any]:
-    """Names what the numbers depend on."""
+    """Describes the hardware and software that the numbers depend on."""
     import torch
     from flava_kernels.bench.machine import device_name
 

@@ -1,4 +1,4 @@
-"""Write shards in img2dataset's layout and pack folders of shards, byte for byte the same every time."""
+"""Writes shards in img2dataset's layout and packs folders of shards, reproducibly to the byte."""
 
 import hashlib
 import json
@@ -10,22 +10,22 @@ from pathlib import Path
 from flava_ds.prepare.shard_writer import add_member
 
 Sample = dict[str, bytes]
-"""A sample is its key under "key" and its members under their suffixes, such as "webp", "txt", "json"."""
+"""A sample: its key under "key", and its members under suffixes such as "webp", "txt", "json"."""
 
 
 def as_json(record: object) -> bytes:
-    """Serialise a record compactly; the order of its fields is kept."""
+    """Serialises a record compactly, keeping the order of its fields."""
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
+    """Returns a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:
-    """Write samples as 00000.tar, 00001.tar ..., the last one shorter; return how many samples there were."""
+    """Writes samples as 00000.tar, 00001.tar, ..., the last one shorter. Returns the number of samples."""
     ordered = list(samples)
     folder.mkdir(parents=True)
     for number, start in enumerate(range(0, len(ordered), per_shard)):
@@ -38,7 +38,7 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int
 
 
 def pack(archive: Path, root: Path, names: Sequence[str]) -> None:
-    """Compress files and folders under `root` into one .tar.xz with members in name order."""
+    """Compresses files and folders below `root` into a .tar.xz with members in name order."""
     paths = sorted(
         path
         for name in names

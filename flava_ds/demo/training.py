@@ -1,4 +1,4 @@
-"""The demo's training process: start it, show a live line from its log, and tell how long steps take."""
+"""The demo's training process: starting it, showing its progress, measuring its steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flava_ds.watching.log_line import console_line, show
 from flava_ds.watching.run_log import read_log
 
 PRINT_EVERY_S = 20.0
-"""Seconds between lines where the output is not a terminal."""
+"""Seconds between lines if the output is not a terminal."""
 GUARD = """
 import os, signal, sys, time
 sys.stdin.read()
@@ -27,15 +27,17 @@ for number in (signal.SIGINT, *[0] * 60, signal.SIGTERM):
     os.killpg(int(sys.argv[1]), number)
     time.sleep(1)
 """
-"""Waits for the end of its input, which is that of the process at the other end, and asks a group of
-processes to end: first as Ctrl-C does, after a minute those that ignore that. A signal 0 does nothing, but
-ends the guard once the group is gone."""
+"""Waits for the end of its input, i.e. of the process that holds the other end, then stops a process group.
+
+It sends SIGINT, and after a minute SIGTERM to what is left. Signal 0 does nothing, but ends the guard once
+the group is gone.
+"""
 
 
 def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
-    """Runs the command to its end with its output in train.log, and shows the latest step.
+    """Runs the command with its output in train.log and shows the latest step.
 
-    Raises: UserError with the last words of train.log when it fails.
+    Raises: UserError with the last line of train.log if it fails.
     """
     run_path.mkdir(parents=True, exist_ok=True)
     output = run_path / "train.log"
@@ -59,11 +61,10 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
 
 @contextmanager
 def end_together(process: subprocess.Popen) -> Iterator[None]:
-    """Interrupts the group of `process` when this one is gone, however it ends, so that killing the demo
-    leaves no ranks behind.
+    """Interrupts `process`'s group when this process ends in any way, so that no ranks stay behind.
 
-    The group, because DeepSpeed's launcher is two processes, of which the first neither passes signals on nor
-    takes the second with it. The guard stands in a group of its own: what kills the demo's must not reach it.
+    The group, because DeepSpeed's launcher is two processes, the first of which neither forwards signals nor
+    stops the second. The guard has its own group, out of reach of what kills the demo's.
     """
     command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
     guard = subprocess.Popen(
@@ -78,9 +79,7 @@ def end_together(process: subprocess.Popen) -> Iterator[None]:
 
 
 def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
-    """Interrupts a process and its group, as Ctrl-C on a terminal does, and kills them when the process does
-    not end.
-    """
+    """Interrupts a process and its group like Ctrl-C, and kills them if it does not end in time."""
     os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(patience_s)
@@ -90,8 +89,9 @@ def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:
 
 
 def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> None:
-    """Shows the newest logged step until the process ends: one line that changes on a terminal, a line now
-    and then elsewhere.
+    """Shows the newest logged step until the process ends.
+
+    On a terminal the line changes in place; otherwise a line is printed now and then.
     """
     live = sys.stdout.isatty()
     shown, printed_at = None, 0.0
@@ -114,10 +114,9 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> Non
 
 
 def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
-    """Waits for the ranks of a demo that was killed: they write a checkpoint yet, and until then the folder
-    is theirs.
+    """Waits for the ranks of a killed demo, which may still be writing a checkpoint.
 
-    Raises: CheckpointError when they do not end.
+    Raises: CheckpointError if they do not end.
     """
     from flava_ds.ranks.run_lock import RunLock
 
@@ -133,7 +132,7 @@ def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
             lock.release()
             return
         if not said:
-            print("waiting for the processes of the demo that was stopped", flush=True)
+            print("waiting for the processes of the stopped demo", flush=True)
             said = True
         time.sleep(0.5)
 
@@ -150,11 +149,11 @@ def last_words(output: Path) -> str:
 
 
 def seconds_per_step(log: Path, config: Config) -> float:
-    """Returns the typical seconds of a step, expected over the sources' weights, from the log of a short run.
+    """Returns the typical seconds per step, averaged over sources by weight, from a short run's log.
 
-    Medians, because the first steps of a run warm up.
+    Takes medians, because the first steps of a run warm up.
 
-    Raises: UserError when the log holds no step.
+    Raises: UserError if no step was logged.
     """
     by_source: dict[str, list[float]] = {}
     for step in read_log(log).steps:

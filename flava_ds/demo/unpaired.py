@@ -1,4 +1,4 @@
-"""Choose the drawings that are seen without captions and the glosses that are read without pictures."""
+"""Selects the drawings that are seen without captions and the glosses that are read without images."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,7 +9,7 @@ from flava_ds.demo.shards import Sample, as_json
 from flava_ds.demo.sources import Drawing, Gloss, read_drawings, read_glosses, slug
 
 MOST_IMAGES = 3000
-MOST_IMAGES_OF_A_TITLE = 4  # "jigsaw red 07" and its thirty neighbours differ by a number
+MOST_IMAGES_OF_A_TITLE = 4  # "jigsaw red 07" and thirty others differ only in a number
 MOST_DRAWING_BYTES = 400_000  # larger files are traced photographs that take seconds to render
 MOST_WEBP_BYTES = 2_000
 SHORTEST_DEFINITION, LONGEST_DEFINITION = 3, 30  # words
@@ -19,9 +19,9 @@ TEST_TEXTS = 2_000
 
 
 def build_images(resources: Path, forbidden: frozenset[str]) -> list[Sample]:
-    """Render openclipart drawings in hashed order; none whose title or keywords name a held-out concept.
+    """Renders openclipart drawings in hashed order, without those that name a held-out concept.
 
-    Drawings that do not parse or render, are blank, or stay large after compression are passed over.
+    Skips drawings that do not parse or render, are blank, or stay large after compression.
     """
     samples: list[Sample] = []
     of_title: dict[str, int] = {}
@@ -68,13 +68,13 @@ def _image_sample(drawing: Drawing, picture: bytes, number: int) -> Sample:
 
 
 def build_texts(resources: Path, wanted_words: set[str]) -> tuple[list[Sample], list[Sample]]:
-    """Return training and test glosses; first those of words that captions use, then any, in hashed order.
+    """Returns training and test glosses: those of words in captions first, then others, in hashed order.
 
-    A headword belongs to one of the two splits with all its meanings.
+    A headword belongs to one of the two splits, with all its meanings.
     """
     usable = [gloss for gloss in read_glosses(resources) if _is_usable(gloss)]
     usable.sort(key=lambda gloss: hash_order(gloss.word.lower()) + gloss.synset)
-    # A test share of every headword's hash, not of the glosses, keeps the meanings of a word together.
+    # Splitting by the hash of headwords instead of glosses keeps a word's meanings together.
     test = [gloss for gloss in usable if _is_test(gloss)][:TEST_TEXTS]
     rest = [gloss for gloss in usable if not _is_test(gloss)]
     rest.sort(key=lambda gloss: gloss.word.lower() not in wanted_words)

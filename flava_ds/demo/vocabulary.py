@@ -1,7 +1,7 @@
-"""Train the small uncased WordPiece vocabulary of the demo.
+"""Trains the demo's small uncased WordPiece vocabulary.
 
-The words are cut by `tokenizers` as BERT cuts them, but the merges are learned here: the trainer of
-`tokenizers` breaks ties by the order of a hash map, so that two runs give two vocabularies.
+`tokenizers` splits the words like BERT, but the merges are learned here: its trainer breaks ties in the order
+of a hash map, so two runs give two vocabularies.
 """
 
 import heapq
@@ -12,17 +12,16 @@ from tokenizers import normalizers, pre_tokenizers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_SIZE = 4096
-ALPHABET_SIZE = 120  # characters beyond the most frequent ones become [UNK]
+ALPHABET_SIZE = 120  # rarer characters become [UNK]
 CONTINUATION = "##"
 
 Pair = tuple[str, str]
 
 
 def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[str]:
-    """Merge the most frequent neighbours until the vocabulary is full; return tokens in the order of their
-    ids.
+    """Merges the most frequent pairs until the vocabulary is full. Returns tokens in the order of their ids.
 
-    Equal counts are decided by the alphabet, so the same texts give the same vocabulary.
+    Ties are broken alphabetically, so the same texts give the same vocabulary.
     """
     words = _count_words(texts)
     characters = Counter(character for word in words for character in word)
@@ -53,8 +52,7 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def _merges(spelled: list[tuple[list[str], int]]) -> Iterable[str]:
-    """Yield the merged pieces in the order in which byte-pair encoding learns them; `spelled` is
-    rewritten."""
+    """Yields merged pieces in the order in which byte-pair encoding learns them; modifies `spelled`."""
     counts: Counter[Pair] = Counter()
     places: dict[Pair, set[int]] = defaultdict(set)
     for index, (pieces, count) in enumerate(spelled):
@@ -85,7 +83,7 @@ def _merges(spelled: list[tuple[list[str], int]]) -> Iterable[str]:
 
 
 def _apply(pieces: list[str], pair: Pair, merged: str) -> list[str]:
-    """Replace the pair by its merged piece from left to right."""
+    """Replaces the pair by its merged piece from left to right."""
     result: list[str] = []
     for piece in pieces:
         # A piece just merged cannot be the left half of the same pair: merged is longer than pair[0].

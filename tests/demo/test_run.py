@@ -38,7 +38,7 @@ def test_an_unknown_work_is_refused_with_the_ones_there_are(empty_folder):
     with pytest.raises(
         UserError,
         match=(
-            "--work hours: there is none of this name; did you mean 'hour'.; choose one of ten-minutes, "
+            "--work hours: no such work; did you mean 'hour'.; choose one of ten-minutes, "
             "hour, two-minutes"
         ),
     ):
@@ -76,12 +76,12 @@ def test_a_stopped_demo_goes_on_where_it_was(three_phases, capsys):
     stops.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         demo_run.run(SHORT, ranks=2)
-    assert "stopped; the same command goes on with runs/demo-two-minutes" in capsys.readouterr().out
+    assert "stopped; the same command resumes runs/demo-two-minutes" in capsys.readouterr().out
     assert demo_run.run(SHORT, ranks=2) == 0
     assert done == ["first", "second", "second", "third"]
     printed = capsys.readouterr().out
     assert (
-        "going on with what was stopped" in printed
+        "resuming the demo that was stopped" in printed
         and "== 1/3 first: done before" in printed
         and "== 2/3 second: write a file" in printed
     )
@@ -132,7 +132,7 @@ def test_without_gates_nothing_fails_and_it_says_what_was_left_out(plan, capsys)
     assert json.loads((demo.run_path / "demo.json").read_text())["gates"] == []
     printed = capsys.readouterr().out
     assert (
-        "no gates: they hold for --work ten-minutes and --work hour" in printed
+        "no gates: only --work ten-minutes and --work hour have them" in printed
         and "left out: retrieval (the time limit was reached)" in printed
     )
 

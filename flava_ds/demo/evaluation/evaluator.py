@@ -1,5 +1,4 @@
-"""Evaluates a run that trained on the demo's data on what that data holds out: every measurement, one result
-file."""
+"""Evaluates a run on the demo's held-out data: every measurement, one result file."""
 
 from __future__ import annotations
 
@@ -42,21 +41,20 @@ MEASUREMENTS: tuple[type[Measurement], ...] = (
     Retrieval,
     PixelBaseline,
 )
-"""In the order in which they run: what the gates need comes first, in case time runs out."""
+"""In running order: what the gates need comes first, in case time runs out."""
 RESULT = "evaluation.json"
 
 
 def evaluate_run(
     run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None
 ) -> dict[str, Any]:
-    """Evaluates a run's latest checkpoint on the demo's held-out data, writes evaluation.json into the run's
-    folder and returns it.
+    """Evaluates a run's latest checkpoint and writes evaluation.json into its folder. Returns the result.
 
     `data` defaults to the data set that the run trained on. After `limit_s` seconds no further measurement
-    starts; what was left out is listed.
+    starts; those left out are listed.
 
-    Raises: CheckpointError when the run has no checkpoint that fits; ConfigError and DataError on unusable
-        inputs; UserError when the run trained on something else.
+    Raises: CheckpointError if the run has no checkpoint that fits; ConfigError and DataError on unusable
+    inputs; UserError if the run trained on other data.
     """
     start = time.monotonic()
     run_path = Path(run_path)
@@ -64,7 +62,7 @@ def evaluate_run(
     root = find_data(opened.config) if data is None else Path(data.root)
     if root is None:
         raise UserError(
-            f"{run_path}: did not train on the demo's data, so its held-out drawings say nothing of it"
+            f"{run_path}: did not train on the demo's data, so the held-out drawings cannot evaluate it"
         )
     inputs = build_inputs(opened.config, root)
     deadline = None if limit_s is None else start + limit_s
@@ -82,8 +80,7 @@ def evaluate_run(
 
 
 def evaluate(model: FrozenModel, inputs: Inputs, *, deadline: float | None = None) -> dict[str, Any]:
-    """Measures everything: the metrics, the seconds that each measurement took, and what was left out and
-    why.
+    """Runs every measurement. Returns metrics, seconds, and what was left out and why.
 
     `deadline` is a time of time.monotonic() after which none starts.
     """
@@ -109,13 +106,11 @@ def evaluate(model: FrozenModel, inputs: Inputs, *, deadline: float | None = Non
 
 
 def find_data(config: Config) -> Path | None:
-    """Returns the folder of the demo's data set that a run's pairs come from; None for a run that trained on
-    something else.
+    """Returns the demo data set's folder that a run's pairs come from; None if it trained on other data.
 
-    A run of the demo's recipes whose data has been removed gets the committed data, unpacked into the user's
-    cache.
+    If the data of a demo run has been removed, unpacks the committed data into the user's cache.
 
-    Raises: DataError when the package lacks its data.
+    Raises: DataError if the package lacks its data.
     """
     for source in config.data.sources.values():
         folder = Path(source.shards).parent

@@ -1,4 +1,4 @@
-"""What a run's model does with single held-out samples: retrieval, masked pictures, masked words."""
+"""Applies a run's model to single held-out samples: retrieval, masked images, masked words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flava_ds.evaluation.samples import Samples
 from flava_ds.report.pictures import cover, uri_of_bytes, uri_of_pixels
 
 QUERIES, FOUND = 8, 5
-"""Queries are taken at even distances, not chosen by how good they look."""
+"""Queries are evenly spaced, not chosen by how good they look."""
 ASKED_BY = "the page's examples"
 MASKED_PICTURES, MASKED_TEXTS, GUESSES = 8, 6, 3
 CLOSING = frozenset(".,:;!?)]")
@@ -29,7 +29,7 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture with the words that describe it to who cannot see it."""
+    """One image with an alternative text."""
 
     uri: str
     alt: str
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption and whether it is a right answer."""
+    """One caption and whether it is correct."""
 
     text: str
     right: bool
@@ -46,7 +46,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Blank:
-    """A masked token: what stood there, and the best guesses with their probabilities."""
+    """A masked token: the original, and the best guesses with their probabilities."""
 
     answer: str
     guesses: list[tuple[str, float]]
@@ -54,14 +54,14 @@ class Blank:
 
 @dataclass(frozen=True)
 class MaskedText:
-    """A text as pieces, each a word or a Blank; with its picture if it is a caption."""
+    """A text as pieces, each a word or a Blank; captions include their image."""
 
     pieces: list[str | Blank]
     picture: Picture | None = None
 
 
 def picture_of(samples: Samples, row: int, right: bool = False) -> Picture:
-    """The stored picture of a sample."""
+    """Returns the stored image of a sample."""
     record = samples.records[row]
     return Picture(uri_of_bytes(samples.encoded_images[row]), f"{record['label']}, {record['style']}", right)
 
@@ -83,7 +83,7 @@ def retrieve_images(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[
 
 
 def retrieve_captions(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture, list[Caption]]]:
-    """Searches the captions of the unseen style by images; captions that read the same are shown once."""
+    """Searches the captions of the unseen style by images; equal captions are shown once."""
     samples, concepts = inputs.unseen_style, inputs.unseen_style.column("concept")
     rows = spaced(len(samples), QUERIES)
     texts = list(dict.fromkeys(samples.captions))
@@ -103,8 +103,7 @@ def retrieve_captions(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture,
 
 @torch.inference_mode()
 def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
-    """Fills masked pictures: original, masked, predicted codes drawn by the codebook, and the codebook's own
-    drawing of the true codes.
+    """Fills masked images: original, masked, predicted codes, true codes, as drawn by the codebook.
 
     Raises: Missing without a codebook that can draw, or without the MIM objective.
     """
@@ -133,7 +132,7 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
 
 
 def drawing_codebook(inputs: Inputs) -> ImageCodebook:
-    """Returns the run's codebook if it can turn codes into pictures."""
+    """Returns the run's codebook if it can draw codes."""
     if inputs.codebook is None:
         raise Missing(inputs.codebook_problem)
     if inputs.codebook.decoder is None:
@@ -142,7 +141,7 @@ def drawing_codebook(inputs: Inputs) -> ImageCodebook:
 
 
 def scorer_of(model: FrozenModel, name: str, what: str) -> Scorer:
-    """Returns what predicts an objective's masked places. Raises: Missing."""
+    """Returns the scorer for an objective's masked positions. Raises: Missing."""
     try:
         scorer = model.need(Scorer, ASKED_BY)
     except Lacking as reason:
@@ -153,15 +152,15 @@ def scorer_of(model: FrozenModel, name: str, what: str) -> Scorer:
 
 
 def masked_logits(scorer: Scorer, masked: MaskedInputs, name: str) -> torch.Tensor:
-    """Scores what an objective predicts, one row per masked place: [k v] fp32."""
+    """Scores an objective's predictions, one row per masked position: [k v] fp32."""
     return masked.predictions(masked.read(scorer), name).logits()
 
 
 @torch.inference_mode()
 def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText]:
-    """Fills masked words of glosses (name 'mlm') or of captions beside their pictures ('mmm_text').
+    """Fills masked words of glosses (name 'mlm') or of captions with their images ('mmm_text').
 
-    Raises: Missing when the run does not train the objective.
+    Raises: Missing if the run does not train the objective.
     """
     scorer = scorer_of(model, name, "masked words there")
     kind, samples = ("text", inputs.texts) if name == "mlm" else ("pair", inputs.unseen_style)
@@ -191,14 +190,12 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
 
 
 def word(inputs: Inputs, token: int) -> str:
-    """Returns the vocabulary's entry, or the number of a row that the model has beyond it."""
+    """Returns the vocabulary's entry, or the number of a row beyond the vocabulary."""
     return inputs.tokenizer.token(token) if token < inputs.tokenizer.vocab_size else f"[{token}]"
 
 
 def join_pieces(pieces: list[str | Blank]) -> list[str | Blank]:
-    """Glues pieces that continue a word ('##ing') and closing punctuation to the piece before, if that is no
-    blank.
-    """
+    """Joins word continuations ('##ing') and closing punctuation to the piece before, except to blanks."""
     joined: list[str | Blank] = []
     for piece in pieces:
         if (

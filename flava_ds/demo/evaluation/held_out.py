@@ -1,4 +1,4 @@
-"""What a run's page shows of the demo's held-out data, where the run trained on the demo's."""
+"""Collects a page's content about the demo's held-out data, for runs trained on the demo."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from flava_ds.report.held_out import HeldOut
 
 
 def held_out_of(run_path: Path) -> HeldOut | None:
-    """Returns what a page shows of the demo's held-out data; None for a run that trained on something else.
+    """Returns a page's content about held-out data; None for a run trained on other data.
 
     A part that cannot be shown says what is missing and why.
 
-    Raises: ConfigError when the run's config.json cannot be read.
+    Raises: ConfigError if the run's config.json cannot be read.
     """
     config = configuration.load(Path(run_path) / "config.json")
     evaluation = read_evaluation(Path(run_path) / RESULT)
@@ -57,7 +57,7 @@ def held_out_of(run_path: Path) -> HeldOut | None:
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """Reads evaluation.json; None when the run has not been evaluated."""
+    """Reads evaluation.json; returns None if the run has not been evaluated."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -78,8 +78,7 @@ def masked_losses(metrics: dict[str, float]) -> dict[str, float]:
 def collect_examples(
     run_path: Path, config: Config, evaluation: dict[str, Any] | None, found: Path | UserError
 ) -> dict[str, Any]:
-    """Runs the model on single samples; a part that fails for a reason the user can do something about
-    becomes that reason."""
+    """Runs the model on single samples; a part that fails for a user-fixable reason becomes that reason."""
     parts: dict[str, Callable[[FrozenModel, Inputs], Any]] = {
         "by_caption": examples.retrieve_images,
         "by_image": examples.retrieve_captions,

@@ -1,4 +1,4 @@
-"""What every measurement is constructed with: configuration, tokenizer, codebook and the held-out sets."""
+"""Inputs of every measurement: configuration, tokenizer, codebook and the held-out sets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from flava_ds.evaluation.samples import Samples, read_samples
 from flava_ds.storage.shards import expand_shards
 
 SEED = 20_260
-"""Of every mask and every mismatched caption of the evaluation, whatever the run's own seed."""
+"""Seed of every mask and mismatched caption of the evaluation, whatever the run's own seed."""
 CODEBOOK_ROWS = 128
-"""Pictures that the codebook encodes at one time."""
+"""Images that the codebook encodes at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The demo data set as the evaluation sees it; folders are read when first used."""
+    """The demo data set for evaluation; folders are read when first used."""
 
     config: Config
     root: Path
@@ -46,12 +46,12 @@ class Inputs:
 
     @cached_property
     def unseen_style(self) -> Samples:
-        """Pairs of concepts seen in training, drawn in styles never seen."""
+        """Pairs of concepts seen in training, drawn in unseen styles."""
         return read_samples(self.root / "pairs-unseen-style")
 
     @cached_property
     def unseen_concepts(self) -> Samples:
-        """Pairs of concepts never seen, in all styles."""
+        """Pairs of unseen concepts, in all styles."""
         return read_samples(self.root / "pairs-unseen-concepts")
 
     @cached_property
@@ -61,9 +61,9 @@ class Inputs:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Concept -> label, of all concepts.
+        """Concept -> label, for all concepts.
 
-        Raises: DataError when concepts.json is missing or lists something else.
+        Raises: DataError if concepts.json is missing or malformed.
         """
         path = self.root / "concepts.json"
         try:
@@ -73,14 +73,12 @@ class Inputs:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: not the list of concepts that the builder writes ({type(error).__name__}: "
-                f"{error}); unpack the data set anew"
+                f"{error}); unpack the data set again"
             ) from error
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 over the pairs' shards and the concepts, which fixes every result that no model takes part
-        in.
-        """
+        """SHA-256 of the pairs' shards and the concepts, which determine all results without a model."""
         digest = hashlib.sha256()
         shards = [
             shard
@@ -93,9 +91,7 @@ class Inputs:
         return digest.hexdigest()
 
     def styles_of(self, samples: Samples) -> dict[str, Samples]:
-        """Splits samples by drawing style; the same objects on every call, so that what is cached for one is
-        found again.
-        """
+        """Splits samples by drawing style; returns the same objects on every call, so that caches work."""
         return self._styles.setdefault(
             samples.name,
             {
@@ -111,9 +107,7 @@ class Inputs:
         return {}
 
     def codes(self, samples: Samples, count: int) -> Tensor:
-        """Returns the codebook's indices of a set's first `count` pictures, computed once, on the codebook's
-        device: [count n] int64.
-        """
+        """Returns the codes of a set's first `count` images, cached, on the codebook's device: [count n]."""
         found = self._codes.get(samples)
         if found is None or len(found) < count:
             device = next(self.codebook.parameters()).device
@@ -128,7 +122,7 @@ class Inputs:
         return {}
 
     def max_tokens(self, kind: str) -> int:
-        """Longest text kept, special tokens included: what the run's first source of this kind has."""
+        """Returns the longest text kept, special tokens included, from the run's first source of `kind`."""
         return most_tokens(self.config, kind)
 
     def objective(self, name: str) -> Any:
@@ -137,9 +131,9 @@ class Inputs:
 
 
 def build_inputs(config: Config, root: Path) -> Inputs:
-    """Loads the tokenizer and, where it can be had, the codebook.
+    """Loads the tokenizer and, if possible, the codebook.
 
-    Raises: DataError when the vocabulary does not fit the model.
+    Raises: DataError if the vocabulary does not fit the model.
     """
     tokenizer = WordPieceTokenizer(config.data.vocabulary)
     if tokenizer.vocab_size > config.model.text.vocab_size:

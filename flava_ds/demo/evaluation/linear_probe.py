@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on the frozen CLS vector of the image encoder."""
+"""Linear probe: logistic regression on the frozen CLS of the image encoder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1)
-"""Candidates for C on standardised features; the sweep keeps the one that does best on a training style left
-out.
-"""
+"""Candidates for C on standardised features; the best on a left-out training style is used."""
 MAX_ITERATIONS = 200
 SWEEP_ITERATIONS = 60
 TOLERANCE = 1e-4
 
 
 class LinearProbe(Measurement):
-    """Tells the group (10) and subgroup (about 100) of held-out images from features that were trained
-    without these labels.
+    """Predicts the group (10) and subgroup (about 100) of held-out images from frozen features.
 
     Source: paper, section 4: scikit-learn's L-BFGS on the final layer's CLS, not projected, with the penalty
     swept on a split.
@@ -34,9 +31,7 @@ class LinearProbe(Measurement):
     name = "linear_probe"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns accuracy on each held-out style and on the unseen concepts, beside that of the most
-        frequent class.
-        """
+        """Returns accuracy on each held-out style and unseen concepts, and the most frequent class's."""
         train = self.inputs.train
         features = self.features(model, train)
         mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
@@ -65,16 +60,15 @@ class LinearProbe(Measurement):
 def fit(
     features: np.ndarray, labels: np.ndarray, inverse_penalty: float, iterations: int
 ) -> LogisticRegression:
-    """Fits at scikit-learn's own tolerance, which is looser than the paper's protocol and fits
-    ten minutes."""
+    """Fits at scikit-learn's default tolerance: looser than the paper's, and fast enough for ten minutes."""
     return fit_logistic(features, labels, inverse_penalty, iterations=iterations, tolerance=TOLERANCE)
 
 
 def choose_penalty(features: np.ndarray, labels: np.ndarray, styles: np.ndarray) -> float:
     """Returns the candidate that does best on the smallest training style when trained on the others.
 
-    A style is left out, not random rows, because that is what the probe is tested on. With one style, every
-    fifth row is left out.
+    A style is left out rather than random rows, because the probe is tested on new styles. With one style,
+    every fifth row is left out.
     """
     names, counts = np.unique(styles, return_counts=True)
     left_out = styles == names[counts.argmin()] if len(names) > 1 else np.arange(len(styles)) % 5 == 0

@@ -20,24 +20,23 @@ from flava_ds.objectives.masked_image import mask_patches
 from flava_ds.objectives.masked_text import mask_tokens
 
 MOST_SAMPLES = 1024
-"""Of each set; some ten thousand masked tokens or patches, a standard error of half a per cent."""
+"""Per set; about ten thousand masked tokens or patches, for a standard error of half a per cent."""
 KINDS = {"text": ("mlm",), "image": ("mim",), "pair": ("mmm_image", "mmm_text")}
-"""What is predicted from what; text alone, images alone, pairs."""
+"""Objectives per kind of input: text, images, pairs."""
 PREDICTS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
-"""What a Scorer calls it."""
+"""A Scorer's name for each."""
 
 
 @dataclass(frozen=True)
 class MaskedInputs:
-    """Some samples with fixed masks. Fields that the kind lacks are None; `codes` are None without a
-    codebook, too.
+    """Some samples with fixed masks. Fields that the kind lacks are None, as are `codes` without a codebook.
 
     Shapes:
         texts, masked_texts  b arrays of ids
-        token_rows           [k]        rows of the texts laid end to end that are to be predicted
+        token_rows           [k]        rows of the concatenated texts to predict
         token_labels         [k]        the ids there
         pixels               [b c H W]  uint8
-        patches              [b n]      bool, where the mask token stands
+        patches              [b n]      bool, True for masked patches
         patch_rows           [k]        the same as flat indices into [b n]
         codes                [b n]      int64
     """
@@ -53,23 +52,22 @@ class MaskedInputs:
     codes: Tensor | None = None
 
     def read(self, scorer: Scorer) -> Reading:
-        """Encodes them."""
+        """Encodes the masked inputs."""
         return scorer.read(self.masked_texts, self.pixels, self.patches)
 
     def predictions(self, reading: Reading, name: str) -> Predictions:
-        """Returns what an objective predicts."""
+        """Returns an objective's predictions."""
         text = name in ("mlm", "mmm_text")
         return reading.tokens(self.token_rows) if text else reading.codes(self.patch_rows)
 
     def labels(self, name: str) -> Tensor:
-        """Returns what an objective has to predict: [k]."""
+        """Returns an objective's targets: [k]."""
         text = name in ("mlm", "mmm_text")
         return self.token_labels if text else self.codes.flatten().index_select(0, self.patch_rows)
 
 
 class Masked(Measurement):
-    """Predicts masked tokens of held-out glosses, masked patches of images in the unseen style, and both on
-    pairs of that style.
+    """Predicts masked tokens of held-out glosses, masked patches of unseen-style images, and both on pairs.
 
     Masks are drawn from fixed seeds with the run's own masking settings; images are not augmented.
     """
@@ -77,8 +75,7 @@ class Masked(Measurement):
     name = "masked"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns accuracy beside that of always guessing the most frequent target, and the mean cross-
-        entropy."""
+        """Returns accuracy, that of the most frequent target, and the mean cross-entropy."""
         scorer, metrics = model.need(Scorer, self.asked_by), {}
         for kind, wanted in KINDS.items():
             usable = [name for name in wanted if self.inputs.codebook or name in ("mlm", "mmm_text")]
@@ -92,7 +89,7 @@ class Masked(Measurement):
         return metrics
 
     def predict(self, scorer: Scorer, kind: str, names: list[str], samples: Samples) -> dict[str, float]:
-        """Measures what is predicted from one kind of input, encoded once."""
+        """Measures all predictions from one kind of input, encoded once."""
         sums = {name: np.zeros(3) for name in names}
         targets: dict[str, Counter[int]] = {name: Counter() for name in names}
         for inputs in masked_inputs(self.inputs, kind, samples, MOST_SAMPLES):
@@ -113,8 +110,7 @@ class Masked(Measurement):
 
 
 def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Iterator[MaskedInputs]:
-    """Yields samples of one kind ('text', 'image', 'pair') in batches, with masks fixed by each sample's
-    place in its set."""
+    """Yields batches of one kind ('text', 'image', 'pair'), with masks fixed by each sample's index."""
     count = min(most, len(samples))
     if kind != "image":
         ids = inputs.tokenizer.encode_batch(samples.captions[:count], inputs.max_tokens(kind))
@@ -135,7 +131,7 @@ def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Ite
 def masked_image_fields(
     inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str
 ) -> dict[str, Tensor]:
-    """Returns pixels and masks of the chosen pictures."""
+    """Returns pixels and masks of the chosen images."""
     image = inputs.config.model.image
     mask = mask_patches(hash64(SEED, rows), image.grid_size, inputs.objective(objective))
     return {

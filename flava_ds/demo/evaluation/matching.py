@@ -1,4 +1,4 @@
-"""Image-text matching on held-out pairs: is this the caption of this image?"""
+"""Image-text matching on held-out pairs: does this caption belong to this image?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ MOST_PAIRS = 1024
 
 
 class Matching(Measurement):
-    """Accuracy on as many matches as mismatches: captions of another concept, and of another concept of the
-    same subgroup (hard).
+    """Accuracy on as many mismatches as matches: random concepts, and the same subgroup's (hard).
 
-    Log odds are those of a model that holds both answers equally likely. Inputs are unmasked.
+    Log odds assume equal prior odds. Inputs are unmasked.
 
     Source: paper, section 3.2 (ITM).
     """
@@ -25,9 +24,8 @@ class Matching(Measurement):
     name = "matching"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns balanced accuracy and the area under the ROC curve for both kinds of mismatch,
-        beside 0.5."""
-        model.need(Matcher, self.asked_by)  # before anything is encoded
+        """Returns balanced accuracy and the area under the ROC curve for both kinds of mismatch."""
+        model.need(Matcher, self.asked_by)  # fails before anything is encoded
         samples = self.inputs.unseen_style
         rows = np.arange(min(MOST_PAIRS, len(samples)))
         concepts, subgroups = samples.column("concept")[rows], samples.column("subgroup")[rows]
@@ -62,8 +60,7 @@ class Matching(Measurement):
     def scores(
         self, model: FrozenModel, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]
     ) -> list[np.ndarray]:
-        """Returns, for each pairing of images with captions, the log odds of a match: [N] each. Images are
-        encoded once.
+        """Returns the log odds of a match for each pairing of images with captions: [N] each.
 
         Shapes:
             pixels    [N c H W]  uint8
@@ -79,9 +76,7 @@ class Matching(Measurement):
 
 
 def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:
-    """Draws for each sample another one of its pool with another concept, from a fixed seed; -1 where there
-    is none: [N].
-    """
+    """Draws another sample from each one's pool, with another concept and a fixed seed; -1 if none: [N]."""
     draw = np.random.default_rng(SEED)
     partners = np.full(len(concepts), -1, dtype=np.int64)
     for pool in np.unique(pools):
@@ -94,7 +89,7 @@ def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Returns the probability that a positive scores above a negative, ties counting half."""
+    """Returns the probability that a positive scores above a negative; ties count half."""
     ordered = np.sort(negative)
     below, not_above = (
         np.searchsorted(ordered, positive, side="left"),

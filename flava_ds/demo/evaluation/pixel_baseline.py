@@ -1,6 +1,4 @@
-"""The reference that a trained model has to beat: the nearest neighbour on raw pixels. Computed here, kept by
-the checksum of the data.
-"""
+"""A reference for trained models: the nearest neighbour on raw pixels, cached by the data's checksum."""
 
 from __future__ import annotations
 
@@ -20,38 +18,37 @@ from flava_ds.storage.atomic import write_whole
 
 EDGE = 32
 NEIGHBOURS = 64
-"""Fetched per image, so that five distinct concepts are among them (a concept has about six drawings)."""
+"""Per image, so that five distinct concepts are among them (a concept has about six drawings)."""
 VERSION = 1
 
 
 class PixelBaseline(Measurement):
-    """Concept, group and subgroup of each held-out image by its nearest training images, as mean-centred,
-    normalised 32 x 32 pixels.
+    """Classifies each held-out image by its nearest training images.
+
+    Predicts concept, group and subgroup from mean-centred, normalised 32 x 32 pixels.
     """
 
     name = "pixel_baseline"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns the baseline under the names of the metrics that it is read beside; the model takes no
-        part.
-        """
+        """Returns the baseline under the names of the metrics that it belongs to; ignores the model."""
         path = cache_file(self.inputs)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             metrics = measure(self.inputs)
-        with contextlib.suppress(OSError):  # A read-only folder costs the seconds again, nothing else.
+        with contextlib.suppress(OSError):  # In a read-only folder it is computed every time.
             write_whole(path, json.dumps(metrics))
         return metrics
 
 
 def cache_file(inputs: Inputs) -> Path:
-    """Where the numbers of exactly this data are kept."""
+    """Path of the cached numbers of exactly this data."""
     return inputs.root / "cache" / f"pixel_baseline_v{VERSION}_{inputs.checksum[:24]}.json"
 
 
 def measure(inputs: Inputs) -> dict[str, float]:
-    """Classifies every image of the held-out styles, and the groups of unseen concepts too."""
+    """Classifies every image of the held-out styles, and the groups of unseen concepts."""
     train = inputs.train
     keys = pixel_vectors(train.pixels(EDGE))
     concepts = train.column("concept")
@@ -73,15 +70,13 @@ def measure(inputs: Inputs) -> dict[str, float]:
 
 
 def pixel_vectors(pixels: Tensor) -> Tensor:
-    """Subtracts each picture's own mean and normalises: [N c H W] uint8 -> [N c*H*W] fp32."""
+    """Subtracts each image's mean and normalises: [N c H W] uint8 -> [N c*H*W] fp32."""
     vectors = pixels.flatten(1).float()
     return F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1)
 
 
 def distinct(labels: np.ndarray, most: int) -> np.ndarray:
-    """Keeps the first occurrence of each label in every row, at most `most`, filled up with the empty string:
-    [N k] -> [N most].
-    """
+    """Keeps each row's first `most` distinct labels, padded with empty strings: [N k] -> [N most]."""
     found = np.full((len(labels), most), "", dtype=labels.dtype)
     for row, values in enumerate(labels):
         unique = list(dict.fromkeys(values))[:most]

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval between images and captions, both ways."""
+"""Zero-shot retrieval of captions by images and of images by captions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flava_ds.evaluation.samples import Samples
 class Retrieval(Measurement):
     """Recall at 1 and 5 on the held-out pairs, one caption per image.
 
-    An image or caption of the same concept counts as right, since the captions of one concept differ in
-    little but their template.
+    An image or caption of the same concept is correct, since captions of one concept differ in little but
+    their template.
 
     Source: paper, section 4 (COCO and Flickr30k, recall at k of the contrastive embeddings).
     """
@@ -22,7 +22,7 @@ class Retrieval(Measurement):
     name = "retrieval"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns recall at 1 and 5, caption to image and image to caption, beside that of a random order."""
+        """Returns recall at 1 and 5 in both directions, and that of a random order."""
         metrics = {}
         for set_name, samples in (
             ("unseen_style", self.inputs.unseen_style),

@@ -1,4 +1,4 @@
-"""What an evaluation says in a few lines: the printed table, the gates of the demo and its aims."""
+"""Summarises an evaluation: the printed table, the demo's gates and its aims."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from flava_ds.evaluation.table import percent
 FLAT, CONTRAST = "fluent-emoji-flat", "fluent-emoji-high-contrast"
 MASKED = ("mlm", "mim", "mmm_text", "mmm_image")
 MASKED_LOSS_FALL = 1.0
-"""Nats by which a masked loss on held-out data has to lie under the first logged training loss, which is that
-of guessing: one nat divides the perplexity by e. A difference, not a share: the entropy of the targets (a
-codebook's use, a vocabulary) moves a share and not a difference."""
+"""Nats by which a masked held-out loss must be below the first logged training loss, that of guessing.
+
+One nat divides the perplexity by e. It is a difference because the targets' entropy (a codebook's use, a
+vocabulary) affects a ratio, but not a difference.
+"""
 
 Gate = tuple[str, float, float, bool]
-"""Name, value, threshold, passed. A value that was not measured is nan and fails."""
+"""Name, value, threshold, passed. A missing value is nan and fails."""
 
 ROWS = (
     (f"zero_shot/{FLAT}/top1_accuracy", "zero-shot concept, flat style, top-1"),
@@ -46,7 +48,7 @@ ROWS = (
     ("matching/random/accuracy", "match or random mismatch (ITM)"),
     ("matching/same_subgroup/accuracy", "match or near mismatch (ITM)"),
 )
-"""The metrics that the table shows, with the words it uses for them."""
+"""The metrics in the table, and their labels."""
 
 
 def rows(evaluation: dict[str, Any]) -> list[tuple[str, float, float | None, float | None]]:
@@ -60,9 +62,7 @@ def rows(evaluation: dict[str, Any]) -> list[tuple[str, float, float | None, flo
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """Formats the evaluation as plain text: metric, value, chance (or the most frequent class) and nearest
-    neighbour on pixels.
-    """
+    """Formats the evaluation: metric, value, chance (or most frequent class), nearest neighbour on pixels."""
     measured = rows(evaluation)
     width = max([len(label) for label, *_ in measured] + [len("held-out data")])
     lines = [f"{'held-out data':<{width}}  {'value':>7}  {'chance':>7}  {'pixels':>7}"]
@@ -75,9 +75,7 @@ def table(evaluation: dict[str, Any]) -> str:
 
 
 def gates(evaluation: dict[str, Any], thresholds: Mapping[str, float]) -> list[Gate]:
-    """Returns what a run must reach to count as working: the least values of `thresholds`, by metric, and
-    what holds for every length.
-    """
+    """Returns the gates of a working run: the minima in `thresholds`, and those for every length."""
     metrics, losses = evaluation["metrics"], evaluation.get("losses", {})
     get = lambda name: metrics.get(name, math.nan)  # noqa: E731
     words_of = dict(ROWS)
@@ -99,9 +97,7 @@ def gates(evaluation: dict[str, Any], thresholds: Mapping[str, float]) -> list[G
 
 
 def aims(evaluation: dict[str, Any]) -> list[Gate]:
-    """Returns what a good run reaches and no run is failed for: better than the nearest neighbour on pixels,
-    in both unseen styles.
-    """
+    """Returns aims that fail no run: beating the nearest neighbour on pixels in both unseen styles."""
     metrics = evaluation["metrics"]
     found = []
     for style, words in ((FLAT, "flat style"), (CONTRAST, "high contrast")):

@@ -1,4 +1,4 @@
-"""The demo's numbers on a run's page: which, beside what, and in which words."""
+"""The demo's numbers on a run's page: which ones, their references, and their labels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ HEADLINES = (
 
 @dataclass(frozen=True)
 class Measure:
-    """One number beside what it is read against; shares are in [0, 1]."""
+    """One number and its references; shares are in [0, 1]."""
 
     set: str
     what: str
@@ -84,17 +84,17 @@ class Measure:
 
     @property
     def text(self) -> str:
-        """The value for people."""
+        """The value, formatted."""
         return percent(self.value) if self.share else f"{self.value:.3f}"
 
     @property
     def chance_text(self) -> str:
-        """Chance for people; empty when there is none."""
+        """Chance, formatted; empty if there is none."""
         return percent(self.chance)
 
     @property
     def pixels_text(self) -> str:
-        """The pixel baseline for people; empty when there is none."""
+        """The pixel baseline, formatted; empty if there is none."""
         return percent(self.pixels)
 
 
@@ -120,12 +120,12 @@ def measure(metrics: dict[str, float], name: str, set_words: str, what: str) -> 
 
 
 def headlines(metrics: dict[str, float]) -> list[Measure]:
-    """The few numbers at the top."""
+    """Returns the few numbers at the top."""
     return [measure(metrics, name, about, title) for name, title, about in HEADLINES if name in metrics]
 
 
 def sections(metrics: dict[str, float]) -> list[Section]:
-    """Every metric, by evaluator and held-out set, in the order in which they were first measured."""
+    """Returns every metric, by evaluator and held-out set, in the order of first measurement."""
     found: dict[str, list[Measure]] = {}
     for name in metrics:
         evaluator, *rest = name.split("/")
@@ -141,6 +141,6 @@ def sections(metrics: dict[str, float]) -> list[Section]:
 
 
 def by_set(measures: list[Measure]) -> list[Measure]:
-    """Brings the measures of each held-out set together."""
+    """Groups the measures by held-out set."""
     order = list(dict.fromkeys(measure.set for measure in measures))
     return sorted(measures, key=lambda measure: order.index(measure.set))

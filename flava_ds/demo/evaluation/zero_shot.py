@@ -1,5 +1,4 @@
-"""Zero-shot concept classification: the image embedding against the embeddings of prompts made
-from labels."""
+"""Zero-shot concept classification: image embeddings against embedded prompts with the labels."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from flava_ds.evaluation.samples import Samples
 from flava_ds.evaluation.zero_shot import classifier
 
 TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}", "a black and white icon of {}")
-"""The same for every style: the classifier is not told which style it will see."""
+"""The same for every style: the classifier does not know the style."""
 
 
 class ZeroShot(Measurement):
-    """Tells the concept of images of a style never seen in training, and of concepts never seen at all.
+    """Predicts the concept of images in unseen styles, and of unseen concepts.
 
     Source: paper, section 4 (prompts as in CLIP: averaged over templates, renormalised).
     """
@@ -26,7 +25,7 @@ class ZeroShot(Measurement):
     name = "zero_shot"
 
     def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns top-1 and top-5 accuracy of every held-out set, beside chance."""
+        """Returns top-1 and top-5 accuracy of every held-out set, and chance."""
         labels = self.inputs.labels
         everything = sorted(labels)
         concepts = classifier(model, [labels[concept] for concept in everything], TEMPLATES, self.asked_by)
@@ -44,7 +43,7 @@ class ZeroShot(Measurement):
         return metrics
 
     def held_out_sets(self) -> dict[str, Samples]:
-        """The held-out styles one by one, then the concepts never seen."""
+        """Returns the held-out styles one by one, then the unseen concepts."""
         return self.inputs.styles_of(self.inputs.unseen_style) | {
             "unseen_concepts": self.inputs.unseen_concepts
         }
@@ -53,8 +52,7 @@ class ZeroShot(Measurement):
 def classify(
     prefix: str, images: Tensor, right: np.ndarray, prompts: Tensor, concepts: np.ndarray
 ) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy and their chance among these concepts, under names that begin with
-    `prefix`.
+    """Returns top-1 and top-5 accuracy among these concepts, and chance; names start with `prefix`.
 
     Shapes:
         images      [N r]

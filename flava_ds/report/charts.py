@@ -1,6 +1,4 @@
-"""Line charts and histograms as SVG for inlining: no fixed colours, so that they follow the page into the
-dark, and no fixed size.
-"""
+"""Line charts and histograms as inline SVG, without fixed size and colours, so that dark mode applies."""
 
 from __future__ import annotations
 
@@ -15,14 +13,14 @@ from typing import Any
 import numpy as np
 
 MOST_POINTS = 300
-"""Of one line; longer series are averaged in equal pieces."""
+"""Maximum per line; longer series are averaged in equal pieces."""
 STAND_INS = {
     "#010101": "var(--ink-2)",
     "#020202": "var(--rule)",
     "#030303": "var(--series-1)",
     "#040404": "var(--series-2)",
 }
-"""matplotlib wants colours; these are replaced by the page's custom properties afterwards."""
+"""matplotlib requires colours; the page's custom properties replace these afterwards."""
 INK, RULE, FIRST, SECOND = STAND_INS
 SIZE_INCHES = (3.0, 1.75)
 
@@ -46,9 +44,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scale:
-    """The vertical axis: from zero, up to a common top, or logarithmic (values that are not positive then
-    have no place).
-    """
+    """The vertical axis: from zero, up to a common top, or logarithmic, which drops non-positive values."""
 
     from_zero: bool = False
     top: float | None = None
@@ -63,7 +59,7 @@ def draw(
     level: float | None = None,
     mark: Mark | None = None,
 ) -> str:
-    """Draws lines over steps and returns an <svg> element.
+    """Draws lines over steps. Returns an <svg> element.
 
     `level` is a dashed horizontal line, e.g. the loss of guessing; `description` becomes the accessible name.
     """
@@ -110,9 +106,9 @@ def draw_histogram(
     most: float | None = None,
     level: float | None = None,
 ) -> str:
-    """Draws how many values fall into each of equally wide bins, and returns an <svg> element.
+    """Draws how many values fall into each of equally wide bins. Returns an <svg> element.
 
-    The last bin also holds what exceeds `most`; `level` is a dashed vertical line, e.g. a limit.
+    The last bin includes values above `most`; `level` is a dashed vertical line, e.g. a limit.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -131,9 +127,7 @@ def draw_histogram(
 
 @contextmanager
 def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
-    """Gives axes in the page's style to draw on, and the list that afterwards holds the finished <svg>
-    element.
-    """
+    """Yields axes in the page's style, and a list that receives the finished <svg> element on exit."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -161,7 +155,7 @@ def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
 
 
 def short(value: float) -> str:
-    """Writes a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M."""
+    """Formats a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M."""
     size = abs(value)
     for limit, unit in ((1e6, "M"), (1e3, "k")):
         if size >= limit:
@@ -175,7 +169,7 @@ def short(value: float) -> str:
 def thin(
     steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS
 ) -> tuple[list[float], list[float]]:
-    """Averages neighbouring points until at most `most` are left; the first and the last step stay."""
+    """Averages neighbouring points until at most `most` remain, including the first and the last step."""
     size = -(-len(steps) // most)
     if size <= 1:
         return list(steps), list(values)
@@ -187,9 +181,7 @@ def thin(
 
 
 def smooth(values: Sequence[float], share: float = 0.03) -> list[float]:
-    """Averages each value exponentially with those before it, over about `share` of the series, without bias
-    at the start.
-    """
+    """Computes an exponential moving average over about `share` of the series, unbiased at the start."""
     keep = 1 - 1 / max(1.0, share * len(values))
     total = weight = 0.0
     result = []
@@ -200,8 +192,9 @@ def smooth(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 
 def inline(svg: str, description: str) -> str:
-    """Turns matplotlib's file into an element: no prologue, metadata, fixed size or group names; the page's
-    colours and fonts.
+    """Turns matplotlib's file into an inline element in the page's colours and fonts.
+
+    Removes the prologue, metadata, fixed size and group names.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What a page shows of held-out data besides the tasks: numbers, and single samples."""
+"""A page's content about held-out data besides the tasks: numbers, and single samples."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Filled in by who knows the data; the page knows only how to show it.
+    """Filled in by the module that knows the data; the page only displays it.
 
     `headlines` and the `measures` of `sections` have set, what, value, text, chance, chance_text, pixels,
-    pixels_text, share. `examples` are the template's by_caption, by_image, pictures, captions, glosses, and
-    missing_parts: part -> why it is not there.
+    pixels_text, share. `examples` has the template's by_caption, by_image, pictures, captions, glosses, and
+    missing_parts: part -> why it is missing.
     """
 
     step: int | None
-    """After how many steps it was measured; None when nothing was."""
+    """Number of steps at the time of evaluation; None if there was none."""
     headlines: list[Any] = field(default_factory=list)
     sections: list[Any] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Writes a run's report: one HTML file that needs nothing else."""
+"""Writes a run's report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from flava_ds.watching.run_log import RunLog, read_log
 
 
 def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
-    """Writes `report.html` into a run's folder and returns its path. A part that cannot be shown says what is
-    missing and why.
+    """Writes `report.html` into a run's folder. Returns its path.
 
-    `held_out` is what there is to show besides the tasks; without, the page has none of its sections.
+    A part that cannot be shown says what is missing and why. `held_out` is content besides the tasks; without
+    it, the page lacks those sections.
 
-    Raises: ConfigError when the run's config.json cannot be read.
+    Raises: ConfigError if the run's config.json cannot be read.
     """
     run_path = Path(run_path)
     config, log = configuration.load(run_path / "config.json"), read_log(run_path / "log.jsonl")
@@ -48,9 +48,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
 
 
 def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) -> list[dict[str, Any]]:
-    """Draws one chart per objective: each logged loss, its running mean, the loss of guessing, and the
-    held-out loss if measured.
-    """
+    """Draws a chart per objective: logged losses, their moving average, guessing, and held-out loss."""
     charts = []
     for name in in_order(config, log.names("loss/")):
         steps, values = log.series(f"loss/{name}")
@@ -79,26 +77,27 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
 
 
 def in_order(config: Config, names: Sequence[str]) -> list[str]:
-    """Sorts objectives as the configuration lists them; what it no longer lists comes last."""
+    """Sorts objectives in configuration order; those no longer configured come last."""
     places = {name: place for place, name in enumerate(config.objectives)}
     return sorted(names, key=lambda name: places.get(name, len(places)))
 
 
 def title_of(config: Config, name: str) -> str:
-    """Returns what an objective's charts are called."""
+    """Returns the title of an objective's charts."""
     return (config.objectives[name].title if name in config.objectives else None) or name
 
 
 def guessing_loss(config: Config, name: str) -> float | None:
-    """Returns the cross-entropy of guessing uniformly; None where the number of classes is not fixed, as in
-    the contrastive loss.
+    """Returns the cross-entropy of uniform guessing; None without a fixed number of classes.
+
+    The contrastive loss has none.
     """
     classes = config.objectives[name].classes(config) if name in config.objectives else None
     return None if classes is None else math.log(classes)
 
 
 def course_charts(log: RunLog) -> list[dict[str, Any]]:
-    """Draws learning rate, throughput and gradient norm over the steps, as far as they were logged."""
+    """Draws learning rate, throughput and gradient norm over the steps, if logged."""
     wanted = (
         ("lr", "Learning rate", "", Scale(from_zero=True)),
         ("samples_per_second", "Throughput", "samples/s", Scale(from_zero=True)),
@@ -121,9 +120,7 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
 
 
 def norm_chart(config: Config, log: RunLog) -> list[dict[str, Any]]:
-    """Draws each objective's gradient norm on the shared trunk, all at one scale; empty when the run did not
-    measure them.
-    """
+    """Draws each objective's gradient norm on the shared trunk, on one scale; empty if not measured."""
     names = log.names("gradient_norm/")
     top = max((max(log.series(f"gradient_norm/{name}")[1], default=0.0) for name in names), default=0.0)
     charts = []

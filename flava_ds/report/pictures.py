@@ -1,4 +1,4 @@
-"""Pixels and encoded pictures as data URIs."""
+"""Pixels and encoded images as data URIs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from flava_ds.data.decode import read_header
 
 MASK_COLOR = (196, 190, 182)
-"""Of masked patches: a warm grey, told from white paper and from black ink."""
+"""Colour of masked patches: a warm grey, distinct from white paper and black ink."""
 
 
 def uri_of_bytes(data: bytes) -> str:
-    """Wraps a JPEG, PNG or WebP file as it is."""
+    """Wraps a JPEG, PNG or WebP file unchanged."""
     return f"data:image/{read_header(data).format.lower()};base64,{base64.b64encode(data).decode()}"
 
 
 def uri_of_pixels(pixels: Tensor) -> str:
-    """Encodes pixels without loss, as WebP.
+    """Encodes pixels losslessly, as WebP.
 
     Shapes:
         pixels  [3 H W]  uint8, or floats in [0, 1]

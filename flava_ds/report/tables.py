@@ -1,4 +1,4 @@
-"""The facts of a run, and what tasks found, as rows of the page's tables."""
+"""A run's facts and task results as rows of the page's tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from flava_ds.watching.run_log import RunLog
 
 
 def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns task, number, value, samples, published and step of every number that the run's
-    evaluations.json holds.
-    """
+    """Returns task, number, value, samples, published and step of every result in evaluations.json."""
     rows: list[tuple[str, ...]] = []
     for task, result in results.items():
         scores = {
@@ -27,7 +25,7 @@ def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """What ran, on what and from which source: table title -> rows; `held_out` are those of an evaluation."""
+    """Returns hardware, software and settings: table title -> rows; `held_out` are those of an evaluation."""
     training, model, header = config.training, config.model, log.header
     run = [("model", str(model.type))]
     for field in dataclasses.fields(model):
@@ -97,7 +95,7 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
 
 
 def plain(value: Any) -> str:
-    """Formats a number, a switch or a word from the log's header."""
+    """Formats a number, a flag or a word of the log's header."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Fills the templates of this folder and writes pages that need nothing else."""
+"""Fills the templates of this folder and writes self-contained pages."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def render(
     tests: Mapping[str, Callable] | None = None,
     **values: Any,
 ) -> str:
-    """Fills a template, which may use `filters` and `tests`; everything is escaped but the stylesheet and
-    what went through `markup`.
+    """Fills a template, which may use `filters` and `tests`.
+
+    Everything is escaped except the stylesheet and `markup`.
     """
     import jinja2
 
@@ -37,13 +38,13 @@ def render(
 
 
 def markup(text: str) -> Any:
-    """Marks text of our own making, such as a chart, as safe to insert."""
+    """Marks trusted text, such as a chart, as safe to insert."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes a page, which appears whole or not at all, and returns its path; makes its folder."""
+    """Writes a page atomically, creating its folder. Returns its path."""
     write_whole(path, page)
     return path

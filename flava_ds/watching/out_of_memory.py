@@ -90,7 +90,7 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
         found.append(
             f"--engine.deepspeed-config {offload} (now {now}): optimizer state in host memory, slower updates"
         )
-    return [*found, "more ranks, or a smaller training.global_batch_size or model, which changes results"]
+    return [*found, "more ranks, or a smaller training.global_batch_size or model, which change results"]
 
 
 def smaller_micro_batch(config: Config, world: World, source: str) -> list[str]:

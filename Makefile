@@ -47,8 +47,10 @@ results: $(STAMP)
 	@for name in $(RESULTS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit; done
 	@$(BIN)/python docs/fill.py
 
+# The generated parts of the pages, and the API reference in docs/api/.
 docs: $(STAMP)
 	@$(BIN)/python docs/fill.py
+	@$(BIN)/python docs/api.py
 
 $(DEMO_STAMP): WANTED := demo
 $(STAMP): WANTED := $(EXTRAS)

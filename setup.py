@@ -68,6 +68,7 @@ setup(
             "hypothesis>=6",
             "ruff>=0.8",
             "ninja",
+            "pdoc>=15",
         ],
     },
     entry_points={"console_scripts": ["flava-ds=flava_ds.cli:main"]},

@@ -133,10 +133,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),
         (
             ["demo", "--work", "our"],
-            (
-                "--work our: no such work; did you mean 'hour'?; choose one of ten-minutes, "
-                "hour, two-minutes"
-            ),
+            ("--work our: no such work; did you mean 'hour'?; choose one of ten-minutes, hour, two-minutes"),
         ),
         (["demo", "--codebook", "trian"], "did you mean 'train'?"),
         (

@@ -38,8 +38,7 @@ def test_an_unknown_work_is_refused_with_the_ones_there_are(empty_folder):
     with pytest.raises(
         UserError,
         match=(
-            "--work hours: no such work; did you mean 'hour'.; choose one of ten-minutes, "
-            "hour, two-minutes"
+            "--work hours: no such work; did you mean 'hour'.; choose one of ten-minutes, hour, two-minutes"
         ),
     ):
         demo_run.run(Plan(work="hours"), ranks=2)

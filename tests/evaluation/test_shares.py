@@ -49,8 +49,7 @@ def test_an_error_of_one_rank_is_that_of_all(tmp_path, run_ranks):
     (tmp_path / "image_folder" / "test" / "green" / "2.png").write_bytes(b"no picture")
     found = run_ranks(shared, 2, tmp_path)
     assert (
-        found[0] == found[1]
-        and "DataError: image_folder: picture 'green/2.png' cannot be used" in found[0]
+        found[0] == found[1] and "DataError: image_folder: picture 'green/2.png' cannot be used" in found[0]
     )
 
 

@@ -178,7 +178,7 @@ def read_picture(image: Picture) -> Tensor:
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise DataError(
-                f"a picture is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
+                f"an image is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
             )
         return image.cpu()
     if isinstance(image, Image.Image):

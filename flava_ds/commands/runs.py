@@ -1,4 +1,4 @@
-"""Folders that a command is given: those of runs, and those of models."""
+"""Checks the folders that commands are given: runs and models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flava_ds.errors import UserError
 
 
 def require_model(path: Path) -> None:
-    """Raises UserError unless `path` is a folder with a model's or run's config.json."""
+    """Raises UserError unless `path` is a folder with the config.json of a model or run."""
     if (path / "config.json").is_file():
         return
     known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))

@@ -1,4 +1,4 @@
-"""Shapes of transformer encoders, for the families that are made of them."""
+"""Shapes of transformer encoders, for the families that use them."""
 
 from __future__ import annotations
 
@@ -10,47 +10,45 @@ from flava_ds.config.family import FamilyConfig
 from flava_ds.errors import ConfigError
 
 Width = Annotated[int, AtLeast(1), AtMost(2**17)]
-"""Features of a token."""
+"""Features per token."""
 Pixels = Annotated[int, AtLeast(1), AtMost(2**14)]
 Epsilon = Annotated[float, AtLeast(0), AtMost(1)]
-"""Of a LayerNorm."""
+"""Epsilon of a LayerNorm."""
 Deviation = Annotated[float, Above(0), AtMost(10)]
 """A standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """A stack of transformer blocks. The defaults are those of a base model."""
+    """A stack of transformer blocks. The defaults describe a base model."""
 
     hidden_size: Width = 768
     num_hidden_layers: Annotated[int, AtLeast(1), AtMost(1000)] = 12
     num_attention_heads: Annotated[int, AtLeast(1), AtMost(1024)] = 12
-    """They divide hidden_size."""
+    """Attention heads; they must divide hidden_size."""
     intermediate_size: Width = 3072
     """Width of the MLP."""
     layer_norm_eps: Epsilon = 1e-12
 
     def check(self, name: str) -> None:
-        """Raises ConfigError, with the section's `name` and what to change, for values that contradict each
-        other.
-        """
+        """Raises ConfigError for values that contradict each other; `name` is the section, for messages."""
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"{name}: hidden_size {self.hidden_size} does not divide by num_attention_heads "
+                f"{name}: hidden_size {self.hidden_size} is not divisible by num_attention_heads "
                 f"{self.num_attention_heads}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionEncoderConfig(EncoderConfig):
-    """A ViT over the patches of a square RGB picture."""
+    """A ViT over the patches of a square RGB image."""
 
     image_size: Pixels = 224
     """Pixels along one edge."""
     patch_size: Pixels = 16
     """Pixels along one edge of a patch."""
     num_channels: Annotated[int, AtLeast(1), AtMost(3)] = 3
-    """Of a picture: RGB."""
+    """Channels of an image: RGB."""
     image_mean: tuple[Share, Share, Share] = (0.48145466, 0.4578275, 0.40821073)
     """Per channel, on the [0, 1] scale; the default is CLIP's."""
     image_std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
@@ -70,11 +68,11 @@ class VisionEncoderConfig(EncoderConfig):
         super().check(name)
         if self.image_size % self.patch_size:
             raise ConfigError(
-                f"{name}: image_size {self.image_size} does not divide by patch_size {self.patch_size}"
+                f"{name}: image_size {self.image_size} is not divisible by patch_size {self.patch_size}"
             )
         if self.num_channels != 3:
             raise ConfigError(
-                f"{name}.num_channels is {self.num_channels}; pictures are read as RGB, so it must be 3"
+                f"{name}.num_channels is {self.num_channels}; images are read as RGB, so it must be 3"
             )
 
 
@@ -85,12 +83,12 @@ class TextEncoderConfig(EncoderConfig):
     vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 30522
     """Entries of the tokenizer's vocabulary."""
     max_position_embeddings: Annotated[int, AtLeast(1), AtMost(2**20)] = 512
-    """Tokens of the longest text."""
+    """Maximum tokens of a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextConfig(FamilyConfig):
-    """A family with an encoder of pictures and one of texts."""
+    """A family with an image encoder and a text encoder."""
 
     image: VisionEncoderConfig = field(default_factory=VisionEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)

@@ -48,9 +48,7 @@ class StreamedShards:
     length = None
 
     def __init__(self, config: Config, name: str) -> None:
-        """Raises: DataError when shards are missing; ConfigError when the source would run code without
-        permission, or mismatches have no partner.
-        """
+        """Raises: DataError when shards are missing; ConfigError when code would run unpermitted."""
         source = config.data.sources[name]
         if (source.pipeline or source.shards.startswith("pipe:")) and not source.allow_code:
             what = f"pipeline '{source.pipeline}'" if source.pipeline else "a 'pipe:' command in shards"

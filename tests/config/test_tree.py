@@ -140,11 +140,11 @@ def test_run_path_is_directory_and_name():
     [
         (
             {"model": FlavaConfig(image=VisionEncoderConfig(hidden_size=770))},
-            "model.image: hidden_size 770 does not divide by num_attention_heads 12",
+            "model.image: hidden_size 770 is not divisible by num_attention_heads 12",
         ),
         (
             {"model": FlavaConfig(text=FlavaTextConfig(num_attention_heads=7))},
-            "model.text: hidden_size 768 does not divide by num_attention_heads 7",
+            "model.text: hidden_size 768 is not divisible by num_attention_heads 7",
         ),
         (
             {"model": FlavaConfig(multimodal=MultimodalEncoderConfig(num_attention_heads=5))},
@@ -152,7 +152,7 @@ def test_run_path_is_directory_and_name():
         ),
         (
             {"model": FlavaConfig(image=VisionEncoderConfig(patch_size=15))},
-            "image_size 224 does not divide by patch_size 15",
+            "image_size 224 is not divisible by patch_size 15",
         ),
         ({"codebook": CodebookConfig(image_size=224)}, "use codebook.image_size 112"),
         (
@@ -244,7 +244,7 @@ def test_run_path_is_directory_and_name():
         ),
         (
             {"model": FlavaConfig(image=VisionEncoderConfig(num_channels=1))},
-            "model.image.num_channels is 1; pictures are read as RGB, so it must be 3",
+            "model.image.num_channels is 1; images are read as RGB, so it must be 3",
         ),
         (
             {"model": FlavaConfig(image=VisionEncoderConfig(image_std=(1.0, 0.0, 1.0)))},

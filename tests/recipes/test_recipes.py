@@ -100,7 +100,11 @@ def test_saved_configuration_takes_overrides(tmp_path):
             ["--training.total-steps", "5"],
             "schedule.warmup_steps 10000 exceeds training.total_steps 5",
         ),
-        ("flava_base", ["--model.image.patch-size", "15"], "image_size 224 does not divide by patch_size 15"),
+        (
+            "flava_base",
+            ["--model.image.patch-size", "15"],
+            "image_size 224 is not divisible by patch_size 15",
+        ),
     ],
 )
 def test_slips_are_one_error_with_a_way_out(recipe, overrides, message, capfd):

@@ -29,8 +29,8 @@ def test_the_command_line_reaches_the_towers():
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("image", {"patch_size": 5}, "image_size 12 does not divide by patch_size 5"),
-        ("image", {"num_attention_heads": 5}, "hidden_size 24 does not divide by num_attention_heads 5"),
+        ("image", {"patch_size": 5}, "image_size 12 is not divisible by patch_size 5"),
+        ("image", {"num_attention_heads": 5}, "hidden_size 24 is not divisible by num_attention_heads 5"),
         ("text", {"num_hidden_layers": 0}, "model.text.num_hidden_layers is 0"),
         ("text", {"layer_norm_eps": float("nan")}, "model.text.layer_norm_eps is nan"),
         ("image", {"image_std": (1.0, 0.0, 1.0)}, "image_std"),

@@ -245,14 +245,12 @@ class _Task:
     def fail(self, problem: Exception) -> None:
         """Records the failure as a CheckpointError that names the place."""
         said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
-        self.error = (
-            problem
-            if isinstance(problem, CheckpointError)
-            else CheckpointError(
+        if not isinstance(problem, CheckpointError):
+            problem = CheckpointError(
                 f"{self.where} cannot be written ({said}); make room or mend the disk, then start the "
                 "same command again"
             )
-        )
+        self.error = problem
         self.status = Status.FAILED
 
     def join(self, timeout_s: float | None = None) -> None:

@@ -105,8 +105,8 @@ class StepLoader:
         workers, slots = self.config.data.num_workers, self._slots()
         loader = DataLoader(
             _Requests(self.readers, slots),
+            # a request yields a whole batch, so torch must neither batch (None) nor convert it (_same)
             batch_size=None,
-            # requests are batches already, so torch must neither batch nor convert (_same)
             sampler=_Schedule(self, slots),
             num_workers=workers,
             prefetch_factor=self.prefetch_batches if workers else None,
@@ -114,8 +114,7 @@ class StepLoader:
             collate_fn=_same,
             worker_init_fn=start_worker,
             timeout=self.config.data.worker_timeout_s if workers else 0,
-            generator=torch.Generator(),
-            # an explicit generator: otherwise torch would draw its base seed from the global generator
+            generator=torch.Generator(),  # without one, torch would draw from the global generator
         )
         step, micro_batches = self.start_step, []
         for result in watched(loader):

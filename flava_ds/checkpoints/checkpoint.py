@@ -116,7 +116,7 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
             folder,
         )
     candidate = newest_sound(engine.world, [folder, *earlier])
-    with together(engine.world):
+    with together(engine.world):  # first, because its error is clearer than one about missing tensors
         check_family(candidate, config.model.type)
     resumed = restore(engine, candidate)
     if engine.world.is_main and (changed := changed_settings(candidate, config)):
@@ -171,7 +171,7 @@ def restore(engine: Engine, folder: Place) -> Resumed:
         reader = CheckpointReader(folder)
         _check_fits(engine, reader)
     fragments.begin_loading(engine)
-    with together(world):
+    with together(world):  # no collectives inside: one rank's damaged file must not leave others waiting
         _load(engine, reader)
     fragments.finish_loading(engine)
     engine.restored()

@@ -165,8 +165,8 @@ def publish(place: Place, staged: Place, step: int, described: dict[str, dict]) 
         if os.path.lexists(final.local):
             _delete(place, final.name)
         os.rename(staged.local, final.local)
+        # before `latest` points at it: a power failure must not lose the rename but keep the pointer
         sync(final.local.parent)
-        # without this, a power failure could lose the rename but keep the `latest` that points at it
     point(place, final.name)
     return final
 

@@ -118,7 +118,7 @@ class StepLoader:
         )
         step, micro_batches = self.start_step, []
         for result in watched(loader):
-            if self.quarantine is not None:
+            if self.quarantine is not None:  # before raising: the error may be that too many are unusable
                 self.quarantine.add(step, unusable_in(result))
             if isinstance(result, UserError):
                 raise result
@@ -142,6 +142,7 @@ class StepLoader:
             placed = (self.lanes.place(source, self._drawn(step), micro) for micro in micro_steps)
             return [Request(source, position, size, lane) for lane, position in placed]
         first = self._position(source, step)
+        # slices by micro-step, then rank: the same samples for every split of the global batch
         return [
             Request(source, first + (micro * self.world_size + self.rank) * size, size)
             for micro in micro_steps
@@ -187,7 +188,7 @@ class StepLoader:
         """
         saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
-        current = self.state(self.start_step)
+        current = self.state(self.start_step)  # after adopting the jumps, which are part of it
         differences = [f"source '{name}' is gone" for name in saved if name not in current]
         differences += [f"source '{name}' is new" for name in current if name not in saved]
         for name in (name for name in current if name in saved):

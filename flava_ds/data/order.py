@@ -43,6 +43,7 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 def hash64(*parts: int | np.ndarray) -> np.ndarray:
     """Hashes a sequence of integers or broadcastable integer arrays to uint64; the order of parts matters."""
+    # the leading integers rarely change between calls, so their hash comes from a cache
     leading = tuple(itertools.takewhile(lambda part: isinstance(part, int), parts))
     with np.errstate(over="ignore"):
         return np.asarray(_hash_on(_hash_integers(leading), parts[len(leading) :]), dtype=np.uint64)

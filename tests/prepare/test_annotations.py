@@ -65,8 +65,8 @@ def test_array_is_read_element_by_element_whatever_the_chunk(tmp_path, monkeypat
     ("text", "message"),
     [
         ('{"a": 1}', "begins with"),
-        ('[{"a": 1}, {"a": 2', "breaks off after 1 elements"),
-        ("[1, 2", "breaks off"),
+        ('[{"a": 1}, {"a": 2', "ends early, after 1 elements"),
+        ("[1, 2", "ends early"),
     ],
 )
 def test_array_that_is_none_or_breaks_off_is_named(tmp_path, text, message):
@@ -79,7 +79,7 @@ def test_lines_name_their_number(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n')
     assert list(json_lines(path)) == [{"a": 1}, {"a": 2}]
-    for bad, message in (("{broken", "line 2: no JSON"), ("[1]", "line 2: list instead of an object")):
+    for bad, message in (("{broken", "line 2: not JSON"), ("[1]", "line 2: list instead of an object")):
         path.write_text(f'{{"a": 1}}\n{bad}\n')
         with pytest.raises(DataError, match=message):
             list(json_lines(path))

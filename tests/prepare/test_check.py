@@ -82,7 +82,7 @@ def test_speed_is_compared_with_the_need(found, shards):
     assert verdicts["this"] and not verdicts["6.67%"] and not verdicts["4.44%"]
     found.need = Need(gpus=64, images_per_second_per_gpu=1e6)
     hungry = {text.split(" ")[0]: (good, text) for good, text in check._judge(found)}
-    assert not hungry["this"][0] and "64 GPUs take 64,000,000, the work of " in hungry["this"][1]
+    assert not hungry["this"][0] and "64 GPUs need 64,000,000, the work of " in hungry["this"][1]
     found.need = Need(gpus=1, images_per_second_per_gpu=0.5)
 
 

@@ -63,7 +63,7 @@ def test_flickr_has_no_keys_and_missing_images_are_named(images):
     (images / "dataset_flickr30k.json").write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
     (images / "flickr").mkdir()
     (images / "flickr" / "10002456.jpg").write_bytes(encode(np.asarray(scene(5)), "jpeg"))
-    with pytest.raises(DataError, match="1 of 2 images of test are not in .*, 1000092795.jpg among them"):
+    with pytest.raises(DataError, match="1 of 2 images of test are not in .*, e.g. 1000092795.jpg"):
         write_skip_list(
             [str(images / "flickr")], images / "skip.txt", split_file=images / "dataset_flickr30k.json"
         )

@@ -193,7 +193,7 @@ def skip_list(options: argparse.Namespace, _: list[str]) -> int:
         options.places, options.out, split_file=options.split_file, splits=options.splits, bits=options.bits
     )
     print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
-    print(f"{options.out}: {entries:,} entries; set skip_list of each source to it")
+    return 0
 
 
 def quarantined(options: argparse.Namespace) -> int:

@@ -1,13 +1,12 @@
-"""Measures what a checkpoint costs a run: how long training stands, how long until it is on disk, and its
-bytes, for docs/checkpoints.md.
+"""Measures a checkpoint's cost for docs/checkpoints.md: training pause, time until on disk, bytes.
 
     python benchmarks/checkpoint_cost.py [--rounds 3] [--folder DIR] && make docs
 
-One rank, ZeRO-1, fp32, a FLAVA of about 100 million parameters with AdamW's moments. Rounds take the ways of
-saving in turn, so that a drift of the machine meets all of them: ours in the background and ours while
-training stands (both hash every byte and wait for the disk), torch.save of the same tensors, and DeepSpeed's
-save_checkpoint (neither hashes nor waits; what waiting for the disk takes is measured apart). The numbers go
-to benchmarks/results/checkpoint_cost.json.
+One rank, ZeRO-1, fp32, a FLAVA of about 100 million parameters with AdamW's moments. Rounds take the methods
+in turn, so that drift of the machine affects all of them: ours in the background, ours with training paused
+(both hash every byte and wait for the disk), torch.save of the same tensors, and DeepSpeed's save_checkpoint
+(neither hashes nor waits; waiting for the disk is measured separately). Results go to
+benchmarks/results/checkpoint_cost.json.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from flava_ds.training.engine import Engine
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "checkpoint_cost.json"
 LAYERS = {"image": 1, "text": 1, "multimodal": 1}
-"""Most of the rest are the word embeddings and the heads of the codebook's and the vocabulary's classes."""
+"""Most of the rest is word embeddings and the heads over codebook and vocabulary."""
 
 
 def main() -> int:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +51,7 @@ def main() -> int:
         "--folder",
         type=Path,
         default=Path(tempfile.gettempdir()),
-        help="where to write: the storage that is measured",
+        help="folder to write to, on the storage to measure",
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -64,7 +63,7 @@ def main() -> int:
 
 
 class Bench:
-    """A run that takes the same text step again and again."""
+    """A run that repeats the same text step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +81,7 @@ class Bench:
         self.saves = 0
 
     def measure(self, rounds: int) -> dict:
-        """Takes all ways in turn, after a round that allocates; returns the medians."""
+        """Measures all methods in turn, after a round that allocates. Returns the medians."""
         ways: dict[str, Callable[[], dict[str, float]]] = {
             "flava_ds in the background": lambda: self.ours("background"),
             "flava_ds while training stands": lambda: self.ours("standing"),
@@ -119,7 +118,7 @@ class Bench:
         }
 
     def steps(self, count: int) -> list[float]:
-        """Takes updates; returns each one's seconds."""
+        """Makes updates. Returns each one's seconds."""
         taken = []
         for _ in range(count):
             begun = time.perf_counter()
@@ -130,7 +129,7 @@ class Bench:
         return taken
 
     def ours(self, mode: str) -> dict[str, float]:
-        """Saves and, in the background mode, trains until the checkpoint is there."""
+        """Saves and, in the background mode, trains until the checkpoint is complete."""
         saver, begun, meanwhile = self.savers[mode], time.perf_counter(), []
         self.saves += 1
         folder = saver.save(self.saves, {})
@@ -143,7 +142,7 @@ class Bench:
         return row | ({"step_meanwhile_s": statistics.median(meanwhile)} if meanwhile else {})
 
     def theirs(self, save: Callable[[Path], None]) -> dict[str, float]:
-        """Lets another library save, then waits for the disk."""
+        """Saves with another library, then waits for the disk."""
         folder = self.folder / "theirs"
         folder.mkdir()
         begun = time.perf_counter()
@@ -158,7 +157,7 @@ class Bench:
         return row
 
     def torch_save(self, folder: Path) -> None:
-        """Pickles the tensors that ours writes."""
+        """Pickles the tensors that our checkpoint contains."""
         torch.save(
             {
                 f"{key}/{part.name}": tensor
@@ -192,7 +191,7 @@ def shallow_model(folder: Path) -> Config:
 
 
 def with_mode(config: Config, mode: str) -> Config:
-    """Returns the run with one way of saving, in a folder of its own, one checkpoint kept."""
+    """Returns the run with one method of saving, its own folder, and a single checkpoint kept."""
     rules = dataclasses.replace(config.checkpoint, asynchronous=mode == "background", keep_last=1)
     return dataclasses.replace(config, name=mode, checkpoint=rules)
 

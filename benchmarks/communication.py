@@ -1,4 +1,4 @@
-"""Counts the bytes that a training step's collectives move, beside theory, for docs/communication.md.
+"""Counts the bytes that a training step's collectives move, against theory, for docs/communication.md.
 
     python benchmarks/communication.py && make docs
 
@@ -21,7 +21,7 @@ from flava_ds.storage.atomic import write_whole
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
 RANKS, STEPS, BLOCK = 2, 36, 4
-"""Kinds come in blocks, because ZeRO-3 moves less when the step before was of the same kind."""
+"""Kinds come in blocks, because ZeRO-3 moves less if the previous step was of the same kind."""
 SETTINGS: dict[str, tuple[str, dict]] = {
     "zero0": ("zero0", {}),
     "zero1": ("zero1", {}),
@@ -39,11 +39,11 @@ SETTINGS: dict[str, tuple[str, dict]] = {
         },
     ),
 }
-"""What is measured: a file of ds_configs, and what is changed in its zero_optimization."""
+"""Measured settings: a file of ds_configs, and changes in its zero_optimization."""
 
 
 def main() -> int:
-    """Measures and writes, or (with --measure) is one rank."""
+    """Measures and writes the results, or (with --measure) runs as one rank."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,7 +76,7 @@ def run_ranks(folder: Path) -> None:
 
 
 def measure_all(folder: Path) -> None:
-    """On each rank: takes the steps of every setting; rank 0 writes their payloads beside theory."""
+    """Makes the steps of every setting on each rank; rank 0 writes their payloads next to theory."""
     from flava_ds.build import build
     from flava_ds.ranks.distributed import stop
     from flava_ds.recipes import resolve
@@ -134,9 +134,7 @@ def write_setting(folder: Path, number: int, name: str) -> Path:
 
 
 def pick(measured: list[tuple[str, int, list]], stage: int) -> dict[tuple[str, bool], tuple[int, list]]:
-    """Returns the last step of a block by kind, and for ZeRO-3 the last one that followed a step of another
-    kind.
-    """
+    """Returns the last step of a block by kind; for ZeRO-3 also the last one after another kind."""
     steps = {(kind, False): (samples, calls) for kind, samples, calls in measured[BLOCK - 1 :: BLOCK]}
     if stage == 3:
         pairs = zip(measured, measured[1:], strict=False)
@@ -147,7 +145,7 @@ def pick(measured: list[tuple[str, int, list]], stage: int) -> dict[tuple[str, b
 
 
 def listed(payloads: dict[tuple[str, str], int]) -> list[list]:
-    """Turns payloads into JSON, in a fixed order."""
+    """Converts payloads to JSON, in a fixed order."""
     return [[part, collective, size] for (part, collective), size in sorted(payloads.items()) if size]
 
 

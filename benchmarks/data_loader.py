@@ -1,21 +1,19 @@
-"""Compares our loader with open_clip's, with plain webdataset + torchvision, and with decode + crop alone, on
-the same shards in one run.
+"""Compares our loader with open_clip's, plain webdataset + torchvision, and decode + crop alone.
 
-    python benchmarks/data_loader.py --shards FOLDER [--rounds 5] [--samples 2048] [--out
-    benchmarks/results/data_loader.json]
+    python benchmarks/data_loader.py --shards FOLDER [--rounds 5] [--samples 2048] [--out FILE]
 
 FOLDER gets 2000 JPEGs of 500 x 375 with captions (photo_shards.py) unless it has them. Batches of 64, crops
-of 224 pixels, two loader processes of one thread each. A measurement is a process of its own
-(loader_rows.py); each round takes all of them in turn, and ratios are formed within a round, so that a drift
-of the machine hits all alike. What counts is samples per CPU second: user and system time of the process and
-its workers.
+of 224 pixels, two loader processes of one thread each. Each measurement runs in its own process
+(loader_rows.py) on the same shards; each round takes all of them in turn, and ratios are computed within a
+round, so that drift of the machine affects all alike. The metric is samples per CPU second: user and system
+time of the process and its workers. FILE defaults to benchmarks/results/data_loader.json.
 
-open_clip 3.3.0 needs webdataset 0.2.86, an older one than we test with, so it wants an environment of its own
-beside flava_ds:
+open_clip 3.3.0 needs webdataset 0.2.86, older than the one we test with, so install it in a separate
+environment together with flava_ds:
 
     pip install 'open_clip_torch[training]==3.3.0'
 
-Without it the row is left out.
+Without it its row is left out.
 """
 
 from __future__ import annotations
@@ -61,20 +59,18 @@ RATIOS = {
         None,
     ),
 }
-"""Which rates are divided, and what the quotient should reach."""
+"""Which rates are divided, and the target of the ratio."""
 
 
 def main() -> None:
-    """Runs all rounds, prints what came out, and writes it."""
+    """Runs all rounds, prints and writes the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--shards", type=Path, required=True, help="folder of the pictures; made when it is empty"
-    )
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the pictures; filled if empty")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--samples", type=int, default=2048, help="samples of one measurement, behind a warm-up of 512"
+        "--samples", type=int, default=2048, help="samples of one measurement, after a warm-up of 512"
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data_loader.json")
     options = parser.parse_args()
@@ -83,8 +79,8 @@ def main() -> None:
     if "open_clip" not in names:
         print(
             (
-                "open_clip is left out: pip install 'open_clip_torch[training]==3.3.0' brings it, best in an "
-                "environment of its own"
+                "open_clip is left out: install it with pip install 'open_clip_torch[training]==3.3.0', best "
+                "in an environment of its own"
             ),
             file=sys.stderr,
         )
@@ -111,7 +107,7 @@ def main() -> None:
 
 
 def summarize(runs: dict[str, list[dict]]) -> dict:
-    """Takes the rates of each row and the quotients that are wanted."""
+    """Computes each row's rates and the ratios with targets."""
     return {
         "rows": [summarize_row(name, found) for name, found in runs.items()],
         "ratios": [
@@ -124,7 +120,7 @@ def summarize(runs: dict[str, list[dict]]) -> dict:
 
 
 def run_process(name: str, shards: Path, samples: int) -> dict:
-    """Measures one row in a fresh process. Raises: SystemExit with its error output."""
+    """Measures one row in a new process. Raises: SystemExit with its error output."""
     command = [sys.executable, str(ROWS_SCRIPT), name, str(shards), "--samples", str(samples)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -134,12 +130,12 @@ def run_process(name: str, shards: Path, samples: int) -> dict:
 
 
 def per_cpu_second(run: dict) -> float:
-    """Returns the rate that counts."""
+    """Returns samples per CPU second."""
     return run["samples"] / run["cpu_seconds"]
 
 
 def summarize_row(name: str, runs: list[dict]) -> dict:
-    """Takes the medians of a row's rates over the rounds."""
+    """Returns the medians of a row's rates over the rounds."""
     rates = [per_cpu_second(run) for run in runs]
     return {
         "row": name,
@@ -151,7 +147,7 @@ def summarize_row(name: str, runs: list[dict]) -> dict:
 
 
 def summarize_ratio(what: str, runs: dict[str, list[dict]]) -> dict:
-    """Takes the median of a quotient that is formed in each round."""
+    """Returns the median of a ratio that is computed per round."""
     above, below, wanted = RATIOS[what]
     quotients = [per_cpu_second(a) / per_cpu_second(b) for a, b in zip(runs[above], runs[below], strict=True)]
     return {
@@ -164,7 +160,7 @@ def summarize_ratio(what: str, runs: dict[str, list[dict]]) -> dict:
 
 
 def machine() -> dict:
-    """Names the processor and its share that we have."""
+    """Returns the processor's name and our share of it."""
     import torch
     from flava_kernels.bench.machine import device_name
 

@@ -1,10 +1,9 @@
-"""How well the orders of a source mix, and what they cost to read: full shuffle, shuffles by blocks, and a
-shuffle buffer as other loaders have.
+"""How well a source's orders mix, and what reading them costs: shuffles, block shuffles, a buffer.
 
     python benchmarks/data_order_mixing.py [--out benchmarks/results/data_order_mixing.json] && make docs
 
-A corpus of samples in shards of uneven size is laid out as numbers only. Of every order the first epochs are
-cut into global batches, and of each batch the pairs of its samples are looked at:
+A corpus of samples in shards of uneven size is represented by numbers only. For each order, the first epochs
+are cut into global batches, and the pairs of samples within a batch are counted:
 
     same_shard   pairs from one shard, over what the full shuffle is expected to have: 1 is perfect
     near         pairs at most NEAR samples apart in the shards, over the same for the full shuffle
@@ -91,9 +90,7 @@ def by_order(order: Order) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def through_buffer(ends: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Returns the order of shards in random order through a buffer that gives a random sample for every one
-    it takes.
-    """
+    """Returns shards in random order passed through a shuffle buffer of random replacement."""
     starts = np.concatenate([[0], ends[:-1]])
     stream = np.concatenate([np.arange(starts[shard], ends[shard]) for shard in draw.permutation(len(ends))])
     buffer, out, places = list(stream[:BUFFER]), [], draw.integers(0, BUFFER, len(stream))
@@ -154,12 +151,12 @@ def measure(
 
 
 def near_pairs(ordered: np.ndarray) -> int:
-    """Counts the pairs of a sorted batch that lie at most NEAR apart."""
+    """Counts the pairs of a sorted batch that are at most NEAR apart."""
     return int((np.searchsorted(ordered, ordered + NEAR, side="right") - np.arange(len(ordered)) - 1).sum())
 
 
 def amplification(order: np.ndarray, machines: int) -> float:
-    """Returns what all machines fetch, over the corpus; the first of them stands for all."""
+    """Returns what all machines fetch, relative to the corpus; the first machine is representative."""
     whole = order[: len(order) // BATCH * BATCH].reshape(-1, machines, BATCH // machines)[:, 0].ravel()
     cached: OrderedDict[int, None] = OrderedDict()
     fetched, most = 0, int(CACHE_SHARE * SAMPLES / PART)

@@ -1,8 +1,7 @@
-"""Keeps a finished demo's numbers, from which the pages are made: python benchmarks/demo.py
-runs/demo-ten-minutes
+"""Stores a finished demo's numbers for the docs: python benchmarks/demo.py runs/demo-ten-minutes
 
-Writes benchmarks/results/demo_<work>.json: the run's demo.json with the metrics of its evaluation.json added.
-`make docs` fills the pages then.
+Writes benchmarks/results/demo_<work>.json: the run's demo.json plus the metrics of its evaluation.json. Then
+`make docs` fills the pages.
 """
 
 from __future__ import annotations

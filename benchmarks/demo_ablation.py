@@ -1,13 +1,12 @@
-"""Ranks choices of the demo's recipe by what they reach in a drawing style held out of TRAINING; the demo's
-test styles take no part.
+"""Ranks choices of the demo's recipe by results on a held-out TRAINING style; test styles are unused.
 
     python benchmarks/demo_ablation.py [ROW ...]
 
-Every row sees 61,440 pairs of the other five styles with the contrastive loss alone, on one rank with one
-thread, and is judged on the 550 drawings of the style left out: zero-shot concept among all concepts of
-training, in colour and turned to black and white by each drawing's mean luminance. The work is fixed, so load
-does not change a result; what it costs is counted in seconds of processor time, which load changes little.
-Writes benchmarks/results/demo_ablation.json, row by row; a standard error of top-5 is about 1.3 points.
+Every row sees 61,440 pairs of the other five styles with only the contrastive loss, on one rank with one
+thread. It is scored on the 550 drawings of the held-out style: zero-shot concept among all training concepts,
+in colour and converted to black and white by each drawing's mean luminance. The amount of work is fixed, so
+load does not change results; cost is measured in CPU seconds, which load changes little. Writes
+benchmarks/results/demo_ablation.json, row by row; a standard error of top-5 is about 1.3 points.
 """
 
 from __future__ import annotations
@@ -75,13 +74,13 @@ class Row:
     image_layers: int = 4
     text_layers: int = 2
     multimodal_layers: int = 2
-    """Takes no part; but the initial numbers depend on it."""
+    """Unused, but the initial weights depend on it."""
     projection: int = 192
     logit_scale: float = 2.6592
     weak: bool = False
 
     def overrides(self) -> list[str]:
-        """Spells the choice as options of the recipe `demo`."""
+        """Returns the choice as options of the recipe `demo`."""
         words = {
             "optimizer.lr": self.lr,
             "model.logit-scale-init": self.logit_scale,
@@ -155,7 +154,7 @@ def hold_out(root: Path) -> None:
 
 
 def score(run: Path, root: Path) -> dict[str, float]:
-    """Evaluates a run on the style left out."""
+    """Evaluates a run on the held-out style."""
     opened = open_model(run)
     config, model = opened.config, opened.frozen()
     inputs, held_out = build_inputs(config, root), read_samples(FOLDER / "held-out")
@@ -178,9 +177,7 @@ def score(run: Path, root: Path) -> dict[str, float]:
 
 
 def black_and_white(pixels: Tensor) -> Tensor:
-    """Splits each drawing at the mean luminance of what is not paper: [N 3 S S] uint8 -> the same, two
-    values.
-    """
+    """Thresholds each drawing at the mean luminance of its non-paper pixels: [N 3 S S] uint8 -> same."""
     luminance = (pixels.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
     ink = luminance < 250
     split = torch.where(ink, luminance, 0).sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)
@@ -193,8 +190,9 @@ def black_and_white(pixels: Tensor) -> Tensor:
 
 
 def cost(row: Row, root: Path, repeats: int = 6) -> float:
-    """Counts the processor time of forward and backward of one rank's part of a demo's pair step, all its
-    losses, in bf16: seconds, the least of some.
+    """Measures the minimum CPU seconds of forward and backward of a demo's pair step.
+
+    One rank's share, with all losses, in bf16.
     """
     shape = [word for word in row.overrides() if "objectives" not in word]
     names = {"--model", *(f"--model.{part}" for part in ("image", "text", "multimodal"))}
@@ -240,7 +238,7 @@ def embed(model: FrozenModel, pixels: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Trains and evaluates the rows that were asked for."""
+    """Trains and evaluates the requested rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

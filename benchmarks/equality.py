@@ -2,8 +2,8 @@
 
     python benchmarks/equality.py && make docs
 
-Runs, reference and what is compared are those of tests/training/equality_scenarios.py. Rows go to
-benchmarks/results/equality.json as each number of ranks is done.
+Runs, reference and comparison are those of tests/training/equality_scenarios.py. Rows are written to
+benchmarks/results/equality.json as each number of ranks finishes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Injects every fault of docs/faults.md into runs of the real trainer on two ranks, and writes what a user
-sees.
+"""Injects every fault of docs/faults.md into the real trainer on two ranks; records what a user sees.
 
     python benchmarks/faults.py && make docs
 
@@ -24,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 
 
 def main() -> int:
-    """Runs everything; returns 1 where a curve differs."""
+    """Runs everything. Returns 1 if a curve differs."""
     from fault_cases import Gauntlet, every_fault
 
     with tempfile.TemporaryDirectory() as name:

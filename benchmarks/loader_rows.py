@@ -1,10 +1,9 @@
-"""The loaders that data_loader.py compares, one per process: endless streams of batches from the same shards,
-timed in steady state.
+"""The loaders that data_loader.py compares, one per process, timed in steady state.
 
     python benchmarks/loader_rows.py ROW SHARDS [--samples N]
 
-prints one line of JSON: samples, seconds, and CPU seconds (user and system) of this process and its workers,
-without start and warm-up.
+Each is an endless stream of batches from the same shards. Prints one line of JSON: samples, seconds, and CPU
+seconds (user and system) of this process and its workers, without start-up and warm-up.
 """
 
 from __future__ import annotations
@@ -36,8 +35,9 @@ Stream = Iterator[int]
 
 
 def flava_ds(folder: Path, *, objectives: bool) -> Stream:
-    """Our loader: uint8 pixels and packed tokens; with the objectives two views, masks and mismatches, else
-    one view for the contrastive loss alone.
+    """Our loader: uint8 pixels and packed tokens.
+
+    With the objectives, two views, masks and mismatches; else one view for the contrastive loss.
     """
     from flava_ds.config import (
         CodebookConfig,
@@ -72,7 +72,7 @@ def flava_ds(folder: Path, *, objectives: bool) -> Stream:
 
 
 def contrastive_alone(objectives):
-    """Takes the masked and the matching losses out."""
+    """Removes the masked and matching losses."""
     from dataclasses import replace
 
     off = {
@@ -83,7 +83,7 @@ def contrastive_alone(objectives):
 
 
 def open_clip(folder: Path) -> Stream:
-    """open_clip's own train pipeline, as `--dataset-type webdataset --workers 2` makes it."""
+    """open_clip's own train pipeline, as created by `--dataset-type webdataset --workers 2`."""
     import open_clip
     from open_clip.transform import image_transform
     from open_clip_train.data import get_data
@@ -111,8 +111,9 @@ def open_clip(folder: Path) -> Stream:
 
 
 def webdataset_pillow(folder: Path, *, two_views: bool) -> Stream:
-    """Plain webdataset and Pillow's decode, a Rust tokenizer per caption: torchvision's usual transforms to
-    float32, or FLAVA's two views, uint8.
+    """Plain webdataset with Pillow's decode and a Rust tokenizer per caption.
+
+    Torchvision's usual transforms to float32, or FLAVA's two views in uint8.
     """
     import webdataset as wds
     from torchvision import transforms
@@ -140,8 +141,9 @@ def webdataset_pillow(folder: Path, *, two_views: bool) -> Stream:
 
 
 def webdataset_uint8(folder: Path) -> Stream:
-    """Plain webdataset with the quickest parts of torchvision: libjpeg-turbo to uint8, a tensor crop, a Rust
-    tokenizer on whole batches.
+    """Plain webdataset with the fastest parts of torchvision.
+
+    libjpeg-turbo to uint8, a tensor crop, and a Rust tokenizer on whole batches.
     """
     import webdataset as wds
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -170,7 +172,7 @@ def webdataset_uint8(folder: Path) -> Stream:
 
 
 def through_webdataset(folder: Path, stages: list) -> Stream:
-    """Reads shards over and over with a shuffle buffer of 1000 samples, in WORKERS processes."""
+    """Reads shards endlessly with a shuffle buffer of 1000 samples, in WORKERS processes."""
     import webdataset as wds
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
@@ -198,7 +200,7 @@ def padding_tokenizer() -> Callable[[list[str]], torch.Tensor]:
 
 
 def decode_and_crop(folder: Path, *, sizes: tuple[int, ...]) -> Stream:
-    """Our decoder and crop alone, over bytes in memory: no shard, no text, no transport."""
+    """Only our decoder and crop, on bytes in memory: no shards, text or transport."""
     from flava_ds.config import ImageTransformConfig
     from flava_ds.data.decode import decode_image
     from flava_ds.data.transforms import ImageTransform
@@ -214,7 +216,7 @@ def decode_and_crop(folder: Path, *, sizes: tuple[int, ...]) -> Stream:
 
 
 def pillow(folder: Path, *, two_views: bool) -> Stream:
-    """Pillow's decode and crop alone, to uint8."""
+    """Only Pillow's decode and crop, to uint8."""
     from PIL import Image
 
     for pictures in in_memory(folder):
@@ -226,9 +228,7 @@ def pillow(folder: Path, *, two_views: bool) -> Stream:
 
 
 def pillow_views(picture, *, two_views: bool) -> list[torch.Tensor]:
-    """Crops with Pillow, to uint8: 224 bicubic and, of the same crop, 112 Lanczos, as the released code makes
-    them.
-    """
+    """Crops with Pillow to uint8: 224 bicubic and, for the same crop, 112 Lanczos, like the released code."""
     from PIL import Image
     from torchvision.transforms import RandomResizedCrop
 
@@ -241,7 +241,7 @@ def pillow_views(picture, *, two_views: bool) -> list[torch.Tensor]:
 
 
 def in_memory(folder: Path) -> Iterator[list[bytes]]:
-    """Yields batches of encoded pictures without end."""
+    """Yields batches of encoded images endlessly."""
     pictures = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -266,14 +266,13 @@ ROWS: dict[str, Callable[[Path], Stream]] = {
 
 
 ALONE = ("decode_crop", "decode_crop_two_views", "pillow", "pillow_two_views")
-"""Rows without loader processes: WORKERS copies run side by side, so that cores and caches are shared as
-among loader processes.
-"""
+"""Rows without loader processes: WORKERS copies run in parallel, to share cores and caches equally."""
 
 
 def cpu_seconds() -> float:
-    """Returns user and system time of this process and of its children, running and ended. Source: proc(5),
-    /proc/PID/stat.
+    """Returns user and system time of this process and its children, running and ended.
+
+    Source: proc(5), /proc/PID/stat.
     """
     ticks, children = 0, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for process in ("self", *children):
@@ -283,8 +282,9 @@ def cpu_seconds() -> float:
 
 
 def measure(stream: Stream, samples: int) -> dict[str, float]:
-    """Times `samples` of a stream behind a warm-up. Nothing is done with the batches, so the workers set the
-    pace and hold no lead.
+    """Times `samples` of a stream after a warm-up.
+
+    Batches are discarded, so the workers set the pace and build up no lead.
     """
     seen = 0
     while seen < WARM_UP:

@@ -1,9 +1,8 @@
-"""Shards for loader benchmarks: JPEGs of 500 x 375 pixels as heavy as photographs, made from the demo's
-drawings and captions and a seed.
+"""Shards for loader benchmarks: photo-like JPEGs of 500 x 375 from the demo's drawings and a seed.
 
-A picture is a cloud whose spectrum falls as photographs' do, with drawings pasted at several sizes and a
-sensor's grain over all. What a decoder and a resize cost depends on pixels and coded bytes: at quality 90
-with 4:2:0 these have 20 to 110 kB, 50 kB on average, as JPEGs of this size from the web.
+An image is a cloud with the spectrum of photographs, with drawings pasted at several sizes, under a sensor's
+grain. The cost of decoding and resizing depends on pixels and coded bytes: at quality 90 with 4:2:0 these
+have 20 to 110 kB, 50 kB on average, like JPEGs of this size from the web.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ _COLOURS = np.array([[1.0, 0.0, 0.0], [0.92, 0.39, 0.0], [0.85, 0.26, 0.46]])
 
 
 def photo_shards(folder: Path, count: int = 2000, per_shard: int = 250, seed: int = 0) -> dict[str, float]:
-    """Writes shards in img2dataset's layout unless the folder has them, and returns what they hold: samples,
-    shards, mean bytes of a picture.
-    """
+    """Writes shards in img2dataset's layout if missing. Returns samples, shards, mean image bytes."""
     summary = folder / "summary.json"
     wanted = {"samples": count, "shards": -(-count // per_shard), "seed": seed}
     if summary.is_file():
@@ -55,7 +52,7 @@ def photo_shards(folder: Path, count: int = 2000, per_shard: int = 250, seed: in
 
 
 def photographs(count: int, seed: int, demo: Path) -> Iterator[tuple[bytes, str]]:
-    """Yields encoded pictures and their captions; `demo` is where the demo's data is unpacked."""
+    """Yields encoded images and their captions; `demo` is the folder of the unpacked demo data."""
     draw = np.random.default_rng(seed)
     drawings = list(_drawings(demo, 2000))
     fields = [_field(draw, exponent) for exponent in np.linspace(1.5, 2.3, _FIELDS)]
@@ -88,9 +85,7 @@ def photographs(count: int, seed: int, demo: Path) -> Iterator[tuple[bytes, str]
 
 
 def _field(draw: np.random.Generator, exponent: float) -> np.ndarray:
-    """Draws a random field of unit variance whose amplitudes fall with the frequency to `exponent`: [H W 3]
-    float32.
-    """
+    """Draws a unit-variance random field with amplitudes ~ frequency^exponent: [H W 3] float32."""
     rows, columns = np.fft.fftfreq(_FIELD_EDGE)[:, None], np.fft.rfftfreq(_FIELD_EDGE)[None]
     frequency = np.hypot(rows, columns)
     frequency[0, 0] = np.inf
@@ -122,7 +117,7 @@ def _drawings(demo: Path, count: int) -> Iterator[tuple[Image.Image, str]]:
 
 
 def _in_shards(pictures: Iterator[tuple[bytes, str]], size: int) -> Iterator[list[tuple[bytes, str]]]:
-    """Cuts a stream into lists of `size`."""
+    """Splits a stream into lists of `size`."""
     chunk = []
     for picture in pictures:
         chunk.append(picture)

@@ -1,11 +1,10 @@
-"""Do two commits train alike? Runs both on this machine and compares every logged loss, accuracy and gradient
-norm bit by bit.
+"""Compares two commits' training bit by bit: every logged loss, accuracy and gradient norm.
 
     python benchmarks/same_curves.py d55cb17 HEAD
 
-Each commit is checked out beside the repository and imported from there, with the libraries of this
-environment. Runs are those of flava_debug on 1 and 2 ranks in every ZeRO stage, its first steps with our
-kernels in Triton's interpreter, and the first 50 steps of the demo's recipe. The result goes into
+Each commit is checked out next to the repository and imported from there, with this environment's libraries.
+The runs are flava_debug on 1 and 2 ranks in every ZeRO stage, its first steps with our kernels in Triton's
+interpreter, and the first 50 steps of the demo's recipe. The result goes to
 benchmarks/results/same_curves.json.
 """
 
@@ -49,12 +48,12 @@ RUNS = (
 
 
 def main() -> int:
-    """Compares two commits; returns 1 when a number differs."""
+    """Compares two commits. Returns 1 if a number differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument(
-        "--only", type=int, nargs="*", help="numbers of the runs to make, from 0 (default: all)"
+        "--only", type=int, nargs="*", help="indices of the runs to make, from 0 (default: all)"
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -81,7 +80,7 @@ def main() -> int:
 
 
 def check_out(commit: str, folder: Path) -> tuple[str, Path]:
-    """Makes a work tree of a commit; returns its hash and the folder."""
+    """Creates a work tree of a commit. Returns its hash and the folder."""
     subprocess.run(
         ["git", "worktree", "add", "--detach", str(folder), commit], cwd=ROOT, check=True, capture_output=True
     )
@@ -92,7 +91,7 @@ def check_out(commit: str, folder: Path) -> tuple[str, Path]:
 
 
 def train(run: Run, folder: Path) -> list[dict[str, float]]:
-    """Trains with the code in `folder` and returns the numbers of every step."""
+    """Trains with the code in `folder`. Returns the numbers of every step."""
     name = "_".join(str(value) for value in asdict(run).values())
     shutil.rmtree(folder / "curves" / name, ignore_errors=True)
     words = [
@@ -151,11 +150,10 @@ def train(run: Run, folder: Path) -> list[dict[str, float]]:
 
 
 def settings_of_then(run: Run, folder: Path) -> list[str]:
-    """Returns the options that give new code what d55cb17 had; that one takes none: it has other options for
-    sources.
+    """Returns options that give new code d55cb17's behaviour; d55cb17 itself gets none.
 
-    Every source gets the seed of its place, which its name has decided since, pairs their transform and the
-    demo its model before it was made to learn more in less work.
+    Every source gets the seed of its position (now derived from its name), pairs their old transform, and the
+    demo its old model.
     """
     if not (folder / "flava_ds" / "config" / "data.py").is_file():
         return []
@@ -204,7 +202,7 @@ def settings_of_then(run: Run, folder: Path) -> list[str]:
 
 
 def compare(old: list[dict[str, float]], new: list[dict[str, float]]) -> dict[str, int]:
-    """Counts the numbers of two curves, and those that differ in a bit or are in one of them only."""
+    """Counts the numbers of two curves, and those that differ in a bit or are missing from one."""
     compared = different = abs(len(old) - len(new))
     for ours, theirs in zip(old, new, strict=False):
         keys = {*ours, *theirs}

@@ -2,11 +2,11 @@
 
     python benchmarks/same_speed.py d55cb17 HEAD --shards FOLDER [--rounds 7]
 
-What counts is CPU time, user and system, of all processes: another program on the machine changes it less
-than the clock. A step costs the difference between a run of many steps and one of few, divided by the steps
-in between. A sample costs what `loader_rows.py` of the commit itself reports, which leaves the start out.
-FOLDER gets photographs unless it has them (photo_shards.py). Both commits run in turn in every round, and the
-ratio is formed within a round. Writes benchmarks/results/same_speed.json.
+The metric is CPU time, user and system, of all processes, which other programs on the machine affect less
+than wall-clock time. A step's cost is the difference between a long and a short run, divided by the steps in
+between. A sample's cost is the report of the commit's own `loader_rows.py`, which excludes start-up. FOLDER
+gets photographs unless it has them (photo_shards.py). Both commits run in turn in every round, and ratios are
+computed within a round. Writes benchmarks/results/same_speed.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from same_curves import ROOT, Run, check_out, train
 
 RESULTS = ROOT / "benchmarks" / "results" / "same_speed.json"
 STEPS = {"flava_debug": (20, 220), "demo": (5, 45)}
-"""Of the short and the long run, by recipe."""
+"""Steps of the short and the long run, by recipe."""
 LOADER_ROWS = ("flava_ds", "flava_ds_two_views")
 
 
@@ -84,7 +84,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def cpu_seconds(run: Run, folder: Path) -> float:
-    """Trains, and returns the CPU time of all its processes."""
+    """Trains. Returns the CPU time of all its processes."""
     before = os.times()
     train(run, folder)
     after = os.times()
@@ -92,7 +92,7 @@ def cpu_seconds(run: Run, folder: Path) -> float:
 
 
 def ratios(costs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Returns new / old of each row: the median over rounds, the least and the most."""
+    """Returns new / old of each row: median over rounds, minimum and maximum."""
     found = {}
     for name, sides in costs.items():
         values = [new / old for old, new in zip(sides["old"], sides["new"], strict=True)]

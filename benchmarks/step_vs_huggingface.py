@@ -1,5 +1,4 @@
-"""Times forward + backward of one pair, one image and one text step against Hugging Face's FLAVA, side by
-side in one run.
+"""Times forward + backward of pair, image and text steps against Hugging Face's FLAVA, side by side.
 
     python benchmarks/step_vs_huggingface.py [--rounds 5] [--out benchmarks/results/step_vs_huggingface.json]
 
@@ -10,11 +9,11 @@ The configuration is small enough for two CPU cores: width 192, 3 heads, MLP 768
     demo   caption lengths of the demo's training pairs and glosses; Hugging Face pads to 77 as its published
            pipelines do, and, as a second peer, only to the longest of the batch
 
-Our trainer has the C library keep freed memory on a CPU (flava_ds/ranks/allocator.py), so our side does here;
-theirs runs as it comes, and once more with the same setting, so that the two effects can be told apart.
+Our trainer makes the C library keep freed memory on a CPU (flava_ds/ranks/allocator.py), so our side does
+here. Theirs runs unmodified, and once more with the same setting, to separate the two effects.
 
-Each measurement is a process of its own, so that its peak memory is its own; processes alternate, so that a
-drift of the machine hits all alike. Prints a table and writes JSON.
+Each measurement runs in its own process, so that peak memory is its own; processes alternate, so that drift
+of the machine affects all alike. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def run_process(lengths: str, implementation: str, threads: int) -> dict:
-    """Measures in a fresh process."""
+    """Measures in a new process."""
     command = [sys.executable, __file__, "--measure", lengths, implementation, "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return json.loads(
@@ -109,7 +108,7 @@ def measure(lengths: str, implementation: str, threads: int) -> dict:
 
 
 def configuration():
-    """The peers' common shape."""
+    """Returns the peers' common shape."""
     from flava_ds.config import (
         CodebookConfig,
         Config,
@@ -130,7 +129,7 @@ def configuration():
 
 
 def batches(lengths: str) -> list:
-    """One batch per kind: 38 % of the patches and 15 % of the tokens masked, one pair in ten mismatched."""
+    """Returns a batch per kind: 38 % of patches and 15 % of tokens masked, one pair in ten mismatched."""
     import torch
 
     from flava_ds.batch import Batch, Kind
@@ -157,7 +156,7 @@ def batches(lengths: str) -> list:
 
 
 def text_fields(lengths: list[int], matched, draw) -> dict:
-    """Random ids of the given lengths, 15 % of them masked."""
+    """Returns random ids of the given lengths, 15 % of them masked."""
     import torch
 
     total, owner = sum(lengths), torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -175,7 +174,7 @@ def text_fields(lengths: list[int], matched, draw) -> dict:
 
 
 def demo_lengths(kind: str) -> list[int]:
-    """Token counts, special tokens included, of the first texts of the demo's training data."""
+    """Returns token counts, special tokens included, of the first texts of the demo's training data."""
     from flava_ds.config import SourceConfig
     from flava_ds.data.loader import iterate_once
     from flava_ds.data.tokenizer import WordPieceTokenizer
@@ -196,7 +195,7 @@ def demo_lengths(kind: str) -> list[int]:
 
 
 def our_step():
-    """Returns batch -> callable that runs forward and backward once."""
+    """Returns a function from a batch to a callable that runs forward and backward once."""
     import torch
 
     from flava_ds.families.flava.task import build_task
@@ -218,9 +217,7 @@ def our_step():
 
 
 def their_step(text_length: int | None):
-    """The same for transformers; text is padded to `text_length`, or to the longest of the batch where it is
-    None.
-    """
+    """Returns the same for transformers, padded to `text_length`, or to the batch's longest if None."""
     import torch.nn.functional as F
     from transformers import FlavaConfig, FlavaForPreTraining
 
@@ -242,7 +239,7 @@ def their_step(text_length: int | None):
 
         def run() -> None:
             model.zero_grad()
-            # transformers overwrites the labels it is given
+            # transformers overwrites its labels
             model(**{name: tensor.clone() for name, tensor in inputs.items()}).loss.backward()
 
         return run
@@ -251,7 +248,7 @@ def their_step(text_length: int | None):
 
 
 def summarize(lengths: str, implementation: str, runs: list[dict], ours: list[dict]) -> dict:
-    """Medians over processes, and the median of the paired ratios of summed time."""
+    """Returns medians over processes, and the median of the paired ratios of total time."""
     total = [sum(run["seconds"].values()) for run in runs]
     our_total = [sum(run["seconds"].values()) for run in ours]
     return {
@@ -272,7 +269,7 @@ def summarize(lengths: str, implementation: str, runs: list[dict], ours: list[di
 
 
 def versions() -> dict:
-    """What was measured."""
+    """Returns the measured versions."""
     import torch
     import transformers
     from flava_kernels.bench.machine import device_name
@@ -286,7 +283,7 @@ def versions() -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown, one line per row."""
+    """Returns a Markdown table, one line per row."""
     lines = [
         "| text | implementation | pair s | image s | text s | sum s | time / flava_ds | peak MiB |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,12 +1,11 @@
-"""Trains a recipe for a few steps on the demo's data and prints time, rate and MFU of a step of each kind:
-what the kernels are worth end to end.
+"""Trains a recipe for a few steps on the demo's data; prints time, rate and MFU per kind of step.
 
     python benchmarks/train_steps.py --out FOLDER [--recipe flava_base] [--steps 40] [--batch 256]
 
-The run is an ordinary one on one rank: DeepSpeed, the loader, all six losses; the demo's pictures are
-enlarged to the recipe's size, its captions are tokenised with the recipe's vocabulary, and the image codebook
-is random where the recipe names none. Every step is a line of the log, so each waits for the device once.
-Writes FOLDER/train_steps.json; the last line printed sums it up.
+The run is a normal one on one rank: DeepSpeed, the loader, all six losses. The demo's images are enlarged to
+the recipe's size, its captions are tokenised with the recipe's vocabulary, and the image codebook is random
+unless the recipe names one. Every step is logged, so each waits for the device once. Writes
+FOLDER/train_steps.json; the last printed line is a summary.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from flava_ds.watching.log_line import flop_rate
 from flava_ds.watching.run_log import read_log
 
 WARM_UP = 3
-"""Steps of each kind that are left out: the first ones compile and allocate."""
+"""Steps of each kind to leave out: the first ones compile and allocate."""
 
 
 def main() -> int:
-    """Trains, reads the log, and writes the summary; returns the run's exit status."""
+    """Trains, reads the log, and writes the summary. Returns the run's exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +37,7 @@ def main() -> int:
         "--override",
         nargs=argparse.REMAINDER,
         default=[],
-        help="further fields of the configuration, as `flava-ds train` takes them",
+        help="further options, as for `flava-ds train`",
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ def main() -> int:
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
-    """Returns what a run of a few steps on the demo's data changes in a recipe."""
+    """Returns the overrides for a run of a few steps on the demo's data."""
     from flava_ds.demo.dataset import unpack
     from flava_ds.recipes import RECIPES
 
@@ -89,9 +88,7 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def summarize(steps: list[dict]) -> dict[str, dict[str, float]]:
-    """Takes medians over the steps of each kind after its warm-up; a kind with no more steps than that is
-    left out.
-    """
+    """Returns medians over each kind's steps after its warm-up; kinds without any are left out."""
     found = {}
     for kind in ("pair", "image", "text"):
         kept = [step for step in steps if step["kind"] == kind][WARM_UP:]
@@ -105,9 +102,7 @@ def summarize(steps: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def describe(kind: str, found: dict[str, float]) -> str:
-    """Writes one kind's numbers; MFU is against the rate of plain matrix products measured on the same
-    device.
-    """
+    """Formats one kind's numbers; MFU is relative to the matrix product rate measured on the device."""
     rate = f"{flop_rate(found['flops_per_second'])} = {100 * found['mfu']:.0f} % of GEMM"
     return (
         f"{kind} {1e3 * found['seconds_per_step']:.0f} ms, {found['samples_per_second']:.0f} samples/s, "

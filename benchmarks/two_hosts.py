@@ -1,9 +1,10 @@
-"""Trains on two pretended hosts and on one, and keeps the logs, for docs/multi_node.md.
+"""Trains on two simulated hosts and on one, and records the logs for docs/multi_node.md.
 
     python benchmarks/two_hosts.py && make docs
 
-The hosts are network namespaces of this machine with an sshd each (tests/launchers/pretend_hosts.py); needs
-root and Debian's iproute2, openssh-server, pdsh and openmpi-bin. Writes benchmarks/results/two_hosts.json.
+The hosts are network namespaces of this machine with an sshd each (tests/launchers/pretend_hosts.py). This
+needs root and Debian's iproute2, openssh-server, pdsh and openmpi-bin. Writes
+benchmarks/results/two_hosts.json.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "launchers"))
 RESULTS = ROOT / "benchmarks" / "results" / "two_hosts.json"
 TERMINAL = "\x1b[K"
-"""What begins a line on a terminal, where it replaces the last one."""
+"""Starts a line that replaces the previous one on a terminal."""
 
 
 def own_words(printed: str) -> list[str]:
-    """Returns what the ranks printed, and that they ended; without the launcher's commands, which name
-    folders of this machine.
+    """Returns what the ranks printed and that they ended.
+
+    The launcher's commands are left out: they name folders of this machine.
     """
     # mpirun gives ranks a terminal
     lines = (line.removeprefix(TERMINAL) for line in printed.replace("\r", "\n").splitlines())
@@ -33,7 +35,7 @@ def own_words(printed: str) -> list[str]:
 
 
 def main() -> int:
-    """Runs everything; returns 1 where a curve differs."""
+    """Runs everything. Returns 1 if a curve differs."""
     from pretend_hosts import ADDRESSES, missing, two_hosts
     from two_host_runs import LAUNCHERS, STEPS, run_on_one_host, run_on_two_hosts
 

@@ -1,10 +1,9 @@
-"""What the exact contrastive loss of a whole step costs with gradient accumulation: memory and time of its
-two passes, for docs/equality.md.
+"""Memory and time of the exact contrastive loss's two passes, for docs/equality.md.
 
     python benchmarks/two_pass.py [--rounds 9] && make docs
 
-Model and micro-batches (32 pairs with the demo's caption lengths) are those of step_vs_huggingface.py; steps
-are forward and backward, no optimizer.
+Model and micro-batches (32 pairs with the demo's caption lengths) are those of step_vs_huggingface.py. Steps
+are forward and backward, without an optimizer.
 
     memory   a process per number of micro-batches and per way to have all negatives: two passes, or one graph
              over all samples at once. The peak of a process is taken over what it held before the step.
@@ -29,15 +28,13 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "two_pass.json"
 MICRO_BATCHES = 4
 MEMORY = {"two passes": (1, 2, 4, 8, 16), "one graph": (1, 2, 4)}
-"""Numbers of micro-batches by way."""
+"""Numbers of micro-batches by method."""
 OBJECTIVES = {"all six": 1.0, "all six, a quarter of the pairs masked": 0.25, "contrastive alone": 0.0}
-"""What a step trains on: the share of each pair batch that goes through the masked passes."""
+"""A step's objectives, as the share of each pair batch that goes through the masked passes."""
 
 
 def main() -> int:
-    """Measures all and writes the results, or (with --peak or --ratio) measures one thing and prints its
-    JSON.
-    """
+    """Measures all and writes the results, or (with --peak or --ratio) one thing and prints its JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,7 +74,7 @@ def main() -> int:
 
 
 def child(*arguments: str) -> dict:
-    """Measures in a fresh process of one thread."""
+    """Measures in a new process with one thread."""
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -89,7 +86,7 @@ def child(*arguments: str) -> dict:
 
 
 def settings(masked_share: float):
-    """Returns the configuration, with the contrastive loss alone where nothing is masked."""
+    """Returns the configuration, with only the contrastive loss if nothing is masked."""
     from step_vs_huggingface import configuration
 
     from flava_ds.config import ImageTextMatchingConfig, MaskedImageConfig, MaskedTextConfig, flava_objectives
@@ -102,7 +99,7 @@ def settings(masked_share: float):
 
 
 def micro_batch(masked_share: float):
-    """Returns a micro-batch of pairs, the given share of it masked."""
+    """Returns a micro-batch of pairs, with the given share masked."""
     from step_vs_huggingface import batches
 
     whole = batches("demo")[0]
@@ -141,7 +138,7 @@ def cut(batch, size: int):
 
 
 def repeated(batch, number: int):
-    """Returns `number` copies of a fully masked batch as one."""
+    """Returns `number` copies of a fully masked batch as one batch."""
     import torch
 
     tokens, patches, places = (
@@ -173,8 +170,9 @@ def repeated(batch, number: int):
 
 
 def accumulate(module, batches: list, *, exact: bool) -> None:
-    """Adds up the gradients of a step, as trainer and engine do: `exact` in two passes, else with the
-    negatives of each micro-batch.
+    """Accumulates a step's gradients like trainer and engine.
+
+    `exact` in two passes, else with each micro-batch's own negatives.
     """
     import torch
 
@@ -194,9 +192,7 @@ def accumulate(module, batches: list, *, exact: bool) -> None:
 
 
 def peak(way: str, number: int) -> dict:
-    """Returns the growth of this process's peak memory during a step, and the bytes of its batches and
-    features, in MiB.
-    """
+    """Returns this process's peak memory growth during a step, and its batch and feature bytes, in MiB."""
     from flava_ds.families.flava.task import build_task
 
     config = settings(1.0)
@@ -214,14 +210,12 @@ def peak(way: str, number: int) -> dict:
 
 
 def resident_mib() -> float:
-    """Returns this process's memory in use."""
+    """Returns this process's resident memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def ratio(masked_share: float, rounds: int) -> dict:
-    """Returns the ratios of processor time of two passes to one, round by round, and their floor by
-    arithmetic.
-    """
+    """Returns the CPU time ratios of two passes to one, per round, and their theoretical floor."""
     from flava_ds.watching.flops import forward_flops, step_flops
 
     from flava_ds.families.flava.task import build_task

@@ -1,6 +1,8 @@
-# make demo [WORK=hour | MINUTES=20] [CODEBOOK=train]   make test [TEST_FLAGS=--full]   make check   make types   make kernels   make bench   make docs
-# The environment is installed on first use, and again only after setup.py or pyproject.toml has changed: what the demo needs for the
-# demo, everything for the others.
+# make demo [WORK=hour | MINUTES=20] [CODEBOOK=train]
+# make test [TEST_FLAGS=--full]   make check   make types   make kernels   make bench   make docs
+# make results
+# The first use installs the environment, and so does the next one after setup.py or pyproject.toml changed:
+# for the demo only its dependencies, for the others all.
 
 PYTHON     ?= python3
 WORK       ?= ten-minutes
@@ -10,14 +12,15 @@ DEMO_STAMP := $(VENV)/.installed-demo
 STAMP      := $(VENV)/.installed
 EXTRAS     := demo,hf,eval,triton,dev
 
-# What the pages about distributed training show, in the order of how long it takes: about half an hour in all.
+# Measurements for the pages about distributed training, fastest first: about half an hour in all.
 RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
 
 .PHONY: demo test check types kernels bench docs results
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_STAMP)
-	@$(BIN)/flava-ds demo $(if $(MINUTES),--minutes $(MINUTES),--work $(WORK)) $(if $(CODEBOOK),--codebook $(CODEBOOK)) $(DEMO_FLAGS)
+	@$(BIN)/flava-ds demo $(if $(MINUTES),--minutes $(MINUTES),--work $(WORK)) \
+	  $(if $(CODEBOOK),--codebook $(CODEBOOK)) $(DEMO_FLAGS)
 
 test: $(STAMP)
 	@sh .ci/run_tests $(BIN) $(TEST_FLAGS)
@@ -32,8 +35,8 @@ check: $(STAMP)
 types: $(STAMP)
 	@$(BIN)/mypy
 
-# Compiles the kernels that have changed, with both versions of Triton, runs the bugs planted in them, and writes the records of both;
-# AOT_FLAGS=--update takes the new costs as the budget.
+# Compiles changed kernels with both versions of Triton, runs their planted bugs, and records both;
+# AOT_FLAGS=--update makes the new costs the budget.
 kernels: $(STAMP)
 	@$(BIN)/python -m flava_kernels.aot --csv kernels/aot.csv $(AOT_FLAGS)
 	@$(BIN)/python tests/triton_36.py -m flava_kernels.aot --csv kernels/aot.csv $(AOT_FLAGS)
@@ -56,7 +59,8 @@ $(DEMO_STAMP): WANTED := demo
 $(STAMP): WANTED := $(EXTRAS)
 $(DEMO_STAMP) $(STAMP): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or later is needed; name another one with PYTHON=python3.12" >&2; exit 2; }
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but 3.11 or later is needed;" \
+	    "name another one with PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || sh .ci/make_venv $(PYTHON) $(VENV)
 	@echo "installing flava_ds[$(WANTED)] into $(VENV), once: some minutes, most of them for torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(WANTED)]'

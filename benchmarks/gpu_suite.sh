@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in parts of less than ten minutes: every operator against fp64, every operator against its peers, and training steps
-# of flava_base with their MFU. A part that has finished on the same device is skipped the next time; a table comes last.
+# Everything that needs a GPU, in parts of less than ten minutes: every operator against fp64 and against its
+# peers, and training steps of flava_base with their MFU. Parts that have finished on this device are
+# skipped. A table comes last.
 #
-#   benchmarks/gpu_suite.sh [--out FOLDER] [--wheels FOLDER] [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
+#   benchmarks/gpu_suite.sh [--out FOLDER] [--wheels FOLDER] [--python PYTHON] [--only PATTERN] [--cpu]
+#                           [--dry-run]
 #
-#   --out      where logs, rows and finished parts are kept (default: runs/gpu_suite), in a folder named after the device or "cpu";
-#              remove NAME.done there to repeat a part
-#   --wheels   installs each wheel in FOLDER first, without a network and without what it depends on; pytest and all of that must be among them
-#   --only     the parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
-#   --cpu      the same parts in a minute or so on a CPU, with the references: does the suite itself work?
-#   --dry-run  prints the commands and runs none
+#   --out      folder for logs, rows and finished parts (default: runs/gpu_suite), with a subfolder named
+#              after the device or "cpu"; remove NAME.done there to repeat a part
+#   --wheels   first installs each wheel in FOLDER, offline and without dependencies; these, and pytest, must
+#              be among the wheels
+#   --only     parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
+#   --cpu      the same parts in about a minute on a CPU with the references, to test the suite itself
+#   --dry-run  prints the commands without running them
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry=""
 seconds=590
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -38,27 +41,30 @@ case $wheels in /* | "") ;; *) wheels=$PWD/$wheels ;; esac
 cd "$root"
 parts=() failed=()
 
-# install_wheels: one by one, so that one that does not fit this machine takes no other with it; pip passes over those that are installed
+# install_wheels: one by one, so that one that does not fit this machine does not affect the others; pip skips
+# installed ones
 install_wheels() {
     local wheel refused=0
     for wheel in "$wheels"/*.whl; do
         if [ -n "$dry" ]; then
             printf 'wheels: %s\n' "$python -m pip install --quiet --no-index --no-deps $wheel"
         elif ! "$python" -m pip install --quiet --no-index --no-deps "$wheel"; then
-            echo "error: ${wheel##*/} does not install (pip's reason is above); carry one for $("$python" -V) on this platform" >&2
+            echo "error: ${wheel##*/} does not install (pip's reason is above);" \
+                "carry one for $("$python" -V) on this platform" >&2
             refused=$((refused + 1))
         fi
     done
     [ "$refused" -eq 0 ] || exit 2
 }
 
-# device: how the folder of this machine's results is called
+# device: name of the folder for this machine's results
 device() {
     [ -z "$cpu" ] || { echo cpu; return; }
-    "$python" -c 'import re, torch; print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"))'
+    "$python" -c 'import re, torch
+print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"))'
 }
 
-# part NAME COMMAND...: runs it unless it has finished before; its log's last line is its result
+# part NAME COMMAND...: runs a part unless it has finished before; the last line of its log is its result
 part() {
     local name=$1 status=0 begun=$SECONDS
     shift
@@ -76,11 +82,13 @@ part() {
     echo "== $name"
     timeout --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1 || status=$?
     if [ "$status" -eq 0 ]; then
-        printf '%s s\t%s\n' "$((SECONDS - begun))" "$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1)" >"$out/$name.done"
+        printf '%s s\t%s\n' "$((SECONDS - begun))" \
+            "$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1)" >"$out/$name.done"
     else
         failed+=("$name")
         tail -n 20 "$out/$name.log"
-        [ "$status" -ne 124 ] || echo "error: $name took more than $seconds s; what was compiled is kept, so start again to go on" >&2
+        [ "$status" -ne 124 ] || echo "error: $name took more than $seconds s; what was compiled is kept," \
+            "so start again to go on" >&2
     fi
 }
 
@@ -94,22 +102,29 @@ if [ -n "$cpu" ]; then
     test='test_the_reference_equals' marker='not triton and not gpu' bench=(--device cpu --size quick)
     steps=(--recipe flava_debug --steps 40 --batch 8)
 else
-    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] || { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] ||
+        { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
     test='on_the_gpu' marker='gpu' bench=()
     steps=(--recipe flava_base --steps 40 --batch 256)
 fi
 
 if [ -z "$dry" ]; then
-    "$python" -c 'import pytest' 2>/dev/null || { echo "error: $python has no pytest; install it, or carry its wheels (pytest, pluggy, iniconfig, packaging)" >&2; exit 2; }
+    "$python" -c 'import pytest' 2>/dev/null || {
+        echo "error: $python has no pytest;" \
+            "install it, or carry its wheels (pytest, pluggy, iniconfig, packaging)" >&2
+        exit 2
+    }
     out=$out/$(device)
     mkdir -p "$out"
 fi
 
 for operator in $operators; do
-    part "check-$operator" "$python" -m pytest -m "$marker" -k "$test and [$operator-" tests/kernels/test_op.py
+    part "check-$operator" \
+        "$python" -m pytest -m "$marker" -k "$test and [$operator-" tests/kernels/test_op.py
 done
 for operator in $operators; do
-    part "bench-$operator" "$python" -m flava_kernels.bench --op "$operator" "${bench[@]}" --csv "$out/bench.csv"
+    part "bench-$operator" \
+        "$python" -m flava_kernels.bench --op "$operator" "${bench[@]}" --csv "$out/bench.csv"
 done
 part train "$python" benchmarks/train_steps.py --out "$out/train" "${steps[@]}"
 

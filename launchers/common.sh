@@ -1,25 +1,26 @@
-# Shared by the launchers: sourced, not run.
+# Shared by the launchers; sourced, not executed.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -d "$here/.venv/bin" ]; then
     PATH="$here/.venv/bin:$PATH"
 fi
 MODULE=flava_ds.train
-# Keeps Python from importing what lies in the working directory, which may be a folder of downloaded data.
+# Keeps Python from importing files in the working directory, which may be a folder of downloaded data.
 SAFE_PATH=PYTHONSAFEPATH=1
 export "${SAFE_PATH?}"
-# Seconds that torchrun leaves its ranks after SIGTERM to finish a step and write a checkpoint; it kills them after 30 otherwise.
+# Seconds after SIGTERM for the ranks to finish a step and write a checkpoint; torchrun's default is 30.
 GRACE=${GRACE:-280}
-# Signals that torchrun passes on to its ranks, which write a checkpoint and end; without the last one it would die of it.
+# Signals that torchrun forwards to its ranks, which write a checkpoint and end. SIGUSR1 would otherwise kill
+# torchrun itself.
 PASSED_ON=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 
-# Says what is wrong and ends with the status of a mistake in the call.
+# Prints an error and exits with the status of a usage error.
 refuse() {
     echo "error: $*" >&2
     exit 2
 }
 
-# Splits --dry-run from the rest and refuses what `flava-ds config` refuses, before anything is started.
+# Splits --dry-run from the other arguments; rejects what `flava-ds config` rejects before starting anything.
 read_arguments() {
     DRY_RUN=no
     if [ "${1:-}" = --dry-run ]; then
@@ -33,7 +34,7 @@ read_arguments() {
     ARGUMENTS=("$@")
 }
 
-# Sets COMMAND to torchrun with the rendezvous options given, then `--`, then what stands before torchrun on the command line.
+# Sets COMMAND to a torchrun call: compose_torchrun RENDEZVOUS_OPTIONS -- COMMAND_PREFIX.
 compose_torchrun() {
     local rendezvous=()
     while [ "$1" != -- ]; do
@@ -41,9 +42,12 @@ compose_torchrun() {
         shift
     done
     shift
-    # Without the second variable, restarted workers read the addresses of the dead ones, and most restarts hang (pytorch issue 135712).
-    COMMAND=("$@" env "$SAFE_PATH" "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
-        torchrun "${rendezvous[@]}" --signals_to_handle "$PASSED_ON" --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
+    # With a shared TCP store, restarted workers read the addresses of dead ones, and most restarts hang
+    # (pytorch issue 135712).
+    COMMAND=("$@" env "$SAFE_PATH" "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}"
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
+        torchrun "${rendezvous[@]}" --signals_to_handle "$PASSED_ON" --max_restarts "${RESTARTS:-2}"
+        --module "$MODULE" "${ARGUMENTS[@]}")
 }
 
 # Counts NVIDIA GPUs, at least 1.
@@ -55,7 +59,7 @@ count_gpus() {
     echo $((found > 0 ? found : 1))
 }
 
-# Prints a command in a form that a shell reads back.
+# Prints a command, quoted so that it can be pasted into a shell.
 print_command() {
     local word shown=()
     for word in "$@"; do
@@ -65,7 +69,7 @@ print_command() {
     echo "${shown[*]}"
 }
 
-# Becomes the command, or prints it.
+# Executes the command, or prints it with --dry-run.
 run_or_print() {
     if [ "$DRY_RUN" = yes ]; then
         print_command "$@"

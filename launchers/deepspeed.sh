@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Several machines through DeepSpeed's own launcher, over ssh: launchers/deepspeed.sh [--dry-run] RECIPE [overrides]
-#   HOSTFILE   lines such as "node1 slots=8" (default: hostfile); same user, code and environment at the same path on all machines
+# Several machines through DeepSpeed's own launcher, over ssh:
+# launchers/deepspeed.sh [--dry-run] RECIPE [overrides]
+#   HOSTFILE   lines such as "node1 slots=8" (default: hostfile); all machines need the same user, code and
+#              environment at the same path
 #   LAUNCHER   pdsh or openmpi (default: pdsh)
-#   INTERFACE  network interface of the machines, e.g. eth0 (default: the one that the host name resolves to; openmpi has to know it)
+#   INTERFACE  network interface of the machines, e.g. eth0 (default: the one that the host name resolves to;
+#              required by openmpi)
 #   HEAD       name or address of the first machine as the others see it (default: as in HOSTFILE)
 #   PORT       port of the rendezvous on it (default: 29500)
-# The machines need ssh without a password, and the first one pdsh, or all of them Open MPI.
+# The machines need ssh without a password; pdsh is needed on the first one, Open MPI on all.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Quotes an argument for the remote shell that pdsh hands it to; DeepSpeed itself puts double quotes around one with a space, and nothing else.
+# Quotes an argument for pdsh's remote shell. DeepSpeed only puts double quotes around one with a space.
 quote_for_ssh() {
     if [[ "$1" == *" "* ]]; then
         printf '%s\n' "$1" | sed 's/[\\$`]/\\&/g'
@@ -18,9 +21,10 @@ quote_for_ssh() {
     fi
 }
 
-# Prints what the other machines need of this environment; DeepSpeed hands over PYTHON* and what a file lists.
+# Prints the environment for the other machines; DeepSpeed passes on PYTHON* and what a file lists.
 handed_over() {
-    compgen -e | grep -E '^(NCCL_|GLOO_|CUDA_|FLAVA_|HF_|TORCH_|OMP_NUM_THREADS$|DS_ACCELERATOR$)' | while read -r name; do
+    local wanted='^(NCCL_|GLOO_|CUDA_|FLAVA_|HF_|TORCH_|OMP_NUM_THREADS$|DS_ACCELERATOR$)'
+    compgen -e | grep -E "$wanted" | while read -r name; do
         echo "$name=${!name}"
     done
     if [ "$LAUNCHER" = openmpi ]; then
@@ -40,8 +44,9 @@ if [ -n "${INTERFACE:-}" ]; then
 fi
 case $LAUNCHER in
 pdsh)
-    # pdsh waits for ever on a machine whose network died, unless ssh itself gives up.
-    variables=("PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:--o ServerAliveInterval=15 -o ServerAliveCountMax=4}")
+    # pdsh waits forever for a machine whose network died, unless ssh itself gives up.
+    keep_alive="-o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+    variables=("PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:-$keep_alive}")
     options=(--force_multi) # over ssh for a single machine too, so that arguments are quoted once
     for number in "${!ARGUMENTS[@]}"; do
         ARGUMENTS[number]=$(quote_for_ssh "${ARGUMENTS[number]}")
@@ -52,7 +57,8 @@ openmpi)
         refuse "LAUNCHER=openmpi needs INTERFACE, e.g. eth0: DeepSpeed has to name one to Open MPI"
     fi
     variables=()
-    options=("--launcher_args=--bind-to none --mca btl_tcp_if_include $INTERFACE") # bound to one core, loader and threads would share it
+    # Open MPI binds a rank to one core by default, which its loader and threads would share.
+    options=("--launcher_args=--bind-to none --mca btl_tcp_if_include $INTERFACE")
     ;;
 *) refuse "LAUNCHER '$LAUNCHER' is neither pdsh nor openmpi" ;;
 esac
@@ -60,5 +66,6 @@ environment=$(cd "$(dirname "$HOSTFILE")" && pwd)/$(basename "$HOSTFILE").env
 if [ "$DRY_RUN" = no ]; then
     handed_over >"$environment"
 fi
-run_or_print env "$SAFE_PATH" "${variables[@]}" "DS_ENV_FILE=$environment" deepspeed --hostfile "$HOSTFILE" --launcher "$LAUNCHER" "${options[@]}" \
+run_or_print env "$SAFE_PATH" "${variables[@]}" "DS_ENV_FILE=$environment" \
+    deepspeed --hostfile "$HOSTFILE" --launcher "$LAUNCHER" "${options[@]}" \
     --master_addr "$HEAD" --master_port "$PORT" --module "$MODULE" "${ARGUMENTS[@]}"

@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # Kubernetes: launchers/kubernetes.sh [--dry-run] RECIPE [overrides] writes a manifest and applies it.
-#   KIND   Job, which needs no operator, or PyTorchJob of the Kubeflow training operator (default: Job)
+#   KIND   Job, without an operator, or PyTorchJob of the Kubeflow training operator (default: Job)
 #   IMAGE  with this package installed (default: flava-ds:latest)
 #   CLAIM  volume claim mounted at /data, for shards and runs (default: flava-ds)
 #   NAME   of the job (default: flava-ds)
 #   NODES  pods (default: 2)          GPUS  of each pod (default: 8)
 #   PORT   of the rendezvous (default: 29500)
-# Paths in the overrides are those inside the pods: --data.sources.pmd.shards /data/pmd --logging.run-directory /data/runs ...
+# Paths in the overrides are those inside the pods:
+# --data.sources.pmd.shards /data/pmd --logging.run-directory /data/runs ...
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Prints a YAML string; Kubernetes would fill in $(VARIABLE), two $ keep it as it is.
+# Prints a YAML string; $$ keeps Kubernetes from expanding $(VARIABLE).
 yaml_string() {
     local text=${1//'$('/'$$('}
     echo "'${text//\'/\'\'}'"
 }
 
-# Prints the pod that both kinds share, its container named $1, with the rendezvous at $2, indented by $3 spaces.
+# Prints the pod spec of both kinds: pod CONTAINER_NAME RENDEZVOUS INDENTATION.
 pod() {
     local margin
     margin=$(printf '%*s' "$3" '')
@@ -30,8 +31,8 @@ containers:
     args:
 POD
         local word
-        for word in "--nnodes=$NODES" "--nproc_per_node=$GPUS" "--max_restarts=${RESTARTS:-2}" --rdzv_backend=c10d "--rdzv_endpoint=$2" "--rdzv_id=$NAME" \
-            --module "$MODULE"; do
+        for word in "--nnodes=$NODES" "--nproc_per_node=$GPUS" "--max_restarts=${RESTARTS:-2}" \
+            --rdzv_backend=c10d "--rdzv_endpoint=$2" "--rdzv_id=$NAME" --module "$MODULE"; do
             echo "      - $word"
         done
         for word in "${ARGUMENTS[@]}"; do
@@ -57,7 +58,7 @@ POD
     } | sed "s/^/$margin/"
 }
 
-# An indexed Job: pod 0 is found through a headless Service.
+# An indexed Job; a headless Service makes pod 0 addressable.
 job() {
     cat <<MANIFEST
 apiVersion: v1
@@ -86,7 +87,7 @@ MANIFEST
     pod train "$NAME-0.$NAME:$PORT" 6
 }
 
-# The operator names the first pod to all of them in MASTER_ADDR and gives it a Service.
+# The operator sets MASTER_ADDR to the first pod in all pods and gives it a Service.
 pytorchjob() {
     cat <<MANIFEST
 apiVersion: kubeflow.org/v1
@@ -111,7 +112,8 @@ MANIFEST
 }
 
 read_arguments "$@"
-KIND=${KIND:-Job} IMAGE=${IMAGE:-flava-ds:latest} CLAIM=${CLAIM:-flava-ds} NAME=${NAME:-flava-ds} NODES=${NODES:-2} GPUS=${GPUS:-8} PORT=${PORT:-29500}
+KIND=${KIND:-Job} IMAGE=${IMAGE:-flava-ds:latest} CLAIM=${CLAIM:-flava-ds} NAME=${NAME:-flava-ds}
+NODES=${NODES:-2} GPUS=${GPUS:-8} PORT=${PORT:-29500}
 case $KIND in
 Job) manifest=$(job) ;;
 PyTorchJob)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One machine, or the same command on each of several, restarted after a crash: launchers/torchrun.sh [--dry-run] RECIPE [overrides]
+# One machine, or the same command on each of several, with restarts after a crash:
+# launchers/torchrun.sh [--dry-run] RECIPE [overrides]
 #   RANKS     processes of this machine (default: one per GPU, else 1)
 #   RESTARTS  attempts after the first one; each continues from the latest checkpoint (default: 2)
-#   NODES     machines, e.g. 4, or 2:4 to go on with two when others are lost (default: 1)
-#   HEAD      name or address of one of them, the same on all; needed when NODES is more than 1
+#   NODES     machines, e.g. 4, or 2:4 to continue with at least two if others are lost (default: 1)
+#   HEAD      name or address of one of them, the same on all; required if NODES is more than 1
 #   PORT      port of the rendezvous on HEAD (default: 29500)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,7 +15,8 @@ if [ "${NODES:-1}" != 1 ]; then
     if [ -z "${HEAD:-}" ]; then
         refuse "NODES=$NODES needs HEAD, the name or address of one of the machines"
     fi
-    rendezvous=(--nnodes "$NODES" --rdzv_backend c10d --rdzv_endpoint "$HEAD:${PORT:-29500}" --rdzv_id flava_ds)
+    rendezvous=(--nnodes "$NODES" --rdzv_backend c10d --rdzv_endpoint "$HEAD:${PORT:-29500}"
+        --rdzv_id flava_ds)
 fi
 compose_torchrun "${rendezvous[@]}" --nproc_per_node "${RANKS:-$(count_gpus)}" --
 run_or_print "${COMMAND[@]}"

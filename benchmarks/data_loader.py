@@ -77,13 +77,8 @@ def main() -> None:
     pictures = photo_shards(options.shards)
     names = [name for name in ROWS if name != "open_clip" or importlib.util.find_spec("open_clip_train")]
     if "open_clip" not in names:
-        print(
-            (
-                "open_clip is left out: install it with pip install 'open_clip_torch[training]==3.3.0', best "
-                "in an environment of its own"
-            ),
-            file=sys.stderr,
-        )
+        how = "install it with pip install 'open_clip_torch[training]==3.3.0', best in a separate environment"
+        print(f"open_clip is left out: {how}", file=sys.stderr)
     runs: dict[str, list[dict]] = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:

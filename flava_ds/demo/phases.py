@@ -87,13 +87,8 @@ def choose_precision(demo: Demo) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // demo.ranks)
     rates = {name: gemm_rate(name, threads) for name in ("float32", "bfloat16")}
     precision = "bf16" if rates["bfloat16"] > 1.2 * rates["float32"] else "fp32"
-    print(
-        (
-            f"fp32 {rates['float32']:.0f}, bf16 {rates['bfloat16']:.0f} GFLOP/s with {threads} thread(s): "
-            f"{precision}"
-        ),
-        flush=True,
-    )
+    measured = f"fp32 {rates['float32']:.0f}, bf16 {rates['bfloat16']:.0f} GFLOP/s with {threads} thread(s)"
+    print(f"{measured}: {precision}", flush=True)
     at_once = min(demo.ranks, len(os.sched_getaffinity(0)))
     demo.save(
         precision=precision, gemm_rate=at_once * rates["bfloat16" if precision == "bf16" else "float32"]

@@ -29,21 +29,11 @@ def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
     check(plan, ranks)
     demo = open_demo(plan, ranks, new=new)
     cores = len(os.sched_getaffinity(0))
-    print(
-        (
-            f"FLAVA demo in {demo.run_path}: {describe(plan)}, on {cores} core{'s' * (cores > 1)}, {ranks} "
-            f"rank{'s' * (ranks > 1)}"
-        ),
-        flush=True,
-    )
+    machine = f"{cores} core{'s' * (cores > 1)}, {ranks} rank{'s' * (ranks > 1)}"
+    print(f"FLAVA demo in {demo.run_path}: {describe(plan)}, on {machine}", flush=True)
     if demo.state["interruptions"]:
-        print(
-            (
-                f"resuming the demo that was stopped after {demo.used_s() / 60:.1f} minutes (--new starts "
-                "another one)"
-            ),
-            flush=True,
-        )
+        minutes = f"{demo.used_s() / 60:.1f} minutes"
+        print(f"resuming the demo that was stopped after {minutes} (--new starts another one)", flush=True)
     try:
         go_through(demo)
     except KeyboardInterrupt:
@@ -82,13 +72,8 @@ def go_through(demo: Demo) -> None:
         if phase.done(demo):
             print(f"\n== {number}/{len(todo)} {phase.name}: done before", flush=True)
             continue
-        print(
-            (
-                f"\n== {number}/{len(todo)} {phase.name}: {phase.what} (minute "
-                f"{demo.used_s() / 60:.1f}{time_left(demo)})"
-            ),
-            flush=True,
-        )
+        when = f"minute {demo.used_s() / 60:.1f}{time_left(demo)}"
+        print(f"\n== {number}/{len(todo)} {phase.name}: {phase.what} ({when})", flush=True)
         with demo.timed(phase.name):
             phase.act(demo)
 

@@ -140,16 +140,11 @@ def write_imported_vit(path: Path, out: Path) -> Path:
 def vit_weights(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str) -> dict[str, Tensor]:
     """Converts a ViT's state dict in memory; see `import_vit`."""
     if image.layer_norm_eps != VIT_LAYER_NORM_EPS:
-        log.warning(
-            (
-                "%s was trained with layer_norm_eps %g, the configuration has %g: hidden states will "
-                "differ; set model.image.layer_norm_eps to %g"
-            ),
-            where,
-            VIT_LAYER_NORM_EPS,
-            image.layer_norm_eps,
-            VIT_LAYER_NORM_EPS,
+        told = (
+            "%s was trained with layer_norm_eps %g, the configuration has %g: hidden states will differ; set "
+            "model.image.layer_norm_eps to %g"
         )
+        log.warning(told, where, VIT_LAYER_NORM_EPS, image.layer_norm_eps, VIT_LAYER_NORM_EPS)
     dropped = [name for name in state if name.startswith("head.")]
     if dropped:
         log.warning("%s: dropped the head: %s", where, ", ".join(dropped))

@@ -32,63 +32,32 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
         part = getattr(model, field.name)
         if hasattr(part, "num_hidden_layers"):
             patches = f", patches of {part.patch_size} px" if hasattr(part, "patch_size") else ""
-            run.append(
-                (
-                    field.name,
-                    (
-                        f"{part.num_hidden_layers} layers, width {part.hidden_size}, "
-                        f"{part.num_attention_heads} heads{patches}"
-                    ),
-                )
-            )
-    codebook = (
-        f"; codebook of {config.codebook.vocab_size}"
-        if any(own.predicts_codes for own in config.objectives.values())
-        else ""
-    )
+            shape = f"{part.num_hidden_layers} layers, width {part.hidden_size}"
+            run.append((field.name, f"{shape}, {part.num_attention_heads} heads{patches}"))
+    predicts_codes = any(own.predicts_codes for own in config.objectives.values())
+    codebook = f"; codebook of {config.codebook.vocab_size}" if predicts_codes else ""
+    optimizer, schedule, zero = config.optimizer, config.schedule, config.engine.deepspeed_config
+    decay = f"weight decay {optimizer.weight_decay:g}"
+    steps = f"{training.total_steps:,} steps, {schedule.warmup_steps:,} of warm-up"
+    numerics = f"{training.precision}, clipping {training.gradient_clipping:g}"
     run += [
         ("pictures", f"{model.image_size} px{codebook}"),
         ("batch", ", ".join(f"{name} {config.global_batch_size(name)}" for name in config.data.sources)),
         ("sources", ", ".join(f"{name} {source.weight:g}" for name, source in config.data.sources.items())),
-        (
-            "optimizer",
-            (
-                f"{config.optimizer.label}, lr {config.optimizer.lr:g}, weight decay "
-                f"{config.optimizer.weight_decay:g}"
-            ),
-        ),
-        (
-            "schedule",
-            (
-                f"{training.total_steps:,} steps, {config.schedule.warmup_steps:,} of warm-up, "
-                f"{config.schedule.type}"
-            ),
-        ),
-        (
-            "numerics",
-            (
-                f"{training.precision}, clipping {training.gradient_clipping:g}, DeepSpeed "
-                f"{config.engine.deepspeed_config}, seed {config.seed}"
-            ),
-        ),
+        ("optimizer", f"{optimizer.label}, lr {optimizer.lr:g}, {decay}"),
+        ("schedule", f"{steps}, {schedule.type}"),
+        ("numerics", f"{numerics}, DeepSpeed {zero}, seed {config.seed}"),
     ]
     run += [
         ("rollback", f"from step {back['at']} to {back['to']}: {back['reason']}")
         for back in header.get("rollbacks", [])
     ]
     tables = {"Configuration": run}
-    for title, key in (
-        ("Versions", "versions"),
-        ("Hardware", "hardware"),
-        ("Source", "git"),
-        ("Kernels", "kernels"),
-    ):
+    keys = {"Versions": "versions", "Hardware": "hardware", "Source": "git", "Kernels": "kernels"}
+    for title, key in keys.items():
         if isinstance(header.get(key), dict):
-            tables[title] = [
-                (name.replace("_", " "), plain(value))
-                for name, value in header[key].items()
-                if value is not None
-            ]
+            known = ((name, value) for name, value in header[key].items() if value is not None)
+            tables[title] = [(name.replace("_", " "), plain(value)) for name, value in known]
     if held_out:
         tables["Evaluation"] = held_out
     return tables

@@ -49,23 +49,13 @@ FIELDS = (
     Field(
         "gradient_norm/<objective>",
         "",
-        (
-            "gradient norm of the objective's weighted loss on all encoders together, from the micro-batches "
-            "of rank 0"
-        ),
+        "gradient norm of the objective's weighted loss on all encoders, from rank 0's micro-batches",
     ),
-    Field(
-        "encoder_gradient_norm/<objective>/<encoder>",
-        "",
-        "the part of gradient_norm on one encoder",
-    ),
+    Field("encoder_gradient_norm/<objective>/<encoder>", "", "the part of gradient_norm on one encoder"),
     Field(
         "evaluation/<task>/<number>",
         "",
-        (
-            "a number of a task that has run since the last record (evaluation.every_steps); flava-ds "
-            "evaluate --list lists the tasks"
-        ),
+        "a result of a task that ran since the last record (flava-ds evaluate --list lists the tasks)",
     ),
     Field("evaluation_seconds", "s", "how long these tasks paused training"),
     Field(
@@ -83,26 +73,17 @@ FIELDS = (
     Field(
         "mfu",
         "share",
-        (
-            "flops_per_second divided by what the same devices reach on plain matrix products, measured at "
-            "the start"
-        ),
+        "flops_per_second over the devices' rate of plain matrix products, measured at the start",
     ),
     Field(
         "peak_memory_gib",
         "GiB",
-        (
-            "largest over ranks: peak of the device's allocated memory since the last record; on a CPU, peak "
-            "of the process"
-        ),
+        "peak allocated device memory since the last record, largest over ranks; on a CPU, the process's",
     ),
     Field(
         "rank_seconds/median",
         "s",
-        (
-            "time a rank spends on a step until it first waits for the others (loader, copies, forward "
-            "pass), median over ranks"
-        ),
+        "time per step until a rank first waits for others (loader, copies, forward), median over ranks",
     ),
     Field("rank_seconds/slowest", "s", "the same of the slowest rank"),
     Field("slowest_rank", "rank", "the rank of rank_seconds/slowest"),

@@ -55,14 +55,8 @@ class StepProfiler(Watcher):
         self.traces = bool(self.steps) and (world.is_main or config.logging.profile_all_ranks)
         self._profile: profile | None = None
         if world.is_main and window is not None and first_step > window[0]:
-            log.warning(
-                (
-                    "logging.profile_steps starts at step %d, but this run resumes at step %d: "
-                    "nothing will be profiled"
-                ),
-                window[0],
-                first_step,
-            )
+            told = "logging.profile_steps starts at step %d, but this run resumes at step %d: "
+            log.warning(told + "nothing will be profiled", window[0], first_step)
         if world.is_main and window is not None and not self.steps:
             log.warning(
                 "logging.profile_steps starts at step %d, but the run has %d steps",

@@ -215,7 +215,7 @@ def test_a_pipe_runs_only_by_the_users_own_word(streams, tmp_path):
     with pytest.raises(
         ConfigError,
         match=(
-            "source 'pairs': a 'pipe:' command in shards would run code; .* say "
+            "source 'pairs': a 'pipe:' command in shards would run code; .* pass "
             "--data.sources.pairs.allow-code"
         ),
     ):

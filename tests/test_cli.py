@@ -114,7 +114,7 @@ def test_recipe_help_lists_fields_without_torch():
         ),
         (
             ["train", "flava_debug", "--data.sources.image.shards", "gone"],
-            "source 'image': no folder or .tar at 'gone'; give the place",
+            "source 'image': no folder or .tar at 'gone'; give the location",
         ),
         (["config", "flava_base", "--optimizer.lr", "fast"], "Error parsing --optimizer.lr"),
         (["evaluate", "gone"], "gone: no such folder, so it is not a run"),

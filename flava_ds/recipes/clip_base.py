@@ -32,8 +32,7 @@ def clip_base() -> Config:
             # 32 epochs x 400 million pairs / 32,768; the data set itself is not published
             total_steps=390_625,
             global_batch_size=32_768,
-            # published: fp16 with loss scaling, and fp16 Adam moments; here master weights and moments are
-            # fp32
+            # published: fp16 with loss scaling and fp16 moments; here master weights and moments are fp32
             precision="bf16",
             activation_checkpointing=True,
             gradient_clipping=0.0,  # none is mentioned
@@ -43,8 +42,7 @@ def clip_base() -> Config:
             betas=(0.9, 0.98),
             eps=1e-6,
             weight_decay=0.2,
-            # "all weights that are not gains or biases"; the class token, a vector, is exempt too, as in
-            # open_clip
+            # "all weights that are not gains or biases"; also exempts the class token, as open_clip does
             decay_norm_and_bias=False,
         ),
         schedule=CosineScheduleConfig(

@@ -80,8 +80,7 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
         ),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=layers[2], **shape),
         projection_dim=hidden_size,
-        # 0.02 at width 768 scales to 0.04 at 192 (square root); a little more shortens the contrastive loss's
-        # slow start
+        # 0.02 at width 768 scales to 0.04 at 192; slightly more shortens the contrastive loss's slow start
         initializer_range=0.05,
     )
 

@@ -29,8 +29,7 @@ def demo_clip() -> Config:
         codebook_weights=None,
         objectives={"global_contrastive": GlobalContrastiveConfig()},
         data=dataclasses.replace(base.data, sources={"pair": pairs}),
-        # By Task.flops over 40 steps: 17.0 GFLOP per step, the demo's 24.9 over its three kinds; both without
-        # the codebook.
+        # By Task.flops over 40 steps: 17.0 GFLOP per step (the demo: 24.9), both without the codebook.
         training=dataclasses.replace(base.training, total_steps=878),
         schedule=dataclasses.replace(base.schedule, warmup_steps=44),
     )

@@ -45,8 +45,7 @@ def flava_base() -> Config:
             # Pairs were drawn 150,000 times at probability 0.70; the total itself is not published.
             total_steps=214_286,
             global_batch_size=8192,
-            # Published: fp16 everywhere except LayerNorm. bf16 needs no loss scaling; here too, normalisation
-            # and losses are fp32.
+            # Published: fp16 except LayerNorm. bf16 needs no loss scaling; norms and losses are fp32 here.
             precision="bf16",
             gradient_clipping=0.0,  # not published
             # Published runs used FSDP, which gives idle parameters a zero gradient; 'zeros' reproduces that,
@@ -117,8 +116,7 @@ def published_objectives() -> dict[str, ObjectiveConfig]:
 
 def published_sources() -> dict[str, SourceConfig]:
     """Returns PMD, ImageNet-1k and CCNews + BookCorpus at the published probabilities."""
-    # Augmentation is not published; the released code crops 0.9 to 1.0 of the area, without flips or colour
-    # changes.
+    # Augmentation is not published; the released code crops 0.9 to 1.0 of the area, nothing else.
     transform = ImageTransformConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
     # Seeds 0, 1, 2 keep the order of runs from when sources were numbered.
     return {

@@ -137,8 +137,7 @@ class Engine:
             raise AssertionError(f"{self._micro_steps} micro-batches in a step of {self.accumulation_steps}")
         norm = self._global_norm()
         finite = torch.isfinite(norm)
-        # Optimizers read both tensors on the device, so that neither clipping nor skipping waits for the
-        # host.
+        # Optimizers read both on the device, so neither clipping nor skipping waits for the host.
         self.optimizer.found_inf = (~finite).to(torch.float32)
         clipping = self.gradient_clipping
         self.optimizer.grad_scale = ((norm + 1e-6) / clipping).clamp(min=1.0) if clipping > 0 else None
@@ -155,8 +154,7 @@ class Engine:
         """Returns the norm of the gradients over all ranks; not finite if a gradient or loss is not."""
         square = self.loss * 0.0  # NaN if the loss is not finite
         for group, tensors, replicated in deepspeed_fixes.local_gradients(self.deepspeed):
-            # Without ZeRO every rank holds the same gradients: only rank 0 adds them, since the sum runs over
-            # ranks.
+            # Without ZeRO every rank has the same gradients: only rank 0 adds them to the sum over ranks.
             if group["active"] and tensors and not (replicated and self.world.rank > 0):
                 norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
                 square += norms.square().sum().to(square.device)
@@ -178,8 +176,7 @@ class Engine:
             before = {key: tensor.clone() for key, tensor in state.tensors().items()}
             state.after_update(step, self, self.module.statistics_of(name, statistics))
             for key, tensor in state.tensors().items():
-                # Select rather than multiply by `applied`: a skipped update's statistics may be NaN, and 0 *
-                # NaN is NaN.
+                # Not a product with `applied`: a skipped update's statistics may be NaN, and 0 * NaN is NaN.
                 tensor.copy_(torch.where(self.applied.to(tensor.device) > 0, tensor, before[key]))
 
     @torch.no_grad()

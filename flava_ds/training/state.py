@@ -104,8 +104,7 @@ class EmaTeacher(TrainingState):
         flat = torch.zeros(total, dtype=torch.float32, device=engine.world.device)
         divided = engine.world.size > 1 and engine.stage > 0
         for fragment in fragments.held(engine):
-            # Every rank holds replicated fragments, such as frozen parameters; only the main rank adds them
-            # to the sum.
+            # All ranks hold replicated fragments, e.g. frozen parameters; only the main rank adds them.
             if fragment.name not in places or (divided and fragment.replicated and not engine.world.is_main):
                 continue
             start = places[fragment.name] + fragment.start

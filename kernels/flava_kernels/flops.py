@@ -1,6 +1,6 @@
 """FLOP formulas of operators that torch's FlopCounterMode cannot see into; importing registers them.
 
-A module of its own, because torch.utils.flop_counter imports triton, which takes longer than everything else
+A separate module, because torch.utils.flop_counter imports triton, which takes longer than everything else
 here.
 """
 

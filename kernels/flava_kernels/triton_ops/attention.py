@@ -68,8 +68,7 @@ def _attend_to_keys(
         scores = tl.where(key[None, :] <= row[:, None], scores, float("-inf"))
     elif MASKED:
         scores = tl.where((key < length)[None, :], scores, float("-inf"))
-    # EXPONENT = scale * log2(e), so one multiplication serves both the scale and exp2, which is one
-    # instruction.
+    # EXPONENT = scale * log2(e): one multiplication for the scale and the base; exp2 is one instruction.
     new_highest = tl.maximum(highest, tl.max(scores, 1) * EXPONENT)
     p = tl.math.exp2(scores * EXPONENT - new_highest[:, None])
     # Rescales what was summed under the old maximum; 0 for the first keys, whose old maximum is -inf.
@@ -105,8 +104,7 @@ def attention_forward(
     row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     inside = row < length
     column = tl.arange(0, HEAD_SIZE)
-    # int64: T * token_stride may exceed 2^31 elements. Offsets within a sequence are int32, which `supports`
-    # checks.
+    # int64, since T * token_stride may exceed 2^31; `supports` limits offsets within a sequence to int32.
     queries = qkv + start.to(tl.int64) * token_stride + head * head_stride
     keys = queries + part_stride
     values = keys + part_stride
@@ -214,6 +212,7 @@ def attention_backward(
                 p = tl.where(real_key, p, 0.0)
             elif first_query < first_key + KEYS:  # below the diagonal every pair is real
                 p = tl.where(key[:, None] <= row[None, :], p, 0.0)
+            # Operands are rounded to the input dtype for the matrix units; the sums stay fp32.
             d_v = tl.dot(p.to(d_o.dtype), d_o, d_v, input_precision="ieee")
             d_p = tl.dot(v, tl.trans(d_o), input_precision="ieee")
             d_scores = (p * (d_p - delta[None, :])).to(q.dtype)

@@ -109,8 +109,7 @@ def _forward_kernel(
             )
             product = tl.dot(a, b, product, input_precision="ieee")
         logits = tl.where(column_valid[None, :], product * factor, float("-inf"))
-        # At most one part holds a row's own column, so _statistics adds the parts. In base 2, like the
-        # maximum.
+        # In base 2, like the maximum. At most one part has a row's own column; _statistics adds the parts.
         own += tl.sum(tl.where((row + offset)[:, None] == column[None, :], product * factor, 0.0), 1)
         tile_max = tl.max(logits, 1)
         # The smallest column among equal entries, so that ties do not depend on how the columns are split.

@@ -33,8 +33,7 @@ def fuse_rows(
     COLUMNS: tl.constexpr,
 ):
     """Copies cls_token [d], image [b*s d] and text [T d] to fused [b+b*s+T d]; strides count elements."""
-    # Axis 2 is the sample, axis 0 the tiles of the longest fused sequence; rows past a shorter one are
-    # masked.
+    # Axis 2 is the sample, axis 0 the tiles of the longest sequence; rows past a shorter one are masked.
     sample = tl.program_id(2)
     start = tl.load(cu_seqlens + sample)
     length = tl.load(cu_seqlens + sample + 1) - start + 1 + image_length

@@ -53,8 +53,7 @@ def _forward(
         x += tl.load(RESIDUAL + row[:, None] * residual_stride + column[None, :], mask=inside, other=0.0).to(
             tl.float32
         )
-        # The sum is rounded before it is normalised: the backward pass and the next layer read it rounded,
-        # too.
+        # Rounded before it is normalised, since the backward pass and the next layer read the rounded sum.
         rounded = x.to(TOTAL.dtype.element_ty)
         tl.store(TOTAL + out, rounded, mask=inside)
         x = rounded.to(tl.float32)

@@ -41,8 +41,7 @@ def _density(z):
     return 0.3989422804014327 * tl.math.exp2(z * z * -0.7213475204444817)
 
 
-# Specialised on the divisibility of `elements`: otherwise the mask would split every load into single
-# elements.
+# Specialised on the divisibility of `elements`: otherwise the mask would make every load scalar.
 @triton.jit
 def _forward(Z, Y, elements, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

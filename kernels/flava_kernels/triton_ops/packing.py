@@ -68,8 +68,7 @@ def unpack_rows(
     inside = (column < width)[None, :]
     source = packed + (start + row).to(tl.int64)[:, None] * packed_stride + column[None, :]
     target = padded + (sequence.to(tl.int64) * max_seqlen + row)[:, None] * width + column[None, :]
-    # The load is masked at the sequence's end, the store at the padded length: what lies between becomes
-    # zero.
+    # The load is masked at the sequence's end, the store at the padded length: padding becomes zero.
     value = tl.load(source, mask=(row < length)[:, None] & inside, other=0.0)
     tl.store(target, value, mask=(row < max_seqlen)[:, None] & inside)
 

@@ -15,12 +15,14 @@ EXTRAS     := demo,hf,eval,triton,dev
 # Measurements for the pages about distributed training, fastest first: about half an hour in all.
 RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
 
+# How long the demo runs: a fixed work, or minutes.
+LENGTH = $(if $(MINUTES),--minutes $(MINUTES),--work $(WORK))
+
 .PHONY: demo test check types kernels bench docs results
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_STAMP)
-	@$(BIN)/flava-ds demo $(if $(MINUTES),--minutes $(MINUTES),--work $(WORK)) \
-	  $(if $(CODEBOOK),--codebook $(CODEBOOK)) $(DEMO_FLAGS)
+	@$(BIN)/flava-ds demo $(LENGTH) $(if $(CODEBOOK),--codebook $(CODEBOOK)) $(DEMO_FLAGS)
 
 test: $(STAMP)
 	@sh .ci/run_tests $(BIN) $(TEST_FLAGS)

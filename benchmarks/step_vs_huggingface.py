@@ -222,11 +222,11 @@ def their_step(text_length: int | None):
     from transformers import FlavaConfig, FlavaForPreTraining
 
     from flava_ds.batch import IGNORE_INDEX
-    from flava_ds.hf.export_weights import huggingface_config
+    from flava_ds.families.flava.hf import transformers_settings
     from flava_ds.hf.parity import huggingface_inputs
 
     config = configuration()
-    model = FlavaForPreTraining(FlavaConfig(**huggingface_config(config))).train()
+    model = FlavaForPreTraining(FlavaConfig(**transformers_settings(config))).train()
     fill = {"mlm_labels": IGNORE_INDEX, "input_ids": 0, "input_ids_masked": 0, "attention_mask": 0}
 
     def prepare(batch):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,12 @@ class Foreign:
     model: Any
     objectives: dict[str, Any]
     weights: dict[str, Tensor]
+    codebook: Any = None
+    """The configuration of its image codebook; None for none."""
+    codebook_weights: dict[str, Tensor] = field(default_factory=dict)
+    """By the names of transformers' FlavaImageCodebook; empty when the files have none."""
+    dropped: tuple[str, ...] = ()
+    """Foreign names that are not used here."""
 
 
 class Layouts(Protocol):
@@ -124,3 +130,8 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[in
                 f"{where}: tensor '{name}' has shape {list(tensors[name].shape)}, but the configuration has "
                 f"{list(shape)}"
             )
+
+
+def take(kind: type, values: Mapping[str, Any]) -> Any:
+    """Builds one of our dataclasses from the fields of the same name."""
+    return kind(**{f.name: values[f.name] for f in fields(kind) if values.get(f.name) is not None})

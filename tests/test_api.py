@@ -19,8 +19,8 @@ import flava_ds
 from flava_ds import config as configuration
 from flava_ds.errors import CheckpointError, DataError, UserError
 from flava_ds.evaluation.frozen_model import Lacking
+from flava_ds.families.flava.hf import without_heads
 from flava_ds.families.flava.task import build_task
-from flava_ds.hf.import_weights import without_heads
 
 DOCS = Path(__file__).parents[1] / "docs" / "library.md"
 

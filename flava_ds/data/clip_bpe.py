@@ -29,8 +29,11 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 
 def is_meant(vocabulary: str) -> bool:
-    """Returns whether data.vocabulary selects CLIP's byte pairs: by name, or by a path to the rules."""
-    return vocabulary == NAME or vocabulary.endswith(".txt.gz")
+    """Returns whether data.vocabulary selects CLIP's byte pairs: by name, or by a path to the rules.
+
+    The rules are open_clip's .txt.gz, or the merges.txt that transformers' tokenizer saves.
+    """
+    return vocabulary == NAME or vocabulary.endswith(".txt.gz") or Path(vocabulary).name == "merges.txt"
 
 
 def merges_file(vocabulary: str = NAME) -> Path:
@@ -58,11 +61,11 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     Raises: DataError that names the file when it is not the expected one.
     """
     try:
-        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"{file}: not readable as gzipped text ({error}); take {FILE} of open_clip_torch"
-        ) from error
+        raise DataError(f"{file}: not readable as text ({error}); take {FILE} of open_clip_torch") from error
+    lines = text.split("\n")
     rules = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
     if len(rules) != MERGES or any(len(rule) != 2 for rule in rules):
         raise DataError(f"{file}: expected {MERGES} rules of two pieces each; take {FILE} of open_clip_torch")

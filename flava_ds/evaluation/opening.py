@@ -15,14 +15,17 @@ from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import Config, DataConfig
+from flava_ds.config.encoders import ImageTextConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.shares import Share
-from flava_ds.hf.import_weights import import_folder
+from flava_ds.hf.foreign import config_of, open_folder
 
 MOST_TOKENS = {"pair": 77, "text": 512}
 """Text lengths of kinds for which a model does not say; those of the released FLAVA."""
+VOCABULARIES = ("vocab.txt", "merges.txt")
+"""Of transformers' BertTokenizer and CLIPTokenizer."""
 Precision = Literal["fp32", "bf16"]
 
 
@@ -132,14 +135,16 @@ def _device(name: torch.device | str | None) -> torch.device:
 
 def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Described, None]:
     """Reads a Hugging Face folder, with its vocabulary and pixel statistics if it has them."""
-    imported = import_folder(path)
-    config = imported.config(path.resolve().name)
-    if (path / "vocab.txt").is_file():
-        config = dataclasses.replace(config, data=DataConfig(vocabulary=str(path / "vocab.txt")))
-    statistics = _pixel_statistics(path / "preprocessor_config.json")
-    image = dataclasses.replace(config.model.image, **statistics)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
-    return config, imported.weights, Described(config.name, "flava"), None
+    found = open_folder(path)
+    config = config_of(found, path.resolve().name)
+    vocabulary = next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
+    if vocabulary is not None:
+        config = dataclasses.replace(config, data=DataConfig(vocabulary=str(vocabulary)))
+    if isinstance(config.model, ImageTextConfig):
+        statistics = _pixel_statistics(path / "preprocessor_config.json")
+        image = dataclasses.replace(config.model.image, **statistics)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    return config, found.weights, Described(config.name, config.model.type), None
 
 
 def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:

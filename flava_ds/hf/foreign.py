@@ -1,4 +1,4 @@
-"""Exports models of every family except FLAVA for transformers, and reads them from foreign files."""
+"""Models of other programs, of any family: opened from their files, and written for transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,8 +14,11 @@ from flava_ds.config import Config, save
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.variants import choices, find
 from flava_ds.errors import CheckpointError
+from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
-from flava_ds.storage.atomic import replacing
+
+OPEN_CLIP = "open_clip_config.json", "open_clip_"
+"""The configuration in an open_clip folder, and the prefix of its weight files."""
 
 
 def layouts_of(family: str) -> Layouts | None:
@@ -25,12 +27,45 @@ def layouts_of(family: str) -> Layouts | None:
     return None if module is None else importlib.import_module(module).LAYOUTS
 
 
-def recognized(names: Collection[str]) -> str | None:
-    """Returns the family whose state dict has these names in a foreign layout, or None."""
-    offers = ((family, layouts_of(family)) for family in choices(FamilyConfig))
-    return next(
-        (family for family, layouts in offers if layouts is not None and layouts.recognizes(names)), None
-    )
+def recognized(names: Collection[str]) -> Layouts | None:
+    """Returns the layouts of the family whose state dict has these names in a foreign layout, or None."""
+    known = (layouts_of(family) for family in choices(FamilyConfig))
+    return next((layouts for layouts in known if layouts is not None and layouts.recognizes(names)), None)
+
+
+def open_folder(path: Path) -> Foreign:
+    """Opens a folder of transformers (save_pretrained, or a snapshot of the Hub) or of open_clip.
+
+    Raises: CheckpointError naming the file, setting or tensor that does not fit.
+    """
+    if (path / OPEN_CLIP[0]).is_file():
+        settings, tensors = read_json(path / OPEN_CLIP[0]), read_folder(path, OPEN_CLIP[1])
+        layouts = recognized(tensors)
+        if layouts is None:
+            raise CheckpointError(
+                f"{path}: an open_clip model that no family here supports; it has '{next(iter(tensors))}'"
+            )
+        return layouts.read(settings, tensors, str(path))
+    settings = read_json(path / "config.json")
+    family = settings.get("model_type", "flava")
+    readable = [name for name in choices(FamilyConfig) if layouts_of(name) is not None]
+    if family not in readable:
+        known = ", ".join(readable)
+        raise CheckpointError(f"{path / 'config.json'}: model_type is '{family}'; supported are {known}")
+    layouts = layouts_of(family)
+    assert layouts is not None
+    return layouts.read(settings, read_folder(path), str(path))
+
+
+def open_file(path: Path) -> Foreign | None:
+    """Opens a state dict by the names of its tensors; returns None if no family here recognizes them.
+
+    Raises: CheckpointError.
+    """
+    tensors = read_file(path, nested=("state_dict",))
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    layouts = recognized(tensors)
+    return None if layouts is None else layouts.read(None, tensors, str(path))
 
 
 def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
@@ -52,27 +87,21 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
         (out / name).write_text(text, encoding="utf-8")
 
 
-def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
-    """Writes model.safetensors in fp32, atomically."""
-    # A split qkv gives views of one storage, which safetensors rejects: each gets its own.
-    own = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(out / "model.safetensors") as temporary:
-        save_file(own, temporary, metadata={"format": "pt"})
-
-
-def read(
-    family: str, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str
-) -> Foreign:
-    """Converts what another program wrote; see Layouts.read."""
-    layouts = layouts_of(family)
-    if layouts is None:
-        raise CheckpointError(f"{where}: family '{family}' cannot be read from other programs' files")
-    return layouts.read(settings, tensors, where)
+def config_of(found: Foreign, name: str = "imported") -> Config:
+    """Returns a configuration whose model accepts the weights."""
+    codebook = {} if found.codebook is None else {"codebook": found.codebook}
+    return Config(name=name, model=found.model, objectives=found.objectives, **codebook)
 
 
 def write_imported(found: Foreign, out: Path) -> Path:
-    """Writes a folder for initial_weights: model.safetensors in our names, config.json. Returns `out`."""
+    """Writes a folder for initial_weights: model.safetensors in our names, config.json and any
+    image_codebook/. Returns `out`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    save(Config(name="imported", model=found.model, objectives=found.objectives), out / "config.json")
+    save(config_of(found), out / "config.json")
     write_tensors(found.weights, out)
+    if found.codebook_weights:
+        (out / "image_codebook").mkdir(exist_ok=True)
+        codebook = {name: tensor.contiguous() for name, tensor in found.codebook_weights.items()}
+        save_file(codebook, out / "image_codebook" / "model.safetensors", metadata={"format": "pt"})
     return out

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flava_ds.config import Config
+from flava_ds.families.flava.hf_names import flava_entries, tied_biases
 from flava_ds.families.flava.task import FlavaTask, build_task
-from flava_ds.hf.mapping import flava_entries, tied_biases
 from flava_ds.layouts import to_ours
 
 transformers = pytest.importorskip("transformers")

@@ -15,18 +15,18 @@ from flava_ds.config import Config, LoggingConfig, save
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.hf import LAYOUTS, transformers_settings
 from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
 from flava_ds.hf.export_weights import (
     export,
-    huggingface_config,
     verify_export,
     verify_model,
-    write_model,
-    write_processors,
 )
-from flava_ds.hf.import_weights import import_folder
+from flava_ds.hf.files import read_folder, read_json
+from flava_ds.hf.foreign import export as write_model
+from flava_ds.hf.foreign import open_folder
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 
@@ -45,7 +45,7 @@ def random_module(config: Config) -> FlavaTask:
 
 def written(config: Config, out) -> FlavaTask:
     module = random_module(config)
-    write_model(module.state_dict(), config, out)
+    write_model(config, module.state_dict(), out)
     return module
 
 
@@ -110,7 +110,9 @@ def test_the_round_trip_through_a_folder_is_exact(tmp_path):
     config = tiny_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, poolers=True))
     module = written(config, tmp_path)
-    imported = import_folder(tmp_path, poolers=True)
+    imported = LAYOUTS.read(
+        read_json(tmp_path / "config.json"), read_folder(tmp_path), str(tmp_path), poolers=True
+    )
     assert imported.model == config.model and not imported.dropped
     assert imported.weights.keys() == module.state_dict().keys()
     assert all(torch.equal(imported.weights[name], tensor) for name, tensor in module.state_dict().items())
@@ -138,7 +140,7 @@ def test_objectives_that_were_off_have_no_head(tmp_path):
         name.startswith(("itm_head", "mlm_head")) for name in load_file(tmp_path / "model.safetensors")
     )
     assert 0 < verify_model(module, config, tmp_path) < 3e-6
-    assert import_folder(tmp_path).objectives["itm"].weight == 0
+    assert open_folder(tmp_path).objectives["itm"].weight == 0
 
 
 def test_unequal_widths_are_refused(tmp_path):
@@ -153,7 +155,7 @@ def test_unequal_widths_are_refused(tmp_path):
 
 def test_the_configuration_is_transformers_own(tmp_path):
     """Every key is a field of FlavaConfig and its parts, so that none is silently ignored there."""
-    raw = huggingface_config(tiny_config())
+    raw = transformers_settings(tiny_config())
     config = transformers.FlavaConfig(**raw)
     for key, value in raw.items():
         part = getattr(config, key)
@@ -166,7 +168,7 @@ def test_the_configuration_is_transformers_own(tmp_path):
 def test_tokenizer_and_image_processor(tmp_path):
     """BertTokenizer and FlavaProcessor open the folder and agree with what training reads."""
     config = tiny_config()
-    write_processors(config, tmp_path)
+    written(config, tmp_path)
     tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path, local_files_only=True)
     texts = ["A café near Zürich, isn't it?", "two   dogs", ""]
     ours = WordPieceTokenizer(config.data.vocabulary).encode_batch(texts, 32)

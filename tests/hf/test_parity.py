@@ -12,9 +12,9 @@ from sample_batches import denominators, make_batch, tiny_config
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.hf_names import flava_entries, our_shapes
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
-from flava_ds.hf.mapping import flava_entries, our_shapes
 from flava_ds.layouts import to_ours
 
 CANCELLING = [

@@ -16,7 +16,7 @@ from flava_ds.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig, clip_of
 from flava_ds.families.clip.model import Clip
-from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 log = logging.getLogger(__name__)
@@ -226,8 +226,8 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
                 f"{where}: attention_dropout is {part['attention_dropout']}; this model has none"
             )
     return ClipConfig(
-        image=_take(ImageTowerConfig, image),
-        text=_take(TextTowerConfig, text),
+        image=take(ImageTowerConfig, image),
+        text=take(TextTowerConfig, text),
         projection_dim=raw.get("projection_dim", ClipConfig.projection_dim),
         logit_scale_init=raw.get("logit_scale_init_value", ClipConfig.logit_scale_init),
         activation=activations.pop(),
@@ -275,10 +275,3 @@ def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, 
         "num_attention_heads": heads,
         "intermediate_size": up,
     }
-
-
-def _take(kind: type, values: Mapping[str, Any]) -> Any:
-    """Builds one of our dataclasses from the fields of the same name."""
-    return kind(
-        **{f.name: values[f.name] for f in dataclasses.fields(kind) if values.get(f.name) is not None}
-    )

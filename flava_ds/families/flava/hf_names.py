@@ -13,7 +13,7 @@ import torch
 from flava_ds.config import Config
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.flava.image_encoder import ImageEncoder
+from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.layouts import Entry, renamed
 
@@ -41,20 +41,6 @@ _RENAMES = (
     (r"^objectives\.(\w+)\.head\.decoder\.", r"\1_head.decoder."),
 )
 """Applied in this order to our names."""
-
-_VIT_RENAMES = (
-    (r"^model\.image_encoder\.", ""),
-    (r"^transformer\.", ""),
-    (r"\.attention_norm\.", ".norm1."),
-    (r"\.attention\.qkv\.", ".attn.qkv."),
-    (r"\.attention\.output\.", ".attn.proj."),
-    (r"\.mlp_norm\.", ".norm2."),
-    (r"\.mlp_up\.", ".mlp.fc1."),
-    (r"\.mlp_down\.", ".mlp.fc2."),
-    (r"^final_norm\.", "norm."),
-    (r"^position_embeddings$", "pos_embed"),
-    (r"^patch_embedding\.", "patch_embed.proj."),
-)
 
 
 def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -85,28 +71,13 @@ def flava_entries(config: Config) -> tuple[Entry, ...]:
     entries = []
     for name, shape in our_shapes(config).items():
         theirs = huggingface_names(name)
-        entries.append(Entry(name, theirs, shape, _their_shape(name, shape, config.model.image, len(theirs))))
+        entries.append(
+            Entry(name, theirs, shape, their_shape(name, shape, flava_of(config).image, len(theirs)))
+        )
     return tuple(entries)
 
 
-def vit_entries(image: VisionEncoderConfig) -> tuple[Entry, ...]:
-    """Builds the table between our image encoder, without mask token, and a ViT in timm's or DINO's names."""
-    with torch.device("meta"):
-        shapes = {
-            f"model.image_encoder.{name}": tuple(tensor.shape)
-            for name, tensor in ImageEncoder(image).state_dict().items()
-        }
-    entries = []
-    for name, shape in shapes.items():
-        theirs = renamed(name, _VIT_RENAMES)
-        if not name.endswith(".mask_token"):
-            entries.append(Entry(name, (theirs,), shape, _their_shape(name, shape, image, 1)))
-    return tuple(entries)
-
-
-def _their_shape(
-    name: str, shape: tuple[int, ...], image: VisionEncoderConfig, parts: int
-) -> tuple[int, ...]:
+def their_shape(name: str, shape: tuple[int, ...], image: VisionEncoderConfig, parts: int) -> tuple[int, ...]:
     """Returns the shape of each of their tensors for one of ours."""
     if name.endswith(("cls_token", "mask_token")):
         return (1, 1, *shape)

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from flava_ds import config as configuration
 from flava_ds.checkpoints.checkpoint import load_initial_weights
 from flava_ds.errors import CheckpointError
+from flava_ds.evaluation.opening import open_model
 from flava_ds.families.clip.hf import LAYOUTS, entries
 from flava_ds.families.clip.task import build_task
-from flava_ds.hf import families
+from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_file, convert_folder
 from flava_ds.layouts import to_ours, to_theirs
 
@@ -58,7 +59,7 @@ def test_both_tables_are_exact_in_both_directions(run, open_clip):
 def test_an_exported_folder_opens_in_transformers_and_comes_back(run, tmp_path):
     transformers = pytest.importorskip("transformers")
     config, task = run
-    families.export(config, task.state_dict(), tmp_path / "out")
+    their_files.export(config, task.state_dict(), tmp_path / "out")
     theirs, report = transformers.CLIPModel.from_pretrained(
         tmp_path / "out", local_files_only=True, output_loading_info=True
     )
@@ -70,6 +71,12 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back(run, tmp_path):
         output = theirs.eval()(
             input_ids=ids, attention_mask=mask, pixel_values=normalized(batch["pixel_values"], config).float()
         )
+    opened = open_model(tmp_path / "out", device="cpu")
+    assert opened.described.family == "clip" and opened.config.data.vocabulary == str(
+        tmp_path / "out/vocab.txt"
+    )
+    again = opened.module.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in task.state_dict().items())
     ours = embeddings(task, batch)
     assert difference(ours[0], output.image_embeds) < 1e-5 and difference(ours[1], output.text_embeds) < 1e-5
     convert_folder(tmp_path / "out", tmp_path / "ours")
@@ -84,7 +91,7 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back(run, tmp_path):
 def test_exported_processors_do_what_training_did(run, tmp_path):
     transformers = pytest.importorskip("transformers")
     config, task = run
-    families.export(config, task.state_dict(), tmp_path / "out")
+    their_files.export(config, task.state_dict(), tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
     assert tokenizer("A red cats")["input_ids"] == [2, 5, 6, 7, 8, 3] and tokenizer.model_max_length == 32
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", local_files_only=True)
@@ -102,7 +109,7 @@ def test_byte_pairs_travel_with_an_export(run, tmp_path):
     text = dataclasses.replace(config.model.text, vocab_size=49_408)
     data = dataclasses.replace(config.data, vocabulary="clip_bpe")
     config = dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, text=text))
-    families.export(config, build_task(config).state_dict(), tmp_path / "out")
+    their_files.export(config, build_task(config).state_dict(), tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
     from flava_ds.data.tokenizer import load_tokenizer
 

@@ -10,8 +10,8 @@ from sample_batches import tiny_config
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.hf_names import flava_entries, huggingface_names
 from flava_ds.families.flava.task import build_task
-from flava_ds.hf.mapping import flava_entries, huggingface_names
 from flava_ds.layouts import check_tensors, to_ours, to_theirs
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, lo
 from flava_ds.config import Config, load
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.hf import LAYOUTS
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind, View
-from flava_ds.hf.import_weights import import_folder, import_vit, write_imported
+from flava_ds.families.flava.vit import vit_weights
+from flava_ds.hf.files import read_file, read_folder, read_json
+from flava_ds.hf.foreign import config_of, open_folder, write_imported
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def check_model(imported, theirs) -> None:
         tiny.codebook.vocab_size,
         tiny.codebook.grid_size,
     )
-    module = build_task(imported.config())
+    module = build_task(config_of(imported))
     module.load_state_dict(imported.weights)
     expected = our_model(tiny, theirs).state_dict()
     assert module.state_dict().keys() == expected.keys()
@@ -50,17 +54,17 @@ def check_model(imported, theirs) -> None:
 
 
 def test_a_saved_folder(folder, theirs):
-    check_model(import_folder(folder), theirs)
+    check_model(open_folder(folder), theirs)
 
 
 def test_a_sharded_folder(theirs, tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="40KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    check_model(import_folder(tmp_path), theirs)
+    check_model(open_folder(tmp_path), theirs)
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(CheckpointError, match=shard.name):
-        import_folder(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_an_old_pickle_with_buffers_tied_names_and_codebook(folder, theirs):
@@ -72,14 +76,14 @@ def test_an_old_pickle_with_buffers_tied_names_and_codebook(folder, theirs):
     }
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    imported = import_folder(folder)
+    imported = open_folder(folder)
     check_model(imported, theirs)
     assert imported.codebook_weights.keys() == {"blocks.input.bias"}
     assert "flava.text_model.embeddings.position_ids" in imported.dropped
     state["mim_head.bias"] = state["mim_head.bias"] + 1
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="mim_head.bias"):
-        import_folder(folder)
+        open_folder(folder)
 
 
 def test_initial_weights_read_what_was_written(folder, tmp_path):
@@ -90,11 +94,11 @@ def test_initial_weights_read_what_was_written(folder, tmp_path):
         for name, tensor in codebook.encoder.state_dict().items()
     }
     save_file({**state, **foreign}, folder / "model.safetensors")
-    out = write_imported(import_folder(folder), tmp_path / "ours")
+    out = write_imported(open_folder(folder), tmp_path / "ours")
     config = load(out / "config.json")
     module = build_task(config)
     load_initial_weights(module, str(out), "flava")
-    expected = import_folder(folder).weights
+    expected = open_folder(folder).weights
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
     loaded = load_codebook(out / "image_codebook", tiny_config().codebook)
     assert all(
@@ -104,8 +108,8 @@ def test_initial_weights_read_what_was_written(folder, tmp_path):
 
 def test_a_base_model_has_no_heads(theirs, tmp_path):
     theirs.flava.save_pretrained(tmp_path)
-    imported = import_folder(tmp_path)
-    module = build_task(imported.config())
+    imported = open_folder(tmp_path)
+    module = build_task(config_of(imported))
     module.load_state_dict(imported.weights)
     assert set(module.objectives) == {"global_contrastive"}
     assert not any(name.startswith("objectives.") for name in imported.weights)
@@ -113,22 +117,22 @@ def test_a_base_model_has_no_heads(theirs, tmp_path):
 
 def test_poolers_are_kept_or_dropped_aloud(folder, theirs, caplog):
     with caplog.at_level(logging.WARNING):
-        imported = import_folder(folder)
+        imported = open_folder(folder)
     assert len(imported.dropped) == 6 and all(".pooler.dense." in name for name in imported.dropped)
     assert "flava.image_model.pooler.dense.weight" in caplog.text
-    kept = import_folder(folder, poolers=True)
+    kept = LAYOUTS.read(read_json(folder / "config.json"), read_folder(folder), str(folder), poolers=True)
     assert kept.model.poolers and not kept.dropped
     assert torch.equal(
         kept.weights["model.text_encoder.pooler.dense.weight"], theirs.flava.text_model.pooler.dense.weight
     )
-    build_task(kept.config()).load_state_dict(kept.weights)
+    build_task(config_of(kept)).load_state_dict(kept.weights)
 
 
 def test_a_head_whose_weight_is_zero_is_dropped(folder):
     edit(folder, itm_weight=0.0)
-    imported = import_folder(folder)
+    imported = open_folder(folder)
     assert imported.objectives["itm"].weight == 0 and "itm_head.seq_relationship.bias" in imported.dropped
-    build_task(imported.config()).load_state_dict(imported.weights)
+    build_task(config_of(imported)).load_state_dict(imported.weights)
 
 
 def edit(folder, part: str | None = None, **values) -> None:
@@ -148,18 +152,18 @@ def edit(folder, part: str | None = None, **values) -> None:
         ("text_config", {"num_hidden_layers": 4}, r"flava.text_model.encoder.layer.3.*is missing"),
         ("text_config", {"num_hidden_layers": 2}, r"flava.text_model.encoder.layer.2.*is unknown"),
         ("text_config", {"vocab_size": 201}, r"word_embeddings.weight' has shape \[200, 24\]"),
-        (None, {"model_type": "clip"}, "model_type is 'clip'"),
+        (None, {"model_type": "vit"}, "model_type is 'vit'; supported are flava, clip"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_named(folder, part, values, words):
     edit(folder, part, **values)
     with pytest.raises(CheckpointError, match=words):
-        import_folder(folder)
+        open_folder(folder)
 
 
 def test_pairs_of_equal_sizes_are_fine(folder, theirs):
     edit(folder, "image_config", image_size=[12, 12], patch_size=[4, 4])
-    check_model(import_folder(folder), theirs)
+    check_model(open_folder(folder), theirs)
 
 
 def test_broken_folders(folder, tmp_path):
@@ -168,26 +172,26 @@ def test_broken_folders(folder, tmp_path):
     name = "flava.image_to_mm_projection.bias"
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, weights)
     with pytest.raises(CheckpointError, match=f"'{name}' is missing"):
-        import_folder(folder)
+        open_folder(folder)
     save_file({**tensors, "extra.weight": torch.zeros(1)}, weights)
     with pytest.raises(CheckpointError, match="'extra.weight' is unknown"):
-        import_folder(folder)
+        open_folder(folder)
     weights.write_bytes(b"no tensors here")
     with pytest.raises(CheckpointError, match="model.safetensors: not a readable"):
-        import_folder(folder)
+        open_folder(folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match="has no model.safetensors"):
-        import_folder(folder)
+        open_folder(folder)
     for content in (b"", b"\x80"):
         (folder / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"pytorch_model.bin: not a readable .*\(\w"):
-            import_folder(folder)
+            open_folder(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="config.json: not readable as JSON"):
-        import_folder(folder)
+        open_folder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="config.json is missing"):
-        import_folder(folder)
+        open_folder(folder)
 
 
 class Harmful:
@@ -204,8 +208,13 @@ def test_a_pickle_runs_no_code(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({"flava.logit_scale": Harmful(tmp_path / "harm")}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pytorch_model.bin"):
-        import_folder(folder)
+        open_folder(folder)
     assert not (tmp_path / "harm").exists()
+
+
+def read_vit(path: Path, image: VisionEncoderConfig) -> dict[str, torch.Tensor]:
+    """What `convert` does with a file that holds a ViT."""
+    return vit_weights(read_file(path, nested=("teacher",)), image, str(path))
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +260,7 @@ def test_a_plain_vit_gives_the_same_hidden_states(vit, layout, tmp_path, caplog)
             file,
         )
     with caplog.at_level(logging.WARNING):
-        weights = import_vit(file, vit_config(1e-6))
+        weights = read_vit(file, vit_config(1e-6))
     assert "layer_norm_eps" not in caplog.text
     encoder = ImageEncoder(vit_config(1e-6))
     result = encoder.load_state_dict(
@@ -268,7 +277,7 @@ def test_a_plain_vit_gives_the_same_hidden_states(vit, layout, tmp_path, caplog)
 def test_another_layer_norm_eps_is_said(vit, tmp_path, caplog):
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     with caplog.at_level(logging.WARNING):
-        import_vit(tmp_path / "vit.pth", vit_config(1e-12))
+        read_vit(tmp_path / "vit.pth", vit_config(1e-12))
     assert "layer_norm_eps 1e-06" in caplog.text and "head.weight" in caplog.text
 
 
@@ -278,8 +287,7 @@ def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_
     module = build_task(load(tmp_path / "ours" / "config.json"))
     load_initial_weights(module, str(tmp_path / "ours"), "flava")
     assert all(
-        torch.equal(tensor, import_folder(folder).weights[name])
-        for name, tensor in module.state_dict().items()
+        torch.equal(tensor, open_folder(folder).weights[name]) for name, tensor in module.state_dict().items()
     )
     torch.save(timm.create_model("vit_base_patch16_224").state_dict(), tmp_path / "vit.pth")
     assert cli.main(["convert", str(tmp_path / "vit.pth"), "--to", "flava_ds", str(tmp_path / "vit")]) == 0
@@ -291,10 +299,10 @@ def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_
 def test_a_vit_of_another_size_is_named(vit, tmp_path):
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="pos_embed"):
-        import_vit(tmp_path / "vit.pth", dataclasses.replace(vit_config(1e-6), image_size=16))
+        read_vit(tmp_path / "vit.pth", dataclasses.replace(vit_config(1e-6), image_size=16))
     torch.save({**vit.state_dict(), "blocks.0.ls1.gamma": torch.ones(24)}, tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="blocks.0.ls1.gamma"):
-        import_vit(tmp_path / "vit.pth", vit_config(1e-6))
+        read_vit(tmp_path / "vit.pth", vit_config(1e-6))
 
 
 def test_vit_weights_fit_the_whole_model(vit, tmp_path):
@@ -304,7 +312,7 @@ def test_vit_weights_fit_the_whole_model(vit, tmp_path):
     module = build_task(config)
     batch = make_batch(Kind.IMAGE, config)
     before = module.model.encode(batch, [View.IMAGE])[View.IMAGE].first()
-    result = module.load_state_dict(import_vit(tmp_path / "vit.pth", config.model.image), strict=False)
+    result = module.load_state_dict(read_vit(tmp_path / "vit.pth", config.model.image), strict=False)
     assert not result.unexpected_keys and "model.image_encoder.mask_token" in result.missing_keys
     assert not torch.allclose(before, module.model.encode(batch, [View.IMAGE])[View.IMAGE].first())
 

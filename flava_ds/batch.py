@@ -82,6 +82,8 @@ class Batch:
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, int] = field(default_factory=dict)
     read: ReadReport = field(default_factory=ReadReport)
+    step: int = 0
+    """The optimizer update that the batch is part of, for what follows a schedule; the trainer sets it."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -85,6 +85,9 @@ class Toy(nn.Module):
             self.logit_scale = nn.Parameter(torch.tensor(0.3))
             self.dead = nn.Linear(5, 3)
 
+    def first_steps(self) -> dict[str, int]:
+        return {}
+
     def counts(self, batch: Batch) -> dict[str, int]:
         rows = {
             "mim": batch["mim_rows"],

@@ -26,10 +26,14 @@ class OptimizerConfig(Variant, built_in=BUILT_IN):
     """Peak learning rate of the schedule."""
     weight_decay: Annotated[float, AtLeast(0), AtMost(100)] = 0.1
     """Share of the weights that each update subtracts, times the learning rate."""
+    weight_decay_end: Annotated[float, AtLeast(0), AtMost(100)] | None = None
+    """Weight decay at training.total_steps, reached along half a cosine (DINO); None keeps it constant."""
     decay_norm_and_bias: bool = True
     """Apply weight decay to all parameters, as the paper names no exclusion; otherwise it excludes biases,
     LayerNorm, position embeddings, CLS and mask tokens and the logit scale.
     """
+    decay_tokens_and_positions: bool = False
+    """With decay_norm_and_bias False: decay position embeddings, CLS and mask tokens all the same (DINO)."""
 
     @property
     def label(self) -> str:

@@ -11,6 +11,11 @@ from flava_ds.config.variants import Variant
 from flava_ds.errors import ConfigError
 
 
+def along_cosine(begin: float, end: float, progress: float) -> float:
+    """Returns the value after a share of the way from `begin` to `end` along half a cosine."""
+    return end + (begin - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Variant):
     """Linear warm-up, then the variant's schedule up to training.total_steps."""

@@ -21,7 +21,7 @@ from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.run_folder import check_run_folder
-from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig
+from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig, along_cosine
 from flava_ds.config.sinks import SinkConfig
 from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.errors import ConfigError
@@ -45,6 +45,8 @@ class TrainingConfig:
     """Recompute the encoders' activations in the backward pass instead of keeping them."""
     gradient_clipping: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """Maximum global norm of the gradients; 0 disables clipping."""
+    clip_each_parameter: bool = False
+    """Apply gradient_clipping to the norm of each parameter's gradient instead of the global norm (DINO)."""
     idle_parameters: Literal["frozen", "zeros"] = "frozen"
     """What an update does to parameters that the step's kind does not use: 'frozen' leaves them alone (as in
     plain torch), 'zeros' gives them a zero gradient, so weight decay and momentum still move them (as in
@@ -205,6 +207,11 @@ class Config:
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of update `step`; 0 is the first."""
         return self.schedule.learning_rate(step, self.optimizer.lr, self.training.total_steps)
+
+    def weight_decay(self, step: int) -> float:
+        """Returns the weight decay of update `step`; 0 is the first."""
+        begin, end = self.optimizer.weight_decay, self.optimizer.weight_decay_end
+        return begin if end is None else along_cosine(begin, end, step / self.training.total_steps)
 
     @property
     def drawn_sources(self) -> dict[str, SourceConfig]:

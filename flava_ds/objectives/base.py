@@ -102,7 +102,13 @@ class Objective(nn.Module, ABC):
         return 0.0
 
     def states(self, model: Any) -> Mapping[str, Any]:
-        """Returns its training states by name, e.g. an EMA teacher or a queue (training/state.py)."""
+        """Returns its training states by name, e.g. an EMA teacher or a queue (objectives/state.py)."""
+        return {}
+
+    def first_steps(self) -> Mapping[str, int]:
+        """Returns the first step that moves a parameter of its own, by the parameter's name, for those that
+        stay put before it: without update, decay or part in the gradient's norm, in every ZeRO stage.
+        """
         return {}
 
     def model_parameters(self, model: Any) -> set[str]:

@@ -10,32 +10,41 @@ from torch import Tensor, nn
 
 from flava_ds.config import OptimizerConfig
 
-NO_DECAY_NAMES = ("position_embeddings", "cls_token", "mask_token", "logit_scale")
-"""Parts of parameter names that decay_norm_and_bias=False exempts, besides all one-dimensional parameters."""
+TOKENS_AND_POSITIONS = ("position_embeddings", "cls_token", "mask_token")
+"""Parts of parameter names that decay_norm_and_bias=False exempts, besides logit_scale and everything else of
+one dimension."""
 
 
 def parameter_groups(
-    module: nn.Module, kinds: Mapping[str, frozenset[str]], config: OptimizerConfig
+    module: nn.Module,
+    kinds: Mapping[str, frozenset[str]],
+    config: OptimizerConfig,
+    first_steps: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Splits the trainable parameters by (kinds that use them) x (decayed or not), in a stable order.
+    """Splits the trainable parameters by (kinds that use them) x (decayed or not) x (the first step that moves
+    them, 0 unless `first_steps` says another), in a stable order.
 
     ZeRO keeps flat tensors per group, so a group that a step does not use can be skipped as a whole. A
     group's `kinds` is a list of plain strings, because it is written into checkpoints that are read without
     unpickling.
     """
-    groups: dict[tuple[tuple[str, ...], bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[tuple[str, ...], bool, int], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        small = parameter.ndim < 2 or any(part in name for part in NO_DECAY_NAMES)
-        exempt = small and not config.decay_norm_and_bias
-        key = (tuple(sorted(str(kind) for kind in kinds[name])), not exempt)
+        key = (
+            tuple(sorted(str(kind) for kind in kinds[name])),
+            is_decayed(name, parameter, config),
+            (first_steps or {}).get(name, 0),
+        )
         groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": groups[key],
             "kinds": list(key[0]),
             "active": True,
+            "first_step": key[2],
+            "decayed": key[1],
             "weight_decay": config.weight_decay if key[1] else 0.0,
             "lr": config.lr,
         }
@@ -43,10 +52,21 @@ def parameter_groups(
     ]
 
 
-def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str) -> None:
-    """Activates the groups that an update of `kind` moves: its users' ('frozen'), or all ('zeros')."""
+def is_decayed(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> bool:
+    """Tells whether weight decay shrinks a parameter."""
+    if config.decay_norm_and_bias:
+        return True
+    if any(part in name for part in TOKENS_AND_POSITIONS):
+        return config.decay_tokens_and_positions
+    return parameter.ndim >= 2 and "logit_scale" not in name
+
+
+def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str, step: int = 0) -> None:
+    """Activates the groups that update `step`, of `kind`, moves: its users' ('frozen'), or all ('zeros'),
+    except those whose first step is still to come."""
     for group in optimizer.param_groups:
-        group["active"] = idle == "zeros" or str(kind) in group["kinds"]
+        used = idle == "zeros" or str(kind) in group["kinds"]
+        group["active"] = used and step >= group.get("first_step", 0)
 
 
 class Gated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -37,7 +37,9 @@ class Engine:
         self.settings = merged_settings(config, world.size, world.device.type)
         self.stage = zero_stage(self.settings)
         self.idle = config.training.idle_parameters
+        self.weight_decay = config.weight_decay
         self.gradient_clipping = config.training.gradient_clipping
+        self.clips_each = config.training.clip_each_parameter
         self.accumulation_steps = config.training.gradient_accumulation_steps
         self.world = world
         deepspeed_fixes.apply_before_initialize(
@@ -45,7 +47,8 @@ class Engine:
         )
         deepspeed_fixes.reshape_scalars(module)
         module = module.to(world.device)
-        optimizer = config.optimizer.build(parameter_groups(module, module.users(), config.optimizer))
+        groups = parameter_groups(module, module.users(), config.optimizer, module.first_steps())
+        optimizer = config.optimizer.build(groups)
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(
@@ -65,6 +68,14 @@ class Engine:
             for name, state in module.states.items():
                 state.begin(name, self)
 
+    def held(self) -> Iterator[fragments.Fragment]:
+        """Yields the elements of parameters that this rank has in fp32, with all that is kept beside them."""
+        return fragments.held(self)
+
+    def keep_average(self, key: str, names: set[str]) -> None:
+        """Begins a running average of these parameters, in fp32 beside the weights; `held` yields it."""
+        self.averages[key] = fragments.Average(names)
+
     @property
     def offloaded(self) -> bool:
         """True if optimizer state is kept in host memory."""
@@ -80,15 +91,17 @@ class Engine:
             "optimizer": type(self.optimizer).__name__,
         }
 
-    def begin(self, kind: str, lr: float) -> None:
-        """Opens a step of `kind`: sets the learning rate, activates its groups, clears stale gradients."""
+    def begin(self, kind: str, lr: float, step: int = 0) -> None:
+        """Opens step `step`, of `kind`: sets learning rate and weight decay, activates its groups, clears stale
+        gradients."""
         if self._kind is not None:
             raise AssertionError("the previous optimizer step was not finished with update()")
         self._kind, self._micro_steps = kind, 0
         self.loss = torch.zeros((), device=self.world.device)
-        activate(self.optimizer, kind, self.idle)
+        activate(self.optimizer, kind, self.idle, step)
+        decay = self.weight_decay(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"], group["weight_decay"] = lr, decay if group["decayed"] else 0.0
         deepspeed_fixes.clear_stale_gradients(self.deepspeed.optimizer)
 
     @torch.no_grad()
@@ -139,8 +152,11 @@ class Engine:
         finite = torch.isfinite(norm)
         # Optimizers read both on the device, so neither clipping nor skipping waits for the host.
         self.optimizer.found_inf = (~finite).to(torch.float32)
-        clipping = self.gradient_clipping
-        self.optimizer.grad_scale = ((norm + 1e-6) / clipping).clamp(min=1.0) if clipping > 0 else None
+        self.optimizer.grad_scale = None
+        if self.gradient_clipping > 0 and self.clips_each:
+            self._clip_each()
+        elif self.gradient_clipping > 0:
+            self.optimizer.grad_scale = ((norm + 1e-6) / self.gradient_clipping).clamp(min=1.0)
         self.deepspeed.step()
         bad = (~finite).to(torch.int64)
         self.applied = finite.to(torch.float32)
@@ -163,6 +179,20 @@ class Engine:
         # fp16 gradients still carry the loss scale.
         scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
         return square.sqrt() / scale
+
+    def _clip_each(self) -> None:
+        """Shrinks, in place, the gradient of every parameter whose norm over all ranks is too large."""
+        parts = list(fragments.gradients(self))
+        places = {name: place for place, name in enumerate(self.shapes())}
+        squares = torch.zeros(len(places), device=self.world.device)
+        for name, part in parts:
+            squares[places[name]] += part.float().square().sum().to(squares.device)
+        if self.world.size > 1 and self.stage > 0:
+            dist.all_reduce(squares)
+        scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
+        factors = (self.gradient_clipping * scale / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        for name, part in parts:
+            part.mul_(factors[places[name]].to(part.device))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the task's training states by "<state>/<tensor>"."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.errors import CheckpointError
+from flava_ds.training import deepspeed_fixes
 
 if TYPE_CHECKING:
     from flava_ds.training.engine import Engine
@@ -117,6 +118,27 @@ def owned(engine: Engine) -> Iterator[Fragment]:
         start = min(rank * share, fragment.numel)
         if numel := min(share, fragment.numel - start):
             yield fragment.narrow(start, numel)
+
+
+def gradients(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """Yields, by parameter, views of the averaged gradients that this rank will apply: its part of each, or
+    without ZeRO the whole. To be called between the last backward pass and the optimizer's step.
+    """
+    names = _names(engine)
+    if engine.stage == 0:
+        yield from ((names[p], p.grad) for p in names if p.requires_grad and p.grad is not None)
+        return
+    entries = deepspeed_fixes.local_gradients(engine.deepspeed)
+    for slot, (_, tensors, _) in zip(_slots(engine), entries, strict=True):
+        begin, rest = 0, list(slot.pieces)
+        for tensor in tensors:
+            end = begin + tensor.numel()
+            for piece in rest:
+                first, last = max(begin, piece.offset), min(end, piece.offset + piece.numel)
+                if first < last:
+                    yield names[piece.parameter], tensor.view(-1)[first - begin : last - begin]
+            rest = [piece for piece in rest if piece.offset + piece.numel > end]
+            begin = end
 
 
 def update_counts(engine: Engine) -> dict[str, int]:

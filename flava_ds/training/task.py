@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.layers.transformer import Transformer
 from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective, Rows
-from flava_ds.training.state import TrainingState
+from flava_ds.objectives.state import TrainingState
 
 Encodings = Mapping[str, Rows]
 """view -> its encoding"""
@@ -188,6 +188,14 @@ class Task(nn.Module):
             for parameter in used & users.keys():
                 users[parameter] |= {str(kind) for kind in objective.kinds}
         return {name: frozenset(kinds) for name, kinds in users.items()}
+
+    def first_steps(self) -> dict[str, int]:
+        """Returns the first step that moves a parameter, for those that objectives hold still before it."""
+        return {
+            f"objectives.{name}.{parameter}": step
+            for name, objective in self.objectives.items()
+            for parameter, step in objective.first_steps().items()
+        }
 
     def passes(self, batch: Batch) -> Iterable[Pass]:
         """Lists the work of a forward pass from lengths known to the host; call it before the batch moves."""

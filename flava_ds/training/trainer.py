@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from typing import Any, Protocol
@@ -120,14 +121,15 @@ class Trainer:
         # denominators, so they are needed before the first forward pass.
         update = self._agree(step, micro_batches, waited_s)
         # Frozen networks and teachers compute their targets here: once per batch and without a graph.
-        update.batches = [self.engine.complete(batch.to(self.world.device)) for batch in micro_batches]
+        batches = [replace(batch, step=step).to(self.world.device) for batch in micro_batches]
+        update.batches = [self.engine.complete(batch) for batch in batches]
         # A pooled loss needs every sample of the step, so with several micro-batches it takes a first pass
         # without a graph. The pass below then backpropagates these gradients.
         update.gradients = self._pooled_gradients(update)
         for watcher in self.watchers:
             watcher.before_update(update)
 
-        self.engine.begin(update.kind, update.lr)
+        self.engine.begin(update.kind, update.lr, step)
         for batch, gradients in zip(update.batches, update.gradients, strict=True):
             update.outputs.append(self.engine.forward_backward(batch, update.denominators, gradients))
         # Clips, steps and skips non-finite updates on the device; nothing here waits for a value.

@@ -45,7 +45,14 @@ FIELDS = (
     Field("grad_norm", "", "global gradient norm of the last step, before clipping; null if not finite"),
     Field("loss/<objective>", "nats", "mean over all terms of all ranks since the last record"),
     Field("accuracy/<objective>", "share", "correct predictions among the same terms"),
-    Field("metric/<metric>/<objective>", "", "another metric of an objective: its mean over the same terms"),
+    Field(
+        "metric/<metric>/<objective>",
+        "",
+        (
+            "another metric of an objective: its mean over the same terms; or what one of its training "
+            "states reports"
+        ),
+    ),
     Field(
         "gradient_norm/<objective>",
         "",

@@ -27,6 +27,7 @@ from flava_ds.training.watcher import Note, Update, Watcher
 from flava_ds.watching.environment import describe_start
 from flava_ds.watching.log_fields import metric_key
 from flava_ds.watching.sinks import Sink, open_sinks
+from flava_ds.watching.states import StateReports
 from flava_ds.watching.stragglers import StepClock, StragglerWatch, find_slowest
 
 
@@ -88,6 +89,7 @@ class Metrics(Watcher):
         self._window = Window()
         self._norms: dict[str, Tensor] = {}
         self._numbers: dict[str, float] = {}
+        self._states = StateReports(engine.module.states)
         self._watch = StragglerWatch(config.logging.straggler_lines)
         description = describe_start(config, world, gemm_rate)
         hosts = {rank: host for host, entry in description["hosts"].items() for rank in entry["ranks"]}
@@ -141,7 +143,10 @@ class Metrics(Watcher):
     def write(self, update: Update) -> dict[str, Any]:
         """Reduces over ranks what was added since the last record, and writes it on rank 0. Collective."""
         step = update.step
-        totals, (norm, updates, *norms) = self._read_device(update.grad_norm, self.engine.skipped)
+        others = {**self._norms, **self._states.tensors()}
+        totals, (norm, updates, *read) = self._read_device(
+            update.grad_norm, self.engine.skipped, *others.values()
+        )
         elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
         self._window.worked_s, self._window.peak_memory = self.clock.take(), peak_memory(self.world.device)
         windows: list[Window] = gather_objects(self.world, self._window)
@@ -157,7 +162,7 @@ class Metrics(Watcher):
             "lr": update.lr,
             "grad_norm": norm,
             **self._means(totals),
-            **dict(zip(self._norms, norms, strict=True)),
+            **dict(zip(others, read, strict=True)),
             **self._numbers,
             "samples_per_second": samples / elapsed,
             "seconds_per_step": elapsed / steps,
@@ -176,6 +181,8 @@ class Metrics(Watcher):
             "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
         }
         self._reset()
+        if self.world.is_main:
+            self._states.warn(record)
         # JSON has no NaN.
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -218,16 +225,11 @@ class Metrics(Watcher):
         return time.perf_counter()
 
     def _read_device(self, *own: Tensor) -> tuple[dict[str, float], list[float]]:
-        """Returns sums over all ranks, this rank's `own` values and gradient norms.
-
-        This is the only wait for the device.
-        """
+        """Returns sums over all ranks and this rank's `own` values. This is the only wait for the device."""
         sums = torch.stack([*self._sums.values()])
         if self.world.size > 1:
             dist.all_reduce(sums)
-        values = torch.cat(
-            [sums, torch.stack([value.double() for value in (*own, *self._norms.values())])]
-        ).tolist()
+        values = torch.cat([sums, torch.stack([value.double() for value in own])]).tolist()
         return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.layers.work import encoder_flops
 from flava_ds.objectives.base import Loss, Objective
-from flava_ds.training.state import EmaTeacher, TrainingState
+from flava_ds.objectives.state import EmaTeacher, TrainingState
 
 CROPS, NOISE_STREAM = 2, 91
 

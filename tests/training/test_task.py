@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.objectives.base import Features, Loss, Objective, PooledObjective
-from flava_ds.training.state import TrainingState
+from flava_ds.objectives.state import TrainingState
 from flava_ds.training.task import Pass, Task
 
 

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.training import fragments
 
 if TYPE_CHECKING:
     from flava_ds.training.engine import Engine
@@ -46,6 +45,16 @@ class TrainingState:
     def complete(self, batch: Batch) -> Batch:
         """Adds the state's targets to a micro-batch, on the device and without a graph."""
         return batch
+
+    def report(self) -> dict[str, Tensor]:
+        """Returns scalars for the log, by name, equal on all ranks; read once per line, as
+        metric/<name>/<objective>.
+        """
+        return {}
+
+    def complaint(self, numbers: Mapping[str, float]) -> str | None:
+        """Returns one line for people when what it reports, `numbers`, shows that training has gone wrong."""
+        return None
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
         """Follows an update.
@@ -89,9 +98,7 @@ class EmaTeacher(TrainingState):
         precision = next(engine.module.parameters()).dtype
         self.network.to(engine.world.device, precision)
         trained = {key for key, parameter in engine.module.named_parameters() if parameter.requires_grad}
-        engine.averages[self.key] = fragments.Average(
-            trained.intersection(map(self._followed_by, self._own()))
-        )
+        engine.keep_average(self.key, trained.intersection(map(self._followed_by, self._own())))
         self.restored(engine)
 
     def restored(self, engine: Engine) -> None:
@@ -103,7 +110,7 @@ class EmaTeacher(TrainingState):
             total += parameter.numel()
         flat = torch.zeros(total, dtype=torch.float32, device=engine.world.device)
         divided = engine.world.size > 1 and engine.stage > 0
-        for fragment in fragments.held(engine):
+        for fragment in engine.held():
             # All ranks hold replicated fragments, e.g. frozen parameters; only the main rank adds them.
             if fragment.name not in places or (divided and fragment.replicated and not engine.world.is_main):
                 continue
@@ -121,7 +128,7 @@ class EmaTeacher(TrainingState):
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
         share = (1 - self.momentum(step)) * engine.applied
-        for fragment in fragments.held(engine):
+        for fragment in engine.held():
             if self.key in fragment.tensors:
                 average = fragment.tensors[self.key]
                 average.lerp_(fragment.tensors["weight"].to(average.dtype), share.to(average.device))

@@ -18,9 +18,9 @@ from flava_ds.checkpoints import checkpoint
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import Config, LoggingConfig
 from flava_ds.errors import CheckpointError
+from flava_ds.objectives.state import EmaTeacher, TrainingState
 from flava_ds.ranks.distributed import World, start
 from flava_ds.training.engine import Engine
-from flava_ds.training.state import EmaTeacher, TrainingState
 from flava_ds.watching.checksums import replicated
 
 MOMENTUM, MICRO_BATCHES, SAVED_AT = 0.8, 2, 4

@@ -192,7 +192,8 @@ def test_no_part_is_above_itself():
 
 
 MODELS_KNOWN_BY_NOBODY = re.compile(
-    r"\b(mim|mlm|itm|mmm_image|mmm_text|global_contrastive|Flava\w*|(image|text|multimodal)_masked)\b"
+    r"\b(mim|mlm|itm|mmm_image|mmm_text|global_contrastive|dino|simclr|(Flava|Dino|Simclr)\w*"
+    r"|(image|text|multimodal)_masked)\b"
 )
 FREE_OF_MODELS = (
     "training",

@@ -31,12 +31,31 @@ class ImageTransformConfig:
     """Largest rotation in either direction."""
     color_jitter: Share = 0.0
     """Strength of a random linear map of the colours around their mean."""
+    brightness: Share = 0.0
+    """Colours are multiplied by a random factor between 1 - brightness and 1 + brightness."""
+    contrast: Share = 0.0
+    """The same for the distance from the image's mean grey."""
+    saturation: Share = 0.0
+    """The same for the distance from each pixel's own grey."""
+    hue: Annotated[float, Between(0, 0.5)] = 0.0
+    """Maximum rotation of the colours around grey, in turns."""
+    jitter_probability: Share = 1.0
+    """Probability that color_jitter, brightness, contrast, saturation and hue change an image at all."""
     grayscale: Share = 0.0
     """Probability of converting the image to grey."""
     invert: Share = 0.0
     """Probability of inverting the colours."""
     edges: Share = 0.0
     """Probability of replacing the image by the outlines of its luminance."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[Annotated[float, Range(0, 100, open_least=True)], Annotated[float, AtMost(100)]] = (
+        0.1,
+        2.0,
+    )
+    """Minimum and maximum standard deviation of the blur, in pixels of the result."""
+    solarize: Share = 0.0
+    """Probability of inverting the brighter half of the grey levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +285,7 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
         raise ConfigError(
             f"source '{name}': pipeline requires a stream; set --data.sources.{name}.reading stream"
         )
-    _check_transform(f"source '{name}': transform", source.transform)
+    check_transform(f"source '{name}': transform", source.transform)
     if source.image_codes_key and source.transform != UNCHANGED:
         raise ConfigError(
             f"source '{name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "
@@ -275,8 +294,8 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
         )
 
 
-def _check_transform(where: str, transform: ImageTransformConfig) -> None:
-    """Checks the augmentation of one source."""
+def check_transform(where: str, transform: ImageTransformConfig) -> None:
+    """Checks one augmentation."""
     if transform.crop_scale[0] > transform.crop_scale[1]:
         raise ConfigError(
             f"{where}.crop_scale {transform.crop_scale}: give the smallest share of the area first, then "
@@ -286,6 +305,11 @@ def _check_transform(where: str, transform: ImageTransformConfig) -> None:
         raise ConfigError(
             f"{where}.crop_ratio {transform.crop_ratio}: give the smallest width / height first, then "
             "the largest"
+        )
+    if transform.blur_sigma[0] > transform.blur_sigma[1]:
+        raise ConfigError(
+            f"{where}.blur_sigma {transform.blur_sigma}: give the least and the largest standard deviation, "
+            "in this order"
         )
 
 

@@ -10,7 +10,7 @@ from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.variants import Variant
 
 if TYPE_CHECKING:
-    from flava_ds.data.plan import Corruption
+    from flava_ds.data.plan import Corruption, Crops
 
 BUILT_IN = {
     "global_contrastive": "flava_ds.objectives.global_contrastive:GlobalContrastiveConfig",
@@ -19,6 +19,8 @@ BUILT_IN = {
     "mmm_image": "flava_ds.objectives.masked_image:MultimodalMaskedImageConfig",
     "mmm_text": "flava_ds.objectives.masked_text:MultimodalMaskedTextConfig",
     "itm": "flava_ds.objectives.itm:ImageTextMatchingConfig",
+    "dino": "flava_ds.objectives.dino:DinoConfig",
+    "simclr": "flava_ds.objectives.simclr:SimclrConfig",
 }
 """The built-in objectives by their tag in a configuration."""
 
@@ -31,6 +33,8 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
     """The kinds of step that it takes part in."""
     title: ClassVar[str | None] = None
     """Title of its charts; None takes its name in the configuration."""
+    reads_image: ClassVar[bool] = True
+    """Whether it reads the whole image, `pixel_values`; False where its crops are all that it needs."""
     predicts_codes: ClassVar[bool] = False
     """Whether its targets are an image codebook's indices."""
 
@@ -52,6 +56,12 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
         of FLAVA's masked views, belong to the family's plan.
         """
         return ()
+
+    def crops(self, config: Any, source: Any) -> Mapping[str, Crops]:
+        """Returns the crops of each picture that its batches of `source` need, by the names of their tensors:
+        [b a c S S] uint8, made by the loader from the sample's seed.
+        """
+        return {}
 
     def check(self, where: str, config: Any) -> None:
         """Raises ConfigError for settings that cannot work in `config`; `where` names the objective."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import SourceConfig
-from flava_ds.data.order import uniforms
+from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.samples import Sample
 from flava_ds.data.transforms import Empty, ImageTransform
@@ -25,6 +25,10 @@ class Collator:
     def __init__(self, plan: BatchPlan, name: str, source: SourceConfig) -> None:
         self.plan, self.name, self.source = plan, name, source
         self.transform = ImageTransform(source.transform, tuple(plan.views.values())) if plan.views else None
+        self.crops = [
+            [ImageTransform(transform, (crops.size,)) for transform in crops.transforms]
+            for crops in plan.crops.values()
+        ]
 
     def __call__(
         self,
@@ -48,7 +52,9 @@ class Collator:
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
         draft, cut = self._draft(samples, texts, matched, views)
         tensors: dict[str, Tensor] = {
-            name: draft.views[name] for name in self.plan.sent_views if name in draft.views
+            name: draft.views[name]
+            for name in (*self.plan.sent_views, *self.plan.crops)
+            if name in draft.views
         }
         numbers: dict[str, int] = {}
         _add_text(draft, "", tensors, numbers)
@@ -76,14 +82,25 @@ class Collator:
         )
 
     def empty_views(self, count: int, empty: Empty = torch.empty) -> list[Tensor]:
-        """Allocates a batch's views: [count 3 S S] uint8 for each size S; empty without images."""
-        return self.transform.empty(count, empty) if self.transform is not None else []
+        """Allocates what `augment` fills: [count 3 S S] uint8 for each size S, then [count a 3 S S] for each
+        set of crops; nothing without pictures."""
+        whole = self.transform.empty(count, empty) if self.transform is not None else []
+        return whole + [
+            empty(count, len(crops.transforms), 3, crops.size, crops.size, dtype=torch.uint8)
+            for crops in self.plan.crops.values()
+        ]
 
     def augment(self, samples: Sequence[Sample], views: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Fills and returns the views. Each sample's rows depend only on that sample."""
-        if views:
-            assert self.transform is not None  # a plan with views has one
-            self.transform([cast(Tensor, sample.image) for sample in samples], _seeds(samples), views)
+        """Fills the samples' views and crops, of which each depends on its own sample alone, and returns
+        them.
+        """
+        images, seeds = [cast(Tensor, sample.image) for sample in samples], _seeds(samples)
+        whole = len(self.plan.views)
+        if self.transform is not None:
+            self.transform(images, seeds, views[:whole])
+        for name, transforms, crops in zip(self.plan.crops, self.crops, views[whole:], strict=True):
+            for number, transform in enumerate(transforms):
+                transform(images, crop_seeds(seeds, name, number), [crops[:, number]])
         return views
 
     def _draft(
@@ -97,7 +114,7 @@ class Collator:
         codes = None
         if self.plan.stored_codes:
             codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples])
-        named = dict(zip(self.plan.views, views, strict=True))
+        named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
             seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths
         )

@@ -13,7 +13,9 @@ from flava_ds.data.order import uniforms
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in luminance. Source: ITU-R BT.601."""
-_STREAM = 3
+_YIQ = np.array([LUMINANCE, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+"""Luminance, and two axes of colour without it."""
+_STREAM, _FACTORS_STREAM = 3, 8
 _MIXING, _SHIFT = 0.5, 96.0
 _EDGE_GAIN = 4.0
 
@@ -44,9 +46,11 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
     """Draws each image's colour map from its seed; None when the configuration changes no colours.
 
     Jitter of strength s multiplies contrast by 1 + s*u, mixes channels by s/2*u each and shifts brightness by
-    up to 96*s grey levels, u uniform in [-1, 1].
+    up to 96*s grey levels, u uniform in [-1, 1]. Brightness, contrast, saturation and hue follow in this
+    order, before the greys; values are clamped once, at the end.
     """
-    if not (config.color_jitter or config.grayscale or config.invert or config.edges):
+    factors = (config.brightness, config.contrast, config.saturation, config.hue)
+    if not (config.color_jitter or config.grayscale or config.invert or config.edges or any(factors)):
         return None
     draws = uniforms(seeds, 16, stream=_STREAM)
     signed = 2 * draws[:, :13] - 1
@@ -55,14 +59,36 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
     mixing = signed[:, 1:10].reshape(-1, 3, 3)
     scale = eye * (1 + strength * signed[:, :1, None]) + strength * _MIXING * mixing
     shift = strength * _SHIFT * signed[:, 10:13]
+    about_mean = np.broadcast_to(eye, scale.shape)
+    if any(factors) or config.jitter_probability < 1:
+        more = uniforms(seeds, 5, stream=_FACTORS_STREAM)
+        still = more[:, 4] >= config.jitter_probability
+        scale[still], shift[still], more[still, :4] = eye, 0.0, 0.5
+        linear, about_mean = _factors(2 * more[:, :4] - 1, factors)
+        scale, shift = linear @ scale, (linear @ shift[:, :, None])[:, :, 0]
     project = np.where((draws[:, 13] < config.grayscale)[:, None, None], grey, eye)
     negative = draws[:, 14] < config.invert
     sign = np.where(negative, -1.0, 1.0)
     scale = sign[:, None, None] * (project @ scale)
     shift = sign[:, None] * (project @ shift[:, :, None])[:, :, 0] + np.where(negative, 255.0, 0.0)[:, None]
-    keep = sign[:, None, None] * project
+    keep = sign[:, None, None] * (project @ about_mean)
     tensors = (torch.from_numpy(value.astype(np.float32)) for value in (scale, keep, shift))
     return ColorDraw(*tensors, edges=torch.from_numpy(draws[:, 15] < config.edges))
+
+
+def _factors(signed: np.ndarray, sizes: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Composes brightness, contrast, saturation and hue to what acts on a colour's distance from the
+    picture's mean, and to what acts on that mean: [b 4] in [-1, 1] -> [b 3 3], [b 3 3].
+
+    Hue is a rotation about the grey axis, in the plane of equal luminance (YIQ), as an affine map needs it.
+    """
+    eye, grey = np.eye(3), np.tile(np.array(LUMINANCE), (3, 1))
+    brightness, contrast, saturation = (1 + sizes[i] * signed[:, i, None, None] for i in range(3))
+    turn = 2 * np.pi * sizes[3] * signed[:, 3]
+    cosine, sine, zero = np.cos(turn), np.sin(turn), np.zeros_like(turn)
+    plane = np.stack([zero + 1, zero, zero, zero, cosine, -sine, zero, sine, cosine], 1).reshape(-1, 3, 3)
+    after = (np.linalg.inv(_YIQ) @ plane @ _YIQ) @ (saturation * eye + (1 - saturation) * grey)
+    return after * contrast * brightness, after @ (contrast * eye + (1 - contrast) * grey) * brightness
 
 
 def apply_colors(images: Tensor, draw: ColorDraw) -> Tensor:

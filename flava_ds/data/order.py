@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import numpy as np
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 """Feistel rounds; even, so that both halves are scrambled equally often."""
-_ORDER, _SAMPLE, _BLOCKS, _WINDOW, _START = 1, 2, 4, 5, 6
+_ORDER, _SAMPLE, _BLOCKS, _WINDOW, _START, _CROP = 1, 2, 4, 5, 6, 7
 """Domain separators: each use of a hash has its own; 3 belongs to indexed.py."""
 
 
@@ -175,6 +176,11 @@ def sample_seed(
         out           [...]  uint64
     """
     return hash64(_SAMPLE, seed, source, epoch, index, attempt)
+
+
+def crop_seeds(seeds: np.ndarray, name: str, number: int) -> np.ndarray:
+    """Returns the seeds of crop `number` of the tensor `name`, by those of the samples: [b] uint64."""
+    return hash64(_CROP, zlib.crc32(name.encode()), number, seeds)
 
 
 def uniforms(seeds: np.ndarray, n: int, *, stream: int = 0, start: int = 0) -> np.ndarray:

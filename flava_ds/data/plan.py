@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flava_ds.config import ImageTransformConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
@@ -18,7 +20,7 @@ class Draft:
     Shapes:
         seeds      [b]        uint64, one per sample, from (seed, source, epoch, sample)
         matched    [b]        bool, False where the caption is another sample's
-        views      name -> [b c S S]  uint8, the image at each size of the plan
+        views      name -> [b c S S]  uint8, the image at each size of the plan; [b a c S S] for crops
         codes      [b n]      int64 codebook indices stored with the samples, or None
         input_ids  [T]        int64, packed; None without text
         lengths    [b]        tokens of each text; None without text
@@ -76,12 +78,30 @@ class Corruption(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Several crops of each picture, one for each transform, drawn independently of each other and of the
+    source's own transform.
+    """
+
+    size: int
+    """The edge, in pixels."""
+    transforms: tuple[ImageTransformConfig, ...]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """What they take in a batch."""
+        return 3 * self.size**2 * len(self.transforms)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """All that the collator needs to know about the batches of one source."""
 
     kind: str
     views: Mapping[str, int] = field(default_factory=dict)
     """Square images rendered from the same crop: tensor name -> edge in pixels, `pixel_values` first."""
+    crops: Mapping[str, Crops] = field(default_factory=dict)
+    """Tensor name -> the crops in it: [b a c S S] uint8, part of every batch."""
     sent_views: tuple[str, ...] = ("pixel_values",)
     """Views that are part of every batch; the others are only there for corruptions."""
     tokenizer: Tokenizer | None = None
@@ -99,5 +119,6 @@ class BatchPlan:
     def bytes_per_sample(self) -> int:
         """Returns an upper bound of one sample's bytes, except for tensors with one entry per sample."""
         sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
+        sent += sum(crops.bytes_per_sample for crops in self.crops.values())
         corrupted = sum(corruption.bytes_per_sample(self) for corruption in self.corruptions)
         return sent + 8 * self.max_tokens + int(np.ceil(self.masked_share * corrupted))

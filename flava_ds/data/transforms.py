@@ -19,6 +19,7 @@ from torch.nn.functional import grid_sample, interpolate
 
 from flava_ds.config import ImageTransformConfig
 from flava_ds.data.colors import ColorDraw, apply_colors, draw_colors
+from flava_ds.data.filters import FilterDraw, apply_filters, draw_filters
 from flava_ds.data.order import uniforms
 
 SMALL_SIDE = 160
@@ -57,6 +58,7 @@ class ImageTransform:
             draw_boxes(shapes, seeds, self.config),
             *_draw_geometry(seeds, self.config),
             draw_colors(seeds, self.config),
+            draw_filters(seeds, self.config),
         )
         views = self.empty(len(images)) if out is None else list(out)
         large = shapes.max(1) > SMALL_SIDE
@@ -103,16 +105,18 @@ class ImageTransform:
             view = _crop_resize(images, draws.boxes[0], size, draws.flip)
             whole = np.array([[0.0, 0.0, size, size]])
             view = _resample(view, whole, draws.angle, np.zeros(1, dtype=bool), size) if self._turns else view
-        return _to_uint8(apply_colors(view.float(), draws.colors) if draws.colors is not None else view)
+        view = apply_colors(view.float(), draws.colors) if draws.colors is not None else view
+        return _to_uint8(apply_filters(view.float(), draws.filters) if draws.filters is not None else view)
 
 
 class _Draws(NamedTuple):
-    """The random draws of each image: crop, angle in radians, whether to mirror, and colours."""
+    """The random draws of each image: crop, angle in radians, whether to mirror, colours, and filters."""
 
     boxes: np.ndarray
     angle: np.ndarray
     flip: np.ndarray
     colors: ColorDraw | None
+    filters: FilterDraw | None
 
     def at(self, rows: np.ndarray) -> _Draws:
         """Returns the draws of some rows."""
@@ -121,6 +125,7 @@ class _Draws(NamedTuple):
             self.angle[rows],
             self.flip[rows],
             self.colors.at(rows) if self.colors is not None else None,
+            self.filters.at(rows) if self.filters is not None else None,
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 
 class PictureShape(Protocol):
@@ -37,6 +40,8 @@ class PatchEmbedding(nn.Linear):
     Shapes:
         pixel_values  [b c H W]  uint8 in [0, 255], or floats that are already normalised
         returns       [b n d]
+    Raises: ValueError for pictures of another size than the configuration's; with `any_size`, for those that
+        are not whole patches.
     """
 
     image_mean: Tensor
@@ -48,9 +53,11 @@ class PatchEmbedding(nn.Linear):
         self.register_buffer("image_mean", torch.tensor(shape.image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(shape.image_std), persistent=False)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, *, any_size: bool = False) -> Tensor:
         size = self.patch_size
-        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
+        if any_size and any(edge % size for edge in pixel_values.shape[-2:]):
+            raise ValueError(f"pixel_values are {tuple(pixel_values.shape[-2:])}, no multiples of {size}")
+        if not any_size and pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects "
                 f"{self.image_size} x {self.image_size}"
@@ -63,3 +70,25 @@ class PatchEmbedding(nn.Linear):
         return super().forward(
             rearrange(pixel_values, "b c (gh p) (gw q) -> b (gh gw) (c p q)", p=size, q=size)
         )
+
+
+def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Interpolates a table of positions bicubically to another grid of patches, its first row aside.
+
+    As a product with fixed weights, which is deterministic on every device, in fp32 at least.
+
+    Shapes:
+        positions  [1+n d], n a square
+        returns    [1+gh*gw d]
+    """
+    wide = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    weights = _bicubic(math.isqrt(positions.shape[0] - 1), grid, wide.dtype, wide.device)
+    return torch.cat([wide[:1], weights @ wide[1:]]).to(positions.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _bicubic(edge: int, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns what each old patch gives to each new one: [gh*gw edge*edge]."""
+    ones = torch.eye(edge * edge, dtype=torch.float64).view(edge * edge, 1, edge, edge)
+    resized = interpolate(ones, size=grid, mode="bicubic", align_corners=False)
+    return resized.view(edge * edge, -1).T.contiguous().to(device, dtype)

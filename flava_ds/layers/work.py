@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flava_kernels.attention import pairs
 
@@ -22,6 +23,13 @@ def encoder_flops(
     tokens, scores = sum(lengths), sum(pairs(length, causal) for length in lengths)
     spared = 0 if read is None else 2 * (tokens - read) * (d * d + 2 * d * f)
     return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * scores * d) - spared
+
+
+def picture_flops(shape: Any, size: int) -> float:
+    """Counts the encoding of one picture with an edge of `size` pixels of which the CLS alone is read."""
+    patches = (size // shape.patch_size) ** 2
+    embedding = 2 * patches * shape.patch_size**2 * shape.num_channels * shape.hidden_size
+    return embedding + encoder_flops(shape, [1 + patches], 1)
 
 
 def head_flops(hidden_size: int, vocab_size: int) -> float:

@@ -64,3 +64,38 @@ def test_outlines_replace_only_the_drawn_pictures():
     out = apply_colors(IMAGES, draw)
     torch.testing.assert_close(out[draw.edges], outline(IMAGES[draw.edges]).contiguous(), atol=1e-3, rtol=0)
     torch.testing.assert_close(out[~draw.edges], IMAGES[~draw.edges], atol=1e-3, rtol=0)
+
+
+def changed(**settings) -> torch.Tensor:
+    return apply_colors(IMAGES, draw_colors(SEEDS, ImageTransformConfig(**settings)))
+
+
+def test_brightness_contrast_and_saturation_are_interpolations():
+    grey = (IMAGES * torch.tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    blacks = {
+        "brightness": torch.zeros_like(IMAGES),
+        "contrast": grey.mean((2, 3), keepdim=True),
+        "saturation": grey,
+    }
+    for name, black in blacks.items():
+        out = changed(**{name: 0.4})
+        factor = ((out - black) / (IMAGES - black)).flatten(1).median(1).values
+        expected = black + factor[:, None, None, None] * (IMAGES - black)
+        torch.testing.assert_close(out, expected, atol=0.02, rtol=0)
+        assert 0.6 <= factor.min() < 0.61 and 1.39 < factor.max() <= 1.4001, name
+
+
+def test_hue_turns_colours_at_equal_luminance_and_leaves_greys():
+    out = changed(hue=0.5)
+    weights = torch.tensor(LUMINANCE)[:, None, None]
+    torch.testing.assert_close((out * weights).sum(1), (IMAGES * weights).sum(1), atol=0.01, rtol=0)
+    assert (out - IMAGES).abs().amax((1, 2, 3)).median() > 50
+    grey = torch.full((2000, 3, 2, 2), 77.0)
+    draw = draw_colors(SEEDS, ImageTransformConfig(hue=0.5))
+    torch.testing.assert_close(apply_colors(grey, draw), grey, atol=0.01, rtol=0)
+
+
+def test_jitter_leaves_the_share_of_pictures_that_it_should():
+    settings = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "color_jitter": 0.3}
+    same = ((changed(**settings, jitter_probability=0.8) - IMAGES).abs() < 0.01).flatten(1).all(1)
+    assert abs(same.float().mean() - 0.2) < 4 * (0.16 / 2000) ** 0.5

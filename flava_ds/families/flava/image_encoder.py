@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.layers.fused import LayerNorm
-from flava_ds.layers.patches import PatchEmbedding
+from flava_ds.layers.patches import PatchEmbedding, resized_positions
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
@@ -38,8 +38,11 @@ class ImageEncoder(nn.Module):
         *,
         clean: bool = True,
         keep: Sequence[Tensor | None] | None = None,
+        any_size: bool = False,
     ) -> list[Encoded]:
         """Encodes clean images (if `clean`), then masked ones (given a mask), in one packed call.
+
+        With `any_size`, images may have another size than the configuration's; positions are interpolated.
 
         Shapes:
             pixel_values     [b c H W]  uint8 in [0, 255], or floats already normalised
@@ -47,15 +50,16 @@ class ImageEncoder(nn.Module):
             keep             for each version, the rows that will be read; see encode_versions
             returns          one Encoded of [b*(1+n) d] for each version
         """
-        patches = self.patch_embedding(pixel_values)
+        patches = self.patch_embedding(pixel_values, any_size=any_size)
+        positions: Tensor = self.position_embeddings
+        height, width = (edge // self.config.patch_size for edge in pixel_values.shape[-2:])
+        if (height, width) != (self.config.grid_size, self.config.grid_size):
+            positions = resized_positions(positions, (height, width))
         versions = [patches] if clean else []
         if bool_masked_pos is not None:
             versions.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
         stacked = torch.cat(versions)
-        hidden = (
-            torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1)
-            + self.position_embeddings
-        )
+        hidden = torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1) + positions
         length = hidden.shape[1]
         cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
         keep = keep or [None] * len(versions)
@@ -67,3 +71,11 @@ class ImageEncoder(nn.Module):
             keep,
             equal_lengths=True,
         )
+
+    def first_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Returns the CLS of pictures of any size after the final LayerNorm, and finishes no other row of the
+        last block: [k c H W] -> [k d]."""
+        height, width = (edge // self.config.patch_size for edge in pixel_values.shape[-2:])
+        rows = torch.arange(pixel_values.shape[0], device=pixel_values.device) * (1 + height * width)
+        (encoded,) = self(pixel_values, keep=[rows], any_size=True)
+        return encoded.rows(rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
-from flava_ds.data.plan import BatchPlan, Corruption
+from flava_ds.config.objectives import ObjectiveConfig, in_use
+from flava_ds.data.plan import BatchPlan, Corruption, Crops
+from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.views import Kind
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -46,7 +48,8 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     model = flava_of(config)
     views: dict[str, int] = {}
     corruptions: list[Corruption] = []
-    if kind != Kind.TEXT:
+    crops = {} if kind == Kind.TEXT else crops_of(active, config, source)
+    if kind != Kind.TEXT and (source.kind == "pair" or any(own.reads_image for own in active)):
         views, targets = _pictures(config, source, predicted)
         if image_mask is not None:
             corruptions += [*targets, PatchMask(model.image.grid_size, image_mask)]
@@ -58,6 +61,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     return BatchPlan(
         kind=kind,
         views=views,
+        crops=crops,
         tokenizer=tokenizer,
         max_tokens=0 if tokenizer is None else source.max_tokens,
         mismatch_probability=0.0 if matching is None else matching.mismatch_probability,
@@ -65,6 +69,22 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         corruptions=tuple(corruptions),
         stored_codes=model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
     )
+
+
+def crops_of(active: Sequence[ObjectiveConfig], config: Config, source: SourceConfig) -> dict[str, Crops]:
+    """Returns the crops that objectives ask for.
+
+    Raises: ConfigError when two ask for different ones under one name.
+    """
+    found: dict[str, Crops] = {}
+    for objective in active:
+        for name, crops in objective.crops(config, source).items():
+            if found.setdefault(name, crops) != crops:
+                raise ConfigError(
+                    f"objectives: two ask for different crops '{name}'; give both the same settings of their "
+                    "crops, or leave one out"
+                )
+    return found
 
 
 def _mask_of(config: Config, variant: type[Any] | None, wanted: bool) -> Any:

@@ -1,0 +1,179 @@
+"""DINO against the published loss written out, its schedules, its watch over collapse, and a run in every
+topology.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sample_batches import tiny_config
+from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
+
+from flava_ds import config as configuration
+from flava_ds.batch import Batch
+from flava_ds.config import ImageTransformConfig
+from flava_ds.errors import ConfigError
+from flava_ds.families.flava.task import build_task
+from flava_ds.objectives.dino import DinoConfig
+from flava_ds.objectives.dino_states import TRIALS, CollapseWatch, measure
+
+SMALL = DinoConfig(
+    num_prototypes=24,
+    head_hidden_size=16,
+    bottleneck_size=8,
+    local_crops=3,
+    local_size=8,
+    teacher_temperature_end=0.07,
+    teacher_temperature_steps=4,
+    teacher_momentum=0.8,
+    watch_every_steps=2,
+)
+
+
+def task_of(**changed):
+    own = dataclasses.replace(SMALL, **changed)
+    return build_task(tiny_config(objectives={"dino": own}))
+
+
+def crops_of(task, size: int = 5) -> Batch:
+    """A batch of random crops."""
+    draw = np.random.default_rng(0)
+    edge, config = task.flava.image.image_size, task.objectives["dino"].config
+    shapes = {"global_crops": (size, 2, 3, edge, edge)}
+    if config.local_crops:
+        shapes["local_crops"] = (size, config.local_crops, 3, config.local_size, config.local_size)
+    tensors = {
+        name: torch.from_numpy(draw.integers(0, 256, shape, dtype=np.uint8)) for name, shape in shapes.items()
+    }
+    return Batch(kind="image", source="images", size=size, tensors=tensors, step=2)
+
+
+@pytest.mark.parametrize("local_crops", [0, 3])
+def test_the_loss_is_the_published_one(local_crops):
+    task = task_of(local_crops=local_crops)
+    objective, states = task.objectives["dino"], task.states
+    centre, teacher = states["dino.centre"].mean, states["dino.teacher"]
+    centre.copy_(torch.randn(24, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        for number, parameter in enumerate(teacher.network.parameters()):
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(number))
+        batch = teacher.complete(crops_of(task))
+
+    def scores(encoder, head, crops):
+        whole = encoder(crops, any_size=True)[0].last_hidden_state()
+        first = whole.view(len(crops), -1, whole.shape[-1])[:, 0]
+        hidden = F.gelu(F.linear(first, head.mlp[0].weight, head.mlp[0].bias))
+        hidden = F.gelu(F.linear(hidden, head.mlp[1].weight, head.mlp[1].bias))
+        hidden = F.linear(hidden, head.mlp[2].weight, head.mlp[2].bias)
+        weight = head.prototypes.weight
+        return (hidden / hidden.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).T
+
+    crops = [c for name in ("global_crops", "local_crops") if name in batch for c in batch[name].unbind(1)]
+    student = [scores(task.model.image_encoder, objective.head, own) / 0.1 for own in crops]
+    with torch.no_grad():
+        taught = [scores(teacher.encoder, teacher.head, own) for own in crops[:2]]
+    temperature = 0.04 + 0.03 * 2 / 4  # at step 2 of 4
+    targets = [((own - centre) / temperature).softmax(1) for own in taught]
+    terms = [
+        -(target * own.log_softmax(1)).sum(1)
+        for v, target in enumerate(targets)
+        for u, own in enumerate(student)
+        if u != v
+    ]
+    expected = torch.stack(terms).mean(0).sum()
+    loss = objective(task.model, {}, batch)
+    torch.testing.assert_close(loss.sum, expected, rtol=1e-5, atol=1e-5)
+    assert len(terms) == 2 * (2 + local_crops) - 2 and loss.count == batch.size
+    torch.testing.assert_close(loss.statistics["outputs"], torch.stack(taught).mean(0).sum(0))
+    entropies = [-(target * target.log()).nan_to_num().sum(1) for target in targets]
+    torch.testing.assert_close(loss.metrics["entropy"], torch.stack(entropies).mean(0).sum())
+    gradients = torch.autograd.grad(loss.sum, list(objective.parameters()), retain_graph=True)
+    wanted = torch.autograd.grad(expected, list(objective.parameters()))
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_trains_is_what_gets_a_gradient():
+    task = task_of()
+    batch = task.complete(crops_of(task))
+    task.step(batch, {"dino": torch.tensor(5.0)}).loss.backward()
+    moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {name for name, kinds in task.users().items() if kinds}
+    assert "model.image_encoder.position_embeddings" in moved
+
+
+def test_schedules_are_functions_of_the_step():
+    task = task_of(teacher_momentum=0.9, freeze_last_layer_steps=7)
+    objective = task.objectives["dino"]
+    total = objective.total_steps
+    assert [objective.temperature(step) for step in (0, 2, 4, 400)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07]
+    )
+    assert [objective.momentum(step) for step in (0, total // 2, total)] == pytest.approx([0.9, 0.95, 1.0])
+    assert task.first_steps() == {"objectives.dino.head.prototypes.weight": 7}
+
+
+def statistics_of(targets: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the objective sums, by definition."""
+    return {
+        "probabilities": targets.sum(0),
+        "likeliest": torch.bincount(targets.argmax(1), minlength=targets.shape[1]).float(),
+        "features": features.sum(0),
+        "products": features.T @ features,
+        "entropy": -torch.xlogy(targets, targets).sum(),
+        "crops": torch.tensor(float(len(targets))),
+    }
+
+
+def told(watch: CollapseWatch, targets, features) -> str | None:
+    for step in range(TRIALS):
+        assert watch.complaint({}) is None
+        watch.after_update(step, engine=None, statistics=statistics_of(targets, features))
+    return watch.complaint({name: float(value) for name, value in watch.report().items()})
+
+
+def test_collapse_is_measured_and_told():
+    corners = torch.eye(4).repeat(2, 1)  # 8 crops on 4 axes
+    targets = torch.eye(5)[:4].repeat(2, 1)
+    used, entropy, spread, rank, single, crops = measure(statistics_of(targets, corners)).tolist()
+    # Four corners of a simplex: three equal variances, each dimension 1/4 of the time 1.
+    assert (used, crops, single) == (4, 8, 0) and entropy == pytest.approx(math.log(4))
+    assert rank == pytest.approx(3) and spread == pytest.approx(math.sqrt(3 / 16) * 2)
+    assert told(CollapseWatch(5), targets, corners) is None
+    same = told(CollapseWatch(5), targets[:1].expand(8, -1), corners[:1].expand(8, -1))
+    assert same is not None and "the same of every picture" in same and "1 of 5 prototypes used" in same
+    nothing = told(CollapseWatch(5), torch.full((8, 5), 0.2), corners)
+    assert nothing is not None and "says nothing of any picture" in nothing and "1.61 of 1.61 nats" in nothing
+
+
+def test_settings_that_cannot_work_are_one_line():
+    config = tiny_config(objectives={"dino": dataclasses.replace(SMALL, local_size=9)})
+    with pytest.raises(ConfigError, match="local_size 9 does not divide by model.image.patch_size 4; use 8"):
+        configuration.check(config)
+    scale = dataclasses.replace(SMALL, local=ImageTransformConfig(crop_scale=(0.5, 0.2)))
+    with pytest.raises(ConfigError, match="objectives.dino.local.crop_scale"):
+        configuration.check(tiny_config(objectives={"dino": scale}))
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
+    own = dataclasses.replace(SMALL, freeze_last_layer_steps=3)
+    config = stranger_config(tmp_path, name="dino", kind="image", objectives={"dino": own})
+    optimizer = dataclasses.replace(config.optimizer, weight_decay=0.04, weight_decay_end=0.4)
+    training = dataclasses.replace(config.training, clip_each_parameter=True, gradient_clipping=0.3)
+    curve = prove(run_ranks, dataclasses.replace(config, optimizer=optimizer, training=training))
+    numbers = {"teacher_entropy", "divergence", "used_prototypes", "batch_entropy", "spread"}
+    assert {f"metric/{name}/dino" for name in numbers} < set(curve[0]) and len(curve) == STEPS
+    assert all(0 < line["loss/dino"] < 2 * math.log(24) for line in curve)
+    for stage, file in (("zero1", "zero1"), ("zero3", "zero3")):
+        saved = numbers_of(split(config, f"{stage}_whole", file, 1))
+        student = saved["weight/objectives.dino.head.prototypes.weight"]
+        teacher = saved["average.dino.teacher/objectives.dino.head.prototypes.weight"]
+        assert not torch.equal(student, teacher)
+        assert float(saved["state/dino.centre/mean"].abs().max()) > 0

@@ -170,8 +170,8 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
-        "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, FILE.py:FUNCTION, or a run's "
-        "config.json"
+        "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, demo_simclr, "
+        "demo_mlm, FILE.py:FUNCTION, or a run's config.json; several in a row: flava_base_full, demo_full"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(
@@ -209,38 +209,26 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Checks the configuration and its inputs, then replaces this process by the launcher."""
-    from flava_ds.ranks import launch
-    from flava_ds.recipes.outside import absolute
+    """Checks the configuration and its inputs, then replaces this process by the launcher.
 
+    The stages of a sequence run one after the other, below this process.
+    """
+    from flava_ds.commands import stages as stages_command
+    from flava_ds.commands import train as train_command
+    from flava_ds.recipes import SEQUENCES
+
+    if options.recipe in SEQUENCES:
+        sequence = SEQUENCES[options.recipe]()
+        if options.help:
+            print(stages_command.help_of(sequence))
+            return 0
+        return stages_command.train(sequence, options, overrides)
     config = resolve_or_help(options, overrides)
     if config is None:
         return 0
-    if options.ranks is not None and options.ranks < 1:
-        raise UserError(f"--ranks {options.ranks}: use at least 1")
-    if options.max_restarts < 0:
-        raise UserError(f"--max-restarts {options.max_restarts}: use at least 0")
-    if options.max_restarts and options.master_port is not None:
-        raise UserError(
-            "--master-port is for the deepspeed launcher; with --max-restarts, torchrun takes a free "
-            "port, so leave it out"
-        )
-    if options.ranks is not None:
-        launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
-    launch.check_inputs(config)
-    gpus = launch.count_gpus()
-    ranks = options.ranks or max(1, gpus)
-    launch.check_batches(config, ranks)
-    recipe = absolute(options.recipe)
-    overrides = [*(f"--plugin={absolute(place)}" for place in options.plugin), *overrides]
-    if options.max_restarts:
-        command = launch.plan_supervised(
-            recipe, overrides, ranks=ranks, gpus=gpus, restarts=options.max_restarts, debug=options.debug
-        )
-    else:
-        command = launch.plan_launch(
-            recipe, overrides, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug
-        )
+    train_command.check_options(options)
+    ranks = train_command.check_run(options, config)
+    command = train_command.compose(options, options.recipe, overrides, ranks, options.plugin)
     if options.dry_run:
         print(command)
         return 0
@@ -258,7 +246,13 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
         print(reference(), end="")
         return 0
     from flava_ds.config import to_dict
+    from flava_ds.recipes import SEQUENCES
 
+    if options.recipe in SEQUENCES and not options.help:
+        from flava_ds.commands.stages import described
+
+        print(described(SEQUENCES[options.recipe](), overrides))
+        return 0
     config = resolve_or_help(options, overrides)
     if config is not None:
         print(json.dumps(to_dict(config), indent=2))

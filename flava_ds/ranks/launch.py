@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,23 @@ class Launch:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
+
+    def wait(self) -> int:
+        """Runs the command to its end, passing SIGTERM on; returns its exit status, 128 + signal where one
+        ended it. Ctrl-C reaches it by itself, as it is of the same terminal.
+        """
+        sys.stdout.flush()
+        running = subprocess.Popen(self.arguments, env={**os.environ, **self.environment})
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: running.terminate()),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        }
+        try:
+            status = running.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return status if status >= 0 else 128 - status
 
 
 MOST_RANKS_PER_CORE = 16

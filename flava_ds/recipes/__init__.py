@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flava_ds import config as configuration
 from flava_ds.config import Config, did_you_mean
@@ -14,7 +15,7 @@ from flava_ds.errors import ConfigError
 from flava_ds.recipes import outside
 
 
-class Recipes(Mapping[str, Callable[[], Config]]):
+class Recipes(Mapping[str, Callable[[], Any]]):
     """The package's recipes by name: the function of that name in the module of that name.
 
     A module is imported when its recipe is looked up.
@@ -23,7 +24,7 @@ class Recipes(Mapping[str, Callable[[], Config]]):
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def __getitem__(self, name: str) -> Callable[[], Config]:
+    def __getitem__(self, name: str) -> Callable[[], Any]:
         if name not in self.names:
             raise KeyError(name)
         return getattr(importlib.import_module(f"{__name__}.{name}"), name)
@@ -35,7 +36,20 @@ class Recipes(Mapping[str, Callable[[], Config]]):
         return len(self.names)
 
 
-RECIPES = Recipes("demo", "flava_base", "flava_large", "flava_debug", "clip_base", "demo_clip")
+RECIPES = Recipes(
+    "demo",
+    "flava_base",
+    "flava_large",
+    "flava_debug",
+    "clip_base",
+    "demo_clip",
+    "dino_base",
+    "mlm_base",
+    "demo_simclr",
+    "demo_mlm",
+)
+SEQUENCES = Recipes("flava_base_full", "demo_full")
+"""Those that are several runs in a row: functions that return Stages."""
 WAYS = "the path of a saved config.json, or FILE.py:FUNCTION"
 """Alternatives to a recipe's name."""
 
@@ -76,6 +90,8 @@ def load_recipe(recipe: str) -> Config:
     """
     if recipe in RECIPES:
         return RECIPES[recipe]()
+    if recipe in SEQUENCES:
+        raise ConfigError(f"'{recipe}' is several runs in a row; `flava-ds train {recipe}` runs them")
     path = Path(recipe)
     if outside.is_outside(recipe):
         return outside.call(recipe)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import socket
 import sys
 
@@ -84,3 +85,15 @@ def test_supervised_run_is_torchruns():
     assert command.environment == {"PYTHONSAFEPATH": "1"}
     with pytest.raises(UserError, match="--ranks 3, but this machine has 2 GPUs"):
         launch.plan_supervised("demo", [], ranks=3, gpus=2, restarts=1)
+
+
+def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop():
+    def status_of(code: str) -> int:
+        return launch.Launch(arguments=[sys.executable, "-c", code], environment={"MARK": "7"}).wait()
+
+    assert status_of("import os, sys; sys.exit(int(os.environ['MARK']))") == 7
+    assert status_of("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 128 + signal.SIGKILL
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    told = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    assert status_of(told) == 128 + signal.SIGTERM
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,0 +1,66 @@
+"""Weights that one run passes on to another: a part of a checkpoint's, or of a running average in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flava_ds.checkpoints.contents import read_state, verify
+from flava_ds.checkpoints.files import latest, place_of
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import CheckpointReader
+from flava_ds.config import Config
+from flava_ds.errors import CheckpointError
+from flava_ds.storage.atomic import replacing
+
+
+def finished(config: Config) -> Place | None:
+    """Returns a run's checkpoint after its last step, or None when it has not come so far.
+
+    Raises: CheckpointError when its checkpoints cannot be read.
+    """
+    folder = latest(place_of(config.run_path, config))
+    done = folder is not None and read_state(folder)["step"] >= config.training.total_steps
+    return folder if done else None
+
+
+def begun(config: Config) -> bool:
+    """Tells whether a run has a checkpoint that it would go on from."""
+    return latest(place_of(config.run_path, config)) is not None
+
+
+def passed_on(folder: Place, prefixes: Sequence[str], average: str | None = None) -> dict[str, Tensor]:
+    """Reads, after a comparison with the manifest, the parameters whose names begin with one of `prefixes`;
+    of the running average of the training state `average` where it follows them.
+
+    Raises: CheckpointError when the checkpoint is damaged or has none of them.
+    """
+    verify(folder)
+    reader, key = CheckpointReader(folder), f"average.{average}"
+    try:
+        names = [name for name in reader.shapes if name.startswith(tuple(prefixes))]
+        averaged = [name for name in names if average is not None and reader.holds(key, name)]
+        if not names or (average is not None and not averaged):
+            what = f"parameter '{prefixes[0]}...'" if not names else f"average '{average}' of them"
+            raise CheckpointError(f"{folder} has no {what} to pass on; its run was of another configuration")
+        return {
+            name: reader.read(
+                key if name in averaged else "weight", name, 0, math.prod(reader.shapes[name])
+            ).reshape(reader.shapes[name])
+            for name in names
+        }
+    finally:
+        reader.close()
+
+
+def write_inherited(weights: dict[str, Tensor], out: Path) -> None:
+    """Writes what `initial_weights` reads; the file appears whole or not at all."""
+    try:
+        with replacing(out) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written ({error}); make room") from error

@@ -1,0 +1,159 @@
+"""`flava-ds train` for a sequence of stages: runs each to its end, passes weights on, and goes on where it
+was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from flava_ds import config as configuration
+from flava_ds.commands import train as train_command
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError
+from flava_ds.recipes.stages import Stage, Stages, resolve_stages
+
+FOLDER = "stages"
+"""Where a sequence's folder keeps each stage's configuration and the weights that it begins with."""
+
+
+def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -> int:
+    """Checks every stage, then trains those that are not finished, one after the other. Returns the exit
+    status of the first that does not come to its end: 128 + signal when it was stopped.
+
+    Raises: UserError for what a stage cannot read, or when the next one has parts of another shape.
+    """
+    sequence = resolve_stages(sequence, overrides)
+    train_command.check_options(options)
+    ranks = {stage.name: train_command.check_run(options, stage.config) for stage in sequence.stages}
+    check_shapes(sequence)
+    for number, stage in enumerate(sequence.stages, start=1):
+        where = f"stage {number} of {len(sequence.stages)}, '{stage.name}'"
+        if not options.dry_run and (changed := finished_with(stage)) is not None:
+            print(f"{where}: finished, {stage.config.run_path} is left as it is", flush=True)
+            for setting in changed:
+                print(f"  it was trained with another setting: {setting}", flush=True)
+            continue
+        config = stage.config if options.dry_run else with_inherited(sequence, stage)
+        file = folder_of(config) / f"{stage.name}.json"
+        command = train_command.compose(options, str(file), [], ranks[stage.name], options.plugin)
+        if options.dry_run:
+            print(command)
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, file)
+        print(f"{where}: {config.training.total_steps} steps, in {config.run_path}", flush=True)
+        status = command.wait()
+        if status != 0:
+            print(f"{where}: ended with status {status}; the same command goes on from here", flush=True)
+            return status
+    return 0
+
+
+def folder_of(config: Config) -> Path:
+    """Returns the folder beside the stages' runs."""
+    return config.run_path.parent / FOLDER
+
+
+def finished_with(stage: Stage) -> list[str] | None:
+    """Returns in which settings a finished stage differs from what is asked for now; None while it is not
+    finished.
+    """
+    from flava_ds.checkpoints.checkpoint import changed_settings
+    from flava_ds.checkpoints.inheritance import finished
+
+    folder = finished(stage.config)
+    if folder is None:
+        return None
+    return [
+        line for line in changed_settings(folder, stage.config) if not line.startswith("initial_weights ")
+    ]
+
+
+def with_inherited(sequence: Stages, stage: Stage) -> Config:
+    """Returns a stage's configuration with the weights that earlier ones pass on, which it writes unless the
+    stage goes on from a checkpoint of its own.
+    """
+    from flava_ds.checkpoints.inheritance import begun, finished, passed_on, write_inherited
+
+    if not stage.inherits:
+        return stage.config
+    out = folder_of(stage.config) / f"{stage.name}.safetensors"
+    if not (out.is_file() and begun(stage.config)):
+        configs, weights = {own.name: own.config for own in sequence.stages}, {}
+        for inherited in stage.inherits:
+            folder = finished(configs[inherited.stage])
+            assert folder is not None  # it has just come to its end, or was found there
+            weights |= passed_on(folder, inherited.prefixes, inherited.average)
+        write_inherited(weights, out)
+    return dataclasses.replace(stage.config, initial_weights=str(out))
+
+
+def check_shapes(sequence: Stages) -> None:
+    """Compares what stages pass on with what the receiving models have, before anything is trained.
+
+    Raises: ConfigError naming the stages, the parameter and both shapes.
+    """
+    shapes = {
+        stage.name: shapes_of(stage.config) for stage in sequence.stages if _takes_part(sequence, stage)
+    }
+    for stage in sequence.stages:
+        for inherited in stage.inherits:
+            given = {
+                name: shape
+                for name, shape in shapes[inherited.stage].items()
+                if name.startswith(inherited.prefixes)
+            }
+            for name, shape in given.items():
+                own = shapes[stage.name].get(name)
+                if own != shape:
+                    found = f"has {list(own)}" if own is not None else "lacks it"
+                    raise ConfigError(
+                        f"stage '{inherited.stage}' passes on '{name}' of shape {list(shape)}, but stage "
+                        f"'{stage.name}' {found}; give both the same model.image or model.text"
+                    )
+
+
+def _takes_part(sequence: Stages, stage: Stage) -> bool:
+    return bool(stage.inherits) or any(
+        inherited.stage == stage.name for other in sequence.stages for inherited in other.inherits
+    )
+
+
+def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of a configuration's task, without memory for any."""
+    import torch
+
+    with torch.device("meta"):
+        task = config.model.build(config)
+    return {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
+
+
+def described(sequence: Stages, overrides: list[str]) -> str:
+    """Returns the stages' configurations and what they inherit, as JSON."""
+    sequence = resolve_stages(sequence, overrides)
+    stages: dict[str, Any] = {
+        stage.name: {
+            "inherits": [dataclasses.asdict(inherited) for inherited in stage.inherits],
+            "config": configuration.to_dict(stage.config),
+        }
+        for stage in sequence.stages
+    }
+    return json.dumps({"name": sequence.name, "stages": stages}, indent=2)
+
+
+def help_of(sequence: Stages) -> str:
+    """Returns what `--help` says of a sequence."""
+    lines = [f"{sequence.name} runs these stages, each an ordinary run in {sequence.name}/STAGE:"]
+    for stage in sequence.stages:
+        taken = ", ".join(f"{', '.join(own.prefixes)} of {own.stage}" for own in stage.inherits)
+        steps, objectives = stage.config.training.total_steps, ", ".join(stage.config.objectives)
+        began = f", beginning with {taken}" if taken else ""
+        lines.append(f"  {stage.name}: {steps} steps of {objectives}{began}")
+    lines.append(
+        "--FIELD VALUE changes all of them, --STAGE.FIELD VALUE one; a recipe's --help lists fields."
+    )
+    return "\n".join(lines)

@@ -170,8 +170,9 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
-        "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, demo_simclr, "
-        "demo_mlm, FILE.py:FUNCTION, or a run's config.json; several in a row: flava_base_full, demo_full"
+        "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, "
+        "demo_simclr, demo_dino, demo_mlm, FILE.py:FUNCTION, or a run's config.json; several in a row: "
+        "flava_base_full, demo_full"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(

@@ -7,9 +7,9 @@ Source: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transf
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from flava_ds.layers.work import picture_flops
 from flava_ds.objectives.base import Loss, Objective
 from flava_ds.objectives.dino_head import DinoHead
 from flava_ds.objectives.dino_states import Centre, CollapseWatch, DinoTeacher
+from flava_ds.objectives.sinkhorn import balanced
 from flava_ds.objectives.state import TrainingState
 
 Temperature = Annotated[float, Above(0), AtMost(100)]
@@ -60,6 +61,9 @@ class DinoConfig(ObjectiveConfig, type="dino"):
     """What the teacher keeps of itself at the first update."""
     teacher_momentum_end: Annotated[float, Between(0, 1)] = 1.0
     """The same at training.total_steps, along half a cosine."""
+    balance: Literal["centre", "sinkhorn"] = "centre"
+    """What keeps the teacher from saying the same of all pictures: a running centre that is taken away (as
+    published), or Sinkhorn's iteration over all crops of a step (DINOv2)."""
     centre_momentum: Annotated[float, Range(0, 1, open_most=True)] = 0.9
     """What the centre keeps of itself at each update."""
     freeze_last_layer_steps: Steps = 0
@@ -143,8 +147,11 @@ class Dino(Objective):
     def states(self, model: Any) -> dict[str, TrainingState]:
         centre = Centre(self.config.num_prototypes, self.config.centre_momentum)
 
-        def targets(outputs: Tensor, batch: Batch) -> Tensor:
-            return ((outputs - centre.mean) / self.temperature(batch.step)).softmax(-1)
+        def targets(batches: Sequence[Batch]) -> list[Tensor]:
+            temperature = self.temperature(batches[0].step)
+            if self.config.balance == "sinkhorn":
+                return balanced([batch["dino_outputs"] / temperature for batch in batches])
+            return [((batch["dino_outputs"] - centre.mean) / temperature).softmax(-1) for batch in batches]
 
         networks = copy.deepcopy(model.image_encoder), copy.deepcopy(self.head)
         teacher = DinoTeacher(*networks, self.momentum, targets)

@@ -5,7 +5,7 @@ collapse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,8 +50,8 @@ class DinoTeacher(EmaTeacher):
     """Encodes the global crops and adds their targets:
 
     Shapes:
-        dino_targets   [b a K]  fp32, softmax((outputs - centre) / temperature)
-        dino_outputs   [b a K]  fp32, before centring
+        dino_outputs   [b a K]  fp32, of the head
+        dino_targets   [b a K]  fp32, probabilities made of them
         dino_features  [b a d]  fp32, the CLS, L2-normalised
     """
 
@@ -60,9 +60,9 @@ class DinoTeacher(EmaTeacher):
         encoder: nn.Module,
         head: nn.Module,
         momentum: Callable[[int], float],
-        targets: Callable[[Tensor, Batch], Tensor],
+        targets: Callable[[Sequence[Batch]], Sequence[Tensor]],
     ) -> None:
-        """`targets` turns outputs [b a K] into probabilities."""
+        """`targets` turns the outputs of a step's micro-batches into probabilities."""
         super().__init__(nn.ModuleDict({"encoder": encoder, "head": head}), "", momentum)
         self.encoder: Any = encoder
         self.head, self.targets = head, targets
@@ -79,9 +79,13 @@ class DinoTeacher(EmaTeacher):
         first = self.encoder.first_tokens(crops.flatten(0, 1))
         outputs = self.head(first).unflatten(0, crops.shape[:2])
         features = F.normalize(at_least_fp32(first), dim=-1).unflatten(0, crops.shape[:2])
-        return batch.having(
-            dino_targets=self.targets(outputs, batch), dino_outputs=outputs, dino_features=features
-        )
+        return batch.having(dino_outputs=outputs, dino_features=features)
+
+    def complete_step(self, batches: list[Batch]) -> list[Batch]:
+        if "dino_outputs" not in batches[0]:
+            return batches
+        made = self.targets(batches)
+        return [batch.having(dino_targets=own) for batch, own in zip(batches, made, strict=True)]
 
 
 class CollapseWatch(TrainingState):

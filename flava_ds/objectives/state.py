@@ -46,6 +46,12 @@ class TrainingState:
         """Adds the state's targets to a micro-batch, on the device and without a graph."""
         return batch
 
+    def complete_step(self, batches: list[Batch]) -> list[Batch]:
+        """Changes the targets of a step's micro-batches, which `complete` has seen one by one, where they
+        depend on each other; all ranks together.
+        """
+        return batches
+
     def report(self) -> dict[str, Tensor]:
         """Returns scalars for the log, by name, equal on all ranks; read once per line, as
         metric/<name>/<objective>.

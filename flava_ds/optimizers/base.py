@@ -21,8 +21,8 @@ def parameter_groups(
     config: OptimizerConfig,
     first_steps: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Splits the trainable parameters by (kinds that use them) x (decayed or not) x (the first step that moves
-    them, 0 unless `first_steps` says another), in a stable order.
+    """Splits the trainable parameters by (kinds that use them) x (decayed or not) x (the first step that
+    moves them, 0 unless `first_steps` says another), in a stable order.
 
     ZeRO keeps flat tensors per group, so a group that a step does not use can be skipped as a whole. A
     group's `kinds` is a list of plain strings, because it is written into checkpoints that are read without

@@ -46,6 +46,7 @@ RECIPES = Recipes(
     "dino_base",
     "mlm_base",
     "demo_simclr",
+    "demo_dino",
     "demo_mlm",
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full")

@@ -92,8 +92,8 @@ class Engine:
         }
 
     def begin(self, kind: str, lr: float, step: int = 0) -> None:
-        """Opens step `step`, of `kind`: sets learning rate and weight decay, activates its groups, clears stale
-        gradients."""
+        """Opens step `step`, of `kind`: sets learning rate and weight decay, activates its groups, clears
+        stale gradients."""
         if self._kind is not None:
             raise AssertionError("the previous optimizer step was not finished with update()")
         self._kind, self._micro_steps = kind, 0
@@ -105,9 +105,12 @@ class Engine:
         deepspeed_fixes.clear_stale_gradients(self.deepspeed.optimizer)
 
     @torch.no_grad()
-    def complete(self, batch: Batch) -> Batch:
-        """Adds the targets of the task's frozen networks and training states."""
-        return self.module.complete(batch)
+    def complete_step(self, batches: list[Batch]) -> list[Batch]:
+        """Completes the micro-batches of a step: each by itself, then all of them together."""
+        batches = [self.module.complete(batch) for batch in batches]
+        for state in self.module.states.values():
+            batches = state.complete_step(batches)
+        return batches
 
     @torch.no_grad()
     def features(self, batch: Batch) -> dict[str, Features]:

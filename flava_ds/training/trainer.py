@@ -122,7 +122,7 @@ class Trainer:
         update = self._agree(step, micro_batches, waited_s)
         # Frozen networks and teachers compute their targets here: once per batch and without a graph.
         batches = [replace(batch, step=step).to(self.world.device) for batch in micro_batches]
-        update.batches = [self.engine.complete(batch) for batch in batches]
+        update.batches = self.engine.complete_step(batches)
         # A pooled loss needs every sample of the step, so with several micro-batches it takes a first pass
         # without a graph. The pass below then backpropagates these gradients.
         update.gradients = self._pooled_gradients(update)

@@ -62,7 +62,7 @@ def test_the_loss_is_the_published_one(local_crops):
     with torch.no_grad():
         for number, parameter in enumerate(teacher.network.parameters()):
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(number))
-        batch = teacher.complete(crops_of(task))
+        (batch,) = teacher.complete_step([teacher.complete(crops_of(task))])
 
     def scores(encoder, head, crops):
         whole = encoder(crops, any_size=True)[0].last_hidden_state()
@@ -100,7 +100,7 @@ def test_the_loss_is_the_published_one(local_crops):
 
 def test_what_trains_is_what_gets_a_gradient():
     task = task_of()
-    batch = task.complete(crops_of(task))
+    (batch,) = task.states["dino.teacher"].complete_step([task.complete(crops_of(task))])
     task.step(batch, {"dino": torch.tensor(5.0)}).loss.backward()
     moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {name for name, kinds in task.users().items() if kinds}

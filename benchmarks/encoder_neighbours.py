@@ -33,7 +33,7 @@ STYLE, FIELDS, K = "fluent-emoji-flat", ("group", "subgroup"), 20
 
 
 def accuracies(inputs: Inputs, test: Samples, keys: Tensor, queries: Tensor) -> dict[str, float]:
-    """Returns the share of test pictures whose neighbours vote for the right class, by field."""
+    """Returns the share of test images whose neighbours vote for the right class, by field."""
     found = {}
     for field in FIELDS:
         names = sorted(set(inputs.train.column(field)) | set(test.column(field)))
@@ -47,7 +47,7 @@ def accuracies(inputs: Inputs, test: Samples, keys: Tensor, queries: Tensor) -> 
 
 @torch.no_grad()
 def encoded(config: Config, weights: dict[str, Tensor], samples: Samples) -> tuple[Tensor, float]:
-    """Returns the L2-normalised CLS of a set's pictures, and the effective rank of their covariance."""
+    """Returns the L2-normalised CLS of a set's images, and the effective rank of their covariance."""
     task = config.model.build(config).eval()
     task.load_state_dict(weights, strict=False)
     pixels = samples.pixels(config.model.image_size)

@@ -216,10 +216,9 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     """
     from flava_ds.commands import stages as stages_command
     from flava_ds.commands import train as train_command
-    from flava_ds.recipes import SEQUENCES
+    from flava_ds.recipes import load_sequence
 
-    if options.recipe in SEQUENCES:
-        sequence = SEQUENCES[options.recipe]()
+    if (sequence := load_sequence(options.recipe)) is not None:
         if options.help:
             print(stages_command.help_of(sequence))
             return 0
@@ -247,12 +246,12 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
         print(reference(), end="")
         return 0
     from flava_ds.config import to_dict
-    from flava_ds.recipes import SEQUENCES
+    from flava_ds.recipes import load_sequence
 
-    if options.recipe in SEQUENCES and not options.help:
-        from flava_ds.commands.stages import described
+    if (sequence := load_sequence(options.recipe)) is not None:
+        from flava_ds.commands.stages import described, help_of
 
-        print(described(SEQUENCES[options.recipe](), overrides))
+        print(help_of(sequence) if options.help else described(sequence, overrides))
         return 0
     config = resolve_or_help(options, overrides)
     if config is not None:

@@ -14,6 +14,7 @@ from flava_ds import config as configuration
 from flava_ds.commands import train as train_command
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
+from flava_ds.recipes.outside import is_outside
 from flava_ds.recipes.stages import Stage, Stages, resolve_stages
 
 FOLDER = "stages"
@@ -30,6 +31,9 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
     train_command.check_options(options)
     ranks = {stage.name: train_command.check_run(options, stage.config) for stage in sequence.stages}
     check_shapes(sequence)
+    # What a file outside of the package defines beside its function may be in the stages' configurations.
+    own = [options.recipe.rpartition(":")[0]] if is_outside(options.recipe) else []
+    plugins = [*options.plugin, *own]
     for number, stage in enumerate(sequence.stages, start=1):
         where = f"stage {number} of {len(sequence.stages)}, '{stage.name}'"
         if not options.dry_run and (changed := finished_with(stage)) is not None:
@@ -39,7 +43,7 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
             continue
         config = stage.config if options.dry_run else with_inherited(sequence, stage)
         file = folder_of(config) / f"{stage.name}.json"
-        command = train_command.compose(options, str(file), [], ranks[stage.name], options.plugin)
+        command = train_command.compose(options, str(file), [], ranks[stage.name], plugins)
         if options.dry_run:
             print(command)
             continue

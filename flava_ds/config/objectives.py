@@ -58,7 +58,7 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
         return ()
 
     def crops(self, config: Any, source: Any) -> Mapping[str, Crops]:
-        """Returns the crops of each picture that its batches of `source` need, by the names of their tensors:
+        """Returns the crops of each image that its batches of `source` need, by the names of their tensors:
         [b a c S S] uint8, made by the loader from the sample's seed.
         """
         return {}

@@ -83,7 +83,7 @@ class Collator:
 
     def empty_views(self, count: int, empty: Empty = torch.empty) -> list[Tensor]:
         """Allocates what `augment` fills: [count 3 S S] uint8 for each size S, then [count a 3 S S] for each
-        set of crops; nothing without pictures."""
+        set of crops; nothing without images."""
         whole = self.transform.empty(count, empty) if self.transform is not None else []
         return whole + [
             empty(count, len(crops.transforms), 3, crops.size, crops.size, dtype=torch.uint8)

@@ -78,7 +78,7 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
 
 def _factors(signed: np.ndarray, sizes: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Composes brightness, contrast, saturation and hue to what acts on a colour's distance from the
-    picture's mean, and to what acts on that mean: [b 4] in [-1, 1] -> [b 3 3], [b 3 3].
+    image's mean, and to what acts on that mean: [b 4] in [-1, 1] -> [b 3 3], [b 3 3].
 
     Hue is a rotation about the grey axis, in the plane of equal luminance (YIQ), as an affine map needs it.
     """

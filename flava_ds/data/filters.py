@@ -1,4 +1,4 @@
-"""Blur and solarisation of whole batches, drawn for each picture from its seed."""
+"""Blur and solarisation of whole batches, drawn for each image from its seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _THRESHOLD = 128
 
 @dataclass(frozen=True)
 class FilterDraw:
-    """What was drawn for each picture.
+    """What was drawn for each image.
 
     Shapes:
         weights    [b r+1]  float32, of the pixel itself and of those at each distance; 1 0 ... without blur
@@ -31,13 +31,13 @@ class FilterDraw:
     solarized: Tensor
 
     def at(self, rows: np.ndarray) -> FilterDraw:
-        """Returns the draws of some pictures."""
+        """Returns the draws of some images."""
         index = torch.from_numpy(rows)
         return FilterDraw(self.weights[index], self.solarized[index])
 
 
 def draw_filters(seeds: np.ndarray, config: ImageTransformConfig) -> FilterDraw | None:
-    """Draws each picture's filters from its seed; None when the configuration has none.
+    """Draws each image's filters from its seed; None when the configuration has none.
 
     The blur is Gaussian, with a standard deviation uniform in blur_sigma, cut off at three of the largest.
     """
@@ -58,7 +58,7 @@ def draw_filters(seeds: np.ndarray, config: ImageTransformConfig) -> FilterDraw 
 def apply_filters(images: Tensor, draw: FilterDraw) -> Tensor:
     """Blurs, then inverts the bright half of the grey levels: [b 3 H W] float32 -> the same, in [0, 255].
 
-    Elementwise, so that a picture's result does not depend on the batch around it.
+    Elementwise, so that a image's result does not depend on the batch around it.
     """
     images = images.clamp(0, 255)
     blurred = (draw.weights[:, 1:] > 0).any(1).nonzero().flatten()

@@ -79,7 +79,7 @@ class Corruption(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """Several crops of each picture, one for each transform, drawn independently of each other and of the
+    """Several crops of each image, one for each transform, drawn independently of each other and of the
     source's own transform.
     """
 

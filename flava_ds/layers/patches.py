@@ -40,7 +40,7 @@ class PatchEmbedding(nn.Linear):
     Shapes:
         pixel_values  [b c H W]  uint8 in [0, 255], or floats that are already normalised
         returns       [b n d]
-    Raises: ValueError for pictures of another size than the configuration's; with `any_size`, for those that
+    Raises: ValueError for images of another size than the configuration's; with `any_size`, for those that
         are not whole patches.
     """
 

@@ -25,8 +25,8 @@ def encoder_flops(
     return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * scores * d) - spared
 
 
-def picture_flops(shape: Any, size: int) -> float:
-    """Counts the encoding of one picture with an edge of `size` pixels of which the CLS alone is read."""
+def image_flops(shape: Any, size: int) -> float:
+    """Counts the encoding of one image with an edge of `size` pixels of which the CLS alone is read."""
     patches = (size // shape.patch_size) ** 2
     embedding = 2 * patches * shape.patch_size**2 * shape.num_channels * shape.hidden_size
     return embedding + encoder_flops(shape, [1 + patches], 1)

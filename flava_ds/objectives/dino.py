@@ -1,4 +1,4 @@
-"""Self-distillation without labels (DINO): a student matches, on small crops of a picture, what an averaged
+"""Self-distillation without labels (DINO): a student matches, on small crops of a image, what an averaged
 teacher says of large ones.
 
 Source: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers".
@@ -21,7 +21,7 @@ from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.config.schedules import along_cosine
 from flava_ds.data.plan import Crops
 from flava_ds.errors import ConfigError
-from flava_ds.layers.work import picture_flops
+from flava_ds.layers.work import image_flops
 from flava_ds.objectives.base import Loss, Objective
 from flava_ds.objectives.dino_head import DinoHead
 from flava_ds.objectives.dino_states import Centre, CollapseWatch, DinoTeacher
@@ -62,14 +62,14 @@ class DinoConfig(ObjectiveConfig, type="dino"):
     teacher_momentum_end: Annotated[float, Between(0, 1)] = 1.0
     """The same at training.total_steps, along half a cosine."""
     balance: Literal["centre", "sinkhorn"] = "centre"
-    """What keeps the teacher from saying the same of all pictures: a running centre that is taken away (as
+    """What keeps the teacher from saying the same of all images: a running centre that is taken away (as
     published), or Sinkhorn's iteration over all crops of a step (DINOv2)."""
     centre_momentum: Annotated[float, Range(0, 1, open_most=True)] = 0.9
     """What the centre keeps of itself at each update."""
     freeze_last_layer_steps: Steps = 0
     """Updates before the prototypes move: one epoch as published for ViT-S, three for ViT-B."""
     local_crops: Annotated[int, AtLeast(0), AtMost(64)] = 8
-    """Small crops of a picture, which the student alone sees."""
+    """Small crops of a image, which the student alone sees."""
     local_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 96
     """Their edge in pixels, a multiple of the patch's. The two large ones have model.image.image_size."""
     first_global: ImageTransformConfig = field(
@@ -174,8 +174,8 @@ class Dino(Objective):
 
     def flops(self, model: Any, batch: Batch) -> float:
         """Counts the student's crops, and the teacher's, which have no backward pass, as a third."""
-        large = picture_flops(self.shape, self.shape.image_size) + self.head.flops
-        small = picture_flops(self.shape, self.config.local_size) + self.head.flops
+        large = image_flops(self.shape, self.shape.image_size) + self.head.flops
+        small = image_flops(self.shape, self.config.local_size) + self.head.flops
         return batch.size * (2 * large * (1 + 1 / 3) + self.config.local_crops * small)
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:

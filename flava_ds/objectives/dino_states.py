@@ -23,7 +23,7 @@ LEAST_RANK, LEAST_SHARE, MOST_ENTROPY = 2.0, 0.02, 0.98
 """Collapse: an effective rank below the first, at most this share of the prototypes used that so many crops
 could use, or an entropy of single crops of at least this share of ln K."""
 TRIALS = 10
-"""Measurements before anything is said: to an untrained encoder all pictures look much the same."""
+"""Measurements before anything is said: to an untrained encoder all images look much the same."""
 
 
 class Centre(TrainingState):
@@ -132,9 +132,9 @@ class CollapseWatch(TrainingState):
             f"{self.prototypes} prototypes used, spread {spread:.2f}, effective rank {rank:.1f}"
         )
         if single >= MOST_ENTROPY * most:
-            return f"the teacher says nothing of any picture ({told}); lower teacher_temperature"
+            return f"the teacher says nothing of any image ({told}); lower teacher_temperature"
         if used <= max(1, LEAST_SHARE * reachable) or rank < LEAST_RANK:
-            return f"the teacher says the same of every picture ({told}); lower the learning rate"
+            return f"the teacher says the same of every image ({told}); lower the learning rate"
         return None
 
 

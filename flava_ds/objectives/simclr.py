@@ -1,4 +1,4 @@
-"""Contrastive learning of pictures alone: two augmented views of an image find each other among those of all
+"""Contrastive learning of images alone: two augmented views of an image find each other among those of all
 other images of a step.
 
 Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations". The
@@ -26,7 +26,7 @@ from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.plan import Crops
 from flava_ds.layers.fused import LinearGELU
 from flava_ds.layers.transformer import at_least_fp32
-from flava_ds.layers.work import picture_flops
+from flava_ds.layers.work import image_flops
 from flava_ds.objectives.base import Features, PooledObjective
 
 
@@ -94,7 +94,7 @@ class Simclr(PooledObjective):
 
     def flops(self, model: Any, batch: Batch) -> float:
         head = 2 * self.config.head_hidden_size * (self.shape.hidden_size + self.config.projection_size)
-        return 2 * batch.size * (picture_flops(self.shape, self.shape.image_size) + head)
+        return 2 * batch.size * (image_flops(self.shape, self.shape.image_size) + head)
 
     def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
         """Projects the CLS of both views, L2-normalised: first, second [b r]."""

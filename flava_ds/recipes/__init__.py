@@ -6,13 +6,14 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flava_ds import config as configuration
 from flava_ds.config import Config, did_you_mean
 from flava_ds.config.options import override
 from flava_ds.errors import ConfigError
 from flava_ds.recipes import outside
+from flava_ds.recipes.stages import Stages
 
 
 class Recipes(Mapping[str, Callable[[], Any]]):
@@ -91,11 +92,11 @@ def load_recipe(recipe: str) -> Config:
     """
     if recipe in RECIPES:
         return RECIPES[recipe]()
-    if recipe in SEQUENCES:
+    if load_sequence(recipe) is not None:
         raise ConfigError(f"'{recipe}' is several runs in a row; `flava-ds train {recipe}` runs them")
     path = Path(recipe)
     if outside.is_outside(recipe):
-        return outside.call(recipe)
+        return cast(Config, outside.call(recipe))
     if path.suffix == ".json" or path.is_file():
         if not path.is_file():
             raise ConfigError(
@@ -103,5 +104,19 @@ def load_recipe(recipe: str) -> Config:
                 f"{', '.join(RECIPES)}"
             )
         return configuration.load(path)
-    suggestion = did_you_mean(recipe, RECIPES) or f"; choose one of {', '.join(RECIPES)}, or give {WAYS}"
+    suggestion = (
+        did_you_mean(recipe, [*RECIPES, *SEQUENCES])
+        or f"; choose one of {', '.join(RECIPES)}, or give {WAYS}"
+    )
     raise ConfigError(f"no recipe named '{recipe}'{suggestion}")
+
+
+def load_sequence(recipe: str | None) -> Stages | None:
+    """Calls the recipe of this name or location if it is several runs in a row; None for any other.
+
+    Raises: ConfigError if its code fails.
+    """
+    if recipe in SEQUENCES:
+        return SEQUENCES[recipe]()
+    found = outside.call(recipe) if recipe is not None and outside.is_outside(recipe) else None
+    return found if isinstance(found, Stages) else None

@@ -10,7 +10,7 @@ from flava_ds.recipes.demo import demo, demo_sources
 
 
 def demo_dino() -> Config:
-    """Returns the demo's model and optimizer with DINO on its pictures: 1,024 prototypes, two crops of 48
+    """Returns the demo's model and optimizer with DINO on its images: 1,024 prototypes, two crops of 48
     pixels and four of 24.
     """
     base = demo()

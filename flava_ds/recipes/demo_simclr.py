@@ -10,7 +10,7 @@ from flava_ds.recipes.demo import demo, demo_sources
 
 
 def demo_simclr() -> Config:
-    """Returns the demo's model and optimizer with SimCLR on its pictures."""
+    """Returns the demo's model and optimizer with SimCLR on its images."""
     base = demo()
     view = ImageTransformConfig(
         crop_scale=(0.4, 1.0),

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError, did_you_mean
+from flava_ds.recipes.stages import Stages
 
 
 def is_outside(recipe: str) -> bool:
@@ -31,7 +32,7 @@ def absolute(place: str) -> str:
     return f"{Path(found[1]).expanduser().resolve()}{found[2] or ''}" if found else place
 
 
-def call(recipe: str) -> Config:
+def call(recipe: str) -> Config | Stages:
     """Imports the code that `recipe` names and returns its function's result.
 
     Raises: ConfigError in one line for code that does not exist or does not import, with the exception and
@@ -65,7 +66,7 @@ def call(recipe: str) -> Config:
         config = function()
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{recipe} failed: {_told(error, module)}") from error
-    if not isinstance(config, Config):
+    if not isinstance(config, Config | Stages):
         raise ConfigError(
             f"{recipe} returned {type(config).__name__}; a recipe returns a flava_ds.config.Config"
         )

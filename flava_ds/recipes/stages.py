@@ -64,12 +64,15 @@ def resolve_stages(sequence: Stages, words: Sequence[str]) -> Stages:
     `--name` names the folder of them all. Raises: ConfigError for an unknown option, a combination that
     cannot run, or a stage that inherits from none before it.
     """
+    from flava_ds.recipes import without_idle_sources
+
     of_all, of_one, name = _divided(sequence, words)
     stages: list[Stage] = []
     for stage in sequence.stages:
         config = replace(stage.config, name=f"{name}/{stage.name}")
         try:
-            config = configuration.check(override(config, [*of_all, *of_one[stage.name]]))
+            config = override(config, [*of_all, *of_one[stage.name]])
+            config = configuration.check(without_idle_sources(config))
         except ConfigError as error:
             raise ConfigError(f"stage '{stage.name}': {error}") from error
         stages.append(replace(stage, config=config))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from stranger_runs import numbers_of, stranger_config, train_all
 
 from flava_ds import config as configuration
+from flava_ds.cli import main
 from flava_ds.commands import stages as command
 from flava_ds.config import SourceConfig
 from flava_ds.errors import CheckpointError, ConfigError, UserError
@@ -146,6 +147,38 @@ def test_overrides_reach_one_stage_or_all(tmp_path):
     backwards = dataclasses.replace(sequence, stages=sequence.stages[::-1])
     with pytest.raises(ConfigError, match="'joint' inherits from 'image', which is none before it"):
         command.described(backwards, [])
+
+
+OUTSIDE = """
+from pathlib import Path
+
+from flava_ds import config
+from flava_ds.recipes.stages import Inherited, in_sequence
+
+
+def base():
+    return config.load(Path(__file__).with_name("base.json"))
+
+
+def twice():
+    first = Inherited(stage="first", prefixes=("model.",))
+    return in_sequence("twice", ("first", base, ()), ("again", base, [first]))
+"""
+
+
+def test_a_sequence_of_ones_own_is_named_by_its_place(tmp_path, capsys):
+    base = stranger_config(tmp_path, objectives={"global_contrastive": GlobalContrastiveConfig()})
+    configuration.save(base, tmp_path / "base.json")
+    (tmp_path / "my_stages.py").write_text(OUTSIDE)
+    place = f"{tmp_path / 'my_stages.py'}:twice"
+    assert main(["train", place, "--dry-run", "--ranks", "1", "--again.seed", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2].split("/")[-1] for line in lines] == ["first.json", "again.json"]
+    assert all(line.endswith(f"--plugin={tmp_path / 'my_stages.py'}") for line in lines)
+    assert main(["train", place, "--help"]) == 0
+    assert "again: 5 steps of global_contrastive, beginning with model. of first" in capsys.readouterr().out
+    assert main(["codebook", "train", "nowhere", "--out", str(tmp_path / "c"), "--recipe", "demo_full"]) == 2
+    assert "is several runs in a row" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_commands(launched, tmp_path, capsys):

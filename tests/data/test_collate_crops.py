@@ -1,4 +1,4 @@
-"""Crops of each picture, each by a transform and seeds of its own."""
+"""Crops of each image, each by a transform and seeds of its own."""
 
 import dataclasses
 

@@ -146,9 +146,9 @@ def test_collapse_is_measured_and_told():
     assert rank == pytest.approx(3) and spread == pytest.approx(math.sqrt(3 / 16) * 2)
     assert told(CollapseWatch(5), targets, corners) is None
     same = told(CollapseWatch(5), targets[:1].expand(8, -1), corners[:1].expand(8, -1))
-    assert same is not None and "the same of every picture" in same and "1 of 5 prototypes used" in same
+    assert same is not None and "the same of every image" in same and "1 of 5 prototypes used" in same
     nothing = told(CollapseWatch(5), torch.full((8, 5), 0.2), corners)
-    assert nothing is not None and "says nothing of any picture" in nothing and "1.61 of 1.61 nats" in nothing
+    assert nothing is not None and "says nothing of any image" in nothing and "1.61 of 1.61 nats" in nothing
 
 
 def test_settings_that_cannot_work_are_one_line():

@@ -73,7 +73,7 @@ class ImageEncoder(nn.Module):
         )
 
     def first_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Returns the CLS of pictures of any size after the final LayerNorm, and finishes no other row of the
+        """Returns the CLS of images of any size after the final LayerNorm, and finishes no other row of the
         last block: [k c H W] -> [k d]."""
         height, width = (edge // self.config.patch_size for edge in pixel_values.shape[-2:])
         rows = torch.arange(pixel_values.shape[0], device=pixel_values.device) * (1 + height * width)

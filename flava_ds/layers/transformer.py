@@ -71,6 +71,7 @@ class Block(nn.Module):
     Shapes:
         stream  [T d] -> [T d], or [k d] with rows [k]
         branch  [T d] -> [T d], or [k d] with rows; None before the first block
+        paths   [2 T]  factors of what attention and MLP add to each row (stochastic depth); None for 1
     """
 
     def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
@@ -89,13 +90,17 @@ class Block(nn.Module):
         max_seqlen: int,
         equal_lengths: bool,
         rows: Tensor | None = None,
+        paths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
-        normed, stream = self.mlp_norm(self.attention.output(context), stream)
-        return stream, self.mlp_down(self.mlp_up(normed))
+            paths = None if paths is None else paths.index_select(1, rows)
+        attended = self.attention.output(context)
+        normed, stream = self.mlp_norm(attended if paths is None else attended * paths[0, :, None], stream)
+        added = self.mlp_down(self.mlp_up(normed))
+        return stream, added if paths is None else added * paths[1, :, None]
 
 
 class Transformer(nn.Module):
@@ -103,6 +108,7 @@ class Transformer(nn.Module):
 
     Shapes:
         packed.hidden  [T d] -> [T d], or [k d] with rows [k]: the last block finishes only these
+        paths          [L 2 T]  of the L blocks, see Block
     """
 
     def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
@@ -111,11 +117,19 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False
 
-    def forward(self, packed: Packed, *, equal_lengths: bool = False, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        packed: Packed,
+        *,
+        equal_lengths: bool = False,
+        rows: Tensor | None = None,
+        paths: Tensor | None = None,
+    ) -> Tensor:
         stream, branch = packed.hidden, None
         for number, block in enumerate(self.blocks, start=1):
             kept = rows if number == len(self.blocks) else None
-            arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept)
+            own = None if paths is None else paths[number - 1]
+            arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept, own)
             if self.activation_checkpointing and self.training:
                 stream, branch = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -164,6 +178,7 @@ def encode_versions(
     keep: Sequence[Tensor | None],
     *,
     equal_lengths: bool = False,
+    paths: Tensor | None = None,
 ) -> list[Encoded]:
     """Encodes several versions of the same sequences, concatenated, in one packed call.
 
@@ -171,6 +186,7 @@ def encode_versions(
         hidden   [len(keep)*T d]
         layout   cu_seqlens [b+1] of one version, and the longest sequence
         keep     for each version, the rows that will be read, sorted: [k] within the version; None for all
+        paths    [L 2 len(keep)*T]  see Block; None for 1
         returns  one Encoded for each version
     """
     cu_seqlens, max_seqlen = layout
@@ -184,7 +200,8 @@ def encode_versions(
         rows = torch.cat(
             [(everything if kept is None else kept) + number * total for number, kept in enumerate(keep)]
         )
-    encoded = transformer(Packed(hidden, repeated, max_seqlen), equal_lengths=equal_lengths, rows=rows)
+    packed = Packed(hidden, repeated, max_seqlen)
+    encoded = transformer(packed, equal_lengths=equal_lengths, rows=rows, paths=paths)
     parts = encoded.split([total if kept is None else kept.shape[0] for kept in keep])
     return [
         Encoded(Packed(part, cu_seqlens, max_seqlen), final_norm, kept)

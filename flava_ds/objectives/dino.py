@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from flava_ds.config.bounds import Above, AtLeast, AtMost, Between, Range, Steps
 from flava_ds.config.data import ImageTransformConfig, check_transform
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.config.schedules import along_cosine
-from flava_ds.data.plan import Crops
+from flava_ds.data.order import uniforms
+from flava_ds.data.plan import BatchPlan, Crops, Draft
 from flava_ds.errors import ConfigError
 from flava_ds.layers.work import image_flops
 from flava_ds.objectives.base import Loss, Objective
@@ -39,6 +41,7 @@ _JITTER: dict[str, Any] = {
     "grayscale": 0.2,
 }
 _LARGE, _SMALL = (0.4, 1.0), (0.05, 0.4)
+_PATH_STREAM = 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,9 @@ class DinoConfig(ObjectiveConfig, type="dino"):
     """What the centre keeps of itself at each update."""
     freeze_last_layer_steps: Steps = 0
     """Updates before the prototypes move: one epoch as published for ViT-S, three for ViT-B."""
+    stochastic_depth: Annotated[float, Range(0, 1, open_most=True)] = 0.1
+    """Probability that the student's last block adds nothing to a crop, for attention and MLP each; from 0 in
+    the first block it grows by equal steps. What is added otherwise is scaled up."""
     local_crops: Annotated[int, AtLeast(0), AtMost(64)] = 8
     """Small crops of a image, which the student alone sees."""
     local_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 96
@@ -94,6 +100,10 @@ class DinoConfig(ObjectiveConfig, type="dino"):
     def classes(self, config: Any) -> int:
         return self.num_prototypes
 
+    def corruptions(self, config: Any, source: Any) -> tuple[PathDraws, ...]:
+        layers = config.model.shape_of("image").num_hidden_layers
+        return (PathDraws(2 + self.local_crops, layers),) if self.stochastic_depth else ()
+
     def crops(self, config: Any, source: Any) -> dict[str, Crops]:
         large = Crops(size=config.model.image_size, transforms=(self.first_global, self.second_global))
         small = Crops(size=self.local_size, transforms=(self.local,) * self.local_crops)
@@ -114,6 +124,25 @@ class DinoConfig(ObjectiveConfig, type="dino"):
                 f"{where}.local_size {self.local_size} does not divide by model.image.patch_size {patch}; "
                 f"use {max(1, round(self.local_size / patch)) * patch}"
             )
+
+
+@dataclass(frozen=True)
+class PathDraws:
+    """Draws what decides over stochastic depth. Adds
+
+    Shapes:
+        path_draws  [b a L 2]  float32 in [0, 1), for each crop, block, and attention or MLP
+    """
+
+    crops: int
+    layers: int
+
+    def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
+        draws = uniforms(draft.seeds, self.crops * self.layers * 2, stream=_PATH_STREAM)
+        return {"path_draws": draws.reshape(-1, self.crops, self.layers, 2).astype(np.float32)}
+
+    def bytes_per_sample(self, plan: BatchPlan) -> int:
+        return 4 * self.crops * self.layers * 2
 
 
 class Dino(Objective):
@@ -180,7 +209,13 @@ class Dino(Objective):
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
         sizes = [batch[name] for name in ("global_crops", "local_crops") if name in batch]
-        first = torch.cat([model.image_encoder.first_tokens(crops.flatten(0, 1)) for crops in sizes])
+        paths = self._paths(batch, model.image_encoder.cls_token.dtype)
+        first = torch.cat(
+            [
+                model.image_encoder.first_tokens(crops.flatten(0, 1), own)
+                for crops, own in zip(sizes, paths, strict=False)
+            ]
+        )
         scores = (self.head(first) / self.config.student_temperature).log_softmax(-1)
         parts = scores.split([crops.shape[0] * crops.shape[1] for crops in sizes])
         large, *small = (part.unflatten(0, crops.shape[:2]) for part, crops in zip(parts, sizes, strict=True))
@@ -193,6 +228,15 @@ class Dino(Objective):
         entropy = -torch.xlogy(targets, targets).sum() / targets.shape[1]
         metrics = {"entropy": entropy, "divergence": loss.detach() - entropy}
         return Loss(loss, self.count(batch), metrics, self._statistics(batch))
+
+    def _paths(self, batch: Batch, dtype: torch.dtype) -> list[Tensor | None]:
+        """Returns the factors of stochastic depth for the global crops and for the local ones: [b*a L 2]."""
+        if "path_draws" not in batch:
+            return [None, None]
+        draws = batch["path_draws"]
+        rates = torch.linspace(0, self.config.stochastic_depth, draws.shape[2], device=draws.device)[:, None]
+        factors = ((draws >= rates) / (1 - rates)).to(dtype)
+        return [factors[:, :2].flatten(0, 1), factors[:, 2:].flatten(0, 1)]
 
     @torch.no_grad()
     def _statistics(self, batch: Batch) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ def demo_dino() -> Config:
                 bottleneck_size=64,
                 teacher_momentum=0.99,
                 freeze_last_layer_steps=50,
+                stochastic_depth=0.0,  # for two blocks
                 local_crops=4,
                 local_size=24,
                 first_global=large,

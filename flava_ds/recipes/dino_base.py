@@ -65,7 +65,7 @@ def dino_base() -> Config:
 
 def published_dino() -> DinoConfig:
     """Returns the objective: two crops of 224 pixels and eight of 96, with the augmentation of [code], which
-    DinoConfig has by default. The stochastic depth of 0.1 that [code] gives the student is left out.
+    DinoConfig has by default.
     """
     return DinoConfig(
         num_prototypes=65_536,  # [paper]
@@ -79,6 +79,7 @@ def published_dino() -> DinoConfig:
         teacher_momentum_end=1.0,  # [paper]
         centre_momentum=0.9,  # [paper]
         freeze_last_layer_steps=3 * STEPS_PER_EPOCH,  # [VISSL]; [code] one epoch
+        stochastic_depth=0.1,  # [code]
         local_crops=8,  # [VISSL]
         local_size=96,  # [code]
         watch_every_steps=50,

@@ -47,7 +47,7 @@ def test_an_objective_of_crops_alone_leaves_the_picture_out(make_config):
     config = dataclasses.replace(config.with_sources(images), objectives={"dino": OWN})
     (name,) = images
     batch = collator_of(config, name)(samples(4))
-    assert set(batch.tensors) == {"global_crops", "local_crops"}
+    assert set(batch.tensors) == {"global_crops", "local_crops", "path_draws"}
 
 
 def test_two_objectives_share_crops_that_are_equal_and_no_others(make_config):

@@ -17,6 +17,7 @@ from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
 from flava_ds import config as configuration
 from flava_ds.batch import Batch
 from flava_ds.config import ImageTransformConfig
+from flava_ds.data.plan import Draft
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.task import build_task
 from flava_ds.objectives.dino import DinoConfig
@@ -31,6 +32,7 @@ SMALL = DinoConfig(
     teacher_temperature_end=0.07,
     teacher_temperature_steps=4,
     teacher_momentum=0.8,
+    stochastic_depth=0.0,
     watch_every_steps=2,
 )
 
@@ -107,6 +109,41 @@ def test_what_trains_is_what_gets_a_gradient():
     assert "model.image_encoder.position_embeddings" in moved
 
 
+def test_stochastic_depth_leaves_branches_out_and_scales_the_others():
+    task = task_of(stochastic_depth=0.5)
+    encoder, (first, last) = task.model.image_encoder, task.model.image_encoder.transformer.blocks
+    crops = crops_of(task, 3)["global_crops"]
+    draws = torch.full((3, 5, 2, 2), 0.9)
+    draws[0, 1, 1, 0] = 0.4  # second crop of the first image: no attention in the last block
+    draws[:, :, 0] = 0.0  # which the first block never heeds
+    batch = Batch(kind="image", source="", size=3, tensors={"path_draws": draws})
+    paths, of_local = task.objectives["dino"]._paths(batch, torch.float32)
+    assert paths.shape == (6, 2, 2) and of_local.shape == (9, 2, 2)
+    assert paths[1].tolist() == [[1, 1], [0, 2]] and paths[2].tolist() == [[1, 1], [2, 2]]
+    ours = encoder.first_tokens(crops.flatten(0, 1), paths)
+    for number, crop in enumerate(crops.flatten(0, 1)):
+        kept, length = paths[number], 1 + encoder.config.num_patches
+        lengths, rest = torch.tensor([0, length], dtype=torch.int32), (length, True)
+        patches = encoder.patch_embedding(crop[None])[0]
+        stream = torch.cat([encoder.cls_token[None], patches]) + encoder.position_embeddings
+        for block, (attends, thinks) in zip((first, last), kept, strict=True):
+            context = block.attention(block.attention_norm(None, stream)[0], lengths, *rest)
+            stream = stream + attends * block.attention.output(context)
+            hidden = block.mlp_up(block.mlp_norm(None, stream)[0])
+            stream = stream + thinks * block.mlp_down(hidden)
+        torch.testing.assert_close(ours[number], encoder.final_norm(stream[:1])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_draws_of_paths_are_uniform_and_the_samples_own():
+    (draw,) = dataclasses.replace(SMALL, stochastic_depth=0.1).corruptions(tiny_config(), None)
+    seeds = np.arange(500, dtype=np.uint64)
+    draws = draw(Draft(seeds=seeds, matched=np.ones(500, dtype=bool)))["path_draws"]
+    assert draws.shape == (500, 5, 2, 2) and draws.nbytes == 500 * draw.bytes_per_sample(None)
+    assert abs(draws.mean() - 0.5) < 4 * (1 / 12 / draws.size) ** 0.5 and draws.max() < 1
+    alone = draw(Draft(seeds=seeds[7:8], matched=np.ones(1, dtype=bool)))["path_draws"]
+    assert np.array_equal(alone[0], draws[7]) and SMALL.corruptions(tiny_config(), None) == ()
+
+
 def test_schedules_are_functions_of_the_step():
     task = task_of(teacher_momentum=0.9, freeze_last_layer_steps=7)
     objective = task.objectives["dino"]
@@ -163,7 +200,7 @@ def test_settings_that_cannot_work_are_one_line():
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
-    own = dataclasses.replace(SMALL, freeze_last_layer_steps=3)
+    own = dataclasses.replace(SMALL, freeze_last_layer_steps=3, stochastic_depth=0.4)
     config = stranger_config(tmp_path, name="dino", kind="image", objectives={"dino": own})
     optimizer = dataclasses.replace(config.optimizer, weight_decay=0.04, weight_decay_end=0.4)
     training = dataclasses.replace(config.training, clip_each_parameter=True, gradient_clipping=0.3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from flava_ds.config.encoders import VisionEncoderConfig
@@ -39,6 +39,7 @@ class ImageEncoder(nn.Module):
         clean: bool = True,
         keep: Sequence[Tensor | None] | None = None,
         any_size: bool = False,
+        paths: Tensor | None = None,
     ) -> list[Encoded]:
         """Encodes clean images (if `clean`), then masked ones (given a mask), in one packed call.
 
@@ -48,6 +49,8 @@ class ImageEncoder(nn.Module):
             pixel_values     [b c H W]  uint8 in [0, 255], or floats already normalised
             bool_masked_pos  [b n]      bool
             keep             for each version, the rows that will be read; see encode_versions
+            paths            [v*b L 2]  factors of what attention and MLP of each block add to a sequence of
+                             the v versions (stochastic depth); None for 1
             returns          one Encoded of [b*(1+n) d] for each version
         """
         patches = self.patch_embedding(pixel_values, any_size=any_size)
@@ -70,12 +73,13 @@ class ImageEncoder(nn.Module):
             (cu_seqlens, length),
             keep,
             equal_lengths=True,
+            paths=None if paths is None else repeat(paths, "b l two -> l two (b s)", s=length),
         )
 
-    def first_tokens(self, pixel_values: Tensor) -> Tensor:
+    def first_tokens(self, pixel_values: Tensor, paths: Tensor | None = None) -> Tensor:
         """Returns the CLS of images of any size after the final LayerNorm, and finishes no other row of the
         last block: [k c H W] -> [k d]."""
         height, width = (edge // self.config.patch_size for edge in pixel_values.shape[-2:])
         rows = torch.arange(pixel_values.shape[0], device=pixel_values.device) * (1 + height * width)
-        (encoded,) = self(pixel_values, keep=[rows], any_size=True)
+        (encoded,) = self(pixel_values, keep=[rows], any_size=True, paths=paths)
         return encoded.rows(rows)

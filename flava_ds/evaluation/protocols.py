@@ -130,6 +130,8 @@ class Score:
     """None if there are too few samples to estimate it."""
     unit: Literal["share", "nats", "correlation"] = "share"
     higher_is_better: bool = True
+    interval: tuple[float, float] | None = None
+    """Between which 95 % of 1000 bootstrap resamples of the test samples lie; None where none were drawn."""
 
     def __str__(self) -> str:
         """Formats the value for display."""
@@ -162,6 +164,18 @@ class EvaluationData(Protocol):
         """
 
 
+@runtime_checkable
+class Varied(Protocol):
+    """A data set that is split in one of several published ways."""
+
+    @property
+    def variant(self) -> str:
+        """The way in use."""
+
+    def with_variant(self, name: str) -> Any:
+        """Returns the data set split in another way. Raises: UserError with the known ways."""
+
+
 class Evaluator(Protocol):
     """One task: a method on a data set.
 
@@ -183,6 +197,8 @@ class Splits(Protocol):
 
     split: str
     """The split to report on."""
+    limit: int | None
+    """How many samples of each split are taken at most."""
 
     def test(self) -> Any:
         """Returns the samples to report on."""

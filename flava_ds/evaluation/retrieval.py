@@ -27,6 +27,7 @@ class Retrieval:
     data: EvaluationData
     transform: Transform = CLIP_TRANSFORM
     about: ClassVar[str] = "zero-shot retrieval of captions and images"
+    suite: ClassVar[str] = "pairs"
     needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
@@ -43,8 +44,9 @@ class Retrieval:
             "image_to_text": hits_at(images, texts, captions_of, KS),
             "text_to_image": hits_at(texts, images, [np.array([image]) for image in image_of], KS),
         }
+        groups = {"image_to_text": None, "text_to_image": image_of}
         return {
-            f"{direction}_recall_at_{k}": share(hits[:, column])
+            f"{direction}_recall_at_{k}": share(hits[:, column], groups[direction])
             for direction, hits in directions.items()
             for column, k in enumerate(KS)
         }

@@ -14,7 +14,7 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited
-from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score
+from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Varied
 from flava_ds.evaluation.published import published
 from flava_ds.storage.atomic import write_whole
 
@@ -97,8 +97,8 @@ def write_results(run_path: Path, found: dict[str, Any]) -> Path:
 
 
 def expected(data: EvaluationData) -> str:
-    """Describes what a data set's folder must contain and where to get it."""
-    return f"expected {data.layout}; {data.origin}"
+    """Says what a data set's folder has to hold, where that comes from, and under which licence."""
+    return f"expected {data.layout}; {data.origin}; licence: {data.licence}"
 
 
 def find_data(
@@ -169,6 +169,7 @@ def evaluate(
                 "samples": len(samples),
             },
             **{"limit": found.limit, "fingerprint": samples.fingerprint},
+            **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
         }
         results[task.name] = TaskResult(scores, time.monotonic() - start, facts)
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,13 +12,33 @@ from torch import Tensor
 from flava_ds.evaluation.protocols import Score
 
 CHUNK_ROWS = 1024
+RESAMPLES, SEED = 1000, 0
+"""Of every bootstrap interval."""
+DRAWN_COUNTS = 2**22
+"""Most counts of an area's resamples that exist at one time."""
 
 
-def share(hits: np.ndarray) -> Score:
-    """Returns the mean of per-sample values in [0, 1], with its standard error: [N]."""
+def share(hits: np.ndarray, groups: np.ndarray | None = None) -> Score:
+    """Returns the mean of what each sample contributes, in [0, 1], with the standard error of
+    that mean: [N].
+
+    Samples of one group, such as the captions of one image, are drawn together by the bootstrap.
+    """
     hits = np.asarray(hits, dtype=np.float64)
     error = float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else None
-    return Score(float(hits.mean()), len(hits), error)
+    return Score(float(hits.mean()), len(hits), error, interval=_interval_of_mean(hits, groups))
+
+
+def share_over_folds(hits: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> Score:
+    """Returns the mean over folds of each fold's accuracy; `rows` says which samples a fold's hits are of.
+
+    A sample that several folds test counts once in `n`, and with all of its hits in the error.
+    """
+    tested = np.unique(np.concatenate(rows))
+    contributions = np.zeros(len(tested))
+    for fold, of in zip(hits, rows, strict=True):
+        contributions[np.searchsorted(tested, of)] += fold * (len(tested) / (len(hits) * len(of)))
+    return share(contributions)
 
 
 def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
@@ -25,7 +46,36 @@ def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
     classes = [np.asarray(hits, dtype=np.float64)[labels == label] for label in np.unique(labels)]
     variances = [part.var(ddof=1) / len(part) for part in classes if len(part) > 1]
     error = math.sqrt(sum(variances)) / len(classes) if len(variances) == len(classes) else None
-    return Score(float(np.mean([part.mean() for part in classes])), len(labels), error)
+    draw = np.random.default_rng(SEED)
+    drawn = sum(_drawn_means(part[:, None], draw) for part in classes) / len(classes)
+    value = float(np.mean([part.mean() for part in classes]))
+    return Score(value, len(labels), error, interval=_interval(drawn))
+
+
+def _interval_of_mean(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
+    """Returns between what the means of resampled groups lie."""
+    if groups is None:
+        return _interval(_drawn_means(values[:, None], np.random.default_rng(SEED)))
+    _, number = np.unique(groups, return_inverse=True)
+    sums = np.stack([np.bincount(number, values), np.bincount(number)], axis=1)
+    drawn = _drawn_means(sums, np.random.default_rng(SEED))
+    return _interval(drawn[:, 0] / drawn[:, 1])
+
+
+def _drawn_means(rows: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Returns the means of bootstrap resamples: [N k] -> [RESAMPLES k], [RESAMPLES] for k = 1.
+
+    How often each distinct row is drawn is multinomial, so what is drawn is as many numbers as there are
+    distinct rows: two for hits and misses.
+    """
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    drawn = draw.multinomial(len(rows), counts / len(rows), size=RESAMPLES) @ distinct / len(rows)
+    return drawn[:, 0] if rows.shape[1] == 1 else drawn
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
@@ -41,7 +91,20 @@ def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
     between, within = area / (2 - area), 2 * area**2 / (1 + area)
     spread = (positive - 1) * (between - area**2) + (negative - 1) * (within - area**2)
     variance = (area * (1 - area) + spread) / (positive * negative)
-    return Score(area, len(labels), math.sqrt(max(0.0, variance)))
+    error = math.sqrt(max(0.0, variance))
+    return Score(area, len(labels), error, interval=_interval_of_area(scores, labels))
+
+
+def _interval_of_area(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Returns between what the areas of resamples with the same numbers of both classes lie."""
+    _, place = np.unique(scores, return_inverse=True)
+    draw, areas, places = np.random.default_rng(SEED), [], place.max() + 1
+    right, wrong = (np.bincount(place[labels == label], minlength=places) for label in (1, 0))
+    for start in range(0, RESAMPLES, step := max(1, DRAWN_COUNTS // places)):
+        size = min(step, RESAMPLES - start)
+        above, below = (draw.multinomial(h.sum(), h / h.sum(), size=size) for h in (right, wrong))
+        areas.append((above * (np.cumsum(below, axis=1) - below / 2)).sum(1) / (right.sum() * wrong.sum()))
+    return _interval(np.concatenate(areas))
 
 
 def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flava_ds.evaluation import statistics
-from flava_ds.evaluation.statistics import hits_at, mean_per_class, roc_area, share
+from flava_ds.evaluation.statistics import hits_at, mean_per_class, roc_area, share, share_over_folds
 
 
 def test_a_share_has_the_binomial_standard_error():
@@ -33,10 +33,12 @@ def test_the_area_and_its_error_are_those_of_drawing_anew():
         labels = np.r_[np.ones(60), np.zeros(80)].astype(int)
         return roc_area(np.r_[draw.normal(1, 1, 60), draw.normal(0, 1, 80)], labels)
 
-    scores = [sample() for _ in range(300)]
+    scores = [sample() for _ in range(120)]
     values = np.array([score.value for score in scores])
     assert values.mean() == pytest.approx(0.76, abs=0.01)  # of two normals one deviation apart
     assert np.mean([score.standard_error for score in scores]) == pytest.approx(values.std(), rel=0.15)
+    covered = [score.interval[0] < 0.7602 < score.interval[1] for score in scores]
+    assert np.mean(covered) > 0.88  # 95 % and the error of 120 draws
     assert roc_area(np.array([1.0, 1.0, 1.0, 1.0]), np.array([0, 1, 0, 1])).value == 0.5
 
 
@@ -65,3 +67,38 @@ def test_a_collapsed_model_scores_chance_in_whatever_order_the_keys_are():
     assert share(hits[:, 0]).value == pytest.approx(1 / 40) and share(hits[:, 1]).value == pytest.approx(
         5 / 40
     )
+
+
+def test_an_interval_is_that_of_drawing_the_samples_again():
+    draw = np.random.default_rng(3)
+    hits = np.r_[np.ones(30), np.zeros(60), np.full(10, 0.5)]
+    drawn = hits[draw.integers(0, 100, (20_000, 100))].mean(1)
+    assert share(hits).interval == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.011)
+    covered = [
+        share(sample).interval[0] <= 0.3 <= share(sample).interval[1]
+        for sample in (draw.random((200, 80)) < 0.3)
+    ]
+    assert 0.88 < np.mean(covered) < 0.99
+
+
+def test_captions_of_one_image_are_drawn_together():
+    """Five captions that always agree say as much as one."""
+    images = (np.random.default_rng(0).random(100) < 0.4).astype(float)
+    alone, five = share(images), share(np.repeat(images, 5), np.repeat(np.arange(100), 5))
+    assert five.interval == pytest.approx(alone.interval) and five.n == 500
+    low, high = share(np.repeat(images, 5)).interval
+    assert high - low < 0.6 * (alone.interval[1] - alone.interval[0])
+
+
+def test_the_mean_over_folds_weighs_folds_alike():
+    """Folds of 2 and 4 samples: (1/2 + 3/4) / 2; sample 3 is in both."""
+    hits = [np.array([True, False]), np.array([True, True, True, False])]
+    found = share_over_folds(hits, [np.array([0, 3]), np.array([3, 5, 7, 9])])
+    assert found.value == pytest.approx(0.625) and found.n == 5
+    assert found.interval[0] < 0.625 < found.interval[1]
+
+
+def test_the_mean_over_classes_is_drawn_class_by_class():
+    hits, labels = np.r_[np.ones(50), np.ones(3), np.zeros(1)], np.r_[np.zeros(50), np.ones(4)].astype(int)
+    found = mean_per_class(hits, labels)
+    assert found.value == 0.875 and found.interval == (0.625, 1.0)

@@ -27,8 +27,20 @@ Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledTexts")
 
 
 @dataclass(frozen=True, eq=False)
+class Fold:
+    """Rows of one set to learn from, and rows of it to report on.
+
+    Shapes:
+        train, test  [k]  int64
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images with one class each.
+    """Images with one class each. A set with folds holds the training images of its folds too.
 
     Shapes:
         labels  [N]  int64, into `class_names`
@@ -40,13 +52,17 @@ class LabelledImages:
     labels: np.ndarray
     class_names: tuple[str, ...]
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    folds: tuple[Fold, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def select(self, rows: np.ndarray) -> LabelledImages:
-        """Returns the chosen rows."""
-        return dataclasses.replace(self, **_chosen(self, rows), labels=self.labels[rows])
+        """Returns the chosen rows, and of each fold what is among them."""
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        kept = tuple(Fold(*(_present(place[part]) for part in (f.train, f.test))) for f in self.folds)
+        return dataclasses.replace(self, **_chosen(self, rows), labels=self.labels[rows], folds=kept)
 
     @property
     def fingerprint(self) -> str:
@@ -146,6 +162,10 @@ def limited(samples: Set, limit: int | None) -> Set:
 def spaced(count: int, most: int) -> np.ndarray:
     """Returns at most `most` evenly spaced rows of `count`, including first and last: [k] int64."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
+def _present(places: np.ndarray) -> np.ndarray:
+    return places[places >= 0]
 
 
 def _chosen(samples: LabelledImages | CaptionedImages, rows: np.ndarray) -> dict:

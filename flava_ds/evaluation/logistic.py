@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from flava_ds.errors import UserError
+from flava_ds.evaluation.batched_logistic import Linear, fit_batched
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -23,6 +27,8 @@ FINEST = 1 / 8
 HELD_OUT = 5
 """Every fifth sample of each class selects the penalty if a data set has no validation split."""
 SEED = 0
+MOST_OF_SCIKIT_LEARN = 20_000
+"""Samples that scikit-learn is given, at most; larger sets are fitted for all penalties at one time."""
 
 
 def fit(
@@ -50,8 +56,51 @@ def fit_as_clip(features: np.ndarray, labels: np.ndarray, penalty: float) -> Log
     return fit(features, labels, 1 / penalty, iterations=MOST_ITERATIONS, tolerance=TOLERANCE / len(labels))
 
 
-def choose_penalty(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]) -> float:
-    """Returns the penalty with the best validation accuracy; the largest of equally good ones.
+class Classifier(Protocol):
+    """A fitted classifier."""
+
+    def predict(self, features: Tensor) -> np.ndarray:
+        """[N d] -> [N] classes."""
+
+    def decision_function(self, features: Tensor) -> np.ndarray:
+        """[N d] -> [N] log odds for two classes, [N C] logits otherwise."""
+
+
+Solver = Callable[[Tensor, np.ndarray, Sequence[float]], Sequence[Classifier]]
+"""(features [N d], labels [N], penalties) -> a classifier for each penalty."""
+
+
+@dataclass(frozen=True)
+class _OfScikitLearn:
+    fitted: LogisticRegression
+
+    def predict(self, features: Tensor) -> np.ndarray:
+        return self.fitted.predict(_numpy(features))
+
+    def decision_function(self, features: Tensor) -> np.ndarray:
+        return self.fitted.decision_function(_numpy(features))
+
+
+def one_by_one(features: Tensor, labels: np.ndarray, penalties: Sequence[float]) -> list[Classifier]:
+    """Fits with scikit-learn."""
+    return [_OfScikitLearn(fit_as_clip(_numpy(features), labels, penalty)) for penalty in penalties]
+
+
+def all_at_once(features: Tensor, labels: np.ndarray, penalties: Sequence[float]) -> list[Linear]:
+    """Fits the same problems in torch, on the features' device."""
+    tolerance = TOLERANCE / len(labels)
+    return fit_batched(features, labels, penalties, iterations=MOST_ITERATIONS, tolerance=tolerance)
+
+
+def solver_for(features: Tensor) -> Solver:
+    """Returns scikit-learn for small sets, and the batched fit for large ones and on a GPU."""
+    return all_at_once if len(features) > MOST_OF_SCIKIT_LEARN or features.is_cuda else one_by_one
+
+
+def choose_penalty(
+    solver: Solver, train: tuple[Tensor, np.ndarray], validation: tuple[Tensor, np.ndarray]
+) -> float:
+    """Returns the penalty that does best on the validation samples; of equally good ones the largest.
 
     Tries seven from 1e-6 to 1e6, then halves the interval around the best, down to eight per decade.
 
@@ -59,19 +108,23 @@ def choose_penalty(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.nd
     """
     accuracies: dict[float, float] = {}
 
-    def accuracy(decade: float) -> float:
-        if decade not in accuracies:
-            accuracies[decade] = float(
-                (fit_as_clip(*train, 10.0**decade).predict(validation[0]) == validation[1]).mean()
-            )
-        return accuracies[decade]
+    def best_of(decades: Iterable[float]) -> float:
+        new = [decade for decade in decades if decade not in accuracies]
+        fitted = solver(*train, [10.0**decade for decade in new])
+        for decade, classifier in zip(new, fitted, strict=True):
+            accuracies[decade] = float((classifier.predict(validation[0]) == validation[1]).mean())
+        return max(decades, key=lambda decade: (accuracies[decade], decade))
 
-    best = max(COARSE, key=lambda decade: (accuracy(decade), decade))
+    best = best_of(COARSE)
     step = (COARSE[1] - COARSE[0]) / 2
     while step >= FINEST:
-        best = max((best - step, best, best + step), key=lambda decade: (accuracy(decade), decade))
+        best = best_of((best - step, best, best + step))
         step /= 2
     return 10.0**best
+
+
+def _numpy(features: Tensor) -> np.ndarray:
+    return features.float().cpu().numpy()
 
 
 def hold_out(labels: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ class Neighbours:
     k: int = 20
     transform: Transform = DINO_TRANSFORM
     about: ClassVar[str] = "nearest neighbours among the training images (k 20)"
+    suite: ClassVar[str] = "vision"
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, LabelledTexts, Seen
-from flava_ds.evaluation.logistic import choose_penalty, fit_as_clip, hold_out
+from flava_ds.evaluation.logistic import choose_penalty, hold_out, solver_for
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import EvaluationData, ImageFeatures, Score, Splits, TextFeatures
-from flava_ds.evaluation.statistics import mean_per_class, roc_area, share
+from flava_ds.evaluation.statistics import mean_per_class, roc_area, share, share_over_folds
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,21 @@ class Probe(ABC):
     data: EvaluationData
 
     @abstractmethod
-    def features(self, model: FrozenModel, samples: Any) -> np.ndarray:
-        """Returns the samples' features: [N d] fp32."""
+    def features(self, model: FrozenModel, samples: Any) -> Tensor:
+        """Returns the samples' states: [N d], in the model's dtype on its device."""
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns accuracy, its mean over classes and, for two classes, the area under the ROC curve."""
         test = data.test()
         train, labels = self._read(model, data, "train")
-        with_validation = data.split != "val" and data.has("val")
-        if with_validation:
+        check_classes(test, np.unique(labels), test.labels, data.limit)
+        if data.split != "val" and data.has("val"):
             validation = self._read(model, data, "val")
-            penalty = choose_penalty((train, labels), validation)
-            train, labels = np.concatenate([train, validation[0]]), np.concatenate([labels, validation[1]])
+            penalty = choose_penalty(solver_for(train), (train, labels), validation)
+            train, labels = torch.cat([train, validation[0]]), np.concatenate([labels, validation[1]])
         else:
-            held = hold_out(labels)
-            penalty = choose_penalty((train[~held], labels[~held]), (train[held], labels[held]))
-        probe = fit_as_clip(train, labels, penalty)
+            penalty = penalty_by_holding_out(train, labels)
+        [probe] = solver_for(train)(train, labels, [penalty])
         features = self.features(model, test)
         hits = probe.predict(features) == test.labels
         scores = {"accuracy": share(hits), "mean_per_class_accuracy": mean_per_class(hits, test.labels)}
@@ -51,8 +52,8 @@ class Probe(ABC):
             scores["roc_area"] = roc_area(probe.decision_function(features), test.labels)
         return scores
 
-    def _read(self, model: FrozenModel, data: Splits, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a split's features and labels. Raises: DataError if it has only one class."""
+    def _read(self, model: FrozenModel, data: Splits, split: str) -> tuple[Tensor, np.ndarray]:
+        """Returns a split's states and labels. Raises: DataError when it has one class only."""
         samples = data.read(split)
         if len(np.unique(samples.labels)) < 2:
             raise DataError(
@@ -61,26 +62,71 @@ class Probe(ABC):
         return self.features(model, samples), samples.labels
 
 
+def penalty_by_holding_out(train: Tensor, labels: np.ndarray) -> float:
+    """Returns the penalty that does best on a fifth of each class after learning from the rest."""
+    held = hold_out(labels)
+    kept, tried = (torch.from_numpy(rows).to(train.device) for rows in (~held, held))
+    return choose_penalty(solver_for(train), (train[kept], labels[~held]), (train[tried], labels[held]))
+
+
+def check_classes(samples: Any, learned: np.ndarray, tested: np.ndarray, limit: int | None) -> None:
+    """Raises DataError when the reported samples have a class that the training split lacks.
+
+    Under a limit nothing is said: it may have cut them away.
+    """
+    unknown = np.setdiff1d(tested, learned)
+    if len(unknown) and limit is None:
+        raise DataError(
+            f"{samples.name}: the training split has no sample of class "
+            f"'{samples.class_names[unknown[0]]}' ({len(unknown)} such classes), which the "
+            "reported split has; unpack the whole training split"
+        )
+
+
 @dataclass(frozen=True)
 class ImageProbe(Probe):
     """Predicts an image's class from the image encoder's features, before any projection."""
 
     transform: Transform = CLIP_TRANSFORM
-    about: ClassVar[str] = "logistic regression on frozen image features"
+    about: ClassVar[str] = "logistic regression on frozen image states"
+    suite: ClassVar[str] = "vision"
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
-    def features(self, model: FrozenModel, samples: LabelledImages) -> np.ndarray:
-        """Encodes the images."""
-        return model.image_features(Seen(samples, self.transform), f"task {self.name}").float().cpu().numpy()
+    def features(self, model: FrozenModel, samples: LabelledImages) -> Tensor:
+        """Encodes the pictures."""
+        return model.image_features(Seen(samples, self.transform), f"task {self.name}")
+
+    def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
+        """Does the same fold by fold, and averages over them, where a data set is published in folds."""
+        samples: LabelledImages = data.test()
+        if not samples.folds:
+            return super().run(model, data)
+        features, found = self.features(model, samples), []
+        for fold in samples.folds:
+            labels, tested = samples.labels[fold.train], samples.labels[fold.test]
+            check_classes(samples, np.unique(labels), tested, data.limit)
+            train = features[torch.from_numpy(fold.train).to(features.device)]
+            [probe] = solver_for(train)(train, labels, [penalty_by_holding_out(train, labels)])
+            found.append(probe.predict(features[torch.from_numpy(fold.test).to(features.device)]) == tested)
+        means = [
+            mean_per_class(hits, samples.labels[fold.test]).value
+            for hits, fold in zip(found, samples.folds, strict=True)
+        ]
+        accuracy = share_over_folds(found, [fold.test for fold in samples.folds])
+        return {
+            "accuracy": accuracy,
+            "mean_per_class_accuracy": Score(float(np.mean(means)), accuracy.n, None),
+        }
 
 
 @dataclass(frozen=True)
 class TextProbe(Probe):
     """Predicts a text's class from the text encoder's features, before any projection."""
 
-    about: ClassVar[str] = "logistic regression on frozen text features"
+    about: ClassVar[str] = "logistic regression on frozen text states"
+    suite: ClassVar[str] = "text"
     needs: ClassVar[tuple[type, ...]] = (TextFeatures,)
 
-    def features(self, model: FrozenModel, samples: LabelledTexts) -> np.ndarray:
+    def features(self, model: FrozenModel, samples: LabelledTexts) -> Tensor:
         """Encodes the texts."""
-        return model.text_features(samples.texts, f"task {self.name}").float().cpu().numpy()
+        return model.text_features(samples.texts, f"task {self.name}")

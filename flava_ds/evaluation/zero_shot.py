@@ -29,6 +29,7 @@ class ZeroShot:
     data: EvaluationData
     transform: Transform = CLIP_TRANSFORM
     about: ClassVar[str] = "zero-shot classification by prompts"
+    suite: ClassVar[str] = "vision"
     needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
-from flava_ds.evaluation import logistic
-from flava_ds.evaluation.logistic import choose_penalty, fit_as_clip, hold_out
+from flava_ds.evaluation.logistic import (
+    all_at_once,
+    choose_penalty,
+    fit_as_clip,
+    hold_out,
+    one_by_one,
+    solver_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def test_a_fit_is_at_the_minimum_of_its_objective(samples):
         assert np.abs(gradient).max() < 2e-3 and np.abs(error.sum(axis=0)).max() < 2e-3
 
 
-def test_the_search_halves_around_the_best(samples, monkeypatch):
+def test_the_search_halves_around_the_best():
     """Accuracy is a hill over log λ with its top at 10^0.9: the search must end at the nearest eighth of a
     decade."""
     tried = []
@@ -37,18 +44,25 @@ def test_the_search_halves_around_the_best(samples, monkeypatch):
         def predict(self, features):
             return (np.arange(len(features)) < self.right).astype(int)
 
-    monkeypatch.setattr(
-        logistic, "fit_as_clip", lambda x, y, penalty: tried.append(penalty) or Scripted(penalty)
-    )
-    nothing, ones = np.zeros((1000, 1)), np.ones(1000, dtype=int)
-    assert np.log10(choose_penalty((nothing, ones), (nothing, ones))) == pytest.approx(0.875)
+    def solver(features, labels, penalties):
+        tried.extend(penalties)
+        return [Scripted(penalty) for penalty in penalties]
+
+    samples = (torch.zeros(1000, 1), np.ones(1000, dtype=int))
+    assert np.log10(choose_penalty(solver, samples, samples)) == pytest.approx(0.875)
     assert np.log10(tried[:7]) == pytest.approx([-6, -4, -2, 0, 2, 4, 6])
     assert len(tried) == len(set(tried)) <= 7 + 2 * 4  # none is fitted twice
 
 
-def test_of_equal_penalties_the_largest_is_taken(samples):
-    features, labels = np.eye(2).repeat(10, 0), np.repeat([0, 1], 10)
-    assert choose_penalty((features, labels), (features, labels)) >= 1.0
+@pytest.mark.parametrize("solver", [one_by_one, all_at_once])
+def test_of_equal_penalties_the_largest_is_taken(solver):
+    features, labels = torch.eye(2).repeat_interleave(10, 0), np.repeat([0, 1], 10)
+    assert choose_penalty(solver, (features, labels), (features, labels)) >= 1.0
+
+
+def test_large_sets_are_fitted_for_all_penalties_at_one_time():
+    assert solver_for(torch.zeros(20_000, 1)) is one_by_one
+    assert solver_for(torch.zeros(20_001, 1)) is all_at_once
 
 
 def test_a_fifth_of_every_class_is_held_out_the_same_every_time():

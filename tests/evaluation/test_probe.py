@@ -7,6 +7,7 @@ from evaluation.color_world import KnowsColors, color_model, write_image_folder,
 from flava_ds.errors import DataError
 from flava_ds.evaluation import probe as probes
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.logistic import one_by_one
 from flava_ds.evaluation.probe import ImageProbe, TextProbe
 from flava_ds.evaluation.runner import find_data
 from flava_ds.evaluation.tasks.sst2 import DATA as SST2
@@ -18,18 +19,19 @@ TASK = ImageProbe("colors", ImageFolder())
 def chosen_on(monkeypatch):
     """Notes what each penalty was chosen and each probe fitted on."""
     seen = {"chosen": [], "fitted": []}
-    choose, fit = probes.choose_penalty, probes.fit_as_clip
+    choose = probes.choose_penalty
 
-    def note_choice(train, validation):
+    def note_choice(solver, train, validation):
         seen["chosen"].append((len(train[1]), len(validation[1])))
-        return choose(train, validation)
+        return choose(solver, train, validation)
 
-    def note_fit(features, labels, penalty):
-        seen["fitted"].append(len(labels))
-        return fit(features, labels, penalty)
+    def note_fit(features, labels, penalties):
+        if len(penalties) == 1:
+            seen["fitted"].append(len(labels))
+        return one_by_one(features, labels, penalties)
 
     monkeypatch.setattr(probes, "choose_penalty", note_choice)
-    monkeypatch.setattr(probes, "fit_as_clip", note_fit)
+    monkeypatch.setattr(probes, "solver_for", lambda features: note_fit)
     return seen
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 as published: Python 2 pickles, read without executing anything in them."""
+"""CIFAR-10 and CIFAR-100 as published: pickles of Python 2, read without running what they might contain."""
 
 from __future__ import annotations
 
@@ -11,75 +11,69 @@ import numpy as np
 import torch
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.labelled import LabelledImages
+from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
 
-FILES = {"test": ("test_batch",), "train": tuple(f"data_batch_{number}" for number in range(1, 6))}
 EDGE = 32
-TEMPLATES = (
-    *("a photo of a {}.", "a blurry photo of a {}.", "a black and white photo of a {}."),
-    *("a low contrast photo of a {}.", "a high contrast photo of a {}.", "a bad photo of a {}."),
-    *("a good photo of a {}.", "a photo of a small {}.", "a photo of a big {}."),
-)
-"""Half of CLIP's prompts for this set; the other half has 'the' for 'a'. Source: CLIP, data/prompts.md."""
 
 
 @dataclass(frozen=True)
-class Cifar10:
-    """60,000 images of 32 x 32 pixels in ten classes."""
+class Cifar:
+    """60,000 images of 32 pixels in ten or a hundred classes."""
 
-    name: str = "cifar10"
+    name: str
+    folder: str
+    origin: str
+    layout: str
+    files: tuple[tuple[str, tuple[str, ...]], ...]
+    """Each split's files; the first split is reported on."""
+    meta: str
+    names_field: str
+    labels_field: str
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
     licence: str = "none is stated; research use is customary"
-    origin: str = (
-        "by hand: cifar-10-python.tar.gz from the University of Toronto's CIFAR page (170 MB), unpacked"
-    )
-    folder: str = "cifar-10-batches-py"
-    layout: str = "data_batch_1 to data_batch_5, test_batch and batches.meta"
-    splits: tuple[str, ...] = ("test", "train")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The test split comes first."""
+        return tuple(split for split, _ in self.files)
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for the split's files."""
-        return all(
-            (folder / file).is_file()
-            for name in ([split] if split else self.splits[:1])
-            for file in FILES[name]
-        )
+        names = dict(self.files).get(split or self.splits[0], ())
+        return bool(names) and all((folder / name).is_file() for name in (*names, self.meta))
 
     def read(self, folder: Path, split: str) -> LabelledImages:
         """Reads a whole split: 150 MB for 'train'.
 
         Raises: DataError naming the file that is missing, damaged or has other contents.
         """
-        names = [
-            _text(name)
-            for name in _field(load_pickle(folder / "batches.meta"), "label_names", folder / "batches.meta")
-        ]
-        pixels, labels, keys = [], [], []
-        for file in FILES[split]:
-            batch = load_pickle(folder / file)
-            data, found = (
-                _field(batch, "data", folder / file),
-                np.asarray(_field(batch, "labels", folder / file), dtype=np.int64),
-            )
-            if (
-                not isinstance(data, np.ndarray)
-                or data.shape != (len(found), 3 * EDGE * EDGE)
-                or data.dtype != np.uint8
-            ):
-                raise DataError(
-                    f"{folder / file}: 'data' is not [{len(found)} {3 * EDGE * EDGE}] uint8; download "
-                    "the set again"
-                )
-            if len(found) and not 0 <= found.min() <= found.max() < len(names):
-                raise DataError(
-                    f"{folder / file}: has a label outside 0 to {len(names) - 1}; download the set again"
-                )
-            pixels.append(data)
-            labels.append(found)
-            keys += [f"{file}/{number}" for number in range(len(found))]
-        images = torch.from_numpy(np.concatenate(pixels)).view(-1, 3, EDGE, EDGE)
-        return LabelledImages(
-            self.name, tuple(keys), lambda row: images[row], np.concatenate(labels), tuple(names), TEMPLATES
+        meta = folder / self.meta
+        names = [_text(name) for name in _field(load_pickle(meta), self.names_field, meta)]
+        parts = {
+            name: read_batch(folder / name, self.labels_field, len(names)) for name in dict(self.files)[split]
+        }
+        images = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts.values()]))
+        images = images.view(-1, 3, EDGE, EDGE)
+        keys = tuple(f"{name}/{row}" for name, (_, found) in parts.items() for row in range(len(found)))
+        labels = np.concatenate([found for _, found in parts.values()])
+        return LabelledImages(self.name, keys, lambda row: images[row], labels, tuple(names), self.templates)
+
+
+def read_batch(file: Path, labels_field: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a file's pictures and labels: [N 3072] uint8, [N] int64. Raises: DataError."""
+    batch = load_pickle(file)
+    data, found = _field(batch, "data", file), np.asarray(_field(batch, labels_field, file), dtype=np.int64)
+    if (
+        not isinstance(data, np.ndarray)
+        or data.shape != (len(found), 3 * EDGE * EDGE)
+        or data.dtype != np.uint8
+    ):
+        raise DataError(
+            f"{file}: 'data' is not [{len(found)} {3 * EDGE * EDGE}] uint8; download the set again"
         )
+    if len(found) and not 0 <= found.min() <= found.max() < classes:
+        raise DataError(f"{file}: has a label outside 0 to {classes - 1}; download the set again")
+    return data, found
 
 
 _ALLOWED = {

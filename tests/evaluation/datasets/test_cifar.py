@@ -9,9 +9,7 @@ import torch
 from evaluation.color_world import COLORS, pixels_of, python2_pickle, write_cifar10
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.cifar10 import Cifar10
-
-DATA = Cifar10()
+from flava_ds.evaluation.tasks.cifar10 import DATA
 
 
 @pytest.mark.parametrize("python2", [True, False])

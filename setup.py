@@ -51,7 +51,7 @@ setup(
         "triton": ["triton>=3.6"],
         "clip": ["open_clip_torch>=2.24"],
         "hf": ["transformers>=5.2", "timm>=1.0.3"],
-        "eval": ["scikit-learn>=1.5", "scipy>=1.13"],
+        "eval": ["scikit-learn>=1.5", "scipy>=1.13", "h5py>=3.11", "jinja2>=3.1"],
         "demo": ["transformers>=5.2", "scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "jinja2>=3.1"],
         "wandb": ["wandb>=0.19"],
         "prepare": ["py3langid>=0.4", "pyarrow>=16"],

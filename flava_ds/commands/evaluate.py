@@ -6,9 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flava_ds.commands.runs import require_model
 from flava_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from flava_ds.evaluation.opening import Opened
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -20,6 +24,26 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--data", metavar="ROOT", type=Path, help="parent of the data sets' folders, or one data set's folder"
+    )
+    command.add_argument(
+        "--suite",
+        choices=["vision", "text", "pairs", "all"],
+        help="run every task of a kind whose data is under --data, and write a page of the paper's tables",
+    )
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="where a suite's files and features are written (default: RUN/suites/NAME)",
+    )
+    command.add_argument(
+        "--features",
+        metavar="DIR",
+        type=Path,
+        help="keep images' features there, and use those of the same weights again (a suite does, in --out)",
+    )
+    command.add_argument(
+        "--splits", metavar="NAME", help="split data sets as vissl, clip or vtab does, where they offer it"
     )
     command.add_argument("--split", help="split to report on (default: the test split)")
     command.add_argument(
@@ -53,33 +77,86 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             "RUN is missing; give a run's folder, a checkpoint, or a FLAVA folder of Hugging Face"
         )
-    if not names:
+    if not (names or options.suite):
         return run_demo_evaluation(options)
+    if names and options.suite:
+        raise UserError("--task and --suite are two things; give one of them")
     if options.data is None:
-        raise UserError("--task needs --data ROOT, the folder with the data sets; --list names them")
+        given = "--task" if names else "--suite"
+        raise UserError(f"{given} needs --data ROOT, the folder that the data sets lie in; --list says which")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
     require_model(options.model)
-    return run_tasks(options, names)
+    return run_suite(options) if options.suite else run_tasks(options, names)
+
+
+def run_suite(options: argparse.Namespace) -> int:
+    """Runs a suite, and prints its table and where its files are.
+
+    Raises: UserError.
+    """
+    from flava_ds.evaluation import suite
+    from flava_ds.evaluation.feature_cache import FeatureCache
+    from flava_ds.evaluation.opening import open_model
+    from flava_ds.report.suite_page import markdown, write_pages
+
+    if options.split is not None:
+        raise UserError("--split is for --task; a suite reports on each data set's test split")
+    if not options.data.is_dir():
+        raise UserError(f"--data {options.data}: no such folder; --list says what it holds")
+    tasks = suite.with_splits(suite.members(options.suite), options.splits)
+    opened = open_model(options.model, device=options.device, precision=options.precision)
+    if options.out is None and opened.run_path is None:
+        raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
+    out = options.out or opened.run_path / "suites" / options.suite
+    facts = {
+        **{"model": opened.described.name, "path": str(options.model), "family": opened.described.family},
+        **{"step": opened.described.step, "weights": opened.weights, "precision": _precision(opened)},
+        **{"device": str(next(opened.module.parameters()).device), "data": str(options.data)},
+        **{"limit": options.limit, "splits": options.splits},
+    }
+    cache = FeatureCache(options.features or out / "features", opened.weights, _tell)
+    running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, _tell)
+    report = running.run(lambda: opened.frozen(cache))
+    if not any("scores" in result for result in report["tasks"].values()):
+        raise UserError(
+            f"{options.data}: no data of suite {options.suite} could be used; {out / suite.FILE} says why, "
+            "and --list what is expected"
+        )
+    print(f"\n{markdown(report)}", file=sys.stderr, flush=True)
+    for path in (out / suite.FILE, *write_pages(report, out)):
+        print(path)
+    return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _precision(opened: Opened) -> str:
+    return str(next(opened.module.parameters()).dtype).removeprefix("torch.")
 
 
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     """Runs tasks. Finds their data before loading the model, and checks their needs before encoding."""
     from flava_ds.evaluation import registry
+    from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.opening import open_model
     from flava_ds.evaluation.runner import evaluate, find_all, write_results
+    from flava_ds.evaluation.suite import with_splits
     from flava_ds.evaluation.table import result_table
 
-    tasks = registry.find(names)
+    if options.out is not None:
+        raise UserError("--out is for --suite; --features keeps features, and the JSON goes to stdout")
+    tasks = with_splits(registry.find(names), options.splits)
     data = find_all(tasks, options.data, options.split, options.limit)
     opened = open_model(options.model, device=options.device, precision=options.precision)
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    results = evaluate(tasks, opened.frozen(), data, tell=tell)
-    precision = str(next(opened.module.parameters()).dtype).removeprefix("torch.")
-    facts = {"model": str(options.model), "step": opened.described.step, "precision": precision}
+    cache = FeatureCache(options.features, opened.weights, _tell) if options.features else None
+    results = evaluate(tasks, opened.frozen(cache), data, _tell)
+    facts = {
+        **{"model": str(options.model), "step": opened.described.step},
+        "precision": _precision(opened),
+    }
     found = {task: facts | result.to_json(task) for task, result in results.items()}
     if opened.run_path is not None:
         write_results(opened.run_path, found)
@@ -93,8 +170,11 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
 
     Raises: UserError.
     """
-    options_of_tasks = ("data", "split", "limit", "device", "precision")
-    given = [name for name in options_of_tasks if getattr(options, name) is not None]
+    given = [
+        name
+        for name in ("data", "split", "splits", "limit", "device", "precision", "features", "out")
+        if getattr(options, name) is not None
+    ]
     if given:
         raise UserError(f"--{given[0]} requires --task; --list shows the tasks")
     from flava_ds.evaluation import registry

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import UserError
+from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identified
 from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures, TextFeatures
 from flava_ds.evaluation.shares import Alone, Share
 
 BATCH_ROWS = 128
-"""Images or texts encoded at a time."""
+"""Images or texts that are encoded at one time."""
+PART_ROWS = PART_BATCHES * BATCH_ROWS
 DECODED_AHEAD = 4
 """Batches decoded ahead of the model, at most."""
 MOST_THREADS = 8
@@ -64,16 +66,15 @@ class FrozenModel:
         most_tokens: Mapping[str, int],
         device: torch.device,
         share: Share | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
-        """`offers` holds the family's capability objects, and the reasons for those it lacks.
-
-        `most_tokens` is the text length for a 'pair' (caption, prompt) and a 'text'; `share` splits work over
-        ranks.
-        """
+        """`offers` are the family's objects, and protocol -> reason for what it lacks; `most_tokens` cuts a
+        'pair' text (a caption, a prompt) and a 'text' on its own; `share` spreads the work over ranks;
+        `cache` keeps the features of pictures."""
         self.described, self.tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers
-        self._share = share or Alone()
+        self._share, self._cache = share or Alone(), cache
         self._images: dict[Pictures, Tensor] = {}
         self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
 
@@ -96,15 +97,27 @@ class FrozenModel:
         """Encodes a set of images: [N d], in the model's dtype, on its device."""
         encode = self.need(ImageFeatures, asked_by).image_features
         if pictures not in self._images:
-            starts = range(0, len(pictures), BATCH_ROWS)
-            mine = [
-                range(start, min(start + BATCH_ROWS, len(pictures))) for start in self._share.mine(starts)
+            parts = [
+                self._part(pictures, encode, number, range(start, min(start + PART_ROWS, len(pictures))))
+                for number, start in enumerate(range(0, len(pictures), PART_ROWS))
             ]
-            batches = ahead(lambda rows: pictures.batch(rows, self.image_size), mine)
-            self._images[pictures] = self._encode(
-                starts, (encode(pixels.to(self.device)) for pixels in batches)
-            )
+            self._images[pictures] = torch.cat(parts)
         return self._images[pictures]
+
+    def _part(
+        self, pictures: Pictures, encode: Callable[[Tensor], Tensor], number: int, rows: range
+    ) -> Tensor:
+        """Encodes some of a set's pictures, or reads what was encoded before: [len(rows) d]."""
+
+        def encoded() -> Tensor:
+            starts = rows[::BATCH_ROWS]
+            mine = [range(start, min(start + BATCH_ROWS, rows.stop)) for start in self._share.mine(starts)]
+            batches = ahead(lambda batch: pictures.batch(batch, self.image_size), mine)
+            return self._encode(starts, (encode(pixels.to(self.device)) for pixels in batches))
+
+        if self._cache is None or not isinstance(pictures, Identified):
+            return encoded()
+        return self._cache.part(pictures, self.image_size, number, rows, encoded).to(self.device)
 
     def text_features(self, texts: Sequence[str], asked_by: str, kind: str = "text") -> Tensor:
         """Encodes texts, truncated for their kind: [len(texts) d], in the model's dtype, on its device."""

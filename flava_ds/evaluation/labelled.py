@@ -132,6 +132,16 @@ class Seen:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def title(self) -> str:
+        """What these are pictures of."""
+        return self.images.name
+
+    @property
+    def identity(self) -> str:
+        """Hashes which pictures these are, and how they are transformed."""
+        return f"{self.images.fingerprint} {self.transform!r}"
+
     def batch(self, rows: range, size: int) -> Tensor:
         """Decodes and transforms some images: [k 3 size size] uint8.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from flava_ds.config import Config, DataConfig
 from flava_ds.config.encoders import ImageTextConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError, UserError
+from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.shares import Share
 from flava_ds.hf.foreign import config_of, open_folder
@@ -38,9 +40,14 @@ class Opened:
     described: Described
     run_path: Path | None
 
-    def frozen(self) -> FrozenModel:
-        """Returns the model for evaluation."""
-        return freeze(self.config, self.module, self.described)
+    @cached_property
+    def weights(self) -> str:
+        """Hashes the weights, as features and results of them are marked."""
+        return hash_of_weights(self.module, self.config.model)
+
+    def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
+        """Returns it as an evaluation sees it."""
+        return freeze(self.config, self.module, self.described, cache=cache)
 
 
 def open_model(
@@ -90,7 +97,11 @@ def open_model(
 
 
 def freeze(
-    config: Config, module: nn.Module, described: Described, share: Share | None = None
+    config: Config,
+    module: nn.Module,
+    described: Described,
+    share: Share | None = None,
+    cache: FeatureCache | None = None,
 ) -> FrozenModel:
     """Returns a model for evaluation, with its family's capabilities, its tokenizer and sizes.
 
@@ -104,6 +115,7 @@ def freeze(
         most_tokens={kind: most_tokens(config, kind) for kind in MOST_TOKENS},
         device=next(module.parameters()).device,
         share=share,
+        cache=cache,
     )
 
 

@@ -43,7 +43,7 @@ class Probe(ABC):
             penalty = choose_penalty(solver_for(train), (train, labels), validation)
             train, labels = torch.cat([train, validation[0]]), np.concatenate([labels, validation[1]])
         else:
-            penalty = penalty_by_holding_out(train, labels)
+            penalty = penalty_by_holding_out(test.name, train, labels)
         [probe] = solver_for(train)(train, labels, [penalty])
         features = self.features(model, test)
         hits = probe.predict(features) == test.labels
@@ -55,16 +55,24 @@ class Probe(ABC):
     def _read(self, model: FrozenModel, data: Splits, split: str) -> tuple[Tensor, np.ndarray]:
         """Returns a split's states and labels. Raises: DataError when it has one class only."""
         samples = data.read(split)
-        if len(np.unique(samples.labels)) < 2:
-            raise DataError(
-                f"{samples.name}: split '{split}' has samples of only one class, so there is nothing to learn"
-            )
+        check_learnable(samples.name, f"split '{split}'", samples.labels)
         return self.features(model, samples), samples.labels
 
 
-def penalty_by_holding_out(train: Tensor, labels: np.ndarray) -> float:
-    """Returns the penalty that does best on a fifth of each class after learning from the rest."""
+def check_learnable(name: str, part: str, labels: np.ndarray) -> None:
+    """Raises DataError when samples of one class only are to be learned from."""
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"{name}: {part} has samples of one class only, so a probe has nothing to learn")
+
+
+def penalty_by_holding_out(name: str, train: Tensor, labels: np.ndarray) -> float:
+    """Returns the penalty that does best on a fifth of each class after learning from the rest.
+
+    Raises: DataError when no class has two samples.
+    """
     held = hold_out(labels)
+    if not held.any():
+        raise DataError(f"{name}: no class has two training samples, so no penalty can be chosen; take more")
     kept, tried = (torch.from_numpy(rows).to(train.device) for rows in (~held, held))
     return choose_penalty(solver_for(train), (train[kept], labels[~held]), (train[tried], labels[held]))
 
@@ -102,11 +110,13 @@ class ImageProbe(Probe):
         if not samples.folds:
             return super().run(model, data)
         features, found = self.features(model, samples), []
-        for fold in samples.folds:
+        for number, fold in enumerate(samples.folds, start=1):
             labels, tested = samples.labels[fold.train], samples.labels[fold.test]
+            check_learnable(samples.name, f"fold {number}", labels)
             check_classes(samples, np.unique(labels), tested, data.limit)
             train = features[torch.from_numpy(fold.train).to(features.device)]
-            [probe] = solver_for(train)(train, labels, [penalty_by_holding_out(train, labels)])
+            penalty = penalty_by_holding_out(samples.name, train, labels)
+            [probe] = solver_for(train)(train, labels, [penalty])
             found.append(probe.predict(features[torch.from_numpy(fold.test).to(features.device)]) == tested)
         means = [
             mean_per_class(hits, samples.labels[fold.test]).value

@@ -48,6 +48,10 @@ class FoundData:
             self._read[split] = limited(samples, self.limit)
         return self._read[split]
 
+    def read_so_far(self) -> dict[str, Any]:
+        """Returns the splits that tasks have asked for."""
+        return dict(self._read)
+
     def has(self, split: str) -> bool:
         """Returns True if the folder contains that split."""
         return self.data.is_here(self.folder, split)
@@ -169,6 +173,7 @@ def evaluate(
                 "samples": len(samples),
             },
             **{"limit": found.limit, "fingerprint": samples.fingerprint},
+            "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
         }
         results[task.name] = TaskResult(scores, time.monotonic() - start, facts)

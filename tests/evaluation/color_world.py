@@ -187,9 +187,11 @@ class KnowsColors:
         return torch.cat([torch.eye(3)[rows], more[:, None] / 1000, torch.ones(len(rows), 1)], dim=1)
 
 
-def color_model(*parts, reasons=None, share=None) -> FrozenModel:
+def color_model(*parts, reasons=None, share=None, cache=None) -> FrozenModel:
     """Returns a model that offers these parts, by default all that KnowsColors does."""
     parts = parts or (KnowsColors(),)
     tokenizer = WordPieceTokenizer("bert_base_uncased")
     sizes = {"image_size": SIZE, "most_tokens": {"pair": 16, "text": 16}, "device": torch.device("cpu")}
-    return FrozenModel(Described("colors", "color"), (parts, reasons or {}), tokenizer, **sizes, share=share)
+    return FrozenModel(
+        Described("colors", "color"), (parts, reasons or {}), tokenizer, **sizes, share=share, cache=cache
+    )

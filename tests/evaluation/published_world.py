@@ -11,38 +11,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from evaluation.color_world import COLORS, pixels_of, python2_pickle
-from PIL import Image
+from evaluation.color_world import COLORS, python2_pickle
+from evaluation.miniature_files import mat, save, square, text
 
 PER_CLASS = 6
-
-
-def save(file: Path, color: str, number: int, edge: int = 20) -> str:
-    """Writes a picture in the format of its name; returns the name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(pixels_of(color, number, edge))
-    kind = {".jpg": "JPEG", ".JPEG": "JPEG", ".ppm": "PPM", ".png": "PNG"}[file.suffix]
-    picture.save(file, kind)
-    return file.name
-
-
-def square(color: str, number: int, edge: int) -> np.ndarray:
-    """[3 edge edge] uint8."""
-    return pixels_of(color, number, edge)[:, :edge].transpose(2, 0, 1)
-
-
-def text(file: Path, *lines: str) -> None:
-    """Writes lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def mat(file: Path, **fields: object) -> None:
-    """Writes a MATLAB file."""
-    from scipy.io import savemat
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    savemat(file, fields)
 
 
 def food101(root: Path) -> None:

@@ -26,7 +26,7 @@ def read(folder: Path, split: str) -> Listing:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("pcam needs h5py; `pip install h5py`") from error
+        raise UserError("pcam needs h5py; `pip install 'flava_ds[eval]'`") from error
     pictures, labels = (
         folder / f"camelyonpatch_level_2_split_{NAME[split]}_{part}.h5" for part in ("x", "y")
     )

@@ -1,0 +1,98 @@
+"""Image features on disk, in parts: a probe that is run again encodes nothing, an interrupted one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from flava_ds.evaluation.protocols import Progress
+from flava_ds.storage.atomic import replacing
+
+PART_BATCHES = 64
+"""Batches of a part: what an interruption loses at most."""
+MAKER = "flava_ds image features 1"
+"""Changes when features of the same pictures would be others."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Pictures that can be told from others in a later process."""
+
+    @property
+    def identity(self) -> str:
+        """Hashes which pictures these are, in which order and through which transform."""
+
+    @property
+    def title(self) -> str:
+        """What a file's name begins with."""
+
+
+def hash_of_weights(module: nn.Module, settings: object) -> str:
+    """Hashes a model's tensors, and the settings that it was built with (such as the mean of its pixels)."""
+    digest = hashlib.sha256(f"{MAKER} {settings!r}".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of features of one model; those of other weights are said, and computed anew."""
+
+    folder: Path
+    weights: str
+    """What `hash_of_weights` says of the model."""
+    tell: Progress = lambda _: None
+    _told: set[str] = field(default_factory=set)
+
+    def part(
+        self, pictures: Identified, size: int, number: int, rows: range, encode: Callable[[], Tensor]
+    ) -> Tensor:
+        """Returns a part's features, from its file or from `encode`, which a file is then written of.
+
+        Shapes:
+            returns  [len(rows) d]
+        """
+        from safetensors.torch import save_file
+
+        title = re.sub(r"[^a-z0-9_]+", "_", pictures.title.lower())
+        stem = f"{title}_{hashlib.sha256(f'{pictures.identity} {size}'.encode()).hexdigest()[:16]}"
+        file = self.folder / f"{stem}.{number:05d}.safetensors"
+        facts = {"weights": self.weights, "pictures": pictures.identity, "size": str(size), "rows": str(rows)}
+        known = self._read(file, stem, facts)
+        if known is not None:
+            return known
+        features = encode()
+        with replacing(file) as temporary:
+            save_file({"features": features.cpu().contiguous()}, temporary, facts)
+        return features
+
+    def _read(self, file: Path, stem: str, facts: dict[str, str]) -> Tensor | None:
+        """Returns a file's features; None where there is none, or none of these weights."""
+        from safetensors import safe_open
+
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, "pt") as stored:
+                found, features = stored.metadata() or {}, stored.get_tensor("features")
+        except Exception as error:  # a damaged file ends in any kind of error
+            return self._anew(stem, f"{file}: not readable ({error})")
+        differ = [name for name, value in facts.items() if found.get(name) != value]
+        if differ:
+            name = differ[0]
+            return self._anew(stem, f"{file}: of other {name} ({found.get(name)}, here {facts[name]})")
+        return features
+
+    def _anew(self, stem: str, reason: str) -> None:
+        if stem not in self._told:
+            self._told.add(stem)
+            self.tell(f"{reason}; its features are computed anew")

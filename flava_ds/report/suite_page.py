@@ -1,0 +1,162 @@
+"""A suite's results in the shape of the paper's tables: one page of HTML and the same in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flava_ds.evaluation.paper_table import DOMAINS, ROWS, Row
+from flava_ds.evaluation.suite import IDENTITY
+from flava_ds.report.template import render, write_page
+from flava_ds.storage.atomic import write_whole
+
+SHOWN = ("FLAVA", "FLAVA_MM", "FLAVA_C", "MIM", "MLM", "CLIP on PMD", "CLIP-400M")
+"""Columns of the paper's table beside ours."""
+HTML, MARKDOWN = "suite.html", "suite.md"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table, ready to print: percentages as the paper prints them."""
+
+    title: str
+    task: str
+    splits: str
+    value: str
+    interval: str
+    samples: str
+    published: tuple[str, ...] = ()
+    is_average: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tasks of one domain, or those that the paper does not have."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    absent: tuple[str, ...] = ()
+    """The paper's rows of this domain that nothing was found for."""
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """Returns the paper's domains that something was found for, then what is not in the paper."""
+    results = report["tasks"]
+    found = [_domain(domain, results) for domain in DOMAINS]
+    in_paper = {(row.task, row.number) for row in ROWS}
+    others = tuple(
+        _line(f"{task} {number.replace('_', ' ')}", task, result, score)
+        for task, result in results.items()
+        for number, score in result.get("scores", {}).items()
+        if (task, number) not in in_paper
+    )
+    more = [Table("Not in the paper's table", (), others)] if others else []
+    return [table for table in found if table.lines] + more
+
+
+def _domain(domain: str, results: Mapping[str, Any]) -> Table:
+    rows = [row for row in ROWS if row.domain == domain]
+    here = [row for row in rows if row.number in results.get(row.task, {}).get("scores", {})]
+    columns = tuple(of for of in SHOWN if any(row.values[of] is not None for row in rows))
+    lines = [
+        _line(
+            row.title, row.task, results[row.task], _score(row, results), [row.values[of] for of in columns]
+        )
+        for row in here
+    ]
+    if here:
+        means = [_mean([row.values[of] for row in here]) for of in columns]
+        title = "average" if len(here) == len(rows) else f"average of these {len(here)} of {len(rows)}"
+        ours = _percent(_mean([_score(row, results)["value"] for row in here]))
+        lines.append(Line(title, "", "", ours, "", "", tuple(map(_percent, means)), is_average=True))
+    absent = tuple(row.title for row in rows if row not in here)
+    return Table(DOMAINS[domain], columns, tuple(lines), absent)
+
+
+def _score(row: Row, results: Mapping[str, Any]) -> dict[str, Any]:
+    return results[row.task]["scores"][row.number]
+
+
+def _line(
+    title: str,
+    task: str,
+    result: Mapping[str, Any],
+    score: Mapping[str, Any],
+    published: Iterable[float | None] = (),
+) -> Line:
+    show = _percent if score["unit"] == "share" else "{:.4f}".format
+    interval = f"{show(score['interval'][0])} to {show(score['interval'][1])}" if score["interval"] else ""
+    others = tuple(map(_percent, published))
+    splits = result.get("splits", result["split"])
+    return Line(title, task, splits, show(score["value"]), interval, f"{score['n']:,}", others)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what the numbers depend on."""
+    drawn = report["bootstrap"]
+    named = [(name, report.get(name)) for name in ("model", "family", "step", *IDENTITY)]
+    return [
+        *((name, str(value)) for name, value in named if value is not None),
+        (
+            "intervals",
+            f"{100 * drawn['level']:.0f} % of {drawn['resamples']} resamples, seed {drawn['seed']}",
+        ),
+        *((name, version) for name, version in report["versions"].items()),
+    ]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Writes the tables in Markdown."""
+    text = [f"# {report['model']}: suite {report['suite']}", ""]
+    for table in tables(report):
+        head = ("task", "splits", "%", "95 % interval", "samples", *table.columns)
+        text += [f"## {table.title}", "", _row(head), _row(["---", "---", *["---:"] * (len(head) - 2)])]
+        for line in table.lines:
+            cells = (line.title, line.splits, line.value, line.interval, line.samples, *line.published)
+            text.append(_row([f"**{cell}**" if line.is_average and cell else cell for cell in cells]))
+        if table.absent:
+            text += ["", f"Not found: {', '.join(table.absent)}."]
+        text.append("")
+    text += ["## What the numbers depend on", "", *(f"- {name}: {value}" for name, value in facts(report))]
+    reasons = not_run(report)
+    if reasons:
+        text += ["", "## Not run", "", *(f"- `{task}`: {reason}" for task, reason in reasons)]
+    return "\n".join(text) + "\n"
+
+
+def not_run(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the tasks that were left out, and why."""
+    return [
+        (task, result.get("failed") or result.get("skipped"))
+        for task, result in report["tasks"].items()
+        if "scores" not in result
+    ]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def write_pages(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes both pages and returns their paths."""
+    write_whole(folder / MARKDOWN, markdown(report))
+    page = render(
+        "suite.html",
+        report=report,
+        tables=tables(report),
+        facts=facts(report),
+        not_run=not_run(report),
+    )
+    return [folder / MARKDOWN, write_page(folder / HTML, page)]

@@ -1,0 +1,125 @@
+"""`flava-ds evaluate --suite` on a run of a tiny model and every published layout in miniature: one page."""
+
+import json
+import re
+
+import pytest
+from evaluation.color_world import write_image_folder, write_karpathy
+from evaluation.published_world import WRITERS
+from sample_runs import write_run
+
+from flava_ds.cli import main
+from flava_ds.evaluation.tasks import eurosat
+
+PROBED = sorted(set(WRITERS) - {"winoground", "pcam"})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))[0]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    for name in [*PROBED, "winoground"]:
+        WRITERS[name](root)
+    write_karpathy(root / "flickr30k", "dataset_flickr30k.json", "flickr30k-images")
+    write_karpathy(root / "coco", "dataset_coco.json", "val2014", filepath="val2014")
+    write_image_folder(root / "image_folder", {"train": 6, "test": 3})
+    (root / "pcam").mkdir()  # whose files are missing
+    return root
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(eurosat, "TRAIN", 5)
+    monkeypatch.setattr(eurosat, "TEST", 3)
+
+
+def suite(capsys, *words):
+    status = main(["evaluate", *map(str, words)])
+    told = capsys.readouterr()
+    return status, told.out.split(), told.err
+
+
+def test_all_data_that_is_there_makes_one_page(run, root, tmp_path, capsys):
+    pytest.importorskip("jinja2")
+    words = [run, "--suite", "all", "--data", root, "--out", tmp_path / "out"]
+    status, files, told = suite(capsys, *words)
+    assert status == 0 and [file.rsplit("/", 1)[1] for file in files] == [
+        "suite.json",
+        "suite.md",
+        "suite.html",
+    ]
+    report = json.loads((tmp_path / "out/suite.json").read_text())
+    scored = {task for task, result in report["tasks"].items() if "scores" in result}
+    assert {f"{name}_probe" for name in PROBED} <= scored
+    assert {"flickr30k_retrieval", "coco_retrieval", "imagenet_zero_shot", "winoground_matching"} <= scored
+    assert report["tasks"]["pcam_probe"]["failed"].startswith("no pcam in") and "pcam: no pcam" in told
+    assert "CC0-1.0" in report["tasks"]["pcam_probe"]["failed"]
+    for result in report["tasks"].values():
+        for score in result.get("scores", {}).values():
+            low, high = score["interval"] or (0, 1)
+            assert 0 <= low <= high <= 1 and score["n"] > 0
+    page = (tmp_path / "out/suite.md").read_text()
+    assert "| Food101 | published | " in page and "| 88.51 |" in page and "| SUN397 | vissl | " in page
+    assert "**average of these 21 of 22**" in page and "Not found: PCAM." in page
+    assert "| F30K-TR@1 | test | " in page and "- weights: " in page and "`pcam_probe`: no pcam" in page
+    html = (tmp_path / "out/suite.html").read_text()
+    assert html.count("<tr>") > 40 and "Country211" in html and "<script" not in html
+
+    # A second run reads and encodes nothing that has not changed.
+    (root / "dtd/dtd/labels/test1.txt").write_text(
+        "blue/blue_test0.jpg\ngreen/green_test1.jpg\nred/red_test2.jpg\n"
+    )
+    status, _, again = suite(capsys, *words)
+    kept = set(re.findall(r"^(\w+): kept from an earlier run", again, re.M))
+    assert status == 0 and scored - kept == {"dtd_probe"} and kept < scored
+    assert "dtd_probe: logistic" in again
+    other = json.loads((tmp_path / "out/suite.json").read_text())["tasks"]
+    assert other["food101_probe"] == report["tasks"]["food101_probe"]
+    assert other["dtd_probe"]["scores"]["accuracy"]["n"] == 3
+
+    # Other weights and settings are said, and nothing is kept.
+    words[2] = "pairs"
+    for more, differs in ((["--limit", 4], "limit (None, here 4)"), (["--precision", "fp32"], "weights (")):
+        status, _, told = suite(capsys, *words, *more)
+        assert status == 0 and f"suite.json: of other {differs}" in told and "kept from" not in told
+    assert "features are computed anew" in told
+
+
+def test_splits_are_chosen_where_they_are_offered(run, root, tmp_path, capsys):
+    words = ["--task", "sun397_probe,food101_probe", "--data", root, "--splits", "clip"]
+    assert main(["evaluate", str(run), *map(str, words)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sun397_probe"]["splits"] == "clip" and found["food101_probe"]["splits"] == "published"
+    assert found["sun397_probe"]["scores"]["accuracy"]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--suite", "vision"], "--suite needs --data ROOT"),
+        (["--suite", "vision", "--task", "own_probe", "--data", "."], "--task and --suite are two things"),
+        (["--suite", "vision", "--data", "gone"], "--data gone: no such folder"),
+        (["--suite", "vision", "--data", ".", "--split", "val"], "--split is for --task"),
+        (
+            ["--task", "dtd_probe", "--data", ".", "--splits", "clip"],
+            "--splits clip: no data set of these tasks",
+        ),
+        (["--task", "dtd_probe", "--data", ".", "--out", "x"], "--out is for --suite"),
+        (["--features", "x"], "--features is for --task"),
+    ],
+)
+def test_mistakes_are_one_line(run, words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, told = suite(capsys, run, *words)
+    assert status == 2 and said in told and len(told.strip().splitlines()) == 1
+
+
+def test_a_folder_without_data_is_said(run, tmp_path, capsys):
+    status, _, told = suite(capsys, run, "--suite", "pairs", "--data", tmp_path, "--out", tmp_path / "out")
+    assert status == 2 and "no data of suite pairs could be used" in told
+    reasons = json.loads((tmp_path / "out/suite.json").read_text())["tasks"]
+    assert all("licence: " in reasons[task]["skipped"] for task in ("coco_retrieval", "winoground_matching"))

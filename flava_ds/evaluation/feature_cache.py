@@ -85,14 +85,15 @@ class FeatureCache:
             with safe_open(file, "pt") as stored:
                 found, features = stored.metadata() or {}, stored.get_tensor("features")
         except Exception as error:  # a damaged file ends in any kind of error
-            return self._anew(stem, f"{file}: not readable ({error})")
+            self._say(stem, f"{file}: not readable ({error})")
+            return None
         differ = [name for name, value in facts.items() if found.get(name) != value]
         if differ:
             name = differ[0]
-            return self._anew(stem, f"{file}: of other {name} ({found.get(name)}, here {facts[name]})")
-        return features
+            self._say(stem, f"{file}: of other {name} ({found.get(name)}, here {facts[name]})")
+        return None if differ else features
 
-    def _anew(self, stem: str, reason: str) -> None:
+    def _say(self, stem: str, reason: str) -> None:
         if stem not in self._told:
             self._told.add(stem)
             self.tell(f"{reason}; its features are computed anew")

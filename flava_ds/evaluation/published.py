@@ -26,7 +26,10 @@ def _winoground(text: float, image: float, group: float) -> dict[str, float]:
 
 
 _NUMBERS = {
-    (row.task, row.number): tuple(Published(of, row.values[of], PAPER) for of in SHOWN) for row in ROWS
+    (row.task, row.number): tuple(
+        Published(of, value, PAPER) for of in SHOWN if (value := row.values[of]) is not None
+    )
+    for row in ROWS
 } | {
     (task, number): (Published("FLAVA", value / 100, WINOGROUND),)
     for task, scores in {

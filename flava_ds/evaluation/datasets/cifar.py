@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
+from flava_ds.storage.pickled_arrays import load_arrays
 
 EDGE = 32
 
@@ -76,32 +76,11 @@ def read_batch(file: Path, labels_field: str, classes: int) -> tuple[np.ndarray,
     return data, found
 
 
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct
-    if not hasattr(np, "_core")
-    else np._core.multiarray._reconstruct,
-}
-"""Everything that the published pickles call; NumPy has moved some of it since they were written."""
-
-
-class ArraysOnly(pickle.Unpickler):
-    """Unpickles plain values and NumPy arrays, and refuses to call anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Finds a known class. Raises: pickle.UnpicklingError naming any other."""
-        found = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
-        if found is None:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
-        return found
-
-
 def load_pickle(file: Path) -> dict:
     """Reads a pickle of arrays. Raises: DataError."""
     try:
         with file.open("rb") as stream:
-            found = ArraysOnly(stream, encoding="bytes").load()
+            found = load_arrays(stream)
     except FileNotFoundError as error:
         raise DataError(f"{file} is missing; unpack the whole archive") from error
     except Exception as error:  # a damaged pickle may raise anything

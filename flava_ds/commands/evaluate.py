@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--task and --suite are two things; give one of them")
     if options.data is None:
         given = "--task" if names else "--suite"
-        raise UserError(f"{given} needs --data ROOT, the folder that the data sets lie in; --list says which")
+        raise UserError(f"{given} needs --data ROOT, the folder with the data sets; --list names them")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
     require_model(options.model)

@@ -18,7 +18,7 @@ from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures,
 from flava_ds.evaluation.shares import Alone, Share
 
 BATCH_ROWS = 128
-"""Images or texts that are encoded at one time."""
+"""Images or texts encoded at a time."""
 PART_ROWS = PART_BATCHES * BATCH_ROWS
 DECODED_AHEAD = 4
 """Batches decoded ahead of the model, at most."""
@@ -68,9 +68,11 @@ class FrozenModel:
         share: Share | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
-        """`offers` are the family's objects, and protocol -> reason for what it lacks; `most_tokens` cuts a
-        'pair' text (a caption, a prompt) and a 'text' on its own; `share` spreads the work over ranks;
-        `cache` keeps the features of pictures."""
+        """`offers` holds the family's capability objects, and the reasons for those it lacks.
+
+        `most_tokens` is the text length for a 'pair' (caption, prompt) and a 'text'; `share` splits work over
+        ranks; `cache` keeps image features on disk.
+        """
         self.described, self.tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers

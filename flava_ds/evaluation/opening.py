@@ -46,7 +46,7 @@ class Opened:
         return hash_of_weights(self.module, self.config.model)
 
     def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
-        """Returns it as an evaluation sees it."""
+        """Returns the model for evaluation."""
         return freeze(self.config, self.module, self.described, cache=cache)
 
 

@@ -31,7 +31,7 @@ class Probe(ABC):
 
     @abstractmethod
     def features(self, model: FrozenModel, samples: Any) -> Tensor:
-        """Returns the samples' states: [N d], in the model's dtype on its device."""
+        """Returns the samples' features: [N d], in the model's dtype on its device."""
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns accuracy, its mean over classes and, for two classes, the area under the ROC curve."""
@@ -53,16 +53,16 @@ class Probe(ABC):
         return scores
 
     def _read(self, model: FrozenModel, data: Splits, split: str) -> tuple[Tensor, np.ndarray]:
-        """Returns a split's states and labels. Raises: DataError when it has one class only."""
+        """Returns a split's features and labels. Raises: DataError if it has only one class."""
         samples = data.read(split)
         check_learnable(samples.name, f"split '{split}'", samples.labels)
         return self.features(model, samples), samples.labels
 
 
 def check_learnable(name: str, part: str, labels: np.ndarray) -> None:
-    """Raises DataError when samples of one class only are to be learned from."""
+    """Raises DataError if there is only one class to learn from."""
     if len(np.unique(labels)) < 2:
-        raise DataError(f"{name}: {part} has samples of one class only, so a probe has nothing to learn")
+        raise DataError(f"{name}: {part} has samples of only one class, so there is nothing to learn")
 
 
 def penalty_by_holding_out(name: str, train: Tensor, labels: np.ndarray) -> float:
@@ -96,12 +96,12 @@ class ImageProbe(Probe):
     """Predicts an image's class from the image encoder's features, before any projection."""
 
     transform: Transform = CLIP_TRANSFORM
-    about: ClassVar[str] = "logistic regression on frozen image states"
+    about: ClassVar[str] = "logistic regression on frozen image features"
     suite: ClassVar[str] = "vision"
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledImages) -> Tensor:
-        """Encodes the pictures."""
+        """Encodes the images."""
         return model.image_features(Seen(samples, self.transform), f"task {self.name}")
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
@@ -133,7 +133,7 @@ class ImageProbe(Probe):
 class TextProbe(Probe):
     """Predicts a text's class from the text encoder's features, before any projection."""
 
-    about: ClassVar[str] = "logistic regression on frozen text states"
+    about: ClassVar[str] = "logistic regression on frozen text features"
     suite: ClassVar[str] = "text"
     needs: ClassVar[tuple[type, ...]] = (TextFeatures,)
 

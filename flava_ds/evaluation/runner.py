@@ -101,7 +101,7 @@ def write_results(run_path: Path, found: dict[str, Any]) -> Path:
 
 
 def expected(data: EvaluationData) -> str:
-    """Says what a data set's folder has to hold, where that comes from, and under which licence."""
+    """Describes what a data set's folder must contain, where to get it and under which licence."""
     return f"expected {data.layout}; {data.origin}; licence: {data.licence}"
 
 

@@ -19,10 +19,9 @@ DRAWN_COUNTS = 2**22
 
 
 def share(hits: np.ndarray, groups: np.ndarray | None = None) -> Score:
-    """Returns the mean of what each sample contributes, in [0, 1], with the standard error of
-    that mean: [N].
+    """Returns the mean of per-sample values in [0, 1], with its standard error: [N].
 
-    Samples of one group, such as the captions of one image, are drawn together by the bootstrap.
+    The bootstrap draws the samples of one group, such as the captions of one image, together.
     """
     hits = np.asarray(hits, dtype=np.float64)
     error = float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else None

@@ -90,7 +90,7 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         ([], "RUN is missing"),
         (
             [elsewhere],
-            "did not train on the demo's data, so name a task. tasks for --task: caltech101_probe",
+            "did not train on the demo's data, so name a task. tasks for --task: animal_silhouettes",
         ),
         ([run, *task], "--task needs --data ROOT"),
         ([run, "--data", root], "--data requires --task"),

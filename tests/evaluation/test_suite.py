@@ -109,7 +109,7 @@ def test_splits_are_chosen_where_they_are_offered(run, root, tmp_path, capsys):
             "--splits clip: no data set of these tasks",
         ),
         (["--task", "dtd_probe", "--data", ".", "--out", "x"], "--out is for --suite"),
-        (["--features", "x"], "--features is for --task"),
+        (["--features", "x"], "--features requires --task"),
     ],
 )
 def test_mistakes_are_one_line(run, words, said, capsys, tmp_path, monkeypatch):

@@ -263,3 +263,19 @@ def test_formats_that_the_training_decoder_does_not_read_go_to_pillow(tmp_path):
     (tmp_path / "none.jpg").write_bytes(b"<html>")
     with pytest.raises(DataError, match="none.jpg: no picture"):
         read_picture(tmp_path / "none.jpg")
+
+
+def test_prompts_of_imagenet_come_from_files_or_from_open_clip(tmp_path):
+    WRITERS["imagenet"](tmp_path)
+    folder, data = tmp_path / "imagenet", tasks()["imagenet_zero_shot"].data
+    given = data.read(folder, "test")
+    assert given.class_names == ("blue", "green", "red") and given.templates == ("a {} thing.", "the {}.")
+    assert given.labels.tolist() == [0, 1, 2] * 3  # whatever the devkit's numbers
+    open_clip = pytest.importorskip("open_clip")
+    (folder / "templates.txt").unlink()
+    known = data.read(folder, "test")
+    assert known.class_names == ("blue", "green", "red") and len(known.templates) == 80
+    assert known.templates[0].format("x") == open_clip.OPENAI_IMAGENET_TEMPLATES[0]("x")
+    (folder / "classes.json").unlink()
+    with pytest.raises(DataError, match="3 classes, but open_clip names ImageNet's 1000; write classes.json"):
+        data.read(folder, "test")

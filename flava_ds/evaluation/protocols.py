@@ -105,6 +105,41 @@ class Tokens(Protocol):
         """Encodes images [b c H W] and b arrays of ids: -> [S d], and each sequence's start [b+1]."""
 
 
+class StateEncoder(Protocol):
+    """A torch module with a copy of a model's weights, to be fine-tuned below a head. Only weights that the
+    state depends on require a gradient."""
+
+    width: int
+    """Features of a state."""
+
+    def __call__(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        """Encodes b arrays of ids, for pairs with [b c H W] uint8: -> [b d], with a graph."""
+
+
+class PairStateEncoder(StateEncoder, Protocol):
+    """Encodes images with a text."""
+
+    image_size: int
+    """Edge of the images it takes, in pixels."""
+
+
+@runtime_checkable
+class TextStates(Protocol):
+    """One state per text, with trainable weights."""
+
+    def text_states(self) -> StateEncoder:
+        """Returns a copy of the encoder of texts; the model stays unchanged."""
+
+
+@runtime_checkable
+class PairStates(Protocol):
+    """One state per image and text, with trainable weights."""
+
+    def pair_states(self, scale: float = 1.0) -> PairStateEncoder:
+        """Returns a copy of the encoders of pairs, for images `scale` times as large as in pre-training; the
+        model stays unchanged."""
+
+
 CAPABILITIES: dict[type, str] = {
     ImageFeatures: "one vector per image",
     TextFeatures: "one vector per text",
@@ -112,8 +147,13 @@ CAPABILITIES: dict[type, str] = {
     Matcher: "log odds of image-text pairs",
     Scorer: "likelihoods of masked tokens or codes",
     Tokens: "states of every token",
+    TextStates: "text states that can be fine-tuned",
+    PairStates: "states of image-text pairs that can be fine-tuned",
 }
 """Every capability that a task may need, described."""
+
+
+Unit = Literal["share", "nats", "correlation"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +168,7 @@ class Score:
     n: int
     standard_error: float | None
     """None if there are too few samples to estimate it."""
-    unit: Literal["share", "nats", "correlation"] = "share"
+    unit: Unit = "share"
     higher_is_better: bool = True
     interval: tuple[float, float] | None = None
     """Between which 95 % of 1000 bootstrap resamples of the test samples lie; None where none were drawn."""
@@ -158,7 +198,7 @@ class EvaluationData(Protocol):
         """Returns True if `folder` has this data set's layout (and `split`, if given); reads no samples."""
 
     def read(self, folder: Path, split: str) -> Any:
-        """Returns the split's labelled samples: LabelledImages, CaptionedImages or LabelledTexts.
+        """Returns the split's labelled samples: one of the classes in flava_ds/evaluation/labelled.py.
 
         Raises: DataError naming the file that is missing or has another layout.
         """
@@ -190,6 +230,15 @@ class Evaluator(Protocol):
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns the task's named numbers. Raises: DataError, Lacking."""
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """A task that trains weights."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Returns its hyper-parameters, which become part of the result."""
 
 
 class Splits(Protocol):

@@ -72,6 +72,12 @@ class PatchEmbedding(nn.Linear):
         )
 
 
+def enlarged_edge(shape: PictureShape, scale: float) -> int:
+    """Returns the edge of pictures `scale` times as large, rounded to whole patches: 480 for 224 and
+    480/224."""
+    return max(1, round(shape.image_size * scale / shape.patch_size)) * shape.patch_size
+
+
 def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """Interpolates a table of positions bicubically to another grid of patches, its first row aside.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.families.clip.model import Clip
+from flava_ds.families.clip.tunable import ClipStates
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -28,7 +29,7 @@ LACKS = {
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a CLIP with its objectives, and what it lacks: protocol -> reason."""
-    return (ClipEmbedder(module.model),), dict(LACKS)
+    return (ClipEmbedder(module.model), ClipStates(module.model)), dict(LACKS)
 
 
 class ClipEmbedder:

@@ -35,9 +35,11 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
 
     `module` has the model as `model` and the heads under `objectives`.
     """
+    from flava_ds.families.flava.tunable import FlavaStates  # which stands on this module
+
     model: Flava = module.model
     objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
-    parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model)]
+    parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model), FlavaStates(model)]
     lacks = {}
     if "itm" in objectives:
         matching: Any = config.objectives["itm"]

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from sample_batches import CLS, SEP, tiny_config
 
-from flava_ds.evaluation.protocols import Embedder, ImageFeatures, Matcher, Scorer, TextFeatures, Tokens
+from flava_ds.evaluation.protocols import (
+    CAPABILITIES,
+    Embedder,
+    ImageFeatures,
+    Matcher,
+    PairStates,
+    Scorer,
+    TextFeatures,
+    TextStates,
+    Tokens,
+)
 from flava_ds.families.flava.capabilities import offers, pack
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import SequenceLayout
@@ -48,12 +58,13 @@ def test_each_part_satisfies_its_protocol(parts):
     wanted = {
         "FlavaEmbedder": (Embedder, ImageFeatures, TextFeatures),
         "FlavaTokens": (Tokens,),
+        "FlavaStates": (TextStates, PairStates),
         "FlavaMatcher": (Matcher,),
         "FlavaScorer": (Scorer,),
     }
     assert set(parts) == set(wanted)
     for name, part in parts.items():
-        for protocol in (Embedder, ImageFeatures, TextFeatures, Tokens, Matcher, Scorer):
+        for protocol in CAPABILITIES:
             assert isinstance(part, protocol) == (protocol in wanted[name])
 
 

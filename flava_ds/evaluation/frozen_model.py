@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import UserError
 from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identified
-from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures, TextFeatures
+from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures, Progress, TextFeatures
 from flava_ds.evaluation.shares import Alone, Share
 
 BATCH_ROWS = 128
@@ -50,6 +51,15 @@ class Described:
     """None if the model is not a checkpoint of a run."""
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """Where a long task saves its state, and who is told of its progress."""
+
+    states: Path | None = None
+    """None: an interrupted task starts again."""
+    tell: Progress = lambda _: None
+
+
 class FrozenModel:
     """A model's capabilities, with its tokenizer and sizes. Encodes whole sets in batches, each set once.
 
@@ -76,9 +86,19 @@ class FrozenModel:
         self.described, self.tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers
-        self._share, self._cache = share or Alone(), cache
+        self._share, self._cache, self.workplace = share or Alone(), cache, Workplace()
         self._images: dict[Pictures, Tensor] = {}
         self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
+
+    @property
+    def share(self) -> Share:
+        """Returns how the work is divided over ranks."""
+        return self._share
+
+    def at(self, workplace: Workplace) -> Self:
+        """Sets where long tasks save their states and report progress; returns itself."""
+        self.workplace = workplace
+        return self
 
     def need(self, capability: type[Capability], asked_by: str) -> Capability:
         """Returns the object that implements a capability.

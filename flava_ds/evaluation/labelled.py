@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 Load = Callable[[int], Tensor | bytes]
 """Returns a row's image: decoded [3 H W] uint8, or encoded bytes. Called from several threads."""
-Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledTexts")
+Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledTexts", "LabelledPairs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,37 +96,70 @@ class CaptionedImages:
 
 @dataclass(frozen=True, eq=False)
 class LabelledTexts:
-    """Texts with one class each.
+    """Texts, or pairs of texts, with one class or one score each.
 
     Shapes:
-        labels  [N]  int64, into `class_names`
+        labels  [N]  int64, into `class_names`; fp64 numbers if there are no classes
     """
 
     name: str
     texts: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    second: tuple[str, ...] | None = None
+    """Second text of each pair."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def select(self, rows: np.ndarray) -> LabelledTexts:
         """Returns the chosen rows."""
-        return dataclasses.replace(
-            self, texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows]
+        texts, second = (
+            None if column is None else tuple(column[row] for row in rows)
+            for column in (self.texts, self.second)
         )
+        return dataclasses.replace(self, texts=texts, second=second, labels=self.labels[rows])
 
     @property
     def fingerprint(self) -> str:
         """Hashes the texts and labels, in order."""
-        return _hash(self.texts, self.labels.tolist())
+        return _hash(self.texts, self.labels.tolist(), *([] if self.second is None else [self.second]))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPairs:
+    """Images with a text and one class each; several may share an image.
+
+    Shapes:
+        labels  [N]  int64, into `class_names`
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    load: Load
+    texts: tuple[str, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: np.ndarray) -> Self:
+        """Returns the chosen rows."""
+        texts = tuple(self.texts[row] for row in rows)
+        return dataclasses.replace(self, **_chosen(self, rows), texts=texts, labels=self.labels[rows])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes the images, texts and labels, in order."""
+        return _hash(self.keys, self.texts, self.labels.tolist())
 
 
 @dataclass(frozen=True)
 class Seen:
     """The images of a set through a transform, as the model sees them. Equal ones are encoded once."""
 
-    images: LabelledImages | CaptionedImages
+    images: LabelledImages | CaptionedImages | LabelledPairs
     transform: Transform
 
     def __len__(self) -> int:
@@ -142,7 +175,7 @@ class Seen:
         """Hashes which pictures these are, and how they are transformed."""
         return f"{self.images.fingerprint} {self.transform!r}"
 
-    def batch(self, rows: range, size: int) -> Tensor:
+    def batch(self, rows: Sequence[int], size: int) -> Tensor:
         """Decodes and transforms some images: [k 3 size size] uint8.
 
         Raises: DataError naming an image that cannot be decoded.
@@ -178,8 +211,8 @@ def _present(places: np.ndarray) -> np.ndarray:
     return places[places >= 0]
 
 
-def _chosen(samples: LabelledImages | CaptionedImages, rows: np.ndarray) -> dict:
-    """Returns the fields that both kinds of images select alike."""
+def _chosen(samples: LabelledImages | CaptionedImages | LabelledPairs, rows: np.ndarray) -> dict:
+    """Returns the fields that all kinds of images select alike."""
     load, where = samples.load, np.asarray(rows, dtype=np.int64)
     return {"keys": tuple(samples.keys[row] for row in where), "load": lambda row: load(int(where[row]))}
 

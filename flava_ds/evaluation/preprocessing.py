@@ -11,13 +11,15 @@ from torch.nn.functional import interpolate
 
 @dataclass(frozen=True)
 class Transform:
-    """Resizes the shorter side with an antialiased bicubic filter, then crops the centre.
+    """Resizes the shorter side with an antialiased bicubic filter, then crops the centre. With `whole`,
+    it resizes both sides instead and crops nothing.
 
     `resize` is the shorter side before the crop, as a multiple of the model's size. The filter is Pillow's
     bicubic.
     """
 
     resize: float = 1.0
+    whole: bool = False
 
     def __call__(self, image: Tensor, size: int) -> Tensor:
         """Preprocesses an image: [3 H W] uint8 -> [3 size size] uint8."""
@@ -26,6 +28,7 @@ class Transform:
         target = (
             [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
         )
+        target = [size, size] if self.whole else target
         if [height, width] != target:
             image = interpolate(image[None], size=target, mode="bicubic", antialias=True)[0]
         top, left = (round((edge - size) / 2) for edge in image.shape[1:])
@@ -36,3 +39,6 @@ CLIP_TRANSFORM = Transform()
 """Shorter side to the model's size. Source: CLIP, whose probes FLAVA follows (paper, section 4)."""
 DINO_TRANSFORM = Transform(resize=256 / 224)
 """Shorter side to 8/7 of the model's size, 256 for 224. Source: DINO's nearest neighbours."""
+WHOLE_TRANSFORM = Transform(whole=True)
+"""The whole picture, squeezed: a question may be about its edge, where memes have their text. The paper does
+not say how its multimodal tasks resize."""

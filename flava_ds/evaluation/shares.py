@@ -7,9 +7,11 @@ rank waits in a collective for longer than the ranks' speeds differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.errors import UserError
@@ -19,15 +21,28 @@ from flava_ds.ranks.distributed import World, gather_objects, raise_together
 class Share(Protocol):
     """Divides the batches of one set; all ranks iterate in the same order."""
 
+    @property
+    def parts(self) -> int:
+        """Returns how many processes share the work."""
+
+    @property
+    def is_main(self) -> bool:
+        """Returns True on the process that writes files."""
+
     def mine(self, starts: range) -> list[int]:
         """Returns the first rows of the batches that this rank encodes."""
 
     def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
         """Encodes this rank's batches and returns those of all ranks in order."""
 
+    def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Runs this rank's work and returns the sums of its tensors over all ranks."""
+
 
 class Alone:
     """A single process that encodes everything."""
+
+    parts, is_main = 1, True
 
     def mine(self, starts: range) -> list[int]:
         """Returns all batches."""
@@ -37,12 +52,16 @@ class Alone:
         """Returns the batches unchanged."""
         return list(mine)
 
+    def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Returns the tensors unchanged."""
+        return mine()
+
 
 class AmongRanks:
     """All ranks of a run. An error on one of them is raised on all."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
+        self.world, self.parts, self.is_main = world, world.size, world.is_main
 
     def mine(self, starts: range) -> list[int]:
         """Returns every W-th batch."""
@@ -53,16 +72,33 @@ class AmongRanks:
 
         Raises: the error of the first rank that failed.
         """
-        parts, error = [], None
-        try:
-            parts = [part.cpu() for part in mine]
-        except UserError as problem:
-            error = problem
-        except Exception as problem:  # the other ranks must not wait forever for this one's features
-            # RuntimeError pickles; an arbitrary exception may not
-            error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
-        raise_together(self.world, error)
+        parts = self._together(lambda: [part.cpu() for part in mine])
         everyone = gather_objects(self.world, parts)
         return [
             everyone[number % self.world.size][number // self.world.size] for number in range(len(starts))
         ]
+
+    def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Adds up the ranks' tensors in one collective on the device.
+
+        Raises: the error of the first rank that failed.
+        """
+        tensors = self._together(mine)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        sizes = [tensor.numel() for tensor in tensors]
+        return [part.view_as(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
+
+    def _together(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Runs this rank's work; raises an error of any rank on all of them."""
+        found: list[Tensor] = []
+        error: Exception | None = None
+        try:
+            found = run()
+        except UserError as problem:
+            error = problem
+        except Exception as problem:  # the other ranks must not wait forever for this one
+            # RuntimeError pickles; an arbitrary exception may not
+            error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
+        raise_together(self.world, error)
+        return found

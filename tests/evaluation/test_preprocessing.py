@@ -26,3 +26,10 @@ def test_pixels_are_those_of_torchvision_on_a_pillow_image(height, width, transf
 def test_a_picture_of_the_right_size_is_left_alone():
     image = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
     assert torch.equal(Transform()(image, 28), image)
+
+
+def test_a_whole_picture_is_squeezed():
+    image = torch.zeros(3, 20, 60, dtype=torch.uint8)
+    image[:, :, -30:] = 255
+    found = Transform(whole=True)(image, 10)
+    assert found.shape == (3, 10, 10) and (found[:, :, :4] == 0).all() and (found[:, :, 6:] == 255).all()

@@ -54,6 +54,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--precision", choices=["fp32", "bf16"], help="default: the run's; fp32 for other folders"
     )
     command.add_argument(
+        "--keep",
+        metavar="DIR",
+        type=Path,
+        help="folder to resume interrupted fine-tuning from (default: in the run's folder; else none)",
+    )
+    command.add_argument(
         "--list",
         action="store_true",
         help="list the tasks, their requirements and where to get their data",
@@ -97,6 +103,7 @@ def run_suite(options: argparse.Namespace) -> int:
     """
     from flava_ds.evaluation import suite
     from flava_ds.evaluation.feature_cache import FeatureCache
+    from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import open_model
     from flava_ds.report.suite_page import markdown, write_pages
 
@@ -117,7 +124,8 @@ def run_suite(options: argparse.Namespace) -> int:
     }
     cache = FeatureCache(options.features or out / "features", opened.weights, _tell)
     running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, _tell)
-    report = running.run(lambda: opened.frozen(cache))
+    workplace = Workplace(_states(options, opened) or out / "fine_tuning", _tell)
+    report = running.run(lambda: opened.frozen(cache).at(workplace))
     if not any("scores" in result for result in report["tasks"].values()):
         raise UserError(
             f"{options.data}: no data of suite {options.suite} could be used; {out / suite.FILE} says why, "
@@ -133,6 +141,13 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _states(options: argparse.Namespace, opened: Opened) -> Path | None:
+    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder."""
+    if options.keep is not None or opened.run_path is None:
+        return options.keep
+    return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
+
+
 def _precision(opened: Opened) -> str:
     return str(next(opened.module.parameters()).dtype).removeprefix("torch.")
 
@@ -141,6 +156,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     """Runs tasks. Finds their data before loading the model, and checks their needs before encoding."""
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.feature_cache import FeatureCache
+    from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import open_model
     from flava_ds.evaluation.runner import evaluate, find_all, write_results
     from flava_ds.evaluation.suite import with_splits
@@ -152,7 +168,9 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     data = find_all(tasks, options.data, options.split, options.limit)
     opened = open_model(options.model, device=options.device, precision=options.precision)
     cache = FeatureCache(options.features, opened.weights, _tell) if options.features else None
-    results = evaluate(tasks, opened.frozen(cache), data, _tell)
+    results = evaluate(
+        tasks, opened.frozen(cache).at(Workplace(_states(options, opened), _tell)), data, _tell
+    )
     facts = {
         **{"model": str(options.model), "step": opened.described.step},
         "precision": _precision(opened),
@@ -172,7 +190,7 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
     """
     given = [
         name
-        for name in ("data", "split", "splits", "limit", "device", "precision", "features", "out")
+        for name in ("data", "split", "splits", "limit", "device", "precision", "features", "out", "keep")
         if getattr(options, name) is not None
     ]
     if given:

@@ -14,7 +14,7 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited
-from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Varied
+from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
 from flava_ds.evaluation.published import published
 from flava_ds.storage.atomic import write_whole
 
@@ -175,6 +175,7 @@ def evaluate(
             **{"limit": found.limit, "fingerprint": samples.fingerprint},
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
+            **({"fine_tuning": task.settings} if isinstance(task, Trained) else {}),
         }
         results[task.name] = TaskResult(scores, time.monotonic() - start, facts)
     return results

@@ -52,13 +52,26 @@ def test_the_same_weights_give_the_same_numbers_from_every_place(run, root, tmp_
     pytest.importorskip("transformers")
     assert main(["convert", str(run), "--to", "hf", str(tmp_path / "hf")]) == 0
     capsys.readouterr()
-    words = ["--task", "image_folder_probe,own_zero_shot", "--data", root, "--precision", "fp32"]
+    words = ["--task", "image_folder_probe,own_zero_shot,glue_sst2", "--data", root, "--precision", "fp32"]
     scores = []
     for model in (run, run / "checkpoints" / "step_00000012", tmp_path / "hf"):
         found, _ = evaluated(capsys, model, *words)
         scores.append({task: result["scores"] for task, result in found.items()})
     assert scores[0] == scores[1] == scores[2]
     assert found["own_zero_shot"]["step"] is None and not (tmp_path / "hf" / "evaluations.json").exists()
+
+
+def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, root, tmp_path, capsys):
+    words = ["--task", "glue_sst2", "--data", root]
+    found, told = evaluated(capsys, run, *words)
+    score = found["glue_sst2"]["scores"]["accuracy"]
+    assert score["published"][0]["of"] == "FLAVA" and found["glue_sst2"]["fine_tuning"]["lr"] == 1e-5
+    assert "glue_sst2: update 10 of 10" in told
+    assert (run / "fine_tuning" / "step_00000012" / "glue_sst2.json").is_file()
+    again, told = evaluated(capsys, run, *words)
+    assert again["glue_sst2"]["scores"] == found["glue_sst2"]["scores"] and "finished before" in told
+    evaluated(capsys, run, *words, "--keep", tmp_path / "kept", "--limit", 8)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["glue_sst2.json"]
 
 
 def test_limit_and_split(run, root, capsys):

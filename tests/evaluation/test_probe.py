@@ -10,7 +10,7 @@ from flava_ds.evaluation.datasets.image_folder import ImageFolder
 from flava_ds.evaluation.logistic import one_by_one
 from flava_ds.evaluation.probe import ImageProbe, TextProbe
 from flava_ds.evaluation.runner import find_data
-from flava_ds.evaluation.tasks.sst2 import DATA as SST2
+from flava_ds.evaluation.tasks.glue_sst2 import DATA as SST2
 
 TASK = ImageProbe("colors", ImageFolder())
 

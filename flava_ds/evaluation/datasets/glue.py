@@ -1,7 +1,8 @@
-"""GLUE's single-sentence tasks as published: TSV without quoting, one header line."""
+"""GLUE's tasks as published: TSV without quoting; a quotation mark is an ordinary character."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,27 +11,43 @@ import numpy as np
 from flava_ds.errors import DataError
 from flava_ds.evaluation.labelled import LabelledTexts
 
+UNLABELLED = "a test.tsv is published without labels, so it cannot be scored here"
 
-@dataclass(frozen=True)
-class GlueSentences:
-    """SPLIT.tsv with a sentence and a class, in columns named in the header."""
+
+@dataclass(frozen=True, kw_only=True)
+class Glue:
+    """SPLIT.tsv with one or two texts and a label, in columns named by the first line.
+
+    Without `has_header` (CoLA), `names` are the columns of every line.
+    """
 
     name: str
     folder: str
     licence: str
     origin: str
-    sentence: str
+    texts: tuple[str, ...]
+    """Columns of the text, or of both texts."""
     label: str
-    class_names: tuple[str, ...]
-    """In the order of the labels 0, 1, ..."""
+    labels: tuple[str, ...] = ("0", "1")
+    """Words of the label column, in the order of the classes; empty if labels are numbers."""
+    class_names: tuple[str, ...] = ()
+    highest: float = 0.0
+    """Largest label, if labels are numbers."""
+    has_header: bool = True
+    names: tuple[str, ...] = ()
+    """The columns, if the first line does not name them."""
+    drops_short_lines: bool = False
+    """Skips lines with another number of columns, as is usual for QQP, whose published file has some."""
     splits: tuple[str, ...] = ("dev", "train")
 
     @property
     def layout(self) -> str:
-        """Describes the two files and their columns."""
-        return (
-            f"train.tsv and dev.tsv whose first line names the columns '{self.sentence}' and '{self.label}'"
-        )
+        """Describes the files and their columns."""
+        files = ", ".join(f"{split}.tsv" for split in self.splits)
+        columns = ", ".join(f"'{name}'" for name in (*self.texts, self.label))
+        if not self.has_header:
+            return f"{files} of {len(self.names)} columns without a line that names them ({columns} are used)"
+        return f"{files}, each with a first line that names the columns {columns}"
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for the files."""
@@ -39,35 +56,52 @@ class GlueSentences:
     def read(self, folder: Path, split: str) -> LabelledTexts:
         """Reads a split.
 
-        Raises: DataError naming the file and the line with another layout. test.tsv has no labels and is not
-        a split.
+        Raises: DataError naming the file and the line with another layout.
         """
         file = folder / f"{split}.tsv"
         try:
-            header, *lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+            lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         except (OSError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read ({error}); {self.origin}") from error
-        columns = header.rstrip("\r").split("\t")
-        if self.sentence not in columns or self.label not in columns:
             raise DataError(
-                f"{file}: its first line names {', '.join(columns[:5])}; expected {self.sentence} and "
-                f"{self.label}"
+                f"{file}: cannot be read ({error}); expected {self.layout}; {self.origin}"
+            ) from error
+        rows = [line.rstrip("\r").split("\t") for line in lines]
+        names = rows.pop(0) if self.has_header else list(self.names)
+        lacking = [name for name in (*self.texts, self.label) if name not in names]
+        if lacking:
+            raise DataError(
+                f"{file}: its first line names {', '.join(names[:12])[:200]}, but not {', '.join(lacking)}; "
+                f"{UNLABELLED if lacking == [self.label] else 'download the set again'}"
             )
-        at_sentence, at_label = columns.index(self.sentence), columns.index(self.label)
-        texts, labels = [], []
-        for number, line in enumerate(lines, start=2):
-            fields = line.rstrip("\r").split("\t")
-            known = (
-                len(fields) == len(columns)
-                and fields[at_label].isdigit()
-                and int(fields[at_label]) < len(self.class_names)
-            )
-            if not known:
+        used = [names.index(name) for name in (*self.texts, self.label)]
+        kept, labels = [], []
+        for number, row in enumerate(rows, start=1 + self.has_header):
+            if len(row) != len(names):
+                if self.drops_short_lines:
+                    continue
                 raise DataError(
-                    f"{file}: line {number} has {len(fields)} columns, or no label of 0 to "
-                    f"{len(self.class_names) - 1}; expected {len(columns)} columns without quoting; download "
-                    "the set again"
+                    f"{file}: line {number} has {len(row)} columns instead of {len(names)}, read without "
+                    "quoting; download the set again"
                 )
-            texts.append(fields[at_sentence])
-            labels.append(int(fields[at_label]))
-        return LabelledTexts(self.name, tuple(texts), np.array(labels, dtype=np.int64), self.class_names)
+            kept.append([row[place] for place in used[:-1]])
+            labels.append(self._label(row[used[-1]], f"{file}: line {number}"))
+        return self._labelled(kept, labels)
+
+    def _label(self, word: str, where: str) -> float:
+        """Returns the number of a class, or the label if labels are numbers. Raises: DataError."""
+        if word in self.labels:
+            return self.labels.index(word)
+        try:
+            if not self.labels and 0 <= float(word) <= self.highest:
+                return float(word)
+        except ValueError:
+            pass
+        known = ", ".join(self.labels) or f"a number from 0 to {self.highest:g}"
+        raise DataError(f"{where} has the label '{word[:40]}'; known are {known}; {UNLABELLED}")
+
+    def _labelled(self, kept: Sequence[Sequence[str]], labels: Sequence[float]) -> LabelledTexts:
+        """Builds the samples from rows of texts."""
+        columns = tuple(zip(*kept, strict=True)) or ((),) * len(self.texts)
+        numbers = np.array(labels, dtype=np.int64 if self.labels else np.float64)
+        second = columns[1] if len(self.texts) == 2 else None
+        return LabelledTexts(self.name, columns[0], numbers, self.class_names or self.labels, second)

@@ -1,0 +1,180 @@
+"""Tasks that train a head on a model's states, together with the encoder below it.
+
+Source: paper, section 4 and supplement: GLUE with RoBERTa's settings, multimodal tasks with a two-layer head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.protocols import EvaluationData, PairStates, Score, Splits, TextStates
+from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of
+from flava_ds.evaluation.tuning.goals import Goal, mean_of
+from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
+from flava_ds.evaluation.tuning.recipe import Recipe
+from flava_ds.evaluation.tuning.saved import Progress, Saved, hash_of
+
+
+@dataclass(frozen=True)
+class FineTuning(ABC):
+    """Trains on the split "train" and reports the weights that score best on a held-out split.
+
+    The first split of `chosen_on` that exists chooses the weights; of equal ones the later wins, as in
+    fairseq. If `chosen_on` is empty, the last weights are reported. `also` names more splits to report on;
+    their numbers are then averaged too.
+    """
+
+    name: str
+    data: EvaluationData
+    goal: Goal
+    recipe: Recipe
+    chosen_on: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    make_head: ClassVar[MakeHead]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The published hyper-parameters and the splits that choose the weights."""
+        return {**dataclasses.asdict(self.recipe), "chosen_on": list(self.chosen_on)}
+
+    @abstractmethod
+    def encoder(self, model: FrozenModel) -> Any:
+        """Returns a copy of what encodes the samples, to be trained below the head."""
+
+    def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
+        """Returns the goal's numbers. Raises: DataError, UserError."""
+        splits = {split: data.read(split) for split in dict.fromkeys((data.split, *self.also))}
+        chooses = self._choosing(data)
+        read = splits | ({chooses: data.read(chooses)} if chooses else {})
+        train = data.read("train")
+        self.goal.check(train, read)
+        recipe, outputs = self.recipe.fitted(len(train)), self.goal.outputs(train)
+        encoder = self.encoder(model)
+        head = build_head(type(self).make_head, encoder.width, outputs, recipe.seed)
+        network = Network(encoder, head).to(model.device).eval()
+        identity = self._identity(encoder, outputs, recipe, train, read)
+        saved = Saved(model.workplace.states, self.name, identity)
+        tell = model.workplace.tell
+        if (known := saved.finished()) is not None:
+            tell(f"{self.name}: finished before with the same weights, samples and recipe")
+            return known
+        size = getattr(encoder, "image_size", 0)
+        held_out = {split: inputs_of(model, samples, size) for split, samples in read.items()}
+        inputs = inputs_of(model, train, size)
+        fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
+
+        def judge(progress: Progress) -> str:
+            return self._judge(progress, fitting, held_out, tuple(splits), chooses)
+
+        scores = fitting.run(judge, saved, tell).scores
+        if model.share.is_main:
+            saved.finish(scores)
+        return scores
+
+    def _choosing(self, data: Splits) -> str | None:
+        """Returns the split that chooses the weights. Raises: DataError if none of them exists."""
+        if not self.chosen_on:
+            return None
+        there = [split for split in self.chosen_on if split == data.split or data.has(split)]
+        if not there:
+            raise DataError(
+                f"task {self.name}: split {' or '.join(self.chosen_on)} of {self.data.name}, which chooses "
+                f"the weights, is missing; expected {self.data.layout}"
+            )
+        return there[0]
+
+    def _judge(
+        self,
+        progress: Progress,
+        fitting: Fitting,
+        held_out: dict[str, Inputs],
+        reported: tuple[str, ...],
+        chooses: str | None,
+    ) -> str:
+        """Scores the weights and records the result if it is the best so far; returns a line for the log."""
+        outputs: dict[str, np.ndarray] = {}
+
+        def predicted(split: str) -> np.ndarray:
+            if split not in outputs:
+                outputs[split] = fitting.predict(held_out[split])
+            return outputs[split]
+
+        if chooses is None:
+            if progress.update < fitting.recipe.last_update:
+                return "not evaluated yet"
+            said = "the last weights are reported"
+        else:
+            merit = self.goal.merit(predicted(chooses), held_out[chooses].samples)
+            if progress.merit is not None and merit < progress.merit:
+                return f"{chooses} {merit:.4f}, best {progress.merit:.4f}"
+            progress.merit, said = merit, f"{chooses} {merit:.4f}, the best so far"
+        progress.best_update = progress.update
+        parts = {split: self.goal.scores(predicted(split), held_out[split].samples) for split in reported}
+        progress.scores = combined(parts)
+        return said
+
+    def _identity(
+        self, encoder: nn.Module, outputs: int, recipe: Recipe, train: Any, read: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Describes what a saved state depends on."""
+        return {
+            "outputs of the head": outputs,
+            "weights": hash_of(encoder),
+            "training samples": train.fingerprint,
+            "samples": {split: samples.fingerprint for split, samples in read.items()},
+            "recipe": dataclasses.asdict(recipe),
+            "goal": repr(self.goal),
+        }
+
+
+@dataclass(frozen=True)
+class TextFineTuning(FineTuning):
+    """Fine-tunes the text encoder on texts or pairs of texts."""
+
+    about: ClassVar[str] = "fine-tuning on texts"
+    suite: ClassVar[str] = "text"
+    needs: ClassVar[tuple[type, ...]] = (TextStates,)
+    make_head: ClassVar[MakeHead] = SentenceHead
+
+    def encoder(self, model: FrozenModel) -> Any:
+        """Returns a copy of the text encoder."""
+        return model.need(TextStates, f"task {self.name}").text_states()
+
+
+@dataclass(frozen=True)
+class PairFineTuning(FineTuning):
+    """Fine-tunes all encoders on images with a text. Images are `enlarged` times as large as in
+    pre-training."""
+
+    enlarged: float = 1.0
+    about: ClassVar[str] = "fine-tuning on images with a text"
+    suite: ClassVar[str] = "pairs"
+    needs: ClassVar[tuple[type, ...]] = (PairStates,)
+    make_head: ClassVar[MakeHead] = PairHead
+
+    def encoder(self, model: FrozenModel) -> Any:
+        """Returns a copy of all encoders."""
+        return model.need(PairStates, f"task {self.name}").pair_states(self.enlarged)
+
+
+def combined(parts: dict[str, dict[str, Score]]) -> dict[str, Score]:
+    """Returns the numbers of a single split, or the means over several splits and each split's numbers."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    means = {
+        name: mean_of([scores[name] for scores in parts.values()]) for name in next(iter(parts.values()))
+    }
+    named = {
+        f"{name}_{split.removeprefix('dev_')}": score
+        for split, scores in parts.items()
+        for name, score in scores.items()
+    }
+    return means | named

@@ -1,0 +1,219 @@
+"""Trains a head and the encoder below it, and resumes after an interruption.
+
+Everything random is a function of the update, so an interrupted training ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flava_ds.errors import UserError
+from flava_ds.evaluation.frozen_model import FrozenModel, ahead
+from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts, Seen
+from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
+from flava_ds.evaluation.shares import Share
+from flava_ds.evaluation.tuning.goals import Goal
+from flava_ds.evaluation.tuning.recipe import Recipe
+from flava_ds.evaluation.tuning.saved import Progress, Saved
+
+SAVED_EVERY_S = 300
+"""Seconds between two saves: the training time that an interruption can cost."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A split as the model reads it: tokenised texts, and images at `size` pixels (None for texts)."""
+
+    samples: Any
+    ids: list[np.ndarray]
+    pictures: Seen | None
+    size: int
+
+    def read(self, rows: np.ndarray) -> tuple[list[np.ndarray], Tensor | None]:
+        """Returns the texts and pixels [k 3 size size] of some samples. Called from several threads."""
+        pixels = None if self.pictures is None else self.pictures.batch(rows.tolist(), self.size)
+        return [self.ids[row] for row in rows], pixels
+
+
+def inputs_of(model: FrozenModel, samples: LabelledTexts | LabelledPairs, size: int) -> Inputs:
+    """Tokenises a split. Texts of images are truncated like captions, others like texts."""
+    if isinstance(samples, LabelledPairs):
+        ids = model.tokenizer.encode_batch(samples.texts, model.most_tokens["pair"])
+        return Inputs(samples, ids, Seen(samples, WHOLE_TRANSFORM), size)
+    most = model.most_tokens["text"]
+    ids = model.tokenizer.encode_batch(samples.texts, most)
+    if samples.second is not None:
+        others = model.tokenizer.encode_batch(samples.second, most)
+        ids = [joined(first, second, most) for first, second in zip(ids, others, strict=True)]
+    return Inputs(samples, ids, None, size)
+
+
+def joined(first: np.ndarray, second: np.ndarray, most: int) -> np.ndarray:
+    """Joins two texts to [CLS] first [SEP] second [SEP], truncating the longer one first: [s], [t] -> [at
+    most `most`]."""
+    start, end, a, b = first[:1], first[-1:], first[1:-1], second[1:-1]
+    room = max(0, most - 3)
+    if len(a) + len(b) > room:
+        if min(len(a), len(b)) <= room // 2:
+            a, b = (a[: room - len(b)], b) if len(a) > len(b) else (a, b[: room - len(a)])
+        else:
+            a, b = a[: room - room // 2], b[: room // 2]
+    return np.concatenate([start, a, end, b, end])
+
+
+class Network(nn.Module):
+    """An encoder and a head; the head computes in fp32."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head.float()
+
+    def forward(self, texts: list[np.ndarray], pixels: Tensor | None) -> Tensor:
+        return self.head(self.encoder(texts, pixels).float())
+
+
+class Fitting:
+    """Trains one network on one split with AdamW. Weights in half precision have fp32 masters."""
+
+    def __init__(
+        self, name: str, network: Network, train: Inputs, goal: Goal, recipe: Recipe, share: Share
+    ) -> None:
+        self.name, self.network, self.train = name, network, train
+        self.goal, self.recipe, self.share = goal, recipe, share
+        self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.parameters.values())).device
+        self.masters = {
+            n: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
+            for n, p in self.parameters.items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            list(self.masters.values()),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def run(self, judge: Callable[[Progress], str], saved: Saved, tell: Callable[[str], None]) -> Progress:
+        """Trains to the end, resuming an interrupted training. `judge` scores the weights and returns a line
+        for `tell`.
+        """
+        progress = Progress()
+        if (found := saved.load()) is not None:
+            tensors, progress = found
+            self.restore(tensors, progress.update)
+            tell(f"{self.name}: resumes after update {progress.update:,}")
+        clock, loss, since = time.monotonic(), torch.zeros((), device=self.device), 0
+        for update, batches in self._updates(progress.update):
+            loss, since = loss + self.step(update, batches), since + 1
+            progress.update = update + 1
+            judged = self.recipe.is_judged(progress.update)
+            if judged:
+                said = judge(progress)
+                tell(
+                    f"{self.name}: update {progress.update:,} of {self.recipe.last_update:,}, loss "
+                    f"{float(loss) / since:.4f}, {said}"
+                )
+                loss, since = torch.zeros_like(loss), 0
+            if judged or time.monotonic() - clock > SAVED_EVERY_S:
+                if self.share.is_main:
+                    saved.save(self.tensors(), progress)
+                clock = time.monotonic()
+        return progress
+
+    def _updates(self, first: int) -> Iterator[tuple[int, Iterator[tuple[np.ndarray, Any]]]]:
+        """Yields each remaining update with this rank's batches (rows, inputs), decoded ahead."""
+        while first < self.recipe.last_update:
+            epoch = self.recipe.updates_per_epoch(self.recipe.samples)
+            stop = min(first - first % epoch + epoch, self.recipe.last_update)
+            plans = [self._mine(update) for update in range(first, stop)]
+            rows = [batch for plan in plans for batch in plan]
+            batches = zip(rows, ahead(self.train.read, rows) if rows else (), strict=True)
+            for update, plan in enumerate(plans, start=first):
+                yield update, (next(batches) for _ in plan)
+            first = stop
+
+    def _mine(self, update: int) -> list[np.ndarray]:
+        """Returns the rows of this rank's micro-batches of an update."""
+        rows = self.recipe.rows(self.name, update)
+        size = min(self.recipe.rows_at_once, -(-len(rows) // self.share.parts))
+        return [rows[start : start + size] for start in self.share.mine(range(0, len(rows), size))]
+
+    def step(self, update: int, batches: Iterator[tuple[np.ndarray, Any]]) -> Tensor:
+        """Makes one update over the batches of all ranks; returns the mean loss."""
+        samples = len(self.recipe.rows(self.name, update))
+        *gradients, loss = self.share.add(lambda: self._gradients(samples, batches))
+        for master, gradient in zip(self.masters.values(), gradients, strict=True):
+            master.grad = gradient.float()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(update)
+        self.optimizer.step()
+        self._publish()
+        return loss
+
+    @torch.enable_grad()
+    def _gradients(self, samples: int, batches: Iterator[tuple[np.ndarray, Any]]) -> list[Tensor]:
+        """Returns the gradients of the mean loss over `samples`, and that loss, from this rank's batches."""
+        self.network.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for rows, (texts, pixels) in batches:
+            targets = self.goal.targets(self.train.samples, rows).to(self.device)
+            loss = self.goal.losses(self.network(texts, pixels), targets).sum() / samples
+            loss.backward()
+            total = total + loss.detach()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
+        return [*gradients, total]
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Copies fp32 masters into the network where it computes in half precision."""
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+
+    def predict(self, inputs: Inputs) -> np.ndarray:
+        """Returns the head's outputs for a split: [N outputs] fp32.
+
+        Raises: UserError if one is not finite.
+        """
+        starts = range(0, len(inputs.ids), self.recipe.rows_at_once)
+        places = np.arange(len(inputs.ids))
+        mine = [places[start : start + self.recipe.rows_at_once] for start in self.share.mine(starts)]
+        read = ahead(inputs.read, mine) if mine else iter(())
+        logits = torch.cat([part.cpu() for part in self.share.join(starts, map(self._predicted, read))])
+        if not torch.isfinite(logits).all():
+            raise UserError(
+                f"task {self.name}: the fine-tuned model's outputs are not finite; use --precision fp32, or "
+                "check the model's weights"
+            )
+        return logits.numpy()
+
+    @torch.inference_mode()
+    def _predicted(self, batch: tuple[list[np.ndarray], Tensor | None]) -> Tensor:
+        return self.network(*batch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the weights and moments to save."""
+        found = {f"weight/{name}": master.detach() for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                found[f"{moment}/{name}"] = self.optimizer.state[master][moment]
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], update: int) -> None:
+        """Restores the weights and moments saved after `update` updates."""
+        for name, master in self.masters.items():
+            master.copy_(tensors[f"weight/{name}"])
+            moments = {
+                moment: tensors[f"{moment}/{name}"].to(self.device) for moment in ("exp_avg", "exp_avg_sq")
+            }
+            self.optimizer.state[master] = {"step": torch.tensor(float(update)), **moments}
+        self._publish()

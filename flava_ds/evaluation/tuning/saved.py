@@ -1,0 +1,116 @@
+"""Files of a fine-tuning: its state while it runs, and its scores once it has finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.checkpoints.tensor_files import TensorFile, write_tensors
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.errors import DataError
+from flava_ds.evaluation.protocols import Score
+from flava_ds.storage.atomic import replacing, write_whole
+from flava_ds.storage.files import LocalFile
+
+Scores = dict[str, Score]
+
+
+@dataclass
+class Progress:
+    """How far a fine-tuning is, and the scores of its best weights so far."""
+
+    update: int = 0
+    merit: float | None = None
+    best_update: int = 0
+    scores: Scores = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Returns it as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Progress:
+        """Reads it again."""
+        found = loads(text)
+        scores = {name: Score(**score) for name, score in found.pop("scores").items()}
+        return cls(**found, scores=scores)
+
+
+class Saved:
+    """The files of one task in a folder: TASK.safetensors while it runs, TASK.json afterwards.
+
+    `identity` describes what the state depends on; files with another identity are not used.
+    """
+
+    def __init__(self, folder: Path | None, task: str, identity: Mapping[str, Any]) -> None:
+        self._running = None if folder is None else folder / f"{task}.safetensors"
+        self._done = None if folder is None else folder / f"{task}.json"
+        self.identity = loads(json.dumps(identity))
+
+    def finished(self) -> Scores | None:
+        """Returns the scores of the same fine-tuning if it has finished before, else None."""
+        if self._done is None or not self._done.is_file():
+            return None
+        try:
+            found = loads(read_small(self._done))
+            same = found["identity"] == self.identity
+            return {name: Score(**score) for name, score in found["scores"].items()} if same else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
+
+    def load(self) -> tuple[dict[str, Tensor], Progress] | None:
+        """Returns the tensors and the progress of an interrupted fine-tuning; None if there is none.
+
+        Raises: DataError naming what differs if it is another one, CheckpointError if it is damaged.
+        """
+        if self._running is None or not self._running.is_file():
+            return None
+        path = self._running
+        file = TensorFile(lambda: LocalFile(path), str(path))
+        try:
+            there = loads(file.metadata["identity"])
+            for what, value in self.identity.items():
+                if there.get(what) != value:
+                    raise DataError(
+                        f"{self._running}: an interrupted fine-tuning with {what} {there.get(what)}, and "
+                        f"this one has {value}; delete the file to start again"
+                    )
+            tensors = {name: file.read(name) for name in file.entries}
+            return tensors, Progress.from_json(file.metadata["progress"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{self._running}: not readable ({error}); delete it to start again") from error
+        finally:
+            file.close()
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+        """Writes the state atomically."""
+        if self._running is None:
+            return
+        metadata = {"identity": json.dumps(self.identity), "progress": progress.to_json()}
+        with replacing(self._running, alone=True) as temporary, temporary.open("wb") as file:
+            write_tensors(file, tensors, metadata)
+
+    def finish(self, scores: Scores) -> None:
+        """Writes the scores and deletes the state."""
+        if self._done is None or self._running is None:
+            return
+        found = {name: dataclasses.asdict(score) for name, score in scores.items()}
+        write_whole(self._done, json.dumps({"identity": self.identity, "scores": found}, indent=2) + "\n")
+        self._running.unlink(missing_ok=True)
+
+
+def hash_of(module: torch.nn.Module) -> str:
+    """Returns a hash of a module's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

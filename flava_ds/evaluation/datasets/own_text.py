@@ -1,0 +1,65 @@
+"""Your own labelled texts: one TSV file for each split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flava_ds.errors import DataError
+from flava_ds.evaluation.datasets.glue import Glue
+from flava_ds.evaluation.labelled import LabelledTexts
+
+TEXT, SECOND, LABEL = "text", "second", "label"
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """SPLIT.tsv with a text, or two, and the name of a class. A class means the same in every split."""
+
+    name: str = "own_text"
+    folder: str = "own_text"
+    licence: str = "yours"
+    origin: str = "write them with any tool; keep them out of training"
+    layout: str = (
+        f"train.tsv, test.tsv and, if there is one, val.tsv, each with a first line that names the columns "
+        f"'{TEXT}', '{LABEL}' and, for pairs of texts, '{SECOND}', without quoting"
+    )
+    splits: tuple[str, ...] = ("test", "val", "train")
+
+    def is_here(self, folder: Path, split: str | None = None) -> bool:
+        """Looks for the files."""
+        return any((folder / f"{name}.tsv").is_file() for name in ([split] if split else self.splits))
+
+    def read(self, folder: Path, split: str) -> LabelledTexts:
+        """Reads a split, with the classes of all splits in alphabetical order.
+
+        Raises: DataError naming the file, and the line with another layout.
+        """
+        found = [name for name in self.splits if self.is_here(folder, name)]
+        columns = {name: _columns(folder / f"{name}.tsv", self.layout) for name in found}
+        classes = sorted(set().union(*(labels for _, labels in columns.values())))
+        texts = (TEXT, SECOND) if split in columns and SECOND in columns[split][0] else (TEXT,)
+        published = Glue(
+            name=self.name,
+            folder=self.folder,
+            licence=self.licence,
+            origin=self.origin,
+            texts=texts,
+            label=LABEL,
+            labels=tuple(classes),
+        )
+        return published.read(folder, split)
+
+
+def _columns(file: Path, layout: str) -> tuple[list[str], set[str]]:
+    """Returns a file's columns and the classes in it. Raises: DataError."""
+    try:
+        header, *lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); expected {layout}") from error
+    names = header.rstrip("\r").split("\t")
+    if LABEL not in names or TEXT not in names:
+        raise DataError(f"{file}: its first line names {', '.join(names)[:200]}; expected {layout}")
+    place = names.index(LABEL)
+    rows = [line.rstrip("\r").split("\t") for line in lines]
+    return names, {row[place] for row in rows if len(row) == len(names)}

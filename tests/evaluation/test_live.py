@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation.color_world import write_image_folder
+from evaluation.language_world import write_sst2
 from sample_runs import world_config
 
 from flava_ds.config import CheckpointConfig, EngineConfig, EvaluationConfig, TrainingConfig
@@ -43,8 +44,14 @@ class Sensitive:
         return {"mean": Score(float((images @ texts.T).double().mean()), len(images), None)}
 
 
-TASKS = ("sensitive", "image_folder_probe")
+TASKS = ("sensitive", "image_folder_probe", "glue_sst2")
 register(Sensitive())
+
+
+def write_sets(root: Path) -> None:
+    """Writes the tasks' data."""
+    write_image_folder(root / "image_folder", {"train": 9, "test": 4})
+    write_sst2(root)
 
 
 def config_of(folder: Path, stage: str, **settings):
@@ -97,7 +104,7 @@ def on_ranks(folder: Path, stage: str):
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", ["zero1", "zero3"])
 def test_two_ranks_find_what_one_process_finds(tmp_path, run_ranks, stage):
-    write_image_folder(tmp_path / "sets" / "image_folder", {"train": 9, "test": 4})
+    write_sets(tmp_path / "sets")
     config, tasks = config_of(tmp_path, stage), find(TASKS)
     expected = []
     module = build_task(config).eval()
@@ -138,7 +145,7 @@ def refused(folder: Path, best_metric: str):
 
 @pytest.mark.distributed
 def test_what_one_rank_lacks_ends_all_at_the_start(tmp_path, run_ranks):
-    write_image_folder(tmp_path / "sets" / "image_folder", {"train": 9, "test": 4})
+    write_sets(tmp_path / "sets")
     first, second = run_ranks(refused, 2, tmp_path, "")
     assert first == second and "no image_folder in" in first[0] and "elsewhere" in first[0] and first[1]
 
@@ -169,5 +176,5 @@ def breaks(folder: Path):
 
 @pytest.mark.distributed
 def test_an_error_in_one_ranks_task_ends_all_without_a_wait(tmp_path, run_ranks):
-    write_image_folder(tmp_path / "sets" / "image_folder", {"train": 9, "test": 4})
+    write_sets(tmp_path / "sets")
     assert run_ranks(breaks, 2, tmp_path) == ["rank 1: ValueError: here alone"] * 2

@@ -40,7 +40,7 @@ class Progress:
     def from_json(cls, text: str) -> Progress:
         """Reads it again."""
         found = loads(text)
-        scores = {name: Score(**score) for name, score in found.pop("scores").items()}
+        scores = _scores(found.pop("scores"))
         return cls(**found, scores=scores)
 
 
@@ -62,7 +62,7 @@ class Saved:
         try:
             found = loads(read_small(self._done))
             same = found["identity"] == self.identity
-            return {name: Score(**score) for name, score in found["scores"].items()} if same else None
+            return _scores(found["scores"]) if same else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
 
@@ -105,6 +105,15 @@ class Saved:
         found = {name: dataclasses.asdict(score) for name, score in scores.items()}
         write_whole(self._done, json.dumps({"identity": self.identity, "scores": found}, indent=2) + "\n")
         self._running.unlink(missing_ok=True)
+
+
+def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """Reads scores from JSON, which has lists in place of tuples."""
+    fields: dict[str, dict[str, Any]] = {
+        name: {key: tuple(value) if isinstance(value, list) else value for key, value in score.items()}
+        for name, score in found.items()
+    }
+    return {name: Score(**values) for name, values in fields.items()}
 
 
 def hash_of(module: torch.nn.Module) -> str:

@@ -13,6 +13,7 @@ from flava_ds.errors import UserError
 
 if TYPE_CHECKING:
     from flava_ds.evaluation.opening import Opened
+    from flava_ds.evaluation.runner import TaskResult
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -153,34 +154,50 @@ def _precision(opened: Opened) -> str:
 
 
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
-    """Runs tasks. Finds their data before loading the model, and checks their needs before encoding."""
+    """Runs tasks. Finds their data before loading the model, and checks their needs before encoding.
+
+    Ranks that a launcher started share the work; the first one prints and writes.
+    """
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
-    from flava_ds.evaluation.opening import open_model
-    from flava_ds.evaluation.runner import evaluate, find_all, write_results
+    from flava_ds.evaluation.opening import freeze, open_model
+    from flava_ds.evaluation.runner import evaluate, find_all
+    from flava_ds.evaluation.shares import launched
     from flava_ds.evaluation.suite import with_splits
-    from flava_ds.evaluation.table import result_table
 
     if options.out is not None:
         raise UserError("--out is for --suite; --features keeps features, and the JSON goes to stdout")
-    tasks = with_splits(registry.find(names), options.splits)
-    data = find_all(tasks, options.data, options.split, options.limit)
-    opened = open_model(options.model, device=options.device, precision=options.precision)
-    cache = FeatureCache(options.features, opened.weights, _tell) if options.features else None
-    results = evaluate(
-        tasks, opened.frozen(cache).at(Workplace(_states(options, opened), _tell)), data, _tell
-    )
-    facts = {
-        **{"model": str(options.model), "step": opened.described.step},
-        "precision": _precision(opened),
-    }
+    with launched() as (share, device):
+
+        def tell(line: str) -> None:
+            if share.is_main:
+                _tell(line)
+
+        if options.features and share.parts > 1:
+            raise UserError("--features is for a single process; leave it out")
+        tasks = with_splits(registry.find(names), options.splits)
+        data = find_all(tasks, options.data, options.split, options.limit)
+        opened = open_model(options.model, device=options.device or device, precision=options.precision)
+        cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
+        model = freeze(opened.config, opened.module, opened.described, share, cache)
+        results = evaluate(tasks, model.at(Workplace(_states(options, opened), tell)), data, tell)
+        if share.is_main:
+            report(options, opened, results)
+    return 0
+
+
+def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> None:
+    """Prints results as JSON and as a table, and stores them in the folder of a run."""
+    from flava_ds.evaluation.runner import write_results
+    from flava_ds.evaluation.table import result_table
+
+    facts = {"model": str(options.model), "step": opened.described.step, "precision": _precision(opened)}
     found = {task: facts | result.to_json(task) for task, result in results.items()}
     if opened.run_path is not None:
         write_results(opened.run_path, found)
     print("\n" + result_table(results), file=sys.stderr, flush=True)
     print(json.dumps(found, indent=2))
-    return 0
 
 
 def run_demo_evaluation(options: argparse.Namespace) -> int:

@@ -7,7 +7,9 @@ rank waits in a collective for longer than the ranks' speeds differ.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -15,7 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.errors import UserError
-from flava_ds.ranks.distributed import World, gather_objects, raise_together
+from flava_ds.ranks.distributed import World, gather_objects, raise_together, start, stop, together
+
+TIMEOUT_S = 3600
+"""Longest time that ranks of `flava-ds evaluate` wait for each other, for example while one fits a probe."""
 
 
 class Share(Protocol):
@@ -85,7 +90,7 @@ class AmongRanks:
         """
         tensors = self._together(mine)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=None if flat.is_cuda else self.world.host_group)
         sizes = [tensor.numel() for tensor in tensors]
         return [part.view_as(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
@@ -102,3 +107,21 @@ class AmongRanks:
             error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
         raise_together(self.world, error)
         return found
+
+
+@contextmanager
+def launched() -> Iterator[tuple[Share, torch.device | None]]:
+    """Yields this process's share and device: all of the work and no particular device, or a part of it if a
+    launcher such as torchrun has started several processes. An error on one rank is then raised on all.
+
+    Raises: UserError if the launcher set only part of its variables.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Alone(), None
+        return
+    world = start(TIMEOUT_S)
+    try:
+        with together(world):
+            yield AmongRanks(world), world.device
+    finally:
+        stop()

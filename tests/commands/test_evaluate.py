@@ -2,6 +2,8 @@
 line.
 """
 
+import contextlib
+import io
 import json
 import shutil
 
@@ -72,6 +74,29 @@ def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, roo
     assert again["glue_sst2"]["scores"] == found["glue_sst2"]["scores"] and "finished before" in told
     evaluated(capsys, run, *words, "--keep", tmp_path / "kept", "--limit", 8)
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["glue_sst2.json"]
+
+
+def on_ranks(run, root, names):
+    """Runs the command on this rank; returns its status and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["evaluate", str(run), "--task", names, "--data", str(root), "--precision", "fp32"])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.distributed
+def test_ranks_that_a_launcher_started_share_the_work(run, root, run_ranks, capsys):
+    names = "image_folder_probe,glue_sst2"
+    shutil.rmtree(run / "fine_tuning", ignore_errors=True)
+    (status, out, _), (other, nothing, silent) = run_ranks(on_ranks, 2, run, root, names)
+    assert status == other == 0 and nothing == "" == silent
+    shutil.rmtree(run / "fine_tuning")
+    alone, _ = evaluated(capsys, run, "--task", names, "--data", root, "--precision", "fp32")
+    for task, result in json.loads(out).items():
+        for number, score in result["scores"].items():
+            assert score["value"] == pytest.approx(alone[task]["scores"][number]["value"], abs=1e-6)
+    failed = run_ranks(on_ranks, 2, run, root / "elsewhere", names)
+    assert all(status == 2 and "no image_folder in" in err for status, _, err in failed)
 
 
 def test_limit_and_split(run, root, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +109,8 @@ def run_suite(options: argparse.Namespace) -> int:
     from flava_ds.evaluation.opening import open_model
     from flava_ds.report.suite_page import markdown, write_pages
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--suite runs in one process; start it without a launcher, or use --task")
     if options.split is not None:
         raise UserError("--split is for --task; a suite reports on each data set's test split")
     if not options.data.is_dir():

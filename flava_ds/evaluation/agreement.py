@@ -1,6 +1,6 @@
 """Agreement of predictions with labels beyond accuracy: F1, Matthews, Pearson and Spearman.
 
-Each comes with the bootstrap's standard error: the spread over test sets drawn with replacement from this
+Each comes with the bootstrap's standard error and interval, over test sets drawn with replacement from this
 one.
 """
 
@@ -12,9 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from flava_ds.evaluation.protocols import Score, Unit
+from flava_ds.evaluation.statistics import RESAMPLES, SEED, interval
 
-DRAWS = 200
-"""Number of test sets that the bootstrap draws."""
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -57,11 +56,12 @@ def pearson_and_spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def scored(statistic: Statistic, predicted: np.ndarray, labels: np.ndarray, unit: Unit = "share") -> Score:
-    """Returns a statistic with its bootstrap standard error: [N], [N]."""
-    draw = np.random.default_rng(0)
+    """Returns a statistic with its bootstrap standard error and interval: [N], [N]."""
+    draw = np.random.default_rng(SEED)
     found = [
         statistic(predicted[rows], labels[rows])
-        for rows in (draw.integers(0, len(labels), len(labels)) for _ in range(DRAWS))
+        for rows in (draw.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES))
     ]
     error = float(np.std(found, ddof=1)) if len(labels) > 1 else None
-    return Score(statistic(predicted, labels), len(labels), error, unit)
+    value = statistic(predicted, labels)
+    return Score(value, len(labels), error, unit, interval=interval(np.array(found)))

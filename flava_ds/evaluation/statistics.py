@@ -48,17 +48,17 @@ def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
     draw = np.random.default_rng(SEED)
     drawn = sum(_drawn_means(part[:, None], draw) for part in classes) / len(classes)
     value = float(np.mean([part.mean() for part in classes]))
-    return Score(value, len(labels), error, interval=_interval(drawn))
+    return Score(value, len(labels), error, interval=interval(drawn))
 
 
 def _interval_of_mean(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
     """Returns between what the means of resampled groups lie."""
     if groups is None:
-        return _interval(_drawn_means(values[:, None], np.random.default_rng(SEED)))
+        return interval(_drawn_means(values[:, None], np.random.default_rng(SEED)))
     _, number = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(number, values), np.bincount(number)], axis=1)
     drawn = _drawn_means(sums, np.random.default_rng(SEED))
-    return _interval(drawn[:, 0] / drawn[:, 1])
+    return interval(drawn[:, 0] / drawn[:, 1])
 
 
 def _drawn_means(rows: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -72,7 +72,8 @@ def _drawn_means(rows: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return drawn[:, 0] if rows.shape[1] == 1 else drawn
 
 
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
+def interval(drawn: np.ndarray) -> tuple[float, float]:
+    """Returns between which values 95 % of the bootstrap's draws lie: [RESAMPLES]."""
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
@@ -103,7 +104,7 @@ def _interval_of_area(scores: np.ndarray, labels: np.ndarray) -> tuple[float, fl
         size = min(step, RESAMPLES - start)
         above, below = (draw.multinomial(h.sum(), h / h.sum(), size=size) for h in (right, wrong))
         areas.append((above * (np.cumsum(below, axis=1) - below / 2)).sum(1) / (right.sum() * wrong.sum()))
-    return _interval(np.concatenate(areas))
+    return interval(np.concatenate(areas))
 
 
 def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[int, ...]) -> np.ndarray:

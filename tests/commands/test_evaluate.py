@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         ([], "RUN is missing"),
         (
             [elsewhere],
-            "did not train on the demo's data, so name a task. tasks for --task: animal_silhouettes",
+            "did not train on the demo's data, so name a task. tasks for --task: ",
         ),
         ([run, *task], "--task needs --data ROOT"),
         ([run, "--data", root], "--data requires --task"),

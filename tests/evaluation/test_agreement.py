@@ -48,5 +48,7 @@ def test_the_error_is_that_of_the_mean_where_the_number_is_one():
     hits = (draw.random(400) < 0.8).astype(int)
     found = agreement.scored(lambda p, y: float(np.mean(p == y)), hits, np.ones(400, dtype=int))
     assert found.n == 400 and found.standard_error == pytest.approx(np.sqrt(0.8 * 0.2 / 400), rel=0.15)
+    low, high = found.interval
+    assert low < 0.8 < high and (high - low) / found.standard_error == pytest.approx(3.92, rel=0.1)
     again = agreement.scored(lambda p, y: float(np.mean(p == y)), hits, np.ones(400, dtype=int))
     assert again == found

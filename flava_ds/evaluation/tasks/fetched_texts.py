@@ -1,0 +1,31 @@
+"""Labelled texts that `flava-ds prepare fetch NAME` gets, as frozen probes and fine-tuned."""
+
+from flava_ds.evaluation.datasets.own_text import OwnText
+from flava_ds.evaluation.probe import TextProbe
+from flava_ds.evaluation.tasks.own_text import RECIPE
+from flava_ds.evaluation.tuning.fine_tuning import TextFineTuning
+from flava_ds.evaluation.tuning.goals import Classes
+
+LICENCES = {
+    "bbc_news": "the texts are the BBC's, for research",
+    "product_reviews": "CC-BY-4.0",
+    "tweets": "the messages are their authors', for research",
+}
+SETS = {
+    name: OwnText(
+        name=name,
+        folder=name,
+        licence=licence,
+        origin=f"`flava-ds prepare fetch {name} --data ROOT`",
+        layout="train.tsv and test.tsv with the columns text and label",
+    )
+    for name, licence in LICENCES.items()
+}
+TASKS = tuple(
+    task
+    for name, data in SETS.items()
+    for task in (
+        TextProbe(f"{name}_probe", data),
+        TextFineTuning(f"{name}_tuned", data, Classes(), RECIPE),
+    )
+)

@@ -45,6 +45,7 @@ setup(
         "fsspec>=2025.9",
         "tqdm>=4.66",
         "webdataset>=1.0.2",
+        "pyyaml>=6",
         "prometheus-client>=0.20",
     ],
     extras_require={

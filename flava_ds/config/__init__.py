@@ -28,6 +28,7 @@ from flava_ds.config.tree import (
     check,
     load,
     parse,
+    rebuild,
     save,
 )
 from flava_ds.errors import did_you_mean
@@ -57,6 +58,7 @@ __all__ = [
     "from_dict",
     "load",
     "parse",
+    "rebuild",
     "save",
     "to_dict",
 ]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
@@ -315,9 +315,17 @@ def load(path: Path) -> Config:
 def parse(text: bytes, where: str) -> Config:
     """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
-        return check(_without_code(from_dict(Config, modernised(loads(text.decode("utf-8"))))))
+        return rebuild(modernised(loads(text.decode("utf-8"))))
     except (ConfigError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise ConfigError(f"{where}: {error}") from error
+
+
+def rebuild(data: dict[str, Any]) -> Config:
+    """Builds the configuration that a file describes in plain types.
+
+    Raises: ConfigError on an unknown or missing key, naming it.
+    """
+    return check(_without_code(from_dict(Config, data)))
 
 
 def _without_code(config: Config) -> Config:

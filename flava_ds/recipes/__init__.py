@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from flava_ds import config as configuration
 from flava_ds.config import Config, did_you_mean
+from flava_ds.config.new_sources import add_sources
 from flava_ds.config.options import override
 from flava_ds.errors import ConfigError
-from flava_ds.recipes import outside
+from flava_ds.recipes import outside, partial
 from flava_ds.recipes.stages import Stages
 
 
@@ -39,6 +40,7 @@ class Recipes(Mapping[str, Callable[[], Any]]):
 
 RECIPES = Recipes(
     "demo",
+    "flava_tiny",
     "flava_base",
     "flava_large",
     "flava_debug",
@@ -52,7 +54,7 @@ RECIPES = Recipes(
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full")
 """Those that are several runs in a row: functions that return Stages."""
-WAYS = "the path of a saved config.json, or FILE.py:FUNCTION"
+WAYS = "the path of a saved config.json, a FILE.yaml or .json with `base: RECIPE`, or FILE.py:FUNCTION"
 """Alternatives to a recipe's name."""
 
 
@@ -63,7 +65,8 @@ def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Co
 
     Raises: ConfigError on an unknown recipe, an unknown or malformed option, or an impossible combination.
     """
-    return configuration.check(without_idle_sources(override(load_recipe(recipe), overrides, beside=beside)))
+    config = add_sources(load_recipe(recipe), overrides)
+    return configuration.check(without_idle_sources(override(config, overrides, beside=beside)))
 
 
 def without_idle_sources(config: Config) -> Config:
@@ -85,8 +88,10 @@ def without_idle_sources(config: Config) -> Config:
     )
 
 
-def load_recipe(recipe: str) -> Config:
-    """Calls the recipe of this name or location, or reads the saved configuration at this path.
+def load_recipe(recipe: str, depth: int = 0) -> Config:
+    """Calls the recipe of this name or at this place, or reads the configuration at this path.
+
+    `depth` counts the files that stand on it, which may not name code.
 
     Raises: ConfigError if there is none.
     """
@@ -96,14 +101,19 @@ def load_recipe(recipe: str) -> Config:
         raise ConfigError(f"'{recipe}' is several runs in a row; `flava-ds train {recipe}` runs them")
     path = Path(recipe)
     if outside.is_outside(recipe):
+        if depth:
+            raise ConfigError(
+                f"base '{recipe}' is code, which a file cannot name; give a recipe of the package or a "
+                "file, or start from the code and set fields by options"
+            )
         return cast(Config, outside.call(recipe))
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix == ".json" or partial.is_yaml(path) or path.is_file():
         if not path.is_file():
             raise ConfigError(
                 f"{path}: no such file; give the config.json of a run, or one of the recipes "
                 f"{', '.join(RECIPES)}"
             )
-        return configuration.load(path)
+        return partial.read(path, load_recipe, depth)
     suggestion = (
         did_you_mean(recipe, [*RECIPES, *SEQUENCES])
         or f"; choose one of {', '.join(RECIPES)}, or give {WAYS}"

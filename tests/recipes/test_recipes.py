@@ -69,7 +69,7 @@ def test_saved_configuration_takes_overrides(tmp_path):
     ("recipe", "overrides", "message"),
     [
         ("flava_bose", [], "no recipe named 'flava_bose'; did you mean 'flava_base'?"),
-        ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_base, flava_large, flava_debug"),
+        ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_tiny, flava_base, flava_large"),
         ("gone/config.json", [], "gone/config.json: no such file"),
         (
             "flava_base",
@@ -81,7 +81,7 @@ def test_saved_configuration_takes_overrides(tmp_path):
         (
             "flava_base",
             ["--data.sources.0.shards", "x"],
-            "unknown option '--data.sources.0.shards'; did you mean '--data.sources.pmd.shards'?",
+            "no source is called '0'; there is pmd, imagenet, text; to add it, give --data.sources.0.kind",
         ),
         (
             "flava_base",

@@ -1,0 +1,94 @@
+"""Files that change a recipe: YAML or JSON with the recipe's name under `base` and the fields that differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flava_ds import config as configuration
+from flava_ds.config import Config
+from flava_ds.config.places import alternatives, plain
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.config.variants import Variant, find, is_position, switched
+from flava_ds.errors import ConfigError
+
+BASE = "base"
+YAML = (".yaml", ".yml")
+MOST_BASES = 8
+"""Files that may stand on one another."""
+_MOST_BYTES = 2**20
+
+
+def is_yaml(path: Path) -> bool:
+    """Says whether a recipe's place is a YAML file, by its name."""
+    return path.suffix.lower() in YAML
+
+
+def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0) -> Config:
+    """Reads a file: a whole configuration in JSON, or the changes of the recipe that its key `base` names.
+
+    `load_base(name, depth)` finds that recipe. Sections are merged field by field, and sources and objectives
+    by name; any other value, lists among them, replaces the recipe's. Without `name`, the run is called as
+    the file.
+
+    Raises: ConfigError naming the file and the key.
+    """
+    data = _parse(path)
+    if not (is_yaml(path) or (isinstance(data, dict) and BASE in data)):
+        return configuration.load(path)
+    if not isinstance(data, dict) or not isinstance(data.get(BASE), str):
+        raise ConfigError(
+            f"{path}: key '{BASE}' is missing; it names the recipe that the file changes, e.g. "
+            f"{BASE}: flava_tiny"
+        )
+    if depth == MOST_BASES:
+        raise ConfigError(f"{path}: stands on more than {MOST_BASES} files; one may name itself by '{BASE}'")
+    changes = {"name": path.stem} | {key: value for key, value in data.items() if key != BASE}
+    base = data[BASE]
+    beside = path.parent / base
+    try:
+        config = load_base(str(beside) if beside.suffix in (".json", *YAML) else base, depth + 1)
+        return configuration.rebuild(_merged(config, Config, changes, ""))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _parse(path: Path) -> Any:
+    """Reads a file as what its name says.
+
+    Raises: ConfigError.
+    """
+    try:
+        if not is_yaml(path):
+            return loads(read_small(path))
+        from flava_ds.config import yaml_files  # here, as JSON must not cost PyYAML
+
+        return yaml_files.loads(read_small(path, _MOST_BYTES).decode("utf-8"))
+    except ValueError as error:  # neither JSON nor YAML, or no UTF-8
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _merged(value: Any, hint: Any, changes: Any, where: str) -> Any:
+    """Returns the plain types of `value` with `changes` in it; `where` is its name with a dot behind it."""
+    base = next((part for part in alternatives(hint) if is_position(part)), None)
+    if base is not None and isinstance(changes, dict) and "type" in changes:
+        label = f"{where}type"
+        kind: type[Variant] = find(base, changes["type"], label)
+        value = switched(value, kind, label)
+    if not isinstance(changes, dict) or value is None:
+        return changes
+    if dataclasses.is_dataclass(value):
+        hints = typing.get_type_hints(type(value), include_extras=True)
+        below = {key: (getattr(value, key), hints[key]) for key in changes if key in hints}
+    elif isinstance(value, Mapping):
+        inner = typing.get_args(plain(alternatives(hint)[0]))[1]
+        below = {key: (value[key], inner) for key in changes if key in value}
+    else:
+        return changes
+    return configuration.to_dict(value) | {
+        key: _merged(*below[key], change, f"{where}{key}.") if key in below else change
+        for key, change in changes.items()
+    }

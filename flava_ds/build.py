@@ -13,9 +13,11 @@ from flava_ds.checkpoints import checkpoint
 from flava_ds.checkpoints.keeper import CheckpointKeeper
 from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
 from flava_ds.config import Config
+from flava_ds.data.first_look import look_over
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
 from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
 from flava_ds.storage.index import index_missing
@@ -55,6 +57,9 @@ def build(config: Config) -> Trainer:
     first_step = resumed.step if resumed else 0
     loader = build_loader(config, world, first_step, resumed.data if resumed else None)
     checkpoint.record(config, world)
+    if world.is_main:
+        for line in preview(config, task, loader, world.size, world.device.type):
+            log.info(line)
     return build_trainer(config, engine, loader, first_step, resumed.spikes if resumed else None)
 
 
@@ -119,20 +124,13 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     error: UserError | None = None
     # one process per machine indexes shards without an index; the others then find it
     if world.local_rank == 0:
-        error = _index_shards(config)
+        error = index_shards(config)
     raise_together(world, error)
     try:
         pin_memory = world.device.type == "cuda"
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=pin_memory)
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
-        for name, source in loader.sources.items():
-            size = config.global_batch_size(name)
-            if source.source.weight > 0 and source.length is not None and source.length < size:
-                raise DataError(
-                    f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer "
-                    f"than the {size} of one step over all ranks; add shards, or set "
-                    f"--data.sources.{name}.global-batch-size to {source.length} or less"
-                )
+        look_over(config, loader.sources)
         if saved_state is not None:
             loader.check_state(saved_state)
     except UserError as problem:
@@ -165,8 +163,8 @@ def compare_data(world: World, loader: StepLoader) -> None:
             ).everywhere()
 
 
-def _index_shards(config: Config) -> UserError | None:
-    """Indexes the shards of all sources; returns any error."""
+def index_shards(config: Config) -> UserError | None:
+    """Indexes the shards of all sources; returns what went wrong."""
     try:
         for name, source in config.drawn_sources.items():
             if source.reading == "indexed" and source.reader is None:

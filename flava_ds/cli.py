@@ -16,6 +16,7 @@ from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
 from flava_ds.commands import prepare as prepare_command
+from flava_ds.commands import train as train_command
 from flava_ds.commands.runs import require_run
 from flava_ds.commands.standard_output import reader_is_gone
 from flava_ds.errors import UserError, did_you_mean
@@ -138,22 +139,7 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         add_help=False,
     )
     add_recipe(command)
-    command.add_argument(
-        "--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)"
-    )
-    command.add_argument(
-        "--master-port", type=int, help="rendezvous port of the deepspeed launcher (default: a free one)"
-    )
-    command.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="restart all ranks after a failure, at most N times, through torchrun",
-    )
-    command.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the command and stop"
-    )
+    train_command.add_arguments(command)
     add_plugin(command)
     command = add(
         "config", show_config, "print the resolved configuration as JSON", epilog=overrides, add_help=False
@@ -170,9 +156,9 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
-        "demo, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, "
-        "demo_simclr, demo_dino, demo_mlm, FILE.py:FUNCTION, or a run's config.json; several in a row: "
-        "flava_base_full, demo_full"
+        "demo, flava_tiny, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, "
+        "demo_simclr, demo_dino, demo_mlm, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and "
+        "what differs, or a run's config.json; several in a row: flava_base_full, demo_full"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(
@@ -210,12 +196,8 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Checks the configuration and its inputs, then replaces this process by the launcher.
-
-    The stages of a sequence run one after the other, below this process.
-    """
+    """Starts a run, or rehearses it. The stages of a sequence run one after the other, below this process."""
     from flava_ds.commands import stages as stages_command
-    from flava_ds.commands import train as train_command
     from flava_ds.recipes import load_sequence
 
     if (sequence := load_sequence(options.recipe)) is not None:
@@ -224,15 +206,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
             return 0
         return stages_command.train(sequence, options, overrides)
     config = resolve_or_help(options, overrides)
-    if config is None:
-        return 0
-    train_command.check_options(options)
-    ranks = train_command.check_run(options, config)
-    command = train_command.compose(options, options.recipe, overrides, ranks, options.plugin)
-    if options.dry_run:
-        print(command)
-        return 0
-    return command.replace_process()
+    return 0 if config is None else train_command.run(config, options, overrides)
 
 
 def show_config(options: argparse.Namespace, overrides: list[str]) -> int:

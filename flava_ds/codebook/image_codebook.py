@@ -206,9 +206,10 @@ def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Ten
     for name, tensor in tensors.items():
         match = _FOREIGN_NAME.fullmatch(name)
         if match is None:
+            model = ", but to a whole model" if re.search(r"(image|text)_(model|encoder)\.", name) else ""
             raise CheckpointError(
-                f"{file}: tensor '{name}' does not belong to an image codebook; expected the names of "
-                "Hugging Face's FlavaImageCodebook or of this package"
+                f"{file}: tensor '{name}' does not belong to an image codebook{model}; train one with `flava-ds "
+                "codebook train SHARDS --out FILE`, or give a FlavaImageCodebook in Hugging Face's layout"
             )
         where = match["edge"] or f"groups.{int(match['group']) - 1}.{int(match['block']) - 1}.{match['conv']}"
         renamed[f"encoder.{where}.{'weight' if match['kind'].startswith('w') else 'bias'}"] = tensor

@@ -1,13 +1,59 @@
-"""Composes the command that trains a configuration, after a look at all that it will read."""
+"""`flava-ds train`: checks what can be checked, then becomes the launcher's command; or rehearses it all."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+from typing import TYPE_CHECKING
 
 from flava_ds.config import Config
-from flava_ds.errors import UserError
+from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
 from flava_ds.recipes.outside import absolute
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments beside the recipe."""
+    command.add_argument(
+        "--ranks", type=int, help="processes on this machine (default: one per GPU, at least one)"
+    )
+    command.add_argument(
+        "--master-port", type=int, help="rendezvous port of the deepspeed launcher (default: a free one)"
+    )
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start all ranks again after a failure, N times at most, through torchrun",
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check recipe, data, codebook and checkpoints, print parameters, epochs, memory and the "
+        "command, and stop",
+    )
+
+
+def run(config: Config, options: argparse.Namespace, overrides: list[str]) -> int:
+    """Checks the configuration and its inputs, then becomes the launcher's command; or rehearses it.
+
+    Raises: UserError.
+    """
+    check_options(options)
+    ranks = check_run(options, config)
+    command = compose(options, options.recipe, overrides, ranks, options.plugin)
+    if not options.dry_run:
+        command.replace_process()  # does not return
+    os.environ.update(command.environment)  # as the ranks have it
+    for line in rehearse(config, ranks, "cuda" if launch.count_gpus() else "cpu"):
+        print(line)
+    print(command)
+    return 0
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -49,3 +95,52 @@ def compose(
     return launch.plan_launch(
         recipe, words, ranks=ranks, gpus=gpus, port=options.master_port, debug=options.debug
     )
+
+
+def rehearse(config: Config, ranks: int, device_type: str) -> list[str]:
+    """Does what ranks do before their first step, as far as it needs no weights, and says what the run will
+    be: tokenizer, codebook, index, sources, model, and the checkpoint that the run would go on from. Shards
+    without an index get one, as they would at the start of the run.
+
+    Raises: UserError with what would end the run.
+    """
+    from flava_ds.build import index_shards
+    from flava_ds.codebook.image_codebook import load_codebook
+    from flava_ds.data.first_look import look_over
+    from flava_ds.data.loader import StepLoader
+    from flava_ds.preview import meta_task, preview
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config.model.load_tokenizer(config)
+    if config.computes_image_codes and config.codebook_weights not in (None, "random"):
+        load_codebook(str(config.codebook_weights), config.codebook)
+    task = meta_task(config)
+    check_checkpoint(config, task)
+    if (error := index_shards(config)) is not None:
+        raise error
+    loader = StepLoader(config, world_size=ranks)
+    look_over(config, loader.sources)
+    return preview(config, task, loader, ranks, device_type)
+
+
+def check_checkpoint(config: Config, task: Task) -> None:
+    """Raises CheckpointError when the run would go on from a checkpoint of another model."""
+    from flava_ds.checkpoints import files
+    from flava_ds.checkpoints.checkpoint import check_family
+    from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
+
+    place = files.place_of(config.run_path, config)
+    if not config.checkpoint.resume or (folder := files.latest(place)) is None:
+        return
+    check_family(folder, str(config.model.type))
+    reader = CheckpointReader(folder)
+    try:
+        shapes = {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
+        check_shapes(reader.shapes, shapes, str(folder))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another "
+            "--name"
+        ) from error
+    finally:
+        reader.close()

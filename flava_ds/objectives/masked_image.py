@@ -54,6 +54,13 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
                 f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit "
                 f"into num_masked_patches {self.num_masked_patches}"
             )
+        if self.num_masked_patches > config.model.num_patches:
+            raise ConfigError(
+                f"{where}: num_masked_patches {self.num_masked_patches} is more than the "
+                f"{config.model.num_patches} patches of a picture; set --{where}.num-masked-patches to about "
+                f"{max(1, round(0.4 * config.model.num_patches))}, four in ten as published, and "
+                "min-patches-per-block below it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +151,7 @@ def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.
     masked, failed = np.zeros(len(seeds), dtype=np.int64), np.zeros(len(seeds), dtype=np.int64)
     log_ratio = np.log(config.min_aspect_ratio)
     lines = np.arange(grid)
-    limit = min(config.num_masked_patches, grid * grid)
+    limit = config.num_masked_patches
     active, turn = np.arange(len(seeds) if limit > 0 else 0), 0
     while active.size:
         area, ratio, row, column = uniforms(seeds[active], 4, stream=_STREAM, start=4 * turn).T

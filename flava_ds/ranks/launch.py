@@ -223,7 +223,7 @@ def check_inputs(config: Config) -> None:
     if weights is None and config.computes_image_codes:
         raise ConfigError(
             "codebook_weights is not set, but image codes are computed on the device; give "
-            "--codebook-weights FILE"
+            "--codebook-weights FILE; `flava-ds codebook train SHARDS --recipe RECIPE --out FILE` makes one"
         )
     if weights not in (None, "random") and not Path(weights).exists():
         raise ConfigError(

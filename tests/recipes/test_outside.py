@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flava_ds import cli
+from flava_ds.commands import train as train_command
 from flava_ds.config import OptimizerConfig, to_dict
 from flava_ds.errors import ConfigError
 from flava_ds.ranks import launch
@@ -233,6 +234,7 @@ def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports
 def test_ranks_get_the_place_and_the_plugins_whatever_their_folder(folder, monkeypatch, capfd):
     monkeypatch.setattr(launch, "check_inputs", lambda config: None)
     monkeypatch.setattr(launch, "count_gpus", lambda: 0)
+    monkeypatch.setattr(train_command, "rehearse", lambda *_: [])  # it would want shards
     words = ("train", "tiger_recipe.py:mine", "--dry-run", "--plugin", "neighbour.py", "--seed", "3")
     place = f"{folder}/tiger_recipe.py:mine --plugin={folder}/neighbour.py --seed 3\n"
     for ranks in (("--ranks", "1"), ("--ranks", "2"), ("--ranks", "2", "--max-restarts", "1")):

@@ -1,0 +1,63 @@
+"""What can be told of sources before the first step: samples for a batch, captions under the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flava_ds.config import Config
+from flava_ds.config.plain_files import loads
+from flava_ds.data.indexed import IndexedShards
+from flava_ds.errors import DataError
+from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
+
+LOOKED_AT = 32
+"""Samples whose captions are looked for."""
+
+
+def look_over(config: Config, sources: Mapping[str, Any]) -> None:
+    """Looks at opened sources by name.
+
+    Raises: DataError for a source with fewer samples than a step draws, or without a caption in its first
+    samples.
+    """
+    for name, source in sources.items():
+        size = config.global_batch_size(name)
+        if source.source.weight > 0 and source.length is not None and source.length < size:
+            raise DataError(
+                f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer than "
+                f"the {size} of one step over all ranks; add shards, or set "
+                f"--data.sources.{name}.global-batch-size to {source.length} or less"
+            )
+        if isinstance(source, IndexedShards) and source.source.caption_key and source.kind != "image":
+            _look_for_captions(source, source.source.caption_key)
+
+
+def _look_for_captions(source: IndexedShards, key: str) -> None:
+    """Raises DataError when none of the first samples has a caption in its .json's field."""
+    fields: dict[str, None] = {}
+    for number in range(min(LOOKED_AT, len(source))):
+        try:
+            found = source.read(number, ("caption",))
+            source.decode(found, number, 0, draw=0.0)
+        except SampleFault as fault:
+            if fault.reason == faults.MISSING_CAPTION:
+                fields |= dict.fromkeys(_fields(found["caption"]))
+            continue
+        return
+    if fields:
+        option = f"--data.sources.{source.name}.caption-key"
+        raise DataError(
+            f"source '{source.name}': caption_key '{key}' holds no caption in any of the first "
+            f"{min(LOOKED_AT, len(source))} samples, whose .json has {', '.join(fields)}; set {option} to "
+            f"one of these, or {option} None for the .txt"
+        )
+
+
+def _fields(record: bytes) -> list[str]:
+    """Returns the names in a sample's .json."""
+    try:
+        return list(loads(record))
+    except (ValueError, TypeError):
+        return []

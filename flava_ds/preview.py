@@ -1,0 +1,188 @@
+"""What a run is going to be, in four lines: parameters, data, memory, and the first line of its log.
+
+A dry run prints them of a model without weights; rank 0 of a real run prints them of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from flava_ds.config import Config
+from flava_ds.data.loader import StepLoader
+from flava_ds.training.engine_config import merged_settings, zero_stage
+from flava_ds.training.task import Task
+
+GIB = 2**30
+
+
+def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_type: str) -> list[str]:
+    """Returns the lines; `task` may be on the meta device."""
+    return [
+        parameters(task),
+        data(config, loader),
+        memory(config, task, ranks, device_type),
+        first_line(config, task, loader),
+    ]
+
+
+def parameters(task: Task) -> str:
+    """Counts the trainable parameters of the model's parts and of the objectives' heads."""
+    parts: dict[str, int] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            words = name.split(".")
+            part = words[1] if words[0] == "model" else f"head of {words[1]}"
+            parts[part] = parts.get(part, 0) + _numel(parameter)
+    listed = ", ".join(f"{name} {_millions(count)}" for name, count in sorted(parts.items(), key=_largest))
+    return f"parameters: {_millions(sum(parts.values()))} ({listed})"
+
+
+def data(config: Config, loader: StepLoader) -> str:
+    """Says of every source how large it is, how many steps pass over it once, and how often the run does."""
+    steps = _steps_of_sources(config, loader)
+    return "data: " + "; ".join(
+        _source(config.global_batch_size(name), source.length, steps[name], name)
+        for name, source in loader.sources.items()
+    )
+
+
+def _source(batch: int, length: int | None, steps: float, name: str) -> str:
+    if length is None:
+        return f"{name} is a stream of unknown length, {steps:,.0f} steps of {batch:,}"
+    per_epoch = length / batch
+    return (
+        f"{name} {length:,} samples, {per_epoch:,.1f} steps an epoch at {batch:,}, {steps:,.0f} steps = "
+        f"{steps / per_epoch:,.1f} epochs"
+    )
+
+
+def _steps_of_sources(config: Config, loader: StepLoader) -> dict[str, float]:
+    """Returns how many of the run's steps draw each source, by its shares."""
+    total, steps = config.training.total_steps, dict.fromkeys(loader.sources, 0.0)
+    ends = [first for first, _ in loader.stages[1:]] + [total]
+    for (first, shares), end in zip(loader.stages, ends, strict=True):
+        for name, share in shares.items():
+            steps[name] += float(share) * max(0, min(end, total) - first)
+    return steps
+
+
+def memory(config: Config, task: Task, ranks: int, device_type: str) -> str:
+    """Estimates what a rank holds: weights, gradients and the optimizer's state exactly, by ZeRO stage, and
+    the activations of its largest micro-batch by rule of thumb.
+    """
+    stage = zero_stage(merged_settings(config, ranks, device_type))
+    held = bytes_of_state(config, task, ranks, stage)
+    activations = max(
+        (bytes_of_activations(config, task, name, ranks, device_type) for name in config.drawn_sources),
+        default=0,
+    )
+    about = (
+        f"{held / GIB:.2f} GiB of weights, gradients and optimizer (ZeRO {stage}, {ranks} "
+        f"rank{'s' * (ranks > 1)})"
+    )
+    if not activations:
+        return f"memory of a rank: {about}; activations are not estimated for this family"
+    return (
+        f"memory of a rank, an estimate: {(held + activations) / GIB:.2f} GiB = {about} + "
+        f"{activations / GIB:.2f} GiB of activations of the largest micro-batch; libraries and loader "
+        "processes come on top"
+    )
+
+
+def bytes_of_state(config: Config, task: Task, ranks: int, stage: int) -> float:
+    """Returns the bytes of a rank's weights, gradients, fp32 copies and moments under a ZeRO stage."""
+    trained = sum(_numel(parameter) for parameter in task.parameters() if parameter.requires_grad)
+    frozen = sum(_numel(parameter) for parameter in task.parameters() if not parameter.requires_grad)
+    width = 4 if config.training.precision == "fp32" else 2
+    optimizer = config.optimizer.build([{"params": [torch.nn.Parameter(torch.empty(0))]}])
+    moments = len(getattr(optimizer, "moments", ()))
+    # the optimizer moves fp32 weights: a copy beside those in half precision, and ZeRO's flat one
+    copy = 4 if width == 2 or stage else 0
+    divided = {"optimizer": 1 <= stage, "gradients": 2 <= stage, "weights": 3 <= stage}
+    each = {"optimizer": copy + 4 * moments, "gradients": width, "weights": width}
+    return width * frozen + sum(
+        trained * size / (ranks if divided[what] else 1) for what, size in each.items()
+    )
+
+
+def bytes_of_activations(config: Config, task: Task, name: str, ranks: int, device_type: str) -> float:
+    """Estimates what the backward pass of a source's micro-batch needs, texts taken at their longest.
+
+    Eight vectors of the hidden and two of the MLP's width for each token and layer; on a CPU, attention's
+    probabilities as well. With activation checkpointing, each layer's input alone.
+    """
+    source, size = config.data.sources[name], config.micro_batch_size(name, ranks)
+    masked = any("_masked" in view for own in task.active(source.kind).values() for view in own.needs)
+    passes = 1 + source.masked_share if masked and source.kind == "pair" else 1.0
+    width, total = 4 if config.training.precision == "fp32" else 2, 0.0
+    for shape, tokens in _encoders(config, source):
+        fused = not (hasattr(shape, "num_patches") or hasattr(shape, "max_position_embeddings"))
+        values = 8 * shape.hidden_size + 2 * shape.intermediate_size
+        if config.training.activation_checkpointing:
+            values = shape.hidden_size
+        elif device_type == "cpu":
+            values += shape.num_attention_heads * tokens
+        rows = size * tokens * (source.masked_share if fused else passes)
+        total += width * rows * shape.num_hidden_layers * values
+    return total
+
+
+def _encoders(config: Config, source: Any) -> Iterator[tuple[Any, int]]:
+    """Yields the encoders that a source's batches pass through, with the tokens of a sample there."""
+    holds, model = config.model.kinds[source.kind], config.model
+    shapes = [getattr(model, field.name) for field in dataclasses.fields(model)]
+    image = next((1 + shape.num_patches for shape in shapes if hasattr(shape, "num_patches")), 0)
+    for shape in shapes:
+        if not hasattr(shape, "num_hidden_layers"):
+            continue
+        if hasattr(shape, "num_patches"):
+            tokens = image if holds != "text" else 0
+        elif hasattr(shape, "max_position_embeddings"):
+            tokens = source.max_tokens if holds != "image" else 0
+        else:
+            tokens = 1 + image + source.max_tokens if holds == "pair" else 0
+        if tokens:
+            yield shape, tokens
+
+
+def first_line(config: Config, task: Task, loader: StepLoader) -> str:
+    """Shows what the log's first line will look like, and which objectives nothing feeds."""
+    every = config.logging.every_steps or config.training.total_steps
+    steps = min(every, config.training.total_steps)
+    drawn = {loader.sources[loader.round_robin.source_at(step)].kind for step in range(min(steps, 1000))}
+    fed = {source.kind for source in loader.sources.values()}
+    losses = [name for name, own in task.objectives.items() if own.kinds & drawn]
+    idle = [name for name, own in task.objectives.items() if not own.kinds & fed]
+    line = (
+        f"step {steps}/{config.training.total_steps} | {' '.join(f'{name} ...' for name in losses)} | ... "
+        "samples/s | data wait ...% | ... FLOP/s = ...% of GEMM rate | ... GiB | ETA h:mm:ss"
+    )
+    without = f"; {', '.join(idle)}: idle, as no source has {' or '.join(_kinds(task, idle))}" if idle else ""
+    return f"the log begins with: {line}{without}"
+
+
+def _kinds(task: Task, names: list[str]) -> list[str]:
+    return sorted({str(kind) for name in names for kind in task.objectives[name].kinds})
+
+
+def _numel(parameter: Any) -> int:
+    """Returns a parameter's elements, of a part that ZeRO 3 has divided too."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _largest(entry: tuple[str, int]) -> int:
+    return -entry[1]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+
+
+def meta_task(config: Config) -> Task:
+    """Builds the model with its objectives without any weights: shapes alone."""
+    with torch.device("meta"):
+        return config.model.build(config)

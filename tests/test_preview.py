@@ -1,0 +1,62 @@
+"""What a run says of itself beforehand, against numbers counted by hand."""
+
+import dataclasses
+
+import pytest
+
+from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task
+from flava_ds.recipes import resolve
+
+
+@pytest.fixture(scope="module")
+def task():
+    """flava_tiny without weights."""
+    return meta_task(resolve("flava_tiny", []))
+
+
+def test_a_model_without_weights_has_the_shapes_of_one_with(task):
+    config = resolve("flava_tiny", [])
+    real = config.model.build(config)
+    assert all(parameter.is_meta for parameter in task.parameters())
+    assert {n: p.shape for n, p in task.named_parameters()} == {
+        n: p.shape for n, p in real.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "stage", "ranks", "bytes_each"),
+    [
+        ([], 0, 4, 2 + 2 + 4 + 8),  # bf16 weights and gradients, fp32 weights, two moments
+        ([], 1, 4, 2 + 2 + (4 + 8) / 4),
+        ([], 2, 4, 2 + (2 + 4 + 8) / 4),
+        ([], 3, 4, (2 + 2 + 4 + 8) / 4),
+        (["--training.precision", "fp32"], 0, 1, 4 + 4 + 8),
+        (["--optimizer", "lion"], 1, 1, 2 + 2 + 4 + 4),
+    ],
+)
+def test_state_follows_the_zero_stage(task, words, stage, ranks, bytes_each):
+    numel = sum(parameter.numel() for parameter in task.parameters())
+    assert bytes_of_state(resolve("flava_tiny", words), task, ranks, stage) == numel * bytes_each
+
+
+def test_activations_of_a_pair_by_hand(task):
+    config, values = resolve("flava_tiny", []), 8 * 192 + 2 * 768
+    # two views of 50 image tokens and 77 text tokens, one fused sequence of 128; bf16
+    rows = 2 * 50 * 4 + 2 * 77 * 3 + 128 * 2
+    assert bytes_of_activations(config, task, "pairs", 2, "cuda") == 32 * 2 * values * rows
+    half = config.with_sources({"pairs": dataclasses.replace(config.data.sources["pairs"], masked_share=0.5)})
+    rows = 1.5 * 50 * 4 + 1.5 * 77 * 3 + 0.5 * 128 * 2
+    assert bytes_of_activations(half, task, "pairs", 2, "cuda") == 32 * 2 * values * rows
+
+
+def test_recomputed_activations_keep_the_inputs_of_the_blocks(task):
+    config = resolve("flava_tiny", ["--training.activation-checkpointing"])
+    rows = 2 * 50 * 4 + 2 * 77 * 3 + 128 * 2
+    assert bytes_of_activations(config, task, "pairs", 1, "cpu") == 64 * 2 * 192 * rows
+
+
+def test_a_family_of_two_towers_has_no_masked_passes():
+    config = resolve("clip_base", ["--training.global-batch-size", "8"])
+    assert config.training.activation_checkpointing  # the inputs of 12 blocks, in bf16
+    expected = 8 * 2 * 12 * (197 * 768 + 77 * 512)
+    assert bytes_of_activations(config, meta_task(config), "pairs", 1, "cuda") == expected

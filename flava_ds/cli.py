@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flava_ds.commands import codebook as codebook_command
 from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
@@ -101,7 +102,7 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 
     add_run_commands(add)
     add_data_commands(add)
-    return parser, {train, show_config, codebook}
+    return parser, {train, show_config, codebook_command.run_train}
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -175,21 +176,8 @@ def add_plugin(command: argparse.ArgumentParser) -> None:
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds codebook and prepare."""
-    overrides = "train: then any setting, e.g. --total-steps 2000 --lr 1e-3 --max-seconds 600"
-    command = add(
-        "codebook", codebook, "train an image codebook, or store its codes in shards", epilog=overrides
-    )
-    command.add_argument("action", choices=["train", "encode"])
-    command.add_argument("shards", metavar="SHARDS", help="folder, .tar or brace pattern with images")
-    command.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="train: the .safetensors file; encode: the folder for shards with codes",
-    )
-    command.add_argument("--codebook", type=Path, help="encode: the codebook's weights")
-    command.add_argument(
-        "--recipe", default="demo", help="recipe or config.json whose codebook is built (default: demo)"
+    codebook_command.add_actions(
+        add("codebook", codebook_command.run_train, "train an image codebook, or store the codes of shards")
     )
     purpose = "index, check and convert data, and list samples that a run must not see"
     prepare_command.add_actions(add("prepare", prepare_command.index, purpose))
@@ -269,21 +257,6 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 def convert(options: argparse.Namespace, _: list[str]) -> int:
     """Exports a run's weights, or imports foreign weights for --initial-weights."""
     return convert_command.run(options)
-
-
-def codebook(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Trains a codebook, or writes shards with codes."""
-    from flava_ds.commands import codebook as codebook_command
-
-    if options.action == "train":
-        codebook_command.train(options.recipe, options.shards, options.out, overrides)
-        return 0
-    if overrides:
-        raise UserError(f"codebook encode: unknown argument {overrides[0]}")
-    if options.codebook is None:
-        raise UserError("codebook encode needs --codebook FILE, the weights to encode with")
-    codebook_command.encode(options.recipe, options.shards, options.codebook, options.out)
-    return 0
 
 
 if __name__ == "__main__":

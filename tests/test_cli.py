@@ -126,7 +126,7 @@ def test_recipe_help_lists_fields_without_torch():
             ["convert", "gone", "--to", "safetensors", "out"],
             "gone holds neither a checkpoint nor model.safetensors",
         ),
-        (["codebook", "encode", "gone", "--out", "x"], "codebook encode needs --codebook FILE"),
+        (["codebook", "encode", "gone", "--out", "x"], "required: --codebook"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),
         (

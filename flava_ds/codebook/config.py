@@ -13,23 +13,35 @@ class CodebookTrainingConfig:
     """How to train the codebook. Defaults are DALL-E's; horizons are shares of the length, so they scale."""
 
     total_steps: int = 3_000_000
+    """Updates of the codebook."""
     max_seconds: float | None = None
-    """Time limit. A few steps are timed first, and total_steps becomes what fits; None keeps total_steps."""
+    """Time limit of the whole command, files included: total_steps becomes what fits by the speed of a few
+    steps measured before the start, and fewer where the machine slows down; None keeps total_steps.
+    """
     batch_size: int = 512
+    """Pictures of an update."""
     lr: float = 1e-4
+    """Peak learning rate."""
     min_lr: float = 1.25e-6
+    """Learning rate at the end of its cosine."""
     lr_share: float = 0.4
     """Share of the steps until the cosine reaches min_lr (1,200,000 of 3,000,000)."""
     warmup_share: float = 0.0
     """Share of the steps over which the learning rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the gradient's mean and of its square's."""
     eps: float = 1e-8
+    """AdamW's, in the denominator."""
     weight_decay: float = 1e-4
+    """AdamW's, of every weight."""
     temperature: float = 1.0
+    """Of the Gumbel-softmax relaxation at the start."""
     min_temperature: float = 1 / 16
+    """And at the end of its cosine."""
     temperature_share: float = 0.05
     """Share of the steps until the cosine reaches min_temperature (150,000 of 3,000,000)."""
     kl_weight: float = 6.6
+    """Weight of KL(q || uniform) of each cell: asks for codes that are not sure."""
     kl_share: float = 1 / 600
     """Share of the steps over which the KL weight rises from 0, as a cosine (5,000 of 3,000,000)."""
     usage_weight: float = 0.0
@@ -49,7 +61,7 @@ class CodebookTrainingConfig:
 
 
 DALLE = CodebookTrainingConfig()
-DEMO = CodebookTrainingConfig(
+SMALL = CodebookTrainingConfig(
     total_steps=5000,
     batch_size=32,
     lr=3e-3,
@@ -65,8 +77,8 @@ DEMO = CodebookTrainingConfig(
     precision="fp32",
     log_every=500,
 )
-"""The settings of the demo's codebook (flava_ds/demo/codebook.json): held-out MSE 0.021 at 16 pixels, 496 of
-512 codes used, perplexity 353, in four to five minutes of one free core. Always fp32, so that the same seed
+"""Small codebooks on a CPU. The demo's (flava_ds/demo/codebook.json) has a held-out MSE of 0.021 at 16 pixels
+and uses 496 of 512 codes, perplexity 353, in four to five minutes of one free core. Always fp32, so that the same seed
 gives the same codebook on every machine, up to rounding.
 
 Why they differ from DALL-E's, measured on 32-pixel icons with 3 groups of 1 block:
@@ -75,13 +87,23 @@ Why they differ from DALL-E's, measured on 32-pixel icons with 3 groups of 1 blo
 - Embeddings of std 1 / sqrt(vocab_size) turn one-hot inputs into almost nothing at the start. Std 1 improved
   this to MSE 0.025 and perplexity 49.
 - Evening out the batch mean instead of each cell (usage_weight 10, KL weight 1) raised perplexity to 90 at
-the
-  same MSE in 400 steps.
+  the same MSE in 400 steps.
 - On the demo's images at 16 pixels, 500 steps of these settings gave MSE 0.033 and 314 codes; KL weight 0.2
   with lr 2e-3 gave 0.036 and 358. Most codes come into use late: 397 after 3,000 of the 5,000 steps, when the
   temperature has reached its minimum.
 - An average of the weights was not tried: over 1,000 steps, it would still contain the start.
 """
+
+
+PRESETS = {"small": SMALL, "dalle": DALLE}
+"""By the names of --preset."""
+MANY_CODES = 4096
+"""From this vocabulary on, DALL-E's is the preset unless one is named."""
+
+
+def preset_of(vocab_size: int) -> str:
+    """Returns the preset for a codebook of so many codes where none is named."""
+    return "dalle" if vocab_size >= MANY_CODES else "small"
 
 
 def temperature_at(config: CodebookTrainingConfig, step: int, total_steps: int) -> float:

@@ -208,8 +208,8 @@ def _from_foreign_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Ten
         if match is None:
             model = ", but to a whole model" if re.search(r"(image|text)_(model|encoder)\.", name) else ""
             raise CheckpointError(
-                f"{file}: tensor '{name}' does not belong to an image codebook{model}; train one with `flava-ds "
-                "codebook train SHARDS --out FILE`, or give a FlavaImageCodebook in Hugging Face's layout"
+                f"{file}: tensor '{name}' does not belong to an image codebook{model}; train one with "
+                "`flava-ds codebook train SHARDS --out FILE`, or give a FlavaImageCodebook of Hugging Face"
             )
         where = match["edge"] or f"groups.{int(match['group']) - 1}.{int(match['block']) - 1}.{match['conv']}"
         renamed[f"encoder.{where}.{'weight' if match['kind'].startswith('w') else 'bias'}"] = tensor

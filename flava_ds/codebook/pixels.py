@@ -65,6 +65,16 @@ class PixelStream:
         held_out = min(held_out, total // 10)
         self._held_out, self._train = order[:held_out], order[held_out:]
 
+    @property
+    def pictures(self) -> int:
+        """How many there are to learn from."""
+        return len(self._train)
+
+    @property
+    def held_out_pictures(self) -> int:
+        """How many are held out."""
+        return len(self._held_out)
+
     def batch(self, step: int, size: int) -> Tensor:
         """Returns the images of one step without those that cannot be decoded: [b c H W] uint8."""
         epochs, places = np.divmod(step * size + np.arange(size), len(self._train))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -12,30 +11,29 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 
-from flava_ds.codebook.config import (
-    DALLE,
-    CodebookTrainingConfig,
-    check_training,
-    kl_weight_at,
-    learning_rate_at,
-    temperature_at,
-)
-from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
-from flava_ds.codebook.losses import CodebookLoss, code_usage, codebook_loss, gumbel_softmax
+from flava_ds.codebook.config import DALLE, CodebookTrainingConfig, temperature_at
+from flava_ds.codebook.image_codebook import save_codebook
+from flava_ds.codebook.interim import Begun, Interim
+from flava_ds.codebook.losses import CodebookLoss
 from flava_ds.codebook.pixels import PixelStream
+from flava_ds.codebook.progress import Deadline, Progress
+from flava_ds.codebook.trainer import CodebookTrainer
 from flava_ds.config import Config, SourceConfig, to_dict
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.storage.atomic import write_whole
 
 log = logging.getLogger(__name__)
 
-_CALIBRATION_STEPS = (3, 12)
-"""Warm-up steps and timed steps that determine the length if max_seconds is set."""
+SAVE_EVERY_S = 120.0
+"""Seconds between states of an unfinished training."""
+SAFETY, END_S = 2.0, 1.0
+"""How many times what a step or report took is kept free before the limit, and the seconds for the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,97 +68,6 @@ class CodebookReport:
         )
 
 
-class CodebookTrainer:
-    """One codebook with its optimizer and schedules. Everything random in a step comes from (seed, step)."""
-
-    def __init__(self, config: Config, training: CodebookTrainingConfig, device: torch.device) -> None:
-        check_training(training)
-        self.training, self.seed, self.device = training, config.seed, device
-        self.total_steps = training.total_steps
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.codebook = ImageCodebook(config.codebook)
-            if training.embedding_std is not None:
-                torch.nn.init.normal_(self.codebook.decoder.input.weight, std=training.embedding_std)
-        self.codebook.to(device, memory_format=torch.channels_last)
-        self.average = self.codebook
-        if training.ema_decay:
-            self.average = copy.deepcopy(self.codebook).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.codebook.parameters(),
-            lr=training.lr,
-            betas=training.betas,
-            eps=training.eps,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-
-    def step(self, step: int, pixels: Tensor) -> CodebookLoss:
-        """Makes one update from a batch of images: [b c H W] uint8."""
-        training, total = self.training, self.total_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(training, step, total)
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
-        pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            logits = rearrange(self.codebook.logits(pixels), "b v gh gw -> b gh gw v").float()
-            relaxed = gumbel_softmax(logits, temperature_at(training, step, total), generator)
-            output = self.codebook.decoder(rearrange(relaxed, "b gh gw v -> b v gh gw"))
-        loss = codebook_loss(
-            logits,
-            self.codebook.prepare(pixels),
-            output,
-            kl_weight_at(training, step, total),
-            training.usage_weight,
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        self.optimizer.step()
-        if training.ema_decay:
-            decay = min(training.ema_decay, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.codebook.parameters()), 1 - decay)
-        return loss
-
-    def calibrate(self, batch: Callable[[int], Tensor], max_seconds: float) -> None:
-        """Sets total_steps to what fits into max_seconds, from the median time of a few real steps.
-
-        Restores the state from before these steps.
-        """
-        parts = (self.codebook, self.average, self.optimizer)
-        state = copy.deepcopy([part.state_dict() for part in parts])
-        warm, timed = _CALIBRATION_STEPS
-        seconds, start = [], time.perf_counter()
-        for number in range(warm + timed):
-            before = time.perf_counter()
-            self.step(0, batch(number)).total.item()
-            seconds.append(time.perf_counter() - before)
-        left = max_seconds - (time.perf_counter() - start)
-        self.total_steps = max(1, int(left / sorted(seconds[warm:])[timed // 2]))
-        for part, saved in zip(parts, state, strict=True):
-            part.load_state_dict(saved)
-
-    def shorten(self, done: int, begin: float, deadline: float) -> None:
-        """Lowers total_steps to what still fits before `deadline` at the rate since `begin`.
-
-        Times are from perf_counter.
-        """
-        now = time.perf_counter()
-        self.total_steps = min(self.total_steps, done + max(0, int((deadline - now) * done / (now - begin))))
-
-    @torch.no_grad()
-    def evaluate(self, pixels: Tensor) -> tuple[float, float, int]:
-        """Encodes and decodes images with hard codes: mean squared error, perplexity, used codes."""
-        error, codes = 0.0, []
-        for part in pixels.split(128):
-            part = part.to(self.device, memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
-                codes.append(self.average.encode(part))
-                decoded = self.average.decode(codes[-1])
-            error += (decoded - part.float() / 255).square().sum().item()
-        perplexity, used = code_usage(torch.cat(codes), self.codebook.config.vocab_size)
-        return error / pixels.numel(), perplexity, used
-
-
 def train_codebook(
     config: Config,
     sources: Mapping[str, SourceConfig],
@@ -169,52 +76,169 @@ def train_codebook(
     training: CodebookTrainingConfig = DALLE,
     device: torch.device | str = "cpu",
     on_report: Callable[[CodebookReport], None] = lambda report: log.info("codebook %s", report),
+    tell: Callable[[str], None] = log.info,
+    save_every_s: float = SAVE_EVERY_S,
+    started: float | None = None,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> CodebookReport:
     """Trains config.codebook on the images of some sources and returns the last report.
 
-    Writes `out` (safetensors) and a summary next to it with suffix .json. Applies each source's transform, so
-    pass those of the run that will use the codes. Logs a warning if the codebook collapsed (perplexity under
-    a tenth of the vocabulary) or is no better than one colour per image.
+    A source's transform is applied, so give those of the run that will use the codes. `tell` hears the plan
+    before the first step and, by the clock, how far it is. Every `save_every_s` seconds, and where
+    `is_asked_to_stop`, the state is written beside `out`; the same call goes on from there, exactly. With
+    training.max_seconds, counted from `started` (time.perf_counter) or else the call on, all is done and
+    written within them. Ends with a warning in the log when the codebook collapsed (perplexity under a tenth
+    of the vocabulary) or is no better than one colour per image.
 
-    Raises: ConfigError for invalid settings; DataError for an unusable source or a loss that is not finite;
-    CheckpointError when `out` cannot be written.
+    Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not
+    finite; CheckpointError when `out` cannot be written, or an unfinished training there had other settings;
+    KeyboardInterrupt after a stop that was asked for.
     """
+    deadline = Deadline(training.max_seconds, started)
     trainer = CodebookTrainer(config, training, torch.device(device))
     _check_output(out)
     stream = PixelStream(config, sources, training.eval_samples)
-    held_out = stream.held_out()
-    start = time.perf_counter()
-    if training.max_seconds is not None:
-        trainer.calibrate(lambda step: stream.batch(step, training.batch_size), training.max_seconds)
-    done, begin, curve = 0, time.perf_counter(), []
-    while done < trainer.total_steps:
-        loss = trainer.step(done, stream.batch(done, training.batch_size))
-        done += 1
-        if done % training.log_every and done != trainer.total_steps:
-            continue
-        if training.max_seconds is not None:
-            trainer.shorten(done, begin, start + training.max_seconds)
+    interim = Interim(out, trainer, _settings(config, sources, training, stream))
+    begun = interim.load()
+    tell(describe_plan(trainer, stream, begun.done if begun else 0))
+    loop = _Loop(trainer, stream, interim, deadline, stream.held_out())
+    loop.on_report, loop.tell = on_report, tell
+    loop.save_every_s, loop.is_asked_to_stop = save_every_s, is_asked_to_stop
+    loop.fit(begun is None)
+    report, curve = loop.run(begun or Begun(0, 0.0, []))
+    _write(trainer, out, report, curve, config, sources)
+    interim.remove()
+    _warn(report)
+    return report
+
+
+@dataclass
+class _Loop:
+    """The steps of a training, with what happens between them."""
+
+    trainer: CodebookTrainer
+    stream: PixelStream
+    interim: Interim
+    deadline: Deadline
+    held_out: Tensor
+    on_report: Callable[[CodebookReport], None] = print
+    tell: Callable[[str], None] = print
+    save_every_s: float = SAVE_EVERY_S
+    is_asked_to_stop: Callable[[], bool] = lambda: False
+
+    def batch(self, step: int) -> Tensor:
+        """Returns the pictures of a step."""
+        return self.stream.batch(step, self.trainer.training.batch_size)
+
+    def fit(self, new: bool) -> None:
+        """Where there is a limit, measures the end, and of a new training how many steps fit."""
+        limit = self.trainer.training.max_seconds
+        if limit is None:
+            return
+        start = time.perf_counter()
+        self.trainer.evaluate(self.held_out)  # the last report is the larger part of what follows the steps
+        self.deadline.reserve = SAFETY * (time.perf_counter() - start) + END_S
+        if new:
+            self.trainer.calibrate(self.batch, self.deadline)
+            self.tell(f"{self.trainer.total_steps:,} steps fit into {limit:g} s")
+
+    def run(self, begun: Begun) -> tuple[CodebookReport, list[dict[str, Any]]]:
+        """Makes the steps that are left; returns the last report and all of them in short."""
+        trainer, training, (done, before, curve) = self.trainer, self.trainer.training, begun
+        progress, saved_at, slowest = Progress(self.tell, training.batch_size, done), time.perf_counter(), 0.0
+        while True:
+            started = time.perf_counter()
+            loss = trainer.step(done, self.batch(done))
+            done, now = done + 1, time.perf_counter()
+            slowest = max(slowest, now - started)
+            late = self.deadline.left < SAFETY * slowest
+            trainer.shorten(done, progress.rate(done, now), 0.0 if late else self.deadline.left)
+            progress.step(done, trainer.total_steps, lambda loss=loss: loss.total.item())
+            if done % training.log_every == 0 or done >= trainer.total_steps:
+                report = self._report(done, loss, progress, before)
+                curve.append({name: getattr(report, name) for name in _CURVE})
+                self.on_report(report)
+                if done >= trainer.total_steps:
+                    return report, curve
+            stop = self.is_asked_to_stop()
+            if stop or time.perf_counter() - saved_at > self.save_every_s:
+                self.interim.save(Begun(done, before + self.deadline.spent, curve))
+                saved_at = time.perf_counter()
+            if stop:
+                where = f"stopped at step {done}/{trainer.total_steps}"
+                self.tell(f"{where}; the same command goes on from {self.interim.path}")
+                raise KeyboardInterrupt
+
+    def _report(self, done: int, loss: CodebookLoss, progress: Progress, before: float) -> CodebookReport:
+        """Measures on the held-out pictures. Raises: DataError when the loss is not finite."""
+        training = self.trainer.training
         if not math.isfinite(loss.total.item()):
             raise DataError(
                 f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}"
             )
-        now = time.perf_counter()
-        speed = done * training.batch_size / (now - begin)
-        report = _report(trainer, held_out, done, loss, speed, now - start)
-        curve.append({name: getattr(report, name) for name in ("step", "mse", "perplexity", "used_codes")})
-        on_report(report)
+        speed = progress.rate(done, time.perf_counter()) * training.batch_size
+        return _report(self.trainer, self.held_out, done, loss, speed, before + self.deadline.spent)
+
+
+_CURVE = ("step", "mse", "perplexity", "used_codes")
+"""What the summary keeps of every report."""
+
+
+def describe_plan(trainer: CodebookTrainer, stream: PixelStream, done: int) -> str:
+    """Says what will be trained on what, for how long, before it begins."""
+    training, codebook = trainer.training, trainer.codebook.config
+    numel = sum(parameter.numel() for parameter in trainer.codebook.parameters())
+    epochs = trainer.total_steps * training.batch_size / stream.pictures
+    length = (
+        f"as many steps as fit into {training.max_seconds:g} s"
+        if training.max_seconds is not None and not done
+        else f"{trainer.total_steps:,} steps of {training.batch_size}, {epochs:,.1f} epochs"
+    )
+    start = f"going on after step {done:,}: " if done else ""
+    return (
+        f"{start}{stream.pictures:,} pictures of {codebook.image_size} px to learn from, "
+        f"{stream.held_out_pictures:,} held out; {codebook.vocab_size:,} codes, a grid of "
+        f"{codebook.grid_size} x {codebook.grid_size} a picture; {numel / 1e6:.2f} M parameters on "
+        f"{trainer.device}, {training.precision}; {length}; the time left follows within seconds"
+    )
+
+
+def _settings(
+    config: Config,
+    sources: Mapping[str, SourceConfig],
+    training: CodebookTrainingConfig,
+    stream: PixelStream,
+) -> dict[str, Any]:
+    """Returns what must be the same for a training to go on exactly."""
+    free = dataclasses.replace(training, max_seconds=None, log_every=1)
+    return {
+        "seed": config.seed,
+        "codebook": to_dict(config.codebook),
+        "training": to_dict(free),
+        "transforms": {name: to_dict(source.transform) for name, source in sources.items()},
+        "pictures": stream.pictures + stream.held_out_pictures,
+    }
+
+
+def _write(
+    trainer: CodebookTrainer,
+    out: Path,
+    report: CodebookReport,
+    curve: list[dict[str, Any]],
+    config: Config,
+    sources: Mapping[str, SourceConfig],
+) -> None:
+    """Writes the codebook, and what it was made of."""
     save_codebook(trainer.average, out)
     summary = {
         "report": dataclasses.asdict(report),
         "curve": curve,
         "seed": config.seed,
         "codebook": to_dict(config.codebook),
-        "training": to_dict(training),
+        "training": to_dict(trainer.training),
         "sources": {name: to_dict(source) for name, source in sources.items()},
     }
     write_whole(out.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
-    _warn(report)
-    return report
 
 
 def _report(

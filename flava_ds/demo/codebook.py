@@ -26,8 +26,8 @@ def train(out: Path, on_report: Callable[[object], None]) -> None:
 
     `on_report` is called with its progress.
     """
-    from flava_ds.codebook.config import DEMO
+    from flava_ds.codebook.config import SMALL
     from flava_ds.codebook.training import train_codebook
 
     config = resolve("demo", [])
-    train_codebook(config, {"pictures": source(config)}, out, training=DEMO, on_report=on_report)
+    train_codebook(config, {"pictures": source(config)}, out, training=SMALL, on_report=on_report)

@@ -11,21 +11,22 @@ import torch
 from data.shard_files import encode, write_tar
 
 from flava_ds.codebook.config import (
-    DEMO,
+    SMALL,
     CodebookTrainingConfig,
     kl_weight_at,
     learning_rate_at,
     temperature_at,
 )
 from flava_ds.codebook.image_codebook import load_codebook
-from flava_ds.codebook.training import CodebookTrainer, train_codebook
+from flava_ds.codebook.trainer import CodebookTrainer
+from flava_ds.codebook.training import train_codebook
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, SourceConfig
 from flava_ds.errors import CheckpointError, ConfigError
 
 CODEBOOK = CodebookConfig(
     hidden_size=16, num_groups=3, num_blocks_per_group=1, vocab_size=32, image_size=16, decoder_init_size=16
 )
-SHORT = dataclasses.replace(DEMO, total_steps=160, batch_size=16, lr=5e-3, eval_samples=20, log_every=80)
+SHORT = dataclasses.replace(SMALL, total_steps=160, batch_size=16, lr=5e-3, eval_samples=20, log_every=80)
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ def test_published_schedules():
 
 def test_schedules_scale_with_the_length():
     for total in (100, 10_000):
-        assert temperature_at(DEMO, int(total * DEMO.temperature_share), total) == pytest.approx(
-            DEMO.min_temperature
+        assert temperature_at(SMALL, int(total * SMALL.temperature_share), total) == pytest.approx(
+            SMALL.min_temperature
         )
-        assert learning_rate_at(DEMO, total, total) == pytest.approx(DEMO.min_lr)
-        rates = [learning_rate_at(DEMO, step, total) for step in range(total)]
-        assert max(rates) <= DEMO.lr and all(rate > 0 for rate in rates)
+        assert learning_rate_at(SMALL, total, total) == pytest.approx(SMALL.min_lr)
+        rates = [learning_rate_at(SMALL, step, total) for step in range(total)]
+        assert max(rates) <= SMALL.lr and all(rate > 0 for rate in rates)
 
 
 def test_training_learns_writes_and_reports(config, sources, tmp_path):
@@ -123,33 +124,6 @@ def test_the_same_seed_gives_the_same_weights(config, sources, tmp_path):
         dataclasses.replace(config, seed=1), sources, tmp_path / "c.safetensors", training=training
     )
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "c.safetensors").read_bytes()
-
-
-def test_calibration_sets_the_length_and_forgets_its_steps(config):
-    trainer = CodebookTrainer(config, dataclasses.replace(SHORT, ema_decay=0.9), torch.device("cpu"))
-    untouched = CodebookTrainer(config, dataclasses.replace(SHORT, ema_decay=0.9), torch.device("cpu"))
-    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    trainer.calibrate(lambda step: pixels, 1e6)
-    assert trainer.total_steps > 1000
-    for ours, theirs in ((trainer.codebook, untouched.codebook), (trainer.average, untouched.average)):
-        for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
-            assert torch.equal(left, right)
-    trainer.total_steps = untouched.total_steps
-    assert trainer.step(0, pixels).total == untouched.step(0, pixels).total
-    for left, right in zip(trainer.codebook.parameters(), untouched.codebook.parameters(), strict=True):
-        assert torch.equal(left, right)
-
-
-def test_a_slower_machine_shortens_the_training_and_a_faster_one_does_not_lengthen_it(config, monkeypatch):
-    trainer = CodebookTrainer(config, SHORT, torch.device("cpu"))
-    now = 1000.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    trainer.shorten(40, now - 10.0, now + 1000.0)
-    assert trainer.total_steps == 160
-    trainer.shorten(40, now - 10.0, now + 5.0)
-    assert trainer.total_steps == 60
-    trainer.shorten(40, now - 10.0, now - 1.0)
-    assert trainer.total_steps == 40
 
 
 def test_the_average_follows_the_weights(config):
@@ -227,3 +201,76 @@ def test_a_weak_codebook_is_said_to_be_weak(config, sources, tmp_path, caplog):
         config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1)
     )
     assert "the codebook is weak" in caplog.text and math.isfinite(report.mse)
+
+
+def test_a_stopped_training_goes_on_exactly(config, sources, tmp_path):
+    training = dataclasses.replace(SHORT, total_steps=7, ema_decay=0.9, log_every=3)
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    train_codebook(config, sources, whole, training=training)
+    asked, told = iter([False, True, False, False, True]), []
+    settings = dict(training=training, tell=told.append, is_asked_to_stop=lambda: next(asked, False))
+    for step in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            train_codebook(config, sources, parts, **settings)
+        assert told[-1].startswith(
+            f"stopped at step {step}/7; the same command goes on from {parts}.unfinished"
+        )
+        assert not parts.exists()
+    with pytest.raises(
+        CheckpointError, match="was begun with training.lr 0.005 instead of 0.1; give the same"
+    ):
+        other = dataclasses.replace(training, lr=0.1)
+        train_codebook(config, sources, parts, training=other)
+    train_codebook(config, sources, parts, **settings)
+    assert "going on after step 5: " in told[-1]
+    assert parts.read_bytes() == whole.read_bytes()
+    curves = [json.loads(out.with_suffix(".json").read_text())["curve"] for out in (whole, parts)]
+    assert curves[0] == curves[1] and [point["step"] for point in curves[0]] == [3, 6, 7]
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_states_are_written_on_the_way(config, sources, tmp_path):
+    """A training that is killed has lost what came after its last state, and no more."""
+    out, steps = tmp_path / "c.safetensors", []
+
+    def killed() -> bool:
+        steps.append(len(list(tmp_path.glob("*.unfinished"))))
+        if len(steps) == 3:
+            raise SystemError("killed")
+        return False
+
+    training, told = dataclasses.replace(SHORT, total_steps=4), []
+    with pytest.raises(SystemError):
+        train_codebook(config, sources, out, training=training, save_every_s=1e-9, is_asked_to_stop=killed)
+    assert steps == [0, 1, 1]
+    train_codebook(config, sources, out, training=training, tell=told.append)
+    assert told[0].startswith("going on after step 2: ") and out.is_file()
+    (tmp_path / "c.safetensors.unfinished").write_bytes(b"\x80junk")
+    with pytest.raises(CheckpointError, match="no state of a codebook's training, or a damaged one; delete"):
+        train_codebook(config, sources, out, training=training)
+
+
+def test_a_limit_is_kept_whatever_the_speed(config, sources, tmp_path, monkeypatch):
+    """On a machine that gets ten times slower on the way: by its own clock, with the files written."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    real, made = CodebookTrainer.step, []
+
+    def step(self, number, pixels):
+        nonlocal now
+        made.append(number)
+        now += 0.1 if len(made) < 60 else 1.0
+        return real(self, number, pixels)
+
+    def evaluate(self, pixels):
+        nonlocal now
+        now += 2.0
+        return 0.01, 30.0, 32
+
+    monkeypatch.setattr(CodebookTrainer, "step", step)
+    monkeypatch.setattr(CodebookTrainer, "evaluate", evaluate)
+    training = dataclasses.replace(SHORT, max_seconds=40.0, log_every=1000)
+    now = 5.0  # of which five went by before the call
+    report = train_codebook(config, sources, tmp_path / "c.safetensors", training=training, started=0.0)
+    assert 30 < now <= 40 and report.step == report.total_steps == made[-1] + 1, (now, report)
+    assert (tmp_path / "c.safetensors").is_file()

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from flava_ds.codebook.config import DEMO
+from flava_ds.codebook.config import SMALL
 from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.codebook.losses import code_usage
 from flava_ds.config import to_dict
@@ -30,7 +30,7 @@ def test_it_was_made_by_the_settings_that_train_one_today(data, monkeypatch):
         json.loads(CODEBOOK.with_suffix(".json").read_text(encoding="utf-8")),
         resolve("demo", []),
     )
-    assert record["training"] == json.loads(json.dumps(to_dict(DEMO))) and record["seed"] == config.seed
+    assert record["training"] == json.loads(json.dumps(to_dict(SMALL))) and record["seed"] == config.seed
     assert record["codebook"] == json.loads(json.dumps(to_dict(config.codebook)))
     source = record["sources"]["pictures"]
     today = json.loads(json.dumps(to_dict(demo_codebook.source(config))))
@@ -38,7 +38,7 @@ def test_it_was_made_by_the_settings_that_train_one_today(data, monkeypatch):
         name: today[name] for name in ("kind", "shards", "transform")
     }
     assert (
-        record["curve"][-1]["step"] == DEMO.total_steps
+        record["curve"][-1]["step"] == SMALL.total_steps
         and record["curve"][0]["mse"] > record["curve"][-1]["mse"]
     )
 

@@ -78,8 +78,8 @@ SMALL = CodebookTrainingConfig(
     log_every=500,
 )
 """Small codebooks on a CPU. The demo's (flava_ds/demo/codebook.json) has a held-out MSE of 0.021 at 16 pixels
-and uses 496 of 512 codes, perplexity 353, in four to five minutes of one free core. Always fp32, so that the same seed
-gives the same codebook on every machine, up to rounding.
+and uses 496 of 512 codes, perplexity 353, after four to five minutes of one free core. Always fp32, so that
+the same seed gives the same codebook on every machine, up to rounding.
 
 Why they differ from DALL-E's, measured on 32-pixel icons with 3 groups of 1 block:
 - Without KL, 5 codes were left after 79 steps of 64. DALL-E's 6.6 kept 150 codes, but only a perplexity of 38

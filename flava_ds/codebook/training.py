@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 120.0
 """Seconds between states of an unfinished training."""
-SAFETY, END_S = 2.0, 1.0
+SAFETY, END_S = 2.0, 2.0
 """How many times what a step or report took is kept free before the limit, and the seconds for the files."""
 
 

@@ -13,6 +13,7 @@ from flava_ds.errors import UserError
 from flava_ds.prepare.corpora import CORPORA, Corpus
 
 if TYPE_CHECKING:
+    from flava_ds.prepare.check import Check
     from flava_ds.prepare.shard_writer import Counts
 
 SHARDS = "folder, .tar or brace pattern"
@@ -106,8 +107,10 @@ def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
 
 
 def _add_check(action: argparse.ArgumentParser) -> None:
-    """Adds the options of `prepare check`."""
-    action.add_argument("shards", metavar="SHARDS", help=SHARDS)
+    """Adds what `prepare check` asks for."""
+    action.add_argument(
+        "shards", metavar="SHARDS", nargs="+", help=f"{SHARDS}; several are looked over one after the other"
+    )
     action.add_argument(
         "--caption-key", help="field of the .json that holds the captions (default: the .txt)"
     )
@@ -160,25 +163,38 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: use more than 0")
     if options.samples < 0:
         raise UserError(f"--samples {options.samples}: use at least 1, or 0 for all")
-    require_shards("", options.shards)
+    if options.html and len(options.shards) > 1:
+        raise UserError(f"--html is of one place; give one of {', '.join(options.shards)}")
+    for shards in options.shards:
+        require_shards("", shards)
     from flava_ds.prepare.check import Need, check_shards, describe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     need = Need(gpus=options.gpus, images_per_second_per_gpu=options.images_per_second_per_gpu)
-    found = check_shards(
-        options.shards, need, recipe=options.recipe, caption_key=options.caption_key, most=options.samples
-    )
-    print(describe(found))
+    every = []
+    for shards in options.shards:
+        found = check_shards(
+            shards, need, recipe=options.recipe, caption_key=options.caption_key, most=options.samples
+        )
+        print(describe(found), flush=True)
+        every.append(found)
     if options.json:
         from flava_ds.storage.atomic import write_whole
 
-        write_whole(options.json, found.as_json())
+        write_whole(options.json, as_json(every))
         print(options.json)
     if options.html:
         from flava_ds.prepare.check_page import write_page
 
-        print(write_page(found, options.html))
+        print(write_page(every[0], options.html))
     return 0
+
+
+def as_json(every: list[Check]) -> bytes:
+    """Returns a check as JSON, or the list of several."""
+    if len(every) == 1:
+        return every[0].as_json()
+    return b"[" + b",".join(found.as_json() for found in every) + b"]\n"
 
 
 def skip_list(options: argparse.Namespace, _: list[str]) -> int:

@@ -20,7 +20,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import read_header
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
-from flava_ds.data.samples import Sample
+from flava_ds.data.samples import MAX_CHARACTERS, Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
@@ -37,7 +37,8 @@ _TIMED_S, _TIMED_BATCH = 5.0, 32
 CHECKED = "checked"
 """Name of the source whose shards are checked."""
 _SHOWN, _DAMAGED_NAMED = 24, 10
-_MOST_LENGTH = 512
+_MOST_LENGTH = MAX_CHARACTERS + 2
+"""Tokens beyond which no text is, as a token has a character at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Check:
     height); `shown` are numbers of samples for the page.
     """
 
+    place: str = ""
     shards: int = 0
     kind: str = ""
     recipe: str = ""
@@ -120,7 +122,7 @@ def check_shards(
 
     Raises: DataError when there is no usable sample; ConfigError for an unknown recipe.
     """
-    found = Check(need=need, recipe=recipe)
+    found = Check(place=shards, need=need, recipe=recipe)
     paths = expand_shards(shards)
     _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
     found.kind = _kind(found.members, caption_key)
@@ -299,7 +301,7 @@ def describe(found: Check) -> str:
     """Formats the check for a terminal."""
     per_shard = sorted(found.samples_per_shard)
     lines = [
-        f"{found.samples:,} {found.kind} samples in {found.shards} shards, {found.volume}; "
+        f"{found.place}: {found.samples:,} {found.kind} samples in {found.shards} shards, {found.volume}; "
         f"{per_shard[0]:,} to {per_shard[-1]:,} samples per shard, median {per_shard[len(per_shard) // 2]:,}",
         f"members: {counted(found.members)}",
         f"read {found.read:,} samples; formats: {counted(found.formats)}",

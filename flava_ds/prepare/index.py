@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from flava_ds.errors import DataError
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
 from flava_ds.storage.files import RemoteShard, Shard, Stamp
-from flava_ds.storage.index import counted, load_indexes, read_index, scan_shard, stamps_of
+from flava_ds.storage.index import ShardIndex, counted, load_indexes, read_index, scan_shard, stamps_of
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.shards import list_shards
 
@@ -22,36 +23,69 @@ _NAMED = 20
 def build_indexes(
     shards: Sequence[str], *, checksum: bool = True, verify: bool = False, processes: int | None = None
 ) -> None:
-    """Indexes all `shards` in parallel and prints contents, damage and differences from img2dataset's counts.
+    """Indexes all `shards` in parallel and prints the contents of each place, damage and differences from
+    img2dataset's counts.
 
     Without `checksum`, reads only the headers. With `verify`, reads shards that have a checksum again and
     compares them with it.
 
     Raises: DataError when there are no shards, a shard cannot be read, or it differs from its checksum.
     """
-    paths = sorted({path for entry in shards for path in list_shards(entry)})
+    by_place = {entry: list_shards(entry) for entry in shards}
+    paths = sorted(set().union(*by_place.values()))
     if len({type(path) is RemoteShard for path in paths}) > 1:
         raise DataError("local and remote shards in one call; index them separately")
     verified = f"; {_verify(paths, processes)} agree with their checksum" if verify else ""
-    samples, members, damage, damaged, reports, differences = 0, Counter(), Counter(), [], 0, []
-    for path, index in zip(paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True):
-        samples += len(index)
-        counts = np.bincount(index.member_suffix, minlength=len(index.suffixes))
-        members.update({index.suffixes[i]: int(n) for i, n in enumerate(counts)})
-        damage.update(index.faults)
-        damaged += [f"{path}: {lost}"] if (lost := counted(faults.lossy(index.faults))) != "none" else []
-        found = compare(path, index)
-        reports += found is not None
-        differences += found or []
-    print(
-        f"{len(paths)} shards, {samples} samples; members: {counted(members)}; damage: "
-        f"{counted(damage)}{verified}"
+    held = {
+        path: _held(path, index)
+        for path, index in zip(
+            paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True
+        )
+    }
+    for place, own in by_place.items():
+        print(f"{place}: {_summary([held[path] for path in own])}{verified if len(by_place) == 1 else ''}")
+    if len(by_place) > 1:
+        print(f"all, each shard once: {_summary(list(held.values()))}{verified}")
+    _name_some(
+        [f"{path}: {counted(lost)}" for path, own in held.items() if (lost := faults.lossy(own.faults))]
     )
-    _name_some(damaged)
+    reports = [own.differences for own in held.values() if own.differences is not None]
+    differences = [line for found in reports for line in found]
     if reports:
-        number, plural = len(differences) or "no", "" if len(differences) == 1 else "s"
-        print(f"{reports} have a report of img2dataset; {number} difference{plural} from it")
+        print(
+            f"{len(reports)} have a report of img2dataset; {len(differences) or 'no'} "
+            f"difference{'' if len(differences) == 1 else 's'} from it"
+        )
     _name_some(differences)
+
+
+class _Held(NamedTuple):
+    """What an index says of its shard."""
+
+    samples: int
+    members: Counter[str]
+    faults: dict[str, int]
+    differences: list[str] | None
+    """From img2dataset's report; None where there is none."""
+
+
+def _held(path: Shard, index: ShardIndex) -> _Held:
+    """Counts what a shard holds."""
+    counts = np.bincount(index.member_suffix, minlength=len(index.suffixes)).tolist()
+    members = Counter(dict(zip(index.suffixes, counts, strict=True)))
+    return _Held(len(index), members, dict(index.faults), compare(path, index))
+
+
+def _summary(shards: Sequence[_Held]) -> str:
+    """Adds shards up."""
+    members, damage = Counter[str](), Counter[str]()
+    for own in shards:
+        members.update(own.members)
+        damage.update(own.faults)
+    return (
+        f"{len(shards)} shards, {sum(own.samples for own in shards)} samples; members: {counted(members)}; "
+        f"damage: {counted(damage)}"
+    )
 
 
 def _name_some(lines: Sequence[str]) -> None:

@@ -97,9 +97,10 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
         if not found:
-            raise DataError(
-                f"{label}folder '{path}' holds no .tar file; point {_option(name)} at a folder of shards"
-            )
+            inside = sorted({str(shard.parent) for shard in path.glob("*/*.tar")})
+            there = f"; {', '.join(inside[:4])} do" if inside else ""
+            way_out = f"point {_option(name)} at" if name else "give"
+            raise DataError(f"{label}folder '{path}' holds no .tar file{there}; {way_out} a folder of shards")
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
     for shard in found:

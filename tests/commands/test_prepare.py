@@ -4,9 +4,11 @@ import json
 
 import pytest
 from data.shard_files import picture
+from own_photos import write_photos, write_texts
 from test_cli import status_of
 
 from flava_ds.commands import prepare as prepare_command
+from flava_ds.prepare import check
 from flava_ds.prepare.corpora import CORPORA
 from flava_ds.prepare.shard_writer import Counts
 
@@ -95,3 +97,19 @@ def test_description_of_images_counts_samples():
 def test_debug_shows_the_traceback_after_an_action(corpus, capfd):
     assert status_of(["prepare", "sbu", "gone.json", "--out", "b", "--images", "images", "--debug"]) == 2
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_check_names_every_place(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_S", 1e-9)
+    places = [str(tmp_path / name) for name in ("pairs", "words")]
+    write_photos(tmp_path / "pairs" / "00000.tar", 4)
+    write_texts(tmp_path / "words" / "00000.tar", [5, 6])
+    words = ["prepare", "check", *places, "--recipe", "flava_debug", "--json", str(tmp_path / "found.json")]
+    assert status_of(words) == 0
+    printed = capsys.readouterr().out
+    assert f"{places[0]}: 4 pair samples in 1 shards" in printed and f"{places[1]}: 2 text samples" in printed
+    assert [found["place"] for found in json.loads((tmp_path / "found.json").read_text())] == places
+    assert status_of([*words, "--html", str(tmp_path / "page.html")]) == 2
+    assert "--html is of one place; give one of" in capsys.readouterr().err
+    assert status_of(["prepare", "index", str(tmp_path)]) == 2
+    assert f"holds no .tar file; {places[0]}, {places[1]} do; give a folder" in capsys.readouterr().err

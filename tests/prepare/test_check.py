@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from data.shard_files import encode, write_tar
 from data.test_skip_list import scene
+from own_photos import write_texts
 
 from flava_ds.errors import DataError
 from flava_ds.prepare import check
@@ -146,3 +147,11 @@ def test_near_duplicates_agree_with_comparing_all_pairs():
         expected.setdefault(first, []).append(key)
     assert near_duplicates(hashes) == [keys for keys in expected.values() if len(keys) > 1]
     assert near_duplicates(hashes, {"0.0"}) != near_duplicates(hashes)
+
+
+def test_the_share_of_cut_texts_is_right_above_512_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_S", 1e-9)
+    write_texts(tmp_path / "0.tar", [100, 510, 511, 900])  # and two special tokens each
+    found = check_shards(str(tmp_path), Need(gpus=1, images_per_second_per_gpu=1))
+    assert sorted(found.token_lengths) == [102, 512, 513, 902] and found.max_tokens == 512
+    assert "50.00% of the captions are longer than max_tokens 512 and will be truncated" in describe(found)

@@ -20,7 +20,13 @@ def shards(tmp_path):
 
 def test_counts_and_checksums_several_places_and_overlaps_once(shards, capsys):
     build_indexes([str(shards / "00000.tar"), str(shards), str(shards / "{00000..00001}.tar")])
-    assert capsys.readouterr().out == "2 shards, 5 samples; members: json 5, txt 5, webp 5; damage: none\n"
+    both = "2 shards, 5 samples; members: json 5, txt 5, webp 5; damage: none"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{shards}/00000.tar: 1 shards, 3 samples; members: json 3, txt 3, webp 3; damage: none",
+        f"{shards}: {both}",
+        f"{shards}/{{00000..00001}}.tar: {both}",
+        f"all, each shard once: {both}",
+    ]
     assert load_index(shards / "00001.tar").checksum
     build_indexes([str(shards / "00000.tar")], checksum=False)
 

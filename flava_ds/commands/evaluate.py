@@ -22,7 +22,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     where = "runs/NAME, runs/NAME/checkpoints/step_N, or a FLAVA folder of Hugging Face"
     command.add_argument("model", metavar="RUN", type=Path, nargs="?", help=where)
     command.add_argument(
-        "--task", metavar="NAME[,NAME]", help="tasks, or FILE.py that defines TASKS; --list shows all"
+        "--task",
+        metavar="NAME[,NAME]",
+        help="tasks; on your own data zero_shot, retrieval, linear_probe, neighbours; or FILE.py with "
+        "TASKS of yours; --list shows all",
     )
     command.add_argument(
         "--data", metavar="ROOT", type=Path, help="parent of the data sets' folders, or one data set's folder"
@@ -179,7 +182,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
 
         if options.features and share.parts > 1:
             raise UserError("--features is for a single process; leave it out")
-        tasks = with_splits(registry.find(names), options.splits)
+        tasks = with_splits(registry.find(names, options.data), options.splits)
         data = find_all(tasks, options.data, options.split, options.limit)
         opened = open_model(options.model, device=options.device or device, precision=options.precision)
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from flava_ds.config import did_you_mean
 from flava_ds.errors import DataError, UserError
+from flava_ds.evaluation import methods
 from flava_ds.evaluation import tasks as package
 from flava_ds.evaluation.protocols import Evaluator
 
@@ -44,8 +45,9 @@ def unregister(name: str) -> None:
     _TASKS.pop(name, None)
 
 
-def find(names: Iterable[str]) -> list[Evaluator]:
-    """Returns tasks by name; `FILE.py` means all of a file's TASKS, `FILE.py:NAME` one of them.
+def find(names: Iterable[str], root: Path | None = None) -> list[Evaluator]:
+    """Returns tasks by name; `FILE.py` means all of a file's TASKS, `FILE.py:NAME` one of them, and a plain
+    method such as `zero_shot` the one on the user's own data in `root`.
 
     Raises: UserError listing the known names.
     """
@@ -57,14 +59,17 @@ def find(names: Iterable[str]) -> list[Evaluator]:
             for entry in added.values():
                 register(entry)
             found += list(added.values()) if not task else [_pick(task.removeprefix(":"), added)]
+        elif root is not None and name in methods.METHODS:
+            found.append(methods.task_on(name, root, tasks()))
         else:
-            found.append(_pick(name, tasks()))
+            found.append(_pick(name, tasks(), also=methods.METHODS))
     return list(dict.fromkeys(found))
 
 
-def _pick(name: str, known: dict[str, Evaluator]) -> Evaluator:
+def _pick(name: str, known: dict[str, Evaluator], also: Iterable[str] = ()) -> Evaluator:
     if name not in known:
-        raise UserError(f"no task '{name}'; there are {', '.join(sorted(known))}{did_you_mean(name, known)}")
+        names = [*also, *sorted(known)]
+        raise UserError(f"no task '{name}'; there are {', '.join(names)}{did_you_mean(name, names)}")
     return known[name]
 
 

@@ -26,26 +26,29 @@ class OwnShards:
     origin: str = "write them with img2dataset, or any tar writer; keep them out of training"
     layout: str = (
         "test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (captions) and KEY.json with "
-        f'"{LABEL}"; {CLASSES} (label -> name) and {TEMPLATES} (prompts with a {{}}) are optional'
+        f'"{LABEL}", or the shards themselves for tasks without training images; {CLASSES} (label -> name) '
+        f"and {TEMPLATES} (prompts with a {{}}) are optional"
     )
     splits: tuple[str, ...] = ("test", "val", "train")
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for shards."""
-        return any(any((folder / name).glob("*.tar")) for name in ([split] if split else self.splits))
+        wanted = [split] if split else self.splits
+        return any(any(_place(folder, name).glob("*.tar")) for name in wanted)
 
     def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages:
         """Reads a split into memory, with encoded images.
 
         Raises: DataError naming what a sample lacks.
         """
-        samples = read_samples(folder / split, captions=self.captioned)
+        samples = read_samples(_place(folder, split), captions=self.captioned)
         if self.captioned:
             captions = tuple((caption,) for caption in samples.captions)
             return CaptionedImages(self.name, samples.keys, samples.encoded_images.__getitem__, captions)
         # Classes come from all splits, so that a label means the same in each of them.
         labels = {
-            name: _labels(folder / name, samples if name == split else None) for name in self._splits(folder)
+            name: _labels(_place(folder, name), samples if name == split else None)
+            for name in self._splits(folder)
         }
         classes = sorted(set().union(*labels.values()))
         numbers = np.array([classes.index(label) for label in labels[split]], dtype=np.int64)
@@ -61,6 +64,12 @@ class OwnShards:
 
     def _splits(self, folder: Path) -> list[str]:
         return [name for name in self.splits if self.is_here(folder, name)]
+
+
+def _place(folder: Path, split: str) -> Path:
+    """Returns where a split's shards lie: in its folder; "test" may be the folder itself."""
+    inside = folder / split
+    return folder if split == "test" and not inside.is_dir() else inside
 
 
 def _labels(folder: Path, samples: Samples | None) -> list[str]:

@@ -46,3 +46,11 @@ def test_a_sample_without_a_label_is_named(tmp_path):
     write_own(tmp_path, {"test": 2}, label="class")
     with pytest.raises(DataError, match="sample '00000' has no \"label\""):
         LABELLED.read(tmp_path, "test")
+
+
+def test_a_folder_of_shards_alone_is_a_test_split(tmp_path):
+    write_own(tmp_path / "splits", {"test": 2})
+    (tmp_path / "splits" / "test").rename(tmp_path / "shards")
+    assert LABELLED.is_here(tmp_path / "shards") and LABELLED.is_here(tmp_path / "shards", "test")
+    assert not LABELLED.is_here(tmp_path / "shards", "train") and not LABELLED.is_here(tmp_path / "splits")
+    assert LABELLED.read(tmp_path / "shards", "test").labels.tolist() == [0, 0, 1, 1, 2, 2]

@@ -33,6 +33,7 @@ PROGRAM_TESTS = {
     "changed_tests",
     "equality",
     "path_of_a_batch",
+    "own_data",
 }  # tests of the whole, which mirror no module
 
 BELOW = {

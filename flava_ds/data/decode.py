@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from flava_ds.data import png
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
@@ -31,6 +34,7 @@ _OTHERS = {
 MAX_SCANS = 200
 """Most scans of a JPEG, including those of its thumbnails; progressive files have about ten."""
 _MAX_SEGMENTS = 10_000
+_STRIP_PIXELS = 2**20
 
 
 class ImageHeader(NamedTuple):
@@ -64,6 +68,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     if header.width < 1 or header.height < 1:
         raise SampleFault(faults.UNDECODABLE, f"{header.format} of {header.width} x {header.height} pixels")
     try:
+        if header.format == "PNG":
+            data = png.plain(data)
         if header.rare:
             return _decode_with_pillow(data, header)
         mode = "RGB_ALPHA" if header.alpha else "RGB"
@@ -76,7 +82,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             f"{header.format}: {' '.join(str(error).split())[:200] or type(error).__name__}",
         ) from error
     if image.dtype == torch.uint16:
-        image = ((image.to(torch.int32) * 255 + 32767) // 65535).to(torch.uint8)
+        image = _by_strips(image, lambda strip: (strip.to(torch.int32) * 255 + 32767) // 65535, len(image))
     return over_white(image) if header.alpha else image
 
 
@@ -93,8 +99,21 @@ def decoder() -> ModuleType:
 
 def over_white(image: Tensor) -> Tensor:
     """Blends an image with alpha over white, rounded to nearest: [4 H W] uint8 -> [3 H W] uint8."""
-    alpha = image[3:].to(torch.int32)
-    return ((image[:3].to(torch.int32) * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+    def blended(strip: Tensor) -> Tensor:
+        alpha = strip[3:].to(torch.int32)
+        return (strip[:3].to(torch.int32) * alpha + 255 * (255 - alpha) + 127) // 255
+
+    return _by_strips(image, blended, 3)
+
+
+def _by_strips(image: Tensor, function: Callable[[Tensor], Tensor], channels: int) -> Tensor:
+    """Applies to some rows at a time what needs numbers of four bytes: [c H W] -> [channels H W] uint8."""
+    out = torch.empty(channels, *image.shape[1:], dtype=torch.uint8)
+    rows = max(1, _STRIP_PIXELS // image.shape[2])
+    for start in range(0, image.shape[1], rows):
+        out[:, start : start + rows] = function(image[:, start : start + rows])
+    return out
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -106,7 +125,7 @@ def read_header(data: bytes) -> ImageHeader:
     if not data:
         raise SampleFault(faults.TRUNCATED, "no bytes")
     try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
+        if data[:8] == png.SIGNATURE:
             return _png_header(data)
         if data[:2] == b"\xff\xd8":
             return _jpeg_header(data)
@@ -130,7 +149,7 @@ def _png_header(data: bytes) -> ImageHeader:
         raise SampleFault(
             faults.UNDECODABLE, "PNG that does not begin with IHDR: its decoder would look for another"
         )
-    transparent = color_type in (0, 2, 3) and 0 < data.find(b"tRNS", 33, data.find(b"IDAT", 33))
+    transparent = color_type in (0, 2, 3) and png.is_transparent(data)
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     return ImageHeader(
         "PNG",
@@ -214,5 +233,15 @@ def _decode_with_pillow(data: bytes, header: ImageHeader) -> Tensor:
     with Image.open(io.BytesIO(data)) as picture:
         if picture.size != (header.width, header.height):
             raise ValueError(f"a second header says {picture.width} x {picture.height}")
-        rgba = ImageOps.exif_transpose(picture).convert("RGBA")
+        rgba = _turned(picture).convert("RGBA")
     return over_white(torch.from_numpy(np.array(rgba)).permute(2, 0, 1)).contiguous()
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation; a picture whose EXIF cannot be read stays as it is stored."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about damaged EXIF
+            return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow raises whatever a damaged EXIF leads it to
+        return picture

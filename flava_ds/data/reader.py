@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from flava_ds.data.collate import Collator, mismatch
 from flava_ds.data.samples import Sample
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.sources import Draws, Lane, Source
-from flava_ds.data.transforms import CHUNK, Empty
+from flava_ds.data.transforms import CHUNK, CHUNK_BYTES, Empty
 
 
 class BatchReader:
@@ -50,9 +50,9 @@ class BatchReader:
         """
         drawn = self.draws(lane).samples(positions, self.skips)
         samples, views = [], self.collator.empty_views(len(positions), empty)
-        while chunk := list(itertools.islice(drawn, min(CHUNK, len(positions) - len(samples)))):
-            start = len(samples)
-            self.collator.augment(chunk, [view[start : start + CHUNK] for view in views])
+        while chunk := _chunk(drawn, min(CHUNK, len(positions) - len(samples))):
+            start, end = len(samples), len(samples) + len(chunk)
+            self.collator.augment(chunk, [view[start:end] for view in views])
             samples += [replace(sample, image=None) for sample in chunk]
         masked_rows = self._masked_rows(positions)
         borrowed = self._borrowed(self.draws(lane), positions, samples, masked_rows)
@@ -86,6 +86,16 @@ class BatchReader:
             lambda rows, picks: draws.partners(positions, np.asarray(rows), picks, samples),
             among=masked_rows,
         )
+
+
+def _chunk(drawn: Iterator[Sample], most: int) -> list[Sample]:
+    """Takes samples until there are `most`, or their pictures fill CHUNK_BYTES."""
+    chunk: list[Sample] = []
+    held = 0
+    while len(chunk) < most and held < CHUNK_BYTES and (sample := next(drawn, None)) is not None:
+        chunk.append(sample)
+        held += 0 if sample.image is None else sample.image.nbytes
+    return chunk
 
 
 def is_masked(places: np.ndarray, share: float) -> np.ndarray:

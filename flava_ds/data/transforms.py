@@ -26,8 +26,8 @@ SMALL_SIDE = 160
 """Images up to this edge are resampled as a batch."""
 _OVERSAMPLING = 1.5
 """Small images are first reduced to this multiple of the output size, as bilinear sampling would alias."""
-CHUNK = 32
-"""Maximum images rendered together, and held decoded at a time."""
+CHUNK, CHUNK_BYTES = 32, 2**28
+"""Maximum images rendered together, and held decoded at a time; beyond these bytes none is added."""
 Empty = Callable[..., Tensor]
 """Allocates a tensor like torch.empty."""
 _CROP_STREAM, _GEOMETRY_STREAM = 1, 2

@@ -1,6 +1,7 @@
 """Every mode and format decodes to what Pillow shows; nothing large, broken or foreign gets through."""
 
 import io
+import resource
 import struct
 import zlib
 
@@ -10,7 +11,7 @@ import torch
 from data.shard_files import encode
 from PIL import Image, ImageOps
 
-from flava_ds.data.decode import decode_image, read_header
+from flava_ds.data.decode import decode_image, over_white, read_header
 from flava_ds.storage.faults import SampleFault
 
 RNG = np.random.default_rng(0)
@@ -168,6 +169,58 @@ def test_sixteen_bits_are_scaled_to_eight(color_type, channels):
     color, alpha = (grey[..., :-1], grey[..., -1:] / 255) if channels % 2 == 0 else (grey, 1.0)
     expected = np.broadcast_to(color * alpha + 255 * (1 - alpha), (5, 7, 3)).transpose(2, 0, 1)
     assert np.abs(decode_image(png_of(values, color_type)).numpy() - expected).max() <= 1.5
+
+
+def png_with(picture, *chunks, **options):
+    """A PNG with further chunks behind its header."""
+    data = save(picture, "png", **options)
+    return data[:33] + b"".join(chunk(kind, body) for kind, body in chunks) + data[33:]
+
+
+LONG = zlib.compress(bytes(3 * 2**20))
+ANCILLARY = {
+    "a long text": [(b"zTXt", b"k\0\0" + LONG)],
+    "a text that has tRNS in it": [(b"tEXt", b"k\0tRNS IDAT")],
+    "a profile that inflates": [(b"iCCP", b"k\0\0" + LONG)],
+    "a profile whose name is a command": [
+        (b"iCCP", b"\x1b]0;title\x07\x1b[2J\0\0" + zlib.compress(b"no profile"))
+    ],
+    "many texts": [(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**20)))] * 80,
+    "a damaged date": [(b"tIME", b"?")],
+}
+
+
+@pytest.mark.parametrize("name", ANCILLARY)
+@pytest.mark.parametrize("transparency", [None, tuple(np.asarray(RGB)[0, 0].tolist())])
+def test_chunks_that_decide_no_pixel_are_left_out(name, transparency, capfd):
+    """Pillow refuses texts above its limits, libpng prints the names of profiles."""
+    options = {} if transparency is None else {"transparency": transparency}
+    image = decode_image(png_with(RGB, *ANCILLARY[name], **options))
+    assert torch.equal(image, decode_image(save(RGB, "png", **options)))
+    assert transparency is None or (image[:, 0, 0] == 255).all()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"Exif\0\0" + b"\xff" * 40, b"Ex", bytes(30), b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
+)
+def test_a_webp_whose_exif_cannot_be_read_stays_as_it_is_stored(damaged, recwarn):
+    image = decode_image(save(RGB, "webp", lossless=True, exif=damaged))
+    assert torch.equal(image, decode_image(save(RGB, "webp", lossless=True))) and not recwarn.list
+
+
+def test_alpha_and_sixteen_bits_take_no_several_times_the_pictures_memory():
+    """Both computed with four bytes a number: 64 Mi pixels took some GiB."""
+    blank = Image.new("RGBA", (4096, 4096), (10, 20, 30, 128))
+    data = save(blank, "png", compress_level=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    image = decode_image(data)
+    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert (
+        image[:, 0, 0].tolist()
+        == over_white(torch.tensor([10, 20, 30, 128], dtype=torch.uint8).view(4, 1, 1))[:, 0, 0].tolist()
+    )
+    assert grown_mib < 4 * image.nbytes / 2**20
 
 
 def huge_png(width, height):

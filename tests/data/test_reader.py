@@ -10,6 +10,7 @@ import pytest
 import torch
 from data.shard_files import picture
 
+from flava_ds.data.collate import Collator
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader, is_masked
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -124,6 +125,26 @@ def test_after_sixteen_equal_captions_a_sample_stays_matched(reader_of):
     assert texts[40] == "red" and batch["itm_labels"].sum() == 40 - borrowed and 6 <= borrowed <= 26
     assert texts_of(reader_of(["red"] * 6), range(6))[1]["itm_labels"].all()
     assert texts_of(reader_of(["red", "cat"], global_batch=1), [0])[1]["itm_labels"].all()
+
+
+def test_pictures_that_are_held_decoded_are_limited_by_their_bytes(reader_of, monkeypatch):
+    """32 of 64 Mi pixels would take 6 GiB; what is held together decides about no pixel."""
+    reader = reader_of(["one caption"] * 24, global_batch=24)
+    whole = reader.batch(np.arange(24))
+    held = []
+    augment = Collator.augment
+    monkeypatch.setattr(
+        Collator,
+        "augment",
+        lambda own, chunk, views: (held.append(len(chunk)), augment(own, chunk, views))[1],
+    )
+    monkeypatch.setattr("flava_ds.data.reader.CHUNK_BYTES", 2 * 3 * 16 * 16 + 1)
+    parts = reader.batch(np.arange(24))
+    assert (
+        held == [3] * 8
+        and torch.equal(parts["pixel_values"], whole["pixel_values"])
+        and parts.keys == whole.keys
+    )
 
 
 def masked_keys(batch) -> list[str]:

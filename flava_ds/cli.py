@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from flava_ds.commands import codebook as codebook_command
@@ -18,9 +17,11 @@ from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
 from flava_ds.commands import prepare as prepare_command
 from flava_ds.commands import train as train_command
+from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_run
 from flava_ds.commands.standard_output import reader_is_gone
 from flava_ds.errors import UserError, did_you_mean
+from flava_ds.plain_text import one_line
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
 
@@ -66,7 +67,7 @@ def fail(message: str, debug: bool, *, status: int) -> int:
     """Prints one line, after the traceback with `debug`, and returns `status`."""
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return status
 
 
@@ -77,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         """Prints the error, suggesting a choice if one is misspelled, and exits with status 2."""
         mistyped = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         suggestion = did_you_mean(mistyped[1], re.findall(r"[\w-]+", mistyped[2])) if mistyped else ""
-        self.exit(2, f"error: {message}{suggestion}; see `{self.prog} --help`\n")
+        self.exit(2, f"error: {one_line(message + suggestion)}; see `{self.prog} --help`\n")
 
     def options(self) -> list[str]:
         """Returns the names of all options."""
@@ -115,7 +116,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate_command.add_arguments(command)
     add_plugin(command)
     command = add("report", report, "write a run's report as one HTML page")
-    command.add_argument("run_path", metavar="RUN", type=Path, help="a run's folder")
+    command.add_argument("run_path", metavar="RUN", type=local_path, help="a run's folder")
     add_plugin(command)
     command = add(
         "convert",

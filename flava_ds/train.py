@@ -10,6 +10,7 @@ import traceback
 from contextlib import ExitStack
 
 from flava_ds.errors import UserError
+from flava_ds.plain_text import one_line
 from flava_ds.ranks import orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
@@ -74,7 +75,7 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
     if debug:
         traceback.print_exc()
     if speaks and message:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
         keep_store()
     leave_in_time(status, leaving)
     return status

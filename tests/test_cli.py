@@ -126,6 +126,11 @@ def test_recipe_help_lists_fields_without_torch():
             ["convert", "gone", "--to", "safetensors", "out"],
             "gone holds neither a checkpoint nor model.safetensors",
         ),
+        (
+            ["convert", "gone", "--to", "safetensors", "http://host/out"],
+            "argument OUT: 'http://host/out' is a URL; name a place on this machine",
+        ),
+        (["prepare", "index", "zip:///"], "'zip:///': protocol 'zip' cannot be used"),
         (["codebook", "encode", "gone", "--out", "x"], "required: --codebook"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),

@@ -19,6 +19,7 @@ from flava_ds.config import Config, to_dict
 from flava_ds.config.earlier import modernised
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
+from flava_ds.plain_text import public
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import World, log, together
 from flava_ds.training import fragments
@@ -143,8 +144,8 @@ def newest_sound(world: World, folders: list[Place]) -> Place:
 
 def changed_settings(folder: Place, config: Config) -> list[str]:
     """Lists the settings that have changed since a checkpoint was written, as "name before -> now"."""
-    saved, mine = loads(folder.read(files.CONFIG)), json.loads(json.dumps(to_dict(config)))
-    before, now = flat(modernised(saved)), flat(mine)
+    before = flat(modernised(public(loads(folder.read(files.CONFIG)))))
+    now = flat(public(json.loads(json.dumps(to_dict(config)))))
     return [
         f"{name} {before.get(name)} -> {now.get(name)}"
         for name in sorted({*before, *now})

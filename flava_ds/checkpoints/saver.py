@@ -25,6 +25,7 @@ from flava_ds.checkpoints.reader import good_checkpoints, tensor_name
 from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
 from flava_ds.config import Config, to_dict
 from flava_ds.errors import CheckpointError
+from flava_ds.plain_text import public
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import gather_numbers, log, raise_together
 from flava_ds.training import fragments
@@ -173,7 +174,7 @@ class Saver:
             state |= {"parameters": self.engine.shapes(), "buffers": list(buffers), **told}
             contents |= {
                 files.STATE: json.dumps(state, indent=1) + "\n",
-                files.CONFIG: json.dumps(to_dict(self.config), indent=2) + "\n",
+                files.CONFIG: json.dumps(public(to_dict(self.config)), indent=2) + "\n",
             }
         return contents
 

@@ -26,6 +26,7 @@ from flava_ds.codebook.progress import Deadline, Progress
 from flava_ds.codebook.trainer import CodebookTrainer
 from flava_ds.config import Config, SourceConfig, to_dict
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.plain_text import public
 from flava_ds.storage.atomic import write_whole
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ def _write(
         "seed": config.seed,
         "codebook": to_dict(config.codebook),
         "training": to_dict(trainer.training),
-        "sources": {name: to_dict(source) for name, source in sources.items()},
+        "sources": {name: public(to_dict(source)) for name, source in sources.items()},
     }
     write_whole(out.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
 

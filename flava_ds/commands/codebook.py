@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flava_ds.commands.local_path import local_path
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.field_docs import field_docs
 from flava_ds.config.options import override
@@ -44,7 +45,7 @@ def add_actions(command: argparse.ArgumentParser) -> None:
 
     action = add("train", run_train, "train an image codebook on pictures", add_help=False)
     action.add_argument("-h", "--help", action="store_true", help="this text")
-    action.add_argument("--out", type=Path, metavar="FILE", help="the .safetensors file to write")
+    action.add_argument("--out", type=local_path, metavar="FILE", help="the .safetensors file to write")
     action.add_argument(
         "--preset",
         help="settings to start from: small (minutes on a CPU) or dalle (as published); default: dalle from "
@@ -59,10 +60,14 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.set_defaults(print_help=action.print_help)
     action = add("encode", run_encode, "copy shards, each picture with its codes")
     action.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="where shards with codes go"
+        "--out", type=local_path, required=True, metavar="FOLDER", help="where shards with codes go"
     )
     action.add_argument(
-        "--codebook", type=Path, required=True, metavar="FILE", help="the codebook's weights to encode with"
+        "--codebook",
+        type=local_path,
+        required=True,
+        metavar="FILE",
+        help="the codebook's weights to encode with",
     )
 
 

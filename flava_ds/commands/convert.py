@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_run
 
 
@@ -18,7 +19,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write"
     )
-    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; safetensors: the file")
+    command.add_argument(
+        "out", metavar="OUT", type=local_path, help="the folder to write; safetensors: the file"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

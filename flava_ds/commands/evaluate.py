@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_model
 from flava_ds.errors import UserError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     where = "runs/NAME, runs/NAME/checkpoints/step_N, or a FLAVA folder of Hugging Face"
-    command.add_argument("model", metavar="RUN", type=Path, nargs="?", help=where)
+    command.add_argument("model", metavar="RUN", type=local_path, nargs="?", help=where)
     command.add_argument(
         "--task",
         metavar="NAME[,NAME]",
@@ -28,7 +29,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "TASKS of yours; --list shows all",
     )
     command.add_argument(
-        "--data", metavar="ROOT", type=Path, help="parent of the data sets' folders, or one data set's folder"
+        "--data",
+        metavar="ROOT",
+        type=local_path,
+        help="parent of the data sets' folders, or one data set's folder",
     )
     command.add_argument(
         "--suite",
@@ -38,13 +42,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=local_path,
         help="where a suite's files and features are written (default: RUN/suites/NAME)",
     )
     command.add_argument(
         "--features",
         metavar="DIR",
-        type=Path,
+        type=local_path,
         help="keep images' features there, and use those of the same weights again (a suite does, in --out)",
     )
     command.add_argument(
@@ -61,7 +65,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep",
         metavar="DIR",
-        type=Path,
+        type=local_path,
         help="folder to resume interrupted fine-tuning from (default: in the run's folder; else none)",
     )
     command.add_argument(

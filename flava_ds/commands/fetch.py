@@ -8,16 +8,17 @@ from pathlib import Path
 
 def add_arguments(action: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    from flava_ds.prepare.fetchable import SETS
+    from flava_ds.commands.local_path import local_path
+from flava_ds.prepare.fetchable import SETS
 
     action.add_argument("name", choices=sorted(SETS), help="what to get")
     action.add_argument(
-        "--data", type=Path, required=True, metavar="ROOT", help="the set becomes the folder ROOT/NAME"
+        "--data", type=local_path, required=True, metavar="ROOT", help="the set becomes the folder ROOT/NAME"
     )
     action.add_argument(
         "--from",
         dest="package",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="the package's file, where it cannot be downloaded from here",
     )

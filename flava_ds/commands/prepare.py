@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.commands import fetch
+from flava_ds.commands.local_path import local_path
 from flava_ds.errors import UserError
+from flava_ds.plain_text import log_to_console
 from flava_ds.prepare.corpora import CORPORA, Corpus
 
 if TYPE_CHECKING:
@@ -55,16 +55,16 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     )
     action.add_argument(
         "--from-quarantine",
-        type=Path,
+        type=local_path,
         metavar="RUN",
         help="instead of images: the unusable samples that a run has met",
     )
     action.add_argument(
-        "--out", type=Path, required=True, help="the list to write; lists can be joined with cat"
+        "--out", type=local_path, required=True, help="the list to write; lists can be joined with cat"
     )
     action.add_argument(
         "--split-file",
-        type=Path,
+        type=local_path,
         help="Karpathy's dataset_coco.json or dataset_flickr30k.json: only images of --splits",
     )
     action.add_argument("--splits", nargs="+", default=["test"], help="splits in that file (default: test)")
@@ -79,14 +79,16 @@ def add_actions(command: argparse.ArgumentParser) -> None:
 def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
     """Adds a corpus's inputs and outputs."""
     action.set_defaults(corpus=corpus, images=None, shards=None, urls=None)
-    action.add_argument("annotations", metavar="ANNOTATIONS", type=Path, nargs="*", help=corpus.annotations)
+    action.add_argument(
+        "annotations", metavar="ANNOTATIONS", type=local_path, nargs="*", help=corpus.annotations
+    )
     action.add_argument(
         "--out",
-        type=Path,
+        type=local_path,
         help="the folder to write shards to; a second call continues where the first stopped",
     )
     if corpus.kind == "pair":
-        action.add_argument("--images", type=Path, metavar="FOLDER", help="the folder of images")
+        action.add_argument("--images", type=local_path, metavar="FOLDER", help="the folder of images")
         action.add_argument(
             "--shards",
             help="instead of annotations: img2dataset's output; counted, and filtered to --out if given",
@@ -94,7 +96,7 @@ def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
     if corpus.urls:
         action.add_argument(
             "--urls",
-            type=Path,
+            type=local_path,
             metavar="FILE",
             help="write the filtered list for img2dataset instead of shards",
         )
@@ -132,9 +134,9 @@ def _add_check(action: argparse.ArgumentParser) -> None:
         default=10_000,
         help="samples to read, evenly spaced; 0 reads all (default: 10000)",
     )
-    action.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    action.add_argument("--json", type=local_path, metavar="FILE", help="also write the results as JSON")
     action.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page with charts and sample images"
+        "--html", type=local_path, metavar="FILE", help="also write a page with charts and sample images"
     )
 
 
@@ -145,7 +147,7 @@ def index(options: argparse.Namespace, _: list[str]) -> int:
     from flava_ds.prepare.index import build_indexes
     from flava_ds.ranks.launch import require_shards
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_console()
     for shards in options.shards:
         require_shards("", shards)
     build_indexes(
@@ -169,7 +171,7 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
         require_shards("", shards)
     from flava_ds.prepare.check import Need, check_shards, describe
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_console()
     need = Need(gpus=options.gpus, images_per_second_per_gpu=options.images_per_second_per_gpu)
     every = []
     for shards in options.shards:
@@ -239,7 +241,7 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
     _check(options)
     from flava_ds.prepare import convert
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_console()
     limits = {
         "samples_per_shard": options.samples_per_shard,
         "bytes_per_shard": options.mib_per_shard * 2**20,

@@ -47,8 +47,9 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises: OSError when it cannot be opened, is not a regular file, or is longer.
     """
     with open(open_regular(path), "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > most else file.read(most + 1)  # it may grow meanwhile
+    if max(size, len(data)) > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
     return data
 

@@ -35,6 +35,11 @@ def check_run_folder(config: Config) -> None:
         if folder is None:
             continue
         _check_text(field, folder)
+        if field == "logging.run_directory" and "://" in folder:
+            raise ConfigError(
+                f"{field} is {folder!r:.200}; logs need a folder of this machine, checkpoint.directory alone "
+                "may be a URL"
+            )
         if not folder.removeprefix("file://"):
             raise ConfigError(
                 f"{field} is {folder!r}, which names no folder; give one, '.' for the working directory"

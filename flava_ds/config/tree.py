@@ -25,6 +25,7 @@ from flava_ds.config.schedules import CosineScheduleConfig, ScheduleConfig, alon
 from flava_ds.config.sinks import SinkConfig
 from flava_ds.config.strict_json import from_dict, to_dict
 from flava_ds.errors import ConfigError
+from flava_ds.plain_text import public
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,8 +301,8 @@ def check_read(config: Config) -> None:
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes `config` as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    """Writes `config` as JSON, without the secrets of URLs."""
+    path.write_text(json.dumps(public(to_dict(config)), indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> Config:

@@ -17,6 +17,7 @@ from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.order import uniforms
 from flava_ds.data.skip_list import SkipList, load_skip_list
 from flava_ds.errors import ConfigError
+from flava_ds.plain_text import escaped
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.index import IMAGE_SUFFIXES
@@ -193,11 +194,7 @@ def read_integers(data: bytes) -> np.ndarray:
 
 def printable(text: str) -> str:
     """Escapes unprintable characters and truncates long text."""
-    shown = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text[:_SHOWN_CHARACTERS]
-    )
-    return shown + "..." * (len(text) > _SHOWN_CHARACTERS)
+    return escaped(text[:_SHOWN_CHARACTERS]) + "..." * (len(text) > _SHOWN_CHARACTERS)
 
 
 def _decode_text(data: bytes) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -89,8 +90,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
-    """Writes model.safetensors in fp32, atomically."""
+    """Writes model.safetensors in fp32, atomically. Raises: CheckpointError if it cannot be written."""
     # A split qkv gives views of one storage, which safetensors rejects: each gets its own.
     own = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(out / "model.safetensors") as temporary:
-        save_file(own, temporary, metadata={"format": "pt"})
+    try:
+        with replacing(out / "model.safetensors") as temporary:
+            save_file(own, temporary, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{out} cannot be written ({error}); make room, or name another folder"
+        ) from error

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from flava_ds.errors import UserError
+from flava_ds.plain_text import PlainFormatter
 from flava_ds.processes import within
 from flava_ds.ranks.allocator import keep_freed_memory
 
@@ -238,7 +239,8 @@ def _speak_on_main(rank: int) -> None:
     """Logs at INFO on rank 0 and only warnings on the others, each line with its rank."""
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"[%(asctime)s rank {rank}] %(message)s", datefmt="%H:%M:%S"))
+        form = PlainFormatter(f"[%(asctime)s rank {rank}] %(message)s", datefmt="%H:%M:%S")
+        handler.setFormatter(form)
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)

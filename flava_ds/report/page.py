@@ -12,6 +12,7 @@ from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.evaluation.runner import read_results
 from flava_ds.evaluation.table import percent
+from flava_ds.plain_text import public
 from flava_ds.report import tables
 from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.held_out import HeldOut
@@ -41,7 +42,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
         courses=course_charts(log),
         norms=norm_chart(config, log),
         facts=tables.facts(config, log, held_out.facts if held_out else []),
-        config_json=json.dumps(configuration.to_dict(config), indent=2),
+        config_json=json.dumps(public(configuration.to_dict(config)), indent=2),
         **(held_out.examples if held_out else {}),
     )
     return write_page(run_path / "report.html", page)

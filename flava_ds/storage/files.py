@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flava_ds.config.plain_files import open_regular, read_small
+from flava_ds.config.plain_files import MOST_BYTES, open_regular, read_small
 from flava_ds.errors import DataError
-from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call, call_once, without_query
+from flava_ds.plain_text import without_secrets
+from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call, call_once
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,13 @@ _OBJECT_STORAGE = ("s3://", "gs://", "gcs://", "abfs://", "az://", "memory://")
 
 @dataclass(frozen=True, order=True)
 class RemoteShard:
-    """A shard read through fsspec. Its text omits the URL's query, which may hold a signature."""
+    """A shard read through fsspec. Its text omits the parts of the URL that may be secret."""
 
     url: str
     policy: ReadPolicy = field(default=DEFAULT, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return self.url.split("?", 1)[0]
+        return without_secrets(self.url)
 
     @property
     def name(self) -> str:
@@ -47,8 +48,8 @@ class RemoteShard:
 
     def beside(self, name: str) -> RemoteShard:
         """Returns another file of the same folder."""
-        _, mark, query = self.url.partition("?")
-        return RemoteShard(f"{self.parent}/{name}{mark}{query}", self.policy)
+        path, mark, query = self.url.partition("?")
+        return RemoteShard(f"{path.rsplit('/', 1)[0]}/{name}{mark}{query}", self.policy)
 
 
 @dataclass(frozen=True, order=True)
@@ -255,16 +256,30 @@ class SequentialReader:
             self._digest.update(self._chunk)
 
 
-def fetch(file: RemoteShard) -> bytes:
-    """Returns the bytes of a small object. Raises: DataError when it does not exist or cannot be read."""
-    return call(file.url, "cat_file", file.policy)
+def fetch(file: RemoteShard, most: int = MOST_BYTES) -> bytes:
+    """Returns a whole small object of at most `most` bytes. Raises: DataError when it is not there, cannot be
+    read, or is longer.
+    """
+    size = call(file.url, "info", file.policy).get("size")
+    if isinstance(size, int) and size > most:
+        raise DataError(f"'{file}' has {size} bytes, more than {most}; it is not what it is taken for")
+    return (
+        call(file.url, "cat_file", file.policy, start=0, end=most if size is None else size)
+        if size != 0
+        else b""
+    )
 
 
-def fetch_if_there(file: RemoteShard) -> bytes | None:
-    """Returns the bytes of a small optional object: tries once and treats any refusal as absence."""
+def fetch_if_there(file: RemoteShard, most: int = MOST_BYTES) -> bytes | None:
+    """Returns a whole small object that need not be there: asks once, and takes any refusal, or more than
+    `most` bytes, for its absence.
+    """
     try:
-        return call_once(file.url, "cat_file", file.policy.timeout_s)
-    # each protocol raises its own errors; storage without permission to list answers 403 for a missing object
+        size = call_once(file.url, "info", file.policy.timeout_s)["size"]
+        if not isinstance(size, int) or not 0 < size <= most:
+            return None
+        return call_once(file.url, "cat_file", file.policy.timeout_s, start=0, end=size)
+    # every protocol has errors of its own; storage without the right to list answers 403 for what is absent
     except Exception:
         return None
 
@@ -291,7 +306,7 @@ def put(file: RemoteShard, data: bytes) -> bool:
             "cannot write '%s' (%s: %s); it is kept only in the user's cache",
             file,
             type(error).__name__,
-            without_query(str(error)),
+            without_secrets(str(error)),
         )
         return False
     return True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flava_ds.config.plain_files import loads
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import (
@@ -39,6 +40,7 @@ MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 256 * 2**20, 16 * 2**20
 _PICKLED = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ten", "tenbin", "cbor", "mp"})
 _PACKED = frozenset({"gz", "bz2", "xz", "zst", "zip", "tgz", "lzma"})
 _VERSION = 3
+_COLUMNS = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
 _REQUESTS_AT_ONCE = 16
 _WORTH_A_PROCESS = 256 * 2**20
 """Bytes of shards that take longer to index than a process takes to start."""
@@ -294,12 +296,15 @@ def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
     Raises: ValueError for an inconsistent index, and whatever numpy and zipfile raise for foreign bytes.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        if any(entry.compress_type for entry in arrays.zip.infolist()):
+        entries = arrays.zip.infolist()
+        if any(entry.compress_type for entry in entries):
             raise ValueError("compressed arrays, whose size nothing bounds")
-        header = json.loads(arrays["header"].tobytes())
+        if len(entries) != 1 + len(_COLUMNS) or {*arrays.files} != {"header", *_COLUMNS}:
+            raise ValueError("other arrays than those of an index")
+        header = loads(arrays["header"].tobytes())
         if header.pop("version") != _VERSION or tuple(header["stamp"]) != stamp:
             return None
-        columns = {name: arrays[name] for name in arrays.files if name != "header"}
+        columns = {name: arrays[name] for name in _COLUMNS}
     index = ShardIndex(**columns, **(header | {"stamp": stamp, "suffixes": tuple(header["suffixes"])}))
     if not _agrees_with_itself(index):
         raise ValueError("inconsistent numbers")
@@ -330,7 +335,9 @@ def _agrees_with_itself(index: ShardIndex) -> bool:
         and (ends[-1] if len(ends) else 0) == len(index.keys)
         and all(((0 <= array) & (array < limit)).all() for array, limit in bounds)
         and ((0 <= index.member_size) & (index.member_size <= index.stamp[0] - index.member_offset)).all()
-        and all(isinstance(n, int) for n in index.faults.values())
+        and index.faults.keys() <= set(faults.OF_A_SHARD)
+        and all(type(n) is int and 0 <= n < 2**53 for n in index.faults.values())
+        and all(type(suffix) is str for suffix in index.suffixes)
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.errors import DataError
+from flava_ds.plain_text import without_secrets
 from flava_ds.processes import within
 
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
-_QUERY = re.compile(r"\?[^\s'\"<>)]*")
 _TRANSIENT_STATUS = (408, 425, 429)
 """4xx statuses that a retry may change; all others are final."""
 
@@ -74,7 +73,7 @@ def call(
     Raises: DataError when the object does not exist, access is refused, the protocol's package is missing, or
     all attempts fail.
     """
-    name, attempts = f"{what}'{without_query(url)}'", policy.retries + 1
+    name, attempts = f"{what}'{without_secrets(url)}'", policy.retries + 1
     for number in range(1, attempts + 1):
         try:
             result = call_once(url, method, policy.timeout_s, **options)
@@ -129,14 +128,11 @@ def file_system(url: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        protocol = url.split("://", 1)[0]
-        raise DataError(f"'{without_query(url)}': protocol '{protocol}' cannot be used: {error}") from error
-
-
-def without_query(text: str) -> str:
-    """Removes the queries of URLs, which may hold signatures, from a text."""
-    return _QUERY.sub("", text)
+    except (
+        Exception
+    ) as error:  # a missing package, a URL that says too little: every protocol has errors of its own
+        protocol, told = url.split("://", 1)[0], " ".join(without_secrets(str(error)).split())
+        raise DataError(f"'{without_secrets(url)}': protocol '{protocol}' cannot be used: {told}") from error
 
 
 def _cause(error: Exception) -> Exception:
@@ -157,7 +153,7 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(cause, PermissionError) or status in (401, 403):
         return "may not be read"
     if isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS:
-        return f"is refused by the server ({without_query(str(cause))})"
+        return f"is refused by the server ({without_secrets(str(cause))})"
     return None
 
 
@@ -166,4 +162,4 @@ def _told(error: Exception, timeout_s: float) -> str:
     cause = _cause(error)
     if isinstance(cause, TimeoutError) or type(cause).__name__ == "FSTimeoutError":
         return f"no answer within {timeout_s:g} s"
-    return " ".join(without_query(f"{type(cause).__name__}: {cause}").split())
+    return " ".join(without_secrets(f"{type(cause).__name__}: {cause}").split())

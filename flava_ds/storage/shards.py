@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from flava_ds.config.plain_files import read_small
 from flava_ds.errors import DataError
 from flava_ds.storage.files import PipedShard, RemoteShard, Shard, fetch
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
@@ -14,7 +16,7 @@ from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
-_MAX_SHARDS = 10_000_000
+_MAX_SHARDS, _MAX_DIGITS, _MAX_CHARACTERS = 10_000_000, 20, 2**31
 
 
 def list_shards(
@@ -35,6 +37,8 @@ def list_shards(
     found: set[Shard] = set()
     for entry in _entries(shards.strip(), label, policy):
         found.update(_expand(entry, shards, name, policy))
+        if len(found) > _MAX_SHARDS:
+            raise DataError(f"{label}'{shards}' names more than {_MAX_SHARDS} shards")
     remote = sum(isinstance(shard, RemoteShard) for shard in found)
     if 0 < remote < len(found):
         raise DataError(f"{label}'{shards}' mixes local and remote shards; make two sources of them")
@@ -66,7 +70,7 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
             text, folder = fetch(RemoteShard(shards, policy)).decode(), RemoteShard(shards).parent + "/"
         else:
             path = Path(shards).expanduser()
-            text, folder = path.read_text(encoding="utf-8"), f"{path.parent}/"
+            text, folder = read_small(path).decode(), f"{path.parent}/"
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{label}list of shards '{shards}' cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -93,6 +97,15 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
         entry = entry.removeprefix("file://")
     if _URL.match(entry):
         return _expand_url(entry, label, policy)
+    try:
+        return _expand_path(entry, shards, name)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that no file system takes, ~ of nobody
+        raise DataError(f"{label}'{entry:.200}' cannot be looked for: {error!s:.200}") from error
+
+
+def _expand_path(entry: str, shards: str, name: str) -> list[Shard]:
+    """Returns the shards of one local folder, file or pattern."""
+    label = f"source '{name}': " if name else ""
     path = Path(entry).expanduser()
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
@@ -144,26 +157,47 @@ def expand_braces(pattern: str) -> list[str]:
     Raises: DataError for a range that runs backwards, or for too many results.
     """
     done, pending = [], deque([pattern])
+    ranges, lists = _RANGE.finditer(pattern), _LIST.finditer(pattern)
+    counts = [_length(*match.groups(), pattern) for match in ranges]
+    counts += [match.group(1).count(",") + 1 for match in lists]
+    if math.prod(counts) > _MAX_SHARDS:
+        raise DataError(f"pattern '{pattern:.200}' expands to more than {_MAX_SHARDS} shards")
     while pending:
-        if len(done) + len(pending) > _MAX_SHARDS:
-            raise DataError(f"pattern '{pattern}' expands to more than {_MAX_SHARDS} shards")
         text = pending.popleft()
-        match = _RANGE.search(text) or _LIST.search(text)
-        if match is None:
+        choices = _choices(text, pattern)
+        if choices is None:
             done.append(text)
-        elif match.re is _RANGE:
-            first, last = match.groups()
-            if int(last) < int(first) or int(last) - int(first) >= _MAX_SHARDS:
-                raise DataError(
-                    f"pattern '{pattern}': range {{{first}..{last}}} runs backwards or is too long"
-                )
-            width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-            pending += [
-                text[: match.start()] + str(number).zfill(width) + text[match.end() :]
-                for number in range(int(first), int(last) + 1)
-            ]
-        else:
-            pending += [
-                text[: match.start()] + choice + text[match.end() :] for choice in match.group(1).split(",")
-            ]
+            continue
+        before, after, words = choices
+        if (
+            len(words) * (len(done) + len(pending) + 1) > _MAX_SHARDS
+            or len(words) * len(text) > _MAX_CHARACTERS
+        ):
+            raise DataError(f"pattern '{pattern:.200}' expands to more than {_MAX_SHARDS} shards")
+        pending += [before + word + after for word in words]
     return done
+
+
+def _choices(text: str, pattern: str) -> tuple[str, str, list[str]] | None:
+    """Returns what stands before and after the first braces, and what they stand for; None when there are
+    none.
+    """
+    match = _RANGE.search(text) or _LIST.search(text)
+    if match is None:
+        return None
+    if match.re is _LIST:
+        return text[: match.start()], text[match.end() :], match.group(1).split(",")
+    first, last = match.groups()
+    numbers = range(int(first), int(first) + _length(first, last, pattern))
+    width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+    words = [str(number).zfill(width) for number in numbers]
+    return text[: match.start()], text[match.end() :], words
+
+
+def _length(first: str, last: str, pattern: str) -> int:
+    """Returns how many numbers a range has. Raises: DataError when it runs backwards or is too long."""
+    if max(len(first), len(last)) > _MAX_DIGITS or not 0 <= int(last) - int(first) < _MAX_SHARDS:
+        raise DataError(
+            f"pattern '{pattern:.200}': range {{{first:.40}..{last:.40}}} runs backwards or is too long"
+        )
+    return int(last) - int(first) + 1

@@ -22,6 +22,7 @@ from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DesyncError
+from flava_ds.plain_text import public
 from flava_ds.ranks.distributed import World, gather_objects, log
 from flava_ds.storage.atomic import write_whole
 
@@ -47,7 +48,7 @@ def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, 
 
     Raises: DesyncError on all ranks if one has another configuration.
     """
-    plain, git = configuration.to_dict(config), git_state()
+    plain, git = public(configuration.to_dict(config)), git_state()
     versions = {
         "python": platform.python_version(),
         **{name: version_of(name) for name in DISTRIBUTIONS},
@@ -63,7 +64,7 @@ def describe_start(config: Config, world: World, gemm_rate: float) -> dict[str, 
         warn_of_software([software for *_, software in everyone], hosts)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": public(sys.argv),
         "versions": versions,
         "config_sha256": digest,
         "hardware": {

@@ -47,6 +47,12 @@ def test_folders_that_are_none_are_refused(field, folder):
         resolve("flava_debug", [f"--{field}", folder])
 
 
+def test_logs_have_no_url():
+    """It made a folder `s3:`."""
+    with pytest.raises(ConfigError, match="logs need a folder of this machine"):
+        resolve("flava_debug", ["--logging.run-directory", "s3://bucket/runs"])
+
+
 @pytest.mark.parametrize("name", ["a", "a b", "sweep/lr 1", "..a", "größe", "it's $(NAME): 1"])
 def test_other_names_are_folders_below_the_runs(name, tmp_path):
     config = resolve(

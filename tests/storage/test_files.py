@@ -19,6 +19,8 @@ from flava_ds.storage.files import (
     RemoteFile,
     RemoteShard,
     SequentialReader,
+    fetch,
+    fetch_if_there,
     user_cache,
 )
 from flava_ds.storage.index import index_files, load_index, load_indexes, scan_shard
@@ -45,6 +47,20 @@ def same(ours, theirs):
     )
 
 
+def test_what_is_too_large_is_not_fetched(server):
+    """An index, which need not be there, counts as absent; a list of shards is refused."""
+    assert fetch_if_there(RemoteShard(server.url + "/0.tar"), most=100) is None
+    with pytest.raises(DataError, match="0.tar' has .* bytes, more than 100"):
+        fetch(RemoteShard(server.url + "/0.tar"), most=100)
+    assert server.bytes_sent == 0
+    whole = (server.folder / "0.tar").read_bytes()
+    assert (
+        fetch(RemoteShard(server.url + "/0.tar"))
+        == fetch_if_there(RemoteShard(server.url + "/0.tar"))
+        == whole
+    )
+
+
 @pytest.mark.parametrize("pattern", ["/{0..1}.tar", "/", "/list.txt"])
 def test_shards_of_a_web_server_are_indexed_as_on_disk_and_once(server, pattern):
     (server.folder / "list.txt").write_text("1.tar\n0.tar\n")
@@ -56,8 +72,8 @@ def test_shards_of_a_web_server_are_indexed_as_on_disk_and_once(server, pattern)
             same(index, scan_shard(local))
             and index.checksum == hashlib.sha256(local.read_bytes()).hexdigest()
         )
-    sent = server.bytes_sent
-    assert sent == sum((server.folder / name).stat().st_size for name in ("0.tar", "1.tar"))
+    sent, read = server.bytes_sent, ("0.tar", "1.tar", *(["list.txt"] if pattern == "/list.txt" else []))
+    assert sent == sum((server.folder / name).stat().st_size for name in read)
     assert len([*load_indexes(shards)]) == 2 and server.bytes_sent == sent
 
 

@@ -175,6 +175,9 @@ CONTRADICTIONS = {
     "suffixes": lambda index: {"suffixes": ()},
     "types": lambda index: {"member_suffix": index.member_suffix.astype(float)},
     "faults": lambda index: {"faults": {"duplicate member": "1"}},
+    "less than no faults": lambda index: {"faults": {"truncated shard": -(10**6)}},
+    "true faults": lambda index: {"faults": {"truncated shard": True}},
+    "faults of other names": lambda index: {"faults": {"\x1b[2J": 1}},
 }
 
 
@@ -207,6 +210,26 @@ def test_an_index_that_claims_to_be_large_is_rebuilt(make_shard, case):
     assert (
         np.array_equal(load_index(path).member_offset, good.member_offset) and beside.read_bytes() != written
     )
+
+
+def test_an_index_with_further_arrays_is_rebuilt(make_shard):
+    """Every one would be loaded, and a small file may have thousands that share their bytes."""
+    path = make_shard("a.tar", pair_members(range(5)))
+    good, (beside, _) = load_index(path), index_files(path)
+    with zipfile.ZipFile(beside, "a") as file:
+        file.writestr("further.npy", b"")
+    written = beside.read_bytes()
+    assert np.array_equal(load_index(path).member_offset, good.member_offset)
+    assert beside.read_bytes() != written
+
+
+def test_an_index_of_any_size_takes_no_memory(make_shard):
+    """One of 300 GiB of holes was read whole."""
+    path = make_shard("a.tar", pair_members(range(5)))
+    good, (beside, _) = load_index(path), index_files(path)
+    os.truncate(beside, 300 * 2**30)
+    assert np.array_equal(load_index(path).member_offset, good.member_offset)
+    assert beside.stat().st_size < 2**20
 
 
 def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):

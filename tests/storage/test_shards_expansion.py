@@ -1,6 +1,8 @@
 """What a shards string stands for."""
 
+import os
 import subprocess
+import tracemalloc
 
 import pytest
 
@@ -29,6 +31,29 @@ def test_braces_expand_as_in_bash(pattern):
     assert sorted(expand_braces(pattern)) == sorted(shell)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["a{0..99999}{0..99999}", "{0..99999999999999999999999}", "a" + "{0,1}" * 40, "{0.." + "9" * 5000 + "}"],
+)
+def test_more_names_than_anybody_has_shards_are_refused_at_once(pattern, tmp_path):
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 10000000 shards|too long") as caught:
+            expand_braces(pattern)
+        assert tracemalloc.get_traced_memory()[1] < 2**26 and len(str(caught.value)) < 500
+    finally:
+        tracemalloc.stop()
+
+
+def test_lists_are_regular_files_of_some_size(tmp_path):
+    os.mkfifo(tmp_path / "fifo.txt")
+    (tmp_path / "endless.txt").touch()
+    os.truncate(tmp_path / "endless.txt", 2**40)
+    for name in ("fifo.txt", "endless.txt"):
+        with pytest.raises(DataError, match=f"list of shards '.*{name}' cannot be read"):
+            list_shards(str(tmp_path / name))
+
+
 def test_what_is_missing_empty_or_refused_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("# nothing\n\n")
@@ -46,6 +71,7 @@ def test_what_is_missing_empty_or_refused_is_named(tmp_path):
         "https://example.org/0.tar": "0.tar' is a URL",
         "simplecache::https://example.org/0.tar": "chains protocols",
         "nothing://example.org/x": "protocol 'nothing' cannot be used",
+        "zip:///": "protocol 'zip' cannot be used",
     }
     for shards, message in cases.items():
         with pytest.raises(DataError, match=message):

@@ -1,0 +1,15 @@
+"""Places on the command line that have to be folders or files of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def local_path(text: str) -> Path:
+    """Returns the path that an argument names; argparse prints the complaint about one that names none."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r:.200} is a URL; name a place on this machine")
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r:.200} names no file or folder")
+    return Path(text)

@@ -154,12 +154,19 @@ def changed_settings(folder: Place, config: Config) -> list[str]:
 
 
 def check(world: World, folder: Place) -> None:
-    """Compares a checkpoint's files with its manifest; each rank checks a share of them.
+    """Compares a checkpoint's files with its manifest, each rank a share of them, and their contents with
+    its state.
 
-    Raises: CheckpointError on every rank when a file is missing, truncated or changed.
+    Raises: CheckpointError on every rank when a file is missing, truncated, changed or contradicts the state.
     """
     with together(world):
         verify(folder, world.rank, world.size)
+    with together(world):
+        reader = CheckpointReader(folder)
+        try:
+            reader.check_parts()
+        finally:
+            reader.close()
 
 
 def restore(engine: Engine, folder: Place) -> Resumed:
@@ -202,10 +209,16 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
             states[name].copy_(saved)
     engine.set_counters(reader.state, reader.state["step"])
     generators = reader.generators(engine.world.rank)
-    if "cpu" in generators:
-        torch.set_rng_state(generators["cpu"])
-    if "cuda" in generators and engine.world.device.type == "cuda":
-        torch.cuda.set_rng_state(generators["cuda"], engine.world.device)
+    try:
+        if "cpu" in generators:
+            torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators and engine.world.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"], engine.world.device)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{reader.folder}: rank {engine.world.rank}'s random state cannot be used ({error}); use another "
+            "checkpoint"
+        ) from error
     reader.close()
 
 
@@ -214,6 +227,9 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
     folder, states = reader.folder, engine.state_tensors()
     try:
         check_shapes(reader.shapes, engine.shapes(), str(folder))
+        buffers = reader.buffer_shapes()
+        own = {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers() if name in buffers}
+        check_shapes(buffers, own, f"{folder}, buffers")
         check_shapes(
             reader.state_shapes() if states else {},
             {name: tuple(tensor.shape) for name, tensor in states.items()},

@@ -6,7 +6,7 @@ Needs no device and unpickles nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flava_ds import config as configuration
 from flava_ds.checkpoints.contents import compare, complete_manifest, optimizer_name, read_state, weights_name
 from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, complete, latest, place_of
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.tensor_files import TensorFile
+from flava_ds.checkpoints.tensor_files import Entry, TensorFile
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import replacing
@@ -50,6 +50,46 @@ class CheckpointReader:
         self._parts: dict[str, list[_Part]] = {}
         self._listed: set[Any] = set()
         self._open: list[TensorFile] = []
+
+    def check_parts(self) -> None:
+        """Compares what its tensor files say that they hold with state.json.
+
+        Raises: CheckpointError when a tensor's parts do not make up its parameter, or have a type or a shape
+        that no run writes.
+        """
+        for file_name in (weights_name, optimizer_name):
+            self._list_all(file_name)
+        for tensor, parts in self._parts.items():
+            key, _, name = tensor.partition("/")
+            end = 0
+            for part in sorted(parts, key=lambda part: part.start):
+                if part.start != end:
+                    raise self._contradicts(part.file, tensor)
+                end += part.numel
+            if name not in self.shapes or end != math.prod(self.shapes[name]):
+                raise self._contradicts(parts[0].file, tensor)
+        absent = [
+            name for name, shape in self.shapes.items() if math.prod(shape) and not self.holds("weight", name)
+        ]
+        absent += [f"buffer/{name}" for name in self.state["buffers"] if not self._has_buffer(name)]
+        if absent:
+            raise CheckpointError(f"{self.folder} has nothing of '{absent[0]}'; use another checkpoint")
+        for rank in range(self.state["world_size"]):
+            file = self._file(optimizer_name(rank))
+            for name, entry in file.entries.items():
+                if name.startswith("generator/") and not _is_generator_state(name, entry):
+                    raise self._contradicts(file, name)
+
+    def _contradicts(self, file: TensorFile, tensor: str) -> CheckpointError:
+        """Returns the error that names a tensor."""
+        return CheckpointError(
+            f"{file.where}: what it has of '{tensor}' does not agree with the checkpoint's state.json; use "
+            "another checkpoint"
+        )
+
+    def _has_buffer(self, name: str) -> bool:
+        """Tells whether rank 0 has written a buffer."""
+        return f"buffer/{name}" in self._file(weights_name(0)).entries
 
     def read(self, key: str, name: str, start: int, numel: int) -> Tensor:
         """Returns elements of a parameter's 'weight' or of one of its moments, flat, in fp32.
@@ -87,6 +127,11 @@ class CheckpointReader:
         """Returns whether it holds any of a parameter's 'weight', or of one of its moments or averages."""
         return bool(self._parts_of(key, name))
 
+    def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the persistent buffers by name."""
+        entries = self._file(weights_name(0)).entries
+        return {name: entries[f"buffer/{name}"].shape for name in self.state["buffers"]}
+
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the training states' tensors by name."""
         entries = self._file(optimizer_name(0)).entries
@@ -122,12 +167,15 @@ class CheckpointReader:
 
         The first use reads the headers of all files of its kind.
         """
-        file_name = weights_name if key == "weight" else optimizer_name
+        self._list_all(weights_name if key == "weight" else optimizer_name)
+        return self._parts.get(tensor_name(key, name), [])
+
+    def _list_all(self, file_name: Callable[[int], str]) -> None:
+        """Takes in what all files of a kind hold, once."""
         if file_name not in self._listed:
             self._listed.add(file_name)
             for rank in range(self.state["world_size"]):
                 self._list(self._file(file_name(rank)))
-        return self._parts.get(tensor_name(key, name), [])
 
     def _list(self, file: TensorFile) -> None:
         """Records which parts of which tensors a file holds."""
@@ -135,8 +183,14 @@ class CheckpointReader:
             starts = loads(file.metadata["starts"])
             if any(type(start) is not int or start < 0 for start in starts.values()):
                 raise ValueError("a tensor starts before its parameter")
-            entries = file.entries
-            parts = {tensor: _Part(start, entries[tensor].shape[0], file) for tensor, start in starts.items()}
+            parts = {
+                tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()
+            }
+            if any(
+                len(file.entries[tensor].shape) != 1 or not file.entries[tensor].dtype.is_floating_point
+                for tensor in starts
+            ):
+                raise ValueError("a part of a parameter is no flat tensor of floats")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{file.where} does not describe its contents ({type(error).__name__}: {error}); use "
@@ -162,6 +216,14 @@ class CheckpointReader:
         if len(self._open) > MOST_OPEN_FILES:
             self._open.pop(0).close()
         return file
+
+
+def _is_generator_state(name: str, entry: Entry) -> bool:
+    """Tells whether a tensor may be a random state of its device."""
+    own = torch.get_rng_state()
+    return entry.dtype == own.dtype and (
+        entry.shape == tuple(own.shape) if name == "generator/cpu" else len(entry.shape) == 1
+    )
 
 
 def tensor_name(key: str, name: str) -> str:

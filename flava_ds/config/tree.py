@@ -264,7 +264,7 @@ def check(config: Config) -> Config:
             "checkpoint.keep_best needs checkpoint.best_metric, the logged number to compare, e.g. "
             "loss/global_contrastive"
         )
-    check_evaluation(config.evaluation, config.checkpoint.best_metric)
+    check_evaluation(config.evaluation, config.checkpoint.best_metric, in_use(config.objectives))
     for name, sink in config.logging.sinks.items():
         sink.check(f"logging.sinks.{name}", config)
     check_run_folder(config)

@@ -4,15 +4,19 @@ run writes."""
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_helpers import small_weights, write_checkpoint
+from torch import Tensor
 
 from flava_ds.checkpoints import contents, files
 from flava_ds.checkpoints.checkpoint import newest_sound
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
+from flava_ds.checkpoints.tensor_files import HashingWriter, TensorFile, write_tensors
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks.distributed import World
 
@@ -75,6 +79,74 @@ def test_a_manifest_that_was_not_published_is_noticed(tmp_path):
     # as a user or an earlier version writes it: there is nothing to compare with
     folder.parent.write(files.LATEST, folder.name)
     contents.verify(folder)
+
+
+def rewrite_tensors(
+    folder: Place, name: str, change: Callable[[dict[str, Tensor], dict[str, int]], None]
+) -> None:
+    """Changes the tensors of a file, and where they begin, and makes manifest and `latest` agree."""
+    file = TensorFile(lambda: folder.open(name), name)
+    tensors = {tensor: file.read(tensor) for tensor in file.entries}
+    starts = json.loads(file.metadata["starts"])
+    change(tensors, starts)
+    with folder.create(name) as out:
+        writer = HashingWriter(out)
+        write_tensors(writer, tensors, {"format": "flava_ds", "starts": json.dumps(starts)})
+    manifest = json.loads(folder.read(files.MANIFEST)) | {name: writer.described()}
+    (folder.local / files.MANIFEST).write_text(json.dumps(manifest))
+    files.point(folder.parent, folder.name)
+
+
+def change(name: str, to: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor], dict[str, int]], None]:
+    """Returns what replaces a tensor by what is made of it."""
+    return lambda tensors, starts: tensors.update({name: to(tensors[name])})
+
+
+WEIGHTS, OPTIMIZER = "weights_00001.safetensors", "optimizer_00001.safetensors"
+MISSHAPEN = {
+    "shorter": (WEIGHTS, change("weight/a", lambda tensor: tensor[:-1].clone())),
+    "longer": (WEIGHTS, change("weight/a", lambda tensor: torch.cat([tensor, tensor]))),
+    "two dimensions": (WEIGHTS, change("weight/a", lambda tensor: tensor.reshape(2, -1))),
+    "no dimension": (WEIGHTS, change("weight/scale", lambda tensor: tensor.reshape(()))),
+    "integers": (WEIGHTS, change("weight/a", lambda tensor: tensor.to(torch.int64))),
+    "a gap": (WEIGHTS, lambda tensors, starts: starts.update({"weight/a": 3})),
+    "an overlap": (WEIGHTS, lambda tensors, starts: starts.update({"weight/a": 1})),
+    "another name": (
+        WEIGHTS,
+        lambda tensors, starts: (
+            tensors.update(b=tensors.pop("weight/a")),
+            starts.update(b=starts.pop("weight/a")),
+        ),
+    ),
+    "no start": (WEIGHTS, lambda tensors, starts: starts.clear()),
+    "a parameter's moment that is too long": (
+        OPTIMIZER,
+        lambda tensors, starts: (
+            tensors.update({"exp_avg/a": torch.zeros(7)}),
+            starts.update({"exp_avg/a": 0}),
+        ),
+    ),
+    "a random state": (
+        OPTIMIZER,
+        lambda tensors, starts: tensors.update({"generator/cpu": torch.zeros(7, dtype=torch.uint8)}),
+    ),
+    "a random state of floats": (
+        OPTIMIZER,
+        lambda tensors, starts: tensors.update({"generator/cpu": torch.zeros(5056)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", MISSHAPEN)
+def test_tensors_that_contradict_the_state_give_way_to_the_checkpoint_before(tmp_path, form):
+    """Files, manifest and `latest` agree, so no checksum tells; most of these ended in a traceback."""
+    before, folder = (write_checkpoint(tmp_path, step, small_weights()) for step in (5, 7))
+    assert _newest_sound_alone([folder, before]) == folder
+    rewrite_tensors(folder, *MISSHAPEN[form])
+    assert _newest_sound_alone([folder, before]) == before
+    with pytest.raises(CheckpointError) as caught:
+        _newest_sound_alone([folder])
+    assert "\n" not in str(caught.value) and "use another checkpoint" in str(caught.value)
 
 
 def nested(depth: int = 100_000) -> str:

@@ -10,6 +10,7 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.config import CodebookConfig, Config
 from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -17,8 +18,17 @@ from flava_ds.families.flava.config import (
     flava_objectives,
 )
 from flava_ds.families.flava.views import Kind
+from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
 
 CLS, SEP, MASK = 101, 102, 103
+
+
+def tiny_objectives() -> dict[str, ObjectiveConfig]:
+    """The six objectives, with blocks of patches that fit the tiny pictures."""
+    masking = {"num_masked_patches": 4, "min_patches_per_block": 1}
+    return flava_objectives(
+        mim=MaskedImageConfig(**masking), mmm_image=MultimodalMaskedImageConfig(**masking)
+    )
 
 
 def tiny_config(**overrides) -> Config:
@@ -34,7 +44,7 @@ def tiny_config(**overrides) -> Config:
         hidden_size=8, num_blocks_per_group=1, vocab_size=50, image_size=24, decoder_init_size=8
     )
     return Config(
-        name="tiny", model=model, codebook=codebook, **({"objectives": flava_objectives()} | overrides)
+        name="tiny", model=model, codebook=codebook, **({"objectives": tiny_objectives()} | overrides)
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
 from flava_ds.config.bounds import AtLeast, AtMost, Steps
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,16 @@ class EvaluationConfig:
     """Maximum samples per split, evenly spaced; the ranks share them, and training pauses meanwhile."""
 
 
-def check_evaluation(config: EvaluationConfig, best_metric: str) -> None:
-    """Raises ConfigError when tasks lack a setting, or no task produces `best_metric`."""
+OF_OBJECTIVES = {"loss": 2, "accuracy": 2, "gradient_norm": 2, "metric": 3}
+"""How numbers of objectives begin in the log, and of how many parts their names are; the last one is the
+objective.
+"""
+
+
+def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Collection[str]) -> None:
+    """Raises ConfigError when tasks lack a setting, or no task and no objective in use produces
+    `best_metric`.
+    """
     if config.every_steps and not config.tasks:
         raise ConfigError(
             "evaluation.every_steps is set, but evaluation.tasks is empty; name a task, or set "
@@ -32,6 +41,7 @@ def check_evaluation(config: EvaluationConfig, best_metric: str) -> None:
         )
     if config.tasks and config.data_root is None:
         raise ConfigError("evaluation.tasks needs evaluation.data_root, the folder with their data sets")
+    _check_best_metric(best_metric, objectives)
     task = best_metric.removeprefix("evaluation/").split("/")[0]
     own_files = any(".py" in name for name in config.tasks)
     runs = bool(config.every_steps) and (task in config.tasks or own_files)
@@ -39,4 +49,17 @@ def check_evaluation(config: EvaluationConfig, best_metric: str) -> None:
         raise ConfigError(
             f"checkpoint.best_metric is '{best_metric}', but task '{task}' does not run: add it to "
             "evaluation.tasks and set evaluation.every_steps"
+        )
+
+
+def _check_best_metric(name: str, objectives: Collection[str]) -> None:
+    """Raises ConfigError for a number that the log never has."""
+    head, *rest = name.split("/")
+    if name in ("", "grad_norm") or head == "evaluation":
+        return
+    if OF_OBJECTIVES.get(head) != 1 + len(rest) or rest[-1] not in objectives:
+        known = [f"loss/{objective}" for objective in objectives]
+        raise ConfigError(
+            f"checkpoint.best_metric is {name!r:.100}, which the log does not have"
+            f"{did_you_mean(name, known) or '; use one such as ' + ', '.join(known)}"
         )

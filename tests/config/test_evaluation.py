@@ -32,6 +32,14 @@ def test_a_good_one_passes_and_survives_json():
         (EvaluationConfig(every_steps=5, tasks=("a",)), "", "needs evaluation.data_root"),
         (EvaluationConfig(every_steps=-1), "", "evaluation.every_steps"),
         (EvaluationConfig(limit=0), "", "evaluation.limit"),
+        (
+            GOOD,
+            "nonsense",
+            "'nonsense', which the log does not have; use one such as loss/global_contrastive, ",
+        ),
+        (GOOD, "loss/itmm", "which the log does not have; did you mean 'loss/itm'"),
+        (GOOD, "accuracy/none", "which the log does not have"),
+        (GOOD, "metric/mim", "which the log does not have"),
         (GOOD, "evaluation/sst2_probe/accuracy", "task 'sst2_probe' does not run"),
         (
             EvaluationConfig(tasks=("a",), data_root="d"),

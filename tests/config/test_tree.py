@@ -260,6 +260,10 @@ def test_run_path_is_directory_and_name():
             "objectives.mim.num_masked_patches is 0; it must be at least 1",
         ),
         (
+            {"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=1000))},
+            "objectives.mim.num_masked_patches 1000 is more than the 196 patches of the model's pictures",
+        ),
+        (
             {"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=8))},
             "objectives.mim: a block of min_patches_per_block 16 does not fit",
         ),

@@ -150,7 +150,7 @@ def compare_data(world: World, loader: StepLoader) -> None:
             (name, what)
             for name, facts in first[1].items()
             for what, value in facts.items()
-            if found[name][what] != value
+            if value is not None and found[name][what] not in (None, value)
         ]
         if differing:
             name, what = differing[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from flava_ds.config import Config
 from flava_ds.data.order import Order, hash64, sample_seed, source_seed, uniforms
 from flava_ds.data.samples import CAPTION_STREAM, Sample, SampleDecoder, member_fields
 from flava_ds.data.skip_log import MIN_SEEN, SkipLog, where
-from flava_ds.data.sources import Lane, Promises
+from flava_ds.data.sources import CONTENT, Lane, Promises
 from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
@@ -21,6 +23,8 @@ from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.shard_reader import ShardReader
 from flava_ds.storage.shards import list_shards
 
+SAMPLED = 8
+"""Samples that are read at the start to tell one content from another."""
 _MAX_ATTEMPTS = 200
 _MAX_PARTNERS = 16
 _REPLACEMENT = 3
@@ -75,7 +79,30 @@ class IndexedShards:
             "keys": self.table.fingerprint,
             "order": str(self.order),
             "skip_list": skip_list.fingerprint if skip_list is not None else None,
+            CONTENT: self.content,
         }
+
+    @functools.cached_property
+    def content(self) -> dict[str, str | None]:
+        """Returns what tells these samples from others of the same keys, by the words that messages use; None
+        for what is not known.
+        """
+        return {
+            "the sizes and places of its members": self.table.layout,
+            "the sha256 of its shards": self.table.contents,
+            f"the bytes of {SAMPLED} of its samples": self._sampled(),
+        }
+
+    def _sampled(self) -> str:
+        """Hashes what is read of SAMPLED samples at even distances."""
+        digest = hashlib.sha256()
+        for index in np.linspace(0, len(self) - 1, min(SAMPLED, len(self)), dtype=np.int64).tolist():
+            try:
+                for name, data in sorted(self.read(index).items()):
+                    digest.update(f"{index} {name} {len(data)} ".encode() + data)
+            except SampleFault as fault:
+                digest.update(f"{index} {fault.reason} ".encode())
+        return digest.hexdigest()[:16]
 
     def seen(self) -> dict[str, Any]:
         """Returns what must be equal in every rank's copy of the shards."""
@@ -83,11 +110,12 @@ class IndexedShards:
             "samples": len(self),
             "the sizes of its shards": [size for size, _ in self.table.stamps],
             "the keys of its samples": self.table.fingerprint,
+            **self.content,
         }
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns log lines: samples left out, and an epoch shorter than a step."""
-        lines = []
+        """Returns log lines: what is compared, samples left out, and an epoch shorter than a step."""
+        lines = [self._compared()]
         if self.table.faults:
             damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
             named = "; `flava-ds prepare index` names the shards" if damaged else ""
@@ -143,6 +171,12 @@ class IndexedShards:
     def where(self, index: int) -> str:
         """Names a sample for messages."""
         return where(self.describe(index))
+
+    def _compared(self) -> str:
+        """Says what ranks, and a run that goes on, compare of the data."""
+        known = ["keys", *(what.removeprefix("the ") for what, value in self.content.items() if value)]
+        more = "" if self.table.contents else " (`flava-ds prepare index` adds a sha256 of every shard)"
+        return f"source '{self.name}': compared with other ranks and earlier starts: {', '.join(known)}{more}"
 
     def _check(self, required: dict[str, str]) -> None:
         """Raises DataError when the source has too few usable samples."""

@@ -21,7 +21,7 @@ from flava_ds.data.round_robin import RoundRobin, weight_stages
 from flava_ds.data.samples import Sample
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.slots import SlotPool
-from flava_ds.data.sources import Lane, open_source
+from flava_ds.data.sources import CONTENT, Lane, changed_content, open_source
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
 from flava_ds.storage.faults import SampleFault
@@ -184,18 +184,20 @@ class StepLoader:
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
         """Compares a saved state with this loader and adopts its jumps.
 
-        Raises: CheckpointError that names every difference that would change the data order.
+        Raises: CheckpointError that names every difference that would change the data or their order.
         """
         saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
         current = self.state(self.start_step)  # after adopting the jumps, which are part of it
         differences = [f"source '{name}' is gone" for name in saved if name not in current]
         differences += [f"source '{name}' is new" for name in current if name not in saved]
+        changed: list[str] = []
         for name in (name for name in current if name in saved):
+            changed += changed_content(name, saved[name].get(CONTENT), current[name].get(CONTENT))
             for field, value in current[name].items():
                 if field == "lanes" and saved[name].get(field) not in (None, value):
                     log.warning(MOVED_LANES, name, saved[name][field], value)
-                elif field not in ("epoch", "position", "lanes") and saved[name].get(field) != value:
+                elif field not in ("epoch", "position", "lanes", CONTENT) and saved[name].get(field) != value:
                     before = saved[name].get(field)
                     option = f" (--data.sources.{name}.seed {before} keeps it)"
                     keep = option if field == "source_seed" else ""
@@ -205,6 +207,11 @@ class StepLoader:
                 "the data order would change on resume: "
                 + "; ".join(differences)
                 + ". Restore these settings, or start a new run from the weights alone"
+            )
+        if changed:
+            raise CheckpointError(
+                f"the data are not those that the checkpoint was trained on: {'; '.join(changed)}. Restore "
+                "the shards, or start a new run from the weights alone"
             )
 
     def _slots(self) -> SlotPool | None:

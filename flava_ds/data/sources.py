@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,10 @@ from flava_ds.data.samples import Sample
 
 if TYPE_CHECKING:
     from flava_ds.data.skip_log import SkipLog
+
+
+CONTENT = "content"
+"""The part of a source's state that does not fix the order of its samples, but tells what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,8 @@ class Source(Protocol):
     def state(self) -> dict[str, Any]:
         """Returns everything that determines the order of samples, as plain JSON.
 
-        Checkpoints keep it, and a resume that would change it is refused.
+        Checkpoints keep it, and a resume that would change it is refused. The entry CONTENT tells the samples
+        from others with the same keys, by the words of messages; None for what is not known.
         """
 
     def seen(self) -> dict[str, Any]:
@@ -126,3 +131,12 @@ def open_source(config: Config, name: str) -> Source:
     from flava_ds.data.indexed import IndexedShards
 
     return IndexedShards(config, name)
+
+
+def changed_content(name: str, before: object, now: Mapping[str, str | None] | None) -> list[str]:
+    """Says what of a source's content differs, among what both sides know: an index may have got its
+    checksums since, and earlier versions compared keys alone.
+    """
+    known = before if isinstance(before, Mapping) else {}
+    found = [what for what, value in (now or {}).items() if value and known.get(what) not in (None, value)]
+    return [f"source '{name}': {' and '.join(found)} differ"] if found else []

@@ -37,6 +37,8 @@ class SampleTable:
         self.shards = list(shards)
         self.faults: Counter[str] = Counter()
         self.stamps: list[Stamp] = []
+        self._layouts: list[str] = []
+        self._checksums: list[str | None] = []
         parts = [self._usable(index, fields, required) for index in load_indexes(self.shards)]
         self.first = np.cumsum([0, *(len(part[1]) for part in parts)], dtype=np.int64)
         self.keys = np.concatenate([part[0] for part in parts])
@@ -66,10 +68,29 @@ class SampleTable:
         digest.update(self.keys.tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def layout(self) -> str:
+        """Hashes where every member lies and how long it is: no picture or caption of another length goes
+        unnoticed.
+        """
+        return hashlib.sha256("".join(self._layouts).encode()).hexdigest()[:16]
+
+    @property
+    def contents(self) -> str | None:
+        """Hashes the SHA-256 of all shards as their indexes have them; None where one has none."""
+        known = [checksum for checksum in self._checksums if checksum is not None]
+        if len(known) < len(self.shards):
+            return None
+        return hashlib.sha256("".join(known).encode()).hexdigest()[:16]
+
     def _usable(self, index: ShardIndex, fields: dict[str, Sequence[str]], required: dict[str, str]) -> tuple:
         """Keeps the samples with every required field; counts the others by the first field they lack."""
         self.faults.update(index.faults)
         self.stamps.append(index.stamp)
+        self._checksums.append(index.checksum)
+        members = (index.member_sample, index.member_suffix, index.member_offset, index.member_size)
+        parts = [repr(index.suffixes).encode(), *(part.tobytes() for part in members)]
+        self._layouts.append(hashlib.sha256(b"".join(parts)).hexdigest())
         columns = {field: index.column(suffixes) for field, suffixes in fields.items()}
         usable = np.ones(len(index), dtype=bool)
         for field, fault in required.items():

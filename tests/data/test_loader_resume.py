@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flava_ds.config import Config, DataConfig, SourceConfig, TrainingConfig, WeightChange
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import CheckpointError
+from flava_ds.storage.index import index_files, load_indexes
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,54 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
     }[change]()
     with pytest.raises(CheckpointError, match=CHANGES[change]):
         StepLoader(changed).check_state(saved)
+
+
+def rewritten(make_shard, checksum, changed):
+    """Writes the shards of pairs again, with a change of each sample's members; returns a fresh state."""
+    for name, numbers in (("pairs/0.tar", range(13)), ("pairs/1.tar", range(13, 23))):
+        path = make_shard(name, [changed(member, data) for member, data in pair_members(numbers)])
+        index_files(path)[0].unlink(missing_ok=True)
+        list(load_indexes([path], checksum=checksum))
+
+
+@pytest.mark.parametrize(
+    ("checksum", "changed", "words"),
+    [
+        (False, lambda n, d: (n, d + b" " if n.endswith("json") else d), "sizes and places of its members"),
+        (
+            False,
+            lambda n, d: (n, d.replace(b"a", b"o") if n.endswith("json") else d),
+            "the bytes of 8 of its",
+        ),
+        (True, lambda n, d: (n, d[:-1] + b"!" if n == "000000001.webp" else d), "the sha256 of its shards"),
+    ],
+)
+def test_other_contents_under_the_same_keys_are_refused(make_config, make_shard, checksum, changed, words):
+    """Keys agree, so the order would: only what the samples are differs."""
+    config = make_config()
+    rewritten(make_shard, checksum, lambda name, data: (name, data))
+    before = StepLoader(config)
+    saved = json.loads(json.dumps(before.state(5)))
+    StepLoader(config).check_state(saved)
+    rewritten(make_shard, checksum, changed)
+    now = StepLoader(config)
+    with pytest.raises(CheckpointError, match=f"not those that the checkpoint was trained on: .*{words}"):
+        now.check_state(saved)
+    assert before.sources["pairs"].seen() != now.sources["pairs"].seen()
+
+
+def test_what_one_side_does_not_know_of_the_contents_is_no_difference(make_config, make_shard, caplog):
+    """A checksum that an index has got since, and a checkpoint of an earlier version."""
+    config = make_config()
+    saved = json.loads(json.dumps(StepLoader(config).state(5)))
+    assert "places of its members, bytes of 8 of its samples (`flava-ds prepare index` adds" in caplog.text
+    rewritten(make_shard, True, lambda name, data: (name, data))
+    with_checksums = StepLoader(config)
+    with_checksums.check_state(saved)
+    assert "sha256 of its shards, bytes" in caplog.text
+    for state in saved.values():
+        del state["content"]
+    with_checksums.check_state(saved)
 
 
 def test_accumulation_and_world_size_may_change_on_resume(make_config):

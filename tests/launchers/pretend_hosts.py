@@ -1,5 +1,5 @@
-"""Two hosts on one machine: namespaces of their own for network, mounts, names, IPC and processes, an sshd
-each, and one virtual link between them.
+"""Two hosts on one machine: namespaces of their own for network, mounts, names, IPC and processes, one
+virtual link between them and, unless it is not wanted, an sshd each.
 
 No route leads out of them, and nothing of the machine is changed: what differs inside (names, ssh's
 configuration, /run, /dev/shm) is mounted over.
@@ -19,15 +19,9 @@ from pathlib import Path
 
 LINK, SPACES = "eth0", ["--net", "--mount", "--uts", "--ipc", "--pid"]
 ADDRESSES = {"host0": "10.77.13.1", "host1": "10.77.13.2"}
-PROGRAMS = {
-    "ip": "iproute2",
-    "sshd": "openssh-server",
-    "ssh": "openssh-client",
-    "unshare": "util-linux",
-    "nsenter": "util-linux",
-    "setpriv": "util-linux",
-}
+PROGRAMS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux"}
 """Programs and the Debian packages that have them."""
+SSH_PROGRAMS = {"sshd": "openssh-server", "ssh": "openssh-client"}
 
 SSH_CONFIG = """
 Host *
@@ -51,19 +45,24 @@ set -eu
 hostname {name}
 mount --make-rprivate /
 mount --bind {folder}/hosts /etc/hosts
-mount --bind {folder}/ssh_config /etc/ssh/ssh_config
 mount -t tmpfs tmpfs /dev/shm
+ip link set lo up
+"""
+WITH_SSH = """
+mount --bind {folder}/ssh_config /etc/ssh/ssh_config
 sshd=$(command -v sshd)
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
-ip link set lo up
 exec "$sshd" -D -e -f {folder}/sshd_config
 """
+WITHOUT_SSH = "exec sleep infinity"
 
 
-def missing(*programs: str) -> str | None:
-    """Returns why there can be no hosts here, or no `programs` (name=package), or None."""
-    wanted = PROGRAMS | dict(program.split("=") for program in programs)
+def missing(*programs: str, ssh: bool = True) -> str | None:
+    """Returns why there can be no hosts here, with or without ssh, or no `programs` (name=package), or
+    None.
+    """
+    wanted = PROGRAMS | (SSH_PROGRAMS if ssh else {}) | dict(program.split("=") for program in programs)
     absent = sorted({package for program, package in wanted.items() if shutil.which(program) is None})
     if absent:
         return f"not installed (Debian): {' '.join(absent)}"
@@ -99,24 +98,27 @@ class Host:
 
 
 @contextmanager
-def two_hosts(folder: Path) -> Iterator[list[Host]]:
-    """Starts host0 and host1, which reach each other over ssh without a password; their processes end with
-    the context, or with this process.
+def two_hosts(folder: Path, *, ssh: bool = True) -> Iterator[list[Host]]:
+    """Starts host0 and host1, which reach each other, with `ssh` also over ssh without a password; their
+    processes end with the context, or with this process.
     """
-    for key in ("user_key", "host_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
     names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + names)
-    (folder / "ssh_config").write_text(SSH_CONFIG.format(folder=folder))
-    (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder))
+    if ssh:
+        for key in ("user_key", "host_key"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True
+            )
+        (folder / "ssh_config").write_text(SSH_CONFIG.format(folder=folder))
+        (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder))
     with ExitStack() as stack:
-        hosts = [stack.enter_context(_host(name, folder)) for name in ADDRESSES]
+        hosts = [stack.enter_context(_host(name, folder, ssh)) for name in ADDRESSES]
         ends = [["name", LINK, "netns", str(host.pid)] for host in hosts]
         subprocess.run(["ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1]], check=True)
         for host in hosts:
             host.run("ip", "address", "add", f"{ADDRESSES[host.name]}/24", "dev", LINK, check=True)
             host.run("ip", "link", "set", LINK, "up", check=True)
-        for name in ADDRESSES:
+        for name in ADDRESSES if ssh else ():
             _wait_until(
                 lambda name=name: hosts[0].run("ssh", name, "hostname").stdout.strip() == name,
                 f"{name} does not answer to ssh",
@@ -126,11 +128,11 @@ def two_hosts(folder: Path) -> Iterator[list[Host]]:
 
 
 @contextmanager
-def _host(name: str, folder: Path) -> Iterator[Host]:
-    """Starts one host's first process, which becomes its sshd; with it the kernel ends everything that runs
-    on the host.
+def _host(name: str, folder: Path, ssh: bool) -> Iterator[Host]:
+    """Starts one host's first process, which becomes its sshd or sleeps; with it the kernel ends everything
+    that runs on the host.
     """
-    script = FIRST_PROCESS.format(name=name, folder=folder)
+    script = (FIRST_PROCESS + (WITH_SSH if ssh else WITHOUT_SSH)).format(name=name, folder=folder)
     isolated = ["unshare", *SPACES, "--fork", "--mount-proc", "--kill-child=SIGKILL", "bash", "-c", script]
     with (folder / f"{name}.log").open("w") as log:
         outer = subprocess.Popen(
@@ -141,8 +143,8 @@ def _host(name: str, folder: Path) -> Iterator[Host]:
         _wait_until(lambda: bool(children.read_text().split()), f"{name} did not start", folder)
         host = Host(name, int(children.read_text().split()[0]))
         _wait_until(
-            lambda: Path(f"/proc/{host.pid}/comm").read_text().strip() == "sshd",
-            f"{name}'s sshd did not start",
+            lambda: Path(f"/proc/{host.pid}/comm").read_text().strip() == ("sshd" if ssh else "sleep"),
+            f"{name}'s first process did not start",
             folder,
         )
         yield host

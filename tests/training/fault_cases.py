@@ -41,9 +41,9 @@ class Outcome:
 class Gauntlet:
     """One configuration, its undisturbed curve, and the faults."""
 
-    def __init__(self, folder: Path) -> None:
-        """Runs undisturbed once."""
-        self.folder = folder
+    def __init__(self, folder: Path, steps: int = 24) -> None:
+        """Runs `steps` steps undisturbed, once."""
+        self.folder, self.steps = folder, steps
         config = self.config("undisturbed")
         Job(config).wait()
         self.expected, self.weights = curve(config.run_path), load_weights(config.run_path)
@@ -53,7 +53,9 @@ class Gauntlet:
         config = real_config(
             self.folder, name=name, checkpoint=CheckpointConfig(every_steps=2, keep_last=3), **settings
         )
-        return dataclasses.replace(config, training=dataclasses.replace(config.training, total_steps=24))
+        return dataclasses.replace(
+            config, training=dataclasses.replace(config.training, total_steps=self.steps)
+        )
 
     def goes_on(self, config: Config) -> bool:
         """Runs to the end and compares."""

@@ -114,7 +114,7 @@ def run_suite(options: argparse.Namespace) -> int:
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import open_model
-    from flava_ds.report.suite_page import markdown, write_pages
+    from flava_ds.report.suite_page import not_run, tables_as_markdown, write_pages
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--suite runs in one process; start it without a launcher, or use --task")
@@ -142,7 +142,8 @@ def run_suite(options: argparse.Namespace) -> int:
             f"{options.data}: no data of suite {options.suite} could be used; {out / suite.FILE} says why, "
             "and --list what is expected"
         )
-    print(f"\n{markdown(report)}", file=sys.stderr, flush=True)
+    _tell(f"\n{tables_as_markdown(report)}")
+    _tell(f"{len(not_run(report))} tasks were not run; the page says why for each")
     for path in (out / suite.FILE, *write_pages(report, out)):
         print(path)
     return 0

@@ -118,8 +118,18 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Writes the tables in Markdown."""
-    text = [f"# {report['model']}: suite {report['suite']}", ""]
+    """Writes the page in Markdown."""
+    text = [f"# {report['model']}: suite {report['suite']}", "", tables_as_markdown(report)]
+    text += ["## What the numbers depend on", "", *(f"- {name}: {value}" for name, value in facts(report))]
+    reasons = not_run(report)
+    if reasons:
+        text += ["", "## Not run", "", *(f"- `{task}`: {reason}" for task, reason in reasons)]
+    return "\n".join(text) + "\n"
+
+
+def tables_as_markdown(report: Mapping[str, Any]) -> str:
+    """Writes the tables only."""
+    text = []
     for table in tables(report):
         head = ("task", "splits", "%", "95 % interval", "samples", *table.columns)
         text += [f"## {table.title}", "", _row(head), _row(["---", "---", *["---:"] * (len(head) - 2)])]
@@ -129,11 +139,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         if table.absent:
             text += ["", f"Not found: {', '.join(table.absent)}."]
         text.append("")
-    text += ["## What the numbers depend on", "", *(f"- {name}: {value}" for name, value in facts(report))]
-    reasons = not_run(report)
-    if reasons:
-        text += ["", "## Not run", "", *(f"- `{task}`: {reason}" for task, reason in reasons)]
-    return "\n".join(text) + "\n"
+    return "\n".join(text)
 
 
 def not_run(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from flava_ds.commands.local_path import local_path
 
 
 def add_arguments(action: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    from flava_ds.commands.local_path import local_path
-from flava_ds.prepare.fetchable import SETS
+    from flava_ds.prepare.fetchable import SETS
 
     action.add_argument("name", choices=sorted(SETS), help="what to get")
     action.add_argument(

@@ -97,15 +97,15 @@ def load_recipe(recipe: str, depth: int = 0) -> Config:
     """
     if recipe in RECIPES:
         return RECIPES[recipe]()
+    if depth and outside.is_outside(recipe):  # before anything imports it
+        raise ConfigError(
+            f"base '{recipe}' is code, which a file cannot name; give a recipe of the package or a "
+            "file, or start from the code and set fields by options"
+        )
     if load_sequence(recipe) is not None:
         raise ConfigError(f"'{recipe}' is several runs in a row; `flava-ds train {recipe}` runs them")
     path = Path(recipe)
     if outside.is_outside(recipe):
-        if depth:
-            raise ConfigError(
-                f"base '{recipe}' is code, which a file cannot name; give a recipe of the package or a "
-                "file, or start from the code and set fields by options"
-            )
         return cast(Config, outside.call(recipe))
     if path.suffix == ".json" or partial.is_yaml(path) or path.is_file():
         if not path.is_file():

@@ -115,3 +115,12 @@ def test_slips_are_one_line(tmp_path, text, message):
         resolve(str(file), [])
     told = str(caught.value)
     assert told.startswith(str(file)) and message in told and "\n" not in told
+
+
+def test_code_that_a_base_names_is_not_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hostile.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    (tmp_path / "mine.yaml").write_text("base: hostile.py:mine\n")
+    with pytest.raises(ConfigError, match="base 'hostile.py:mine' is code, which a file cannot name"):
+        resolve("mine.yaml", [])
+    assert not (tmp_path / "ran").exists()

@@ -13,6 +13,7 @@ import torch
 
 from flava_ds.config import Config
 from flava_ds.data.loader import StepLoader
+from flava_ds.errors import ConfigError
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import Task
 
@@ -81,15 +82,13 @@ def memory(config: Config, task: Task, ranks: int, device_type: str) -> str:
         default=0,
     )
     about = (
-        f"{held / GIB:.2f} GiB of weights, gradients and optimizer (ZeRO {stage}, {ranks} "
-        f"rank{'s' * (ranks > 1)})"
+        f"{_size(held)} of weights, gradients and optimizer (ZeRO {stage}, {ranks} rank{'s' * (ranks > 1)})"
     )
     if not activations:
         return f"memory of a rank: {about}; activations are not estimated for this family"
     return (
-        f"memory of a rank, an estimate: {(held + activations) / GIB:.2f} GiB = {about} + "
-        f"{activations / GIB:.2f} GiB of activations of the largest micro-batch; libraries and loader "
-        "processes come on top"
+        f"memory of a rank, an estimate: {_size(held + activations)} = {about} + {_size(activations)} of "
+        "activations of the largest micro-batch; libraries and loader processes come on top"
     )
 
 
@@ -98,8 +97,11 @@ def bytes_of_state(config: Config, task: Task, ranks: int, stage: int) -> float:
     trained = sum(_numel(parameter) for parameter in task.parameters() if parameter.requires_grad)
     frozen = sum(_numel(parameter) for parameter in task.parameters() if not parameter.requires_grad)
     width = 4 if config.training.precision == "fp32" else 2
-    optimizer = config.optimizer.build([{"params": [torch.nn.Parameter(torch.empty(0))]}])
-    moments = len(getattr(optimizer, "moments", ()))
+    try:
+        optimizer = config.optimizer.build([{"params": [torch.nn.Parameter(torch.empty(0))]}])
+        moments = len(getattr(optimizer, "moments", ()))
+    except ConfigError:
+        moments = 2  # a vendor's Adam, whose library is on another machine than this one
     # the optimizer moves fp32 weights: a copy beside those in half precision, and ZeRO's flat one
     copy = 4 if width == 2 or stage else 0
     divided = {"optimizer": 1 <= stage, "gradients": 2 <= stage, "weights": 3 <= stage}
@@ -176,6 +178,10 @@ def _numel(parameter: Any) -> int:
 
 def _largest(entry: tuple[str, int]) -> int:
     return -entry[1]
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB"
 
 
 def _millions(count: int) -> str:

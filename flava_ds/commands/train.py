@@ -49,9 +49,14 @@ def run(config: Config, options: argparse.Namespace, overrides: list[str]) -> in
     command = compose(options, options.recipe, overrides, ranks, options.plugin)
     if not options.dry_run:
         command.replace_process()  # does not return
+    own = dict(os.environ)
     os.environ.update(command.environment)  # as the ranks have it
-    for line in rehearse(config, ranks, "cuda" if launch.count_gpus() else "cpu"):
-        print(line)
+    try:
+        for line in rehearse(config, ranks, "cuda" if launch.count_gpus() else "cpu"):
+            print(line)
+    finally:
+        os.environ.clear()
+        os.environ.update(own)
     print(command)
     return 0
 

@@ -49,11 +49,6 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
         return MaskedImageModeling(self, head)
 
     def check(self, where: str, config: Any) -> None:
-        if self.num_masked_patches > config.model.num_patches:
-            raise ConfigError(
-                f"{where}.num_masked_patches {self.num_masked_patches} is more than the "
-                f"{config.model.num_patches} patches of the model's pictures"
-            )
         if self.min_patches_per_block > self.num_masked_patches:
             raise ConfigError(
                 f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit "

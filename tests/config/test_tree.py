@@ -261,7 +261,7 @@ def test_run_path_is_directory_and_name():
         ),
         (
             {"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=1000))},
-            "objectives.mim.num_masked_patches 1000 is more than the 196 patches of the model's pictures",
+            "objectives.mim: num_masked_patches 1000 is more than the 196 patches of a picture; set",
         ),
         (
             {"objectives": flava_objectives(mim=MaskedImageConfig(num_masked_patches=8))},

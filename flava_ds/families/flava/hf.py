@@ -27,6 +27,8 @@ from flava_ds.objectives.masked_image import MaskedImageConfig
 
 log = logging.getLogger(__name__)
 
+PUBLISHED_PATCHES = 196
+"""Of a picture; masks are scaled for models with fewer."""
 ENCODERS = ("image", "text", "multimodal")
 _BICUBIC, _LANCZOS = 3, 1
 _HEAD_NAMES = tuple(f"{name}_head." for name in (*HEADS, "itm"))
@@ -245,8 +247,15 @@ def of_transformers(raw: Mapping[str, Any], where: str, poolers: bool = False) -
         image_size=model.image.grid_size * 2 ** (codebook.num_groups - 1),
     )
     weights = {name: float(raw.get(f"{name}_weight", 1.0)) for name in flava_objectives()}
+    masked = round(0.4 * model.num_patches)  # as published: 75 of 196, in blocks of at least 16
+    small = {"num_masked_patches": masked, "min_patches_per_block": max(1, min(16, masked // 4))}
     objectives = {
-        name: dataclasses.replace(own, weight=weights[name]) for name, own in flava_objectives().items()
+        name: dataclasses.replace(
+            own,
+            weight=weights[name],
+            **(small if isinstance(own, MaskedImageConfig) and model.num_patches < PUBLISHED_PATCHES else {}),
+        )
+        for name, own in flava_objectives().items()
     }
     return Config(name="imported", model=model, codebook=codebook, objectives=objectives)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from foreign import their_model, their_state
+from hf.foreign import their_model, their_state
 from sample_batches import tiny_config
 
 from flava_ds.config import Config

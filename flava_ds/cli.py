@@ -15,6 +15,7 @@ from flava_ds.commands import codebook as codebook_command
 from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
+from flava_ds.commands import plan as plan_command
 from flava_ds.commands import prepare as prepare_command
 from flava_ds.commands import train as train_command
 from flava_ds.commands.local_path import local_path
@@ -103,7 +104,7 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 
     add_run_commands(add)
     add_data_commands(add)
-    return parser, {train, show_config, codebook_command.run_train}
+    return parser, {train, show_config, codebook_command.run_train, plan}
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -128,7 +129,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds train and config, which accept a recipe and fields of its configuration."""
+    """Adds train, config and plan, which accept a recipe and fields of its configuration."""
     overrides = (
         "then any field of the configuration, e.g. --training.total-steps 100 --data.sources.pmd.shards "
         "DIR; RECIPE --help lists them"
@@ -152,6 +153,16 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="print every field of every section and variant instead, as Markdown",
     )
+    add_plugin(command)
+    command = add(
+        "plan",
+        plan,
+        "forecast memory, time and cost of a recipe on GPUs that need not be there",
+        epilog=overrides,
+        add_help=False,
+    )
+    add_recipe(command)
+    plan_command.add_arguments(command)
     add_plugin(command)
 
 
@@ -220,6 +231,12 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
     if config is not None:
         print(json.dumps(to_dict(config), indent=2))
     return 0
+
+
+def plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints what a run would need and how long it would take."""
+    config = resolve_or_help(options, overrides)
+    return 0 if config is None else plan_command.run(options, config)
 
 
 def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:

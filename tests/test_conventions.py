@@ -55,6 +55,7 @@ BELOW = {
     "watching": {"errors", "plain_text", "config", "storage", "batch", "objectives", "ranks", "training"},
     "checkpoints": {"errors", "plain_text", "config", "storage", "ranks", "training", "watching"},
     "recipes": {"errors", "config", "objectives", "optimizers", "families"},
+    "scaling": {"errors", "config", "batch", "data", "codebook", "optimizers", "training"},
     "hf": {
         "errors",
         "config",
@@ -88,6 +89,7 @@ BELOW = {
         "codebook",
         "evaluation",
         "watching",
+        "scaling",
     },
 }
 """What each part of flava_ds may import at the top of a module; parts that are not listed (commands, build,

@@ -51,22 +51,7 @@ class Collator:
             texts[row], matched[row] = text, False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
         draft, cut = self._draft(samples, texts, matched, views)
-        tensors: dict[str, Tensor] = {
-            name: draft.views[name]
-            for name in (*self.plan.sent_views, *self.plan.crops)
-            if name in draft.views
-        }
-        numbers: dict[str, int] = {}
-        _add_text(draft, "", tensors, numbers)
-        if draft.views and draft.lengths is not None:
-            tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(matched))
-        seen = draft
-        if masked_rows is not None:
-            seen = draft.at(masked_rows)
-            tensors["masked_samples"] = torch.from_numpy(masked_rows)
-            _add_text(seen, "masked_", tensors, numbers)
-        for corruption in self.plan.corruptions:
-            tensors |= {name: torch.as_tensor(value) for name, value in corruption(seen).items()}
+        tensors, numbers = pack(self.plan, draft, masked_rows)
         return Batch(
             kind=self.plan.kind,
             source=self.name,
@@ -119,6 +104,27 @@ class Collator:
             seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths
         )
         return draft, cut
+
+
+def pack(
+    plan: BatchPlan, draft: Draft, masked_rows: np.ndarray | None = None
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Returns the tensors and numbers of a draft's batch; the corruptions see `masked_rows` [m], or all."""
+    tensors: dict[str, Tensor] = {
+        name: draft.views[name] for name in (*plan.sent_views, *plan.crops) if name in draft.views
+    }
+    numbers: dict[str, int] = {}
+    _add_text(draft, "", tensors, numbers)
+    if draft.views and draft.lengths is not None:
+        tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
+    seen = draft
+    if masked_rows is not None:
+        seen = draft.at(masked_rows)
+        tensors["masked_samples"] = torch.from_numpy(masked_rows)
+        _add_text(seen, "masked_", tensors, numbers)
+    for corruption in plan.corruptions:
+        tensors |= {name: torch.as_tensor(value) for name, value in corruption(seen).items()}
+    return tensors, numbers
 
 
 def _seeds(samples: Sequence[Sample]) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""`flava-ds plan`: memory, time and cost of a run on GPUs that need not be there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from flava_ds.errors import UserError
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments; RECIPE and its fields are added by the caller."""
+    command.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: 8)")
+    command.add_argument(
+        "--gpu", default="h100", metavar="NAME", help="a100, h100, h200, b200, ... (default: h100)"
+    )
+    command.add_argument("--nodes", type=int, metavar="N", help="machines (default: one for each 8 GPUs)")
+    command.add_argument(
+        "--network", metavar="NAME", help="between machines: ib-400x8 (default), ethernet-100, ..."
+    )
+    command.add_argument(
+        "--captions",
+        metavar="SHARDS_OR_JSON",
+        help="lengths of the pairs' texts: shards, or a .json of {\"tokens\": count} (default: PMD's means)",
+    )
+    command.add_argument(
+        "--price-per-gpu-hour", type=float, metavar="X", help="in any currency, for the cost"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    command.add_argument("--page", type=Path, metavar="FILE.html", help="write one page with plots")
+    command.add_argument("--simulate", action="store_true", help="simulate the run with its failures, too")
+    command.add_argument(
+        "--scale", metavar="N,N,...", help="with --simulate: numbers of GPUs to compare, e.g. 8,64,512,4096"
+    )
+
+
+def run(options: argparse.Namespace, config: Any) -> int:
+    """Prints the plan of a configuration and writes what was asked for; returns the exit status.
+
+    Raises: UserError for unknown names, batches that do not divide, or a model that fits nowhere.
+    """
+    from flava_ds.scaling.hardware import cluster
+
+    if options.price_per_gpu_hour is not None and options.price_per_gpu_hour < 0:
+        raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use at least 0")
+    if options.scale and not options.simulate:
+        raise UserError("--scale is for --simulate; add it")
+    machines = cluster(options.gpu, options.gpus, options.nodes, options.network)
+    for name in config.drawn_sources:
+        config.micro_batch_size(name, machines.gpus)  # at once; measuring loads torch
+    from flava_ds.scaling import advice, table
+    from flava_ds.scaling.captions import lengths_of
+    from flava_ds.scaling.plan import plan
+    from flava_ds.scaling.setting import Measured, setting_of
+
+    lengths = lengths_of(config, options.captions)
+    measured = Measured(config, lengths)
+    made = plan(setting_of(config, machines, measured))
+    fix = advice.refuse_if_it_fits_nowhere(made, measured)
+    helps = advice.advise(made, measured)
+    print(table.report(made, lengths, helps, fix, options.price_per_gpu_hour))
+    found = table.as_json(made, lengths, helps, fix, options.price_per_gpu_hour)
+    if options.json is not None:
+        from flava_ds.storage.atomic import write_whole
+
+        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+    if options.page is not None:
+        from flava_ds.report.plan_page import write_plan_page
+
+        print(f"\n{write_plan_page(options.page, made, lengths, helps, fix, options.price_per_gpu_hour)}")
+    return 0

@@ -1,0 +1,76 @@
+"""What no formula gives: rates and overheads as ranges, each with its source.
+
+A plan is computed three times, with all of them at their middle, at their worse and at their better end. That
+gives every number of a forecast its range. The ends are judged so that about nine of ten cases lie between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number with its worse and better end."""
+
+    worse: float
+    middle: float
+    better: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """One value of each range."""
+
+    product_share: float
+    """Of the best GEMM's rate, reached by a product whose shape fills the device."""
+    attention_share: float
+    """Of the peak, reached by attention."""
+    convolution_share: float
+    """Of the peak, reached by the codebook."""
+    bandwidth_share: float
+    """Of the memory's peak, reached by kernels that only move data."""
+    launch_us: float
+    """Host time of one plain operator."""
+    custom_us: float
+    """Host time of one call of an operator of ours."""
+    network_share: float
+    """Of the modelled bandwidth of collectives."""
+    loader_rate: float
+    """Pictures that one loader process decodes, crops and masks per second."""
+    gloo_hop_us: float
+    """Of the gather of counts between processes on the host, per rank."""
+    context_gib: float
+    """CUDA context and NCCL's communicators."""
+    fragmentation: float
+    """Memory that the allocator reserves beyond what is allocated, as a share of it."""
+
+
+RANGES = {
+    "product_share": Range(0.60, 0.78, 0.95, "whole steps of llm.c, MPT and NeMo against the best GEMM"),
+    "attention_share": Range(0.15, 0.30, 0.45, "FlashAttention-2 at these lengths; ours are unmeasured"),
+    "convolution_share": Range(0.15, 0.30, 0.50, "judgement: bf16 convolutions of 64 to 2,048 channels"),
+    "bandwidth_share": Range(0.50, 0.68, 0.79, "copies reach 0.72 to 0.79 (Bekman); small kernels less"),
+    "launch_us": Range(10, 7.5, 5, "PyTorch's eager launch"),
+    "custom_us": Range(
+        200, 100, 50, "0.1 to 0.4 ms with its backward call (kernels/flava_kernels/dispatch.py)"
+    ),
+    "network_share": Range(0.65, 0.90, 1.0, "published busbw against benchmarks/plan_validation.py's model"),
+    "loader_rate": Range(350, 699, 737, "benchmarks/results/data_loader.json, two views with masks"),
+    "gloo_hop_us": Range(150, 50, 20, "judgement; loopback shows 0.6 ms for two busy ranks"),
+    "context_gib": Range(2.6, 2.2, 1.8, "0.5 to 0.9 GiB context, about 1.5 GiB NCCL (Bekman)"),
+    "fragmentation": Range(0.33, 0.12, 0.05, "GMLake: 15 % on average, up to 33 % on eight LLMs"),
+}
+
+
+def _at(end: str) -> Assumptions:
+    return Assumptions(**{field.name: getattr(RANGES[field.name], end) for field in fields(Assumptions)})
+
+
+MIDDLE, WORSE, BETTER = _at("middle"), _at("worse"), _at("better")
+
+
+def with_measured(base: Assumptions, **measured: float) -> Assumptions:
+    """Returns assumptions with numbers that were measured, e.g. loader_rate."""
+    return replace(base, **measured)

@@ -1,0 +1,123 @@
+"""GPUs and networks by name: vendors' peaks, and what was measured of them. No prices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flava_ds.errors import ConfigError, did_you_mean
+
+GIB = 2**30
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator. Source: vendors' data sheets; best_gemm: Bekman, Machine Learning Engineering."""
+
+    name: str
+    title: str
+    flops: float
+    """Dense bf16 peak in FLOP/s."""
+    memory_gib: float
+    memory_bandwidth: float
+    """Peak in bytes/s."""
+    units: int
+    """Streaming multiprocessors or compute units."""
+    best_gemm: float
+    """Share of the peak that the best shape reaches."""
+    link: float
+    """busbw of an all_reduce over one full node at large sizes, in bytes/s, as measured or published."""
+    multicast: float = 0.0
+    """The same with the switch adding up (NVLS), 0 without; all_reduce only."""
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 80, 0.80, 130e9),
+        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 108, 0.87, 232e9),
+        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 108, 0.87, 232e9),
+        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 132, 0.80, 370e9, 480e9),
+        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 132, 0.80, 370e9, 480e9),
+        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 148, 0.78, 700e9, 850e9),
+        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 132, 0.80, 376e9),
+        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 304, 0.51, 313e9),
+    )
+}
+
+USABLE = 0.99
+"""Share of a card's nominal memory that a process sees, before its own context."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What connects nodes of eight GPUs."""
+
+    name: str
+    title: str
+    nics: int
+    """Adapters of a node."""
+    nic: float
+    """Bytes/s of one, as collectives reach it."""
+    tcp: bool = False
+
+    @property
+    def node(self) -> float:
+        """Bytes/s that leave a node."""
+        return self.nics * self.nic
+
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("ib-400x8", "8 x 400 Gb/s InfiniBand", 8, 48e9),
+        Network("efa-400x8", "8 x 400 Gb/s EFA", 8, 47.75e9),
+        Network("ib-200x8", "8 x 200 Gb/s InfiniBand", 8, 24e9),
+        Network("ib-200x4", "4 x 200 Gb/s InfiniBand", 4, 24e9),
+        Network("ib-400x1", "one 400 Gb/s InfiniBand adapter", 1, 48e9),
+        Network("ib-200x1", "one 200 Gb/s InfiniBand adapter", 1, 24e9),
+        Network("ethernet-100", "one 100 Gb/s Ethernet adapter, TCP", 1, 10e9, tcp=True),
+        Network("ethernet-25", "one 25 Gb/s Ethernet adapter, TCP", 1, 2.5e9, tcp=True),
+    )
+}
+"""Rates are plateaus of nccl-tests: 24 and 48 GB/s for a 200 or 400 Gb/s adapter, 10 over TCP and 100 GbE."""
+
+DEFAULT_NETWORK = "ib-400x8"
+
+
+def find(what: str, name: str, known: Mapping[str, Thing]) -> Thing:
+    """Returns a thing by name. Raises: ConfigError listing all, with the nearest name."""
+    chosen = name.lower()
+    if chosen not in known:
+        raise ConfigError(
+            f"--{what} '{name}' is unknown{did_you_mean(chosen, known)}; there is {', '.join(sorted(known))}"
+        )
+    return known[chosen]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs, how many stand in a node, and what connects the nodes."""
+
+    gpu: Gpu
+    network: Network
+    gpus: int
+    nodes: int
+
+    @property
+    def per_node(self) -> int:
+        """GPUs of a node."""
+        return self.gpus // self.nodes
+
+
+def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Cluster:
+    """Returns a cluster by names. Raises: ConfigError for unknown names and counts that do not divide."""
+    card, net = find("gpu", gpu, GPUS), find("network", network or DEFAULT_NETWORK, NETWORKS)
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: use at least 1")
+    nodes = -(-gpus // 8) if nodes is None else nodes
+    if not 1 <= nodes <= gpus or gpus % nodes:
+        raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
+    return Cluster(card, net, gpus, nodes)

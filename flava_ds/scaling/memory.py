@@ -1,0 +1,165 @@
+"""Bytes of one rank's device, by part and moment, as DeepSpeed 0.19 allocates them.
+
+A step has three moments: the end of the forward pass with the first bucket ("forward"), the fullest point
+of the backward pass ("backward") and the optimizer's update ("update"). A rank needs the largest of them over
+all kinds of step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flava_ds.scaling.assumptions import Assumptions
+from flava_ds.scaling.hardware import GIB, USABLE, Gpu
+from flava_ds.scaling.work import KindWork, ModelWork, ParameterGroup
+from flava_ds.scaling.zero import Zero
+
+ZERO0_PIECE = 500_000_000
+"""Elements of the flat copies in which ZeRO-0 reduces gradients."""
+LOGITS_BYTES = 24 * 2**20
+"""Of the similarity matrix of the contrastive loss on a GPU, at most."""
+MOMENTS = ("forward", "backward", "update")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What lies on the device at one moment of a step, in bytes by part."""
+
+    source: str
+    name: str
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+def states(model: ModelWork, zero: Zero, world: int) -> dict[str, float]:
+    """Returns what stays between steps: weights, gradients and optimizer, in bytes by part."""
+    p, width = model.trainable, zero.width
+    found = {"frozen weights": float(width * model.frozen)}
+    if zero.stage == 0:
+        return found | {"weights": 4.0 * p, "optimizer": 4.0 * model.moments * p}
+    own = 4 * (1 + model.moments) * p / world
+    found["optimizer"] = 0.0 if zero.offload else own
+    if zero.stage == 3:
+        small = sum(n for group in model.groups for n in group.tensors if n <= zero.persistence)
+        found["weights"] = width * (p / world + small)
+    else:
+        found["weights"] = float(width * p)
+    return found
+
+
+def host_states(model: ModelWork, zero: Zero, world: int) -> float:
+    """Returns the pinned memory on the host that offloading takes for one rank, in bytes."""
+    return (4 * (2 + model.moments) + 2) * model.trainable / world if zero.offload else 0.0
+
+
+def gradients(model: ModelWork, work: KindWork, zero: Zero, world: int) -> dict[str, float]:
+    """Returns what the backward pass allocates for gradients, in bytes by part."""
+    used, width = model.used_by(work.kind), zero.width
+    if zero.stage == 0:
+        copied = min(model.trainable, ZERO0_PIECE)
+        return {"gradients": 4.0 * used, "flat copy of gradients": 4.0 * copied}
+    found = {"gradients": width * used / world if not zero.offload else 0.0}
+    if zero.stage == 1 and zero.accumulation > 1:
+        found["accumulated gradients"] = float(width * used)
+    buffers = (2 if zero.overlap and zero.stage < 3 else 1) if zero.contiguous else 0
+    found["gradient buckets"] = float(buffers * width * zero.bucket)
+    found["flat copy of gradients"] = float(width * min(zero.bucket, used))
+    return found
+
+
+def gathered(model: ModelWork, work: KindWork, zero: Zero) -> dict[str, float]:
+    """Returns what ZeRO-3 holds of other ranks' weights, in bytes."""
+    if zero.stage != 3:
+        return {}
+    large = [
+        n for group in model.groups if work.kind in group.kinds for n in group.tensors if n > zero.persistence
+    ]
+    live = sum(large) if zero.keeps_gathered(model.trainable) else max(large, default=0) + zero.prefetch
+    return {"gathered weights": float(zero.width * min(live, sum(large)))}
+
+
+def update_transient(model: ModelWork, work: KindWork, zero: Zero, world: int) -> float:
+    """Returns the bytes that updating the largest group copies: this rank's gradients, in fp32 too."""
+    groups = [group for group in model.groups if work.kind in group.kinds]
+    largest = max(groups, key=_elements).elements if groups else 0
+    if zero.stage == 0 or zero.offload:
+        return 0.0
+    return (zero.width + (4 if zero.precision != "fp32" else 0)) * largest / world
+
+
+def _elements(group: ParameterGroup) -> int:
+    return group.elements
+
+
+def moments(
+    model: ModelWork, source: str, zero: Zero, world: int, samples: int, assumed: Assumptions
+) -> list[Moment]:
+    """Returns the three moments of a micro-step of `samples` on this rank's device."""
+    work = model.kinds[source]
+    fixed = states(model, zero, world) | {
+        "image codebook": (2 if zero.precision == "bf16" else 4) * float(model.codebook),
+        "batches": 2 * work.batch_bytes.at(samples),  # the next one is on its way
+    }
+    pooled = sum(amount.at(samples * world) for amount in work.exchanged.values())
+    if pooled:
+        fixed["pooled features"] = 2 * pooled + LOGITS_BYTES
+    grads, whole = gradients(model, work, zero, world), gathered(model, work, zero)
+    first = grads | {"gradients": 0.0, "flat copy of gradients": 0.0}
+    found = [
+        Moment(source, "forward", fixed | whole | first | {"activations": work.saved.at(samples)}),
+        Moment(source, "backward", fixed | whole | grads | {"activations": work.peak.at(samples)}),
+    ]
+    kept = {name: size for name, size in grads.items() if name in ("gradients", "accumulated gradients")}
+    if zero.stage == 3:
+        kept["gradient buckets"] = grads["gradient buckets"]
+    transient = update_transient(model, work, zero, world)
+    found.append(Moment(source, "update", fixed | kept | {"update": transient}))
+    return [_with_overhead(moment, assumed) for moment in found]
+
+
+def _with_overhead(moment: Moment, assumed: Assumptions) -> Moment:
+    """Adds what torch's allocator does not see, and what it loses."""
+    extra = {
+        "context and NCCL": assumed.context_gib * GIB,
+        "fragmentation": assumed.fragmentation * moment.total,
+    }
+    return Moment(moment.source, moment.name, {**moment.parts, **extra})
+
+
+def peak(
+    model: ModelWork, zero: Zero, world: int, samples: Mapping[str, int], assumed: Assumptions
+) -> Moment:
+    """Returns the fullest moment over all kinds of step; `samples` of a micro-batch by source."""
+    return max(
+        (m for source in model.kinds for m in moments(model, source, zero, world, samples[source], assumed)),
+        key=lambda moment: moment.total,
+    )
+
+
+def capacity(gpu: Gpu) -> float:
+    """Returns the bytes that a process can use."""
+    return gpu.memory_gib * GIB * USABLE
+
+
+def largest_that_fits(
+    model: ModelWork, source: str, zero: Zero, world: int, gpu: Gpu, assumed: Assumptions
+) -> int:
+    """Returns the largest micro-batch of a source that fits, 0 if none does."""
+
+    def fits(samples: int) -> bool:
+        return max(m.total for m in moments(model, source, zero, world, samples, assumed)) <= capacity(gpu)
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high) and high < 2**24:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,64 @@
+"""Batches that hold no data but have the shapes, masks and lengths that training would see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from flava_ds.batch import Batch
+from flava_ds.data.collate import pack
+from flava_ds.data.order import uniforms
+from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.reader import is_masked
+from flava_ds.scaling.captions import Lengths
+
+_STREAM = 21
+
+
+def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> Draft:
+    """Draws the samples of a batch: ordinary tokens between the special ones, blank pictures.
+
+    Shapes:
+        seeds    [b]  uint64
+        lengths  [b]  tokens of each text; None without text
+    """
+    count = len(seeds)
+    views = {name: torch.zeros(count, 3, edge, edge, dtype=torch.uint8) for name, edge in plan.views.items()}
+    matched = uniforms(seeds, 1, stream=_STREAM)[:, 0] >= plan.mismatch_probability
+    ids = None
+    if lengths is not None:
+        ids = np.concatenate(
+            [_tokens(plan.tokenizer, int(seed), int(n)) for seed, n in zip(seeds, lengths, strict=True)]
+        )
+    codes = np.zeros((count, plan.stored_codes), dtype=np.int64) if plan.stored_codes else None
+    return Draft(seeds=seeds, matched=matched, views=views, codes=codes, input_ids=ids, lengths=lengths)
+
+
+def _tokens(tokenizer: Any, seed: int, length: int) -> np.ndarray:
+    """Draws a text: [length] int64, whose first and last tokens are special where the tokenizer has such."""
+    ordinary = getattr(tokenizer, "ordinary_ids", None)
+    random = np.random.default_rng(seed)
+    ids = (
+        random.integers(0, tokenizer.vocab_size, length)
+        if ordinary is None
+        else random.choice(ordinary, length)
+    )
+    special: Any = getattr(tokenizer, "special_ids", ())
+    if len(special):
+        ids[0] = ids[-1] = special[-1]
+    return ids.astype(np.int64)
+
+
+def batch_of(plan: BatchPlan, source: str, lengths: Lengths | None, size: int, times: int = 1) -> Batch:
+    """Returns a batch of `size` samples, each of them `times` times, so that costs grow in proportion."""
+    seeds = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    texts = None if lengths is None or plan.tokenizer is None else np.tile(lengths.quantiles(size), times)
+    draft = draft_of(plan, np.tile(seeds, times), texts)
+    rows = None
+    if plan.masked_share < 1:
+        chosen = np.flatnonzero(is_masked(np.arange(size), plan.masked_share))
+        rows = np.concatenate([chosen + size * turn for turn in range(times)])
+    tensors, numbers = pack(plan, draft, rows)
+    return Batch(kind=plan.kind, source=source, size=size * times, tensors=tensors, numbers=numbers)

@@ -1,0 +1,115 @@
+"""What the meta device says of a recipe, against closed forms, published sizes and torch's own counter."""
+
+import dataclasses
+
+import flava_kernels.flops  # noqa: F401  registers the formulas
+import pytest
+import torch
+from sample_batches import denominators, make_batch, tiny_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flava_ds.families.flava.task import build_task
+from flava_ds.families.flava.views import Kind
+from flava_ds.recipes import resolve
+from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.measure import META, kind_work, measure, step_of
+from flava_ds.scaling.trace import trace_step
+from flava_ds.scaling.work import ModelWork
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[object, ModelWork]:
+    """flava_base, measured once."""
+    config = resolve("flava_base", [])
+    return config, measure(config, lengths_of(config, None))
+
+
+def test_parameters_are_the_published_model_s(base):
+    _, work = base
+    groups = {group.kinds: group.elements for group in work.groups}
+    assert work.trainable == sum(groups.values()) == 302_087_287
+    assert groups["image", "pair"] == 85_799_424, (
+        "ViT-B/16 without its classifier: 85,798,656, and a mask token"
+    )
+    idle = groups["image",] + groups["text",]
+    assert work.used_by("pair") == work.trainable - idle and work.used_by("text") == 132_956_730
+    assert work.encoders["image_encoder"] == groups["image", "pair"]
+    assert work.codebook == 53_786_240 and work.moments == 2
+
+
+def saved_of_image_step(d: int, f: int, h: int, layers: int, patches: int, edge: int, read: float, v: int):
+    """Bytes that an image step of one picture keeps, and those that no picture adds, in bf16."""
+    tokens = 1 + patches
+    blocks = (layers - 1) * tokens * (16 * d + 4 * f + 4 * h + 16)
+    last = tokens * (12 * d + 4 * h + 8) + read * (6 * d + 4 * f + 16)
+    pixels = 2 * patches * 3 * edge**2
+    head = read * (2 * d + 8) + read * (8 * d + 8)  # the final norm, then dense, GELU and norm
+    return blocks + last + pixels + head, 2 * v * d
+
+
+def test_saved_bytes_follow_the_closed_form_of_a_block(base):
+    """Derived by hand from what each operator keeps; rows that the loss reads are about 73 of 196."""
+    config, work = base
+    image, kind = config.model.image, work.kinds["imagenet"]
+    head = next(o for o in kind.operators if o.name == "linear_cross_entropy")
+    shape = (image.hidden_size, image.intermediate_size, image.num_attention_heads, image.num_hidden_layers)
+    each, fixed = saved_of_image_step(
+        *shape, image.num_patches, image.patch_size, head.rows.each, config.codebook.vocab_size
+    )
+    assert kind.saved.each == pytest.approx(each, rel=1e-3)
+    assert kind.saved.fixed == pytest.approx(fixed, rel=2e-2)
+
+
+def test_recomputing_keeps_a_stream_and_a_branch_for_each_layer(base):
+    config, kept = base
+    training = dataclasses.replace(config.training, activation_checkpointing=True)
+    config = dataclasses.replace(config, training=training)
+    with torch.device(META):
+        task = config.model.build(config)
+    task.to(torch.bfloat16).train()
+    lengths = lengths_of(config, None)
+    work = kind_work(config, task, "text", lengths["text"], META, 32)
+    layers, d = config.model.text.num_hidden_layers, config.model.text.hidden_size
+    assert work.saved.each == pytest.approx(512 * layers * 4 * d, rel=0.05)
+    assert work.peak.each > work.saved.each * 1.2, "one block's activations and gradients come on top"
+    assert work.flops().each > 1.2 * kept.kinds["text"].flops().each, "the forward pass runs twice"
+    assert work.model_flops.each == pytest.approx(kept.kinds["text"].model_flops.each, rel=1e-2)
+
+
+def test_flops_are_those_of_the_family_and_of_torch_s_counter(base):
+    """Ragged texts against the family's closed form; equal ones on real tensors against FlopCounterMode."""
+    _, work = base
+    for kind in work.kinds.values():
+        forward = sum(o.flops.at(64, 0) * o.count for o in kind.operators if o.phase == "forward")
+        heads = sum(o.flops.at(64) * o.count for o in kind.operators if o.name == "linear_cross_entropy")
+        # a fused loss finishes two of its three products on the way forward
+        assert forward - heads * 2 / 3 == pytest.approx(kind.model_flops.at(64) / 3, rel=5e-3), kind.source
+    config = tiny_config()
+    task, batch = build_task(config), make_batch(Kind.PAIR, config, size=6, lengths=(8,) * 6)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        task("step", batch, denominators(task, batch)).loss.backward()
+    traced = trace_step(task, step_of(task, batch, torch.device("cpu")), batch.tensors.values(), 0.0)
+    assert sum(call.flops for call in traced.calls) == pytest.approx(counter.get_total_flops(), rel=1e-2)
+
+
+def test_live_bytes_are_what_the_tensors_take():
+    """y = relu(x w) keeps y, and holds y and its gradient at most."""
+    linear = torch.nn.Linear(256, 512, bias=False, device="meta")
+    x = torch.zeros(1024, 256, device="meta")
+    trace = trace_step(linear, lambda: linear(x).relu().sum(), [x], 0.0)
+    y = 1024 * 512 * 4
+    assert trace.saved == y
+    assert y * 2 <= trace.peak <= 3 * y + 256 * 512 * 4
+    matmuls = [call for call in trace.calls if call.product]
+    assert [call.product for call in matmuls] == [(1024, 512, 256), (512, 256, 1024)]
+    assert all(call.flops == 2 * 1024 * 512 * 256 for call in matmuls)
+
+
+def test_clip_is_measured_by_the_same_code():
+    config = resolve("clip_base", [])
+    work = measure(config, lengths_of(config, None))
+    assert work.trainable == 149_620_737, "CLIP ViT-B/16"
+    assert set(work.kinds) == {"pairs"} and work.codebook == 0
+    products = [o for o in work.kinds["pairs"].operators if o.flops.pair]
+    assert {o.name for o in products} == {"info_nce_forward", "info_nce_backward"}

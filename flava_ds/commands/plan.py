@@ -34,6 +34,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--scale", metavar="N,N,...", help="with --simulate: numbers of GPUs to compare, e.g. 8,64,512,4096"
     )
+    command.add_argument(
+        "--failures",
+        choices=["llama3", "rsc", "rsc-small", "opt", "none"],
+        default="rsc-small",
+        help="with --simulate: whose rate of failures (default: rsc-small)",
+    )
 
 
 def run(options: argparse.Namespace, config: Any) -> int:
@@ -50,11 +56,13 @@ def run(options: argparse.Namespace, config: Any) -> int:
     machines = cluster(options.gpu, options.gpus, options.nodes, options.network)
     for name in config.drawn_sources:
         config.micro_batch_size(name, machines.gpus)  # at once; measuring loads torch
-    from flava_ds.scaling import advice, table
+    from flava_ds.scaling import advice, scales, table
     from flava_ds.scaling.captions import lengths_of
+    from flava_ds.scaling.failures import RATES
     from flava_ds.scaling.plan import plan
     from flava_ds.scaling.setting import Measured, setting_of
 
+    counts = scales.parse_scale(options.scale, machines.gpus)
     lengths = lengths_of(config, options.captions)
     measured = Measured(config, lengths)
     made = plan(setting_of(config, machines, measured))
@@ -62,6 +70,9 @@ def run(options: argparse.Namespace, config: Any) -> int:
     helps = advice.advise(made, measured)
     print(table.report(made, lengths, helps, fix, options.price_per_gpu_hour))
     found = table.as_json(made, lengths, helps, fix, options.price_per_gpu_hour)
+    simulated = print_simulation(made.setting, counts, RATES[options.failures]) if options.simulate else []
+    if simulated:
+        found["simulated"] = [scales.as_json(each) for each in simulated]
     if options.json is not None:
         from flava_ds.storage.atomic import write_whole
 
@@ -69,5 +80,21 @@ def run(options: argparse.Namespace, config: Any) -> int:
     if options.page is not None:
         from flava_ds.report.plan_page import write_plan_page
 
-        print(f"\n{write_plan_page(options.page, made, lengths, helps, fix, options.price_per_gpu_hour)}")
+        price = options.price_per_gpu_hour
+        print(f"\n{write_plan_page(options.page, made, lengths, helps, fix, price, simulated)}")
     return 0
+
+
+def print_simulation(setting: Any, counts: list[int], rate: Any) -> Any:
+    """Simulates the run on several numbers of GPUs and prints what they would lose, and to what."""
+    from flava_ds.scaling import scales
+    from flava_ds.scaling.table import render
+
+    found = scales.simulate(setting, counts, rate)
+    print(f"\nSimulated with failures ({rate.source}); per cent of the wall time by cause")
+    for weak, words in (
+        (False, "the same batch in all (strong scaling)"),
+        (True, "the same on each GPU (weak)"),
+    ):
+        print(f"\n  {words}\n{render(scales.scale_rows(found, weak))}")
+    return found

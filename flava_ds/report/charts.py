@@ -44,11 +44,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scale:
-    """The vertical axis: from zero, up to a common top, or logarithmic, which drops non-positive values."""
+    """The vertical axis: from zero, up to a common top, or logarithmic, which drops non-positive values.
+
+    With `logarithmic_steps`, the horizontal axis is in powers of two.
+    """
 
     from_zero: bool = False
     top: float | None = None
     logarithmic: bool = False
+    logarithmic_steps: bool = False
 
 
 def draw(
@@ -83,7 +87,12 @@ def draw(
             )
         if mark is not None:
             axes.plot([mark.step], [mark.value], "o", color=SECOND, markersize=5, clip_on=False)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if scale.logarithmic_steps:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if scale.logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(numticks=5))

@@ -45,28 +45,27 @@ def seconds(collective: str, payload: float, cluster: Cluster, share: float = 1.
     if cluster.gpus == 1 or payload <= 0:
         return 0.0
     return min(
-        latency + _transfer(collective, payload, cluster, bandwidth * share)
-        for latency, bandwidth in _ways(collective, cluster)
+        latency + _transfer(collective, payload, cluster, bandwidth * share, protocol)
+        for latency, bandwidth, protocol in _ways(collective, cluster)
     )
 
 
-def _ways(collective: str, cluster: Cluster) -> list[tuple[float, float]]:
-    """Returns (latency in s, busbw in bytes/s) of every algorithm and protocol that NCCL could take."""
-    ways = []
-    for algorithm in ("ring", "tree") if collective == "all_reduce" else ("ring",):
-        for protocol in PROTOCOL:
-            ways.append(
-                (
-                    _latency(algorithm, protocol, collective, cluster),
-                    bus_bandwidth(cluster) * PROTOCOL[protocol],
-                )
-            )
-    if collective == "all_reduce" and cluster.gpu.multicast and cluster.per_node > 1:
-        bandwidth = (
-            min(cluster.gpu.multicast, cluster.network.node) if cluster.nodes > 1 else cluster.gpu.multicast
-        )
-        net = math.ceil(math.log2(cluster.nodes)) * NVLS_TREE_NET_US if cluster.nodes > 1 else 0.0
-        ways.append(((NVLS_US + 2 * net) * 1e-6, bandwidth))
+def _ways(collective: str, cluster: Cluster) -> list[tuple[float, float, float]]:
+    """Returns (latency in s, busbw in bytes/s, protocol's share) of all that NCCL could take."""
+    algorithms = ("ring", "tree") if collective == "all_reduce" else ("ring",)
+    bandwidth = bus_bandwidth(cluster)
+    ways = [
+        (_latency(algorithm, protocol, collective, cluster), bandwidth, share)
+        for algorithm in algorithms
+        for protocol, share in PROTOCOL.items()
+    ]
+    gpu, net = cluster.gpu, 0.0
+    if collective == "all_reduce" and gpu.multicast and cluster.per_node > 1:
+        bandwidth = gpu.multicast
+        if cluster.nodes > 1:
+            bandwidth = min(bandwidth, cluster.network.node)
+            net = math.ceil(math.log2(cluster.nodes)) * NVLS_TREE_NET_US
+        ways.append(((NVLS_US + 2 * net) * 1e-6, bandwidth, 1.0))
     return ways
 
 
@@ -92,11 +91,11 @@ def bus_bandwidth(cluster: Cluster) -> float:
     return min(cluster.gpu.link, cluster.network.node) if cluster.per_node > 1 else cluster.network.nic
 
 
-def _transfer(collective: str, payload: float, cluster: Cluster, bandwidth: float) -> float:
+def _transfer(collective: str, payload: float, cluster: Cluster, bandwidth: float, protocol: float) -> float:
     """Returns the time for the bytes alone."""
     half = HALF_BYTES * (cluster.gpus / HALF_RANKS) ** HALF_GROWTH
     moved = payload * FACTOR[collective] * (cluster.gpus - 1) / cluster.gpus
-    return moved / bandwidth * (1 + (half / payload) ** RAMP)
+    return moved / bandwidth * (1 / protocol + (half / payload) ** RAMP)
 
 
 def gather_of_counts(ranks: int, hop_us: float) -> float:

@@ -50,9 +50,7 @@ RATES = {
     for rate in (
         Rate("llama3", _llama3_rate(), source="Llama-3 405B, 16,384 H100: 419 interruptions in 54 days"),
         Rate("rsc", 6.50, source="Meta RSC-1, 150 M A100-hours (Kokolis et al., HPCA 2025)"),
-        Rate(
-            "rsc-small", 6.50, 2.2, "the same with its mean time of 7.9 h at 1,024 GPUs, most of it software"
-        ),
+        Rate("rsc-small", 6.50, 2.2, "Meta RSC-1, with its 7.9 h between failures at 1,024 GPUs"),
         Rate("opt", 15.0, source="OPT-175B: 90 restarts on 992 A100"),
         Rate("none", 0.0, source="no failures"),
     )

@@ -117,7 +117,8 @@ def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Clus
     card, net = find("gpu", gpu, GPUS), find("network", network or DEFAULT_NETWORK, NETWORKS)
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: use at least 1")
-    nodes = -(-gpus // 8) if nodes is None else nodes
+    if nodes is None:  # as few machines of eight as hold them, equally full
+        nodes = next(count for count in range(-(-gpus // 8), gpus + 1) if gpus % count == 0)
     if not 1 <= nodes <= gpus or gpus % nodes:
         raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
     return Cluster(card, net, gpus, nodes)

@@ -109,7 +109,7 @@ class Simulator:
         now = 0.0
         while self.outcome.steps < self.run.steps:
             when, _, event = heapq.heappop(self.queue)
-            now = self._train(now, when)
+            now = self._train(now, when, finish=event == "checkpoint")
             if self.outcome.steps >= self.run.steps:
                 break
             if event == "checkpoint":
@@ -130,20 +130,23 @@ class Simulator:
         if not math.isinf(self.mean_time):
             self._push(now + self.random.exponential(self.mean_time), "failure")
 
-    def _train(self, now: float, until: float) -> float:
-        """Takes steps from `now` to the next event, and returns the time; an unfinished step is lost."""
+    def _train(self, now: float, until: float, *, finish: bool) -> float:
+        """Takes steps from `now` to the next event, and returns the time.
+
+        A checkpoint waits for the step to `finish`; a failure loses it.
+        """
         while now < until and self.outcome.steps < self.run.steps:
             count = min(CHUNK, self.run.steps - self.outcome.steps)
             causes = self._steps(count)
             length = sum(causes.values())
-            fitting = count if now + length <= until else int(count * (until - now) / length)
-            if fitting == 0:
-                return until
+            places = count * (until - now) / length
+            fitting = min(count, math.ceil(places) if finish else int(places))
             piece = {cause: value * fitting / count for cause, value in causes.items()}
             self.outcome.steps += fitting
             self.since.append((self.outcome.steps, piece))
             now += length * fitting / count
-            if fitting < count:
+            if not finish and fitting < count:
+                self.outcome.lost["lost work"] += until - now
                 return until
         return now
 

@@ -1,0 +1,69 @@
+"""Bytes of a rank against the table of what DeepSpeed allocates, by hand."""
+
+import dataclasses
+
+import pytest
+
+from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE
+from flava_ds.scaling.hardware import GIB, GPUS
+from flava_ds.scaling.memory import capacity, gradients, host_states, largest_that_fits, moments, peak, states
+from flava_ds.scaling.work import Amount, KindWork, ModelWork, ParameterGroup
+from flava_ds.scaling.zero import Zero
+
+P = 300_000_000
+WORK = KindWork("pair", "pmd", (), {}, Amount(10.0, 2**27), Amount(10.0, 2**28), Amount(0, 1000))
+TINY = dataclasses.replace(WORK, kind="text", source="text", peak=Amount(0, 1), saved=Amount(0, 1))
+MODEL = ModelWork(
+    "r",
+    (ParameterGroup(("pair",), 200_000_000, (100_000_000, 99_990_000, 10_000)),
+     ParameterGroup(("text",), 100_000_000, (100_000_000,))),
+    0, {}, 0, {"pmd": WORK, "text": TINY}, 2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("zero", "weights", "optimizer"),
+    [
+        (Zero(0, "fp32"), 4 * P, 8 * P),
+        (Zero(1, "bf16"), 2 * P, 12 * P / 8),
+        (Zero(2, "bf16"), 2 * P, 12 * P / 8),
+        (Zero(3, "bf16"), 2 * P / 8 + 2 * 10_000, 12 * P / 8),
+        (Zero(2, "bf16", offload=True), 2 * P, 0),
+    ],
+)
+def test_states(zero, weights, optimizer):
+    found = states(MODEL, zero, 8)
+    assert (found["weights"], found["optimizer"]) == (weights, optimizer)
+    assert host_states(MODEL, zero, 8) == (18 * P / 8 if zero.offload else 0)
+
+
+def test_gradients():
+    """Only what a step's kind uses; two buckets where communication overlaps."""
+    zero = Zero(1, "bf16", bucket=10**8)
+    found = gradients(MODEL, WORK, zero, 8)
+    assert found == {"gradients": 2 * 2e8 / 8, "gradient buckets": 4e8, "flat copy of gradients": 2e8}
+    more = gradients(MODEL, WORK, dataclasses.replace(zero, accumulation=2), 8)
+    assert more["accumulated gradients"] == 4e8
+    assert gradients(MODEL, TINY, Zero(0, "fp32"), 8)["gradients"] == 4e8
+
+
+def test_the_peak_is_the_fullest_moment_of_all_kinds():
+    zero = Zero(1, "bf16", bucket=10**8)
+    found = peak(MODEL, zero, 8, {"pmd": 16, "text": 16}, MIDDLE)
+    assert (found.source, found.name) == ("pmd", "backward")
+    few = {m.name: m.total for m in moments(MODEL, "text", zero, 8, 1, MIDDLE)}
+    assert few["update"] < few["backward"]
+    assert peak(MODEL, zero, 8, {"pmd": 16, "text": 16}, WORSE).total > found.total
+    assert found.total > peak(MODEL, zero, 8, {"pmd": 16, "text": 16}, BETTER).total
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits():
+    zero, gpu = Zero(1, "bf16", bucket=10**8), GPUS["h100"]
+    largest = largest_that_fits(MODEL, "pmd", zero, 8, gpu, MIDDLE)
+
+    def needed(samples: int) -> float:
+        return max(m.total for m in moments(MODEL, "pmd", zero, 8, samples, MIDDLE))
+
+    assert needed(largest) <= capacity(gpu) < needed(largest + 1)
+    small = dataclasses.replace(gpu, memory_gib=2)
+    assert largest_that_fits(MODEL, "pmd", zero, 8, small, MIDDLE) == 0 and capacity(small) < 2 * GIB

@@ -1,0 +1,129 @@
+"""Measures the tensors that real training steps hold on a CPU, beside the planner's forecast of them.
+
+One of plan_validation.py's parts: every setting runs in processes of its own. torch's profiler reports each
+allocation of the CPU's allocator, so that the peak is exact and nothing but tensors counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BUCKET = 500_000
+"""Elements of a gradient bucket: small, so that it does not hide everything else."""
+STEPS = 8
+RECIPE = "demo"
+SETTINGS = [(stage, ranks) for ranks in (1, 2) for stage in (0, 1, 2, 3)]
+
+
+def overrides(stage: int, file: Path) -> list[str]:
+    """Returns the options of a setting; stage 0 runs in fp32 only."""
+    sizes = [f"--data.sources.{name}.global-batch-size=64" for name in ("pair", "image", "text")]
+    quiet = ["--logging.every-steps", "1000", "--logging.no-tensorboard", "--checkpoint.every-steps", "0"]
+    precision = ["--training.precision", "fp32" if stage == 0 else "bf16"]
+    return [*sizes, *quiet, *precision, "--data.num-workers", "0", "--engine.deepspeed-config", str(file)]
+
+
+def write_setting(folder: Path, stage: int) -> Path:
+    """Writes a DeepSpeed JSON with small buckets."""
+    settings = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text(encoding="utf-8"))
+    if stage:
+        settings["zero_optimization"] |= {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if stage == 3:
+        settings["zero_optimization"] |= {"stage3_prefetch_bucket_size": BUCKET}
+    path = folder / f"small_zero{stage}.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return path
+
+
+def measure_all(folder: Path) -> list[dict[str, Any]]:
+    """Runs every setting and returns measured and forecast bytes."""
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.recipes.demo import DATA
+
+    unpack(folder / DATA)
+    rows = []
+    for stage, ranks in SETTINGS:
+        file = write_setting(folder, stage)
+        out = folder / f"out_{stage}_{ranks}.json"
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(ranks),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        words = [str(Path(__file__).resolve()), str(stage), str(file), str(out)]
+        subprocess.run([*torchrun, *words], cwd=folder, env=environment, check=True)
+        rows.append(json.loads(out.read_text(encoding="utf-8")) | {"stage": stage, "ranks": ranks})
+    return rows
+
+
+def one_rank(stage: int, file: Path, out: Path) -> None:
+    """On each rank: takes steps under the profiler; rank 0 writes the peak beside the forecast."""
+    import torch
+
+    from flava_ds.build import build
+    from flava_ds.ranks.distributed import stop
+    from flava_ds.recipes import resolve
+
+    config = resolve(RECIPE, ["--name", f"memory{stage}", *overrides(stage, file)])
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        trainer = build(config)
+        for step, batches in zip(range(STEPS), trainer.loader, strict=False):
+            trainer.train_step(step, batches)
+    events = profile.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    now = most = 0
+    for _, size in sorted(changes):
+        now += size
+        most = max(most, now)
+    kinds = sorted({trainer.loader.round_robin.source_at(step) for step in range(STEPS)})
+    world, is_main = trainer.world.size, trainer.world.is_main
+    trainer.recorder.close()
+    stop()
+    if is_main:
+        forecast = forecast_bytes(config, world)
+        found = {"measured": most, "forecast": forecast["total"], "parts": forecast["parts"], "kinds": kinds}
+        out.write_text(json.dumps(found), encoding="utf-8")
+
+
+def forecast_bytes(config: Any, world: int) -> dict[str, Any]:
+    """Returns the planner's peak for the CPU's own operators, traced on real tensors of two sizes."""
+    import dataclasses
+
+    import torch
+
+    from flava_ds.scaling import memory
+    from flava_ds.scaling.assumptions import MIDDLE
+    from flava_ds.scaling.captions import lengths_of
+    from flava_ds.scaling.measure import measure
+    from flava_ds.scaling.zero import zero_of
+    from flava_ds.training.engine_config import read_settings
+
+    samples = {name: config.micro_batch_size(name, world) for name in config.drawn_sources}
+    lengths = lengths_of(config, None)
+    for name in lengths:
+        shards = config.data.sources[name].shards
+        from flava_ds.scaling.captions import read_shards
+
+        lengths[name] = read_shards(config, name, shards)
+    model = measure(config, lengths, device=torch.device("cpu"), samples=min(samples.values()) // 2)
+    settings, path = read_settings(config.engine.deepspeed_config)
+    zero = zero_of(settings, Path(path), config.training.precision, 1)
+    none = dataclasses.replace(MIDDLE, context_gib=0.0, fragmentation=0.0)
+    peak = memory.peak(model, zero, world, samples, none)
+    return {"total": peak.total, "parts": dict(peak.parts) | {"at": f"{peak.name} of {peak.source}"}}
+
+
+if __name__ == "__main__":
+    one_rank(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

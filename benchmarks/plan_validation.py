@@ -1,0 +1,195 @@
+"""Compares the planner with what is known: parameters, FLOPs, counted bytes, CPU memory, published rows.
+
+    python benchmarks/plan_validation.py [--memory] && make docs
+
+With --memory it also takes real training steps on this machine's CPU, in some minutes. The numbers go to
+benchmarks/results/plan_validation.json, the worked example of docs/scaling.md to plan_example.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from plan_memory import measure_all
+
+from flava_ds.config.objectives import in_use
+from flava_ds.recipes import resolve
+from flava_ds.scaling import advice, table
+from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.collectives import seconds
+from flava_ds.scaling.hardware import cluster
+from flava_ds.scaling.measure import measure
+from flava_ds.scaling.plan import plan
+from flava_ds.scaling.setting import Measured, setting_of
+from flava_ds.scaling.traffic import payloads
+from flava_ds.scaling.zero import zero_of
+from flava_ds.storage.atomic import write_whole
+from flava_ds.training.engine_config import read_settings
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RECIPES = ("flava_debug", "demo", "demo_clip", "flava_base", "clip_base", "flava_large")
+HOURS = 14 * 24
+"""The worked example's budget on 64 GPUs: two weeks."""
+
+
+def main() -> None:
+    """Runs every comparison and writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--memory", action="store_true", help="take real steps, too")
+    options = parser.parse_args()
+    path = RESULTS / "plan_validation.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    published = json.loads((ROOT / "benchmarks" / "published_runs.json").read_text(encoding="utf-8"))
+    found = {
+        "recipes": [recipe_row(name) for name in RECIPES],
+        "communication": communication(),
+        "collectives": collectives(published["collectives"]),
+        "published": efficiencies(published["rows"]),
+        "memory": before.get("memory", []),
+    }
+    if options.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            found["memory"] = measure_all(Path(folder))
+    write_whole(path, json.dumps(found, indent=1) + "\n")
+    write_whole(RESULTS / "plan_example.json", json.dumps(example(), indent=1) + "\n")
+
+
+def recipe_row(name: str) -> dict[str, Any]:
+    """Compares the traced step with the family's closed form, and parameters with a model that is built."""
+    config = resolve(name, [])
+    work = measure(config, lengths_of(config, None))
+    built = None
+    if work.trainable < 200e6:  # larger ones would take gigabytes
+        task = config.model.build(config)
+        built = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    rows = []
+    for source, kind in work.kinds.items():
+        forward = sum(o.flops.at(64, 0) * o.count for o in kind.operators if o.phase == "forward")
+        fused = sum(o.flops.at(64) * o.count for o in kind.operators if o.name == "linear_cross_entropy")
+        closed = kind.model_flops.at(64) / 3
+        rows.append(
+            {
+                "source": source,
+                "kind": kind.kind,
+                "gflop": 3 * closed / 64e9,
+                "traced": 3 * (forward - fused * 2 / 3) / 64e9,
+                "saved_mib": kind.saved.each / 2**20,
+                "peak_mib": kind.peak.each / 2**20,
+                "operators": sum(operator.count for operator in kind.operators),
+                "ours": sum(operator.count for operator in kind.operators if operator.custom),
+            }
+        )
+    return {"recipe": name, "parameters": work.trainable, "built": built, "kinds": rows}
+
+
+def communication() -> dict[str, int]:
+    """Counts the rows of benchmarks/results/communication.json whose bytes the planner gives exactly."""
+    counted = json.loads((RESULTS / "communication.json").read_text(encoding="utf-8"))
+    config = resolve(counted["recipe"], [])
+    work = measure(config, lengths_of(config, None))
+    rows = [row for row in counted["rows"] if not row["changed"] and "," not in row["setting"]]
+    equal = 0
+    for row in rows:
+        settings, path = read_settings(row["setting"])
+        zero = zero_of(settings, Path(path), "fp32", 1)
+        source = next(name for name, kind in work.kinds.items() if kind.kind == row["kind"])
+        planned = payloads(
+            work, source, zero, counted["ranks"], row["samples"], len(in_use(config.objectives))
+        )
+        equal += planned == {(part, collective): size for part, collective, size in row["measured"]}
+    return {"rows": len(rows), "equal": equal}
+
+
+def collectives(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compares all_reduce's busbw with published rows, in GB/s by MiB."""
+    found = []
+    for row in rows:
+        machines = cluster(row["gpu"], row["gpus"], None, None)
+        ours = {}
+        for mib in row["busbw"]:
+            payload = int(mib) * 2**20
+            moved = payload * 2 * (row["gpus"] - 1) / row["gpus"]
+            ours[mib] = moved / seconds("all_reduce", payload, machines) / 1e9
+        found.append({**row, "planned": ours})
+    return found
+
+
+def efficiencies(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fits one efficiency for each (GPU, era) on the calibration rows, and predicts the others."""
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["use"] == "calibrate":
+            groups[architecture(row["gpu"]), row["era"]].append(row["mfu"])
+    fitted = {key: math.exp(statistics.fmean(map(math.log, values))) for key, values in groups.items()}
+    found = [
+        {**row, "planned": fitted[key]}
+        for row in rows
+        if (key := (architecture(row["gpu"]), row["era"])) in fitted
+    ]
+    errors = sorted(abs(row["planned"] / row["mfu"] - 1) for row in found if row["use"] == "test")
+    spread = sorted(1 / repeat - 1 for row in rows for repeat in row.get("repeats", []))
+    return {
+        "fitted": [{"gpu": gpu, "era": era, "mfu": mfu} for (gpu, era), mfu in fitted.items()],
+        "rows": found,
+        "test_rows": len(errors),
+        "median_error": statistics.median(errors),
+        "error_90": errors[math.ceil(0.9 * len(errors)) - 1],
+        "repeats": len(spread),
+        "median_spread": statistics.median(spread),
+        "spread_90": spread[math.ceil(0.9 * len(spread)) - 1],
+    }
+
+
+def architecture(gpu: str) -> str:
+    """Returns the GPU without its memory: a100-40 counts as a100."""
+    return gpu.split("-")[0]
+
+
+def example() -> dict[str, Any]:
+    """Plans the worked example: 64 H100 for two weeks, with flava_base, flava_large and a wider one."""
+    wide = [
+        word
+        for part, layers in (("image", 32), ("text", 24), ("multimodal", 12))
+        for word in (
+            f"--model.{part}.hidden-size=1280",
+            f"--model.{part}.intermediate-size=5120",
+            f"--model.{part}.num-attention-heads=20",
+            f"--model.{part}.num-hidden-layers={layers}",
+        )
+    ]
+    runs = {
+        "flava_base": [],
+        "flava_large": [],
+        "1280 wide, 32/24/12 layers": [*wide, "--model.projection-dim=1280"],
+    }
+    found = {}
+    for name, overrides in runs.items():
+        config = resolve("flava_base" if name not in RECIPES else name, overrides)
+        lengths = lengths_of(config, None)
+        measured = Measured(config, lengths)
+        made = plan(setting_of(config, cluster("h100", 64, 8, None), measured))
+        helps = advice.advise(made, measured)
+        found[name] = table.as_json(
+            made, lengths, helps, advice.refuse_if_it_fits_nowhere(made, measured), None
+        )
+        del found[name]["assumptions"]
+        samples = sum(share * made.setting.global_batches[s] for s, share in made.setting.shares.items())
+        rate = made.estimate(lambda figures: figures.samples_per_second)
+        found[name]["steps_in_budget"] = [
+            round(3600 * HOURS * each / samples) for each in (rate.low, rate.middle, rate.high)
+        ]
+    return {"gpus": 64, "hours": HOURS, "runs": found}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""docs/scaling.md: the planner against what is known, from `benchmarks/plan_validation.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from blocks import markdown_table, read_results
+from flava_ds.scaling.assumptions import RANGES
+from flava_ds.scaling.failures import RATES
+from flava_ds.scaling.hardware import GPUS, NETWORKS
+
+
+def plan_work(root: Path) -> str:
+    """Lists the traced work of every recipe beside the family's closed form."""
+    found = read_results(root, "plan_validation")
+    rows = []
+    for recipe in found["recipes"]:
+        built = (
+            ""
+            if recipe["built"] is None
+            else "equal"
+            if recipe["built"] == recipe["parameters"]
+            else "differs"
+        )
+        for kind in recipe["kinds"]:
+            rows.append(
+                [
+                    f"`{recipe['recipe']}`",
+                    kind["kind"],
+                    f"{recipe['parameters']:,}",
+                    built or "not built",
+                    f"{kind['gflop']:.2f}",
+                    f"{kind['traced'] / kind['gflop'] - 1:+.2%}",
+                    f"{kind['saved_mib']:.2f}",
+                    f"{kind['operators']} ({kind['ours']})",
+                ]
+            )
+    header = ["recipe", "step", "parameters", "built model", "GFLOP per sample", "traced"]
+    header += ["MiB kept per sample", "operators (ours)"]
+    equal = found["communication"]
+    return (
+        f"{markdown_table(header, rows)}\n\nBytes of collectives: {equal['equal']} of {equal['rows']} rows "
+        "of [communication.md](communication.md) are equal to the byte."
+    )
+
+
+def plan_memory(root: Path) -> str:
+    """Lists measured and forecast peaks of real steps on a CPU."""
+    found = read_results(root, "plan_validation")["memory"]
+    if not found:
+        raise FileNotFoundError(2, "not measured", "plan_validation.json")
+    rows = [
+        [
+            row["stage"],
+            row["ranks"],
+            f"{row['measured'] / 2**20:.1f}",
+            f"{row['forecast'] / 2**20:.1f}",
+            f"{row['forecast'] / row['measured'] - 1:+.1%}",
+        ]
+        for row in found
+    ]
+    return markdown_table(["ZeRO", "ranks", "measured, MiB", "forecast, MiB", "difference"], rows)
+
+
+def plan_collectives(root: Path) -> str:
+    """Lists busbw of all_reduce, planned / published, by size."""
+    found = read_results(root, "plan_validation")["collectives"]
+    sizes = ("1", "4", "16", "64", "256", "1024", "16384")
+    rows = []
+    for row in found:
+        cells = [f"{row['planned'][s]:.0f} / {row['busbw'][s]:g}" if s in row["busbw"] else "" for s in sizes]
+        rows.append([f"{row['gpus']} x {row['gpu']}", row["source"], row["use"], *cells])
+    errors = sorted(
+        abs(row["planned"][s] / row["busbw"][s] - 1)
+        for row in found
+        if row["use"] == "test"
+        for s in row["busbw"]
+    )
+    table = markdown_table(["GPUs", "source", "use", *(f"{size} MiB" for size in sizes)], rows)
+    return (
+        f"{table}\n\nOn the test rows the median error is {errors[len(errors) // 2]:.0%}, nine of ten are "
+        f"within {errors[int(0.9 * len(errors))]:.0%}."
+    )
+
+
+def plan_published(root: Path) -> str:
+    """Lists published utilisation beside one efficiency for each GPU and era."""
+    found = read_results(root, "plan_validation")["published"]
+    rows = []
+    for row in found["rows"]:
+        error = f"{row['planned'] / row['mfu'] - 1:+.0%}" if row["use"] == "test" else "fitted"
+        where = f"{row['gpus']} x {row['gpu']}"
+        rows.append([row["run"], where, row["era"], f"{row['mfu']:.1f}", f"{row['planned']:.1f}", error])
+    table = markdown_table(["run", "GPUs", "era", "MFU, %", "one number per GPU and era, %", "error"], rows)
+    return (
+        f"Median error on the {found['test_rows']} test rows: {found['median_error']:.0%}; nine of ten are "
+        f"within {found['error_90']:.0%}. The publishers' own {found['repeats']} repeats of one configuration "
+        f"lie {found['median_spread']:.0%} apart at the median, and up to {found['spread_90']:.0%}.\n\n{table}"
+    )
+
+
+def plan_example(root: Path) -> str:
+    """Lists what 64 H100 reach in two weeks."""
+    found = read_results(root, "plan_example")
+    rows = []
+    for name, run in found["runs"].items():
+        low, middle, high = (f"{steps / 214_286:.0f}" for steps in run["steps_in_budget"])
+        rows.append(
+            [
+                name,
+                f"{run['parameters']['trainable'] / 1e6:,.0f} M",
+                spelled(run["samples_per_second"], "{:,.0f}"),
+                spelled(run["mfu_percent"], "{:.0f}"),
+                f"{run['peak_gib']['middle']:.0f} GiB",
+                run["fits"]
+                if not run["to_make_it_fit"]
+                else f"`{run['to_make_it_fit'].split(' would fit')[0]}`",
+                spelled(run["hours"], "{:.1f}"),
+                f"{middle} ({low} to {high})",
+            ]
+        )
+    header = ["model", "parameters", "samples/s", "MFU, %", "memory", "fits", "hours for 214,286 steps",
+              "such runs in two weeks"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def spelled(estimate: dict[str, Any], form: str) -> str:
+    """Writes an estimate with its range."""
+    low, middle, high = (form.format(estimate[end]) for end in ("low", "middle", "high"))
+    return f"{middle} ({low} to {high})"
+
+
+def plan_names(root: Path) -> str:
+    """Lists the GPUs, networks, rates of failures and assumptions that plans know."""
+    gpus = []
+    for g in GPUS.values():
+        sizes = [f"{g.flops / 1e12:,.0f}", f"{g.memory_gib:g}", f"{g.memory_bandwidth / 1e12:g}"]
+        gpus.append([f"`{g.name}`", g.title, *sizes, f"{g.best_gemm:.0%}", f"{g.link / 1e9:.0f}"])
+    networks = [[f"`{n.name}`", n.title, f"{n.node / 1e9:.1f}"] for n in NETWORKS.values()]
+    rates = [
+        [f"`{r.name}`", f"{r.per_thousand_node_days:.2f}", f"{r.per_run_day:g}", r.source]
+        for r in RATES.values()
+    ]
+    ranges = [
+        [f"`{name}`", f"{r.worse:g}", f"{r.middle:g}", f"{r.better:g}", r.source]
+        for name, r in RANGES.items()
+    ]
+    return "\n\n".join(
+        (
+            markdown_table(
+                ["--gpu", "", "bf16 TFLOP/s", "GiB", "TB/s", "best GEMM", "busbw in a node, GB/s"], gpus
+            ),
+            markdown_table(["--network", "between nodes of 8 GPUs", "GB/s of a node"], networks),
+            markdown_table(["--failures", "per 1,000 node-days", "per run and day", "source"], rates),
+            markdown_table(["assumption", "worse", "middle", "better", "source"], ranges),
+        )
+    )
+
+
+BLOCKS = {
+    "plan_work": plan_work,
+    "plan_memory": plan_memory,
+    "plan_collectives": plan_collectives,
+    "plan_published": plan_published,
+    "plan_example": plan_example,
+    "plan_names": plan_names,
+}

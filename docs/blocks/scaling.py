@@ -93,10 +93,14 @@ def plan_published(root: Path) -> str:
         where = f"{row['gpus']} x {row['gpu']}"
         rows.append([row["run"], where, row["era"], f"{row['mfu']:.1f}", f"{row['planned']:.1f}", error])
     table = markdown_table(["run", "GPUs", "era", "MFU, %", "one number per GPU and era, %", "error"], rows)
+    words = {
+        name: f"{found[name]:.0%}" for name in ("median_error", "error_90", "median_spread", "spread_90")
+    }
     return (
-        f"Median error on the {found['test_rows']} test rows: {found['median_error']:.0%}; nine of ten are "
-        f"within {found['error_90']:.0%}. The publishers' own {found['repeats']} repeats of one configuration "
-        f"lie {found['median_spread']:.0%} apart at the median, and up to {found['spread_90']:.0%}.\n\n{table}"
+        f"Median error on the {found['test_rows']} test rows: {words['median_error']}; nine of ten are "
+        f"within {words['error_90']}. The publishers' own {found['repeats']} repeats of one configuration "
+        f"lie {words['median_spread']} apart at the median, and up to {words['spread_90']}."
+        f"\n\n{table}"
     )
 
 

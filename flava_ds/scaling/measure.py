@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.codebook.image_codebook import ImageCodebook
@@ -43,6 +43,9 @@ def measure(
         task = config.model.build(config)
         codebook = ImageCodebook(config.codebook, decoder=False) if config.computes_image_codes else None
     task.to(DTYPES[config.training.precision]).train()
+    teachers = teachers_of(task)
+    for teacher in teachers:
+        teacher.to(device, DTYPES[config.training.precision])
     if codebook is not None:
         half = config.training.precision == "bf16" and device.type != "cpu"
         codebook.to(DTYPES["bf16" if half else "fp32"]).requires_grad_(False).eval()
@@ -55,12 +58,18 @@ def measure(
     return ModelWork(
         recipe=config.name,
         groups=groups_of(task, config),
-        frozen=sum(p.numel() for p in task.parameters()) - trainable,
+        frozen=sum(p.numel() for module in (task, *teachers) for p in module.parameters()) - trainable,
         encoders=parts_of(task),
         codebook=0 if codebook is None else sum(p.numel() for p in codebook.parameters()),
         kinds=kinds,
         moments=moments_of(config),
     )
+
+
+def teachers_of(task: Task) -> list[nn.Module]:
+    """Returns the networks that training states keep beside the task's parameters."""
+    held = (value for state in task.states.values() for value in vars(state).values())
+    return [value for value in held if isinstance(value, nn.Module)]
 
 
 def groups_of(task: Task, config: Config) -> tuple[ParameterGroup, ...]:

@@ -10,12 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BUCKET = 500_000
-"""Elements of a gradient bucket: small, so that it does not hide everything else."""
+BUCKET = 2_000_000
+"""Elements of a gradient bucket: more than any tensor has, but too few to hide everything else."""
 STEPS = 8
 RECIPE = "demo"
 SETTINGS = [(stage, ranks) for ranks in (1, 2) for stage in (0, 1, 2, 3)]
@@ -79,21 +80,31 @@ def one_rank(stage: int, file: Path, out: Path) -> None:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         trainer = build(config)
+        began = time.time_ns()
         for step, batches in zip(range(STEPS), trainer.loader, strict=False):
             trainer.train_step(step, batches)
     events = profile.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    now = most = 0
-    for _, size in sorted(changes):
+    now = most = start = 0
+    for when, size in sorted(changes):
         now += size
-        most = max(most, now)
+        if when < began:
+            start = max(start, now)
+        else:
+            most = max(most, now)
     kinds = sorted({trainer.loader.round_robin.source_at(step) for step in range(STEPS)})
     world, is_main = trainer.world.size, trainer.world.is_main
     trainer.recorder.close()
     stop()
     if is_main:
         forecast = forecast_bytes(config, world)
-        found = {"measured": most, "forecast": forecast["total"], "parts": forecast["parts"], "kinds": kinds}
+        found = {
+            "measured": most,
+            "start": start,
+            "forecast": forecast["total"],
+            "parts": forecast["parts"],
+            "kinds": kinds,
+        }
         out.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -61,15 +61,33 @@ def gradients(model: ModelWork, work: KindWork, zero: Zero, world: int) -> dict[
     """Returns what the backward pass allocates for gradients, in bytes by part."""
     used, width = model.used_by(work.kind), zero.width
     if zero.stage == 0:
-        copied = min(model.trainable, ZERO0_PIECE)
-        return {"gradients": 4.0 * used, "flat copy of gradients": 4.0 * copied}
-    found = {"gradients": width * used / world if not zero.offload else 0.0}
+        return {"gradients": 4.0 * used}
+    kept = model.trainable / world if zero.stage == 3 else partition_of_gradients(model, world)
+    found = {"gradients": width * kept if not zero.offload else 0.0}
     if zero.stage == 1 and zero.accumulation > 1:
         found["accumulated gradients"] = float(width * used)
     buffers = (2 if zero.overlap and zero.stage < 3 else 1) if zero.contiguous else 0
     found["gradient buckets"] = float(buffers * width * zero.bucket)
-    found["flat copy of gradients"] = float(width * min(zero.bucket, used))
+    largest = max((n for g in model.groups if work.kind in g.kinds for n in g.tensors), default=0)
+    # a tensor that no bucket can hold travels alone
+    found["flat copy of gradients"] = float(width * min(max(zero.bucket, largest), used))
     return found
+
+
+def partition_of_gradients(model: ModelWork, world: int) -> int:
+    """Returns the elements of gradients that the fullest rank of ZeRO-1 or 2 keeps.
+
+    DeepSpeed keeps whole tensors of every group, whatever the kind: all that overlap its slice.
+    """
+    ranks = [0] * world
+    for group in model.groups:
+        slice_of_rank, begins = group.elements / world, 0
+        for n in group.tensors:
+            first, last = int(begins // slice_of_rank), int((begins + n - 1) // slice_of_rank)
+            for rank in range(first, min(last, world - 1) + 1):
+                ranks[rank] += n
+            begins += n
+    return max(ranks)
 
 
 def gathered(model: ModelWork, work: KindWork, zero: Zero) -> dict[str, float]:
@@ -107,16 +125,22 @@ def moments(
     }
     pooled = sum(amount.at(samples * world) for amount in work.exchanged.values())
     if pooled:
-        fixed["pooled features"] = 2 * pooled + LOGITS_BYTES
-    grads, whole = gradients(model, work, zero, world), gathered(model, work, zero)
-    first = grads | {"gradients": 0.0, "flat copy of gradients": 0.0}
+        whole_matrix = 4 * samples * samples * world
+        fixed["pooled features"] = 2 * pooled + min(LOGITS_BYTES, whole_matrix)
+    grads, gathers = gradients(model, work, zero, world), gathered(model, work, zero)
+    first = {name: size for name, size in grads.items() if name != "flat copy of gradients"}
+    if zero.stage < 3:  # which keeps a buffer of gradients all the time
+        first["gradients"] = 0.0
     found = [
-        Moment(source, "forward", fixed | whole | first | {"activations": work.saved.at(samples)}),
-        Moment(source, "backward", fixed | whole | grads | {"activations": work.peak.at(samples)}),
+        Moment(source, "forward", fixed | gathers | first | {"activations": work.saved.at(samples)}),
+        Moment(source, "backward", fixed | gathers | grads | {"activations": work.peak.at(samples)}),
     ]
     kept = {name: size for name, size in grads.items() if name in ("gradients", "accumulated gradients")}
     if zero.stage == 3:
         kept["gradient buckets"] = grads["gradient buckets"]
+    if zero.stage == 0 and world > 1:  # reduces after the backward pass, idle parameters as zeros
+        copied = min(model.trainable, ZERO0_PIECE)
+        kept = {"gradients": 4.0 * model.trainable, "flat copy of gradients": 4.0 * copied}
     transient = update_transient(model, work, zero, world)
     found.append(Moment(source, "update", fixed | kept | {"update": transient}))
     return [_with_overhead(moment, assumed) for moment in found]

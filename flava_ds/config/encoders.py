@@ -87,6 +87,14 @@ class TextEncoderConfig(EncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BertTextConfig(TextEncoderConfig):
+    """BERT's embeddings, whose token types tell the two segments of a text apart, below a transformer."""
+
+    type_vocab_size: Annotated[int, AtLeast(2), AtMost(1024)] = 2
+    """Rows of the token-type table: one for the first segment, one for the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextConfig(FamilyConfig):
     """A family with an image encoder and a text encoder."""
 

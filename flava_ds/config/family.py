@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flava_ds.config.variants import Variant
+from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.data.plan import BatchPlan, Tokenizer
@@ -32,6 +33,9 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     """
     layouts: ClassVar[str | None] = None
     """Module that converts the family's models to and from other layouts (flava_ds/layouts.py), if any."""
+
+    provides: ClassVar[frozenset[str]] = frozenset()
+    """Methods of the family's model that some objectives need beyond its views, e.g. "word_table"."""
 
     @property
     def max_tokens(self) -> int:
@@ -78,6 +82,14 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def shape_of(self, view: str) -> Any:
         """Returns the configuration of the encoder behind a view: hidden_size, layer_norm_eps and so on."""
         raise NotImplementedError
+
+    def check_provides(self, method: str, where: str) -> None:
+        """Raises ConfigError if the family's model lacks a method that the objective `where` needs."""
+        if method not in self.provides:
+            raise ConfigError(
+                f"{where} needs a model with `{method}`, which the family '{self.type}' does not have; leave "
+                "it out, or set its weight to 0"
+            )
 
     def check(self, config: Any) -> None:
         """Raises ConfigError for model settings that cannot work, alone or with the rest of `config`."""

@@ -40,17 +40,17 @@ class Collator:
     ) -> Batch:
         """Collates samples into a batch.
 
-        `borrowed` (row -> caption, see `mismatch`) replaces captions. Given `masked_rows` [m], the
-        corruptions see only these samples. `views` are the images from `augment`.
+        `borrowed` (row -> caption, see `mismatch`) replaces captions, or goes to the plan's composer. Given
+        `masked_rows` [m], the corruptions see only these samples. `views` are the images from `augment`.
 
         The result for a sample depends only on its seed and its borrowed caption, never on its neighbours.
         """
         matched = np.ones(len(samples), dtype=bool)
         texts = [cast(str, sample.text) for sample in samples]  # image batches: None, and never read
-        for row, text in (borrowed or {}).items():
-            texts[row], matched[row] = text, False
+        borrowed = borrowed or {}
+        matched[list(borrowed)] = False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
-        draft, cut = self._draft(samples, texts, matched, views)
+        draft, cut = self._draft(samples, texts, borrowed, matched, views)
         tensors, numbers = pack(self.plan, draft, masked_rows)
         return Batch(
             kind=self.plan.kind,
@@ -89,12 +89,17 @@ class Collator:
         return views
 
     def _draft(
-        self, samples: Sequence[Sample], texts: Sequence[str], matched: np.ndarray, views: Sequence[Tensor]
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str],
+        borrowed: Mapping[int, str],
+        matched: np.ndarray,
+        views: Sequence[Tensor],
     ) -> tuple[Draft, int]:
         """Combines images and tokens into a draft; also returns the number of tokens cut."""
         ids, lengths, cut = None, None, 0
         if self.plan.tokenizer is not None:
-            encoded, cut = self.plan.tokenizer.encode_counting(texts, self.plan.max_tokens)
+            encoded, cut = self._encode(texts, borrowed, _seeds(samples))
             ids, lengths = np.concatenate(encoded), np.array([len(own) for own in encoded], dtype=np.int64)
         codes = None
         if self.plan.stored_codes:
@@ -104,6 +109,16 @@ class Collator:
             seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths
         )
         return draft, cut
+
+    def _encode(
+        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray
+    ) -> tuple[list[np.ndarray], int]:
+        """Encodes the texts, or those that replace them; also returns the number of tokens cut."""
+        if self.plan.composer is not None:
+            return self.plan.composer(texts, borrowed, seeds, self.plan.max_tokens)
+        assert self.plan.tokenizer is not None  # its plan has text
+        read = [borrowed.get(row, text) for row, text in enumerate(texts)]
+        return self.plan.tokenizer.encode_counting(read, self.plan.max_tokens)
 
 
 def pack(

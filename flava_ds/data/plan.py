@@ -77,6 +77,24 @@ class Corruption(Protocol):
         """Returns an upper bound of one sample's share of these tensors, in bytes."""
 
 
+class Composer(Protocol):
+    """Makes each text of the batch from the sample's own text and, where drawn, another sample's.
+
+    Runs in dataloader workers, so it is picklable. The result for a sample depends only on its seed and
+    these two texts.
+    """
+
+    def __call__(
+        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray, max_tokens: int
+    ) -> tuple[list[np.ndarray], int]:
+        """Returns each text's ids, special tokens included, at most `max_tokens`; and the number cut.
+
+        Shapes:
+            borrowed  row -> another sample's text
+            seeds     [b]  uint64
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crops:
     """Several crops of each image, one for each transform, drawn independently of each other and of the
@@ -110,6 +128,8 @@ class BatchPlan:
     """Maximum length of a text, special tokens included."""
     mismatch_probability: float = 0.0
     """Probability that a sample's caption is replaced by another sample's."""
+    composer: Composer | None = None
+    """Combines a sample's text with the one that replaces it otherwise; None: the tokenizer alone."""
     masked_share: float = 1.0
     """Share of the samples that the corruptions see."""
     corruptions: tuple[Corruption, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
 from torch import Tensor, nn
 
@@ -32,6 +34,27 @@ class MaskedPredictionHead(nn.Module):
     def loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the summed cross-entropy and the number of correct predictions: [k d], [k] -> scalars."""
         return linear_cross_entropy(self.transform(hidden), self.decoder.weight, self.decoder.bias, labels)
+
+
+class TiedPredictionHead(nn.Module):
+    """Dense, GELU, LayerNorm, and the model's word embeddings as the classifier, with a bias of its own.
+
+    Source: Devlin et al. 2019, BERT, its published code.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float):
+        super().__init__()
+        self.dense = LinearGELU(hidden_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def logits(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """Returns scores over the vocabulary: [k d], [v d] -> [k v]."""
+        return F.linear(self.norm(self.dense(hidden)), words, self.bias)
+
+    def loss(self, hidden: Tensor, labels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the summed cross-entropy and the number of correct predictions: [k d], [k] -> scalars."""
+        return linear_cross_entropy(self.norm(self.dense(hidden)), words, self.bias, labels)
 
 
 class MatchingHead(nn.Module):

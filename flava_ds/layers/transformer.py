@@ -1,4 +1,4 @@
-"""The pre-norm transformer shared by all encoders, over packed sequences."""
+"""The transformer shared by all encoders, over packed sequences: pre-norm, or post-norm as in BERT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import ACTIVATIONS, LayerNorm, ResidualLayerNorm
+from flava_ds.layers.fused import ACTIVATIONS, ResidualLayerNorm
 
 
 class TransformerShape(Protocol):
@@ -91,7 +91,7 @@ class Block(nn.Module):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
@@ -103,17 +103,57 @@ class Block(nn.Module):
         return stream, added if paths is None else added * paths[1, :, None]
 
 
+class PostNormBlock(Block):
+    """Attention, residual, LayerNorm; MLP, residual, LayerNorm: the stream goes on with the normalised rows.
+
+    Both residuals are added by the kernel of their LayerNorm, so nothing is left to add: the branch is None
+    on both ends.
+
+    Source: Devlin et al. 2019, BERT; Vaswani et al. 2017, section 3.1.
+    """
+
+    def forward(
+        self,
+        stream: Tensor,
+        branch: Tensor | None,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        rows: Tensor | None = None,
+        paths: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        context = self.attention(stream, cu_seqlens, max_seqlen, equal_lengths)
+        if rows is not None:
+            stream, context = stream.index_select(0, rows), context.index_select(0, rows)
+            paths = None if paths is None else paths.index_select(1, rows)
+        added = self.attention.output(context)
+        stream, _ = self.attention_norm(added if paths is None else added * paths[0, :, None], stream)
+        added = self.mlp_down(self.mlp_up(stream))
+        stream, _ = self.mlp_norm(added if paths is None else added * paths[1, :, None], stream)
+        return stream, None
+
+
 class Transformer(nn.Module):
-    """A stack of blocks; the encoder that owns it also owns the final LayerNorm.
+    """A stack of blocks; the encoder that owns it also owns the final LayerNorm of pre-norm blocks.
+
+    With `post_norm` the last block's output is normalised already.
 
     Shapes:
         packed.hidden  [T d] -> [T d], or [k d] with rows [k]: the last block finishes only these
         paths          [L 2 T]  of the L blocks, see Block
     """
 
-    def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
+    def __init__(
+        self,
+        shape: TransformerShape,
+        *,
+        causal: bool = False,
+        activation: str = "gelu",
+        post_norm: bool = False,
+    ):
         super().__init__()
-        blocks = (Block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
+        block = PostNormBlock if post_norm else Block
+        blocks = (block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False
 
@@ -141,13 +181,15 @@ class Transformer(nn.Module):
 class Encoded:
     """One view's output before the final LayerNorm, which is applied only to the rows that are read.
 
+    After post-norm blocks, `final_norm` is nn.Identity.
+
     Shapes:
         packed.hidden  [T d]  every row; or [k d], only the requested rows
         kept_rows      [k]    the requested rows, sorted; None if all are present
     """
 
     packed: Packed
-    final_norm: LayerNorm
+    final_norm: nn.Module
     kept_rows: Tensor | None = None
 
     def last_hidden_state(self) -> Tensor:
@@ -172,7 +214,7 @@ class Encoded:
 
 def encode_versions(
     transformer: Transformer,
-    final_norm: LayerNorm,
+    final_norm: nn.Module,
     hidden: Tensor,
     layout: tuple[Tensor, int],
     keep: Sequence[Tensor | None],
@@ -210,7 +252,7 @@ def encode_versions(
 
 
 class Pooler(nn.Module):
-    """Dense and tanh over the CLS. No pre-training loss reads the encoders' poolers; ITM has its own.
+    """Dense and tanh over the CLS.
 
     Shapes:
         first  [b d] -> [b d]

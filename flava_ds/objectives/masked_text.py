@@ -16,7 +16,7 @@ from flava_ds.data.order import uniform_at
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import ConfigError
-from flava_ds.layers.heads import MaskedPredictionHead
+from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.objectives.base import Loss, Objective
 
 _SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM = 12, 13, 14
@@ -34,6 +34,8 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     """Share of the predicted tokens that a random token replaces; the rest stay unchanged."""
     whole_word: bool = False
     """Select all pieces of a word or none."""
+    tied_decoder: bool = False
+    """Use the model's word embeddings as the classifier, as BERT does."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     title: ClassVar[str] = "Masked language"
@@ -45,7 +47,8 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     def build(self, config: Any) -> MaskedLanguageModeling:
         """Builds the objective with a head of its encoder's width."""
         shape = config.model.shape_of(self.view)
-        head = MaskedPredictionHead(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
+        kind = TiedPredictionHead if self.tied_decoder else MaskedPredictionHead
+        head = kind(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
         return MaskedLanguageModeling(self, head)
 
     def check(self, where: str, config: Any) -> None:
@@ -54,6 +57,8 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
                 f"{where}: mask_token_share {self.mask_token_share:g} and random_token_share "
                 f"{self.random_token_share:g} are more than 1 together"
             )
+        if self.tied_decoder:
+            config.model.check_provides("word_table", f"{where}.tied_decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class MultimodalMaskedTextConfig(MaskedTextConfig, type="mmm_text"):
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Masks tokens; mismatched texts are not predicted. Adds
+    """Masks tokens; mismatched texts are not predicted, except with `mismatched_too`. Adds
 
     Shapes:
         input_ids_masked  [T]  int64
@@ -79,12 +84,14 @@ class TokenMask:
 
     config: MaskedTextConfig
     tokenizer: WordPieceTokenizer
+    mismatched_too: bool = False
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
         # plans without text mask no tokens
         assert draft.input_ids is not None and draft.lengths is not None
         masked = mask_tokens(draft.seeds, draft.input_ids, draft.lengths, self.config, self.tokenizer)
-        kept = np.repeat(draft.matched, draft.lengths)[masked.rows]
+        predicted = draft.matched | self.mismatched_too
+        kept = np.repeat(predicted, draft.lengths)[masked.rows]
         return {
             "input_ids_masked": masked.input_ids,
             "mlm_rows": masked.rows[kept],
@@ -98,7 +105,7 @@ class TokenMask:
 class MaskedLanguageModeling(Objective):
     """Cross-entropy over the masked tokens of matched samples, read from the config's view."""
 
-    def __init__(self, config: MaskedTextConfig, head: MaskedPredictionHead):
+    def __init__(self, config: MaskedTextConfig, head: MaskedPredictionHead | TiedPredictionHead):
         super().__init__(config.weight)
         self.kinds, self.needs, self.view = config.kinds, frozenset({config.view}), config.view
         self.head = head
@@ -110,7 +117,8 @@ class MaskedLanguageModeling(Objective):
         return {self.view: model.token_rows(self.view, batch["mlm_rows"], batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        loss, correct = self.head.loss(hidden[self.view], batch["mlm_labels"])
+        table = (model.word_table(),) if isinstance(self.head, TiedPredictionHead) else ()
+        loss, correct = self.head.loss(hidden[self.view], batch["mlm_labels"], *table)
         return Loss(loss, self.count(batch), {"correct": correct})
 
 

@@ -17,6 +17,8 @@ def test_every_field_of_a_recipe_has_a_row(name):
         words = place.name.split(".")
         if words[0] == "objectives":
             words[1] = "NAME"
+        if words[:2] == ["data", "weight_changes"] and len(words) > 2:
+            words[2] = "NUMBER"
         if words[:2] == ["data", "sources"]:
             words[2] = "NAME" if "data.sources.NAME" in text else "NUMBER"
         row = f"### `{'.'.join(words)}`" if place.base is not None else f"| `{'.'.join(words)}` | "

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flava_ds.data.two_segments import joined
 from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, ahead
 from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts, Seen
@@ -53,19 +54,6 @@ def inputs_of(model: FrozenModel, samples: LabelledTexts | LabelledPairs, size: 
         others = model.tokenizer.encode_batch(samples.second, most)
         ids = [joined(first, second, most) for first, second in zip(ids, others, strict=True)]
     return Inputs(samples, ids, None, size)
-
-
-def joined(first: np.ndarray, second: np.ndarray, most: int) -> np.ndarray:
-    """Joins two texts to [CLS] first [SEP] second [SEP], truncating the longer one first: [s], [t] -> [at
-    most `most`]."""
-    start, end, a, b = first[:1], first[-1:], first[1:-1], second[1:-1]
-    room = max(0, most - 3)
-    if len(a) + len(b) > room:
-        if min(len(a), len(b)) <= room // 2:
-            a, b = (a[: room - len(b)], b) if len(a) > len(b) else (a, b[: room - len(a)])
-        else:
-            a, b = a[: room - room // 2], b[: room // 2]
-    return np.concatenate([start, a, end, b, end])
 
 
 class Network(nn.Module):

@@ -1,0 +1,71 @@
+"""BERT's embeddings over packed texts, and its initial weights."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from flava_kernels.packing import places
+from torch import Tensor, nn
+
+from flava_ds.layers.fused import ResidualLayerNorm
+
+
+class WordsShape(Protocol):
+    """What BERT's embeddings need of an encoder's configuration."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+    @property
+    def type_vocab_size(self) -> int: ...
+
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
+class BertEmbeddings(nn.Module):
+    """Adds word, position and token-type embeddings and normalises; positions restart in each text.
+
+    Source: Devlin et al. 2019, BERT, section 3; without its dropout.
+    """
+
+    def __init__(self, shape: WordsShape):
+        super().__init__()
+        self.words = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.positions = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
+        self.token_types = nn.Embedding(shape.type_vocab_size, shape.hidden_size)
+        self.norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, token_types: Tensor | None = None) -> Tensor:
+        """Embeds packed ids.
+
+        Shapes:
+            input_ids    [T]    int64
+            cu_seqlens   [b+1]  int32
+            token_types  [T]    int64; None for a single segment, of type 0
+            returns      [T d]
+        """
+        _, position = places(cu_seqlens, input_ids.shape[0])
+        types = torch.zeros_like(input_ids) if token_types is None else token_types
+        normed, _ = self.norm(self.words(input_ids), self.positions(position) + self.token_types(types))
+        return normed
+
+
+@torch.no_grad()
+def initialize_as_bert(module: nn.Module, std: float = 0.02) -> None:
+    """Draws weights and tables from a normal distribution cut at two deviations; biases are zero.
+
+    Source: Devlin et al. 2019, BERT, its published code.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "flava": "flava_ds.families.flava.config:FlavaConfig",
     "clip": "flava_ds.families.clip.config:ClipConfig",
+    "bert": "flava_ds.families.bert.config:BertConfig",
 }
 """The built-in families by their tag in a configuration."""
 

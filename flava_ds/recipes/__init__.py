@@ -51,6 +51,8 @@ RECIPES = Recipes(
     "demo_simclr",
     "demo_dino",
     "demo_mlm",
+    "bert_base",
+    "demo_bert",
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full")
 """Those that are several runs in a row: functions that return Stages."""

@@ -1,0 +1,144 @@
+"""BERT's capabilities for evaluation: vectors, states to fine-tune, and likelihoods of masked tokens.
+
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural. Only states to fine-tune keep a graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flava_ds.data.two_segments import segments
+from flava_ds.families.bert.model import Bert
+from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
+from flava_ds.layers.transformer import Encoded
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
+
+LACKS = dict.fromkeys(("ImageFeatures", "Embedder", "Matcher", "Tokens"), "BERT reads texts only, no images")
+"""Capabilities that BERT lacks: protocol -> reason."""
+
+
+def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+    """Returns the capabilities of a BERT with its objectives, and what it lacks: protocol -> reason."""
+    objectives: Any = module.objectives  # their heads differ in type
+    sep_id = config.model.load_tokenizer(config).sep_id
+    texts = BertTexts(module.model, sep_id)
+    if "mlm" not in objectives:
+        return (texts,), {**LACKS, "Scorer": "the run trains no masked objective"}
+    return (texts, BertScorer(module.model, sep_id, objectives["mlm"].head)), dict(LACKS)
+
+
+def encode(model: Bert, sep_id: int, texts: Sequence[np.ndarray], *, first_only: bool = False) -> Encoded:
+    """Encodes b arrays of ids, special tokens included; with `first_only`, only each CLS is finished.
+
+    What follows a text's first [SEP] is its second segment.
+    """
+    device, packed, lengths = model.word_table().device, np.concatenate(texts), np.array([*map(len, texts)])
+    types = torch.from_numpy(np.minimum(segments(packed, lengths, sep_id)[0], 1)).to(device)
+    cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device)
+    ids, keep = torch.from_numpy(packed).to(device), cu_seqlens[:-1].long() if first_only else None
+    return model.encode_texts(ids, cu_seqlens, int(lengths.max()), types, keep)
+
+
+class BertTexts:
+    """One vector per text: the CLS state."""
+
+    def __init__(self, model: Bert, sep_id: int) -> None:
+        self.model, self.sep_id = model, sep_id
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """Encodes b arrays of ids: -> [b d], in the model's dtype."""
+        return encode(self.model, self.sep_id, texts, first_only=True).first()
+
+    def text_states(self) -> TunableTexts:
+        """Returns a copy of the encoder to fine-tune; the model stays unchanged."""
+        return TunableTexts(self.model, self.sep_id)
+
+
+class TunableTexts(nn.Module):
+    """The pooled CLS of each text, with a graph.
+
+    Source: Devlin et al. 2019, BERT, section 4.1 and its published code.
+    """
+
+    def __init__(self, model: Bert, sep_id: int) -> None:
+        super().__init__()
+        self.width, self.sep_id = model.config.text.hidden_size, sep_id
+        self.model: Bert = copy.deepcopy(model).requires_grad_(True)
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        return self.model.pooled(encode(self.model, self.sep_id, texts, first_only=True).first())
+
+
+class BertScorer:
+    """Likelihoods of masked tokens."""
+
+    predicts = frozenset({"text"})
+
+    def __init__(self, model: Bert, sep_id: int, head: MaskedPredictionHead | TiedPredictionHead) -> None:
+        self.model, self.sep_id, self.head = model, sep_id, head
+
+    @torch.inference_mode()
+    def read(
+        self,
+        texts: Sequence[np.ndarray] | None = None,
+        pixels: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> BertReading:
+        """Encodes masked texts once: b arrays of ids."""
+        if texts is None or pixels is not None or patches is not None:
+            raise ValueError("BERT reads texts, without images")
+        return BertReading(encode(self.model, self.sep_id, texts), self)
+
+
+@dataclass(frozen=True)
+class BertReading:
+    """One masked pass, to be queried at masked positions."""
+
+    encoded: Encoded
+    scorer: BertScorer
+
+    @torch.inference_mode()
+    def tokens(self, rows: Tensor) -> BertPredictions:
+        """Predicts tokens; `rows` index the concatenated texts: [k]."""
+        hidden = self.encoded.rows(rows.to(self.encoded.packed.hidden.device))
+        tied = isinstance(self.scorer.head, TiedPredictionHead)
+        return BertPredictions(hidden, self.scorer.head, (self.scorer.model.word_table(),) if tied else ())
+
+    def codes(self, rows: Tensor) -> BertPredictions:
+        """Raises ValueError: a text has no image codes."""
+        raise ValueError("BERT predicts no image codes")
+
+
+@dataclass(frozen=True)
+class BertPredictions:
+    """The head's predictions at some masked positions.
+
+    Shapes:
+        hidden  [k d]
+        table   ([v d],) for a tied head, or empty
+    """
+
+    hidden: Tensor
+    head: Any
+    table: tuple[Tensor, ...]
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Returns scores over the vocabulary: [k v] fp32."""
+        return self.head.logits(self.hidden, *self.table).float()
+
+    @torch.inference_mode()
+    def loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the summed negative log likelihood in nats and the number of correct predictions: [k]."""
+        return self.head.loss(self.hidden, labels.to(self.hidden.device), *self.table)

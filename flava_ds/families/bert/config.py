@@ -1,0 +1,69 @@
+"""BERT's configuration: one post-norm encoder of texts.
+
+Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language
+Understanding", and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from flava_ds.config.encoders import BertTextConfig
+from flava_ds.config.family import FamilyConfig
+from flava_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+    from flava_ds.data.tokenizer import WordPieceTokenizer
+
+VIEWS = ("text", "text_masked")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(FamilyConfig, type="bert"):
+    """Token, position and segment embeddings, a post-norm transformer, and a pooler."""
+
+    text: BertTextConfig = field(default_factory=BertTextConfig)
+
+    kinds: ClassVar[Mapping[str, str]] = {"text": "text"}
+    folder: ClassVar[str | None] = "flava_ds.families.bert"
+    layouts: ClassVar[str | None] = "flava_ds.families.bert.hf"
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled"})
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_position_embeddings
+
+    @property
+    def image_size(self) -> int:
+        return 0
+
+    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
+        """Loads the WordPiece vocabulary, whose special tokens both objectives need."""
+        from flava_ds.data.tokenizer import WordPieceTokenizer
+
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
+
+    def shape_of(self, view: str) -> BertTextConfig:
+        """Returns the encoder's configuration. Raises: ConfigError for a view that BERT lacks."""
+        if view not in VIEWS:
+            raise ConfigError(
+                f"an objective reads the view '{view}', but the family 'bert' has only "
+                f"{' and '.join(VIEWS)}; remove that objective, or set its weight to 0"
+            )
+        return self.text
+
+    def check(self, config: Any) -> None:
+        self.text.check("model.text")
+
+
+def bert_of(config: Config) -> BertConfig:
+    """Returns a configuration's model as a BertConfig, for callers that need BERT's own fields."""
+    return cast(BertConfig, config.model)
+
+
+def bert_base(**changed: Any) -> BertConfig:
+    """Returns BERT-base: 109,482,240 parameters, 110,106,428 with the heads of MLM and NSP."""
+    return BertConfig(**changed)

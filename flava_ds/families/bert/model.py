@@ -1,0 +1,74 @@
+"""BERT: a post-norm transformer over packed texts of one or two segments."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Packed
+from flava_ds.families.bert.config import BertConfig
+from flava_ds.layers.transformer import Encoded, Pooler, Transformer
+from flava_ds.layers.words import BertEmbeddings
+
+IDS = {"text": "input_ids", "text_masked": "input_ids_masked"}
+"""The ids that each view encodes."""
+
+
+class Bert(nn.Module):
+    """Encodes the requested views of a batch: "text" and "text_masked"."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config.text)
+        self.transformer = Transformer(config.text, post_norm=True)
+        self.pooler = Pooler(config.text.hidden_size)
+
+    def encode(
+        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Encoded]:
+        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
+        cu_seqlens, max_seqlen = batch["cu_seqlens"], batch.numbers["max_seqlen"]
+        types, keep = batch.get("token_types"), reads or {}
+        return {
+            view: self.encode_texts(batch[IDS[view]], cu_seqlens, max_seqlen, types, keep.get(view))
+            for view in views
+        }
+
+    def encode_texts(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        token_types: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Encoded:
+        """Encodes packed texts: [T] -> [T d]; `keep` names the rows that will be read, sorted: [k]."""
+        hidden = self.embeddings(input_ids, cu_seqlens, token_types)
+        hidden = self.transformer(Packed(hidden, cu_seqlens, max_seqlen), rows=keep)
+        return Encoded(Packed(hidden, cu_seqlens, max_seqlen), nn.Identity(), keep)
+
+    def pooled(self, first: Tensor) -> Tensor:
+        """Returns dense and tanh over CLS states: [b d] -> [b d]."""
+        return self.pooler(first)
+
+    def word_table(self) -> Tensor:
+        """Returns the word embeddings: [v d]."""
+        return self.embeddings.words.weight
+
+    def first_rows(self, view: str, batch: Batch) -> Tensor:
+        """Returns the row of each text's CLS: [b]."""
+        return batch["cu_seqlens"][:-1].long()
+
+    def token_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:
+        """Returns the rows of packed tokens, which are the tokens' own: [k] -> [k]."""
+        return tokens
+
+    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
+        """Returns the names of the parameters that get a gradient when `view` does: all but the pooler's."""
+        return {name for name, _ in self.named_parameters()} - self.pooler_parameters()
+
+    def pooler_parameters(self) -> set[str]:
+        """Returns the names of the pooler's parameters."""
+        return {f"pooler.{name}" for name, _ in self.pooler.named_parameters()}

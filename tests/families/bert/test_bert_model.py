@@ -1,0 +1,157 @@
+"""BERT against transformers' BertForPreTraining on random weights, and its counts of parameters and work."""
+
+import dataclasses
+
+import flava_kernels.flops  # noqa: F401  registers the formulas
+import pytest
+import torch
+from families.bert.bert_peers import (
+    difference,
+    inputs_of,
+    make_batch,
+    our_model,
+    own_tensors,
+    randomize,
+    their_bert,
+    tiny_config,
+)
+from sample_batches import denominators
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError
+from flava_ds.families.bert.capabilities import offers
+from flava_ds.families.bert.config import bert_base
+from flava_ds.families.bert.hf import entries
+from flava_ds.families.bert.task import BertTask, build_task
+from flava_ds.layouts import to_ours
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.optimizers.adamw import AdamWConfig
+from flava_ds.optimizers.base import parameter_groups
+
+
+def step(task, batch):
+    return task("step", batch, denominators(task, batch)).loss
+
+
+@pytest.mark.parametrize(
+    ("dtype", "states", "gradients"), [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-12)]
+)
+@pytest.mark.parametrize("segments", [((3, 4), (7, 1), (5, 0), (2, 6)), ((4, 4), (4, 4))])
+def test_transformers_agree(dtype, states, gradients, segments):
+    config, batch = tiny_config(), make_batch(segments)
+    theirs = their_bert(config).to(dtype)
+    task = our_model(config, theirs)
+    output = theirs(**inputs_of(batch), output_hidden_states=True)
+    hidden = task.model.encode(batch, {"text_masked"})["text_masked"].last_hidden_state()
+    mask = inputs_of(batch)["attention_mask"].bool()
+    assert difference(hidden, output.hidden_states[-1][mask]) <= states
+    loss = step(task, batch)
+    assert difference(loss, output.loss) <= states
+    loss.backward()
+    output.loss.backward()
+    found = own_tensors(theirs, {name: parameter.grad for name, parameter in theirs.named_parameters()})
+    expected = to_ours(found, entries(config.model, heads=True), "their gradients")
+    ours = {name: parameter.grad for name, parameter in task.named_parameters()}
+    assert ours.keys() == expected.keys()
+    apart = {name: difference(ours[name], expected[name]) for name in ours}
+    assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
+
+
+def test_parameter_counts_are_the_published_ones():
+    config = dataclasses.replace(tiny_config(), model=bert_base())
+    with torch.device("meta"):
+        task = BertTask(config)
+    counts = [sum(parameter.numel() for parameter in own.parameters()) for own in (task.model, task)]
+    assert counts == [109_482_240, 110_106_428]
+
+
+def test_every_parameter_gets_a_gradient_from_the_objective_that_says_so():
+    config = tiny_config()
+    for name in config.objectives:
+        one = dataclasses.replace(config, objectives={name: config.objectives[name]})
+        task = build_task(one)
+        step(task, make_batch()).backward()
+        for parameter, kinds in task.users().items():
+            grad = task.get_parameter(parameter).grad
+            assert (grad is not None and bool(grad.abs().max() > 0)) == (kinds == {"text"}), (name, parameter)
+    assert all(kinds == {"text"} for kinds in build_task(config).users().values())
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    config = tiny_config()
+    training = dataclasses.replace(config.training, activation_checkpointing=True)
+    plain, again = build_task(config), build_task(dataclasses.replace(config, training=training))
+    for task in (plain, again):
+        step(task, make_batch()).backward()
+    for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_closed_form_matches_the_flop_counter():
+    config, batch = tiny_config(), make_batch(((4, 4),) * 6)
+    task = build_task(config)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        step(task, batch)
+    assert sum(part.flops for part in task.passes(batch)) == pytest.approx(
+        counter.get_total_flops(), rel=2e-3
+    )
+
+
+def test_only_gains_and_biases_are_exempt_from_decay():
+    task = build_task(tiny_config())
+    groups = parameter_groups(task, task.users(), AdamWConfig(weight_decay=0.01, decay_norm_and_bias=False))
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in task.named_parameters():
+        assert decay[id(parameter)] == (0.0 if name.endswith(("bias", "norm.weight")) else 0.01), name
+
+
+def test_capabilities_are_those_of_the_training_model(tmp_path):
+    config, batch = tiny_config(), make_batch(((4, 3), (2, 0), (6, 1)))
+    words = [f"w{number}" for number in range(200)]
+    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    data = dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
+    config = dataclasses.replace(config, data=data)
+    task = randomize(build_task(config)).double()
+    (texts_of, scorer), lacks = offers(task, config)
+    texts = [own.numpy() for own in batch["input_ids_masked"].split(batch["cu_seqlens"].diff().tolist())]
+    hidden = task.model.encode(batch, {"text_masked"})["text_masked"].last_hidden_state()
+    first = hidden[batch["cu_seqlens"][:-1].long()]
+    torch.testing.assert_close(texts_of.text_features(texts), first, rtol=1e-9, atol=1e-12)
+    tunable = texts_of.text_states()
+    states = tunable(texts)
+    torch.testing.assert_close(states, task.model.pooler(first), rtol=1e-9, atol=1e-12)
+    states.square().sum().backward()
+    assert all(own.grad is not None for own in tunable.parameters()) and tunable.width == 24
+    assert all(own.grad is None for own in task.model.parameters())
+    predicted = scorer.read(texts).tokens(batch["mlm_rows"])
+    loss, _ = predicted.loss(batch["mlm_labels"])
+    assert float(loss) == pytest.approx(float(task.losses(batch, only={"mlm"})["mlm"].sum.detach()), rel=1e-5)
+    logits = torch.nn.functional.cross_entropy(predicted.logits(), batch["mlm_labels"], reduction="sum")
+    assert float(loss) == pytest.approx(float(logits), rel=1e-5)
+    assert {"Embedder", "Matcher", "Tokens"} <= lacks.keys()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (ImageTextMatchingConfig(), "the view 'multimodal_masked', but the family 'bert' has only text"),
+        (GlobalContrastiveConfig(), "objectives.other reads pair batches, which this model's family"),
+    ],
+)
+def test_objectives_over_images_are_refused(objective, message):
+    from flava_ds.config.tree import check_objectives
+
+    config = tiny_config(objectives={"other": objective})
+    with pytest.raises(ConfigError, match=message):
+        build_task(config) if "view" in message else check_objectives(config)
+
+
+@pytest.mark.parametrize(("name", "needs"), [("nsp", "pooled"), ("mlm", "word_table")])
+def test_its_objectives_name_what_another_family_lacks(name, needs):
+    config = Config(name="flava", objectives={name: tiny_config().objectives[name]})
+    with pytest.raises(ConfigError, match=f"objectives.{name}.* needs a model with `{needs}`, .* 'flava'"):
+        config.objectives[name].check(f"objectives.{name}", config)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from sample_batches import denominators, make_batch, tiny_config
 
+from flava_ds.batch import Packed
+from flava_ds.config.encoders import EncoderConfig
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind, View
+from flava_ds.layers.transformer import Transformer
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -112,3 +115,52 @@ def test_packed_texts_never_see_each_other(kind, view):
         )
         assert ours[1].shape != theirs[1].shape or not torch.equal(ours[1], theirs[1])
         torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_post_norm_blocks_equal_torchs_and_finish_only_the_rows_that_are_read():
+    shape = EncoderConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, layer_norm_eps=1e-5
+    )
+    torch.manual_seed(0)
+    ours = Transformer(shape, post_norm=True).double()
+    layers = [
+        torch.nn.TransformerEncoderLayer(24, 3, 40, dropout=0.0, activation="gelu", batch_first=True).double()
+        for _ in ours.blocks
+    ]
+    for block, layer in zip(ours.blocks, layers, strict=True):
+        attention = layer.self_attn
+        pairs = [
+            (block.attention.qkv.weight, attention.in_proj_weight),
+            (block.attention.qkv.bias, attention.in_proj_bias),
+            *zip(block.attention.output.parameters(), attention.out_proj.parameters(), strict=True),
+            *zip(block.mlp_up.parameters(), layer.linear1.parameters(), strict=True),
+            *zip(block.mlp_down.parameters(), layer.linear2.parameters(), strict=True),
+            *zip(block.attention_norm.parameters(), layer.norm1.parameters(), strict=True),
+            *zip(block.mlp_norm.parameters(), layer.norm2.parameters(), strict=True),
+        ]
+        with torch.no_grad():
+            for own, their in pairs:
+                their.normal_(std=0.3)
+                own.copy_(their)
+    hidden, rows = torch.randn(12, 24, dtype=torch.float64), torch.tensor([0, 5, 11])
+    packed = Packed(hidden, torch.tensor([0, 5, 12], dtype=torch.int32), 7)
+    expected = []
+    for sample in hidden.split([5, 7]):
+        for layer in layers:
+            sample = layer(sample[None])[0]
+        expected.append(sample)
+    torch.testing.assert_close(ours(packed), torch.cat(expected), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours(packed, rows=rows), torch.cat(expected)[rows], rtol=1e-10, atol=1e-12)
+
+
+def test_a_dropped_path_leaves_the_norm_of_the_stream_in_post_norm_blocks():
+    shape = EncoderConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+    torch.manual_seed(0)
+    transformer, hidden = Transformer(shape, post_norm=True).double(), torch.randn(4, 8, dtype=torch.float64)
+    packed = Packed(hidden, torch.tensor([0, 4], dtype=torch.int32), 4)
+    whole, dropped = (
+        transformer(packed, paths=torch.full((1, 2, 4), kept, dtype=torch.float64)) for kept in (1.0, 0.0)
+    )
+    torch.testing.assert_close(whole, transformer(packed), rtol=1e-12, atol=1e-12)
+    twice = torch.nn.functional.layer_norm(torch.nn.functional.layer_norm(hidden, (8,)), (8,))
+    torch.testing.assert_close(dropped, twice, rtol=1e-4, atol=1e-4)

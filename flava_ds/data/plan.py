@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from flava_ds.data.batch_tokenizer import BatchTokenizer
 
 from flava_ds.config import ImageTransformConfig
 
@@ -78,11 +81,15 @@ class Corruption(Protocol):
 
 
 class Composer(Protocol):
-    """Makes each text of the batch from the sample's own text and, where drawn, another sample's.
+    """Makes each text of the batch, of two segments, from the sample's own and, where drawn, another's.
 
     Runs in dataloader workers, so it is picklable. The result for a sample depends only on its seed and
     these two texts.
     """
+
+    @property
+    def tokenizer(self) -> BatchTokenizer:
+        """The tokenizer, whose first and last tokens mark texts and segments."""
 
     def __call__(
         self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray, max_tokens: int

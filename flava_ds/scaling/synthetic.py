@@ -20,6 +20,8 @@ _STREAM = 21
 def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> Draft:
     """Draws the samples of a batch: ordinary tokens between the special ones, blank pictures.
 
+    Texts that a composer makes have two segments, cut in the middle.
+
     Shapes:
         seeds    [b]  uint64
         lengths  [b]  tokens of each text; None without text
@@ -32,6 +34,10 @@ def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> 
         ids = np.concatenate(
             [_tokens(plan.tokenizer, int(seed), int(n)) for seed, n in zip(seeds, lengths, strict=True)]
         )
+        if plan.composer is not None:
+            ends, tokenizer = np.cumsum(lengths), plan.composer.tokenizer
+            ids[ends - 1] = ids[ends - (lengths + 1) // 2 - 1] = tokenizer.sep_id
+            ids[ends - lengths] = tokenizer.cls_id
     codes = np.zeros((count, plan.stored_codes), dtype=np.int64) if plan.stored_codes else None
     return Draft(seeds=seeds, matched=matched, views=views, codes=codes, input_ids=ids, lengths=lengths)
 

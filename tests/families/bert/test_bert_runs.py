@@ -16,6 +16,8 @@ from flava_ds.families.bert.config import BertConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.next_sentence import NextSentenceConfig
 from flava_ds.recipes import RECIPES
+from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.synthetic import batch_of
 
 STEPS = 6
 STAGES = ("zero0", "zero1", "zero2", "zero3")
@@ -26,6 +28,16 @@ def test_recipes_are_sound_and_survive_json(recipe):
     config = configuration.check(RECIPES[recipe]())
     again = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
     assert again == config and isinstance(again.model, BertConfig)
+
+
+def test_the_planner_sees_two_segments_in_every_text():
+    config = RECIPES["demo_bert"]()
+    plan = config.model.plan(config, config.data.sources["text"])
+    batch = batch_of(plan, "text", lengths_of(config, None)["text"], 6)
+    halves = [int(own.sum()) for own in batch["token_types"].split(batch["cu_seqlens"].diff().tolist())]
+    assert batch["nsp_samples"].tolist() == [*range(6)] and halves == [24] * 6
+    work = {part.name: part.flops for part in config.model.build(config).passes(batch)}
+    assert work["nsp"] == 6 * 2 * 256 * 258
 
 
 def bert_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, steps: int = STEPS):

@@ -121,7 +121,7 @@ class DinoConfig(ObjectiveConfig, type="dino"):
         patch = config.model.image.patch_size
         if self.local_crops and self.local_size % patch:
             raise ConfigError(
-                f"{where}.local_size {self.local_size} does not divide by model.image.patch_size {patch}; "
+                f"{where}.local_size {self.local_size} is not divisible by model.image.patch_size {patch}; "
                 f"use {max(1, round(self.local_size / patch)) * patch}"
             )
 

@@ -190,7 +190,7 @@ def test_collapse_is_measured_and_told():
 
 def test_settings_that_cannot_work_are_one_line():
     config = tiny_config(objectives={"dino": dataclasses.replace(SMALL, local_size=9)})
-    with pytest.raises(ConfigError, match="local_size 9 does not divide by model.image.patch_size 4; use 8"):
+    with pytest.raises(ConfigError, match="local_size 9 is not divisible by model.image.patch_size 4; use 8"):
         configuration.check(config)
     scale = dataclasses.replace(SMALL, local=ImageTransformConfig(crop_scale=(0.5, 0.2)))
     with pytest.raises(ConfigError, match="objectives.dino.local.crop_scale"):

@@ -3,6 +3,9 @@
 A shard is written under a temporary name and renamed. Its record, written afterwards, has the number of
 entries that went into it, so a resumed conversion skips that many. Shards end at a number of samples or of
 bytes, so their sizes vary.
+
+Written by hand, since webdataset's TarWriter ignores the tar format that it is given and stamps every member
+with an owner: long names would become pax headers, and equal inputs would not give equal files.
 """
 
 from __future__ import annotations

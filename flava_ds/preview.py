@@ -54,9 +54,9 @@ def data(config: Config, loader: StepLoader) -> str:
 def _source(batch: int, length: int | None, steps: float, name: str) -> str:
     if length is None:
         return f"{name} is a stream of unknown length, {steps:,.0f} steps of {batch:,}"
-    per_epoch = length / batch
+    per_epoch, drawn = length / batch, f"{steps:,.{0 if steps >= 10 else 1}f}"
     return (
-        f"{name} {length:,} samples, {per_epoch:,.1f} steps an epoch at {batch:,}, {steps:,.0f} steps = "
+        f"{name} {length:,} samples, {per_epoch:,.1f} steps an epoch at {batch:,}, {drawn} steps = "
         f"{steps / per_epoch:,.1f} epochs"
     )
 

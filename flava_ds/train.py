@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitStack() as leaving:
         try:
             return run(words)
+        except KeyboardInterrupt:  # before training listens to signals; later ones save first
+            return end("interrupted", 130, debug, leaving)
         except UserError as error:
             return end(str(error), 2, debug, leaving, on_all_ranks=error.on_all_ranks)
         except RuntimeError as error:

@@ -29,7 +29,8 @@ def main() -> int:
 
     program = [sys.executable, "-P", "-m", "flava_ds.cli"]
     convert = [*program, "convert", str(options.folder), "--to", "flava_ds", str(options.converted)]
-    subprocess.run(convert, check=True)
+    if (status := subprocess.run(convert).returncode) != 0:
+        return status
 
     model = json.loads((options.converted / "config.json").read_text(encoding="utf-8"))["model"]
     shape = []

@@ -28,7 +28,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     files = sorted(
-        path for path in options.pictures.iterdir() if path.suffix in (".jpg", ".jpeg", ".png", ".webp")
+        path
+        for path in options.pictures.iterdir()
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
     )
     if len(files) < 2:
         parser.error(f"{options.pictures} holds {len(files)} pictures; two or more have neighbours")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
@@ -271,6 +271,22 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
 
     Raises: CheckpointError when another family wrote them, a shape differs, or no name fits.
     """
+    known, unused = initial_weights(module, path, family)
+    module.load_state_dict(known, strict=False)
+    log.info(
+        "%d of the model's %d tensors come from %s, %d tensors of that file are unused",
+        len(known),
+        len(module.state_dict()),
+        path,
+        unused,
+    )
+
+
+def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str, Tensor], int]:
+    """Reads the tensors of `path` that the module has, and counts the others.
+
+    Raises: CheckpointError as load_initial_weights.
+    """
     check_family(locate(path), family)
     weights, own = load_weights(path), module.state_dict()
     known = {name: tensor for name, tensor in weights.items() if name in own}
@@ -282,11 +298,4 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
-    module.load_state_dict(known, strict=False)
-    log.info(
-        "%d of the model's %d tensors come from %s, %d tensors of that file are unused",
-        len(known),
-        len(own),
-        path,
-        len(weights) - len(known),
-    )
+    return known, len(weights) - len(known)

@@ -31,6 +31,11 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
     train_command.check_options(options)
     ranks = {stage.name: train_command.check_run(options, stage.config) for stage in sequence.stages}
     check_shapes(sequence)
+    rehearsed = {
+        stage.name: train_command.rehearse(stage.config, ranks[stage.name])
+        for stage in sequence.stages
+        if options.dry_run or finished_with(stage) is None
+    }
     # What a file outside of the package defines beside its function may be in the stages' configurations.
     own = [options.recipe.rpartition(":")[0]] if is_outside(options.recipe) else []
     plugins = [*options.plugin, *own]
@@ -45,7 +50,8 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
         file = folder_of(config) / f"{stage.name}.json"
         command = train_command.compose(options, str(file), [], ranks[stage.name], plugins)
         if options.dry_run:
-            print(command)
+            print(f"{where}; {file} is written when it begins")
+            print(*rehearsed[stage.name], command, sep="\n")
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         configuration.save(config, file)

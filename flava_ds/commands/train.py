@@ -52,7 +52,7 @@ def run(config: Config, options: argparse.Namespace, overrides: list[str]) -> in
     own = dict(os.environ)
     os.environ.update(command.environment)  # as the ranks have it
     try:
-        for line in rehearse(config, ranks, "cuda" if launch.count_gpus() else "cpu"):
+        for line in rehearse(config, ranks):
             print(line)
     finally:
         os.environ.clear()
@@ -102,7 +102,7 @@ def compose(
     )
 
 
-def rehearse(config: Config, ranks: int, device_type: str) -> list[str]:
+def rehearse(config: Config, ranks: int) -> list[str]:
     """Does what ranks do before their first step, as far as it needs no weights, and says what the run will
     be: tokenizer, codebook, index, sources, model, and the checkpoint that the run would go on from. Shards
     without an index get one, as they would at the start of the run.
@@ -110,6 +110,7 @@ def rehearse(config: Config, ranks: int, device_type: str) -> list[str]:
     Raises: UserError with what would end the run.
     """
     from flava_ds.build import index_shards
+    from flava_ds.checkpoints.checkpoint import initial_weights
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.data.first_look import look_over
     from flava_ds.data.loader import StepLoader
@@ -121,11 +122,13 @@ def rehearse(config: Config, ranks: int, device_type: str) -> list[str]:
         load_codebook(str(config.codebook_weights), config.codebook)
     task = meta_task(config)
     check_checkpoint(config, task)
+    if config.initial_weights is not None:
+        initial_weights(task, config.initial_weights, str(config.model.type))
     if (error := index_shards(config)) is not None:
         raise error
     loader = StepLoader(config, world_size=ranks)
     look_over(config, loader.sources)
-    return preview(config, task, loader, ranks, device_type)
+    return preview(config, task, loader, ranks, "cuda" if launch.count_gpus() else "cpu")
 
 
 def check_checkpoint(config: Config, task: Task) -> None:

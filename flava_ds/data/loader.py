@@ -206,12 +206,14 @@ class StepLoader:
             raise CheckpointError(
                 "the data order would change on resume: "
                 + "; ".join(differences)
-                + ". Restore these settings, or start a new run from the weights alone"
+                + ". Restore these settings, or start another run from its weights: "
+                "--name OTHER --initial-weights RUN"
             )
         if changed:
             raise CheckpointError(
                 f"the data are not those that the checkpoint was trained on: {'; '.join(changed)}. Restore "
-                "the shards, or start a new run from the weights alone"
+                "the shards, or start another run from its weights: "
+                "--name OTHER --initial-weights RUN"
             )
 
     def _slots(self) -> SlotPool | None:

@@ -61,6 +61,8 @@ def open_model(
     Raises: CheckpointError naming what is missing or does not fit; UserError if the device does not exist.
     """
     path, device = Path(path), _device(device)
+    if precision not in (None, "fp32", "bf16"):
+        raise UserError(f"precision {precision!r}: use 'fp32' or 'bf16'")
     if is_huggingface(path):
         config, weights, described, run_path = _read_huggingface(path)
     elif Place(path).has(MANIFEST):

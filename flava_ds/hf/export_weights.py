@@ -37,18 +37,17 @@ def export(run_path: Path, out: Path) -> Path:
     Raises: CheckpointError if there is no checkpoint, or transformers' layout cannot hold the model.
     """
     config, weights = read_run(run_path)
+    exported = config.codebook_weights and config.codebook.num_groups == HUGGINGFACE_CODEBOOK_GROUPS
+    # Read first: a codebook that is not where the run found it must not leave half an export.
+    codebook = load_codebook(str(config.codebook_weights), config.codebook) if exported else None
     foreign.export(config, weights, out)
-    if not config.codebook_weights:
-        return out
-    if config.codebook.num_groups != HUGGINGFACE_CODEBOOK_GROUPS:
+    if codebook is not None:
+        save_huggingface_codebook(codebook, out / "image_codebook")
+    elif config.codebook_weights:
         log.warning(
             "the image codebook has %d groups; transformers' layout has %d, so it is not exported",
             config.codebook.num_groups,
             HUGGINGFACE_CODEBOOK_GROUPS,
-        )
-    else:
-        save_huggingface_codebook(
-            load_codebook(config.codebook_weights, config.codebook), out / "image_codebook"
         )
     return out
 

@@ -43,7 +43,8 @@ def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
                 )
             return tensors
     raise CheckpointError(
-        f"{path}: has no model.safetensors, pytorch_model.bin or index of shards; copy the whole snapshot"
+        f"{path}: has no model.safetensors, pytorch_model.bin or index of shards; copy the whole "
+        "snapshot (a run needs no conversion: --initial-weights takes it)"
     )
 
 

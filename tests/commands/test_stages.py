@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -172,9 +173,11 @@ def test_a_sequence_of_ones_own_is_named_by_its_place(tmp_path, capsys):
     (tmp_path / "my_stages.py").write_text(OUTSIDE)
     place = f"{tmp_path / 'my_stages.py'}:twice"
     assert main(["train", place, "--dry-run", "--ranks", "1", "--again.seed", "4"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2].split("/")[-1] for line in lines] == ["first.json", "again.json"]
-    assert all(line.endswith(f"--plugin={tmp_path / 'my_stages.py'}") for line in lines)
+    said = capsys.readouterr().out
+    begins = re.findall(r"stage \d of 2, '(\w+)'; \S+/(\w+\.json) is written when it begins", said)
+    assert begins == [("first", "first.json"), ("again", "again.json")]
+    assert said.count("parameters: ") == 2 and said.count("memory of a rank") == 2
+    assert said.count(f"--plugin={tmp_path / 'my_stages.py'}\n") == 2
     assert main(["train", place, "--help"]) == 0
     assert "again: 5 steps of global_contrastive, beginning with model. of first" in capsys.readouterr().out
     assert main(["codebook", "train", "nowhere", "--out", str(tmp_path / "c"), "--recipe", "demo_full"]) == 2
@@ -185,7 +188,8 @@ def test_a_dry_run_prints_the_commands(launched, tmp_path, capsys):
     dry = argparse.Namespace(**{**vars(OPTIONS), "dry_run": True})
     sequence = sequence_in(tmp_path)
     assert command.train(sequence, dry, []) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("/")[-1] for line in lines] == ["image.json", "text.json", "joint.json"]
+    said = capsys.readouterr().out
+    begins = re.findall(r"/(\w+\.json) is written when it begins", said)
+    assert begins == ["image.json", "text.json", "joint.json"]
     assert launched[0] == [] and not sequence.stages[0].config.run_path.exists()
     assert "joint: 5 steps of global_contrastive, beginning with" in command.help_of(sequence)

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_command(words: list[str]) -> int:
     """Runs the subcommand of a command line."""
     parser, takes_overrides = build_parser()
+    if broken := next((word for word in words if not _is_text(word)), None):
+        parser.error(f"{broken!r:.200} is not text that a name or a value can have")
     options, rest = parser.parse_known_args(words)
     if rest and options.run not in takes_overrides:
         options.parser.error(f"unknown argument {rest[0]}{did_you_mean(rest[0], options.parser.options())}")
@@ -62,6 +64,15 @@ def run_command(words: list[str]) -> int:
             return fail(message, options.debug, status=2)
         message = f"{type(error).__name__}: {error}; run again with --debug for the traceback"
         return fail(message, options.debug, status=1)
+
+
+def _is_text(word: str) -> bool:
+    """Returns whether a word of a command line can be a name or value: half a surrogate pair cannot."""
+    try:
+        word.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def fail(message: str, debug: bool, *, status: int) -> int:

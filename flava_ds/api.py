@@ -187,6 +187,8 @@ def read_picture(image: Picture) -> Tensor:
         array = np.array(turned.convert("RGBA" if alpha else "RGB"))
         pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
         return over_white(pixels) if alpha else pixels
+    if not isinstance(image, str | Path):
+        raise DataError(f"an image is {image!r:.60}; give a PIL image, a path or a uint8 tensor")
     try:
         return decode_image(Path(image).read_bytes())
     except OSError as error:

@@ -121,6 +121,7 @@ def test_mistakes_are_named(model, folder):
             DataError,
             "no_picture.png: cannot be used",
         ),
+        (lambda: model.encode_images([3]), DataError, "an image is 3; give a PIL image, a path"),
         (lambda: model.encode_images([torch.zeros(3, 4, 4)]), DataError, r"torch.float32 \[3, 4, 4\]"),
         (lambda: model.encode_texts(["x"], batch_size=0), UserError, "batch_size 0"),
         (lambda: model.match([folder / "kite.png"], ["a", "b"]), UserError, "1 images and 2 texts"),

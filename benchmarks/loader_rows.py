@@ -73,13 +73,7 @@ def flava_ds(folder: Path, *, objectives: bool) -> Stream:
 
 def contrastive_alone(objectives):
     """Removes the masked and matching losses."""
-    from dataclasses import replace
-
-    off = {
-        name: replace(getattr(objectives, name), weight=0.0)
-        for name in ("mim", "mlm", "mmm_image", "mmm_text", "itm")
-    }
-    return replace(objectives, **off)
+    return {name: own for name, own in objectives.items() if name == "global_contrastive"}
 
 
 def open_clip(folder: Path) -> Stream:

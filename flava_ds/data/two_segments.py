@@ -1,8 +1,17 @@
-"""Texts of two segments as token ids: [CLS] first [SEP] second [SEP]."""
+"""Texts of two segments as token ids, [CLS] first [SEP] second [SEP], and where a text can be cut."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
+
+
+def sentences(text: str) -> tuple[str, ...]:
+    """Splits a text after full stops, exclamation marks and question marks that precede a space."""
+    return tuple(part for part in _SENTENCE_END.split(text) if part)
 
 
 def joined(first: np.ndarray, second: np.ndarray, most: int) -> np.ndarray:

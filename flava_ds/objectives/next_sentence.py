@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,12 +16,11 @@ from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.data.two_segments import joined, segments
+from flava_ds.data.two_segments import joined, segments, sentences
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Loss, Objective
 
 _CUT_STREAM = 15
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ class SentencePairs:
 
 def cut(text: str, draw: float) -> tuple[str, str]:
     """Cuts a text at a sentence's end, or between words, chosen by a draw in [0, 1); one word stays whole."""
-    parts = _SENTENCE_END.split(text)
+    parts = list(sentences(text))
     parts = parts if len(parts) > 1 else text.split()
     place = 1 + int(draw * (len(parts) - 1))
     return " ".join(parts[:place]), " ".join(parts[place:])

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flava_ds.data.two_segments import sentences
 from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, json_lines
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -34,11 +33,6 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                 images=image_paths(dataset, image),
                 record={"dataset_id": dataset, "image_id": image},
             )
-
-
-def sentences(text: str) -> tuple[str, ...]:
-    """Splits a narrative after full stops, exclamation marks and question marks that precede a space."""
-    return tuple(part for part in _SENTENCE_END.split(text) if part)
 
 
 def image_paths(dataset: str, image_id: str) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -19,6 +21,7 @@ from flava_ds.processes import state_of
 
 _END = object()
 _LATER_S = 1.0
+_ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _MEMORY = "it may have run out of memory: lower data.num_workers or data.prefetch_batches"
 _ADVICE = {
     signal.SIGKILL: _MEMORY,
@@ -53,14 +56,24 @@ def watched(loader: DataLoader) -> Iterator[Any]:
         yield from loader
         return
     # iter() installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
-    with _handling(signal.SIGCHLD):
+    with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
         results = iter(loader)
+    # Python's exit would ask the workers to end by SIGTERM, which they ignore, and wait for them forever
+    end_all = atexit.register(partial(_end_all, results._workers))
+    try:
+        yield from _results(results, loader.timeout)
+    finally:
+        atexit.unregister(end_all)
+
+
+def _results(results: Any, timeout_s: float) -> Iterator[Any]:
+    """Yields what torch's iterator over several workers yields, and watches the workers meanwhile."""
     workers, received = results._workers, 0
     while True:
         try:
             with (
                 _handling(signal.SIGCHLD, lambda *_: None if results._shutdown else _notice_dead(workers)),
-                _alarm(loader.timeout),
+                _alarm(timeout_s),
             ):
                 _notice_dead(workers)
                 result = next(results, _END)
@@ -68,7 +81,7 @@ def watched(loader: DataLoader) -> Iterator[Any]:
             if (found := _dead_soon(workers)) is not None:
                 raise _died(workers, *found) from error
             if isinstance(error, TimeoutError) or str(error).startswith("DataLoader timed out"):
-                raise _hung(workers, received % len(workers), loader.timeout) from error
+                raise _hung(workers, received % len(workers), timeout_s) from error
             raise
         if result is _END:
             return
@@ -83,8 +96,19 @@ def start_worker(_: int) -> None:
     """
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _ASKED_TO_END:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED_TO_END)
+
+
+@contextmanager
+def _blocked(numbers: Collection[int]) -> Iterator[None]:
+    """Holds signals back inside the block; processes started in it hold them back until they unblock them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -186,6 +188,24 @@ def test_signals_to_all_processes_of_a_job_are_left_to_the_trainer(loader_of):
             os.kill(process.pid, number)
     assert len(list(batches)) == 197
     assert_gone(before)
+
+
+def test_an_error_that_keeps_the_loader_alive_ends_the_process(tmp_path):
+    """Workers ignore SIGTERM, so Python's exit has to kill them: it once waited for them forever."""
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import itertools\n"
+        "from torch.utils.data import DataLoader, IterableDataset\n"
+        "from flava_ds.data.workers import start_worker, watched\n"
+        "class Numbers(IterableDataset):\n"
+        "    def __iter__(self):\n"
+        "        return itertools.count()\n"
+        "batches = watched(DataLoader(Numbers(), num_workers=2, worker_init_fn=start_worker))\n"
+        "next(batches)\n"
+        "raise SystemExit('the step failed')\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "the step failed\n")
 
 
 def test_a_death_while_indexing_is_one_line():

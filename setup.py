@@ -64,7 +64,7 @@ setup(
             "pyarrow>=16",
             "wandb>=0.19",
             "mypy>=1.15",
-            "pytest>=8",
+            "pytest>=9",
             "pytest-xdist>=3.7",
             "hypothesis>=6",
             "ruff>=0.8",

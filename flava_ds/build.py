@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from flava_kernels.bench.machine import gemm_rate
-from torch import nn
 
 from flava_ds.checkpoints import checkpoint
 from flava_ds.checkpoints.keeper import CheckpointKeeper
-from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
+from flava_ds.codebook.frozen import add_codebook
 from flava_ds.config import Config
 from flava_ds.data.first_look import look_over
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
-from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.errors import DataError, UserError
 from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
@@ -49,8 +48,7 @@ def build(config: Config) -> Trainer:
     if config.initial_weights is not None:
         assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
         checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
-    if (codebook := build_codebook(config, world)) is not None:
-        task.frozen["codebook"] = codebook
+    add_codebook(task, config, world.device)
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
@@ -172,29 +170,6 @@ def index_shards(config: Config) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def build_codebook(config: Config, world: World) -> nn.Module | None:
-    """Loads the frozen image codebook if a source needs it; in bf16 on CUDA devices if the run is in bf16.
-
-    Raises: ConfigError when codes are needed and codebook_weights is not set.
-    """
-    if not config.computes_image_codes:
-        return None
-    if config.codebook_weights is None:
-        raise ConfigError(
-            "codebook_weights is not set, but mim or mmm_image needs image codes; give a codebook's "
-            "weights or set both weights to 0"
-        )
-    if config.codebook_weights == "random":
-        log.warning("the image codebook is random: masked image losses are for timing only")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            codebook = ImageCodebook(config.codebook, decoder=False)
-    else:
-        codebook = load_codebook(config.codebook_weights, config.codebook)
-    half = config.training.precision == "bf16" and world.device.type == "cuda"
-    return codebook.to(world.device, torch.bfloat16 if half else torch.float32).requires_grad_(False).eval()
 
 
 GEMM_EDGE = {"cpu": 768, "cuda": 8192}

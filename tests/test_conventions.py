@@ -71,8 +71,10 @@ BELOW = {
     "evaluation": {
         "errors",
         "config",
+        "batch",
         "storage",
         "data",
+        "codebook",
         "families",
         "ranks",
         "training",

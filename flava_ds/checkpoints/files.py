@@ -204,6 +204,13 @@ def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> lis
     return gone
 
 
+def best(place: Place, rules: CheckpointConfig) -> Place | None:
+    """Returns the checkpoint with the best checkpoint.best_metric; None without one that has it."""
+    costs = {name: _cost(place / name, rules.best_metric) for name in complete(place)}
+    measured = sorted((cost, name) for name, cost in costs.items() if cost is not None)
+    return place / measured[0][1] if measured else None
+
+
 def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
     """Returns which of `names` (oldest first) stay: the last, multiples of keep_every, and the best."""
     keep = set(names[-max(1, rules.keep_last) :])

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds.checkpoints.contents import read_state, verify
-from flava_ds.checkpoints.files import latest, place_of
+from flava_ds.checkpoints.files import best, latest, place_of
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.config import Config
+from flava_ds.config.evaluation import EVALUATED
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import replacing
 
@@ -26,6 +27,25 @@ def finished(config: Config) -> Place | None:
     folder = latest(place_of(config.run_path, config))
     done = folder is not None and read_state(folder)["step"] >= config.training.total_steps
     return folder if done else None
+
+
+def to_pass_on(config: Config) -> Place:
+    """Returns the checkpoint whose weights a finished run passes on: the best one by an evaluation if
+    checkpoint.best_metric names one, else the last.
+
+    Raises: CheckpointError when no checkpoint has the evaluation's number.
+    """
+    place, rules = place_of(config.run_path, config), config.checkpoint
+    if not rules.best_metric.startswith(EVALUATED):
+        folder = latest(place)
+        assert folder is not None  # it has finished
+        return folder
+    if (folder := best(place, rules)) is None:
+        raise CheckpointError(
+            f"{place}: no checkpoint has '{rules.best_metric}' (checkpoint.best_metric), so none is the best "
+            "to pass on; evaluate at the steps that are saved, or unset it to pass on the last one"
+        )
+    return folder
 
 
 def begun(config: Config) -> bool:

@@ -87,7 +87,7 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
     """Returns a stage's configuration with the weights that earlier ones pass on, which it writes unless the
     stage goes on from a checkpoint of its own.
     """
-    from flava_ds.checkpoints.inheritance import begun, finished, passed_on, write_inherited
+    from flava_ds.checkpoints.inheritance import begun, passed_on, to_pass_on, write_inherited
 
     if not stage.inherits:
         return stage.config
@@ -95,8 +95,8 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
     if not (out.is_file() and begun(stage.config)):
         configs, weights = {own.name: own.config for own in sequence.stages}, {}
         for inherited in stage.inherits:
-            folder = finished(configs[inherited.stage])
-            assert folder is not None  # it has just come to its end, or was found there
+            folder = to_pass_on(configs[inherited.stage])
+            print(f"  it begins with {', '.join(inherited.prefixes)} of {folder}", flush=True)
             weights |= passed_on(folder, inherited.prefixes, inherited.average)
         write_inherited(weights, out)
     return dataclasses.replace(stage.config, initial_weights=str(out))

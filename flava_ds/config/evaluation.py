@@ -24,6 +24,8 @@ class EvaluationConfig:
     """Maximum samples per split, evenly spaced; the ranks share them, and training pauses meanwhile."""
 
 
+EVALUATED = "evaluation/"
+"""How the names of the tasks' numbers begin in the log: evaluation/<task>/<number>."""
 OF_OBJECTIVES = {"loss": 2, "accuracy": 2, "gradient_norm": 2, "metric": 3}
 """How numbers of objectives begin in the log, and of how many parts their names are; the last one is the
 objective.
@@ -42,10 +44,10 @@ def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Col
     if config.tasks and config.data_root is None:
         raise ConfigError("evaluation.tasks needs evaluation.data_root, the folder with their data sets")
     _check_best_metric(best_metric, objectives)
-    task = best_metric.removeprefix("evaluation/").split("/")[0]
+    task = best_metric.removeprefix(EVALUATED).split("/")[0]
     own_files = any(".py" in name for name in config.tasks)
     runs = bool(config.every_steps) and (task in config.tasks or own_files)
-    if best_metric.startswith("evaluation/") and not runs:
+    if best_metric.startswith(EVALUATED) and not runs:
         raise ConfigError(
             f"checkpoint.best_metric is '{best_metric}', but task '{task}' does not run: add it to "
             "evaluation.tasks and set evaluation.every_steps"

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from flava_ds.config import Config
+from flava_ds.config.evaluation import EVALUATED
 from flava_ds.errors import UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
@@ -84,7 +85,7 @@ class LiveEvaluation:
         """Raises UserError if checkpoint.best_metric names a task that does not run."""
         name = self.config.checkpoint.best_metric
         known = [task.name for task in self.tasks]
-        if name.startswith("evaluation/") and name.split("/")[1] not in known:
+        if name.startswith(EVALUATED) and name.split("/")[1] not in known:
             raise UserError(
                 f"checkpoint.best_metric is '{name}', but the tasks that run are {', '.join(known)}"
             )

@@ -21,6 +21,7 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
+from flava_ds.evaluation.run_losses import RunLosses
 from flava_ds.evaluation.shares import Share
 from flava_ds.hf.foreign import config_of, open_folder
 
@@ -109,9 +110,15 @@ def freeze(
 
     Raises: ConfigError if the vocabulary does not fit the model.
     """
+    parts, lacks = config.model.offers(module, config)
+    losses = RunLosses(config, module)
+    if losses.kinds:
+        parts = (*parts, losses)
+    else:
+        lacks = {**lacks, "Losses": "it has no objective whose loss follows from the weights alone"}
     return FrozenModel(
         described,
-        config.model.offers(module, config),
+        (parts, lacks),
         config.model.load_tokenizer(config),
         image_size=config.model.image_size,
         most_tokens={kind: most_tokens(config, kind) for kind in MOST_TOKENS},

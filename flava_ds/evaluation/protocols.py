@@ -7,7 +7,7 @@ implementations, so each is one file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from flava_ds.evaluation.frozen_model import FrozenModel
+    from flava_ds.evaluation.shares import Share
 
 
 @runtime_checkable
@@ -140,6 +141,29 @@ class PairStates(Protocol):
         model stays unchanged."""
 
 
+@dataclass(frozen=True)
+class LossSums:
+    """An objective on one batch over all ranks: the sum of its loss in nats, its terms, and how many of them
+    were predicted correctly, for those that predict.
+    """
+
+    loss: float
+    terms: int
+    correct: float | None = None
+
+
+@runtime_checkable
+class Losses(Protocol):
+    """The losses that the model was trained with, on any shards."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of step that have a loss to measure."""
+
+    def sums(self, kind: str, shards: Path, most: int, share: Share) -> Iterator[Mapping[str, LossSums]]:
+        """Yields each objective's sums per batch, of the first `most` samples; all ranks iterate together."""
+
+
 CAPABILITIES: dict[type, str] = {
     ImageFeatures: "one vector per image",
     TextFeatures: "one vector per text",
@@ -149,6 +173,7 @@ CAPABILITIES: dict[type, str] = {
     Tokens: "states of every token",
     TextStates: "text states that can be fine-tuned",
     PairStates: "states of image-text pairs that can be fine-tuned",
+    Losses: "the losses of its training",
 }
 """Every capability that a task may need, described."""
 

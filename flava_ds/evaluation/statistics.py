@@ -28,6 +28,16 @@ def share(hits: np.ndarray, groups: np.ndarray | None = None) -> Score:
     return Score(float(hits.mean()), len(hits), error, interval=_interval_of_mean(hits, groups))
 
 
+def mean_of_batches(sums: Sequence[float], terms: Sequence[int]) -> Score:
+    """Returns the mean over all terms; its error takes the batches, whose terms depend on each other, as the
+    independent draws, and is the usual one of a ratio.
+    """
+    s, n = np.asarray(sums, dtype=np.float64), np.asarray(terms, dtype=np.float64)
+    mean, count = s.sum() / n.sum(), len(s)
+    error = math.sqrt(count / (count - 1) * ((s - mean * n) ** 2).sum()) / n.sum() if count > 1 else None
+    return Score(float(mean), int(n.sum()), error)
+
+
 def share_over_folds(hits: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> Score:
     """Returns the mean over folds of each fold's accuracy; `rows` says which samples a fold's hits are of.
 

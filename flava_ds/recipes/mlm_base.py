@@ -52,7 +52,7 @@ def mlm_base() -> Config:
         schedule=LinearScheduleConfig(warmup_steps=10_000, min_lr=0.0),  # [fairseq]: polynomial of power 1
         engine=EngineConfig(deepspeed_config="zero1"),
         # FLAVA takes the checkpoint of the lowest MLM loss
-        checkpoint=CheckpointConfig(every_steps=5_000, keep_best=1, best_metric="loss/mlm"),
+        checkpoint=CheckpointConfig(every_steps=5_000),
     )
 
 

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from flava_ds.config import EvaluationConfig
+from flava_ds.config.evaluation import EVALUATED
 from flava_ds.ranks.distributed import World, log
 from flava_ds.training.watcher import Update, Watcher
 
-PREFIX = "evaluation/"
 SECONDS = "evaluation_seconds"
 """Log field: seconds that training was paused."""
 
@@ -60,7 +60,7 @@ class EvaluationWatcher(Watcher):
             results = self._evaluate()
         seconds = time.perf_counter() - begun
         self._latest = {
-            f"{PREFIX}{task}/{name}": score
+            f"{EVALUATED}{task}/{name}": score
             for task, scores in results.items()
             for name, score in scores.items()
         }
@@ -68,7 +68,7 @@ class EvaluationWatcher(Watcher):
         self._add_numbers({name: score.value for name, score in self._latest.items()} | {SECONDS: seconds})
         if self.world.is_main:
             told = ", ".join(
-                f"{name.removeprefix(PREFIX)} {score.value:.4g}" for name, score in self._latest.items()
+                f"{name.removeprefix(EVALUATED)} {score.value:.4g}" for name, score in self._latest.items()
             )
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
 

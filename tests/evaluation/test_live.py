@@ -9,11 +9,12 @@ import pytest
 import torch
 from evaluation.color_world import write_image_folder
 from evaluation.language_world import write_sst2
-from sample_runs import world_config
+from sample_runs import pair, world_config
 
 from flava_ds.config import CheckpointConfig, EngineConfig, EvaluationConfig, TrainingConfig
+from flava_ds.demo.shards import write_shards
 from flava_ds.errors import UserError
-from flava_ds.evaluation import frozen_model
+from flava_ds.evaluation import frozen_model, run_losses
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
 from flava_ds.evaluation.frozen_model import Described
 from flava_ds.evaluation.labelled import Seen
@@ -44,7 +45,7 @@ class Sensitive:
         return {"mean": Score(float((images @ texts.T).double().mean()), len(images), None)}
 
 
-TASKS = ("sensitive", "image_folder_probe", "glue_sst2")
+TASKS = ("sensitive", "image_folder_probe", "glue_sst2", "held_out_losses")
 register(Sensitive())
 
 
@@ -52,6 +53,7 @@ def write_sets(root: Path) -> None:
     """Writes the tasks' data."""
     write_image_folder(root / "image_folder", {"train": 9, "test": 4})
     write_sst2(root)
+    write_shards(root / "held_out" / "pair", [pair(n, "noto") for n in range(12)], 20)
 
 
 def config_of(folder: Path, stage: str, **settings):
@@ -82,7 +84,7 @@ def on_ranks(folder: Path, stage: str):
     import deepspeed
 
     world, config = start(60), config_of(folder, stage)
-    frozen_model.BATCH_ROWS = 4
+    frozen_model.BATCH_ROWS, run_losses.GALLERY = 4, 4
     module = build_task(config)
     engine = Engine(module, config, world)
     weights = WholeWeights(engine, lambda: build_task(config))
@@ -103,7 +105,8 @@ def on_ranks(folder: Path, stage: str):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", ["zero1", "zero3"])
-def test_two_ranks_find_what_one_process_finds(tmp_path, run_ranks, stage):
+def test_two_ranks_find_what_one_process_finds(tmp_path, run_ranks, stage, monkeypatch):
+    monkeypatch.setattr(run_losses, "GALLERY", 4)
     write_sets(tmp_path / "sets")
     config, tasks = config_of(tmp_path, stage), find(TASKS)
     expected = []

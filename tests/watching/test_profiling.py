@@ -71,7 +71,7 @@ def test_a_snapshot_of_a_gpus_memory_lists_what_was_allocated(tmp_path):
         world,
         0,
     )
-    with profiler.around(3):
+    with profiler.around(3, None):
         block = torch.zeros(3 * 2**20, device="cuda", dtype=torch.uint8)
     (path,) = (tmp_path / "toy" / "profile").iterdir()
     held = pickle.loads(path.read_bytes())

@@ -14,12 +14,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.data.decode import decode_image, over_white
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.opening import Opened, Precision, open_model
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer
+from flava_ds.generation import Drawing, decoded, draw, write
 from flava_ds.storage.faults import SampleFault
 
 __all__ = ["Guess", "Model", "Picture", "load"]
@@ -148,6 +150,61 @@ class Model:
             [Guess(tokenizer.token(token), share) for token, share in zip(tokens, values, strict=True)]
             for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def draw(
+        self,
+        texts: Sequence[str],
+        *,
+        steps: int = 8,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[Image.Image]:
+        """Draws a picture for each text, by filling masked patches in `steps` turns (flava_ds/generation.py).
+
+        A model that was trained with small masks draws badly; see docs/library.md. The same texts and seed
+        give the same pictures.
+
+        Raises: UserError without a codebook, or when the model does not predict the codes of a pair's image.
+        """
+        scorer, config = self._model.need(Scorer, ASKED_BY), self.opened.config
+        batches(texts, 1, "texts")
+        if "image of a pair" not in scorer.predicts or config.codebook_weights in (None, "random"):
+            raise UserError(
+                f"{self!r} cannot draw: it needs objectives.mmm_image and a codebook in codebook_weights"
+            )
+        codebook = load_codebook(config.codebook_weights, config.codebook).to(self.device)
+        if codebook.decoder is None:
+            raise UserError(f"{config.codebook_weights}: this codebook has no decoder, so it cannot draw")
+        [empty] = self._ids([""], "pair")
+        codes = draw(
+            scorer,
+            codebook,
+            self._ids(texts, "pair"),
+            empty,
+            Drawing(steps=steps, guidance=guidance, temperature=temperature, seed=seed),
+            image_size=self.image_size,
+            num_patches=config.model.num_patches,
+        )
+        pictures = decoded(codebook, codes.to(self.device), self.image_size)
+        return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+
+    def caption(self, images: Sequence[Picture], *, words: int = 6) -> list[str]:
+        """Writes a text of `words` tokens about each image, the surest token first.
+
+        Raises: DataError that names an unreadable image; UserError when the model does not predict masked
+        words beside an image, or not so many.
+        """
+        scorer, tokenizer = self._model.need(Scorer, ASKED_BY), self._model.tokenizer
+        batches(images, 1, "images")
+        most = self._model.most_tokens["pair"] - 2
+        if "text of a pair" not in scorer.predicts or not 1 <= words <= most:
+            raise UserError(
+                f"words {words}: {self!r} writes 1 to {most} beside a picture, if it was trained with "
+                "objectives.mmm_text"
+            )
+        texts, _ = write(scorer, tokenizer, self._pixels(images), words=words)
+        return [" ".join(map(tokenizer.token, text)).replace(" ##", "") for text in texts]
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
         """Reads and transforms images: [b 3 H W] uint8."""

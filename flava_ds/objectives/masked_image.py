@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,9 @@ _STREAM = 11
 class MaskedImageConfig(ObjectiveConfig, type="mim"):
     """Masked image modelling (MIM): BEiT's block-wise masking; the codebook provides the targets."""
 
+    masking: Literal["blocks", "any_share"] = "blocks"
+    """'blocks' as published; 'any_share' masks between one and all patches of an image, anywhere, as drawing
+    one step by step needs (MaskGIT). The other settings are those of blocks."""
     num_masked_patches: Annotated[int, AtLeast(1), AtMost(2**20)] = 75
     """Upper limit per image (75 of 196 in the published code)."""
     min_patches_per_block: Annotated[int, AtLeast(1), AtMost(2**20)] = 16
@@ -49,6 +52,8 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
         return MaskedImageModeling(self, head)
 
     def check(self, where: str, config: Any) -> None:
+        if self.masking != "blocks":
+            return
         if self.min_patches_per_block > self.num_masked_patches:
             raise ConfigError(
                 f"{where}: a block of min_patches_per_block {self.min_patches_per_block} does not fit "
@@ -136,6 +141,28 @@ class MaskedImageModeling(Objective):
 
 
 def mask_patches(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.ndarray:
+    """Masks patches the configured way: see mask_blocks and mask_any_share.
+
+    Shapes:
+        seeds  [b]            uint64
+        out    [b grid*grid]  bool, True where the patch is replaced
+    """
+    return (
+        mask_blocks(seeds, grid, config) if config.masking == "blocks" else mask_any_share(seeds, grid * grid)
+    )
+
+
+def mask_any_share(seeds: np.ndarray, patches: int) -> np.ndarray:
+    """Masks the share cos(pi / 2 * u) of an image's patches, u uniform, but at least one: [b] -> [b patches].
+
+    Source: MaskGIT (Chang et al. 2022), the cosine schedule, of which training sees every moment.
+    """
+    draws = uniforms(seeds, 1 + patches, stream=_STREAM)
+    masked = np.ceil(patches * np.cos(np.pi / 2 * draws[:, :1]))
+    return draws[:, 1:].argsort(1).argsort(1) < masked
+
+
+def mask_blocks(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.ndarray:
     """Masks rectangular blocks of patches until the limit, or until `attempts_per_block` attempts fail.
 
     A block's area is uniform between min_patches_per_block and the number of patches left to mask; its aspect

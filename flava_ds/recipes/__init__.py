@@ -51,6 +51,7 @@ RECIPES = Recipes(
     "demo_simclr",
     "demo_dino",
     "demo_mlm",
+    "demo_generate",
     "bert_base",
     "demo_bert",
 )

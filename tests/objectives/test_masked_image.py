@@ -21,6 +21,19 @@ def test_patch_counts_are_those_of_the_published_generator():
     assert abs((counts == 75).mean() - 0.67) < 4 * (0.67 * 0.33 / 5000) ** 0.5
 
 
+def test_any_share_is_the_cosine_of_a_uniform_number_and_never_none():
+    """P(share <= s) = 1 - 2 / pi * arccos(s); of 16 patches, between 1 and 16."""
+    draws, config = seeds(4000), MaskedImageConfig(masking="any_share")
+    mask = mask_patches(draws, 4, config)
+    counts = mask.sum(1)
+    assert (counts.min(), counts.max()) == (1, 16)
+    for most in (1, 4, 8, 12, 15):
+        expected = 1 - 2 / np.pi * np.arccos(most / 16)
+        assert abs((counts <= most).mean() - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+    assert abs(mask.mean(0) - counts.mean() / 16).max() < 0.03, "every place alike"
+    assert np.array_equal(mask_patches(draws[7:9], 4, config), mask[7:9])
+
+
 def scalar_mask(draws, grid, config):
     """Algorithm 1 of BEiT written out for one sample."""
     mask, masked = np.zeros((grid, grid), dtype=bool), 0

@@ -92,7 +92,7 @@ def test_every_anchor_has_its_target(report):
 def test_every_picture_decodes_and_is_described(report):
     _, page = report
     pictures = page.all("img")
-    assert len(pictures) == 8 * 5 + 8 + 8 * 4 + 6
+    assert len(pictures) == 8 * 5 + 8 + 8 * 4 + 8 * 3 + 6
     for attributes in pictures:
         assert len(attributes["alt"]) > 3
         Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))).load()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flava_ds.checkpoints.files import name_of
 from flava_ds.config import Config
 from flava_ds.demo.evaluation.base import Measurement, Unavailable
+from flava_ds.demo.evaluation.drawing import DrawnCaptions
 from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
 from flava_ds.demo.evaluation.linear_probe import LinearProbe
 from flava_ds.demo.evaluation.masked import Masked
@@ -40,6 +41,7 @@ MEASUREMENTS: tuple[type[Measurement], ...] = (
     Matching,
     Retrieval,
     PixelBaseline,
+    DrawnCaptions,
 )
 """In running order: what the gates need comes first, in case time runs out."""
 RESULT = "evaluation.json"

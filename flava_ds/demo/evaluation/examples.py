@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flava_ds.codebook.image_codebook import ImageCodebook
+from flava_ds.demo.evaluation.base import Unavailable
+from flava_ds.demo.evaluation.drawing import draw_captions, drawing_codebook
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.masked import PREDICTS, MaskedInputs, masked_inputs
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
@@ -14,6 +15,7 @@ from flava_ds.evaluation.labelled import spaced
 from flava_ds.evaluation.nearest import top_k
 from flava_ds.evaluation.protocols import Scorer
 from flava_ds.evaluation.samples import Samples
+from flava_ds.generation import decoded
 from flava_ds.report.pictures import cover, uri_of_bytes, uri_of_pixels
 
 QUERIES, FOUND = 8, 5
@@ -21,10 +23,6 @@ QUERIES, FOUND = 8, 5
 ASKED_BY = "the page's examples"
 MASKED_PICTURES, MASKED_TEXTS, GUESSES = 8, 6, 3
 CLOSING = frozenset(".,:;!?)]")
-
-
-class Missing(Exception):
-    """A section that cannot be filled; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def retrieve_captions(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture,
 def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     """Fills masked images: original, masked, predicted codes, true codes, as drawn by the codebook.
 
-    Raises: Missing without a codebook that can draw, or without the MIM objective.
+    Raises: Unavailable without a codebook that can draw, or without the MIM objective.
     """
     codebook = drawing_codebook(inputs)
     scorer = scorer_of(model, "mim", "masked patches")
@@ -131,23 +129,39 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     return rows
 
 
-def drawing_codebook(inputs: Inputs) -> ImageCodebook:
-    """Returns the run's codebook if it can draw codes."""
-    if inputs.codebook is None:
-        raise Missing(inputs.codebook_problem)
-    if inputs.codebook.decoder is None:
-        raise Missing("the codebook was loaded without a decoder, so codes cannot be drawn")
-    return inputs.codebook
+def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
+    """Draws held-out captions: caption, and its drawing, the codebook's of the true picture, and that one.
+
+    Raises: Unavailable without a codebook that can draw, or without the objective for codes of pairs.
+    """
+    codebook = drawing_codebook(inputs)
+    scorer_of(model, "mmm_image", "an image from its caption")
+    samples = inputs.unseen_style
+    chosen = samples.select(spaced(len(samples), QUERIES), "captions to draw as examples")
+    size = inputs.config.model.image.image_size
+    drawn = draw_captions(model, inputs, codebook, chosen)
+    own = decoded(codebook, inputs.codes(chosen, len(chosen)).to(model.device), size)
+    return [
+        (
+            chosen.captions[row],
+            [
+                Picture(uri_of_pixels(drawn[row]), "drawn"),
+                Picture(uri_of_pixels(own[row]), "codebook"),
+                picture_of(chosen, row),
+            ],
+        )
+        for row in range(len(chosen))
+    ]
 
 
 def scorer_of(model: FrozenModel, name: str, what: str) -> Scorer:
-    """Returns the scorer for an objective's masked positions. Raises: Missing."""
+    """Returns the scorer for an objective's masked positions. Raises: Unavailable."""
     try:
         scorer = model.need(Scorer, ASKED_BY)
     except Lacking as reason:
-        raise Missing(str(reason)) from reason
+        raise Unavailable(str(reason)) from reason
     if PREDICTS[name] not in scorer.predicts:
-        raise Missing(f"objectives.{name}.weight is 0, so nothing predicts {what}")
+        raise Unavailable(f"objectives.{name}.weight is 0, so nothing predicts {what}")
     return scorer
 
 
@@ -160,7 +174,7 @@ def masked_logits(scorer: Scorer, masked: MaskedInputs, name: str) -> torch.Tens
 def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText]:
     """Fills masked words of glosses (name 'mlm') or of captions with their images ('mmm_text').
 
-    Raises: Missing if the run does not train the objective.
+    Raises: Unavailable if the run does not train the objective.
     """
     scorer = scorer_of(model, name, "masked words there")
     kind, samples = ("text", inputs.texts) if name == "mlm" else ("pair", inputs.unseen_style)

@@ -10,8 +10,8 @@ from typing import Any
 from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.demo.evaluation import examples, tables
+from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.evaluator import RESULT, find_data
-from flava_ds.demo.evaluation.examples import Missing
 from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
 from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
@@ -83,6 +83,7 @@ def collect_examples(
         "by_caption": examples.retrieve_images,
         "by_image": examples.retrieve_captions,
         "pictures": examples.reconstruct,
+        "drawings": examples.draw,
         "glosses": lambda model, inputs: examples.fill_texts(model, inputs, "mlm"),
         "captions": lambda model, inputs: examples.fill_texts(model, inputs, "mmm_text"),
     }
@@ -100,6 +101,6 @@ def collect_examples(
     for name, part in parts.items():
         try:
             shown[name] = part(model, inputs)
-        except (Missing, UserError) as error:
+        except (Unavailable, UserError) as error:
             shown["missing_parts"][name] = str(error)
     return shown

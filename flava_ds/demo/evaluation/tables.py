@@ -19,6 +19,9 @@ SETS = {
     "mim": "MIM, unseen style",
     "mmm_text": "MMM text, unseen style",
     "mmm_image": "MMM image, unseen style",
+    "drawn": "drawn from the caption",
+    "codes": "the picture as its codes",
+    "picture": "the picture",
 }
 WHAT = {
     "top1_accuracy": "top-1",
@@ -54,6 +57,13 @@ EVALUATIONS = {
     "masked": (
         "Masked prediction",
         "With the run's own masking and fixed seeds. Chance is the most frequent target.",
+    ),
+    "drawing": (
+        "Pictures drawn from captions",
+        (
+            "Whether the model finds the caption again, among 128, by what it drew; by the codebook's "
+            "drawing of the true picture, the best possible; and by that picture."
+        ),
     ),
     "matching": ("Image-text matching", "As many matches as mismatches; the decision is moved to even odds."),
 }

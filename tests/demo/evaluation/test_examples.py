@@ -6,7 +6,8 @@ from sample_runs import SEEN, UNSEEN_STYLES, frozen, world
 
 from demo.evaluation.known_answers import KnownAnswers
 from flava_ds.demo.evaluation import examples
-from flava_ds.demo.evaluation.examples import Blank, Missing
+from flava_ds.demo.evaluation.base import Unavailable
+from flava_ds.demo.evaluation.examples import Blank
 from flava_ds.demo.evaluation.masked import masked_inputs
 from flava_ds.report.pictures import uri_of_bytes, uri_of_pixels
 
@@ -70,6 +71,14 @@ def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(
     assert rows[3][2].uri == uri_of_pixels(inputs.codebook.decode(codes)[3])
 
 
+def test_captions_are_drawn_beside_the_codebooks_limit(model, inputs):
+    rows = examples.draw(model, inputs)
+    assert len(rows) == examples.QUERIES
+    for caption, (drawn, own, true) in rows:
+        assert true.alt.split(",")[0] == caption.split()[-1] and len({drawn.uri, own.uri, true.uri}) == 3
+    assert [row[1][0].uri for row in examples.draw(model, inputs)] == [row[1][0].uri for row in rows]
+
+
 def test_blanks_hold_the_answer_and_guesses_that_are_probabilities(model, inputs):
     for name in ("mlm", "mmm_text"):
         for text in examples.fill_texts(model, inputs, name):
@@ -93,8 +102,10 @@ def test_pieces_of_words_and_closing_punctuation_are_glued():
 
 def test_what_is_lacking_is_named(tmp_path):
     inputs, module = world(tmp_path, codebook_weights=None)
-    with pytest.raises(Missing, match="codebook_weights"):
+    with pytest.raises(Unavailable, match="codebook_weights"):
         examples.reconstruct(frozen(inputs, module), inputs)
+    with pytest.raises(Unavailable, match="codebook_weights"):
+        examples.draw(frozen(inputs, module), inputs)
     del module.objectives["mlm"]
-    with pytest.raises(Missing, match="objectives.mlm.weight"):
+    with pytest.raises(Unavailable, match="objectives.mlm.weight"):
         examples.fill_texts(frozen(inputs, module), inputs, "mlm")

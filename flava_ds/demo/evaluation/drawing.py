@@ -1,0 +1,78 @@
+"""Pictures drawn from held-out captions, judged by whether the model finds the caption again."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flava_ds.codebook.image_codebook import ImageCodebook
+from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
+from flava_ds.demo.evaluation.inputs import Inputs
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.labelled import spaced
+from flava_ds.evaluation.nearest import chance_of_recall, recall, top_k
+from flava_ds.evaluation.protocols import Embedder, Scorer
+from flava_ds.evaluation.samples import Samples
+from flava_ds.generation import Drawing, decoded, draw
+
+MOST_SAMPLES = 128
+DRAWS = "image of a pair"
+"""What a Scorer must predict to draw."""
+HOW = Drawing(steps=8, guidance=1.0)
+
+
+class DrawnCaptions(Measurement):
+    """Recall of the caption, among those of all the pictures, by a picture drawn from it.
+
+    Beside it the same for what the codebook makes of the true picture, which drawing cannot exceed by much,
+    and for the true picture: the judge is the model, too, and errs. Captions are of the unseen styles.
+    """
+
+    name = "drawing"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns recall at 1 and 5 for drawn, coded and true pictures, and that of a random order."""
+        embedder, codebook = model.need(Embedder, self.asked_by), drawing_codebook(self.inputs)
+        if DRAWS not in model.need(Scorer, self.asked_by).predicts:
+            raise Unavailable("the run does not train the codes of masked patches beside a caption")
+        every = self.inputs.unseen_style
+        samples = every.select(spaced(len(every), MOST_SAMPLES), "captions to draw")
+        size = self.inputs.config.model.image.image_size
+        sets = {
+            "drawn": draw_captions(model, self.inputs, codebook, samples),
+            "codes": decoded(codebook, self.inputs.codes(samples, len(samples)).to(model.device), size),
+            "picture": samples.pixels(size),
+        }
+        texts = model.text_embeddings(samples.captions, self.asked_by)
+        concepts, metrics = samples.column("concept"), {}
+        _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
+        for name, pictures in sets.items():
+            images = embedder.project_images(embedder.image_features(pictures.to(model.device)))
+            found = concepts[top_k(images, texts, 5).cpu().numpy()]
+            for k in (1, 5):
+                metric = f"{self.name}/{name}/image_to_text_recall_at_{k}"
+                metrics[metric] = recall(found, concepts, k)
+                metrics[metric + CHANCE] = chance_of_recall(counts[inverse], len(concepts), k)
+        return metrics
+
+
+def drawing_codebook(inputs: Inputs) -> ImageCodebook:
+    """Returns the run's codebook. Raises: Unavailable if there is none that can draw codes."""
+    if inputs.codebook is None:
+        raise Unavailable(inputs.codebook_problem)
+    if inputs.codebook.decoder is None:
+        raise Unavailable("the codebook was loaded without a decoder, so codes cannot be drawn")
+    return inputs.codebook
+
+
+@torch.inference_mode()
+def draw_captions(model: FrozenModel, inputs: Inputs, codebook: ImageCodebook, samples: Samples) -> Tensor:
+    """Draws a picture from each sample's caption: [N 3 H W] uint8."""
+    image, most = inputs.config.model.image, inputs.max_tokens("pair")
+    captions, [empty] = (inputs.tokenizer.encode_batch(texts, most) for texts in (samples.captions, [""]))
+    scorer = model.need(Scorer, "drawing")
+    codebook.to(model.device)
+    size, patches = image.image_size, image.num_patches
+    codes = draw(scorer, codebook, captions, empty, HOW, image_size=size, num_patches=patches)
+    return decoded(codebook, codes.to(model.device), size)

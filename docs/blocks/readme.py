@@ -19,12 +19,6 @@ IMPLEMENTATIONS = {
 WORKS = {"ten_minutes": "ten minutes", "hour": "an hour"}
 """The demos that are compared, by their works."""
 
-EARLIER = (
-    "from the demo before its work was fixed: it had other steps, another recipe and codebook, and other "
-    "gates."
-)
-"""Said of a run that does not say which work it did."""
-
 IN_SHORT = (
     "zero-shot concept, flat style, top-1",
     "zero-shot concept, flat style, top-5",
@@ -58,12 +52,7 @@ def in_short(root: Path) -> str:
         for words, summary in summaries.items()
     ]
     header = ["held-out data", "chance", "nearest neighbour on pixels", *summaries]
-    earlier = "".join(
-        f" The run in the column '{words}' is {EARLIER}"
-        for words, summary in summaries.items()
-        if "work" not in summary
-    )
-    return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}.{earlier}"
+    return f"{markdown_table(header, lines)}\n\nQuality gates passed: {', '.join(passed)}."
 
 
 def demo(root: Path, work: str) -> str:
@@ -78,10 +67,9 @@ def demo(root: Path, work: str) -> str:
     metrics = [[label, *map(percent, numbers)] for label, *numbers in metric_rows(summary)]
     phases = ", ".join(f"{phase['name']} {phase['seconds']:.0f} s" for phase in summary["phases"])
     machine = summary["machine"]
-    earlier = "" if "work" in summary else f"This run is {EARLIER}\n\n"
     results = markdown_table(["held-out data", "value", "chance", "nearest neighbour on pixels"], metrics)
     return (
-        f"{earlier}{results}\n\n"
+        f"{results}\n\n"
         f"{markdown_table(['gate', 'result', 'wanted', 'reached'], gates)}\n\n"
         f"{summary['steps']} steps of {summary['recipe']} in {summary['precision']} on {summary['ranks']} "
         f"ranks, {summary['seconds'] / 60:.1f} minutes in all ({phases}); "

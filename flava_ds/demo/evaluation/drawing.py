@@ -25,8 +25,8 @@ HOW = Drawing(steps=8, guidance=1.0)
 class DrawnCaptions(Measurement):
     """Recall of the caption, among those of all the pictures, by a picture drawn from it.
 
-    Beside it the same for what the codebook makes of the true picture, which drawing cannot exceed by much,
-    and for the true picture: the judge is the model, too, and errs. Captions are of the unseen styles.
+    Beside it the same for what the codebook makes of the true picture, and for the true picture. The judge is
+    the model itself: a drawing may fit its caption better than a picture in a style never seen does.
     """
 
     name = "drawing"

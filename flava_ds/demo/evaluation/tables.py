@@ -61,8 +61,8 @@ EVALUATIONS = {
     "drawing": (
         "Pictures drawn from captions",
         (
-            "Whether the model finds the caption again, among 128, by what it drew; by the codebook's "
-            "drawing of the true picture, the best possible; and by that picture."
+            "Whether the model finds the caption again, among 128, by what it drew, by what the codebook "
+            "makes of the true picture, and by that picture, which is in a style never seen."
         ),
     ),
     "matching": ("Image-text matching", "As many matches as mismatches; the decision is moved to even odds."),

@@ -53,6 +53,8 @@ RECIPES = Recipes(
     "demo_mlm",
     "bert_base",
     "demo_bert",
+    "vilt_base",
+    "demo_vilt",
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full")
 """Those that are several runs in a row: functions that return Stages."""

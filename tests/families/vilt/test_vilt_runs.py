@@ -86,7 +86,7 @@ def texts(batch, prefix: str = "") -> list[list[int]]:
 
 
 def test_every_split_of_a_batch_has_the_same_texts_and_only_mismatches_have_others(tmp_path):
-    """A sample's own text is masked and predicted in any case; half of the second texts are other samples'."""
+    """A sample's own text is masked and predicted in any case; half of the second texts are others'."""
     config = vilt_config(tmp_path, "x")
     reader = BatchReader(config, IndexedShards(config, "pair"))
     whole = reader.batch(np.arange(8, 16))

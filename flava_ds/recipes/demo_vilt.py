@@ -34,7 +34,7 @@ def demo_vilt() -> Config:
         ),
         codebook_weights=None,
         objectives={
-            "mlm": MultimodalMaskedTextConfig(tied_decoder=True),
+            "mmm_text": MultimodalMaskedTextConfig(tied_decoder=True),
             "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
             "wpa": WordPatchAlignmentConfig(weight=0.1),
         },

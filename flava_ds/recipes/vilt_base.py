@@ -33,7 +33,9 @@ def vilt_base() -> Config:
         model=vilt_b_32(),
         objectives={
             # the code's decoder is not tied to the word embeddings
-            "mlm": MultimodalMaskedTextConfig(mask_probability=0.15, whole_word=True, tied_decoder=False),
+            "mmm_text": MultimodalMaskedTextConfig(
+                mask_probability=0.15, whole_word=True, tied_decoder=False
+            ),
             # the code replaces the images of half of each rank's batch; here each pair's text is replaced
             # with this probability
             "itm": ImageTextMatchingConfig(mismatch_probability=0.5),

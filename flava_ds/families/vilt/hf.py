@@ -32,10 +32,10 @@ _RENAMES = (
     (r"\.mlp_up\.", ".intermediate.dense."),
     (r"\.mlp_down\.", ".output.dense."),
     (r"^vilt\.final_norm\.", "vilt.layernorm."),
-    (r"^objectives\.mlm\.head\.dense\.", "mlm_score.transform.dense."),
-    (r"^objectives\.mlm\.head\.norm\.", "mlm_score.transform.LayerNorm."),
-    (r"^objectives\.mlm\.head\.decoder\.", "mlm_score.decoder."),
-    (r"^objectives\.mlm\.head\.bias$", "mlm_score.decoder.bias"),
+    (r"^objectives\.mmm_text\.head\.dense\.", "mlm_score.transform.dense."),
+    (r"^objectives\.mmm_text\.head\.norm\.", "mlm_score.transform.LayerNorm."),
+    (r"^objectives\.mmm_text\.head\.decoder\.", "mlm_score.decoder."),
+    (r"^objectives\.mmm_text\.head\.bias$", "mlm_score.decoder.bias"),
 )
 _DECODER, _WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
 _BICUBIC = 3
@@ -44,7 +44,7 @@ _SUPPORTED = {"hidden_act": "gelu", "qkv_bias": True}
 
 def heads_of(tied: bool) -> dict[str, ObjectiveConfig]:
     """Returns the objective whose head ViltForMaskedLM has."""
-    return {"mlm": MultimodalMaskedTextConfig(tied_decoder=tied)}
+    return {"mmm_text": MultimodalMaskedTextConfig(tied_decoder=tied)}
 
 
 def entries(model: ViltConfig, heads: Mapping[str, ObjectiveConfig] | None = None) -> tuple[Entry, ...]:
@@ -100,13 +100,13 @@ class ViltLayouts:
         """Returns ViltConfig's JSON and the tensors of ViltForMaskedLM if the run's decoder is tied, which it
         always is there, otherwise of ViltModel. The matching head has no place in either.
         """
-        masked = in_use(config.objectives).get("mlm")
+        masked = in_use(config.objectives).get("mmm_text")
         tied = isinstance(masked, MultimodalMaskedTextConfig) and masked.tied_decoder
         heads = heads_of(True) if tied else {}
         kept = {
             name: own
             for name, own in weights.items()
-            if name.startswith("model.") or (tied and name.startswith("objectives.mlm."))
+            if name.startswith("model.") or (tied and name.startswith("objectives.mmm_text."))
         }
         table = entries(vilt_of(config), heads)
         return transformers_settings(config, tied=tied), to_theirs(kept, table, "the run's checkpoint")

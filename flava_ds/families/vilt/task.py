@@ -47,7 +47,7 @@ class ViltTask(Task):
             sum(own.count(batch) for own in active.values() if isinstance(own, kind))
             for kind in (MaskedLanguageModeling, ImageTextMatching)
         )
-        yield Pass("mlm", masked * head_flops(image.hidden_size, model.text.vocab_size))
+        yield Pass("mmm_text", masked * head_flops(image.hidden_size, model.text.vocab_size))
         yield Pass("itm", matched * 2 * image.hidden_size * (image.hidden_size + 2))
 
 

@@ -51,7 +51,7 @@ def test_predictions_are_those_of_the_loss(task):
     texts = texts_of(batch, "input_ids_masked", "cu_seqlens")
     predicted = scorer.read(texts, batch["pixel_values"]).tokens(batch["mlm_rows"])
     loss, _ = predicted.loss(batch["mlm_labels"])
-    expected = task.losses(batch, only={"mlm"})["mlm"].sum.detach()
+    expected = task.losses(batch, only={"mmm_text"})["mmm_text"].sum.detach()
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     logits = torch.nn.functional.cross_entropy(predicted.logits(), batch["mlm_labels"], reduction="sum")
     assert float(logits) == pytest.approx(float(expected), rel=1e-5)

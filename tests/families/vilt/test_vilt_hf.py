@@ -49,7 +49,7 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back(tmp_path):
         output = theirs.eval()(
             **inputs | {"pixel_values": inputs["pixel_values"].float()}, labels=labels_of(batch)
         )
-        loss = task.losses(batch, only={"mlm"})["mlm"]
+        loss = task.losses(batch, only={"mmm_text"})["mmm_text"]
     assert difference(loss.sum / loss.count, output.loss) < 1e-5
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
     assert tokenizer("A red cats")["input_ids"] == [2, 5, 6, 7, 8, 3]
@@ -80,14 +80,14 @@ def test_a_decoder_of_its_own_stays_here_and_comes_in(tmp_path):
 
     tied = their_vilt(config)
     own = dict(tied.state_dict())
-    assert in_use(LAYOUTS.read(settings, own, "here").objectives)["mlm"].tied_decoder
+    assert in_use(LAYOUTS.read(settings, own, "here").objectives)["mmm_text"].tied_decoder
     own["mlm_score.decoder.weight"] = own["mlm_score.decoder.weight"] + 1
     own["mlm_score.bias"] = own.pop("mlm_score.decoder.bias")  # its older name
     found = LAYOUTS.read(settings, own, "here")
-    assert not found.objectives["mlm"].tied_decoder
+    assert not found.objectives["mmm_text"].tied_decoder
     fresh = build_task(dataclasses.replace(config, objectives=found.objectives))
     fresh.load_state_dict(found.weights)
-    head = fresh.objectives["mlm"].head.decoder
+    head = fresh.objectives["mmm_text"].head.decoder
     assert torch.equal(head.weight, own["mlm_score.decoder.weight"])
     assert torch.equal(head.bias, own["mlm_score.bias"])
 

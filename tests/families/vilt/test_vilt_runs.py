@@ -26,7 +26,7 @@ from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.synthetic import batch_of
 
 STEPS = 6
-NAMES = ("mlm", "itm", "wpa")
+NAMES = ("mmm_text", "itm", "wpa")
 
 
 @pytest.mark.parametrize("recipe", ["vilt_base", "demo_vilt"])
@@ -64,7 +64,7 @@ def vilt_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, 
         model=ViltConfig(image=image, text=WordsConfig(vocab_size=200, max_position_embeddings=20)),
         codebook_weights=None,
         objectives={
-            "mlm": MultimodalMaskedTextConfig(tied_decoder=True),
+            "mmm_text": MultimodalMaskedTextConfig(tied_decoder=True),
             "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
             "wpa": WordPatchAlignmentConfig(weight=0.1),
         },

@@ -37,7 +37,7 @@ def tiny_config(tied: bool = True, **changed) -> Config:
         max_patches=20,
     )
     objectives = {
-        "mlm": MultimodalMaskedTextConfig(tied_decoder=tied),
+        "mmm_text": MultimodalMaskedTextConfig(tied_decoder=tied),
         "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
         "wpa": WordPatchAlignmentConfig(weight=0.1),
     }

@@ -70,8 +70,11 @@ class Batch:
         masked_samples  [m]        int64, the masked samples, unless all are; then the tensors of corruptions
                                    cover only these samples
         masked_cu_seqlens  [m+1]   int32 over the text of those samples
+        matching_input_ids, matching_cu_seqlens  a second text of each sample, which may be another sample's,
+                                   if the plan keeps it apart from the sample's own
     Numbers:
-        max_seqlen, masked_max_seqlen  the longest text, and the longest among the masked samples
+        max_seqlen, masked_max_seqlen, matching_max_seqlen  the longest text, the longest among the
+            masked samples, and the longest second text
     """
 
     kind: str

@@ -18,6 +18,7 @@ BUILT_IN = {
     "flava": "flava_ds.families.flava.config:FlavaConfig",
     "clip": "flava_ds.families.clip.config:ClipConfig",
     "bert": "flava_ds.families.bert.config:BertConfig",
+    "vilt": "flava_ds.families.vilt.config:ViltConfig",
 }
 """The built-in families by their tag in a configuration."""
 
@@ -35,6 +36,10 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     layouts: ClassVar[str | None] = None
     """Module that converts the family's models to and from other layouts (flava_ds/layouts.py), if any."""
 
+    views: ClassVar[tuple[str, ...]] = ()
+    """The views of the family's model, for `check_view`."""
+    matching_view: ClassVar[str] = "multimodal_masked"
+    """The view whose first rows tell whether image and text match."""
     provides: ClassVar[frozenset[str]] = frozenset()
     """Methods of the family's model that some objectives need beyond its views, e.g. "word_table"."""
 
@@ -84,6 +89,14 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         """Returns the configuration of the encoder behind a view: hidden_size, layer_norm_eps and so on."""
         raise NotImplementedError
 
+    def check_view(self, view: str, asked_by: str = "an objective") -> None:
+        """Raises ConfigError for a view that is not among `views`."""
+        if view not in self.views:
+            raise ConfigError(
+                f"{asked_by} reads the view '{view}', but the family '{self.type}' has only "
+                f"{' and '.join(self.views)}; remove that objective, or set its weight to 0"
+            ).everywhere()
+
     def check_provides(self, method: str, where: str) -> None:
         """Raises ConfigError if the family's model lacks a method that the objective `where` needs."""
         if method not in self.provides:
@@ -91,6 +104,16 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                 f"{where} needs a model with `{method}`, which the family '{self.type}' does not have; leave "
                 "it out, or set its weight to 0"
             )
+
+    def refuse_masked_shares(self, config: Any) -> None:
+        """Raises ConfigError for sources with settings of FLAVA's masked pass, for families without one."""
+        for name, source in config.data.sources.items():
+            if source.masked_share != 1 or source.image_codes_key:
+                unread = "image_codes_key" if source.image_codes_key else "masked_share"
+                raise ConfigError(
+                    f"source '{name}': {unread} is for objectives that the family '{self.type}' does not "
+                    "have; leave it out"
+                )
 
     def check(self, config: Any) -> None:
         """Raises ConfigError for model settings that cannot work, alone or with the rest of `config`."""

@@ -21,6 +21,7 @@ BUILT_IN = {
     "itm": "flava_ds.objectives.itm:ImageTextMatchingConfig",
     "dino": "flava_ds.objectives.dino:DinoConfig",
     "simclr": "flava_ds.objectives.simclr:SimclrConfig",
+    "wpa": "flava_ds.objectives.word_patch_alignment:WordPatchAlignmentConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""

@@ -40,7 +40,8 @@ class Collator:
     ) -> Batch:
         """Collates samples into a batch.
 
-        `borrowed` (row -> caption, see `mismatch`) replaces captions, or goes to the plan's composer. Given
+        `borrowed` (row -> caption, see `mismatch`) replaces captions, or those of the second texts of a plan
+        that matches apart, or goes to the plan's composer. Given
         `masked_rows` [m], the corruptions see only these samples. `views` are the images from `augment`.
 
         The result for a sample depends only on its seed and its borrowed caption, never on its neighbours.
@@ -97,16 +98,27 @@ class Collator:
         views: Sequence[Tensor],
     ) -> tuple[Draft, int]:
         """Combines images and tokens into a draft; also returns the number of tokens cut."""
-        ids, lengths, cut = None, None, 0
+        ids, lengths, matching, cut = None, None, None, 0
         if self.plan.tokenizer is not None:
-            encoded, cut = self._encode(texts, borrowed, _seeds(samples))
-            ids, lengths = np.concatenate(encoded), np.array([len(own) for own in encoded], dtype=np.int64)
+            apart = self.plan.matches_apart
+            encoded, cut = self._encode(texts, {} if apart else borrowed, _seeds(samples))
+            ids, lengths = _concatenated(encoded)
+            if apart:
+                others, _ = self.plan.tokenizer.encode_counting([*borrowed.values()], self.plan.max_tokens)
+                replaced = dict(zip(borrowed, others, strict=True))
+                matching = _concatenated([replaced.get(row, own) for row, own in enumerate(encoded)])
         codes = None
         if self.plan.stored_codes:
             codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples])
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
-            seeds=_seeds(samples), matched=matched, views=named, codes=codes, input_ids=ids, lengths=lengths
+            seeds=_seeds(samples),
+            matched=matched,
+            views=named,
+            codes=codes,
+            input_ids=ids,
+            lengths=lengths,
+            matching=matching,
         )
         return draft, cut
 
@@ -129,14 +141,16 @@ def pack(
         name: draft.views[name] for name in (*plan.sent_views, *plan.crops) if name in draft.views
     }
     numbers: dict[str, int] = {}
-    _add_text(draft, "", tensors, numbers)
+    _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
     if draft.views and draft.lengths is not None:
         tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
     seen = draft
     if masked_rows is not None:
         seen = draft.at(masked_rows)
         tensors["masked_samples"] = torch.from_numpy(masked_rows)
-        _add_text(seen, "masked_", tensors, numbers)
+        _add_text("masked_", None, seen.lengths, tensors, numbers)
+    if seen.matching is not None:
+        _add_text("matching_", *seen.matching, tensors, numbers)
     for corruption in plan.corruptions:
         tensors |= {name: torch.as_tensor(value) for name, value in corruption(seen).items()}
     return tensors, numbers
@@ -146,15 +160,26 @@ def _seeds(samples: Sequence[Sample]) -> np.ndarray:
     return np.array([sample.seed for sample in samples], dtype=np.uint64)
 
 
-def _add_text(draft: Draft, prefix: str, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-    """Adds a draft's packed texts, if any; for masked samples (with a prefix) only the sequence bounds."""
-    if draft.lengths is None:
+def _concatenated(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns b arrays of ids as one, and their lengths: [T], [b]."""
+    return np.concatenate(texts), np.array([len(own) for own in texts], dtype=np.int64)
+
+
+def _add_text(
+    prefix: str,
+    ids: np.ndarray | None,
+    lengths: np.ndarray | None,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, int],
+) -> None:
+    """Adds packed texts, if any; without ids, only the sequence bounds."""
+    if lengths is None:
         return
-    if not prefix:
-        tensors["input_ids"] = torch.from_numpy(draft.input_ids)
-    ends = np.concatenate([[0], np.cumsum(draft.lengths)]).astype(np.int32)
+    if ids is not None:
+        tensors[f"{prefix}input_ids"] = torch.from_numpy(ids)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tensors[f"{prefix}cu_seqlens"] = torch.from_numpy(ends)
-    numbers[f"{prefix}max_seqlen"] = int(draft.lengths.max())
+    numbers[f"{prefix}max_seqlen"] = int(lengths.max())
 
 
 def mismatch(

@@ -27,6 +27,8 @@ class Draft:
         codes      [b n]      int64 codebook indices stored with the samples, or None
         input_ids  [T]        int64, packed; None without text
         lengths    [b]        tokens of each text; None without text
+        matching   [M], [b]   the same two of the texts that may be another sample's, if `input_ids` holds the
+                              sample's own in any case (BatchPlan.matches_apart); None otherwise
     """
 
     seeds: np.ndarray
@@ -35,6 +37,7 @@ class Draft:
     codes: np.ndarray | None = None
     input_ids: np.ndarray | None = None
     lengths: np.ndarray | None = None
+    matching: tuple[np.ndarray, np.ndarray] | None = None
 
     def at(self, rows: np.ndarray) -> Draft:
         """Returns the draft of some samples: [m] rows."""
@@ -42,10 +45,7 @@ class Draft:
         ids, lengths = None, None
         if self.lengths is not None:
             assert self.input_ids is not None  # lengths come with tokens
-            lengths = self.lengths[rows]
-            chosen = np.zeros(len(self.seeds), dtype=bool)
-            chosen[rows] = True
-            ids = self.input_ids[np.repeat(chosen, self.lengths)]
+            ids, lengths = _texts_at(rows, self.input_ids, self.lengths)
         return Draft(
             seeds=self.seeds[rows],
             matched=self.matched[rows],
@@ -53,7 +53,15 @@ class Draft:
             codes=None if self.codes is None else self.codes[rows],
             input_ids=ids,
             lengths=lengths,
+            matching=None if self.matching is None else _texts_at(rows, *self.matching),
         )
+
+
+def _texts_at(rows: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns some of the packed texts, and their lengths: [m] sorted rows, [T], [b]."""
+    chosen = np.zeros(len(lengths), dtype=bool)
+    chosen[rows] = True
+    return ids[np.repeat(chosen, lengths)], lengths[rows]
 
 
 class Tokenizer(Protocol):
@@ -135,6 +143,10 @@ class BatchPlan:
     """Maximum length of a text, special tokens included."""
     mismatch_probability: float = 0.0
     """Probability that a sample's caption is replaced by another sample's."""
+    matches_apart: bool = False
+    """Whether a text that replaces a sample's own does so in a second text of each sample, `matching_`
+    input_ids, and input_ids holds the sample's own in any case.
+    """
     composer: Composer | None = None
     """Combines a sample's text with the one that replaces it otherwise; None: the tokenizer alone."""
     masked_share: float = 1.0
@@ -148,4 +160,8 @@ class BatchPlan:
         sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
         sent += sum(crops.bytes_per_sample for crops in self.crops.values())
         corrupted = sum(corruption.bytes_per_sample(self) for corruption in self.corruptions)
-        return sent + 8 * self.max_tokens + int(np.ceil(self.masked_share * corrupted))
+        return (
+            sent
+            + (1 + self.matches_apart) * 8 * self.max_tokens
+            + int(np.ceil(self.masked_share * corrupted))
+        )

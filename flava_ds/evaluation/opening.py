@@ -16,7 +16,6 @@ from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import Config, DataConfig
-from flava_ds.config.encoders import ImageTextConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
@@ -161,7 +160,7 @@ def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Desc
     vocabulary = next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
     if vocabulary is not None:
         config = dataclasses.replace(config, data=DataConfig(vocabulary=str(vocabulary)))
-    if isinstance(config.model, ImageTextConfig):
+    if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         image = dataclasses.replace(config.model.image, **statistics)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))

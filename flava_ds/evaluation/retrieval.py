@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
 from flava_ds.evaluation.labelled import CaptionedImages, Seen
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
-from flava_ds.evaluation.protocols import Embedder, EvaluationData, Score, Splits
+from flava_ds.evaluation.protocols import Embedder, EvaluationData, Matcher, Score, Splits
 from flava_ds.evaluation.statistics import hits_at, share
 
 KS = (1, 5, 10)
@@ -33,13 +36,10 @@ class Retrieval:
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns the recalls of both directions."""
         samples: CaptionedImages = data.test()
-        asked_by = f"task {self.name}"
-        images = model.image_embeddings(Seen(samples, self.transform), asked_by)
-        texts = model.text_embeddings([caption for said in samples.captions for caption in said], asked_by)
-        image_of = np.repeat(np.arange(len(samples)), [len(said) for said in samples.captions])
-        captions_of = np.split(
-            np.arange(len(texts)), np.cumsum([len(said) for said in samples.captions])[:-1]
-        )
+        captions = self.captions(samples)
+        images, texts = self.vectors(model, samples, [caption for said in captions for caption in said])
+        image_of = np.repeat(np.arange(len(captions)), [len(said) for said in captions])
+        captions_of = np.split(np.arange(len(texts)), np.cumsum([len(said) for said in captions])[:-1])
         directions = {
             "image_to_text": hits_at(images, texts, captions_of, KS),
             "text_to_image": hits_at(texts, images, [np.array([image]) for image in image_of], KS),
@@ -50,3 +50,46 @@ class Retrieval:
             for direction, hits in directions.items()
             for column, k in enumerate(KS)
         }
+
+    def captions(self, samples: CaptionedImages) -> Sequence[Sequence[str]]:
+        """Returns the captions of each image that takes part."""
+        return samples.captions
+
+    def vectors(
+        self, model: FrozenModel, samples: CaptionedImages, captions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns vectors of images and captions whose inner product says how well they fit."""
+        asked_by = f"task {self.name}"
+        images = model.image_embeddings(Seen(samples, self.transform), asked_by)
+        return images, model.text_embeddings(captions, asked_by)
+
+
+@dataclass(frozen=True)
+class MatchingRetrieval(Retrieval):
+    """The same by the log odds of the matching head, over the first images of a split with one caption each.
+
+    Every image is read with every caption, so the number of images is bounded; recalls of other numbers of
+    images do not compare.
+    """
+
+    most: int = 256
+    about: ClassVar[str] = "retrieval among 256 images and captions, by the matching head"
+    needs: ClassVar[tuple[type, ...]] = (Matcher,)
+
+    def captions(self, samples: CaptionedImages) -> Sequence[Sequence[str]]:
+        """Returns one caption of each of the first images."""
+        return [said[:1] for said in samples.captions[: self.most]]
+
+    def vectors(
+        self, model: FrozenModel, samples: CaptionedImages, captions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns log odds, and the captions as unit vectors: [m m] each."""
+        matcher = model.need(Matcher, f"task {self.name}")
+        ids = model.tokenizer.encode_batch(captions, model.most_tokens["pair"])
+        pictures, found = Seen(samples, self.transform), []
+        for start in range(0, len(captions), BATCH_ROWS):
+            rows = range(start, min(start + BATCH_ROWS, len(captions)))
+            pixels = pictures.batch(rows, model.image_size).to(model.device)
+            odds = matcher.log_odds(pixels, [[text] * len(rows) for text in ids])
+            found.append(torch.stack(odds, dim=1).float())
+        return torch.cat(found), torch.eye(len(captions), device=model.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from einops import rearrange
@@ -78,8 +78,12 @@ def enlarged_edge(shape: PictureShape, scale: float) -> int:
     return max(1, round(shape.image_size * scale / shape.patch_size)) * shape.patch_size
 
 
-def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Interpolates a table of positions bicubically to another grid of patches, its first row aside.
+def resized_positions(
+    positions: Tensor, grid: tuple[int, int], *, mode: Literal["bicubic", "bilinear"] = "bicubic"
+) -> Tensor:
+    """Interpolates a table of positions to another grid of patches, its first row aside.
+
+    Bicubically, or bilinearly with the corners of both grids in the same places, as ViLT does.
 
     As a product with fixed weights, which is deterministic on every device, in fp32 at least.
 
@@ -88,13 +92,13 @@ def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
         returns    [1+gh*gw d]
     """
     wide = positions.to(torch.promote_types(positions.dtype, torch.float32))
-    weights = _bicubic(math.isqrt(positions.shape[0] - 1), grid, wide.dtype, wide.device)
+    weights = _weights(mode, math.isqrt(positions.shape[0] - 1), grid, wide.dtype, wide.device)
     return torch.cat([wide[:1], weights @ wide[1:]]).to(positions.dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def _bicubic(edge: int, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _weights(mode: str, edge: int, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Returns what each old patch gives to each new one: [gh*gw edge*edge]."""
     ones = torch.eye(edge * edge, dtype=torch.float64).view(edge * edge, 1, edge, edge)
-    resized = interpolate(ones, size=grid, mode="bicubic", align_corners=False)
+    resized = interpolate(ones, size=grid, mode=mode, align_corners=mode == "bilinear")
     return resized.view(edge * edge, -1).T.contiguous().to(device, dtype)

@@ -1,14 +1,39 @@
-"""BERT's embeddings over packed texts, and its initial weights."""
+"""Packed texts, BERT's embeddings over them, and its initial weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.layers.fused import ResidualLayerNorm
+
+
+@dataclass(frozen=True)
+class PackedIds:
+    """Encoded texts, concatenated, on the model's device.
+
+    Shapes:
+        ids         [T]    int64
+        cu_seqlens  [b+1]  int32
+    """
+
+    ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+def pack(texts: Sequence[np.ndarray], device: torch.device) -> PackedIds:
+    """Concatenates encoded texts: b arrays of ids, each with its CLS and SEP."""
+    lengths = [len(text) for text in texts]
+    cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
+    ids = torch.from_numpy(np.concatenate(texts))
+    return PackedIds(ids.to(device), cu_seqlens.to(device), max(lengths))
 
 
 class WordsShape(Protocol):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Share
@@ -36,8 +37,21 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
         return (MatchLabels(),)
 
     def build(self, config: Any) -> ImageTextMatching:
-        """Builds the objective with its head."""
-        return ImageTextMatching(self, MatchingHead(config.model.shape_of("multimodal_masked").hidden_size))
+        """Builds the objective with its head, or with a classifier alone if the model has a pooler."""
+        view, pooled = config.model.matching_view, "pooled" in config.model.provides
+        width = config.model.shape_of(view).hidden_size
+        return ImageTextMatching(
+            self, nn.Linear(width, 2) if pooled else MatchingHead(width), view, pooled=pooled
+        )
+
+
+def prior_log_odds(mismatch_probability: float) -> float:
+    """Returns the log odds of a match in training, to be subtracted from the head's.
+
+    Where mismatches are few, the head is biased towards 'match'.
+    """
+    mismatch = min(max(mismatch_probability, 1e-3), 1 - 1e-3)
+    return math.log((1 - mismatch) / mismatch)
 
 
 @dataclass(frozen=True)
@@ -56,23 +70,31 @@ class MatchLabels:
 
 
 class ImageTextMatching(Objective):
-    """Two-way cross-entropy on CLS_M of the masked pass, over all masked pairs."""
+    """Two-way cross-entropy on each pair's first row in the family's `matching_view`: in FLAVA, CLS_M of the
+    masked pass, over all masked pairs.
+
+    With `pooled`, the head reads the model's pooler.
+    """
 
     kinds = ImageTextMatchingConfig.kinds
-    needs = frozenset({"multimodal_masked"})
 
-    def __init__(self, config: ImageTextMatchingConfig, head: MatchingHead):
+    def __init__(self, config: ImageTextMatchingConfig, head: nn.Module, view: str, *, pooled: bool = False):
         super().__init__(config.weight)
-        self.head = head
+        self.needs, self.view = frozenset({view}), view
+        self.head, self.pooled = head, pooled
 
     def count(self, batch: Batch) -> int:
         return batch["itm_labels"].shape[0]
 
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {view: model.first_rows(view, batch) for view in self.needs}
+        return {self.view: model.first_rows(self.view, batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        logits = at_least_fp32(self.head(hidden["multimodal_masked"]))
+        first = model.pooled(hidden[self.view]) if self.pooled else hidden[self.view]
+        logits = at_least_fp32(self.head(first))
         labels = batch["itm_labels"]
         correct = (logits.detach().argmax(-1) == labels).sum().float()
         return Loss(F.cross_entropy(logits, labels, reduction="sum"), self.count(batch), {"correct": correct})
+
+    def model_parameters(self, model: Any) -> set[str]:
+        return super().model_parameters(model) | (model.pooler_parameters() if self.pooled else set())

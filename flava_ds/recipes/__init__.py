@@ -54,6 +54,8 @@ RECIPES = Recipes(
     "demo_generate",
     "bert_base",
     "demo_bert",
+    "vilt_base",
+    "demo_vilt",
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full")
 """Those that are several runs in a row: functions that return Stages."""

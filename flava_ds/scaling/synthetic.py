@@ -39,7 +39,18 @@ def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> 
             ids[ends - 1] = ids[ends - (lengths + 1) // 2 - 1] = tokenizer.sep_id
             ids[ends - lengths] = tokenizer.cls_id
     codes = np.zeros((count, plan.stored_codes), dtype=np.int64) if plan.stored_codes else None
-    return Draft(seeds=seeds, matched=matched, views=views, codes=codes, input_ids=ids, lengths=lengths)
+    matching = None
+    if plan.matches_apart and ids is not None and lengths is not None:
+        matching = ids, lengths
+    return Draft(
+        seeds=seeds,
+        matched=matched,
+        views=views,
+        codes=codes,
+        input_ids=ids,
+        lengths=lengths,
+        matching=matching,
+    )
 
 
 def _tokens(tokenizer: Any, seed: int, length: int) -> np.ndarray:

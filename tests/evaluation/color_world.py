@@ -195,3 +195,15 @@ def color_model(*parts, reasons=None, share=None, cache=None) -> FrozenModel:
     return FrozenModel(
         Described("colors", "color"), (parts, reasons or {}), tokenizer, **sizes, share=share, cache=cache
     )
+
+
+class Matches:
+    """Log odds are 1 where the caption names the picture's colour."""
+
+    def __init__(self):
+        self.knows, self.asked = KnowsColors(), 0
+
+    def log_odds(self, pixels, pairings):
+        self.asked += len(pixels)
+        seen = self.knows.image_features(pixels)[:, :3]
+        return [(seen * self.knows.text_features(texts)[:, :3]).sum(1) for texts in pairings]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evaluation.color_world import COLORS, KnowsColors, color_model
+from evaluation.color_world import COLORS, KnowsColors, Matches, color_model
 from evaluation.published_world import WRITERS
 
 from flava_ds.errors import DataError
@@ -25,18 +25,6 @@ def test_scores_of_fits_written_down(tmp_path):
     WRITERS["winoground"](tmp_path)
     found = Scripted("scripted", DATA).run(color_model(), find_data(DATA, tmp_path))
     assert [found[f"{kind}_score"].value for kind in ("text", "image", "group")] == [0.4, 0.4, 0.2]
-
-
-class Matches:
-    """Log odds are 1 where the caption names the picture's colour."""
-
-    def __init__(self):
-        self.knows, self.asked = KnowsColors(), 0
-
-    def log_odds(self, pixels, pairings):
-        self.asked += len(pixels)
-        seen = self.knows.image_features(pixels)[:, :3]
-        return [(seen * self.knows.text_features(texts)[:, :3]).sum(1) for texts in pairings]
 
 
 def test_a_model_that_knows_colours_tells_all_apart(tmp_path):

@@ -6,7 +6,8 @@ from flava_kernels import fusing
 from flava_kernels.cases.packing import cu_seqlens_of
 from flava_kernels.fusing import fuse_sequences
 
-from flava_ds.families.flava.views import SequenceLayout, image_patch_rows
+from flava_ds.families.flava.views import image_patch_rows
+from flava_ds.layers.pairs import SequenceLayout
 
 
 def test_fuses_by_hand():

@@ -131,11 +131,13 @@ def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Ite
 def masked_image_fields(
     inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str
 ) -> dict[str, Tensor]:
-    """Returns pixels and masks of the chosen images."""
+    """Returns pixels of the chosen images, and masks unless the run's configuration has no such objective."""
     image = inputs.config.model.image
+    pixels = {"pixels": samples.pixels(image.image_size)[rows]}
+    if objective not in inputs.config.objectives:  # a family that masks no images
+        return pixels
     mask = mask_patches(hash64(SEED, rows), image.grid_size, inputs.objective(objective))
-    return {
-        "pixels": samples.pixels(image.image_size)[rows],
+    return pixels | {
         "patches": torch.from_numpy(mask),
         "patch_rows": torch.from_numpy(np.flatnonzero(mask)),
     }

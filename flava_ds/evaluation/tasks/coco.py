@@ -1,7 +1,7 @@
 """COCO captions, Karpathy's split: 5,000 images of val2014, five captions each (paper: Table C.1)."""
 
 from flava_ds.evaluation.datasets.karpathy import KarpathySplit
-from flava_ds.evaluation.retrieval import Retrieval
+from flava_ds.evaluation.retrieval import MatchingRetrieval, Retrieval
 
 DATA = KarpathySplit(
     name="coco",
@@ -15,4 +15,4 @@ DATA = KarpathySplit(
     image_folders=(".", "images", "val2014", "train2014"),
     splits=("test", "val", "restval", "train"),
 )
-TASKS = (Retrieval("coco_retrieval", DATA),)
+TASKS = (Retrieval("coco_retrieval", DATA), MatchingRetrieval("coco_retrieval_matching", DATA))

@@ -1,7 +1,7 @@
 """Flickr30K: 1,000 test images with five captions each (paper: Table C.1)."""
 
 from flava_ds.evaluation.datasets.karpathy import KarpathySplit
-from flava_ds.evaluation.retrieval import Retrieval
+from flava_ds.evaluation.retrieval import MatchingRetrieval, Retrieval
 
 DATA = KarpathySplit(
     name="flickr30k",
@@ -12,4 +12,4 @@ DATA = KarpathySplit(
     json_name="dataset_flickr30k.json",
     image_folders=("flickr30k-images", "flickr30k_images", "images", "."),
 )
-TASKS = (Retrieval("flickr30k_retrieval", DATA),)
+TASKS = (Retrieval("flickr30k_retrieval", DATA), MatchingRetrieval("flickr30k_retrieval_matching", DATA))

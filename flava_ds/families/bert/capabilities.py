@@ -19,6 +19,7 @@ from flava_ds.data.two_segments import segments
 from flava_ds.families.bert.model import Bert
 from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.layers.transformer import Encoded
+from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -42,11 +43,11 @@ def encode(model: Bert, sep_id: int, texts: Sequence[np.ndarray], *, first_only:
 
     What follows a text's first [SEP] is its second segment.
     """
-    device, packed, lengths = model.word_table().device, np.concatenate(texts), np.array([*map(len, texts)])
-    types = torch.from_numpy(np.minimum(segments(packed, lengths, sep_id)[0], 1)).to(device)
-    cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device)
-    ids, keep = torch.from_numpy(packed).to(device), cu_seqlens[:-1].long() if first_only else None
-    return model.encode_texts(ids, cu_seqlens, int(lengths.max()), types, keep)
+    packed = pack(texts, model.word_table().device)
+    numbers, _ = segments(np.concatenate(texts), np.array([*map(len, texts)]), sep_id)
+    types = torch.from_numpy(np.minimum(numbers, 1)).to(packed.ids.device)
+    keep = packed.cu_seqlens[:-1].long() if first_only else None
+    return model.encode_texts(packed.ids, packed.cu_seqlens, packed.max_seqlen, types, keep)
 
 
 class BertTexts:

@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.config.family import FamilyConfig
-from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
     from flava_ds.data.tokenizer import WordPieceTokenizer
-
-VIEWS = ("text", "text_masked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +27,7 @@ class BertConfig(FamilyConfig, type="bert"):
     kinds: ClassVar[Mapping[str, str]] = {"text": "text"}
     folder: ClassVar[str | None] = "flava_ds.families.bert"
     layouts: ClassVar[str | None] = "flava_ds.families.bert.hf"
+    views: ClassVar[tuple[str, ...]] = ("text", "text_masked")
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled"})
 
     @property
@@ -48,11 +46,7 @@ class BertConfig(FamilyConfig, type="bert"):
 
     def shape_of(self, view: str) -> BertTextConfig:
         """Returns the encoder's configuration. Raises: ConfigError for a view that BERT lacks."""
-        if view not in VIEWS:
-            raise ConfigError(
-                f"an objective reads the view '{view}', but the family 'bert' has only "
-                f"{' and '.join(VIEWS)}; remove that objective, or set its weight to 0"
-            )
+        self.check_view(view)
         return self.text
 
     def check(self, config: Any) -> None:

@@ -74,12 +74,12 @@ def entries(model: BertConfig, *, heads: bool) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def split_qkv(ours: str, theirs: str, shape: tuple[int, ...]) -> Entry:
-    """Returns the entry of a tensor: transformers' BERT blocks keep q, k and v apart."""
+def split_qkv(ours: str, theirs: str, shape: tuple[int, ...], within: str = "self") -> Entry:
+    """Returns the entry of a tensor: transformers' blocks keep q, k and v apart, in BERT within `self`."""
     if ".attention.qkv." not in theirs:
         return Entry(ours, (theirs,), shape, shape)
     parts = ("query", "key", "value")
-    names = tuple(theirs.replace(".attention.qkv.", f".attention.self.{part}.") for part in parts)
+    names = tuple(theirs.replace(".attention.qkv.", f".attention.{within}.{part}.") for part in parts)
     return Entry(ours, names, shape, (shape[0] // 3, *shape[1:]))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flava_ds.families.clip.model import Clip
 from flava_ds.families.clip.tunable import ClipStates
+from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -54,10 +55,9 @@ class ClipEmbedder:
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
-        ends = torch.from_numpy(np.cumsum([len(text) for text in texts]))
-        cu_seqlens = torch.cat([ends.new_zeros(1), ends]).int().to(self.device)
-        ids, last = torch.from_numpy(np.concatenate(texts)).to(self.device), (ends - 1).to(self.device)
-        return self.model.text_encoder(ids, cu_seqlens, max(map(len, texts)), last).rows(last)
+        packed = pack(texts, self.device)
+        last = packed.cu_seqlens[1:].long() - 1
+        return self.model.text_encoder(packed.ids, packed.cu_seqlens, packed.max_seqlen, last).rows(last)
 
     @torch.inference_mode()
     def project_images(self, features: Tensor) -> Tensor:

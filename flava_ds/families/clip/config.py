@@ -20,7 +20,6 @@ from flava_ds.config.encoders import (
     VisionEncoderConfig,
     Width,
 )
-from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
@@ -64,6 +63,7 @@ class ClipConfig(ImageTextConfig, type="clip"):
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
     folder: ClassVar[str | None] = "flava_ds.families.clip"
     layouts: ClassVar[str | None] = "flava_ds.families.clip.hf"
+    views: ClassVar[tuple[str, ...]] = ("image", "text")
 
     def load_tokenizer(self, config: Any) -> Tokenizer:
         """Loads CLIP's byte-pair vocabulary, or the one that data.vocabulary names."""
@@ -73,22 +73,12 @@ class ClipConfig(ImageTextConfig, type="clip"):
 
     def shape_of(self, view: str) -> EncoderConfig:
         """Returns a view's tower configuration. Raises: ConfigError for a view that CLIP lacks."""
-        if view not in ("image", "text"):
-            raise ConfigError(
-                f"an objective reads the view '{view}', but the family 'clip' has only image and text; "
-                "remove that objective, or set its weight to 0"
-            )
+        self.check_view(view)
         return getattr(self, view)
 
     def check(self, config: Any) -> None:
         super().check(config)
-        for name, source in config.data.sources.items():
-            if source.masked_share != 1 or source.image_codes_key:
-                unread = "image_codes_key" if source.image_codes_key else "masked_share"
-                raise ConfigError(
-                    f"source '{name}': {unread} is for masked objectives, which the family 'clip' does "
-                    "not have; leave it out"
-                )
+        self.refuse_masked_shares(config)
 
 
 def clip_of(config: Config) -> ClipConfig:

@@ -21,8 +21,6 @@ from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.patches import PatchEmbedding
 from flava_ds.layers.transformer import Block, Encoded, Transformer, at_least_fp32, encode_versions
 
-VIEWS = ("image", "text")
-
 
 class ImageTower(nn.Module):
     """Encodes images as sequences [CLS | patches]: [b c H W] -> [b*(1+n) d]."""

@@ -9,9 +9,8 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
-from flava_ds.errors import ConfigError
 from flava_ds.families.clip.config import clip_of
-from flava_ds.families.clip.model import VIEWS, Clip, initialize
+from flava_ds.families.clip.model import Clip, initialize
 from flava_ds.layers.work import encoder_flops
 from flava_ds.training.task import Pass, Task, recompute_activations
 
@@ -22,11 +21,8 @@ class ClipTask(Task):
     def __init__(self, config: Config) -> None:
         objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
         for name, objective in objectives.items():
-            if unknown := sorted(objective.needs - set(VIEWS)):
-                raise ConfigError(
-                    f"objectives.{name} reads the view '{unknown[0]}', but the family 'clip' has only "
-                    f"{' and '.join(VIEWS)}; remove it, or set its weight to 0"
-                ).everywhere()
+            for view in sorted(objective.needs):
+                config.model.check_view(view, f"objectives.{name}")
         super().__init__(Clip(clip_of(config)), objectives)
         self.config = config
 

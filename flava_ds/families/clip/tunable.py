@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flava_ds.families.clip.model import Clip, TextTower
 from flava_ds.layers.patches import enlarged_edge, resized_positions
+from flava_ds.layers.words import pack
 
 
 class ClipStates:
@@ -40,11 +41,9 @@ class TunableTower(nn.Module):
         self.tower = copy.deepcopy(tower).requires_grad_(True)
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        device = self.tower.positions.device
-        ends = torch.from_numpy(np.cumsum([len(text) for text in texts])).to(device)
-        cu_seqlens = torch.cat([ends.new_zeros(1), ends]).int()
-        ids = torch.from_numpy(np.concatenate(texts)).to(device)
-        return self.tower(ids, cu_seqlens, max(map(len, texts)), ends - 1).rows(ends - 1)
+        packed = pack(texts, self.tower.positions.device)
+        last = packed.cu_seqlens[1:].long() - 1
+        return self.tower(packed.ids, packed.cu_seqlens, packed.max_seqlen, last).rows(last)
 
 
 class TunableTowers(nn.Module):

@@ -6,7 +6,6 @@ structural. Nothing here needs a training batch or keeps a graph.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,11 @@ from torch import Tensor
 
 from flava_ds.batch import Packed
 from flava_ds.families.flava.model import Flava
-from flava_ds.families.flava.views import SequenceLayout, image_patch_rows
+from flava_ds.families.flava.views import image_patch_rows
+from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.transformer import Encoded, at_least_fp32
+from flava_ds.layers.words import PackedIds, pack
+from flava_ds.objectives.itm import prior_log_odds
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
@@ -52,28 +54,6 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
     else:
         lacks["Scorer"] = "the run trains no masked objective"
     return tuple(parts), lacks
-
-
-@dataclass(frozen=True)
-class PackedIds:
-    """Encoded texts, concatenated, on the model's device.
-
-    Shapes:
-        ids         [T]    int64
-        cu_seqlens  [b+1]  int32
-    """
-
-    ids: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-
-
-def pack(texts: Sequence[np.ndarray], device: torch.device) -> PackedIds:
-    """Concatenates encoded texts: b arrays of ids, each with its CLS and SEP."""
-    lengths = [len(text) for text in texts]
-    cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
-    ids = torch.from_numpy(np.concatenate(texts))
-    return PackedIds(ids.to(device), cu_seqlens.to(device), max(lengths))
 
 
 class FlavaPart:
@@ -159,16 +139,12 @@ class FlavaTokens(FlavaPart):
 class FlavaMatcher(FlavaPart):
     """Log odds that a pair matches, given equal prior odds.
 
-    Training has few mismatches (objectives.itm.mismatch_probability), so the head is biased towards 'match';
-    subtracting the prior's log odds corrects for that.
-
     Source: paper, section 3.2 (ITM).
     """
 
     def __init__(self, model: Flava, head: MatchingHead, mismatch_probability: float) -> None:
         super().__init__(model)
-        mismatch = min(max(mismatch_probability, 1e-3), 1 - 1e-3)
-        self.head, self.prior = head, math.log((1 - mismatch) / mismatch)
+        self.head, self.prior = head, prior_log_odds(mismatch_probability)
 
     @torch.inference_mode()
     def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:

@@ -18,12 +18,12 @@ from flava_ds.families.flava.views import (
     IMAGE_VIEWS,
     MASKED_VIEWS,
     TEXT_VIEWS,
-    SequenceLayout,
     View,
     image_patch_rows,
     is_share,
     side_of,
 )
+from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.transformer import Encoded, at_least_fp32
 
 CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")

@@ -7,8 +7,8 @@ from flava_kernels.fusing import fuse_sequences
 from torch import Tensor, nn
 
 from flava_ds.families.flava.config import MultimodalEncoderConfig
-from flava_ds.families.flava.views import SequenceLayout
 from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from flava_ds.families.flava.capabilities import FlavaPart, pack
+from flava_ds.families.flava.capabilities import FlavaPart
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.text_encoder import TextEncoder
 from flava_ds.families.flava.views import View
 from flava_ds.layers.patches import enlarged_edge, resized_positions
+from flava_ds.layers.words import pack
 
 
 class FlavaStates(FlavaPart):

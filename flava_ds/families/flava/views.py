@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
 from torch import Tensor
 
 from flava_ds.batch import Batch
@@ -82,45 +81,6 @@ def side_of(batch: Batch, view: str) -> Side:
         cu_seqlens=batch.get(f"{prefix}cu_seqlens"),
         max_seqlen=batch.numbers.get(f"{prefix}max_seqlen", 0),
     )
-
-
-@dataclass(frozen=True)
-class SequenceLayout:
-    """Positions in the fused sequence [CLS_M | CLS_I, n patches | CLS_T, text] of each sample.
-
-    Shapes:
-        text_cu_seqlens  [b+1]  int32, of the packed text alone
-    """
-
-    num_patches: int
-    text_cu_seqlens: Tensor
-    text_max_seqlen: int
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before a sample's text: CLS_M, CLS_I and the patches."""
-        return 2 + self.num_patches
-
-    @property
-    def cu_seqlens(self) -> Tensor:
-        """Boundaries of the fused sequences: [b+1] int32."""
-        cu = self.text_cu_seqlens
-        return cu + self.prefix * torch.arange(cu.shape[0], device=cu.device, dtype=cu.dtype)
-
-    @property
-    def max_seqlen(self) -> int:
-        """Length of the longest fused sequence."""
-        return self.prefix + self.text_max_seqlen
-
-    def patch_rows(self, patches: Tensor) -> Tensor:
-        """Returns the fused rows of flat patch indices into [b n]: [k] -> [k]."""
-        sample = patches // self.num_patches
-        return self.cu_seqlens[sample].long() + 2 + patches % self.num_patches
-
-    def text_rows(self, tokens: Tensor) -> Tensor:
-        """Returns the fused rows of packed text rows: [k] -> [k]."""
-        sample = torch.bucketize(tokens, self.text_cu_seqlens[1:].long(), right=True)
-        return tokens + self.prefix * (sample + 1)
 
 
 def image_patch_rows(patches: Tensor, num_patches: int) -> Tensor:

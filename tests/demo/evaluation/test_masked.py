@@ -37,7 +37,7 @@ def plain_logits(module, masked, name):
         return head.logits(
             image.last_hidden_state().view(-1, 1 + patches, head.dense.weight.shape[0])[samples, 1 + places]
         )
-    from flava_ds.families.flava.views import SequenceLayout
+    from flava_ds.layers.pairs import SequenceLayout
 
     fused = model.fuse(
         image.packed, text.packed, SequenceLayout(patches, cu_seqlens, max(lengths))

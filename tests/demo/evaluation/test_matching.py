@@ -37,7 +37,7 @@ def test_area_under_the_curve_counts_ties_half():
 
 def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
     """Encoding images once and fusing them with other captions equals encoding each pair on its own."""
-    from flava_ds.families.flava.views import SequenceLayout
+    from flava_ds.layers.pairs import SequenceLayout
 
     inputs, module = inputs_and_module
     samples, model = inputs.unseen_style, module.model

@@ -21,9 +21,10 @@ from flava_ds.evaluation.protocols import (
     TextStates,
     Tokens,
 )
-from flava_ds.families.flava.capabilities import offers, pack
+from flava_ds.families.flava.capabilities import offers
 from flava_ds.families.flava.task import build_task
-from flava_ds.families.flava.views import SequenceLayout
+from flava_ds.layers.pairs import SequenceLayout
+from flava_ds.layers.words import pack
 
 TEXTS = [np.array([CLS, 110, 111, SEP]), np.array([CLS, 120, SEP]), np.array([CLS, 130, 131, 132, 133, SEP])]
 PATCHES = 9

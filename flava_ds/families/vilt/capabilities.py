@@ -1,0 +1,178 @@
+"""ViLT's capabilities for evaluation: match log odds, masked predictions, states to fine-tune.
+
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural. Only states to fine-tune keep a graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flava_ds.families.bert.capabilities import BertPredictions
+from flava_ds.families.vilt.model import Vilt, layout_of
+from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
+from flava_ds.layers.pairs import SequenceLayout
+from flava_ds.layers.patches import enlarged_edge
+from flava_ds.layers.transformer import Encoded
+from flava_ds.layers.words import pack
+from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
+
+LACKS = dict.fromkeys(
+    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates"),
+    "ViLT reads an image and a text together, neither alone",
+)
+"""Capabilities that ViLT lacks: protocol -> reason."""
+
+
+def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+    """Returns the capabilities of a ViLT with its objectives, and what it lacks: protocol -> reason."""
+    objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
+    parts: list[object] = [ViltStates(module.model)]
+    lacks = dict(LACKS)
+    for name, objective in objectives.items():
+        told = config.objectives[name]
+        if isinstance(told, ImageTextMatchingConfig):
+            parts.append(ViltMatcher(module.model, objective.head, told.mismatch_probability))
+        elif isinstance(told, MultimodalMaskedTextConfig):
+            parts.append(ViltScorer(module.model, objective.head))
+    if not any(isinstance(part, ViltMatcher) for part in parts):
+        lacks["Matcher"] = "the run trains no objective of type itm, so it has no matching head"
+    if not any(isinstance(part, ViltScorer) for part in parts):
+        lacks["Scorer"] = "the run trains no masked objective"
+    return tuple(parts), lacks
+
+
+class ViltPart:
+    """Runs a ViLT on images and texts, without a training batch."""
+
+    def __init__(self, model: Vilt) -> None:
+        self.model = model
+
+    def encode(
+        self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]], *, first_only: bool = False
+    ) -> list[tuple[Encoded, SequenceLayout]]:
+        """Encodes images with one text each, for each of several pairings; patches are embedded once.
+
+        With `first_only`, the last block finishes only the texts' CLS.
+
+        Shapes:
+            pixels    [b c H W]  uint8
+            pairings  each b arrays of ids
+        """
+        device = self.model.cls_token.device
+        image, found = self.model.embed_images(pixels.to(device)), []
+        for texts in pairings:
+            packed = pack(texts, device)
+            layout = layout_of(packed, image[1].shape[1])
+            keep = layout.text_starts if first_only else None
+            found.append((self.model.encode_pairs(image, packed, keep), layout))
+        return found
+
+    def pooled(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Returns the pooled CLS of the texts: one [b d] for each pairing."""
+        encoded = self.encode(pixels, pairings, first_only=True)
+        return [self.model.pooled(own.rows(layout.text_starts)) for own, layout in encoded]
+
+
+class ViltMatcher(ViltPart):
+    """Log odds that a pair matches, given equal prior odds."""
+
+    def __init__(self, model: Vilt, head: nn.Module, mismatch_probability: float) -> None:
+        super().__init__(model)
+        self.head, self.prior = head, prior_log_odds(mismatch_probability)
+
+    @torch.inference_mode()
+    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Scores images against one or several captions each.
+
+        Shapes:
+            pixels    [b c H W]  uint8
+            pairings  each b arrays of ids
+            returns   one [b] fp32 for each pairing
+        """
+        logits = [self.head(pooled).float() for pooled in self.pooled(pixels, pairings)]
+        return [own[:, 1] - own[:, 0] - self.prior for own in logits]
+
+
+class ViltScorer(ViltPart):
+    """Likelihoods of masked tokens of a pair."""
+
+    predicts = frozenset({"text of a pair"})
+
+    def __init__(self, model: Vilt, head: MaskedPredictionHead | TiedPredictionHead) -> None:
+        super().__init__(model)
+        self.head = head
+
+    @torch.inference_mode()
+    def read(
+        self,
+        texts: Sequence[np.ndarray] | None = None,
+        pixels: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> ViltReading:
+        """Encodes images with masked texts once: b arrays of ids, [b c H W] uint8."""
+        if texts is None or pixels is None:
+            raise ValueError("ViLT reads an image and a text together; give both")
+        if patches is not None and patches.any():
+            raise ValueError("ViLT masks no patches; give none")
+        [(encoded, layout)] = self.encode(pixels, [texts])
+        return ViltReading(encoded, layout, self)
+
+
+@dataclass(frozen=True)
+class ViltReading:
+    """One masked pass, to be queried at masked positions."""
+
+    encoded: Encoded
+    layout: SequenceLayout
+    scorer: ViltScorer
+
+    @torch.inference_mode()
+    def tokens(self, rows: Tensor) -> BertPredictions:
+        """Predicts tokens; `rows` index the concatenated texts: [k]."""
+        rows = self.layout.text_rows(rows.to(self.encoded.packed.hidden.device))
+        tied = isinstance(self.scorer.head, TiedPredictionHead)
+        table = (self.scorer.model.word_table(),) if tied else ()
+        return BertPredictions(self.encoded.rows(rows), self.scorer.head, table)
+
+    def codes(self, rows: Tensor) -> BertPredictions:
+        """Raises ValueError: ViLT predicts no image codes."""
+        raise ValueError("ViLT predicts no image codes")
+
+
+class ViltStates(ViltPart):
+    """Gives copies of the model to fine-tune."""
+
+    def pair_states(self, scale: float = 1.0) -> TunablePairs:
+        """Returns a copy for images `scale` times as large, or as large as `max_patches` allows."""
+        image = self.model.config.image
+        most = math.isqrt(image.max_patches) * image.patch_size
+        return TunablePairs(self.model, min(enlarged_edge(image, scale), most))
+
+
+class TunablePairs(nn.Module):
+    """The pooled CLS of each text with its image, with a graph.
+
+    Source: Kim et al. 2021, section 4.3, and its code. Positions are interpolated in each pass.
+    """
+
+    def __init__(self, model: Vilt, image_size: int) -> None:
+        super().__init__()
+        self.width, self.image_size = model.config.image.hidden_size, image_size
+        self.model: Vilt = copy.deepcopy(model).requires_grad_(True)
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        assert pixels is not None  # these are pairs
+        return ViltPart(self.model).pooled(pixels, [texts])[0]

@@ -1,0 +1,124 @@
+"""ViLT's configuration: words and patches in one pre-norm transformer.
+
+Source: Kim et al. 2021, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision",
+and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from flava_ds.config.bounds import AtLeast, AtMost, Share
+from flava_ds.config.encoders import BertTextConfig, Deviation, Epsilon, Pixels, VisionEncoderConfig
+from flava_ds.config.family import FamilyConfig
+from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+    from flava_ds.data.tokenizer import WordPieceTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig(VisionEncoderConfig):
+    """The one transformer, a ViT, with the images that it reads; words join its patches."""
+
+    image_size: Pixels = 384
+    patch_size: Pixels = 32
+    image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    layer_norm_eps: Epsilon = 1e-6
+    """Of every LayerNorm. The published code has 1e-6 in the ViT and 1e-12 in the parts from BERT;
+    transformers has 1e-12 everywhere.
+    """
+    max_patches: Annotated[int, AtLeast(1), AtMost(2**20)] = 200
+    """Maximum patches of an image, at any size; the published code draws so many of a larger image's."""
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if self.num_patches > self.max_patches:
+            raise ConfigError(
+                f"{name}: image_size {self.image_size} gives {self.num_patches} patches, more than "
+                f"max_patches {self.max_patches}; lower image_size or raise max_patches"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsConfig:
+    """BERT's embeddings of words, of the stream's width."""
+
+    vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 30522
+    """Entries of the tokenizer's vocabulary."""
+    max_position_embeddings: Annotated[int, AtLeast(1), AtMost(2**20)] = 40
+    """Maximum tokens of a text."""
+    type_vocab_size: Annotated[int, AtLeast(2), AtMost(1024)] = 2
+    """Rows of the table of segments; only the first is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViltConfig(FamilyConfig, type="vilt"):
+    """One stream of words and patches, whose embeddings tell the modality, and a pooler."""
+
+    image: StreamConfig = field(default_factory=StreamConfig)
+    text: WordsConfig = field(default_factory=WordsConfig)
+    modality_types: Annotated[int, AtLeast(2), AtMost(1024)] = 2
+    """Rows of the table of modalities: words, patches, and further images when fine-tuning on several."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
+    folder: ClassVar[str | None] = "flava_ds.families.vilt"
+    layouts: ClassVar[str | None] = "flava_ds.families.vilt.hf"
+    views: ClassVar[tuple[str, ...]] = ("multimodal_masked", "multimodal")
+    matching_view: ClassVar[str] = "multimodal"
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "alignment_rows"})
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_position_embeddings
+
+    @property
+    def image_size(self) -> int:
+        return self.image.image_size
+
+    @property
+    def words(self) -> BertTextConfig:
+        """What BERT's embeddings need: the words, and the stream's width and eps."""
+        return BertTextConfig(
+            vocab_size=self.text.vocab_size,
+            max_position_embeddings=self.text.max_position_embeddings,
+            type_vocab_size=self.text.type_vocab_size,
+            hidden_size=self.image.hidden_size,
+            layer_norm_eps=self.image.layer_norm_eps,
+        )
+
+    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
+        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
+        from flava_ds.data.tokenizer import WordPieceTokenizer
+
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
+
+    def shape_of(self, view: str) -> StreamConfig:
+        """Returns the stream's configuration. Raises: ConfigError for a view that ViLT lacks."""
+        self.check_view(view)
+        return self.image
+
+    def check(self, config: Any) -> None:
+        self.image.check("model.image")
+        self.refuse_masked_shares(config)
+        for name, objective in in_use(config.objectives).items():
+            if objective.predicts_codes:
+                raise ConfigError(
+                    f"objectives.{name} predicts codes of masked patches, and the family 'vilt' masks none; "
+                    "remove it, or set its weight to 0"
+                )
+
+
+def vilt_of(config: Config) -> ViltConfig:
+    """Returns a configuration's model as a ViltConfig, for callers that need ViLT's own fields."""
+    return cast(ViltConfig, config.model)
+
+
+def vilt_b_32(**changed: Any) -> ViltConfig:
+    """Returns ViLT-B/32: 111,595,008 parameters, 135,660,092 with the heads of MLM and ITM."""
+    return ViltConfig(**changed)

@@ -1,0 +1,179 @@
+"""ViLT in the layouts of transformers' ViltForMaskedLM and ViltModel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.config import Config
+from flava_ds.config.objectives import ObjectiveConfig, in_use
+from flava_ds.errors import CheckpointError
+from flava_ds.families.bert.hf import EMBEDDINGS, split_qkv, tokenizer_files
+from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
+from flava_ds.families.vilt.task import ViltTask
+from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+
+_RENAMES = (
+    (r"^model\.", "vilt."),
+    *((pattern, f"embeddings.text_{replacement}") for pattern, replacement in EMBEDDINGS),
+    (r"^vilt\.patch_embedding\.", "vilt.embeddings.patch_embeddings.projection."),
+    (r"^vilt\.cls_token$", "vilt.embeddings.cls_token"),
+    (r"^vilt\.positions$", "vilt.embeddings.position_embeddings"),
+    (r"^vilt\.modality_types\.", "vilt.embeddings.token_type_embeddings."),
+    (r"^vilt\.transformer\.blocks\.", "vilt.encoder.layer."),
+    (r"\.attention_norm\.", ".layernorm_before."),
+    (r"\.attention\.output\.", ".attention.output.dense."),
+    (r"\.mlp_norm\.", ".layernorm_after."),
+    (r"\.mlp_up\.", ".intermediate.dense."),
+    (r"\.mlp_down\.", ".output.dense."),
+    (r"^vilt\.final_norm\.", "vilt.layernorm."),
+    (r"^objectives\.mmm_text\.head\.dense\.", "mlm_score.transform.dense."),
+    (r"^objectives\.mmm_text\.head\.norm\.", "mlm_score.transform.LayerNorm."),
+    (r"^objectives\.mmm_text\.head\.decoder\.", "mlm_score.decoder."),
+    (r"^objectives\.mmm_text\.head\.bias$", "mlm_score.decoder.bias"),
+)
+_DECODER, _WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
+_BICUBIC = 3
+_SUPPORTED = {"hidden_act": "gelu", "qkv_bias": True}
+
+
+def heads_of(tied: bool) -> dict[str, ObjectiveConfig]:
+    """Returns the objective whose head ViltForMaskedLM has."""
+    return {"mmm_text": MultimodalMaskedTextConfig(tied_decoder=tied)}
+
+
+def entries(model: ViltConfig, heads: Mapping[str, ObjectiveConfig] | None = None) -> tuple[Entry, ...]:
+    """Builds the table between our names and transformers', with the head of MLM or of the bare model."""
+    config = Config(name="shapes", model=model, objectives=dict(heads or {}))
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in ViltTask(config).state_dict().items()}
+    image, found = model.image, []
+    for name, shape in shapes.items():
+        theirs = renamed(name, _RENAMES)
+        entry = split_qkv(name, theirs if heads else theirs.removeprefix("vilt."), shape, "attention")
+        if name == "model.patch_embedding.weight":
+            their_shape = (shape[0], image.num_channels, image.patch_size, image.patch_size)
+            entry = dataclasses.replace(entry, their_shape=their_shape)
+        elif name in ("model.cls_token", "model.positions"):
+            entry = dataclasses.replace(
+                entry, their_shape=((1, 1, *shape) if len(shape) == 1 else (1, *shape))
+            )
+        found.append(entry)
+    return tuple(found)
+
+
+class ViltLayouts:
+    """Implements flava_ds/layouts.py for ViLT."""
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        """Returns False: without its configuration, a state dict does not tell its number of heads."""
+        return False
+
+    def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
+        """Converts a ViltForMaskedLM, or a ViltModel.
+
+        A decoder that differs from the word embeddings, as in the published code, becomes one of its own.
+        """
+        model = of_transformers(settings or {}, where)
+        own = {
+            # the bias had another name
+            "mlm_score.decoder.bias" if name == "mlm_score.bias" else name: tensor
+            for name, tensor in tensors.items()
+            if not name.endswith(("position_ids", "token_type_ids"))
+        }
+        heads: dict[str, ObjectiveConfig] = {}
+        if any(name.startswith("mlm_score.") for name in own):
+            tied = _DECODER not in own or torch.equal(own[_DECODER], own.get(_WORDS, own[_DECODER]))
+            heads = heads_of(tied)
+            own = {name: tensor for name, tensor in own.items() if not (tied and name == _DECODER)}
+        # A ViltModel alone brings no head; a run that starts from it draws it anew.
+        return Foreign(model, heads or heads_of(False), to_ours(own, entries(model, heads), where))
+
+    def write(
+        self, config: Config, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Returns ViltConfig's JSON and the tensors of ViltForMaskedLM if the run's decoder is tied, which it
+        always is there, otherwise of ViltModel. The matching head has no place in either.
+        """
+        masked = in_use(config.objectives).get("mmm_text")
+        tied = isinstance(masked, MultimodalMaskedTextConfig) and masked.tied_decoder
+        heads = heads_of(True) if tied else {}
+        kept = {
+            name: own
+            for name, own in weights.items()
+            if name.startswith("model.") or (tied and name.startswith("objectives.mmm_text."))
+        }
+        table = entries(vilt_of(config), heads)
+        return transformers_settings(config, tied=tied), to_theirs(kept, table, "the run's checkpoint")
+
+    def companions(self, config: Config) -> dict[str, Any]:
+        """Returns the files of ViltImageProcessor and of the run's tokenizer."""
+        image = vilt_of(config).image
+        pixels = {
+            "image_processor_type": "ViltImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": image.image_size},
+            "size_divisor": image.patch_size,
+            "resample": _BICUBIC,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(image.image_mean),
+            "image_std": list(image.image_std),
+            "do_pad": True,
+        }
+        words = tokenizer_files(config, vilt_of(config).max_tokens)
+        return {"preprocessor_config.json": pixels, **words}
+
+
+LAYOUTS = ViltLayouts()
+
+
+def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
+    """Translates a configuration into ViltConfig's JSON."""
+    model = vilt_of(config)
+    image = dataclasses.asdict(model.image)
+    for ours in ("image_mean", "image_std", "max_patches"):
+        del image[ours]
+    return {
+        "model_type": "vilt",
+        "architectures": ["ViltForMaskedLM" if tied else "ViltModel"],
+        "dtype": "float32",
+        **image,
+        **dataclasses.asdict(model.text),
+        **_SUPPORTED,
+        "modality_type_vocab_size": model.modality_types,
+        "max_image_length": model.image.max_patches,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": model.load_tokenizer(config).pad_id,
+    }
+
+
+def of_transformers(raw: Mapping[str, Any], where: str) -> ViltConfig:
+    """Builds our configuration from ViltConfig's JSON, whose layer_norm_eps is 1e-12 if it has none.
+
+    Dropout is ignored: it has no effect on what a trained model computes, and this trainer has none. Pixel
+    statistics are those of the published code, if the folder has no others.
+    """
+    for name, supported in _SUPPORTED.items():
+        if raw.get(name, supported) != supported:
+            raise CheckpointError(f"{where}: {name} is {raw[name]!r}; only {supported!r} is supported")
+    for name in ("image_size", "patch_size"):
+        if not isinstance(raw.get(name, 0), int):
+            raise CheckpointError(
+                f"{where}: {name} is {raw[name]!r}; only squares, one number, are supported"
+            )
+    image = take(StreamConfig, {"layer_norm_eps": 1e-12, **raw})
+    most = raw.get("max_image_length") or -1
+    most = most if most > 0 else max(StreamConfig.max_patches, image.num_patches)
+    return ViltConfig(
+        image=dataclasses.replace(image, max_patches=most),
+        text=take(WordsConfig, raw),
+        modality_types=raw.get("modality_type_vocab_size", ViltConfig.modality_types),
+    )

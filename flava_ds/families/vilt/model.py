@@ -1,0 +1,156 @@
+"""ViLT: one pre-norm transformer over packed sequences of patches and words.
+
+The position table is called `positions`, not position_embeddings: as published, tables are decayed with
+optimizer.decay_norm_and_bias off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import cast
+
+import torch
+from einops import rearrange
+from flava_kernels.fusing import fuse_sequences
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch
+from flava_ds.families.vilt.config import ViltConfig
+from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.pairs import SequenceLayout
+from flava_ds.layers.patches import PatchEmbedding, resized_positions
+from flava_ds.layers.transformer import Encoded, Pooler, Transformer, encode_versions
+from flava_ds.layers.words import BertEmbeddings, PackedIds, initialize_as_bert
+
+TEXTS = {"multimodal_masked": ("input_ids_masked", ""), "multimodal": ("matching_input_ids", "matching_")}
+"""The ids that each view reads, and the prefix of their sequence bounds."""
+WORD, PATCH = 0, 1
+"""Rows of the table of modalities."""
+
+
+class Vilt(nn.Module):
+    """Encodes the requested views of a batch, each in a pass of its own over the same patches.
+
+    "multimodal_masked" is the image with its own text, masked; "multimodal" the image with the text that may
+    be another sample's. A sequence is [CLS_I | patches | text]; the published order is [text | CLS_I |
+    patches], which makes no difference, because positions are part of the embeddings.
+    """
+
+    def __init__(self, config: ViltConfig):
+        super().__init__()
+        shape = config.image
+        self.config = config
+        self.embeddings = BertEmbeddings(config.words)
+        self.patch_embedding = PatchEmbedding(shape)
+        self.cls_token = nn.Parameter(torch.zeros(shape.hidden_size))
+        self.positions = nn.Parameter(torch.zeros(1 + shape.num_patches, shape.hidden_size))
+        self.modality_types = nn.Embedding(config.modality_types, shape.hidden_size)
+        self.transformer = Transformer(shape)
+        self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.pooler = Pooler(shape.hidden_size)
+
+    def encode(
+        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Encoded]:
+        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
+        if not views:
+            return {}
+        image, keep = self.embed_images(batch["pixel_values"]), reads or {}
+        return {
+            view: self.encode_pairs(image, texts_of(batch, view), keep.get(view))
+            for view in TEXTS
+            if view in views
+        }
+
+    def embed_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds images of any size, whose positions are interpolated bilinearly, corners aligned.
+
+        Shapes:
+            pixel_values  [b c H W]  uint8 in [0, 255], or floats already normalised
+            returns       [d] the image's CLS and [b n d] its patches
+        Raises: ValueError for images that are not whole patches, or have more than `max_patches`.
+        """
+        shape = self.config.image
+        height, width = (edge // shape.patch_size for edge in pixel_values.shape[-2:])
+        if height * width > shape.max_patches:
+            raise ValueError(
+                f"images of {tuple(pixel_values.shape[-2:])} pixels have {height * width} patches, more than "
+                f"model.image.max_patches {shape.max_patches}; make them smaller, or raise it"
+            )
+        patches, positions = self.patch_embedding(pixel_values, any_size=True), cast(Tensor, self.positions)
+        if (height, width) != (shape.grid_size, shape.grid_size):
+            positions = resized_positions(positions, (height, width), mode="bilinear")
+        positions = positions + self.modality_types.weight[PATCH]
+        return self.cls_token + positions[0], patches + positions[1:]
+
+    def encode_pairs(
+        self, image: tuple[Tensor, Tensor], texts: PackedIds, keep: Tensor | None = None
+    ) -> Encoded:
+        """Encodes images from `embed_images` with a text each; `keep` names the rows that will be read,
+        sorted: [k].
+
+        Shapes:
+            returns  Encoded of [b*(1+n)+T d]
+        """
+        (first, patches), layout = image, layout_of(texts, image[1].shape[1])
+        words = self.embeddings(texts.ids, texts.cu_seqlens) + self.modality_types.weight[WORD]
+        rows = rearrange(patches, "b n d -> (b n) d")
+        hidden = fuse_sequences(first, rows, words, texts.cu_seqlens, texts.max_seqlen)
+        bounds = layout.cu_seqlens, layout.max_seqlen
+        return encode_versions(self.transformer, self.final_norm, hidden, bounds, [keep])[0]
+
+    def pooled(self, first: Tensor) -> Tensor:
+        """Returns dense and tanh over states of the texts' CLS: [b d] -> [b d]."""
+        return self.pooler(first)
+
+    def word_table(self) -> Tensor:
+        """Returns the word embeddings: [v d]."""
+        return self.embeddings.words.weight
+
+    def layout(self, view: str, batch: Batch) -> SequenceLayout:
+        """Returns the positions in a view's sequences."""
+        return layout_of(texts_of(batch, view), self.config.image.num_patches)
+
+    def first_rows(self, view: str, batch: Batch) -> Tensor:
+        """Returns the row of each text's CLS: [b]."""
+        return self.layout(view, batch).text_starts
+
+    def token_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:
+        """Returns the rows of a view's packed tokens: [k] -> [k]."""
+        return self.layout(view, batch).text_rows(tokens)
+
+    def alignment_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:
+        """Returns the rows of some of a view's tokens, and after them of all patches: [k] -> [k+b*n]."""
+        layout = self.layout(view, batch)
+        patches = torch.arange(batch.size * layout.num_patches, device=tokens.device)
+        return torch.cat([layout.text_rows(tokens), layout.patch_rows(patches)])
+
+    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
+        """Returns the names of the parameters that get a gradient when `view` does: all but the pooler's."""
+        return {name for name, _ in self.named_parameters()} - self.pooler_parameters()
+
+    def pooler_parameters(self) -> set[str]:
+        """Returns the names of the pooler's parameters."""
+        return {f"pooler.{name}" for name, _ in self.pooler.named_parameters()}
+
+
+def texts_of(batch: Batch, view: str) -> PackedIds:
+    """Returns the texts that a view reads."""
+    ids, prefix = TEXTS[view]
+    return PackedIds(batch[ids], batch[f"{prefix}cu_seqlens"], batch.numbers[f"{prefix}max_seqlen"])
+
+
+def layout_of(texts: PackedIds, num_patches: int) -> SequenceLayout:
+    """Returns the positions in sequences of images of `num_patches` patches with these texts."""
+    return SequenceLayout(num_patches, texts.cu_seqlens, texts.max_seqlen, own=1)
+
+
+def initialize(module: nn.Module) -> None:
+    """Draws initial weights as BERT does, and the image's CLS and positions with the same deviation.
+
+    The published run starts from a ViT that was trained on ImageNet-21k; its other weights are drawn so.
+    """
+    initialize_as_bert(module)
+    for name, parameter in module.named_parameters():
+        if name.endswith(("cls_token", "positions")):
+            nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,61 @@
+"""ViLT with its objectives: construction, and the FLOPs of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.config.objectives import in_use
+from flava_ds.families.vilt.config import vilt_of
+from flava_ds.families.vilt.model import TEXTS, Vilt, initialize
+from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.objectives.itm import ImageTextMatching
+from flava_ds.objectives.masked_text import MaskedLanguageModeling
+from flava_ds.training.task import Pass, Task, recompute_activations
+
+
+class ViltTask(Task):
+    """ViLT and its objectives."""
+
+    def __init__(self, config: Config) -> None:
+        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        for name, objective in objectives.items():
+            for view in sorted(objective.needs):
+                config.model.check_view(view, f"objectives.{name}")
+        super().__init__(Vilt(vilt_of(config)), objectives)
+        self.config = config
+
+    def passes(self, batch: Batch) -> Iterator[Pass]:
+        """Lists a batch's work, without lookups, norms and losses."""
+        model = vilt_of(self.config)
+        image, active = model.image, self.active(batch.kind)
+        weights = image.patch_size**2 * image.num_channels * image.hidden_size
+        yield Pass("patch_embedding", 2 * batch.size * image.num_patches * weights)
+        read = dict.fromkeys(TEXTS, 0)
+        for objective in active.values():
+            for view, rows in objective.reads(self.model, batch).items():
+                read[view] += rows.shape[0]
+        for view, (_, prefix) in TEXTS.items():
+            if any(view in objective.needs for objective in active.values()):
+                texts = batch[f"{prefix}cu_seqlens"].diff().tolist()
+                lengths = [1 + image.num_patches + length for length in texts]
+                yield Pass(view, encoder_flops(image, lengths, read[view]))
+        masked, matched = (
+            sum(own.count(batch) for own in active.values() if isinstance(own, kind))
+            for kind in (MaskedLanguageModeling, ImageTextMatching)
+        )
+        yield Pass("mmm_text", masked * head_flops(image.hidden_size, model.text.vocab_size))
+        yield Pass("itm", matched * 2 * image.hidden_size * (image.hidden_size + 2))
+
+
+def build_task(config: Config) -> ViltTask:
+    """Builds ViLT and its objectives, initialised from config.seed, independent of the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task = ViltTask(config)
+        initialize(task)
+    recompute_activations(task, config.training.activation_checkpointing)
+    return task

@@ -1,0 +1,54 @@
+"""Positions in packed sequences of an image and a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Positions in the fused sequence [own tokens | n patches | text] of each sample.
+
+    Shapes:
+        text_cu_seqlens  [b+1]  int32, of the packed text alone
+    """
+
+    num_patches: int
+    text_cu_seqlens: Tensor
+    text_max_seqlen: int
+    own: int = 2
+    """Tokens before the patches: FLAVA's CLS_M and CLS_I, or ViLT's CLS_I."""
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before a sample's text."""
+        return self.own + self.num_patches
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Boundaries of the fused sequences: [b+1] int32."""
+        cu = self.text_cu_seqlens
+        return cu + self.prefix * torch.arange(cu.shape[0], device=cu.device, dtype=cu.dtype)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Length of the longest fused sequence."""
+        return self.prefix + self.text_max_seqlen
+
+    @property
+    def text_starts(self) -> Tensor:
+        """The fused row of each text's first token: [b]."""
+        return self.cu_seqlens[:-1].long() + self.prefix
+
+    def patch_rows(self, patches: Tensor) -> Tensor:
+        """Returns the fused rows of flat patch indices into [b n]: [k] -> [k]."""
+        sample = patches // self.num_patches
+        return self.cu_seqlens[sample].long() + self.own + patches % self.num_patches
+
+    def text_rows(self, tokens: Tensor) -> Tensor:
+        """Returns the fused rows of packed text rows: [k] -> [k]."""
+        sample = torch.bucketize(tokens, self.text_cu_seqlens[1:].long(), right=True)
+        return tokens + self.prefix * (sample + 1)

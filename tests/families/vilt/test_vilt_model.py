@@ -1,0 +1,223 @@
+"""ViLT against transformers on random weights, its counts of parameters and work, and what it refuses."""
+
+import dataclasses
+
+import flava_kernels.flops  # noqa: F401  registers the formulas
+import pytest
+import torch
+from families.vilt.vilt_peers import (
+    VIEW,
+    difference,
+    inputs_of,
+    labels_of,
+    make_batch,
+    our_model,
+    own_tensors,
+    randomize,
+    their_vilt,
+    tiny_config,
+)
+from sample_batches import denominators
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.config.tree import check_objectives
+from flava_ds.errors import ConfigError
+from flava_ds.families.vilt.config import vilt_b_32
+from flava_ds.families.vilt.hf import entries, heads_of
+from flava_ds.families.vilt.model import TEXTS, layout_of, texts_of
+from flava_ds.families.vilt.task import ViltTask, build_task
+from flava_ds.layouts import to_ours
+from flava_ds.objectives.dino import DinoConfig
+from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
+from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
+from flava_ds.optimizers.adamw import AdamWConfig
+from flava_ds.optimizers.base import parameter_groups
+
+
+def step(task, batch):
+    return task("step", batch, denominators(task, batch)).loss
+
+
+def gradients_of(theirs, config):
+    """Their gradients by our names; zeros where they have none."""
+    found = {
+        name: torch.zeros_like(own) if own.grad is None else own.grad
+        for name, own in theirs.named_parameters()
+    }
+    return to_ours(own_tensors(found), entries(config.model, heads_of(True)), "their gradients")
+
+
+def apart(task, expected):
+    """How far each of our gradients is from theirs."""
+    ours = {name: own.grad for name, own in task.named_parameters() if name in expected}
+    assert ours.keys() == expected.keys()
+    assert all(not expected[name].any() for name, own in ours.items() if own is None)
+    return {name: difference(own, expected[name]) for name, own in ours.items() if own is not None}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "states", "gradients"), [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-12)]
+)
+@pytest.mark.parametrize("size", [(12, 12), (8, 20)])
+def test_transformers_agree(dtype, states, gradients, size):
+    """On masked texts of several lengths, and on images of another shape. Theirs come with their patches
+    in a random order, so what is compared of them is their CLS and the sum.
+    """
+    config, batch = tiny_config(), make_batch(size=size)
+    theirs = their_vilt(config).to(dtype)
+    task = our_model(config, theirs)
+    inputs, length = inputs_of(batch), batch.numbers["max_seqlen"]
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    output = theirs.vilt(**inputs)
+    image = task.model.embed_images(inputs["pixel_values"])
+    texts = texts_of(batch, VIEW)
+    layout, encoded = layout_of(texts, image[1].shape[1]), task.model.encode_pairs(image, texts)
+    hidden, mask = encoded.last_hidden_state(), inputs["attention_mask"].bool()
+    rows = layout.text_rows(torch.arange(len(batch["input_ids"])))
+    expected = output.last_hidden_state
+    assert difference(hidden[rows], expected[:, :length][mask]) <= states
+    assert difference(hidden[layout.cu_seqlens[:-1].long()], expected[:, length]) <= states
+    patches = hidden[layout.patch_rows(torch.arange(image[1].shape[:2].numel()))].unflatten(0, (4, -1))
+    assert difference(patches.sum(1), expected[:, length + 1 :].sum(1)) <= states
+    assert difference(task.model.pooled(hidden[layout.text_starts]), output.pooler_output) <= states
+
+    weights = torch.randn(2, 24, dtype=dtype)
+    for texts, pooled in (
+        (hidden[rows], task.model.pooled(hidden[layout.text_starts])),
+        (expected[:, :length][mask], output.pooler_output),
+    ):
+        (((texts**2) @ weights[0]).sum() + (pooled @ weights[1]).sum()).backward()
+    found = apart(task, gradients_of(theirs, config))
+    assert max(found.values()) <= gradients, sorted(found.items(), key=lambda entry: -entry[1])[:5]
+
+
+def test_the_masked_loss_is_theirs():
+    config, batch = tiny_config(), make_batch()
+    theirs = their_vilt(config).double()
+    task = our_model(config, theirs)
+    output = theirs(**inputs_of(batch), labels=labels_of(batch))
+    loss = task.losses(batch, only={"mmm_text"})["mmm_text"]
+    assert difference(loss.sum / loss.count, output.loss) <= 1e-6  # logits of the head are summed in fp32
+    (loss.sum / loss.count).backward()
+    output.loss.backward()
+    found = apart(task, gradients_of(theirs, config))
+    assert max(found.values()) <= 3e-5, sorted(found.items(), key=lambda entry: -entry[1])[:5]
+
+
+def test_parameter_counts_are_the_published_ones():
+    with torch.device("meta"):
+        task = ViltTask(dataclasses.replace(tiny_config(tied=False), model=vilt_b_32()))
+    counts = [sum(parameter.numel() for parameter in own.parameters()) for own in (task.model, task)]
+    assert counts == [111_595_008, 135_660_092]
+
+
+def test_every_parameter_gets_a_gradient_from_the_objective_that_says_so():
+    config = tiny_config()
+    for name in config.objectives:
+        task = randomize(build_task(dataclasses.replace(config, objectives={name: config.objectives[name]})))
+        step(task, make_batch()).backward()
+        for parameter, kinds in task.users().items():
+            grad = task.get_parameter(parameter).grad
+            assert (grad is not None and bool(grad.abs().max() > 0)) == (kinds == {"pair"}), (name, parameter)
+    assert all(kinds == {"pair"} for kinds in build_task(config).users().values())
+
+
+def test_each_view_is_the_image_with_its_own_text():
+    """The masked pass has the sample's own text, the other one the text to be matched."""
+    batch = make_batch()
+    task = randomize(build_task(tiny_config())).double()
+    both = task.model.encode(batch, TEXTS.keys())
+    for view in TEXTS:
+        texts = texts_of(batch, view)
+        for row in range(batch.size):
+            start, end = texts.cu_seqlens[row : row + 2].tolist()
+            alone = dataclasses.replace(
+                texts,
+                ids=texts.ids[start:end],
+                cu_seqlens=torch.tensor([0, end - start]).int(),
+                max_seqlen=end - start,
+            )
+            image = task.model.embed_images(batch["pixel_values"][row : row + 1])
+            expected = task.model.encode_pairs(image, alone).last_hidden_state()
+            bounds = task.model.layout(view, batch).cu_seqlens[row : row + 2].tolist()
+            torch.testing.assert_close(both[view].last_hidden_state()[slice(*bounds)], expected)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    config = tiny_config()
+    training = dataclasses.replace(config.training, activation_checkpointing=True)
+    plain, again = build_task(config), build_task(dataclasses.replace(config, training=training))
+    for task in (plain, again):
+        step(task, make_batch()).backward()
+    for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_closed_form_matches_the_flop_counter():
+    config, batch = tiny_config(), make_batch((8,) * 6)
+    task = build_task(config)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        step(task, batch)
+    counted = sum(part.flops for part in task.passes(batch))
+    counted += task.objectives["wpa"].flops(task.model, batch)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=2e-3)
+    assert task.flops(batch) == 3 * counted
+
+
+def test_only_gains_biases_and_vectors_are_exempt_from_decay():
+    task = build_task(tiny_config())
+    groups = parameter_groups(task, task.users(), AdamWConfig(weight_decay=0.01, decay_norm_and_bias=False))
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in task.named_parameters():
+        plain = name.endswith(("bias", "norm.weight", "cls_token"))
+        assert decay[id(parameter)] == (0.0 if plain else 0.01), name
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            GlobalContrastiveConfig(),
+            "objectives.other reads the view 'image', but the family 'vilt' has only",
+        ),
+        (DinoConfig(), "reads the view 'image', but the family 'vilt' has only multimodal_masked and"),
+        (MaskedTextConfig(), "objectives.other reads text batches, which this model's family"),
+        (MultimodalMaskedImageConfig(), "objectives.other predicts codes of masked patches, and the family"),
+    ],
+)
+def test_objectives_that_it_cannot_serve_are_refused(objective, message):
+    config = tiny_config(objectives={"other": objective})
+    with pytest.raises(ConfigError, match=message):
+        config.model.check(config)
+        build_task(config) if "view" in message else check_objectives(config)
+
+
+@pytest.mark.parametrize("family", ["flava", "clip", "bert"])
+def test_alignment_is_refused_by_families_without_it(family):
+    config = dataclasses.replace(Config(name="x"), objectives={"wpa": WordPatchAlignmentConfig()})
+    if family != "flava":
+        from flava_ds.recipes import RECIPES
+
+        config = dataclasses.replace(config, model=RECIPES[f"demo_{family}"]().model)
+    message = f"objectives.wpa needs a model with `alignment_rows`, which the family '{family}' does not have"
+    with pytest.raises(ConfigError, match=message):
+        check_objectives(config)
+
+
+def test_images_of_too_many_patches_are_refused():
+    config = tiny_config()
+    large = dataclasses.replace(config.model, image=dataclasses.replace(config.model.image, image_size=24))
+    with pytest.raises(ConfigError, match="image_size 24 gives 36 patches, more than max_patches 20; lower"):
+        large.check(config)
+    with pytest.raises(ValueError, match="12, 32.* have 24 patches, more than model.image.max_patches 20"):
+        build_task(config).model.embed_images(torch.zeros(1, 3, 12, 32, dtype=torch.uint8))
+    sources = {"a": SourceConfig(kind="pair", shards="x", masked_share=0.5)}
+    shared = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+    with pytest.raises(
+        ConfigError, match="source 'a': masked_share is for objectives that the family 'vilt'"
+    ):
+        config.model.check(shared)

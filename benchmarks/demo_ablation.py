@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flava_ds.allocator import keep_freed_memory
 from flava_ds.data.loader import StepLoader
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
@@ -34,7 +35,6 @@ from flava_ds.evaluation.opening import open_model
 from flava_ds.evaluation.protocols import Embedder
 from flava_ds.evaluation.samples import read_samples
 from flava_ds.evaluation.zero_shot import classifier
-from flava_ds.ranks.allocator import keep_freed_memory
 from flava_ds.recipes import resolve
 from flava_ds.recipes.demo import DATA
 

@@ -9,7 +9,7 @@ The configuration is small enough for two CPU cores: width 192, 3 heads, MLP 768
     demo   caption lengths of the demo's training pairs and glosses; Hugging Face pads to 77 as its published
            pipelines do, and, as a second peer, only to the longest of the batch
 
-Our trainer makes the C library keep freed memory on a CPU (flava_ds/ranks/allocator.py), so our side does
+Our trainer makes the C library keep freed memory on a CPU (flava_ds/allocator.py), so our side does
 here. Theirs runs unmodified, and once more with the same setting, to separate the two effects.
 
 Each measurement runs in its own process, so that peak memory is its own; processes alternate, so that drift
@@ -84,7 +84,7 @@ def measure(lengths: str, implementation: str, threads: int) -> dict:
     """Returns seconds per step kind (best of STEPS after a warm-up) and the process's peak memory in MiB."""
     import torch
 
-    from flava_ds.ranks.allocator import keep_freed_memory
+    from flava_ds.allocator import keep_freed_memory
 
     torch.set_num_threads(threads)
     if implementation in ("flava_ds", "huggingface-keeping"):

@@ -38,6 +38,7 @@ PROGRAM_TESTS = {
 
 BELOW = {
     "errors": set(),
+    "allocator": set(),
     "plain_text": set(),
     "processes": set(),
     "batch": set(),
@@ -46,10 +47,10 @@ BELOW = {
     "layouts": {"errors"},
     "layers": {"batch"},
     "storage": {"errors", "plain_text", "processes", "config"},
-    "data": {"errors", "plain_text", "processes", "config", "batch", "storage"},
+    "data": {"errors", "plain_text", "processes", "allocator", "config", "batch", "storage"},
     "codebook": {"errors", "plain_text", "config", "data", "storage"},
     "objectives": {"errors", "config", "batch", "layers", "data"},
-    "ranks": {"errors", "plain_text", "processes", "config", "storage"},
+    "ranks": {"errors", "plain_text", "processes", "allocator", "config", "storage"},
     "training": {"errors", "config", "batch", "layers", "objectives", "optimizers", "ranks"},
     "families": {"errors", "config", "batch", "layers", "layouts", "data", "objectives", "training"},
     "watching": {"errors", "plain_text", "config", "storage", "batch", "objectives", "ranks", "training"},

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from flava_ds.allocator import keep_freed_memory
 from flava_ds.errors import DataError
 from flava_ds.processes import state_of
 
@@ -90,11 +91,13 @@ def _results(results: Any, timeout_s: float) -> Iterator[Any]:
 
 
 def start_worker(_: int) -> None:
-    """Limits a worker to one core, and ignores the signals that launchers and Slurm send to all processes.
+    """Limits a worker to one core, lets it keep the memory of decoded images for the next ones, and ignores
+    the signals that launchers and Slurm send to all processes.
 
     The trainer handles those: it needs batches for the step that it finishes, and then ends the loader.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in _ASKED_TO_END:
         signal.signal(number, signal.SIG_IGN)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from flava_ds.allocator import keep_freed_memory
 from flava_ds.errors import UserError
 from flava_ds.plain_text import PlainFormatter
 from flava_ds.processes import within
-from flava_ds.ranks.allocator import keep_freed_memory
 
 log = logging.getLogger("flava_ds")
 

@@ -20,8 +20,10 @@ CODE = """
 import ctypes, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
 import torch
-from flava_ds.ranks.allocator import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+from flava_ds.allocator import keep_freed_memory
+from flava_ds.data.workers import start_worker
+calls = {"leave": lambda: None, "keep": keep_freed_memory, "loader process": lambda: start_worker(0)}
+kept = calls[sys.argv[1]]()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step():
     return [torch.ones(size, dtype=torch.uint8) for size in (2**20, 2**26, 2**22, 2**25)]
@@ -51,6 +53,8 @@ def faults_per_step(mode: str, **variables: str) -> tuple[str, int]:
 def test_freed_memory_is_used_again_without_page_faults():
     (_, before), (kept, after) = faults_per_step("leave"), faults_per_step("keep")
     assert kept == "True" and before > FEWEST and before > MARGIN * after
+    _, after = faults_per_step("loader process")
+    assert before > MARGIN * after
 
 
 @pytest.mark.parametrize(

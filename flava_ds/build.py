@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from flava_kernels.bench.machine import gemm_rate
-from torch import nn
 
 from flava_ds.checkpoints import checkpoint
 from flava_ds.checkpoints.keeper import CheckpointKeeper
@@ -49,8 +48,11 @@ def build(config: Config) -> Trainer:
     if config.initial_weights is not None:
         assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
         checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
-    if (codebook := build_codebook(config, world)) is not None:
-        task.frozen["codebook"] = codebook
+    if (codebook := build_codebook(config)) is not None:
+        task.fingerprints["codebook"] = codebook.fingerprint()  # before bf16 rounds the weights
+        half = config.training.precision == "bf16" and world.device.type == "cuda"
+        codebook.to(world.device, torch.bfloat16 if half else torch.float32)
+        task.frozen["codebook"] = codebook.requires_grad_(False).eval()
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
@@ -73,7 +75,7 @@ def build_trainer(
     def progress(step: int) -> dict[str, float]:
         return {**loader.progress(step), "rollbacks": divergence.spikes.rollbacks}
 
-    metrics = Metrics(config, engine, rate, first_step, progress)
+    metrics = Metrics(config, engine, rate, first_step, progress, loader.steps_left)
     evaluations = build_evaluations(config, engine, metrics)
     measured = evaluations.metric if evaluations else lambda name: None
     keeper = CheckpointKeeper(engine, config, loader, metrics, divergence.spikes, first_step, measured)
@@ -174,8 +176,8 @@ def index_shards(config: Config) -> UserError | None:
     return None
 
 
-def build_codebook(config: Config, world: World) -> nn.Module | None:
-    """Loads the frozen image codebook if a source needs it; in bf16 on CUDA devices if the run is in bf16.
+def build_codebook(config: Config) -> ImageCodebook | None:
+    """Loads the image codebook if a source needs it.
 
     Raises: ConfigError when codes are needed and codebook_weights is not set.
     """
@@ -190,11 +192,8 @@ def build_codebook(config: Config, world: World) -> nn.Module | None:
         log.warning("the image codebook is random: masked image losses are for timing only")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            codebook = ImageCodebook(config.codebook, decoder=False)
-    else:
-        codebook = load_codebook(config.codebook_weights, config.codebook)
-    half = config.training.precision == "bf16" and world.device.type == "cuda"
-    return codebook.to(world.device, torch.bfloat16 if half else torch.float32).requires_grad_(False).eval()
+            return ImageCodebook(config.codebook, decoder=False)
+    return load_codebook(config.codebook_weights, config.codebook)
 
 
 GEMM_EDGE = {"cpu": 768, "cuda": 8192}

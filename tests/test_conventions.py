@@ -19,6 +19,7 @@ MOST_LINES_OF_A_KERNEL = 150
 
 DEEPSPEED_FILES = {
     *(f"flava_ds/training/{name}.py" for name in ("engine", "engine_config", "deepspeed_fixes")),
+    "flava_ds/ranks/deepspeed_launcher.py",
     "flava_ds/ranks/distributed.py",
     "flava_ds/training/whole_weights.py",
 }

@@ -52,7 +52,9 @@ def load(
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        problem = "holds no config.json" if path.is_dir() else "no such folder"
+        problem = (
+            "holds no config.json" if path.is_dir() else "is a file" if path.is_file() else "no such folder"
+        )
         raise UserError(f"{path}: {problem}; give a run, one of its checkpoints, or a model's folder")
     return Model(open_model(path, device=device, precision=precision))
 
@@ -130,6 +132,8 @@ class Model:
         Raises: UserError when the text has no [MASK], or one beyond the model's limit; Lacking when the model
         does not predict masked words.
         """
+        if top_k < 1:
+            raise UserError(f"top_k {top_k}: use at least 1")
         scorer, tokenizer = self._model.need(Scorer, ASKED_BY), self._model.tokenizer
         kind, what = ("text", "text") if image is None else ("pair", "text of a pair")
         if what not in scorer.predicts:

@@ -71,7 +71,7 @@ def build_trainer(
     def progress(step: int) -> dict[str, float]:
         return {**loader.progress(step), "rollbacks": divergence.spikes.rollbacks}
 
-    metrics = Metrics(config, engine, rate, first_step, progress)
+    metrics = Metrics(config, engine, rate, first_step, progress, loader.steps_left)
     evaluations = build_evaluations(config, engine, metrics)
     measured = evaluations.metric if evaluations else lambda name: None
     keeper = CheckpointKeeper(engine, config, loader, metrics, divergence.spikes, first_step, measured)

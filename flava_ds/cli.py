@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run_command(words: list[str]) -> int:
     """Runs the subcommand of a command line."""
     parser, takes_overrides = build_parser()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
     if broken := next((word for word in words if not _is_text(word)), None):
         parser.error(f"{broken!r:.200} is not text that a name or a value can have")
     options, rest = parser.parse_known_args(words)

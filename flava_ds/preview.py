@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_type: str) -> list[str]:
-    """Returns the lines; `task` may be on the meta device."""
+    """Returns the lines; `task` may be on the meta device. The loader knows at which step the run begins."""
     return [
         parameters(task),
         data(config, loader),
@@ -153,18 +153,23 @@ def _encoders(config: Config, source: Any) -> Iterator[tuple[Any, int]]:
 
 def first_line(config: Config, task: Task, loader: StepLoader) -> str:
     """Shows what the log's first line will look like, and which objectives nothing feeds."""
-    every = config.logging.every_steps or config.training.total_steps
-    steps = min(every, config.training.total_steps)
-    drawn = {loader.sources[loader.round_robin.source_at(step)].kind for step in range(min(steps, 1000))}
+    total, start = config.training.total_steps, loader.start_step
+    if start >= total:
+        return f"nothing is left to train: the latest checkpoint has all {total} steps"
+    every = config.logging.every_steps or total
+    steps = min(every - start % every + start, total)
+    first = range(start, min(steps, start + 1000))
+    drawn = {loader.sources[loader.round_robin.source_at(step)].kind for step in first}
     fed = {source.kind for source in loader.sources.values()}
     losses = [name for name, own in task.objectives.items() if own.kinds & drawn]
     idle = [name for name, own in task.objectives.items() if not own.kinds & fed]
     line = (
-        f"step {steps}/{config.training.total_steps} | {' '.join(f'{name} ...' for name in losses)} | ... "
+        f"step {steps}/{total} | {' '.join(f'{name} ...' for name in losses)} | ... "
         "samples/s | data wait ...% | ... FLOP/s = ...% of GEMM rate | ... GiB | ETA h:mm:ss"
     )
     without = f"; {', '.join(idle)}: idle, as no source has {' or '.join(_kinds(task, idle))}" if idle else ""
-    return f"the log begins with: {line}{without}"
+    resumed = f"goes on after step {start} of {total}; " if start else ""
+    return f"{resumed}the log begins with: {line}{without}"
 
 
 def _kinds(task: Task, names: list[str]) -> list[str]:

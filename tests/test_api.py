@@ -4,6 +4,7 @@ are one line.
 
 import dataclasses
 import doctest
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,9 @@ def test_masked_words_are_the_heads_likeliest(model, folder):
 
 def test_mistakes_are_named(model, folder):
     (folder / "no_picture.png").write_bytes(b"text")
+    (converted := folder / "converted").mkdir()
+    shutil.copy(folder / "runs" / "demo" / "config.json", converted)
+    (converted / "model.safetensors").touch()
     cases = [
         (lambda: model.encode_images([]), UserError, "images: give a list"),
         (lambda: model.encode_images(folder / "kite.png"), UserError, "images: give a list"),
@@ -121,6 +125,7 @@ def test_mistakes_are_named(model, folder):
             DataError,
             "no_picture.png: cannot be used",
         ),
+        (lambda: model.fill_mask("a [MASK]", top_k=0), UserError, "top_k 0: use at least 1"),
         (lambda: model.encode_images([3]), DataError, "an image is 3; give a PIL image, a path"),
         (lambda: model.encode_images([torch.zeros(3, 4, 4)]), DataError, r"torch.float32 \[3, 4, 4\]"),
         (lambda: model.encode_texts(["x"], batch_size=0), UserError, "batch_size 0"),
@@ -132,6 +137,8 @@ def test_mistakes_are_named(model, folder):
             "0 \\[MASK\\] among the first 20 tokens",
         ),
         (lambda: flava_ds.load(folder), UserError, "holds no config.json"),
+        (lambda: flava_ds.load(folder / "kite.png"), UserError, "kite.png: is a file; give a run"),
+        (lambda: flava_ds.load(converted), CheckpointError, "start a run from, with --initial-weights"),
     ]
     for call, kind, words in cases:
         with pytest.raises(kind, match=words) as raised:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from flava_ds import cli
 from flava_ds.config.options import check_option_names, option_names
+from flava_ds.ranks.launch import world_info
 from flava_ds.recipes import load_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -70,6 +71,12 @@ def test_help_loads_nothing_heavy(words):
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0 and all(f"\n    {command} " in done.stdout for command in COMMANDS)
+
+
+def test_the_bare_command_shows_its_help(capsys):
+    assert cli.main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and all(f"\n    {name} " in said.err for name in COMMANDS)
 
 
 def test_recipe_help_lists_fields_without_torch():
@@ -246,7 +253,8 @@ def test_dry_run_of_two_ranks(sources):
         env=environment,
     )
     launcher = (
-        f"{Path(sys.executable).parent / 'deepspeed'} --num_gpus 2 --master_port 29511 --log_level critical"
+        f"{sys.executable} -u -m flava_ds.ranks.deepspeed_launcher --world_info={world_info(2, 0)} "
+        "--master_port 29511 --log_level critical"
     )
     command = f"{launcher} --module flava_ds.train flava_debug --name 'a b' {' '.join(sources)}\n"
     printed = done.stdout.splitlines(keepends=True)[-1]

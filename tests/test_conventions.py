@@ -19,6 +19,7 @@ MOST_LINES_OF_A_KERNEL = 150
 
 DEEPSPEED_FILES = {
     *(f"flava_ds/training/{name}.py" for name in ("engine", "engine_config", "deepspeed_fixes")),
+    "flava_ds/ranks/deepspeed_launcher.py",
     "flava_ds/ranks/distributed.py",
     "flava_ds/training/whole_weights.py",
 }
@@ -42,13 +43,14 @@ BELOW = {
     "plain_text": set(),
     "processes": set(),
     "batch": set(),
+    "tensor_hash": set(),
     "config": {"errors", "plain_text"},
     "optimizers": {"errors", "config"},
     "layouts": {"errors"},
     "layers": {"batch"},
     "storage": {"errors", "plain_text", "processes", "config"},
     "data": {"errors", "plain_text", "processes", "allocator", "config", "batch", "storage"},
-    "codebook": {"errors", "plain_text", "config", "data", "storage"},
+    "codebook": {"errors", "plain_text", "config", "data", "storage", "tensor_hash"},
     "objectives": {"errors", "config", "batch", "layers", "data"},
     "ranks": {"errors", "plain_text", "processes", "allocator", "config", "storage"},
     "training": {"errors", "config", "batch", "layers", "objectives", "optimizers", "ranks"},
@@ -71,6 +73,7 @@ BELOW = {
     },
     "evaluation": {
         "errors",
+        "tensor_hash",
         "config",
         "batch",
         "storage",

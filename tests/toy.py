@@ -77,7 +77,7 @@ class Toy(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.frozen = {}
+        self.frozen, self.fingerprints = {}, {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image_encoder, self.text_encoder, self.multimodal_encoder = Encoder(), Encoder(), Encoder()

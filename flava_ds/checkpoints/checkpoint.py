@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +40,8 @@ def prepare(config: Config, world: World) -> None:
     with together(world):
         if world.is_main:
             try:
-                _prepare_folders(config)
+                alone = world.size == 1
+                _prepare_folders(config, math.inf if alone else config.engine.communication_timeout_s)
             except OSError as error:
                 raise CheckpointError(
                     f"{config.run_path} cannot be used ({error}); make room or make it writable, or set "
@@ -46,22 +49,21 @@ def prepare(config: Config, world: World) -> None:
                 ) from error
 
 
-def _prepare_folders(config: Config) -> None:
-    """Does rank 0's part of `prepare`."""
-    place = files.place_of(config.run_path, config)
+def _prepare_folders(config: Config, patience_s: float) -> None:
+    """Does rank 0's part of `prepare`, for which the others wait `patience_s`."""
     place, folders = files.place_of(config.run_path, config), [config.run_path]
     if place.local is not None and place.local != config.run_path / files.FOLDER:
         folders.insert(0, place.local)  # checkpoint.directory lies elsewhere and needs a lock, too
     for folder in folders:
         try:
-            run_lock.hold(folder)
+            run_lock.hold(folder, patience_s)
         except OSError as error:
             if error.errno != errno.ENOSPC or (folder / run_lock.NAME).exists():
                 raise
             # Leftovers may be what fills the disk. They can go without the lock: a new lock file could not
             # be created, so no other run holds this folder.
             _remove_leftovers(place)
-            run_lock.hold(folder)
+            run_lock.hold(folder, patience_s)
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
     _remove_leftovers(place)
@@ -178,6 +180,7 @@ def restore(engine: Engine, folder: Place) -> Resumed:
     with together(world):
         reader = CheckpointReader(folder)
         _check_fits(engine, reader)
+        check_frozen(reader, engine.module.fingerprints)
     fragments.begin_loading(engine)
     with together(world):  # no collectives inside: one rank's damaged file must not leave others waiting
         _load(engine, reader)
@@ -243,6 +246,19 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
             f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with "
             "another --name"
         ) from error
+
+
+def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> None:
+    """Compares the frozen networks that a run has had so far with those of now, by name.
+
+    Raises: CheckpointError when one differs: its targets would change in the middle of the run.
+    """
+    for name, fingerprint in reader.state["frozen"].items():
+        if fingerprints.get(name, fingerprint) != fingerprint:
+            raise CheckpointError(
+                f"{reader.folder} was trained with another {name} than {name}_weights names now; put the "
+                "earlier file back, or start another run from its weights: --name OTHER --initial-weights RUN"
+            )
 
 
 def check_family(found: Place | Path, family: str) -> None:

@@ -103,8 +103,11 @@ STATE_FIELDS: dict[str, Callable[[Any], bool]] = {
     "metric": _or_none(_metric),
     "data": _object(_source),
     "spikes": _or_none(_spikes),
+    "frozen": _object(lambda fingerprint: type(fingerprint) is str),
 }
 """The keys of state.json, and a test for each value."""
+YOUNGER: dict[str, Any] = {"frozen": {}}
+"""What earlier versions did not write, and what it then is."""
 
 
 def read_state(folder: Place) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def read_state(folder: Place) -> dict[str, Any]:
         state = loads(folder.read(STATE))
         if type(state) is not dict:
             raise ValueError("is not an object")
+        state = {**YOUNGER, **state}
         for key, test in STATE_FIELDS.items():
             if key not in state:
                 raise ValueError(f"lacks {key}")

@@ -172,6 +172,7 @@ class Saver:
             state |= self.engine.counters()
             state["optimizer_updates"] = fragments.update_counts(self.engine)
             state |= {"parameters": self.engine.shapes(), "buffers": list(buffers), **told}
+            state["frozen"] = self.engine.module.fingerprints
             contents |= {
                 files.STATE: json.dumps(state, indent=1) + "\n",
                 files.CONFIG: json.dumps(public(to_dict(self.config)), indent=2) + "\n",

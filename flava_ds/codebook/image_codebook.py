@@ -19,6 +19,7 @@ from flava_ds.config import CodebookConfig, from_dict
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError
 from flava_ds.storage.atomic import replacing, write_whole
+from flava_ds.tensor_hash import hash_of_tensors
 
 METADATA_KEY = "codebook_config"
 
@@ -46,6 +47,10 @@ class ImageCodebook(nn.Module):
         self.config = config
         self.encoder = CodebookEncoder(config)
         self.decoder = CodebookDecoder(config) if decoder else None
+
+    def fingerprint(self) -> str:
+        """Hashes all that determines the codes of an image: the encoder's weights, in their dtype."""
+        return hash_of_tensors(self.encoder.state_dict(), self.config)
 
     def prepare(self, pixel_values: Tensor) -> Tensor:
         """Converts pixels to the encoder's range and dtype: [b c H W] -> [b c H W] in [0.1, 0.9].

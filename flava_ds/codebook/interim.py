@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import replacing
 
@@ -90,6 +91,29 @@ class Interim:
     def remove(self) -> None:
         """Deletes the state of a training that has come to its end."""
         self.path.unlink(missing_ok=True)
+
+
+def finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the last report of the training that wrote `out`; None where `out` does not exist, or has been
+    written without its record beside an unfinished state.
+
+    Raises: CheckpointError when `out` was made with other settings, or nothing says how.
+    """
+    record, unfinished = out.with_suffix(".json"), out.with_name(out.name + SUFFIX)
+    if not out.exists() or (unfinished.exists() and not record.exists()):
+        return None
+    way_out = "delete it, or give --out another name"
+    try:
+        saved = loads(read_small(record))
+        report = dict(saved["report"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{out} exists, and {record} does not say how it was made; {way_out}"
+        ) from error
+    now = json.loads(json.dumps(settings))
+    if differing := _differing({name: saved.get(name) for name in now}, now):
+        raise CheckpointError(f"{out} exists, made with {differing}; {way_out}")
+    return report
 
 
 def _differing(saved: Any, now: Any, where: str = "") -> str:

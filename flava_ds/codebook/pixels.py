@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -74,6 +75,12 @@ class PixelStream:
     def held_out_pictures(self) -> int:
         """How many are held out."""
         return len(self._held_out)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes the keys of all pictures, and where they lie and how long they are in their shards."""
+        parts = [f"{source.table.fingerprint} {source.table.layout}" for source in self._sources]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def batch(self, step: int, size: int) -> Tensor:
         """Returns the images of one step without those that cannot be decoded: [b c H W] uint8."""

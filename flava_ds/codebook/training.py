@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flava_ds.codebook.config import DALLE, CodebookTrainingConfig, temperature_at
 from flava_ds.codebook.image_codebook import save_codebook
-from flava_ds.codebook.interim import Begun, Interim
+from flava_ds.codebook.interim import Begun, Interim, finished
 from flava_ds.codebook.losses import CodebookLoss
 from flava_ds.codebook.pixels import PixelStream
 from flava_ds.codebook.progress import Deadline, Progress
@@ -88,18 +88,24 @@ def train_codebook(
     before the first step and, by the clock, how far it is. Every `save_every_s` seconds, and where
     `is_asked_to_stop`, the state is written beside `out`; the same call goes on from there, exactly. With
     training.max_seconds, counted from `started` (time.perf_counter) or else the call on, all is done and
-    written within them. Ends with a warning in the log when the codebook collapsed (perplexity under a tenth
-    of the vocabulary) or is no better than one colour per image.
+    written within them. Where `out` is the result of the same call, it is left as it is. Ends with a warning
+    in the log when the codebook collapsed (perplexity under a tenth of the vocabulary) or is no better than
+    one colour per image.
 
     Raises: ConfigError on settings that cannot work; DataError on an unusable source or a loss that is not
-    finite; CheckpointError when `out` cannot be written, or an unfinished training there had other settings;
+    finite; CheckpointError when `out` cannot be written, or what is there was made with other settings;
     KeyboardInterrupt after a stop that was asked for.
     """
     deadline = Deadline(training.max_seconds, started)
     trainer = CodebookTrainer(config, training, torch.device(device))
     _check_output(out)
     stream = PixelStream(config, sources, training.eval_samples)
-    interim = Interim(out, trainer, _settings(config, sources, training, stream))
+    settings = _settings(config, sources, training, stream)
+    interim = Interim(out, trainer, settings)
+    if (known := finished(out, {**settings, "max_seconds": training.max_seconds})) is not None:
+        interim.remove()
+        tell(f"{out} is finished: trained before on the same pictures with the same settings")
+        return CodebookReport(**known)
     begun = interim.load()
     tell(describe_plan(trainer, stream, begun.done if begun else 0))
     loop = _Loop(trainer, stream, interim, deadline, stream.held_out())
@@ -107,7 +113,7 @@ def train_codebook(
     loop.save_every_s, loop.is_asked_to_stop = save_every_s, is_asked_to_stop
     loop.fit(begun is None)
     report, curve = loop.run(begun or Begun(0, 0.0, []))
-    _write(trainer, out, report, curve, config, sources)
+    _write(trainer, out, report, curve, settings, sources)
     interim.remove()
     _warn(report)
     return report
@@ -218,6 +224,7 @@ def _settings(
         "training": to_dict(free),
         "transforms": {name: to_dict(source.transform) for name, source in sources.items()},
         "pictures": stream.pictures + stream.held_out_pictures,
+        "hash of their keys and sizes": stream.fingerprint,
     }
 
 
@@ -226,7 +233,7 @@ def _write(
     out: Path,
     report: CodebookReport,
     curve: list[dict[str, Any]],
-    config: Config,
+    settings: dict[str, Any],
     sources: Mapping[str, SourceConfig],
 ) -> None:
     """Writes the codebook, and what it was made of."""
@@ -234,9 +241,8 @@ def _write(
     summary = {
         "report": dataclasses.asdict(report),
         "curve": curve,
-        "seed": config.seed,
-        "codebook": to_dict(config.codebook),
-        "training": to_dict(trainer.training),
+        **settings,
+        "max_seconds": trainer.training.max_seconds,
         "sources": {name: public(to_dict(source)) for name, source in sources.items()},
     }
     write_whole(out.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")

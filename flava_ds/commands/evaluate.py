@@ -225,7 +225,7 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
         raise UserError(f"--{given[0]} requires --task; --list shows the tasks")
     from flava_ds.evaluation import registry
 
-    tasks = f"tasks for --task: {', '.join(sorted(registry.tasks()))}; --list describes them"
+    tasks = f"tasks for --task: {registry.overview(registry.tasks())}"
     require_model(options.model)
     from flava_ds.evaluation.opening import is_huggingface
 

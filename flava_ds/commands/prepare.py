@@ -157,7 +157,9 @@ def index(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def check(options: argparse.Namespace, _: list[str]) -> int:
-    """Checks shards and prints the results, also as JSON and as a page if requested."""
+    """Checks shards and prints the results, also as JSON and as a page if requested; returns 1 where a run of
+    the recipe would end before or by its data.
+    """
     from flava_ds.ranks.launch import require_shards
 
     for name in ("gpus", "images_per_second_per_gpu"):
@@ -189,7 +191,7 @@ def check(options: argparse.Namespace, _: list[str]) -> int:
         from flava_ds.prepare.check_page import write_page
 
         print(write_page(every[0], options.html))
-    return 0
+    return int(any(found.stops for found in every))
 
 
 def as_json(every: list[Check]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError, UserError
@@ -118,30 +118,37 @@ def rehearse(config: Config, ranks: int) -> list[str]:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config.model.load_tokenizer(config)
-    if config.computes_image_codes and config.codebook_weights not in (None, "random"):
-        load_codebook(str(config.codebook_weights), config.codebook)
     task = meta_task(config)
-    check_checkpoint(config, task)
+    if config.computes_image_codes and config.codebook_weights not in (None, "random"):
+        codebook = load_codebook(str(config.codebook_weights), config.codebook)
+        task.fingerprints["codebook"] = codebook.fingerprint()
+    saved = check_checkpoint(config, task)
     if config.initial_weights is not None:
         initial_weights(task, config.initial_weights, str(config.model.type))
     if (error := index_shards(config)) is not None:
         raise error
-    loader = StepLoader(config, world_size=ranks)
+    loader = StepLoader(config, world_size=ranks, start_step=saved["step"] if saved else 0)
     look_over(config, loader.sources)
+    if saved:
+        loader.check_state(saved["data"])
     return preview(config, task, loader, ranks, "cuda" if launch.count_gpus() else "cpu")
 
 
-def check_checkpoint(config: Config, task: Task) -> None:
-    """Raises CheckpointError when the run would go on from a checkpoint of another model."""
+def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:
+    """Returns the state.json that the run would go on from; None for a fresh start.
+
+    Raises: CheckpointError when its checkpoint is of another model, or of other frozen networks.
+    """
     from flava_ds.checkpoints import files
-    from flava_ds.checkpoints.checkpoint import check_family
+    from flava_ds.checkpoints.checkpoint import check_family, check_frozen
     from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
 
     place = files.place_of(config.run_path, config)
     if not config.checkpoint.resume or (folder := files.latest(place)) is None:
-        return
+        return None
     check_family(folder, str(config.model.type))
     reader = CheckpointReader(folder)
+    reader.close()  # state.json has been read
     try:
         shapes = {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
         check_shapes(reader.shapes, shapes, str(folder))
@@ -150,5 +157,5 @@ def check_checkpoint(config: Config, task: Task) -> None:
             f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another "
             "--name"
         ) from error
-    finally:
-        reader.close()
+    check_frozen(reader, task.fingerprints)
+    return reader.state

@@ -10,6 +10,7 @@ from flava_ds.config.data import KINDS, SourceConfig
 from flava_ds.config.tree import Config
 from flava_ds.errors import ConfigError, did_you_mean
 
+PREFIX = "--data.sources."
 _OPTION = re.compile(r"--data\.sources\.(?P<name>.+)\.(?P<field>kind|shards)(=.*)?")
 
 
@@ -27,16 +28,24 @@ def add_sources(config: Config, words: list[str]) -> Config:
         if _dashed(name) not in taken:
             same = next((other for other in given if _dashed(other) == _dashed(name)), name)
             given.setdefault(same, {})[field] = value
+    for name in _named(words):
+        if not any(
+            _dashed(name + ".").startswith(_dashed(known) + ".") for known in (*config.data.sources, *given)
+        ):
+            name = name.split(".")[0]
+            raise ConfigError(
+                f"no source is called '{name}'{_near(name, config)} to add it, give "
+                f"--data.sources.{name}.kind {'|'.join(KINDS)} and --data.sources.{name}.shards FOLDER"
+            )
     sources = dict(config.data.sources)
     longest = min(SourceConfig.max_tokens, config.model.max_tokens)
     for name, fields in given.items():
         if missing := {"kind", "shards"} - fields.keys():
-            near = did_you_mean(name, known := list(config.data.sources)) or f"; there is {', '.join(known)};"
             lacks = missing.pop()
             means = "|".join(KINDS) if lacks == "kind" else "FOLDER"
             raise ConfigError(
-                f"no source is called '{name}'{near} to add it, give --data.sources.{name}.{lacks} "
-                f"{means} too"
+                f"no source is called '{name}'{_near(name, config)} to add it, give "
+                f"--data.sources.{name}.{lacks} {means} too"
             )
         if fields["kind"] not in KINDS:
             raise ConfigError(
@@ -44,6 +53,20 @@ def add_sources(config: Config, words: list[str]) -> Config:
             )
         sources[name] = SourceConfig(**fields, max_tokens=longest)
     return config.with_sources(sources)
+
+
+def _near(name: str, config: Config) -> str:
+    """Names the source that a misspelled name means, or else all."""
+    known = list(config.data.sources)
+    return did_you_mean(name, known) or f"; there is {', '.join(known) or 'none'};"
+
+
+def _named(words: list[str]) -> Iterator[str]:
+    """Yields NAME.FIELD of each option that sets a field of a source."""
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith(PREFIX) and "." in option.removeprefix(PREFIX):
+            yield option.removeprefix(PREFIX)
 
 
 def _set(words: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
     """
     for name, source in sources.items():
         size = config.global_batch_size(name)
-        if source.source.weight > 0 and source.length is not None and source.length < size:
+        if source.length is not None and source.length < size:
             raise DataError(
                 f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer than "
                 f"the {size} of one step over all ranks; add shards, or set "

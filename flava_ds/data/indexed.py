@@ -114,7 +114,7 @@ class IndexedShards:
         }
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns log lines: what is compared, samples left out, and an epoch shorter than a step."""
+        """Returns log lines: what is compared, and samples left out."""
         lines = [self._compared()]
         if self.table.faults:
             damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
@@ -122,12 +122,6 @@ class IndexedShards:
             lines.append(
                 f"source '{self.name}': {len(self)} usable samples; left out: "
                 f"{counted(self.table.faults)}{named}"
-            )
-        size = self.config.global_batch_size(self.name)
-        if len(self) < size:
-            lines.append(
-                f"source '{self.name}': {len(self)} samples are fewer than its global batch of {size}; a "
-                "step reaches into the next epoch"
             )
         return lines
 
@@ -181,25 +175,32 @@ class IndexedShards:
 
     def _check(self, required: dict[str, str]) -> None:
         """Raises DataError when the source has too few usable samples."""
-        lost = sum(faults.lossy(self.table.faults).values())
-        report = (
-            f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
-            f"usable: {counted(self.table.faults)}"
-        )
         if not len(self):
             needs = " and ".join(required)
             where = f" in {self.table.shards[0]}" if len(self.table.shards) else ""
             key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
             hint = f"; captions come from the .json's '{key}': set {option} None for the .txt" if key else ""
             raise DataError(
-                f"{report}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
+                f"{self._counts()}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
                 f"{where}{hint}"
             )
-        if len(self) + lost >= MIN_SEEN and lost > self.source.max_skipped_share * (len(self) + lost):
-            limit, option = self.source.max_skipped_share, f"--data.sources.{self.name}.max-skipped-share"
+        self.check_losses(self.source.max_skipped_share)
+
+    def check_losses(self, limit: float) -> None:
+        """Raises DataError when more than `limit` of the samples lack what the kind needs, or are damaged."""
+        lost = sum(faults.lossy(self.table.faults).values())
+        if len(self) + lost >= MIN_SEEN and lost > limit * (len(self) + lost):
             raise DataError(
-                f"{report}; more than max_skipped_share {limit}: repair the shards or raise {option}"
+                f"{self._counts()}; more than max_skipped_share {limit}: repair the shards or raise "
+                f"--data.sources.{self.name}.max-skipped-share"
             )
+
+    def _counts(self) -> str:
+        """Says how many samples are usable, and how many are not for which reason."""
+        return (
+            f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
+            f"usable: {counted(self.table.faults)}"
+        )
 
 
 class IndexedDraws:

@@ -34,6 +34,9 @@ MOVED_LANES = (
     "another order, with some samples repeated and some missing"
 )
 
+COUNTED_STEPS = 4096
+"""Most steps whose draws are counted ahead; the schedule of a million takes seconds."""
+
 
 class Request(NamedTuple):
     """One rank's read for one micro-step: `count` samples from `position` of a source's or lane's stream."""
@@ -180,6 +183,17 @@ class StepLoader:
             if source.length is not None:
                 found[f"epoch/{name}"] = self._position(name, step) / source.length
         return found
+
+    def steps_left(self, step: int) -> dict[str, float]:
+        """Returns how many of the steps from `step` to the run's end draw each source: exactly near the end,
+        else by the sources' weights, which are met within a block of steps.
+        """
+        drawn, end = self._drawn(step), self._drawn(step) + self.config.training.total_steps - step
+        if end - drawn > COUNTED_STEPS:
+            counts = {name: self._target(name, end) for name in self.sources}
+        else:
+            counts = {name: self.round_robin.draws_before(name, end) for name in self.sources}
+        return {name: max(0.0, n - self.round_robin.draws_before(name, drawn)) for name, n in counts.items()}
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
         """Compares a saved state with this loader and adopts its jumps.

@@ -64,4 +64,4 @@ def scored(statistic: Statistic, predicted: np.ndarray, labels: np.ndarray, unit
     ]
     error = float(np.std(found, ddof=1)) if len(labels) > 1 else None
     value = statistic(predicted, labels)
-    return Score(value, len(labels), error, unit, interval=interval(np.array(found)))
+    return Score(value, len(labels), error or None, unit, interval=interval(np.array(found)))

@@ -28,6 +28,7 @@ class Contrast(ABC):
     data: EvaluationData
     transform: Transform = CLIP_TRANSFORM
     suite: ClassVar[str] = "pairs"
+    group: ClassVar[str] = "vision-language"
 
     @abstractmethod
     def scores(self, model: FrozenModel, samples: Contrasts) -> np.ndarray:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from flava_ds.evaluation.protocols import Progress
 from flava_ds.storage.atomic import replacing
+from flava_ds.tensor_hash import hash_of_tensors
 
 PART_BATCHES = 64
 """Batches of a part: what an interruption loses at most."""
@@ -36,11 +36,7 @@ class Identified(Protocol):
 
 def hash_of_weights(module: nn.Module, settings: object) -> str:
     """Hashes a model's tensors, and the settings that it was built with (such as the mean of its pixels)."""
-    digest = hashlib.sha256(f"{MAKER} {settings!r}".encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return hash_of_tensors(module.state_dict(), (MAKER, settings))
 
 
 @dataclass(frozen=True)

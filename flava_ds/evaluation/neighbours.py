@@ -32,6 +32,7 @@ class Neighbours:
     transform: Transform = DINO_TRANSFORM
     about: ClassVar[str] = "nearest neighbours among the training images (k 20)"
     suite: ClassVar[str] = "vision"
+    group: ClassVar[str] = "vision probes"
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:

@@ -14,7 +14,7 @@ from torch import nn
 from flava_ds import config as configuration
 from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_of
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import load_weights
+from flava_ds.checkpoints.reader import WEIGHTS, load_weights
 from flava_ds.config import Config, DataConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError, UserError
@@ -76,6 +76,11 @@ def open_model(
     else:
         config, run_path = configuration.load(path / CONFIG), path
         found = latest(place_of(path, config))
+        if found is None and (path / WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{path}: holds weights to start a run from, with --initial-weights {path}; to use the model "
+                "as it is, give the folder that these were converted from, or a run that began with them"
+            )
         if found is None:
             raise CheckpointError(
                 f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"

@@ -98,6 +98,7 @@ class ImageProbe(Probe):
     transform: Transform = CLIP_TRANSFORM
     about: ClassVar[str] = "logistic regression on frozen image features"
     suite: ClassVar[str] = "vision"
+    group: ClassVar[str] = "vision probes"
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledImages) -> Tensor:
@@ -135,6 +136,7 @@ class TextProbe(Probe):
 
     about: ClassVar[str] = "logistic regression on frozen text features"
     suite: ClassVar[str] = "text"
+    group: ClassVar[str] = "language"
     needs: ClassVar[tuple[type, ...]] = (TextFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledTexts) -> Tensor:

@@ -192,11 +192,13 @@ class Score:
     value: float
     n: int
     standard_error: float | None
-    """None if there are too few samples to estimate it."""
+    """None if the samples do not tell it: there are too few, or all are right, or all wrong."""
     unit: Unit = "share"
     higher_is_better: bool = True
     interval: tuple[float, float] | None = None
-    """Between which 95 % of 1000 bootstrap resamples of the test samples lie; None where none were drawn."""
+    """Of 95 %, by 1000 bootstrap resamples of the test samples; Wilson's for means over classes, and for
+    samples that are all alike. None where there is none.
+    """
 
     def __str__(self) -> str:
         """Formats the value for display."""
@@ -261,9 +263,8 @@ class Evaluator(Protocol):
 class Trained(Protocol):
     """A task that trains weights."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Returns its hyper-parameters, which become part of the result."""
+    def settings(self, data: Splits) -> dict[str, Any]:
+        """Returns the hyper-parameters that it trained with on `data`; they become part of the result."""
 
 
 class Splits(Protocol):

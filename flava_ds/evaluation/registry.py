@@ -6,17 +6,22 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
-from flava_ds.config import did_you_mean
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import methods
 from flava_ds.evaluation import tasks as package
 from flava_ds.evaluation.protocols import Evaluator
 
 _TASKS: dict[str, Evaluator] = {}
+OTHERS = "others"
+GROUPS = ("vision probes", "zero-shot", "retrieval", "language", "vision-language", OTHERS)
+"""In the order in which they are listed."""
+SHOWN, MOST_NAMED = 2, 10
+"""Names of a group where there is no room for all, and the most tasks that are all named."""
 
 
 def tasks() -> dict[str, Evaluator]:
@@ -66,10 +71,41 @@ def find(names: Iterable[str], root: Path | None = None) -> list[Evaluator]:
     return list(dict.fromkeys(found))
 
 
-def _pick(name: str, known: dict[str, Evaluator], also: Iterable[str] = ()) -> Evaluator:
+def grouped(known: Mapping[str, Evaluator]) -> dict[str, list[str]]:
+    """Returns the names of tasks by group, sorted; a method that names no group is among the others."""
+    found: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for name, task in sorted(known.items()):
+        found.setdefault(getattr(task, "group", OTHERS), []).append(name)
+    return {group: names for group, names in found.items() if names}
+
+
+def overview(known: Mapping[str, Evaluator]) -> str:
+    """Names the groups of tasks in one line, each with its first ones."""
+    parts = [
+        f"{group}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if names[SHOWN:] else ''}"
+        for group, names in grouped(known).items()
+    ]
+    return f"{'; '.join(parts)}; `flava-ds evaluate --list` describes all"
+
+
+def nearest(name: str, known: Mapping[str, Evaluator], also: Iterable[str] = ()) -> list[str]:
+    """Returns the task that a misspelled name means, or all on the data set that it means, if any."""
+    names = [*also, *known]
+    if close := get_close_matches(name, names, n=1, cutoff=0.85):
+        return close
+    data = get_close_matches(name, {task.data.name for task in known.values()}, n=1)
+    return [own for own, task in sorted(known.items()) if task.data.name in data] or get_close_matches(
+        name, names, n=1
+    )
+
+
+def _pick(name: str, known: dict[str, Evaluator], also: Collection[str] = ()) -> Evaluator:
     if name not in known:
-        names = [*also, *sorted(known)]
-        raise UserError(f"no task '{name}'; there are {', '.join(names)}{did_you_mean(name, names)}")
+        close = " or ".join(f"'{own}'" for own in nearest(name, known, also))
+        hint = f" (did you mean {close}?)" if close else ""
+        there = overview(known) if len(known) > MOST_NAMED else ", ".join(known)
+        plain = f"; on data of your own: {', '.join(also)}" if also else ""
+        raise UserError(f"no task '{name}'{hint}; there are {there}{plain}")
     return known[name]
 
 

@@ -31,6 +31,7 @@ class Retrieval:
     transform: Transform = CLIP_TRANSFORM
     about: ClassVar[str] = "zero-shot retrieval of captions and images"
     suite: ClassVar[str] = "pairs"
+    group: ClassVar[str] = "retrieval"
     needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:

@@ -175,7 +175,7 @@ def evaluate(
             **{"limit": found.limit, "fingerprint": samples.fingerprint},
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
-            **({"fine_tuning": task.settings} if isinstance(task, Trained) else {}),
+            **({"fine_tuning": task.settings(found)} if isinstance(task, Trained) else {}),
         }
         results[task.name] = TaskResult(scores, time.monotonic() - start, facts)
     return results

@@ -14,6 +14,8 @@ from flava_ds.evaluation.protocols import Score
 CHUNK_ROWS = 1024
 RESAMPLES, SEED = 1000, 0
 """Of every bootstrap interval."""
+Z = 1.959964
+"""Standard deviations of a normal on either side that hold 95 %."""
 DRAWN_COUNTS = 2**22
 """Most counts of an area's resamples that exist at one time."""
 
@@ -21,10 +23,11 @@ DRAWN_COUNTS = 2**22
 def share(hits: np.ndarray, groups: np.ndarray | None = None) -> Score:
     """Returns the mean of per-sample values in [0, 1], with its standard error: [N].
 
-    The bootstrap draws the samples of one group, such as the captions of one image, together.
+    The bootstrap draws the samples of one group, such as the captions of one image, together. Values that are
+    all equal have no deviation to draw from: the interval is then Wilson's, and the standard error unknown.
     """
     hits = np.asarray(hits, dtype=np.float64)
-    error = float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else None
+    error = float(hits.std(ddof=1) / math.sqrt(len(hits))) if np.ptp(hits) > 0 else None
     return Score(float(hits.mean()), len(hits), error, interval=_interval_of_mean(hits, groups))
 
 
@@ -51,18 +54,47 @@ def share_over_folds(hits: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> 
 
 
 def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
-    """Returns the mean of the classes' accuracies: [N], [N]."""
+    """Returns the mean of the classes' accuracies: [N], [N].
+
+    The interval is made of Wilson's of each class. A bootstrap would find no width in a class that is all
+    right or all wrong, as most small classes are.
+    """
     classes = [np.asarray(hits, dtype=np.float64)[labels == label] for label in np.unique(labels)]
     variances = [part.var(ddof=1) / len(part) for part in classes if len(part) > 1]
     error = math.sqrt(sum(variances)) / len(classes) if len(variances) == len(classes) else None
-    draw = np.random.default_rng(SEED)
-    drawn = sum(_drawn_means(part[:, None], draw) for part in classes) / len(classes)
-    value = float(np.mean([part.mean() for part in classes]))
-    return Score(value, len(labels), error, interval=interval(drawn))
+    means = [float(part.mean()) for part in classes]
+    between = mean_interval(means, [wilson(m, len(c)) for m, c in zip(means, classes, strict=True)])
+    return Score(float(np.mean(means)), len(labels), error or None, interval=between)
+
+
+def wilson(mean: float, count: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of the mean of `count` values in [0, 1].
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    centre, share = mean + Z**2 / (2 * count), 1 + Z**2 / count
+    width = Z * math.sqrt(mean * (1 - mean) / count + (Z / (2 * count)) ** 2)
+    return max(0.0, (centre - width) / share), min(1.0, (centre + width) / share)
+
+
+def mean_interval(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Returns the interval of the mean of independent numbers: the distances to the ends of their intervals
+    are combined like standard errors.
+
+    Source: Zou and Donner, "Construction of confidence limits about effect measures" (2008).
+    """
+    low, high = (
+        math.hypot(*(value - ends[side] for value, ends in zip(values, intervals, strict=True)))
+        for side in (0, 1)
+    )
+    middle = sum(values) / len(values)
+    return middle - low / len(values), middle + high / len(values)
 
 
 def _interval_of_mean(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
     """Returns between what the means of resampled groups lie."""
+    if np.ptp(values) == 0:
+        return wilson(float(values[0]), len(values if groups is None else np.unique(groups)))
     if groups is None:
         return interval(_drawn_means(values[:, None], np.random.default_rng(SEED)))
     _, number = np.unique(groups, return_inverse=True)
@@ -102,7 +134,7 @@ def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
     spread = (positive - 1) * (between - area**2) + (negative - 1) * (within - area**2)
     variance = (area * (1 - area) + spread) / (positive * negative)
     error = math.sqrt(max(0.0, variance))
-    return Score(area, len(labels), error, interval=_interval_of_area(scores, labels))
+    return Score(area, len(labels), error or None, interval=_interval_of_area(scores, labels))
 
 
 def _interval_of_area(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from flava_ds.evaluation.protocols import Evaluator, Score
 from flava_ds.evaluation.published import published
+from flava_ds.evaluation.registry import grouped
 from flava_ds.evaluation.runner import TaskResult
 
 
@@ -32,11 +33,14 @@ def result_table(results: Mapping[str, TaskResult]) -> str:
 
 
 def task_list(tasks: Mapping[str, Evaluator]) -> str:
-    """Lists tasks: their needs of a model, and where their data comes from, once per data set."""
-    rows = [
-        (name, task.about, ", ".join(need.__name__ for need in task.needs), task.data.folder + "/")
-        for name, task in sorted(tasks.items())
-    ]
+    """Lists tasks by group: their needs of a model, and where their data comes from, once per data set."""
+    rows = []
+    for group, names in grouped(tasks).items():
+        rows.append((f"[{group}]", "", "", ""))
+        for name in names:
+            task = tasks[name]
+            needs = ", ".join(need.__name__ for need in task.needs)
+            rows.append((name, task.about, needs, task.data.folder + "/"))
     lines = [aligned(("task", "what", "needs", "data in ROOT/"), rows), ""]
     for data in {task.data.folder: task.data for _, task in sorted(tasks.items())}.values():
         splits = ", ".join(data.splits)

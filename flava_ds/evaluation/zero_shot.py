@@ -30,6 +30,7 @@ class ZeroShot:
     transform: Transform = CLIP_TRANSFORM
     about: ClassVar[str] = "zero-shot classification by prompts"
     suite: ClassVar[str] = "vision"
+    group: ClassVar[str] = "zero-shot"
     needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:

@@ -18,10 +18,12 @@ import numpy as np
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import read_header
+from flava_ds.data.first_look import look_over
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.samples import MAX_CHARACTERS, Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
+from flava_ds.data.skip_log import MIN_SEEN
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
@@ -35,7 +37,7 @@ NEAR_BITS = 3
 _BANDS = NEAR_BITS + 1
 _TIMED_S, _TIMED_BATCH = 5.0, 32
 CHECKED = "checked"
-"""Name of the source whose shards are checked."""
+"""Name of the source whose shards are checked, where the recipe has none of its kind."""
 _SHOWN, _DAMAGED_NAMED = 24, 10
 _MOST_LENGTH = MAX_CHARACTERS + 2
 """Tokens beyond which no text is, as a token has a character at least."""
@@ -88,6 +90,8 @@ class Check:
     loader_processes: int = 0
     shown: list[int] = field(default_factory=list)
     verdicts: list[tuple[bool, str]] = field(default_factory=list)
+    stops: list[str] = field(default_factory=list)
+    """What would end a run of the recipe on these shards, in its own words."""
     source: IndexedShards | None = None
 
     @property
@@ -126,15 +130,16 @@ def check_shards(
     paths = expand_shards(shards)
     _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
     found.kind = _kind(found.members, caption_key)
-    config = _as_trained(recipe, found.kind, shards, caption_key)
-    found.max_tokens = config.data.sources[CHECKED].max_tokens
-    found.global_batch_size = config.global_batch_size(CHECKED)
-    found.source = IndexedShards(config, CHECKED)
+    config, limit = _as_trained(recipe, found.kind, shards, caption_key)
+    [name] = config.data.sources
+    found.max_tokens = config.data.sources[name].max_tokens
+    found.global_batch_size = config.global_batch_size(name)
+    found.source = IndexedShards(config, name)
     found.damage = dict(found.source.table.faults)
     _read_samples(found, most)
     _time(found, config)
     found.loader_processes = need.gpus * max(1, config.data.num_workers)
-    found.verdicts = _judge(found)
+    found.verdicts, found.stops = _judge(found), _stops(found, limit)
     return found
 
 
@@ -157,14 +162,15 @@ def _kind(members: dict[str, int], caption_key: str | None) -> str:
     return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
 
 
-def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> Config:
-    """Returns the recipe with these shards in place of its source of that kind.
+def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> tuple[Config, float]:
+    """Returns the recipe with these shards in place of its source of that kind, alone, and the share of
+    unusable samples that a run allows it.
 
     Bad samples do not stop the check, and codes are left out.
     """
     config = resolve(recipe, [])
-    same_kind = (source for source in config.data.sources.values() if source.kind == kind)
-    like = next(same_kind, SourceConfig(kind=kind, shards=shards))
+    same_kind = ((name, source) for name, source in config.data.sources.items() if source.kind == kind)
+    name, like = next(same_kind, (CHECKED, SourceConfig(kind=kind, shards=shards)))
     changes = {
         "shards": shards,
         "caption_key": caption_key,
@@ -172,7 +178,7 @@ def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) ->
         "max_skipped_share": 1.0,
         "skip_list": None,
     }
-    return config.with_sources({CHECKED: dataclasses.replace(like, **changes)})
+    return config.with_sources({name: dataclasses.replace(like, **changes)}), like.max_skipped_share
 
 
 def _read_samples(found: Check, most: int) -> None:
@@ -297,6 +303,32 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
     ]
 
 
+def _stops(found: Check, limit: float) -> list[str]:
+    """Lists what would end a run: what it looks at before its first step, and too many unusable samples."""
+    source, said = found.source, []
+    for look in (
+        lambda: source.check_losses(limit),
+        lambda: look_over(source.config, {source.name: source}),
+        lambda: _check_read(found, limit),
+    ):
+        try:
+            look()
+        except DataError as error:
+            said.append(str(error))
+    return said
+
+
+def _check_read(found: Check, limit: float) -> None:
+    """Raises DataError when too many of the samples read are unusable."""
+    lost = sum(n for reason, n in found.bad.items() if reason != faults.SKIP_LIST)
+    if found.read >= MIN_SEEN and lost > limit * found.read:
+        raise DataError(
+            f"source '{found.source.name}': {lost} of {found.read} samples read ({lost / found.read:.1%}) "
+            f"are unusable, more than max_skipped_share {limit}: repair the shards or raise "
+            f"--data.sources.{found.source.name}.max-skipped-share"
+        )
+
+
 def describe(found: Check) -> str:
     """Formats the check for a terminal."""
     per_shard = sorted(found.samples_per_shard)
@@ -314,6 +346,7 @@ def describe(found: Check) -> str:
         if values:
             lines.append(f"{name}: " + ", ".join(f"{label} {n:.4g}" for label, n in quantiles(values)))
     lines += [f"  {'ok  ' if good else 'LOOK'}  {text}" for good, text in found.verdicts]
+    lines += [f"  STOP  a run of {found.recipe} would end with: {reason}" for reason in found.stops]
     return "\n".join([*lines, *(f"        {example}" for example in found.bad_examples)])
 
 

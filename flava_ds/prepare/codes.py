@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -69,8 +67,8 @@ def write_codes(
     """
     shards = expand_shards(source.shards)
     _check(source, codebook, config, shards, out)
+    stamp = codebook.fingerprint()
     codebook = codebook.to(device)
-    stamp = _fingerprint(codebook)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     written = kept = samples = failed = 0
@@ -191,14 +189,6 @@ def _check(
             f"'{source.shards}': out '{out}' is the folder of the shards themselves; choose another, or "
             "None to replace them in place"
         )
-
-
-def _fingerprint(codebook: ImageCodebook) -> str:
-    """Hashes everything that determines the codes: the encoder's weights and the configuration."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(codebook.config), sort_keys=True).encode())
-    for name, tensor in sorted(codebook.encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _finished(target: Path, record: Path, shard: Path, stamp: str) -> dict[str, int] | None:

@@ -5,9 +5,10 @@ Every launcher starts flava_ds.train.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from flava_ds.ranks import safe_path
 from flava_ds.storage.shards import list_shards
 
 MODULE = "flava_ds.train"
+LAUNCHER = "flava_ds.ranks.deepspeed_launcher"
 SUPERVISOR = "flava_ds.ranks.supervise"
 
 
@@ -72,7 +74,7 @@ def plan_launch(
     `port` is the rendezvous port; None takes a free one. DeepSpeed's launcher is silenced, because its output
     when a rank ends would bury the rank's own error. With `debug` it logs, and ranks show tracebacks.
 
-    Raises: UserError when the machine cannot run so many ranks, or DeepSpeed's launcher is missing.
+    Raises: UserError when the machine cannot run so many ranks.
     """
     check_ranks(ranks, gpus)
     if debug:
@@ -83,9 +85,9 @@ def plan_launch(
             environment=environment_of(ranks, gpus),
         )
     port = free_port() if port is None else port
-    level = "info" if debug else "critical"
-    launcher = [find_launcher(), "--num_gpus", str(ranks), "--master_port", str(port)]
-    launcher += ["--log_level", level, "--module", MODULE]
+    launcher = [sys.executable, "-u", "-m", LAUNCHER, f"--world_info={world_info(ranks, gpus)}"]
+    launcher += ["--master_port", str(port), "--log_level", "info" if debug else "critical"]
+    launcher += ["--module", MODULE]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=environment_of(ranks, gpus))
 
 
@@ -142,19 +144,13 @@ def cpu_environment(ranks: int, gpus: int) -> dict[str, str]:
     }
 
 
-def find_launcher() -> str:
-    """Returns the path of the `deepspeed` command, next to this interpreter or on PATH.
-
-    Raises: UserError when it is not installed.
+def world_info(ranks: int, gpus: int) -> str:
+    """Returns the devices of this machine's ranks as DeepSpeed's launcher reads them: the first that
+    CUDA_VISIBLE_DEVICES names, or the first of all.
     """
-    beside = Path(sys.executable).parent / "deepspeed"
-    found = str(beside) if beside.exists() else shutil.which("deepspeed")
-    if found is None:
-        raise UserError(
-            "the `deepspeed` command is missing; install this package with `pip install -e .`, or use "
-            "--ranks 1"
-        )
-    return found
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if gpus else ""
+    devices = visible.split(",")[:ranks] if visible else list(range(ranks))
+    return base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ the file system's own timestamps, so the machines' clocks need not agree.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -33,13 +34,16 @@ _HELD: dict[Path, RunLock] = {}
 """The locks that this process holds."""
 
 
-def hold(run_path: Path) -> None:
+def hold(run_path: Path, patience_s: float = math.inf) -> None:
     """Locks a run's folder for this process, unless it has it already.
 
-    Raises: CheckpointError when another live run holds it.
+    `patience_s` is how long other ranks wait for this one.
+
+    Raises: CheckpointError when another live run holds it, or one of another machine, of which nothing is
+    heard, does not count as gone within half of `patience_s`.
     """
     if run_path not in _HELD:
-        lock = RunLock(run_path)
+        lock = RunLock(run_path, patience_s)
         lock.acquire()
         _HELD[run_path] = lock
 
@@ -58,8 +62,8 @@ def release_all() -> None:
 class RunLock:
     """The right to train in a run's folder, held until `release` or the end of this process."""
 
-    def __init__(self, run_path: Path) -> None:
-        self.path = run_path / NAME
+    def __init__(self, run_path: Path, patience_s: float = math.inf) -> None:
+        self.path, self.patience_s = run_path / NAME, patience_s
         self._said = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -111,7 +115,7 @@ class RunLock:
         if other.get("machine") == self._said["machine"]:
             began = started(other.get("pid"))
             return began is not None and began == other.get("process")
-        first = None
+        first, begun = None, time.monotonic()
         while (beat := _stamp(self.path)) is not None:
             age_s = (self._now() - beat) / 1e9
             if first is not None and beat != first:
@@ -124,7 +128,14 @@ class RunLock:
                     "%s is held by %s; waiting up to %.0f s for a sign of life",
                     self.path,
                     place,
-                    STALE_S - age_s,
+                    min(STALE_S - age_s, self.patience_s / 2),
+                )
+            if time.monotonic() - begun > self.patience_s / 2:
+                raise CheckpointError(
+                    f"{self.path.parent} is held by process {other.get('pid')} on {other.get('host')}, which "
+                    f"has given no sign of life for {age_s:.0f} s and counts as gone after {STALE_S:.0f} s; "
+                    f"start again in {max(1, STALE_S - age_s):.0f} s: the other ranks wait no more than "
+                    f"{self.patience_s:.0f} s (engine.communication_timeout_s)"
                 )
             first = beat
             time.sleep(POLL_S)

@@ -119,6 +119,14 @@ def load_recipe(recipe: str, depth: int = 0) -> Config:
                 f"{', '.join(RECIPES)}"
             )
         return partial.read(path, load_recipe, depth)
+    if path.is_dir():
+        saved = path / "config.json"
+        how = (
+            f"is a run's folder; `flava-ds train {saved}` goes on with that run"
+            if saved.is_file()
+            else f"is a folder, not a recipe; give {WAYS}"
+        )
+        raise ConfigError(f"{recipe}: {how}")
     suggestion = (
         did_you_mean(recipe, [*RECIPES, *SEQUENCES])
         or f"; choose one of {', '.join(RECIPES)}, or give {WAYS}"

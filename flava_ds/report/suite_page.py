@@ -111,7 +111,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((name, str(value)) for name, value in named if value is not None),
         (
             "intervals",
-            f"{100 * drawn['level']:.0f} % of {drawn['resamples']} resamples, seed {drawn['seed']}",
+            f"{100 * drawn['level']:.0f} % of {drawn['resamples']} resamples, seed {drawn['seed']}; "
+            "Wilson's for means over classes and where all samples are alike",
         ),
         *((name, version) for name, version in report["versions"].items()),
     ]

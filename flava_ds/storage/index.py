@@ -203,11 +203,10 @@ def index_missing(
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
     if not missing:
         return {}
+    places = sorted({str(shard.parent) for shard, *_ in missing})
+    where = f"of '{places[0]}'" if len(places) == 1 else f"in {len(places)} folders"
     log.info(
-        "indexing %d of %d shards of '%s' that have no index; this happens once",
-        len(missing),
-        len(shards),
-        missing[0][0].parent,
+        "indexing %d of %d shards %s that have no index; this happens once", len(missing), len(shards), where
     )
     workers = _REQUESTS_AT_ONCE
     if not remote:

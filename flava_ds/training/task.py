@@ -67,7 +67,9 @@ class Task(nn.Module):
         """The objectives' states are named "<objective>.<state>"; a family may add its own under other names.
         """
         self.frozen: dict[str, Any] = {}
-        """Untrained networks on the device that compute targets; equal on all ranks, not in checkpoints."""
+        """Untrained networks on the device that compute targets; equal on all ranks."""
+        self.fingerprints: dict[str, str] = {}
+        """Of the frozen networks as they were loaded. Checkpoints keep these alone."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ FIELDS = (
         "counter",
     ),
     Field("rollbacks", "", "how often the run diverged and rolled back to a good checkpoint", "counter"),
-    Field("eta_s", "s", "time left to training.total_steps at this record's rate"),
+    Field("eta_s", "s", "time left to training.total_steps, at each source's own pace, pauses left out"),
 )
 
 

@@ -26,6 +26,7 @@ from flava_ds.training.trainer import is_due
 from flava_ds.training.watcher import Note, Update, Watcher
 from flava_ds.watching.environment import describe_start
 from flava_ds.watching.log_fields import metric_key
+from flava_ds.watching.pace import Pace
 from flava_ds.watching.sinks import Sink, open_sinks
 from flava_ds.watching.states import StateReports
 from flava_ds.watching.stragglers import StepClock, StragglerWatch, find_slowest
@@ -42,6 +43,10 @@ class Window:
     worked_s: float = 0.0
     """Time until the rank first waited for others, by StepClock."""
     peak_memory: int = 0
+    drawn: Counter[str] = field(default_factory=Counter)
+    """Steps by source."""
+    work: Counter[str] = field(default_factory=Counter)
+    """FLOPs by source."""
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     cut_tokens: Counter[str] = field(default_factory=Counter)
@@ -69,14 +74,17 @@ class Metrics(Watcher):
         gemm_rate: float,
         first_step: int,
         progress: Callable[[int], Mapping[str, float]],
+        steps_left: Callable[[int], Mapping[str, float]],
     ) -> None:
         """Opens the sinks on rank 0. Collective: all ranks must call it together.
 
         `gemm_rate` is the FLOP/s of all ranks' devices on plain matrix products; `progress` returns the
-        fields that describe the sources' progress after a number of steps.
+        fields that describe the sources' progress after a number of steps, `steps_left` how many later ones
+        draw each source.
         """
         self.config, self.engine, self.world, self.gemm_rate = config, engine, engine.world, gemm_rate
-        world, self._progress = engine.world, progress
+        world, self._progress, self._steps_left = engine.world, progress, steps_left
+        self._pace = Pace()
         self.clock = StepClock(world.device)
         self.clock.watch(engine.module)
         self._fields = {f"{name}/loss": f"loss/{name}" for name in engine.module.objectives}
@@ -117,6 +125,8 @@ class Metrics(Watcher):
         window.steps += 1
         window.samples += sum(batch.size for batch in update.batches)
         window.flops += update.flops
+        window.drawn[source] += 1
+        window.work[source] += update.flops
         window.waited_s += update.waited_s
 
     def add_gradient_norms(self, norms: dict[str, Tensor]) -> None:
@@ -154,6 +164,7 @@ class Metrics(Watcher):
             sum(getattr(window, name) for window in windows) for name in ("samples", "flops", "waited_s")
         )
         steps = max(1, self._window.steps)
+        self._pace.add(elapsed, self._window.drawn, self._window.work)
         record = {
             "step": step,
             "time": time.time(),
@@ -178,7 +189,7 @@ class Metrics(Watcher):
             },
             **cut_shares(windows),
             "skipped_updates": int(updates),
-            "eta_s": (self.config.training.total_steps - step - 1) * elapsed / steps,
+            "eta_s": self._pace.seconds(self._steps_left(step + 1)),
         }
         self._reset()
         if self.world.is_main:

@@ -118,6 +118,7 @@ def refusals(folder: str) -> dict[str, str]:
     checkpoint.prepare(config, world)
     engine = engine_of(config, world)
     run_steps(engine, config, world, KINDS[:4])
+    engine.module.fingerprints["codebook"] = "beef"
     written = save(engine, config, 4)
     said: dict[str, str] = {}
 
@@ -134,6 +135,9 @@ def refusals(folder: str) -> dict[str, str]:
     everywhere = merged.users() | {"mim.dense.weight": frozenset({Kind.TEXT})}
     merged.users = lambda: everywhere
     attempt("group", module=merged)
+    other = Toy()
+    other.fingerprints["codebook"] = "f00d"
+    attempt("codebook", module=other)
     for name, file in (("weights", weights_name(1)), ("moments", optimizer_name(1))):
         path = written.local / file
         intact = path.read_bytes()
@@ -177,6 +181,7 @@ def test_unusable_checkpoints_are_refused_in_one_line_on_every_rank(run_ranks, t
             "'mim.dense.weight' has had 2 updates and 'mlm.dense.weight' 1, but this configuration "
             "trains them as one group"
         ) in said["group"]
+        assert "was trained with another codebook than codebook_weights names now; put" in said["codebook"]
         assert "weights_00001.safetensors is damaged" in said["truncated weights"]
         assert "optimizer_00001.safetensors is damaged" in said["truncated moments"]
         assert "does not agree with the checkpoint's state.json" in said["ranks"]

@@ -133,6 +133,17 @@ def test_names_of_the_published_layout():
     assert huggingface_name("output.bias") == "blocks.output.conv.bias"
 
 
+def test_the_fingerprint_is_of_what_makes_the_codes(codebook, tmp_path):
+    """The decoder, and the layout of the file, make none."""
+    save_huggingface_codebook(codebook, tmp_path)
+    known = codebook.fingerprint()
+    assert load_codebook(tmp_path, FOUR).fingerprint() == known
+    assert load_codebook(tmp_path, dataclasses.replace(FOUR, image_size=64)).fingerprint() != known
+    other = load_codebook(tmp_path, FOUR)
+    other.encoder.output.bias[0] += 1e-3
+    assert other.fingerprint() != known
+
+
 def test_codes_are_row_by_row_and_uint8_equals_float(codebook):
     whole = torch.randint(
         0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)

@@ -229,6 +229,31 @@ def test_a_stopped_training_goes_on_exactly(config, sources, tmp_path):
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+def test_a_result_is_kept_unless_the_same_call_made_it(config, sources, tmp_path):
+    training, out, told = dataclasses.replace(SHORT, total_steps=2), tmp_path / "c.safetensors", []
+    first = train_codebook(config, sources, out, training=training)
+    made = out.stat()
+    again = train_codebook(
+        config, sources, out, training=dataclasses.replace(training, log_every=1), tell=told.append
+    )
+    assert again == first and out.stat() == made and "c.safetensors is finished: trained before" in told[-1]
+    for change, said in (
+        ({"lr": 0.1}, "made with training.lr 0.005 instead of 0.1; delete it, or give --out"),
+        ({"max_seconds": 9.0}, "made with max_seconds None instead of 9.0;"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            train_codebook(config, sources, out, training=dataclasses.replace(training, **change))
+    pixels = np.full((240, 16, 16, 3), 77, np.uint8)
+    pixels[:, 0, 0] = np.arange(240)[:, None]
+    write_tar(tmp_path / "shapes.tar", [(f"{n:04d}.webp", encode(image)) for n, image in enumerate(pixels)])
+    with pytest.raises(CheckpointError, match="made with hash of their keys and sizes .* instead of"):
+        train_codebook(config, sources, out, training=training)
+    out.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match="c.json does not say how it was made; delete it"):
+        train_codebook(config, sources, out, training=training)
+    assert out.stat() == made
+
+
 def test_states_are_written_on_the_way(config, sources, tmp_path):
     """A training that is killed has lost what came after its last state, and no more."""
     out, steps = tmp_path / "c.safetensors", []
@@ -245,9 +270,9 @@ def test_states_are_written_on_the_way(config, sources, tmp_path):
     assert steps == [0, 1, 1]
     train_codebook(config, sources, out, training=training, tell=told.append)
     assert told[0].startswith("going on after step 2: ") and out.is_file()
-    (tmp_path / "c.safetensors.unfinished").write_bytes(b"\x80junk")
+    (tmp_path / "d.safetensors.unfinished").write_bytes(b"\x80junk")
     with pytest.raises(CheckpointError, match="no state of a codebook's training, or a damaged one; delete"):
-        train_codebook(config, sources, out, training=training)
+        train_codebook(config, sources, tmp_path / "d.safetensors", training=training)
 
 
 def test_a_limit_is_kept_whatever_the_speed(config, sources, tmp_path, monkeypatch):

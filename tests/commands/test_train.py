@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from flava_ds import cli
 from flava_ds import config as configuration
 from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
+from flava_ds.data.loader import StepLoader
+from flava_ds.preview import meta_task
 from flava_ds.recipes import resolve
 
 TINY = ["train", "flava_tiny", "--dry-run", "--ranks", "1", "--training.global-batch-size", "16"]
@@ -77,14 +79,22 @@ def test_a_dry_run_says_what_the_run_will_be(words, shards, capfd):
             "objectives.mmm_image: num_masked_patches 50 is more than the 49 patches of a picture; set",
         ),
         (["--name", "other_model"], "which this configuration's model has; it was written with another"),
+        (["--name", "other_codebook"], "was trained with another codebook than codebook_weights"),
         (["--name", "other_family"], "was written by family 'clip', this configuration is 'flava'"),
     ],
 )
 def test_a_dry_run_finds_what_would_end_the_run(words, change, message, shards, tmp_path, capfd):
     weights = {f"flava.image_model.{name}": tensor for name, tensor in small_weights(1.0).items()}
     save_file(weights, tmp_path / "model.safetensors")
-    for name, recipe in (("other_model", "flava_debug"), ("other_family", "clip_base")):
-        write_checkpoint(tmp_path / "runs" / name / "checkpoints", 3, small_weights(1.0))
+    tiny = meta_task(resolve("flava_tiny", []))
+    shapes = {name: list(parameter.shape) for name, parameter in tiny.named_parameters()}
+    fitting = {"parameters": shapes, "frozen": {"codebook": "beef"}}
+    for name, recipe, state in (
+        ("other_model", "flava_debug", {}),
+        ("other_family", "clip_base", {}),
+        ("other_codebook", "flava_tiny", fitting),
+    ):
+        write_checkpoint(tmp_path / "runs" / name / "checkpoints", 3, small_weights(1.0), **state)
         beside = tmp_path / "runs" / name / "checkpoints" / "step_00000003" / "config.json"
         beside.write_text(json.dumps(configuration.to_dict(resolve(recipe, []))))
     change = [str(tmp_path / "model.safetensors") if word == "MODEL" else word for word in change]
@@ -92,6 +102,23 @@ def test_a_dry_run_finds_what_would_end_the_run(words, change, message, shards, 
     printed = capfd.readouterr()
     assert message.replace("PAIRS", str(shards / "pairs")) in printed.err.splitlines()[-1]
     assert printed.out == ""
+
+
+def test_a_dry_run_of_a_run_that_goes_on_says_where(words, capfd):
+    config = resolve("flava_tiny", words[words.index("--ranks") + 2 :])
+    shapes = {name: list(own.shape) for name, own in meta_task(config).named_parameters()}
+    data = StepLoader(config).state(13)
+    place = config.run_path / "checkpoints"
+    write_checkpoint(place, 13, small_weights(1.0), config, parameters=shapes, data=data)
+    assert cli.main(words) == 0
+    log = capfd.readouterr().out.splitlines()[3]
+    assert log.startswith("goes on after step 13 of 2000; the log begins with: step 20/2000 | ")
+    assert cli.main([*words, "--training.total-steps", "13"]) == 0
+    assert "nothing is left to train: the latest checkpoint has all 13 steps" in capfd.readouterr().out
+    other = {"pairs": {**data["pairs"], "keys": "others"}}
+    write_checkpoint(place, 14, small_weights(1.0), config, parameters=shapes, data=other)
+    assert cli.main(words) == 2
+    assert "error: the data order would change on resume: source 'pairs': keys was" in capfd.readouterr().err
 
 
 def test_captions_that_some_samples_lack_are_no_error(words, shards, tmp_path, capfd):

@@ -35,7 +35,16 @@ def test_a_source_of_text_fits_the_model():
             ["--data.sources.more.kind", "par", "--data.sources.more.shards", "x"],
             "--data.sources.more.kind 'par': choose one of pair, image, text",
         ),
-        (["--data.sources.more.weight", "1"], "unknown option '--data.sources.more.weight'"),
+        (
+            ["--data.sources.more.weight", "1"],
+            "no source is called 'more'; there is pmd, imagenet, text; to add it, give "
+            "--data.sources.more.kind pair|image|text and --data.sources.more.shards FOLDER",
+        ),
+        (
+            ["--data.sources.imagnet.transform.grayscale=1"],
+            "no source is called 'imagnet'; did you mean 'imagenet'?",
+        ),
+        (["--data.sources.pmd.wieght", "1"], "did you mean '--data.sources.pmd.weight'?"),
         (
             ["--data.sources.a/b.kind", "pair", "--data.sources.a/b.shards", "x"],
             "'a/b' cannot name a source",

@@ -7,7 +7,7 @@ from evaluation.color_world import KnowsColors, color_model, write_image_folder
 
 from flava_ds.evaluation import frozen_model
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
-from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
+from flava_ds.evaluation.feature_cache import FeatureCache
 from flava_ds.evaluation.labelled import Seen
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, DINO_TRANSFORM
 from flava_ds.evaluation.runner import find_data
@@ -79,14 +79,3 @@ def test_a_damaged_file_is_said_and_written_again(tmp_path, pictures):
     told = []
     assert encoded(tmp_path, pictures(), "a", told)[1] == 8 and "not readable" in told[0]
     assert encoded(tmp_path, pictures())[1] == 0
-
-
-def test_the_hash_of_weights_sees_values_names_dtypes_and_settings():
-    model = torch.nn.Linear(3, 2)
-    hashes = {hash_of_weights(model, "mean 0"), hash_of_weights(model, "mean 1")}
-    assert hash_of_weights(model, "mean 0") in hashes
-    hashes.add(hash_of_weights(model.to(torch.bfloat16), "mean 0"))
-    with torch.no_grad():
-        model.bias[0] += 1
-    hashes.add(hash_of_weights(model, "mean 0"))
-    assert len(hashes) == 4

@@ -30,6 +30,6 @@ def test_what_is_not_there_is_named_with_its_layout(tmp_path):
     with pytest.raises(DataError, match="--task retrieval: no data of yours in .*KEY.txt"):
         names(tmp_path, "retrieval")
     with pytest.raises(
-        UserError, match="no task 'zeroshot'; there are zero_shot, .*did you mean 'zero_shot'"
+        UserError, match=r"no task 'zeroshot' \(did you mean 'zero_shot'\?\); .*own: zero_shot, retr"
     ):
         names(tmp_path, "zeroshot")

@@ -7,7 +7,7 @@ import pytest
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.protocols import CAPABILITIES
-from flava_ds.evaluation.registry import find, register, tasks, unregister
+from flava_ds.evaluation.registry import find, grouped, register, tasks, unregister
 
 OWN = '''
 from __future__ import annotations
@@ -51,8 +51,18 @@ def test_names_are_unique_across_files():
 
 
 def test_an_unknown_name_gets_the_known_ones_and_a_suggestion():
-    with pytest.raises(UserError, match="no task 'cifar10_prob'; there are .*did you mean 'cifar10_probe'"):
-        find(["cifar10_prob"])
+    for wrong, meant in (
+        ("cifar10_prob", "(did you mean 'cifar10_probe'?); there are vision probes: "),
+        ("imagenet1k", "did you mean 'imagenet_neighbours' or 'imagenet_probe' or 'imagenet_zero_shot'?"),
+        ("qqqq", "no task 'qqqq'; there are vision probes: "),
+    ):
+        with pytest.raises(UserError) as caught:
+            find([wrong])
+        assert meant in str(caught.value) and len(str(caught.value)) < 500
+    groups = grouped(tasks())
+    assert sorted(sum(groups.values(), [])) == sorted(tasks()) and "others" not in groups
+    assert "glue_cola" in groups["language"] and "vqav2" in groups["vision-language"]
+    assert "coco_retrieval" in groups["retrieval"] and "cifar10_zero_shot" in groups["zero-shot"]
     assert [task.name for task in find(["sst2_probe", "cifar10_probe", "sst2_probe"])] == [
         "sst2_probe",
         "cifar10_probe",

@@ -98,7 +98,28 @@ def test_the_mean_over_folds_weighs_folds_alike():
     assert found.interval[0] < 0.625 < found.interval[1]
 
 
-def test_the_mean_over_classes_is_drawn_class_by_class():
-    hits, labels = np.r_[np.ones(50), np.ones(3), np.zeros(1)], np.r_[np.zeros(50), np.ones(4)].astype(int)
-    found = mean_per_class(hits, labels)
-    assert found.value == 0.875 and found.interval == (0.625, 1.0)
+def test_an_interval_has_a_width_where_all_are_right_or_all_wrong():
+    """By hand: z^2 = 3.8415, so Wilson gives n of n right n / (n + 3.8415) to 1."""
+    labels = np.array([0, 0, 1, 1, 1, 1])
+    right, wrong = mean_per_class(np.ones(6), labels), mean_per_class(np.zeros(6), labels)
+    below = math.hypot(1 - 2 / 5.8415, 1 - 4 / 7.8415) / 2  # of classes of 2 and 4
+    assert right.interval == pytest.approx((1 - below, 1), abs=1e-4) and below == pytest.approx(
+        0.41, abs=1e-3
+    )
+    assert wrong.interval == pytest.approx((0, below), abs=1e-4)
+    assert right.standard_error is None and str(wrong) == "0.00 %"
+    assert share(np.ones(6)).interval == pytest.approx((6 / 9.8415, 1), abs=1e-4)
+    assert share(np.ones(6), np.array([0, 0, 0, 1, 1, 1])).interval == pytest.approx(
+        (2 / 5.8415, 1), abs=1e-4
+    )
+    assert share(np.ones(6)).standard_error is None and share(np.r_[np.ones(5), 0]).standard_error > 0
+    assert roc_area(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1])).standard_error is None
+
+
+def test_the_interval_of_a_mean_over_classes_holds_the_truth():
+    draw, covered = np.random.default_rng(4), []
+    labels, chances = np.repeat([0, 1, 2], [40, 8, 4]), np.array([0.9, 0.6, 0.95])
+    for _ in range(200):
+        low, high = mean_per_class(draw.random(52) < chances[labels], labels).interval
+        covered.append(low <= chances.mean() <= high)
+    assert 0.9 < np.mean(covered) < 1

@@ -8,12 +8,16 @@ from data.shard_files import encode, write_tar
 from data.test_skip_list import scene
 from own_photos import write_texts
 
+from flava_ds import cli
+from flava_ds.config import Config, TrainingConfig
 from flava_ds.errors import DataError
 from flava_ds.prepare import check
 from flava_ds.prepare.check import NEAR_BITS, Need, check_shards, describe, near_duplicates
+from flava_ds.recipes import resolve
 from flava_ds.storage import faults
 
 SCENES = 40
+PICTURE = encode(np.asarray(scene(1, 32, 32)), "jpeg")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,40 @@ def test_text_and_json_say_the_same(found):
         and saved["need"]["gpus"] == 1
         and saved["samples_per_second"] == found.samples_per_second
     )
+
+
+def test_what_would_end_a_run_is_an_error(shards, tmp_path, monkeypatch, capsys):
+    """45 samples of which 3 are unusable: too few for flava_base, enough for batches of 16, and of 60 with 20
+    bad ones, or of 100 of which 10 have no caption, too many are lost.
+    """
+    monkeypatch.setattr(check, "_TIMED_S", 1e-9)
+    need = Need(gpus=1, images_per_second_per_gpu=0.5)
+    fitting = Config(name="fitting", training=TrainingConfig(global_batch_size=16))
+    monkeypatch.setattr(
+        check, "resolve", lambda recipe, words: fitting if recipe == "x" else resolve(recipe, words)
+    )
+    assert check_shards(shards, need, recipe="x").stops == []
+    assert cli.main(["prepare", "check", shards, "--gpus", "1", "--samples", "5"]) == 1
+    said = capsys.readouterr().out
+    assert "STOP  a run of flava_base would end with: source 'pmd': 45 usable samples" in said
+    assert "are fewer than the 8192 of one step over all ranks" in said
+    for name, texts, expected in (
+        ("blank", [b"a dog"] * 90 + [b" "] * 10, "10 of 100 samples read (10.0%) are unusable, more than"),
+        (
+            "without",
+            [b"a dog"] * 90 + [None] * 10,
+            "90 usable samples in 1 shards; not usable: missing caption 10",
+        ),
+    ):
+        members = [
+            member
+            for key, text in enumerate(texts)
+            for member in ((f"{key:03d}.jpg", PICTURE), (f"{key:03d}.txt", text))
+            if member[1] is not None
+        ]
+        write_tar(tmp_path / f"{name}.tar", members)
+        [stop] = check_shards(str(tmp_path / f"{name}.tar"), need, recipe="x").stops
+        assert expected in stop and "max_skipped_share 0.05" in stop, stop
 
 
 def test_only_some_are_read(shards, monkeypatch):

@@ -1,6 +1,8 @@
 """The launch command: threads, devices, ports, and the checks before it."""
 
+import base64
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -34,11 +36,14 @@ def test_more_ranks_than_gpus_is_refused():
         launch.plan_launch("demo", [], ranks=4, gpus=2)
 
 
-def test_missing_launcher_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="`deepspeed` command is missing"):
-        launch.plan_launch("demo", [], ranks=2, gpus=0)
+def test_ranks_get_the_devices_that_are_visible(monkeypatch):
+    def devices(gpus: int) -> list:
+        return json.loads(base64.urlsafe_b64decode(launch.world_info(2, gpus)))["localhost"]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices(0) == devices(4) == [0, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,7")
+    assert devices(3) == ["5", "3"] and devices(0) == [0, 1]
 
 
 def test_free_port_can_be_bound():

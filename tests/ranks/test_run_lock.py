@@ -132,6 +132,17 @@ def test_another_machine_is_believed_while_its_heart_beats(tmp_path, short):
     lock.release()
 
 
+def test_a_wait_that_other_ranks_would_not_sit_out_is_an_error(tmp_path, short, monkeypatch):
+    """They would end first, with a line that blames rank 0."""
+    monkeypatch.setattr(run_lock, "STALE_S", 60.0)
+    elsewhere(tmp_path, 20.0)
+    with pytest.raises(CheckpointError) as caught:
+        RunLock(tmp_path, patience_s=0.4).acquire()
+    said = str(caught.value)
+    assert f"is held by process {os.getpid()} on far, which has given no sign of life for 20 s" in said
+    assert "counts as gone after 60 s; start again in 40 s: " in said
+
+
 def test_an_old_lock_of_another_machine_is_not_waited_for(tmp_path, monkeypatch):
     elsewhere(tmp_path, 3600.0)
     monkeypatch.setattr(run_lock.time, "sleep", lambda _: pytest.fail("it waited"))

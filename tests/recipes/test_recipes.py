@@ -71,6 +71,8 @@ def test_saved_configuration_takes_overrides(tmp_path):
         ("flava_bose", [], "no recipe named 'flava_bose'; did you mean 'flava_base'?"),
         ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_tiny, flava_base, flava_large"),
         ("gone/config.json", [], "gone/config.json: no such file"),
+        ("RUN", [], "RUN: is a run's folder; `flava-ds train RUN/config.json` goes on with that run"),
+        (".", [], ".: is a folder, not a recipe; give the path of a saved config.json"),
         (
             "flava_base",
             ["--training.total-stps", "3"],
@@ -107,7 +109,10 @@ def test_saved_configuration_takes_overrides(tmp_path):
         ),
     ],
 )
-def test_slips_are_one_error_with_a_way_out(recipe, overrides, message, capfd):
+def test_slips_are_one_error_with_a_way_out(recipe, overrides, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "config.json").touch()
     with pytest.raises(ConfigError) as caught:
         resolve(recipe, overrides)
     assert message in str(caught.value)

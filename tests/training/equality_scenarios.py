@@ -266,6 +266,10 @@ class Parts:
         """Returns no fields for the log: there are no sources."""
         return {}
 
+    def steps_left(self, step: int) -> dict[str, float]:
+        """Returns none, for the same reason."""
+        return {}
+
 
 def run(scenario: Scenario, folder: Path, world: World) -> Record:
     """Trains with the real trainer; losses and norms are what it logged."""

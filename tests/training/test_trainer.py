@@ -47,6 +47,9 @@ class ToyLoader:
     def progress(self, step: int) -> dict:
         return {}
 
+    def steps_left(self, step: int) -> dict:
+        return {}
+
 
 def toy_trainer(
     folder: str, poison: frozenset[int] = frozenset(), deepspeed_config: str = "zero1", **changes

@@ -46,7 +46,7 @@ def update(sums, counts, read: ReadReport | None = None, **changes) -> Update:
 def metrics_in(config, world, rate: float = 1e9, skipped: int = 0) -> Metrics:
     """Metrics of the toy's run, without an engine that computes."""
     engine = SimpleNamespace(module=Toy(), world=world, skipped=torch.tensor(skipped))
-    return Metrics(config, engine, rate, 0, lambda step: PROGRESS)
+    return Metrics(config, engine, rate, 0, lambda step: PROGRESS, lambda step: {"books": 10.0 - step})
 
 
 class Time:

@@ -20,7 +20,8 @@ from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_
 from flava_ds.evaluation.tuning.goals import Goal, mean_of
 from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
 from flava_ds.evaluation.tuning.recipe import Recipe
-from flava_ds.evaluation.tuning.saved import Progress, Saved, hash_of
+from flava_ds.evaluation.tuning.saved import Progress, Saved
+from flava_ds.tensor_hash import hash_of_tensors
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,18 @@ class FineTuning(ABC):
     also: tuple[str, ...] = ()
     make_head: ClassVar[MakeHead]
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The published hyper-parameters and the splits that choose the weights."""
-        return {**dataclasses.asdict(self.recipe), "chosen_on": list(self.chosen_on)}
+    def settings(self, data: Splits) -> dict[str, Any]:
+        """Returns what ran on `data`, the updates made and the split that chose the weights included, and the
+        published settings beside it, which are for the published size of the training split.
+        """
+        ran = self.recipe.fitted(len(data.read("train")))
+        published = {**dataclasses.asdict(self.recipe), "last_update": self.recipe.last_update}
+        return {
+            **dataclasses.asdict(ran),
+            "last_update": ran.last_update,
+            "chosen_on": self._choosing(data),
+            "published": {**published, "chosen_on": list(self.chosen_on)},
+        }
 
     @abstractmethod
     def encoder(self, model: FrozenModel) -> Any:
@@ -127,7 +136,7 @@ class FineTuning(ABC):
         """Describes what a saved state depends on."""
         return {
             "outputs of the head": outputs,
-            "weights": hash_of(encoder),
+            "weights": hash_of_tensors(encoder.state_dict()),
             "training samples": train.fingerprint,
             "samples": {split: samples.fingerprint for split, samples in read.items()},
             "recipe": dataclasses.asdict(recipe),
@@ -141,6 +150,7 @@ class TextFineTuning(FineTuning):
 
     about: ClassVar[str] = "fine-tuning on texts"
     suite: ClassVar[str] = "text"
+    group: ClassVar[str] = "language"
     needs: ClassVar[tuple[type, ...]] = (TextStates,)
     make_head: ClassVar[MakeHead] = SentenceHead
 
@@ -157,6 +167,7 @@ class PairFineTuning(FineTuning):
     enlarged: float = 1.0
     about: ClassVar[str] = "fine-tuning on images with a text"
     suite: ClassVar[str] = "pairs"
+    group: ClassVar[str] = "vision-language"
     needs: ClassVar[tuple[type, ...]] = (PairStates,)
     make_head: ClassVar[MakeHead] = PairHead
 

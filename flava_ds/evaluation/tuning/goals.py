@@ -17,7 +17,7 @@ from flava_ds.evaluation import agreement
 from flava_ds.evaluation.datasets.vqav2 import Questions
 from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts
 from flava_ds.evaluation.protocols import Score, Unit
-from flava_ds.evaluation.statistics import roc_area, share
+from flava_ds.evaluation.statistics import mean_interval, roc_area, share
 from flava_ds.evaluation.vqa_answers import accuracy, targets
 
 METRICS: dict[str, tuple[agreement.Statistic, Unit]] = {
@@ -186,14 +186,12 @@ class Answers:
 
 
 def mean_of(scores: list[Score]) -> Score:
-    """Returns the mean of numbers from independent samples, such as MNLI's matched and mismatched.
-
-    Distances to the ends of the intervals are combined like standard errors.
-    """
+    """Returns the mean of numbers from independent samples, such as MNLI's matched and mismatched."""
     errors = [score.standard_error for score in scores if score.standard_error is not None]
     error = math.sqrt(sum(e * e for e in errors)) / len(errors) if len(errors) == len(scores) else None
-    value, count = sum(score.value for score in scores) / len(scores), len(scores)
-    known = [(score.value, score.interval) for score in scores if score.interval is not None]
-    below, above = (math.hypot(*(v - ends[side] for v, ends in known)) / count for side in (0, 1))
-    between = (value - below, value + above) if len(known) == count else None
-    return Score(value, sum(score.n for score in scores), error, scores[0].unit, interval=between)
+    values = [score.value for score in scores]
+    known = [score.interval for score in scores if score.interval is not None]
+    between = mean_interval(values, known) if len(known) == len(scores) else None
+    return Score(
+        sum(values) / len(values), sum(score.n for score in scores), error, scores[0].unit, interval=between
+    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flava_ds.checkpoints.tensor_files import TensorFile, write_tensors
@@ -114,12 +112,3 @@ def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:
         for name, score in found.items()
     }
     return {name: Score(**values) for name, values in fields.items()}
-
-
-def hash_of(module: torch.nn.Module) -> str:
-    """Returns a hash of a module's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

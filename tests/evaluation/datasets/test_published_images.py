@@ -65,7 +65,7 @@ def test_a_probe_reads_the_colours_of_a_published_layout(name, at):
     found = find([f"{name}_probe"])
     scores = evaluate(found, color_model(), find_all(found, at(name)))[f"{name}_probe"].scores
     assert scores["accuracy"].value == 1 and scores["mean_per_class_accuracy"].value == 1
-    assert scores["accuracy"].interval == (1, 1)
+    assert all(0.4 < score.interval[0] < score.interval[1] == 1 for score in scores.values())
 
 
 @pytest.mark.parametrize("name, variant", VARIANTS)

@@ -59,7 +59,11 @@ def test_a_task_on_a_miniature_of_its_data(tmp_path, name):
     assert all(-1 <= score.value <= 1 for score in result.scores.values())
     assert all(score.interval[0] <= score.value <= score.interval[1] for score in result.scores.values())
     assert any(published(name, number) for number in NUMBERS[name])
-    assert result.facts["fine_tuning"]["lr"] == task.recipe.lr and result.facts["fine_tuning"]["seed"] == 0
+    ran = result.facts["fine_tuning"]
+    assert ran["lr"] == task.recipe.lr and ran["seed"] == 0
+    assert f"{name}: update {ran['last_update']:,} of {ran['last_update']:,}," in told[-1]
+    assert ran["samples"] == len(find_data(task.data, tmp_path).read("train")) < ran["published"]["samples"]
+    assert ran["published"]["updates"] == task.recipe.updates > ran["updates"] >= 1
     assert told and f"{name}: update" in told[-1] and "best" in told[-1] + "the best"
 
 

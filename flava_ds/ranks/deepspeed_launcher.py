@@ -1,0 +1,44 @@
+"""DeepSpeed's launcher of one machine's ranks, in which Ctrl-C ends in one line.
+
+The `deepspeed` command starts the same launcher as a process of its own and is not prepared for Ctrl-C: it
+ends with a traceback, before the ranks have written their checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+
+def main() -> None:
+    """Starts the ranks that sys.argv describes in the launcher's own options, and waits for them.
+
+    Raises: SystemExit with the status of the first rank that failed, or 128 + the first signal that ended it.
+    """
+    signal.signal(signal.SIGINT, _leave)  # DeepSpeed's import takes seconds; its launcher then listens itself
+    from deepspeed.launcher import launch
+
+    received, told = socket.socketpair()
+    for end in (received, told):
+        end.setblocking(False)
+    signal.set_wakeup_fd(told.fileno())  # the launcher's own handlers all end with status 1
+    try:
+        launch.main()
+    except SystemExit:
+        try:
+            number = received.recv(1)[0]
+        except BlockingIOError:  # no signal: a rank has failed
+            raise
+        sys.exit(128 + number)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Ends the process before it has started any rank."""
+    os.write(2, b"error: interrupted\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Ctrl-C under DeepSpeed's launcher: no traceback, whenever it comes, and the ranks end first."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flava_ds.ranks.launch import LAUNCHER, world_info
+
+IMPORTING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "deepspeed":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from flava_ds.ranks import deepspeed_launcher
+deepspeed_launcher.main()
+"""
+RANK = """
+import os, signal, time
+def save(*_):
+    time.sleep(1)
+    os.write(1, f"saved {os.environ['RANK']}\\n".encode())
+    os._exit(130)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, lambda *_: None)  # the launcher sends it, too
+os.write(1, b"ready\\n")
+time.sleep(600)
+"""
+
+
+def test_while_deepspeed_is_imported():
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "error: interrupted\n", "")
+
+
+@pytest.mark.distributed
+def test_while_ranks_train(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    words = ["-u", "-m", LAUNCHER, f"--world_info={world_info(2, 0)}", "--log_level", "critical"]
+    launcher = subprocess.Popen(
+        [sys.executable, *words, str(tmp_path / "rank.py")],
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
+    said, errors = launcher.communicate()
+    assert sorted(said.splitlines()) == ["saved 0", "saved 1"] and launcher.returncode == 130
+    assert "Traceback" not in errors and "KeyboardInterrupt" not in errors

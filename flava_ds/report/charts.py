@@ -92,7 +92,8 @@ def draw(
             axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            whole = all(float(step).is_integer() for line in lines for step in line.steps)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
         if scale.logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(numticks=5))

@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> int:
         return show(Sweep.open(options.sweep), options.parquet)
     sweep, spec = planned(options)
     configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
-    sweep = with_facts(sweep, configs)
     names = waiting(sweep, options)
+    check_start({name: configs[name] for name in names}, options)
+    sweep = with_facts(sweep, configs)
     for line in estimate(sweep, configs, names, options):
         print(line)
     if options.dry_run:
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     asks = spec is not None and spec.asked is not None and len(sweep.runs) < spec.asked.runs
     if not names and not asks:
         return show(sweep, options.parquet)
-    if not options.yes and not agreed():
+    if not options.yes and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
         return 2
     sweep.save()
     if options.slurm:
@@ -206,8 +207,28 @@ def waiting(sweep: Sweep, options: argparse.Namespace) -> list[str]:
     return names[: options.most]
 
 
+def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None:
+    """Raises UserError when runs cannot start as asked for, or nobody can be asked."""
+    from flava_ds.ranks import launch
+    from flava_ds.scaling.hardware import cluster
+
+    if options.gpu is not None:
+        machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
+        for config in configs.values():
+            launch.check_batches(config, machines.gpus)
+    if not (options.yes or options.dry_run or sys.stdin.isatty()):
+        raise UserError("the sweep is not started, as nobody can be asked here; add --yes")
+    if options.slurm or options.hostfile is not None:
+        return
+    for config in configs.values():
+        if options.ranks is not None:
+            launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
+        launch.check_inputs(config)
+        launch.check_batches(config, options.ranks or max(1, launch.count_gpus()))
+
+
 def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options: Any) -> list[str]:
-    """Returns what the waiting runs will take, after checking that they can start. Raises: UserError."""
+    """Returns what the waiting runs will take. Raises: ConfigError for an unknown GPU."""
     from flava_ds.ranks import launch
     from flava_ds.scaling import sweep_cost
     from flava_ds.scaling.hardware import cluster
@@ -222,28 +243,17 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
         return [*counts, sweep_cost.sentence(len(names), flops, hours, "GPU-hours", how)]
     if options.slurm or options.hostfile is not None:
         return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours"]
-    ranks = options.ranks or max(1, launch.count_gpus())
-    for config in chosen.values():
-        launch.check_batches(config, ranks)
-        launch.check_inputs(config)
     if launch.count_gpus():
         return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
     import torch
     from flava_kernels.bench.machine import gemm_rate
 
     done = [sweep.state(name).get("results", {}) for name in sweep.runs]
-    seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / ranks
+    seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / (options.ranks or 1)
     rate = gemm_rate(torch.device("cpu"), torch.float32, 768)
     finished = {"flops": sum(own.get("flops", 0.0) for own in done), "seconds": seconds}
     hours, how = sweep_cost.on_this_machine(flops, rate, finished)
     return [*counts, sweep_cost.sentence(len(names), flops, hours, "hours on this machine", how)]
-
-
-def agreed() -> bool:
-    """Asks whether to start. Raises: UserError where nobody can answer."""
-    if not sys.stdin.isatty():
-        raise UserError("the sweep is not started, as nobody can be asked here; add --yes")
-    return input("Start? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def show(sweep: Sweep, parquet: bool) -> int:

@@ -2,11 +2,13 @@
 
 base: demo
 fixed: {training.total_steps: 300}
-grid:
-  optimizer.lr: [3.0e-4, 1.0e-3]
-  width:                                        # a named axis: each point sets several fields
+axes:
+  width:                                        # each point sets several fields
     narrow: {model.image.hidden_size: 64, model.text.hidden_size: 64, model.multimodal.hidden_size: 64}
     wide: {}
+grid:
+  optimizer.lr: [3.0e-4, 1.0e-3]
+  width: [narrow, wide]
 search: {runs: 8, fields: {optimizer.weight_decay: {from: 0.01, to: 0.3, log: true}}}
 seeds: [0, 1]
 metric: loss/global_contrastive
@@ -26,7 +28,7 @@ from typing import Any
 from flava_ds.errors import ConfigError, did_you_mean
 
 PART_KEYS = ("fixed", "grid", "search", "seeds")
-SPEC_KEYS = ("base", "name", "metric", "hold_out", "parts", *PART_KEYS)
+SPEC_KEYS = ("base", "name", "metric", "hold_out", "axes", "parts", *PART_KEYS)
 SEARCH_KEYS = ("by", "runs", "seed", "fields")
 RANGE_KEYS = ("from", "to", "log", "integer")
 HASH_LETTERS = 10
@@ -122,13 +124,14 @@ def parse(data: Any, where: str, stem: str) -> Spec:
     if not isinstance(base := data.get("base"), str):
         raise ConfigError(f"{where}: key 'base' is missing; it names the recipe that the sweep changes")
     own = {key: data[key] for key in PART_KEYS if key in data}
+    named = mapping(data.get("axes", {}), f"{where}: axes")
     parts = mapping(data.get("parts", {}), f"{where}: parts") or {"": {}}
     made: dict[str, Run] = {}
     for label, part in parts.items():
         place = f"{where}: parts.{label}" if label else where
         keys(part, PART_KEYS, place)
         merged = own | part | {"fixed": {**own.get("fixed", {}), **part.get("fixed", {})}}
-        for run in expand(merged, place):
+        for run in expand(merged, place, named):
             before = made.get(run.name)
             labels = (*(before.parts if before else ()), *([label] if label else []))
             point = {**(before.point if before else {}), **run.point}
@@ -150,13 +153,14 @@ def parse(data: Any, where: str, stem: str) -> Spec:
     )
 
 
-def expand(part: Mapping[str, Any], where: str) -> Iterator[Run]:
+def expand(part: Mapping[str, Any], where: str, named: Mapping[str, Any]) -> Iterator[Run]:
     """Yields the runs of a part: every point of the grid with every draw of the search and every seed.
 
     Raises: ConfigError.
     """
     fixed = mapping(part.get("fixed", {}), f"{where}: fixed")
-    axes = [points(name, values, where) for name, values in mapping(part.get("grid", {}), where).items()]
+    grid = mapping(part.get("grid", {}), f"{where}: grid")
+    axes = [points(name, values, where, named.get(name)) for name, values in grid.items()]
     search = search_of(part, where)
     if search is not None and search.by == "optuna":
         if axes or "seeds" in part:
@@ -176,22 +180,26 @@ def expand(part: Mapping[str, Any], where: str) -> Iterator[Run]:
         yield Run(overrides, point)
 
 
-def points(name: str, values: Any, where: str) -> list[Point]:
-    """Returns an axis' points. Raises: ConfigError."""
-    if isinstance(values, Mapping):
-        found: list[Point] = [
-            ({name: label}, mapping(fields, f"{where}: grid.{name}.{label}"))
-            for label, fields in values.items()
-        ]
-    elif isinstance(values, list):
-        found = [({name: value}, {name: value}) for value in values]
-    else:
-        raise ConfigError(
-            f"{where}: grid.{name} is {values!r:.60}; give a list of values, or points by label"
-        )
-    if not found:
-        raise ConfigError(f"{where}: grid.{name} is empty, so there is nothing to run; give it a value")
-    return found
+def points(name: str, values: Any, where: str, named: Any = None) -> list[Point]:
+    """Returns an axis' points: values of the field of that name, or labels of `named`, which has fields for
+    each. Raises: ConfigError.
+    """
+    place = f"{where}: grid.{name}"
+    if not isinstance(values, list):
+        raise ConfigError(f"{place} is {values!r:.60}; give a list of values, or of labels under axes.{name}")
+    if not values:
+        raise ConfigError(f"{place} is empty, so there is nothing to run; give it a value")
+    if named is None:
+        return [({name: value}, {name: value}) for value in values]
+    fields = {
+        label: mapping(own, f"{where}: axes.{name}.{label}")
+        for label, own in mapping(named, f"{where}: axes.{name}").items()
+    }
+    for value in values:
+        if value not in fields:
+            hint = did_you_mean(str(value), fields) or f"; there is {', '.join(fields)}"
+            raise ConfigError(f"{place} has {value!r:.60}, which is no label of axes.{name}{hint}")
+    return [({name: value}, fields[value]) for value in values]
 
 
 def search_of(part: Mapping[str, Any], where: str) -> Search | None:

@@ -174,13 +174,14 @@ def laws_chinchilla(root: Path) -> str:
         ]
         for name, value in found["numbers"].items()
     ]
-    objectives = f"{found['objective']:.8f}, theirs {found['their_objective']:.8f}"
+    objectives = f"{found['objective']:.13f}, theirs {found['their_objective']:.13f}"
+    counts = f"Chinchilla's {found['points']} points, {found['fitted']} of them fitted"
     return (
-        f"Chinchilla's {found['points']} points, {found['fitted']} of them fitted as in Besiroglu et al. (2024). "
-        f"Objective {objectives}.\n\n"
+        f"{counts} as in Besiroglu et al. (2024). Objective {objectives}.\n\n"
         f"{markdown_table(['number', 'published', 'here', 'here, 95 %'], rows)}\n\n"
-        "The points are not in this repository, as theirs has no licence. `benchmarks/laws_chinchilla.py` fits "
-        "them where you have the file; the tests recover the published numbers from points that follow them."
+        "The points are not in this repository, as theirs has no licence. `benchmarks/laws_chinchilla.py` "
+        "fits them where you have the file; the tests recover the published numbers from points that follow "
+        "them."
     )
 
 

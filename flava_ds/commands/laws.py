@@ -31,6 +31,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             f"--{what}", default=None, metavar="COLUMN", help=f"column with the {what} (default: {column})"
         )
     command.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="runs of this part alone; can be repeated",
+    )
+    command.add_argument(
         "--error", metavar="COLUMN", help="also fit a downstream error that saturates, by compute"
     )
     command.add_argument(
@@ -61,6 +68,12 @@ def run(options: argparse.Namespace) -> int:
     from flava_ds.scaling import findings
 
     rows, where = rows_at(options.runs)
+    parts = [set(str(row.get("parts", "")).split()) for row in rows]
+    for name in options.leave_out:
+        if name not in set().union(*parts):
+            known = ", ".join(sorted(set().union(*parts))) or "none"
+            raise UserError(f"--leave-out {name}: {where} has no such part; there is {known}")
+    rows = [row for row, own in zip(rows, parts, strict=True) if not own or own - set(options.leave_out)]
     named = {what: getattr(options, what) or column for what, column in COLUMNS.items()}
     if options.loss is None and rows and (metric := rows[0].get("metric")):
         named["loss"] = metric

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         print(line)
     if options.dry_run:
         for name in names:
-            print(f"  {name}  {' '.join(sweep.runs[name].words())}")
+            print(f"  {name}  {sweep.runs[name].place()}")
         return 0
     asks = spec is not None and spec.asked is not None and len(sweep.runs) < spec.asked.runs
     if not names and not asks:
@@ -162,8 +162,7 @@ def config_of(sweep: Sweep, run: Run) -> Config:
     try:
         return resolve(sweep.base, words_of(sweep, run))
     except ConfigError as error:
-        point = ", ".join(f"{axis} {value}" for axis, value in run.point.items())
-        raise ConfigError(f"{sweep.folder.name}, run of {point}: {error}") from error
+        raise ConfigError(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
 
 
 def words_of(sweep: Sweep, run: Run) -> list[str]:
@@ -216,15 +215,14 @@ def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None
         machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
         for config in configs.values():
             launch.check_batches(config, machines.gpus)
+    if not options.slurm and options.hostfile is None:
+        for config in configs.values():
+            if options.ranks is not None:
+                launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
+            launch.check_inputs(config)
+            launch.check_batches(config, options.ranks or max(1, launch.count_gpus()))
     if not (options.yes or options.dry_run or sys.stdin.isatty()):
         raise UserError("the sweep is not started, as nobody can be asked here; add --yes")
-    if options.slurm or options.hostfile is not None:
-        return
-    for config in configs.values():
-        if options.ranks is not None:
-            launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
-        launch.check_inputs(config)
-        launch.check_batches(config, options.ranks or max(1, launch.count_gpus()))
 
 
 def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options: Any) -> list[str]:

@@ -49,9 +49,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
 
 def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) -> int:
     """Runs a run to its end and notes how it ended; returns its exit status, 0 if it runs elsewhere."""
-    run = sweep.runs[name]
-    point = ", ".join(f"{axis} {value}" for axis, value in run.point.items())
-    print(f"{where}, {name}: {point}", flush=True)
+    print(f"{where}, {name}: {sweep.runs[name].place()}", flush=True)
     if (holder := runs_elsewhere(sweep.path_of(name))) is not None:
         print(f"  left alone: {holder}", flush=True)
         return 0

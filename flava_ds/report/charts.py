@@ -165,14 +165,14 @@ def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
 
 
 def short(value: float) -> str:
-    """Formats a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M."""
+    """Formats a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M, 2e9."""
     size = abs(value)
+    if size >= 1e9 or 0 < size < 0.01:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
     for limit, unit in ((1e6, "M"), (1e3, "k")):
         if size >= limit:
             return f"{value / limit:g}{unit}"
-    if 0 < size < 0.01:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.4g}"
 
 

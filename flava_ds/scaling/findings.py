@@ -22,6 +22,8 @@ FLOPS_PER_PARAMETER = 6
 QUANTILES = (2.5, 97.5)
 IDENTIFIED = 0.01
 """E counts as identified if its interval ends above this share of the lowest loss."""
+SAME = 0.03
+"""Runs that differ by less than this share in size and data are compared by their batches."""
 NEAR_BEST = 1.01
 """The recommended batch is the largest one with a predicted loss within this factor of the lowest."""
 
@@ -65,7 +67,8 @@ def runs_of(rows: Sequence[Mapping[str, Any]], where: str, named: Mapping[str, s
         if named[what] not in known:
             hint = did_you_mean(named[what], known) or f"; there is {', '.join(known[:20]) or 'nothing'}"
             raise DataError(f"{where}: has no column '{named[what]}' for the {what}{hint}; give --{what}")
-    if not (rows := [row for row in rows if row.get("state") in (None, "finished") and row[named["loss"]]]):
+    rows = [row for row in rows if row.get("state") in (None, "finished") and row[named["loss"]] != ""]
+    if not rows:
         raise DataError(f"{where}: has no finished run with a '{named['loss']}'; finish the sweep first")
 
     def column(what: str, default: Callable[[], np.ndarray]) -> np.ndarray:
@@ -201,13 +204,8 @@ def advise(found: Law, runs: Runs, budget: float, unique: float | None = None) -
 
 def batch_runs(runs: Runs) -> Runs | None:
     """Returns the largest group of runs that differ in nothing but the batch, if it has three batches."""
-    keys = [
-        tuple(
-            round(float(np.log(runs.columns[name][row])), 2) for name in ("parameters", "samples", "unique")
-        )
-        for row in range(len(runs.names))
-    ]
-    groups = [np.array([key == own for key in keys]) for own in dict.fromkeys(keys)]
+    logs = np.log([runs.columns[name] for name in ("parameters", "samples", "unique")])
+    groups = [(np.abs(logs - own[:, None]) < SAME).all(axis=0) for own in logs.T]
     several = [rows for rows in groups if len(np.unique(runs.columns["batch"][rows].round(6))) >= 3]
     return runs.at(max(several, key=np.count_nonzero)) if several else None
 

@@ -65,7 +65,6 @@ def results(run_path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "steps": steps,
         "samples": samples,
-        "batch": samples / steps,
         "unique_samples": samples * _fresh_share(last),
         "flops": found.used["flops"][-1],
         "gpu_hours": found.used["gpu_hours"][-1],

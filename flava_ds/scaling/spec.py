@@ -55,6 +55,10 @@ class Run:
         said = json.dumps(dict(self.overrides), sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:HASH_LETTERS]
 
+    def place(self) -> str:
+        """Says where the run stands on the axes."""
+        return ", ".join(f"{axis} {value}" for axis, value in self.point.items())
+
     def words(self) -> list[str]:
         """Returns the overrides as options of `flava-ds train`."""
         return [word for name, value in self.overrides.items() for word in option(name, value)]

@@ -10,17 +10,19 @@ from flava_ds.config import Config, to_dict
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.hardware import Cluster
 from flava_ds.scaling.measure import measure
-from flava_ds.scaling.plan import Estimate, plan, shortened
+from flava_ds.scaling.plan import Estimate, plan
 from flava_ds.scaling.setting import setting_of, shares_of
 from flava_ds.scaling.work import ModelWork
 
 CPU_SHARE = Estimate(0.05, 0.15, 0.35)
 """Share of a CPU's rate of matrix products that a run reaches: judgement; finished runs replace it."""
 
+_TRACED: dict[str, ModelWork] = {}
+"""What this process has traced, by all that decides about it."""
+
 
 def works_of(configs: Mapping[str, Config]) -> dict[str, ModelWork]:
     """Returns the work of each run's steps; runs that differ in no shape are traced once."""
-    traced: dict[str, ModelWork] = {}
     found = {}
     for name, config in configs.items():
         plain = to_dict(config)
@@ -31,9 +33,9 @@ def works_of(configs: Mapping[str, Config]) -> dict[str, ModelWork]:
         numerics = (config.training.precision, config.training.activation_checkpointing)
         parts = [plain["model"], plain["objectives"], plain["codebook"], sources, numerics]
         key = json.dumps(parts, sort_keys=True)
-        if key not in traced:
-            traced[key] = measure(config, lengths_of(config, None))
-        found[name] = traced[key]
+        if key not in _TRACED:
+            _TRACED[key] = measure(config, lengths_of(config, None))
+        found[name] = _TRACED[key]
     return found
 
 
@@ -47,8 +49,9 @@ def flops_of(config: Config, work: ModelWork) -> float:
 
 
 def facts_of(config: Config, work: ModelWork) -> dict[str, Any]:
-    """Returns what is known of a run before it runs."""
-    return {"parameters": work.trainable, "planned_flops": flops_of(config, work)}
+    """Returns what is known of a run before it runs; `batch` is its mean over the sources' steps."""
+    batch = sum(share * config.global_batch_size(name) for name, share in shares_of(config).items())
+    return {"parameters": work.trainable, "batch": batch, "planned_flops": flops_of(config, work)}
 
 
 def on_gpus(configs: Mapping[str, Config], works: Mapping[str, ModelWork], cluster: Cluster) -> Estimate:
@@ -81,4 +84,4 @@ def sentence(count: int, flops: float, hours: Estimate, unit: str, how: str) -> 
     if unit.startswith("hours") and hours.high < 1:
         unit = unit.replace("hours", "minutes", 1)
         hours = Estimate(60 * hours.low, 60 * hours.middle, 60 * hours.high)
-    return f"{count} run{'s' * (count != 1)}: {shortened(flops)} FLOPs, {hours.text()} {unit} {how}"
+    return f"{count} run{'s' * (count != 1)}: {flops:.3g} FLOPs, {hours.text()} {unit} {how}"

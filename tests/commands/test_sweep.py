@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,7 @@ grid:
   optimizer.lr: [1e-3, 1e-9]
 hold_out: {optimizer.lr: 1e-9}
 """
+STUDY = Path(__file__).parents[2] / "benchmarks" / "study.yaml"
 QUICK = ["--ranks", "1", "--yes"]
 
 
@@ -180,6 +182,24 @@ def test_slips_are_one_line(tmp_path, capsys, spec, words, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1, error
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_small_study_can_be_run_as_it_is_written():
+    options = options_of(str(STUDY), "--ranks", "2", "--yes")
+    sweep, _ = command.planned(options)
+    configs = {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    command.check_start(configs, options)
+    assert len(configs) == 31 and sum(run.held_out for run in sweep.runs.values()) == 1
+    held_out = next(name for name, run in sweep.runs.items() if run.held_out)
+    assert configs[held_out].training.total_steps == 1200 and configs[held_out].model.image.hidden_size == 192
+    samples = {
+        config.training.total_steps * sum(shares * config.global_batch_size(source) for source, shares in
+                                          (("pair", 0.7), ("image", 0.15), ("text", 0.15)))
+        for name, config in configs.items() if "batches" in sweep.runs[name].parts
+    }  # fmt: skip
+    assert max(samples) == pytest.approx(min(samples)) == pytest.approx(600 * 118.4)
+    assert all("00008" not in str(source.shards) and source.shards.count("..0000") <= 1
+               for config in configs.values() for source in config.data.sources.values())  # fmt: skip
 
 
 def test_what_is_no_sweep_is_one_line(tmp_path, capsys):

@@ -21,7 +21,7 @@ def written(folder):
 def test_what_a_run_used_and_reached(tmp_path):
     written(tmp_path)
     found = results(tmp_path)
-    assert found["steps"] == 20 and found["samples"] == 160 and found["batch"] == 8.0
+    assert found["steps"] == 20 and found["samples"] == 160
     assert found["flops"] == pytest.approx(20 * 0.5 * 100)
     assert found["gpu_hours"] == pytest.approx(20 * 0.5 * 2 / 3600)
     assert found["unique_samples"] == pytest.approx(160 * (0.75 / 4 + 0.25))

@@ -55,6 +55,7 @@ setup(
         "eval": ["scikit-learn>=1.5", "scipy>=1.13", "h5py>=3.11", "jinja2>=3.1"],
         "demo": ["transformers>=5.2", "scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "jinja2>=3.1"],
         "wandb": ["wandb>=0.19"],
+        "sweep": ["optuna>=4"],
         "prepare": ["py3langid>=0.4", "pyarrow>=16"],
         "remote": ["aiohttp>=3.9", "s3fs>=2025.9", "gcsfs>=2025.9", "huggingface-hub>=0.24"],
         "dev": [
@@ -62,6 +63,7 @@ setup(
             "open_clip_torch>=2.24",
             "aiohttp>=3.9",
             "pyarrow>=16",
+            "optuna>=4",
             "wandb>=0.19",
             "mypy>=1.15",
             "pytest>=9",

@@ -15,8 +15,10 @@ from flava_ds.commands import codebook as codebook_command
 from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
+from flava_ds.commands import laws as laws_command
 from flava_ds.commands import plan as plan_command
 from flava_ds.commands import prepare as prepare_command
+from flava_ds.commands import sweep as sweep_command
 from flava_ds.commands import train as train_command
 from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_run
@@ -117,6 +119,7 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
         return command
 
     add_run_commands(add)
+    add_scaling_commands(add)
     add_data_commands(add)
     return parser, {train, show_config, codebook_command.run_train, plan}
 
@@ -198,6 +201,14 @@ def add_plugin(command: argparse.ArgumentParser) -> None:
     """Adds --plugin, for configurations that name classes in the user's own code."""
     help = "import your own file or module first, if a config.json names its classes; can be repeated"
     command.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help=help)
+
+
+def add_scaling_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds sweep and laws."""
+    command = add("sweep", run_sweep, "plan, run, continue and compare the runs of a sweep")
+    sweep_command.add_arguments(command)
+    add_plugin(command)
+    laws_command.add_arguments(add("laws", fit_laws, "fit scaling laws to a sweep or a table of runs"))
 
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -284,6 +295,16 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 
     print(write_report(options.run_path, held_out_of(options.run_path)))
     return 0
+
+
+def run_sweep(options: argparse.Namespace, _: list[str]) -> int:
+    """Runs a sweep, or shows its states."""
+    return sweep_command.run(options)
+
+
+def fit_laws(options: argparse.Namespace, _: list[str]) -> int:
+    """Prints scaling laws."""
+    return laws_command.run(options)
 
 
 def convert(options: argparse.Namespace, _: list[str]) -> int:

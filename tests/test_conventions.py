@@ -58,7 +58,17 @@ BELOW = {
     "watching": {"errors", "plain_text", "config", "storage", "batch", "objectives", "ranks", "training"},
     "checkpoints": {"errors", "plain_text", "config", "storage", "ranks", "training", "watching"},
     "recipes": {"errors", "config", "objectives", "optimizers", "families"},
-    "scaling": {"errors", "config", "batch", "data", "codebook", "optimizers", "training"},
+    "scaling": {
+        "errors",
+        "config",
+        "storage",
+        "batch",
+        "data",
+        "codebook",
+        "optimizers",
+        "training",
+        "watching",
+    },
     "hf": {
         "errors",
         "config",

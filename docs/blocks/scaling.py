@@ -162,6 +162,29 @@ def plan_names(root: Path) -> str:
     )
 
 
+def laws_chinchilla(root: Path) -> str:
+    """Compares the fit of Chinchilla's points with Epoch's, from `benchmarks/laws_chinchilla.py`."""
+    found = read_results(root, "laws_chinchilla")
+    rows = [
+        [
+            name,
+            f"{found['published'][name]:g}",
+            f"{value:,.4g}",
+            "{:,.4g} to {:,.4g}".format(*found["intervals"][name]),
+        ]
+        for name, value in found["numbers"].items()
+    ]
+    objectives = f"{found['objective']:.13f}, theirs {found['their_objective']:.13f}"
+    counts = f"Chinchilla's {found['points']} points, {found['fitted']} of them fitted"
+    return (
+        f"{counts} as in Besiroglu et al. (2024). Objective {objectives}.\n\n"
+        f"{markdown_table(['number', 'published', 'here', 'here, 95 %'], rows)}\n\n"
+        "The points are not in this repository, as theirs has no licence. `benchmarks/laws_chinchilla.py` "
+        "fits them where you have the file; the tests recover the published numbers from points that follow "
+        "them."
+    )
+
+
 BLOCKS = {
     "plan_work": plan_work,
     "plan_memory": plan_memory,
@@ -169,4 +192,5 @@ BLOCKS = {
     "plan_published": plan_published,
     "plan_example": plan_example,
     "plan_names": plan_names,
+    "laws_chinchilla": laws_chinchilla,
 }

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,12 +45,16 @@ class Launch:
         sys.stderr.flush()
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
 
-    def wait(self) -> int:
+    def wait(self, log: Path | None = None) -> int:
         """Runs the command to its end, passing SIGTERM on; returns its exit status, 128 + signal where one
-        ended it. Ctrl-C reaches it by itself, as it is of the same terminal.
+        ended it. Ctrl-C reaches it by itself, as it is of the same terminal. What it says is appended to
+        `log`, if that is given.
         """
         sys.stdout.flush()
-        running = subprocess.Popen(self.arguments, env={**os.environ, **self.environment})
+        with nullcontext() if log is None else log.open("ab") as file:
+            told = None if file is None else subprocess.STDOUT
+            environment = {**os.environ, **self.environment}
+            running = subprocess.Popen(self.arguments, env=environment, stdout=file, stderr=told)
         before = {
             signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: running.terminate()),
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),

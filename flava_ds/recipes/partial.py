@@ -36,7 +36,7 @@ def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0) ->
 
     Raises: ConfigError naming the file and the key.
     """
-    data = _parse(path)
+    data = parse_file(path)
     if not (is_yaml(path) or (isinstance(data, dict) and BASE in data)):
         return configuration.load(path)
     if not isinstance(data, dict) or not isinstance(data.get(BASE), str):
@@ -56,8 +56,8 @@ def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0) ->
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _parse(path: Path) -> Any:
-    """Reads a file as what its name says.
+def parse_file(path: Path) -> Any:
+    """Reads a file as YAML or JSON, by its name.
 
     Raises: ConfigError.
     """

@@ -92,7 +92,8 @@ def draw(
             axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            whole = all(float(step).is_integer() for line in lines for step in line.steps)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
         if scale.logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -164,14 +165,14 @@ def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
 
 
 def short(value: float) -> str:
-    """Formats a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M."""
+    """Formats a tick's number in few characters: 0, 7.5e-4, 0.25, 12, 1.5k, 2M, 2e9."""
     size = abs(value)
+    if size >= 1e9 or 0 < size < 0.01:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
     for limit, unit in ((1e6, "M"), (1e3, "k")):
         if size >= limit:
             return f"{value / limit:g}{unit}"
-    if 0 < size < 0.01:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.4g}"
 
 

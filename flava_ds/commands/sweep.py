@@ -1,0 +1,267 @@
+"""`flava-ds sweep`: plans, runs, continues and compares the runs of a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from flava_ds.scaling.spec import Run, Spec
+    from flava_ds.scaling.sweep import Sweep
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add = command.add_argument
+    add("sweep", metavar="SPEC_OR_FOLDER", type=Path, help="YAML or JSON, or a sweep's folder to go on with")
+    add("--folder", type=Path, metavar="DIR", help="the sweep's folder (default: RUNS/NAME_OF_THE_SWEEP)")
+    add("--yes", action="store_true", help="do not ask after the estimate")
+    add("--dry-run", action="store_true", help="list the runs, estimate them, and stop")
+    add("--status", action="store_true", help="of a folder: show states, write results.csv and sweep.html")
+    add("--parquet", action="store_true", help="also write results.parquet (extra `prepare`)")
+    add("--ranks", type=int, metavar="N", help="processes of a run on this machine (default: one per GPU)")
+    add("--part", metavar="NAME", help="only runs of this part of the sweep")
+    add("--most", type=int, metavar="N", help="start at most N runs now")
+    add("--hostfile", type=Path, metavar="FILE", help="each run on these machines, by the deepspeed launcher")
+    add("--slurm", action="store_true", help="write a job array for Slurm instead of running anything")
+    add("--nodes", type=int, default=1, metavar="N", help="with --slurm: machines of a run (default: 1)")
+    add("--at-once", type=int, metavar="K", help="with --slurm: runs at a time (default: all)")
+    add(
+        "--gpu",
+        metavar="NAME",
+        help="estimate GPU-hours on this GPU: a100, h100, ... (default: this machine)",
+    )
+    add("--gpus", type=int, metavar="N", help="with --gpu: GPUs of a run (default: 8 for each of --nodes)")
+    add("--other-commit", action="store_true", help="go on with a sweep that was begun at another commit")
+    add("--begin", metavar="RUN", help="for job scripts: note that a run begins; print its options")
+    add("--end", nargs=2, metavar=("RUN", "STATUS"), help="for job scripts: note how a run ended")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what the options say; returns the exit status, 1 when a run has failed.
+
+    Raises: UserError.
+    """
+    from flava_ds.commands import sweep_jobs
+    from flava_ds.scaling.sweep import FAILED, Sweep
+
+    check_options(options)
+    if options.begin is not None or options.end is not None:
+        return sweep_jobs.note(Sweep.open(options.sweep), options)
+    if options.status:
+        return show(Sweep.open(options.sweep), options.parquet)
+    sweep, spec = planned(options)
+    configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
+    names = waiting(sweep, options)
+    check_start({name: configs[name] for name in names}, options)
+    sweep = with_facts(sweep, configs)
+    for line in estimate(sweep, configs, names, options):
+        print(line)
+    if options.dry_run:
+        for name in names:
+            print(f"  {name}  {sweep.runs[name].place()}")
+        return 0
+    asks = spec is not None and spec.asked is not None and len(sweep.runs) < spec.asked.runs
+    if not names and not asks:
+        return show(sweep, options.parquet)
+    if not options.yes and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
+        return 2
+    sweep.save()
+    if options.slurm:
+        print(sweep_jobs.write_array(sweep, names, options))
+        return 0
+    status = sweep_jobs.run_all(sweep, spec, names, options)
+    show(sweep := Sweep.open(sweep.folder), options.parquet)
+    failed = any(sweep.state(name)["state"] == FAILED for name in sweep.runs)
+    return status or int(failed)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises UserError for options that cannot work."""
+    for name, value in (
+        ("ranks", options.ranks), ("most", options.most), ("nodes", options.nodes),
+        ("at-once", options.at_once), ("gpus", options.gpus),
+    ):  # fmt: skip
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: use at least 1")
+    if options.slurm and options.hostfile is not None:
+        raise UserError("--slurm and --hostfile are two ways to run a sweep; choose one")
+    if options.gpus is not None and options.gpu is None:
+        raise UserError("--gpus is for --gpu; name one")
+    if options.hostfile is not None and not options.hostfile.is_file():
+        raise UserError(
+            f"--hostfile {options.hostfile}: no such file; write 'node1 slots=8' for each machine"
+        )
+    whole = options.status or options.begin is not None or options.end is not None
+    if whole and options.sweep.is_file():
+        raise UserError(f"{options.sweep}: is a file; name the sweep's folder, which holds its runs")
+
+
+def planned(options: argparse.Namespace) -> tuple[Sweep, Spec | None]:
+    """Returns the sweep of a SPEC or of a folder; nothing is written yet. Raises: UserError."""
+    from flava_ds.recipes.outside import absolute
+    from flava_ds.scaling.sweep import MANIFEST, Sweep, merged
+
+    place, commit = options.sweep, commit_now()
+    plugins = tuple(absolute(own) for own in options.plugin)
+    if place.is_dir():
+        old = Sweep.open(place)
+        return merged(old, dataclasses.replace(old, commit=commit), str(place), options.other_commit), None
+    spec, base, parent = read_spec(place)
+    folder = options.folder or parent / spec.name
+    old = Sweep.open(folder) if (folder / MANIFEST).exists() else None
+    runs = {own.name: own for own in spec.runs}
+    if spec.asked is not None and old is not None:
+        runs = dict(old.runs)
+    if not runs and spec.asked is None:
+        raise ConfigError(f"{place}: has no run; give an axis, e.g. seeds: [0, 1]")
+    new = Sweep(folder, base, spec.metric, commit, runs, {} if old is None else old.facts, plugins)
+    return merged(old, new, str(place), options.other_commit), spec
+
+
+def read_spec(path: Path) -> tuple[Spec, str, Path]:
+    """Reads a SPEC; returns it with its base as `flava-ds train` takes it, and where the base's runs are.
+
+    Raises: ConfigError naming the file.
+    """
+    from flava_ds.recipes import load_recipe, partial
+    from flava_ds.recipes.outside import is_outside
+    from flava_ds.scaling import spec as specs
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a SPEC (docs/scaling.md) or a sweep's folder")
+    found = specs.parse(partial.parse_file(path), str(path), path.stem)
+    base, beside = found.base, path.parent / found.base
+    if is_outside(base):
+        raise ConfigError(
+            f"{path}: base '{base}' is code, which a file cannot name; save it with `flava-ds config {base}` "
+            "as a .json and name that"
+        )
+    if beside.suffix in (".json", *partial.YAML):
+        base = str(beside.absolute())
+    try:
+        return found, base, Path(load_recipe(base).logging.run_directory)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def config_of(sweep: Sweep, run: Run) -> Config:
+    """Returns the configuration of a run.
+
+    Raises: ConfigError naming the run and the field that does not exist, or the values that do not fit.
+    """
+    from flava_ds.recipes import resolve
+
+    try:
+        return resolve(sweep.base, words_of(sweep, run))
+    except ConfigError as error:
+        raise ConfigError(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
+
+
+def words_of(sweep: Sweep, run: Run) -> list[str]:
+    """Returns the options of a run: its overrides and its place."""
+    return [*run.words(), "--logging.run-directory", str(sweep.folder.absolute()), "--name", run.name]
+
+
+def commit_now() -> str:
+    """Returns the source's commit, or its version outside of a repository."""
+    from importlib.metadata import version
+
+    from flava_ds.watching.environment import git_state
+
+    found = git_state()
+    return f"version {version('flava_ds')}" if found is None else str(found["commit"])
+
+
+def with_facts(sweep: Sweep, configs: dict[str, Config]) -> Sweep:
+    """Returns the sweep with what the planner knows of its runs."""
+    from flava_ds.scaling.sweep_cost import facts_of, works_of
+
+    new = {name: config for name, config in configs.items() if name not in sweep.facts}
+    works = works_of(new)
+    facts = {name: facts_of(config, works[name]) for name, config in new.items()}
+    return dataclasses.replace(sweep, facts={**sweep.facts, **facts})
+
+
+def waiting(sweep: Sweep, options: argparse.Namespace) -> list[str]:
+    """Returns the runs that are not finished, in order, as far as --part and --most ask for them."""
+    from flava_ds.scaling.sweep import FINISHED
+
+    parts = {part for run in sweep.runs.values() for part in run.parts}
+    if options.part is not None and options.part not in parts:
+        hint = did_you_mean(options.part, parts) or f"; there is {', '.join(sorted(parts)) or 'none'}"
+        raise UserError(f"--part {options.part}: the sweep has no such part{hint}")
+    names = [
+        name
+        for name, run in sweep.runs.items()
+        if sweep.state(name)["state"] != FINISHED and (options.part is None or options.part in run.parts)
+    ]
+    return names[: options.most]
+
+
+def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None:
+    """Raises UserError when runs cannot start as asked for, or nobody can be asked."""
+    from flava_ds.ranks import launch
+    from flava_ds.scaling.hardware import cluster
+
+    if options.gpu is not None:
+        machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
+        for config in configs.values():
+            launch.check_batches(config, machines.gpus)
+    if not options.slurm and options.hostfile is None:
+        for config in configs.values():
+            if options.ranks is not None:
+                launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
+            launch.check_inputs(config)
+            launch.check_batches(config, options.ranks or max(1, launch.count_gpus()))
+    if not (options.yes or options.dry_run or sys.stdin.isatty()):
+        raise UserError("the sweep is not started, as nobody can be asked here; add --yes")
+
+
+def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options: Any) -> list[str]:
+    """Returns what the waiting runs will take. Raises: ConfigError for an unknown GPU."""
+    from flava_ds.ranks import launch
+    from flava_ds.scaling import sweep_cost
+    from flava_ds.scaling.hardware import cluster
+
+    chosen = {name: configs[name] for name in names}
+    flops = sum(sweep.facts[name]["planned_flops"] for name in names)
+    counts = [f"{sweep.folder}: {len(sweep.runs)} runs, {len(names)} of them now, compared by {sweep.metric}"]
+    if options.gpu is not None:
+        machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
+        hours = sweep_cost.on_gpus(chosen, sweep_cost.works_of(chosen), machines)
+        how = f"on {machines.gpus} x {machines.gpu.title} for each run, a forecast"
+        return [*counts, sweep_cost.sentence(len(names), flops, hours, "GPU-hours", how)]
+    if options.slurm or options.hostfile is not None:
+        return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours"]
+    if launch.count_gpus():
+        return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
+    import torch
+    from flava_kernels.bench.machine import gemm_rate
+
+    done = [sweep.state(name).get("results", {}) for name in sweep.runs]
+    seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / (options.ranks or 1)
+    rate = gemm_rate(torch.device("cpu"), torch.float32, 768)
+    finished = {"flops": sum(own.get("flops", 0.0) for own in done), "seconds": seconds}
+    hours, how = sweep_cost.on_this_machine(flops, rate, finished)
+    return [*counts, sweep_cost.sentence(len(names), flops, hours, "hours on this machine", how)]
+
+
+def show(sweep: Sweep, parquet: bool) -> int:
+    """Prints the states of a sweep and writes its tables and page."""
+    from flava_ds.report.sweep_page import status_rows, write_sweep_page
+    from flava_ds.scaling.sweep import write_tables
+    from flava_ds.scaling.table import render
+
+    rows: Sequence[Sequence[str]] = status_rows(sweep)
+    print(render(rows, indent=""))
+    written = [*write_tables(sweep, parquet), write_sweep_page(sweep)]
+    print(*written, sep="\n")
+    return 0

@@ -1,0 +1,211 @@
+"""Runs a sweep's runs: one after another here or over a hostfile, asked of Optuna, or as a Slurm array."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flava_ds.commands.sweep import config_of, with_facts, words_of
+from flava_ds.errors import CheckpointError, UserError
+from flava_ds.ranks import launch
+
+if TYPE_CHECKING:
+    from flava_ds.scaling.spec import Spec
+    from flava_ds.scaling.sweep import Sweep
+
+LAUNCHERS = Path(__file__).parents[2] / "launchers"
+FIRST_PORT = 29500
+PORTS = 1000
+
+
+def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse.Namespace) -> int:
+    """Runs what waits, then what Optuna asks for; returns 128 + signal when one stopped it, otherwise 0.
+
+    Raises: CheckpointError when another process runs this sweep.
+    """
+    from flava_ds.ranks.run_lock import RunLock
+
+    lock = RunLock(sweep.folder)
+    lock.acquire()
+    try:
+        for number, name in enumerate(names, start=1):
+            if (status := run_one(sweep, name, f"run {number} of {len(names)}", options)) > 128:
+                return status
+        if spec is None or spec.asked is None:
+            return 0
+        while len(sweep.runs) < spec.asked.runs:
+            sweep, name = asked(sweep, spec)
+            where = f"run {len(sweep.runs)} of {spec.asked.runs}"
+            if (status := run_one(sweep, name, where, options)) > 128:
+                return status
+        return 0
+    finally:
+        lock.release()
+
+
+def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) -> int:
+    """Runs a run to its end and notes how it ended; returns its exit status, 0 if it runs elsewhere."""
+    print(f"{where}, {name}: {sweep.runs[name].place()}", flush=True)
+    if (holder := runs_elsewhere(sweep.path_of(name))) is not None:
+        print(f"  left alone: {holder}", flush=True)
+        return 0
+    log = sweep.log_of(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = command_of(sweep, name, options)
+    sweep.begin(name)
+    status = command.wait(log)
+    own = sweep.end(name, status)
+    said = own.get("reason") or f"{sweep.metric} {own['results'].get(sweep.metric, 'not logged')}"
+    print(f"  {own['state']}: {said}", flush=True)
+    return status
+
+
+def runs_elsewhere(run_path: Path) -> str | None:
+    """Returns who trains in a folder, if anybody does."""
+    from flava_ds.ranks.run_lock import NAME, RunLock
+
+    if not (run_path / NAME).exists():
+        return None
+    lock = RunLock(run_path)
+    try:
+        lock.acquire()
+    except CheckpointError as error:
+        return str(error)
+    lock.release()
+    return None
+
+
+def command_of(sweep: Sweep, name: str, options: argparse.Namespace) -> launch.Launch:
+    """Returns the command of a run. Raises: UserError."""
+    words = [*(f"--plugin={place}" for place in sweep.plugins), *words_of(sweep, sweep.runs[name])]
+    if options.hostfile is not None:
+        script = launcher("deepspeed.sh")
+        variables = {"HOSTFILE": str(options.hostfile.absolute())}
+        return launch.Launch(arguments=["bash", str(script), sweep.base, *words], environment=variables)
+    gpus = launch.count_gpus()
+    ranks = options.ranks or max(1, gpus)
+    return launch.plan_launch(sweep.base, words, ranks=ranks, gpus=gpus, debug=options.debug)
+
+
+def launcher(name: str) -> Path:
+    """Returns the path of a launcher's script. Raises: UserError outside of a checkout."""
+    path = LAUNCHERS / name
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; launchers are in the repository, so run this from a clone of it"
+        )
+    return path
+
+
+def asked(sweep: Sweep, spec: Spec) -> tuple[Sweep, str]:
+    """Returns the sweep with the run that Optuna asks for next, by the finished ones, and the run's name.
+
+    The manifest is the only memory: the study is made anew from it each time. Raises: UserError.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("a search by optuna needs it; `pip install 'flava_ds[sweep]'`") from error
+    from flava_ds.scaling.spec import Run
+
+    assert spec.asked is not None  # the caller looked
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions: dict[str, Any] = {}
+    for name, own in spec.asked.fields.items():
+        if own.choices:
+            distributions[name] = optuna.distributions.CategoricalDistribution(own.choices)
+        elif own.integer:
+            distributions[name] = optuna.distributions.IntDistribution(
+                int(own.low), int(own.high), log=own.log
+            )
+        else:
+            distributions[name] = optuna.distributions.FloatDistribution(own.low, own.high, log=own.log)
+    sampler = optuna.samplers.TPESampler(seed=spec.asked.seed + len(sweep.runs))
+    study = optuna.create_study(sampler=sampler)
+    for name, run in sweep.runs.items():
+        value = sweep.state(name).get("results", {}).get(spec.metric)
+        if value is not None:
+            trial = optuna.trial.create_trial(
+                params=dict(run.point), distributions=distributions, value=float(value)
+            )
+            study.add_trial(trial)
+    for _ in range(100):
+        point = study.ask(distributions).params
+        run = Run({**spec.fixed, **point}, point)
+        if run.name not in sweep.runs:
+            sweep = dataclasses.replace(sweep, runs={**sweep.runs, run.name: run})
+            sweep = with_facts(sweep, {run.name: config_of(sweep, run)})
+            sweep.save()
+            return sweep, run.name
+    raise UserError(f"{sweep.folder}: optuna asks for no new run; the search has fewer points than runs")
+
+
+def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> str:
+    """Writes the script of a Slurm array, one task for each waiting run; returns how to submit it.
+
+    Its settings and its way to start, stop and requeue are those of launchers/slurm.sbatch.
+
+    Raises: UserError outside of a checkout.
+    """
+    from flava_ds.storage.atomic import write_whole
+
+    script, folder = launcher("slurm.sbatch"), sweep.folder.absolute()
+    dropped = ("--nodes", "--job-name", "--output")
+    settings = [
+        line
+        for line in script.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#SBATCH") and not line.split()[1].startswith(dropped)
+    ]
+    limit = f"%{options.at_once}" if options.at_once else ""
+    command = shlex.join([sys.executable, "-m", "flava_ds.cli", "sweep", str(folder)])
+    lines = [
+        "#!/usr/bin/env bash",
+        "# One task for each run of the sweep. A finished run's task ends at once; submit it again to retry.",
+        *settings,
+        f"#SBATCH --job-name={folder.name}",
+        f"#SBATCH --nodes={options.nodes}",
+        f"#SBATCH --output={folder}/logs/%x-%A_%a.log",
+        f"#SBATCH --array=0-{len(names) - 1}{limit}",
+        "set -euo pipefail",
+        f"cd {shlex.quote(str(LAUNCHERS.parent))}",
+        "export SLURM_SUBMIT_DIR=$PWD PYTHONSAFEPATH=1",
+        f"runs=({' '.join(names)})",
+        "run=${runs[$SLURM_ARRAY_TASK_ID]}",
+        f"exec >>{shlex.quote(str(folder))}/logs/$run.log 2>&1",
+        f"export PORT=$(({FIRST_PORT} + SLURM_ARRAY_TASK_ID % {PORTS}))",
+        f'mapfile -d "" -t words < <({command} --begin "$run")',
+        'if [ "${#words[@]}" -eq 0 ]; then exit 0; fi',
+        f"trap '{command} --end \"$run\" $?' EXIT",
+        'source launchers/slurm.sbatch "${words[@]}"',
+    ]
+    path = folder / "sweep.sbatch"
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    write_whole(path, "\n".join(lines) + "\n")
+    return f"{path}: {len(names)} tasks; submit it with\n  sbatch {shlex.quote(str(path))}"
+
+
+def note(sweep: Sweep, options: argparse.Namespace) -> int:
+    """Notes for a job script that a run begins, printing its words with a NUL behind each, or how it ended.
+
+    A finished run has no words. Raises: UserError for an unknown run.
+    """
+    from flava_ds.scaling.sweep import FINISHED
+
+    name = options.begin or options.end[0]
+    if name not in sweep.runs:
+        raise UserError(f"{sweep.folder}: has no run '{name}'; --status lists them")
+    if options.end is not None:
+        status = options.end[1]
+        if not status.isdigit():
+            raise UserError(f"--end {name} {status}: give an exit status, a whole number")
+        print(sweep.end(name, int(status))["state"])
+        return 0
+    if sweep.state(name)["state"] != FINISHED:
+        sweep.begin(name)
+        words = [*(f"--plugin={place}" for place in sweep.plugins), *words_of(sweep, sweep.runs[name])]
+        sys.stdout.write("".join(f"{word}\0" for word in (sweep.base, *words)))
+    return 0

@@ -1,0 +1,85 @@
+"""The page of a sweep: its runs side by side, over samples, FLOPs and GPU-hours, in one HTML file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from flava_ds.report.charts import Line, draw, smooth
+from flava_ds.report.template import markup, render, write_page
+from flava_ds.scaling.results import course
+from flava_ds.scaling.sweep import FAILED, FINISHED, Sweep
+from flava_ds.watching.run_log import read_log
+
+AXES = {"samples": "Samples", "flops": "FLOPs", "gpu_hours": "GPU-hours"}
+SMOOTHED = ("loss/", "accuracy/", "metric/")
+SHOWN = ("parameters", "samples", "batch", "flops", "gpu_hours")
+
+
+def write_sweep_page(sweep: Sweep) -> Path:
+    """Writes `sweep.html` into a sweep's folder. Returns its path."""
+    rows = sweep.rows()
+    page = render(
+        "sweep.html",
+        name=sweep.folder.name,
+        base=sweep.base,
+        commit=sweep.commit[:10],
+        metric=sweep.metric,
+        counts=Counter(row["state"] for row in rows),
+        best=best_of(sweep, rows),
+        charts=charts(sweep, rows),
+        tables=[("Runs", status_rows(sweep))],
+        failed=[(row["run"], row["reason"]) for row in rows if row["state"] == FAILED],
+    )
+    return write_page(sweep.folder / "sweep.html", page)
+
+
+def best_of(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the finished run with the lowest metric; None when there is none."""
+    done = [row for row in rows if row["state"] == FINISHED and row.get(sweep.metric, "") != ""]
+    return min(done, key=lambda row: row[sweep.metric], default=None)
+
+
+def charts(sweep: Sweep, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Draws the metric of all runs by what they had used; the best one stands out."""
+    best = best_of(sweep, rows)
+    lines: dict[str, list[Line]] = {what: [] for what in AXES}
+    for row in rows:
+        log = read_log(sweep.path_of(row["run"]) / "log.jsonl")
+        own = course(log)
+        for what in AXES:
+            places, values = own.along(log, sweep.metric, what)
+            if values:
+                shown = smooth(values) if sweep.metric.startswith(SMOOTHED) else values
+                lines[what].append(Line(places, shown, faint=best is None or row["run"] != best["run"]))
+    return [
+        {
+            "title": title,
+            "words": f"{sweep.metric} of {len(lines[what])} runs",
+            "svg": markup(draw(f"{sweep.metric} by {title}", lines[what])),
+        }
+        for what, title in AXES.items()
+        if lines[what]
+    ]
+
+
+def status_rows(sweep: Sweep) -> list[list[str]]:
+    """Returns the runs as text, the lowest metric first, then those that are not finished."""
+    rows = sweep.rows()
+    axes = [column for column in rows[0] if column.startswith("axis/")] if rows else []
+    columns = [*axes, *(name for name in SHOWN if any(row.get(name, "") != "" for row in rows)), sweep.metric]
+    found = [["run", *(column.removeprefix("axis/") for column in columns), "state"]]
+    unfinished = [row for row in rows if row.get(sweep.metric, "") == ""]
+    finished = [row for row in rows if row.get(sweep.metric, "") != ""]
+    for row in (*sorted(finished, key=lambda row: row[sweep.metric]), *unfinished):
+        state = row["state"] + (", held out" if row["held_out"] else "")
+        state += f": {row['reason']}" if row["reason"] else ""
+        found.append([row["run"], *(_shown(row.get(column, "")) for column in columns), state])
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.3g}"

@@ -1,0 +1,93 @@
+"""What a run has used and reached, from its log: samples, FLOPs and time along its steps, last numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flava_ds.watching.run_log import RunLog, read_log
+
+LAST_SHARE = 0.1
+"""Share of a run's steps over which a training loss is averaged at its end."""
+AVERAGED = ("loss/", "accuracy/", "metric/")
+LATEST = ("evaluation/",)
+"""Numbers in the results of a run, by how their names begin."""
+RATES = {"samples": "samples_per_second", "flops": "flops_per_second"}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run had used by each line of its log."""
+
+    steps: list[int]
+    used: Mapping[str, list[float]]
+    """samples, flops and gpu_hours -> amounts; on a CPU, a rank counts as a GPU."""
+
+    def along(self, log: RunLog, metric: str, what: str) -> tuple[list[float], list[float]]:
+        """Returns how much of `what` was used where a number was logged, and the number."""
+        steps, values = log.series(metric)
+        by_step = dict(zip(self.steps, self.used[what], strict=True))
+        return [by_step[step] for step in steps], values
+
+
+def course(log: RunLog) -> Course:
+    """Adds up what a log's lines say of the steps since the line before."""
+    ranks = int(log.header.get("hardware", {}).get("ranks", 1))
+    totals, before = dict.fromkeys((*RATES, "gpu_hours"), 0.0), -1
+    steps: list[int] = []
+    used: dict[str, list[float]] = {name: [] for name in totals}
+    for line in log.steps:
+        seconds = (line["step"] - before) * _number(line, "seconds_per_step")
+        for name, rate in RATES.items():
+            totals[name] += seconds * _number(line, rate)
+        totals["gpu_hours"] += seconds * ranks / 3600
+        before = line["step"]
+        steps.append(before)
+        for name, total in totals.items():
+            used[name].append(total)
+    return Course(steps, used)
+
+
+def results(run_path: Path) -> dict[str, Any]:
+    """Returns the numbers of a run's end by name; empty without a log.
+
+    `unique_samples` are those that it saw at least once: each source's samples over its passes. Training
+    losses are means over the last tenth of the steps, evaluations are the last ones.
+    """
+    log = read_log(run_path / "log.jsonl")
+    if not log.steps:
+        return {}
+    found, last = course(log), log.steps[-1]
+    steps = last["step"] + 1
+    samples = round(found.used["samples"][-1])
+    values: dict[str, Any] = {
+        "steps": steps,
+        "samples": samples,
+        "unique_samples": samples * _fresh_share(last),
+        "flops": found.used["flops"][-1],
+        "gpu_hours": found.used["gpu_hours"][-1],
+    }
+    for prefix in (*AVERAGED, *LATEST):
+        for name in log.names(prefix):
+            at, numbers = log.series(prefix + name)
+            first = 0 if prefix in LATEST else steps * (1 - LAST_SHARE)
+            chosen = [number for step, number in zip(at, numbers, strict=True) if step >= first] or numbers
+            if chosen:
+                values[prefix + name] = chosen[-1] if prefix in LATEST else sum(chosen) / len(chosen)
+    return values
+
+
+def _fresh_share(line: Mapping[str, Any]) -> float:
+    """Returns the share of a run's samples that it saw for the first time, by its sources' passes."""
+    shares = {name: share for name, share in line.items() if name.startswith("source_share/")}
+    if not (total := sum(shares.values())):
+        return 1.0
+    passes = {name: _number(line, f"epoch/{name.removeprefix('source_share/')}") for name in shares}
+    return sum(share / total / max(1.0, passes[name]) for name, share in shares.items())
+
+
+def _number(line: Mapping[str, Any], name: str) -> float:
+    value = line.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,209 @@
+"""A sweep's folder: a manifest of its runs, a small file with the state of each, and the runs themselves.
+
+    FOLDER/sweep.json          the manifest: base, commit, and every run with its overrides
+    FOLDER/states/NAME.json    state, attempts, reason and results of a run, written by whoever runs it
+    FOLDER/logs/NAME.log       what its processes said
+    FOLDER/NAME/               the run, an ordinary one
+
+One file for each state, so that the tasks of an array never write the same file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.errors import ConfigError, UserError
+from flava_ds.scaling.results import results
+from flava_ds.scaling.spec import Run
+from flava_ds.storage.atomic import write_whole
+
+MANIFEST = "sweep.json"
+PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
+STATES = (PLANNED, RUNNING, FINISHED, FAILED)
+REASON_LETTERS = 300
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The manifest of a sweep's folder."""
+
+    folder: Path
+    base: str
+    metric: str
+    commit: str
+    """Of the source, "unknown" outside of a repository."""
+    runs: Mapping[str, Run]
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Run -> what is known before it runs: parameters."""
+    plugins: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, folder: Path) -> Sweep:
+        """Reads a folder's manifest. Raises: UserError when there is none, or it cannot be read."""
+        path = folder / MANIFEST
+        try:
+            said = loads(read_small(path))
+            runs = {
+                name: Run(own["overrides"], own["point"], tuple(own["parts"]), own["held_out"])
+                for name, own in said["runs"].items()
+            }
+            facts = {name: own["facts"] for name, own in said["runs"].items()}
+            return cls(
+                folder, said["base"], said["metric"], said["commit"], runs, facts, tuple(said["plugins"])
+            )
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder}: holds no {MANIFEST}, so it is no sweep; make one with a SPEC"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}: {error}); restore it"
+            ) from error
+
+    def save(self) -> None:
+        """Writes the manifest; the file appears whole or not at all."""
+        runs = {
+            name: {
+                "overrides": dict(run.overrides),
+                "point": dict(run.point),
+                "parts": run.parts,
+                "held_out": run.held_out,
+                "facts": dict(self.facts.get(name, {})),
+            }
+            for name, run in self.runs.items()
+        }
+        said = {"base": self.base, "metric": self.metric, "commit": self.commit, "plugins": self.plugins}
+        write_whole(self.folder / MANIFEST, json.dumps(said | {"runs": runs}, indent=1) + "\n", durable=True)
+
+    def path_of(self, name: str) -> Path:
+        """Returns a run's folder."""
+        return self.folder / name
+
+    def log_of(self, name: str) -> Path:
+        """Returns the file with what a run's processes said."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Returns what is known of a run: state, attempts, and with it reason or results."""
+        path = self.folder / "states" / f"{name}.json"
+        try:
+            return dict(loads(read_small(path)))
+        except FileNotFoundError:
+            return {"state": PLANNED, "attempts": 0}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); remove it to plan the run again") from error
+
+    def begin(self, name: str) -> None:
+        """Notes that a run is starting."""
+        self._write(name, {"state": RUNNING, "attempts": self.state(name)["attempts"] + 1})
+
+    def end(self, name: str, status: int) -> dict[str, Any]:
+        """Notes how a run ended, by its exit status, and returns its state.
+
+        A run that a signal stopped is planned again: it goes on from its checkpoint.
+        """
+        attempts = self.state(name)["attempts"]
+        if status == 0:
+            own: dict[str, Any] = {"state": FINISHED, "results": results(self.path_of(name))}
+            if not own["results"]:
+                own = {"state": FAILED, "reason": "it ended well, but its log has no steps"}
+        elif status > 128:
+            own = {
+                "state": PLANNED,
+                "reason": f"stopped by signal {status - 128}; it goes on from its checkpoint",
+            }
+        else:
+            own = {"state": FAILED, "reason": reason_in(self.log_of(name)) or f"exit status {status}"}
+        self._write(name, own | {"attempts": attempts})
+        return own
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        said = state | {"since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_whole(self.folder / "states" / f"{name}.json", json.dumps(said, indent=1) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns one row for each run: state, place on the axes, overrides, facts and results."""
+        axes = list(dict.fromkeys(axis for run in self.runs.values() for axis in run.point))
+        found = []
+        for name, run in self.runs.items():
+            state = self.state(name)
+            row = {"run": name, "state": state["state"], "reason": state.get("reason", "")}
+            row |= {"parts": " ".join(run.parts), "held_out": run.held_out, "metric": self.metric}
+            row |= {f"axis/{axis}": run.point.get(axis, "") for axis in axes}
+            row |= dict(self.facts.get(name, {})) | state.get("results", {})
+            found.append(row)
+        columns = list(dict.fromkeys(column for row in found for column in row))
+        return [{column: row.get(column, "") for column in columns} for row in found]
+
+
+def reason_in(log: Path) -> str:
+    """Returns the line of a log that says why its run failed: the last error, or else the last line."""
+    if not log.is_file():
+        return ""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1][:REASON_LETTERS]
+
+
+def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Sweep:
+    """Returns the manifest of a folder after a spec has been read again, perhaps with more runs.
+
+    Raises: ConfigError when the folder holds another sweep, or one that was begun at another commit.
+    """
+    if old is None:
+        return new
+    lost = [name for name in old.runs if name not in new.runs]
+    if old.base != new.base or lost:
+        what = (
+            f"of {old.base}" if old.base != new.base else f"with {len(lost)} runs that {where} does not have"
+        )
+        raise ConfigError(
+            f"{new.folder}: holds another sweep, {what}, e.g. {next(iter(lost or old.runs))}; give this one "
+            "another name or --folder"
+        )
+    if old.commit != new.commit and not other_commit:
+        raise ConfigError(
+            f"{new.folder}: was begun at commit {old.commit[:10]}, this is {new.commit[:10]}; runs of two "
+            f"commits may not compare, so check {old.commit[:10]} out, or mix them with --other-commit"
+        )
+    return new
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_tables(sweep: Sweep, parquet: bool = False) -> list[Path]:
+    """Writes results.csv, and results.parquet if asked for. Raises: UserError without pyarrow."""
+    rows, written = sweep.rows(), [sweep.folder / "results.csv"]
+    write_whole(written[0], table(rows))
+    if parquet:
+        try:
+            import pyarrow
+            from pyarrow import parquet as files
+        except ImportError as error:
+            raise UserError(
+                "--parquet needs pyarrow; `pip install 'flava_ds[prepare]'`, or read results.csv"
+            ) from error
+        columns = {name: [None if row[name] == "" else row[name] for row in rows] for name in rows[0]}
+        for name, values in columns.items():  # one axis may have numbers and labels
+            if len({type(value) for value in values if value is not None} - {int, float}) > 0:
+                columns[name] = [None if value is None else str(value) for value in values]
+        written.append(sweep.folder / "results.parquet")
+        buffer = io.BytesIO()
+        files.write_table(pyarrow.table(columns), buffer)
+        write_whole(written[1], buffer.getvalue())
+    return written

@@ -1,0 +1,87 @@
+"""What a sweep will take: its FLOPs by the planner's trace, and hours on GPUs or on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flava_ds.config import Config, to_dict
+from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.hardware import Cluster
+from flava_ds.scaling.measure import measure
+from flava_ds.scaling.plan import Estimate, plan
+from flava_ds.scaling.setting import setting_of, shares_of
+from flava_ds.scaling.work import ModelWork
+
+CPU_SHARE = Estimate(0.05, 0.15, 0.35)
+"""Share of a CPU's rate of matrix products that a run reaches: judgement; finished runs replace it."""
+
+_TRACED: dict[str, ModelWork] = {}
+"""What this process has traced, by all that decides about it."""
+
+
+def works_of(configs: Mapping[str, Config]) -> dict[str, ModelWork]:
+    """Returns the work of each run's steps; runs that differ in no shape are traced once."""
+    found = {}
+    for name, config in configs.items():
+        plain = to_dict(config)
+        sources = {
+            name: (own.kind, own.max_tokens, own.masked_share, own.image_codes_key)
+            for name, own in config.drawn_sources.items()
+        }
+        numerics = (config.training.precision, config.training.activation_checkpointing)
+        parts = [plain["model"], plain["objectives"], plain["codebook"], sources, numerics]
+        key = json.dumps(parts, sort_keys=True)
+        if key not in _TRACED:
+            _TRACED[key] = measure(config, lengths_of(config, None))
+        found[name] = _TRACED[key]
+    return found
+
+
+def flops_of(config: Config, work: ModelWork) -> float:
+    """Returns the model's FLOPs of a whole run, forward and backward."""
+    each = sum(
+        share * work.kinds[source].model_flops.at(config.global_batch_size(source))
+        for source, share in shares_of(config).items()
+    )
+    return each * config.training.total_steps
+
+
+def facts_of(config: Config, work: ModelWork) -> dict[str, Any]:
+    """Returns what is known of a run before it runs; `batch` is its mean over the sources' steps."""
+    batch = sum(share * config.global_batch_size(name) for name, share in shares_of(config).items())
+    return {"parameters": work.trainable, "batch": batch, "planned_flops": flops_of(config, work)}
+
+
+def on_gpus(configs: Mapping[str, Config], works: Mapping[str, ModelWork], cluster: Cluster) -> Estimate:
+    """Forecasts the GPU-hours of runs, each on the whole cluster. Raises: ConfigError."""
+    low = middle = high = 0.0
+    for name, config in configs.items():
+        made = plan(setting_of(config, cluster, lambda _, name=name: works[name]))  # type: ignore[arg-type]
+        own = made.estimate(lambda figures: figures.gpu_hours)
+        low, middle, high = low + own.low, middle + own.middle, high + own.high
+    return Estimate(low, middle, high)
+
+
+def on_this_machine(flops: float, gemm_rate: float, finished: Mapping[str, float]) -> tuple[Estimate, str]:
+    """Estimates hours on a CPU, by finished runs if there are any, and says by what.
+
+    `finished` has flops and seconds of finished runs, in all.
+    """
+    if finished.get("flops", 0) > 0 and finished.get("seconds", 0) > 0:
+        hours = flops / (finished["flops"] / finished["seconds"]) / 3600
+        return Estimate(hours, hours, hours), "at the rate of the finished runs"
+    hours = flops / gemm_rate / 3600
+    found = Estimate(hours / CPU_SHARE.high, hours / CPU_SHARE.middle, hours / CPU_SHARE.low)
+    rate = f"{gemm_rate / 1e9:.0f} GFLOP/s of its matrix products"
+    shares = f"{CPU_SHARE.low:.0%} to {CPU_SHARE.high:.0%}"
+    return found, f"at {shares} of the {rate}; starts and evaluations come on top"
+
+
+def sentence(count: int, flops: float, hours: Estimate, unit: str, how: str) -> str:
+    """Says what runs will take, `hours` as minutes if they are less than one."""
+    if unit.startswith("hours") and hours.high < 1:
+        unit = unit.replace("hours", "minutes", 1)
+        hours = Estimate(60 * hours.low, 60 * hours.middle, 60 * hours.high)
+    return f"{count} run{'s' * (count != 1)}: {flops:.3g} FLOPs, {hours.text()} {unit} {how}"

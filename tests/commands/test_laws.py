@@ -1,0 +1,92 @@
+"""`flava-ds laws` on a table: what it prints, what it writes, and every mistake in one line."""
+
+import json
+
+import pytest
+
+from flava_ds import cli
+
+HEAD = "run,state,parameters,samples,unique_samples,batch,flops,loss/global_contrastive,error"
+
+
+def write_table(folder):
+    lines = [HEAD]
+    for n in (1e5, 4e5, 2e6, 9e6):
+        for d in (1e4, 6e4, 4e5, 2e6):
+            loss = 1.5 + 40 * n**-0.3 + 90 * d**-0.25
+            lines.append(
+                f"{n:g}-{d:g},finished,{n},{d},{d / 2},128,{6 * n * d},{loss},{0.2 + 9 * (n * d) ** -0.2}"
+            )
+    for batch in (64, 256, 512):
+        lines.append(f"b{batch},finished,4e5,6e4,3e4,{batch},{6 * 4e5 * 6e4},{2 + 9 / batch},0.5")
+    lines.append("late,running,1,1,1,128,1,,")
+    path = folder / "runs.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_laws_of_a_table(tmp_path, capsys):
+    table, written = write_table(tmp_path), tmp_path / "laws.json"
+    words = [
+        "--bootstrap",
+        "20",
+        "--budget",
+        "1e14",
+        "--data",
+        "1e6",
+        "--error",
+        "error",
+        "--json",
+        str(written),
+    ]
+    assert cli.main(["laws", str(table), *words]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "19 runs",
+        "held out 9e+06-2e+06: predicted",
+        "for 1e+14 FLOPs",
+        "batch, 4 runs",
+        "error by compute",
+    ):
+        assert text in shown
+    found = json.loads(written.read_text())
+    assert len(found["fitted_to"]) == 15 and found["held_out"] == ["9e+06-2e+06"]
+    floor, without, fixed, starred = found["laws"]
+    assert floor["numbers"] == pytest.approx(
+        {"E": 1.5, "A": 40, "alpha": 0.3, "B": 90, "beta": 0.25}, rel=0.05
+    )
+    assert floor["held_out"][0]["predicted"] == pytest.approx(floor["held_out"][0]["measured"], rel=0.01)
+    assert floor["floor_identified"] and "E" not in without["numbers"]
+    assert "D_eff" in fixed["form"] and "ln R*" in starred["numbers"]
+    assert found["batch"]["largest"] in (128, 256, 512)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss", "los"], "has no column 'los' for the loss"),
+        (
+            ["--parameters", "parameter"],
+            "has no column 'parameter' for the parameters; did you mean 'parameters'?",
+        ),
+        (["--samples", "run"], "'run' of run 100000-10000 is '100000-10000', not a number above 0"),
+        (["--bootstrap", "1"], "--bootstrap 1: use at least 20"),
+        (["--data", "1"], "--data is for --budget"),
+        (["--budget", "-1"], "--budget -1: use a number above 0"),
+    ],
+)
+def test_slips_are_one_line(tmp_path, capsys, words, message):
+    assert cli.main(["laws", str(write_table(tmp_path)), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
+
+
+def test_what_is_no_table_is_one_line(tmp_path, capsys):
+    few = tmp_path / "few.csv"
+    few.write_text(HEAD + "\na,finished,1,1,1,1,1,1,1\nb,finished,2,1,1,1,2,1,1\n")
+    for place, message in (
+        (tmp_path / "gone.csv", "no such sweep or table"),
+        (few, "1 runs of one batch besides"),
+    ):
+        assert cli.main(["laws", str(place)]) == 2
+        assert message in capsys.readouterr().err

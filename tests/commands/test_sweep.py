@@ -1,0 +1,208 @@
+"""`flava-ds sweep` as a user runs it: two runs, interrupted and continued; an array; every mistake in one
+line.
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flava_ds import cli
+from flava_ds.commands import sweep as command
+from flava_ds.commands import sweep_jobs
+from flava_ds.scaling.spec import parse
+from flava_ds.scaling.sweep import Sweep
+
+SPEC = """
+base: flava_debug
+fixed:
+  training.total_steps: 30
+  schedule.warmup_steps: 1
+  logging.tensorboard: false
+  data.sources.image.weight: 0
+  data.sources.text.weight: 0
+grid:
+  optimizer.lr: [1e-3, 1e-9]
+hold_out: {optimizer.lr: 1e-9}
+"""
+STUDY = Path(__file__).parents[2] / "benchmarks" / "study.yaml"
+QUICK = ["--ranks", "1", "--yes"]
+
+
+def write_spec(folder, text=SPEC):
+    path = folder / "two.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.slow
+def test_two_runs_interrupted_and_continued(tmp_path, capsys):
+    spec, folder = write_spec(tmp_path), tmp_path / "sweep"
+    words = ["sweep", str(spec), "--folder", str(folder), *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flava_ds.cli", *words], stdout=subprocess.PIPE, text=True
+    )
+    log = None
+    deadline = time.monotonic() + 600
+    while process.poll() is None and not (log is not None and log.read_text().count('"step"') > 1):
+        log = next(iter(folder.glob("*/log.jsonl")), None)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "2 runs: " in told and "stopped by signal 15; it goes on from its checkpoint" in told
+    first, second = Sweep.open(folder).runs
+    assert Sweep.open(folder).state(first)["state"] == "planned" and not (folder / second).exists()
+
+    assert cli.main([*words, "--parquet"]) == 0
+    sweep = Sweep.open(folder)
+    assert [sweep.state(name)["attempts"] for name in sweep.runs] == [2, 1]
+    assert "resumed" in (folder / first / "log.jsonl").read_text().splitlines()[0]
+    rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
+    assert all(row["state"] == "finished" and row["samples"] == "480" for row in rows.values())
+    assert rows[first]["parameters"] == "1124675" and rows[second]["held_out"] == "True"
+    assert float(rows[first]["loss/mmm_text"]) < float(rows[second]["loss/mmm_text"]) - 0.05
+    assert (folder / "sweep.html").read_text().count("<svg") == 3
+    assert (folder / "results.parquet").stat().st_size > 0
+
+    capsys.readouterr()
+    assert cli.main(["sweep", str(folder), *QUICK]) == 0
+    shown = capsys.readouterr().out
+    assert "0 of them now" in shown and shown.count("finished") == 2
+    spec.write_text(SPEC.replace("[1e-3, 1e-9]", "[2e-3, 1e-9]"))
+    assert cli.main(words) == 2
+    assert "holds another sweep, with 1 runs that" in capsys.readouterr().err
+
+
+def options_of(*words):
+    parser, _ = cli.build_parser()
+    return parser.parse_args(["sweep", *words])
+
+
+def planned_in(tmp_path, *words):
+    options = options_of(str(write_spec(tmp_path)), "--folder", str(tmp_path / "sweep"), *words)
+    sweep, _ = command.planned(options)
+    sweep.save()
+    return sweep, options
+
+
+def test_a_failed_run_says_why_and_is_tried_again(tmp_path):
+    sweep, options = planned_in(tmp_path, "--ranks", "1")
+    (tmp_path / "runs").mkdir()
+    name = next(iter(sweep.runs))
+    # a file in the place of the run's folder: the real process fails at its start
+    sweep.path_of(name).write_text("")
+    assert sweep_jobs.run_one(sweep, name, "run 1", options) in (1, 2)
+    state = sweep.state(name)
+    assert state["state"] == "failed" and name in state["reason"] and "\n" not in state["reason"]
+    assert name in command.waiting(sweep, options)
+
+
+def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):
+    sweep, options = planned_in(tmp_path, "--slurm", "--nodes", "2", "--at-once", "1")
+    told = sweep_jobs.write_array(sweep, list(sweep.runs), options)
+    script = (sweep.folder / "sweep.sbatch").read_text()
+    for line in ("--array=0-1%1", "--nodes=2", "--requeue", "--signal=B:USR1@300", "--gpus-per-node=8"):
+        assert f"#SBATCH {line}\n" in script
+    assert "sbatch " in told and script.count("--nodes") == 1
+    assert subprocess.run(["bash", "-n", str(sweep.folder / "sweep.sbatch")], check=True).returncode == 0
+    # a cluster whose srun fails: what the script itself does is real
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "srun").write_text("#!/bin/sh\necho error: no such node >&2\nexit 3\n")
+    (bin_folder / "srun").chmod(0o755)
+    environment = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1"}
+    environment["PATH"] = f"{bin_folder}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", str(sweep.folder / "sweep.sbatch")], env=environment, timeout=600)
+    assert done.returncode == 3
+    first, second = sweep.runs
+    assert sweep.state(second)["reason"] == "no such node" and sweep.state(first)["state"] == "planned"
+
+
+def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=8\n")
+    sweep, options = planned_in(tmp_path, "--hostfile", str(hosts))
+    name = next(iter(sweep.runs))
+    made = sweep_jobs.command_of(sweep, name, options)
+    assert made.environment == {"HOSTFILE": str(hosts)}
+    assert made.arguments[1].endswith("launchers/deepspeed.sh") and made.arguments[2] == "flava_debug"
+    assert made.arguments[-4:] == ["--logging.run-directory", str(sweep.folder), "--name", name]
+
+
+def test_optuna_asks_by_what_has_finished(tmp_path):
+    pytest.importorskip("optuna")
+    data = {"base": "flava_debug", "search": {"by": "optuna", "runs": 12, "fields": {
+        "optimizer.lr": {"from": 1e-5, "to": 1e-1, "log": True}}}}  # fmt: skip
+    spec = parse(data, "s", "s")
+    sweep = Sweep(tmp_path, "flava_debug", spec.metric, "c", {})
+    for _ in range(12):
+        sweep, name = sweep_jobs.asked(sweep, spec)
+        loss = abs(sweep.runs[name].overrides["optimizer.lr"] - 0.05)
+        state = {"state": "finished", "attempts": 1, "results": {spec.metric: loss}}
+        (tmp_path / "states").mkdir(exist_ok=True)
+        (tmp_path / "states" / f"{name}.json").write_text(json.dumps(state))
+    found = [run.overrides["optimizer.lr"] for run in sweep.runs.values()]
+    assert len(sweep.runs) == 12 and Sweep.open(tmp_path).runs == sweep.runs
+    assert sum(found[10:]) / 2 > sorted(found[:10])[5], "it goes to where the loss was low"
+    assert next(iter(sweep.facts.values()))["parameters"] == 1_124_675
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "message"),
+    [
+        (SPEC.replace("optimizer.lr: [1e-3", "optimizer.lrr: [1e-3"), [], "hold_out.optimizer.lr is no axis"),
+        (SPEC.replace("total_steps", "total_step"), [], "unknown option '--training.total-step'"),
+        (SPEC.replace("30", "-1"), [], "training.total_steps is -1"),
+        (SPEC.replace("flava_debug", "flava_debu"), [], "no recipe named 'flava_debu'; did you mean"),
+        (SPEC.replace("flava_debug", "mine.py:f"), [], "base 'mine.py:f' is code, which a file cannot name"),
+        (SPEC.replace("[1e-3, 1e-9]", "[]"), [], "grid.optimizer.lr is empty"),
+        ("grid: [", [], "two.yaml: line "),
+        (SPEC, ["--ranks", "3"], "global_batch_size 16 is not divisible by 3 ranks"),
+        (SPEC, [], "nobody can be asked here; add --yes"),
+        (SPEC, ["--part", "x"], "--part x: the sweep has no such part"),
+        (SPEC, ["--gpus", "2"], "--gpus is for --gpu"),
+        (SPEC, ["--gpu", "h1000"], "did you mean 'h100'"),
+        (SPEC, ["--slurm", "--hostfile", "h"], "choose one"),
+        (SPEC, ["--hostfile", "gone"], "--hostfile gone: no such file"),
+        (SPEC, ["--most", "0"], "--most 0: use at least 1"),
+        (SPEC, ["--status"], "is a file; name the sweep's folder"),
+    ],
+)  # fmt: skip
+def test_slips_are_one_line(tmp_path, capsys, spec, words, message):
+    path = write_spec(tmp_path, spec)
+    assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "sweep"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_small_study_can_be_run_as_it_is_written():
+    options = options_of(str(STUDY), "--ranks", "2", "--yes")
+    sweep, _ = command.planned(options)
+    configs = {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    command.check_start(configs, options)
+    assert len(configs) == 31 and sum(run.held_out for run in sweep.runs.values()) == 1
+    held_out = next(name for name, run in sweep.runs.items() if run.held_out)
+    assert configs[held_out].training.total_steps == 1200 and configs[held_out].model.image.hidden_size == 192
+    samples = {
+        config.training.total_steps * sum(shares * config.global_batch_size(source) for source, shares in
+                                          (("pair", 0.7), ("image", 0.15), ("text", 0.15)))
+        for name, config in configs.items() if "batches" in sweep.runs[name].parts
+    }  # fmt: skip
+    assert max(samples) == pytest.approx(min(samples)) == pytest.approx(600 * 118.4)
+    assert all("00008" not in str(source.shards) and source.shards.count("..0000") <= 1
+               for config in configs.values() for source in config.data.sources.values())  # fmt: skip
+
+
+def test_what_is_no_sweep_is_one_line(tmp_path, capsys):
+    for place, message in ((tmp_path, "holds no sweep.json"), (tmp_path / "gone.yaml", "no such file")):
+        assert cli.main(["sweep", str(place)]) == 2
+        assert message in capsys.readouterr().err

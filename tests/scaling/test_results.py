@@ -1,0 +1,38 @@
+"""A run's numbers from its log, against sums by hand."""
+
+import json
+
+import pytest
+
+from flava_ds.scaling.results import course, results
+from flava_ds.watching.run_log import read_log
+
+
+def written(folder):
+    lines = [{"hardware": {"ranks": 2}}]
+    for step, loss, passes in ((4, 5.0, 0.5), (9, 3.0, 1.0), (19, 2.0, 4.0)):
+        line = {"step": step, "loss/mim": loss, "seconds_per_step": 0.5, "samples_per_second": 16.0}
+        line |= {"flops_per_second": 100.0, "source_share/a": 0.75, "epoch/a": passes, "source_share/b": 0.25}
+        lines.append(line | {"epoch/b": 0.5})
+    lines[-1]["evaluation/gallery/nats"] = 1.25
+    (folder / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+
+def test_what_a_run_used_and_reached(tmp_path):
+    written(tmp_path)
+    found = results(tmp_path)
+    assert found["steps"] == 20 and found["samples"] == 160
+    assert found["flops"] == pytest.approx(20 * 0.5 * 100)
+    assert found["gpu_hours"] == pytest.approx(20 * 0.5 * 2 / 3600)
+    assert found["unique_samples"] == pytest.approx(160 * (0.75 / 4 + 0.25))
+    assert found["loss/mim"] == 2.0 and found["evaluation/gallery/nats"] == 1.25
+
+
+def test_a_number_along_what_was_used(tmp_path):
+    written(tmp_path)
+    log = read_log(tmp_path / "log.jsonl")
+    assert course(log).along(log, "loss/mim", "samples") == ([40.0, 80.0, 160.0], [5.0, 3.0, 2.0])
+
+
+def test_no_log_has_no_results(tmp_path):
+    assert results(tmp_path) == {}

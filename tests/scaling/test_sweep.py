@@ -1,0 +1,78 @@
+"""A sweep's folder: states and their reasons, two sweeps in one folder, tables."""
+
+import csv
+import json
+
+import pytest
+
+from flava_ds.errors import ConfigError, UserError
+from flava_ds.scaling.spec import Run
+from flava_ds.scaling.sweep import Sweep, merged, reason_in, write_tables
+
+
+def sweep_in(folder, *values, base="demo", commit="a" * 40):
+    runs = [Run({"x": value}, {"x": value}, ("p",), value == 2) for value in values]
+    return Sweep(folder, base, "loss/mim", commit, {run.name: run for run in runs})
+
+
+def test_states_and_reasons(tmp_path):
+    sweep = sweep_in(tmp_path, 1, 2)
+    sweep.save()
+    sweep = Sweep.open(tmp_path)
+    assert sweep.runs == sweep_in(tmp_path, 1, 2).runs
+    first, second = sweep.runs
+    assert sweep.state(first)["state"] == "planned"
+    sweep.begin(first)
+    assert sweep.state(first) | {"since": ""} == {"state": "running", "attempts": 1, "since": ""}
+    sweep.log_of(first).parent.mkdir()
+    sweep.log_of(first).write_text("step 1\nerror: out of disk\nTerminated\n")
+    sweep.end(first, 2)
+    assert sweep.state(first)["state"] == "failed" and sweep.state(first)["reason"] == "out of disk"
+    sweep.begin(first)
+    assert sweep.end(first, 143)["state"] == "planned" and sweep.state(first)["attempts"] == 2
+    assert sweep.end(second, 0) == {"state": "failed", "reason": "it ended well, but its log has no steps"}
+    assert sweep.end(second, 3)["reason"] == "exit status 3"
+    line = {"step": 0, "loss/mim": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
+    sweep.path_of(second).mkdir()
+    (sweep.path_of(second) / "log.jsonl").write_text(json.dumps(line))
+    assert sweep.end(second, 0)["state"] == "finished"
+
+    written = write_tables(sweep, parquet=True)
+    rows = list(csv.DictReader(written[0].open()))
+    assert [row["state"] for row in rows] == ["planned", "finished"]
+    assert (rows[1]["loss/mim"], rows[1]["axis/x"], rows[1]["held_out"]) == ("2.5", "2", "True")
+    from pyarrow import parquet
+
+    assert parquet.read_table(written[1]).column("loss/mim").to_pylist() == [None, 2.5]
+
+
+def test_a_folder_may_grow_but_holds_one_sweep_of_one_commit(tmp_path):
+    old = sweep_in(tmp_path, 1, 2)
+    assert len(merged(old, sweep_in(tmp_path, 1, 2, 3), "s.yaml", False).runs) == 3
+    for new, message in (
+        (sweep_in(tmp_path, 1), "holds another sweep, with 1 runs that s.yaml does not have"),
+        (sweep_in(tmp_path, 1, 2, base="clip"), "holds another sweep, of demo"),
+        (sweep_in(tmp_path, 1, 2, commit="b" * 40), "was begun at commit aaaaaaaaaa, this is bbbbbbbbbb"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            merged(old, new, "s.yaml", False)
+        assert "\n" not in str(caught.value)
+    other = sweep_in(tmp_path, 1, 2, commit="b" * 40)
+    assert merged(old, other, "s.yaml", True) == other
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"runs": {"a": {}}}'])
+def test_a_broken_manifest_is_one_line(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be read") as caught:
+        Sweep.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_error_is_the_reason(tmp_path):
+    log = tmp_path / "log"
+    assert reason_in(log) == ""
+    log.write_text("a\nb\n\n")
+    assert reason_in(log) == "b"
+    with pytest.raises(UserError, match=r"holds no sweep\.json"):
+        Sweep.open(tmp_path)

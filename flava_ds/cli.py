@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from flava_ds.commands import ablation as ablation_command
 from flava_ds.commands import codebook as codebook_command
 from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
@@ -125,9 +126,12 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds demo, train, config, evaluate, report and convert."""
+    """Adds demo, ablation, train, config, evaluate, report and convert."""
     demo_command.add_arguments(
         add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the built-in data")
+    )
+    ablation_command.add_arguments(
+        add("ablation", run_ablation, "run the paper's ablation at the demo's size, and judge its orderings")
     )
     add_training(add)
     command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
@@ -187,8 +191,9 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
         "demo, flava_tiny, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, "
-        "demo_simclr, demo_dino, demo_mlm, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and "
-        "what differs, or a run's config.json; several in a row: flava_base_full, demo_full"
+        "demo_simclr, demo_dino, demo_mlm, ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: "
+        "RECIPE` and what differs, or a run's config.json; several in a row: flava_base_full, demo_full, "
+        "ablation/flava"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(
@@ -280,6 +285,11 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
 def run_demo(options: argparse.Namespace, _: list[str]) -> int:
     """Runs the demo, from unpacking the data to the report."""
     return demo_command.run(options)
+
+
+def run_ablation(options: argparse.Namespace, _: list[str]) -> int:
+    """Runs what is left of the ablation and prints its verdicts."""
+    return ablation_command.run(options)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:

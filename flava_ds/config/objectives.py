@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "global_contrastive": "flava_ds.objectives.global_contrastive:GlobalContrastiveConfig",
+    "local_contrastive": "flava_ds.objectives.local_contrastive:LocalContrastiveConfig",
     "mim": "flava_ds.objectives.masked_image:MaskedImageConfig",
     "mlm": "flava_ds.objectives.masked_text:MaskedTextConfig",
     "mmm_image": "flava_ds.objectives.masked_image:MultimodalMaskedImageConfig",

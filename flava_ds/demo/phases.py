@@ -169,9 +169,9 @@ def train(demo: Demo) -> None:
     follow_training(cpu_launch(words, demo.ranks), demo.run_path, steps)
 
 
-def cpu_launch(overrides: list[str], ranks: int) -> Launch:
+def cpu_launch(overrides: list[str], ranks: int, recipe: str = "demo") -> Launch:
     """Composes the launch on CPU ranks; GPUs stay unused, so that the demo is the same everywhere."""
-    launch = plan_launch("demo", overrides, ranks=ranks, gpus=0)
+    launch = plan_launch(recipe, overrides, ranks=ranks, gpus=0)
     return dataclasses.replace(launch, environment={**launch.environment, "CUDA_VISIBLE_DEVICES": ""})
 
 

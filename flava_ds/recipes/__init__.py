@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from flava_ds.recipes.stages import Stages
 
 
 class Recipes(Mapping[str, Callable[[], Any]]):
-    """The package's recipes by name: the function of that name in the module of that name.
+    """The package's recipes by name: the function of that name in the module of that name. `FAMILY/ROW` is
+    the function of a family of recipes, called with a row's name.
 
     A module is imported when its recipe is looked up.
     """
@@ -29,7 +31,9 @@ class Recipes(Mapping[str, Callable[[], Any]]):
     def __getitem__(self, name: str) -> Callable[[], Any]:
         if name not in self.names:
             raise KeyError(name)
-        return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+        family, _, row = name.partition("/")
+        function = getattr(importlib.import_module(f"{__name__}.{family}"), family)
+        return functools.partial(function, row) if row else function
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -56,8 +60,17 @@ RECIPES = Recipes(
     "demo_bert",
     "vilt_base",
     "demo_vilt",
+    "ablation/mim",
+    "ablation/mlm",
+    "ablation/flava_c_local",
+    "ablation/flava_c",
+    "ablation/flava_mm",
+    "ablation/flava_no_init",
+    "ablation/clip",
+    "ablation/flava_mm_equal_compute",
+    "ablation/flava_no_init_equal_compute",
 )
-SEQUENCES = Recipes("flava_base_full", "demo_full")
+SEQUENCES = Recipes("flava_base_full", "demo_full", "ablation/flava")
 """Those that are several runs in a row: functions that return Stages."""
 WAYS = "the path of a saved config.json, a FILE.yaml or .json with `base: RECIPE`, or FILE.py:FUNCTION"
 """Alternatives to a recipe's name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,25 +33,34 @@ class LinearProbe(Measurement):
 
     def run(self, model: FrozenModel) -> dict[str, float]:
         """Returns accuracy on each held-out style and unseen concepts, and the most frequent class's."""
-        train = self.inputs.train
-        features = self.features(model, train)
-        mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
-        features = (features - mean) / scale
-        styles = train.column("style")
-        metrics = {}
         sets = self.inputs.styles_of(self.inputs.unseen_style) | {
             "unseen_concepts": self.inputs.unseen_concepts
         }
+        metrics = {}
         for field in ("group", "subgroup"):
-            labels = train.column(field)
-            probe = fit(features, labels, choose_penalty(features, labels, styles), MAX_ITERATIONS)
-            for set_name, samples in sets.items():
+            for (set_name, samples), hits in zip(
+                sets.items(), self.hits(model, field, sets.values()), strict=True
+            ):
                 right = samples.column(field)
-                held_out = (self.features(model, samples) - mean) / scale
                 name = f"{self.name}/{set_name}/{field}_accuracy"
-                metrics[name] = float((probe.predict(held_out) == right).mean())
+                metrics[name] = float(hits.mean())
                 metrics[name + "/chance"] = float(np.unique(right, return_counts=True)[1].max() / len(right))
         return metrics
+
+    def hits(self, model: FrozenModel, field: str, sets: Iterable[Samples]) -> list[np.ndarray]:
+        """Fits a probe for `field` on the training pairs; returns which samples of each set it gets right:
+        [N] bool.
+        """
+        train = self.inputs.train
+        features = self.features(model, train)
+        mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+        features, labels = (features - mean) / scale, train.column(field)
+        penalty = choose_penalty(features, labels, train.column("style"))
+        probe = fit(features, labels, penalty, MAX_ITERATIONS)
+        return [
+            probe.predict((self.features(model, samples) - mean) / scale) == samples.column(field)
+            for samples in sets
+        ]
 
     def features(self, model: FrozenModel, samples: Samples) -> np.ndarray:
         """Returns the image encoder's CLS: [N d] fp32."""

@@ -1,0 +1,157 @@
+"""docs/ablation.md: what each row of the ablation reached beside the paper's table, and each ordering's
+verdict, from the results of `flava-ds ablation`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from blocks import markdown_table
+from flava_ds.ablation.campaign import read_results
+from flava_ds.ablation.orderings import (
+    DOMAINS,
+    MACRO,
+    ORDERINGS,
+    Judged,
+    domain_parts,
+    judge,
+    numbers_of,
+    spelled,
+)
+from flava_ds.evaluation.paired import bootstrap
+from flava_ds.recipes.ablation import ROWS
+
+PAPER: dict[str, tuple[float | None, float | None, float | None, float]] = {
+    "mim": (57.46, None, None, 19.15),
+    "mlm": (None, 71.55, None, 23.85),
+    "flava_c_local": (76.12, 62.99, 66.42, 68.51),
+    "flava_c": (79.14, 64.80, 66.25, 70.06),
+    "flava_mm": (79.35, 74.22, 69.11, 74.23),
+    "flava_no_init": (78.29, 75.55, 67.32, 73.72),
+    "flava": (79.44, 78.19, 69.92, 75.85),
+    "clip": (76.12, 46.44, 62.02, 61.52),
+}
+"""Averages over the tasks of a domain, and of the three domains: tables 3 and 4."""
+COLUMNS = (*DOMAINS, MACRO)
+WIDTH, REACH = 61, 15.0
+"""Characters of the plot, and the points at its ends."""
+
+
+def results_in(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Reads the results of the work `small`. Raises: FileNotFoundError without any."""
+    folder = root / "benchmarks" / "results" / "ablation" / "small"
+    found = read_results(folder)
+    if not found:
+        raise FileNotFoundError(2, "no results", str(folder))
+    return found
+
+
+def rows(root: Path) -> str:
+    """Compares every row's domains with the paper's, with standard errors over seeds and items."""
+    found = results_in(root)
+    lines = []
+    for row in ROWS:
+        paper = ["" if value is None else f"{value:.1f}" for value in PAPER.get(row, (None,) * 4)]
+        own = [_score(found[row], column) if row in found else "not run" for column in COLUMNS]
+        lines.append([f"`{row}`", len(found.get(row, ())), *own, *paper])
+    header = ["row", "seeds", *COLUMNS, *(f"paper: {column}" for column in COLUMNS)]
+    return markdown_table(header, lines)
+
+
+def _score(results: list[dict[str, Any]], domain: str) -> str:
+    parts = domain_parts(results, domain)
+    if not parts:
+        return ""
+    if len(results) < 2:
+        return f"{sum(weight * part.values().mean() for weight, part in parts):.1f}"
+    estimate = bootstrap(parts)
+    return f"{estimate.value:.1f} ± {estimate.standard_error:.1f}"
+
+
+def numbers(root: Path) -> str:
+    """Lists the numbers behind the domains, as means over seeds, in per cent."""
+    found = results_in(root)
+    names = sorted({name for results in found.values() for name in results[0]["metrics"]})
+    names = [name for domain in DOMAINS for name in names if name.startswith(domain)]
+    lines = []
+    for row in (row for row in ROWS if row in found):
+        own = {name: part for domain in DOMAINS for name, part in numbers_of(found[row], domain).items()}
+        cells = [f"{100 * own[name].values().mean():.1f}" if name in own else "" for name in names]
+        lines.append([f"`{row}`", *cells])
+    return markdown_table(["row", *(name.split("/")[1].replace("_", " ") for name in names)], lines)
+
+
+def verdicts(root: Path) -> str:
+    """Lists every ordering with its difference and verdict."""
+    judged = judge(results_in(root))
+    lines = []
+    for each in judged:
+        asked, estimate = each.ordering, each.estimate
+        cells = ["", "", ""]
+        if estimate is not None and each.adjusted_p is not None:
+            low, high = estimate.interval
+            cells = [
+                f"{estimate.value:+.1f} ± {estimate.standard_error:.1f}",
+                f"{low:+.1f} to {high:+.1f}",
+                f"{each.adjusted_p:.2g}",
+            ]
+        said = [f"+{asked.paper_gap:.1f}", asked.expected, each.seeds]
+        lines.append([spelled(asked), *said, *cells, f"**{each.verdict}**"])
+    header = ["ordering", "paper", "expected before", "seeds", "here", "95 % interval", "p, Holm", "verdict"]
+    counted = ", ".join(
+        f"{sum(each.verdict == name for each in judged)} {name}"
+        for name in ("holds", "reversed", "unresolved", "not run yet")
+    )
+    return f"{markdown_table(header, lines)}\n\nOf {len(ORDERINGS)} orderings: {counted}."
+
+
+def plot(root: Path) -> str:
+    """Draws the differences with their intervals: the paper's as `p`, ours as `o` in its interval."""
+    judged = [each for each in judge(results_in(root)) if each.estimate is not None]
+    if not judged:
+        return "No ordering has two seeds of both rows yet."
+    longest = max(len(spelled(each.ordering)) for each in judged)
+    axis = f"{-REACH:<+{WIDTH // 2}.0f}0{REACH:>+{WIDTH // 2}.0f}"
+    lines = [_line(each, longest) for each in judged]
+    return "\n".join(["```", " " * longest + "  " + axis, *lines, "```"])
+
+
+def _line(judged: Judged, longest: int) -> str:
+    assert judged.estimate is not None  # the caller has left the others out
+    cells = [" "] * WIDTH
+    low, high = (_place(end) for end in judged.estimate.interval)
+    cells[low : high + 1] = "-" * (high + 1 - low)
+    cells[WIDTH // 2] = "|"
+    cells[_place(judged.ordering.paper_gap)] = "p"
+    cells[_place(judged.estimate.value)] = "o"
+    return f"{spelled(judged.ordering):<{longest}}  {''.join(cells)}".rstrip()
+
+
+def _place(points: float) -> int:
+    """Returns the character of a difference; what is beyond the plot's ends lies on them."""
+    share = (min(max(points, -REACH), REACH) + REACH) / (2 * REACH)
+    return round(share * (WIDTH - 1))
+
+
+def campaign(root: Path) -> str:
+    """Says which runs these are."""
+    found = [result for results in results_in(root).values() for result in results]
+    commits = sorted({result["code"]["commit"][:7] for result in found})
+    machines = sorted({result["machine"]["processor"] for result in found})
+    seconds = [sum(result["seconds_since_last_start"].values()) for result in found]
+    of = len(ROWS) * 3
+    return (
+        f"{len(found)} of {of} runs are finished, by commit{'s' * (len(commits) > 1)} {', '.join(commits)} "
+        f"on {', '.join(machines)}, whose cores were shared with other work: a run took "
+        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there."
+    )
+
+
+BLOCKS = {
+    "ablation_rows": rows,
+    "ablation_numbers": numbers,
+    "ablation_verdicts": verdicts,
+    "ablation_plot": plot,
+    "ablation_campaign": campaign,
+}

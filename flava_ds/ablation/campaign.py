@@ -1,0 +1,239 @@
+"""Runs rows x seeds of the ablation one after the other, each to one small file of results, and goes on where
+it was stopped, also with nothing but those files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flava_ds import config as configuration
+from flava_ds.ablation.orderings import DOMAINS
+from flava_ds.config import Config
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.errors import UserError, did_you_mean
+from flava_ds.recipes.ablation import PAIR_STEPS, ROWS, ablation
+from flava_ds.recipes.stages import Stage, Stages
+from flava_ds.storage.atomic import write_whole
+
+WORKS = {"small": PAIR_STEPS, "tiny": 14}
+"""Pair steps of every run, but for the rows at equal compute."""
+RANKS = 2
+ONLY = {"mim": ("vision",), "mlm": ("language",)}
+"""Rows that have not learned every domain, as in the paper."""
+PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    work: str
+    out: Path
+    """Folder of the results, which are kept."""
+    runs: Path = Path("runs")
+    """Parent of the runs' folders, which a machine may lose."""
+
+    @property
+    def file(self) -> Path:
+        """Where its result belongs."""
+        return self.out / self.work / f"{self.row}-{self.seed}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is trained."""
+        return self.runs / f"ablation-{self.work}" / f"{self.row}-{self.seed}"
+
+    @cached_property
+    def sequence(self) -> Stages:
+        """Its stages; most rows have one."""
+        found = ablation(self.row, WORKS[self.work])
+        stages = found.stages if isinstance(found, Stages) else (Stage(name="joint", config=found),)
+        return Stages(
+            name=self.row,
+            stages=tuple(replace(stage, config=self._placed(stage.name, stage.config)) for stage in stages),
+        )
+
+    def _placed(self, stage: str, config: Config) -> Config:
+        """Returns a stage's configuration with the seed, its folder, and checkpoints that lose little."""
+        return replace(
+            config,
+            name=stage,
+            seed=self.seed,
+            checkpoint=replace(config.checkpoint, every_steps=0, every_minutes=1.0, keep_last=1),
+            logging=replace(
+                config.logging, run_directory=str(self.folder), tensorboard=False, prometheus=False
+            ),
+        )
+
+    @cached_property
+    def settings(self) -> str:
+        """Hashes all that the result depends on beside the code: recipes, protocol, ranks, data, codebook."""
+        from flava_ds.ablation.measure import PROTOCOL
+        from flava_ds.demo.dataset import CHECKSUMS
+
+        stages = []
+        for stage in self.sequence.stages:
+            plain = configuration.to_dict(replace(stage.config, logging=Config(name="").logging))
+            for part, key in ((plain, "codebook_weights"), (plain["data"], "vocabulary")):
+                part[key] = part[key] and _hash(Path(part[key]).read_bytes())
+            stages.append([plain, [repr(inherited) for inherited in stage.inherits]])
+        decided = [stages, PROTOCOL, RANKS, self.domains, _hash(CHECKSUMS.read_bytes())]
+        return _hash(json.dumps(decided, sort_keys=True).encode())
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """What it is measured on."""
+        return ONLY.get(self.row, DOMAINS)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def code() -> dict[str, str]:
+    """Identifies this code: a hash of the package's sources, and the commit, if it is a repository's."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False
+    )
+    commit = asked.stdout.strip() if asked.returncode == 0 else "unknown"
+    return {"sources": digest.hexdigest()[:16], "commit": commit}
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Reads a run's result. Raises: UserError if it is damaged."""
+    try:
+        found = dict(loads(read_small(file)))
+        return found | {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: no result of an ablation ({error}); delete it to run it again") from error
+
+
+def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Reads a work's results: row -> those of its seeds. Raises: UserError."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        result = read_result(file)
+        found.setdefault(result["row"], []).append(result)
+    return found
+
+
+def plan(rows: list[str], seeds: int, work: str, out: Path) -> list[Run]:
+    """Lists the runs, all rows of a seed before the next, so that a part of a campaign can be compared.
+
+    Raises: UserError for an unknown row or work.
+    """
+    for name, known, option in [(work, WORKS, "--work"), *((row, ROWS, "--rows") for row in rows)]:
+        if name not in known:
+            raise UserError(
+                f"{option} {name}: there is none{did_you_mean(name, known)}; choose of {', '.join(known)}"
+            )
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: use at least 1")
+    return [Run(row, seed, work, out) for seed in range(seeds) for row in ROWS if row in rows]
+
+
+def unfinished(planned: list[Run]) -> Iterator[Run]:
+    """Yields the runs without a result. Says which results are of other code.
+
+    Raises: UserError for a result of other settings, before anything runs.
+    """
+    here, todo = code(), []
+    for run in planned:
+        if not run.file.is_file():
+            todo.append(run)
+            continue
+        result = read_result(run.file)
+        if result.get("settings") != run.settings:
+            raise UserError(
+                f"{run.file}: of other settings ({result.get('settings')}, here {run.settings}), made by "
+                f"commit {result['code'].get('commit')}; give another --out, or delete it to run it again"
+            )
+        other = result["code"].get("sources") != here["sources"]
+        print(f"{run.row}, seed {run.seed}: finished{' by other code' * other}, {run.file}", flush=True)
+    yield from todo
+
+
+def perform(run: Run) -> None:
+    """Trains and measures one run and writes its result. Raises: UserError when training fails."""
+    from flava_ds.checkpoints.inheritance import finished
+    from flava_ds.commands.stages import with_inherited
+    from flava_ds.demo.phases import cpu_launch
+    from flava_ds.demo.run import describe_machine
+    from flava_ds.demo.training import follow_training, wait_for_folder
+
+    settings, begun = run.settings, time.monotonic()
+    print(f"\n== {run.row}, seed {run.seed}, in {run.folder}", flush=True)
+    for stage in run.sequence.stages:
+        if finished(stage.config) is not None:
+            continue
+        config = with_inherited(run.sequence, stage) if stage.inherits else with_common_start(run, stage)
+        file = run.folder / f"{stage.name}.json"
+        configuration.save(config, file)
+        wait_for_folder(config.run_path)
+        launch = cpu_launch([], RANKS, str(file))
+        follow_training(launch, config.run_path, config.training.total_steps)
+    trained = time.monotonic()
+    result = {
+        "row": run.row,
+        "seed": run.seed,
+        "work": run.work,
+        "settings": settings,
+        "code": code(),
+        "steps": {stage.name: stage.config.training.total_steps for stage in run.sequence.stages},
+        "seconds_since_last_start": {"train": round(trained - begun)},
+        "machine": describe_machine(),
+    } | _measured(run)
+    result["seconds_since_last_start"]["measure"] = round(time.monotonic() - trained)
+    write_whole(run.file, json.dumps(result) + "\n")
+    shutil.rmtree(run.folder)
+    print(
+        f"{run.file}: " + ", ".join(f"{k} {m['value']:.3f}" for k, m in result["metrics"].items()), flush=True
+    )
+
+
+def with_common_start(run: Run, stage: Stage) -> Config:
+    """Returns a stage's configuration that begins with the same weights as the other rows of the seed.
+
+    The objectives' heads take part in a family's draws, so rows would begin differently otherwise.
+    """
+    import torch
+
+    from flava_ds.checkpoints.inheritance import write_inherited
+
+    if stage.config.model.type != "flava":
+        return stage.config
+    whole = replace(run, row="flava_no_init").sequence.stages[-1].config
+    weights = whole.model.build(whole).state_dict()
+    file = run.folder / "start.safetensors"
+    kept = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+    write_inherited({name: torch.clone(weight) for name, weight in kept.items()}, file)
+    return replace(stage.config, initial_weights=str(file))
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    import torch
+
+    from flava_ds.ablation.measure import measure
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.demo.evaluation.inputs import build_inputs
+    from flava_ds.evaluation.opening import open_model
+    from flava_ds.recipes.demo import DATA
+
+    torch.set_num_threads(RANKS)
+    opened = open_model(run.sequence.stages[-1].config.run_path, device="cpu", precision="fp32")
+    inputs = build_inputs(opened.config, unpack(DATA).root)
+    return measure(opened.frozen(), inputs, run.domains)

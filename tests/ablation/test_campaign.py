@@ -1,0 +1,97 @@
+"""Which runs are left, and what makes a result one of these runs."""
+
+import dataclasses
+import json
+
+import pytest
+
+from flava_ds.ablation import campaign
+from flava_ds.ablation.campaign import Run, code, plan, read_results, unfinished
+from flava_ds.ablation.measure import PAIRS
+from flava_ds.cli import main
+from flava_ds.errors import UserError
+from flava_ds.recipes.ablation import ROWS
+
+
+def finish(run, **changes):
+    """Writes a result as a run would."""
+    run.file.parent.mkdir(parents=True, exist_ok=True)
+    result = {"row": run.row, "seed": run.seed, "settings": run.settings, "code": code()} | changes
+    run.file.write_text(json.dumps(result | {"metrics": {}, "counts": {}}), encoding="utf-8")
+
+
+def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
+    runs = plan(["clip", "mim"], 2, "tiny", tmp_path)
+    assert [(run.row, run.seed) for run in runs] == [("mim", 0), ("clip", 0), ("mim", 1), ("clip", 1)]
+    assert len({run.file for run in plan(list(ROWS), 3, "small", tmp_path)}) == 30
+
+
+def test_a_finished_run_is_not_run_again_also_without_its_folder(tmp_path, capsys):
+    runs = plan(["clip", "mim"], 1, "tiny", tmp_path)
+    finish(runs[1])
+    assert list(unfinished(runs)) == runs[:1]
+    assert capsys.readouterr().out == f"clip, seed 0: finished, {runs[1].file}\n"
+
+
+def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, capsys):
+    [run] = plan(["clip"], 1, "tiny", tmp_path)
+    finish(run, code={"sources": "0", "commit": "abc"})
+    assert list(unfinished([run])) == []
+    assert "finished by other code" in capsys.readouterr().out
+    finish(run, settings="0", code={"sources": "0", "commit": "abc"})
+    with pytest.raises(UserError, match=r"clip-0.json: of other settings \(0, here .* commit abc; give"):
+        list(unfinished([run]))
+    run.file.write_text("[", encoding="utf-8")
+    with pytest.raises(UserError, match="no result of an ablation"):
+        read_results(tmp_path / "tiny")
+
+
+def test_settings_are_those_of_the_run_and_not_of_the_place(tmp_path, monkeypatch):
+    run = Run("flava_mm", 0, "tiny", tmp_path)
+    assert run.settings == dataclasses.replace(run, out=tmp_path / "b", runs=tmp_path / "c").settings
+    others = [
+        dataclasses.replace(run, row="flava_c"),
+        dataclasses.replace(run, seed=1),
+        dataclasses.replace(run, work="small"),
+    ]
+    assert len({run.settings, *(other.settings for other in others)}) == 4
+    longer = {**campaign.WORKS, "tiny": 28}
+    monkeypatch.setattr(campaign, "WORKS", longer)
+    assert Run("flava_mm", 0, "tiny", tmp_path).settings != run.settings
+    monkeypatch.undo()
+    from flava_ds.ablation import measure
+
+    changed = measure.PROTOCOL | {"pairs": dataclasses.asdict(dataclasses.replace(PAIRS, epochs=6))}
+    monkeypatch.setattr(measure, "PROTOCOL", changed)
+    assert Run("flava_mm", 0, "tiny", tmp_path).settings != run.settings
+
+
+@pytest.mark.parametrize("row", ["mim", "flava_c_local", "flava_no_init", "flava"])
+def test_rows_of_a_seed_begin_with_the_same_weights(row, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    run = Run(row, 1, "tiny", tmp_path, tmp_path)
+    begun = load_file(campaign.with_common_start(run, run.sequence.stages[0]).initial_weights)
+    other = Run("flava_mm", 1, "tiny", tmp_path, tmp_path)
+    reference = load_file(campaign.with_common_start(other, other.sequence.stages[0]).initial_weights)
+    assert begun.keys() == reference.keys() and "model.logit_scale" in begun
+    assert all(torch.equal(begun[name], reference[name]) for name in begun)
+    # The last run of `flava` draws what no stage passes on just so.
+    whole = Run("flava", 1, "tiny", tmp_path, tmp_path).sequence.stages[-1].config
+    drawn = whole.model.build(whole).state_dict()
+    assert all(torch.equal(begun[name], drawn[name]) for name in begun)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", "flava_cc"], "--rows flava_cc: there is none; did you mean 'flava_c'?"),
+        (["--work", "smal"], "--work smal: there is none; did you mean 'small'?"),
+        (["--seeds", "0"], "--seeds 0: use at least 1"),
+        (["--most", "-1"], "--most -1: use at least 0"),
+    ],
+)
+def test_slips_are_one_line(words, message, tmp_path, capsys):
+    assert main(["ablation", "--out", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -206,7 +206,7 @@ def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
     )
     [attributes] = [found for tag, found in Page(done.stdout).elements if tag == "body"]
     assert json.loads(attributes["data-result"]) == {
-        "images": 86,
+        "images": 110,
         "failures": [],
         "wide": "",
         "fetched": 0,

@@ -78,6 +78,22 @@ def demo(root: Path, work: str) -> str:
     )
 
 
+def drawing(root: Path) -> str:
+    """Compares how often the model finds a caption again by what it drew, from drawing.json."""
+    lines = []
+    for run in read_results(root, "drawing"):
+        numbers = [
+            run["metrics"][f"drawing/{what}/image_to_text_recall_at_{k}"]
+            for what in ("drawn", "codes", "picture")
+            for k in (1, 5)
+        ]
+        chance = run["metrics"]["drawing/drawn/image_to_text_recall_at_5/chance"]
+        lines.append([run["run"], *map(percent, numbers), percent(chance)])
+    names = ("drawn", "codes of the true picture", "the true picture")
+    columns = [f"{name}, R@{k}" for name in names for k in (1, 5)]
+    return markdown_table(["run", *columns, "chance, R@5"], lines)
+
+
 def step(root: Path) -> str:
     """Writes the time and memory of one step of each kind against Hugging Face's model, from
     step_vs_huggingface.json.
@@ -128,5 +144,6 @@ BLOCKS = {
     "demo": in_short,
     **{f"demo_{work}": functools.partial(demo, work=work) for work in WORKS},
     "step": step,
+    "drawing": drawing,
     "pictures": pictures,
 }

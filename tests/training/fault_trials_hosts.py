@@ -22,6 +22,8 @@ from real_runs import steps_of
 
 from flava_ds import config as configuration
 
+MARK = "FLAVA_FAULT_TRIAL"
+"""An environment variable that tells what a trial started: torchrun gives its ranks sessions of their own."""
 PORT = "29533"
 """Of the rendezvous: the hosts have ports of their own."""
 
@@ -32,10 +34,9 @@ class Commands:
     """
 
     def __init__(self, commands: list[list[str]], folder: Path, **environment: str) -> None:
-        """Starts them, each in a session of its own; `{rank}` in an environment variable is a command's
-        number.
-        """
+        """Starts them; `{rank}` in an environment variable is a command's number."""
         self.folder, self.heads = folder, []
+        self._mark = f"{MARK}={folder}".encode()
         folder.mkdir(parents=True)
         with (folder / "said").open("wb") as said:
             for number, command in enumerate(commands):
@@ -43,7 +44,7 @@ class Commands:
                 self.heads.append(
                     subprocess.Popen(
                         command,
-                        env={**os.environ, **rank_processes.ENVIRONMENT, **own},
+                        env={**os.environ, **rank_processes.ENVIRONMENT, **own, MARK: str(folder)},
                         stdout=said,
                         stderr=said,
                         start_new_session=True,
@@ -55,20 +56,17 @@ class Commands:
         return (self.folder / "said").read_text(errors="replace")
 
     def processes(self) -> list[int]:
-        """Returns the processes of these sessions that are there."""
-        sessions = {head.pid for head in self.heads}
+        """Returns those of the commands and of what they started that are there; zombies are not."""
         return [
-            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) in sessions
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if self._mark in _environment(pid)
         ]
 
     def rank(self, number: int) -> int | None:
         """Returns the process of a rank, not that of one of its loaders."""
         for pid in sorted(self.processes()):
-            try:
-                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"RANK=%d" % number in variables:
+            if b"RANK=%d" % number in _environment(pid):
                 return pid
         return None
 
@@ -105,13 +103,12 @@ class Commands:
             head.wait()
 
 
-def _session(pid: int) -> int:
-    """Returns a process's session; 0 for a zombie, and when it is gone."""
+def _environment(pid: int) -> list[bytes]:
+    """Returns a process's environment; nothing for a zombie, and when it is gone."""
     try:
-        state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
-    except (OSError, ValueError):
-        return 0
-    return 0 if state == "Z" else int(session)
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def start_command(trial: Trial, *options: str) -> None:

@@ -275,8 +275,15 @@ def _report(
 
 def _warn(report: CodebookReport) -> None:
     """Logs a warning when the codebook is of little use."""
-    if report.perplexity < report.vocab_size / 10 or report.mse > report.image_mean_mse:
-        log.warning("the codebook is weak (%s); train longer, or raise usage_weight or kl_weight", report)
+    why = []
+    if report.perplexity < report.vocab_size / 10:
+        why.append(f"perplexity {report.perplexity:.0f} is under a tenth of its {report.vocab_size} codes")
+    if report.mse > report.image_mean_mse:
+        why.append(f"mse {report.mse:.4f} is over the {report.image_mean_mse:.4f} of one colour per image")
+    if why:
+        log.warning(
+            "the codebook is weak: %s; train longer, or raise usage_weight or kl_weight", ", ".join(why)
+        )
 
 
 def _check_output(out: Path) -> None:

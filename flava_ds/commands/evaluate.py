@@ -224,8 +224,10 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
     if given:
         raise UserError(f"--{given[0]} requires --task; --list shows the tasks")
     from flava_ds.evaluation import registry
+    from flava_ds.evaluation.methods import METHODS
 
-    tasks = f"tasks for --task: {registry.overview(registry.tasks())}"
+    own = f"on data of your own: {', '.join(METHODS)}"
+    tasks = f"tasks for --task: {own}; {registry.overview(registry.tasks())}"
     require_model(options.model)
     from flava_ds.evaluation.opening import is_huggingface
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -35,6 +36,7 @@ MAX_SCANS = 200
 """Most scans of a JPEG, including those of its thumbnails; progressive files have about ten."""
 _MAX_SEGMENTS = 10_000
 _STRIP_PIXELS = 2**20
+_WHERE = re.compile(r"\w+, \S+\.cpp:\d+, ")  # torchvision names its own source first
 
 
 class ImageHeader(NamedTuple):
@@ -77,10 +79,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True
         )
     except Exception as error:  # Pillow's plugins raise all kinds of errors on damaged files
-        raise SampleFault(
-            faults.UNDECODABLE,
-            f"{header.format}: {' '.join(str(error).split())[:200] or type(error).__name__}",
-        ) from error
+        said = _WHERE.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
+        raise SampleFault(faults.UNDECODABLE, f"{header.format}: {said}") from error
     if image.dtype == torch.uint16:
         image = _by_strips(image, lambda strip: (strip.to(torch.int32) * 255 + 32767) // 65535, len(image))
     return over_white(image) if header.alpha else image

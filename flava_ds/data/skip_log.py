@@ -31,6 +31,8 @@ class SkipLog:
     def __init__(self, name: str, max_skipped_share: float) -> None:
         self.name, self.limit = name, max_skipped_share
         self.seen, self.reasons, self.example = 0, Counter(), ""
+        self.silent = False
+        """Whether unusable samples are counted without log lines."""
         self.epoch, self._found = 0, deque(maxlen=_MOST_KEPT)
         self._skipped: Counter[str] = Counter()
 
@@ -53,7 +55,7 @@ class SkipLog:
         self._found.append(entry | {"reason": fault.reason, "detail": fault.detail, "epoch": self.epoch})
         self.example = f"{where(entry)}: {fault}"
         lost = self._lost()
-        if lost <= _LOGGED_FIRST or lost % _LOGGED_EVERY == 0:
+        if not self.silent and (lost <= _LOGGED_FIRST or lost % _LOGGED_EVERY == 0):
             log.warning(
                 "source '%s': skipped %s (%d of %d seen by this process)",
                 self.name,

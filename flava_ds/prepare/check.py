@@ -259,6 +259,7 @@ def _time(found: Check, config: Config) -> None:
     The first batch is a warm-up.
     """
     reader, position, done, used = BatchReader(config, found.source), 0, 0, 0.0
+    reader.skips.silent = True  # what is unusable has been named
     size = min(_TIMED_BATCH, found.global_batch_size)
     reader.batch(np.arange(size))
     while used < _TIMED_S and done < max(2 * len(found.source), 4 * size):
@@ -290,15 +291,16 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
         (
             found.samples_per_second >= need,
             f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x "
-            f"{rate:,.0f}); {found.need.gpus} GPUs need {need:,.0f}, the work of "
-            f"{math.ceil(need / rate)} cores",
+            f"{rate:,.0f}); {number_of(found.need.gpus, 'GPU')} need {need:,.0f}, the work of "
+            f"{number_of(math.ceil(need / rate), 'core')}",
         ),
         (steps >= 1, f"one epoch is {epoch} steps at a global batch of {found.global_batch_size:,}"),
         (
             found.shards >= found.loader_processes,
-            f"{found.shards} shards for {found.loader_processes} loader processes ({found.need.gpus} ranks "
-            f"x {found.loader_processes // found.need.gpus}); fewer shards work here, but several processes "
-            "then read one file, and loaders that hand out whole shards would stop",
+            f"{number_of(found.shards, 'shard')} for {found.loader_processes} loader processes "
+            f"({number_of(found.need.gpus, 'rank')} x {found.loader_processes // found.need.gpus}); fewer "
+            "shards work here, but several processes then read one file, and loaders that hand out whole "
+            "shards would stop",
         ),
     ]
 
@@ -319,14 +321,22 @@ def _stops(found: Check, limit: float) -> list[str]:
 
 
 def _check_read(found: Check, limit: float) -> None:
-    """Raises DataError when too many of the samples read are unusable."""
+    """Raises DataError when too many of the samples read are unusable, if these are enough to tell, or all: a
+    run meets every sample of a small source in several epochs.
+    """
     lost = sum(n for reason, n in found.bad.items() if reason != faults.SKIP_LIST)
-    if found.read >= MIN_SEEN and lost > limit * found.read:
+    enough = found.read >= min(MIN_SEEN, len(found.source))
+    if enough and lost > limit * found.read:
         raise DataError(
             f"source '{found.source.name}': {lost} of {found.read} samples read ({lost / found.read:.1%}) "
             f"are unusable, more than max_skipped_share {limit}: repair the shards or raise "
             f"--data.sources.{found.source.name}.max-skipped-share"
         )
+
+
+def number_of(count: int, thing: str) -> str:
+    """Returns '1 shard', '2 shards'."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def describe(found: Check) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 KEPT = 0.8
@@ -16,8 +16,8 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
-        self._steps: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._steps: defaultdict[str, float] = defaultdict(float)
 
     def add(self, elapsed: float, steps: Mapping[str, int], work: Mapping[str, float]) -> None:
         """Takes in one record: its seconds, and by source its steps and their FLOPs."""

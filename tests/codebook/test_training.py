@@ -200,7 +200,8 @@ def test_a_weak_codebook_is_said_to_be_weak(config, sources, tmp_path, caplog):
     report = train_codebook(
         config, sources, tmp_path / "c.safetensors", training=dataclasses.replace(SHORT, total_steps=1)
     )
-    assert "the codebook is weak" in caplog.text and math.isfinite(report.mse)
+    assert "the codebook is weak: " in caplog.text and "; train longer, or raise usage_" in caplog.text
+    assert math.isfinite(report.mse)
 
 
 def test_a_stopped_training_goes_on_exactly(config, sources, tmp_path):

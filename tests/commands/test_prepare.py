@@ -105,8 +105,9 @@ def test_check_names_every_place(tmp_path, capsys, monkeypatch):
     write_photos(tmp_path / "pairs" / "00000.tar", 4)
     write_texts(tmp_path / "words" / "00000.tar", [5, 6])
     words = ["prepare", "check", *places, "--recipe", "flava_debug", "--json", str(tmp_path / "found.json")]
-    assert status_of(words) == 0
+    assert status_of(words) == 1  # a step of the recipe draws 16
     printed = capsys.readouterr().out
+    assert printed.count("STOP  a run of flava_debug would end with: source '") == 2
     assert f"{places[0]}: 4 pair samples in 1 shards" in printed and f"{places[1]}: 2 text samples" in printed
     assert [found["place"] for found in json.loads((tmp_path / "found.json").read_text())] == places
     assert status_of([*words, "--html", str(tmp_path / "page.html")]) == 2

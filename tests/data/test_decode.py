@@ -326,6 +326,12 @@ def test_no_more_than_200_scans_of_a_jpeg_are_decoded(progressive, times):
             decode_image(longer)
 
 
+def test_the_reason_does_not_name_the_decoders_source():
+    with pytest.raises(SampleFault) as caught:
+        decode_image(save(RGB, "jpeg", quality=90)[:-300])
+    assert str(caught.value) == "undecodable (JPEG: Image is incomplete or truncated)"
+
+
 def test_a_sequential_jpeg_of_one_scan_per_component_has_its_scans_counted():
     """Its decoder takes them all, as of a progressive one."""
     frame = b"\xff\xc0\x00\x11\x08\0\x10\0\x10\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"

@@ -107,16 +107,16 @@ def test_text_and_json_say_the_same(found):
 
 
 def test_what_would_end_a_run_is_an_error(shards, tmp_path, monkeypatch, capsys):
-    """45 samples of which 3 are unusable: too few for flava_base, enough for batches of 16, and of 60 with 20
-    bad ones, or of 100 of which 10 have no caption, too many are lost.
-    """
+    """Of 45 samples 3 are unusable, and all are too few for flava_base; of 100, 10 have no caption."""
     monkeypatch.setattr(check, "_TIMED_S", 1e-9)
     need = Need(gpus=1, images_per_second_per_gpu=0.5)
     fitting = Config(name="fitting", training=TrainingConfig(global_batch_size=16))
     monkeypatch.setattr(
         check, "resolve", lambda recipe, words: fitting if recipe == "x" else resolve(recipe, words)
     )
-    assert check_shards(shards, need, recipe="x").stops == []
+    [stop] = check_shards(shards, need, recipe="x").stops
+    assert "3 of 45 samples read (6.7%) are unusable, more than max_skipped_share 0.05" in stop
+    assert check_shards(shards, need, recipe="x", most=5).stops == []  # too few to tell
     assert cli.main(["prepare", "check", shards, "--gpus", "1", "--samples", "5"]) == 1
     said = capsys.readouterr().out
     assert "STOP  a run of flava_base would end with: source 'pmd': 45 usable samples" in said

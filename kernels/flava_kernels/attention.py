@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from flava_kernels import dispatch
+from flava_kernels import autocast, checks, dispatch
 from flava_kernels.attention_reference import (
     EagerAttention,
     backward_reference,
@@ -23,6 +23,7 @@ from flava_kernels.attention_reference import (
     keeps_probabilities,
 )
 from flava_kernels.cases import attention as cases
+from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.op import DTYPES, Limits, Op
 from flava_kernels.packing import MOST_SEQUENCES, places
 
@@ -45,16 +46,22 @@ def varlen_attention(
         qkv         [T 3 h e]
         cu_seqlens  [b+1]     int32
         max_seqlen            the longest sequence, or more
-        returns     [T h e]
+        returns     [T h e]   under autocast in its dtype
 
     `equal_lengths` promises that every sequence is max_seqlen long (images), which saves the reference a
-    padded copy.
+    padded copy. Raises ValueError where the sequences can be read and do not fit (checks.py).
     """
-    if dispatch.needs_custom_operator(qkv) or not keeps_probabilities(qkv, max_seqlen):
+    (qkv,) = autocast.like_linear(qkv)
+    if dispatch.needs_custom_operator(qkv):
         return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)[0]
-    return EagerAttention.apply(
-        qkv, cu_seqlens, max_seqlen, equal_lengths, causal, torch.is_grad_enabled() and qkv.requires_grad
-    )
+    if dispatch.runs_on_the_cpu(qkv) and keeps_probabilities(qkv, max_seqlen):
+        checks.sequences(
+            "varlen_attention", cu_seqlens, qkv.shape[0], max_seqlen, equal_lengths=equal_lengths
+        )
+        return EagerAttention.apply(
+            qkv, cu_seqlens, max_seqlen, equal_lengths, causal, torch.is_grad_enabled() and qkv.requires_grad
+        )
+    return _Attention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
 def supports(
@@ -96,7 +103,8 @@ def definition(
     masked = (place >= cu_seqlens.diff()[:, None])[:, None, None, :]
     if causal:
         masked = masked | (place > place[:, None])
-    scores = (q @ k.mT / math.sqrt(qkv.shape[3])).masked_fill(masked, torch.finfo(qkv.dtype).min)
+    scores = q @ k.mT / math.sqrt(qkv.shape[3])
+    scores = scores.masked_fill(masked, torch.finfo(scores.dtype).min)
     return (scores.softmax(-1) @ v)[sequence, :, position]
 
 
@@ -105,21 +113,22 @@ def pairs(length: int, causal: bool) -> int:
     return length * (length + 1) // 2 if causal else length**2
 
 
-@torch.library.custom_op("flava_kernels::varlen_attention", mutates_args=())
-def _attention(
+@without_autocast
+def _attend(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
 ) -> tuple[Tensor, Tensor]:
+    checks.sequences("varlen_attention", cu_seqlens, qkv.shape[0], max_seqlen, equal_lengths=equal_lengths)
     if qkv.numel() == 0:
         return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
-    if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):
+    if dispatch.use_triton("varlen_attention", qkv, supports, qkv, cu_seqlens, max_seqlen):
         from flava_kernels.triton_ops import attention as kernels
 
         return kernels.forward(qkv, cu_seqlens, max_seqlen, causal)
     return forward_reference(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
-@torch.library.custom_op("flava_kernels::varlen_attention_backward", mutates_args=())
-def _attention_backward(
+@without_autocast
+def _attend_backward(
     grad: Tensor,
     qkv: Tensor,
     out: Tensor,
@@ -131,11 +140,17 @@ def _attention_backward(
 ) -> Tensor:
     if qkv.numel() == 0:
         return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
-    if dispatch.use_triton("varlen_attention", qkv, supports(qkv, cu_seqlens, max_seqlen)):
+    if dispatch.use_triton("varlen_attention", qkv, supports, qkv, cu_seqlens, max_seqlen):
         from flava_kernels.triton_ops import attention as kernels
 
         return kernels.backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, causal)
     return backward_reference(grad, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+
+
+_attention = torch.library.custom_op("flava_kernels::varlen_attention", _attend, mutates_args=())
+_attention_backward = torch.library.custom_op(
+    "flava_kernels::varlen_attention_backward", _attend_backward, mutates_args=()
+)
 
 
 @_attention.register_fake
@@ -169,6 +184,22 @@ def _differentiate(ctx, grad, _):
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Attention(torch.autograd.Function):
+    """The operator without torch.library."""
+
+    @staticmethod
+    def forward(ctx, qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
+        out, lse = _attend(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+        ctx.plain = max_seqlen, equal_lengths, causal
+        ctx.save_for_backward(qkv, out, lse, cu_seqlens)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _attend_backward(grad, *ctx.saved_tensors, *ctx.plain), None, None, None, None
 
 
 OP = Op(

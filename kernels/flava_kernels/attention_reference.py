@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flava_kernels.eager import once_differentiable
+from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.packing import padded_rows, padded_slots, to_packed
 
 SCORES_BYTES = 2**28
@@ -117,15 +117,8 @@ def _gradient(
 
 
 def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
-    """Returns True if sequences are short enough for `EagerAttention`, e.g. FLAVA's 275 with heads of 64.
-
-    Not under autocast: the probabilities would have another dtype than the incoming gradients.
-    """
-    return (
-        0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3]
-        and qkv.numel() > 0
-        and not torch.is_autocast_enabled(qkv.device.type)
-    )
+    """Returns True if sequences are short enough for `EagerAttention`, e.g. FLAVA's 275 with heads of 64."""
+    return 0 < max_seqlen <= LONGEST_KEPT * qkv.shape[3] and qkv.numel() > 0
 
 
 class EagerAttention(torch.autograd.Function):
@@ -135,6 +128,7 @@ class EagerAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         qkv: Tensor,
@@ -160,6 +154,7 @@ class EagerAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         padded, *probabilities = ctx.saved_tensors
         return _gradient(grad, padded, ctx.padding, probabilities), *[None] * 5

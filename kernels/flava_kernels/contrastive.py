@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flava_kernels import dispatch
 from flava_kernels.cases.contrastive import cases
+from flava_kernels.eager import without_autocast
 from flava_kernels.op import DTYPES, Limits, Op
 
 CHUNK_BYTES = 2**23
@@ -184,25 +185,19 @@ def _unsupported(rows: Tensor, columns: Tensor) -> str | None:
     return None
 
 
-@torch.library.custom_op("flava_kernels::info_nce_forward", mutates_args=())
-def _forward(
+@without_autocast
+def _statistics(
     rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("info_nce", rows, _unsupported(rows, columns)):
+    if dispatch.use_triton("info_nce", rows, _unsupported, rows, columns):
         from flava_kernels.triton_ops import contrastive
 
         return contrastive.forward(rows, columns, scale, offset, both)
     return forward_reference(rows, columns, scale, offset, both)
 
 
-@_forward.register_fake
-def _(rows, columns, scale, offset, both):
-    row = scale.new_empty(rows.shape[0])
-    return row, scale.new_empty(columns.shape[0] if both else 0), torch.empty_like(row), torch.empty_like(row)
-
-
-@torch.library.custom_op("flava_kernels::info_nce_backward", mutates_args=())
-def _backward(
+@without_autocast
+def _gradients(
     grad: Tensor,
     rows: Tensor,
     columns: Tensor,
@@ -212,11 +207,21 @@ def _backward(
     offset: int,
     both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("info_nce", rows, _unsupported(rows, columns)):
+    if dispatch.use_triton("info_nce", rows, _unsupported, rows, columns):
         from flava_kernels.triton_ops import contrastive
 
         return contrastive.backward(grad, rows, columns, scale, row_vectors, column_vectors, offset, both)
     return backward_reference(grad, rows, columns, scale, row_vectors, column_vectors, offset, both)
+
+
+_forward = torch.library.custom_op("flava_kernels::info_nce_forward", _statistics, mutates_args=())
+_backward = torch.library.custom_op("flava_kernels::info_nce_backward", _gradients, mutates_args=())
+
+
+@_forward.register_fake
+def _(rows, columns, scale, offset, both):
+    row = scale.new_empty(rows.shape[0])
+    return row, scale.new_empty(columns.shape[0] if both else 0), torch.empty_like(row), torch.empty_like(row)
 
 
 @_backward.register_fake
@@ -229,21 +234,22 @@ def _(grad, rows, columns, scale, row_vectors, column_vectors, offset, both):
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Runs the collectives between the custom operators.
+    """Runs the collectives between the operators.
 
     They cannot be inside one: a rank's gradient is not the derivative of its own share of the loss.
     """
 
     @staticmethod
     def forward(ctx, image, text, log_scale, row_mask, group):
+        statistics = _forward if dispatch.needs_custom_operator(image) else _statistics
         work = torch.promote_types(image.dtype, torch.float32)
         scale, mask = log_scale.to(work).exp(), row_mask.to(work)
         alone = not _distributed(group)
         image_all, text_all = _gather(image, group), _gather(text, group)
         offset = 0 if alone else dist.get_rank(group) * image.shape[0]
-        row_lse, column_lse, own, first = _forward(image, text_all, scale, offset, alone)
+        row_lse, column_lse, own, first = statistics(image, text_all, scale, offset, alone)
         if not alone:
-            column_lse = _forward(text, image_all, scale, offset, False)[0]
+            column_lse = statistics(text, image_all, scale, offset, False)[0]
         row_vectors, column_vectors = torch.stack([row_lse, mask]), torch.stack([column_lse, mask])
         exchanged = _gather(torch.stack([row_lse, column_lse, mask], dim=1), group)
         ctx.save_for_backward(image_all, text_all, scale, row_vectors, column_vectors, exchanged)
@@ -255,18 +261,34 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         image_all, text_all, scale, row_vectors, column_vectors, exchanged = ctx.saved_tensors
+        gradients = _backward if dispatch.needs_custom_operator(image_all) else _gradients
+        needs_image, needs_text, needs_scale = ctx.needs_input_grad[:3]
         row_lse, column_lse, mask = exchanged.unbind(1)
         local = slice(ctx.offset, ctx.offset + row_vectors.shape[1])
-        all_columns = torch.stack([column_lse, mask])
-        d_image, d_text, d_scale = _backward(
-            grad, image_all[local], text_all, scale, row_vectors, all_columns, ctx.offset, ctx.alone
-        )
-        if not ctx.alone:
+        d_image = d_text = d_scale = None
+        if ctx.alone or needs_image or needs_scale:
+            d_image, d_text, d_scale = gradients(
+                grad,
+                image_all[local],
+                text_all,
+                scale,
+                row_vectors,
+                torch.stack([column_lse, mask]),
+                ctx.offset,
+                ctx.alone and needs_text,
+            )
+        if not ctx.alone and needs_text:
             all_rows = torch.stack([row_lse, mask])
-            d_text, _, _ = _backward(
+            d_text, _, _ = gradients(
                 grad, text_all[local], image_all, scale, column_vectors, all_rows, ctx.offset, False
             )
-        return d_image, d_text, d_scale.to(ctx.scale_dtype), None, None
+        return (
+            d_image if needs_image else None,
+            d_text if needs_text else None,
+            d_scale.to(ctx.scale_dtype) if needs_scale else None,
+            None,
+            None,
+        )
 
 
 def _distributed(group: dist.ProcessGroup | None) -> bool:

@@ -13,6 +13,8 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 MODES = ("auto", "torch", "triton")
 GPU_TYPES = ("cuda",)
 """torch reports AMD devices as "cuda" too."""
+
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class UnsupportedInputError(RuntimeError):
@@ -36,20 +40,22 @@ def mode() -> str:
     return wanted
 
 
-def use_triton(op: str, example: Tensor, unsupported: str | None) -> bool:
+def use_triton(op: str, example: Tensor, supports: Callable[..., str | None], *arguments: Any) -> bool:
     """Decides for one call.
 
-    `example` is any tensor of the call, for its device; `unsupported` is the result of the operator's
-    `supports`: None, or why the kernels do not support this input. Raises UnsupportedInputError if
-    FLAVA_KERNELS=triton cannot be satisfied.
+    `example` is any tensor of the call, for its device; `supports`, called with `arguments` only if there are
+    kernels for that device at all, returns None, or why the kernels do not support this input. Raises
+    UnsupportedInputError if FLAVA_KERNELS=triton cannot be satisfied.
     """
-    if implementation(example.device.type, unsupported) == "triton":
+    wanted, device_type = mode(), example.device.type
+    if wanted == "torch" or (wanted == "auto" and device_type not in GPU_TYPES):
+        return False
+    reason = unavailable(device_type) or supports(*arguments)
+    if reason is None:
         return True
-    reason = unavailable(example.device.type) or unsupported
-    if mode() == "triton":
+    if wanted == "triton":
         raise UnsupportedInputError(f"FLAVA_KERNELS=triton, but {op} cannot run its kernels: {reason}")
-    if mode() == "auto" and example.device.type in GPU_TYPES:
-        _warn_once(op, reason)
+    _warn_once(op, reason)
     return False
 
 
@@ -61,12 +67,22 @@ def implementation(device_type: str, unsupported: str | None) -> str:
 
 
 def needs_custom_operator(example: Tensor) -> bool:
-    """Returns True if a call must go through torch.library: on a GPU, with kernels, or under torch.compile.
+    """Returns True if a call must go through torch.library.
 
-    A custom operator costs 0.1 to 0.4 ms of Python, backward pass included. On a CPU that is several per cent
-    of a training step, so an operator may call its reference directly there.
+    That is under torch.compile, for tensors without data, for subclasses, and, on a GPU, while a dispatch
+    mode watches: it could not see into a kernel. Elsewhere an operator runs as an autograd function, because
+    a custom operator costs several times as much Python (benchmarks/host_time.py).
     """
-    return torch.compiler.is_compiling() or example.device.type != "cpu" or mode() == "triton"
+    return (
+        torch.compiler.is_compiling()
+        or type(example) not in PLAIN_TENSORS
+        or (not example.is_cpu and (example.is_meta or torch._C._len_torch_dispatch_stack() > 0))
+    )
+
+
+def runs_on_the_cpu(example: Tensor) -> bool:
+    """Returns True if a call runs references on a CPU, which may then take what is fastest there."""
+    return example.is_cpu and mode() != "triton"
 
 
 def unavailable(device_type: str) -> str | None:

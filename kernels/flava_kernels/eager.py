@@ -1,4 +1,4 @@
-"""Shared by references that are autograd functions without a custom operator."""
+"""Shared by operators as autograd functions, which is how they run unless something compiles or watches."""
 
 from __future__ import annotations
 
@@ -24,5 +24,16 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
         if torch.is_grad_enabled():
             grads = tuple(grad if grad is None else grad.detach().requires_grad_() for grad in grads)
         return refusing(ctx, *grads)
+
+    return wrapper
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets an implementation run in the dtypes that it is given, also inside torch.autocast."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return function(*arguments)
 
     return wrapper

@@ -60,11 +60,13 @@ def linear_gelu_backward(
     z_shape: torch.Size,
     hidden_shape: torch.Size,
     weight_shape: torch.Size,
+    bias_shape: torch.Size,
+    needs: list[bool],
     *_: Any,
     **__: Any,
 ) -> int:
-    """Counts two products: dh and dW."""
-    return 4 * hidden_shape[0] * weight_shape[0] * weight_shape[1]
+    """Counts a product each for dh and dW, where needed."""
+    return 2 * sum(needs[:2]) * hidden_shape[0] * weight_shape[0] * weight_shape[1]
 
 
 @register_flop_formula(torch.ops.flava_kernels.linear_cross_entropy)
@@ -74,12 +76,12 @@ def linear_cross_entropy(
     bias_shape: torch.Size,
     labels_shape: torch.Size,
     rows_shape: torch.Size | None,
-    gradients: bool,
+    gradients: list[bool],
     *_: Any,
     **__: Any,
 ) -> int:
     """Counts the logits, dH and dW: all are computed forward, and the backward pass only scales them."""
-    return (6 if gradients else 2) * labels_shape[0] * weight_shape[0] * weight_shape[1]
+    return 2 * (1 + sum(gradients[:2])) * labels_shape[0] * weight_shape[0] * weight_shape[1]
 
 
 @register_flop_formula(torch.ops.flava_kernels.info_nce_forward)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flava_kernels import dispatch
+from flava_kernels import autocast, checks, dispatch
 from flava_kernels.cases import fusing as cases
+from flava_kernels.eager import once_differentiable
 from flava_kernels.op import Limits, Op
 from flava_kernels.packing import places, sequence_of_rows, unsupported
 
@@ -36,8 +37,12 @@ def fuse_sequences(
         text_cu_seqlens  [b+1]        int32
         text_max_seqlen               length of the longest text, or more
         returns          [b+b*s+T d]  per sample: the CLS, its s image rows, its text rows
+
+    Under autocast all three become the widest dtype among them, as for torch.cat.
     """
-    return _fuse(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
+    cls_token, image, text = autocast.like_cat(cls_token, image, text)
+    function = _fuse if dispatch.needs_custom_operator(image) else _Fuse.apply
+    return function(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
 
 
 def supports(
@@ -89,12 +94,12 @@ def backward_reference(
     return d_cls.to(grad.dtype), grad.index_select(0, image_rows), grad.index_select(0, text_rows)
 
 
-@torch.library.custom_op("flava_kernels::fuse_sequences", mutates_args=())
-def _fuse(
+def _concatenate(
     cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
 ) -> Tensor:
+    checks.sequences("fuse_sequences", text_cu_seqlens, text.shape[0], text_max_seqlen)
     if dispatch.use_triton(
-        "fuse_sequences", image, supports(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
+        "fuse_sequences", image, supports, cls_token, image, text, text_cu_seqlens, text_max_seqlen
     ):
         from flava_kernels.triton_ops import fusing as kernels
 
@@ -102,15 +107,18 @@ def _fuse(
     return forward_reference(cls_token, image, text, text_cu_seqlens)
 
 
-@torch.library.custom_op("flava_kernels::fuse_sequences_backward", mutates_args=())
-def _fuse_backward(
+def _split(
     grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("fuse_sequences", grad, unsupported(text_cu_seqlens, grad)):
+    if dispatch.use_triton("fuse_sequences", grad, unsupported, text_cu_seqlens, grad):
         from flava_kernels.triton_ops import fusing as kernels
 
         return kernels.backward(grad, text_cu_seqlens, text_max_seqlen, image_length)
     return backward_reference(grad, text_cu_seqlens, image_length)
+
+
+_fuse = torch.library.custom_op("flava_kernels::fuse_sequences", _concatenate, mutates_args=())
+_fuse_backward = torch.library.custom_op("flava_kernels::fuse_sequences_backward", _split, mutates_args=())
 
 
 @_fuse.register_fake
@@ -130,16 +138,30 @@ def _(grad, text_cu_seqlens, text_max_seqlen, image_length):
 
 
 def _keep_for_fuse(ctx, inputs, output) -> None:
-    _, image, _, text_cu_seqlens, ctx.text_max_seqlen = inputs
-    ctx.image_length = image.shape[0] // max(text_cu_seqlens.shape[0] - 1, 1)
+    _, image, _, text_cu_seqlens, text_max_seqlen = inputs
+    ctx.lengths = text_max_seqlen, image.shape[0] // max(text_cu_seqlens.shape[0] - 1, 1)
     ctx.save_for_backward(text_cu_seqlens)
 
 
 def _differentiate_fuse(ctx, grad):
-    return *_fuse_backward(grad, *ctx.saved_tensors, ctx.text_max_seqlen, ctx.image_length), None, None
+    return *_fuse_backward(grad, *ctx.saved_tensors, *ctx.lengths), None, None
 
 
 _fuse.register_autograd(_differentiate_fuse, setup_context=_keep_for_fuse)
+
+
+class _Fuse(torch.autograd.Function):
+    """The operator without torch.library."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _keep_for_fuse(ctx, inputs, None)
+        return _concatenate(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *_split(grad, *ctx.saved_tensors, *ctx.lengths), None, None
 
 
 OP = Op(

@@ -10,26 +10,21 @@ the backward pass only scales them. On a CPU with few rows G is kept instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flava_kernels import dispatch
+from flava_kernels import autocast, checks, dispatch
 from flava_kernels.cases.linear_cross_entropy import cases
-from flava_kernels.eager import once_differentiable
+from flava_kernels.eager import once_differentiable, without_autocast
+from flava_kernels.linear_cross_entropy_reference import IGNORE_INDEX, forward_reference
 from flava_kernels.op import DTYPES, Limits, Op
-
-IGNORE_INDEX = -100
-"""Label of a row that does not count."""
 
 LOGITS_BUDGET_BYTES = 256 * 2**20
 """Size of a chunk's logits, unless a single row has more."""
-
-REFERENCE_BLOCK_BYTES = 2**20
-"""fp32 logits that the reference's softmax processes at a time: they should fit a core's cache."""
 
 
 def linear_cross_entropy(
@@ -56,13 +51,16 @@ def linear_cross_entropy(
                         Rows that are not named are never read
         returns  scalar (fp32, or fp64 for fp64 inputs) with gradient, scalar fp32 without; both 0 (with a
                  graph) when k = 0
+
+    Under autocast everything is in its dtype, like a linear layer's logits. Raises ValueError where labels
+    and rows can be read and one is out of range (checks.py).
     """
-    gradients = torch.is_grad_enabled() and (
-        hidden.requires_grad or weight.requires_grad or bias.requires_grad
-    )
+    hidden, weight, bias = autocast.like_linear(hidden, weight, bias)
+    gradients = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight, bias)]
     if dispatch.needs_custom_operator(hidden):
         return _linear_cross_entropy(hidden, weight, bias, labels, rows, gradients, budget_bytes)[:2]
-    return _EagerLinearCrossEntropy.apply(hidden, weight, bias, labels, rows, gradients, budget_bytes)
+    function = _EagerLinearCrossEntropy if dispatch.runs_on_the_cpu(hidden) else _LinearCrossEntropy
+    return function.apply(hidden, weight, bias, labels, rows, gradients, budget_bytes)
 
 
 def definition(
@@ -103,53 +101,27 @@ def supports(
     return None
 
 
-def forward_reference(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns each row's loss, whether it was correct, and G: [k], [k], [k v].
-
-    G is the memory of the bare logits unless `gradients`.
-    """
-    logits, wide_bias = hidden @ weight.T, bias.to(torch.promote_types(hidden.dtype, torch.float32))
-    counts = labels != IGNORE_INDEX
-    places, counts = (
-        torch.where(counts, labels, 0)[:, None],
-        counts.to(torch.promote_types(logits.dtype, torch.float32))[:, None],
-    )
-    losses, right = torch.empty_like(counts), torch.empty_like(counts)
-    step = max(1, REFERENCE_BLOCK_BYTES // (4 * max(logits.shape[1], 1)))
-    for start in range(0, logits.shape[0], step):
-        block = slice(start, start + step)
-        z, place, count = logits[block].to(counts.dtype).add_(wide_bias), places[block], counts[block]
-        largest, target = z.amax(-1, keepdim=True), z.gather(1, place)
-        torch.mul(_is_first_of_largest(z, place, target == largest), count, out=right[block])
-        total = z.sub_(largest).exp_().sum(-1, keepdim=True)
-        torch.mul(total.log() - (target - largest), count, out=losses[block])
-        if gradients:
-            z.mul_(count / total).scatter_add_(1, place, -count)
-            if z.dtype != logits.dtype:
-                logits[block] = z
-    return losses[:, 0], right[:, 0], logits
-
-
-def _is_first_of_largest(z: Tensor, place: Tensor, largest: Tensor) -> Tensor:
-    """Returns True where a row's label is its first largest class: [k v], [k 1], [k 1] -> [k 1].
-
-    `largest` marks rows where no class is larger. On a CPU torch finds a maximum four times as fast as its
-    position, so only these rows are searched.
-    """
-    if z.device.type == "cpu":
-        rows = largest[:, 0].nonzero()[:, 0]
-        return largest.index_copy_(0, rows, z[rows].argmax(-1, keepdim=True) == place[rows])
-    return largest & (z.argmax(-1, keepdim=True) == place)
-
-
+@without_autocast
 def backward_reference(
-    grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, rows: Tensor | None, number_of_rows: int
+    grad: Tensor,
+    d_hidden: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    rows: Tensor | None,
+    number_of_rows: int,
+    bias_dtype: torch.dtype,
+    gradients: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales the forward pass's gradients and scatters the rows of dH: [k d] -> [number_of_rows d]."""
-    d_hidden, d_weight, d_bias = (_scaled(gradient, grad) for gradient in (d_hidden, d_weight, d_bias))
-    return _put_back(d_hidden, rows, number_of_rows), d_weight, d_bias
+    """Scales the forward pass's gradients and scatters the rows of dH: [k d] -> [number_of_rows d].
+
+    Gradients that were not wanted are empty.
+    """
+    d_hidden = _scaled(d_hidden, grad, d_hidden.dtype)
+    return (
+        _put_back(d_hidden, rows, number_of_rows) if gradients[0] else d_hidden,
+        _scaled(d_weight, grad, d_hidden.dtype),
+        _scaled(d_bias, grad, bias_dtype),
+    )
 
 
 def _put_back(d_hidden: Tensor, rows: Tensor | None, number_of_rows: int) -> Tensor:
@@ -161,11 +133,22 @@ def _put_back(d_hidden: Tensor, rows: Tensor | None, number_of_rows: int) -> Ten
     )
 
 
-def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
-    """Multiplies by a number without rounding it to half precision, as a GPU does for a 0-d tensor."""
-    if gradient.dtype == grad.dtype or grad.device.type == "cpu":
+def _scaled(gradient: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplies by a number that is not rounded to half precision, and rounds the product once."""
+    if gradient.dtype == dtype and (dtype == grad.dtype or grad.device.type == "cpu"):
         return gradient * grad
-    return torch.mul(gradient, grad.expand(gradient.shape), out=torch.empty_like(gradient))
+    if grad.device.type == "cpu":
+        return (gradient * grad).to(dtype)
+    out = torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, grad.expand(gradient.shape), out=out)
+
+
+def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which sums over rows wait for the backward pass.
+
+    They are not divided by the number of rows yet, and fp16 ends at 65,504.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _chunks(rows: int, row_bytes: int, budget_bytes: int) -> Iterator[slice]:
@@ -176,28 +159,43 @@ def _chunks(rows: int, row_bytes: int, budget_bytes: int) -> Iterator[slice]:
 
 
 class _Sums:
-    """Sums G^T H and colsum(G) over chunks, in fp32 if there are several.
+    """Sums G^T H and colsum(G) over chunks, those that are wanted; in fp32 if there are several, or for fp16.
 
     A single chunk's product is already the parameters' gradient.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, several: bool):
-        wide = torch.promote_types(weight.dtype, torch.float32) if several else weight.dtype
-        self.d_weight = weight.new_zeros(weight.shape, dtype=wide) if several else None
-        self.d_bias = (
-            torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32)) if several else None
-        )
+    def __init__(self, weight: Tensor, bias: Tensor, wanted: Sequence[bool], several: bool):
+        self.d_weight, self.d_bias = weight.new_empty(0), bias.new_empty(0)
+        (self._weight, self._bias), self._several = wanted, several
+        if self._weight and several:
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            self.d_weight = weight.new_zeros(weight.shape, dtype=wide)
+        if self._bias and several:
+            self.d_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
 
     def add(self, gradient: Tensor, hidden: Tensor) -> None:
         """Adds one chunk's contribution."""
-        if self.d_weight is None:
-            self.d_weight, self.d_bias = gradient.T @ hidden, gradient.sum(0)
-            return
-        self.d_bias += gradient.sum(0, dtype=self.d_bias.dtype)
-        if self.d_weight.dtype == gradient.dtype:
+        if self._weight:
+            self._add_product(gradient, hidden)
+        if self._bias and self._several:
+            self.d_bias += gradient.sum(0, dtype=self.d_bias.dtype)
+        elif self._bias:
+            self.d_bias = gradient.sum(0, dtype=_kept_dtype(gradient.dtype))
+
+    def _add_product(self, gradient: Tensor, hidden: Tensor) -> None:
+        wide, on_a_cpu = _kept_dtype(gradient.dtype), gradient.device.type == "cpu"
+        if not self._several and wide == gradient.dtype:
+            self.d_weight = gradient.T @ hidden
+        elif not self._several:
+            self.d_weight = (
+                gradient.T.to(wide) @ hidden.to(wide)
+                if on_a_cpu
+                else torch.mm(gradient.T, hidden, out_dtype=wide)
+            )
+        elif self.d_weight.dtype == gradient.dtype:
             self.d_weight.addmm_(gradient.T, hidden)
-        elif gradient.device.type == "cpu":
-            self.d_weight += gradient.T @ hidden
+        elif on_a_cpu:
+            self.d_weight += gradient.T.to(wide) @ hidden.to(wide)
         else:  # keep the product in fp32 until it is added
             torch.addmm(self.d_weight, gradient.T, hidden, out_dtype=self.d_weight.dtype, out=self.d_weight)
 
@@ -209,129 +207,112 @@ def _in_chunks(
     bias: Tensor,
     labels: Tensor,
     rows: Tensor | None,
-    gradients: bool,
+    gradients: Sequence[bool],
     budget_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Runs the whole operator, given an implementation of one chunk.
 
-    Returns loss, correct rows, dH [k d], dW [v d], db [v]; the last three are empty without gradients.
+    Returns loss, correct rows, dH [k d], dW [v d], db [v]; those of the last three that `gradients` leaves
+    out are empty.
     """
     number, losses, right = labels.shape[0], [], []
     chunks = list(_chunks(number, weight.shape[0] * hidden.element_size(), budget_bytes))
-    d_hidden = hidden.new_empty(number if gradients else 0, hidden.shape[1])
-    sums = _Sums(weight, bias, several=len(chunks) != 1) if gradients else None
+    d_hidden = hidden.new_empty(number if gradients[0] else 0, hidden.shape[1])
+    sums = _Sums(weight, bias, gradients[1:], several=len(chunks) != 1)
     for chunk in chunks:
         part = hidden[chunk] if rows is None else hidden.index_select(0, rows[chunk])
-        chunk_losses, chunk_right, gradient = forward(part, weight, bias, labels[chunk], gradients)
+        chunk_losses, chunk_right, gradient = forward(part, weight, bias, labels[chunk], any(gradients))
         losses.append(chunk_losses.sum())
         right.append(chunk_right.sum())
-        if sums is not None:
+        if gradients[0]:
             torch.mm(gradient, weight, out=d_hidden[chunk])
-            sums.add(gradient, part)
+        sums.add(gradient, part)
         del gradient  # frees it before the next chunk's logits are allocated
     loss, correct = (
         hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)) for _ in range(2)
     )
     loss, correct = sum(losses, loss), sum(right, correct).float()
-    kept = (
-        (weight.new_empty(0), bias.new_empty(0))
-        if sums is None
-        else (sums.d_weight.to(weight.dtype), sums.d_bias.to(bias.dtype))
-    )
-    return loss, correct, d_hidden, *kept
+    d_weight, d_bias = sums.d_weight.to(_kept_dtype(weight.dtype)), sums.d_bias.to(_kept_dtype(bias.dtype))
+    return loss, correct, d_hidden, d_weight, d_bias
 
 
-@torch.library.custom_op("flava_kernels::linear_cross_entropy", mutates_args=())
-def _linear_cross_entropy(
+@without_autocast
+def _run(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
     labels: Tensor,
     rows: Tensor | None,
-    gradients: bool,
+    gradients: list[bool],
     budget_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    checks.labels("linear_cross_entropy", labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
     forward = forward_reference
-    if dispatch.use_triton("linear_cross_entropy", hidden, supports(hidden, weight, bias, labels, rows)):
+    if dispatch.use_triton("linear_cross_entropy", hidden, supports, hidden, weight, bias, labels, rows):
         from flava_kernels.triton_ops import linear_cross_entropy as kernels
 
         forward = kernels.forward
     return _in_chunks(forward, hidden, weight, bias, labels, rows, gradients, budget_bytes)
 
 
+_linear_cross_entropy = torch.library.custom_op("flava_kernels::linear_cross_entropy", _run, mutates_args=())
+_linear_cross_entropy_backward = torch.library.custom_op(
+    "flava_kernels::linear_cross_entropy_backward", backward_reference, mutates_args=()
+)
+
+
 @_linear_cross_entropy.register_fake
 def _(hidden, weight, bias, labels, rows, gradients, budget_bytes):
     scalar = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    d_hidden = hidden.new_empty(labels.shape[0] if gradients else 0, hidden.shape[1])
-    kept = (
-        (weight.new_empty(weight.shape), bias.new_empty(bias.shape))
-        if gradients
-        else (weight.new_empty(0), bias.new_empty(0))
+    return (
+        scalar,
+        scalar.new_empty((), dtype=torch.float32),
+        hidden.new_empty(labels.shape[0] if gradients[0] else 0, hidden.shape[1]),
+        weight.new_empty(weight.shape if gradients[1] else 0, dtype=_kept_dtype(weight.dtype)),
+        bias.new_empty(bias.shape if gradients[2] else 0, dtype=_kept_dtype(bias.dtype)),
     )
-    return scalar, scalar.new_empty((), dtype=torch.float32), d_hidden, *kept
-
-
-@torch.library.custom_op("flava_kernels::linear_cross_entropy_backward", mutates_args=())
-def _linear_cross_entropy_backward(
-    grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, rows: Tensor | None, number_of_rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return backward_reference(grad, d_hidden, d_weight, d_bias, rows, number_of_rows)
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(grad, d_hidden, d_weight, d_bias, rows, number_of_rows):
+def _(grad, d_hidden, d_weight, d_bias, rows, number_of_rows, bias_dtype, gradients):
     return (
-        d_hidden.new_empty(number_of_rows, d_hidden.shape[1]),
-        torch.empty_like(d_weight),
-        torch.empty_like(d_bias),
+        d_hidden.new_empty(number_of_rows if gradients[0] else 0, d_hidden.shape[1]),
+        torch.empty_like(d_weight, dtype=d_hidden.dtype),
+        torch.empty_like(d_bias, dtype=bias_dtype),
     )
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
-    hidden, _, _, _, rows, gradients, _ = inputs
-    if not gradients:
+    hidden, _, bias, _, rows, gradients, _ = inputs
+    if not any(gradients):
         raise RuntimeError(
             "linear_cross_entropy was called for a loss without gradients, but one is asked of it"
         )
-    ctx.number_of_rows = hidden.shape[0]
+    ctx.plain = hidden.shape[0], bias.dtype, list(gradients)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:], rows)
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (
-        *_linear_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.number_of_rows),
-        None,
-        None,
-        None,
-        None,
-    )
+    return _wanted(_linear_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
+
+
+def _wanted(found: Iterable[Tensor], gradients: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Returns a gradient, or None, for each argument of the operator."""
+    of_tensors = (gradient if want else None for gradient, want in zip(found, gradients, strict=True))
+    return *of_tensors, None, None, None, None
 
 
 _linear_cross_entropy.register_autograd(_differentiate, setup_context=_save)
 
 
-class _EagerLinearCrossEntropy(torch.autograd.Function):
-    """The reference without a custom operator.
-
-    With no more rows than columns of `hidden`, G is no larger than dW. Then G is kept, and the backward pass
-    scales only rows.
-    """
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The operator without torch.library."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes):
-        ctx.number_of_rows = hidden.shape[0]
-        ctx.keeps_g = gradients and labels.shape[0] <= min(
-            hidden.shape[1], budget_bytes // (weight.shape[0] * hidden.element_size())
-        )
-        if ctx.keeps_g:
-            part = hidden if rows is None else hidden.index_select(0, rows)
-            losses, right, g = forward_reference(part, weight, bias, labels, gradients)
-            loss, correct, kept = losses.sum(), right.sum().float(), (g, part, weight)
-        else:
-            loss, correct, *kept = _in_chunks(
-                forward_reference, hidden, weight, bias, labels, rows, gradients, budget_bytes
-            )
+        loss, correct, *kept = _run(hidden, weight, bias, labels, rows, gradients, budget_bytes)
+        ctx.plain = hidden.shape[0], bias.dtype, gradients
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(*kept, rows)
         return loss, correct
@@ -339,14 +320,52 @@ class _EagerLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
-        *kept, rows = ctx.saved_tensors
+        return _wanted(backward_reference(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
+
+
+class _EagerLinearCrossEntropy(_LinearCrossEntropy):
+    """The references on a CPU.
+
+    With no more rows than columns of `hidden`, G is no larger than dW. Then G is kept, and the backward pass
+    scales only rows.
+    """
+
+    @staticmethod
+    @without_autocast
+    def forward(ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes):
+        ctx.keeps_g = any(gradients) and labels.shape[0] <= min(
+            hidden.shape[1], budget_bytes // (weight.shape[0] * hidden.element_size())
+        )
         if not ctx.keeps_g:
-            return *backward_reference(grad, *kept, rows, ctx.number_of_rows), None, None, None, None
-        g, part, weight = kept
-        d_hidden = _put_back(_scaled(g @ weight, grad), rows, ctx.number_of_rows)
-        # a loss scale times H would overflow fp16
-        d_weight = weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())
-        return d_hidden, d_weight, _scaled(g.sum(0), grad), None, None, None, None
+            return _LinearCrossEntropy.forward(
+                ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes
+            )
+        checks.labels("linear_cross_entropy", labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
+        ctx.plain = hidden.shape[0], bias.dtype, gradients
+        part = hidden if rows is None else hidden.index_select(0, rows)
+        losses, right, g = forward_reference(part, weight, bias, labels, True)
+        loss, correct = losses.sum(), right.sum().float()
+        ctx.mark_non_differentiable(correct)
+        ctx.save_for_backward(g, part, weight, rows)
+        return loss, correct
+
+    @staticmethod
+    @once_differentiable
+    @without_autocast
+    def backward(ctx, grad, _):
+        if not ctx.keeps_g:
+            return _wanted(backward_reference(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
+        (g, part, weight, rows), (number_of_rows, bias_dtype, gradients) = ctx.saved_tensors, ctx.plain
+        needs_hidden, needs_weight, needs_bias = gradients
+        return (
+            _put_back(_scaled(g @ weight, grad, g.dtype), rows, number_of_rows) if needs_hidden else None,
+            # a loss scale times H would overflow fp16
+            weight.new_empty(weight.shape).addmm_(g.T, part, beta=0, alpha=grad.item())
+            if needs_weight
+            else None,
+            _scaled(g.sum(0, dtype=_kept_dtype(g.dtype)), grad, bias_dtype) if needs_bias else None,
+            *[None] * 4,
+        )
 
 
 LIMITS = {

@@ -11,13 +11,15 @@ dz and db are fused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from flava_kernels import dispatch
+from flava_kernels import autocast, dispatch
+from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.op import DTYPES, Case, Limits, Op
 
 
@@ -30,9 +32,12 @@ def linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias     [f]
         returns  [T f]
     """
+    hidden, weight, bias = autocast.like_linear(hidden, weight, bias)
     if dispatch.needs_custom_operator(hidden):
         return _linear_gelu(hidden, weight, bias)[0]
-    return definition(hidden, weight, bias)
+    if dispatch.runs_on_the_cpu(hidden):
+        return definition(hidden, weight, bias)
+    return _LinearGELU.apply(hidden, weight, bias)
 
 
 def forward_reference(z: Tensor) -> Tensor:
@@ -40,10 +45,10 @@ def forward_reference(z: Tensor) -> Tensor:
     return F.gelu(z)
 
 
-def backward_reference(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns dz [T f] and db [f]; torch sums in fp32 and rounds the result."""
+def backward_reference(grad: Tensor, z: Tensor, has_bias: bool = True) -> tuple[Tensor, Tensor]:
+    """Returns dz [T f] and db [f], or [0] without a bias; torch sums in fp32 and rounds the result."""
     d_z = torch.ops.aten.gelu_backward(grad, z)
-    return d_z, d_z.sum(0)
+    return d_z, d_z.sum(0) if has_bias else d_z.new_empty(0)
 
 
 def definition(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -60,14 +65,39 @@ def supports(hidden: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     return None
 
 
-@torch.library.custom_op("flava_kernels::linear_gelu", mutates_args=())
-def _linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+@without_autocast
+def _activate(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     z = F.linear(hidden, weight, bias)
-    if dispatch.use_triton("linear_gelu", hidden, supports(hidden, weight, bias)):
+    if dispatch.use_triton("linear_gelu", hidden, supports, hidden, weight, bias):
         from flava_kernels.triton_ops import linear_gelu as kernels
 
         return kernels.forward(z), z
     return forward_reference(z), z
+
+
+@without_autocast
+def _gradients(
+    grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns dh, dW and db, empty for those that `needs` leaves out."""
+    needs_hidden, needs_weight, needs_bias = needs
+    if dispatch.use_triton("linear_gelu", hidden, supports, hidden, weight, bias):
+        from flava_kernels.triton_ops import linear_gelu as kernels
+
+        d_z, d_bias = kernels.backward(grad, z, needs_bias)
+    else:
+        d_z, d_bias = backward_reference(grad, z, needs_bias)
+    return (
+        d_z @ weight if needs_hidden else hidden.new_empty(0),
+        d_z.T @ hidden if needs_weight else weight.new_empty(0),
+        d_bias.to(bias.dtype),
+    )
+
+
+_linear_gelu = torch.library.custom_op("flava_kernels::linear_gelu", _activate, mutates_args=())
+_linear_gelu_backward = torch.library.custom_op(
+    "flava_kernels::linear_gelu_backward", _gradients, mutates_args=()
+)
 
 
 @_linear_gelu.register_fake
@@ -76,22 +106,14 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(z), z
 
 
-@torch.library.custom_op("flava_kernels::linear_gelu_backward", mutates_args=())
-def _linear_gelu_backward(
-    grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("linear_gelu", hidden, supports(hidden, weight, bias)):
-        from flava_kernels.triton_ops import linear_gelu as kernels
-
-        d_z, d_bias = kernels.backward(grad, z)
-    else:
-        d_z, d_bias = backward_reference(grad, z)
-    return d_z @ weight, d_z.T @ hidden, d_bias.to(bias.dtype)
-
-
 @_linear_gelu_backward.register_fake
-def _(grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+def _(
+    grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    made = (
+        x.new_empty(x.shape if need else 0) for x, need in zip((hidden, weight, bias), needs, strict=True)
+    )
+    return tuple(made)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -99,11 +121,37 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(output[1], *inputs)
 
 
+def _needed(
+    gradients: Callable[..., tuple[Tensor, ...]], ctx: Any, grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None
+    found = gradients(grad, *ctx.saved_tensors, list(ctx.needs_input_grad))
+    return tuple(
+        gradient if need else None for gradient, need in zip(found, ctx.needs_input_grad, strict=True)
+    )
+
+
 def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (None, None, None) if grad is None else _linear_gelu_backward(grad, *ctx.saved_tensors)
+    return _needed(_linear_gelu_backward, ctx, grad)
 
 
 _linear_gelu.register_autograd(_differentiate, setup_context=_save)
+
+
+class _LinearGELU(torch.autograd.Function):
+    """The operator without torch.library."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias):
+        y, z = _activate(hidden, weight, bias)
+        ctx.save_for_backward(z, hidden, weight, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _needed(_gradients, ctx, grad)
 
 
 def cases() -> tuple[Case, ...]:

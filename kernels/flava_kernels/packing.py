@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flava_kernels import dispatch
+from flava_kernels import checks, dispatch
 from flava_kernels.cases import packing as cases
 from flava_kernels.op import DTYPES, Limits, Op
 
@@ -63,7 +63,8 @@ def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
         total                  T = cu_seqlens[-1], known to the host
         returns     [T ...]
     """
-    return _pack(padded, cu_seqlens, total)
+    function = _pack if dispatch.needs_custom_operator(padded) else _Pack.apply
+    return function(padded, cu_seqlens, total)
 
 
 def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -74,7 +75,8 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         cu_seqlens  [b+1]      int32; no sequence longer than max_seqlen
         returns     [b s ...]  s = max_seqlen
     """
-    return _unpack(packed, cu_seqlens, max_seqlen)
+    function = _unpack if dispatch.needs_custom_operator(packed) else _Unpack.apply
+    return function(packed, cu_seqlens, max_seqlen)
 
 
 def pack_supports(padded: Tensor, cu_seqlens: Tensor, total: int) -> str | None:
@@ -120,24 +122,26 @@ def unpack_reference(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Ten
     return padded.masked_fill_(invalid.view(-1, *[1] * (packed.ndim - 1)), 0).unflatten(0, (-1, max_seqlen))
 
 
-@torch.library.custom_op("flava_kernels::pack", mutates_args=())
-def _pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    if dispatch.use_triton("pack", padded, pack_supports(padded, cu_seqlens, total)):
+def _gather(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    checks.sequences("pack", cu_seqlens, total, padded.shape[1])
+    if dispatch.use_triton("pack", padded, pack_supports, padded, cu_seqlens, total):
         from flava_kernels.triton_ops import packing as kernels
 
         return kernels.pack(padded, cu_seqlens, total)
     return pack_reference(padded, cu_seqlens, total)
 
 
-@torch.library.custom_op("flava_kernels::unpack", mutates_args=())
-def _unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    if dispatch.use_triton("unpack", packed, unpack_supports(packed, cu_seqlens, max_seqlen)):
+def _scatter(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    checks.sequences("unpack", cu_seqlens, packed.shape[0], max_seqlen)
+    if dispatch.use_triton("unpack", packed, unpack_supports, packed, cu_seqlens, max_seqlen):
         from flava_kernels.triton_ops import packing as kernels
 
         return kernels.unpack(packed, cu_seqlens, max_seqlen)
     return unpack_reference(packed, cu_seqlens, max_seqlen)
 
 
+_pack = torch.library.custom_op("flava_kernels::pack", _gather, mutates_args=())
+_unpack = torch.library.custom_op("flava_kernels::unpack", _scatter, mutates_args=())
 _pack.register_fake(lambda padded, cu_seqlens, total: padded.new_empty(total, *padded.shape[2:]))
 _unpack.register_fake(
     lambda packed, cu_seqlens, max_seqlen: packed.new_empty(
@@ -149,22 +153,48 @@ _unpack.register_fake(
 def _keep_for_pack(ctx, inputs, output) -> None:
     padded, cu_seqlens, _ = inputs
     ctx.save_for_backward(cu_seqlens)
-    ctx.max_seqlen = padded.shape[1]
+    ctx.size = padded.shape[1]
 
 
 def _keep_for_unpack(ctx, inputs, output) -> None:
     packed, cu_seqlens, _ = inputs
     ctx.save_for_backward(cu_seqlens)
-    ctx.total = packed.shape[0]
+    ctx.size = packed.shape[0]
 
 
 _pack.register_autograd(
-    lambda ctx, grad: (_unpack(grad, *ctx.saved_tensors, ctx.max_seqlen), None, None),
+    lambda ctx, grad: (_unpack(grad, *ctx.saved_tensors, ctx.size), None, None),
     setup_context=_keep_for_pack,
 )
 _unpack.register_autograd(
-    lambda ctx, grad: (_pack(grad, *ctx.saved_tensors, ctx.total), None, None), setup_context=_keep_for_unpack
+    lambda ctx, grad: (_pack(grad, *ctx.saved_tensors, ctx.size), None, None), setup_context=_keep_for_unpack
 )
+
+
+class _Pack(torch.autograd.Function):
+    """`pack` without torch.library."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _keep_for_pack(ctx, inputs, None)
+        return _gather(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return unpack(grad, *ctx.saved_tensors, ctx.size), None, None
+
+
+class _Unpack(torch.autograd.Function):
+    """`unpack` without torch.library."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _keep_for_unpack(ctx, inputs, None)
+        return _scatter(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return pack(grad, *ctx.saved_tensors, ctx.size), None, None
 
 
 def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:

@@ -331,4 +331,18 @@ CONTRASTIVE = (
         setup=ONE_PART,
     ),
     bug("scale's gradient", "tl.sum(g * logits)", "tl.sum(g)", NCE, "33-all"),
+    bug(
+        "last numbers of a product skipped",
+        "range(0, inner, BLOCK_K)",
+        "range(0, inner - BLOCK_K, BLOCK_K)",
+        NCE,
+        "70-masked",
+    ),
+    bug(
+        "products of a sum not added",
+        "tl.dot(left, right, total,",
+        "tl.dot(left, right, 0.0 * total,",
+        NCE,
+        "70-masked",
+    ),
 )

@@ -50,6 +50,24 @@ def test_every_operator_lists_its_kernels_for_every_architecture():
     assert found == {(op.kernels, arch) for op in OPS.values() for arch in aot.roofline.MACHINES}
 
 
+@pytest.mark.aot
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_layer_norm_divides_and_takes_roots_exactly(arch):
+    """The interpreter cannot tell: its quotients and roots are always exact."""
+    import triton
+    from flava_kernels.triton_ops import compiling, layer_norm
+
+    (launch,) = [
+        x for x in layer_norm.launches() if (x.arch, x.name) == (arch, "add_layer_norm.forward.fp32.768")
+    ]
+    source = triton.compiler.ASTSource(
+        launch.kernel, compiling._signature(launch), constexprs=dict(launch.constexprs)
+    )
+    ptx = triton.compile(source, target=compiling._target(arch), options={"num_warps": 8}).asm["ptx"]
+    assert "sqrt.rn.f32" in ptx and "div.rn.f32" in ptx
+    assert "sqrt.approx" not in ptx and "div.full" not in ptx and "rcp.approx" not in ptx
+
+
 @pytest.mark.parametrize(
     ("measured", "fault"),
     [

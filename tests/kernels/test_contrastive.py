@@ -1,6 +1,11 @@
 """The log-sum-exp exchange against autograd through the whole matrix, on one rank and on several."""
 
+import csv
+from pathlib import Path
+
+import flava_kernels
 import flava_kernels.contrastive as contrastive
+import op_checks
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +15,7 @@ from rank_processes import run_ranks
 
 BATCH, WIDTH = 6, 5
 GRAD = 3.0
+REST = "log_scale", "row_mask"
 
 
 def inputs_of(ranks: int, batch: int = BATCH) -> dict[str, torch.Tensor]:
@@ -136,7 +142,7 @@ def test_kernels_with_several_chunks_and_parts_equal_one_chunk(monkeypatch):
     inputs = features(torch.Generator().manual_seed(0), rows=150, width=WIDTH, scale=8.0, matched=0.6)
     expected, gradients, right = whole_matrix(inputs)
     for chunk_bytes, programs in ((1, 1), (1, 1000), (2**20, 2)):
-        monkeypatch.setattr(kernels, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setitem(kernels.CHUNK_BYTES, 4, chunk_bytes)
         monkeypatch.setattr(kernels, "TARGET_PROGRAMS", programs)
         leaves = [inputs[name].float().requires_grad_() for name in ("image", "text", "log_scale")]
         loss, correct = info_nce(*leaves, inputs["row_mask"])
@@ -147,6 +153,63 @@ def test_kernels_with_several_chunks_and_parts_equal_one_chunk(monkeypatch):
             torch.testing.assert_close(
                 leaf.grad.double(), gradient, rtol=1e-5, atol=2e-6 * float(gradient.abs().max())
             )
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", ["70-masked", "150-masked-wide", "130-scale-100"])
+def test_three_products_of_rounded_pieces_keep_the_limits_of_fp32(monkeypatch, name):
+    """The interpreter multiplies fp32 exactly whatever it is told, so what the compiler makes of tf32x3 is
+    done here: each operand as a sum of two numbers of 11 digits.
+    """
+    import numpy as np
+    from triton.runtime import interpreter
+
+    upstream, wanted, split = interpreter.InterpreterBuilder.create_dot, interpreter._ir.INPUT_PRECISION, []
+
+    def rounded(values):
+        return ((values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    def pieces(handle):
+        values = np.ascontiguousarray(handle.data, np.float32)
+        large = rounded(values)
+        return [interpreter.TensorHandle(part, handle.dtype) for part in (large, rounded(values - large))]
+
+    def create_dot(self, left, right, start, precision, *more):
+        if precision != wanted.TF32x3:
+            return upstream(self, left, right, start, precision, *more)
+        split.append(left)
+        (a, small_a), (b, small_b) = pieces(left), pieces(right)
+        for pair in ((small_a, b), (a, small_b), (a, b)):
+            start = upstream(self, *pair, start, precision, *more)
+        return start
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    case = next(case for case in contrastive.OP.cases() if case.name == name)
+    op_checks.check_case(contrastive.OP, case, torch.float32)
+    assert split
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
+def test_a_loss_scale_overflows_in_fp16_only_where_a_gradient_does(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    inputs = features(torch.Generator().manual_seed(0), rows=33, width=WIDTH, scale=8.0, matched=0.6)
+    half = {name: inputs[name].half().requires_grad_() for name in ("image", "text")}
+    exact = {name: tensor.detach().double().requires_grad_() for name, tensor in half.items()}
+    for leaves, function in ((half, info_nce), (exact, definition)):
+        rest = [inputs[name].to(torch.promote_types(leaves["image"].dtype, torch.float32)) for name in REST]
+        (function(*leaves.values(), *rest)[0] * 2.0**12).backward()
+    for name, leaf in half.items():
+        scale = float(exact[name].grad.abs().max())
+        torch.testing.assert_close(leaf.grad.double(), exact[name].grad, rtol=5e-3, atol=2e-3 * scale)
+
+
+def test_every_compiled_product_of_features_is_on_the_matrix_units():
+    """In every dtype, on every GPU, with both versions of Triton."""
+    with (Path(flava_kernels.__file__).parents[1] / "aot.csv").open(encoding="utf-8") as table:
+        rows = [row for row in csv.DictReader(table) if row["name"].startswith("info_nce.")]
+    assert {row["name"].split(".")[2] for row in rows} == {"bf16", "fp16", "fp32"}
+    assert not [row for row in rows if not int(row["matrix_instructions"]) or int(row["spilled_bytes"])]
 
 
 def _rank_result() -> tuple[torch.Tensor, float, list[torch.Tensor]]:

@@ -28,16 +28,16 @@ def test_the_implementation(monkeypatch, mode, device, interpret, unsupported, c
 def test_a_refusal_under_triton_is_an_error_with_the_reason(monkeypatch):
     monkeypatch.setenv("FLAVA_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dispatch.use_triton("pack", torch.zeros(1), None)
+    assert dispatch.use_triton("pack", torch.zeros(1), lambda: None)
     with pytest.raises(
         dispatch.UnsupportedInputError,
         match="FLAVA_KERNELS=triton, but pack cannot run its kernels: x is odd",
     ):
-        dispatch.use_triton("pack", torch.zeros(1), "x is odd")
+        dispatch.use_triton("pack", torch.zeros(1), lambda: "x is odd")
 
 
 def test_a_reference_on_a_cpu_says_nothing(monkeypatch, caplog):
     monkeypatch.setenv("FLAVA_KERNELS", "auto")
     with caplog.at_level(logging.WARNING):
-        assert not dispatch.use_triton("pack", torch.zeros(1), "x is odd")
+        assert not dispatch.use_triton("pack", torch.zeros(1), lambda: "x is odd")
     assert not caplog.records

@@ -5,7 +5,7 @@ torch's layers.
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
-from flava_kernels import contrastive, linear_cross_entropy, linear_gelu
+from flava_kernels import contrastive, dispatch, linear_cross_entropy, linear_gelu
 from torch.utils.flop_counter import FlopCounterMode
 
 T, D, F, R = 7, 16, 24, 8
@@ -33,7 +33,7 @@ def gelu_operator(*arguments):
 
 def cross_entropy_operator(*arguments):
     return torch.ops.flava_kernels.linear_cross_entropy(
-        *arguments, True, linear_cross_entropy.LOGITS_BUDGET_BYTES
+        *arguments, [True] * 3, linear_cross_entropy.LOGITS_BUDGET_BYTES
     )
 
 
@@ -45,7 +45,10 @@ def cross_entropy_operator(*arguments):
         (similarities, contrastive.info_nce, contrastive.definition, 2 * T * T * R),
     ],
 )
-def test_counts_what_plain_layers_count_and_what_is_computed_again(call, operator, definition, recomputed):
+def test_counts_what_plain_layers_count_and_what_is_computed_again(
+    monkeypatch, call, operator, definition, recomputed
+):
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)  # as on a GPU
     counted = []
     for function in (operator, definition):
         with FlopCounterMode(display=False) as counter:
@@ -59,6 +62,6 @@ def test_a_loss_without_gradients_is_one_product():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         arguments = drawn(T, D), drawn(F, D), drawn(F), torch.arange(T), None
         torch.ops.flava_kernels.linear_cross_entropy(
-            *arguments, False, linear_cross_entropy.LOGITS_BUDGET_BYTES
+            *arguments, [False] * 3, linear_cross_entropy.LOGITS_BUDGET_BYTES
         )
     assert counter.get_total_flops() == 2 * T * F * D

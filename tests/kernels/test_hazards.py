@@ -175,5 +175,11 @@ def test_sound_wrappers_pass(line):
     assert hazards.in_source(f"def wrapper(x, lengths, name, table):\n    {line}\n") == []
 
 
+def test_a_check_may_read_values_after_it_has_asked():
+    body = "if not readable(x):\n        return\n    x.tolist()\n"
+    assert hazards.in_source(f"def check(x):\n    {body}") == []
+    assert hazards.in_source(f"def check(x):\n    {body.replace('return', 'pass')}")
+
+
 def test_libdevice_by_import_is_found():
     assert hazards.in_source("from triton.language.extra import libdevice")

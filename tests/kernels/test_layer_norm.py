@@ -92,6 +92,20 @@ def test_half_precision_adds_parameter_gradients_in_fp32():
         assert op_checks.relative_error(ours.grad, reference.grad) < 4e-3
 
 
+@pytest.mark.triton
+def test_frozen_parameters_cost_no_launch(monkeypatch):
+    from flava_kernels.triton_ops import layer_norm as kernels
+
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    monkeypatch.setattr(kernels, "_parameter_gradients", None)  # a launch would be an error
+    x, residual, weight, bias = example()
+    y, _ = add_layer_norm(x, residual, weight.detach(), bias.detach(), 1e-5)
+    y.sum().backward()
+    assert x.grad is not None
+    with pytest.raises(TypeError):
+        add_layer_norm(x, residual, weight, bias, 1e-5)[0].sum().backward()
+
+
 def test_opcheck():
     x, residual, weight, bias = example()
     torch.library.opcheck(torch.ops.flava_kernels.layer_norm.default, (x, weight, bias, 1e-5))
@@ -101,7 +115,7 @@ def test_opcheck():
     for grad_total in (None, grad):
         torch.library.opcheck(
             torch.ops.flava_kernels.layer_norm_backward.default,
-            (grad, grad_total, *statistics[1:], weight.detach(), bias.detach()),
+            (grad, grad_total, *statistics[1:], weight.detach(), bias.detach(), grad_total is not None),
         )
 
 

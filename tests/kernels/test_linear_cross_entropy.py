@@ -4,6 +4,7 @@ import kernel_checks
 import pytest
 import torch
 import torch.nn.functional as F
+from flava_kernels import dispatch
 from flava_kernels import linear_cross_entropy as module
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
 from flava_kernels.op import DTYPES
@@ -99,6 +100,22 @@ def test_a_loss_scale_overflows_in_fp16_only_where_a_gradient_does():
         )
 
 
+@pytest.mark.parametrize("custom", [False, True], ids=["function", "custom operator"])
+@pytest.mark.parametrize("budget", [10**9, 4000], ids=["one chunk", "several"])
+def test_a_sum_over_rows_may_leave_fp16_s_range_before_it_is_divided(monkeypatch, custom, budget):
+    """The loss is a sum: its gradients reach 130,000 here, the mean's 66."""
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
+    rows = 2000
+    inputs = [torch.full((rows, 4), 100.0).half(), torch.zeros(3, 4).half(), torch.zeros(3).half()]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    labels = torch.zeros(rows, dtype=torch.int64)
+    (linear_cross_entropy(*inputs, labels, budget_bytes=budget)[0] / rows).backward()
+    (module.definition(*exact, labels)[0] / rows).backward()
+    for ours, theirs in zip(inputs, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=2e-3, atol=1e-6)
+
+
 def test_half_precision_keeps_the_softmax_in_fp32():
     torch.manual_seed(0)
     inputs = [torch.randn(*shape).bfloat16().requires_grad_() for shape in ((16, 12), (300, 12), (300,))]
@@ -164,7 +181,9 @@ def test_logits_stay_within_the_budget(monkeypatch, budget, pieces):
 def test_without_gradients_only_the_loss_is_computed():
     hidden, weight, bias, labels = example()
     with torch.no_grad():
-        output = module._in_chunks(module.forward_reference, hidden, weight, bias, labels, None, False, 10**9)
+        output = module._in_chunks(
+            module.forward_reference, hidden, weight, bias, labels, None, [False] * 3, 10**9
+        )
         loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
     assert [tensor.numel() for tensor in output[2:]] == [0, 0, 0]
     assert not loss.requires_grad
@@ -183,13 +202,17 @@ def test_a_second_backward_pass_gives_the_same():
 def test_opcheck():
     *inputs, labels = example(rows=3, of=6)
     operator = torch.ops.flava_kernels.linear_cross_entropy.default
-    for rows, gradients in ((torch.tensor([4, 0, 3]), True), (torch.tensor([4, 0, 3]), False)):
-        chosen = inputs if gradients else [tensor.detach() for tensor in inputs]
+    rows = torch.tensor([4, 0, 3])
+    for gradients in ([True, True, True], [True, False, False], [False, False, False]):
+        chosen = [
+            tensor.detach().requires_grad_(want) for tensor, want in zip(inputs, gradients, strict=True)
+        ]
         torch.library.opcheck(operator, (*chosen, labels, rows, gradients, 10**9))
     plain = [tensor.detach() for tensor in inputs]
     backward = torch.ops.flava_kernels.linear_cross_entropy_backward.default
     torch.library.opcheck(
-        backward, (torch.tensor(2.0), plain[0][:3].clone(), plain[1], plain[2], torch.tensor([4, 0, 3]), 6)
+        backward,
+        (torch.tensor(2.0), plain[0][:3].clone(), *plain[1:], rows, 6, torch.float32, [True, True, True]),
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import flava_kernels.flops  # noqa: F401  registers the formulas
 import kernel_checks
 import pytest
 import torch
@@ -9,6 +10,7 @@ from flava_kernels import dispatch
 from flava_kernels import linear_gelu as module
 from flava_kernels.linear_gelu import linear_gelu
 from flava_kernels.op import DTYPES
+from torch.utils.flop_counter import FlopCounterMode
 
 BOTH = pytest.mark.parametrize("implementation", ["torch", pytest.param("triton", marks=pytest.mark.triton)])
 
@@ -79,13 +81,25 @@ def test_keeps_the_pre_activation_alone(monkeypatch, custom):
     torch.testing.assert_close(wide[0], torch.nn.functional.linear(hidden, weight, bias))
 
 
+@pytest.mark.parametrize(("frozen", "products"), [((), 2), ((1, 2), 1), ((0, 1), 0)], ids=str)
+def test_products_that_nobody_needs_are_left_out(frozen, products):
+    inputs = [tensor.detach().requires_grad_(place not in frozen) for place, tensor in enumerate(example())]
+    for function in (module._LinearGELU.apply, lambda *x: torch.ops.flava_kernels.linear_gelu(*x)[0]):
+        out = function(*inputs)
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+        assert counter.get_total_flops() == products * 2 * 6 * 5 * 7
+
+
 def test_opcheck():
     hidden, weight, bias = example()
     torch.library.opcheck(torch.ops.flava_kernels.linear_gelu.default, (hidden, weight, bias))
     inputs = [tensor.detach() for tensor in (hidden, weight, bias)]
-    torch.library.opcheck(
-        torch.ops.flava_kernels.linear_gelu_backward.default, (torch.randn(6, 7), torch.randn(6, 7), *inputs)
-    )
+    for needs in ([True, True, True], [True, False, False]):
+        torch.library.opcheck(
+            torch.ops.flava_kernels.linear_gelu_backward.default,
+            (torch.randn(6, 7), torch.randn(6, 7), *inputs, needs),
+        )
 
 
 def test_compiles_into_one_graph():

@@ -109,6 +109,36 @@ def test_the_kernels_equal_the_definition(monkeypatch, op: Op, case: Case, dtype
     op_checks.check_case(op, case, dtype)
 
 
+@pytest.mark.parametrize(
+    ("custom", "implementation"),
+    [
+        (False, "torch"),
+        (True, "torch"),
+        pytest.param(False, "triton", marks=pytest.mark.triton),
+    ],
+)
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if len(op.cases()[0].differentiable) > 1])
+def test_a_gradient_alone_equals_the_one_among_all(monkeypatch, name, custom, implementation):
+    """Inputs that need none get none, whatever was left out for that."""
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    if custom:
+        monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
+    op = OPS[name]
+    case = min(op.cases()[1:4], key=lambda case: case.name == "no rows")
+    _, gradients = op_checks.results_and_gradients(
+        op.function, case.inputs(torch.float32), case.differentiable
+    )
+    for needed in case.differentiable:
+        inputs = case.inputs(torch.float32)
+        for argument in case.differentiable:
+            inputs[argument].requires_grad_(argument == needed)
+        results = op.function(**inputs)
+        results = [x for x in (results if isinstance(results, tuple) else (results,)) if x.requires_grad]
+        torch.autograd.backward(results, op_checks.upstream_of(results))
+        assert [argument for argument in case.differentiable if inputs[argument].grad is not None] == [needed]
+        torch.testing.assert_close(inputs[needed].grad, gradients[needed], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("op", "case", "dtype"), EVERYTHING)
 def test_the_kernels_equal_the_definition_on_the_gpu(monkeypatch, op: Op, case: Case, dtype: torch.dtype):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flava_kernels.attention import HEAD_SIZES
 from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, longest_of_bucket, tile_of
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -238,6 +238,7 @@ def attention_backward(
             tl.debug_barrier()
 
 
+@on_its_device
 def forward(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -259,6 +260,7 @@ def forward(
     return out, lse
 
 
+@on_its_device
 def backward(
     grad: Tensor,
     qkv: Tensor,

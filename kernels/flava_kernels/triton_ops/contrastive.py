@@ -3,13 +3,12 @@
 forward   one program per row tile and part of the columns: tiles of S in registers, an online log-sum-exp,
           the row's own and largest entries; a few vector operations combine the parts
 backward  one program per tile of G, which is written in the features' dtype, CHUNK_BYTES at a time; the
-          gradients are matrix products with it
+          gradients are matrix products with it: torch's for 16-bit features and on AMD, else ours
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -17,12 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels.contrastive import shifts
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
+from flava_kernels.triton_ops.contrastive_tiles import FULL, HALF, Tiles, constants, options, tiles_of
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
 
 LOG2_E = math.log2(math.e)
 
-CHUNK_BYTES = 24 * 2**20
-"""Size of a chunk of G: half of an H100's L2 cache."""
+CHUNK_BYTES = {2: 24 * 2**20, 4: 96 * 2**20}
+"""Size of a chunk of G, by the bytes of a number: half of an H100's L2 cache for 16-bit features.
+
+For fp32, whose products take three times as long, more rows matter more: 768 at 32,768 columns.
+"""
 
 TARGET_PROGRAMS = 512
 """The forward kernel splits the columns into parts until there are about this many programs."""
@@ -32,31 +35,6 @@ EXAMPLE_SIZES = 4096, 32768
 
 GROUP = tl.constexpr(8)
 """Row tiles of G that run side by side, sharing the columns' features in the L2 cache."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Rows, columns and features per step, and the launch options."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-HALF = {
-    "sm_80": Tiles(128, 128, 32, 8, 4),
-    "sm_90": Tiles(128, 128, 64, 8, 3),
-    "sm_100": Tiles(128, 128, 64, 8, 2),
-    "gfx942": Tiles(128, 128, 64, 8, 2),
-}
-"""For bf16 and fp16. On sm_80, 64 features per step spill registers with Triton 3.6, and cp.async needs more
-stages rather than more bytes per stage.
-"""
-
-FULL = dict.fromkeys(ARCHITECTURES, Tiles(64, 64, 16, 8, 2))
-"""For fp32, whose exact products do not use the matrix units."""
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_columns", "offset", "tiles_per_part"])
@@ -76,6 +54,7 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Stores [parts b] each: maximum (base 2), sum of exponentials, first maximum's column, own entry."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -107,7 +86,7 @@ def _forward_kernel(
                 mask=column_valid[None, :] & feature_valid[:, None],
                 other=0.0,
             )
-            product = tl.dot(a, b, product, input_precision="ieee")
+            product = tl.dot(a, b, product, input_precision=PRECISION)
         logits = tl.where(column_valid[None, :], product * factor, float("-inf"))
         # In base 2, like the maximum. At most one part has a row's own column; _statistics adds the parts.
         own += tl.sum(tl.where((row + offset)[:, None] == column[None, :], product * factor, 0.0), 1)
@@ -144,6 +123,7 @@ def _gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One tile of G [b N], and its part of sum G * S.
 
@@ -177,7 +157,7 @@ def _gradient_kernel(
             mask=column_valid[None, :] & feature_valid[:, None],
             other=0.0,
         )
-        product = tl.dot(a, b, product, input_precision="ieee")
+        product = tl.dot(a, b, product, input_precision=PRECISION)
     logits = product * tl.load(scale)
     # A shift of inf (masked or past the end) makes the exponential zero.
     row_term = logits - tl.load(row_shift + row, mask=row_valid, other=float("inf"))[:, None]
@@ -195,6 +175,37 @@ def _gradient_kernel(
     tl.store(part_d_scale + program, tl.sum(g * logits))
 
 
+# Specialised on the divisibility of num_rows: otherwise the mask would make a transposed load scalar.
+@triton.jit
+def _product_kernel(
+    a, b, out, num_rows, num_columns, inner, stride, TRANSPOSED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of a b in fp32: [m k], or its transpose in memory, [k n] -> [m n]; `stride` is a's."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, inner, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        if TRANSPOSED:
+            place = k.to(tl.int64)[None, :] * stride + row[:, None]
+        else:
+            place = row.to(tl.int64)[:, None] * stride + k[None, :]
+        left = tl.load(a + place, mask=(row < num_rows)[:, None] & (k < inner)[None, :], other=0.0)
+        right = tl.load(
+            b + k.to(tl.int64)[:, None] * num_columns + column[None, :],
+            mask=(k < inner)[:, None] & (column < num_columns)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    tl.store(
+        out + row.to(tl.int64)[:, None] * num_columns + column[None, :],
+        total,
+        mask=(row < num_rows)[:, None] & (column < num_columns)[None, :],
+    )
+
+
+@on_its_device
 def forward(
     rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -210,6 +221,7 @@ def forward(
     return row_lse, column_lse, own, first.to(scale.dtype)
 
 
+@on_its_device
 def backward(
     grad: Tensor,
     rows: Tensor,
@@ -221,11 +233,14 @@ def backward(
     both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns gradients of rows, of columns if `both`, and of the log scale; shapes as in the reference."""
-    rows, columns, tiles = rows.contiguous(), columns.contiguous(), _tiles(rows)
+    rows, columns, tiles = rows.contiguous(), columns.contiguous(), tiles_of(rows)
     (num_rows, width), num_columns, factor = rows.shape, columns.shape[0], scale * grad / 2
     row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
     stride = triton.cdiv(num_columns, 16) * 16
-    most = max(1, CHUNK_BYTES // (stride * rows.element_size() * tiles.block_m)) * tiles.block_m
+    most = (
+        max(1, CHUNK_BYTES[rows.element_size()] // (stride * rows.element_size() * tiles.block_m))
+        * tiles.block_m
+    )
     memory = rows.new_empty(min(most, num_rows), stride)
     d_rows, d_scale = torch.empty_like(rows), torch.zeros_like(scale)
     # fp32, because it accumulates over chunks; rounded once at the end.
@@ -236,13 +251,13 @@ def backward(
         part_d_scale, gradient = scale.new_empty(programs), memory[: chunk.stop - start]
         _gradient_kernel[(programs,)](
             rows[chunk], columns, scale, row_shift[chunk], column_shift, row_vectors[1, chunk], gradient,
-            part_d_scale, chunk.stop - start, num_columns, offset + start, width, stride, **_options(tiles),
+            part_d_scale, chunk.stop - start, num_columns, offset + start, width, stride, **options(tiles),
         )  # fmt: skip
         gradient = gradient[:, :num_columns]
-        d_rows[chunk] = _product(gradient, columns) * factor
+        d_rows[chunk] = _product(gradient, columns, tiles) * factor
         d_scale += part_d_scale.sum()
         if both:
-            d_columns += _product(gradient.T, rows[chunk])
+            d_columns += _product(gradient.T, rows[chunk], tiles)
     return d_rows, (d_columns * factor).to(columns.dtype), d_scale * grad / 2
 
 
@@ -256,7 +271,7 @@ def launches() -> tuple[Launch, ...]:
     )
 
 
-def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
+def _launches(arch: str, dtype: str) -> tuple[Launch, ...]:
     tiles = FULL[arch] if dtype == "fp32" else HALF[arch]
     features = {"rows": f"*{dtype}", "columns": f"*{dtype}", "scale": "*fp32"}
     sizes = {"num_rows": "i32", "num_columns": "i32", "offset": "i32", "width": "i32"}
@@ -270,33 +285,37 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, Launch]:
         | sizes
         | {"gradient_stride": "i32"}
     )
-    blocks = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k}
     rows, columns = EXAMPLE_SIZES
     once = (
         (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
     )
-    kernels = (
-        ("forward", _forward_kernel, forward_signature),
-        ("gradient", _gradient_kernel, gradient_signature),
-    )
+    kernels = [
+        ("forward", _forward_kernel, forward_signature, {}),
+        ("gradient", _gradient_kernel, gradient_signature, {}),
+    ]
+    if tiles.precision != "ieee":
+        product = dict.fromkeys(("a", "b", "out"), "*fp32")
+        product |= dict.fromkeys(("num_rows", "num_columns", "inner", "stride"), "i32")
+        for name, transposed in (("product", False), ("product_transposed", True)):
+            kernels.append((name, _product_kernel, product, {"TRANSPOSED": transposed}))
     return tuple(
         Launch(
             f"info_nce.{way}.{dtype}",
             kernel,
             types,
-            blocks,
+            constants(tiles) | more,
             tiles.num_warps,
             tiles.num_stages,
             arch,
             from_memory=once,
         )
-        for way, kernel, types in kernels
+        for way, kernel, types, more in kernels
     )
 
 
 def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns log-sum-exp, own entry and column of the first maximum of each row: [b] each."""
-    tiles, num_rows, num_columns = _tiles(rows), rows.shape[0], columns.shape[0]
+    tiles, num_rows, num_columns = tiles_of(rows), rows.shape[0], columns.shape[0]
     row_tiles, column_tiles = triton.cdiv(num_rows, tiles.block_m), triton.cdiv(num_columns, tiles.block_n)
     tiles_per_part = triton.cdiv(column_tiles, triton.cdiv(TARGET_PROGRAMS, row_tiles))
     parts = triton.cdiv(column_tiles, tiles_per_part)
@@ -304,7 +323,7 @@ def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tu
     part_place = torch.empty(parts, num_rows, dtype=torch.int32, device=rows.device)
     _forward_kernel[(row_tiles, parts)](
         rows, columns, scale, part_max, part_sum, part_place, part_own, num_rows, num_columns, offset,
-        rows.shape[1], tiles_per_part, **_options(tiles),
+        rows.shape[1], tiles_per_part, **options(tiles),
     )  # fmt: skip
     # Combines the parts like a further step of the online log-sum-exp.
     largest = part_max.amax(0)
@@ -313,17 +332,17 @@ def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tu
     return (largest + total.log2()) / LOG2_E, part_own.sum(0) / LOG2_E, place
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Returns a b in fp32."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
-def _tiles(rows: Tensor) -> Tiles:
-    return (FULL if rows.dtype == torch.float32 else HALF)[architecture(rows.device)]
-
-
-def _options(tiles: Tiles) -> dict[str, int | bool]:
-    blocks = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k}
-    return blocks | {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "enable_fp_fusion": True}
+def _product(a: Tensor, b: Tensor, tiles: Tiles) -> Tensor:
+    """Returns a b in fp32: [m k], one of whose axes is contiguous, [k n] contiguous -> [m n]."""
+    if tiles.precision == "ieee":
+        if a.is_cuda and a.dtype != torch.float32:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return a.float() @ b.float()
+    (rows, inner), columns, transposed = a.shape, b.shape[1], a.stride(0) == 1
+    out = torch.empty((rows, columns), dtype=torch.float32, device=a.device)
+    grid = (triton.cdiv(rows, tiles.block_m), triton.cdiv(columns, tiles.block_n))
+    _product_kernel[grid](
+        a, b, out, rows, columns, inner, a.stride(1) if transposed else a.stride(0), transposed,
+        **options(tiles),
+    )  # fmt: skip
+    return out

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
 from flava_kernels.triton_ops.packing import LISTED_TYPES, OPTIONS, TILE_ROWS, tile_columns
 
 SUM_ROWS, SUM_COLUMNS = 64, 32
@@ -127,6 +127,7 @@ def sum_cls_rows(
     tl.store(d_cls + column, total.to(d_cls.dtype.element_ty), mask=column < width)
 
 
+@on_its_device
 def forward(
     cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
 ) -> Tensor:
@@ -146,6 +147,7 @@ def forward(
     return fused
 
 
+@on_its_device
 def backward(
     grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:

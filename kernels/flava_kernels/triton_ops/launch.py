@@ -6,10 +6,12 @@ Autotuning would make results depend on timings.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 """Architectures in the configuration tables: A100, H100 and H200, B200, MI300."""
@@ -43,6 +45,20 @@ class Launch:
     It assumes that an operator moves each byte once: the rest was read before by some program and is in the
     L2 cache.
     """
+
+
+def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a function that launches kernels with its first tensor's GPU as the current one.
+
+    Triton launches on the current device, whatever the tensors' is.
+    """
+
+    @functools.wraps(function)
+    def wrapper(first: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return function(first, *arguments, **keywords)
+
+    return wrapper
 
 
 def architecture(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from flava_kernels.triton_ops.column_sums import (
     TILE_WARPS,
     column_sum,
 )
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
 
 ELEMENTS = {"sm_80": 4096, "sm_90": 4096, "sm_100": 4096, "gfx942": 4096}
 """Elements of each tensor per program, unless a single row has more."""
@@ -30,13 +30,19 @@ TILES_PER_PROGRAM = 4
 
 
 @triton.jit
+def _mean(x, columns: tl.constexpr):
+    """Returns each row's mean, its quotient correctly rounded: `/` may be two last places off."""
+    return tl.div_rn(tl.sum(x, 1), columns * 1.0)
+
+
+@triton.jit
 def _centred(x, center, inside, columns: tl.constexpr):
     """Returns x - mean(x), zero outside; `center` is the mean rounded to fp32.
 
     A second pass subtracts what the rounding missed: with a large mean, that may exceed the row's spread.
     """
     x = tl.where(inside, x - center[:, None], 0.0)
-    return tl.where(inside, x - (tl.sum(x, 1) / columns)[:, None], 0.0)
+    return tl.where(inside, x - _mean(x, columns)[:, None], 0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -57,9 +63,9 @@ def _forward(
         rounded = x.to(TOTAL.dtype.element_ty)
         tl.store(TOTAL + out, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    mean = tl.sum(x, 1) / COLUMNS
+    mean = _mean(x, COLUMNS)
     x = _centred(x, mean, inside, COLUMNS)
-    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 1) / COLUMNS + eps)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(_mean(x * x, COLUMNS) + eps))
     weight = tl.load(WEIGHT + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
     bias = tl.load(BIAS + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
     y = x * rstd[:, None] * weight[None, :] + bias[None, :]
@@ -73,7 +79,7 @@ def _backward(
     GRAD, GRAD_TOTAL, TOTAL, WEIGHT, MEAN, RSTD, D_TOTAL, PARTIALS, rows, programs,
     grad_stride, grad_total_stride, total_stride,
     COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    HAS_GRAD_TOTAL: tl.constexpr,
+    HAS_GRAD_TOTAL: tl.constexpr, PARAMETERS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_COLUMNS)
@@ -94,10 +100,8 @@ def _backward(
         rstd = tl.load(RSTD + row, mask=row < rows, other=0.0)
         normed = _centred(x, mean, inside, COLUMNS) * rstd[:, None]
         weighted = grad * weight[None, :]
-        along = tl.sum(weighted * normed, 1) / COLUMNS
-        d_total = (weighted - (tl.sum(weighted, 1) / COLUMNS)[:, None] - normed * along[:, None]) * rstd[
-            :, None
-        ]
+        along = _mean(weighted * normed, COLUMNS)
+        d_total = (weighted - _mean(weighted, COLUMNS)[:, None] - normed * along[:, None]) * rstd[:, None]
         if HAS_GRAD_TOTAL:
             d_total += tl.load(
                 GRAD_TOTAL + row[:, None] * grad_total_stride + column[None, :], mask=inside, other=0.0
@@ -107,12 +111,14 @@ def _backward(
             d_total.to(D_TOTAL.dtype.element_ty),
             mask=inside,
         )
-        d_weight += tl.sum(grad * normed, 0)
-        d_bias += tl.sum(grad, 0)
-    # One row of partial sums per program instead of atomics; _parameter_gradients adds them in a fixed order.
-    place = PARTIALS + program.to(tl.int64) * (2 * COLUMNS) + column
-    tl.store(place, d_weight, mask=column < COLUMNS)
-    tl.store(place + COLUMNS, d_bias, mask=column < COLUMNS)
+        if PARAMETERS:
+            d_weight += tl.sum(grad * normed, 0)
+            d_bias += tl.sum(grad, 0)
+    if PARAMETERS:
+        # One row of partial sums per program instead of atomics; _parameter_gradients adds them in order.
+        place = PARTIALS + program.to(tl.int64) * (2 * COLUMNS) + column
+        tl.store(place, d_weight, mask=column < COLUMNS)
+        tl.store(place + COLUMNS, d_bias, mask=column < COLUMNS)
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -132,6 +138,7 @@ def _parameter_gradients(
     tl.store(D_BIAS + column, d_bias.to(D_BIAS.dtype.element_ty), mask=column < COLUMNS)
 
 
+@on_its_device
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,6 +158,7 @@ def forward(
     return y, total, mean, rstd
 
 
+@on_its_device
 def backward(
     grad: Tensor,
     grad_total: Tensor | None,
@@ -159,6 +167,7 @@ def backward(
     rstd: Tensor,
     weight: Tensor,
     bias: Tensor,
+    parameters: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ds, dw and db, like `layer_norm.backward_reference`."""
     rows, columns = total.shape
@@ -170,16 +179,19 @@ def backward(
     )
     grad, grad_total = (_with_whole_rows(tensor) for tensor in (grad, grad_total))
     d_total = torch.empty((rows, columns), dtype=total.dtype, device=total.device)
-    partials = torch.empty((programs, 2, columns), dtype=torch.float32, device=total.device)
-    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
+    shape = (programs, 2, columns) if parameters else (0,)
+    partials = torch.empty(shape, dtype=torch.float32, device=total.device)
     if rows:
         _backward[(programs,)](
             grad, grad if grad_total is None else grad_total, total, weight, mean, rstd, d_total, partials,
             rows, programs,
             grad.stride(0), 0 if grad_total is None else grad_total.stride(0), total.stride(0),
-            COLUMNS=columns, **tile, HAS_GRAD_TOTAL=grad_total is not None,
+            COLUMNS=columns, **tile, HAS_GRAD_TOTAL=grad_total is not None, PARAMETERS=parameters,
             num_warps=warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
+    if not parameters:
+        return d_total, weight.new_empty(0), bias.new_empty(0)
+    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
     _parameter_gradients[(triton.cdiv(columns, TILE_COLUMNS),)](
         partials, d_weight, d_bias, programs,
         COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
@@ -260,7 +272,7 @@ def _launches(
             f"{prefix}.backward.{suffix}",
             _backward,
             backward_types,
-            {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual},
+            {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual, "PARAMETERS": True},
             warps,
             1,
             arch,

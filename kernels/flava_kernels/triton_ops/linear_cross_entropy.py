@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels.linear_cross_entropy import IGNORE_INDEX
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
 
 BLOCK, NUM_WARPS = 4096, 8
 """Classes per step, and warps."""
@@ -106,6 +106,7 @@ def _softmax(
             )
 
 
+@on_its_device
 def forward(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from flava_kernels.triton_ops.column_sums import (
     TILE_WARPS,
     column_sum,
 )
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
 
 ELEMENTS, FORWARD_WARPS = 2048, 4
 """Elements per forward program."""
@@ -61,6 +61,7 @@ def _backward(
     COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):
     program = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -75,9 +76,11 @@ def _backward(
         )
         d_z = grad * (_distribution(z) + z * _density(z))
         tl.store(D_Z + place, d_z.to(D_Z.dtype.element_ty), mask=inside)
-        d_bias += tl.sum(d_z, 0)
-    # One row of partial sums per program instead of atomics; _bias_gradient adds them in a fixed order.
-    tl.store(PARTIALS + program.to(tl.int64) * COLUMNS + column, d_bias, mask=column < COLUMNS)
+        if HAS_BIAS:
+            d_bias += tl.sum(d_z, 0)
+    if HAS_BIAS:
+        # One row of partial sums per program instead of atomics; _bias_gradient adds them in a fixed order.
+        tl.store(PARTIALS + program.to(tl.int64) * COLUMNS + column, d_bias, mask=column < COLUMNS)
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -89,6 +92,7 @@ def _bias_gradient(
     tl.store(D_BIAS + column, d_bias, mask=column < COLUMNS)
 
 
+@on_its_device
 def forward(z: Tensor) -> Tensor:
     """Returns y, like `linear_gelu.forward_reference`; z is contiguous."""
     y = torch.empty_like(z)
@@ -99,7 +103,8 @@ def forward(z: Tensor) -> Tensor:
     return y
 
 
-def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+@on_its_device
+def backward(grad: Tensor, z: Tensor, has_bias: bool = True) -> tuple[Tensor, Tensor]:
     """Returns dz and db, like `linear_gelu.backward_reference`, but db in fp32."""
     rows, columns = z.shape
     programs = min(
@@ -107,14 +112,16 @@ def backward(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     )
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     d_z = torch.empty_like(z)
-    partials = torch.empty((programs, columns), dtype=torch.float32, device=z.device)
-    d_bias = torch.empty(columns, dtype=torch.float32, device=z.device)
+    partials = torch.empty((programs, columns) if has_bias else 0, dtype=torch.float32, device=z.device)
+    d_bias = torch.empty(columns if has_bias else 0, dtype=torch.float32, device=z.device)
     tile = {"COLUMNS": columns, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     if rows:
         _backward[(programs, triton.cdiv(columns, BLOCK_COLUMNS))](
-            grad, z, d_z, partials, rows, programs, grad.stride(0), **tile,
+            grad, z, d_z, partials, rows, programs, grad.stride(0), **tile, HAS_BIAS=has_bias,
             num_warps=BACKWARD_WARPS, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
+    if not has_bias:
+        return d_z, d_bias
     tile |= {"BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
     _bias_gradient[(triton.cdiv(columns, TILE_COLUMNS),)](
         partials, d_bias, programs, **tile, num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True
@@ -155,7 +162,15 @@ def _launches(arch: str, dtype: str, columns: int) -> tuple[Launch, ...]:
             1,
             arch,
         ),
-        Launch(f"linear_gelu.backward.{suffix}", _backward, backward_types, tile, BACKWARD_WARPS, 1, arch),
+        Launch(
+            f"linear_gelu.backward.{suffix}",
+            _backward,
+            backward_types,
+            tile | {"HAS_BIAS": True},
+            BACKWARD_WARPS,
+            1,
+            arch,
+        ),
     ]
     if dtype == "bf16":  # partial sums are fp32 for every dtype
         types = {"PARTIALS": fp32, "D_BIAS": fp32, "programs": "i32"}

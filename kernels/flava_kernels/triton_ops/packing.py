@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
 
 TILE_ROWS = 16
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
@@ -73,6 +73,7 @@ def unpack_rows(
     tl.store(target, value, mask=(row < max_seqlen)[:, None] & inside)
 
 
+@on_its_device
 def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     """Runs `pack_rows`; arguments as in flava_kernels.packing."""
     packed = padded.new_empty(total, *padded.shape[2:])
@@ -89,6 +90,7 @@ def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     return packed
 
 
+@on_its_device
 def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """Runs `unpack_rows`; arguments as in flava_kernels.packing."""
     batch = cu_seqlens.shape[0] - 1

@@ -1,0 +1,72 @@
+"""Values that would be read beyond a tensor are refused in one line, on a CPU always."""
+
+import pytest
+import torch
+from flava_kernels import checks, dispatch
+from flava_kernels.attention import varlen_attention
+from flava_kernels.fusing import fuse_sequences
+from flava_kernels.linear_cross_entropy import linear_cross_entropy
+from flava_kernels.packing import pack, unpack
+
+BOTH = pytest.mark.parametrize("custom", [False, True], ids=["function", "custom operator"])
+
+
+def bounds(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("cu_seqlens", "longest", "equal", "message"),
+    [
+        (bounds(0, 3, 7), 3, False, "the longest sequence is 1 with 4 rows, but at most 3 were promised"),
+        (bounds(0, 5, 3, 7), 7, False, "must not fall, but sequence 1 has -2 rows"),
+        (bounds(0, 3, 6), 7, False, "ends at 6, but there are 7 rows"),
+        (bounds(1, 3, 7), 7, False, "must start with 0"),
+        (bounds(0, 3, 7), 4, True, "equal_lengths promises 4 rows, but sequence 0 has 3"),
+    ],
+)
+def test_sequences_that_do_not_fit(monkeypatch, custom, cu_seqlens, longest, equal, message):
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
+    with pytest.raises(ValueError, match=f"varlen_attention: .*{message}"):
+        varlen_attention(torch.zeros(7, 3, 1, 8), cu_seqlens, longest, equal_lengths=equal)
+
+
+@BOTH
+def test_other_operators_ask_too(monkeypatch, custom):
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
+    rows, too_long = torch.zeros(5, 8), bounds(0, 1, 5)
+    for call in (
+        lambda: pack(torch.zeros(2, 3, 8), too_long, 5),
+        lambda: unpack(rows, too_long, 3),
+        lambda: fuse_sequences(torch.zeros(8), torch.zeros(4, 8), rows, too_long, 3),
+    ):
+        with pytest.raises(ValueError, match="with 4 rows, but at most 3 were promised"):
+            call()
+
+
+@BOTH
+@pytest.mark.parametrize("width", [2, 12], ids=["keeps dW", "keeps G"])
+@pytest.mark.parametrize(
+    ("labels", "rows", "message"),
+    [
+        ([0, 9, 1], None, "label 9 is none of 9 classes; rows that do not count have -100"),
+        ([0, -1, 1], None, "label -1 is none"),
+        ([0, 8, -100], [0, 3, 1], "row 3 is named, but hidden has 3 rows"),
+        ([0, 8, -100], [0, 1, 1], "1 of the named rows repeat another"),
+    ],
+)
+def test_labels_and_rows_out_of_range(monkeypatch, custom, width, labels, rows, message):
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
+    rows = None if rows is None else torch.tensor(rows)
+    with pytest.raises(ValueError, match=f"linear_cross_entropy: {message}"):
+        linear_cross_entropy(
+            torch.zeros(3, width), torch.zeros(9, width), torch.zeros(9), torch.tensor(labels), rows
+        )
+
+
+def test_elsewhere_only_the_variable_lets_values_be_read(monkeypatch):
+    elsewhere = torch.empty(1, device="meta")
+    assert checks.readable(torch.empty(1)) and not checks.readable(elsewhere)
+    monkeypatch.setenv(checks.VARIABLE, "1")
+    assert checks.readable(elsewhere)

@@ -78,11 +78,19 @@ def run_ranks(folder: Path) -> None:
 def measure_all(folder: Path) -> None:
     """Makes the steps of every setting on each rank; rank 0 writes their payloads next to theory."""
     from flava_ds.build import build
+    from flava_ds.config.objectives import in_use
     from flava_ds.ranks.distributed import stop
     from flava_ds.recipes import resolve
+    from flava_ds.scaling import traffic
+    from flava_ds.scaling.captions import lengths_of
+    from flava_ds.scaling.measure import measure
+    from flava_ds.scaling.zero import zero_of
     from flava_ds.watching import communication as bytes_of
 
-    rows, trainable = [], 0
+    config = resolve("flava_debug", [])
+    work, objectives = measure(config, lengths_of(config, None)), len(in_use(config.objectives))
+    sources = {part.kind: source for source, part in work.kinds.items()}
+    rows = []
     for number, name in enumerate(SETTINGS):
         overrides = [
             "--name",
@@ -101,25 +109,23 @@ def measure_all(folder: Path) -> None:
         ]
         quiet += ["--data.block-steps", str(BLOCK)]
         trainer = build(resolve("flava_debug", [*overrides, *quiet]))
+        zero = zero_of(trainer.engine.settings, Path(name), "fp32", 1)
         for (kind, changed), (samples, calls) in pick(
             bytes_of.measure(trainer, STEPS), trainer.engine.stage
         ).items():
-            theory = bytes_of.step_payloads(trainer, kind, samples)
+            theory = traffic.payloads(work, sources[kind], zero, RANKS, samples, objectives)
             rows.append(
                 {"setting": name, "kind": kind, "changed": changed, "samples": samples, "calls": len(calls)}
             )
             rows[-1] |= {
                 "measured": listed(bytes_of.payloads(calls)),
                 "theory": listed(theory),
-                "paper": bytes_of.paper_bytes(trainer, kind),
+                "paper": traffic.paper_bytes(work, sources[kind], zero, RANKS),
             }
-        trainable = bytes_of.trainable_bytes(trainer)
         trainer.recorder.close()
         if trainer.world.is_main:
-            (folder / "results.json").write_text(
-                json.dumps({"ranks": RANKS, "recipe": "flava_debug", "weights": trainable, "rows": rows}),
-                encoding="utf-8",
-            )
+            found = {"ranks": RANKS, "recipe": "flava_debug", "weights": 4 * work.trainable, "rows": rows}
+            (folder / "results.json").write_text(json.dumps(found), encoding="utf-8")
     stop()
 
 

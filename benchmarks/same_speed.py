@@ -1,12 +1,12 @@
 """Compares the cost of a step and of a loaded sample between two commits, round by round on this machine.
 
-    python benchmarks/same_speed.py d55cb17 HEAD --shards FOLDER [--rounds 7]
+    python benchmarks/same_speed.py d55cb17 HEAD --shards FOLDER [--rounds 7] [--part loader]
 
 The metric is CPU time, user and system, of all processes, which other programs on the machine affect less
 than wall-clock time. A step's cost is the difference between a long and a short run, divided by the steps in
 between. A sample's cost is the report of the commit's own `loader_rows.py`, which excludes start-up. FOLDER
 gets photographs unless it has them (photo_shards.py). Both commits run in turn in every round, and ratios are
-computed within a round. Writes benchmarks/results/same_speed.json.
+computed within a round. Writes benchmarks/results/same_speed.json; a part that is not measured stays in it.
 """
 
 from __future__ import annotations
@@ -41,38 +41,48 @@ def main() -> int:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--part", choices=MEASURES, action="append", help="steps or loader (default: both)")
     options = parser.parse_args()
     photo_shards(options.shards)
-    costs: dict[str, dict[str, list[float]]] = {}
+    parts = options.part or list(MEASURES)
+    costs: dict[str, dict[str, dict[str, list[float]]]] = {part: {} for part in parts}
     with tempfile.TemporaryDirectory() as scratch:
         sides = ("old", "new")
         commits = {side: check_out(getattr(options, side), Path(scratch) / side) for side in sides}
         try:
             for number in range(options.rounds):
                 for side in sides if number % 2 else reversed(sides):
-                    for name, cost in measure(commits[side][1], options).items():
-                        costs.setdefault(name, {}).setdefault(side, []).append(cost)
-                print(f"round {number + 1}: {json.dumps(ratios(costs))}", flush=True)
+                    for part in parts:
+                        for name, cost in MEASURES[part](commits[side][1], options).items():
+                            costs[part].setdefault(name, {}).setdefault(side, []).append(cost)
+                for part in parts:
+                    print(f"round {number + 1}, {part}: {json.dumps(ratios(costs[part]))}", flush=True)
         finally:
             for _, folder in commits.values():
                 subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=ROOT, check=False)
-    found = {side: commits[side][0] for side in sides} | {
+    about = {side: commits[side][0] for side in sides} | {
         "machine": platform.processor() or platform.machine(),
         "rounds": options.rounds,
-        "ratios": ratios(costs),
-        "cpu_seconds": costs,
     }
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    found |= {part: about | {"ratios": ratios(own), "cpu_seconds": own} for part, own in costs.items()}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Returns the CPU seconds of a step of each recipe and of a sample of each loader."""
+def step_costs(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the CPU seconds of a step of each recipe."""
     found = {}
     for recipe, (few, many) in STEPS.items():
         run = Run(recipe, 1, 1, few)
         short, long = (cpu_seconds(replace(run, steps=steps), folder) for steps in (few, many))
         found[f"step of {recipe}"] = (long - short) / (many - few)
+    return found
+
+
+def sample_costs(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the CPU seconds of a sample of each loader."""
+    found = {}
     for row in LOADER_ROWS:
         script = folder / "benchmarks" / "loader_rows.py"
         words = [sys.executable, str(script), row, str(options.shards), "--samples", str(options.samples)]
@@ -81,6 +91,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         line = json.loads(done.stdout.splitlines()[-1])
         found[f"sample of {row}"] = line["cpu_seconds"] / line["samples"]
     return found
+
+
+MEASURES = {"steps": step_costs, "loader": sample_costs}
+"""What is measured, by part of the results."""
 
 
 def cpu_seconds(run: Run, folder: Path) -> float:

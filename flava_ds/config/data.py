@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Between, Range, Share
 from flava_ds.config.readers import ReaderConfig
-from flava_ds.errors import ConfigError, did_you_mean
 
 Portion = Annotated[float, Range(0, 1, open_least=True)]
 """A share above zero."""
@@ -198,9 +196,6 @@ KINDS = ("pair", "image", "text")
 UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 """The transform that precomputed codes require."""
 
-_NAME = re.compile(r"\w[\w.+-]*")
-_LONGEST_NAME = 100
-
 
 def weights_by_stage(data: DataConfig) -> list[tuple[int, dict[str, float], dict[str, float] | None]]:
     """Returns every stage of constant weights: its first step, weights by source, and by kind (or None)."""
@@ -216,11 +211,11 @@ def weights_by_stage(data: DataConfig) -> list[tuple[int, dict[str, float], dict
 
 def drawn_sources(data: DataConfig) -> dict[str, SourceConfig]:
     """Returns the sources that at least one step draws; the shards of the others need not exist."""
-    drawn = set().union(*(_drawn(data, weights, kinds) for _, weights, kinds in weights_by_stage(data)))
+    drawn = set().union(*(drawn_names(data, weights, kinds) for _, weights, kinds in weights_by_stage(data)))
     return {name: source for name, source in data.sources.items() if name in drawn}
 
 
-def _drawn(
+def drawn_names(
     data: DataConfig, weights: Mapping[str, float], kind_weights: Mapping[str, float] | None
 ) -> set[str]:
     """Returns the names of the sources that a stage draws."""
@@ -229,129 +224,3 @@ def _drawn(
         for name, source in data.sources.items()
         if weights[name] and (kind_weights is None or kind_weights.get(source.kind))
     }
-
-
-def check_data(data: DataConfig, max_tokens: int) -> None:
-    """Raises ConfigError that names the field, the value and the fix."""
-    longest = (data.read_retries + 1) * data.read_timeout_s
-    remote = any("://" in source.shards for source in data.sources.values())
-    if remote and 0 < data.worker_timeout_s < longest:
-        raise ConfigError(
-            f"data.worker_timeout_s {data.worker_timeout_s} is less than the {longest:g} s that a failing "
-            "read may take (data.read_retries + 1 times data.read_timeout_s); raise it, so that the error "
-            "names the read instead of its process"
-        )
-    check_names(data.sources)
-    for name, source in data.sources.items():
-        _check_source(name, source, max_tokens)
-    _check_weights(data)
-
-
-def check_names(sources: Mapping[str, SourceConfig]) -> None:
-    """Raises ConfigError for a name that cannot serve in options, messages and logs, or for a shared seed."""
-    options: dict[str, str] = {}
-    seeds: dict[int, str] = {}
-    for name, source in sources.items():
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-            raise ConfigError(
-                f"data.sources: {name!r:.80} cannot name a source; use letters, digits, '_', '-', '.' "
-                "and '+', at most 100 characters, starting with a letter or digit"
-            )
-        if (other := options.setdefault(name.replace("_", "-"), name)) != name:
-            raise ConfigError(
-                f"data.sources: '{other}' and '{name}' differ only in '_' and '-', which options do not "
-                "distinguish; rename one"
-            )
-        if source.seed is not None and (other := seeds.setdefault(source.seed, name)) != name:
-            raise ConfigError(
-                f"data.sources: '{other}' and '{name}' both have seed {source.seed}; change "
-                f"--data.sources.{name}.seed"
-            )
-
-
-def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
-    """Checks one source."""
-    if source.masked_share != 1 and source.kind != "pair":
-        raise ConfigError(
-            f"source '{name}': masked_share {source.masked_share:g} only applies to pairs; {source.kind} "
-            "batches are masked as a whole"
-        )
-    if source.kind != "image" and not 2 < source.max_tokens <= max_tokens:
-        raise ConfigError(
-            f"source '{name}': max_tokens {source.max_tokens} must lie between 3 and {max_tokens}, the "
-            "model's longest text"
-        )
-    if source.pipeline is not None and source.reading != "stream":
-        raise ConfigError(
-            f"source '{name}': pipeline requires a stream; set --data.sources.{name}.reading stream"
-        )
-    check_transform(f"source '{name}': transform", source.transform)
-    if source.image_codes_key and source.transform != UNCHANGED:
-        raise ConfigError(
-            f"source '{name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "
-            f"--data.sources.{name}.transform.crop-scale 1 1 --data.sources.{name}.transform.crop-ratio 1 "
-            "1 and its other fields to 0"
-        )
-
-
-def check_transform(where: str, transform: ImageTransformConfig) -> None:
-    """Checks one augmentation."""
-    if transform.crop_scale[0] > transform.crop_scale[1]:
-        raise ConfigError(
-            f"{where}.crop_scale {transform.crop_scale}: give the smallest share of the area first, then "
-            "the largest"
-        )
-    if transform.crop_ratio[0] > transform.crop_ratio[1]:
-        raise ConfigError(
-            f"{where}.crop_ratio {transform.crop_ratio}: give the smallest width / height first, then "
-            "the largest"
-        )
-    if transform.blur_sigma[0] > transform.blur_sigma[1]:
-        raise ConfigError(
-            f"{where}.blur_sigma {transform.blur_sigma}: give the least and the largest standard deviation, "
-            "in this order"
-        )
-
-
-def _check_weights(data: DataConfig) -> None:
-    """Checks the names, signs and steps of weights; round_robin checks that steps can draw something."""
-    kinds = sorted({source.kind for source in data.sources.values()} | set(KINDS))
-    _check_mapping("data.kind_weights", data.kind_weights, kinds, "kind")
-    last = 0
-    for number, change in enumerate(data.weight_changes):
-        name = f"data.weight_changes[{number}]"
-        if change.step <= last or change.step % data.block_steps:
-            raise ConfigError(
-                f"{name}: step {change.step} must come after step {last} and be a multiple of "
-                f"data.block_steps {data.block_steps}"
-            )
-        if not change.weights and not change.kind_weights:
-            raise ConfigError(f"{name} changes nothing; set weights or kind_weights")
-        last = change.step
-        _check_mapping(f"{name}.weights", change.weights, list(data.sources), "source")
-        _check_mapping(f"{name}.kind_weights", change.kind_weights, kinds, "kind")
-    for first, weights, of_kinds in weights_by_stage(data):
-        if data.sources and not _drawn(data, weights, of_kinds):
-            raise ConfigError(
-                f"data.sources: no source has a weight above 0 at step {first}; give one, e.g. "
-                f"--data.sources.{next(iter(data.sources))}.weight 1"
-            )
-        unnamed = [
-            name
-            for name, source in data.sources.items()
-            if weights[name] and of_kinds is not None and source.kind not in of_kinds
-        ]
-        if unnamed:
-            kind = data.sources[unnamed[0]].kind
-            raise ConfigError(
-                f"data.kind_weights: no share for '{kind}', the kind of source '{unnamed[0]}', at step "
-                f"{first}; give it one, or 0 to pause the kind"
-            )
-
-
-def _check_mapping(where: str, weights: Mapping[str, float] | None, known: list[str], what: str) -> None:
-    """Checks the names in a mapping of weights."""
-    for name in weights or {}:
-        if name not in known:
-            hint = did_you_mean(name, known) or "; there is " + ", ".join(known)
-            raise ConfigError(f"{where}: no {what} is called {name!r:.80}{hint}")

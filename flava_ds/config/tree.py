@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
-from flava_ds.config.data import DataConfig, SourceConfig, check_data, drawn_sources
+from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources
+from flava_ds.config.data_checks import check_data
 from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig

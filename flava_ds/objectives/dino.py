@@ -17,7 +17,8 @@ from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Between, Range, Steps
-from flava_ds.config.data import ImageTransformConfig, check_transform
+from flava_ds.config.data import ImageTransformConfig
+from flava_ds.config.data_checks import check_transform
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.config.schedules import along_cosine
 from flava_ds.data.order import uniforms

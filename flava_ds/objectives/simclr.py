@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost
-from flava_ds.config.data import ImageTransformConfig, check_transform
+from flava_ds.config.data import ImageTransformConfig
+from flava_ds.config.data_checks import check_transform
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.plan import Crops
 from flava_ds.layers.fused import LinearGELU

@@ -1,4 +1,16 @@
-"""Payloads of a step's collectives in bytes, from parameter groups; docs/communication.md counts them."""
+"""Payloads of a step's collectives in bytes, from parameter groups; docs/communication.md counts them.
+
+For G bytes of gradients and P bytes of weights, ring algorithms (flava_ds/watching/communication.py) make
+each of w ranks send
+
+    stage 0      all_reduce G                           2 (w - 1) / w G
+    stages 1, 2  reduce_scatter G, all_gather P         (w - 1) / w (G + P)
+    stage 3      reduce_scatter G, all_gather P twice   (w - 1) / w (G + 2 P)
+
+where stage 3 gathers for the forward pass and again for the backward pass, unless it keeps the weights.
+
+Source: Rajbhandari et al., ZeRO (arXiv 1910.02054), section 7.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +26,10 @@ def payloads(
 ) -> dict[tuple[str, str], int]:
     """Returns (part, collective) -> payload of a step; `samples` of `source` on each rank.
 
-    Gradients travel at the width of the weights. ZeRO-3 is described after a step of the same kind.
+    Covers a step without log record or checkpoint. Gradients travel at the width of the weights; in stages 1
+    and 2 DeepSpeed sends them in an all_reduce of which each rank keeps its part, or, with
+    use_multi_rank_bucket_allreduce off, in a reduce to each part's owner. ZeRO-3 is described after a step of
+    the same kind; a module that the forward pass calls twice may be gathered once more.
     """
     work, width = model.kinds[source], zero.width
     rows = {("counts", "all_gather"): world * 8 * (4 + objectives), ("gradient norm", "all_reduce"): 4}
@@ -22,17 +37,24 @@ def payloads(
     if exchanged:
         rows["contrastive loss", "all_gather"] = exchanged
     if zero.stage == 0:
-        return rows | {("gradients", "all_reduce"): width * model.trainable}
+        return rows | {("gradients", "all_reduce"): width * model.trainable}  # idle ones are sent as zeros
     used = [width * n for group in model.groups if work.kind in group.kinds for n in group.tensors]
     if zero.stage == 3:
-        rows["gradient norm", "all_reduce"] += 8 * len(model.groups)
+        rows["gradient norm", "all_reduce"] += 8 * len(model.groups)  # DeepSpeed's own, which is not used
         return rows | _partitioned(model, used, zero, world)
     collective = "all_reduce" if zero.multi_rank_all_reduce else "reduce"
     groups = [width * group.elements for group in model.groups]
     return rows | {
         ("gradients", collective): sum(used),
-        ("weights", "all_gather"): _padded(groups, 2 * width * world),
+        ("weights", "all_gather"): _padded(groups, 2 * width * world),  # two elements of every rank
     }
+
+
+def paper_bytes(model: ModelWork, source: str, zero: Zero, world: int) -> float:
+    """Returns the bytes a rank sends per step for gradients and weights, according to the ZeRO paper."""
+    used, weights = zero.width * model.used_by(model.kinds[source].kind), zero.width * model.trainable
+    moved = {0: 2 * used, 1: used + weights, 2: used + weights, 3: 3 * used}  # 1, 2: idle weights, too
+    return (world - 1) / world * moved[zero.stage]
 
 
 def _partitioned(model: ModelWork, used: list[int], zero: Zero, world: int) -> dict[tuple[str, str], int]:

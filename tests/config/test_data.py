@@ -10,9 +10,9 @@ from flava_ds.config.data import (
     ImageTransformConfig,
     SourceConfig,
     WeightChange,
-    check_data,
     drawn_sources,
 )
+from flava_ds.config.data_checks import check_data
 from flava_ds.errors import ConfigError
 
 PAIR, TEXT = SourceConfig(kind="pair", shards="x"), SourceConfig(kind="text", shards="x")

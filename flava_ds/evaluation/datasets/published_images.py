@@ -6,8 +6,9 @@ import dataclasses
 import io
 import json
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def split_as_published(
 ) -> tuple[Variant, ...]:
     """Returns the one variant of a data set whose authors publish its splits."""
     return (Variant("published", tuple(needed.items()), read),)
+
+
+def split_in_folders(folders: Mapping[str, str], classes: Sequence[str] = ("",)) -> tuple[Variant, ...]:
+    """Returns the one variant of a data set whose splits are folders (split -> folder) of a folder per class.
+
+    `classes` are those that must be there.
+    """
+    needed = {split: tuple(f"{name}/{own}" for own in classes) for split, name in folders.items()}
+    return split_as_published(needed, partial(_read_folders, folders))
+
+
+def _read_folders(folders: Mapping[str, str], root: Path, split: str) -> Listing:
+    return by_class_folder(root / folders[split])
 
 
 def of_files(

@@ -3,25 +3,8 @@
 The paper has its probe (Table C.1).
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-
-from flava_ds.evaluation.datasets.published_images import (
-    Listing,
-    PublishedImages,
-    by_class_folder,
-    split_as_published,
-)
+from flava_ds.evaluation.datasets.published_images import PublishedImages, split_in_folders
 from flava_ds.evaluation.probe import ImageProbe
-
-FOLDERS = {"test": "test", "val": "valid", "train": "train"}
-
-
-def read(folder: Path, split: str) -> Listing:
-    """Lists a split's two folders."""
-    return by_class_folder(folder / FOLDERS[split])
-
 
 DATA = PublishedImages(
     name="rendered_sst2",
@@ -29,8 +12,8 @@ DATA = PublishedImages(
     licence="none is stated; the sentences are the Stanford Sentiment Treebank's",
     origin="by hand: rendered-sst2.tgz (131 MB), linked from CLIP's data/rendered-sst2.md, unpacked",
     layout="{train,valid,test}/{negative,positive}/*.png",
-    variants=split_as_published(
-        {s: (f"{name}/negative", f"{name}/positive") for s, name in FOLDERS.items()}, read
+    variants=split_in_folders(
+        {"test": "test", "val": "valid", "train": "train"}, classes=("negative", "positive")
     ),
 )
 TASKS = (ImageProbe("rendered_sst2_probe", DATA),)

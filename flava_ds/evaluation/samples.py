@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +88,18 @@ class Samples:
             ) from fault
 
 
+def _first_lacking(shards: list[Path], wanted: Mapping[str, Sequence[str]]) -> str | None:
+    """Names the first sample without one of its members; None if all are complete."""
+    table = SampleTable(shards, wanted, {})
+    for name, (offsets, _) in table.columns.items():
+        if len(rows := np.flatnonzero(offsets < 0)):
+            key, shard = table.key(int(rows[0])), table.shards[table.shard_of(int(rows[0]))]
+            return (
+                f"sample '{key}' in {shard} has no .{wanted[name][0]} ({len(rows)} of {len(table)} samples)"
+            )
+    return None
+
+
 def read_samples(folder: Path, *, images: bool = True, captions: bool = True) -> Samples:
     """Reads every sample of a folder of shards, optionally without images or captions.
 
@@ -94,7 +107,10 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     """
     without = {name for name, asked in (("image", images), ("text", captions)) if not asked}
     wanted = {name: suffixes for name, suffixes in FIELDS.items() if name not in without}
-    table = SampleTable(expand_shards(str(folder)), wanted, {name: f"no {name}" for name in wanted})
+    shards = expand_shards(str(folder))
+    table = SampleTable(shards, wanted, {name: f"no {name}" for name in wanted})
+    if table.faults and (lacking := _first_lacking(shards, wanted)):
+        raise DataError(f"{lacking}; evaluation counts every sample: complete it, or take it out")
     if table.faults or not len(table):
         problems = ", ".join(f"{count} x {reason}" for reason, count in table.faults.items()) or "no samples"
         raise DataError(

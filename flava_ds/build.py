@@ -26,6 +26,7 @@ from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
 from flava_ds.watching.checksums import ChecksumWatch
 from flava_ds.watching.evaluations import EvaluationWatcher
+from flava_ds.watching.gradient_cosines import GradientCosines
 from flava_ds.watching.gradient_norms import GradientNorms
 from flava_ds.watching.metrics import Metrics
 from flava_ds.watching.out_of_memory import MemoryWatch, explained
@@ -82,6 +83,7 @@ def build_trainer(
         MemoryWatch(config, engine.world),
         keeper,
         GradientNorms(engine, config.logging.objective_gradient_norms_every, metrics),
+        GradientCosines(engine, config.logging.objective_gradient_cosines_every, metrics),
         ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),
         *([evaluations] if evaluations else []),
         metrics,  # after all watchers that pause its clock

@@ -4,12 +4,13 @@ it was stopped, also with nothing but those files.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ RANKS = 2
 ONLY = {"mim": ("vision",), "mlm": ("language",)}
 """Rows that have not learned every domain, as in the paper."""
 PACKAGE = Path(__file__).parents[1]
+PLACES = ("name", "logging", "checkpoint", "codebook_weights", "vocabulary")
+"""Settings that do not change a result, or name files, whose contents count."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,42 @@ class Run:
 
     @cached_property
     def settings(self) -> str:
-        """Hashes all that the result depends on beside the code: recipes, protocol, ranks, data, codebook."""
+        """Hashes all that the result depends on beside the code: recipes, protocol, ranks, data, codebook.
+
+        Settings at their defaults stay out, so that fields which a later version adds change nothing.
+        """
         from flava_ds.ablation.measure import PROTOCOL
         from flava_ds.demo.dataset import CHECKSUMS
 
-        stages = []
-        for stage in self.sequence.stages:
-            plain = configuration.to_dict(replace(stage.config, logging=Config(name="").logging))
-            for part, key in ((plain, "codebook_weights"), (plain["data"], "vocabulary")):
-                part[key] = part[key] and _hash(Path(part[key]).read_bytes())
-            stages.append([plain, [repr(inherited) for inherited in stage.inherits]])
-        decided = [stages, PROTOCOL, RANKS, self.domains, _hash(CHECKSUMS.read_bytes())]
+        files = [CHECKSUMS, *(Path(stage.config.data.vocabulary) for stage in self.sequence.stages)]
+        files += [Path(own) for stage in self.sequence.stages if (own := stage.config.codebook_weights)]
+        stages = [
+            [_decided(stage.config, but=PLACES), [_decided(inherited) for inherited in stage.inherits]]
+            for stage in self.sequence.stages
+        ]
+        decided = [stages, PROTOCOL, RANKS, self.domains, [_hash(file.read_bytes()) for file in files]]
         return _hash(json.dumps(decided, sort_keys=True).encode())
 
     @property
     def domains(self) -> tuple[str, ...]:
         """What it is measured on."""
         return ONLY.get(self.row, DOMAINS)
+
+
+def _decided(value: Any, but: tuple[str, ...] = ()) -> Any:
+    """Returns a configuration as plain JSON types, without fields at their defaults and those in `but`."""
+    if dataclasses.is_dataclass(value):
+        found = {"class": type(value).__name__}
+        for field in dataclasses.fields(value):
+            own, default = getattr(value, field.name), field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if field.name not in but and own != default:
+                found[field.name] = _decided(own, but)
+        return found
+    if isinstance(value, Mapping):
+        return {key: _decided(own, but) for key, own in value.items()}
+    return [_decided(own, but) for own in value] if isinstance(value, tuple) else value
 
 
 def _hash(data: bytes) -> str:

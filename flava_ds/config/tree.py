@@ -130,6 +130,10 @@ class LoggingConfig:
     """Steps per window in which the first step of each kind measures every objective's gradient norm on every
     encoder; 0 never measures.
     """
+    objective_gradient_cosines_every: Steps = 0
+    """The same for the cosine between every two objectives' gradients on every encoder that they share; 0
+    never measures.
+    """
     straggler_lines: Annotated[int, AtLeast(0), AtMost(10**6)] = 3
     """Log lines in a row with the same rank slowest by far before a warning names it; 0 never warns."""
     checksum_every_steps: Steps = 1000

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,8 @@ from flava_ds.watching.metrics import Metrics
 class GradientNorms(Watcher):
     """Measures the first step of each kind in every window of `every` steps, so rare kinds are included."""
 
+    option: ClassVar[str] = "logging.objective_gradient_norms_every"
+
     def __init__(self, engine: Engine, every: int, metrics: Metrics) -> None:
         """Never measures if `every` is 0, or with ZeRO-3, which keeps no full gradients (warns once)."""
         self.engine, self.every, self.metrics = engine, every, metrics
@@ -22,8 +27,8 @@ class GradientNorms(Watcher):
             self.every = 0
             if engine.world.is_main:
                 log.warning(
-                    "logging.objective_gradient_norms_every is ignored: ZeRO-3 keeps no full gradients; "
-                    "use ZeRO 0, 1 or 2 to measure them"
+                    f"{self.option} is ignored: ZeRO-3 keeps no full gradients; use ZeRO 0, 1 or 2 to "
+                    "measure them"
                 )
 
     def due(self, step: int, kind: str) -> bool:
@@ -42,13 +47,32 @@ class GradientNorms(Watcher):
                 self.metrics.add_gradient_norms(self.measure(update))
 
     def measure(self, update: Update) -> dict[str, Tensor]:
-        """Returns each objective's gradient norm, on all encoders and on each, by log field.
+        """Returns each objective's gradient norm, on all encoders and on each, by log field."""
+        found = {}
+        for objective, gradients in self.gradients(update):
+            squares = {
+                encoder: torch.stack(torch._foreach_norm([*own.values()], 2, dtype=torch.float32))
+                .square()
+                .sum()
+                for encoder, own in gradients.items()
+            }
+            total = sum(squares.values(), torch.zeros((), device=self.engine.world.device))
+            found[f"gradient_norm/{objective}"] = total.sqrt()
+            found |= {
+                f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt()
+                for encoder, square in squares.items()
+            }
+        return found
+
+    def gradients(self, update: Update) -> Iterator[tuple[str, dict[str, dict[int, Tensor]]]]:
+        """Yields each objective with its gradients: encoder -> place of the parameter in it -> gradient, for
+        the encoders and parameters that get one.
 
         Only this rank's micro-batches count. The other objectives are divided by infinity, so one backward
         pass per objective is enough and no head needs to be detached.
         """
         encoders, denominators = self.engine.module.encoders(), update.denominators
-        device, found = self.engine.world.device, {}
+        device = self.engine.world.device
         for objective in denominators:
             only = {
                 name: value if name == objective else torch.full_like(value, torch.inf)
@@ -61,17 +85,12 @@ class GradientNorms(Watcher):
             gradients = iter(
                 torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if trunk else ()
             )
-            squares = {}
-            for encoder, group in encoders.items():
-                own = [gradient for gradient in (next(gradients) for _ in group) if gradient is not None]
-                if own:
-                    squares[encoder] = (
-                        torch.stack(torch._foreach_norm(own, 2, dtype=torch.float32)).square().sum()
-                    )
-            total = sum(squares.values(), torch.zeros((), device=device))
-            found[f"gradient_norm/{objective}"] = total.sqrt()
-            found |= {
-                f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt()
-                for encoder, square in squares.items()
+            found = {
+                encoder: {
+                    place: gradient
+                    for place, gradient in enumerate([next(gradients) for _ in group])
+                    if gradient is not None
+                }
+                for encoder, group in encoders.items()
             }
-        return found
+            yield objective, {encoder: own for encoder, own in found.items() if own}

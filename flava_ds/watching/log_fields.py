@@ -60,6 +60,11 @@ FIELDS = (
     ),
     Field("encoder_gradient_norm/<objective>/<encoder>", "", "the part of gradient_norm on one encoder"),
     Field(
+        "gradient_cosine/<objective>/<other>/<encoder>",
+        "",
+        "cosine of two objectives' gradients on one encoder: 1 where they agree, below 0 where they conflict",
+    ),
+    Field(
         "evaluation/<task>/<number>",
         "",
         "a result of a task that ran since the last record (flava-ds evaluate --list lists the tasks)",

@@ -1,10 +1,18 @@
 """Each domain's numbers, item by item."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
 
-from flava_ds.ablation import measure
+from flava_ds.ablation import measure, orderings
+from flava_ds.demo.dataset import unpack
+from flava_ds.demo.evaluation.inputs import build_inputs
+from flava_ds.evaluation.frozen_model import Described
+from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.samples import Samples
+from flava_ds.recipes.ablation import ablation
 
 
 def samples(concepts, subgroups):
@@ -62,3 +70,27 @@ def test_numbers_are_summed_by_cluster(monkeypatch):
     assert [entry["sums"] for entry in found["metrics"].values()] == [[1, 1], [250, 1500]]
     assert [entry["scale"] for entry in found["metrics"].values()] == [1, 1000]
     assert [entry["value"] for entry in found["metrics"].values()] == [0.666667, 0.583333]
+
+
+@pytest.mark.parametrize("row", ["flava_no_init", "clip"])
+def test_every_domain_of_a_real_model(row, monkeypatch):
+    config = ablation(row)
+    described = Described(row, config.model.type)
+    model = freeze(config, config.model.build(config).eval().requires_grad_(False), described)
+    inputs = build_inputs(config, unpack().root)
+    for name in ("train", "unseen_style", "texts"):
+        inputs.__dict__[name] = getattr(inputs, name).select(np.arange(0, 600, 5), name)
+    small = dataclasses.replace(measure.TEXTS, samples=64, updates=4, warmup_updates=1, epochs=2)
+    monkeypatch.setattr(measure, "TEXTS", small)
+    monkeypatch.setattr(measure, "PAIRS", small)
+    found = measure.measure(model, inputs, orderings.DOMAINS)
+    assert found["counts"]["concepts"] and sum(found["counts"]["concepts"]) == 120
+    assert sum(found["counts"]["words"]) == 3 * len(inputs.texts)
+    names = {name.split("/")[0]: [] for name in found["metrics"]}
+    for name, entry in found["metrics"].items():
+        names[name.split("/")[0]].append(name)
+        counts = found["counts"][entry["clusters"]]
+        assert len(entry["sums"]) == len(counts)
+        share = sum(entry["sums"]) / sum(counts) / entry["scale"]
+        assert share == pytest.approx(entry["value"], abs=1e-3)
+    assert [len(names[domain]) for domain in orderings.DOMAINS] == [2, 1, 3]

@@ -66,6 +66,17 @@ def test_settings_are_those_of_the_run_and_not_of_the_place(tmp_path, monkeypatc
     assert Run("flava_mm", 0, "tiny", tmp_path).settings != run.settings
 
 
+def test_settings_are_compared_by_what_differs_from_the_defaults():
+    @dataclasses.dataclass(frozen=True)
+    class Part:
+        rate: float = 1.0
+        parts: tuple = dataclasses.field(default_factory=tuple)
+        file: str = "there"
+
+    decided = campaign._decided({"x": Part(rate=2.0, parts=(Part(), 3), file="here")}, but=("file",))
+    assert decided == {"x": {"class": "Part", "rate": 2.0, "parts": [{"class": "Part"}, 3]}}
+
+
 @pytest.mark.parametrize("row", ["mim", "flava_c_local", "flava_no_init", "flava"])
 def test_rows_of_a_seed_begin_with_the_same_weights(row, tmp_path):
     import torch

@@ -1,0 +1,63 @@
+"""Cosines between objectives' gradients against plain autograd."""
+
+import pytest
+import torch
+from test_engine import batches_of
+from test_trainer import toy_trainer
+from toy import Toy, update_of
+
+from flava_ds.families.flava.views import Kind
+from flava_ds.watching.gradient_cosines import GradientCosines
+
+
+def measured_against_autograd() -> tuple[dict, dict]:
+    """The measured cosines and those of each loss taken alone."""
+    trainer = toy_trainer("unused", objective_gradient_cosines_every=1)
+    batch = batches_of(Kind.PAIR, 0, 1, 1)[0][0]
+    denominators = {"mmm_text": torch.tensor(2.0), "itm": torch.tensor(4.0)}
+    watch = next(watcher for watcher in trainer.watchers if isinstance(watcher, GradientCosines))
+    found = watch.measure(update_of(batches=[batch], denominators=denominators, gradients=[None]))
+    module, alone = trainer.engine.module, {}
+    for name in denominators:
+        Toy.weights, kept = {k: v if k == name else 0.0 for k, v in Toy.weights.items()}, Toy.weights
+        for encoder in ("image_encoder", "text_encoder", "multimodal_encoder"):
+            gradients = torch.autograd.grad(
+                module("step", batch, denominators).loss,
+                list(getattr(module, encoder).parameters()),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            alone[encoder, name] = torch.cat([gradient.flatten() for gradient in gradients])
+        Toy.weights = kept
+    expected = {
+        f"gradient_cosine/mmm_text/itm/{encoder}": float(
+            torch.cosine_similarity(alone[encoder, "mmm_text"], alone[encoder, "itm"], dim=0)
+        )
+        for encoder, name in alone
+        if name == "itm" and alone[encoder, "mmm_text"].any() and alone[encoder, "itm"].any()
+    }
+    return {name: float(value) for name, value in found.items()}, expected
+
+
+def test_cosines_are_those_of_each_loss_alone_by_encoder(run_ranks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ((found, expected),) = run_ranks(measured_against_autograd, 1)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6) and len(found) == 3
+
+
+def of_gradients(first: dict, second: dict) -> dict:
+    """Returns the cosines of two made-up objectives."""
+    watch = GradientCosines.__new__(GradientCosines)
+    watch.gradients = lambda update: iter([("a", first), ("b", second)])
+    return {name: float(value) for name, value in watch.measure(None).items()}
+
+
+def test_only_parameters_that_both_reach_count():
+    one, other = torch.tensor([3.0, 4.0]), torch.tensor([-4.0, 3.0])
+    first = {"image": {0: one, 1: torch.ones(5)}, "text": {0: one}}
+    second = {"image": {0: one + other, 2: torch.ones(5)}, "multimodal": {0: one}}
+    # Of the two only place 0 of `image` is shared: the sum of two perpendicular vectors lies at 45 degrees.
+    assert of_gradients(first, second) == pytest.approx({"gradient_cosine/a/b/image": 0.5**0.5})
+    assert of_gradients({"image": {0: one}}, {"image": {0: -2 * one}}) == {"gradient_cosine/a/b/image": -1.0}
+    assert of_gradients({"image": {0: one}}, {"image": {0: 0 * one}}) == {"gradient_cosine/a/b/image": 0.0}
+    assert of_gradients({"image": {0: one}}, {"image": {1: one}}) == {}

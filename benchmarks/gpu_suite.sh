@@ -1,30 +1,39 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in parts of less than ten minutes: every operator against fp64 and against its
-# peers, and training steps of flava_base with their MFU. Parts that have finished on this device are
-# skipped. A table comes last.
+# Everything that needs a GPU, in parts of less than ten minutes, the most telling first: a case of every
+# operator; training steps of flava_base with their MFU; attention, LayerNorm and GELU against fp64 and their
+# peers; the other operators; the case again under compute-sanitizer; a trace of training steps. Parts that
+# have finished on this device are skipped, and so are workloads that a part had measured when its time was
+# up. A table comes last.
 #
-#   benchmarks/gpu_suite.sh [--out FOLDER] [--wheels FOLDER] [--python PYTHON] [--only PATTERN] [--cpu]
-#                           [--dry-run]
+#   benchmarks/gpu_suite.sh [--out FOLDER] [--minutes N] [--archive FILE.tgz] [--wheels FOLDER]
+#                           [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
 #
 #   --out      folder for logs, rows and finished parts (default: runs/gpu_suite), with a subfolder named
 #              after the device or "cpu"; remove NAME.done there to repeat a part
+#   --minutes  the whole run ends by then: a part gets what is left, the rest waits for the next run
+#   --archive  packs the device's folder into FILE.tgz at the end, whatever has failed
 #   --wheels   first installs each wheel in FOLDER, offline and without dependencies; these, and pytest, must
 #              be among the wheels
 #   --only     parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
-#   --cpu      the same parts in about a minute on a CPU with the references, to test the suite itself
+#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself
 #   --dry-run  prints the commands without running them
+#
+# FLAVA_COMMIT names the commit in the rows, where a copy of the repository has no history.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry=""
-seconds=590
+out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry="" minutes="" archive=""
+seconds=590 enough=15
 
-usage() { sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
-    --out | --wheels | --python | --only)
+    --out | --wheels | --python | --only | --minutes | --archive)
         [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; }
-        case $1 in --out) out=$2 ;; --wheels) wheels=$2 ;; --python) python=$2 ;; --only) only=$2 ;; esac
+        case $1 in
+        --out) out=$2 ;; --wheels) wheels=$2 ;; --python) python=$2 ;; --only) only=$2 ;;
+        --minutes) minutes=$2 ;; --archive) archive=$2 ;;
+        esac
         shift 2
         ;;
     --cpu) cpu=yes; shift ;;
@@ -38,8 +47,12 @@ export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PA
 unset TRITON_INTERPRET
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 case $wheels in /* | "") ;; *) wheels=$PWD/$wheels ;; esac
+case $archive in /* | "") ;; *) archive=$PWD/$archive ;; esac
+case $minutes in
+*[!0-9]*) echo "error: --minutes takes a whole number, not '$minutes'" >&2; exit 2 ;;
+esac
 cd "$root"
-parts=() failed=()
+parts=() failed=() waiting=()
 
 # install_wheels: one by one, so that one that does not fit this machine does not affect the others; pip skips
 # installed ones
@@ -66,7 +79,7 @@ print(re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"
 
 # part NAME COMMAND...: runs a part unless it has finished before; the last line of its log is its result
 part() {
-    local name=$1 status=0 begun=$SECONDS
+    local name=$1 status=0 begun=$SECONDS left=$seconds
     shift
     # shellcheck disable=SC2254  # a pattern is what --only is for
     case $name in $only) ;; *) return 0 ;; esac
@@ -79,15 +92,22 @@ part() {
         echo "== $name: finished before"
         return 0
     fi
+    if [ -n "$minutes" ]; then
+        left=$((minutes * 60 - SECONDS < seconds ? minutes * 60 - SECONDS : seconds))
+        if [ "$left" -lt "$enough" ]; then
+            waiting+=("$name")
+            return 0
+        fi
+    fi
     echo "== $name"
-    timeout --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1 || status=$?
+    timeout --kill-after=10 "$left" "$@" >"$out/$name.log" 2>&1 || status=$?
     if [ "$status" -eq 0 ]; then
         printf '%s s\t%s\n' "$((SECONDS - begun))" \
             "$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1)" >"$out/$name.done"
     else
         failed+=("$name")
         tail -n 20 "$out/$name.log"
-        [ "$status" -ne 124 ] || echo "error: $name took more than $seconds s; what was compiled is kept," \
+        [ "$status" -ne 124 ] || echo "error: $name took more than $left s; what it compiled and measured is kept," \
             "so start again to go on" >&2
     fi
 }
@@ -98,15 +118,17 @@ if [ -n "$wheels" ]; then
 fi
 
 operators=$("$python" -c 'import flava_kernels; print(*flava_kernels.OPS)')
+first="varlen_attention layer_norm add_layer_norm linear_gelu"
 if [ -n "$cpu" ]; then
     test='test_the_reference_equals' marker='not triton and not gpu' bench=(--device cpu --size quick)
-    steps=(--recipe flava_debug --steps 40 --batch 8)
+    steps=(--recipe flava_debug --batch 8)
 else
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] ||
         { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
     test='on_the_gpu' marker='gpu' bench=()
-    steps=(--recipe flava_base --steps 40 --batch 256)
+    steps=(--recipe flava_base --batch 256)
 fi
+small="$test and float16 and (to-128 or 37x64 or 37x24x40 or three or 33-all or mixed)"
 
 if [ -z "$dry" ]; then
     "$python" -c 'import pytest' 2>/dev/null || {
@@ -118,19 +140,39 @@ if [ -z "$dry" ]; then
     mkdir -p "$out"
 fi
 
+# both OPERATOR: against fp64, then against its peers
+both() {
+    part "check-$1" "$python" -m pytest -m "$marker" -k "$test and [$1-" tests/kernels/test_op.py
+    part "bench-$1" \
+        "$python" -m flava_kernels.bench --op "$1" "${bench[@]}" --resume --csv "$out/bench.csv"
+}
+
+smoke=("$python" -m pytest -m "$marker" -k "$small" tests/kernels/test_op.py)
+part smoke "${smoke[@]}"
+part train "$python" benchmarks/train_steps.py --out "$out/train" "${steps[@]}" --steps 40
+for operator in $first; do both "$operator"; done
 for operator in $operators; do
-    part "check-$operator" \
-        "$python" -m pytest -m "$marker" -k "$test and [$operator-" tests/kernels/test_op.py
+    case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
 done
-for operator in $operators; do
-    part "bench-$operator" \
-        "$python" -m flava_kernels.bench --op "$operator" "${bench[@]}" --csv "$out/bench.csv"
-done
-part train "$python" benchmarks/train_steps.py --out "$out/train" "${steps[@]}"
+if [ -n "$cpu$dry" ] || command -v compute-sanitizer >/dev/null; then
+    sanitizer=(compute-sanitizer --tool memcheck --error-exitcode 99)
+    [ -z "$cpu" ] || sanitizer=(env MALLOC_CHECK_=3 MALLOC_PERTURB_=85)
+    part sanitizer env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${sanitizer[@]}" "${smoke[@]}"
+else
+    echo "== sanitizer: left out, since compute-sanitizer is not installed (it comes with the CUDA toolkit)"
+fi
+part profile "$python" benchmarks/train_steps.py --out "$out/profile" "${steps[@]}" --steps 24 \
+    --override --logging.profile-steps 18 3
 
 [ -z "$dry" ] || exit 0
 printf '\n%-28s %s\n' part result
 for name in "${parts[@]}"; do
-    printf '%-28s %s\n' "$name" "$(cat "$out/$name.done" 2>/dev/null || echo "failed: $out/$name.log")"
-done
-[ ${#failed[@]} -eq 0 ]
+    missing="failed: $out/$name.log"
+    case " ${waiting[*]} " in *" $name "*) missing="waits: the $minutes minutes are over, start again" ;; esac
+    printf '%-28s %s\n' "$name" "$(cat "$out/$name.done" 2>/dev/null || echo "$missing")"
+done | tee "$out/table.txt"
+if [ -n "$archive" ]; then
+    tar -czf "$archive" -C "$(dirname "$out")" --exclude=data --exclude=checkpoints "$(basename "$out")"
+    echo "packed: $archive"
+fi
+[ ${#failed[@]} -eq 0 ] && [ ${#waiting[@]} -eq 0 ]

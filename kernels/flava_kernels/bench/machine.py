@@ -67,7 +67,12 @@ def version_of(distribution: str) -> str:
 
 
 def commit() -> str:
-    """Returns the checked-out commit, with a plus sign if files were changed; "unknown" if none is."""
+    """Returns the checked-out commit, with a plus sign if files were changed; "unknown" if none is.
+
+    FLAVA_COMMIT names it where a copy of the files has no history.
+    """
+    if given := os.environ.get("FLAVA_COMMIT"):
+        return given
     folder = Path(__file__).parents[2]
     try:
         name = subprocess.run(

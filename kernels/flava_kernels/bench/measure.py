@@ -94,7 +94,9 @@ def upstream_for(result: Tensor) -> Tensor:
     """Returns a result's upstream gradient: 1 for a scalar, else fixed random numbers exact in any dtype."""
     if result.dim() == 0:
         return torch.ones_like(result)
-    return torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(result)
+    generator = torch.Generator(result.device).manual_seed(1)
+    drawn = torch.randn(result.shape, generator=generator, device=result.device)
+    return drawn.bfloat16().to(result)
 
 
 def backward(

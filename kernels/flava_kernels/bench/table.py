@@ -55,6 +55,18 @@ class Row:
     commit: str
 
 
+def measured(path: Path, device: str, dtype: str, commit: str) -> set[tuple[str, str]]:
+    """Returns the (operator, workload) pairs of a file that were measured at a commit on a device."""
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            (line["op"], line["workload"])
+            for line in csv.DictReader(file)
+            if (line["device"], line["dtype"], line["commit"]) == (device, dtype, commit)
+        }
+
+
 NUMBERS = ("median_us", "p10_us", "p90_us", "peak_mib", "share_of_copy", "share_of_gemm", "error")
 
 

@@ -1,6 +1,7 @@
 """The command as a user runs it, and what becomes of implementations that cannot be measured."""
 
 import csv
+import dataclasses
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from flava_kernels import OPS
 from flava_kernels.bench import __main__ as bench
 from flava_kernels.bench import machine
 from flava_kernels.bench.measure import Effort
-from flava_kernels.bench.peers import Peer, UnavailableError
+from flava_kernels.bench.peers import Peer, UnavailableError, peers
 from flava_kernels.bench.workloads import workloads
 
 CPU = torch.device("cpu")
@@ -51,6 +52,23 @@ def test_the_command_measures_every_peer_and_writes_rows_and_pictures(tmp_path, 
     assert all(float(row["error"]) < 1e-5 for row in rows if row["error"])
     assert (tmp_path / "plots" / "info_nce.png").exists()
     assert "rows added to" in capsys.readouterr().out
+
+
+def test_a_second_run_resumes_and_an_exception_of_ours_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLAVA_COMMIT", "carried")
+    monkeypatch.setattr(bench, "peers", lambda op: [peer for peer in peers(op) if peer.name == bench.OURS])
+    path = tmp_path / "bench.csv"
+    command = ["--op", "pack", "--quick", "--resume", "--csv", str(path)]
+    pack, workload = OPS["pack"], workloads("pack", "quick")[0].name
+    broken = dataclasses.replace(pack, function=lambda **inputs: 1 // 0)
+    monkeypatch.setitem(bench.OPS, "pack", broken)
+    assert bench.main(command) == 1 and not path.exists()
+    assert f"0 rows added to {path}; failed: pack, {workload}" in capsys.readouterr().out
+    monkeypatch.setitem(bench.OPS, "pack", pack)
+    assert bench.main(command) == 0
+    written = path.read_text()
+    assert ",carried" in written and bench.main(command) == 0 and path.read_text() == written
+    assert f"pack, {workload}: measured before" in capsys.readouterr().out
 
 
 def test_reasons_instead_of_numbers():

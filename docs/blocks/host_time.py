@@ -1,0 +1,43 @@
+"""docs/kernels.md: what a call of an operator costs the host, from benchmarks/results/host_time.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from blocks import markdown_table, read_results
+
+WAYS = ("torch.library", "ours", "bare")
+
+
+def host_time(root: Path) -> str:
+    """One row per operator, and the operators of a micro-step of each kind in milliseconds."""
+    results = read_results(root, "host_time")
+    ways = results["ways"]
+    rows = [[name, *(f"{ways[way][name]['microseconds']:.0f}" for way in WAYS)] for name in ways["bare"]]
+    steps = []
+    for kind, counts in results["steps"].items():
+        calls = Counter({name.removesuffix("_forward"): count for name, count in counts.items()})
+        whole = {
+            way: sum(calls[name] * found["microseconds"] for name, found in ways[way].items()) / 1e3
+            for way in WAYS
+        }
+        before, after = (whole[way] - whole["bare"] for way in WAYS[:2])
+        ours = sum(calls[name] for name in ways["bare"])
+        steps.append(
+            [
+                kind,
+                ours,
+                counts["plain"],
+                *(f"{whole[way]:.1f}" for way in WAYS),
+                f"{before:.2f} / {after:.2f}",
+            ]
+        )
+    of_calls = markdown_table(["operator, us", *WAYS], rows)
+    header = ["micro-step of flava_base", "our calls", "other operators"]
+    header += [f"{way}, ms" for way in WAYS] + ["above bare: torch.library / ours, ms"]
+    versions = f"torch {results['torch']}, triton {results['triton']}:"
+    return "\n\n".join([versions, of_calls, markdown_table(header, steps)])
+
+
+BLOCKS = {"host_time": host_time}

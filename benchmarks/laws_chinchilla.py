@@ -22,6 +22,8 @@ from flava_ds.storage.atomic import write_whole
 RESULTS = Path(__file__).parent / "results" / "laws_chinchilla.json"
 PUBLISHED = {"E": 1.82, "A": 482, "alpha": 0.348, "B": 2085, "beta": 0.366}
 LEFT_OUT = 5
+BUDGET = 5.76e23
+"""FLOPs of Chinchilla itself: 70 G parameters, 1.4 T tokens."""
 OBJECTIVE = 0.0010182740389506908
 """The lowest that their notebook prints, of 4,500 starts of L-BFGS."""
 
@@ -42,7 +44,7 @@ def main() -> None:
     runs = findings.runs_of(rows, str(options.file), named)
     runs = runs.at(runs.losses < np.sort(runs.losses)[-LEFT_OUT])
     law = findings.law(laws.of_size_and_data(runs.columns), runs, options.bootstrap)
-    numbers = law.fit.named()
+    numbers, advice = law.fit.named(), findings.advise(law, runs, BUDGET)
     found = {
         "sha256": hashlib.sha256(options.file.read_bytes()).hexdigest(),
         "points": len(rows),
@@ -52,6 +54,7 @@ def main() -> None:
         "their_objective": OBJECTIVE,
         "published": PUBLISHED,
         "numbers": numbers,
+        "advice": {"budget": BUDGET, **vars(advice)},
         "intervals": {name: law.interval(lambda fit, name=name: fit.named()[name]) for name in numbers},
     }
     write_whole(RESULTS, json.dumps(found, indent=2) + "\n")

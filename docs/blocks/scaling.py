@@ -175,10 +175,20 @@ def laws_chinchilla(root: Path) -> str:
         for name, value in found["numbers"].items()
     ]
     objectives = f"{found['objective']:.13f}, theirs {found['their_objective']:.13f}"
+    advice = found["advice"]
+    loss, low, high = advice["loss"]
+    n, d = advice["parameters"], advice["samples"]
+    said = (
+        f"For Chinchilla's own {advice['budget']:.3g} FLOPs, {advice['beyond']:.0f} times those of the "
+        f"largest of these runs, the fit recommends {n / 1e9:.0f} G parameters and {d / 1e12:.2f} T tokens, "
+        f"{d / n:.0f} for each parameter, with a loss of {loss:.3f} ({low:.3f} to {high:.3f}). Chinchilla "
+        "has 70 G and 1.4 T."
+    )
     counts = f"Chinchilla's {found['points']} points, {found['fitted']} of them fitted"
     return (
         f"{counts} as in Besiroglu et al. (2024). Objective {objectives}.\n\n"
         f"{markdown_table(['number', 'published', 'here', 'here, 95 %'], rows)}\n\n"
+        f"{said}\n\n"
         "The points are not in this repository, as theirs has no licence. `benchmarks/laws_chinchilla.py` "
         "fits them where you have the file; the tests recover the published numbers from points that follow "
         "them."

@@ -262,6 +262,9 @@ def show(sweep: Sweep, parquet: bool) -> int:
 
     rows: Sequence[Sequence[str]] = status_rows(sweep)
     print(render(rows, indent=""))
-    written = [*write_tables(sweep, parquet), write_sweep_page(sweep)]
-    print(*written, sep="\n")
+    print(*write_tables(sweep, parquet), sep="\n")
+    try:
+        print(write_sweep_page(sweep))
+    except ImportError as error:
+        print(f"no sweep.html: {error.name} is missing; `pip install 'flava_ds[demo]'` and ask for --status")
     return 0

@@ -44,7 +44,8 @@ def write_spec(folder, text=SPEC):
 @pytest.mark.slow
 def test_two_runs_interrupted_and_continued(tmp_path, capsys):
     spec, folder = write_spec(tmp_path), tmp_path / "sweep"
-    words = ["sweep", str(spec), "--folder", str(folder), *QUICK]
+    # somebody may commit while this runs
+    words = ["sweep", str(spec), "--folder", str(folder), "--other-commit", *QUICK]
     process = subprocess.Popen(
         [sys.executable, "-m", "flava_ds.cli", *words], stdout=subprocess.PIPE, text=True
     )
@@ -73,7 +74,7 @@ def test_two_runs_interrupted_and_continued(tmp_path, capsys):
     assert (folder / "results.parquet").stat().st_size > 0
 
     capsys.readouterr()
-    assert cli.main(["sweep", str(folder), *QUICK]) == 0
+    assert cli.main(["sweep", str(folder), "--other-commit", *QUICK]) == 0
     shown = capsys.readouterr().out
     assert "0 of them now" in shown and shown.count("finished") == 2
     spec.write_text(SPEC.replace("[1e-3, 1e-9]", "[2e-3, 1e-9]"))

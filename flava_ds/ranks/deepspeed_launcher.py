@@ -27,11 +27,17 @@ def main() -> None:
     try:
         launch.main()
     except SystemExit:
-        try:
-            number = received.recv(1)[0]
-        except BlockingIOError:  # no signal: a rank has failed
-            raise
-        sys.exit(128 + number)
+        if number := _first(received):
+            sys.exit(128 + number)
+        raise  # a rank has failed
+
+
+def _first(received: socket.socket) -> int:
+    """Returns the number of the first signal that came; 0 if none did."""
+    try:
+        return received.recv(1)[0]
+    except BlockingIOError:
+        return 0
 
 
 def _leave(number: int, frame: object) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,18 +38,31 @@ def test_while_deepspeed_is_imported():
     assert (done.returncode, done.stderr, done.stdout) == (130, "error: interrupted\n", "")
 
 
-@pytest.mark.distributed
-def test_while_ranks_train(tmp_path):
-    (tmp_path / "rank.py").write_text(RANK)
+def launched(script: Path) -> subprocess.Popen:
+    """Starts two ranks that run a script."""
     words = ["-u", "-m", LAUNCHER, f"--world_info={world_info(2, 0)}", "--log_level", "critical"]
-    launcher = subprocess.Popen(
-        [sys.executable, *words, str(tmp_path / "rank.py")],
+    return subprocess.Popen(
+        [sys.executable, *words, str(script)],
         env={**os.environ, "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.distributed
+def test_a_rank_that_fails_gives_its_status(tmp_path):
+    (tmp_path / "rank.py").write_text("import os\nos._exit(2)\n")
+    launcher = launched(tmp_path / "rank.py")
+    said, errors = launcher.communicate()
+    assert (launcher.returncode, said) == (2, "") and "Traceback" not in errors, errors
+
+
+@pytest.mark.distributed
+def test_while_ranks_train(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    launcher = launched(tmp_path / "rank.py")
     assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
     os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
     said, errors = launcher.communicate()

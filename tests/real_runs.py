@@ -12,15 +12,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import rank_processes
 from sample_runs import world_config, write_world
 
 from flava_ds import config as configuration
-from flava_ds.config import CheckpointConfig, Config, LoggingConfig, SourceConfig, TrainingConfig
+from flava_ds.config import (
+    CheckpointConfig,
+    Config,
+    EngineConfig,
+    LoggingConfig,
+    SourceConfig,
+    TrainingConfig,
+)
 from flava_ds.config.schedules import CosineScheduleConfig
 
 WAIT_S = 240.0
@@ -58,6 +66,49 @@ def real_config(folder: Path, **settings) -> Config:
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, sources=sources, num_workers=0), **(defaults | settings)
     )
+
+
+def family_config(
+    folder: Path, name: str, kind: str, *, stage: str = "zero1", accumulation: int = 1, **settings
+) -> Config:
+    """Six fp32 steps of another family (`settings`: model, objectives) on the sources of one kind."""
+    config = real_config(folder)
+    training = TrainingConfig(
+        total_steps=6,
+        global_batch_size=8,
+        gradient_accumulation_steps=accumulation,
+        precision="fp32",
+        gradient_clipping=1.0,
+    )
+    return dataclasses.replace(
+        config,
+        name=name,
+        codebook_weights=None,
+        data=dataclasses.replace(
+            config.data, sources={kind: dataclasses.replace(config.data.sources[kind], weight=1.0)}
+        ),
+        training=training,
+        engine=EngineConfig(deepspeed_config=stage),
+        **settings,
+    )
+
+
+def check_losses_of_every_split(make: Callable[..., Config], names: Sequence[str]) -> None:
+    """Trains `make(name, stage=..., accumulation=...)` on one rank with two micro-steps, and on two ranks in
+    every ZeRO stage; the losses must agree.
+    """
+    configs = [(make("one", accumulation=2), 1)]
+    configs += [(make(stage, stage=stage), 2) for stage in ("zero0", "zero1", "zero2", "zero3")]
+    for config, ranks in configs:
+        job = Job(config, ranks)
+        assert job.wait() == [0] * ranks, job.said()[-2000:]
+    expected, *others = [
+        [record[f"loss/{name}"] for record in steps_of(config.run_path) for name in names]
+        for config, _ in configs
+    ]
+    assert len(set(expected)) == len(expected) == configs[0][0].training.total_steps * len(names)
+    for (config, _), found in zip(configs[1:], others, strict=True):
+        assert found == pytest.approx(expected, rel=1e-6), config.name
 
 
 class Job:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stranger_runs import STEPS, curve, prove, split, stranger_config
+from stranger_runs import STEPS, STOPPED_AFTER, curve, split, stranger_config, train_all
 
 from flava_ds.config import LoggingConfig
 from flava_ds.config.sinks import SinkConfig
@@ -70,9 +71,10 @@ def test_a_sink_has_every_line_once_also_of_a_resumed_run(run_ranks, tmp_path):
     config = stranger_config(tmp_path, name="table", objectives={"pairs": GlobalContrastiveConfig()})
     logging = dataclasses.replace(config.logging, sinks={"mine": table})
     config = dataclasses.replace(config, logging=logging)
-    prove(run_ranks, config)
-    for name in ("alone_4", "zero1_whole", "zero1_broken", "zero3_broken"):
-        run = split(config, name, "zero1", 1)
+    whole, broken = (split(config, name, "zero1", 2) for name in ("whole", "broken"))
+    runs = ((whole, None), (broken, STOPPED_AFTER), (broken, None))
+    assert run_ranks(train_all, 2, runs) == [[0, 128 + signal.SIGTERM, 0]] * 2
+    for run in (whole, broken):
         header, *rows = rows_of(run.run_path / "table.csv")
         assert header == ["step", "loss/pairs", "lr"] and len(rows) == STEPS
         assert [[int(row[0]), float(row[1]), float(row[2])] for row in rows] == [

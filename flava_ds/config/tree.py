@@ -45,6 +45,12 @@ class TrainingConfig:
     """Of activations and gradients; the weights and moments of the optimizer are always fp32."""
     activation_checkpointing: bool = False
     """Recompute the encoders' activations in the backward pass instead of keeping them."""
+    checkpoint_sums: bool = False
+    """With activation_checkpointing, keep one tensor per block instead of two, the sum of the stream and what
+    is to be added to it. In half precision on a GPU gradients are rounded once more.
+    """
+    recompute_gelu: bool = False
+    """Recompute only GELU in the backward pass: a quarter less memory for activations, the same numbers."""
     gradient_clipping: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """Maximum global norm of the gradients; 0 disables clipping."""
     clip_each_parameter: bool = False

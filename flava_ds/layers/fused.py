@@ -6,7 +6,7 @@ Each keeps the parameters, and their names, of the torch layer that it extends.
 from __future__ import annotations
 
 from flava_kernels.layer_norm import add_layer_norm, layer_norm
-from flava_kernels.linear_gelu import linear_gelu
+from flava_kernels.linear_gelu import gelu_linear, linear_gelu
 from torch import Tensor, nn
 
 
@@ -32,8 +32,20 @@ class ResidualLayerNorm(nn.LayerNorm):
 class LinearGELU(nn.Linear):
     """Linear layer followed by GELU in its erf form: [T d] -> [T f]."""
 
+    activates = True
+    """False where the layer after it applies GELU (GELULinear)."""
+
     def forward(self, hidden: Tensor) -> Tensor:
-        return linear_gelu(hidden, self.weight, self.bias)
+        return linear_gelu(hidden, self.weight, self.bias) if self.activates else super().forward(hidden)
+
+
+class GELULinear(nn.Linear):
+    """Linear layer that may apply GELU to its input first, and then keeps no result of it: [T f] -> [T d]."""
+
+    activates = False
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return gelu_linear(hidden, self.weight, self.bias) if self.activates else super().forward(hidden)
 
 
 class LinearQuickGELU(nn.Linear):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import ACTIVATIONS, ResidualLayerNorm
+from flava_ds.layers.fused import ACTIVATIONS, GELULinear, LinearGELU, ResidualLayerNorm
 
 
 class TransformerShape(Protocol):
@@ -80,7 +80,7 @@ class Block(nn.Module):
         self.attention = Attention(shape.hidden_size, shape.num_attention_heads, causal=causal)
         self.mlp_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         self.mlp_up = ACTIVATIONS[activation](shape.hidden_size, shape.intermediate_size)
-        self.mlp_down = nn.Linear(shape.intermediate_size, shape.hidden_size)
+        self.mlp_down = GELULinear(shape.intermediate_size, shape.hidden_size)
 
     def forward(
         self,
@@ -101,6 +101,11 @@ class Block(nn.Module):
         normed, stream = self.mlp_norm(attended if paths is None else attended * paths[0, :, None], stream)
         added = self.mlp_down(self.mlp_up(normed))
         return stream, added if paths is None else added * paths[1, :, None]
+
+    def recompute_gelu(self, wanted: bool) -> None:
+        """Keeps GELU's input alone instead of input and result; a block with another activation stays."""
+        if isinstance(self.mlp_up, LinearGELU):
+            self.mlp_up.activates, self.mlp_down.activates = not wanted, wanted
 
 
 class PostNormBlock(Block):
@@ -156,6 +161,8 @@ class Transformer(nn.Module):
         blocks = (block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False
+        self.checkpoint_sums = False
+        """Keep the sum of stream and branch at a checkpoint instead of both."""
 
     def forward(
         self,
@@ -166,11 +173,14 @@ class Transformer(nn.Module):
         paths: Tensor | None = None,
     ) -> Tensor:
         stream, branch = packed.hidden, None
+        checkpointing = self.activation_checkpointing and self.training
         for number, block in enumerate(self.blocks, start=1):
+            if checkpointing and self.checkpoint_sums and branch is not None:
+                stream, branch = branch + stream, None
             kept = rows if number == len(self.blocks) else None
             own = None if paths is None else paths[number - 1]
             arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept, own)
-            if self.activation_checkpointing and self.training:
+            if checkpointing:
                 stream, branch = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 stream, branch = block(*arguments)

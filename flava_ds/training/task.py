@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.layers.transformer import Transformer
+from flava_ds.config import TrainingConfig
+from flava_ds.layers.transformer import Block, Transformer
 from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective, Rows
 from flava_ds.objectives.state import TrainingState
 
@@ -240,8 +241,11 @@ def _hidden(encoded: Encodings, reads: Mapping[str, Tensor]) -> dict[str, Tensor
     return {view: encoded[view].rows(rows) for view, rows in reads.items()}
 
 
-def recompute_activations(module: nn.Module, wanted: bool) -> None:
-    """Sets activation checkpointing in every transformer of `module`: blocks keep only their inputs."""
+def recompute_activations(module: nn.Module, training: TrainingConfig) -> None:
+    """Sets what every transformer of `module` computes again: its blocks whole, or their GELU."""
     for part in module.modules():
         if isinstance(part, Transformer):
-            part.activation_checkpointing = wanted
+            part.activation_checkpointing = training.activation_checkpointing
+            part.checkpoint_sums = training.checkpoint_sums
+        elif isinstance(part, Block):
+            part.recompute_gelu(training.recompute_gelu)

@@ -40,6 +40,25 @@ def linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _LinearGELU.apply(hidden, weight, bias)
 
 
+def gelu_linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Computes GELU(z) W^T + b and keeps only z: the backward pass computes GELU(z) again.
+
+    For the second layer of an MLP whose first one gives z. Results and gradients are those of torch's layers
+    bit for bit where the kernels are not used. Under torch.compile it is these layers, whose memory the
+    compiler plans.
+
+    Shapes:
+        z        [T f]
+        weight   [d f]
+        bias     [d]
+        returns  [T d]
+    """
+    z, weight, bias = autocast.like_linear(z, weight, bias)
+    if torch.compiler.is_compiling():
+        return F.linear(F.gelu(z), weight, bias)
+    return _GELULinear.apply(z, weight, bias)
+
+
 def forward_reference(z: Tensor) -> Tensor:
     """Returns y: [T f] -> [T f]."""
     return F.gelu(z)
@@ -152,6 +171,40 @@ class _LinearGELU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         return _needed(_gradients, ctx, grad)
+
+
+class _GELULinear(torch.autograd.Function):
+    """`gelu_linear`; no kernel of ours has a product in it, so it needs no custom operator."""
+
+    @staticmethod
+    @without_autocast
+    def forward(ctx, z, weight, bias):
+        ctx.save_for_backward(z, weight, bias)
+        return F.linear(_gelu(z, weight, bias), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    @without_autocast
+    def backward(ctx, grad):
+        (z, weight, bias), (needs_z, needs_weight, needs_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        d_z = d_weight = None
+        if needs_weight:
+            d_weight = grad.T @ _gelu(z, weight, bias)
+        if needs_z and dispatch.use_triton("linear_gelu", z, supports, z, weight, bias):
+            from flava_kernels.triton_ops import linear_gelu as kernels
+
+            d_z, _ = kernels.backward(grad @ weight, z, False)
+        elif needs_z:
+            d_z, _ = backward_reference(grad @ weight, z, False)
+        return d_z, d_weight, grad.sum(0) if needs_bias else None
+
+
+def _gelu(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if dispatch.use_triton("linear_gelu", z, supports, z, weight, bias):
+        from flava_kernels.triton_ops import linear_gelu as kernels
+
+        return kernels.forward(z)
+    return forward_reference(z)
 
 
 def cases() -> tuple[Case, ...]:

@@ -81,6 +81,27 @@ def test_keeps_the_pre_activation_alone(monkeypatch, custom):
     torch.testing.assert_close(wide[0], torch.nn.functional.linear(hidden, weight, bias))
 
 
+@BOTH
+def test_gelu_before_a_linear_layer_keeps_only_its_input(monkeypatch, implementation):
+    monkeypatch.setenv("FLAVA_KERNELS", implementation)
+    kept, z, weight, bias = [], *(tensor.detach() for tensor in example())
+    ours = [tensor.clone().requires_grad_() for tensor in (z, weight, bias)]
+    theirs = [tensor.clone().requires_grad_() for tensor in (z, weight, bias)]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        out = module.gelu_linear(*ours)
+    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in ours]
+    expected = torch.nn.functional.linear(torch.nn.functional.gelu(theirs[0]), *theirs[1:])
+    upstream = torch.randn_like(out)
+    out.backward(upstream)
+    expected.backward(upstream)
+    exact = {"rtol": 0, "atol": 0} if implementation == "torch" else {}
+    torch.testing.assert_close(out, expected, **exact)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, **exact)
+
+
 @pytest.mark.parametrize(("frozen", "products"), [((), 2), ((1, 2), 1), ((0, 1), 0)], ids=str)
 def test_products_that_nobody_needs_are_left_out(frozen, products):
     inputs = [tensor.detach().requires_grad_(place not in frozen) for place, tensor in enumerate(example())]

@@ -45,5 +45,5 @@ def build_task(config: Config) -> BertTask:
         torch.manual_seed(config.seed)
         task = BertTask(config)
         initialize_as_bert(task)
-    recompute_activations(task, config.training.activation_checkpointing)
+    recompute_activations(task, config.training)
     return task

@@ -47,5 +47,5 @@ def build_task(config: Config) -> ClipTask:
         torch.manual_seed(config.seed)
         task = ClipTask(config)
         initialize(task.model)
-    recompute_activations(task, config.training.activation_checkpointing)
+    recompute_activations(task, config.training)
     return task

@@ -123,5 +123,5 @@ def build_task(config: Config) -> FlavaTask:
         torch.manual_seed(config.seed)
         task = FlavaTask(config)
         initialize(task, flava_of(config).initializer_range)
-    recompute_activations(task, config.training.activation_checkpointing)
+    recompute_activations(task, config.training)
     return task

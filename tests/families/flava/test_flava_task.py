@@ -119,14 +119,16 @@ def test_the_callers_tensors_are_never_changed(kind):
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_activation_checkpointing_changes_no_gradient(kind):
+@pytest.mark.parametrize(
+    "wanted",
+    [("activation_checkpointing",), ("activation_checkpointing", "checkpoint_sums"), ("recompute_gelu",)],
+    ids=" ".join,
+)
+def test_computing_again_changes_no_gradient(wanted, kind):
     config = tiny_config()
     plain = build_task(config)
-    recomputing = build_task(
-        dataclasses.replace(
-            config, training=dataclasses.replace(config.training, activation_checkpointing=True)
-        )
-    )
+    training = dataclasses.replace(config.training, **dict.fromkeys(wanted, True))
+    recomputing = build_task(dataclasses.replace(config, training=training))
     batch = make_batch(kind, config)
     for module in (plain, recomputing):
         module("step", batch, denominators(module, batch)).loss.backward()

@@ -72,7 +72,7 @@ class GlobalContrastive(PooledObjective):
         loss, correct = info_nce(image, text, features.shared["log_scale"], features.constants["matched"])
         return loss, {"correct": correct}
 
-    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int, int]:
+    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
         """Returns the bytes gathered in fp32: image features, text features, three numbers per sample.
 
         The three are row and column log-sum-exp and the mask of matches.

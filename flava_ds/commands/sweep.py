@@ -234,6 +234,8 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
     chosen = {name: configs[name] for name in names}
     flops = sum(sweep.facts[name]["planned_flops"] for name in names)
     counts = [f"{sweep.folder}: {len(sweep.runs)} runs, {len(names)} of them now, compared by {sweep.metric}"]
+    if not names:
+        return counts
     if options.gpu is not None:
         machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
         hours = sweep_cost.on_gpus(chosen, sweep_cost.works_of(chosen), machines)

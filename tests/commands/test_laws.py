@@ -5,6 +5,8 @@ import json
 import pytest
 
 from flava_ds import cli
+from flava_ds.scaling.spec import Run
+from flava_ds.scaling.sweep import Sweep
 
 HEAD = "run,state,parameters,samples,unique_samples,batch,flops,loss/global_contrastive,error"
 
@@ -59,6 +61,26 @@ def test_laws_of_a_table(tmp_path, capsys):
     assert floor["floor_identified"] and "E" not in without["numbers"]
     assert "D_eff" in fixed["form"] and "ln R*" in starred["numbers"]
     assert found["batch"]["largest"] in (128, 256, 512)
+
+
+def test_a_sweeps_folder_gives_its_own_metric_and_leaves_a_part_out(tmp_path, capsys):
+    runs, states = {}, tmp_path / "states"
+    states.mkdir()
+    sizes = [(n, d) for n in (1e5, 1e6, 1e7) for d in (1e4, 1e6)]
+    for number, (n, d) in enumerate([*sizes, (1e8, 1e4)]):
+        run = Run({"x": number}, {"x": number}, ("odd" if n == 1e8 else "grid",))
+        runs[run.name] = run
+        results = {"samples": d, "flops": 6 * n * d, "mine": 1 + 30 * n**-0.3 + 50 * d**-0.3}
+        state = {"state": "finished", "attempts": 1, "results": {"parameters": n, "batch": 8.0, **results}}
+        (states / f"{run.name}.json").write_text(json.dumps(state))
+    Sweep(tmp_path, "demo", "mine", "c", runs).save()
+    words = ["--bootstrap", "20", "--json", str(tmp_path / "found.json")]
+    assert cli.main(["laws", str(tmp_path), "--leave-out", "odd", *words]) == 0
+    assert "6 runs, mine" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["held_out"] == [list(runs)[5]] and len(found["fitted_to"]) == 5
+    assert cli.main(["laws", str(tmp_path), "--leave-out", "od", *words]) == 2
+    assert "has no such part; there is grid, odd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
             if source.masked_share != 1 or source.image_codes_key:
                 unread = "image_codes_key" if source.image_codes_key else "masked_share"
                 raise ConfigError(
-                    f"source '{name}': {unread} is for objectives that the family '{self.type}' does not "
-                    "have; leave it out"
+                    f"source '{name}': {unread} is for masked objectives on a share of a batch or on image "
+                    f"codes, which the family '{self.type}' does not have; leave it out"
                 )
 
     def check(self, config: Any) -> None:

@@ -28,7 +28,9 @@ class StreamConfig(VisionEncoderConfig):
     image_size: Pixels = 384
     patch_size: Pixels = 32
     image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
+    """Per channel, on the [0, 1] scale."""
     image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    """Per channel, on the same scale."""
     layer_norm_eps: Epsilon = 1e-6
     """Of every LayerNorm. The published code has 1e-6 in the ViT and 1e-12 in the parts from BERT;
     transformers has 1e-12 everywhere.

@@ -218,6 +218,6 @@ def test_images_of_too_many_patches_are_refused():
     sources = {"a": SourceConfig(kind="pair", shards="x", masked_share=0.5)}
     shared = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
     with pytest.raises(
-        ConfigError, match="source 'a': masked_share is for objectives that the family 'vilt'"
+        ConfigError, match="source 'a': masked_share is for masked objectives on .* family 'vilt'"
     ):
         config.model.check(shared)

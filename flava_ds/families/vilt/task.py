@@ -57,5 +57,5 @@ def build_task(config: Config) -> ViltTask:
         torch.manual_seed(config.seed)
         task = ViltTask(config)
         initialize(task)
-    recompute_activations(task, config.training.activation_checkpointing)
+    recompute_activations(task, config.training)
     return task

@@ -11,13 +11,14 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from stranger_runs import STEPS, prove, stranger_config
+from stranger_runs import STEPS, prove, split, stranger_config
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Between
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.objectives.base import Features, PooledObjective, of_all_ranks
+from flava_ds.report.page import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class SigmoidConfig(ObjectiveConfig, type="sigmoid_pairs"):
     bias: Annotated[float, Between(-10, 10)] = -3.0
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    title: ClassVar[str] = "Every image with every text"
 
     def build(self, config: Any) -> SigmoidPairs:
         return SigmoidPairs(self)
@@ -86,9 +88,8 @@ class SigmoidPairs(PooledObjective):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_pooled_objective_is_exact_under_accumulation(run_ranks, tmp_path):
-    curve = prove(
-        run_ranks, stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()})
-    )
+    config = stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()})
+    curve = prove(run_ranks, config)
     assert set(curve[0]) == {
         "step",
         "lr",
@@ -99,3 +100,6 @@ def test_a_pooled_objective_is_exact_under_accumulation(run_ranks, tmp_path):
     }
     losses = [line["loss/sigmoid"] for line in curve]
     assert len(set(losses)) == STEPS and 0 < min(losses)
+    page = write_report(split(config, "alone_1", "zero1", 1).run_path).read_text(encoding="utf-8")
+    told = f"training loss from {losses[0]:.2f} to {losses[-1]:.2f} nats over {STEPS} logged steps"
+    assert f"<strong>{SigmoidConfig.title}</strong>" in page and f"{SigmoidConfig.title}: {told}" in page

@@ -30,19 +30,25 @@ TILES_PER_PROGRAM = 4
 
 
 @triton.jit
-def _mean(x, columns: tl.constexpr):
-    """Returns each row's mean, its quotient correctly rounded: `/` may be two last places off."""
-    return tl.div_rn(tl.sum(x, 1), columns * 1.0)
+def _mean(x, columns: tl.constexpr, EXACT: tl.constexpr):
+    """Returns each row's mean; its quotient is correctly rounded if EXACT, else up to two last places off."""
+    total = tl.sum(x, 1)
+    return tl.div_rn(total, columns * 1.0) if EXACT else total / columns
 
 
 @triton.jit
-def _centred(x, center, inside, columns: tl.constexpr):
+def _inverse_root(x, EXACT: tl.constexpr):
+    return tl.div_rn(1.0, tl.sqrt_rn(x)) if EXACT else 1.0 / tl.sqrt(x)
+
+
+@triton.jit
+def _centred(x, center, inside, columns: tl.constexpr, EXACT: tl.constexpr):
     """Returns x - mean(x), zero outside; `center` is the mean rounded to fp32.
 
     A second pass subtracts what the rounding missed: with a large mean, that may exceed the row's spread.
     """
     x = tl.where(inside, x - center[:, None], 0.0)
-    return tl.where(inside, x - _mean(x, columns)[:, None], 0.0)
+    return tl.where(inside, x - _mean(x, columns, EXACT)[:, None], 0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -63,9 +69,10 @@ def _forward(
         rounded = x.to(TOTAL.dtype.element_ty)
         tl.store(TOTAL + out, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    mean = _mean(x, COLUMNS)
-    x = _centred(x, mean, inside, COLUMNS)
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(_mean(x * x, COLUMNS) + eps))
+    EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
+    mean = _mean(x, COLUMNS, EXACT)
+    x = _centred(x, mean, inside, COLUMNS, EXACT)
+    rstd = _inverse_root(_mean(x * x, COLUMNS, EXACT) + eps, EXACT)
     weight = tl.load(WEIGHT + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
     bias = tl.load(BIAS + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
     y = x * rstd[:, None] * weight[None, :] + bias[None, :]
@@ -81,6 +88,7 @@ def _backward(
     COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     HAS_GRAD_TOTAL: tl.constexpr, PARAMETERS: tl.constexpr,
 ):  # fmt: skip
+    EXACT: tl.constexpr = TOTAL.dtype.element_ty == tl.float32
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_COLUMNS)
     # Loaded once: the program keeps the same columns for all its rows.
@@ -98,10 +106,11 @@ def _backward(
         )
         mean = tl.load(MEAN + row, mask=row < rows, other=0.0)
         rstd = tl.load(RSTD + row, mask=row < rows, other=0.0)
-        normed = _centred(x, mean, inside, COLUMNS) * rstd[:, None]
+        normed = _centred(x, mean, inside, COLUMNS, EXACT) * rstd[:, None]
         weighted = grad * weight[None, :]
-        along = _mean(weighted * normed, COLUMNS)
-        d_total = (weighted - _mean(weighted, COLUMNS)[:, None] - normed * along[:, None]) * rstd[:, None]
+        along = _mean(weighted * normed, COLUMNS, EXACT)
+        centred = weighted - _mean(weighted, COLUMNS, EXACT)[:, None]
+        d_total = (centred - normed * along[:, None]) * rstd[:, None]
         if HAS_GRAD_TOTAL:
             d_total += tl.load(
                 GRAD_TOTAL + row[:, None] * grad_total_stride + column[None, :], mask=inside, other=0.0

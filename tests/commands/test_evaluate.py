@@ -114,7 +114,7 @@ def test_the_list_needs_no_model(capsys):
 
 def test_a_run_of_the_demo_has_its_own_evaluation_and_says_what_tasks_there_are(run, capsys):
     found, told = evaluated(capsys, run)
-    assert "zero_shot/fluent-emoji-flat/top1_accuracy" in found["metrics"] and "cifar10_probe" in told
+    assert "zero_shot/fluent-emoji-flat/top1_accuracy" in found["metrics"] and "; vision probes: " in told
 
 
 def test_mistakes_are_one_line(run, root, tmp_path, capsys):

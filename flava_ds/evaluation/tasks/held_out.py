@@ -19,6 +19,7 @@ class HeldOutLosses:
     about: str = "the run's own losses on shards that it did not train on"
     needs: tuple[type, ...] = (Losses,)
     data: HeldOutShards = HeldOutShards()
+    group: str = "validation"
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Measures every kind of step of which there are shards."""

@@ -208,7 +208,7 @@ class Model:
                 "objectives.mmm_text"
             )
         texts, _ = write(scorer, tokenizer, self._pixels(images), words=words)
-        return [" ".join(map(tokenizer.token, text)).replace(" ##", "") for text in texts]
+        return [tokenizer.decode(text) for text in texts]
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
         """Reads and transforms images: [b 3 H W] uint8."""

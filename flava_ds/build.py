@@ -50,6 +50,7 @@ def build(config: Config) -> Trainer:
         assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
         checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
     add_codebook(task, config, world.device)
+    note_vocabulary(task, config)
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
@@ -60,6 +61,15 @@ def build(config: Config) -> Trainer:
         for line in preview(config, task, loader, world.size, world.device.type):
             log.info(line)
     return build_trainer(config, engine, loader, first_step, resumed.spikes if resumed else None)
+
+
+def note_vocabulary(task: Any, config: Config) -> None:
+    """Notes in the task what texts are read with; checkpoints keep it, and a resume refuses another one."""
+    for source in config.drawn_sources.values():
+        tokenizer = config.model.plan(config, source).tokenizer
+        if tokenizer is not None:
+            task.fingerprints["vocabulary"] = tokenizer.fingerprint()
+            return
 
 
 def build_trainer(

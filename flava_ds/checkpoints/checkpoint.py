@@ -248,15 +248,19 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
         ) from error
 
 
-def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> None:
-    """Compares the frozen networks that a run has had so far with those of now, by name.
+SETTINGS = {"codebook": "codebook_weights", "vocabulary": "data.vocabulary"}
+"""What a run takes as it is, and the setting that names its file."""
 
-    Raises: CheckpointError when one differs: its targets would change in the middle of the run.
+
+def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> None:
+    """Compares the frozen networks and the vocabulary that a run has had so far with those of now, by name.
+
+    Raises: CheckpointError when one differs: targets or inputs would change in the middle of the run.
     """
     for name, fingerprint in reader.state["frozen"].items():
         if fingerprints.get(name, fingerprint) != fingerprint:
             raise CheckpointError(
-                f"{reader.folder} was trained with another {name} than {name}_weights names now; put the "
+                f"{reader.folder} was trained with another {name} than {SETTINGS[name]} names now; put the "
                 "earlier file back, or start another run from its weights: --name OTHER --initial-weights RUN"
             )
 

@@ -109,7 +109,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
 
     Raises: UserError with what would end the run.
     """
-    from flava_ds.build import index_shards
+    from flava_ds.build import index_shards, note_vocabulary
     from flava_ds.checkpoints.checkpoint import initial_weights
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.data.first_look import look_over
@@ -117,11 +117,11 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     from flava_ds.preview import meta_task, preview
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config.model.load_tokenizer(config)
     task = meta_task(config)
     if config.computes_image_codes and config.codebook_weights not in (None, "random"):
         codebook = load_codebook(str(config.codebook_weights), config.codebook)
         task.fingerprints["codebook"] = codebook.fingerprint()
+    note_vocabulary(task, config)
     saved = check_checkpoint(config, task)
     if config.initial_weights is not None:
         initial_weights(task, config.initial_weights, str(config.model.type))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -61,6 +62,11 @@ class BatchTokenizer:
         return self._tokenizer.decode(
             [int(number) for number in ids], skip_special_tokens=skip_special_tokens
         )
+
+    def fingerprint(self) -> str:
+        """Hashes the entries in their order: 16 hexadecimal digits."""
+        entries = "\n".join(str(self.token(number)) for number in range(self.vocab_size))
+        return hashlib.sha256(entries.encode()).hexdigest()[:16]
 
     def token(self, number: int) -> str:
         """Returns the vocabulary entry of an id."""

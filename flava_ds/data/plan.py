@@ -74,6 +74,9 @@ class Tokenizer(Protocol):
     def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
         """Returns each text's ids, special tokens included, cut to `max_tokens`; and the number cut."""
 
+    def fingerprint(self) -> str:
+        """Hashes what texts are read with, so that a run does not go on with another vocabulary."""
+
 
 class Corruption(Protocol):
     """Adds named tensors to a batch: masks, labels, targets. Runs in dataloader workers, so it is picklable.

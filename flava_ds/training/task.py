@@ -70,7 +70,7 @@ class Task(nn.Module):
         self.frozen: dict[str, Any] = {}
         """Untrained networks on the device that compute targets; equal on all ranks."""
         self.fingerprints: dict[str, str] = {}
-        """Of the frozen networks as they were loaded. Checkpoints keep these alone."""
+        """Of the frozen networks and the vocabulary as they were loaded. Checkpoints keep these alone."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ def test_a_dry_run_says_what_the_run_will_be(words, shards, capfd):
         ),
         (["--name", "other_model"], "which this configuration's model has; it was written with another"),
         (["--name", "other_codebook"], "was trained with another codebook than codebook_weights"),
+        (["--name", "other_vocabulary"], "was trained with another vocabulary than data.vocabulary names"),
         (["--name", "other_family"], "was written by family 'clip', this configuration is 'flava'"),
     ],
 )
@@ -93,6 +94,7 @@ def test_a_dry_run_finds_what_would_end_the_run(words, change, message, shards, 
         ("other_model", "flava_debug", {}),
         ("other_family", "clip_base", {}),
         ("other_codebook", "flava_tiny", fitting),
+        ("other_vocabulary", "flava_tiny", fitting | {"frozen": {"vocabulary": "beef"}}),
     ):
         write_checkpoint(tmp_path / "runs" / name / "checkpoints", 3, small_weights(1.0), **state)
         beside = tmp_path / "runs" / name / "checkpoints" / "step_00000003" / "config.json"

@@ -109,6 +109,9 @@ class Toy(nn.Module):
     def flops(self, batch: Batch) -> float:
         return 1.0
 
+    def target_flops(self, batch: Batch) -> float:
+        return 0.5
+
     def encoders(self) -> dict[str, list[nn.Parameter]]:
         return {
             name: list(part.parameters()) for name, part in self.named_children() if name.endswith("_encoder")
@@ -233,6 +236,7 @@ def update_of(**changed) -> Update:
             "denominators": {},
             "batches": [],
         },
-        **{"flops": 1e6, "waited_s": 0.0, "loss": torch.tensor(1.0), "grad_norm": torch.tensor(0.5)},
+        **{"flops": 1e6, "target_flops": 5e5, "waited_s": 0.0},
+        **{"loss": torch.tensor(1.0), "grad_norm": torch.tensor(0.5)},
     }
     return Update(**(fields | changed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.codebook.dvae import CodebookDecoder, CodebookEncoder, map_pixels, unmap_pixels
 from flava_ds.config import CodebookConfig, from_dict
@@ -70,6 +72,14 @@ class ImageCodebook(nn.Module):
     def logits(self, pixel_values: Tensor) -> Tensor:
         """Scores every code in every cell: [b c H W] -> [b v gh gw]."""
         return self.encoder(self.prepare(pixel_values))
+
+    @functools.cached_property
+    def flops_per_image(self) -> float:
+        """FLOPs of `encode`, counted on the meta device; a multiply-add counts as 2."""
+        size = self.config.image_size
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            CodebookEncoder(self.config)(torch.empty(1, self.config.num_channels, size, size))
+        return float(counter.get_total_flops())
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:

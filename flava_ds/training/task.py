@@ -213,6 +213,10 @@ class Task(nn.Module):
         own = sum(objective.flops(self.model, batch) for objective in self.active(batch.kind).values())
         return 3 * (sum(part.flops for part in self.passes(batch)) + own)
 
+    def target_flops(self, batch: Batch) -> float:
+        """Returns the FLOPs of the frozen networks that compute a micro-batch's targets, forward alone."""
+        return 0.0
+
     def encoders(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trainable parameters of each encoder, for logged gradient norms.
 

@@ -183,6 +183,7 @@ class Trainer:
             denominators=self._denominators(counts),
             batches=micro_batches,
             flops=sum(self.task.flops(batch) for batch in micro_batches),
+            target_flops=sum(self.task.target_flops(batch) for batch in micro_batches),
             waited_s=waited_s,
         )
 

@@ -64,6 +64,8 @@ class Update:
     batches: Sequence[Batch]
     flops: float
     """Of this rank's micro-batches, forward and backward."""
+    target_flops: float
+    """Of the frozen networks that compute these batches' targets."""
     waited_s: float
     """Seconds spent waiting for the loader."""
     gradients: Sequence[Mapping[str, FeatureGradients] | None] = ()

@@ -88,6 +88,11 @@ FIELDS = (
         "flops_per_second over the devices' rate of plain matrix products, measured at the start",
     ),
     Field(
+        "mfu_with_targets",
+        "share",
+        "the same with the work of frozen networks that compute targets, such as the image codebook",
+    ),
+    Field(
         "peak_memory_gib",
         "GiB",
         "peak allocated device memory since the last record, largest over ranks; on a CPU, the process's",

@@ -39,6 +39,7 @@ class Window:
     steps: int = 0
     samples: int = 0
     flops: float = 0.0
+    target_flops: float = 0.0
     waited_s: float = 0.0
     worked_s: float = 0.0
     """Time until the rank first waited for others, by StepClock."""
@@ -125,6 +126,7 @@ class Metrics(Watcher):
         window.steps += 1
         window.samples += sum(batch.size for batch in update.batches)
         window.flops += update.flops
+        window.target_flops += update.target_flops
         window.drawn[source] += 1
         window.work[source] += update.flops
         window.waited_s += update.waited_s
@@ -160,8 +162,9 @@ class Metrics(Watcher):
         elapsed = max(1e-9, time.perf_counter() - self._since - self._paused_s)
         self._window.worked_s, self._window.peak_memory = self.clock.take(), peak_memory(self.world.device)
         windows: list[Window] = gather_objects(self.world, self._window)
-        samples, flops, waited = (
-            sum(getattr(window, name) for window in windows) for name in ("samples", "flops", "waited_s")
+        samples, flops, targets, waited = (
+            sum(getattr(window, name) for window in windows)
+            for name in ("samples", "flops", "target_flops", "waited_s")
         )
         steps = max(1, self._window.steps)
         self._pace.add(elapsed, self._window.drawn, self._window.work)
@@ -180,6 +183,7 @@ class Metrics(Watcher):
             "data_wait": waited / self.world.size / elapsed,
             "flops_per_second": flops / elapsed,
             "mfu": flops / elapsed / self.gemm_rate,
+            **({"mfu_with_targets": (flops + targets) / elapsed / self.gemm_rate} if targets else {}),
             "peak_memory_gib": max(window.peak_memory for window in windows) / 2**30,
             **self._compare_ranks(windows, steps),
             **self._progress(step + 1),

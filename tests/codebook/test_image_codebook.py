@@ -270,3 +270,18 @@ def test_wrong_input_is_refused(codebook):
         codebook.decode(torch.full((1, 16), 40))
     with pytest.raises(ConfigError, match="image_size 30"):
         ImageCodebook(dataclasses.replace(FOUR, image_size=30))
+
+
+def test_its_work_is_that_of_its_convolutions():
+    """2 * weights * places of each convolution, by hand from the shapes that they see."""
+    codebook = ImageCodebook(
+        CodebookConfig(hidden_size=8, num_groups=2, num_blocks_per_group=1, image_size=8)
+    )
+    seen: list[int] = []
+    for part in codebook.encoder.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.register_forward_hook(
+                lambda own, _, out: seen.append(2 * own.weight.numel() * out.shape[-1] * out.shape[-2])
+            )
+    codebook.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    assert codebook.flops_per_image == sum(seen) > 0

@@ -123,6 +123,7 @@ def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
         )
         assert first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5 and first["epoch/books"] == 0.1
         assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e9)
+        assert first["mfu_with_targets"] == pytest.approx(1.5 * first["mfu"]), "half as much for targets"
         assert first["samples_per_second"] / first["flops_per_second"] == pytest.approx(16 / 4e6)
         # no terms, no mean
         assert not any(name.endswith(("/mlm", "/mim")) for name in second) and second["skipped_updates"] == 3

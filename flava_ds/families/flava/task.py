@@ -37,6 +37,12 @@ class FlavaTask(Task):
         with torch.no_grad():
             return batch.having(image_codes=self.frozen[CODEBOOK].encode(batch["codebook_pixel_values"]))
 
+    def target_flops(self, batch: Batch) -> float:
+        """Counts the codebook's encoder on the images whose codes the data does not have."""
+        if "codebook_pixel_values" not in batch or CODEBOOK not in self.frozen:
+            return 0.0
+        return batch["codebook_pixel_values"].shape[0] * self.frozen[CODEBOOK].flops_per_image
+
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms, losses and the codebook."""
         if batch.kind == Kind.PAIR:

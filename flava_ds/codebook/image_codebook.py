@@ -14,7 +14,6 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.codebook.dvae import CodebookDecoder, CodebookEncoder, map_pixels, unmap_pixels
 from flava_ds.config import CodebookConfig, from_dict
@@ -75,11 +74,20 @@ class ImageCodebook(nn.Module):
 
     @functools.cached_property
     def flops_per_image(self) -> float:
-        """FLOPs of `encode`, counted on the meta device; a multiply-add counts as 2."""
-        size = self.config.image_size
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            CodebookEncoder(self.config)(torch.empty(1, self.config.num_channels, size, size))
-        return float(counter.get_total_flops())
+        """FLOPs of the convolutions of `encode`; a multiply-add counts as 2."""
+        size, found = self.config.image_size, 0
+
+        def count(layer: nn.Conv2d, _: object, out: Tensor) -> None:
+            nonlocal found
+            found += 2 * layer.weight.numel() * out.shape[-2] * out.shape[-1]
+
+        with torch.device("meta"):
+            encoder = CodebookEncoder(self.config)
+            for layer in encoder.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.register_forward_hook(count)
+            encoder(torch.empty(1, self.config.num_channels, size, size))
+        return float(found)
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:

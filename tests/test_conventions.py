@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -368,3 +369,12 @@ def test_no_leftovers():
             if pattern.search(line):
                 found.append(f"{name}:{number}: {line.strip()[:100]}")
     assert not found, "\n".join(found)
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports a file of a folder without __init__.py by its bare name, and one per name."""
+    paths = [
+        path for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()
+    ]
+    twice = [name for name, count in Counter(path.name for path in paths).items() if count > 1]
+    assert not twice, twice

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.plain_text import public
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import World, log, together
+from flava_ds.storage.atomic import write_whole
 from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 from flava_ds.watching.environment import flat
@@ -37,16 +39,22 @@ def prepare(config: Config, world: World) -> None:
 
     Raises: CheckpointError on every rank when another run holds the folder, or its files cannot be moved.
     """
-    with together(world):
+    with together(world), usable(config):
         if world.is_main:
-            try:
-                alone = world.size == 1
-                _prepare_folders(config, math.inf if alone else config.engine.communication_timeout_s)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{config.run_path} cannot be used ({error}); make room or make it writable, or set "
-                    "logging.run_directory"
-                ) from error
+            alone = world.size == 1
+            _prepare_folders(config, math.inf if alone else config.engine.communication_timeout_s)
+
+
+@contextmanager
+def usable(config: Config) -> Iterator[None]:
+    """Says of an OSError inside what it means for the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{config.run_path} cannot be used ({error}); make room or make it writable, or set "
+            "logging.run_directory"
+        ) from error
 
 
 def _prepare_folders(config: Config, patience_s: float) -> None:
@@ -80,9 +88,12 @@ def record(config: Config, world: World) -> None:
 
     Call it only once nothing can refuse the run any more: until then the file describes an earlier run of
     this name.
+
+    Raises: CheckpointError on all ranks when it cannot be written; the earlier file is intact.
     """
-    if world.is_main:
-        configuration.save(config, config.run_path / files.CONFIG)
+    with together(world), usable(config):
+        if world.is_main:
+            write_whole(config.run_path / files.CONFIG, configuration.dumps(config))
 
 
 class Resumed(NamedTuple):

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flava_ds import config as configuration
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.contents import optimizer_name, weights_name
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import good_checkpoints, tensor_name
 from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
-from flava_ds.config import Config, to_dict
+from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
-from flava_ds.plain_text import public
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import gather_numbers, log, raise_together
 from flava_ds.training import fragments
@@ -175,7 +175,7 @@ class Saver:
             state["frozen"] = self.engine.module.fingerprints
             contents |= {
                 files.STATE: json.dumps(state, indent=1) + "\n",
-                files.CONFIG: json.dumps(public(to_dict(self.config)), indent=2) + "\n",
+                files.CONFIG: configuration.dumps(self.config),
             }
         return contents
 

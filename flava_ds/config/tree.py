@@ -313,7 +313,12 @@ def check_read(config: Config) -> None:
 
 def save(config: Config, path: Path) -> None:
     """Writes `config` as JSON, without the secrets of URLs."""
-    path.write_text(json.dumps(public(to_dict(config)), indent=2) + "\n", encoding="utf-8")
+    path.write_text(dumps(config), encoding="utf-8")
+
+
+def dumps(config: Config) -> str:
+    """Returns what `save` writes."""
+    return json.dumps(public(to_dict(config)), indent=2) + "\n"
 
 
 def load(path: Path) -> Config:

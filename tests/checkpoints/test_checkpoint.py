@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import subprocess
 import time
 from contextlib import suppress
@@ -358,3 +359,24 @@ def test_a_disk_that_an_interrupted_save_has_filled_is_no_end(run_ranks, tmp_pat
         assert run_ranks(prepare_on_a_full_disk, 1, str(tmp_path)) == [[]]
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def without_room(folder: str) -> tuple[str, str]:
+    """On every rank: what a run says whose config.json does not fit, and what is left of the earlier one."""
+    world, config = start(60), config_in(folder, "zero1")
+    checkpoint.prepare(config, world)
+    path = config.run_path / files.CONFIG
+    if world.is_main:
+        path.write_text("earlier")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.record(config, world)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return str(caught.value), path.read_text()
+
+
+@pytest.mark.distributed
+def test_a_full_disk_at_the_start_is_one_line_on_every_rank(run_ranks, tmp_path):
+    said = run_ranks(without_room, 2, str(tmp_path))
+    assert said[0] == said[1] and "cannot be used ([Errno 27] File too large" in said[0][0]
+    assert said[0][1] == "earlier"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -102,13 +103,17 @@ class Trial:
             self.problems.append(f"status {wrong[0]}")
 
     def go_on(self) -> bool:
-        """Starts the run again until it ends well, and compares it; says whether it is equal."""
+        """Starts the run again until it ends well, when its words say so, and compares it; says whether it is
+        equal.
+        """
         statuses = self.statuses
         while any(statuses) and self.starts < MOST_STARTS:
             self.starts += 1
             job = Job(self.config, 2, self.every_start)
             statuses = job.wait(END_S)
-            if any(statuses):
+            if any(statuses) and (told := re.search(r"start again in (\d+) s", job.said())):
+                time.sleep(int(told[1]))
+            elif any(statuses):
                 self.problems.append(f"start {self.starts} ended with {statuses}: {job.errors()[:1]}")
         return not any(statuses) and self.gauntlet.equal(self.config, [0, 0])
 

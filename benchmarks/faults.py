@@ -38,10 +38,13 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, default=RESULTS / "faults_campaign.json", help="where a campaign is kept"
     )
+    parser.add_argument(
+        "--again", type=int, nargs="+", default=[], metavar="N", help="repeat these trials, after a mend"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.trials:
-            return campaign(Path(folder), options.trials, options.seed, options.results)
+            return campaign(Path(folder), options.trials, options.seed, options.results, options.again)
         return every_fault_once(Path(folder))
 
 
@@ -57,8 +60,8 @@ def every_fault_once(folder: Path) -> int:
     return int(any(row["equal"] is False for row in rows))
 
 
-def campaign(folder: Path, trials: int, seed: int, results: Path) -> int:
-    """Runs the trials that `results` does not have yet, and keeps each when it is done.
+def campaign(folder: Path, trials: int, seed: int, results: Path, again: list[int]) -> int:
+    """Runs the trials that `results` does not have yet, and those in `again`; keeps each when it is done.
 
     Raises: SystemExit when those that are kept have another seed, or there are others of this seed by now.
     """
@@ -74,11 +77,11 @@ def campaign(folder: Path, trials: int, seed: int, results: Path) -> int:
             raise SystemExit(f"error: {results} is of another seed or other faults; move it away")
         found["rows"] = kept["rows"]
     gauntlet = Gauntlet(folder, STEPS)
-    for number in range(len(found["rows"]), trials):
+    for number in [*again, *range(len(found["rows"]), trials)]:
         row = Trial(gauntlet, seed, number).row()
         row["said"] = without_places(row["said"], folder)
         row["problems"] = [without_places(problem, folder) for problem in row["problems"]]
-        found["rows"].append(row)
+        found["rows"][number : number + 1] = [row]
         write(results, found)
         verdict = "equal" if row["equal"] else "NOT EQUAL"
         print(f"{number + 1}/{trials} {row['fault']}: {verdict} {row['problems'] or ''}", flush=True)

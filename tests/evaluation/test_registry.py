@@ -59,8 +59,10 @@ def test_an_unknown_name_gets_the_known_ones_and_a_suggestion():
         with pytest.raises(UserError) as caught:
             find([wrong])
         assert meant in str(caught.value) and len(str(caught.value)) < 700
-    groups = grouped(tasks())
-    assert sorted(sum(groups.values(), [])) == sorted(tasks()) and "others" not in groups
+    # other tests of this process add tasks of their own
+    ours = {name: task for name, task in tasks().items() if type(task).__module__.startswith("flava_ds.")}
+    groups = grouped(ours)
+    assert sorted(sum(groups.values(), [])) == sorted(ours) and "others" not in groups
     assert "glue_cola" in groups["language"] and "vqav2" in groups["vision-language"]
     assert "coco_retrieval" in groups["retrieval"] and "cifar10_zero_shot" in groups["zero-shot"]
     assert [task.name for task in find(["sst2_probe", "cifar10_probe", "sst2_probe"])] == [

@@ -90,7 +90,7 @@ def everything(recorded):
             r"info_nce\.gradient\.",
         ),
         (
-            "triton_ops/contrastive.py",
+            "triton_ops/contrastive_tiles.py",
             '"sm_80": Tiles(128, 128, 32, 8, 4)',
             '"sm_80": Tiles(128, 128, 32, 8, 3)',
             r"sm_80 info_nce\.\w+\.(bf16|fp16)",

@@ -222,17 +222,26 @@ def test_wandb_offline_keeps_the_numbers_and_a_resumed_run_its_identity(tmp_path
     )
     time.sleep(1.1)  # wandb names folders by the second, and starts within one would share theirs
     write_all(WeightsAndBiases(config, START, 1), {"step": 1, "loss/mlm": 2.125})
-    seen, names = [], set()
-    for path in sorted(
-        (config.run_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
-    ):
-        names.add(path.stem)
-        for record in map(Record.FromString, leveldb_records(path.read_bytes()[7:])):
-            if record.WhichOneof("record_type") == "history":
-                items = {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
-                seen.append((items["step"], items["loss/mlm"]))
+
+    def read() -> tuple[list[tuple[int, float]], set[str]]:
+        seen, names = [], set()
+        for path in sorted(
+            (config.run_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+        ):
+            names.add(path.stem)
+            for record in map(Record.FromString, leveldb_records(path.read_bytes()[7:])):
+                if record.WhichOneof("record_type") == "history":
+                    items = {
+                        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                        for item in record.history.item
+                    }
+                    seen.append((items["step"], items["loss/mlm"]))
+        return seen, names
+
+    # wandb's own process may still write when `finish` has returned
+    deadline = time.monotonic() + 60
+    while len(read()[0]) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen, names = read()
     assert seen == [(0, 2.5), (1, 2.25), (1, 2.125)]
     assert len(names) == 1, "a resumed run goes on under the id of the first start"

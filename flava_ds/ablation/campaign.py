@@ -204,6 +204,7 @@ def perform(run: Run) -> None:
             continue
         config = with_inherited(run.sequence, stage) if stage.inherits else with_common_start(run, stage)
         file = run.folder / f"{stage.name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
         configuration.save(config, file)
         wait_for_folder(config.run_path)
         launch = cpu_launch([], RANKS, str(file))

@@ -94,6 +94,17 @@ def test_rows_of_a_seed_begin_with_the_same_weights(row, tmp_path):
     assert all(torch.equal(begun[name], drawn[name]) for name in begun)
 
 
+def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
+    monkeypatch.setitem(campaign.WORKS, "tiny", 2)
+    monkeypatch.setitem(campaign.ONLY, "clip", ("vision",))
+    (run,) = (dataclasses.replace(run, runs=tmp_path / "runs") for run in plan(["clip"], 1, "tiny", tmp_path))
+    campaign.perform(run)
+    (result,) = read_results(run.file.parent)["clip"]
+    assert result["steps"] == {"joint": 2} and result["settings"] == run.settings
+    assert 0 < result["metrics"]["vision/group"]["value"] < 1
+    assert not list(unfinished([run])) and not run.folder.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -190,10 +190,10 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
-        "demo, flava_tiny, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, "
-        "demo_simclr, demo_dino, demo_mlm, ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: "
-        "RECIPE` and what differs, or a run's config.json; several in a row: flava_base_full, demo_full, "
-        "ablation/flava"
+        "demo, flava_tiny, flava_base, flava_large, flava_debug, dino_base, mlm_base, demo_simclr, "
+        "demo_dino, demo_mlm, demo_generate, clip_base, demo_clip, bert_base, demo_bert, vilt_base, "
+        "demo_vilt, ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what "
+        "differs, or a run's config.json; several in a row: flava_base_full, demo_full, ablation/flava"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(
@@ -266,7 +266,7 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
 def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     """Prints what a run would need and how long it would take."""
     config = resolve_or_help(options, overrides)
-    return 0 if config is None else plan_command.run(options, config)
+    return 0 if config is None else plan_command.run(options, config, overrides)
 
 
 def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -256,7 +257,8 @@ def _measured(run: Run) -> dict[str, Any]:
     from flava_ds.evaluation.opening import open_model
     from flava_ds.recipes.demo import DATA
 
-    torch.set_num_threads(RANKS)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(RANKS)
     opened = open_model(run.sequence.stages[-1].config.run_path, device="cpu", precision="fp32")
     inputs = build_inputs(opened.config, unpack(DATA).root)
     return measure(opened.frozen(), inputs, run.domains)

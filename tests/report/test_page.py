@@ -134,6 +134,23 @@ def test_names_are_escaped(tmp_path):
     assert Page(write_report(run).read_text()).all("b") == []
 
 
+def test_weights_and_agreement_of_objectives_are_on_the_page_if_measured(tmp_path):
+    run, _ = write_run(tmp_path)
+    plain = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "Weight of each objective" not in plain.text and "pull the same way" not in plain.text
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"balance": {"type": "uncertainty"}}))
+    header, *lines = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    for number, line in enumerate(lines):
+        line |= {"weight/itm": 1.0 + number, "gradient_cosine/mmm_text/itm/text_encoder": 0.5 - number % 2}
+    (run / "log.jsonl").write_text("\n".join(json.dumps(line) for line in (header, *lines)))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "What balance uncertainty makes of the configured weights" in " ".join(page.text.split())
+    assert f"last {float(len(lines)):.3g}" in page.text and page.errors == []
+    titles = r"MMM, text\s+Image-text matching\s+text\s+"
+    assert re.search(titles + r"\+0\.00\s+50 %", page.text), page.text[-3000:]
+
+
 @pytest.mark.parametrize(
     "lost, words",
     [

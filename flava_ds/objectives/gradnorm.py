@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flava_ds.config.balance import BalanceConfig
 from flava_ds.config.bounds import Above, AtLeast, AtMost
-from flava_ds.data.order import uniform_at
+from flava_ds.data.order import uniforms
 from flava_ds.errors import ConfigError
 from flava_ds.objectives.balance import Balance
 
@@ -115,7 +115,7 @@ class GradNorm(Balance):
 
     def measured_layers(self, step: int, kind: str) -> tuple[str, ...]:
         """Returns the parameters on which this step is to be measured; none in most steps."""
-        drawn = uniform_at(np.uint64(step), np.int64(0), stream=_STREAM)
+        [[drawn]] = uniforms(np.array([step], dtype=np.uint64), 1, stream=_STREAM)
         return tuple(self.layers.get(kind, ())) if drawn < 1 / self.config.every_steps else ()
 
     def follow(self, means: Tensor, present: Tensor) -> None:

@@ -68,14 +68,14 @@ def test_a_balanced_run_is_the_same_in_every_topology(run_ranks, tmp_path):
     whole = flava_objectives()
     objectives = {"sigmoid": SigmoidConfig(), "mmm_text": whole["mmm_text"], "itm": whole["itm"]}
     config = stranger_config(tmp_path, name="balanced", objectives=objectives, balance=UncertaintyConfig())
-    curve = prove(run_ranks, config)
+    curve = prove(run_ranks, config, zero3=False)
     first = [curve[0][f"weight/{name}"] for name in objectives]
     assert first == [
         pytest.approx(own.weight * math.exp(0.01 * (curve[0][f"loss/{name}"] - 0.5) * -1), rel=1e-5)
         for name, own in objectives.items()
     ]
     assert len({line["weight/itm"] for line in curve}) == STEPS
-    saved = numbers_of(split(config, "zero3_whole", "zero3", 1))["state/balance/log_variances"]
+    saved = numbers_of(split(config, "zero1_whole", "zero1", 2))["state/balance/log_variances"]
     assert saved.shape == (3,) and saved.abs().min() > 0
     page = write_report(split(config, "alone_1", "zero1", 1).run_path).read_text(encoding="utf-8")
     assert f"Image-text matching: weight from {curve[0]['weight/itm']:.3g}" in page

@@ -13,7 +13,10 @@ OUT = Path("benchmarks/results/ablation")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     command.add_argument(
-        "--rows", nargs="+", metavar="ROW", help="rows of the table (default: all, and two at equal compute)"
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help="rows of the table (default: all, and three that the paper lacks)",
     )
     command.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     command.add_argument("--work", default="small", help="small: 700 pair steps a run (default), or tiny: 14")

@@ -21,6 +21,7 @@ BUILT_IN = {
     "mmm_text": "flava_ds.objectives.masked_text:MultimodalMaskedTextConfig",
     "itm": "flava_ds.objectives.itm:ImageTextMatchingConfig",
     "dino": "flava_ds.objectives.dino:DinoConfig",
+    "simdino": "flava_ds.objectives.simdino:SimdinoConfig",
     "simclr": "flava_ds.objectives.simclr:SimclrConfig",
     "wpa": "flava_ds.objectives.word_patch_alignment:WordPatchAlignmentConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",

@@ -69,6 +69,7 @@ RECIPES = Recipes(
     "ablation/clip",
     "ablation/flava_mm_equal_compute",
     "ablation/flava_no_init_equal_compute",
+    "ablation/flava_no_init_uncertainty",
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full", "ablation/flava")
 """Those that are several runs in a row: functions that return Stages."""

@@ -23,7 +23,7 @@ def finish(run, **changes):
 def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
     runs = plan(["clip", "mim"], 2, "tiny", tmp_path)
     assert [(run.row, run.seed) for run in runs] == [("mim", 0), ("clip", 0), ("mim", 1), ("clip", 1)]
-    assert len({run.file for run in plan(list(ROWS), 3, "small", tmp_path)}) == 30
+    assert len({run.file for run in plan(list(ROWS), 3, "small", tmp_path)}) == 33
 
 
 def test_a_finished_run_is_not_run_again_also_without_its_folder(tmp_path, capsys):

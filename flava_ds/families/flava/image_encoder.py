@@ -83,3 +83,29 @@ class ImageEncoder(nn.Module):
         rows = torch.arange(pixel_values.shape[0], device=pixel_values.device) * (1 + height * width)
         (encoded,) = self(pixel_values, keep=[rows], any_size=True, paths=paths)
         return encoded.rows(rows)
+
+    def tokens(
+        self,
+        pixel_values: Tensor,
+        patches: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        paths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the CLS of images, masked where asked, and some of their patches, after the final
+        LayerNorm.
+
+        Shapes:
+            pixel_values     [k c H W]
+            patches          [m]    int64, flat indices into [k n]
+            bool_masked_pos  [k n]  bool
+            paths            [k L 2]
+            returns          [k d], [m d]
+        """
+        size, length = pixel_values.shape[0], 1 + self.config.num_patches
+        first = torch.arange(size, device=patches.device) * length
+        rows = patches + patches // self.config.num_patches + 1  # one CLS before each image's patches
+        keep = torch.cat([first, rows]).sort().values
+        (encoded,) = self(
+            pixel_values, bool_masked_pos, clean=bool_masked_pos is None, keep=[keep], paths=paths
+        )
+        return encoded.rows(first), encoded.rows(rows)

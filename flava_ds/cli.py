@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from flava_ds.commands import ablation as ablation_command
 from flava_ds.commands import codebook as codebook_command
+from flava_ds.commands import compare as compare_command
 from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
@@ -126,12 +127,15 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds demo, ablation, train, config, evaluate, report and convert."""
+    """Adds demo, ablation, compare, train, config, evaluate, report and convert."""
     demo_command.add_arguments(
         add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the built-in data")
     )
     ablation_command.add_arguments(
         add("ablation", run_ablation, "run the paper's ablation at the demo's size, and judge its orderings")
+    )
+    compare_command.add_arguments(
+        add("compare", run_comparison, "train every family's demo recipe for equal FLOPs, and compare them")
     )
     add_training(add)
     command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
@@ -290,6 +294,11 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> int:
 def run_ablation(options: argparse.Namespace, _: list[str]) -> int:
     """Runs what is left of the ablation and prints its verdicts."""
     return ablation_command.run(options)
+
+
+def run_comparison(options: argparse.Namespace, _: list[str]) -> int:
+    """Runs what is left of the comparison and prints its table."""
+    return compare_command.run(options)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:

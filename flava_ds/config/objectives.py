@@ -24,6 +24,9 @@ BUILT_IN = {
     "simdino": "flava_ds.objectives.simdino:SimdinoConfig",
     "simclr": "flava_ds.objectives.simclr:SimclrConfig",
     "wpa": "flava_ds.objectives.word_patch_alignment:WordPatchAlignmentConfig",
+    "itc": "flava_ds.objectives.momentum_contrastive:MomentumContrastiveConfig",
+    "itm_hard": "flava_ds.objectives.hard_matching:HardMatchingConfig",
+    "mlm_distilled": "flava_ds.objectives.distilled_text:DistilledTextConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""

@@ -102,8 +102,10 @@ class Task(nn.Module):
         return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
 
     def complete(self, batch: Batch) -> Batch:
-        """Adds the targets of frozen networks and training states, on the device and without a graph."""
-        for state in self.states.values():
+        """Adds the targets of frozen networks and training states, on the device and without a graph; in
+        evaluation mode not those of states, which nothing has restored.
+        """
+        for state in self.states.values() if self.training else ():
             batch = state.complete(batch)
         return batch
 

@@ -1,0 +1,75 @@
+"""Blocks whose tokens also attend to the states of another encoder, e.g. words to an image."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from flava_kernels.cross_attention import varlen_cross_attention
+from torch import Tensor, nn
+
+from flava_ds.batch import Packed
+from flava_ds.layers.fused import ResidualLayerNorm
+from flava_ds.layers.transformer import PostNormBlock, TransformerShape
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of each packed sequence to the memory of the same number.
+
+    A sequence without memory gets the output projection's bias.
+
+    Shapes:
+        hidden         [T d] -> [T d]
+        memory.hidden  [M d]
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, memory: Packed) -> Tensor:
+        q = rearrange(self.query(hidden), "T (h e) -> T h e", h=self.num_heads)
+        kv = rearrange(self.key_value(memory.hidden), "M (two h e) -> M two h e", two=2, h=self.num_heads)
+        images = memory.hidden.shape[0] == (memory.cu_seqlens.shape[0] - 1) * memory.max_seqlen
+        context = varlen_cross_attention(
+            q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=images
+        )
+        return self.output(rearrange(context, "T h e -> T (h e)"))
+
+
+class CrossBlock(PostNormBlock):
+    """A post-norm block with attention to `memory` between its two halves.
+
+    With `rows`, everything after self-attention is computed for these rows only.
+
+    Source: Vaswani et al. 2017, section 3.1, without its causal mask; Li et al. 2021, ALBEF, section 3.1.
+    """
+
+    def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
+        super().__init__(shape, causal=causal, activation=activation)
+        self.cross_attention = CrossAttention(shape.hidden_size, shape.num_attention_heads)
+        self.cross_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(
+        self,
+        stream: Tensor,
+        branch: Tensor | None,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        rows: Tensor | None = None,
+        paths: Tensor | None = None,
+        memory: Packed | None = None,
+    ) -> tuple[Tensor, None]:
+        if memory is None or paths is not None:
+            raise ValueError("a CrossBlock needs `memory`, and has no stochastic depth (`paths`)")
+        context = self.attention(stream, cu_seqlens, max_seqlen, equal_lengths)
+        if rows is not None:
+            stream, context = stream.index_select(0, rows), context.index_select(0, rows)
+            cu_seqlens = torch.searchsorted(rows, cu_seqlens.long()).to(torch.int32)
+        stream, _ = self.attention_norm(self.attention.output(context), stream)
+        stream, _ = self.cross_norm(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), stream)
+        stream, _ = self.mlp_norm(self.mlp_down(self.mlp_up(stream)), stream)
+        return stream, None

@@ -23,6 +23,8 @@ BUILT_IN = {
     "dino": "flava_ds.objectives.dino:DinoConfig",
     "simclr": "flava_ds.objectives.simclr:SimclrConfig",
     "wpa": "flava_ds.objectives.word_patch_alignment:WordPatchAlignmentConfig",
+    "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
+    "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""

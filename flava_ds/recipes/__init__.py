@@ -60,6 +60,8 @@ RECIPES = Recipes(
     "demo_bert",
     "vilt_base",
     "demo_vilt",
+    "simvlm_base",
+    "demo_simvlm",
     "ablation/mim",
     "ablation/mlm",
     "ablation/flava_c_local",

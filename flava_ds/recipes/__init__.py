@@ -60,6 +60,8 @@ RECIPES = Recipes(
     "demo_bert",
     "vilt_base",
     "demo_vilt",
+    "align_base",
+    "demo_align",
     "simvlm_base",
     "demo_simvlm",
     "ablation/mim",

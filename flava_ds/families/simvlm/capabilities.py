@@ -92,18 +92,24 @@ class SimvlmMatcher(SimvlmPart):
 
     @torch.inference_mode()
     def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
-        """Scores images against one or several captions each; images are encoded once.
+        """Scores images against one or several captions each; images are encoded once, and texts that are
+        alike are judged once without an image.
 
         Shapes:
             pixels    [b c H W]  uint8
             pairings  each b arrays of ids
             returns   one [b] fp32 for each pairing
         """
-        starts = self.starts(pairings[0])
-        beside, alone = self.model.read(starts, self.patches(pixels)), self.model.read(starts)
-        return [
-            self.log_likelihoods(beside, texts) - self.log_likelihoods(alone, texts) for texts in pairings
-        ]
+        beside = self.model.read(self.starts(pairings[0]), self.patches(pixels))
+        return [self.log_likelihoods(beside, texts) - self.alone(texts) for texts in pairings]
+
+    def alone(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """Returns log p(text): [b]."""
+        places: dict[bytes, int] = {}
+        rows = [places.setdefault(text.tobytes(), len(places)) for text in texts]
+        unique = [texts[rows.index(place)] for place in range(len(places))]
+        found = self.log_likelihoods(self.model.read(self.starts(unique)), unique)
+        return found[torch.tensor(rows, device=found.device)]
 
 
 class SimvlmWriter(SimvlmPart):

@@ -75,6 +75,8 @@ def test_likelihoods_are_those_of_the_losses(task, config):
     swapped = parts[Writer].log_likelihood(pixels, texts[::-1]) - parts[Writer].log_likelihood(pixels, texts)
     log_of_texts = (beside - one).flip(0) - (beside - one)
     torch.testing.assert_close(other - one, swapped - log_of_texts)
+    [same] = parts[Matcher].log_odds(pixels, [[texts[1]] * 4])
+    torch.testing.assert_close(same[1], one[1])
 
 
 def test_greedy_texts_are_the_likeliest_next_tokens_up_to_the_end(task, config):

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 
-class PictureShape(Protocol):
-    """What a patch embedding needs of an encoder's configuration."""
+class Tiled(Protocol):
+    """An image's size and that of its patches."""
 
     @property
     def image_size(self) -> int: ...
 
     @property
     def patch_size(self) -> int: ...
+
+
+class PictureShape(Tiled, Protocol):
+    """What a patch embedding needs of an encoder's configuration."""
 
     @property
     def num_channels(self) -> int: ...
@@ -78,7 +82,7 @@ def normalized(pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return torch.addcmul(shift, pixel_values.float(), scale)
 
 
-def enlarged_edge(shape: PictureShape, scale: float) -> int:
+def enlarged_edge(shape: Tiled, scale: float) -> int:
     """Returns the edge of pictures `scale` times as large, rounded to whole patches: 480 for 224 and
     480/224."""
     return max(1, round(shape.image_size * scale / shape.patch_size)) * shape.patch_size

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from flava_ds.layers.ghost_norm import GhostBatchNorm
 from flava_ds.layers.patches import normalized
@@ -33,6 +32,9 @@ class ResNetStages(nn.Module):
     def __init__(
         self, width: int, blocks: Sequence[int], mean: Sequence[float], std: Sequence[float], norm_group: int
     ):
+        # here because it loads Triton, which importing a module of this package must not
+        from torchvision.models.resnet import Bottleneck
+
         super().__init__()
         norm = functools.partial(GhostBatchNorm, group=norm_group)
         self.register_buffer("image_mean", torch.tensor(mean), persistent=False)

@@ -75,9 +75,9 @@ class BatchNormTask(Task):
         return super().complete(batch)
 
     def step(self, batch: Batch, *arguments: Any) -> StepOutput:
-        """Also returns the sums of the norms' moments, if the batch has images."""
+        """Also returns the sums of the norms' moments, if the batch has images and the pass a graph."""
         output = super().step(batch, *arguments)
-        if "pixel_values" not in batch:
+        if "pixel_values" not in batch or not torch.is_grad_enabled():
             return output
         seen = [norm.seen for norm in self.norms if norm.seen is not None]
         moments = torch.cat([own for own, _ in seen], dim=1)

@@ -40,8 +40,9 @@ def make_batch(lengths=(5, 12, 2, 9), seed: int = 0) -> Batch:
     """A batch as the collator makes it."""
     draw = torch.Generator().manual_seed(seed)
     texts = [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
+    noise = torch.rand(len(texts), 3, 64, 64, generator=draw)
     tensors = {
-        "pixel_values": torch.randint(0, 256, (len(texts), 3, 64, 64), generator=draw, dtype=torch.uint8),
+        "pixel_values": (noise * torch.linspace(50, 255, len(texts))[:, None, None, None]).to(torch.uint8),
         "input_ids": torch.tensor([token for text in texts for token in text]),
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
         "matched_rows": torch.arange(len(texts)),
@@ -83,10 +84,15 @@ def their_align(config: Config) -> nn.Module:
     theirs = transformers.AlignConfig(
         text_config=text_config, vision_config=vision_config, projection_dim=config.model.projection_dim
     )
-    model = randomize(transformers.AlignModel(theirs), std=0.3)
+    model = randomize(transformers.AlignModel(theirs), std=0.1)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.temperature.fill_(0.5)
+        for name, parameter in model.vision_model.named_parameters():  # as large as keeps the images apart
+            if parameter.ndim == 4:
+                parameter.normal_(std=(2 / parameter[0].numel()) ** 0.5, generator=draw)
+            elif name.endswith("_bn.weight"):  # whose names randomize does not know
+                parameter.add_(1.0)
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2, generator=draw)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from families.bert.bert_peers import randomize
 from families.simvlm.simvlm_toys import CLS, OBJECTIVES, SEP, make_batch, texts_of, tiny_config
+from sample_batches import denominators
 
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
@@ -20,6 +21,7 @@ from flava_ds.evaluation.protocols import (
 )
 from flava_ds.families.simvlm.capabilities import SimvlmWriter, offers
 from flava_ds.families.simvlm.task import build_task
+from flava_ds.training.batch_norms import STATE
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,25 @@ def test_a_text_ends_at_its_first_end(task, config):
         model.decoder_norm.bias.fill_(1.0)
     writer = SimvlmWriter(model, config.model.load_tokenizer(config))
     assert writer.write(make_batch()["pixel_values"], words=3) == [[]] * 4
+
+
+def test_it_learns_to_name_pictures(config):
+    """Eight pictures by heart, in training by their own group's moments, afterwards by the running ones."""
+    image = dataclasses.replace(config.model.image, norm_group=8, norm_momentum=0.9)
+    own = build_task(dataclasses.replace(config, model=dataclasses.replace(config.model, image=image)))
+    optimizer, batch = torch.optim.Adam(own.parameters(), lr=3e-3), whole(make_batch((5,) * 8))
+    for step in range(150):
+        output = own("step", batch, denominators(own, batch))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            own.states[STATE].after_update(step, None, output.statistics)
+    texts, pixels = texts_of(batch), batch["pixel_values"]
+    writer = SimvlmWriter(own.model.eval(), config.model.load_tokenizer(config))
+    assert writer.write(pixels, words=5) == [text[1:-1].tolist() for text in texts]
+    assert float(writer.log_likelihood(pixels, texts).min()) > -1
+    assert float(writer.log_likelihood(pixels, texts[1:] + texts[:1]).max()) < -5
 
 
 def test_features_do_not_depend_on_the_rest_of_a_batch(task, config):

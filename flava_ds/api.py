@@ -20,7 +20,7 @@ from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.opening import Opened, Precision, open_model
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
-from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer
+from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer, Writer
 from flava_ds.generation import Drawing, decoded, draw, write
 from flava_ds.storage.faults import SampleFault
 
@@ -194,20 +194,27 @@ class Model:
         return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
 
     def caption(self, images: Sequence[Picture], *, words: int = 6) -> list[str]:
-        """Writes a text of `words` tokens about each image, the surest token first.
+        """Writes a text of `words` tokens about each image, the surest token first; a model that writes token
+        by token takes the likeliest next one, and may end before.
 
         Raises: DataError that names an unreadable image; UserError when the model does not predict masked
         words beside an image, or not so many.
         """
-        scorer, tokenizer = self._model.need(Scorer, ASKED_BY), self._model.tokenizer
+        tokenizer, most = self._model.tokenizer, self._model.most_tokens["pair"] - 2
         batches(images, 1, "images")
-        most = self._model.most_tokens["pair"] - 2
-        if "text of a pair" not in scorer.predicts or not 1 <= words <= most:
+        writer = self._model.offered(Writer)
+        scorer = None if writer is not None else self._model.need(Scorer, ASKED_BY)
+        if not 1 <= words <= most or (scorer is not None and "text of a pair" not in scorer.predicts):
             raise UserError(
                 f"words {words}: {self!r} writes 1 to {most} beside a picture, if it was trained with "
-                "objectives.mmm_text"
+                "objectives.mmm_text or objectives.prefix_lm"
             )
-        texts, _ = write(scorer, tokenizer, self._pixels(images), words=words)
+        pixels = self._pixels(images)
+        if writer is not None:
+            texts = writer.write(pixels, words=words)
+        else:
+            assert scorer is not None  # needed above
+            texts, _ = write(scorer, tokenizer, pixels, words=words)
         return [tokenizer.decode(text) for text in texts]
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:

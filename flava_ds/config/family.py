@@ -20,6 +20,8 @@ BUILT_IN = {
     "bert": "flava_ds.families.bert.config:BertConfig",
     "vilt": "flava_ds.families.vilt.config:ViltConfig",
     "albef": "flava_ds.families.albef.config:AlbefConfig",
+    "align": "flava_ds.families.align.config:AlignConfig",
+    "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }
 """The built-in families by their tag in a configuration."""
 

@@ -27,6 +27,8 @@ BUILT_IN = {
     "itc": "flava_ds.objectives.momentum_contrastive:MomentumContrastiveConfig",
     "itm_hard": "flava_ds.objectives.hard_matching:HardMatchingConfig",
     "mlm_distilled": "flava_ds.objectives.distilled_text:DistilledTextConfig",
+    "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
+    "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""

@@ -100,14 +100,18 @@ class FrozenModel:
         self.workplace = workplace
         return self
 
+    def offered(self, capability: type[Capability]) -> Capability | None:
+        """Returns the object that implements a capability, if there is one."""
+        return next((part for part in self._parts if isinstance(part, capability)), None)
+
     def need(self, capability: type[Capability], asked_by: str) -> Capability:
         """Returns the object that implements a capability.
 
         Raises: Lacking, naming the capability, the task that needs it, and the family.
         """
-        for part in self._parts:
-            if isinstance(part, capability):
-                return part
+        part = self.offered(capability)
+        if part is not None:
+            return part
         name, described = capability.__name__, self.described
         reason = self._reasons.get(name, f"models of family '{described.family}' have none")
         raise Lacking(

@@ -93,6 +93,14 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class Writer(Protocol):
+    """Writes texts about images token by token; no task needs it."""
+
+    def write(self, pixels: Tensor, *, words: int) -> list[list[int]]:
+        """Writes at most `words` tokens about each of [b c H W] uint8: ids without special tokens."""
+
+
+@runtime_checkable
 class Tokens(Protocol):
     """All states of a sequence."""
 

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 
-class PictureShape(Protocol):
-    """What a patch embedding needs of an encoder's configuration."""
+class Tiled(Protocol):
+    """An image's size and that of its patches."""
 
     @property
     def image_size(self) -> int: ...
 
     @property
     def patch_size(self) -> int: ...
+
+
+class PictureShape(Tiled, Protocol):
+    """What a patch embedding needs of an encoder's configuration."""
 
     @property
     def num_channels(self) -> int: ...
@@ -62,17 +66,23 @@ class PatchEmbedding(nn.Linear):
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}; the image encoder expects "
                 f"{self.image_size} x {self.image_size}"
             )
-        if pixel_values.dtype == torch.uint8:
-            mean, std = self.image_mean.float(), self.image_std.float()
-            shift, scale = -(mean / std)[:, None, None], (1 / (255 * std))[:, None, None]
-            pixel_values = torch.addcmul(shift, pixel_values.float(), scale)
+        pixel_values = normalized(pixel_values, self.image_mean, self.image_std)
         pixel_values = pixel_values.to(self.weight.dtype)
         return super().forward(
             rearrange(pixel_values, "b c (gh p) (gw q) -> b (gh gw) (c p q)", p=size, q=size)
         )
 
 
-def enlarged_edge(shape: PictureShape, scale: float) -> int:
+def normalized(pixel_values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalises uint8 pixels on their device, in fp32; floats are normalised already: [b c H W]."""
+    if pixel_values.dtype != torch.uint8:
+        return pixel_values
+    mean, std = mean.float(), std.float()
+    shift, scale = -(mean / std)[:, None, None], (1 / (255 * std))[:, None, None]
+    return torch.addcmul(shift, pixel_values.float(), scale)
+
+
+def enlarged_edge(shape: Tiled, scale: float) -> int:
     """Returns the edge of pictures `scale` times as large, rounded to whole patches: 480 for 224 and
     480/224."""
     return max(1, round(shape.image_size * scale / shape.patch_size)) * shape.patch_size

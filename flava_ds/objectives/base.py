@@ -242,6 +242,29 @@ class _OfAllRanks(torch.autograd.Function):
         return total.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
+class _SumOfAllRanks(torch.autograd.Function):
+    """Adds up over ranks, forward and backward: every rank's loss depends on the sum."""
+
+    @staticmethod
+    def forward(context: Any, local: Tensor) -> Tensor:
+        total = local.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_of_all_ranks(local: Tensor) -> Tensor:
+    """Adds up a tensor over all ranks, with gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    return _SumOfAllRanks.apply(local)
+
+
 def of_all_ranks(local: Tensor) -> tuple[Tensor, int]:
     """Gathers equally many rows from every rank, with gradient; also returns where this rank's rows start.
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from flava_kernels.contrastive import info_nce
 from torch import Tensor
 
 from flava_ds.batch import Batch
-from flava_ds.config.bounds import AtLeast, AtMost
+from flava_ds.config.bounds import AtLeast, AtMost, Below
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.layers.transformer import at_least_fp32
-from flava_ds.objectives.base import Features, PooledObjective
+from flava_ds.objectives.base import Features, PooledObjective, sum_of_all_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
 
     logit_scale_max: Annotated[float, AtLeast(0), AtMost(10)] = 4.6052
     """Upper end of the clamp of the log-space scale (a factor of 100.003); the lower end is 0."""
+    label_smoothing: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    """Share of each target that is spread evenly over all samples of the step, its own included."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Global contrastive"
@@ -69,19 +72,37 @@ class GlobalContrastive(PooledObjective):
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = features.samples["image"], features.samples["text"]
-        loss, correct = info_nce(image, text, features.shared["log_scale"], features.constants["matched"])
+        scale, matched = features.shared["log_scale"], features.constants["matched"]
+        loss, correct = info_nce(image, text, scale, matched)
+        if self.config.label_smoothing:
+            loss = loss + self.config.label_smoothing * smoothing(image, text, scale, matched)
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
         """Returns the bytes gathered in fp32: image features, text features, three numbers per sample.
 
-        The three are row and column log-sum-exp and the mask of matches.
+        The three are row and column log-sum-exp and the mask of matches. Label smoothing adds up two vectors.
         """
-        features = 4 * global_batch * model.config.projection_dim
-        return features, features, 4 * global_batch * 3
+        width = model.config.projection_dim
+        features = 4 * global_batch * width
+        means = (4 * 2 * width,) if self.config.label_smoothing else ()
+        return features, features, 4 * global_batch * 3, *means
 
     def model_parameters(self, model: Any) -> set[str]:
         return super().model_parameters(model) | model.contrastive_parameters()
+
+
+def smoothing(image: Tensor, text: Tensor, log_scale: Tensor, matched: Tensor) -> Tensor:
+    """Returns what smoothed labels add to this rank's share of InfoNCE, per unit of smoothing.
+
+    Cross-entropy with a target of (1 - e) onehot + e / g is lse - s_ii + e (s_ii - mean_j s_ij), and the mean
+    of a sample's logits is its product with the mean of the other features over all ranks:
+    sum_i m_i [s_ii - tau / 2 (u_i v + v_i u)]. Shapes are those of info_nce.
+    """
+    means = sum_of_all_ranks(torch.stack([image.sum(0), text.sum(0)]))
+    of_images, of_texts = means / (image.shape[0] * (dist.get_world_size() if dist.is_initialized() else 1))
+    own = (image * text).sum(1) - (image @ of_texts + text @ of_images) / 2
+    return log_scale.exp().squeeze() * (matched * own).sum()
 
 
 def clamped(logit_scale: Tensor, maximum: float) -> Tensor:

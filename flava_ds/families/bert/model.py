@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
+from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer
 from flava_ds.layers.words import BertEmbeddings
@@ -15,26 +16,13 @@ IDS = {"text": "input_ids", "text_masked": "input_ids_masked"}
 """The ids that each view encodes."""
 
 
-class Bert(nn.Module):
-    """Encodes the requested views of a batch: "text" and "text_masked"."""
+class BertEncoder(nn.Module):
+    """Embeddings and post-norm blocks, over packed texts."""
 
-    def __init__(self, config: BertConfig):
+    def __init__(self, shape: BertTextConfig):
         super().__init__()
-        self.config = config
-        self.embeddings = BertEmbeddings(config.text)
-        self.transformer = Transformer(config.text, post_norm=True)
-        self.pooler = Pooler(config.text.hidden_size)
-
-    def encode(
-        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Encoded]:
-        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
-        cu_seqlens, max_seqlen = batch["cu_seqlens"], batch.numbers["max_seqlen"]
-        types, keep = batch.get("token_types"), reads or {}
-        return {
-            view: self.encode_texts(batch[IDS[view]], cu_seqlens, max_seqlen, types, keep.get(view))
-            for view in views
-        }
+        self.embeddings = BertEmbeddings(shape)
+        self.transformer = Transformer(shape, post_norm=True)
 
     def encode_texts(
         self,
@@ -48,6 +36,26 @@ class Bert(nn.Module):
         hidden = self.embeddings(input_ids, cu_seqlens, token_types)
         hidden = self.transformer(Packed(hidden, cu_seqlens, max_seqlen), rows=keep)
         return Encoded(Packed(hidden, cu_seqlens, max_seqlen), nn.Identity(), keep)
+
+
+class Bert(BertEncoder):
+    """Encodes the requested views of a batch: "text" and "text_masked"."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config.text)
+        self.config = config
+        self.pooler = Pooler(config.text.hidden_size)
+
+    def encode(
+        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Encoded]:
+        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
+        cu_seqlens, max_seqlen = batch["cu_seqlens"], batch.numbers["max_seqlen"]
+        types, keep = batch.get("token_types"), reads or {}
+        return {
+            view: self.encode_texts(batch[IDS[view]], cu_seqlens, max_seqlen, types, keep.get(view))
+            for view in views
+        }
 
     def pooled(self, first: Tensor) -> Tensor:
         """Returns dense and tanh over CLS states: [b d] -> [b d]."""

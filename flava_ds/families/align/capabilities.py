@@ -1,0 +1,112 @@
+"""ALIGN's capabilities for evaluation: image and text vectors in one space, and towers to fine-tune.
+
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural. Only states to fine-tune keep a graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flava_ds.families.align.model import Align
+from flava_ds.families.bert.model import BertEncoder
+from flava_ds.layers.words import pack
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
+
+LACKS = {
+    "Matcher": "ALIGN has no pair encoder, hence no matching head",
+    "Scorer": "ALIGN trains no masked objective",
+    "Tokens": "ALIGN has no pair encoder, hence no pair sequence",
+}
+"""Capabilities that ALIGN lacks: protocol -> reason."""
+
+
+def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+    """Returns the capabilities of an ALIGN with its objectives, and what it lacks: protocol -> reason."""
+    return (AlignEmbedder(module.model),), dict(LACKS)
+
+
+def first_states(encoder: BertEncoder, texts: Sequence[np.ndarray]) -> Tensor:
+    """Returns the CLS states of b arrays of ids: [b d]."""
+    packed = pack(texts, encoder.embeddings.words.weight.device)
+    first = packed.cu_seqlens[:-1].long()
+    return encoder.encode_texts(packed.ids, packed.cu_seqlens, packed.max_seqlen, keep=first).rows(first)
+
+
+class AlignEmbedder:
+    """Image and text vectors in the contrastive space, and the features before them."""
+
+    def __init__(self, model: Align) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Encodes images: [b c H W] uint8 -> [b d], in the model's dtype."""
+        return self.model.image_features(pixels.to(self.model.temperature.device))
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
+        return first_states(self.model.text_encoder, texts)
+
+    @torch.inference_mode()
+    def project_images(self, features: Tensor) -> Tensor:
+        """L2-normalises: [b d] -> [b d], fp32."""
+        return self.model.image_embeddings(features)
+
+    @torch.inference_mode()
+    def project_texts(self, features: Tensor) -> Tensor:
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
+        return self.model.text_embeddings(features)
+
+    def text_states(self) -> TunableTexts:
+        """Returns a copy of the text tower to fine-tune; the model stays unchanged."""
+        return TunableTexts(self.model)
+
+    def pair_states(self, scale: float = 1.0) -> TunablePairs:
+        """Returns a copy of both towers to fine-tune, for images `scale` times as large."""
+        return TunablePairs(self.model, max(1, round(scale * self.model.config.image.image_size)))
+
+
+class TunableTexts(nn.Module):
+    """The CLS of each text, with a graph."""
+
+    def __init__(self, model: Align) -> None:
+        super().__init__()
+        self.width = model.config.text.hidden_size
+        self.encoder: BertEncoder = copy.deepcopy(model.text_encoder).requires_grad_(True)
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        return first_states(self.encoder, texts)
+
+
+class TunablePairs(nn.Module):
+    """The image's features beside the text's CLS: [b d_image + d_text], as for CLIP.
+
+    Batch norms go on normalising by their running moments.
+    """
+
+    def __init__(self, model: Align, image_size: int) -> None:
+        super().__init__()
+        self.text, self.image_size = TunableTexts(model), image_size
+        self.image = copy.deepcopy(model.image_encoder).requires_grad_(True)
+        self.width = self.text.width + self.image.channels
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all parts but the image tower's norms."""
+        super().train(mode)
+        self.image.eval()
+        return self
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        assert pixels is not None  # these are pairs
+        pixels = pixels.to(self.image.stem_conv.weight.device)
+        return torch.cat([self.image(pixels).mean((2, 3)), self.text(texts)], dim=1)

@@ -1,0 +1,138 @@
+"""SimVLM's configuration: a convolutional stem, a transformer that reads and one that writes.
+
+Source: Wang et al. 2022, "SimVLM: Simple Visual Language Model Pretraining with Weak Supervision", recalled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from flava_ds.config.bounds import AtLeast, AtMost, Below, Share
+from flava_ds.config.encoders import Deviation, EncoderConfig, Epsilon, Pixels, Width
+from flava_ds.config.family import FamilyConfig
+from flava_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+    from flava_ds.data.tokenizer import WordPieceTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvStemConfig:
+    """The stem and first stages of a ResNet, whose last grid becomes the patches; ResNet-101's by default."""
+
+    image_size: Pixels = 224
+    """Pixels along one edge."""
+    width: Width = 64
+    """Channels of the first convolution; a stage's blocks have four times as many, twice those before it."""
+    blocks: tuple[Annotated[int, AtLeast(1), AtMost(200)], ...] = (3, 4, 23)
+    """Blocks of each stage."""
+    image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
+    """Per channel, on the [0, 1] scale."""
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    """Per channel, on the same scale."""
+    norm_group: Annotated[int, AtLeast(2), AtMost(2**16)] = 16
+    """Consecutive samples that batch normalisation normalises together; micro-batches are whole groups, so
+    the result does not depend on the ranks.
+    """
+    norm_momentum: Annotated[float, AtLeast(0), Below(1)] = 0.99
+    """Of the running moments, per update, by which an evaluation normalises."""
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one edge of a patch: the stride of all stages together."""
+        return 2 ** (len(self.blocks) + 1)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in one image."""
+        return self.grid_size**2
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError for values that contradict each other; `name` is the section, for messages."""
+        if not self.blocks:
+            raise ConfigError(f"{name}.blocks is empty; give the blocks of at least one stage")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"{name}: image_size {self.image_size} is not divisible by {self.patch_size}, the stride of "
+                f"{len(self.blocks)} stages"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidesConfig:
+    """The words, which both sides share with the classifier, and the positions of each side."""
+
+    vocab_size: Annotated[int, AtLeast(1), AtMost(2**24)] = 32_000
+    """Entries of the tokenizer's vocabulary, or more."""
+    max_position_embeddings: Annotated[int, AtLeast(2), AtMost(2**20)] = 256
+    """Maximum tokens of a text, and positions of either side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig(EncoderConfig):
+    """A pre-norm transformer, the one that reads or the one that writes."""
+
+    layer_norm_eps: Epsilon = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimvlmConfig(FamilyConfig, type="simvlm"):
+    """Encoder of patches and a text's prefix, and causal decoder of the rest."""
+
+    image: ConvStemConfig = field(default_factory=ConvStemConfig)
+    text: SidesConfig = field(default_factory=SidesConfig)
+    encoder: StackConfig = field(default_factory=StackConfig)
+    decoder: StackConfig = field(default_factory=StackConfig)
+
+    kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "text": "text"}
+    folder: ClassVar[str | None] = "flava_ds.families.simvlm"
+    views: ClassVar[tuple[str, ...]] = ("suffix", "text_suffix")
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table"})
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_position_embeddings
+
+    @property
+    def image_size(self) -> int:
+        return self.image.image_size
+
+    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
+        """Loads the WordPiece vocabulary; its [CLS] and [SEP] begin and end a text."""
+        from flava_ds.data.tokenizer import WordPieceTokenizer
+
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
+
+    def shape_of(self, view: str) -> StackConfig:
+        """Returns the decoder's configuration. Raises: ConfigError for a view that SimVLM lacks."""
+        self.check_view(view)
+        return self.decoder
+
+    def check(self, config: Any) -> None:
+        self.image.check("model.image")
+        self.encoder.check("model.encoder")
+        self.decoder.check("model.decoder")
+        if self.encoder.hidden_size != self.decoder.hidden_size:
+            raise ConfigError(
+                f"model.decoder.hidden_size is {self.decoder.hidden_size}, model.encoder.hidden_size "
+                f"{self.encoder.hidden_size}; both read the same word embeddings, so make them equal"
+            )
+        self.refuse_masked_shares(config)
+
+
+def simvlm_of(config: Config) -> SimvlmConfig:
+    """Returns a configuration's model as a SimvlmConfig, for callers that need SimVLM's own fields."""
+    return cast(SimvlmConfig, config.model)
+
+
+def simvlm_base(**changed: Any) -> SimvlmConfig:
+    """Returns SimVLM-base: 251,921,216 parameters."""
+    return SimvlmConfig(**changed)

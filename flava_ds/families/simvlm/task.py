@@ -1,0 +1,55 @@
+"""SimVLM with its objectives: construction, and the FLOPs of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.config.objectives import in_use
+from flava_ds.families.simvlm.config import simvlm_of
+from flava_ds.families.simvlm.model import Simvlm, initialize
+from flava_ds.layers.decoder import decoder_flops
+from flava_ds.layers.work import encoder_flops
+from flava_ds.training.batch_norms import BatchNormTask
+from flava_ds.training.task import Pass, recompute_activations
+
+
+class SimvlmTask(BatchNormTask):
+    """SimVLM and its objectives."""
+
+    def __init__(self, config: Config) -> None:
+        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        for name, objective in objectives.items():
+            for view in sorted(objective.needs):
+                config.model.check_view(view, f"objectives.{name}")
+        model = simvlm_of(config)
+        super().__init__(Simvlm(model), objectives, model.image.norm_momentum)
+        self.config = config
+
+    def passes(self, batch: Batch) -> Iterator[Pass]:
+        """Lists a batch's work, without lookups, norms and losses."""
+        model, patches = simvlm_of(self.config), 0
+        image, width = model.image, model.encoder.hidden_size
+        suffixes = batch["suffix_cu_seqlens"].diff()
+        if "pixel_values" in batch:
+            patches = image.num_patches
+            yield Pass("image_tower", batch.size * self.model.image_tower.flops(image.image_size))
+            channels = self.model.image_tower.channels
+            yield Pass("projection", 2 * batch.size * patches * channels * width)
+        read = (patches + batch["cu_seqlens"].diff() - suffixes).tolist()
+        yield Pass("encoder", encoder_flops(model.encoder, read))
+        yield Pass("decoder", decoder_flops(model.decoder, suffixes.tolist(), read))
+        yield Pass("classifier", 2 * int(suffixes.sum()) * width * model.text.vocab_size)
+
+
+def build_task(config: Config) -> SimvlmTask:
+    """Builds SimVLM and its objectives, initialised from config.seed, independent of the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task = SimvlmTask(config)
+        initialize(task.model)
+    recompute_activations(task, config.training)
+    return task

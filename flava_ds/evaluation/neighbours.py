@@ -13,6 +13,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
 from flava_ds.evaluation.nearest import CHUNK_ROWS
 from flava_ds.evaluation.preprocessing import DINO_TRANSFORM, Transform
+from flava_ds.evaluation.probe import check_classes
 from flava_ds.evaluation.protocols import EvaluationData, ImageFeatures, Score, Splits
 from flava_ds.evaluation.statistics import share
 
@@ -39,6 +40,7 @@ class Neighbours:
         """Returns top-1 accuracy."""
         train: LabelledImages = data.read("train")
         test: LabelledImages = data.test()
+        check_classes(test, train.labels, test.labels, data.limit)
         asked_by = f"task {self.name}"
         keys, queries = (
             F.normalize(model.image_features(Seen(samples, self.transform), asked_by).float(), dim=1)

@@ -1,12 +1,14 @@
 """Votes by hand, and the whole task on colours."""
 
 import math
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from evaluation.color_world import KnowsColors, color_model, write_image_folder
 
+from flava_ds.errors import DataError
 from flava_ds.evaluation import neighbours
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
 from flava_ds.evaluation.neighbours import Neighbours, vote
@@ -50,3 +52,10 @@ def test_colours_have_their_like_as_neighbours(tmp_path):
     assert task.run(color_model(), data)["top1_accuracy"].value == 1
     mixed = task.run(color_model(KnowsColors({"green": "red"})), data)["top1_accuracy"]
     assert mixed.value == pytest.approx(2 / 3, abs=0.1) and mixed.n == 12
+
+
+def test_a_class_without_training_images_is_named(tmp_path):
+    root = write_image_folder(tmp_path, {"train": 2, "test": 1})
+    shutil.rmtree(root / "train" / "green")
+    with pytest.raises(DataError, match="the training split has no sample of class 'green'"):
+        Neighbours("colors", ImageFolder(), k=5).run(color_model(), find_data(ImageFolder(), root))

@@ -17,7 +17,7 @@ CLASSES, TEMPLATES = "classes.json", "templates.txt"
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """One folder per class in each split.
+    """One folder per class in each split. A folder's name means the same class in all of them.
 
     A class is named after its folder, with spaces for underscores, unless classes.json (folder -> name) says
     otherwise; templates.txt has one prompt with a {} per line.
@@ -42,16 +42,20 @@ class ImageFolder:
 
         Raises: DataError if a class has no image, or classes.json or templates.txt cannot be used.
         """
-        return read_classes(self.name, folder / split, folder, _class_folders(folder / split))
+        classes = sorted(set().union(*(_class_folders(folder / name) for name in self.splits)))
+        return read_classes(self.name, folder / split, folder, classes)
 
 
 def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) -> LabelledImages:
-    """Lists the images in ROOT/CLASS; CLASSES and TEMPLATES are in `described_in`.
+    """Lists the images in ROOT/CLASS, for those of the classes that are there; CLASSES and TEMPLATES are in
+    `described_in`.
 
     Raises: DataError.
     """
     files, labels = [], []
     for number, folder in enumerate(classes):
+        if not (root / folder).is_dir():
+            continue
         found = sorted(
             path for path in (root / folder).rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
         )

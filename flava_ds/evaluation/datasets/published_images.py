@@ -135,7 +135,8 @@ def split_in_folders(folders: Mapping[str, str], classes: Sequence[str] = ("",))
 
 
 def _read_folders(folders: Mapping[str, str], root: Path, split: str) -> Listing:
-    return by_class_folder(root / folders[split])
+    there = [root / folder for folder in folders.values() if (root / folder).is_dir()]
+    return by_class_folder(root / folders[split], folders_of(there))
 
 
 def of_files(
@@ -188,12 +189,20 @@ def folders_in(folder: Path) -> list[str]:
     return found
 
 
-def by_class_folder(root: Path) -> Listing:
-    """Lists ROOT/CLASS/*.jpg. Raises: DataError."""
-    classes = folders_in(root)
+def folders_of(splits: Iterable[Path]) -> list[str]:
+    """Returns the classes of all splits, sorted, so that a number means the same in each.
+
+    Raises: DataError for a split without any.
+    """
+    return sorted(set().union(*(folders_in(split) for split in splits)))
+
+
+def by_class_folder(root: Path, classes: Sequence[str]) -> Listing:
+    """Lists ROOT/CLASS/*.jpg. Raises: DataError, also for a folder that is none of the classes."""
+    number = number_of(classes, root)
     named = [
-        (f"{name}/{picture}", number)
-        for number, name in enumerate(classes)
+        (f"{name}/{picture}", number(name))
+        for name in folders_in(root)
         for picture in pictures_in(root / name)
     ]
     return of_files(root, named, classes)

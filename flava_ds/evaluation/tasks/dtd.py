@@ -19,10 +19,10 @@ from flava_ds.evaluation.probe import ImageProbe
 
 
 def read(folder: Path, split: str) -> Listing:
-    """Reads labels/SPLIT1.txt: lines of CLASS/NAME.jpg. Every class is in every split."""
-    listed = folder / f"labels/{split}1.txt"
+    """Reads labels/SPLIT1.txt: lines of CLASS/NAME.jpg; classes are those of all splits."""
+    listed, files = folder / f"labels/{split}1.txt", sorted((folder / "labels").glob("*1.txt"))
     keys = lines_of(listed)
-    classes = sorted({key.split("/")[0] for key in keys})
+    classes = sorted({line.split("/")[0] for file in files for line in lines_of(file)})
     number = number_of(classes, listed)
     return of_files(folder / "images", [(key, number(key.split("/")[0])) for key in keys], classes, listed)
 

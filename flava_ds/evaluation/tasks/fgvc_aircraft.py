@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flava_ds.errors import DataError
 from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
@@ -20,13 +21,18 @@ from flava_ds.evaluation.probe import ImageProbe
 
 
 def read(folder: Path, split: str) -> Listing:
-    """Reads images_variant_SPLIT.txt: lines of a picture's number and its variant."""
+    """Reads images_variant_SPLIT.txt: lines of a picture's number and its variant.
+
+    Raises: DataError naming a line of another form.
+    """
     listed = folder / f"data/images_variant_{split}.txt"
     classes = lines_of(folder / "data/variants.txt")
     number = number_of(classes, listed)
-    rows = [line.split(" ", 1) for line in lines_of(listed)]
+    rows = [line.partition(" ") for line in lines_of(listed)]
+    if wrong := next((key for key, _, name in rows if not name), None):
+        raise DataError(f"{listed}: the line '{wrong}' is not a picture and its variant; get it again")
     return of_files(
-        folder / "data/images", [(f"{key}.jpg", number(name)) for key, name in rows], classes, listed
+        folder / "data/images", [(f"{key}.jpg", number(name)) for key, _, name in rows], classes, listed
     )
 
 

@@ -11,6 +11,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     folders_in,
+    number_of,
     of_files,
     pictures_in,
     split_as_published,
@@ -28,8 +29,9 @@ def read(folder: Path, split: str) -> Listing:
     """
     if split == "train":
         root = folder / "GTSRB/Training"
+        number = number_of([f"{int(name):05d}" for name in CLASSES], root)
         named = [
-            (f"{name}/{key}", int(name))
+            (f"{name}/{key}", number(name))
             for name in folders_in(root)
             for key in pictures_in(root / name, (".ppm",))
         ]

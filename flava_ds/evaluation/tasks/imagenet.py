@@ -11,6 +11,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     by_class_folder,
+    folders_of,
     lines_of,
     mat_of,
     number_of,
@@ -34,19 +35,22 @@ def read(folder: Path, split: str) -> Listing:
 
     Raises: DataError when the validation pictures have no labels.
     """
-    if split == "train":
-        return by_class_folder(folder / "train")
-    if any(path.is_dir() for path in (folder / "val").iterdir()):
-        return by_class_folder(folder / "val")
+    laid_out = [path for path in (folder / "train", folder / "val") if _has_folders(path)]
+    if folder / "val" in laid_out or not (folder / DEVKIT / "meta.mat").is_file():
+        wnids, wnid_of = folders_of(laid_out), {}
+    else:
+        synsets = mat_of(folder / DEVKIT / "meta.mat", "synsets")
+        wnid_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
+        wnids = sorted(wnid_of.values())
+    if split == "train" or folder / "val" in laid_out:
+        return by_class_folder(folder / ("train" if split == "train" else "val"), wnids)
     pictures = pictures_in(folder / "val")
     if not (folder / TRUTH).is_file():
         raise DataError(
             f"{folder / 'val'}: pictures without labels; unpack ILSVRC2012_devkit_t12.tar.gz beside it, or "
             "sort them into folders by WNID"
         )
-    synsets = mat_of(folder / DEVKIT / "meta.mat", "synsets")
-    wnid_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
-    truth, wnids = [int(line) for line in lines_of(folder / TRUTH)], sorted(wnid_of.values())
+    truth = [int(line) for line in lines_of(folder / TRUTH) if line.isdigit()]
     if len(truth) != len(pictures) or not set(truth) <= set(wnid_of):
         raise DataError(
             f"{folder / TRUTH}: {len(truth)} labels for {len(pictures)} pictures; unpack both again"
@@ -54,6 +58,10 @@ def read(folder: Path, split: str) -> Listing:
     number = number_of(wnids, folder / TRUTH)
     named = [(key, number(wnid_of[label])) for key, label in zip(pictures, truth, strict=True)]
     return of_files(folder / "val", named, wnids)
+
+
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(inside.is_dir() for inside in path.iterdir())
 
 
 class Prompted(PublishedImages):

@@ -29,9 +29,13 @@ def read(folder: Path, split: str) -> Listing:
     Raises: DataError when a file has another length, or a fold names an image that is not there.
     """
     pixels, labels = zip(*(_part(folder, part) for part in ("train", "test")), strict=True)
-    folds = [np.array(line.split(), dtype=np.int64) for line in lines_of(folder / "fold_indices.txt")]
+    listed = folder / "fold_indices.txt"
+    try:
+        folds = [np.array(line.split(), dtype=np.int64) for line in lines_of(listed)]
+    except ValueError as error:
+        raise DataError(f"{listed}: not lines of numbers ({error}); get it again") from error
     if not folds or any(rows.max() >= len(labels[0]) or rows.min() < 0 for rows in folds):
-        raise DataError(f"{folder / 'fold_indices.txt'}: names images beyond {len(labels[0])}; get it again")
+        raise DataError(f"{listed}: names images beyond {len(labels[0])}; get it again")
     names = lines_of(folder / "class_names.txt")
     found = of_array(np.concatenate(pixels), np.concatenate(labels), names, "train and test")
     test = np.arange(len(labels[0]), len(found.labels))

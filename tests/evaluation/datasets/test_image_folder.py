@@ -21,6 +21,14 @@ def test_classes_are_the_folders_in_order(tmp_path):
     assert DATA.is_here(tmp_path) and DATA.is_here(tmp_path, "train") and not DATA.is_here(tmp_path, "val")
 
 
+def test_a_folder_means_the_same_class_in_every_split(tmp_path):
+    write_image_folder(tmp_path, {"test": 1, "train": 1})
+    (tmp_path / "train" / "green").rename(tmp_path / "train" / "yellow")
+    train, test = (DATA.read(tmp_path, split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("blue", "green", "red", "yellow")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 2, 3], [0, 1, 2])
+
+
 def test_names_and_templates_may_lie_beside(tmp_path):
     write_image_folder(tmp_path, {"test": 1})
     (tmp_path / "classes.json").write_text(json.dumps({"blue": "azure", "green": "lime", "red": "crimson"}))

@@ -204,6 +204,25 @@ DAMAGES = {
         "pictures without labels; unpack ILSVRC2012_devkit",
     ),
     "a damaged MATLAB file": ("flowers102", "flowers-102/setid.mat", b"MATLAB", "not a MATLAB file"),
+    "a folder that is no class": (
+        "gtsrb",
+        "gtsrb/GTSRB/Training/readme/1.ppm",
+        b"",
+        "names the class 'readme', which is none of the 43",
+    ),
+    "a list of another kind": (
+        "food101",
+        "food-101/meta/train.json",
+        b"[1]",
+        "train.json: does not map each class to its pictures",
+    ),
+    "a line without a class": (
+        "fgvc_aircraft",
+        "fgvc-aircraft-2013b/data/images_variant_test.txt",
+        b"0034309\n",
+        "the line '0034309' is not a picture and its variant",
+    ),
+    "folds without numbers": ("stl10", "stl10_binary/fold_indices.txt", b"a b\n", "not lines of numbers"),
     "labels of other pictures": (
         "gtsrb",
         "gtsrb/GT-final_test.csv",
@@ -217,9 +236,33 @@ DAMAGES = {
 def test_what_is_damaged_is_named(what, tmp_path):
     name, file, content, words = DAMAGES[what]
     WRITERS[name](tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    found = find_data(tasks()[f"{name}_probe"].data, tmp_path)
     with pytest.raises(DataError, match=words):
-        find_data(tasks()[f"{name}_probe"].data, tmp_path).test()
+        found.test(), found.read("train")
+
+
+GARBAGE = (b"", b"garbage\n1,2 x\n", b"\xff\xfe\0", b"[1]", b'{"a": 1}', b'[{"a": 1}]', b"0\n")
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_whatever_a_list_holds_is_at_most_one_line(name, tmp_path):
+    """Any other error than UserError fails here; content that can be read is no error."""
+    WRITERS[name](tmp_path)
+    data = tasks()[f"{name}_probe"].data
+    pictures = (".jpg", ".png", ".ppm", ".jpeg")
+    lists = [file for file in sorted(tmp_path.rglob("*")) if file.suffix.lower() not in pictures]
+    for file in (file for file in lists if file.is_file()):
+        kept = file.read_bytes()
+        for content in GARBAGE:
+            file.write_bytes(content)
+            for split in data.splits:
+                try:
+                    find_data(data, tmp_path).read(split)
+                except UserError as error:
+                    assert "\n" not in str(error)
+        file.write_bytes(kept)
 
 
 def test_test_annotations_of_the_cars_without_labels_are_refused(tmp_path):
@@ -238,6 +281,23 @@ def test_a_class_that_the_training_split_lacks_is_named(tmp_path):
     found = find(["country211_probe"])
     with pytest.raises(DataError, match="ZZ: no pictures"):
         evaluate(found, color_model(), find_all(found, tmp_path))
+    # Without the whole folder, the numbers of the classes after it must not slide into its place.
+    (tmp_path / "country211/train/ZZ").rmdir()
+    save(tmp_path / "country211/train/aa/1.jpg", "blue", 1)
+    with pytest.raises(DataError, match="the training split has no sample of class 'ZZ' .1 such class"):
+        evaluate(found, color_model(), find_all(found, tmp_path))
+    WRITERS["food101"](tmp_path)
+    listed = tmp_path / "food-101/meta/train.json"
+    listed.write_text(json.dumps({k: v for k, v in json.loads(listed.read_text()).items() if k != "blue"}))
+    WRITERS["dtd"](tmp_path)
+    for name in ("train1.txt", "val1.txt"):
+        file = tmp_path / "dtd/dtd/labels" / name
+        kept = [line for line in file.read_text().splitlines() if not line.startswith("blue")]
+        file.write_text("\n".join(kept))
+    for name in ("food101_probe", "dtd_probe"):
+        found = find([name])
+        with pytest.raises(DataError, match="the training split has no sample of class 'blue'"):
+            evaluate(found, color_model(), find_all(found, tmp_path))
     WRITERS["clevr_counts"](tmp_path)
     scenes = tmp_path / "clevr/CLEVR_v1.0/scenes/CLEVR_train_scenes.json"
     kept = [scene for scene in json.loads(scenes.read_text())["scenes"] if len(scene["objects"]) != 4]

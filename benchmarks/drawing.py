@@ -1,4 +1,4 @@
-"""How well a run draws from captions before and after further training:
+"""How well a run draws from captions, and writes them, before and after further training:
 
     flava-ds train demo_generate --ranks 1 --initial-weights runs/demo-hour
     flava-ds evaluate runs/demo_generate
@@ -18,7 +18,7 @@ RESULT = Path(__file__).parent / "results" / "drawing.json"
 
 
 def main() -> int:
-    """Keeps what concerns drawing of each run."""
+    """Keeps what concerns drawing and writing of each run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,7 +29,8 @@ def main() -> int:
             print(f"error: {run}: no evaluation.json there; run `flava-ds evaluate {run}`", file=sys.stderr)
             return 2
         found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-        metrics = {name: value for name, value in found["metrics"].items() if name.startswith("drawing/")}
+        kept = ("drawing/", "writing/")
+        metrics = {name: value for name, value in found["metrics"].items() if name.startswith(kept)}
         rows.append({"run": run.name, "step": found["step"], "metrics": metrics})
     RESULT.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(RESULT)

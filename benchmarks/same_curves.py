@@ -201,16 +201,20 @@ def settings_of_then(run: Run, folder: Path) -> list[str]:
     return words
 
 
-def compare(old: list[dict[str, float]], new: list[dict[str, float]]) -> dict[str, int]:
-    """Counts the numbers of two curves, and those that differ in a bit or are missing from one."""
+def compare(old: list[dict[str, float]], new: list[dict[str, float]]) -> dict[str, float]:
+    """Counts the numbers of two curves, and those that differ in a bit or are missing from one.
+
+    `largest_relative_difference` is that of numbers which both have.
+    """
     compared = different = abs(len(old) - len(new))
+    largest = 0.0
     for ours, theirs in zip(old, new, strict=False):
-        keys = {*ours, *theirs}
+        keys, both = {*ours, *theirs}, {*ours} & {*theirs}
         compared += len(keys)
-        different += sum(
-            ours.get(key) != theirs.get(key) or key not in ours or key not in theirs for key in keys
-        )
-    return {"compared": compared, "different": different}
+        different += len(keys - both) + sum(ours[key] != theirs[key] for key in both)
+        gaps = (abs(ours[key] - theirs[key]) / abs(ours[key] or 1) for key in both)
+        largest = max(largest, *gaps)
+    return {"compared": compared, "different": different, "largest_relative_difference": largest}
 
 
 if __name__ == "__main__":

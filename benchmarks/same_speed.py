@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from photo_shards import photo_shards
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--part", choices=MEASURES, action="append", help="steps or loader (default: both)")
+    parser.add_argument("--part", choices=MEASURES, action="append", help="default: all")
     options = parser.parse_args()
     photo_shards(options.shards)
     parts = options.part or list(MEASURES)
@@ -70,14 +71,12 @@ def main() -> int:
     return 0
 
 
-def step_costs(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Returns the CPU seconds of a step of each recipe."""
-    found = {}
-    for recipe, (few, many) in STEPS.items():
-        run = Run(recipe, 1, 1, few)
-        short, long = (cpu_seconds(replace(run, steps=steps), folder) for steps in (few, many))
-        found[f"step of {recipe}"] = (long - short) / (many - few)
-    return found
+def step_cost(recipe: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the CPU seconds of a recipe's step."""
+    few, many = STEPS[recipe]
+    run = Run(recipe, 1, 1, few)
+    short, long = (cpu_seconds(replace(run, steps=steps), folder) for steps in (few, many))
+    return {f"step of {recipe}": (long - short) / (many - few)}
 
 
 def sample_costs(folder: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -93,7 +92,7 @@ def sample_costs(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-MEASURES = {"steps": step_costs, "loader": sample_costs}
+MEASURES = {**{recipe: partial(step_cost, recipe) for recipe in STEPS}, "loader": sample_costs}
 """What is measured, by part of the results."""
 
 

@@ -24,6 +24,7 @@ from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
+from flava_ds.watching.balance_norms import BalanceNorms
 from flava_ds.watching.checksums import ChecksumWatch
 from flava_ds.watching.evaluations import EvaluationWatcher
 from flava_ds.watching.gradient_cosines import GradientCosines
@@ -50,6 +51,8 @@ def build(config: Config) -> Trainer:
         assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
         checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
     add_codebook(task, config, world.device)
+    if config.balance is not None:
+        task.states["balance"] = config.balance.build(task)
     note_vocabulary(task, config)
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
@@ -92,6 +95,7 @@ def build_trainer(
         StepProfiler(config, engine.world, first_step, metrics.paused),
         MemoryWatch(config, engine.world),
         keeper,
+        BalanceNorms(engine),
         GradientNorms(engine, config.logging.objective_gradient_norms_every, metrics),
         GradientCosines(engine, config.logging.objective_gradient_cosines_every, metrics),
         ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from flava_ds.commands import ablation as ablation_command
 from flava_ds.commands import codebook as codebook_command
+from flava_ds.commands import compare as compare_command
 from flava_ds.commands import convert as convert_command
 from flava_ds.commands import demo as demo_command
 from flava_ds.commands import evaluate as evaluate_command
@@ -126,12 +127,15 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds demo, ablation, train, config, evaluate, report and convert."""
+    """Adds demo, ablation, compare, train, config, evaluate, report and convert."""
     demo_command.add_arguments(
         add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the built-in data")
     )
     ablation_command.add_arguments(
         add("ablation", run_ablation, "run the paper's ablation at the demo's size, and judge its orderings")
+    )
+    compare_command.add_arguments(
+        add("compare", run_comparison, "train every family's demo recipe for equal FLOPs, and compare them")
     )
     add_training(add)
     command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
@@ -190,10 +194,10 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
-        "demo, flava_tiny, flava_base, flava_large, flava_debug, clip_base, demo_clip, dino_base, mlm_base, "
-        "demo_simclr, demo_dino, demo_mlm, ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: "
-        "RECIPE` and what differs, or a run's config.json; several in a row: flava_base_full, demo_full, "
-        "ablation/flava"
+        "demo, flava_tiny, flava_base, flava_large, flava_debug, dino_base, mlm_base, demo_simclr, "
+        "demo_dino, demo_mlm, demo_generate, clip_base, demo_clip, bert_base, demo_bert, vilt_base, "
+        "demo_vilt, ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what "
+        "differs, or a run's config.json; several in a row: flava_base_full, demo_full, ablation/flava"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(
@@ -266,7 +270,7 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
 def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     """Prints what a run would need and how long it would take."""
     config = resolve_or_help(options, overrides)
-    return 0 if config is None else plan_command.run(options, config)
+    return 0 if config is None else plan_command.run(options, config, overrides)
 
 
 def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
@@ -290,6 +294,11 @@ def run_demo(options: argparse.Namespace, _: list[str]) -> int:
 def run_ablation(options: argparse.Namespace, _: list[str]) -> int:
     """Runs what is left of the ablation and prints its verdicts."""
     return ablation_command.run(options)
+
+
+def run_comparison(options: argparse.Namespace, _: list[str]) -> int:
+    """Runs what is left of the comparison and prints its table."""
+    return compare_command.run(options)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> int:

@@ -118,6 +118,17 @@ def write(
     return texts[:, 1:-1].tolist(), chosen.mean(1)
 
 
+def write_best(
+    scorer: Scorer, tokenizer: WordPieceTokenizer, pixels: Tensor, *, words: Sequence[int], turns: int
+) -> list[list[int]]:
+    """Writes about each picture at every number of `words`, and keeps the text with the highest mean log
+    probability of its tokens; see `write`.
+    """
+    tried = [write(scorer, tokenizer, pixels, words=count, turns=min(turns, count)) for count in words]
+    best = torch.stack([scores for _, scores in tried]).argmax(0)
+    return [tried[number][0][row] for row, number in enumerate(best.tolist())]
+
+
 def _gumbel(shape: Sequence[int], noise: torch.Generator) -> Tensor:
     """Draws what makes an argmax of log probabilities a sample from them."""
     return -torch.rand(tuple(shape), generator=noise).clamp(1e-9, 1 - 1e-7).log().neg().log()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from flava_ds.errors import UserError
@@ -20,8 +21,8 @@ LEAVE_S = 60.0
 """How long a rank that ends with an error may take to release its process group and loader processes."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Resolves the recipe, builds the trainer and fits it.
+def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | None = None) -> int:
+    """Resolves the recipe, builds the trainer and fits it; or does what `take` does with the words.
 
     Returns 0, 2 for errors that the user can fix, or 128 + signal when stopped. Only one rank of a job
     reports why it ends; the others, which lose their connection to it, stay silent.
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with ExitStack() as leaving:
         try:
-            return run(words)
+            return (take or run)(words)
         except KeyboardInterrupt:  # before training listens to signals; later ones save first
             return end("interrupted", 130, debug, leaving)
         except UserError as error:

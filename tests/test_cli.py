@@ -79,6 +79,13 @@ def test_the_bare_command_shows_its_help(capsys):
     assert said.out == "" and all(f"\n    {name} " in said.err for name in COMMANDS)
 
 
+def test_help_of_train_names_every_recipe():
+    from flava_ds.recipes import RECIPES, SEQUENCES
+
+    named = set(run("train", "--help").stdout.replace(",", " ").split())
+    assert {name for name in (*RECIPES, *SEQUENCES) if not name.startswith("ablation/")} <= named
+
+
 def test_recipe_help_lists_fields_without_torch():
     done = run("train", "flava_base", "--help")
     assert (

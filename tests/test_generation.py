@@ -8,7 +8,7 @@ import torch
 from sample_runs import frozen, world
 
 from flava_ds.evaluation.protocols import Scorer
-from flava_ds.generation import Drawing, decoded, draw, write
+from flava_ds.generation import Drawing, decoded, draw, write, write_best
 
 PATCHES, CODES, SIZE = 16, 8, 12
 
@@ -143,3 +143,19 @@ def test_a_text_gets_its_surest_word_first(tmp_path):
         model.need(Scorer, "test"), tokenizer, inputs.unseen_style.pixels(SIZE)[:2], words=4, turns=2
     )
     assert all(len(text) == 4 and tokenizer.mask_id not in text for text in real[0])
+
+
+def test_the_likeliest_length_is_kept_for_each_picture(tmp_path):
+    inputs, module = world(tmp_path)
+    tokenizer = frozen(inputs, module).tokenizer
+    owl, kite = (int(tokenizer.encode_batch([word], 3)[0][1]) for word in ("owl", "kite"))
+
+    def likes(texts, pixels):
+        """One word about the first picture, two about the second, are sure."""
+        scores = torch.zeros(len(texts), len(texts[0]), tokenizer.vocab_size)
+        sure = torch.tensor([9.0, 1.0] if len(texts[0]) == 3 else [1.0, 9.0])
+        scores[:, :, owl], scores[:, :, kite] = sure[:, None], 0.5
+        return scores
+
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert write_best(Oracle(likes), tokenizer, pixels, words=(1, 2), turns=4) == [[owl], [owl, owl]]

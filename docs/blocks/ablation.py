@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks import markdown_table
-from flava_ds.ablation.campaign import read_results
-from flava_ds.ablation.orderings import (
+from flava_ds.campaigns.ablation import (
     DOMAINS,
     MACRO,
     ORDERINGS,
@@ -19,6 +18,7 @@ from flava_ds.ablation.orderings import (
     numbers_of,
     spelled,
 )
+from flava_ds.campaigns.campaign import read_results
 from flava_ds.evaluation.paired import bootstrap
 from flava_ds.recipes.ablation import ROWS
 

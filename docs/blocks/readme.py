@@ -94,6 +94,26 @@ def drawing(root: Path) -> str:
     return markdown_table(["run", *columns, "chance, R@5"], lines)
 
 
+def writing(root: Path) -> str:
+    """Compares how often the model finds a picture again by what it wrote, from drawing.json.
+
+    Raises: FileNotFoundError while those results have no captions.
+    """
+    lines = []
+    for run in read_results(root, "drawing"):
+        if "writing/written/names_the_concept" not in run["metrics"]:
+            raise FileNotFoundError(2, "no captions in it", "drawing.json")
+        numbers = [
+            run["metrics"][f"writing/{what}/{number}"]
+            for what in ("written", "caption")
+            for number in ("text_to_image_recall_at_1", "text_to_image_recall_at_5", "names_the_concept")
+        ]
+        chance = run["metrics"]["writing/written/text_to_image_recall_at_5/chance"]
+        lines.append([run["run"], *map(percent, numbers), percent(chance)])
+    columns = [f"{name}, {what}" for name in ("written", "true") for what in ("R@1", "R@5", "names it")]
+    return markdown_table(["run", *columns, "chance, R@5"], lines)
+
+
 def step(root: Path) -> str:
     """Writes the time and memory of one step of each kind against Hugging Face's model, from
     step_vs_huggingface.json.
@@ -145,5 +165,6 @@ BLOCKS = {
     **{f"demo_{work}": functools.partial(demo, work=work) for work in WORKS},
     "step": step,
     "drawing": drawing,
+    "writing": writing,
     "pictures": pictures,
 }

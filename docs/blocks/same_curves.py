@@ -10,9 +10,16 @@ from blocks import markdown_table, read_results
 def same_curves(root: Path) -> str:
     """Lists the runs that were compared."""
     found = read_results(root, "same_curves")
-    header = ["recipe", "ranks", "ZeRO", "steps", "kernels", "numbers compared", "different"]
+    header = ["recipe", "ranks", "ZeRO", "steps", "kernels", "numbers compared", "different", "by"]
     names = ["recipe", "ranks", "stage", "steps", "kernels", "compared", "different"]
-    table = markdown_table(header, [[row[name] for name in names] for row in found["rows"]])
+    rows = [
+        [
+            *(row[name] for name in names),
+            f"{row['largest_relative_difference']:.1g}" if row["different"] else "",
+        ]
+        for row in found["rows"]
+    ]
+    table = markdown_table(header, rows)
     return f"{table}\n\nCommit {found['old']} against {found['new']}."
 
 

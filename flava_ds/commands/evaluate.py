@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_model
@@ -167,13 +167,17 @@ def _precision(opened: Opened) -> str:
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     """Runs tasks. Finds their data before loading the model, and checks their needs before encoding.
 
-    Ranks that a launcher started share the work; the first one prints and writes.
+    What a task found is told and, for a run, written when it finishes, so a later one that fails loses
+    nothing. Ranks that a launcher started share the work; the first one prints and writes.
+
+    Raises: UserError for the tasks that failed, after the others; with several ranks at once, since the
+    others wait for this one.
     """
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import freeze, open_model
-    from flava_ds.evaluation.runner import evaluate, find_all
+    from flava_ds.evaluation.runner import check_needs, evaluate, find_all
     from flava_ds.evaluation.shares import launched
     from flava_ds.evaluation.suite import with_splits
 
@@ -192,14 +196,33 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
         opened = open_model(options.model, device=options.device or device, precision=options.precision)
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
         model = freeze(opened.config, opened.module, opened.described, share, cache)
-        results = evaluate(tasks, model.at(Workplace(_states(options, opened), tell)), data, tell)
-        if share.is_main:
-            report(options, opened, results)
+        model = model.at(Workplace(_states(options, opened), tell))
+        check_needs(tasks, model)
+        found: dict[str, Any] = {}
+        failed: dict[str, UserError] = {}
+        for task in tasks:
+            try:
+                results = evaluate([task], model, data, tell)
+            except UserError as error:
+                if share.parts > 1 or len(tasks) == 1:
+                    raise
+                failed[task.name] = error
+                tell(f"{task.name}: {error}")
+                continue
+            if share.is_main:
+                found |= report(options, opened, results)
+        if share.is_main and found:
+            print(json.dumps(found, indent=2))
+        if failed:
+            name, first = next(iter(failed.items()))
+            raise UserError(
+                f"{len(failed)} of {len(tasks)} tasks failed, the others' results are above; {name}: {first}"
+            )
     return 0
 
 
-def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> None:
-    """Prints results as JSON and as a table, and stores them in the folder of a run."""
+def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> dict[str, Any]:
+    """Prints results as a table, stores them in the folder of a run, and returns them as plain JSON types."""
     from flava_ds.evaluation.runner import write_results
     from flava_ds.evaluation.table import result_table
 
@@ -207,8 +230,8 @@ def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskR
     found = {task: facts | result.to_json(task) for task, result in results.items()}
     if opened.run_path is not None:
         write_results(opened.run_path, found)
-    print("\n" + result_table(results), file=sys.stderr, flush=True)
-    print(json.dumps(found, indent=2))
+    _tell("\n" + result_table(results))
+    return found
 
 
 def run_demo_evaluation(options: argparse.Namespace) -> int:

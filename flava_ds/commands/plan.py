@@ -40,15 +40,29 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="rsc-small",
         help="with --simulate: whose rate of failures (default: rsc-small)",
     )
+    command.add_argument(
+        "--tune",
+        action="store_true",
+        help="take real steps on this machine instead, and find the settings that make them shortest",
+    )
+    command.add_argument(
+        "--ranks", type=int, metavar="N", help="with --tune: processes (default: one per GPU)"
+    )
 
 
-def run(options: argparse.Namespace, config: Any) -> int:
+def run(options: argparse.Namespace, config: Any, overrides: list[str]) -> int:
     """Prints the plan of a configuration and writes what was asked for; returns the exit status.
 
     Raises: UserError for unknown names, batches that do not divide, or a model that fits nowhere.
     """
     from flava_ds.scaling.hardware import cluster
 
+    if options.tune:
+        from flava_ds.commands.tune import tune
+
+        return tune(options, config, overrides)
+    if options.ranks is not None:
+        raise UserError("--ranks is for --tune; --gpus is the number of GPUs of a plan")
     if options.price_per_gpu_hour is not None and options.price_per_gpu_hour < 0:
         raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use at least 0")
     if options.scale and not options.simulate:

@@ -19,6 +19,7 @@ BUILT_IN = {
     "clip": "flava_ds.families.clip.config:ClipConfig",
     "bert": "flava_ds.families.bert.config:BertConfig",
     "vilt": "flava_ds.families.vilt.config:ViltConfig",
+    "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from flava_ds.config.balance import BalanceConfig
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources
@@ -187,6 +188,8 @@ class Config:
     """Folder or safetensors file with initial values for tensors of the same name."""
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     """What to train the model to do, by the names of losses in the log."""
+    balance: BalanceConfig | None = None
+    """What changes the objectives' weights during training; None keeps them."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=_adamw)
@@ -268,6 +271,8 @@ def check(config: Config) -> Config:
     check_bounds(config)
     config.model.check(config)
     check_objectives(config)
+    if config.balance is not None:
+        config.balance.check(config)
     check_codebook(config.codebook)
     config.schedule.check(config.optimizer.lr, config.training.total_steps)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:

@@ -1,61 +1,75 @@
-"""Attention from packed sequences to other packed sequences, sample by sample."""
+"""Blocks whose tokens also attend to the states of another encoder, e.g. words to an image."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from einops import rearrange
-from flava_kernels.packing import places
+from flava_kernels.cross_attention import varlen_cross_attention
 from torch import Tensor, nn
 
 from flava_ds.batch import Packed
-
-
-def varlen_cross_attention(
-    q: Tensor, kv: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
-) -> Tensor:
-    """Attends from each sequence of queries to the keys of the same sample, in a padded layout.
-
-    A sample without keys gets zeros.
-
-    Shapes:
-        q        [Tq h e]
-        kv       [Tk 2 h e]
-        cu_q     [b+1]  int32
-        cu_k     [b+1]  int32
-        max_q    the longest sequence of queries, or more; max_k likewise
-        returns  [Tq h e]
-    """
-    samples = cu_q.shape[0] - 1
-    of_q, of_k = places(cu_q, q.shape[0]), places(cu_k, kv.shape[0])
-    queries = q.new_zeros(samples, max_q, *q.shape[1:]).index_put(of_q, q).transpose(1, 2)
-    keys, values = kv.new_zeros(samples, max_k, *kv.shape[1:]).index_put(of_k, kv).permute(2, 0, 3, 1, 4)
-    absent = torch.arange(max_k, device=q.device) >= cu_k.diff()[:, None]
-    scores = (queries @ keys.mT / math.sqrt(q.shape[-1])).to(torch.promote_types(q.dtype, torch.float32))
-    scores = scores.masked_fill(absent[:, None, None], torch.finfo(scores.dtype).min)
-    # padded values are zero, so a sample of padding alone adds up to zero
-    context = scores.softmax(-1).to(values.dtype) @ values
-    return context.transpose(1, 2)[of_q]
+from flava_ds.layers.fused import ResidualLayerNorm
+from flava_ds.layers.transformer import PostNormBlock, TransformerShape
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of packed rows to the memory of their sample, with the output projection.
+    """Multi-head attention of each packed sequence to the memory of the same number.
+
+    A sequence without memory gets the output projection's bias.
 
     Shapes:
-        hidden  [Tq d], the rows of `cu_q` -> [Tq d]
-        memory  [Tk d] packed
+        hidden         [T d] -> [T d]
+        memory.hidden  [M d]
     """
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(hidden_size, hidden_size)
-        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden: Tensor, cu_q: Tensor, max_q: int, memory: Packed) -> Tensor:
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, memory: Packed) -> Tensor:
         q = rearrange(self.query(hidden), "T (h e) -> T h e", h=self.num_heads)
-        kv = rearrange(self.kv(memory.hidden), "T (two h e) -> T two h e", two=2, h=self.num_heads)
-        context = varlen_cross_attention(q, kv, cu_q, memory.cu_seqlens, max_q, memory.max_seqlen)
+        kv = rearrange(self.key_value(memory.hidden), "M (two h e) -> M two h e", two=2, h=self.num_heads)
+        images = memory.hidden.shape[0] == (memory.cu_seqlens.shape[0] - 1) * memory.max_seqlen
+        context = varlen_cross_attention(
+            q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=images
+        )
         return self.output(rearrange(context, "T h e -> T (h e)"))
+
+
+class CrossBlock(PostNormBlock):
+    """A post-norm block with attention to `memory` between its two halves.
+
+    With `rows`, everything after self-attention is computed for these rows only.
+
+    Source: Vaswani et al. 2017, section 3.1, without its causal mask; Li et al. 2021, ALBEF, section 3.1.
+    """
+
+    def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
+        super().__init__(shape, causal=causal, activation=activation)
+        self.cross_attention = CrossAttention(shape.hidden_size, shape.num_attention_heads)
+        self.cross_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(
+        self,
+        stream: Tensor,
+        branch: Tensor | None,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        rows: Tensor | None = None,
+        paths: Tensor | None = None,
+        memory: Packed | None = None,
+    ) -> tuple[Tensor, None]:
+        if memory is None or paths is not None:
+            raise ValueError("a CrossBlock needs `memory`, and has no stochastic depth (`paths`)")
+        context = self.attention(stream, cu_seqlens, max_seqlen, equal_lengths)
+        if rows is not None:
+            stream, context = stream.index_select(0, rows), context.index_select(0, rows)
+            cu_seqlens = torch.searchsorted(rows, cu_seqlens.long()).to(torch.int32)
+        stream, _ = self.attention_norm(self.attention.output(context), stream)
+        stream, _ = self.cross_norm(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), stream)
+        stream, _ = self.mlp_norm(self.mlp_down(self.mlp_up(stream)), stream)
+        return stream, None

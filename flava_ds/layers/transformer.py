@@ -141,7 +141,8 @@ class PostNormBlock(Block):
 class Transformer(nn.Module):
     """A stack of blocks; the encoder that owns it also owns the final LayerNorm of pre-norm blocks.
 
-    With `post_norm` the last block's output is normalised already.
+    With `post_norm` the last block's output is normalised already. `block` is another kind of block; those
+    of layers/cross_attention.py read `memory` too.
 
     Shapes:
         packed.hidden  [T d] -> [T d], or [k d] with rows [k]: the last block finishes only these
@@ -155,9 +156,10 @@ class Transformer(nn.Module):
         causal: bool = False,
         activation: str = "gelu",
         post_norm: bool = False,
+        block: type[Block] | None = None,
     ):
         super().__init__()
-        block = PostNormBlock if post_norm else Block
+        block = block or (PostNormBlock if post_norm else Block)
         blocks = (block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
         self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False
@@ -171,8 +173,10 @@ class Transformer(nn.Module):
         equal_lengths: bool = False,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        memory: Packed | None = None,
     ) -> Tensor:
         stream, branch = packed.hidden, None
+        read = () if memory is None else (memory,)
         checkpointing = self.activation_checkpointing and self.training
         for number, block in enumerate(self.blocks, start=1):
             if checkpointing and self.checkpoint_sums and branch is not None:
@@ -181,9 +185,9 @@ class Transformer(nn.Module):
             own = None if paths is None else paths[number - 1]
             arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept, own)
             if checkpointing:
-                stream, branch = checkpoint(block, *arguments, use_reentrant=False)
+                stream, branch = checkpoint(block, *arguments, *read, use_reentrant=False)
             else:
-                stream, branch = block(*arguments)
+                stream, branch = block(*arguments, *read)
         return stream if branch is None else stream + branch
 
 

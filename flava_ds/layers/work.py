@@ -25,6 +25,20 @@ def encoder_flops(
     return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * scores * d) - spared
 
 
+def cross_attention_flops(
+    shape: TransformerShape, lengths: Sequence[int], memory: int, read: int | None = None
+) -> float:
+    """Returns the FLOPs of attention to `memory` rows for each sequence, in every layer.
+
+    Counts two projections of the tokens, two of the memory, and two products. Of the last layer only `read`
+    rows attend (None: all).
+    """
+    d, tokens = shape.hidden_size, sum(lengths)
+    asking = shape.num_hidden_layers * tokens - (0 if read is None else tokens - read)
+    keys = shape.num_hidden_layers * len(lengths) * memory
+    return 4 * d * d * (asking + keys) + 4 * asking * memory * d
+
+
 def image_flops(shape: Any, size: int) -> float:
     """Counts the encoding of one image with an edge of `size` pixels of which the CLS alone is read."""
     patches = (size // shape.patch_size) ** 2

@@ -181,7 +181,10 @@ class PooledObjective(Objective):
         gradients: FeatureGradients | None = None,
     ) -> Loss:
         """Sums the loss over all ranks' samples of this micro-step, or of the whole step with `gradients`."""
-        ours = self.features(model, hidden, batch)
+        return self.pooled(self.features(model, hidden, batch), batch, gradients)
+
+    def pooled(self, ours: Features, batch: Batch, gradients: FeatureGradients | None) -> Loss:
+        """Does so from this micro-batch's features."""
         if gradients is None:
             loss, metrics = self.pooled_loss(ours)
             return Loss(loss, self.count(batch), metrics)

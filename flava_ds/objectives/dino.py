@@ -1,70 +1,49 @@
 """Self-distillation without labels (DINO): a student matches, on small crops of a image, what an averaged
 teacher says of large ones.
 
-Source: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers".
+Source: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers"; KoLeo and Sinkhorn as
+in Oquab et al. 2023, "DINOv2"; masked patches as in Zhou et al. 2021, "iBOT".
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Between, Range, Steps
-from flava_ds.config.data import ImageTransformConfig
-from flava_ds.config.data_checks import check_transform
-from flava_ds.config.objectives import ObjectiveConfig
-from flava_ds.config.schedules import along_cosine
-from flava_ds.data.order import uniforms
-from flava_ds.data.plan import BatchPlan, Crops, Draft
+from flava_ds.data.plan import Corruption
 from flava_ds.errors import ConfigError
-from flava_ds.layers.work import image_flops
-from flava_ds.objectives.base import Loss, Objective
+from flava_ds.objectives.base import Features, Loss
 from flava_ds.objectives.dino_head import DinoHead
+from flava_ds.objectives.dino_masks import CropMasks
 from flava_ds.objectives.dino_states import Centre, CollapseWatch, DinoTeacher
+from flava_ds.objectives.multi_crop import MultiCrop, MultiCropConfig, Seen, Spread
 from flava_ds.objectives.sinkhorn import balanced
+from flava_ds.objectives.spreading import koleo
 from flava_ds.objectives.state import TrainingState
 
 Temperature = Annotated[float, Above(0), AtMost(100)]
-_JITTER: dict[str, Any] = {
-    "horizontal_flip": 0.5,
-    "brightness": 0.4,
-    "contrast": 0.4,
-    "saturation": 0.2,
-    "hue": 0.1,
-    "jitter_probability": 0.8,
-    "grayscale": 0.2,
-}
-_LARGE, _SMALL = (0.4, 1.0), (0.05, 0.4)
-_PATH_STREAM = 13
+Weight = Annotated[float, AtLeast(0), AtMost(10**6)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoConfig(ObjectiveConfig, type="dino"):
+class DinoConfig(MultiCropConfig, type="dino"):
     """DINO on images, with the published numbers of ViT-S; recipes say where others are."""
 
     num_prototypes: Annotated[int, AtLeast(2), AtMost(2**24)] = 65_536
     """Classes that teacher and student agree on; some 1,000 to 8,000 for small data."""
-    head_hidden_size: Annotated[int, AtLeast(1), AtMost(2**17)] = 2048
-    """Width of the head's two hidden layers."""
-    bottleneck_size: Annotated[int, AtLeast(1), AtMost(2**17)] = 256
-    """Width of what is compared with the prototypes."""
     student_temperature: Temperature = 0.1
     teacher_temperature: Temperature = 0.04
     """At the start. Lower sharpens more; above 0.07 is unstable."""
     teacher_temperature_end: Temperature = 0.04
     """After teacher_temperature_steps, which it reaches on a straight line."""
     teacher_temperature_steps: Steps = 0
-    teacher_momentum: Annotated[float, Between(0, 1)] = 0.996
-    """What the teacher keeps of itself at the first update."""
-    teacher_momentum_end: Annotated[float, Between(0, 1)] = 1.0
-    """The same at training.total_steps, along half a cosine."""
     balance: Literal["centre", "sinkhorn"] = "centre"
     """What keeps the teacher from saying the same of all images: a running centre that is taken away (as
     published), or Sinkhorn's iteration over all crops of a step (DINOv2)."""
@@ -72,102 +51,63 @@ class DinoConfig(ObjectiveConfig, type="dino"):
     """What the centre keeps of itself at each update."""
     freeze_last_layer_steps: Steps = 0
     """Updates before the prototypes move: one epoch as published for ViT-S, three for ViT-B."""
-    stochastic_depth: Annotated[float, Range(0, 1, open_most=True)] = 0.1
-    """Probability that the student's last block adds nothing to a crop, for attention and MLP each; from 0 in
-    the first block it grows by equal steps. What is added otherwise is scaled up."""
-    local_crops: Annotated[int, AtLeast(0), AtMost(64)] = 8
-    """Small crops of a image, which the student alone sees."""
-    local_size: Annotated[int, AtLeast(1), AtMost(2**14)] = 96
-    """Their edge in pixels, a multiple of the patch's. The two large ones have model.image.image_size."""
-    first_global: ImageTransformConfig = field(
-        default_factory=lambda: ImageTransformConfig(crop_scale=_LARGE, blur=1.0, **_JITTER)
-    )
-    """How the first large crop is made."""
-    second_global: ImageTransformConfig = field(
-        default_factory=lambda: ImageTransformConfig(crop_scale=_LARGE, blur=0.1, solarize=0.2, **_JITTER)
-    )
-    """How the second one is made."""
-    local: ImageTransformConfig = field(
-        default_factory=lambda: ImageTransformConfig(crop_scale=_SMALL, blur=0.5, **_JITTER)
-    )
-    """How small crops are made."""
     watch_every_steps: Steps = 10
     """Steps between measurements of collapse: used prototypes, spread, effective rank; 0 measures none."""
+    koleo_weight: Weight = 0.0
+    """Weight of a term that keeps each large crop away from the nearest of another image of the step (KoLeo;
+    0.1 in DINOv2)."""
+    patch_weight: Weight = 0.0
+    """Weight of predicting the teacher's view of patches that the student does not see (iBOT, 1 there)."""
+    masked_crops: Annotated[float, Between(0, 1)] = 0.5
+    """Share of the large crops that are masked, if patch_weight is above 0."""
+    masked_least: Annotated[float, Between(0, 1)] = 0.1
+    """Share of a masked crop's patches that are masked, at least."""
+    masked_most: Annotated[float, Between(0, 1)] = 0.5
+    """The same, at most; drawn evenly between the two."""
+    min_patches_per_block: Annotated[int, AtLeast(1), AtMost(2**20)] = 4
+    """Patches in the smallest of the blocks that are masked."""
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     title: ClassVar[str] = "DINO"
-    reads_image: ClassVar[bool] = False
 
     def classes(self, config: Any) -> int:
         return self.num_prototypes
 
-    def corruptions(self, config: Any, source: Any) -> tuple[PathDraws, ...]:
-        layers = config.model.shape_of("image").num_hidden_layers
-        return (PathDraws(2 + self.local_crops, layers),) if self.stochastic_depth else ()
-
-    def crops(self, config: Any, source: Any) -> dict[str, Crops]:
-        large = Crops(size=config.model.image_size, transforms=(self.first_global, self.second_global))
-        small = Crops(size=self.local_size, transforms=(self.local,) * self.local_crops)
-        return {"global_crops": large, **({"local_crops": small} if self.local_crops else {})}
+    def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
+        own = super().corruptions(config, source)
+        return (*own, CropMasks(config.model.image.grid_size, self)) if self.patch_weight else own
 
     def build(self, config: Any) -> Dino:
         """Builds the objective with its head for the model's image encoder."""
-        return Dino(self, config.model.shape_of("image"), config.training.total_steps)
+        made = KoleoDino if self.koleo_weight else Dino
+        return made(self, config.model.shape_of("image"), config.training.total_steps)
 
     def check(self, where: str, config: Any) -> None:
-        for name in ("first_global", "second_global", "local"):
-            check_transform(f"{where}.{name}", getattr(self, name))
-        if not hasattr(config.model, "image"):
-            return  # a family without an image encoder of this name has no steps of images either
-        patch = config.model.image.patch_size
-        if self.local_crops and self.local_size % patch:
+        super().check(where, config)
+        if self.masked_least > self.masked_most:
             raise ConfigError(
-                f"{where}.local_size {self.local_size} is not divisible by model.image.patch_size {patch}; "
-                f"use {max(1, round(self.local_size / patch)) * patch}"
+                f"{where}.masked_least {self.masked_least:g} is above masked_most {self.masked_most:g}; swap "
+                "them"
             )
 
 
-@dataclass(frozen=True)
-class PathDraws:
-    """Draws what decides over stochastic depth. Adds
-
-    Shapes:
-        path_draws  [b a L 2]  float32 in [0, 1), for each crop, block, and attention or MLP
-    """
-
-    crops: int
-    layers: int
-
-    def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
-        draws = uniforms(draft.seeds, self.crops * self.layers * 2, stream=_PATH_STREAM)
-        return {"path_draws": draws.reshape(-1, self.crops, self.layers, 2).astype(np.float32)}
-
-    def bytes_per_sample(self, plan: BatchPlan) -> int:
-        return 4 * self.crops * self.layers * 2
-
-
-class Dino(Objective):
+class Dino(MultiCrop):
     """Mean, over every pair of a large crop that the teacher sees and another crop that the student sees, of
     the cross-entropy between their distributions over the prototypes.
 
-    Reads no view of the family: it encodes the crops itself, in one pass per resolution.
+    With masks the student sees some large crops in part, and the same cross-entropy over each patch that it
+    does not see is added: the mean over a crop's masked patches, then over all large crops.
     """
 
-    kinds = DinoConfig.kinds
-    needs = frozenset()
     metrics: ClassVar[Mapping[str, str]] = {"entropy": "teacher_entropy", "divergence": "divergence"}
 
     def __init__(self, config: DinoConfig, shape: Any, total_steps: int) -> None:
-        super().__init__(config.weight)
-        self.config, self.shape, self.total_steps = config, shape, total_steps
+        super().__init__(config, shape, total_steps)
+        self.config = config
         self.head = DinoHead(
             shape.hidden_size, config.head_hidden_size, config.bottleneck_size, config.num_prototypes
         )
-
-    def momentum(self, step: int) -> float:
-        """Returns what the teacher keeps of itself at an update."""
-        begin, end = self.config.teacher_momentum, self.config.teacher_momentum_end
-        return along_cosine(begin, end, step / self.total_steps)
+        if config.patch_weight:
+            self.metrics = {**self.metrics, "patch": "patch_loss"}  # type: ignore[misc]
 
     def temperature(self, step: int) -> float:
         """Returns the teacher's temperature at an update."""
@@ -175,69 +115,70 @@ class Dino(Objective):
         return begin + (end - begin) * min(1.0, step / max(1, self.config.teacher_temperature_steps))
 
     def states(self, model: Any) -> dict[str, TrainingState]:
-        centre = Centre(self.config.num_prototypes, self.config.centre_momentum)
+        settings = (self.config.num_prototypes, self.config.centre_momentum)
+        centres = {"dino_outputs": Centre(*settings)}
+        if self.config.patch_weight:
+            centres["patch_outputs"] = Centre(*settings, total="patch_outputs", count="patches")
 
-        def targets(batches: Sequence[Batch]) -> list[Tensor]:
+        def targets(batches: Sequence[Batch], outputs: str) -> list[Tensor]:
             temperature = self.temperature(batches[0].step)
             if self.config.balance == "sinkhorn":
-                return balanced([batch["dino_outputs"] / temperature for batch in batches])
-            return [((batch["dino_outputs"] - centre.mean) / temperature).softmax(-1) for batch in batches]
+                return balanced([batch[outputs] / temperature for batch in batches])
+            mean = centres[outputs].mean
+            return [((batch[outputs] - mean) / temperature).softmax(-1) for batch in batches]
 
         networks = copy.deepcopy(model.image_encoder), copy.deepcopy(self.head)
-        teacher = DinoTeacher(*networks, self.momentum, targets)
-        watch = CollapseWatch(self.config.num_prototypes)
-        return {"teacher": teacher, "centre": centre} | (
-            {"watch": watch} if self.config.watch_every_steps else {}
-        )
+        found: dict[str, TrainingState] = {
+            "teacher": DinoTeacher(*networks, self.momentum, targets),
+            "centre": centres["dino_outputs"],
+        }
+        if self.config.patch_weight:
+            found["patch_centre"] = centres["patch_outputs"]
+        if self.config.watch_every_steps:
+            found["watch"] = CollapseWatch(self.config.num_prototypes)
+        return found
 
     def first_steps(self) -> dict[str, int]:
         return {"head.prototypes.weight": self.config.freeze_last_layer_steps}
 
-    def count(self, batch: Batch) -> int:
-        return batch.size
-
-    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
     def model_parameters(self, model: Any) -> set[str]:
-        return model.parameters_of("image", read_directly=True)
+        masks = {"image_encoder.mask_token"} if self.config.patch_weight else set()
+        return super().model_parameters(model) | masks
 
     def flops(self, model: Any, batch: Batch) -> float:
-        """Counts the student's crops, and the teacher's, which have no backward pass, as a third."""
-        large = image_flops(self.shape, self.shape.image_size) + self.head.flops
-        small = image_flops(self.shape, self.config.local_size) + self.head.flops
-        return batch.size * (2 * large * (1 + 1 / 3) + self.config.local_crops * small)
+        """Adds the head's work on masked patches, of student and teacher."""
+        patches = batch["crop_mask_rows"].shape[0] if "crop_mask_rows" in batch else 0
+        return super().flops(model, batch) + patches * self.head.flops * (1 + 1 / 3)
 
-    def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        sizes = [batch[name] for name in ("global_crops", "local_crops") if name in batch]
-        paths = self._paths(batch, model.image_encoder.cls_token.dtype)
-        first = torch.cat(
-            [
-                model.image_encoder.first_tokens(crops.flatten(0, 1), own)
-                for crops, own in zip(sizes, paths, strict=False)
-            ]
-        )
-        scores = (self.head(first) / self.config.student_temperature).log_softmax(-1)
-        parts = scores.split([crops.shape[0] * crops.shape[1] for crops in sizes])
-        large, *small = (part.unflatten(0, crops.shape[:2]) for part, crops in zip(parts, sizes, strict=True))
-        targets = batch["dino_targets"]
+    def scores(self, seen: Seen) -> Seen:
+        """Returns the student's log probabilities over the prototypes, by one call of the head:
+        [... d] -> [... K].
+        """
+        parts = {name: part for name, part in seen._asdict().items() if part is not None}
+        flat = [part.flatten(0, -2) for part in parts.values()]
+        scores = (self.head(torch.cat(flat)) / self.config.student_temperature).log_softmax(-1)
+        split = scores.split([len(part) for part in flat])
+        found = {
+            name: own.unflatten(0, part.shape[:-1])
+            for (name, part), own in zip(parts.items(), split, strict=True)
+        }
+        return seen._replace(**found)
+
+    def matched(self, seen: Seen, batch: Batch) -> Loss:
+        targets, (large, small, patches) = batch["dino_targets"], self.scores(seen)
         loss, pairs = -(targets * large.flip(1)).sum(), targets.shape[1]
-        if small:
-            loss = loss - (targets.sum(1) * small[0].sum(1)).sum()
-            pairs += targets.shape[1] * small[0].shape[1]
+        if small is not None:
+            loss = loss - (targets.sum(1) * small.sum(1)).sum()
+            pairs += targets.shape[1] * small.shape[1]
         loss = loss / pairs
         entropy = -torch.xlogy(targets, targets).sum() / targets.shape[1]
         metrics = {"entropy": entropy, "divergence": loss.detach() - entropy}
+        if patches is not None:
+            terms = -(batch["patch_targets"] * patches).sum(-1)
+            hidden = (terms * batch["crop_mask_shares"]).sum() / targets.shape[1]
+            metrics["patch"] = hidden.detach()
+            loss = loss + self.config.patch_weight * hidden
         return Loss(loss, self.count(batch), metrics, self._statistics(batch))
-
-    def _paths(self, batch: Batch, dtype: torch.dtype) -> list[Tensor | None]:
-        """Returns the factors of stochastic depth for the global crops and for the local ones: [b*a L 2]."""
-        if "path_draws" not in batch:
-            return [None, None]
-        draws = batch["path_draws"]
-        rates = torch.linspace(0, self.config.stochastic_depth, draws.shape[2], device=draws.device)[:, None]
-        factors = ((draws >= rates) / (1 - rates)).to(dtype)
-        return [factors[:, :2].flatten(0, 1), factors[:, 2:].flatten(0, 1)]
 
     @torch.no_grad()
     def _statistics(self, batch: Batch) -> dict[str, Tensor]:
@@ -245,6 +186,9 @@ class Dino(Objective):
         outputs, targets = batch["dino_outputs"], batch["dino_targets"].flatten(0, 1)
         # a mean over the views of an image, a sum over images
         found = {"outputs": outputs.mean(1).sum(0)}
+        if "patch_outputs" in batch:
+            patches = batch["patch_outputs"]
+            found |= {"patch_outputs": patches.sum(0), "patches": patches.new_full((), len(patches))}
         every = self.config.watch_every_steps
         if every and batch.step % every == 0:
             features = batch["dino_features"].flatten(0, 1).double()  # for differences of near equals
@@ -260,3 +204,22 @@ class Dino(Objective):
                 "crops": torch.full((), float(len(features)), device=features.device),
             }
         return found
+
+
+class KoleoDino(Spread, Dino):
+    """Adds KoLeo over the CLS of the student's large crops, for both views apart."""
+
+    metrics: ClassVar[Mapping[str, str]] = {**Dino.metrics, "koleo": "koleo"}
+
+    def spread(self, large: Tensor) -> Features:
+        first, second = large.unbind(1)
+        return Features({"first": first.contiguous(), "second": second.contiguous()})
+
+    def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
+        found = koleo(features.samples["first"]) + koleo(features.samples["second"])
+        return self.config.koleo_weight * found, {"koleo": found.detach()}
+
+    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int]:
+        """Returns the bytes that the ranks gather in fp32: both views' features."""
+        features = 4 * global_batch * self.shape.hidden_size
+        return features, features

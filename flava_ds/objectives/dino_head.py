@@ -32,23 +32,23 @@ class Prototypes(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Three linear layers with GELU between them, L2 normalisation, prototypes.
+    """Three linear layers with GELU between them, L2 normalisation, and prototypes unless there are none.
 
     Shapes:
-        first  [k d] -> [k K], fp32 at least
+        first  [k d] -> [k K], fp32 at least; without prototypes the normalised bottleneck [k r]
     Source: Caron et al. 2021, appendix C: no batch normalisation, a bottleneck of 256.
     """
 
-    def __init__(self, hidden_size: int, width: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, hidden_size: int, width: int, bottleneck: int, prototypes: int | None) -> None:
         super().__init__()
         self.flops = 2.0 * (
-            hidden_size * width + width * width + width * bottleneck + bottleneck * prototypes
+            hidden_size * width + width * width + width * bottleneck + bottleneck * (prototypes or 0)
         )
         """Of one row's forward pass, 2 per multiply-add."""
         self.mlp = nn.Sequential(
             LinearGELU(hidden_size, width), LinearGELU(width, width), nn.Linear(width, bottleneck)
         )
-        self.prototypes = Prototypes(bottleneck, prototypes)
+        self.prototypes = nn.Identity() if prototypes is None else Prototypes(bottleneck, prototypes)
 
     def forward(self, first: Tensor) -> Tensor:
         return self.prototypes(F.normalize(at_least_fp32(self.mlp(first)), dim=-1))

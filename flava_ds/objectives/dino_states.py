@@ -27,13 +27,17 @@ TRIALS = 10
 
 
 class Centre(TrainingState):
-    """The running mean of the teacher's outputs over all views, micro-batches and ranks.
+    """The running mean of the teacher's outputs over all views, or masked patches, micro-batches and ranks.
 
     Source: Caron et al. 2021, equation 4.
     """
 
-    def __init__(self, prototypes: int, momentum: float) -> None:
+    def __init__(
+        self, prototypes: int, momentum: float, total: str = "outputs", count: str = "count"
+    ) -> None:
+        """`total` and `count` name the statistics whose quotient is an update's mean."""
         self.mean, self.momentum = torch.zeros(prototypes), momentum
+        self.total, self.count = total, count
 
     def tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean}
@@ -42,8 +46,10 @@ class Centre(TrainingState):
         self.mean = self.mean.to(engine.world.device)
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
-        if "outputs" in statistics:
-            self.mean.lerp_(statistics["outputs"] / statistics["count"], 1 - self.momentum)
+        if self.total in statistics:
+            count = statistics[self.count]
+            moved = self.mean.lerp(statistics[self.total] / count.clamp(min=1), 1 - self.momentum)
+            self.mean = torch.where(count > 0, moved, self.mean)
 
 
 class DinoTeacher(EmaTeacher):
@@ -53,6 +59,10 @@ class DinoTeacher(EmaTeacher):
         dino_outputs   [b a K]  fp32, of the head
         dino_targets   [b a K]  fp32, probabilities made of them
         dino_features  [b a d]  fp32, the CLS, L2-normalised
+
+    and of the m patches that the student does not see, if some are masked for it:
+        patch_outputs  [m K]    fp32
+        patch_targets  [m K]    fp32
     """
 
     def __init__(
@@ -60,9 +70,9 @@ class DinoTeacher(EmaTeacher):
         encoder: nn.Module,
         head: nn.Module,
         momentum: Callable[[int], float],
-        targets: Callable[[Sequence[Batch]], Sequence[Tensor]],
+        targets: Callable[[Sequence[Batch], str], Sequence[Tensor]],
     ) -> None:
-        """`targets` turns the outputs of a step's micro-batches into probabilities."""
+        """`targets` turns the outputs of a step's micro-batches, under the name given, into probabilities."""
         super().__init__(nn.ModuleDict({"encoder": encoder, "head": head}), "", momentum)
         self.encoder: Any = encoder
         self.head, self.targets = head, targets
@@ -76,16 +86,24 @@ class DinoTeacher(EmaTeacher):
         if "global_crops" not in batch:
             return batch
         crops = batch["global_crops"]
-        first = self.encoder.first_tokens(crops.flatten(0, 1))
+        own: dict[str, Tensor] = {}
+        if "crop_mask_rows" in batch:
+            first, patches = self.encoder.tokens(crops.flatten(0, 1), batch["crop_mask_rows"])
+            own["patch_outputs"] = self.head(patches)
+        else:
+            first = self.encoder.first_tokens(crops.flatten(0, 1))
         outputs = self.head(first).unflatten(0, crops.shape[:2])
         features = F.normalize(at_least_fp32(first), dim=-1).unflatten(0, crops.shape[:2])
-        return batch.having(dino_outputs=outputs, dino_features=features)
+        return batch.having(dino_outputs=outputs, dino_features=features, **own)
 
     def complete_step(self, batches: list[Batch]) -> list[Batch]:
         if "dino_outputs" not in batches[0]:
             return batches
-        made = self.targets(batches)
-        return [batch.having(dino_targets=own) for batch, own in zip(batches, made, strict=True)]
+        for outputs, name in (("dino_outputs", "dino_targets"), ("patch_outputs", "patch_targets")):
+            if outputs in batches[0]:
+                made = self.targets(batches, outputs)
+                batches = [batch.having(**{name: own}) for batch, own in zip(batches, made, strict=True)]
+        return batches
 
 
 class CollapseWatch(TrainingState):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
-from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.plan import BatchPlan, Corruption, Draft
 from flava_ds.layers.heads import MatchingHead
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Loss, Objective
@@ -33,7 +33,7 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
     def classes(self, config: Any) -> int:
         return 2
 
-    def corruptions(self, config: Any, source: Any) -> tuple[MatchLabels]:
+    def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
         return (MatchLabels(),)
 
     def build(self, config: Any) -> ImageTextMatching:

@@ -162,7 +162,9 @@ def mask_any_share(seeds: np.ndarray, patches: int) -> np.ndarray:
     return draws[:, 1:].argsort(1).argsort(1) < masked
 
 
-def mask_blocks(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.ndarray:
+def mask_blocks(
+    seeds: np.ndarray, grid: int, config: MaskedImageConfig, limit: np.ndarray | None = None
+) -> np.ndarray:
     """Masks rectangular blocks of patches until the limit, or until `attempts_per_block` attempts fail.
 
     A block's area is uniform between min_patches_per_block and the number of patches left to mask; its aspect
@@ -171,6 +173,7 @@ def mask_blocks(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.n
 
     Shapes:
         seeds  [b]            uint64
+        limit  [b]            int64, patches to mask at most; None takes config.num_masked_patches
         out    [b grid*grid]  bool, True where the patch is replaced
     Source: BEiT (Bao et al. 2021), algorithm 1, with the numbers of its published code.
     """
@@ -178,11 +181,11 @@ def mask_blocks(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.n
     masked, failed = np.zeros(len(seeds), dtype=np.int64), np.zeros(len(seeds), dtype=np.int64)
     log_ratio = np.log(config.min_aspect_ratio)
     lines = np.arange(grid)
-    limit = config.num_masked_patches
-    active, turn = np.arange(len(seeds) if limit > 0 else 0), 0
+    limit = np.full(len(seeds), config.num_masked_patches) if limit is None else limit
+    active, turn = np.flatnonzero(limit > 0), 0
     while active.size:
         area, ratio, row, column = uniforms(seeds[active], 4, stream=_STREAM, start=4 * turn).T
-        left = limit - masked[active]
+        left = limit[active] - masked[active]
         area = config.min_patches_per_block + area * (left - config.min_patches_per_block)
         ratio = np.exp(log_ratio * (1 - 2 * ratio))
         height = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -197,6 +200,6 @@ def mask_blocks(seeds: np.ndarray, grid: int, config: MaskedImageConfig) -> np.n
         mask[active[taken]] = merged[taken]
         masked[active] += np.where(taken, gain, 0)
         failed[active] = np.where(taken, 0, failed[active] + 1)
-        active = active[(masked[active] < limit) & (failed[active] < config.attempts_per_block)]
+        active = active[(masked[active] < limit[active]) & (failed[active] < config.attempts_per_block)]
         turn += 1
     return mask.reshape(len(seeds), grid * grid)

@@ -54,7 +54,7 @@ class TrainingState:
 
     def report(self) -> dict[str, Tensor]:
         """Returns scalars for the log, by name, equal on all ranks; read once per line, as
-        metric/<name>/<objective>.
+        metric/<name>/<objective>. A name with a slash is a whole key of the log.
         """
         return {}
 

@@ -72,9 +72,10 @@ MOST_RANKS_PER_CORE = 16
 
 
 def plan_launch(
-    recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False
-) -> Launch:
-    """Builds the command that trains `recipe` on `ranks` ranks of this machine.
+    recipe: str, overrides: list[str], *, ranks: int, gpus: int, port: int | None = None, debug: bool = False,
+    module: str = MODULE,
+) -> Launch:  # fmt: skip
+    """Builds the command that trains `recipe`, or starts another module, on `ranks` ranks of this machine.
 
     `port` is the rendezvous port; None takes a free one. DeepSpeed's launcher is silenced, because its output
     when a rank ends would bury the rank's own error. With `debug` it logs, and ranks show tracebacks.
@@ -86,13 +87,13 @@ def plan_launch(
         overrides = [*overrides, "--debug"]
     if ranks == 1:
         return Launch(
-            arguments=[sys.executable, "-m", MODULE, recipe, *overrides],
+            arguments=[sys.executable, "-m", module, recipe, *overrides],
             environment=environment_of(ranks, gpus),
         )
     port = free_port() if port is None else port
     launcher = [sys.executable, "-u", "-m", LAUNCHER, f"--world_info={world_info(ranks, gpus)}"]
     launcher += ["--master_port", str(port), "--log_level", "info" if debug else "critical"]
-    launcher += ["--module", MODULE]
+    launcher += ["--module", module]
     return Launch(arguments=[*launcher, recipe, *overrides], environment=environment_of(ranks, gpus))
 
 

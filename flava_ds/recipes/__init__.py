@@ -60,6 +60,8 @@ RECIPES = Recipes(
     "demo_bert",
     "vilt_base",
     "demo_vilt",
+    "albef_base",
+    "demo_albef",
     "align_base",
     "demo_align",
     "simvlm_base",
@@ -73,6 +75,7 @@ RECIPES = Recipes(
     "ablation/clip",
     "ablation/flava_mm_equal_compute",
     "ablation/flava_no_init_equal_compute",
+    "ablation/flava_no_init_uncertainty",
 )
 SEQUENCES = Recipes("flava_base_full", "demo_full", "ablation/flava")
 """Those that are several runs in a row: functions that return Stages."""

@@ -11,6 +11,7 @@ import dataclasses
 
 from flava_ds.config import Config, ObjectiveConfig
 from flava_ds.objectives.local_contrastive import LocalContrastiveConfig
+from flava_ds.objectives.uncertainty import UncertaintyConfig
 from flava_ds.recipes.demo import demo, demo_objectives, demo_sources
 from flava_ds.recipes.demo_clip import demo_clip
 from flava_ds.recipes.demo_mlm import demo_mlm
@@ -24,9 +25,9 @@ CONTRASTIVE_WEIGHT = 3.0
 MULTIMODAL = ("global_contrastive", "mmm_image", "mmm_text", "itm")
 ROWS = (
     *("mim", "mlm", "flava_c_local", "flava_c", "flava_mm", "flava_no_init", "flava", "clip"),
-    *("flava_mm_equal_compute", "flava_no_init_equal_compute"),
+    *("flava_mm_equal_compute", "flava_no_init_equal_compute", "flava_no_init_uncertainty"),
 )
-"""As in the paper's table 4, and two more."""
+"""As in the paper's table 4, and three more."""
 EQUAL_COMPUTE = {"flava_mm_equal_compute": 1.69, "flava_no_init_equal_compute": 1.49}
 """Rows with as many training FLOPs as `flava` and its initialisation -> their steps, in those of the row
 without the suffix. A test counts the FLOPs.
@@ -40,8 +41,10 @@ def ablation(row: str, pair_steps: int = PAIR_STEPS) -> Config | Stages:
     if row == "clip":
         return _of_length(demo_clip(), row, pair_steps)
     shared = EQUAL_COMPUTE.get(row, 1.0)
-    if row in ("flava_no_init", "flava_no_init_equal_compute"):
-        return _of_length(demo(), row, 20 * round(shared * pair_steps / 14))
+    if row.startswith("flava_no_init"):
+        balance = UncertaintyConfig() if row == "flava_no_init_uncertainty" else None
+        config = dataclasses.replace(demo(), balance=balance)
+        return _of_length(config, row, 20 * round(shared * pair_steps / 14))
     base, sources = demo(), demo_sources()
     pairs, contrastive = dataclasses.replace(sources["pair"], weight=1.0), {}
     objectives = demo_objectives(CONTRASTIVE_WEIGHT)

@@ -11,8 +11,8 @@ class HeldOut:
     """Filled in by the module that knows the data; the page only displays it.
 
     `headlines` and the `measures` of `sections` have set, what, value, text, chance, chance_text, pixels,
-    pixels_text, share. `examples` has the template's by_caption, by_image, pictures, drawings, captions,
-    glosses, and missing_parts: part -> why it is missing.
+    pixels_text, share. `examples` has the template's by_caption, by_image, pictures, drawings, written,
+    captions, glosses, and missing_parts: part -> why it is missing.
     """
 
     step: int | None

@@ -41,6 +41,8 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
         losses=loss_charts(config, log, held_out.losses if held_out else {}),
         courses=course_charts(log),
         norms=norm_chart(config, log),
+        weights=weight_charts(config, log),
+        cosines=cosine_rows(config, log),
         facts=tables.facts(config, log, held_out.facts if held_out else []),
         config_json=json.dumps(public(configuration.to_dict(config)), indent=2),
         **(held_out.examples if held_out else {}),
@@ -122,27 +124,45 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
 
 def norm_chart(config: Config, log: RunLog) -> list[dict[str, Any]]:
     """Draws each objective's gradient norm on the shared trunk, on one scale; empty if not measured."""
-    names = log.names("gradient_norm/")
-    top = max((max(log.series(f"gradient_norm/{name}")[1], default=0.0) for name in names), default=0.0)
+    charts = _on_one_scale(config, log, "gradient_norm/", "gradient norm on the shared trunk,")
+    return [chart | {"encoders": last_by_encoder(log, chart["name"])} for chart in charts]
+
+
+def weight_charts(config: Config, log: RunLog) -> list[dict[str, Any]]:
+    """Draws each objective's weight, on one scale; empty if the run does not balance them."""
+    return _on_one_scale(config, log, "weight/", "weight from {first:.3g},")
+
+
+def _on_one_scale(config: Config, log: RunLog, prefix: str, words: str) -> list[dict[str, Any]]:
+    """Draws a number of each objective, from zero to the largest of all; `words` says what it is."""
+    series = {name: log.series(prefix + name) for name in in_order(config, log.names(prefix))}
+    top = max((max(values, default=0.0) for _, values in series.values()), default=0.0)
     charts = []
-    for name in in_order(config, names):
-        steps, values = log.series(f"gradient_norm/{name}")
+    for name, (steps, values) in series.items():
         if values:
             title = title_of(config, name)
             svg = draw(
-                f"{title}: gradient norm on the shared trunk, last {values[-1]:.3g}",
+                f"{title}: {words.format(first=values[0])} last {values[-1]:.3g}",
                 [Line(steps, values)],
                 Scale(from_zero=True, top=1.08 * top or None),
             )
-            charts.append(
-                {
-                    "title": title,
-                    "last": values[-1],
-                    "encoders": last_by_encoder(log, name),
-                    "svg": markup(svg),
-                }
-            )
+            charts.append({"name": name, "title": title, "last": values[-1], "svg": markup(svg)})
     return charts
+
+
+def cosine_rows(config: Config, log: RunLog) -> list[tuple[str, str, str, float, float]]:
+    """Returns (objective, other, encoder, mean cosine of their gradients, share of steps below 0); empty if
+    not measured.
+    """
+    found = []
+    for name in log.names("gradient_cosine/"):
+        first, second, encoder = name.split("/")
+        _, values = log.series(f"gradient_cosine/{name}")
+        if values:
+            titles = title_of(config, first), title_of(config, second)
+            conflicts = sum(value < 0 for value in values) / len(values)
+            found.append((*titles, encoder.removesuffix("_encoder"), sum(values) / len(values), conflicts))
+    return found
 
 
 def last_by_encoder(log: RunLog, objective: str) -> list[tuple[str, float]]:

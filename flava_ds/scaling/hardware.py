@@ -47,6 +47,14 @@ GPUS = {
     )
 }
 
+
+def like_device(name: str, memory_gib: float) -> Gpu | None:
+    """Returns the GPU that CUDA calls `name`, or None if it is not listed."""
+    words = set(name.lower().replace("-", " ").split())
+    found = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
+    return min(found, key=lambda gpu: abs(gpu.memory_gib - memory_gib), default=None)
+
+
 USABLE = 0.99
 """Share of a card's nominal memory that a process sees, before its own context."""
 

@@ -183,7 +183,10 @@ def completed(task: Task, batch: Batch, variance: float) -> tuple[float, Batch]:
 
     def forward() -> Tensor:
         with torch.no_grad():
-            done.append(task.complete(batch))
+            of_step = [task.complete(batch)]
+            for state in task.states.values():
+                of_step = state.complete_step(of_step)
+            done.extend(of_step)
         return torch.zeros((), requires_grad=True)
 
     trace = trace_step(task, forward, batch.tensors.values(), variance)

@@ -14,6 +14,8 @@ LAST_SHARE = 0.1
 AVERAGED = ("loss/", "accuracy/", "metric/")
 LATEST = ("evaluation/",)
 """Numbers in the results of a run, by how their names begin."""
+WITH_TARGETS = "flops_with_targets"
+"""FLOPs of frozen networks that compute targets, such as the image codebook, included."""
 RATES = {"samples": "samples_per_second", "flops": "flops_per_second"}
 
 
@@ -23,7 +25,7 @@ class Course:
 
     steps: list[int]
     used: Mapping[str, list[float]]
-    """samples, flops and gpu_hours -> amounts; on a CPU, a rank counts as a GPU."""
+    """samples, flops, flops_with_targets, seconds and gpu_hours -> amounts; of a CPU, ranks count as GPUs."""
 
     def along(self, log: RunLog, metric: str, what: str) -> tuple[list[float], list[float]]:
         """Returns how much of `what` was used where a number was logged, and the number."""
@@ -35,13 +37,17 @@ class Course:
 def course(log: RunLog) -> Course:
     """Adds up what a log's lines say of the steps since the line before."""
     ranks = int(log.header.get("hardware", {}).get("ranks", 1))
-    totals, before = dict.fromkeys((*RATES, "gpu_hours"), 0.0), -1
+    totals, before = dict.fromkeys((*RATES, WITH_TARGETS, "seconds", "gpu_hours"), 0.0), -1
     steps: list[int] = []
     used: dict[str, list[float]] = {name: [] for name in totals}
     for line in log.steps:
         seconds = (line["step"] - before) * _number(line, "seconds_per_step")
         for name, rate in RATES.items():
             totals[name] += seconds * _number(line, rate)
+        own, all_flops = (_number(line, name) for name in ("mfu", "mfu_with_targets"))
+        more = all_flops / own if all_flops and own else 1.0
+        totals[WITH_TARGETS] += more * seconds * _number(line, RATES["flops"])
+        totals["seconds"] += seconds
         totals["gpu_hours"] += seconds * ranks / 3600
         before = line["step"]
         steps.append(before)
@@ -67,6 +73,8 @@ def results(run_path: Path) -> dict[str, Any]:
         "samples": samples,
         "unique_samples": samples * _fresh_share(last),
         "flops": found.used["flops"][-1],
+        WITH_TARGETS: found.used[WITH_TARGETS][-1],
+        "seconds": found.used["seconds"][-1],
         "gpu_hours": found.used["gpu_hours"][-1],
     }
     for prefix in (*AVERAGED, *LATEST):

@@ -80,8 +80,9 @@ def on_this_machine(flops: float, gemm_rate: float, finished: Mapping[str, float
 
 
 def sentence(count: int, flops: float, hours: Estimate, unit: str, how: str) -> str:
-    """Says what runs will take, `hours` as minutes if they are less than one."""
-    if unit.startswith("hours") and hours.high < 1:
-        unit = unit.replace("hours", "minutes", 1)
-        hours = Estimate(60 * hours.low, 60 * hours.middle, 60 * hours.high)
+    """Says what runs will take, `hours` as minutes or seconds if they are less than one."""
+    for smaller, each in (("seconds", 60 * 60), ("minutes", 60)):
+        if unit.startswith("hours") and each * hours.high < 60:
+            unit = unit.replace("hours", smaller, 1)
+            hours = Estimate(each * hours.low, each * hours.middle, each * hours.high)
     return f"{count} run{'s' * (count != 1)}: {flops:.3g} FLOPs, {hours.text()} {unit} {how}"

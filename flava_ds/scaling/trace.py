@@ -136,7 +136,12 @@ def attention_share(args: tuple, variance: float) -> float:
     variance.
     """
     qkv = next(a for a in args if isinstance(a, Tensor) and a.ndim == 4)
-    bounds = next(a for a in args if isinstance(a, Tensor) and a.ndim == 1 and a.dtype == torch.int32)
+    bounds, *of_keys = [a for a in args if isinstance(a, Tensor) and a.ndim == 1 and a.dtype == torch.int32]
+    if of_keys:  # cross-attention, whose queries and keys have lengths of their own
+        queries = next(a for a in args if isinstance(a, Tensor) and a.ndim == 3)
+        most_queries, most_keys = (a for a in args if type(a) is int)
+        pairs = queries.shape[0] * qkv.shape[0] / (bounds.shape[0] - 1)
+        return pairs / ((bounds.shape[0] - 1) * most_queries * most_keys)
     longest, equal, causal = next(
         (a, b, c)
         for a, b, c in zip(args, args[1:], args[2:], strict=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.config import TrainingConfig
 from flava_ds.layers.transformer import Block, Transformer
+from flava_ds.objectives.balance import Balance
 from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective, Rows
 from flava_ds.objectives.state import TrainingState
 
@@ -73,6 +74,12 @@ class Task(nn.Module):
         """Of the frozen networks and the vocabulary as they were loaded. Checkpoints keep these alone."""
 
     @property
+    def balance(self) -> Balance | None:
+        """What decides the objectives' weights; None if they stay as configured."""
+        found = self.states.get("balance")
+        return found if isinstance(found, Balance) else None
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of step that some objective takes part in, sorted."""
         return tuple(sorted({str(kind) for own in self.objectives.values() for kind in own.kinds}))
@@ -95,13 +102,15 @@ class Task(nn.Module):
         return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
 
     def complete(self, batch: Batch) -> Batch:
-        """Adds the targets of frozen networks and training states, on the device and without a graph."""
-        for state in self.states.values():
+        """Adds the targets of frozen networks and training states, on the device and without a graph; in
+        evaluation mode not those of states, which nothing has restored.
+        """
+        for state in self.states.values() if self.training else ():
             batch = state.complete(batch)
         return batch
 
     def forward(self, entry: str, *arguments: Any) -> Any:
-        """Calls the method `entry`: "step" or "features".
+        """Calls the method `entry`: "step", "features" or "losses".
 
         Every pass goes through forward(), because DeepSpeed's ZeRO-3 hooks, which gather sharded parameters,
         are attached there.
@@ -139,6 +148,8 @@ class Task(nn.Module):
         statistics = {
             f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.statistics.items()
         }
+        if self.balance is not None:
+            statistics |= self.balance.statistics(losses)
         return StepOutput(total, sums, statistics)
 
     def losses(
@@ -159,10 +170,10 @@ class Task(nn.Module):
 
     def weighted(self, losses: Mapping[str, Loss], denominators: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turns sums into this rank's shares of the weighted means."""
-        return {
-            name: self.objectives[name].weight * loss.sum / denominators[name]
-            for name, loss in losses.items()
-        }
+        weights: dict[str, Any] = {name: self.objectives[name].weight for name in losses}
+        if (balance := self.balance) is not None:
+            weights = dict(zip(balance.names, balance.weights(), strict=True))
+        return {name: weights[name] * loss.sum / denominators[name] for name, loss in losses.items()}
 
     def statistics_of(self, state: str, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the statistics that a state receives after an update.

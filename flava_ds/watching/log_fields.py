@@ -53,6 +53,7 @@ FIELDS = (
             "states reports"
         ),
     ),
+    Field("weight/<objective>", "", "its weight in the loss, if the run balances its objectives"),
     Field(
         "gradient_norm/<objective>",
         "",

@@ -22,7 +22,7 @@ class StateReports:
     def tensors(self) -> dict[str, Tensor]:
         """Returns the scalars that the states report, by their keys in the log."""
         return {
-            metric_key(number, _owner(name)): value
+            _key(number, name): value
             for name, state in self.states.items()
             for number, value in state.report().items()
         }
@@ -31,13 +31,18 @@ class StateReports:
         """Logs a complaint that the previous record did not cause."""
         complaining = set()
         for name, state in self.states.items():
-            numbers = {number: record[metric_key(number, _owner(name))] for number in state.report()}
+            numbers = {number: record[_key(number, name)] for number in state.report()}
             told = state.complaint(numbers)
             if told is not None:
                 complaining.add(name)
                 if name not in self._complaining:
                     log.warning("%s: %s", _owner(name), told)
         self._complaining = complaining
+
+
+def _key(number: str, name: str) -> str:
+    """Returns the key in the log of what the state `name` reports as `number`."""
+    return number if "/" in number else metric_key(number, _owner(name))
 
 
 def _owner(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flava_kernels import overview
 from flava_kernels.attention import OP as VARLEN_ATTENTION
 from flava_kernels.contrastive import OP as INFO_NCE
+from flava_kernels.cross_attention import OP as VARLEN_CROSS_ATTENTION
 from flava_kernels.fusing import OP as FUSE_SEQUENCES
 from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from flava_kernels.linear_cross_entropy import OP as LINEAR_CROSS_ENTROPY
@@ -19,6 +20,7 @@ OPS: dict[str, Op] = {
         UNPACK,
         FUSE_SEQUENCES,
         VARLEN_ATTENTION,
+        VARLEN_CROSS_ATTENTION,
         LAYER_NORM,
         ADD_LAYER_NORM,
         LINEAR_GELU,

@@ -1,4 +1,4 @@
-"""Self-attention over packed sequences in torch operators, for CPUs and unsupported inputs.
+"""Attention over packed sequences in torch operators, for CPUs and unsupported inputs.
 
 Sequences of unequal lengths are padded first. Causal attention needs no padding mask, since padding comes
 after every real query. The backward pass and `EagerAttention` go head by head: a head's queries, keys and
@@ -108,12 +108,84 @@ def _gradient(
         ):
             for place, (rows, keys, mask) in enumerate(blocks):
                 p = _probabilities(q[:, rows], k[:, keys], mask) if kept is None else next(kept)
-                d_scores = torch._softmax_backward_data(torch.bmm(d[:, rows], v[:, keys].mT), p, -1, p.dtype)
+                d_scores = _gradient_of_scores(d[:, rows], v[:, keys], p)
                 d_q[:, rows].copy_(_scaled_product(d_scores, k[:, keys], head_size**-0.5))
                 write = Tensor.add_ if place else Tensor.copy_  # the first block covers all keys
                 write(d_k[:, keys], _scaled_product(d_scores.mT, q[:, rows], head_size**-0.5))
                 write(d_v[:, keys], torch.bmm(p.mT, d[:, rows]))
     return padding.pack(d_qkv)
+
+
+def _gradient_of_scores(grad: Tensor, v: Tensor, p: Tensor) -> Tensor:
+    """Returns the gradient of the scores behind the softmax: [b n e], [b m e], [b n m] -> [b n m]."""
+    return torch._softmax_backward_data(torch.bmm(grad, v.mT), p, -1, p.dtype)
+
+
+def cross_forward_reference(
+    q: Tensor,
+    kv: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    equal_keys: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attends head by head from padded queries to padded keys: returns out and lse of `forward_reference`."""
+    queries, keys = (
+        _Padding(cu_seqlens_q, max_seqlen_q, False, False, q.shape[0]),
+        _Padding(cu_seqlens_k, max_seqlen_k, equal_keys, False, kv.shape[0]),
+    )
+    padded = queries.pad_with_zeros(q)
+    out = torch.empty_like(padded)
+    lse = padded.new_empty(padded.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    mask = None if keys.keys is None else _mask(keys.keys, q.dtype)
+    for head_q, k, v, head_out, head_lse in zip(
+        padded.unbind(2), *_by_head(keys.pad(kv)), out.unbind(2), lse.unbind(2), strict=True
+    ):
+        scores = _scores(head_q, k, mask)
+        head_lse.copy_(scores.to(lse.dtype).logsumexp(-1))
+        head_out.copy_(torch.bmm(scores.softmax(-1), v))
+    if not equal_keys:
+        without = (cu_seqlens_k.diff() == 0)[:, None, None]
+        out.masked_fill_(without[..., None], 0.0)
+        lse.masked_fill_(without, float("-inf"))
+    return queries.pack(out).contiguous(), queries.pack(lse).mT.contiguous() / math.log(2)
+
+
+def cross_backward_reference(
+    grad: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    equal_keys: bool,
+) -> tuple[Tensor, Tensor]:
+    """Recomputes the scores: [Tq h e], [Tq h e], [Tk 2 h e] -> [Tq h e], [Tk 2 h e]."""
+    queries, keys = (
+        _Padding(cu_seqlens_q, max_seqlen_q, False, False, q.shape[0]),
+        _Padding(cu_seqlens_k, max_seqlen_k, equal_keys, False, kv.shape[0]),
+    )
+    padded, padded_kv = queries.pad_with_zeros(q), keys.pad(kv)
+    d_q, d_kv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (padded, padded_kv))
+    mask, scale = None if keys.keys is None else _mask(keys.keys, q.dtype), q.shape[2] ** -0.5
+    for head_q, k, v, d, head_d_q, d_k, d_v in zip(
+        padded.unbind(2),
+        *_by_head(padded_kv),
+        queries.pad_with_zeros(grad).unbind(2),
+        d_q.unbind(2),
+        *_by_head(d_kv),
+        strict=True,
+    ):
+        p = _scores(head_q, k, mask).softmax(-1)
+        d_scores = _gradient_of_scores(d, v, p)
+        head_d_q.copy_(_scaled_product(d_scores, k, scale))
+        d_k.copy_(_scaled_product(d_scores.mT, head_q, scale))
+        d_v.copy_(torch.bmm(p.mT, d))
+    if not equal_keys:
+        d_q.masked_fill_((cu_seqlens_k.diff() == 0)[:, None, None, None], 0.0)
+    return queries.pack(d_q).contiguous(), keys.pack(d_kv).contiguous()
 
 
 def keeps_probabilities(qkv: Tensor, max_seqlen: int) -> bool:
@@ -161,15 +233,19 @@ class EagerAttention(torch.autograd.Function):
 
 
 def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields queries, keys and values, one view per head: [b s 3 h e] -> h times three [b s e]."""
+    """Yields queries, keys and values (or only the latter two), a view a head: [b s 3 h e] -> h [b s e]."""
     return (part.unbind(2) for part in padded.unbind(2))
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns softmax(q K^T / sqrt(e) + mask): [b n e], [b m e], [b 1 m] or [1 n m] -> [b n m]."""
+    """Returns the softmax of the scores: [b n e], [b m e], [b 1 m] or [1 n m] -> [b n m]."""
+    return _scores(q, k, mask).softmax(-1)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns q K^T / sqrt(e) + mask: [b n e], [b m e], [b 1 m] or [1 n m] -> [b n m]."""
     scale = q.shape[-1] ** -0.5
-    scores = _scaled_product(q, k.mT, scale) if mask is None else torch.baddbmm(mask, q, k.mT, alpha=scale)
-    return scores.softmax(-1)
+    return _scaled_product(q, k.mT, scale) if mask is None else torch.baddbmm(mask, q, k.mT, alpha=scale)
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 import flava_kernels.contrastive
+import flava_kernels.cross_attention
 import flava_kernels.linear_cross_entropy
 import flava_kernels.linear_gelu  # noqa: F401  defines the operators
 from flava_kernels import attention
@@ -46,6 +47,39 @@ def attention_backward(
 ) -> int:
     """Counts five products: the scores are recomputed."""
     return 10 * (cu_seqlens_shape[0] - 1) * attention.pairs(max_seqlen, causal) * qkv_shape[2] * qkv_shape[3]
+
+
+@register_flop_formula(torch.ops.flava_kernels.varlen_cross_attention)
+def cross_attention_forward(
+    q_shape: torch.Size,
+    kv_shape: torch.Size,
+    cu_seqlens_q_shape: torch.Size,
+    cu_seqlens_k_shape: torch.Size,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Counts two products, as if every sequence had the most queries and keys."""
+    return 4 * (cu_seqlens_q_shape[0] - 1) * max_seqlen_q * max_seqlen_k * q_shape[1] * q_shape[2]
+
+
+@register_flop_formula(torch.ops.flava_kernels.varlen_cross_attention_backward)
+def cross_attention_backward(
+    grad_shape: torch.Size,
+    q_shape: torch.Size,
+    kv_shape: torch.Size,
+    saved_out_shape: torch.Size,
+    lse_shape: torch.Size,
+    cu_seqlens_q_shape: torch.Size,
+    cu_seqlens_k_shape: torch.Size,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Counts five products: the scores are recomputed."""
+    return 10 * (cu_seqlens_q_shape[0] - 1) * max_seqlen_q * max_seqlen_k * q_shape[1] * q_shape[2]
 
 
 @register_flop_formula(torch.ops.flava_kernels.linear_gelu)

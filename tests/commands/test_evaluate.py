@@ -150,6 +150,24 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         )
 
 
+def test_a_task_that_fails_loses_no_other_ones_numbers(run, root, tmp_path, capsys):
+    broken = tmp_path / "data"
+    shutil.copytree(root, broken)
+    picture = sorted((broken / "image_folder" / "test").rglob("*.*"))[0]
+    picture.write_bytes(b"no picture")
+    (run / "evaluations.json").unlink(missing_ok=True)
+    names = "sst2_probe,image_folder_zero_shot,own_zero_shot"
+    assert main(["evaluate", str(run), "--task", names, "--data", str(broken)]) == 2
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["sst2_probe", "own_zero_shot"]
+    assert list(json.loads((run / "evaluations.json").read_text())) == ["sst2_probe", "own_zero_shot"]
+    last = told.err.splitlines()[-1]
+    assert last.startswith(
+        "error: 1 of 3 tasks failed, the others' results are above; image_folder_zero_shot:"
+    )
+    assert picture.name in last and told.err.index("\nsst2_probe ") < told.err.index(picture.name)
+
+
 def test_a_model_without_what_a_task_needs_says_so(root, tmp_path, capsys):
     run = write_run(tmp_path)[0]
     file = tmp_path / "matching.py"

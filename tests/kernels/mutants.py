@@ -1,12 +1,14 @@
 """Bugs to plant in the kernels, each with the cases that have to notice it; mutation_run.py runs them."""
 
-from mutants_of_products import ATTENTION, CONTRASTIVE, LINEAR_CROSS_ENTROPY, LINEAR_GELU
+from mutants_of_attention import ATTENTION, CROSS_ATTENTION
+from mutants_of_products import CONTRASTIVE, LINEAR_CROSS_ENTROPY, LINEAR_GELU
 from mutants_of_rows import COLUMN_SUMS, FUSING, LAYER_NORM, PACKING
 
 MUTANTS = {
     "packing": PACKING,
     "fusing": FUSING,
     "attention": ATTENTION,
+    "cross_attention": CROSS_ATTENTION,
     "layer_norm": LAYER_NORM,
     "column_sums": COLUMN_SUMS,
     "linear_gelu": LINEAR_GELU,

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 CASES = {
     "varlen_attention": "to-16",
+    "varlen_cross_attention": "without",
     "layer_norm": "37x64",
     "add_layer_norm": "37x64",
     "linear_gelu": "37x24",

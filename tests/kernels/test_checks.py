@@ -32,6 +32,29 @@ def test_sequences_that_do_not_fit(monkeypatch, custom, cu_seqlens, longest, equ
         varlen_attention(torch.zeros(7, 3, 1, 8), cu_seqlens, longest, equal_lengths=equal)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_sequences_that_passed_are_asked_again_when_they_or_the_promises_change(inference):
+    with torch.inference_mode(inference):
+        given = bounds(0, 3, 7)
+        checks.sequences("op", given, 7, 4)
+        checks.sequences("op", given, 7, 4)
+        for rows, longest, equal in ((8, 4, False), (7, 3, False), (7, 4, True)):
+            with pytest.raises(ValueError, match="op: "):
+                checks.sequences("op", given, rows, longest, equal_lengths=equal)
+        given[1] = 2
+        with pytest.raises(ValueError, match="the longest sequence is 1 with 5 rows"):
+            checks.sequences("op", given, 7, 4)
+
+
+def test_sequences_are_read_once_and_not_once_per_layer(monkeypatch):
+    read, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append(self) or tolist(self))
+    given, qkv = bounds(0, 3, 7), torch.zeros(7, 3, 1, 8, requires_grad=True)
+    for _ in range(3):
+        varlen_attention(qkv, given, 4).sum().backward()
+    assert sum(tensor is given for tensor in read) == 1
+
+
 @BOTH
 def test_other_operators_ask_too(monkeypatch, custom):
     monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)

@@ -21,6 +21,7 @@ from flava_ds.data.plan import Draft
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.task import build_task
 from flava_ds.objectives.dino import DinoConfig
+from flava_ds.objectives.dino_masks import CropMasks
 from flava_ds.objectives.dino_states import TRIALS, CollapseWatch, measure
 
 SMALL = DinoConfig(
@@ -45,7 +46,7 @@ def task_of(**changed):
 def crops_of(task, size: int = 5) -> Batch:
     """A batch of random crops."""
     draw = np.random.default_rng(0)
-    edge, config = task.flava.image.image_size, task.objectives["dino"].config
+    edge, config = task.flava.image.image_size, next(iter(task.objectives.values())).crops_config
     shapes = {"global_crops": (size, 2, 3, edge, edge)}
     if config.local_crops:
         shapes["local_crops"] = (size, config.local_crops, 3, config.local_size, config.local_size)
@@ -100,9 +101,87 @@ def test_the_loss_is_the_published_one(local_crops):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_what_trains_is_what_gets_a_gradient():
-    task = task_of()
-    (batch,) = task.states["dino.teacher"].complete_step([task.complete(crops_of(task))])
+def masked(task, batch: Batch) -> Batch:
+    """The batch with masks as the loader draws them."""
+    seeds = np.arange(3, 3 + batch.size, dtype=np.uint64)
+    *_, masks = task.objectives["dino"].config.corruptions(task.config, None)
+    found = masks(Draft(seeds=seeds, matched=np.ones(batch.size, dtype=bool)))
+    return batch.having(**{name: torch.from_numpy(own) for name, own in found.items()})
+
+
+def test_masked_patches_and_koleo_are_added_as_published():
+    task = task_of(patch_weight=0.7, koleo_weight=0.1, min_patches_per_block=1, local_crops=0)
+    plain = task_of(local_crops=0)
+    objective, states, encoder = task.objectives["dino"], task.states, task.model.image_encoder
+    with torch.no_grad():
+        encoder.mask_token.normal_(generator=torch.Generator().manual_seed(0))
+        states["dino.patch_centre"].mean.normal_(generator=torch.Generator().manual_seed(1))
+    batch = masked(task, crops_of(task))
+    (batch,) = states["dino.teacher"].complete_step([states["dino.teacher"].complete(batch)])
+    loss = objective(task.model, {}, batch)
+
+    teacher, crops, mask = states["dino.teacher"], batch["global_crops"].flatten(0, 1), batch["crop_mask"]
+
+    def whole(network, mask):
+        encoded = network(crops, mask, clean=mask is None)[0].last_hidden_state()
+        return encoded.view(*mask_shape[:2], -1, encoded.shape[-1])
+
+    mask_shape = mask.shape
+    seen = whole(encoder, mask.flatten(0, 1))
+    with torch.no_grad():
+        told = whole(teacher.encoder, None)
+    temperature = 0.04 + 0.03 * 2 / 4
+    terms = []
+    for image in range(batch.size):
+        for view in range(2):
+            hidden = mask[image, view].nonzero().flatten()
+            if len(hidden):
+                outputs = teacher.head(told[image, view, 1 + hidden])
+                targets = ((outputs - states["dino.patch_centre"].mean) / temperature).softmax(1)
+                scores = (objective.head(seen[image, view, 1 + hidden]) / 0.1).log_softmax(1)
+                terms.append(-(targets * scores).sum(1).mean())
+    assert 0 < len(terms) < 2 * batch.size
+    patches = torch.stack(terms).sum() / 2
+    torch.testing.assert_close(loss.metrics["patch"], patches.detach(), rtol=1e-5, atol=1e-5)
+    near = 0.0
+    for view in range(2):
+        first = F.normalize(seen[:, view, 0], dim=1)
+        distances = torch.cdist(first, first) + 10 * torch.eye(batch.size)
+        near = near - distances.min(1).values.log().sum()
+    torch.testing.assert_close(loss.metrics["koleo"], near.detach(), rtol=1e-4, atol=1e-4)
+    # The rest is DINO's own loss, of the crops as the student sees them.
+    scores = (objective.head(seen[:, :, 0].flatten(0, 1)) / 0.1).log_softmax(1).view(batch.size, 2, -1)
+    own = -(batch["dino_targets"] * scores.flip(1)).sum() / 2
+    torch.testing.assert_close(loss.sum, own + 0.7 * patches + 0.1 * near, rtol=1e-5, atol=1e-4)
+    seen_by_teacher = batch["patch_outputs"]
+    torch.testing.assert_close(loss.statistics["patch_outputs"], seen_by_teacher.sum(0))
+    assert int(loss.statistics["patches"]) == int(mask.sum()) == len(seen_by_teacher)
+    assert set(plain.objectives["dino"].metrics) == {"entropy", "divergence"} < set(objective.metrics)
+
+
+def test_masks_of_crops_have_their_shares_and_are_the_samples_own():
+    own = dataclasses.replace(SMALL, patch_weight=1.0, stochastic_depth=0.0)
+    draw, samples = CropMasks(14, own), 400
+    seeds = np.arange(samples, dtype=np.uint64)
+    found = draw(Draft(seeds=seeds, matched=np.ones(samples, dtype=bool)))
+    mask, rows, shares = found["crop_mask"], found["crop_mask_rows"], found["crop_mask_shares"]
+    masked_crops = mask.any(-1)
+    counts = mask.sum(-1)[masked_crops]
+    assert abs(masked_crops.mean() - 0.5) < 4 * 0.5 / (2 * samples) ** 0.5
+    assert counts.max() <= round(0.5 * 196) and abs(counts.mean() - 0.3 * 196) < 6
+    assert np.array_equal(np.flatnonzero(mask), rows) and not np.array_equal(mask[:, 0], mask[:, 1])
+    per_crop = np.bincount(rows // 196, shares, minlength=2 * samples)
+    assert per_crop == pytest.approx(masked_crops.reshape(-1).astype(float), abs=1e-5)
+    alone = draw(Draft(seeds=seeds[7:8], matched=np.ones(1, dtype=bool)))
+    assert np.array_equal(alone["crop_mask"][0], mask[7])
+    assert sum(part.nbytes for part in found.values()) <= samples * draw.bytes_per_sample(None)
+
+
+@pytest.mark.parametrize("patch_weight", [0.0, 1.0])
+def test_what_trains_is_what_gets_a_gradient(patch_weight):
+    task = task_of(patch_weight=patch_weight, min_patches_per_block=1, masked_crops=1.0)
+    given = masked(task, crops_of(task)) if patch_weight else crops_of(task)
+    (batch,) = task.states["dino.teacher"].complete_step([task.complete(given)])
     task.step(batch, {"dino": torch.tensor(5.0)}).loss.backward()
     moved = {name for name, p in task.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {name for name, kinds in task.users().items() if kinds}
@@ -117,7 +196,7 @@ def test_stochastic_depth_leaves_branches_out_and_scales_the_others():
     draws[0, 1, 1, 0] = 0.4  # second crop of the first image: no attention in the last block
     draws[:, :, 0] = 0.0  # which the first block never heeds
     batch = Batch(kind="image", source="", size=3, tensors={"path_draws": draws})
-    paths, of_local = task.objectives["dino"]._paths(batch, torch.float32)
+    paths, of_local = task.objectives["dino"].paths(batch, torch.float32)
     assert paths.shape == (6, 2, 2) and of_local.shape == (9, 2, 2)
     assert paths[1].tolist() == [[1, 1], [0, 2]] and paths[2].tolist() == [[1, 1], [2, 2]]
     ours = encoder.first_tokens(crops.flatten(0, 1), paths)
@@ -195,22 +274,28 @@ def test_settings_that_cannot_work_are_one_line():
     scale = dataclasses.replace(SMALL, local=ImageTransformConfig(crop_scale=(0.5, 0.2)))
     with pytest.raises(ConfigError, match="objectives.dino.local.crop_scale"):
         configuration.check(tiny_config(objectives={"dino": scale}))
+    shares = dataclasses.replace(SMALL, masked_least=0.6)
+    with pytest.raises(ConfigError, match="dino.masked_least 0.6 is above masked_most 0.5; swap them"):
+        configuration.check(tiny_config(objectives={"dino": shares}))
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
     own = dataclasses.replace(SMALL, freeze_last_layer_steps=3, stochastic_depth=0.4)
+    own = dataclasses.replace(own, koleo_weight=0.1, patch_weight=1.0, min_patches_per_block=1)
     config = stranger_config(tmp_path, name="dino", kind="image", objectives={"dino": own})
     optimizer = dataclasses.replace(config.optimizer, weight_decay=0.04, weight_decay_end=0.4)
     training = dataclasses.replace(config.training, clip_each_parameter=True, gradient_clipping=0.3)
     curve = prove(run_ranks, dataclasses.replace(config, optimizer=optimizer, training=training))
     numbers = {"teacher_entropy", "divergence", "used_prototypes", "batch_entropy", "spread"}
+    numbers |= {"koleo", "patch_loss"}
     assert {f"metric/{name}/dino" for name in numbers} < set(curve[0]) and len(curve) == STEPS
-    assert all(0 < line["loss/dino"] < 2 * math.log(24) for line in curve)
+    assert all(0 < line["metric/patch_loss/dino"] < line["loss/dino"] < 4 * math.log(24) for line in curve)
     for stage, file in (("zero1", "zero1"), ("zero3", "zero3")):
         saved = numbers_of(split(config, f"{stage}_whole", file, 1))
         student = saved["weight/objectives.dino.head.prototypes.weight"]
         teacher = saved["average.dino.teacher/objectives.dino.head.prototypes.weight"]
         assert not torch.equal(student, teacher)
         assert float(saved["state/dino.centre/mean"].abs().max()) > 0
+        assert float(saved["state/dino.patch_centre/mean"].abs().max()) > 0

@@ -1,16 +1,13 @@
 """The ablation's rows differ in what the paper's do, and in nothing else."""
 
-import dataclasses
-import itertools
 from fractions import Fraction
 
 import pytest
+from demo_flops import flops_of
 
 from flava_ds import config as configuration
-from flava_ds.data.loader import StepLoader
 from flava_ds.data.order import source_seed
 from flava_ds.data.round_robin import RoundRobin
-from flava_ds.demo.dataset import unpack
 from flava_ds.recipes import RECIPES, SEQUENCES, load_sequence
 from flava_ds.recipes.ablation import EQUAL_COMPUTE, PAIR_STEPS, ROWS, ablation
 from flava_ds.recipes.stages import Stages
@@ -54,20 +51,6 @@ def test_rows_have_the_losses_of_the_paper():
 
 
 def test_rows_at_equal_compute_have_the_flops_of_flava():
-    root = unpack().root
-
-    def flops(config):
-        """Counts 20 steps and scales them to the run."""
-        sources = {
-            name: dataclasses.replace(source, shards=str(root / source.shards.rpartition("/")[2]))
-            for name, source in config.data.sources.items()
-        }
-        config = config.with_sources(sources)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0))
-        task = config.model.build(config)
-        found = sum(task.flops(batch) for (batch,) in itertools.islice(StepLoader(config), 20))
-        return found * config.training.total_steps / 20
-
-    whole = sum(flops(stage.config) for stage in ablation("flava").stages)
+    whole = sum(flops_of(stage.config) for stage in ablation("flava").stages)
     for row in EQUAL_COMPUTE:
-        assert flops(last(row)) == pytest.approx(whole, rel=0.03)
+        assert flops_of(last(row)) == pytest.approx(whole, rel=0.03)

@@ -92,7 +92,7 @@ def test_every_anchor_has_its_target(report):
 def test_every_picture_decodes_and_is_described(report):
     _, page = report
     pictures = page.all("img")
-    assert len(pictures) == 8 * 5 + 8 + 8 * 4 + 8 * 3 + 6
+    assert len(pictures) == 8 * 5 + 8 + 8 * 4 + 8 * 3 + 8 + 6
     for attributes in pictures:
         assert len(attributes["alt"]) > 3
         Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))).load()
@@ -132,6 +132,23 @@ def test_names_are_escaped(tmp_path):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"name": "<b>&run</b>"}))
     assert Page(write_report(run).read_text()).all("b") == []
+
+
+def test_weights_and_agreement_of_objectives_are_on_the_page_if_measured(tmp_path):
+    run, _ = write_run(tmp_path)
+    plain = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "Weight of each objective" not in plain.text and "pull the same way" not in plain.text
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"balance": {"type": "uncertainty"}}))
+    header, *lines = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    for number, line in enumerate(lines):
+        line |= {"weight/itm": 1.0 + number, "gradient_cosine/mmm_text/itm/text_encoder": 0.5 - number % 2}
+    (run / "log.jsonl").write_text("\n".join(json.dumps(line) for line in (header, *lines)))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "What balance uncertainty makes of the configured weights" in " ".join(page.text.split())
+    assert f"last {float(len(lines)):.3g}" in page.text and page.errors == []
+    row = "MMM, text", "Image-text matching", "text", "+0.00", "50 %"
+    assert "".join(row) in re.sub(r"\n\s*", "", page.text)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +223,7 @@ def test_a_browser_shows_every_picture_without_an_error(report, tmp_path):
     )
     [attributes] = [found for tag, found in Page(done.stdout).elements if tag == "body"]
     assert json.loads(attributes["data-result"]) == {
-        "images": 110,
+        "images": 118,
         "failures": [],
         "wide": "",
         "fetched": 0,

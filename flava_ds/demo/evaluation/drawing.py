@@ -45,16 +45,27 @@ class DrawnCaptions(Measurement):
             "picture": samples.pixels(size),
         }
         texts = model.text_embeddings(samples.captions, self.asked_by)
-        concepts, metrics = samples.column("concept"), {}
-        _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
+        metrics: dict[str, float] = {}
         for name, pictures in sets.items():
             images = embedder.project_images(embedder.image_features(pictures.to(model.device)))
-            found = concepts[top_k(images, texts, 5).cpu().numpy()]
-            for k in (1, 5):
-                metric = f"{self.name}/{name}/image_to_text_recall_at_{k}"
-                metrics[metric] = recall(found, concepts, k)
-                metrics[metric + CHANCE] = chance_of_recall(counts[inverse], len(concepts), k)
+            what = f"{self.name}/{name}/image_to_text_recall_at_"
+            metrics |= recalls(what, images, texts, samples.column("concept"))
         return metrics
+
+
+def recalls(what: str, queries: Tensor, keys: Tensor, concepts: np.ndarray) -> dict[str, float]:
+    """Returns how often a key of the query's concept is among the first 1 and 5, and chance, under `what`.
+
+    Shapes:
+        queries, keys  [N r]
+        concepts       [N]  of query and key alike
+    """
+    _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
+    found, metrics = concepts[top_k(queries, keys, 5).cpu().numpy()], {}
+    for k in (1, 5):
+        metrics[f"{what}{k}"] = recall(found, concepts, k)
+        metrics[f"{what}{k}{CHANCE}"] = chance_of_recall(counts[inverse], len(concepts), k)
+    return metrics
 
 
 def drawing_codebook(inputs: Inputs) -> ImageCodebook:

@@ -19,6 +19,7 @@ from flava_ds.demo.evaluation.matching import Matching
 from flava_ds.demo.evaluation.pixel_baseline import PixelBaseline
 from flava_ds.demo.evaluation.retrieval import Retrieval
 from flava_ds.demo.evaluation.summary import aims, gates, table
+from flava_ds.demo.evaluation.writing import WrittenCaptions
 from flava_ds.demo.evaluation.zero_shot import ZeroShot
 from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
@@ -42,6 +43,7 @@ MEASUREMENTS: tuple[type[Measurement], ...] = (
     Retrieval,
     PixelBaseline,
     DrawnCaptions,
+    WrittenCaptions,
 )
 """In running order: what the gates need comes first, in case time runs out."""
 RESULT = "evaluation.json"

@@ -10,6 +10,7 @@ from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.drawing import draw_captions, drawing_codebook
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.masked import PREDICTS, MaskedInputs, masked_inputs
+from flava_ds.demo.evaluation.writing import write_captions
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import spaced
 from flava_ds.evaluation.nearest import top_k
@@ -152,6 +153,15 @@ def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
         )
         for row in range(len(chosen))
     ]
+
+
+def write(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture, str]]:
+    """Writes about held-out pictures: each with its caption. Raises: Unavailable as scorer_of."""
+    scorer_of(model, "mmm_text", "words beside a picture")
+    samples = inputs.unseen_style
+    chosen = samples.select(spaced(len(samples), QUERIES), "pictures to write about as examples")
+    texts = write_captions(model, inputs, chosen)
+    return [(picture_of(chosen, row), text) for row, text in enumerate(texts)]
 
 
 def scorer_of(model: FrozenModel, name: str, what: str) -> Scorer:

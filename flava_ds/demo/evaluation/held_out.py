@@ -84,6 +84,7 @@ def collect_examples(
         "by_image": examples.retrieve_captions,
         "pictures": examples.reconstruct,
         "drawings": examples.draw,
+        "written": examples.write,
         "glosses": lambda model, inputs: examples.fill_texts(model, inputs, "mlm"),
         "captions": lambda model, inputs: examples.fill_texts(model, inputs, "mmm_text"),
     }

@@ -22,6 +22,8 @@ SETS = {
     "drawn": "drawn from the caption",
     "codes": "the picture as its codes",
     "picture": "the picture",
+    "written": "the caption written about it",
+    "caption": "the true caption",
 }
 WHAT = {
     "top1_accuracy": "top-1",
@@ -32,6 +34,7 @@ WHAT = {
     "text_to_image_recall_at_5": "caption to image, R@5",
     "image_to_text_recall_at_1": "image to caption, R@1",
     "image_to_text_recall_at_5": "image to caption, R@5",
+    "names_the_concept": "names the concept",
     "group_accuracy": "group (10)",
     "subgroup_accuracy": "subgroup",
     "accuracy": "accuracy",
@@ -63,6 +66,13 @@ EVALUATIONS = {
         (
             "Whether the model finds the caption again, among 128, by what it drew, by what the codebook "
             "makes of the true picture, and by that picture, which is in a style never seen."
+        ),
+    ),
+    "writing": (
+        "Captions written about pictures",
+        (
+            "Whether the model finds the picture again, among 128 in a style never seen, by the caption that "
+            "it wrote, and by the true one, which is the most to ask for."
         ),
     ),
     "matching": ("Image-text matching", "As many matches as mismatches; the decision is moved to even odds."),

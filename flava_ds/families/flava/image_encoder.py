@@ -15,16 +15,17 @@ from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler,
 
 
 class ImageEncoder(nn.Module):
-    """Encodes images; a mask token replaces masked patches before positions are added.
+    """Encodes images; a mask token replaces masked patches before positions are added, unless the encoder
+    masks none.
 
     Source: paper, section 3.1 and Table A.1.
     """
 
-    def __init__(self, config: VisionEncoderConfig, *, pooler: bool = False):
+    def __init__(self, config: VisionEncoderConfig, *, pooler: bool = False, masks: bool = True):
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))
-        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if masks else None
         self.position_embeddings = nn.Parameter(torch.zeros(1 + config.num_patches, config.hidden_size))
         self.patch_embedding = PatchEmbedding(config)
         self.transformer = Transformer(config)
@@ -60,6 +61,7 @@ class ImageEncoder(nn.Module):
             positions = resized_positions(positions, (height, width))
         versions = [patches] if clean else []
         if bool_masked_pos is not None:
+            assert self.mask_token is not None  # only families that mask patches give a mask
             versions.append(torch.where(bool_masked_pos[..., None], self.mask_token, patches))
         stacked = torch.cat(versions)
         hidden = torch.cat([self.cls_token.expand(stacked.shape[0], 1, -1), stacked], dim=1) + positions
@@ -83,3 +85,29 @@ class ImageEncoder(nn.Module):
         rows = torch.arange(pixel_values.shape[0], device=pixel_values.device) * (1 + height * width)
         (encoded,) = self(pixel_values, keep=[rows], any_size=True, paths=paths)
         return encoded.rows(rows)
+
+    def tokens(
+        self,
+        pixel_values: Tensor,
+        patches: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        paths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the CLS of images, masked where asked, and some of their patches, after the final
+        LayerNorm.
+
+        Shapes:
+            pixel_values     [k c H W]
+            patches          [m]    int64, flat indices into [k n]
+            bool_masked_pos  [k n]  bool
+            paths            [k L 2]
+            returns          [k d], [m d]
+        """
+        size, length = pixel_values.shape[0], 1 + self.config.num_patches
+        first = torch.arange(size, device=patches.device) * length
+        rows = patches + patches // self.config.num_patches + 1  # one CLS before each image's patches
+        keep = torch.cat([first, rows]).sort().values
+        (encoded,) = self(
+            pixel_values, bool_masked_pos, clean=bool_masked_pos is None, keep=[keep], paths=paths
+        )
+        return encoded.rows(first), encoded.rows(rows)

@@ -150,6 +150,32 @@ def _flash(op: Op, device: str) -> Call:
     )
 
 
+def _varlen_cross(op: Op, device: str) -> Call:
+    varlen_attn = library("torch.nn.attention.varlen", gpu_only=device).varlen_attn
+    return _without_promise(lambda q, kv, *bounds: varlen_attn(q, *kv.unbind(1), *bounds))
+
+
+def _flash_cross(op: Op, device: str) -> Call:
+    return _without_promise(library("flash_attn", gpu_only=device).flash_attn_varlen_kvpacked_func)
+
+
+def _without_promise(attend: Call) -> Call:
+    """Gives the arguments of cross-attention by position, without `equal_keys`."""
+
+    def call(
+        q: Tensor,
+        kv: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        equal_keys: bool,
+    ) -> Tensor:
+        return attend(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+
+    return call
+
+
 # LayerNorm
 
 
@@ -255,6 +281,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("torch varlen_attn", _varlen),
         Peer("flash-attn", _flash),
     ),
+    "varlen_cross_attention": (Peer("torch varlen_attn", _varlen_cross), Peer("flash-attn", _flash_cross)),
     "layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
     "add_layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
     "linear_cross_entropy": (

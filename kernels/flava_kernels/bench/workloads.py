@@ -197,6 +197,33 @@ def _attention(
     return Workload(op, f"{name} h{heads} e{head_size}{' causal' if causal else ''}", draw, ("qkv",), cost)
 
 
+def _cross_attention(
+    op: str, batch: int, most: int, heads: int, head_size: int, least: int, keys: int
+) -> Workload:
+    """`batch` sequences of `least` to `most` queries, each with `keys` keys."""
+    lengths = _lengths(batch, least, most)
+    queries = int(lengths.sum())
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "q": _randn(generator, dtype, queries, heads, head_size),
+            "kv": _randn(generator, dtype, batch * keys, 2, heads, head_size),
+            "cu_seqlens_q": _cu_seqlens(lengths, generator.device),
+            "cu_seqlens_k": _cu_seqlens(torch.full_like(lengths, keys), generator.device),
+            "max_seqlen_q": most,
+            "max_seqlen_k": keys,
+            "equal_keys": True,
+        }
+
+    def cost(element: int) -> Cost:
+        row, product = heads * head_size * element, 2 * queries * keys * heads * head_size
+        forward = 2 * (queries + batch * keys) * row
+        return Cost(forward, 2 * product, 2 * forward, 5 * product)
+
+    name = f"{batch}x{most if least == most else f'{least}..{most}'} of {keys} h{heads} e{head_size}"
+    return Workload(op, name, draw, ("q", "kv"), cost)
+
+
 def _linear_cross_entropy(op: str, rows: int, classes: int, width: int) -> Workload:
     """A masked-prediction head."""
 
@@ -285,6 +312,14 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
                 (16, 77, 8, 64, 77, True),
             ),
             "quick": ((3, 9, 2, 32, 9), (3, 9, 2, 32, 4), (3, 9, 2, 32, 9, True), (3, 9, 2, 32, 4, True)),
+        },
+    ),
+    "varlen_cross_attention": (
+        _cross_attention,
+        {
+            "gpu": ((256, 30, 12, 64, 12, 257), (256, 256, 12, 64, 256, 197)),
+            "cpu": ((64, 20, 3, 64, 12, 65), (16, 64, 3, 64, 64, 197)),
+            "quick": ((3, 9, 2, 32, 4, 7),),
         },
     ),
     "layer_norm": (_layer_norm, _ROWS),

@@ -255,7 +255,7 @@ def forward(
     grid = (triton.cdiv(max_seqlen, tile.queries), heads, cu_seqlens.shape[0] - 1)
     constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
     attention_forward[grid](
-        qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **constexprs, **_options(tile)
+        qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **constexprs, **options(tile)
     )
     return out, lse
 
@@ -289,7 +289,7 @@ def backward(
     strides = (*qkv.stride()[:3], *grad.stride()[:2])
     grid = (heads, cu_seqlens.shape[0] - 1)
     attention_backward[grid](
-        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, **constexprs, **_options(tile)
+        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, **constexprs, **options(tile)
     )
     return d_qkv
 
@@ -306,7 +306,8 @@ def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> d
     }
 
 
-def _options(tile: Tile) -> dict[str, int | bool]:
+def options(tile: Tile) -> dict[str, int | bool]:
+    """Returns a tile's compile options."""
     return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
 
 
@@ -329,7 +330,7 @@ def launches() -> tuple[Launch, ...]:
         once = (
             1.0
             if constexprs["ONE_TILE"]
-            else _from_memory(tile, longest, dtype.itemsize, backward_pass, causal)
+            else from_memory(tile, longest, dtype.itemsize, backward_pass, causal)
         )
         types = _types(f"*{name}", backward_pass)
         launch = Launch(
@@ -339,7 +340,7 @@ def launches() -> tuple[Launch, ...]:
     return tuple(found.values())
 
 
-def _from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
+def from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
     """Returns `Launch.from_memory` of a loop over tiles.
 
     4 rows per token (backward: 8) move once, spread over all passes; sums of dQ stay in the L2 cache.

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from flava_kernels.attention import HEAD_SIZES
+
 
 class Tile(NamedTuple):
     """Queries and keys of a tile, and compile options."""
@@ -64,6 +66,29 @@ BACKWARD_FP32 = {
     128: (Tile(16, 16, 4, 1),) * 4,
 }
 
+CROSS_QUERIES = 32
+"""Most queries of cross-attention's first bucket, captions; there is one other. Keys are taken as many."""
+
+_CROSS_FORWARD = dict.fromkeys(HEAD_SIZES, (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2)))
+CROSS_FORWARD = {
+    "sm_80": _CROSS_FORWARD | {128: (Tile(32, 32, 4, 2),) * 2},
+    "sm_90": _CROSS_FORWARD,
+    "sm_100": _CROSS_FORWARD,
+    "gfx942": _CROSS_FORWARD,
+}
+"""Architecture -> head size -> a tile for each bucket of queries, in half precision."""
+_CROSS_BACKWARD = {
+    32: (Tile(32, 64, 4, 1), Tile(64, 64, 4, 1)),
+    64: (Tile(32, 64, 4, 1), Tile(64, 64, 4, 1)),
+    128: (Tile(32, 64, 8, 1),) * 2,
+}
+CROSS_BACKWARD = {
+    "sm_80": _CROSS_BACKWARD | {64: (Tile(32, 64, 4, 1),) * 2},
+    "sm_90": _CROSS_BACKWARD,
+    "sm_100": _CROSS_BACKWARD | {32: (Tile(32, 64, 4, 1),) * 2, 128: (Tile(32, 32, 4, 1),) * 2},
+    "gfx942": _CROSS_BACKWARD | {128: (Tile(32, 32, 4, 1),) * 2},
+}
+
 
 def bucket(max_seqlen: int) -> int:
     """Returns a length's index in the tables' rows."""
@@ -82,3 +107,11 @@ def tile_of(*, backward: bool, dtype: torch.dtype, arch: str, head_size: int, ma
     else:
         rows = (BACKWARD if backward else FORWARD)[arch]
     return rows[head_size][bucket(max_seqlen)]
+
+
+def cross_tile_of(*, backward: bool, dtype: torch.dtype, arch: str, head_size: int, max_queries: int) -> Tile:
+    """Returns the tile for a launch of cross-attention; in fp32 that of the longest self-attention."""
+    if dtype == torch.float32:
+        return (BACKWARD_FP32 if backward else FORWARD_FP32)[head_size][-1]
+    few, many = (CROSS_BACKWARD if backward else CROSS_FORWARD)[arch][head_size]
+    return few if max_queries <= CROSS_QUERIES else many

@@ -107,7 +107,7 @@ def test_a_run_without_heads_is_measured_as_far_as_it_goes(tmp_path):
     for name in [name for name in module.objectives if name != "global_contrastive"]:
         del module.objectives[name]
     result = evaluate(frozen(inputs, module), inputs)
-    assert {"masked", "matching", "drawing"} == set(result["left_out"])
+    assert {"masked", "matching", "drawing", "writing"} == set(result["left_out"])
     assert (
         "Matcher" in result["left_out"]["matching"]
         and "objectives.itm.weight is 0" in result["left_out"]["matching"]

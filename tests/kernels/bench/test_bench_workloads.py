@@ -45,6 +45,10 @@ def test_costs_by_hand():
     assert causal.cost(2).backward_flops == 10 * 3 * 45 * 2 * 32
     assert causal.cost(2).forward_bytes == dense.cost(2).forward_bytes
     assert norm.cost(4).forward_bytes == 2 * 64 * 32 * 4
+    (crossed,) = workloads("varlen_cross_attention", "quick")
+    queries = crossed.draw(torch.Generator(), torch.float32)["q"].shape[0]
+    assert crossed.cost(2).forward_flops == 4 * queries * 7 * 2 * 32
+    assert crossed.cost(2).backward_bytes == 2 * crossed.cost(2).forward_bytes == 4 * (queries + 21) * 64 * 2
     alone, one_of_three = workloads("info_nce", "quick")
     assert alone.cost(4).forward_flops == 2 * 24 * 24 * 16
     assert one_of_three.cost(4).forward_flops == 2 * (2 * 12 * 36 * 16)

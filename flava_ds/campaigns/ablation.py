@@ -1,19 +1,61 @@
-"""The orderings of the paper's ablation, written down before the first run, and how runs decide each."""
+"""The paper's ablation: its rows; its orderings, written down before the first run; how runs decide each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from flava_ds.campaigns.campaign import Run, Table
+from flava_ds.config import Config
 from flava_ds.evaluation.paired import Estimate, Measured, bootstrap, holm, verdict
+from flava_ds.recipes.ablation import PAIR_STEPS, ROWS, ablation
+from flava_ds.recipes.stages import Stage
 
 DOMAINS = ("vision", "language", "multimodal")
 MACRO = "macro"
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Row -> the results of its seeds, of the same seeds in the same order."""
+
+ONLY = {"mim": ("vision",), "mlm": ("language",)}
+"""Rows that have not learned every domain, as in the paper."""
+
+
+def domains_of(row: str) -> tuple[str, ...]:
+    """Returns what a row is measured on."""
+    return ONLY.get(row, DOMAINS)
+
+
+def with_common_start(run: Run, stage: Stage) -> Config:
+    """Returns a stage's configuration that begins with the same weights as the other rows of the seed.
+
+    The objectives' heads take part in a family's draws, so rows would begin differently otherwise.
+    """
+    import torch
+
+    from flava_ds.checkpoints.inheritance import write_inherited
+
+    if stage.config.model.type != "flava":
+        return stage.config
+    whole = replace(run, row="flava_no_init").sequence.stages[-1].config
+    weights = whole.model.build(whole).state_dict()
+    file = run.folder / "start.safetensors"
+    kept = {name: weight for name, weight in weights.items() if name.startswith("model.")}
+    write_inherited({name: torch.clone(weight) for name, weight in kept.items()}, file)
+    return replace(stage.config, initial_weights=str(file))
+
+
+TABLE = Table(
+    name="ablation",
+    rows=ROWS,
+    recipe=ablation,
+    works={"small": PAIR_STEPS, "tiny": 14},
+    domains=domains_of,
+    begin=with_common_start,
+)
+"""Works are pair steps of every run, but for the rows at equal compute."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flava_ds.ablation import measure, orderings
+from flava_ds.campaigns import measure
+from flava_ds.campaigns.ablation import DOMAINS
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.evaluation.frozen_model import Described
@@ -83,7 +84,7 @@ def test_every_domain_of_a_real_model(row, monkeypatch):
     small = dataclasses.replace(measure.TEXTS, samples=64, updates=4, warmup_updates=1, epochs=2)
     monkeypatch.setattr(measure, "TEXTS", small)
     monkeypatch.setattr(measure, "PAIRS", small)
-    found = measure.measure(model, inputs, orderings.DOMAINS)
+    found = measure.measure(model, inputs, DOMAINS)
     assert found["counts"]["concepts"] and sum(found["counts"]["concepts"]) == 120
     assert sum(found["counts"]["words"]) == 3 * len(inputs.texts)
     names = {name.split("/")[0]: [] for name in found["metrics"]}
@@ -93,4 +94,4 @@ def test_every_domain_of_a_real_model(row, monkeypatch):
         assert len(entry["sums"]) == len(counts)
         share = sum(entry["sums"]) / sum(counts) / entry["scale"]
         assert share == pytest.approx(entry["value"], abs=1e-3)
-    assert [len(names[domain]) for domain in orderings.DOMAINS] == [2, 1, 3]
+    assert [len(names[domain]) for domain in DOMAINS] == [2, 1, 3]

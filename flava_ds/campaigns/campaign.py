@@ -1,4 +1,4 @@
-"""Runs rows x seeds of the ablation one after the other, each to one small file of results, and goes on where
+"""Runs the rows x seeds of a table one after the other, each to one small file of results, and goes on where
 it was stopped, also with nothing but those files.
 """
 
@@ -7,38 +7,52 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flava_ds import config as configuration
-from flava_ds.ablation.orderings import DOMAINS
 from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import UserError, did_you_mean
-from flava_ds.recipes.ablation import PAIR_STEPS, ROWS, ablation
 from flava_ds.recipes.stages import Stage, Stages
 from flava_ds.storage.atomic import write_whole
 
-WORKS = {"small": PAIR_STEPS, "tiny": 14}
-"""Pair steps of every run, but for the rows at equal compute."""
 RANKS = 2
-ONLY = {"mim": ("vision",), "mlm": ("language",)}
-"""Rows that have not learned every domain, as in the paper."""
 PACKAGE = Path(__file__).parents[1]
 PLACES = ("name", "logging", "checkpoint", "codebook_weights", "vocabulary")
 """Settings that do not change a result, or name files, whose contents count."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One row with one seed."""
+class Table:
+    """What is trained and measured, row by row."""
 
+    name: str
+    rows: tuple[str, ...]
+    recipe: Callable[[str, int], Config | Stages]
+    """Returns the runs of a row for an amount of work."""
+    works: Mapping[str, int]
+    """Amounts of work by name, the usual one first."""
+    domains: Callable[[str], tuple[str, ...]]
+    """Returns what a row is measured on."""
+    begin: Callable[[Run, Stage], Config] = lambda run, stage: stage.config
+    """Returns the configuration of a stage that inherits nothing, e.g. with initial weights."""
+    some_lack: bool = False
+    """Whether a domain is left out for which the model lacks a capability; otherwise that is an error."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a table with one seed."""
+
+    table: Table
     row: str
     seed: int
     work: str
@@ -55,12 +69,12 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it is trained."""
-        return self.runs / f"ablation-{self.work}" / f"{self.row}-{self.seed}"
+        return self.runs / f"{self.table.name}-{self.work}" / f"{self.row}-{self.seed}"
 
     @cached_property
     def sequence(self) -> Stages:
         """Its stages; most rows have one."""
-        found = ablation(self.row, WORKS[self.work])
+        found = self.table.recipe(self.row, self.table.works[self.work])
         stages = found.stages if isinstance(found, Stages) else (Stage(name="joint", config=found),)
         return Stages(
             name=self.row,
@@ -85,7 +99,7 @@ class Run:
 
         Settings at their defaults stay out, so that fields which a later version adds change nothing.
         """
-        from flava_ds.ablation.measure import PROTOCOL
+        from flava_ds.campaigns.measure import PROTOCOL
         from flava_ds.demo.dataset import CHECKSUMS
 
         files = [CHECKSUMS, *(Path(stage.config.data.vocabulary) for stage in self.sequence.stages)]
@@ -100,7 +114,7 @@ class Run:
     @property
     def domains(self) -> tuple[str, ...]:
         """What it is measured on."""
-        return ONLY.get(self.row, DOMAINS)
+        return self.table.domains(self.row)
 
 
 def _decided(value: Any, but: tuple[str, ...] = ()) -> Any:
@@ -141,7 +155,7 @@ def read_result(file: Path) -> dict[str, Any]:
         found = dict(loads(read_small(file)))
         return found | {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no result of an ablation ({error}); delete it to run it again") from error
+        raise UserError(f"{file}: no result of such a run ({error}); delete it to run it again") from error
 
 
 def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -153,19 +167,22 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def plan(rows: list[str], seeds: int, work: str, out: Path) -> list[Run]:
+def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> list[Run]:
     """Lists the runs, all rows of a seed before the next, so that a part of a campaign can be compared.
 
     Raises: UserError for an unknown row or work.
     """
-    for name, known, option in [(work, WORKS, "--work"), *((row, ROWS, "--rows") for row in rows)]:
+    for name, known, option in [
+        (work, table.works, "--work"),
+        *((row, table.rows, "--rows") for row in rows),
+    ]:
         if name not in known:
             raise UserError(
                 f"{option} {name}: there is none{did_you_mean(name, known)}; choose of {', '.join(known)}"
             )
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: use at least 1")
-    return [Run(row, seed, work, out) for seed in range(seeds) for row in ROWS if row in rows]
+    return [Run(table, row, seed, work, out) for seed in range(seeds) for row in table.rows if row in rows]
 
 
 def unfinished(planned: list[Run]) -> Iterator[Run]:
@@ -196,19 +213,22 @@ def perform(run: Run) -> None:
     from flava_ds.demo.phases import cpu_launch
     from flava_ds.demo.run import describe_machine
     from flava_ds.demo.training import follow_training, wait_for_folder
+    from flava_ds.scaling.results import results
 
     settings, begun = run.settings, time.monotonic()
     print(f"\n== {run.row}, seed {run.seed}, in {run.folder}", flush=True)
     for stage in run.sequence.stages:
         if finished(stage.config) is not None:
             continue
-        config = with_inherited(run.sequence, stage) if stage.inherits else with_common_start(run, stage)
+        config = with_inherited(run.sequence, stage) if stage.inherits else run.table.begin(run, stage)
         file = run.folder / f"{stage.name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
         configuration.save(config, file)
         wait_for_folder(config.run_path)
         launch = cpu_launch([], RANKS, str(file))
         follow_training(launch, config.run_path, config.training.total_steps)
     trained = time.monotonic()
+    logged = [results(stage.config.run_path) for stage in run.sequence.stages]
     result = {
         "row": run.row,
         "seed": run.seed,
@@ -216,6 +236,8 @@ def perform(run: Run) -> None:
         "settings": settings,
         "code": code(),
         "steps": {stage.name: stage.config.training.total_steps for stage in run.sequence.stages},
+        "training_flops": sum(own["flops_with_targets"] for own in logged),
+        "training_seconds": round(sum(own["seconds"] for own in logged)),
         "seconds_since_last_start": {"train": round(trained - begun)},
         "machine": describe_machine(),
     } | _measured(run)
@@ -227,35 +249,17 @@ def perform(run: Run) -> None:
     )
 
 
-def with_common_start(run: Run, stage: Stage) -> Config:
-    """Returns a stage's configuration that begins with the same weights as the other rows of the seed.
-
-    The objectives' heads take part in a family's draws, so rows would begin differently otherwise.
-    """
-    import torch
-
-    from flava_ds.checkpoints.inheritance import write_inherited
-
-    if stage.config.model.type != "flava":
-        return stage.config
-    whole = replace(run, row="flava_no_init").sequence.stages[-1].config
-    weights = whole.model.build(whole).state_dict()
-    file = run.folder / "start.safetensors"
-    kept = {name: weight for name, weight in weights.items() if name.startswith("model.")}
-    write_inherited({name: torch.clone(weight) for name, weight in kept.items()}, file)
-    return replace(stage.config, initial_weights=str(file))
-
-
 def _measured(run: Run) -> dict[str, Any]:
     import torch
 
-    from flava_ds.ablation.measure import measure
+    from flava_ds.campaigns.measure import measure
     from flava_ds.demo.dataset import unpack
     from flava_ds.demo.evaluation.inputs import build_inputs
     from flava_ds.evaluation.opening import open_model
     from flava_ds.recipes.demo import DATA
 
-    torch.set_num_threads(RANKS)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(RANKS)
     opened = open_model(run.sequence.stages[-1].config.run_path, device="cpu", precision="fp32")
     inputs = build_inputs(opened.config, unpack(DATA).root)
-    return measure(opened.frozen(), inputs, run.domains)
+    return measure(opened.frozen(), inputs, run.domains, some_lack=run.table.some_lack)

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from flava_ds.ablation import campaign
-from flava_ds.ablation.campaign import Run, code, plan, read_results, unfinished
-from flava_ds.ablation.measure import PAIRS
+from flava_ds.campaigns import campaign
+from flava_ds.campaigns.ablation import ONLY, TABLE, with_common_start
+from flava_ds.campaigns.campaign import Run, code, plan, read_results, unfinished
+from flava_ds.campaigns.measure import PAIRS
 from flava_ds.cli import main
 from flava_ds.errors import UserError
 from flava_ds.recipes.ablation import ROWS
@@ -21,20 +22,20 @@ def finish(run, **changes):
 
 
 def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
-    runs = plan(["clip", "mim"], 2, "tiny", tmp_path)
+    runs = plan(TABLE, ["clip", "mim"], 2, "tiny", tmp_path)
     assert [(run.row, run.seed) for run in runs] == [("mim", 0), ("clip", 0), ("mim", 1), ("clip", 1)]
-    assert len({run.file for run in plan(list(ROWS), 3, "small", tmp_path)}) == 30
+    assert len({run.file for run in plan(TABLE, list(ROWS), 3, "small", tmp_path)}) == 33
 
 
 def test_a_finished_run_is_not_run_again_also_without_its_folder(tmp_path, capsys):
-    runs = plan(["clip", "mim"], 1, "tiny", tmp_path)
+    runs = plan(TABLE, ["clip", "mim"], 1, "tiny", tmp_path)
     finish(runs[1])
     assert list(unfinished(runs)) == runs[:1]
     assert capsys.readouterr().out == f"clip, seed 0: finished, {runs[1].file}\n"
 
 
 def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, capsys):
-    [run] = plan(["clip"], 1, "tiny", tmp_path)
+    [run] = plan(TABLE, ["clip"], 1, "tiny", tmp_path)
     finish(run, code={"sources": "0", "commit": "abc"})
     assert list(unfinished([run])) == []
     assert "finished by other code" in capsys.readouterr().out
@@ -42,12 +43,12 @@ def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, 
     with pytest.raises(UserError, match=r"clip-0.json: of other settings \(0, here .* commit abc; give"):
         list(unfinished([run]))
     run.file.write_text("[", encoding="utf-8")
-    with pytest.raises(UserError, match="no result of an ablation"):
+    with pytest.raises(UserError, match="no result of such a run"):
         read_results(tmp_path / "tiny")
 
 
 def test_settings_are_those_of_the_run_and_not_of_the_place(tmp_path, monkeypatch):
-    run = Run("flava_mm", 0, "tiny", tmp_path)
+    run = Run(TABLE, "flava_mm", 0, "tiny", tmp_path)
     assert run.settings == dataclasses.replace(run, out=tmp_path / "b", runs=tmp_path / "c").settings
     others = [
         dataclasses.replace(run, row="flava_c"),
@@ -55,15 +56,14 @@ def test_settings_are_those_of_the_run_and_not_of_the_place(tmp_path, monkeypatc
         dataclasses.replace(run, work="small"),
     ]
     assert len({run.settings, *(other.settings for other in others)}) == 4
-    longer = {**campaign.WORKS, "tiny": 28}
-    monkeypatch.setattr(campaign, "WORKS", longer)
-    assert Run("flava_mm", 0, "tiny", tmp_path).settings != run.settings
+    monkeypatch.setitem(TABLE.works, "tiny", 28)
+    assert Run(TABLE, "flava_mm", 0, "tiny", tmp_path).settings != run.settings
     monkeypatch.undo()
-    from flava_ds.ablation import measure
+    from flava_ds.campaigns import measure
 
     changed = measure.PROTOCOL | {"pairs": dataclasses.asdict(dataclasses.replace(PAIRS, epochs=6))}
     monkeypatch.setattr(measure, "PROTOCOL", changed)
-    assert Run("flava_mm", 0, "tiny", tmp_path).settings != run.settings
+    assert Run(TABLE, "flava_mm", 0, "tiny", tmp_path).settings != run.settings
 
 
 def test_settings_are_compared_by_what_differs_from_the_defaults():
@@ -82,16 +82,29 @@ def test_rows_of_a_seed_begin_with_the_same_weights(row, tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    run = Run(row, 1, "tiny", tmp_path, tmp_path)
-    begun = load_file(campaign.with_common_start(run, run.sequence.stages[0]).initial_weights)
-    other = Run("flava_mm", 1, "tiny", tmp_path, tmp_path)
-    reference = load_file(campaign.with_common_start(other, other.sequence.stages[0]).initial_weights)
+    run = Run(TABLE, row, 1, "tiny", tmp_path, tmp_path)
+    begun = load_file(with_common_start(run, run.sequence.stages[0]).initial_weights)
+    other = Run(TABLE, "flava_mm", 1, "tiny", tmp_path, tmp_path)
+    reference = load_file(with_common_start(other, other.sequence.stages[0]).initial_weights)
     assert begun.keys() == reference.keys() and "model.logit_scale" in begun
     assert all(torch.equal(begun[name], reference[name]) for name in begun)
     # The last run of `flava` draws what no stage passes on just so.
-    whole = Run("flava", 1, "tiny", tmp_path, tmp_path).sequence.stages[-1].config
+    whole = Run(TABLE, "flava", 1, "tiny", tmp_path, tmp_path).sequence.stages[-1].config
     drawn = whole.model.build(whole).state_dict()
     assert all(torch.equal(begun[name], drawn[name]) for name in begun)
+
+
+def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLE.works, "tiny", 2)
+    monkeypatch.setitem(ONLY, "clip", ("vision",))
+    (run,) = (
+        dataclasses.replace(run, runs=tmp_path / "runs") for run in plan(TABLE, ["clip"], 1, "tiny", tmp_path)
+    )
+    campaign.perform(run)
+    (result,) = read_results(run.file.parent)["clip"]
+    assert result["steps"] == {"joint": 2} and result["settings"] == run.settings
+    assert 0 < result["metrics"]["vision/group"]["value"] < 1
+    assert not list(unfinished([run])) and not run.folder.exists()
 
 
 @pytest.mark.parametrize(

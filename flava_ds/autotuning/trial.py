@@ -1,0 +1,77 @@
+"""One trial of `flava-ds plan --tune`: a run's first steps, timed on the machine at hand.
+
+Started on every rank, like flava_ds.train, with FILE RECIPE overrides... Rank 0 writes FILE at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+from flava_ds import train
+from flava_ds.storage.atomic import write_whole
+
+OF_EACH = 4
+"""Steps of the source that is drawn least; the first one of each is not counted."""
+MOST_STEPS = 200
+"""A source that is drawn too seldom, or later in the run, is not waited for any longer."""
+
+
+def run(words: list[str]) -> int:
+    """Takes the first steps of a configuration; writes no checkpoint. Raises: UserError as training does.
+
+    FILE has `steps`, each with its source and its seconds, waiting for the loader included, and
+    `peak_memory_gib`, the largest of all ranks.
+    """
+    from flava_ds.recipes import resolve
+    from flava_ds.recipes.outside import import_plugins, take_plugins
+
+    plugins, words = take_plugins(words)
+    import_plugins(plugins)
+    file, recipe, *overrides = words
+    config = resolve(recipe, overrides)
+    import torch
+    import torch.distributed as dist
+
+    from flava_ds.build import build
+    from flava_ds.watching.metrics import peak_memory
+    from flava_ds.watching.out_of_memory import explained
+
+    trainer = build(config)
+    device = trainer.world.device
+    steps: list[tuple[str, float]] = []
+    seen = Counter({name: 0 for name in config.drawn_sources})
+    with closing(iter(trainer.loader)) as loaded:  # type: ignore[type-var]
+        begun = time.perf_counter()
+        for step, batches in enumerate(loaded):
+            source = batches[0].source
+            with explained(config, trainer.world, f"in step {step}, from '{source}'", step, source):
+                trainer.train_step(step, batches)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+            ended = time.perf_counter()
+            steps.append((source, ended - begun))
+            begun = ended
+            seen[source] += 1
+            if min(seen.values()) == OF_EACH or len(steps) == MOST_STEPS:
+                break
+    peak = torch.tensor(float(peak_memory(device)), dtype=torch.float64, device=device)
+    if trainer.world.size > 1:
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    trainer.recorder.close()
+    if trainer.world.is_main:
+        found = {"steps": steps, "peak_memory_gib": peak.item() / 2**30}
+        write_whole(Path(file), json.dumps(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    status = train.main(take=run)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # for the reason that flava_ds.train gives

@@ -1,0 +1,77 @@
+"""Every family on the same data, for the same training FLOPs, judged by the same measurements.
+
+The rows are the families' demo recipes, whose lengths are set so that each has the demo's training FLOPs. A
+row is measured in every domain for which its model has the capabilities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flava_ds.campaigns.ablation import numbers_of
+from flava_ds.campaigns.campaign import Table
+from flava_ds.config import Config
+from flava_ds.evaluation.paired import bootstrap
+from flava_ds.recipes import RECIPES
+
+ROWS = ("demo", "demo_clip", "demo_vilt", "demo_bert")
+"""Recipes. The first one is FLAVA."""
+MEASURED = ("vision", "language", "retrieval", "fit")
+COLUMNS = {
+    "vision/group": "group",
+    "vision/subgroup": "subgroup",
+    "language/category": "gloss category",
+    "multimodal/caption_to_image_reciprocal_rank": "caption to image",
+    "multimodal/image_to_caption_reciprocal_rank": "image to caption",
+    "multimodal/fit": "label fits",
+}
+"""Numbers of the table, in per cent."""
+
+
+def recipe(row: str, percent: int) -> Config:
+    """Returns a row's run at so many per cent of its recipe's steps."""
+    config = RECIPES[row]()
+    steps = max(2, round(config.training.total_steps * percent / 100))
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(config.training, total_steps=steps, precision="bf16"),
+        schedule=dataclasses.replace(config.schedule, warmup_steps=max(1, steps // 20)),
+    )
+
+
+TABLE = Table(
+    name="comparison",
+    rows=ROWS,
+    recipe=recipe,
+    works={"small": 200, "tiny": 4},
+    domains=lambda row: MEASURED,
+    some_lack=True,
+)
+"""Works are per cent of the demo's training FLOPs."""
+
+
+def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """Returns the table so far, header first: per cent with standard errors over seeds and items, from two
+    seeds on; training TFLOP with those of frozen networks, and minutes of training, both of a run.
+    """
+    rows = [["recipe", "seeds", *COLUMNS.values(), "TFLOP", "minutes"]]
+    for row in (row for row in ROWS if row in results):
+        own = sorted(results[row], key=lambda result: result["seed"])
+        numbers = {name: part for domain in ("vision", "language", "multimodal")
+                   for name, part in numbers_of(own, domain).items()}  # fmt: skip
+        cells = [score(numbers[name], len(own)) if name in numbers else "-" for name in COLUMNS]
+        work, seconds = (
+            sum(result[f"training_{of}"] for result in own) / len(own) for of in ("flops", "seconds")
+        )
+        rows.append([row, str(len(own)), *cells, f"{work / 1e12:.1f}", f"{seconds / 60:.0f}"])
+    return rows
+
+
+def score(number: Any, seeds: int) -> str:
+    """Formats a number of some seeds."""
+    if seeds < 2:
+        return f"{100 * number.values().mean():.1f}"
+    estimate = bootstrap([(100.0, number)])
+    return f"{estimate.value:.1f} +- {estimate.standard_error:.1f}"

@@ -1,0 +1,68 @@
+"""Captions written about held-out pictures, judged by whether the model finds the picture again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
+from flava_ds.demo.evaluation.drawing import MOST_SAMPLES, recalls
+from flava_ds.demo.evaluation.inputs import Inputs
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.labelled import spaced
+from flava_ds.evaluation.protocols import Scorer
+from flava_ds.evaluation.samples import Samples
+from flava_ds.generation import write_best
+
+WRITES = "text of a pair"
+"""What a Scorer must predict to write."""
+WORDS, TURNS = (3, 4, 5, 6, 8), 4
+"""Tokens of the texts that are tried for each picture, and the turns in which they are filled."""
+
+
+class WrittenCaptions(Measurement):
+    """Recall of the picture, among all of them, by the caption written about it, and whether the caption
+    names the picture's concept.
+
+    Beside it the same for the true caption, which is the most that can be asked for. The judge of the recall
+    is the model itself.
+    """
+
+    name = "writing"
+
+    def run(self, model: FrozenModel) -> dict[str, float]:
+        """Returns recall at 1 and 5 and the share that name the concept, for written and true captions."""
+        if WRITES not in model.need(Scorer, self.asked_by).predicts:
+            raise Unavailable("the run does not train masked words beside a picture")
+        every = self.inputs.unseen_style
+        samples = every.select(spaced(len(every), MOST_SAMPLES), "pictures to write about")
+        images, concepts = model.image_embeddings(samples, self.asked_by), samples.column("concept")
+        labels = [self.inputs.labels[concept] for concept in concepts]
+        sets = {"written": write_captions(model, self.inputs, samples), "caption": samples.captions}
+        metrics: dict[str, float] = {}
+        for name, texts in sets.items():
+            embedded = model.text_embeddings(texts, self.asked_by)
+            metrics |= recalls(f"{self.name}/{name}/text_to_image_recall_at_", embedded, images, concepts)
+            named = names(texts, labels)
+            metrics[f"{self.name}/{name}/names_the_concept"] = float(named.diagonal().mean())
+            metrics[f"{self.name}/{name}/names_the_concept{CHANCE}"] = float(named.mean())
+        return metrics
+
+
+def names(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """Returns whether each text has all words of each label, side by side: [N] each -> [N N] bool."""
+    padded = [f" {' '.join(text.lower().split())} " for text in texts]
+    wanted = [f" {' '.join(label.lower().split())} " for label in labels]
+    return np.array([[label in text for label in wanted] for text in padded])
+
+
+@torch.inference_mode()
+def write_captions(model: FrozenModel, inputs: Inputs, samples: Samples) -> list[str]:
+    """Writes a caption about each sample's picture."""
+    scorer, most = model.need(Scorer, "writing"), inputs.max_tokens("pair") - 2
+    pixels = samples.pixels(inputs.config.model.image.image_size)
+    words = [count for count in WORDS if count <= most] or [most]
+    ids = write_best(scorer, inputs.tokenizer, pixels, words=words, turns=TURNS)
+    return [inputs.tokenizer.decode(own) for own in ids]

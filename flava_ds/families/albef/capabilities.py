@@ -1,0 +1,191 @@
+"""ALBEF's capabilities for evaluation: vectors, match log odds, masked predictions, states to fine-tune.
+
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural. Only states to fine-tune keep a graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flava_ds.batch import Packed
+from flava_ds.families.albef.model import Albef
+from flava_ds.families.bert.capabilities import BertPredictions
+from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
+from flava_ds.layers.patches import enlarged_edge
+from flava_ds.layers.transformer import Encoded
+from flava_ds.layers.words import pack
+from flava_ds.objectives.hard_matching import HardMatchingConfig
+from flava_ds.objectives.itm import prior_log_odds
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
+
+LACKS = {
+    "Tokens": "ALBEF has no sequence of patches and words together",
+    "TextStates": "half of ALBEF's layers read texts alone, and these are not fine-tuned by themselves",
+}
+"""Capabilities that ALBEF lacks: protocol -> reason."""
+
+
+def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+    """Returns the capabilities of an ALBEF with its objectives, and what it lacks: protocol -> reason."""
+    objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
+    parts: list[object] = [AlbefEmbedder(module.model), AlbefStates(module.model)]
+    lacks = dict(LACKS)
+    for name, objective in objectives.items():
+        told = config.objectives[name]
+        if isinstance(told, HardMatchingConfig):
+            parts.append(AlbefMatcher(module.model, objective.head, told.mismatch_probability))
+        elif isinstance(told, MultimodalMaskedTextConfig):
+            parts.append(AlbefScorer(module.model, objective.head))
+    if not any(isinstance(part, AlbefMatcher) for part in parts):
+        lacks["Matcher"] = "the run trains no objective of type itm_hard, so it has no matching head"
+    if not any(isinstance(part, AlbefScorer) for part in parts):
+        lacks["Scorer"] = "the run trains no masked objective"
+    return tuple(parts), lacks
+
+
+class AlbefPart:
+    """Runs an ALBEF on images and texts, without a training batch."""
+
+    def __init__(self, model: Albef) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self.model.temperature.device
+
+    def fused(self, image: Packed, texts: Sequence[np.ndarray], *, first_only: bool = False) -> Encoded:
+        """Encodes b arrays of ids with the states of an image each; with `first_only`, the last layer
+        finishes only the texts' CLS.
+        """
+        text = self.model.text_encoder(pack(texts, self.device)).packed
+        return self.model.fusion(text, image, text.first_rows if first_only else None)
+
+
+class AlbefEmbedder(AlbefPart):
+    """Image and text vectors in the contrastive space, and the CLS states before the projection."""
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Encodes images: [b c H W] uint8 -> [b d], in the model's dtype."""
+        return self.model.image_encoder.first_tokens(pixels.to(self.device))
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
+        packed = pack(texts, self.device)
+        return self.model.text_encoder(packed, packed.cu_seqlens[:-1].long()).first()
+
+    @torch.inference_mode()
+    def project_images(self, features: Tensor) -> Tensor:
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
+        return self.model.image_embeddings(features)
+
+    @torch.inference_mode()
+    def project_texts(self, features: Tensor) -> Tensor:
+        """Projects and L2-normalises: [b d] -> [b r], fp32."""
+        return self.model.text_embeddings(features)
+
+
+class AlbefMatcher(AlbefPart):
+    """Log odds that a pair matches, given equal prior odds."""
+
+    def __init__(self, model: Albef, head: nn.Module, mismatch_probability: float) -> None:
+        super().__init__(model)
+        self.head, self.prior = head, prior_log_odds(mismatch_probability)
+
+    @torch.inference_mode()
+    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Scores images, which are encoded once, against one or several captions each.
+
+        Shapes:
+            pixels    [b c H W]  uint8
+            pairings  each b arrays of ids
+            returns   one [b] fp32 for each pairing
+        """
+        image = self.model.image_states(pixels.to(self.device))
+        logits = [self.head(self.fused(image, texts, first_only=True).first()).float() for texts in pairings]
+        return [own[:, 1] - own[:, 0] - self.prior for own in logits]
+
+
+class AlbefScorer(AlbefPart):
+    """Likelihoods of masked tokens of a pair."""
+
+    predicts = frozenset({"text of a pair"})
+
+    def __init__(self, model: Albef, head: MaskedPredictionHead | TiedPredictionHead) -> None:
+        super().__init__(model)
+        self.head = head
+
+    @torch.inference_mode()
+    def read(
+        self,
+        texts: Sequence[np.ndarray] | None = None,
+        pixels: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> AlbefReading:
+        """Encodes images with masked texts once: b arrays of ids, [b c H W] uint8."""
+        if texts is None or pixels is None:
+            raise ValueError("ALBEF predicts words of a text with its image; give both")
+        if patches is not None and patches.any():
+            raise ValueError("ALBEF masks no patches; give none")
+        return AlbefReading(self.fused(self.model.image_states(pixels.to(self.device)), texts), self)
+
+
+@dataclass(frozen=True)
+class AlbefReading:
+    """One masked pass, to be queried at masked positions."""
+
+    encoded: Encoded
+    scorer: AlbefScorer
+
+    @torch.inference_mode()
+    def tokens(self, rows: Tensor) -> BertPredictions:
+        """Predicts tokens; `rows` index the concatenated texts: [k]."""
+        tied = isinstance(self.scorer.head, TiedPredictionHead)
+        table = (self.scorer.model.word_table(),) if tied else ()
+        return BertPredictions(self.encoded.rows(rows.to(self.scorer.device)), self.scorer.head, table)
+
+    def codes(self, rows: Tensor) -> BertPredictions:
+        """Raises ValueError: ALBEF predicts no image codes."""
+        raise ValueError("ALBEF predicts no image codes")
+
+
+class AlbefStates(AlbefPart):
+    """Gives copies of the model to fine-tune."""
+
+    def pair_states(self, scale: float = 1.0) -> TunablePairs:
+        """Returns a copy for images `scale` times as large; the model stays unchanged."""
+        return TunablePairs(self.model, enlarged_edge(self.model.config.image, scale))
+
+
+class TunablePairs(nn.Module):
+    """The CLS of each text with its image, with a graph; positions are interpolated in each pass.
+
+    Source: Li et al. 2021, section 4, and its code. VQA's answer decoder and SNLI-VE's head of two layers are
+    left out: tasks put the heads that they have on this state.
+    """
+
+    def __init__(self, model: Albef, image_size: int) -> None:
+        super().__init__()
+        self.width, self.image_size = model.config.fusion.hidden_size, image_size
+        self.model: Albef = copy.deepcopy(model).requires_grad_(True)
+        for part in (self.model.image_projection, self.model.text_projection):
+            part.requires_grad_(False)  # no state depends on them
+        self.model.temperature.requires_grad_(False)
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        assert pixels is not None  # these are pairs
+        part = AlbefPart(self.model)
+        return part.fused(self.model.image_states(pixels.to(part.device)), texts, first_only=True).first()

@@ -1,0 +1,122 @@
+"""ALBEF's configuration: an image encoder, a text encoder, and layers that fuse the two by cross-attention.
+
+Source: Li et al. 2021, "Align before Fuse: Vision and Language Representation Learning with Momentum
+Distillation", and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from flava_ds.config.bounds import Above, AtLeast, AtMost, Between
+from flava_ds.config.encoders import (
+    BertTextConfig,
+    EncoderConfig,
+    Epsilon,
+    ImageTextConfig,
+    Pixels,
+    VisionEncoderConfig,
+    Width,
+)
+from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+    from flava_ds.data.tokenizer import WordPieceTokenizer
+
+Layers = Annotated[int, AtLeast(1), AtMost(1000)]
+INSTEAD = {
+    "itm": "makes its own pairs that do not match, with type itm_hard",
+    "global_contrastive": "has no `logit_scale` and contrasts with type itc",
+    "local_contrastive": "has no `logit_scale` and contrasts with type itc",
+}
+"""Objectives of other families, and what ALBEF has instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbefImageConfig(VisionEncoderConfig):
+    """A pre-norm ViT."""
+
+    image_size: Pixels = 256
+    layer_norm_eps: Epsilon = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbefTextConfig(BertTextConfig):
+    """The first layers of a BERT, which read texts alone."""
+
+    num_hidden_layers: Layers = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbefConfig(ImageTextConfig, type="albef"):
+    """A ViT, the two halves of a BERT, of which the second attends to the image, and two projections."""
+
+    image: AlbefImageConfig = field(default_factory=AlbefImageConfig)
+    text: AlbefTextConfig = field(default_factory=AlbefTextConfig)
+    fusion_layers: Layers = 6
+    """Layers that fuse text and image; all else about their shape is the text encoder's."""
+    projection_dim: Width = 256
+    temperature_init: Annotated[float, Above(0), AtMost(1)] = 0.07
+    """Divisor of similarities at the start; it is learned, between 0.001 and 0.5."""
+    teacher_momentum: Annotated[float, Between(0, 1)] = 0.995
+    """What the teacher, an average of the model's weights, keeps of itself at an update."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
+    folder: ClassVar[str | None] = "flava_ds.families.albef"
+    views: ClassVar[tuple[str, ...]] = ("image", "text", "multimodal_masked", "multimodal")
+    matching_view: ClassVar[str] = "multimodal"
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "hard_negatives", "teacher"})
+
+    @property
+    def fusion(self) -> EncoderConfig:
+        """The shape of the layers that fuse."""
+        text = self.text
+        return EncoderConfig(
+            hidden_size=text.hidden_size,
+            num_hidden_layers=self.fusion_layers,
+            num_attention_heads=text.num_attention_heads,
+            intermediate_size=text.intermediate_size,
+            layer_norm_eps=text.layer_norm_eps,
+        )
+
+    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
+        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
+        from flava_ds.data.tokenizer import WordPieceTokenizer
+
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
+
+    def shape_of(self, view: str) -> EncoderConfig:
+        """Returns a view's encoder configuration. Raises: ConfigError for a view that ALBEF lacks."""
+        self.check_view(view)
+        return {"image": self.image, "text": self.text}.get(view, self.fusion)
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        self.refuse_masked_shares(config)
+        if self.image.hidden_size != self.text.hidden_size:
+            raise ConfigError(
+                f"model: image.hidden_size {self.image.hidden_size} is not text.hidden_size "
+                f"{self.text.hidden_size}; the layers that fuse read both, so make them equal"
+            )
+        for name, objective in in_use(config.objectives).items():
+            if objective.predicts_codes:
+                raise ConfigError(
+                    f"objectives.{name} predicts codes of masked patches, and the family 'albef' masks none; "
+                    "remove it, or set its weight to 0"
+                )
+            if wanted := INSTEAD.get(objective.type or ""):
+                raise ConfigError(f"objectives.{name} has type {objective.type}; the family 'albef' {wanted}")
+
+
+def albef_of(config: Config) -> AlbefConfig:
+    """Returns a configuration's model as an AlbefConfig, for callers that need ALBEF's own fields."""
+    return cast(AlbefConfig, config.model)
+
+
+def albef_vit_b_16(**changed: Any) -> AlbefConfig:
+    """Returns the published ALBEF: 209,937,725 parameters with the heads of MLM and ITM."""
+    return AlbefConfig(**changed)

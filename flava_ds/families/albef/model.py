@@ -1,0 +1,176 @@
+"""ALBEF: a ViT and a text encoder, each read alone, and layers in which words attend to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flava_ds.batch import Batch, Packed
+from flava_ds.families.albef.config import AlbefConfig
+from flava_ds.families.flava.image_encoder import ImageEncoder
+from flava_ds.layers.cross_attention import CrossBlock
+from flava_ds.layers.transformer import Encoded, Transformer, at_least_fp32
+from flava_ds.layers.words import BertEmbeddings, PackedIds, initialize_as_bert
+
+FUSED = ("multimodal_masked", "multimodal")
+"""The views in which words attend to an image."""
+
+
+class TextEncoder(nn.Module):
+    """The first layers of a BERT over packed texts: ids [T] -> [T d]."""
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__()
+        self.embeddings = BertEmbeddings(config.text)
+        self.transformer = Transformer(config.text, post_norm=True)
+
+    def forward(self, texts: PackedIds, keep: Tensor | None = None) -> Encoded:
+        """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
+        packed = Packed(self.embeddings(texts.ids, texts.cu_seqlens), texts.cu_seqlens, texts.max_seqlen)
+        hidden = self.transformer(packed, rows=keep)
+        return Encoded(Packed(hidden, texts.cu_seqlens, texts.max_seqlen), nn.Identity(), keep)
+
+
+class Fusion(nn.Module):
+    """The layers in which words attend to each other and to the image of their text: [T d] -> [T d]."""
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__()
+        self.transformer = Transformer(config.fusion, block=CrossBlock)
+
+    def forward(self, text: Packed, image: Packed, keep: Tensor | None = None) -> Encoded:
+        """Fuses texts with one image each; `keep` names the rows that will be read, sorted: [k]."""
+        hidden = self.transformer(text, rows=keep, memory=image)
+        return Encoded(Packed(hidden, text.cu_seqlens, text.max_seqlen), nn.Identity(), keep)
+
+
+class Albef(nn.Module):
+    """Encodes the requested views of a batch, each encoder's inputs once.
+
+    "image" and "text" are read alone. "multimodal_masked" is the masked text with its image. "multimodal"
+    has three texts with an image for each sample, all first ones first: its own pair, its text with another
+    sample's image, and another sample's text with its image (objectives/hard_matching.py).
+    """
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.image, masks=False)
+        self.text_encoder = TextEncoder(config)
+        self.fusion = Fusion(config)
+        self.image_projection = nn.Linear(config.image.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim)
+        self.temperature = nn.Parameter(torch.tensor([config.temperature_init]))
+
+    def encode(
+        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Encoded]:
+        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
+        keep, found = reads or {}, {}
+        fused, matching = any(view in FUSED for view in views), "multimodal" in views
+        if "image" in views and not fused:
+            (found["image"],) = self.image_encoder(batch["pixel_values"], keep=[keep.get("image")])
+        if "text" in views and not matching:
+            found["text"] = self.text_encoder(texts_of(batch), keep.get("text"))
+        if fused:
+            images = [batch["pixel_values"], *([batch["negative_pixel_values"]] if matching else [])]
+            image, *other_image = halves(self.image_states(torch.cat(images)), len(images))
+            found["image"] = Encoded(image, nn.Identity())
+        if "multimodal_masked" in views:
+            masked = self.text_encoder(texts_of(batch, "input_ids_masked"))
+            found["multimodal_masked"] = self.fusion(masked.packed, image, keep.get("multimodal_masked"))
+        if matching:
+            text, other = (
+                self.text_encoder(own).packed
+                for own in (texts_of(batch), texts_of(batch, prefix="negative_"))
+            )
+            found["text"] = Encoded(text, nn.Identity())
+            pairs = joined(text, text, other), joined(image, *other_image, image)
+            found["multimodal"] = self.fusion(*pairs, keep.get("multimodal"))
+        return found
+
+    def image_states(self, pixel_values: Tensor) -> Packed:
+        """Encodes images of any size into all their states: [b c H W] -> [b*(1+n) d]."""
+        (encoded,) = self.image_encoder(pixel_values, any_size=True)
+        return replace(encoded.packed, hidden=encoded.last_hidden_state())
+
+    def image_embeddings(self, rows: Tensor) -> Tensor:
+        """Projects image CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.image_projection(rows)), dim=-1)
+
+    def text_embeddings(self, rows: Tensor) -> Tensor:
+        """Projects text CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
+
+    def word_table(self) -> Tensor:
+        """Returns the word embeddings: [v d]."""
+        return self.text_encoder.embeddings.words.weight
+
+    def first_rows(self, view: str, batch: Batch) -> Tensor:
+        """Returns the row of each sequence's first token: [b], or [3b] of "multimodal"."""
+        first = batch["cu_seqlens"][:-1].long()
+        if view == "image":
+            images = torch.arange(batch.size, device=first.device)
+            return images * (1 + self.config.image.num_patches)
+        if view == "multimodal":
+            tokens = batch["input_ids"].shape[0]
+            return torch.cat([first, first + tokens, batch["negative_cu_seqlens"][:-1].long() + 2 * tokens])
+        return first
+
+    def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the row of each image's and of each text's CLS."""
+        return {view: self.first_rows(view, batch) for view in ("image", "text")}
+
+    def token_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:
+        """Returns the rows of packed tokens in "multimodal_masked", which are the tokens' own: [k] -> [k]."""
+        return tokens
+
+    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
+        """Returns the names of the parameters that get a gradient when `view` does."""
+        parts = {"image": ("image_encoder",), "text": ("text_encoder",)}
+        read = parts.get(view, ("image_encoder", "text_encoder", "fusion"))
+        return {name for name, _ in self.named_parameters() if name.partition(".")[0] in read}
+
+    def contrastive_parameters(self) -> set[str]:
+        """Returns the names of the parameters that only the contrastive objective uses."""
+        alone = ("image_projection", "text_projection", "temperature")
+        return {name for name, _ in self.named_parameters() if name.partition(".")[0] in alone}
+
+
+def texts_of(batch: Batch, ids: str = "input_ids", prefix: str = "") -> PackedIds:
+    """Returns the texts of a batch, masked ones or those with a prefix."""
+    return PackedIds(batch[prefix + ids], batch[f"{prefix}cu_seqlens"], batch.numbers[f"{prefix}max_seqlen"])
+
+
+def joined(*parts: Packed) -> Packed:
+    """Lays packed sequences behind each other."""
+    bounds, total = [parts[0].cu_seqlens[:1]], 0
+    for part in parts:
+        bounds.append(part.cu_seqlens[1:] + total)
+        total += part.hidden.shape[0]
+    hidden = torch.cat([part.hidden for part in parts])
+    return Packed(hidden, torch.cat(bounds), max(part.max_seqlen for part in parts))
+
+
+def halves(images: Packed, parts: int) -> list[Packed]:
+    """Cuts packed images, all of one length, into equally many."""
+    size = (images.cu_seqlens.shape[0] - 1) // parts
+    bounds = images.cu_seqlens[: size + 1]
+    return [Packed(hidden, bounds, images.max_seqlen) for hidden in images.hidden.chunk(parts)]
+
+
+@torch.no_grad()
+def initialize(module: nn.Module) -> None:
+    """Draws initial weights as BERT does, and the image's CLS and positions with the same deviation.
+
+    The published run starts from DeiT and BERT; its other weights are drawn so, except for the projections,
+    which keep torch's default.
+    """
+    initialize_as_bert(module)
+    for name, parameter in module.named_parameters():
+        if name.endswith(("cls_token", "position_embeddings")):
+            nn.init.normal_(parameter, std=0.02)

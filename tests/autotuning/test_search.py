@@ -1,0 +1,102 @@
+"""Settings are tried one after the other by real steps, and the better ones are kept."""
+
+import dataclasses
+import json
+
+import pytest
+
+from flava_ds.autotuning import search
+from flava_ds.autotuning.search import OUT_OF_MEMORY, Choice, Trial, Tuner, better, step_ms
+from flava_ds.cli import main
+from flava_ds.errors import ConfigError
+
+ONE, TWO = Choice("one", ("--seed", "1")), Choice("two", ("--data.num-workers", "2"))
+
+
+def test_a_mean_step_is_of_the_shares_and_leaves_first_steps_out():
+    steps = [("pair", 9.0), ("pair", 0.2), ("image", 5.0), ("pair", 0.4), ("pair", 0.3)]
+    shares = {"pair": 0.6, "image": 0.2, "text": 0.2}
+    assert step_ms(steps, shares) == pytest.approx(1e3 * (0.6 * 0.3 + 0.2 * 5.0) / 0.8)
+
+
+def test_better_is_clearly_faster_or_fits_at_all():
+    lost, slow = Trial({}, reason=OUT_OF_MEMORY), Trial({}, 100.0, 1.0)
+    close, fast = Trial({"a": ONE}, 98.5, 1.0), Trial({"b": TWO}, 97.0, 1.0)
+    assert better(lost, slow) is slow and better(slow, lost) is slow
+    assert better(slow, close) is slow and better(slow, fast) is fast
+
+
+@pytest.fixture
+def tuner(tmp_path):
+    return Tuner("flava_debug", ("--data.num-workers", "0"), (), ranks=2, gpus=0, folder=tmp_path / "tune")
+
+
+def test_what_is_tried_keeps_the_global_batch(tuner):
+    config = tuner.config()
+    found = {}
+    for name, values in search.SETTINGS:
+        for choice in values(tuner, config):
+            other = tuner.config({name: choice})
+            found[choice.title] = other
+            assert {n: other.global_batch_size(n) for n in other.drawn_sources} == {
+                n: config.global_batch_size(n) for n in config.drawn_sources
+            }
+    assert [found[f"zero{stage}"].engine.deepspeed_config for stage in (0, 2, 3)] == [
+        "zero0",
+        "zero2",
+        "zero3",
+    ]
+    assert found["micro-batches of 2"].training.gradient_accumulation_steps == 4
+    assert found["activations recomputed"].training.activation_checkpointing
+    small = json.loads((tuner.folder / "zero1_buckets_25m.json").read_text(encoding="utf-8"))
+    assert small["zero_optimization"]["reduce_bucket_size"] == 25_000_000
+    assert found["1 worker"].data.num_workers == 1
+    words = (*tuner.overrides, "--training.precision", "bf16")
+    half = dataclasses.replace(tuner, overrides=words)
+    assert [choice.title for choice in search.zero_stages(half, half.config())] == ["zero2", "zero3"]
+    alone = dataclasses.replace(tuner, ranks=1)
+    assert not [*search.zero_stages(alone, config), *search.buckets(alone, config)]
+
+
+def test_real_steps_with_and_without_recomputation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "SETTINGS", (("recomputation", search.recomputation),))
+    command = ["plan", "flava_debug", "--data.num-workers", "0", "--tune", "--json", "out.json"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert found == json.loads((tmp_path / "runs/flava_debug-tune/tuned.json").read_text(encoding="utf-8"))
+    titles = ["as configured", "GELU recomputed", "activations recomputed"]
+    assert [trial["settings"] for trial in found["trials"]] == titles
+    assert all(trial["step_ms"] > 0 and trial["peak_memory_gib"] > 0 for trial in found["trials"])
+    assert not list((tmp_path / "runs").rglob("log.jsonl"))  # runs of trials are not kept
+    said = capsys.readouterr().out
+    assert said.startswith("1 rank on a CPU\n  as configured: ") and " ms a step, " in said
+    monkeypatch.setattr(search, "plan_launch", None)  # results are there: nothing starts again
+    assert main(command) == 0
+
+
+def test_a_trial_says_why_it_failed(tuner, tmp_path):
+    broken = dataclasses.replace(
+        tuner, ranks=1, overrides=("--data.sources.pair.shards", str(tmp_path / "nowhere"))
+    )
+    with pytest.raises(ConfigError, match=r"flava_debug does not train here as it is configured: .*nowhere"):
+        list(broken.search())
+    file = tmp_path / "half.json"
+    file.write_text('{"steps": []', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"half\.json: no result of a trial .*; delete it to run it again"):
+        search.read_trial(file)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tune", "--simulate"], "--simulate is for a forecast, --tune measures on this machine"),
+        (["--tune", "--ranks", "3"], "divi"),
+        (["--ranks", "2"], "--ranks is for --tune; --gpus is the number of GPUs of a plan"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "flava_debug", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -1,0 +1,66 @@
+"""Families compared: equal work, equal measurements, and a table of what each can do."""
+
+import numpy as np
+import pytest
+from demo_flops import flops_of
+
+from flava_ds import config as configuration
+from flava_ds.campaigns import measure
+from flava_ds.campaigns.comparison import COLUMNS, ROWS, TABLE, recipe, table_rows
+from flava_ds.cli import main
+from flava_ds.demo.dataset import unpack
+from flava_ds.demo.evaluation.inputs import build_inputs
+from flava_ds.evaluation.frozen_model import Described
+from flava_ds.evaluation.opening import freeze
+
+LACKS = {"demo_bert": {"vision", "retrieval", "fit"}, "demo_vilt": {"vision", "retrieval", "language"}}
+"""Domains that a family cannot be measured on."""
+
+
+@pytest.mark.parametrize("row", ROWS[1:])
+def test_every_row_has_the_flops_of_the_first(row):
+    assert flops_of(recipe(row, 100), 40) == pytest.approx(flops_of(recipe(ROWS[0], 100), 40), rel=0.03)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_works_scale_the_steps_and_nothing_else(row):
+    whole, small = (configuration.check(recipe(row, TABLE.works[work])) for work in ("small", "tiny"))
+    assert whole.training.total_steps == pytest.approx(50 * small.training.total_steps, rel=0.1)
+    assert (whole.model, whole.objectives, whole.data) == (small.model, small.objectives, small.data)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row in LACKS])
+def test_domains_that_a_model_lacks_are_left_out_and_said(row, monkeypatch):
+    config = recipe(row, 4)
+    module = config.model.build(config).eval().requires_grad_(False)
+    model = freeze(config, module, Described(row, config.model.type))
+    inputs = build_inputs(config, unpack().root)
+    nothing = {"measured": ("words", np.array(["a"]), np.array([True]))}
+    for domain in set(measure.MEASURES) - LACKS[row]:
+        monkeypatch.setitem(measure.MEASURES, domain, lambda model, inputs: nothing)
+    found = measure.measure(model, inputs, TABLE.domains(row), some_lack=True)
+    assert set(found["lacks"]) == LACKS[row]
+    assert all(f"family '{config.model.type}'" in reason for reason in found["lacks"].values())
+
+
+def test_the_table_shows_what_there_is():
+    def result(seed, **values):
+        entries = {
+            name: {"clusters": "concepts", "scale": 1, "sums": [value, value]}
+            for name, value in values.items()
+        }
+        work = {"training_flops": 3e13, "training_seconds": 90 + 60 * seed}
+        return {"row": "demo_vilt", "seed": seed, "metrics": entries, "counts": {"concepts": [4, 4]}} | work
+
+    one = {"multimodal/fit": 2}
+    header, row = table_rows({"demo_vilt": [result(0, **one)]})
+    assert header == ["recipe", "seeds", *COLUMNS.values(), "TFLOP", "minutes"]
+    assert row == ["demo_vilt", "1", *["-"] * 5, "50.0", "30.0", "2"]
+    _, row = table_rows({"demo_vilt": [result(1, **{"multimodal/fit": 3}), result(0, **one)]})
+    assert row[1] == "2" and row[-3].startswith("62.5 +- ") and row[-1] == "2"
+
+
+def test_a_recipe_that_is_not_there(tmp_path, capsys):
+    assert main(["compare", "--out", str(tmp_path), "--recipes", "demo_vlit"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is none; did you mean 'demo_vilt'?; choose of demo, demo_clip, demo_vilt, demo_bert" in line

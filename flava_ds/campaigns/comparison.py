@@ -16,7 +16,7 @@ from flava_ds.config import Config
 from flava_ds.evaluation.paired import bootstrap
 from flava_ds.recipes import RECIPES
 
-ROWS = ("demo", "demo_clip", "demo_vilt", "demo_bert")
+ROWS = ("demo", "demo_clip", "demo_align", "demo_vilt", "demo_simvlm", "demo_bert")
 """Recipes. The first one is FLAVA."""
 MEASURED = ("vision", "language", "retrieval", "fit")
 COLUMNS = {

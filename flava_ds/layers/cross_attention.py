@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.layers.fused import ResidualLayerNorm
-from flava_ds.layers.transformer import PostNormBlock, TransformerShape
+from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape
 
 
 class CrossAttention(nn.Module):
@@ -73,3 +73,35 @@ class CrossBlock(PostNormBlock):
         stream, _ = self.cross_norm(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), stream)
         stream, _ = self.mlp_norm(self.mlp_down(self.mlp_up(stream)), stream)
         return stream, None
+
+
+class DecoderBlock(Block):
+    """A pre-norm block with attention to `memory` between its two halves; stream and branch are Block's.
+
+    Source: Vaswani et al. 2017, section 3.1, with LayerNorm before each part.
+    """
+
+    def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
+        super().__init__(shape, causal=causal, activation=activation)
+        self.cross_attention = CrossAttention(shape.hidden_size, shape.num_attention_heads)
+        self.cross_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(
+        self,
+        stream: Tensor,
+        branch: Tensor | None,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        rows: Tensor | None = None,
+        paths: Tensor | None = None,
+        memory: Packed | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if memory is None or paths is not None or rows is not None:
+            raise ValueError("a DecoderBlock needs `memory`, finishes all rows, and has no `paths`")
+        normed, stream = self.attention_norm(branch, stream)
+        context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
+        normed, stream = self.cross_norm(self.attention.output(context), stream)
+        crossed = self.cross_attention(normed, cu_seqlens, max_seqlen, memory)
+        normed, stream = self.mlp_norm(crossed, stream)
+        return stream, self.mlp_down(self.mlp_up(normed))

@@ -26,17 +26,22 @@ def encoder_flops(
 
 
 def cross_attention_flops(
-    shape: TransformerShape, lengths: Sequence[int], memory: int, read: int | None = None
+    shape: TransformerShape,
+    lengths: Sequence[int],
+    memory: int | Sequence[int],
+    read: int | None = None,
 ) -> float:
-    """Returns the FLOPs of attention to `memory` rows for each sequence, in every layer.
+    """Returns the FLOPs of attention to `memory` rows of each sequence, in every layer.
 
     Counts two projections of the tokens, two of the memory, and two products. Of the last layer only `read`
-    rows attend (None: all).
+    rows attend (None: all), if all sequences have as many rows of memory.
     """
-    d, tokens = shape.hidden_size, sum(lengths)
-    asking = shape.num_hidden_layers * tokens - (0 if read is None else tokens - read)
-    keys = shape.num_hidden_layers * len(lengths) * memory
-    return 4 * d * d * (asking + keys) + 4 * asking * memory * d
+    d, layers = shape.hidden_size, shape.num_hidden_layers
+    sizes = [memory] * len(lengths) if isinstance(memory, int) else memory
+    idle = 0 if read is None else sum(lengths) - read
+    rows = layers * (sum(lengths) + sum(sizes)) - idle
+    scores = layers * sum(n * m for n, m in zip(lengths, sizes, strict=True)) - idle * max(sizes, default=0)
+    return 4 * d * d * rows + 4 * scores * d
 
 
 def image_flops(shape: Any, size: int) -> float:

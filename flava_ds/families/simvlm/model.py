@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
 from flava_ds.families.simvlm.config import SimvlmConfig
-from flava_ds.layers.decoder import Decoder
+from flava_ds.layers.cross_attention import DecoderBlock
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.patches import resized_positions
@@ -44,7 +44,7 @@ class Simvlm(nn.Module):
         self.suffix_positions = nn.Parameter(torch.zeros(text.max_position_embeddings, width))
         self.encoder = Transformer(config.encoder)
         self.encoder_norm = LayerNorm(width, eps=config.encoder.layer_norm_eps)
-        self.decoder = Decoder(config.decoder)
+        self.decoder = Transformer(config.decoder, causal=True, block=DecoderBlock)
         self.decoder_norm = LayerNorm(width, eps=config.decoder.layer_norm_eps)
 
     def encode(
@@ -104,7 +104,7 @@ class Simvlm(nn.Module):
         """Decodes packed texts, each beside its memory: [S] -> Encoded of [S d]."""
         hidden = self.embed(suffix, self.suffix_positions)
         packed = Packed(hidden, suffix.cu_seqlens, suffix.max_seqlen)
-        hidden = self.decoder.decode(packed, memory)
+        hidden = self.decoder(packed, memory=memory)
         return Encoded(Packed(hidden, suffix.cu_seqlens, suffix.max_seqlen), self.decoder_norm)
 
     def embed(self, texts: PackedIds, positions: Tensor) -> Tensor:

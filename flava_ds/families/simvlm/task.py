@@ -11,8 +11,7 @@ from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
 from flava_ds.families.simvlm.config import simvlm_of
 from flava_ds.families.simvlm.model import Simvlm, initialize
-from flava_ds.layers.decoder import decoder_flops
-from flava_ds.layers.work import encoder_flops
+from flava_ds.layers.work import cross_attention_flops, encoder_flops
 from flava_ds.training.batch_norms import BatchNormTask
 from flava_ds.training.task import Pass, recompute_activations
 
@@ -41,7 +40,9 @@ class SimvlmTask(BatchNormTask):
             yield Pass("projection", 2 * batch.size * patches * channels * width)
         read = (patches + batch["cu_seqlens"].diff() - suffixes).tolist()
         yield Pass("encoder", encoder_flops(model.encoder, read))
-        yield Pass("decoder", decoder_flops(model.decoder, suffixes.tolist(), read))
+        written = suffixes.tolist()
+        decoder = encoder_flops(model.decoder, written, causal=True)
+        yield Pass("decoder", decoder + cross_attention_flops(model.decoder, written, read))
         yield Pass("classifier", 2 * int(suffixes.sum()) * width * model.text.vocab_size)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from families.bert.bert_peers import randomize
 from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, texts_of, tiny_config, tiny_model
-from layers.test_decoder import their_layer
+from layers.torch_layers import decoder_layer, encoder_layer
 from sample_batches import denominators
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,23 +40,6 @@ def step(task, batch):
     return task("step", batch, denominators(task, batch)).loss
 
 
-def their_encoder_layer(block) -> nn.Module:
-    """torch's pre-norm layer with a block's weights."""
-    theirs = nn.TransformerEncoderLayer(24, 3, 40, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True)
-    names = {
-        "attention_norm.": "norm1.",
-        "attention.qkv.": "self_attn.in_proj_",
-        "attention.output.": "self_attn.out_proj.",
-        "mlp_norm.": "norm2.",
-        "mlp_up.": "linear1.",
-        "mlp_down.": "linear2.",
-    }
-    for name, tensor in block.named_parameters():
-        part, _, kind = name.rpartition(".")
-        theirs.get_parameter(f"{names[f'{part}.']}{kind}").data = tensor.detach()
-    return theirs.double()
-
-
 @pytest.mark.parametrize("kind", ["pair", "text"])
 def test_torchs_layers_agree(task, kind):
     """The whole model sample by sample, with torch's transformer layers and no packing: the loss."""
@@ -68,12 +51,12 @@ def test_torchs_layers_agree(task, kind):
         read = model.words(ids[:cut]) + model.prefix_positions[:cut]
         read = (read if image is None else torch.cat([image, read]))[None]
         for block in model.encoder.blocks:
-            read = their_encoder_layer(block)(read)
+            read = encoder_layer(block)(read)
         read = nn.functional.layer_norm(read, (24,), *model.encoder_norm.parameters(), 1e-6)
         written = (model.words(ids[cut - 1 : -1]) + model.suffix_positions[:count])[None]
         causal = torch.ones(count, count, dtype=torch.bool).triu(1)
         for block in model.decoder.blocks:
-            written = their_layer(block)(written, read, tgt_mask=causal)
+            written = decoder_layer(block)(written, read, tgt_mask=causal)
         written = nn.functional.layer_norm(written[0], (24,), *model.decoder_norm.parameters(), 1e-6)
         logits = written @ model.words.weight.T
         total += nn.functional.cross_entropy(logits, ids[cut:], reduction="sum")

@@ -12,6 +12,7 @@ import shutil
 import torch
 from torch import nn
 
+from flava_ds.config import TrainingConfig
 from flava_ds.errors import ConfigError
 from flava_ds.layers.transformer import Block
 
@@ -19,21 +20,26 @@ MOST_VARIANTS = 64
 """Of compiled blocks; beyond that PyTorch would silently go back to eager calls."""
 
 
+def check_compiler(training: TrainingConfig) -> None:
+    """Raises ConfigError if something is to be compiled and there is no C++ compiler, which torch needs."""
+    wanted = [name for name in ("compile_blocks", "compile_codebook") if getattr(training, name)]
+    compiler = os.environ.get("CXX", "g++")
+    if wanted and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"training.{wanted[0]} needs a C++ compiler, and there is no '{compiler}'; install one, name it "
+            f"in CXX, or use --training.no-{wanted[0].replace('_', '-')}"
+        )
+
+
 def compile_blocks(module: nn.Module, zero_stage: int, backend: str = "inductor") -> int:
     """Compiles every Block of `module` at its first call. Returns how many there are.
 
-    Raises: ConfigError with ZeRO-3, whose hooks inside of a block gather its weights, and without a compiler.
+    Raises: ConfigError with ZeRO-3, whose hooks inside of a block gather its weights.
     """
     if zero_stage == 3:
         raise ConfigError(
             "training.compile_blocks does not go with ZeRO-3, which gathers weights inside of a block; use "
             "--engine.deepspeed-config zero2, or --training.no-compile-blocks"
-        )
-    compiler = os.environ.get("CXX", "g++")
-    if backend == "inductor" and shutil.which(compiler) is None:
-        raise ConfigError(
-            f"training.compile_blocks needs a C++ compiler, and there is no '{compiler}'; install one, "
-            "name it in CXX, or use --training.no-compile-blocks"
         )
     torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
     blocks = [part for part in module.modules() if isinstance(part, Block)]

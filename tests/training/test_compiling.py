@@ -4,10 +4,11 @@ import pytest
 import torch
 from sample_batches import denominators, make_batch, tiny_config
 
+from flava_ds.config import TrainingConfig
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
-from flava_ds.training.compiling import compile_blocks
+from flava_ds.training.compiling import check_compiler, compile_blocks
 
 LENGTHS = ((9, 4, 12), (5, 5, 7), (3, 11, 8), (12, 12, 12))
 
@@ -59,9 +60,10 @@ def test_losses_are_the_same_and_lengths_compile_nothing_again(fresh, backend, f
 
 
 def test_what_does_not_compile_is_said(monkeypatch):
-    module = build_task(tiny_config())
     with pytest.raises(ConfigError, match="does not go with ZeRO-3"):
-        compile_blocks(module, 3)
+        compile_blocks(torch.nn.Module(), 3)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler, and there is no 'no-such-compiler'"):
-        compile_blocks(module, 1)
+    check_compiler(TrainingConfig())
+    for name in ("compile_blocks", "compile_codebook"):
+        with pytest.raises(ConfigError, match=f"training.{name} needs a C.. compiler, .*no-such-compiler"):
+            check_compiler(TrainingConfig(**{name: True}))

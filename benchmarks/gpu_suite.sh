@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts of less than ten minutes, the most telling first: a case of every
 # operator; training steps of flava_base with their MFU; attention, LayerNorm and GELU against fp64 and their
-# peers; the other operators; the case again under compute-sanitizer; a trace of training steps. Parts that
-# have finished on this device are skipped, and so are workloads that a part had measured when its time was
-# up. A table comes last.
+# peers; steps of 64, 128 and 256 pairs with a trace each, for benchmarks/forecast.py, and once compiled; the
+# other operators; apex's optimizer; the case of every operator again under compute-sanitizer. Parts that have
+# finished on this device are skipped, and so are workloads that a part had measured when its time was up. A
+# table comes last.
 #
 #   benchmarks/gpu_suite.sh [--out FOLDER] [--minutes N] [--archive FILE.tgz] [--wheels FOLDER]
 #                           [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
@@ -13,7 +14,7 @@
 #   --minutes  the whole run ends by then: a part gets what is left, the rest waits for the next run
 #   --archive  packs the device's folder into FILE.tgz at the end, whatever has failed
 #   --wheels   first installs each wheel in FOLDER, offline and without dependencies; these, and pytest, must
-#              be among the wheels
+#              be among the wheels (benchmarks/collect_wheels.py collects them)
 #   --only     parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
 #   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself
 #   --dry-run  prints the commands without running them
@@ -24,7 +25,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry="" minutes="" archive=""
 seconds=590 enough=15
 
-usage() { sed -n '2,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,26s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -121,12 +122,12 @@ operators=$("$python" -c 'import flava_kernels; print(*flava_kernels.OPS)')
 first="varlen_attention layer_norm add_layer_norm linear_gelu"
 if [ -n "$cpu" ]; then
     test='test_the_reference_equals' marker='not triton and not gpu' bench=(--device cpu --size quick)
-    steps=(--recipe flava_debug --batch 8)
+    steps=(--recipe flava_debug --batch 8) pairs=(--recipe flava_debug --batch)
 else
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] ||
         { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
     test='on_the_gpu' marker='gpu' bench=()
-    steps=(--recipe flava_base --batch 256)
+    steps=(--recipe flava_base --batch 256) pairs=(--recipe flava_base --batch)
 fi
 small="$test and float16 and (to-128 or 37x64 or 37x24x40 or three or 33-all or mixed)"
 
@@ -151,18 +152,25 @@ smoke=("$python" -m pytest -m "$marker" -k "$small" tests/kernels/test_op.py)
 part smoke "${smoke[@]}"
 part train "$python" benchmarks/train_steps.py --out "$out/train" "${steps[@]}" --steps 40
 for operator in $first; do both "$operator"; done
+for size in 64 256 128; do
+    part "pairs-$size" "$python" benchmarks/train_steps.py --out "$out/pairs-$size" "${pairs[@]}" "$size" \
+        --kind pair --steps 20 --override --logging.profile-steps 16 4
+done
+part compiled-64 "$python" benchmarks/train_steps.py --out "$out/compiled-64" "${pairs[@]}" 64 \
+    --kind pair --steps 20 --override --training.compile-blocks --training.compile-codebook
 for operator in $operators; do
     case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
 done
+part apex "$python" -m pytest -rs tests/optimizers/test_apex_adam.py
 if [ -n "$cpu$dry" ] || command -v compute-sanitizer >/dev/null; then
-    sanitizer=(compute-sanitizer --tool memcheck --error-exitcode 99)
-    [ -z "$cpu" ] || sanitizer=(env MALLOC_CHECK_=3 MALLOC_PERTURB_=85)
-    part sanitizer env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${sanitizer[@]}" "${smoke[@]}"
+    for tool in memcheck racecheck; do
+        sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 99)
+        [ -z "$cpu" ] || sanitizer=(env MALLOC_CHECK_=3 MALLOC_PERTURB_=85)
+        part "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${sanitizer[@]}" "${smoke[@]}"
+    done
 else
-    echo "== sanitizer: left out, since compute-sanitizer is not installed (it comes with the CUDA toolkit)"
+    echo "== memcheck, racecheck: left out: compute-sanitizer is not installed (the CUDA toolkit has it)"
 fi
-part profile "$python" benchmarks/train_steps.py --out "$out/profile" "${steps[@]}" --steps 24 \
-    --override --logging.profile-steps 18 3
 
 [ -z "$dry" ] || exit 0
 printf '\n%-28s %s\n' part result

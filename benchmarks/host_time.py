@@ -121,6 +121,35 @@ def measure(name: str, calls: int, launching: Launching) -> dict[str, float]:
     }
 
 
+def measure_block(compiled: bool, depth: int, launching: Launching) -> dict[str, float]:
+    """Returns microseconds of a block of a transformer, forward and backward, launching functions included.
+
+    Its products are of a few rows; between them stand all of the block's plain operators.
+    """
+    from flava_ds.batch import Packed
+    from flava_ds.config.encoders import VisionEncoderConfig
+    from flava_ds.layers.transformer import Transformer
+    from flava_ds.training.compiling import compile_blocks
+
+    shape = VisionEncoderConfig(
+        hidden_size=64, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=128
+    )
+    model, bounds = Transformer(shape), torch.tensor([0, 4, 8], dtype=torch.int32)
+    if compiled:
+        compile_blocks(model, 0)
+    rounds, launches = [], 0.0
+    for warm in range(-2, ROUNDS):
+        gc.disable()
+        hidden = torch.randn(8, 64, requires_grad=True)
+        launching.launches, begun = 0, time.thread_time()
+        model(Packed(hidden, bounds, 4)).sum().backward()
+        if warm >= 0:
+            rounds.append(time.thread_time() - begun)
+            launches = launching.launches / depth
+        gc.enable()
+    return {"microseconds": round(1e6 * min(rounds) / depth, 1), "launches": launches}
+
+
 def calls_of_a_step() -> dict[str, dict[str, int]]:
     """Returns, for each kind of step of flava_base, its operators' forward calls and its plain operators."""
     from flava_ds.recipes import resolve
@@ -165,12 +194,15 @@ def main() -> None:
                 for check in ("sequences", "labels"):
                     stack.enter_context(mock.patch.object(checks, check, lambda *a, **k: None))
             measured[way] = {name: measure(name, calls, launching) for name in CASES}
+    blocks = {way: measure_block(way == "compiled", 24, launching) for way in ("eager", "compiled")}
     del os.environ["FLAVA_KERNELS"]
     steps = calls_of_a_step()
-    result = {"torch": torch.__version__, "triton": version_of("triton"), "ways": measured, "steps": steps}
+    versions = {"torch": torch.__version__, "triton": version_of("triton")}
+    result = {**versions, "ways": measured, "blocks": blocks, "steps": steps}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name in CASES:
         print(f"{name:22}", *(f"{way}: {measured[way][name]['microseconds']:8.1f} us" for way in WAYS))
+    print(f"a block of a transformer, us: {blocks}")
     for kind, counts in steps.items():
         of_step = {way: step_milliseconds(measured[way], counts) for way in WAYS}
         before, after = of_step["torch.library"] - of_step["bare"], of_step["ours"] - of_step["bare"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="flava_base")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--kind", choices=["pair", "image", "text"], help="draw no other sources")
     parser.add_argument(
         "--override",
         nargs=argparse.REMAINDER,
@@ -48,6 +50,7 @@ def main() -> int:
         return status
     log = read_log(options.out / "train_steps" / "log.jsonl")
     about = {name: log.header[name] for name in ("versions", "hardware", "git")}
+    about["git"] = about["git"] or {"commit": os.environ.get("FLAVA_COMMIT", "unknown")}
     summary = {"recipe": options.recipe, "batch": options.batch, **about, "kinds": summarize(log.steps)}
     (options.out / "train_steps.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print("; ".join(describe(kind, found) for kind, found in summary["kinds"].items()))
@@ -78,6 +81,8 @@ def overrides(options: argparse.Namespace) -> list[str]:
     for name, source in recipe.data.sources.items():
         changed[f"data.sources.{name}.shards"] = shards[source.kind]
         changed[f"data.sources.{name}.global-batch-size"] = options.batch
+        if options.kind not in (None, source.kind):
+            changed[f"data.sources.{name}.weight"] = 0
         if source.kind == "pair":
             changed[f"data.sources.{name}.caption-key"] = "captions"
     return [

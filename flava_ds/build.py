@@ -22,6 +22,7 @@ from flava_ds.ranks.distributed import World, barrier, gather_objects, log, rais
 from flava_ds.storage.index import index_missing
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
+from flava_ds.training.compiling import check_compiler
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
 from flava_ds.watching.balance_norms import BalanceNorms
@@ -42,6 +43,7 @@ def build(config: Config) -> Trainer:
     Raises: UserError on every rank, naming what cannot be used.
     """
     check_packages(config)
+    check_compiler(config.training)
     world = start(config.engine.communication_timeout_s)
     check_device(config, world.device)
     roll_call.begin(world)

@@ -41,8 +41,12 @@ def test_the_parts(tmp_path):
     first = ["varlen_attention", "layer_norm", "add_layer_norm", "linear_gelu"]
     ordered = [*first, *(op for op in OPS if op not in first)]
     both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
-    assert parts == ["smoke", "train", *both, "sanitizer", "profile"]
-    assert "flava_base" in done.stdout.splitlines()[-1] and "flava_kernels.bench" in done.stdout
+    pairs = [*(f"pairs-{size}" for size in (64, 256, 128)), "compiled-64"]
+    both[2 * len(first) : 2 * len(first)] = pairs
+    assert parts == ["smoke", "train", *both, "apex", "memcheck", "racecheck"]
+    said = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert "--recipe flava_base --batch 128 --kind pair" in said["pairs-128"]
+    assert "--tool racecheck" in said["racecheck"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,6 +84,34 @@ def test_wheels_are_installed_one_by_one_without_what_they_depend_on(tmp_path, b
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "error: broken-1.0-py3-none-any.whl does not install" in done.stderr
     assert subprocess.run([bare, "-c", "import first, second"]).returncode == 0
+
+
+def test_wheels_are_collected_with_all_that_the_other_machine_lacks(tmp_path, monkeypatch):
+    """pip finds wheels in a folder here, without an index."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from collect_wheels import collect
+
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    (tmp_path / "out").mkdir()
+    needs = (
+        "second[more]>=1",
+        "torch",
+        "nvidia-cublas-cu13",
+        "absent; sys_platform == 'win32'",
+        "absent; python_version < '3.12'",
+    )
+    wheel(tmp_path / "index", "first", "\nRequires-Dist: ".join(needs))
+    wheel(tmp_path / "index", "second", "third; extra == 'more'\nRequires-Dist: absent; extra == 'other'")
+    wheel(tmp_path / "index", "third", "first")
+    missing = collect(tmp_path / "out", ["first", "nowhere"], {"torch"}, "3.12")
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "out").iterdir()) == [
+        "first",
+        "second",
+        "third",
+    ]
+    assert list(missing) == ["nowhere"] and "nowhere" in missing["nowhere"]
 
 
 def test_a_folder_of_wheels_has_to_exist(tmp_path):
@@ -134,7 +166,7 @@ def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tm
     assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
     found = table(done)
     found.pop("packed:")
-    assert len(found) == 2 * len(OPS) + 4
+    assert len(found) == 2 * len(OPS) + 9
     assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
     with tarfile.open(tmp_path / "all.tgz") as archive:
         assert archive.getnames() == ["cpu", "cpu/table.txt"]

@@ -39,5 +39,5 @@ def add_codebook(task: Any, config: Config, device: torch.device) -> None:
         codebook = load_codebook(config.codebook_weights, config.codebook)
     task.fingerprints[NAME] = codebook.fingerprint()  # before bf16 rounds the weights
     half = config.training.precision == "bf16" and device.type == "cuda"
-    codebook = codebook.to(device, torch.bfloat16 if half else torch.float32)
-    task.frozen[NAME] = codebook.requires_grad_(False).eval()
+    codebook = codebook.to(device, torch.bfloat16 if half else torch.float32).requires_grad_(False).eval()
+    task.frozen[NAME] = codebook.for_inference(compiled=config.training.compile_codebook)

@@ -48,6 +48,18 @@ class ImageCodebook(nn.Module):
         self.config = config
         self.encoder = CodebookEncoder(config)
         self.decoder = CodebookDecoder(config) if decoder else None
+        self.memory_format = torch.contiguous_format
+
+    def for_inference(self, *, compiled: bool = False) -> ImageCodebook:
+        """Lays out weights and images channels-last, and compiles the encoder if wanted. Returns itself.
+
+        Codes can differ where two of them score almost the same: sums are taken in another order.
+        """
+        self.memory_format = torch.channels_last
+        self.encoder.to(memory_format=torch.channels_last)
+        if compiled:
+            self.encoder.compile(dynamic=False)
+        return self
 
     def fingerprint(self) -> str:
         """Hashes all that determines the codes of an image: the encoder's weights, in their dtype."""
@@ -65,7 +77,7 @@ class ImageCodebook(nn.Module):
                 f"codebook pixels have shape {list(pixel_values.shape)}; expected [b {channels} H W] "
                 f"with H and W multiples of {stride}"
             )
-        values = pixel_values.to(self.encoder.input.weight.dtype)
+        values = pixel_values.to(self.encoder.input.weight.dtype, memory_format=self.memory_format)
         return map_pixels(values / 255 if pixel_values.dtype == torch.uint8 else values)
 
     def logits(self, pixel_values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.optimizers import Beta, OptimizerConfig
 from flava_ds.errors import ConfigError
+from flava_ds.optimizers.apex_adam import apex_fused_adam
 from flava_ds.optimizers.base import Gated
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -82,10 +83,10 @@ class GatedAdamW(Gated, torch.optim.AdamW):
             self.param_groups = everything
 
 
-def _gate_vendor_adam(vendor: type) -> type:
-    """Returns `vendor` (a FusedAdam), gated by groups.
+def _gate_deepspeed_adam(vendor: type) -> type:
+    """Returns DeepSpeed's FusedAdam `vendor`, gated by groups.
 
-    Its kernels cannot skip an update on the device, so the host reads `found_inf`: one wait per update.
+    Its kernel cannot skip an update on the device, so the host reads `found_inf`: one wait per update.
     """
 
     class GatedFusedAdam(Gated, vendor):
@@ -135,46 +136,4 @@ def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> t
             "optimizer.name 'deepspeed_fused_adam' needs a CUDA device and there is none; use "
             "optimizer.name 'adamw'"
         )
-    return _gate_vendor_adam(importlib.import_module("deepspeed.ops.adam").FusedAdam)(groups, config)
-
-
-def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
-    """Builds NVIDIA apex's FusedAdam, gated.
-
-    Raises: ConfigError if apex is missing, is PyPI's unrelated package of that name, or was built without
-    CUDA (no amp_C).
-    """
-    build = (
-        "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
-        "--no-build-isolation .`, or use optimizer.name 'adamw'"
-    )
-    try:
-        importlib.import_module("apex")
-    except ImportError as error:
-        raise ConfigError(f"optimizer.name 'apex_fused_adam': apex is not installed; {build}") from error
-    try:
-        vendor = importlib.import_module("apex.optimizers").FusedAdam
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            "optimizer.name 'apex_fused_adam': the installed `apex` has no apex.optimizers.FusedAdam; "
-            f"PyPI's package of that name is an unrelated web toolkit: uninstall it and {build}"
-        ) from error
-    try:
-        importlib.import_module("amp_C")
-    except ImportError as error:
-        raise ConfigError(
-            f"optimizer.name 'apex_fused_adam': only apex's Python half is installed (no amp_C); {build}"
-        ) from error
-
-    class CountingPerGroup(_gate_vendor_adam(vendor)):
-        """Takes the update count from the group: apex counts per group, not per parameter."""
-
-        def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
-            self.create_state(parameter)
-            return group.get("step", 0)
-
-        def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
-            self.create_state(parameter)
-            group["step"] = count
-
-    return CountingPerGroup(groups, config)
+    return _gate_deepspeed_adam(importlib.import_module("deepspeed.ops.adam").FusedAdam)(groups, config)

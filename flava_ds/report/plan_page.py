@@ -51,6 +51,7 @@ def write_plan_page(
             ("Memory at the fullest moment", table.memory_rows(plan)),
             ("Micro-batches", table.batch_rows(plan)),
             ("Time of a step", table.time_rows(plan)),
+            ("Kernels of a step", table.kernel_rows(plan)),
             ("Work of a sample", table.flops_rows(plan)),
             ("Parameters", [["part", "elements"], *table.parameter_rows(plan)]),
             *(

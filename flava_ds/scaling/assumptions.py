@@ -34,7 +34,7 @@ class Assumptions:
     launch_us: float
     """Host time of one plain operator."""
     custom_us: float
-    """Host time of one call of an operator of ours."""
+    """Host time of one operator of ours, forward or backward."""
     network_share: float
     """Of the modelled bandwidth of collectives."""
     loader_rate: float
@@ -54,7 +54,7 @@ RANGES = {
     "bandwidth_share": Range(0.50, 0.68, 0.79, "copies reach 0.72 to 0.79 (Bekman); small kernels less"),
     "launch_us": Range(10, 7.5, 5, "PyTorch's eager launch"),
     "custom_us": Range(
-        200, 100, 50, "measured without launches: 0.06 to 0.13 ms with its backward call (docs/kernels.md)"
+        80, 60, 50, "40 measured without launches (docs/kernels.md), and 1.4 launches of 30, 15 and 8"
     ),
     "network_share": Range(0.65, 0.90, 1.0, "published busbw against benchmarks/plan_validation.py's model"),
     "loader_rate": Range(350, 699, 737, "benchmarks/results/data_loader.json, two views with masks"),

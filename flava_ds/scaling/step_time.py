@@ -31,6 +31,9 @@ PARTS = (
     "counts",
     "optimizer",
 )
+PRODUCTS, TORCH, ATTENTION = "matrix products", "other operators of torch", "varlen_attention"
+PART_OF_KERNEL = {PRODUCTS: PRODUCTS, ATTENTION: "attention"}
+"""The part of the step that a kernel's time counts as; of all others "memory-bound kernels"."""
 COMMUNICATION = ("gradients, exposed", "weights", "contrastive gather", "counts")
 
 
@@ -45,6 +48,8 @@ class KindTime:
     """Time that the host needs to launch the step's operators; it overlaps with the device."""
     hidden_ms: float
     """Communication that overlaps with the backward pass."""
+    kernels: Mapping[str, float]
+    """ms on the device by what a profile shows: matrix products, each operator of ours, the rest of torch."""
 
     @property
     def total(self) -> float:
@@ -66,33 +71,38 @@ def product_share(rows: float, columns: float, inner: float, units: int) -> floa
 
 def operator_seconds(
     operator: Operator, samples: int, pooled: int, gpu: Gpu, assumed: Assumptions
-) -> tuple[str, float]:
-    """Returns which part of a step an operator's calls are, and their time on the device."""
+) -> dict[str, float]:
+    """Returns the time of an operator's calls on the device by kernel: PRODUCTS, TORCH or our operator.
+
+    An operator of ours that has matrix products also has a kernel that passes its tensors through memory once
+    more.
+    """
     flops, moved = operator.flops.at(samples, pooled), operator.bytes.at(samples, pooled)
-    by_memory = moved / (gpu.memory_bandwidth * assumed.bandwidth_share)
-    part, rate = "memory-bound kernels", 0.0
+    by_memory = operator.count * moved / (gpu.memory_bandwidth * assumed.bandwidth_share)
+    name = operator.name.removesuffix("_backward").removesuffix("_forward") if operator.custom else TORCH
     if operator.rows is not None and operator.columns is not None and operator.inner is not None:
         rows, columns, inner = (
             edge.at(samples, pooled) for edge in (operator.rows, operator.columns, operator.inner)
         )
-        part = "matrix products"
         rate = (
             gpu.flops * gpu.best_gemm * assumed.product_share * product_share(rows, columns, inner, gpu.units)
         )
-    elif flops:
-        part, rate = "attention", gpu.flops * assumed.attention_share
-    by_flops = flops / rate if rate else 0.0
-    return part, operator.count * max(by_flops, by_memory)
+        by_flops = operator.count * flops / rate
+        if operator.custom:
+            return {PRODUCTS: by_flops, name: by_memory}
+        return {PRODUCTS: max(by_flops, by_memory)}
+    by_flops = operator.count * flops / (gpu.flops * assumed.attention_share)
+    return {name: max(by_flops, by_memory)}
 
 
 def device_seconds(
     work: KindWork, samples: int, pooled: int, gpu: Gpu, assumed: Assumptions
 ) -> dict[str, dict[str, float]]:
-    """Returns the device's time for a micro-step by phase and part."""
+    """Returns the device's time for a micro-step by phase and kernel, see operator_seconds."""
     found: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
     for operator in work.operators:
-        part, time = operator_seconds(operator, samples, pooled, gpu, assumed)
-        found[operator.phase][part] = found[operator.phase].get(part, 0.0) + time
+        for kernel, time in operator_seconds(operator, samples, pooled, gpu, assumed).items():
+            found[operator.phase][kernel] = found[operator.phase].get(kernel, 0.0) + time
     return found
 
 
@@ -145,9 +155,11 @@ def kind_time(
     pooled = samples * cluster.gpus * turns
     phases = device_seconds(work, samples, pooled, gpu, assumed)
     ms = dict.fromkeys(PARTS, 0.0)
+    kernels: dict[str, float] = {}
     for phase in phases.values():
-        for part, time in phase.items():
-            ms[part] += 1e3 * time * turns
+        for kernel, time in phase.items():
+            kernels[kernel] = kernels.get(kernel, 0.0) + 1e3 * time * turns
+            ms[PART_OF_KERNEL.get(kernel, "memory-bound kernels")] += 1e3 * time * turns
     conv = work.codebook_flops.at(samples) / (gpu.flops * assumed.convolution_share)
     ms["image codebook"] = 1e3 * conv * turns
     forward, backward = (sum(phases[phase].values()) for phase in ("forward", "backward"))
@@ -164,7 +176,7 @@ def kind_time(
         ms, model, source, zero, cluster, samples, backward * stretch, assumed, objectives
     )
     ms["optimizer"] = 1e3 * _update_seconds(model, work, zero, cluster, assumed)
-    return KindTime(source, ms, host, 1e3 * hidden)
+    return KindTime(source, ms, host, 1e3 * hidden, kernels)
 
 
 def _communication(

@@ -114,6 +114,18 @@ def time_rows(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def kernel_rows(plan: Plan) -> list[list[str]]:
+    """Returns ms on the device by what a profile shows (rows) and each source's step, the longest first."""
+    sources = list(plan.setting.model.kinds)
+    found = {source: plan.middle.times[source].kernels for source in sources}
+    names = sorted(
+        {name for own in found.values() for name in own},
+        key=lambda name: -max(own.get(name, 0.0) for own in found.values()),
+    )
+    rows = [["ms on the device", *sources]]
+    return rows + [[name, *(f"{found[source].get(name, 0.0):.2f}" for source in sources)] for name in names]
+
+
 def batch_rows(plan: Plan) -> list[list[str]]:
     """Returns the micro-batch of each source and the largest that fits."""
     rows = [["samples per GPU and micro-step", "now", "largest that fits"]]
@@ -169,6 +181,7 @@ def report(
         render(batch_rows(plan)),
         f"Time: the bottleneck is '{plan.bottleneck}'",
         render(time_rows(plan)),
+        render(kernel_rows(plan)),
         loader_line(plan),
         "What would help most:" if advice else "No setting that is known would help by more than 0.2 %.",
         *(["\n".join(f"  {line}" for line in advice_lines(advice))] if advice else []),
@@ -204,6 +217,7 @@ def as_json(
         "bottleneck": plan.bottleneck,
         "mean_ms": dict(plan.middle.parts),
         "ms": {source: dict(time.ms) for source, time in plan.middle.times.items()},
+        "kernels_ms": {source: dict(time.kernels) for source, time in plan.middle.times.items()},
         "advice": [dataclasses.asdict(each) for each in advice],
         "parameters": {**setting.model.encoders, "trainable": setting.model.trainable},
         "gflop_per_sample": {

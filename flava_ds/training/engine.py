@@ -15,6 +15,7 @@ from flava_ds.objectives.base import FeatureGradients, Features
 from flava_ds.optimizers.base import Gated, activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
+from flava_ds.training.compiling import compile_blocks
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import StepOutput, Task
 
@@ -47,6 +48,8 @@ class Engine:
         )
         deepspeed_fixes.reshape_scalars(module)
         module = module.to(world.device)
+        if config.training.compile_blocks:
+            compile_blocks(module, self.stage)
         groups = parameter_groups(module, module.users(), config.optimizer, module.first_steps())
         optimizer = config.optimizer.build(groups)
         import deepspeed

@@ -77,6 +77,10 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
     if source in config.data.sources:
         found += smaller_micro_batch(config, world, source)
         if not config.training.activation_checkpointing:
+            if not config.training.recompute_gelu:
+                found.append(
+                    "--training.recompute-gelu (now off): a quarter less memory for activations, same results"
+                )
             found.append(
                 "--training.activation-checkpointing (now off): a third more computation, same results"
             )

@@ -173,6 +173,34 @@ def test_half_precision_runs_in_the_dtype_of_the_parameters(codebook):
     assert half.decode(half.encode(pixels())).dtype == torch.float32
 
 
+def test_another_layout_gives_the_same_codes():
+    """With the shipped codebook, whose codes differ clearly; channels-last sums in another order."""
+    from flava_ds.recipes import resolve
+
+    config = resolve("flava_debug", [])
+    plain, laid_out = (load_codebook(config.codebook_weights, config.codebook) for _ in range(2))
+    images = (255 * pixels(config.codebook.image_size, 8)).byte()
+    laid_out.for_inference()
+    assert laid_out.encoder.groups[0][0].conv_1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert laid_out.prepare(images).is_contiguous(memory_format=torch.channels_last)
+    codes = plain.encode(images)
+    assert torch.equal(laid_out.encode(images), codes) and len(codes.unique()) > 3
+    assert laid_out.fingerprint() == plain.fingerprint()
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same_codes(full):
+    if not full:
+        pytest.skip("compiles C++ for half a minute; --full does")
+    from flava_ds.recipes import resolve
+
+    config = resolve("flava_debug", [])
+    plain, compiled = (load_codebook(config.codebook_weights, config.codebook) for _ in range(2))
+    images = (255 * pixels(config.codebook.image_size, 8)).byte()
+    found = compiled.for_inference(compiled=True).encode(images)
+    assert (found == plain.encode(images)).double().mean() > 0.99
+
+
 def test_errors_name_the_file_and_the_field(codebook, tmp_path):
     with pytest.raises(CheckpointError, match=r"absent.*no image codebook"):
         load_codebook(tmp_path / "absent", FOUR)

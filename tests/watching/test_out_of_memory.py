@@ -33,6 +33,7 @@ def test_settings_are_named_in_order_with_their_present_values():
     found = remedies(config_of("zero1", gradient_accumulation_steps=2), world_of(4), "s0")
     assert [way.split(":")[0] for way in found[:-1]] == [
         "--training.gradient-accumulation-steps 4 (now 2)",
+        "--training.recompute-gelu (now off)",
         "--training.activation-checkpointing (now off)",
         "--engine.deepspeed-config zero2 or zero3 (now zero1)",
         "--engine.deepspeed-config zero1_offload (now zero1)",

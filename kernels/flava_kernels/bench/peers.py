@@ -197,6 +197,18 @@ def _liger_layer_norm(op: Op, device: str) -> Call:
     return _behind_addition(op, function.apply)
 
 
+def _flash_layer_norm(op: Op, device: str) -> Call:
+    """flash-attention's Triton kernel, which adds the residual itself."""
+    norm = library("flash_attn.ops.triton.layer_norm", gpu_only=device).layer_norm_fn
+
+    def call(
+        x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return norm(x, weight, bias, residual=residual, eps=eps, prenorm=residual is not None)
+
+    return call
+
+
 def _apex_layer_norm(op: Op, device: str) -> Call:
     norm = library("apex.normalization.fused_layer_norm", gpu_only=device).fused_layer_norm_affine
     return _behind_addition(op, lambda x, weight, bias, eps: norm(x, weight, bias, x.shape[-1:], eps))
@@ -275,6 +287,11 @@ WHOLE_MATRIX: dict[str, Callable[[dict[str, Any]], int]] = {
 }
 """fp32 copies of the full logits matrix that an implementation holds at a time."""
 
+LAYER_NORMS = (
+    Peer("Liger", _liger_layer_norm),
+    Peer("flash-attn's Triton", _flash_layer_norm),
+    Peer("apex", _apex_layer_norm),
+)
 PEERS: dict[str, tuple[Peer, ...]] = {
     "varlen_attention": (
         *(_sdpa(backend) for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")),
@@ -282,8 +299,8 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("flash-attn", _flash),
     ),
     "varlen_cross_attention": (Peer("torch varlen_attn", _varlen_cross), Peer("flash-attn", _flash_cross)),
-    "layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
-    "add_layer_norm": (Peer("Liger", _liger_layer_norm), Peer("apex", _apex_layer_norm)),
+    "layer_norm": LAYER_NORMS,
+    "add_layer_norm": LAYER_NORMS,
     "linear_cross_entropy": (
         _torch_linear_cross_entropy(False),
         _torch_linear_cross_entropy(True),

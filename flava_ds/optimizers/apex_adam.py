@@ -1,0 +1,141 @@
+"""NVIDIA apex's FusedAdam in its capturable form, gated by parameter group: no update waits for the device.
+
+Checked against apex at 6424da3. Of apex only this optimizer is supported: docs/architecture.md says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.errors import ConfigError
+from flava_ds.optimizers.base import Gated
+
+if TYPE_CHECKING:
+    from flava_ds.optimizers.adamw import AdamWConfig
+
+BUILD = (
+    "build NVIDIA's from a clone of its repository with `APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
+    "--no-build-isolation .`, or use optimizer.name 'adamw'"
+)
+
+
+class Scaler:
+    """What apex's step asks of torch.amp.GradScaler: a flag that skips, and what divides the gradients.
+
+    Both stay on the device, so that clipping and skipping are part of apex's one kernel.
+    """
+
+    def __init__(self, found_inf: Tensor, scale: Tensor) -> None:
+        self.found_inf, self.scale = found_inf, scale
+
+    def _check_inf_per_device(self, optimizer: object) -> dict[torch.device, Tensor]:
+        return {self.found_inf.device: self.found_inf}
+
+    def _get_scale_async(self) -> Tensor:
+        return self.scale
+
+
+def gate(vendor: type) -> type:
+    """Returns apex's FusedAdam `vendor` with groups that can sleep.
+
+    Its step() has three habits to know. It counts an update before it reads the flag of that update, so the
+    flag must be there beforehand. It pairs groups, and the parameters in them, with a list of master weights
+    made at the start, by position and up to the shorter of both: a group that is missing would cost others
+    their parameters. And it wants learning rates on the device.
+    """
+
+    class GatedApexAdam(Gated, vendor):
+        moments = ("exp_avg", "exp_avg_sq")
+
+        def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
+            rates = [group.get("lr", config.lr) for group in groups]
+            super().__init__(
+                [group | {"lr": torch.tensor(rate)} for group, rate in zip(groups, rates, strict=True)],
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                adam_w_mode=True,
+                capturable=True,
+            )
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            """Updates the active groups, unless found_inf is 1."""
+            self.create_states()
+            everything = self.param_groups
+            moving = [
+                group for group in self.active_groups() if any(p.grad is not None for p in group["params"])
+            ]
+            if not moving:
+                return
+            device = moving[0]["params"][0].device
+            flag = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
+            scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale
+            self._dummy_overflow_buf.copy_(flag)
+            rates = [group["lr"] for group in moving]
+            for group, rate in zip(moving, rates, strict=True):
+                self._count(group, device)
+                group["lr"] = torch.full((), rate, dtype=torch.float32, device=device)
+            self.param_groups = moving
+            self.param_groups_master = [{"params": [None] * len(group["params"])} for group in moving]
+            try:
+                super().step(grad_scaler=Scaler(flag, scale))
+            finally:
+                self.param_groups = everything
+                for group, rate in zip(moving, rates, strict=True):
+                    group["lr"] = rate
+
+        def _count(self, group: dict[str, Any], device: torch.device) -> Tensor:
+            """Returns a group's number of updates, on the device. apex counts by group, not by parameter."""
+            if "step" not in group:
+                group["step"] = torch.zeros(1, dtype=torch.int32, device=device)
+            count: Tensor = group["step"]
+            return count
+
+        def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
+            self.create_state(parameter)
+            return int(self._count(group, parameter.device))
+
+        def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
+            self.create_state(parameter)
+            self._count(group, parameter.device).fill_(count)
+
+    return GatedApexAdam
+
+
+def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
+    """Builds NVIDIA apex's FusedAdam, gated.
+
+    Raises: ConfigError if apex is missing, is PyPI's unrelated package of that name, was built without CUDA
+    (no amp_C), or is too old for capturable updates.
+    """
+    try:
+        importlib.import_module("apex")
+    except ImportError as error:
+        raise ConfigError(f"optimizer.name 'apex_fused_adam': apex is not installed; {BUILD}") from error
+    try:
+        vendor = importlib.import_module("apex.optimizers").FusedAdam
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "optimizer.name 'apex_fused_adam': the installed `apex` has no apex.optimizers.FusedAdam; "
+            f"PyPI's package of that name is an unrelated web toolkit: uninstall it and {BUILD}"
+        ) from error
+    try:
+        library = importlib.import_module("amp_C")
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer.name 'apex_fused_adam': only apex's Python half is installed (no amp_C); {BUILD}"
+        ) from error
+    if not hasattr(library, "multi_tensor_adam_capturable"):
+        raise ConfigError(
+            "optimizer.name 'apex_fused_adam': this apex has no capturable Adam, which skips updates on the "
+            f"device; {BUILD}"
+        )
+    return gate(vendor)(groups, config)

@@ -1,0 +1,53 @@
+"""Time on the device by kernel, and what an operator of ours costs the host."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flava_ds.scaling.assumptions import MIDDLE, RANGES
+from flava_ds.scaling.hardware import GPUS
+from flava_ds.scaling.step_time import PRODUCTS, TORCH, operator_seconds
+from flava_ds.scaling.work import Amount, Operator
+
+H100 = GPUS["h100"]
+HOST_TIME = Path(__file__).parents[2] / "benchmarks" / "results" / "host_time.json"
+
+
+def operator(name, custom, flops=0.0, moved=0.0, product=None):
+    edges = [Amount(edge) for edge in product] if product else [None] * 3
+    return Operator(name, "forward", custom, 2, Amount(flops), Amount(moved), *edges)
+
+
+def test_a_fused_operator_takes_its_products_and_its_kernel():
+    rows, columns, inner = 128 * 132, 256, 768
+    flops, moved = 2.0 * rows * columns * inner, 1e9
+    by_flops = 2 * flops / (H100.flops * H100.best_gemm * MIDDLE.product_share)
+    by_memory = 2 * moved / (H100.memory_bandwidth * MIDDLE.bandwidth_share)
+    fused = operator("linear_gelu_backward", True, flops, moved, (rows, columns, inner))
+    assert operator_seconds(fused, 1, 1, H100, MIDDLE) == pytest.approx(
+        {PRODUCTS: by_flops, "linear_gelu": by_memory}
+    )
+    plain = operator("mm", False, flops, moved, (rows, columns, inner))
+    assert operator_seconds(plain, 1, 1, H100, MIDDLE) == {PRODUCTS: max(by_flops, by_memory)}
+    assert operator_seconds(operator("sum", False, 0.0, moved), 1, 1, H100, MIDDLE) == {TORCH: by_memory}
+    attention = operator("varlen_attention", True, 1e12, 1.0)
+    assert operator_seconds(attention, 1, 1, H100, MIDDLE) == pytest.approx(
+        {"varlen_attention": 2e12 / (H100.flops * MIDDLE.attention_share)}
+    )
+
+
+def test_the_host_s_time_is_the_measured_one_and_launches():
+    """The ends are for launches of 30, 15 and 8 us; what is around them was measured without launches."""
+    found = json.loads(HOST_TIME.read_text(encoding="utf-8"))
+    measured, counts = found["ways"]["ours"], found["steps"]["pair"]
+    calls = {name: counts.get(name, counts.get(f"{name}_forward")) for name in measured}
+    operators = 2 * sum(calls.values())  # each with its backward
+    outside = sum(
+        count * (measured[name]["microseconds"] + measured[name]["launching_microseconds"])
+        for name, count in calls.items()
+    )
+    launches = sum(count * measured[name]["launches"] for name, count in calls.items())
+    forecast = [(outside + launches * each) / operators for each in (30, 15, 8)]
+    assumed = RANGES["custom_us"]
+    assert [assumed.worse, assumed.middle, assumed.better] == pytest.approx(forecast, rel=0.15)

@@ -67,7 +67,7 @@ def test_transformers_agree():
     assert difference(features["image"], output.image_embeds) <= 1e-5
     assert difference(features["text"], output.text_embeds) <= 1e-5
     apart = (output.image_embeds[:, None] - output.image_embeds).norm(dim=2)
-    assert float(apart.detach().max()) > 1e-3, "images differ in what is compared"
+    assert float(apart.detach().max()) > 0.03, "images differ in what is compared"
     [loss] = task.losses(batch).values()
     assert difference(loss.sum / loss.count, output.loss) <= 1e-5
     (loss.sum / loss.count).backward()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.families.albef.model import Albef
-from flava_ds.families.bert.capabilities import BertPredictions
-from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
+from flava_ds.families.offers import PairMatcher, PairScorer, WordReading
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.hard_matching import HardMatchingConfig
-from flava_ds.objectives.itm import prior_log_odds
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 if TYPE_CHECKING:
@@ -39,17 +37,18 @@ LACKS = {
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of an ALBEF with its objectives, and what it lacks: protocol -> reason."""
     objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
+    part = AlbefPart(module.model)
     parts: list[object] = [AlbefEmbedder(module.model), AlbefStates(module.model)]
     lacks = dict(LACKS)
     for name, objective in objectives.items():
         told = config.objectives[name]
         if isinstance(told, HardMatchingConfig):
-            parts.append(AlbefMatcher(module.model, objective.head, told.mismatch_probability))
+            parts.append(PairMatcher(part.first, objective.head, told.mismatch_probability))
         elif isinstance(told, MultimodalMaskedTextConfig):
-            parts.append(AlbefScorer(module.model, objective.head))
-    if not any(isinstance(part, AlbefMatcher) for part in parts):
+            parts.append(PairScorer(partial(part.read, objective.head)))
+    if not any(isinstance(own, PairMatcher) for own in parts):
         lacks["Matcher"] = "the run trains no objective of type itm_hard, so it has no matching head"
-    if not any(isinstance(part, AlbefScorer) for part in parts):
+    if not any(isinstance(own, PairScorer) for own in parts):
         lacks["Scorer"] = "the run trains no masked objective"
     return tuple(parts), lacks
 
@@ -71,6 +70,16 @@ class AlbefPart:
         """
         text = self.model.text_encoder(pack(texts, self.device)).packed
         return self.model.fusion(text, image, text.first_rows if first_only else None)
+
+    def first(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Returns the CLS of the texts with images [b c H W], which are encoded once: a [b d] per pairing."""
+        image = self.model.image_states(pixels.to(self.device))
+        return [self.fused(image, texts, first_only=True).first() for texts in pairings]
+
+    def read(self, head: nn.Module, pixels: Tensor, texts: Sequence[np.ndarray]) -> WordReading:
+        """Encodes images with masked texts, for `head` to predict the words."""
+        image = self.model.image_states(pixels.to(self.device))
+        return WordReading(self.fused(image, texts), self.model, head)
 
 
 class AlbefEmbedder(AlbefPart):
@@ -96,70 +105,6 @@ class AlbefEmbedder(AlbefPart):
     def project_texts(self, features: Tensor) -> Tensor:
         """Projects and L2-normalises: [b d] -> [b r], fp32."""
         return self.model.text_embeddings(features)
-
-
-class AlbefMatcher(AlbefPart):
-    """Log odds that a pair matches, given equal prior odds."""
-
-    def __init__(self, model: Albef, head: nn.Module, mismatch_probability: float) -> None:
-        super().__init__(model)
-        self.head, self.prior = head, prior_log_odds(mismatch_probability)
-
-    @torch.inference_mode()
-    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
-        """Scores images, which are encoded once, against one or several captions each.
-
-        Shapes:
-            pixels    [b c H W]  uint8
-            pairings  each b arrays of ids
-            returns   one [b] fp32 for each pairing
-        """
-        image = self.model.image_states(pixels.to(self.device))
-        logits = [self.head(self.fused(image, texts, first_only=True).first()).float() for texts in pairings]
-        return [own[:, 1] - own[:, 0] - self.prior for own in logits]
-
-
-class AlbefScorer(AlbefPart):
-    """Likelihoods of masked tokens of a pair."""
-
-    predicts = frozenset({"text of a pair"})
-
-    def __init__(self, model: Albef, head: MaskedPredictionHead | TiedPredictionHead) -> None:
-        super().__init__(model)
-        self.head = head
-
-    @torch.inference_mode()
-    def read(
-        self,
-        texts: Sequence[np.ndarray] | None = None,
-        pixels: Tensor | None = None,
-        patches: Tensor | None = None,
-    ) -> AlbefReading:
-        """Encodes images with masked texts once: b arrays of ids, [b c H W] uint8."""
-        if texts is None or pixels is None:
-            raise ValueError("ALBEF predicts words of a text with its image; give both")
-        if patches is not None and patches.any():
-            raise ValueError("ALBEF masks no patches; give none")
-        return AlbefReading(self.fused(self.model.image_states(pixels.to(self.device)), texts), self)
-
-
-@dataclass(frozen=True)
-class AlbefReading:
-    """One masked pass, to be queried at masked positions."""
-
-    encoded: Encoded
-    scorer: AlbefScorer
-
-    @torch.inference_mode()
-    def tokens(self, rows: Tensor) -> BertPredictions:
-        """Predicts tokens; `rows` index the concatenated texts: [k]."""
-        tied = isinstance(self.scorer.head, TiedPredictionHead)
-        table = (self.scorer.model.word_table(),) if tied else ()
-        return BertPredictions(self.encoded.rows(rows.to(self.scorer.device)), self.scorer.head, table)
-
-    def codes(self, rows: Tensor) -> BertPredictions:
-        """Raises ValueError: ALBEF predicts no image codes."""
-        raise ValueError("ALBEF predicts no image codes")
 
 
 class AlbefStates(AlbefPart):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.data.two_segments import segments
 from flava_ds.families.bert.model import Bert
+from flava_ds.families.offers import WordReading
 from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
@@ -95,51 +95,8 @@ class BertScorer:
         texts: Sequence[np.ndarray] | None = None,
         pixels: Tensor | None = None,
         patches: Tensor | None = None,
-    ) -> BertReading:
+    ) -> WordReading:
         """Encodes masked texts once: b arrays of ids."""
         if texts is None or pixels is not None or patches is not None:
             raise ValueError("BERT reads texts, without images")
-        return BertReading(encode(self.model, self.sep_id, texts), self)
-
-
-@dataclass(frozen=True)
-class BertReading:
-    """One masked pass, to be queried at masked positions."""
-
-    encoded: Encoded
-    scorer: BertScorer
-
-    @torch.inference_mode()
-    def tokens(self, rows: Tensor) -> BertPredictions:
-        """Predicts tokens; `rows` index the concatenated texts: [k]."""
-        hidden = self.encoded.rows(rows.to(self.encoded.packed.hidden.device))
-        tied = isinstance(self.scorer.head, TiedPredictionHead)
-        return BertPredictions(hidden, self.scorer.head, (self.scorer.model.word_table(),) if tied else ())
-
-    def codes(self, rows: Tensor) -> BertPredictions:
-        """Raises ValueError: a text has no image codes."""
-        raise ValueError("BERT predicts no image codes")
-
-
-@dataclass(frozen=True)
-class BertPredictions:
-    """The head's predictions at some masked positions.
-
-    Shapes:
-        hidden  [k d]
-        table   ([v d],) for a tied head, or empty
-    """
-
-    hidden: Tensor
-    head: Any
-    table: tuple[Tensor, ...]
-
-    @torch.inference_mode()
-    def logits(self) -> Tensor:
-        """Returns scores over the vocabulary: [k v] fp32."""
-        return self.head.logits(self.hidden, *self.table).float()
-
-    @torch.inference_mode()
-    def loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the summed negative log likelihood in nats and the number of correct predictions: [k]."""
-        return self.head.loss(self.hidden, labels.to(self.hidden.device), *self.table)
+        return WordReading(encode(self.model, self.sep_id, texts), self.model, self.head)

@@ -18,14 +18,14 @@ from torch import Tensor
 from flava_ds.batch import Packed
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.views import image_patch_rows
+from flava_ds.families.offers import HeadPredictions, PairMatcher
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.transformer import Encoded, at_least_fp32
 from flava_ds.layers.words import PackedIds, pack
-from flava_ds.objectives.itm import prior_log_odds
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.layers.heads import MaskedPredictionHead, MatchingHead
+    from flava_ds.layers.heads import MaskedPredictionHead
     from flava_ds.training.task import Task
 
 HEADS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
@@ -45,7 +45,8 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
     lacks = {}
     if "itm" in objectives:
         matching: Any = config.objectives["itm"]
-        parts.append(FlavaMatcher(model, objectives["itm"].head, matching.mismatch_probability))
+        first, head = FlavaPart(model).first_of_pairs, objectives["itm"].head
+        parts.append(PairMatcher(first, head, matching.mismatch_probability))
     else:
         lacks["Matcher"] = "objectives.itm.weight is 0, so the run has no matching head"
     heads = {what: objectives[name].head for name, what in HEADS.items() if name in objectives}
@@ -85,6 +86,17 @@ class FlavaPart:
     def fuse(self, image: Packed, text: Packed, texts: PackedIds) -> Encoded:
         """Encodes images and texts together."""
         return self.model.fuse(image, text, self.layout(texts))
+
+    def first_of_pairs(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Returns the fused CLS of images [b c H W], which are encoded once, with texts: a [b d] per pairing.
+
+        Source: paper, section 3.2 (ITM).
+        """
+        image, found = self.encode_images(pixels), []
+        for texts in pairings:
+            packed = pack(texts, self.device)
+            found.append(self.fuse(image.packed, self.encode_texts(packed).packed, packed).first())
+        return found
 
 
 class FlavaEmbedder(FlavaPart):
@@ -136,56 +148,6 @@ class FlavaTokens(FlavaPart):
         return fused.last_hidden_state(), self.layout(packed).cu_seqlens
 
 
-class FlavaMatcher(FlavaPart):
-    """Log odds that a pair matches, given equal prior odds.
-
-    Source: paper, section 3.2 (ITM).
-    """
-
-    def __init__(self, model: Flava, head: MatchingHead, mismatch_probability: float) -> None:
-        super().__init__(model)
-        self.head, self.prior = head, prior_log_odds(mismatch_probability)
-
-    @torch.inference_mode()
-    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
-        """Scores images against one or several captions each; images are encoded once.
-
-        Shapes:
-            pixels    [b c H W]  uint8
-            pairings  each b arrays of ids
-            returns   one [b] fp32 for each pairing
-        """
-        image, found = self.encode_images(pixels), []
-        for texts in pairings:
-            packed = pack(texts, self.device)
-            fused = self.fuse(image.packed, self.encode_texts(packed).packed, packed)
-            logits = self.head(fused.first()).float()
-            found.append(logits[:, 1] - logits[:, 0] - self.prior)
-        return found
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A head's predictions at some masked positions.
-
-    Shapes:
-        hidden  [k d]
-    """
-
-    hidden: Tensor
-    head: MaskedPredictionHead
-
-    @torch.inference_mode()
-    def logits(self) -> Tensor:
-        """Returns scores over the vocabulary: [k v] fp32."""
-        return self.head.logits(self.hidden).float()
-
-    @torch.inference_mode()
-    def loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the summed negative log likelihood in nats and the number of correct predictions: [k]."""
-        return self.head.loss(self.hidden, labels.to(self.hidden.device))
-
-
 class FlavaScorer(FlavaPart):
     """Likelihoods of masked tokens and of the codebook codes of masked patches."""
 
@@ -232,19 +194,19 @@ class FlavaReading:
     num_patches: int
 
     @torch.inference_mode()
-    def tokens(self, rows: Tensor) -> Predictions:
+    def tokens(self, rows: Tensor) -> HeadPredictions:
         """Predicts tokens; `rows` index the concatenated texts: [k]."""
         rows = rows.to(self.encoded.packed.hidden.device)
         if self.layout is None:
-            return Predictions(self.encoded.rows(rows), self.heads["text"])
-        return Predictions(self.encoded.rows(self.layout.text_rows(rows)), self.heads["text of a pair"])
+            return HeadPredictions(self.encoded.rows(rows), self.heads["text"])
+        return HeadPredictions(self.encoded.rows(self.layout.text_rows(rows)), self.heads["text of a pair"])
 
     @torch.inference_mode()
-    def codes(self, rows: Tensor) -> Predictions:
+    def codes(self, rows: Tensor) -> HeadPredictions:
         """Predicts codes of patches; `rows` are flat indices into [b n]: [k]."""
         rows = rows.to(self.encoded.packed.hidden.device)
         if self.layout is None:
-            return Predictions(
+            return HeadPredictions(
                 self.encoded.rows(image_patch_rows(rows, self.num_patches)), self.heads["image"]
             )
-        return Predictions(self.encoded.rows(self.layout.patch_rows(rows)), self.heads["image of a pair"])
+        return HeadPredictions(self.encoded.rows(self.layout.patch_rows(rows)), self.heads["image of a pair"])

@@ -9,21 +9,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from flava_ds.families.bert.capabilities import BertPredictions
+from flava_ds.families.offers import PairMatcher, PairScorer, WordReading
 from flava_ds.families.vilt.model import Vilt, layout_of
-from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
-from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
+from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 if TYPE_CHECKING:
@@ -39,17 +37,18 @@ LACKS = dict.fromkeys(
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a ViLT with its objectives, and what it lacks: protocol -> reason."""
     objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
+    part = ViltPart(module.model)
     parts: list[object] = [ViltStates(module.model)]
     lacks = dict(LACKS)
     for name, objective in objectives.items():
         told = config.objectives[name]
         if isinstance(told, ImageTextMatchingConfig):
-            parts.append(ViltMatcher(module.model, objective.head, told.mismatch_probability))
+            parts.append(PairMatcher(part.pooled, objective.head, told.mismatch_probability))
         elif isinstance(told, MultimodalMaskedTextConfig):
-            parts.append(ViltScorer(module.model, objective.head))
-    if not any(isinstance(part, ViltMatcher) for part in parts):
+            parts.append(PairScorer(partial(part.read, objective.head)))
+    if not any(isinstance(own, PairMatcher) for own in parts):
         lacks["Matcher"] = "the run trains no objective of type itm, so it has no matching head"
-    if not any(isinstance(part, ViltScorer) for part in parts):
+    if not any(isinstance(own, PairScorer) for own in parts):
         lacks["Scorer"] = "the run trains no masked objective"
     return tuple(parts), lacks
 
@@ -85,71 +84,10 @@ class ViltPart:
         encoded = self.encode(pixels, pairings, first_only=True)
         return [self.model.pooled(own.rows(layout.text_starts)) for own, layout in encoded]
 
-
-class ViltMatcher(ViltPart):
-    """Log odds that a pair matches, given equal prior odds."""
-
-    def __init__(self, model: Vilt, head: nn.Module, mismatch_probability: float) -> None:
-        super().__init__(model)
-        self.head, self.prior = head, prior_log_odds(mismatch_probability)
-
-    @torch.inference_mode()
-    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
-        """Scores images against one or several captions each.
-
-        Shapes:
-            pixels    [b c H W]  uint8
-            pairings  each b arrays of ids
-            returns   one [b] fp32 for each pairing
-        """
-        logits = [self.head(pooled).float() for pooled in self.pooled(pixels, pairings)]
-        return [own[:, 1] - own[:, 0] - self.prior for own in logits]
-
-
-class ViltScorer(ViltPart):
-    """Likelihoods of masked tokens of a pair."""
-
-    predicts = frozenset({"text of a pair"})
-
-    def __init__(self, model: Vilt, head: MaskedPredictionHead | TiedPredictionHead) -> None:
-        super().__init__(model)
-        self.head = head
-
-    @torch.inference_mode()
-    def read(
-        self,
-        texts: Sequence[np.ndarray] | None = None,
-        pixels: Tensor | None = None,
-        patches: Tensor | None = None,
-    ) -> ViltReading:
-        """Encodes images with masked texts once: b arrays of ids, [b c H W] uint8."""
-        if texts is None or pixels is None:
-            raise ValueError("ViLT reads an image and a text together; give both")
-        if patches is not None and patches.any():
-            raise ValueError("ViLT masks no patches; give none")
+    def read(self, head: nn.Module, pixels: Tensor, texts: Sequence[np.ndarray]) -> WordReading:
+        """Encodes images with masked texts, for `head` to predict the words."""
         [(encoded, layout)] = self.encode(pixels, [texts])
-        return ViltReading(encoded, layout, self)
-
-
-@dataclass(frozen=True)
-class ViltReading:
-    """One masked pass, to be queried at masked positions."""
-
-    encoded: Encoded
-    layout: SequenceLayout
-    scorer: ViltScorer
-
-    @torch.inference_mode()
-    def tokens(self, rows: Tensor) -> BertPredictions:
-        """Predicts tokens; `rows` index the concatenated texts: [k]."""
-        rows = self.layout.text_rows(rows.to(self.encoded.packed.hidden.device))
-        tied = isinstance(self.scorer.head, TiedPredictionHead)
-        table = (self.scorer.model.word_table(),) if tied else ()
-        return BertPredictions(self.encoded.rows(rows), self.scorer.head, table)
-
-    def codes(self, rows: Tensor) -> BertPredictions:
-        """Raises ValueError: ViLT predicts no image codes."""
-        raise ValueError("ViLT predicts no image codes")
+        return WordReading(encoded, self.model, head, layout.text_rows)
 
 
 class ViltStates(ViltPart):

@@ -60,7 +60,7 @@ def test_each_part_satisfies_its_protocol(parts):
         "FlavaEmbedder": (Embedder, ImageFeatures, TextFeatures),
         "FlavaTokens": (Tokens,),
         "FlavaStates": (TextStates, PairStates),
-        "FlavaMatcher": (Matcher,),
+        "PairMatcher": (Matcher,),
         "FlavaScorer": (Scorer,),
     }
     assert set(parts) == set(wanted)
@@ -97,7 +97,7 @@ def test_states_are_in_their_order(module, parts, pixels):
 
 def test_log_odds_are_those_of_the_head_less_the_prior(module, parts, pixels):
     rolled = TEXTS[1:] + TEXTS[:1]
-    own, other = parts["FlavaMatcher"].log_odds(pixels, [TEXTS, rolled])
+    own, other = parts["PairMatcher"].log_odds(pixels, [TEXTS, rolled])
     with torch.no_grad():
         for row in range(3):
             for found, text in ((own, TEXTS[row]), (other, rolled[row])):

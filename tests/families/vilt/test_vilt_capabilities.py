@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_loss(task):
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     logits = torch.nn.functional.cross_entropy(predicted.logits(), batch["mlm_labels"], reduction="sum")
     assert float(logits) == pytest.approx(float(expected), rel=1e-5)
-    with pytest.raises(ValueError, match="an image and a text together"):
+    with pytest.raises(ValueError, match="words of a text with its image"):
         scorer.read(texts)
 
 

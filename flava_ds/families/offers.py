@@ -1,0 +1,116 @@
+"""Capabilities that several families offer alike, given how each encodes its inputs.
+
+Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
+structural.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flava_ds.layers.heads import TiedPredictionHead
+from flava_ds.layers.transformer import Encoded
+from flava_ds.objectives.itm import prior_log_odds
+
+
+class PairMatcher:
+    """Log odds that a pair matches, given equal prior odds."""
+
+    def __init__(
+        self,
+        states: Callable[[Tensor, Sequence[Sequence[np.ndarray]]], list[Tensor]],
+        head: nn.Module,
+        mismatch_probability: float,
+    ) -> None:
+        """`states` returns what the head reads of images [b c H W] with each of several pairings: [b d]."""
+        self.states, self.head, self.prior = states, head, prior_log_odds(mismatch_probability)
+
+    @torch.inference_mode()
+    def log_odds(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Scores images against one or several captions each; images are encoded or embedded once.
+
+        Shapes:
+            pixels    [b c H W]  uint8
+            pairings  each b arrays of ids
+            returns   one [b] fp32 for each pairing
+        """
+        logits = [self.head(states).float() for states in self.states(pixels, pairings)]
+        return [own[:, 1] - own[:, 0] - self.prior for own in logits]
+
+
+@dataclass(frozen=True)
+class HeadPredictions:
+    """A head's predictions at some masked positions.
+
+    Shapes:
+        hidden  [k d]
+        table   ([v d],) for a tied head, or empty
+    """
+
+    hidden: Tensor
+    head: Any
+    table: tuple[Tensor, ...] = ()
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Returns scores over the vocabulary: [k v] fp32."""
+        return self.head.logits(self.hidden, *self.table).float()
+
+    @torch.inference_mode()
+    def loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the summed negative log likelihood in nats and the number of correct predictions: [k]."""
+        return self.head.loss(self.hidden, labels.to(self.hidden.device), *self.table)
+
+
+@dataclass(frozen=True)
+class WordReading:
+    """One masked pass of a model that predicts words alone, to be queried at masked positions."""
+
+    encoded: Encoded
+    model: Any
+    """Has `word_table`, for a tied head."""
+    head: Any
+    text_rows: Callable[[Tensor], Tensor] = lambda rows: rows
+    """Turns rows of the concatenated texts into rows of the packed sequences."""
+
+    @torch.inference_mode()
+    def tokens(self, rows: Tensor) -> HeadPredictions:
+        """Predicts tokens; `rows` index the concatenated texts: [k]."""
+        rows = self.text_rows(rows.to(self.encoded.packed.hidden.device))
+        tied = isinstance(self.head, TiedPredictionHead)
+        table = (self.model.word_table(),) if tied else ()
+        return HeadPredictions(self.encoded.rows(rows), self.head, table)
+
+    def codes(self, rows: Tensor) -> HeadPredictions:
+        """Raises ValueError: such a model predicts no image codes."""
+        raise ValueError(f"{type(self.model).__name__} predicts no image codes")
+
+
+class PairScorer:
+    """Likelihoods of masked tokens of a pair."""
+
+    predicts = frozenset({"text of a pair"})
+
+    def __init__(self, read: Callable[[Tensor, Sequence[np.ndarray]], WordReading]) -> None:
+        """`read` encodes images [b c H W] with b arrays of ids."""
+        self.read_pairs = read
+
+    @torch.inference_mode()
+    def read(
+        self,
+        texts: Sequence[np.ndarray] | None = None,
+        pixels: Tensor | None = None,
+        patches: Tensor | None = None,
+    ) -> WordReading:
+        """Encodes images with masked texts once: b arrays of ids, [b c H W] uint8."""
+        if texts is None or pixels is None:
+            raise ValueError("this model predicts words of a text with its image; give both")
+        if patches is not None and patches.any():
+            raise ValueError("this model masks no patches; give none")
+        return self.read_pairs(pixels, texts)

@@ -34,7 +34,7 @@ from flava_ds.storage.atomic import write_whole
 
 RESULT = Path(__file__).parent / "results" / "forecast.json"
 RECIPE, SOURCE = "flava_base", "pmd"
-CARDS, GPUS, PAIRS = ("h100", "a100"), (1, 8), (64, 128, 256)
+CARDS, GPUS, PAIRS = ("h100", "h200", "a100"), (1, 8), (64, 128, 256)
 NORMS = "layer_norm, add_layer_norm"
 KERNELS = {
     PRODUCTS: (PRODUCTS,),
@@ -141,7 +141,7 @@ def measured(folder: Path, pairs: int) -> dict[str, Any] | None:
     ms = {row: spent.get(row, 0.0) / steps for row in ROWS} | {IDLE: max(0.0, step_ms - busy / steps)}
     return {
         "card": run["hardware"]["device"],
-        "commit": (run["git"] or {}).get("commit", "unknown"),
+        "commit": run["git"]["commit"],
         "pairs": pairs,
         "ms": {row: round(value, 4) for row, value in ms.items()},
         "step_ms": step_ms,

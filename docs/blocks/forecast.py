@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks import markdown_table, read_results
 
-CARDS = {"h100": "H100", "a100": "A100"}
+CARDS = {"h100": "H100", "h200": "H200", "a100": "A100"}
 """Name of the planner -> what the name of a card that was measured has in it."""
 WAITING = "waiting for the host"
 

@@ -65,7 +65,11 @@ def test_what_was_measured_stands_beside_the_forecast(tmp_path):
     with gzip.open(profile / "trace_steps_20-21_rank_0.json.gz", "wt") as file:
         json.dump({"traceEvents": events()}, file)
     pair = {"seconds_per_step": 0.060, "flops_per_second": 3e14}
-    summary = {"kinds": {"pair": pair}, "hardware": {"device": "NVIDIA H100 80GB HBM3"}, "git": None}
+    summary = {
+        "kinds": {"pair": pair},
+        "hardware": {"device": "NVIDIA H100 80GB HBM3"},
+        "git": {"commit": "0123456789"},
+    }
     (tmp_path / "pairs-64" / "train_steps.json").write_text(json.dumps(summary))
     assert benchmark.measured(tmp_path / "pairs-128", 128) is None
     run = benchmark.measured(tmp_path / "pairs-64", 64)
@@ -75,11 +79,11 @@ def test_what_was_measured_stands_beside_the_forecast(tmp_path):
     results = json.loads(benchmark.RESULT.read_text(encoding="utf-8")) | {"measured": [run]}
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "forecast.json").write_text(json.dumps(results))
-    h100, a100 = block(tmp_path).split("One A100")
+    h100, others = block(tmp_path).split("One H200")
     rows = {line.split(" | ")[0]: line.split(" | ")[-1] for line in h100.splitlines() if " | " in line}
     assert rows["| matrix products"] == "**0.1** |", "outside of its range"
     assert rows["| **step**"] == "60.0 |" and rows["| MFU, %"] == "30.3 |"
-    assert "measured" not in a100 and "NVIDIA H100 80GB HBM3 at unknown" in h100
+    assert "measured" not in others and "NVIDIA H100 80GB HBM3 at 0123456" in h100
 
 
 def test_without_a_measurement_it_says_so(tmp_path):

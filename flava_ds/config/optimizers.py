@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Range(0, 1, open_most=True)]
 """Decay rate of a moving average per update."""
 
-BUILT_IN = {"adamw": "flava_ds.optimizers.adamw:AdamWConfig", "lion": "flava_ds.optimizers.lion:LionConfig"}
+BUILT_IN = {
+    "adamw": "flava_ds.optimizers.adamw:AdamWConfig",
+    "lion": "flava_ds.optimizers.lion:LionConfig",
+    "lamb": "flava_ds.optimizers.lamb:LambConfig",
+}
 """The built-in optimizers by their tag in a configuration."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +70,26 @@ def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str, ste
         group["active"] = used and step >= group.get("first_step", 0)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where this rank has elements of a parameter in one of the optimizer's flattened tensors."""
+
+    member: int
+    """The parameter's number among those that the tensor divides among the ranks."""
+    offset: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """What one of the optimizer's tensors holds."""
+
+    members: int
+    """Parameters that it divides among the ranks."""
+    own: tuple[Place, ...]
+    """This rank's parts of them; a rank may have none."""
+
+
 class Gated:
     """Mix-in for optimizers, alongside torch's class.
 
@@ -84,6 +105,13 @@ class Gated:
     grad_scale: Tensor | None = None
     param_groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
+
+    def hold(self, places: Mapping[int, Places], add_up: Callable[[Tensor], Any] | None) -> None:
+        """Is told, once, which parts of parameters each of its tensors has, by the tensor's id.
+
+        `add_up` adds a tensor of all ranks in place; None if every rank has whole parameters. For optimizers
+        that treat parameters as wholes; the others need not know.
+        """
 
     def active_groups(self) -> list[dict[str, Any]]:
         """Returns the groups that this update moves."""

@@ -14,7 +14,7 @@ from flava_ds.config import (
 )
 from flava_ds.families.align.config import align_b7
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
-from flava_ds.optimizers.adamw import AdamWConfig
+from flava_ds.optimizers.lamb import LambConfig
 
 
 def align_base() -> Config:
@@ -61,8 +61,8 @@ def align_base() -> Config:
             activation_checkpointing=True,  # of the text tower; not published
             gradient_clipping=0.0,  # none is mentioned
         ),
-        # published: LAMB, with this rate and decay; coyo-align does not decay norms
-        optimizer=AdamWConfig(
+        # published, with this rate and decay; coyo-align does not decay norms
+        optimizer=LambConfig(
             lr=1e-3,
             betas=(0.9, 0.999),  # not published
             eps=1e-6,  # not published

@@ -67,9 +67,17 @@ class Engine:
         self.applied = torch.ones((), device=world.device)
         self.averages: dict[str, fragments.Average] = {}
         """Running averages of parameters, by their names in checkpoints."""
+        shared = world.size > 1 and self.stage > 0
+        self.optimizer.hold(fragments.places(self), self._add_up if shared else None)
         with torch.no_grad():
             for name, state in module.states.items():
                 state.begin(name, self)
+
+    def _add_up(self, numbers: Tensor) -> None:
+        """Adds numbers of all ranks in place, also where the optimizer's state is in host memory."""
+        total = numbers.to(self.world.device)
+        dist.all_reduce(total)
+        numbers.copy_(total)
 
     def held(self) -> Iterator[fragments.Fragment]:
         """Yields the elements of parameters that this rank has in fp32, with all that is kept beside them."""

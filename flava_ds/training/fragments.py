@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.errors import CheckpointError
+from flava_ds.optimizers.base import Place, Places
 from flava_ds.training import deepspeed_fixes
 
 if TYPE_CHECKING:
@@ -173,6 +174,16 @@ def set_update_counts(engine: Engine, counts: Mapping[str, int]) -> None:
                 "of the checkpoint's config.json, or start a new run with --initial-weights"
             )
         engine.optimizer.set_updates(slot.group, slot.flat, int(counts[first]))
+
+
+def places(engine: Engine) -> dict[int, Places]:
+    """Returns what each of the optimizer's tensors holds on this rank, by the tensor's id."""
+    found = {}
+    for slot in _slots(engine):
+        numbers = {member: number for number, member in enumerate(slot.members)}
+        own = (Place(numbers[piece.parameter], piece.offset, piece.numel) for piece in slot.pieces)
+        found[id(slot.flat)] = Places(len(slot.members), tuple(own))
+    return found
 
 
 def begin_loading(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flava_ds.config import Config
+from flava_ds.config import Config, dumps
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import plan_launch
@@ -27,6 +27,7 @@ from flava_ds.scaling.setting import shares_of
 from flava_ds.scaling.sweep import reason_in
 from flava_ds.storage.atomic import write_whole
 from flava_ds.training.engine_config import read_settings
+from flava_ds.watching.environment import git_state
 
 MODULE = "flava_ds.autotuning.trial"
 GAIN = 0.02
@@ -35,9 +36,9 @@ ACCUMULATION = (1, 2, 4, 8, 16)
 BUCKETS = (25_000_000, 100_000_000, 500_000_000)
 """Elements of a bucket in which gradients are reduced."""
 OUT_OF_MEMORY = "out of memory"
-KILLED = 128 + 9
-"""Exit status of a process that the kernel kills, as it does when the host's memory runs out."""
-QUIET = ("--logging.no-tensorboard", "--logging.no-prometheus", "--checkpoint.no-resume")
+KILLED = (128 + 9, 256 - 9)
+"""Exit statuses of a process that the kernel kills, as it does when the host's memory runs out, and of the
+launcher of such a one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Tuner:
     plugins: Sequence[str]
     ranks: int
     gpus: int
+    device: str
+    """What the machine computes with. Results count for it, the configuration and the commit alone."""
     folder: Path
 
     def config(self, choices: Mapping[str, Choice] | None = None) -> Config:
@@ -102,16 +105,16 @@ class Tuner:
 
     def measure(self, choices: Mapping[str, Choice]) -> Trial:
         """Runs a trial, unless its result is there from before."""
-        words = [*self.overrides, *Trial(choices).words]
-        config = self.config(choices)
-        name = hashlib.sha256(json.dumps([self.recipe, words, self.ranks]).encode()).hexdigest()[:10]
+        words, config = [*self.overrides, *Trial(choices).words], self.config(choices)
+        told = json.dumps([dumps(config), self.ranks, self.device, git_state()])
+        name = hashlib.sha256(told.encode()).hexdigest()[:10]
         file, log, run = (self.folder / f"{name}{suffix}" for suffix in (".json", ".log", ""))
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             plugins = [f"--plugin={place}" for place in self.plugins]
             place = ["--logging.run-directory", str(self.folder), "--name", name]
             launch = plan_launch(
-                str(file), [*plugins, self.recipe, *words, *QUIET, *place],
+                str(file), [*plugins, self.recipe, *words, *place],
                 ranks=self.ranks, gpus=self.gpus, module=MODULE,
             )  # fmt: skip
             log.unlink(missing_ok=True)
@@ -119,7 +122,7 @@ class Tuner:
             shutil.rmtree(run, ignore_errors=True)
             if status:
                 said = reason_in(log) or f"exit status {status}"
-                lost = status == KILLED or "ran out of memory" in said
+                lost = status in KILLED or "ran out of memory" in said
                 return Trial(choices, reason=OUT_OF_MEMORY if lost else said)
         found = read_trial(file)
         return Trial(choices, step_ms(found["steps"], shares_of(config)), found["peak_memory_gib"])

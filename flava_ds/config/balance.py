@@ -39,3 +39,8 @@ class BalanceConfig(Variant, built_in=BUILT_IN):
                 f"balance {self.type} needs at least two objectives, this run has {', '.join(own)} alone; "
                 "leave it out with --balance none"
             )
+        if name := next((name for name, objective in own.items() if objective.may_be_negative), None):
+            raise ConfigError(
+                f"balance {self.type} weighs by the size of losses, but objectives.{name} may be negative; "
+                "leave it out with --balance none"
+            )

@@ -61,6 +61,10 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         """Patches per image, each of which may have a stored code; 0 for a model without codes."""
         return 0
 
+    def samples_together(self, content: str) -> int:
+        """Returns of how many samples a micro-batch holds whole groups; `content` is a kind of sample."""
+        return 1
+
     def load_tokenizer(self, config: Any) -> Tokenizer:
         """Loads the tokenizer of data.vocabulary.
 

@@ -72,6 +72,11 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
         """
         return {}
 
+    @property
+    def may_be_negative(self) -> bool:
+        """Whether its loss has no floor at zero, so that a balance cannot tell how large it is."""
+        return False
+
     def check(self, where: str, config: Any) -> None:
         """Raises ConfigError for settings that cannot work in `config`; `where` names the objective."""
 

@@ -262,6 +262,13 @@ class Config:
                 f"{self.training.gradient_accumulation_steps} accumulation steps; set "
                 f"--data.sources.{name}.global-batch-size to a multiple of {parts}"
             )
+        group = self.model.samples_together(source.kind)
+        if size // parts % group:
+            raise ConfigError(
+                f"source '{name}': micro-batches of {size // parts} samples are no whole groups of {group}, "
+                f"which the model normalises together; set --data.sources.{name}.global-batch-size to a "
+                f"multiple of {parts * group}, or change model.image.norm_group"
+            )
         share = source.masked_share
         if source.kind == "pair" and size // parts * share < 1:
             raise ConfigError(
@@ -300,12 +307,12 @@ def check(config: Config) -> Config:
 def check_objectives(config: Config) -> None:
     """Raises ConfigError for the first objective in use that cannot work, or if none is in use."""
     for name, objective in in_use(config.objectives).items():
-        objective.check(f"objectives.{name}", config)
         if unknown := sorted(objective.kinds - config.model.kinds.keys()):
             raise ConfigError(
                 f"objectives.{name} reads {unknown[0]} batches, which this model's family does not have; it "
                 f"has {', '.join(config.model.kinds)}"
             )
+        objective.check(f"objectives.{name}", config)
     if not in_use(config.objectives):
         raise ConfigError("objectives is empty, or all have a weight of 0; a run needs at least one")
 

@@ -81,6 +81,10 @@ class DinoConfig(MultiCropConfig, type="dino"):
         made = KoleoDino if self.koleo_weight else Dino
         return made(self, config.model.shape_of("image"), config.training.total_steps)
 
+    @property
+    def may_be_negative(self) -> bool:
+        return self.koleo_weight > 0
+
     def check(self, where: str, config: Any) -> None:
         super().check(where, config)
         if self.masked_least > self.masked_most:

@@ -36,6 +36,10 @@ class SimdinoConfig(MultiCropConfig, type="simdino"):
 
     title: ClassVar[str] = "SimDINO"
 
+    @property
+    def may_be_negative(self) -> bool:
+        return True
+
     def build(self, config: Any) -> Simdino:
         """Builds the objective with its head for the model's image encoder."""
         return Simdino(self, config.model.shape_of("image"), config.training.total_steps)

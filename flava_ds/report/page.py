@@ -129,8 +129,8 @@ def norm_chart(config: Config, log: RunLog) -> list[dict[str, Any]]:
 
 
 def weight_charts(config: Config, log: RunLog) -> list[dict[str, Any]]:
-    """Draws each objective's weight, on one scale; empty if the run does not balance them."""
-    return _on_one_scale(config, log, "weight/", "weight from {first:.3g},")
+    """Draws each objective's weight, on one scale; empty if the run does not, or no longer, balance them."""
+    return [] if config.balance is None else _on_one_scale(config, log, "weight/", "weight from {first:.3g},")
 
 
 def _on_one_scale(config: Config, log: RunLog, prefix: str, words: str) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.errors import ConfigError
 from flava_ds.layers.ghost_norm import GhostBatchNorm
 from flava_ds.objectives.base import Objective
 from flava_ds.objectives.state import TrainingState
@@ -60,19 +59,6 @@ class BatchNormTask(Task):
         super().__init__(model, objectives)
         self.norms = tuple(part for part in model.modules() if isinstance(part, GhostBatchNorm))
         self.states[STATE] = RunningMoments(self.norms, momentum)
-
-    def complete(self, batch: Batch) -> Batch:
-        """Also checks a micro-batch in training. Raises: ConfigError, on all ranks, if it is no whole groups
-        of the norms' samples.
-        """
-        group = self.norms[0].group
-        if self.training and "pixel_values" in batch and batch.size % group:
-            raise ConfigError(
-                f"model.image.norm_group: micro-batches of {batch.size} samples are no whole groups of "
-                f"{group}; set training.global_batch_size, or a source's own, to a multiple of norm_group "
-                "times ranks times gradient_accumulation_steps, or change norm_group"
-            ).everywhere()
-        return super().complete(batch)
 
     def step(self, batch: Batch, *arguments: Any) -> StepOutput:
         """Also returns the sums of the norms' moments, if the batch has images and the pass a graph."""

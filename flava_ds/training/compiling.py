@@ -10,6 +10,7 @@ import os
 import shutil
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from flava_ds.config import TrainingConfig
@@ -41,6 +42,8 @@ def compile_blocks(module: nn.Module, zero_stage: int, backend: str = "inductor"
             "training.compile_blocks does not go with ZeRO-3, which gathers weights inside of a block; use "
             "--engine.deepspeed-config zero2, or --training.no-compile-blocks"
         )
+    # Several backward passes through one graph, as GradNorm takes, may not reuse its buffers.
+    torch._functorch.config.donated_buffer = False
     torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
     blocks = [part for part in module.modules() if isinstance(part, Block)]
     for block in blocks:

@@ -28,7 +28,8 @@ def test_better_is_clearly_faster_or_fits_at_all():
 
 @pytest.fixture
 def tuner(tmp_path):
-    return Tuner("flava_debug", ("--data.num-workers", "0"), (), ranks=2, gpus=0, folder=tmp_path / "tune")
+    words, folder = ("--data.num-workers", "0"), tmp_path / "tune"
+    return Tuner("flava_debug", words, (), ranks=2, gpus=0, device="CPU", folder=folder)
 
 
 def test_what_is_tried_keeps_the_global_batch(tuner):

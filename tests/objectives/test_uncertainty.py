@@ -13,6 +13,7 @@ from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
+from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.uncertainty import Uncertainty, UncertaintyConfig
 from flava_ds.report.page import write_report
 
@@ -57,6 +58,9 @@ def test_the_loss_of_a_step_has_the_weights_of_now():
 
 
 def test_a_balance_of_one_objective_is_refused():
+    two = {"itm": flava_objectives()["itm"], "dino": DinoConfig(koleo_weight=0.1)}
+    with pytest.raises(ConfigError, match="the size of losses, but objectives.dino may be negative"):
+        UncertaintyConfig().check(tiny_config(objectives=two))
     one = {"itm": flava_objectives()["itm"]}
     with pytest.raises(ConfigError, match="balance uncertainty needs at least two .* this run has itm alone"):
         configuration.check(tiny_config(objectives=one, balance=UncertaintyConfig()))

@@ -17,6 +17,8 @@ def step(module, kind, config, lengths, size=3):
     module.zero_grad()
     batch = make_batch(kind, config, size=size, lengths=lengths)
     loss = module("step", batch, denominators(module, batch)).loss
+    loss.backward(retain_graph=True)  # as GradNorm takes several passes through one graph
+    module.zero_grad()
     loss.backward()
     return loss.detach(), {
         name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None

@@ -125,9 +125,18 @@ class Inputs:
         """Returns the longest text kept, special tokens included, from the run's first source of `kind`."""
         return most_tokens(self.config, kind)
 
-    def objective(self, name: str) -> Any:
-        """Returns an objective's configuration."""
-        return self.config.objectives[name]
+    def masking(self, name: str) -> Any:
+        """Returns the masked objective of a kind of FLAVA's, however the run calls it; None without one."""
+        from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
+        from flava_ds.objectives.masked_text import MaskedTextConfig, MultimodalMaskedTextConfig
+
+        base = MaskedTextConfig if name in ("mlm", "mmm_text") else MaskedImageConfig
+        of_pairs = (MultimodalMaskedTextConfig, MultimodalMaskedImageConfig)
+        pairs = name.startswith("mmm")
+        for objective in self.config.objectives.values():
+            if isinstance(objective, base) and isinstance(objective, of_pairs) == pairs:
+                return objective
+        return None
 
 
 def build_inputs(config: Config, root: Path) -> Inputs:

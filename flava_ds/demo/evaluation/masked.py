@@ -134,9 +134,9 @@ def masked_image_fields(
     """Returns pixels of the chosen images, and masks unless the run's configuration has no such objective."""
     image = inputs.config.model.image
     pixels = {"pixels": samples.pixels(image.image_size)[rows]}
-    if objective not in inputs.config.objectives:  # a family that masks no images
+    if (masking := inputs.masking(objective)) is None:  # a family that masks no images
         return pixels
-    mask = mask_patches(hash64(SEED, rows), image.grid_size, inputs.objective(objective))
+    mask = mask_patches(hash64(SEED, rows), image.grid_size, masking)
     return pixels | {
         "patches": torch.from_numpy(mask),
         "patch_rows": torch.from_numpy(np.flatnonzero(mask)),
@@ -147,7 +147,7 @@ def masked_text_fields(inputs: Inputs, texts: list[np.ndarray], rows: np.ndarray
     """Returns texts with their masks."""
     lengths = np.array([len(text) for text in texts])
     tokens = mask_tokens(
-        hash64(SEED, rows), np.concatenate(texts), lengths, inputs.objective(objective), inputs.tokenizer
+        hash64(SEED, rows), np.concatenate(texts), lengths, inputs.masking(objective), inputs.tokenizer
     )
     masked, token_rows, labels = vars(tokens).values()
     return {

@@ -34,6 +34,8 @@ INSTEAD = {
     "local_contrastive": "has no `logit_scale` and contrasts with type itc",
 }
 """Objectives of other families, and what ALBEF has instead."""
+MASKED = ("mmm_text", "mlm_distilled")
+"""Types of objectives that read masked words beside the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,12 @@ class AlbefConfig(ImageTextConfig, type="albef"):
             raise ConfigError(
                 f"model: image.hidden_size {self.image.hidden_size} is not text.hidden_size "
                 f"{self.text.hidden_size}; the layers that fuse read both, so make them equal"
+            )
+        masked = [name for name, own in in_use(config.objectives).items() if own.type in MASKED]
+        if len(masked) > 1:
+            raise ConfigError(
+                f"objectives.{masked[1]} masks words of pairs as objectives.{masked[0]} does, and the family "
+                "'albef' masks a text once; remove one, or set its weight to 0"
             )
         for name, objective in in_use(config.objectives).items():
             if objective.predicts_codes:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.families.albef.model import Albef
 from flava_ds.layers.heads import TiedPredictionHead
-from flava_ds.layers.transformer import at_least_fp32
+from flava_ds.objectives.momentum_contrastive import clamped
 from flava_ds.objectives.state import EmaTeacher
 
 
@@ -41,7 +41,7 @@ class AlbefTeacher(EmaTeacher):
         targets: dict[str, Tensor] = {
             "teacher_image": model.image_embeddings(encoded["image"].rows(reads["image"])),
             "teacher_text": model.text_embeddings(encoded["text"].rows(reads["text"])),
-            "teacher_temperature": at_least_fp32(model.temperature),
+            "teacher_temperature": clamped(model.temperature),
         }
         if self.predicts:
             head, states = parts["head"], encoded["multimodal_masked"].rows(batch["mlm_rows"])

@@ -76,6 +76,9 @@ class AlignConfig(FamilyConfig, type="align"):
 
         return scaled_channels(STAGES[-1].channels, self.image.width)
 
+    def samples_together(self, content: str) -> int:
+        return self.image.norm_group
+
     def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
         """Loads the WordPiece vocabulary."""
         from flava_ds.data.tokenizer import WordPieceTokenizer

@@ -105,6 +105,9 @@ class SimvlmConfig(FamilyConfig, type="simvlm"):
     def image_size(self) -> int:
         return self.image.image_size
 
+    def samples_together(self, content: str) -> int:
+        return self.image.norm_group if content == "pair" else 1
+
     def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
         """Loads the WordPiece vocabulary; its [CLS] and [SEP] begin and end a text."""
         from flava_ds.data.tokenizer import WordPieceTokenizer

@@ -1,6 +1,8 @@
 """Masked accuracy and loss equal plain cross-entropy over the masked places; chance is the most frequent
 target."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,23 @@ import torch.nn.functional as F
 from sample_runs import frozen, world
 
 from flava_ds.demo.evaluation.base import Unavailable
-from flava_ds.demo.evaluation.masked import Masked, masked_inputs
+from flava_ds.demo.evaluation.masked import PREDICTS, Masked, masked_inputs
 from flava_ds.evaluation.frozen_model import Lacking
 
 
 @pytest.fixture(scope="module")
 def inputs_and_module(tmp_path_factory):
     return world(tmp_path_factory.mktemp("world"))
+
+
+def test_masking_is_found_by_what_it_masks_and_not_by_its_name(inputs_and_module):
+    inputs = inputs_and_module[0]
+    own = inputs.config.objectives
+    for name in PREDICTS:
+        assert inputs.masking(name) is own[name]
+    config = dataclasses.replace(inputs.config, objectives={"mlm": own["mmm_text"]})
+    other = dataclasses.replace(inputs, config=config)
+    assert other.masking("mmm_text") is own["mmm_text"] and other.masking("mlm") is None
 
 
 def plain_logits(module, masked, name):

@@ -19,6 +19,7 @@ from flava_ds.families.albef.task import AlbefTask
 from flava_ds.objectives.distilled_text import DistilledTextConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig
 from flava_ds.ranks.distributed import start
 from flava_ds.recipes import RECIPES
@@ -53,6 +54,10 @@ def test_the_planner_sees_three_texts_a_sample_and_the_teacher():
     [
         ({"gc": GlobalContrastiveConfig()}, "objectives.gc .* `logit_scale`"),
         ({"itm": ImageTextMatchingConfig()}, "objectives.itm .* type itm_hard"),
+        (
+            {"mlm": DistilledTextConfig(), "mmm": MultimodalMaskedTextConfig()},
+            "objectives.mmm masks words of pairs as objectives.mlm does, .* masks a text once",
+        ),
     ],
 )
 def test_objectives_of_other_families_are_one_line(objectives, words):

@@ -22,6 +22,7 @@ from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flava_ds import config as configuration
 from flava_ds.config import SourceConfig
 from flava_ds.data.plan import Draft
 from flava_ds.errors import CheckpointError, ConfigError
@@ -33,8 +34,10 @@ from flava_ds.families.align.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.layers.efficientnet import EfficientNet
 from flava_ds.layouts import to_ours
+from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.global_contrastive import smoothing
 from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.recipes.demo_align import demo_align
 
 
 def gradients_apart(task, theirs, config, prefix: str = "") -> dict[str, float]:
@@ -249,9 +252,11 @@ def test_what_does_not_fit_is_named(config, part, changes, message):
 def test_what_it_cannot_serve_is_refused():
     with pytest.raises(ConfigError, match="reads the view 'text_masked', but the family 'align' has only"):
         build_task(tiny_config(objectives={"mlm": MaskedTextConfig()}))
-    config, task = tiny_config(), build_task(tiny_config())
-    with pytest.raises(ConfigError, match="norm_group: micro-batches of 6 samples are no whole groups of 4"):
-        task.complete(make_batch((5,) * 6))
+    with pytest.raises(ConfigError, match="objectives.dino reads image batches, which this model's family"):
+        configuration.check(dataclasses.replace(demo_align(), objectives={"dino": DinoConfig()}))
+    with pytest.raises(ConfigError, match="'pair': micro-batches of 8 samples are no whole groups of 16"):
+        demo_align().micro_batch_size("pair", 16)
+    config = tiny_config()
     sources = {"a": SourceConfig(kind="pair", shards="x", masked_share=0.5)}
     shared = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
     with pytest.raises(ConfigError, match="source 'a': masked_share .* family 'align'"):

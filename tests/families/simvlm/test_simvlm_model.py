@@ -201,12 +201,3 @@ def build_flava():
     from flava_ds.recipes import RECIPES
 
     return RECIPES["demo"]().model
-
-
-def test_micro_batches_that_are_no_whole_groups_are_one_line(task):
-    with pytest.raises(ConfigError, match="norm_group: micro-batches of 3 samples are no whole groups of 2"):
-        task.complete(make_batch((5, 5, 5)))
-    assert task.complete(make_batch((5, 5, 5), "text")).size == 3
-    task.eval()
-    assert task.complete(make_batch((5, 5, 5))).size == 3
-    task.train()

@@ -101,7 +101,7 @@ def verdicts(root: Path) -> str:
     header = ["ordering", "paper", "expected before", "seeds", "here", "95 % interval", "p, Holm", "verdict"]
     counted = ", ".join(
         f"{sum(each.verdict == name for each in judged)} {name}"
-        for name in ("holds", "reversed", "unresolved", "not run yet")
+        for name in ("holds", "reversed", "unresolved", "one seed", "not run yet")
     )
     return f"{markdown_table(header, lines)}\n\nOf {len(ORDERINGS)} orderings: {counted}."
 

@@ -146,7 +146,7 @@ def judge(results: Results, orderings: Sequence[Ordering] = ORDERINGS) -> list[J
     estimates = [_estimate(results, ordering) for ordering in orderings]
     adjusted = holm([1.0 if estimate is None else estimate.p for _, estimate in estimates])
     return [
-        Judged(ordering, seeds, None, None, "not run yet")
+        Judged(ordering, seeds, None, None, "one seed" if seeds else "not run yet")
         if estimate is None
         else Judged(ordering, seeds, estimate, p, verdict(estimate.value, p))
         for ordering, (seeds, estimate), p in zip(orderings, estimates, adjusted, strict=True)

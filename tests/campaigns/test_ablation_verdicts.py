@@ -66,7 +66,7 @@ def test_verdicts_of_rows_that_are_better_worse_equal_and_not_there():
     ]
     judged = judge(results, [*asked, Ordering("good", "absent", "vision", 1.0, "")])
     assert [each.verdict for each in judged] == [
-        *("holds", "reversed", "unresolved", "not run yet", "not run yet"),
+        *("holds", "reversed", "unresolved", "one seed", "not run yet"),
     ]
     assert [each.seeds for each in judged] == [3, 3, 3, 1, 0]
     # Those that were not run count in the correction: five questions, the smallest p five times itself.

@@ -210,12 +210,15 @@ def perform(run: Run) -> None:
     """Trains and measures one run and writes its result. Raises: UserError when training fails."""
     from flava_ds.checkpoints.inheritance import finished
     from flava_ds.commands.stages import with_inherited
+    from flava_ds.demo.dataset import unpack
     from flava_ds.demo.phases import cpu_launch
     from flava_ds.demo.run import describe_machine
     from flava_ds.demo.training import follow_training, wait_for_folder
+    from flava_ds.recipes.demo import DATA
     from flava_ds.scaling.results import results
 
     settings, begun = run.settings, time.monotonic()
+    unpack(DATA)
     print(f"\n== {run.row}, seed {run.seed}, in {run.folder}", flush=True)
     for stage in run.sequence.stages:
         if finished(stage.config) is not None:

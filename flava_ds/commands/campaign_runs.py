@@ -34,16 +34,13 @@ def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], wo
 def run_left(options: argparse.Namespace, table: Table) -> Path:
     """Runs what is left of a table; returns the folder of its results. Raises: UserError."""
     from flava_ds.campaigns import campaign
-    from flava_ds.demo.dataset import unpack
     from flava_ds.ranks.launch import check_ranks
-    from flava_ds.recipes.demo import DATA
 
     if options.most is not None and options.most < 0:
         raise UserError(f"--most {options.most}: use at least 0")
     check_ranks(campaign.RANKS, gpus=0)
     rows = options.rows or list(table.rows)
     todo = list(campaign.unfinished(campaign.plan(table, rows, options.seeds, options.work, options.out)))
-    unpack(DATA)
     for number, each in enumerate(todo[: options.most]):
         print(f"{len(todo) - number} runs are left", flush=True)
         campaign.perform(each)

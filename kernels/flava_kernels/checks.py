@@ -15,10 +15,22 @@ from torch import Tensor
 VARIABLE = "FLAVA_KERNELS_CHECK"
 
 
-_passed: tuple[weakref.ref[Tensor], tuple[object, ...]] | None = None
-"""The cu_seqlens that passed last, with its version and what was promised of it: all layers of an encoder ask
-with the same one, and reading it again in each would cost a small model's step some per cent.
-"""
+class _Passed:
+    """The cu_seqlens that passed last, with its version and what was promised of it: all layers of an encoder
+    ask with the same one, and reading it again in each would cost a small model's step some per cent.
+    """
+
+    tensor: weakref.ref[Tensor] | None = None
+    promised: tuple[object, ...] = ()
+
+    def covers(self, tensor: Tensor, promised: tuple[object, ...]) -> bool:
+        return self.tensor is not None and self.tensor() is tensor and self.promised == promised
+
+    def note(self, tensor: Tensor, promised: tuple[object, ...]) -> None:
+        self.tensor, self.promised = weakref.ref(tensor), promised
+
+
+_passed = _Passed()
 
 
 def readable(tensor: Tensor) -> bool:
@@ -33,13 +45,12 @@ def sequences(
 
     Reads a tensor once while it stays the same. Writing to it through NumPy goes unnoticed.
     """
-    global _passed
     if not readable(cu_seqlens):
         return
     # A tensor made in inference mode has no version, so nobody can tell whether it has changed.
     version = None if cu_seqlens.is_inference() else cu_seqlens._version
     promised = (version, rows, max_seqlen, equal_lengths)
-    if version is not None and _passed is not None and _passed[0]() is cu_seqlens and _passed[1] == promised:
+    if version is not None and _passed.covers(cu_seqlens, promised):
         return
     bounds = cu_seqlens.tolist()
     if not bounds or bounds[0] != 0:
@@ -62,7 +73,7 @@ def sequences(
             f"{op}: equal_lengths promises {max_seqlen} rows, but sequence {lengths.index(shortest)} has "
             f"{shortest}"
         )
-    _passed = (weakref.ref(cu_seqlens), promised)
+    _passed.note(cu_seqlens, promised)
 
 
 def labels(op: str, given: Tensor, classes: int, ignored: int, rows: Tensor | None, number: int) -> None:

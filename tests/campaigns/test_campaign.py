@@ -95,6 +95,7 @@ def test_rows_of_a_seed_begin_with_the_same_weights(row, tmp_path):
 
 
 def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(TABLE.works, "tiny", 2)
     monkeypatch.setitem(ONLY, "clip", ("vision",))
     (run,) = (

@@ -200,7 +200,8 @@ def test_a_recipe_is_found_from_any_folder_and_takes_options(folder, monkeypatch
         complaint,
     )
     assert (
-        "--optimizer {adamw,lion,tiger}" in run(capfd, "config", "project/tiger_recipe.py:mine", "--help")[1]
+        "--optimizer {adamw,lion,lamb,tiger}"
+        in run(capfd, "config", "project/tiger_recipe.py:mine", "--help")[1]
     )
     assert load_recipe(f"{folder}/tiger_recipe.py:with_default").name == "mine"
     monkeypatch.chdir(folder)
@@ -218,7 +219,7 @@ def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports
         del words["optimizer"][key]
     saved.write_text(json.dumps(words, indent=2) + "\n")
     complaint = (
-        f"error: {saved}: optimizer.type 'tiger' is none of adamw, lion; if code of your own defines it, "
+        f"error: {saved}: optimizer.type 'tiger' is none of adamw, lion, lamb; if code of your own defines it, "
         "add --plugin FILE.py\n"
     )
     for words in (("config", str(saved)), ("train", str(saved), "--dry-run"), ("report", str(saved.parent))):

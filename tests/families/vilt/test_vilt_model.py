@@ -196,7 +196,7 @@ def test_objectives_that_it_cannot_serve_are_refused(objective, message):
         build_task(config) if "view" in message else check_objectives(config)
 
 
-@pytest.mark.parametrize("family", ["flava", "clip", "bert"])
+@pytest.mark.parametrize("family", ["flava", "clip"])
 def test_alignment_is_refused_by_families_without_it(family):
     config = dataclasses.replace(Config(name="x"), objectives={"wpa": WordPatchAlignmentConfig()})
     if family != "flava":

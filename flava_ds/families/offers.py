@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from flava_ds.layers.heads import TiedPredictionHead
 from flava_ds.layers.transformer import Encoded
-from flava_ds.objectives.itm import prior_log_odds
+from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 
 class PairMatcher:
@@ -114,3 +116,29 @@ class PairScorer:
         if patches is not None and patches.any():
             raise ValueError("this model masks no patches; give none")
         return self.read_pairs(pixels, texts)
+
+
+def for_pairs(
+    module: Any,
+    config: Any,
+    matching: type[ImageTextMatchingConfig],
+    states: Callable[[Tensor, Sequence[Sequence[np.ndarray]]], list[Tensor]],
+    read: Callable[[Any, Tensor, Sequence[np.ndarray]], WordReading],
+) -> tuple[list[object], dict[str, str]]:
+    """Returns a matcher and a scorer as far as a run trains their heads, and why it lacks the others.
+
+    `matching` is the configuration of the objective with the matching head, which reads `states`; `read` gets
+    the head of masked words first.
+    """
+    found: dict[str, object] = {}
+    for name, objective in module.objectives.items():
+        told = config.objectives[name]
+        if isinstance(told, matching):
+            found["Matcher"] = PairMatcher(states, objective.head, told.mismatch_probability)
+        elif isinstance(told, MultimodalMaskedTextConfig):
+            found["Scorer"] = PairScorer(partial(read, objective.head))
+    reasons = {
+        "Matcher": f"the run trains no objective of type {matching.type}, so it has no matching head",
+        "Scorer": "the run trains no masked objective",
+    }
+    return list(found.values()), {name: why for name, why in reasons.items() if name not in found}

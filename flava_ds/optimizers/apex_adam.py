@@ -39,8 +39,8 @@ class Scaler:
         return self.scale
 
 
-def gate(vendor: type) -> type:
-    """Returns apex's FusedAdam `vendor` with groups that can sleep.
+class ApexGates(Gated):
+    """Lets groups of apex's FusedAdam sleep; to be mixed in before it.
 
     Its step() has three habits to know. It counts an update before it reads the flag of that update, so the
     flag must be there beforehand. It pairs groups, and the parameters in them, with a list of master weights
@@ -48,66 +48,66 @@ def gate(vendor: type) -> type:
     their parameters. And it wants learning rates on the device.
     """
 
-    class GatedApexAdam(Gated, vendor):
-        moments = ("exp_avg", "exp_avg_sq")
+    moments = ("exp_avg", "exp_avg_sq")
 
-        def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
-            rates = [group.get("lr", config.lr) for group in groups]
-            super().__init__(
-                [group | {"lr": torch.tensor(rate)} for group, rate in zip(groups, rates, strict=True)],
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                adam_w_mode=True,
-                capturable=True,
-            )
-            for group, rate in zip(self.param_groups, rates, strict=True):
+    def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
+        rates = [group.get("lr", config.lr) for group in groups]
+        super().__init__(
+            [group | {"lr": torch.tensor(rate)} for group, rate in zip(groups, rates, strict=True)],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_w_mode=True,
+            capturable=True,
+        )
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates the active groups, unless found_inf is 1."""
+        self.create_states()
+        everything = self.param_groups
+        moving = [group for group in self.active_groups() if any(p.grad is not None for p in group["params"])]
+        if not moving:
+            return
+        device = moving[0]["params"][0].device
+        flag = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
+        scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale
+        self._dummy_overflow_buf.copy_(flag)
+        rates = [group["lr"] for group in moving]
+        for group, rate in zip(moving, rates, strict=True):
+            self._count(group, device)
+            group["lr"] = torch.full((), rate, dtype=torch.float32, device=device)
+        self.param_groups = moving
+        self.param_groups_master = [{"params": [None] * len(group["params"])} for group in moving]
+        try:
+            super().step(grad_scaler=Scaler(flag, scale))
+        finally:
+            self.param_groups = everything
+            for group, rate in zip(moving, rates, strict=True):
                 group["lr"] = rate
 
-        @torch.no_grad()
-        def step(self, closure: None = None) -> None:
-            """Updates the active groups, unless found_inf is 1."""
-            self.create_states()
-            everything = self.param_groups
-            moving = [
-                group for group in self.active_groups() if any(p.grad is not None for p in group["params"])
-            ]
-            if not moving:
-                return
-            device = moving[0]["params"][0].device
-            flag = torch.zeros((), device=device) if self.found_inf is None else self.found_inf
-            scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale
-            self._dummy_overflow_buf.copy_(flag)
-            rates = [group["lr"] for group in moving]
-            for group, rate in zip(moving, rates, strict=True):
-                self._count(group, device)
-                group["lr"] = torch.full((), rate, dtype=torch.float32, device=device)
-            self.param_groups = moving
-            self.param_groups_master = [{"params": [None] * len(group["params"])} for group in moving]
-            try:
-                super().step(grad_scaler=Scaler(flag, scale))
-            finally:
-                self.param_groups = everything
-                for group, rate in zip(moving, rates, strict=True):
-                    group["lr"] = rate
+    def _count(self, group: dict[str, Any], device: torch.device) -> Tensor:
+        """Returns a group's number of updates, on the device. apex counts by group, not by parameter."""
+        if "step" not in group:
+            group["step"] = torch.zeros(1, dtype=torch.int32, device=device)
+        count: Tensor = group["step"]
+        return count
 
-        def _count(self, group: dict[str, Any], device: torch.device) -> Tensor:
-            """Returns a group's number of updates, on the device. apex counts by group, not by parameter."""
-            if "step" not in group:
-                group["step"] = torch.zeros(1, dtype=torch.int32, device=device)
-            count: Tensor = group["step"]
-            return count
+    def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
+        self.create_state(parameter)
+        return int(self._count(group, parameter.device))
 
-        def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
-            self.create_state(parameter)
-            return int(self._count(group, parameter.device))
+    def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
+        self.create_state(parameter)
+        self._count(group, parameter.device).fill_(count)
 
-        def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
-            self.create_state(parameter)
-            self._count(group, parameter.device).fill_(count)
 
-    return GatedApexAdam
+def gate(vendor: type) -> type:
+    """Returns apex's FusedAdam `vendor` with groups that can sleep."""
+    return type("GatedApexAdam", (ApexGates, vendor), {})
 
 
 def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:

@@ -7,8 +7,7 @@ structural. Only states to fine-tune keep a graph.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.families.albef.model import Albef
-from flava_ds.families.offers import PairMatcher, PairScorer, WordReading
+from flava_ds.families.offers import WordReading, for_pairs
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.hard_matching import HardMatchingConfig
-from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -36,21 +34,9 @@ LACKS = {
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of an ALBEF with its objectives, and what it lacks: protocol -> reason."""
-    objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
     part = AlbefPart(module.model)
-    parts: list[object] = [AlbefEmbedder(module.model), AlbefStates(module.model)]
-    lacks = dict(LACKS)
-    for name, objective in objectives.items():
-        told = config.objectives[name]
-        if isinstance(told, HardMatchingConfig):
-            parts.append(PairMatcher(part.first, objective.head, told.mismatch_probability))
-        elif isinstance(told, MultimodalMaskedTextConfig):
-            parts.append(PairScorer(partial(part.read, objective.head)))
-    if not any(isinstance(own, PairMatcher) for own in parts):
-        lacks["Matcher"] = "the run trains no objective of type itm_hard, so it has no matching head"
-    if not any(isinstance(own, PairScorer) for own in parts):
-        lacks["Scorer"] = "the run trains no masked objective"
-    return tuple(parts), lacks
+    parts, lacks = for_pairs(module, config, HardMatchingConfig, part.first, part.read)
+    return (AlbefEmbedder(module.model), AlbefStates(module.model), *parts), LACKS | lacks
 
 
 class AlbefPart:

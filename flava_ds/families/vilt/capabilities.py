@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from flava_ds.families.offers import PairMatcher, PairScorer, WordReading
+from flava_ds.families.offers import WordReading, for_pairs
 from flava_ds.families.vilt.model import Vilt, layout_of
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
-from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -36,21 +34,9 @@ LACKS = dict.fromkeys(
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a ViLT with its objectives, and what it lacks: protocol -> reason."""
-    objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
     part = ViltPart(module.model)
-    parts: list[object] = [ViltStates(module.model)]
-    lacks = dict(LACKS)
-    for name, objective in objectives.items():
-        told = config.objectives[name]
-        if isinstance(told, ImageTextMatchingConfig):
-            parts.append(PairMatcher(part.pooled, objective.head, told.mismatch_probability))
-        elif isinstance(told, MultimodalMaskedTextConfig):
-            parts.append(PairScorer(partial(part.read, objective.head)))
-    if not any(isinstance(own, PairMatcher) for own in parts):
-        lacks["Matcher"] = "the run trains no objective of type itm, so it has no matching head"
-    if not any(isinstance(own, PairScorer) for own in parts):
-        lacks["Scorer"] = "the run trains no masked objective"
-    return tuple(parts), lacks
+    parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
+    return (ViltStates(module.model), *parts), LACKS | lacks
 
 
 class ViltPart:

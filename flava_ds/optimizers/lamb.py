@@ -98,7 +98,9 @@ class Lamb(Gated, torch.optim.Optimizer):
         self, parameter: Tensor, flat: Tensor, update: Tensor, group: dict[str, Any]
     ) -> list[tuple[Place, Any]]:
         """Returns the parts of parameters in a tensor, each with its parameter's ratio of norms."""
-        held = self._places.get(id(parameter), Places(1, (Place(0, 0, flat.numel()),)))
+        # Outside of an engine a tensor is a parameter. Within one, an unknown tensor would be scaled as a whole.
+        alone = Places(1, (Place(0, 0, flat.numel()),))
+        held = self._places[id(parameter)] if self._places else alone
         if not group.get("decayed", True):
             return [(place, 1.0) for place in held.own]
         precise = torch.promote_types(flat.dtype, torch.float32)

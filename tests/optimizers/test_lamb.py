@@ -11,7 +11,7 @@ from test_engine import batches_of, run_steps
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_config
 
 from flava_ds.config.options import override
-from flava_ds.optimizers.base import activate
+from flava_ds.optimizers.base import Place, Places, activate
 from flava_ds.optimizers.lamb import Lamb, LambConfig
 from flava_ds.ranks.distributed import start
 from flava_ds.recipes import RECIPES
@@ -96,6 +96,15 @@ def test_the_flag_skips_on_the_device_and_the_scale_divides():
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b) and one.updates_of({}, a) == 2
         assert all(torch.equal(one.state[a][key], two.state[b][key]) for key in Lamb.moments)
+
+
+def test_a_tensor_that_the_engine_has_not_described_is_never_scaled_as_a_whole():
+    weights = [torch.nn.Parameter(random(0)), torch.nn.Parameter(random(1))]
+    lamb = Lamb(groups_of(weights), CONFIG)
+    lamb.hold({id(weights[1]): Places(1, (Place(0, 0, 15),))}, None)
+    weights[0].grad = random(2)
+    with pytest.raises(KeyError):
+        lamb.step()
 
 
 def test_recipes_take_it_by_its_name():

@@ -98,7 +98,7 @@ class Lamb(Gated, torch.optim.Optimizer):
         self, parameter: Tensor, flat: Tensor, update: Tensor, group: dict[str, Any]
     ) -> list[tuple[Place, Any]]:
         """Returns the parts of parameters in a tensor, each with its parameter's ratio of norms."""
-        # Outside of an engine a tensor is a parameter. Within one, an unknown tensor would be scaled as a whole.
+        # Outside of an engine a tensor is a parameter; within one, an unknown tensor is an error.
         alone = Places(1, (Place(0, 0, flat.numel()),))
         held = self._places[id(parameter)] if self._places else alone
         if not group.get("decayed", True):

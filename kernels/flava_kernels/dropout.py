@@ -9,7 +9,8 @@ lose the same elements however a step is cut into ranks, micro-batches and block
     h = fmix(lo + column c, hi)                            32 bits, for every element
 
 mix is the finaliser of splitmix64 (Steele, Lea and Flood 2014), fmix that of MurmurHash3 (Appleby), into
-which hi enters half-way. Integers wrap around; kernels and reference have the same ones, bit for bit.
+which hi enters half-way, without its last shift, which leaves the upper half of h as it is. Integers wrap
+around; kernels and reference have the same ones, bit for bit.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def kept(keys: Tensor, stream: int, p: float, columns: int) -> Tensor:
     hashed = (state + column).bitwise_and_(LOW)
     hashed = (hashed ^ (hashed >> 16)).mul_(FMIX_1).bitwise_xor_(state >> 32).bitwise_and_(LOW)
     hashed = (hashed ^ (hashed >> 13)).mul_(FMIX_2).bitwise_and_(LOW)
-    return (hashed ^ (hashed >> 16)) >= threshold_of(p)
+    return hashed >= threshold_of(p)
 
 
 def reference(x: Tensor, keys: Tensor, stream: int, p: float) -> Tensor:

@@ -86,7 +86,6 @@ FUSING = (
     bug("d_cls: tiles not added", "total += tl.sum(", "total = tl.sum(", "fuse_sequences", "many"),
 )
 
-DROPPED = ("37x64", "5x770")
 DROPOUT = (
     bug(
         "stream left out", "(stream.to(tl.uint64) + 1)", "(stream.to(tl.uint64) * 0 + 1)", "dropout", "37x64"
@@ -112,7 +111,6 @@ DROPOUT = (
     bug("halves exchanged", "low, high = ", "high, low = ", "dropout", "37x64"),
     bug("fmix: first shift", "(hashed ^ (hashed >> 16)) * FMIX_1", "hashed * FMIX_1", "dropout", "37x64"),
     bug("fmix: second shift", "(hashed >> 13)", "(hashed >> 15)", "dropout", "37x64"),
-    bug("fmix: last shift", "hashed = hashed ^ (hashed >> 16)", "hashed = hashed", "dropout", *DROPPED),
     bug(
         "every tile the same columns",
         "tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)",

@@ -25,8 +25,7 @@ def hashed(key: int, stream: int, column: int) -> int:
     state = mixed((key + (stream + 1) * 0x9E3779B97F4A7C15) % 2**64)
     value = (state % 2**32 + column * 0x9E3779B9) % 2**32
     value = (value ^ (value >> 16)) * 0x85EBCA6B % 2**32 ^ (state >> 32)
-    value = (value ^ (value >> 13)) * 0xC2B2AE35 % 2**32
-    return value ^ (value >> 16)
+    return (value ^ (value >> 13)) * 0xC2B2AE35 % 2**32
 
 
 def test_the_mask_is_that_of_whole_numbers():

@@ -41,7 +41,6 @@ def drop(
     hashed = low[:, None] + (column.to(tl.uint32) * COLUMN)[None, :]
     hashed = ((hashed ^ (hashed >> 16)) * FMIX_1) ^ high[:, None]
     hashed = (hashed ^ (hashed >> 13)) * FMIX_2
-    hashed = hashed ^ (hashed >> 16)
     x = tl.load(X + row.to(tl.int64)[:, None] * x_stride + column[None, :], mask=mask, other=0.0)
     y = tl.where(hashed >= THRESHOLD, x.to(tl.float32) * scale, 0.0)
     tl.store(Y + row.to(tl.int64)[:, None] * width + column[None, :], y.to(Y.dtype.element_ty), mask=mask)

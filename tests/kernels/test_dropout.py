@@ -1,5 +1,6 @@
 """Dropout's hash against Python's integers, its statistics, and that a mask belongs to its row."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -156,3 +157,19 @@ def test_says_what_the_kernels_do_not_take():
 def test_bad_arguments_are_one_line(keys, p, words):
     with pytest.raises(ValueError, match=words):
         dropout(torch.zeros(4, 6), keys, 0, p)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("p", [0.1, 0.9])
+def test_compiled_integers_are_unsigned(p):
+    """The interpreter computes with NumPy's types, a compiler by what the language makes of them: 2^32 p is
+    within int32 for the first p and beyond it for the second.
+    """
+    from flava_kernels.triton_ops import dropout as kernels
+    from flava_kernels.triton_ops.compiling import compile_launch
+
+    launch = next(own for own in kernels.launches() if own.arch == "sm_90")
+    constexprs = {**launch.constexprs, "THRESHOLD": formula.threshold_of(p)}
+    ir = compile_launch(dataclasses.replace(launch, constexprs=constexprs)).ir
+    assert ir.count("arith.shrui") == 6 and "arith.shrsi" not in ir
+    assert ir.count("arith.cmpi uge") == 1 and "arith.cmpi sge" not in ir

@@ -231,9 +231,9 @@ def test_dropout_of_embeddings_spares_the_modality_and_differs_between_views():
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     model = randomize(build_task(config)).double().model
     batch = make_batch().having(sample_seeds=torch.tensor([1, -2, 3, 4]))
-    batch = batch.having(
-        matching_input_ids=batch["input_ids_masked"], matching_cu_seqlens=batch["cu_seqlens"]
-    )
+    same = {"matching_input_ids": batch["input_ids_masked"], "matching_cu_seqlens": batch["cu_seqlens"]}
+    longest = batch.numbers["max_seqlen"]
+    batch = dataclasses.replace(batch.having(**same), numbers=dict.fromkeys(batch.numbers, longest))
     read, views = [], ("multimodal_masked", "multimodal")
     model.transformer.register_forward_pre_hook(lambda _, given: read.append(given[0].hidden))
     for training in (False, True):

@@ -140,12 +140,12 @@ _dropout.register_fake(lambda x, keys, stream, p: x.new_empty(x.shape))
 
 
 def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, keys, ctx.stream, ctx.p = inputs
-    ctx.save_for_backward(keys)
+    # Not saved as a tensor: a checkpoint would compute all before it again only to get the keys it was given.
+    _, ctx.keys, ctx.stream, ctx.p = inputs
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return dropout(grad, *ctx.saved_tensors, ctx.stream, ctx.p), None, None, None
+    return dropout(grad, ctx.keys, ctx.stream, ctx.p), None, None, None
 
 
 _dropout.register_autograd(_differentiate, setup_context=_keep)

@@ -1,10 +1,12 @@
 """Where blocks drop elements, against the same formulas with masks by hand; what does not change a mask."""
 
+import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 import torch.nn.functional as F
 from flava_kernels.dropout import kept, row_keys
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.batch import Batch, Packed
 from flava_ds.config.encoders import EncoderConfig
@@ -96,16 +98,21 @@ def test_blocks_drop_what_their_formulas_say(block, inside, recomputed):
 
 
 @pytest.mark.parametrize("block", [Block, PostNormBlock])
-def test_recomputation_has_the_same_bits(block):
-    results = []
-    for recomputed in (False, True):
+def test_recomputation_has_the_same_bits_and_dropout_adds_no_flop_to_it(block):
+    """A checkpoint stops computing again at the last tensor that was saved: a mask must not be that."""
+    results, work = [], []
+    for recomputed, drops in ((False, drawn()), (True, drawn()), (True, None)):
         transformer = stack(block).float()
         transformer.activation_checkpointing = recomputed
         hidden = torch.randn(12, 24, generator=torch.Generator().manual_seed(1))
-        out = transformer(Packed(hidden, BOUNDS, 7), drops=drawn())
-        out.square().sum().backward()
+        with FlopCounterMode(display=False) as counter:
+            out = transformer(Packed(hidden, BOUNDS, 7), drops=drops)
+            out.square().sum().backward()
+        work.append(counter.get_total_flops())
         results.append([out, *(parameter.grad for parameter in transformer.parameters())])
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(*results[:2], strict=True))
+    assert not torch.equal(results[1][0], results[2][0])
+    assert work[1] == work[2] > work[0]
 
 
 def test_the_mean_over_many_seeds_is_what_a_block_adds_without_dropout():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from flava_ds.config.bounds import Above, AtLeast, AtMost, Share
+from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Share
 from flava_ds.config.family import FamilyConfig
 from flava_ds.errors import ConfigError
 
@@ -14,6 +14,8 @@ Width = Annotated[int, AtLeast(1), AtMost(2**17)]
 Pixels = Annotated[int, AtLeast(1), AtMost(2**14)]
 Epsilon = Annotated[float, AtLeast(0), AtMost(1)]
 """Epsilon of a LayerNorm."""
+Dropped = Annotated[float, AtLeast(0), Below(1)]
+"""Probability that an element is dropped."""
 Deviation = Annotated[float, Above(0), AtMost(10)]
 """A standard deviation."""
 
@@ -92,6 +94,10 @@ class BertTextConfig(TextEncoderConfig):
 
     type_vocab_size: Annotated[int, AtLeast(2), AtMost(1024)] = 2
     """Rows of the token-type table: one for the first segment, one for the second."""
+    hidden_dropout: Dropped = 0.0
+    """Probability that training drops an element of the embeddings, and of what attention and MLP add, drawn
+    from the samples' seeds. Probabilities of attention are not dropped.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

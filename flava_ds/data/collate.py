@@ -142,6 +142,8 @@ def pack(
     }
     numbers: dict[str, int] = {}
     _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
+    if plan.sample_seeds:
+        tensors["sample_seeds"] = torch.from_numpy(draft.seeds.view(np.int64))
     if draft.views and draft.lengths is not None:
         tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
     seen = draft

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.layers.fused import ResidualLayerNorm
-from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape
+from flava_ds.layers.hidden_dropout import ATTENTION, CROSS, MLP, HiddenDropout
+from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, thinned
 
 
 class CrossAttention(nn.Module):
@@ -61,6 +62,7 @@ class CrossBlock(PostNormBlock):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> tuple[Tensor, None]:
         if memory is None or paths is not None:
@@ -69,9 +71,12 @@ class CrossBlock(PostNormBlock):
         if rows is not None:
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.long()).to(torch.int32)
-        stream, _ = self.attention_norm(self.attention.output(context), stream)
-        stream, _ = self.cross_norm(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), stream)
-        stream, _ = self.mlp_norm(self.mlp_down(self.mlp_up(stream)), stream)
+            drops = None if drops is None else drops.at(rows)
+        attended = thinned(self.attention.output(context), ATTENTION, None, drops)
+        stream, _ = self.attention_norm(attended, stream)
+        crossed = thinned(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
+        stream, _ = self.cross_norm(crossed, stream)
+        stream, _ = self.mlp_norm(thinned(self.mlp(stream, drops), MLP, None, drops), stream)
         return stream, None
 
 
@@ -95,13 +100,15 @@ class DecoderBlock(Block):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> tuple[Tensor, Tensor]:
         if memory is None or paths is not None or rows is not None:
             raise ValueError("a DecoderBlock needs `memory`, finishes all rows, and has no `paths`")
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
-        normed, stream = self.cross_norm(self.attention.output(context), stream)
-        crossed = self.cross_attention(normed, cu_seqlens, max_seqlen, memory)
+        attended = thinned(self.attention.output(context), ATTENTION, None, drops)
+        normed, stream = self.cross_norm(attended, stream)
+        crossed = thinned(self.cross_attention(normed, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
         normed, stream = self.mlp_norm(crossed, stream)
-        return stream, self.mlp_down(self.mlp_up(normed))
+        return stream, thinned(self.mlp(normed, drops), MLP, None, drops)

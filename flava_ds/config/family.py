@@ -21,6 +21,7 @@ BUILT_IN = {
     "vilt": "flava_ds.families.vilt.config:ViltConfig",
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
+    "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }
 """The built-in families by their tag in a configuration."""

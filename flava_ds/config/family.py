@@ -21,6 +21,7 @@ BUILT_IN = {
     "vilt": "flava_ds.families.vilt.config:ViltConfig",
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
+    "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }

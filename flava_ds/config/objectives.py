@@ -29,6 +29,7 @@ BUILT_IN = {
     "mlm_distilled": "flava_ds.objectives.distilled_text:DistilledTextConfig",
     "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
+    "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
     "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",

@@ -65,6 +65,7 @@ RECIPES = Recipes(
     "align_base",
     "demo_align",
     "uniter_base",
+    "visualbert_base",
     "simvlm_base",
     "demo_simvlm",
     "ablation/mim",

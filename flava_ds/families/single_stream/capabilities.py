@@ -15,13 +15,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from flava_ds.families.bert.capabilities import BertTexts, types_of_texts
-from flava_ds.families.offers import WordReading, for_pairs
+from flava_ds.families.offers import PairMatcher, WordReading, for_pairs
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.families.single_stream.model import SingleStream
 from flava_ds.layers.regions import JointLayout, PackedImages
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.next_sentence import NextSentence
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -45,7 +46,23 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
 
     part = PairPart(module.model, load_detector(model.detector), sep_id)
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
+    for name, objective in module.objectives.items():
+        if isinstance(objective, NextSentence):
+            told = config.objectives[name].random_probability
+            parts.append(PairMatcher(part.pooled_second, Flipped(objective.classifier), told))
+            lacks.pop("Matcher", None)
     return (texts, PairStates(part), *parts), LACKS | lacks
+
+
+class Flipped(nn.Module):
+    """A classifier whose first class means that image and text match, with the classes in ITM's order."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.classifier(pooled).flip(-1)
 
 
 class PairPart:
@@ -82,6 +99,13 @@ class PairPart:
         """Returns the pooled CLS of the texts: one [b d] for each pairing."""
         encoded = self.encode(pixels, pairings, first_only=True)
         return [self.model.pooled(own.rows(layout.text_starts)) for own, layout in encoded]
+
+    def pooled_second(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Returns the pooled CLS of texts whose first segment is empty: sentence-image prediction asks about
+        the second.
+        """
+        second = [[np.concatenate([ids[:1], ids[-1:], ids[1:]]) for ids in texts] for texts in pairings]
+        return self.pooled(pixels, second)
 
     def read(self, head: nn.Module, pixels: Tensor, texts: Sequence[np.ndarray]) -> WordReading:
         """Encodes images with masked texts, for `head` to predict the words."""

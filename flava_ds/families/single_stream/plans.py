@@ -8,6 +8,7 @@ from flava_ds.data.plan import BatchPlan, RegionsPlan
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
+from flava_ds.objectives.next_sentence import CaptionPairs, SentenceImageConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
 
 MATCHING = (ImageTextMatchingConfig, WordPatchAlignmentConfig)
@@ -26,6 +27,9 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     apart = any(isinstance(own, MATCHING) for own in used)
     told = [own for own in config.objectives.values() if isinstance(own, ImageTextMatchingConfig)]
     matching = (told or [ImageTextMatchingConfig()])[0]
+    pairs = next((own for own in used if isinstance(own, SentenceImageConfig)), None)
+    if pairs is not None:  # it reads the masked text, too
+        masked = masked or MultimodalMaskedTextConfig()
     mask = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
     own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
     return BatchPlan(
@@ -33,7 +37,10 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         regions=RegionsPlan.of(config, source),
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
-        mismatch_probability=matching.mismatch_probability if apart else 0.0,
+        mismatch_probability=matching.mismatch_probability * apart
+        if pairs is None
+        else pairs.random_probability,
         matches_apart=apart,
+        composer=None if pairs is None else CaptionPairs(tokenizer),
         corruptions=tuple(dict.fromkeys([*mask, *own])),
     )

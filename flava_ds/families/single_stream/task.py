@@ -17,6 +17,7 @@ from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
+from flava_ds.objectives.next_sentence import NextSentence
 from flava_ds.training.task import Pass, Task, recompute_activations
 
 
@@ -47,7 +48,7 @@ class SingleStreamTask(Task):
             yield Pass(view, encoder_flops(model.text, lengths, rows))
         masked, matched = (
             sum(own.count(batch) for own in active.values() if isinstance(own, kind))
-            for kind in (MaskedLanguageModeling, ImageTextMatching)
+            for kind in (MaskedLanguageModeling, ImageTextMatching | NextSentence)
         )
         width = model.text.hidden_size
         yield Pass("mmm_text", masked * head_flops(width, model.text.vocab_size))

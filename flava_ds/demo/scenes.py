@@ -155,10 +155,20 @@ def colour_names(pixels: np.ndarray) -> np.ndarray:
     return np.select([rule for _, rule in rules], places, COLOURS.index("pink"))
 
 
-def draw_scene(drawings: Drawings, seed: int, index: int) -> Scene:
-    """Draws a scene: 2 to 4 drawings of different concepts, their sizes and places."""
+def draw_scene(
+    drawings: Drawings,
+    seed: int,
+    index: int,
+    *,
+    counts: tuple[int, int] = (FEWEST, MOST),
+    edges: tuple[int, int] = (SMALLEST, LARGEST),
+) -> Scene:
+    """Draws a scene: drawings of different concepts, their sizes and places.
+
+    `counts` are the fewest and the most drawings, `edges` the shortest and the longest longer edge.
+    """
     draw = seeded(f"scene {drawings.name} {seed} {index}")
-    count, rows = draw.randint(FEWEST, MOST), []
+    count, rows = draw.randint(*counts), []
     while len(rows) < count:
         row = draw.randrange(len(drawings))
         if all(drawings.labels[row] != drawings.labels[other] for other in rows):
@@ -166,7 +176,7 @@ def draw_scene(drawings: Drawings, seed: int, index: int) -> Scene:
     while True:  # a crowded canvas is begun again
         boxes: list[tuple[int, int, int, int]] = []
         for row in rows:
-            width, height = fitted(drawings.pictures[row], draw.randint(SMALLEST, LARGEST))
+            width, height = fitted(drawings.pictures[row], draw.randint(*edges))
             for _ in range(20):
                 x, y = draw.randint(0, CANVAS - width), draw.randint(0, CANVAS - height)
                 box = (x, y, x + width, y + height)

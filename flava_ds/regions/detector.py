@@ -13,14 +13,14 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, roi_align
 
 from flava_ds.config import from_dict
-from flava_ds.config.bounds import AtLeast, AtMost, Between
+from flava_ds.config.bounds import AtLeast, AtMost, Between, check_bounds
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from flava_ds.storage.atomic import replacing
@@ -31,6 +31,7 @@ STRIDE = 8
 METADATA_KEY = "detector_config"
 NAMED = {"demo": Path(__file__).parents[1] / "demo" / "detector.safetensors"}
 """Detectors that the package contains, by name."""
+Width = Annotated[int, AtLeast(1), AtMost(2**14)]
 _RARE_CENTRES = -2.19
 """Initial logit of a centre, a probability of 0.1. Source: CenterNet, section 5; RetinaNet, section 4.1."""
 _BINS, _SAMPLES = 3, 2
@@ -45,15 +46,11 @@ class DetectorConfig:
     """Classes that it tells apart."""
     image_size: Annotated[int, AtLeast(STRIDE), AtMost(2**12)] = 96
     """Edge in pixels to which it resizes pictures; a multiple of 8."""
-    widths: tuple[Annotated[int, AtLeast(1)], Annotated[int, AtLeast(1)], Annotated[int, AtLeast(1)]] = (
-        24,
-        32,
-        64,
-    )
+    widths: tuple[Width, Width, Width] = (24, 32, 64)
     """Channels at strides 2, 4 and 8."""
     num_blocks: Annotated[int, AtLeast(0), AtMost(100)] = 4
     """Residual blocks at stride 8."""
-    feature_size: Annotated[int, AtLeast(1), AtMost(2**16)] = 64
+    feature_size: Width = 64
     """Width of a region's features."""
     max_detections: Annotated[int, AtLeast(1), AtMost(1000)] = 8
     """Regions of a picture beside the whole."""
@@ -290,7 +287,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], DetectorConfig]:
         with safe_open(file, "pt") as opened:
             metadata: dict[str, Any] = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        return tensors, from_dict(DetectorConfig, loads(metadata[METADATA_KEY]))
+        config = from_dict(DetectorConfig, loads(metadata[METADATA_KEY]))
+        check_bounds(config, "detector")
+        return tensors, config
     except (SafetensorError, OSError, KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{file}: not a detector's file ({type(error).__name__}: {error}); give one that `python -m "

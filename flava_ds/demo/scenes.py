@@ -29,6 +29,8 @@ FEWEST, MOST = 2, 4
 """Drawings in a scene."""
 MOST_IOU = 0.2
 """Intersection over union that two drawings of a scene may have."""
+LEAST_APART = 12
+"""Pixels between the centres of two drawings of a scene, along an axis."""
 SPLITS = {
     "train": "pairs-train",
     "unseen_style": "pairs-unseen-style",
@@ -180,11 +182,21 @@ def draw_scene(
             for _ in range(20):
                 x, y = draw.randint(0, CANVAS - width), draw.randint(0, CANVAS - height)
                 box = (x, y, x + width, y + height)
-                if all(iou(box, other) <= MOST_IOU for other in boxes):
+                if all(_is_clear(box, other) for other in boxes):
                     boxes.append(box)
                     break
         if len(boxes) == count:
             return Scene(tuple(rows), tuple(boxes))
+
+
+def _is_clear(box: Sequence[int], other: Sequence[int]) -> bool:
+    """Says whether two boxes overlap little, and have centres that are apart."""
+    return iou(box, other) <= MOST_IOU and max(map(abs, offset(box, other))) >= LEAST_APART
+
+
+def offset(box: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Returns how far a box's centre is to the right of another's, and how far below it."""
+    return (box[0] + box[2] - other[0] - other[2]) / 2, (box[1] + box[3] - other[1] - other[3]) / 2
 
 
 def fitted(picture: Tensor, longer: int) -> tuple[int, int]:

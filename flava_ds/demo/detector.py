@@ -32,13 +32,15 @@ from flava_ds.storage.atomic import write_whole
 ALONE_EVERY = 4
 """Every fourth training picture is a drawing alone, as the pairs' pictures are."""
 ALONE = {"counts": (1, 1), "edges": (CANVAS // 2, CANVAS)}
+CROWDED = {"counts": (3, 5)}
+"""The others have more drawings than scenes, so that a step teaches more."""
 COLOURS = ImageTransformConfig(color_jitter=0.3, grayscale=0.25, edges=0.12)
 """Held-out styles differ in colour and outline."""
 TRAINING = DetectorTrainingConfig()
 EVALUATION_SEED = 1
 EVALUATED = 1000
 """Scenes of a split that the average precision is of."""
-LOG_EVERY = 100
+LOG_EVERY = 250
 
 
 def configuration(drawings: Drawings) -> DetectorConfig:
@@ -67,7 +69,7 @@ def training_batch(
     alone = size // ALONE_EVERY
     first = range(step * (size - alone), (step + 1) * (size - alone))
     second = range(step * alone, (step + 1) * alone)
-    parts = [truths_of(drawings, class_names, seed, first)]
+    parts = [truths_of(drawings, class_names, seed, first, **CROWDED)]
     if alone:
         parts.append(truths_of(drawings, class_names, seed, second, **ALONE))
     counts = np.cumsum([0, *(len(part.pixels) for part in parts)])

@@ -127,6 +127,7 @@ class Detector(nn.Module):
         self.center = nn.Conv2d(last, last, 3, padding=1)
         self.center_out = nn.Conv2d(last, 5, 1)
         self.region = nn.Linear(last * _BINS * _BINS, config.feature_size)
+        self.region_norm = nn.LayerNorm(config.feature_size)
         self.classifier = nn.Linear(config.feature_size, len(config.class_names))
         nn.init.constant_(self.center_out.bias, 0.0)
         with torch.no_grad():
@@ -177,7 +178,7 @@ class Detector(nn.Module):
         grid = hidden.shape[-1]
         places = torch.cat([images[:, None].to(boxes.dtype), grid * boxes], 1)
         bins = roi_align(hidden, places.to(hidden.dtype), _BINS, 1.0, _SAMPLES, aligned=True)
-        features = F.relu(self.region(rearrange(bins, "k d y x -> k (y x d)")))
+        features = F.relu(self.region_norm(self.region(rearrange(bins, "k d y x -> k (y x d)"))))
         return features, self.classifier(features)
 
     @torch.no_grad()

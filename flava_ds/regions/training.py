@@ -26,13 +26,13 @@ JITTER = 0.1
 class DetectorTrainingConfig:
     """How to train a detector."""
 
-    total_steps: Annotated[int, AtLeast(1)] = 1000
+    total_steps: Annotated[int, AtLeast(1)] = 3500
     """Updates. A fixed number: the weights do not depend on how fast the machine is."""
-    batch_size: Annotated[int, AtLeast(1)] = 32
+    batch_size: Annotated[int, AtLeast(1)] = 16
     """Pictures of an update."""
     lr: Annotated[float, Above(0)] = 3e-3
     """Peak of a cosine that ends at 0."""
-    warmup_steps: Annotated[int, AtLeast(0)] = 50
+    warmup_steps: Annotated[int, AtLeast(0)] = 100
     weight_decay: Annotated[float, AtLeast(0)] = 0.02
     size_weight: Annotated[float, AtLeast(0)] = 2.0
     """Of the boxes' loss, relative to the centres' and the classes'."""

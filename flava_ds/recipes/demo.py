@@ -67,7 +67,7 @@ def demo() -> Config:
 
 def demo_regions() -> RegionsConfig:
     """Returns what the demo's detector finds in 96-pixel scenes: 64 features, a class for each subgroup."""
-    return RegionsConfig(feature_size=64, num_classes=98, image_size=96)
+    return RegionsConfig(feature_size=64, num_classes=97, image_size=96)
 
 
 def demo_stream(**changed: Any) -> BertTextConfig:

@@ -30,6 +30,7 @@ BUILT_IN = {
     "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
     "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
+    "tag_contrast": "flava_ds.objectives.tag_contrast:TagContrastConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
     "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",

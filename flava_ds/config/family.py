@@ -23,6 +23,7 @@ BUILT_IN = {
     "align": "flava_ds.families.align.config:AlignConfig",
     "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
     "vinvl": "flava_ds.families.vinvl.config:VinvlConfig",
+    "vlbert": "flava_ds.families.vlbert.config:VlbertConfig",
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }

@@ -9,9 +9,9 @@ import torch
 from data.shard_files import PIECES
 from rank_processes import run_ranks
 from real_runs import family_config, steps_of
-from region_files import CLASSES, WIDTH, with_regions, write_regions
+from region_files import CLASSES, WIDTH, with_regions, write_regions, write_texts
 
-from flava_ds.config import from_dict, to_dict
+from flava_ds.config import SourceConfig, from_dict, to_dict
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
@@ -20,10 +20,11 @@ from flava_ds.families.single_stream.task import SingleStreamTask
 from flava_ds.families.uniter.config import UniterConfig
 from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.families.visualbert.config import VisualBertConfig
+from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
-from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+from flava_ds.objectives.masked_text import JointMaskedTextConfig, MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
 from flava_ds.objectives.tag_contrast import TagContrastConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
@@ -55,6 +56,13 @@ FAMILIES = {
         },
     ),
     "vinvl": (VinvlConfig(**SHAPES), {"mmm_text": MASKED, "tag_contrast": TagContrastConfig()}),
+    "vlbert": (
+        VlbertConfig(**SHAPES | {"text": dataclasses.replace(SHAPES["text"], type_vocab_size=3)}),
+        {
+            "joint_mlm": JointMaskedTextConfig(tied_decoder=True),
+            "mrc": MaskedRegionClassesConfig(hidden_share=0.9, loss="cross_entropy"),
+        },
+    ),
     "visualbert": (VisualBertConfig(**SHAPES), {"mmm_text": MASKED, "sentence_image": SentenceImageConfig()}),
 }
 """Tiny models with all of their objectives."""
@@ -69,9 +77,13 @@ def make(folder, family: str, name: str = "x", **how):
     shards = folder / "regions"
     source = with_regions(config.data.sources["pair"], shards if shards.is_dir() else write_regions(shards))
     (folder / "words.txt").write_text("\n".join(PIECES) + "\n")
+    sources = {"pair": dataclasses.replace(source, max_tokens=24)}
+    if "text" in model.kinds:
+        texts = SourceConfig(kind="text", seed=7, shards=str(write_texts(folder / "texts")), max_tokens=24)
+        sources["text"] = texts
     data = dataclasses.replace(
         config.data,
-        sources={"pair": dataclasses.replace(source, max_tokens=24)},
+        sources=sources,
         vocabulary=str(folder / "words.txt"),
     )
     return dataclasses.replace(config, data=data)
@@ -100,10 +112,15 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
         run_ranks(train_all, ranks, [json.dumps(to_dict(config)) for config in configs])
     for one, two in zip(alone, split, strict=True):
         expected, found = (
-            [record[f"loss/{name}"] for record in steps_of(own.run_path) for name in own.objectives]
+            [
+                record[f"loss/{name}"]
+                for record in steps_of(own.run_path)
+                for name, objective in own.objectives.items()
+                if record["kind"] in objective.kinds
+            ]
             for own in (one, two)
         )
-        assert len(set(expected)) == len(expected) == 6 * len(one.objectives), one.name
+        assert len(set(expected)) == len(expected) >= 9, one.name
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), one.name
 
 
@@ -125,18 +142,21 @@ def test_a_batch_is_the_same_in_any_split_and_the_planner_sees_its_work(family, 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "tokens"), [("demo_uniter", 11), ("demo_vinvl", 16), ("demo_visualbert", 21)]
+    ("recipe", "tokens"),
+    [("demo_uniter", 11), ("demo_vinvl", 16), ("demo_visualbert", 21), ("demo_vlbert", 11)],
 )
 def test_demo_recipes_have_the_demos_training_flops(recipe, tokens):
-    config = RECIPES[recipe]()
-    (name,) = config.data.sources
-    source = dataclasses.replace(config.data.sources[name], max_regions=5)
-    plan, size = config.model.plan(config, source), config.global_batch_size(name)
-    batch = batch_of(plan, name, Lengths({tokens: 1.0}, "test"), size)
+    """With `tokens` and 5 regions of a pair, and 20 tokens of a text, as their comments say."""
+    config, each = RECIPES[recipe](), []
     with torch.device("meta"):
         task = SingleStreamTask(config)
-    each = task.flops(batch)
-    assert each * config.training.total_steps / 1e12 == pytest.approx(TRAINING_TFLOP, rel=0.01)
+    for name, source in config.data.sources.items():
+        length = tokens if source.kind == "pair" else 20
+        plan = config.model.plan(config, dataclasses.replace(source, max_regions=5))
+        batch = batch_of(plan, name, Lengths({length: 1.0}, "test"), config.global_batch_size(name))
+        each.append(task.flops(batch))
+    found = sum(each) / len(each) * config.training.total_steps / 1e12
+    assert found == pytest.approx(TRAINING_TFLOP, rel=0.01), [flops / 1e9 for flops in each]
 
 
 def test_masks_of_regions_must_agree(tmp_path):

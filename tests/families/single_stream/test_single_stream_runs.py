@@ -156,7 +156,7 @@ def test_demo_recipes_have_the_demos_training_flops(recipe, tokens):
         batch = batch_of(plan, name, Lengths({length: 1.0}, "test"), config.global_batch_size(name))
         each.append(task.flops(batch))
     found = sum(each) / len(each) * config.training.total_steps / 1e12
-    assert found == pytest.approx(TRAINING_TFLOP, rel=0.03), [flops / 1e9 for flops in each]
+    assert found == pytest.approx(TRAINING_TFLOP, rel=0.04), [flops / 1e9 for flops in each]
 
 
 def test_masks_of_regions_must_agree(tmp_path):

@@ -86,8 +86,10 @@ def test_a_number_that_some_seeds_lack_says_how_many_have_it(first):
     work = {"row": "demo", "training_flops": 1e12, "training_seconds": 60, "counts": {"concepts": [4, 4]}}
     results = [work | {"seed": seed, "metrics": {"multimodal/fit": entry}} for seed in (0, 1)]
     results[first]["metrics"]["multimodal/scene_questions"] = entry
-    _, row = table_rows({"demo": results})
+    results[first]["metrics"]["multimodal/scene_questions/majority"] = entry | {"sums": [1, 1]}
+    _, row, guess = table_rows({"demo": results})
     assert row[8:10] == ["37.5 (1)", "-"] and "+-" in row[7] and "(" not in row[7]
+    assert guess == ["(the most frequent answer)", "", *["-"] * 6, "25.0", "-", "", ""]
 
 
 def test_a_recipe_that_is_not_there(tmp_path, capsys):

@@ -42,6 +42,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     """
     layouts: ClassVar[str | None] = None
     """Module that converts the family's models to and from other layouts (flava_ds/layouts.py), if any."""
+    model_type: ClassVar[str | None] = None
+    """The family's name in transformers, if that is not its tag."""
 
     views: ClassVar[tuple[str, ...]] = ()
     """The views of the family's model, for `check_view`."""

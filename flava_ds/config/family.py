@@ -52,7 +52,9 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     regions_view: ClassVar[str] = "multimodal_masked"
     """The view with masked regions, for families that read regions."""
     provides: ClassVar[frozenset[str]] = frozenset()
-    """Methods of the family's model that some objectives need beyond its views, e.g. "word_table"."""
+    """Methods of the family's model that some objectives need beyond its views, e.g. "word_table", and what
+    they need of its batches, e.g. "tags".
+    """
 
     @property
     def max_tokens(self) -> int:

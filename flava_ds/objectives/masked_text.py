@@ -83,7 +83,7 @@ class JointMaskedTextConfig(MultimodalMaskedTextConfig, type="joint_mlm"):
 
     def check(self, where: str, config: Any) -> None:
         super().check(where, config)
-        config.model.check_view(self.view, where)
+        config.model.check_provides("encode_texts", where)
 
 
 @dataclass(frozen=True)

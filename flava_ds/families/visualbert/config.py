@@ -21,7 +21,7 @@ class VisualBertConfig(SingleStreamConfig, type="visualbert"):
     readings: ClassVar[Mapping[str, Reading]] = {"multimodal_masked": Reading(ids="input_ids_masked")}
     views: ClassVar[tuple[str, ...]] = tuple(readings)
     matching_view: ClassVar[str] = "multimodal_masked"
-    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled"})
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "caption_pairs"})
     network: ClassVar[str] = "flava_ds.families.visualbert.model:VisualBert"
 
 

@@ -28,7 +28,7 @@ class VlbertConfig(SingleStreamConfig, type="vlbert"):
     views: ClassVar[tuple[str, ...]] = tuple(readings)
     matching_view: ClassVar[str] = "multimodal_masked"
     regions_view: ClassVar[str] = "multimodal_masked"
-    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "region_rows"})
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "region_rows", "encode_texts"})
     network: ClassVar[str] = "flava_ds.families.vlbert.model:Vlbert"
 
     def check(self, config: Any) -> None:

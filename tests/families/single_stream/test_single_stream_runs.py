@@ -11,7 +11,7 @@ from rank_processes import run_ranks
 from real_runs import family_config, steps_of
 from region_files import CLASSES, WIDTH, with_regions, write_regions, write_texts
 
-from flava_ds.config import SourceConfig, from_dict, to_dict
+from flava_ds.config import Config, SourceConfig, from_dict, to_dict
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
@@ -22,6 +22,7 @@ from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
 from flava_ds.objectives.masked_text import JointMaskedTextConfig, MultimodalMaskedTextConfig
@@ -98,8 +99,6 @@ def train_all(words: list[str]) -> None:
 
 
 def from_dict_of(text: str):
-    from flava_ds.config import Config
-
     return from_dict(Config, json.loads(text))
 
 
@@ -164,6 +163,30 @@ def test_masks_of_regions_must_agree(tmp_path):
     objectives = config.objectives | {"mrc": MaskedRegionClassesConfig(mask_probability=0.3)}
     with pytest.raises(ConfigError, match="mrfr and objectives.mrc read the same masks of regions"):
         objectives["mrfr"].check("objectives.mrfr", dataclasses.replace(config, objectives=objectives))
+
+
+@pytest.mark.parametrize(
+    ("family", "objective", "message"),
+    [
+        (
+            "vinvl",
+            ImageTextMatchingConfig(),
+            "objectives.x: the family 'vinvl' reads no second text to match",
+        ),
+        ("vlbert", ImageTextMatchingConfig(), "objectives.x: the family 'vlbert' reads no second text"),
+        ("uniter", MultimodalMaskedImageConfig(), "objectives.x: the family 'uniter' masks no patches"),
+        ("uniter", SentenceImageConfig(), "objectives.x needs a model with `caption_pairs`"),
+        ("uniter", JointMaskedTextConfig(), "objectives.x needs a model with `encode_texts`"),
+        ("visualbert", MaskedRegionClassesConfig(), "objectives.x needs a model with `region_rows`"),
+        ("visualbert", WordPatchAlignmentConfig(), "objectives.x needs a model with `alignment_rows`"),
+    ],
+)
+def test_objectives_that_a_family_cannot_serve_are_refused(family, objective, message):
+    model, _ = FAMILIES[family]
+    config = Config(name="x", model=model, objectives={"x": objective})
+    with pytest.raises(ConfigError, match=message):
+        model.check(config)
+        objective.check("objectives.x", config)
 
 
 def test_images_without_regions_are_refused(tmp_path):

@@ -223,8 +223,8 @@ def has_values(gradient: Tensor | None) -> bool:
 
 
 def apart_of(ours: dict[str, Tensor], theirs: dict[str, Tensor | None]) -> dict[str, float]:
-    """Returns how far gradients lie apart, by their own size; in fp32, whose sums over rows cancel, by that of
-    the largest.
+    """Returns how far gradients lie apart, by their own size; in fp32, whose sums over rows cancel, by that
+    of the largest.
     """
     sizes = {name: float(own.abs().max()) for name, own in theirs.items() if own is not None}
     largest = max(sizes.values())

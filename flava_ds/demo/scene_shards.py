@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torchvision.io import encode_png
 
 from flava_ds.demo.dataset import CHECKSUMS
 from flava_ds.demo.scene_texts import captions
@@ -65,6 +64,8 @@ def write_scenes(
 
 
 def _write(writer: ShardWriter, drawings: Drawings, numbers: range, detector: Detector | None) -> None:
+    from torchvision.io import encode_png  # loads triton
+
     scenes = [draw_scene(drawings, SEED, number) for number in numbers]
     pictures = [paint(drawings, scene) for scene in scenes]
     found = [] if detector is None else encoded(detector, detector(torch.stack(pictures)))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,7 +18,7 @@ from flava_ds.demo.shards import as_json
 from flava_ds.errors import DataError
 from flava_ds.prepare.regions import REGIONS_SUFFIX, encoded
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
-from flava_ds.regions.detector import Detector
+from flava_ds.regions.detector import Detector, load_detector
 
 SCENES = 8_000
 """As many as there are training drawings, and some more."""
@@ -61,6 +64,26 @@ def write_scenes(
         return writer.close()
     finally:
         writer.abandon()
+
+
+def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -> None:
+    """Writes the training scenes with the demo's regions to `out`, unless they are there. The folder appears
+    whole, so several processes may call this at the same time.
+
+    Raises: DataError if `out` contains something else.
+    """
+    detector = load_detector("demo")
+    if out.exists():
+        write_scenes(root, out, detector, count=SCENES, tell=tell)
+        return
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=root))
+    try:
+        write_scenes(root, staging / out.name, detector, count=SCENES, tell=tell)
+        with suppress(OSError):  # another process was faster
+            (staging / out.name).rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    write_scenes(root, out, detector, count=SCENES, tell=tell)
 
 
 def _write(writer: ShardWriter, drawings: Drawings, numbers: range, detector: Detector | None) -> None:

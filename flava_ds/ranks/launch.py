@@ -202,10 +202,9 @@ def provide_demo_data(config: Config) -> None:
     if DATA in folders and not DATA.exists():
         unpack(DATA)
     if SCENES in (Path(source.shards) for source in config.data.sources.values()):
-        from flava_ds.demo.scene_shards import write_scenes
-        from flava_ds.regions.detector import load_detector
+        from flava_ds.demo.scene_shards import provide_scenes
 
-        write_scenes(DATA, SCENES, load_detector("demo"), tell=print)
+        provide_scenes(DATA, SCENES)
 
 
 def check_inputs(config: Config) -> None:

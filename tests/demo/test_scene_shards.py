@@ -9,11 +9,16 @@ import torch
 from safetensors.torch import load
 
 from flava_ds.cli import main
+from flava_ds.config import SourceConfig
 from flava_ds.data.decode import decode_image
 from flava_ds.demo import scene_shards
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.scenes import draw_scene, paint, read_drawings
+from flava_ds.errors import DataError
 from flava_ds.prepare.regions import write_regions
+from flava_ds.ranks import launch
+from flava_ds.recipes import resolve
+from flava_ds.recipes.demo import DATA, SCENES
 from flava_ds.regions.detector import load_detector
 
 
@@ -48,6 +53,26 @@ def test_shards_hold_scenes_with_the_regions_that_prepare_finds(tmp_path, capsys
     (tmp_path / "a" / "prepared.json").unlink()
     (tmp_path / "a" / "00001_stats.json").unlink()
     assert main(words) == 0 and members(tmp_path / "a") == found
+
+
+def test_a_launch_gets_the_scenes_that_its_recipe_reads(tmp_path, monkeypatch, capsys):
+    """Whole, once, and with an error where the folder holds something else."""
+    unpacked = unpack().root
+    (tmp_path / DATA).mkdir(parents=True)
+    (tmp_path / DATA / "pairs-train").symlink_to(unpacked / "pairs-unseen-concepts")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scene_shards, "SCENES", 3)
+    config = resolve("demo_clip", [])
+    config = config.with_sources({"scenes": SourceConfig(kind="pair", shards=str(SCENES))})
+    for words in (f"{SCENES.name}: 3 of 3 scenes", ""):
+        launch.provide_demo_data(config)
+        assert words in capsys.readouterr().out
+        assert {path.name for path in SCENES.iterdir()} == {"00000.tar", "00000_stats.json", "prepared.json"}
+    assert [path.name for path in DATA.glob(".*")] == []
+    (SCENES / "prepared.json").unlink()
+    (SCENES / "00000_stats.json").write_text("{}")
+    with pytest.raises(DataError, match="00000_stats.json' is not a record of a conversion"):
+        launch.provide_demo_data(config)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import SourceConfig
 from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.samples import Sample
 from flava_ds.data.transforms import Empty, ImageTransform
 
@@ -37,21 +39,30 @@ class Collator:
         borrowed: Mapping[int, str] | None = None,
         masked_rows: np.ndarray | None = None,
         views: Sequence[Tensor] | None = None,
+        tags: Mapping[int, str] | None = None,
     ) -> Batch:
         """Collates samples into a batch.
 
         `borrowed` (row -> caption, see `mismatch`) replaces captions, or those of the second texts of a plan
-        that matches apart, or goes to the plan's composer. Given
+        that matches apart, or goes to the plan's composer. `tags` do so with those of the regions. Given
         `masked_rows` [m], the corruptions see only these samples. `views` are the images from `augment`.
 
-        The result for a sample depends only on its seed and its borrowed caption, never on its neighbours.
+        The result for a sample depends only on its seed and what it borrows, never on its neighbours.
         """
         matched = np.ones(len(samples), dtype=bool)
         texts = [cast(str, sample.text) for sample in samples]  # image batches: None, and never read
         borrowed = borrowed or {}
         matched[list(borrowed)] = False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
+        wrong = tags or {}
+        samples = [
+            sample if row not in wrong else with_tags(sample, wrong[row])
+            for row, sample in enumerate(samples)
+        ]
         draft, cut = self._draft(samples, texts, borrowed, matched, views)
+        if self.plan.wrong_tags_probability:
+            own = np.isin(np.arange(len(samples)), [*wrong], invert=True)
+            draft = replace(draft, own_tags=own)
         tensors, numbers = pack(self.plan, draft, masked_rows)
         return Batch(
             kind=self.plan.kind,
@@ -101,7 +112,7 @@ class Collator:
         ids, lengths, matching, cut = None, None, None, 0
         if self.plan.tokenizer is not None:
             apart = self.plan.matches_apart
-            encoded, cut = self._encode(texts, {} if apart else borrowed, _seeds(samples))
+            encoded, cut = self._encode(samples, texts, {} if apart else borrowed)
             ids, lengths = _concatenated(encoded)
             if apart:
                 others, _ = self.plan.tokenizer.encode_counting([*borrowed.values()], self.plan.max_tokens)
@@ -110,12 +121,17 @@ class Collator:
         codes = None
         if self.plan.stored_codes:
             codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples])
+        regions = None
+        if self.plan.regions is not None:
+            found = [cast(SampleRegions, sample.regions) for sample in samples]
+            regions = PackedRegions.of(found, classes=self.plan.regions.num_classes > 0)
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
             seeds=_seeds(samples),
             matched=matched,
             views=named,
             codes=codes,
+            regions=regions,
             input_ids=ids,
             lengths=lengths,
             matching=matching,
@@ -123,11 +139,11 @@ class Collator:
         return draft, cut
 
     def _encode(
-        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray
+        self, samples: Sequence[Sample], texts: Sequence[str], borrowed: Mapping[int, str]
     ) -> tuple[list[np.ndarray], int]:
         """Encodes the texts, or those that replace them; also returns the number of tokens cut."""
         if self.plan.composer is not None:
-            return self.plan.composer(texts, borrowed, seeds, self.plan.max_tokens)
+            return self.plan.composer(samples, borrowed, self.plan.max_tokens)
         assert self.plan.tokenizer is not None  # its plan has text
         read = [borrowed.get(row, text) for row, text in enumerate(texts)]
         return self.plan.tokenizer.encode_counting(read, self.plan.max_tokens)
@@ -144,7 +160,8 @@ def pack(
     _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
     if plan.sample_seeds:
         tensors["sample_seeds"] = torch.from_numpy(draft.seeds.view(np.int64))
-    if draft.views and draft.lengths is not None:
+    _add_regions(draft, tensors, numbers)
+    if (draft.views or draft.regions) and draft.lengths is not None:
         tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
     seen = draft
     if masked_rows is not None:
@@ -184,6 +201,28 @@ def _add_text(
     numbers[f"{prefix}max_seqlen"] = int(lengths.max())
 
 
+def _add_regions(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+    """Adds packed regions, if any, and the lengths of the longest sequences of a text and its regions."""
+    if draft.regions is None:
+        return
+    own = {"features": draft.regions.features, "boxes": draft.regions.boxes, "classes": draft.regions.classes}
+    tensors |= {f"region_{name}": torch.from_numpy(rows) for name, rows in own.items() if rows is not None}
+    lengths = draft.regions.lengths
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tensors["region_cu_seqlens"] = torch.from_numpy(ends)
+    numbers["region_max_seqlen"] = int(lengths.max())
+    texts = {"": draft.lengths, "matching_": None if draft.matching is None else draft.matching[1]}
+    for prefix, words in texts.items():
+        if words is not None:
+            numbers[f"{prefix}joint_max_seqlen"] = int((words + lengths).max())
+
+
+def with_tags(sample: Sample, tags: str) -> Sample:
+    """Returns a sample with other tags of its regions."""
+    assert sample.regions is not None  # only samples with regions have tags
+    return replace(sample, regions=replace(sample.regions, tags=tags))
+
+
 def mismatch(
     captions: Sequence[tuple[str, ...]],
     seeds: np.ndarray,
@@ -191,10 +230,12 @@ def mismatch(
     partners: Callable[[np.ndarray, np.ndarray], Iterable[Iterable[str]]],
     *,
     among: np.ndarray | None = None,
+    above: float = 0.0,
 ) -> dict[int, str]:
     """Draws which samples lose their caption, and replaces it by another sample's: row -> caption.
 
-    Only rows in `among`, if given, can be drawn. A sample stays matched when all its partners' captions are
+    Only rows in `among`, if given, can be drawn, and none whose draw is below `above`, which another call has
+    drawn. A sample stays matched when all its partners' captions are
     also its own. `partners(rows, draws)` yields candidate captions lazily for each drawn row; the draws in
     [0, 1) pick where they come from.
 
@@ -207,7 +248,7 @@ def mismatch(
     if probability <= 0:
         return borrowed
     draws = uniforms(seeds, 2, stream=_MATCH_STREAM)
-    drawn = np.flatnonzero(draws[:, 0] < probability)
+    drawn = np.flatnonzero((draws[:, 0] >= above) & (draws[:, 0] < above + probability))
     rows = drawn if among is None else np.intersect1d(drawn, among)
     for row, texts in zip(rows.tolist(), partners(rows, draws[rows, 1]), strict=True):
         other = next((text for text in texts if text not in captions[row]), None)

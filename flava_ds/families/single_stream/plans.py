@@ -1,0 +1,73 @@
+"""Batch contents for single streams: regions and a masked text, and a second text where it is matched."""
+
+from __future__ import annotations
+
+from flava_ds.config import Config, SourceConfig
+from flava_ds.config.objectives import in_use
+from flava_ds.data.plan import BatchPlan, Corruption, RegionsPlan
+from flava_ds.families.single_stream.config import single_stream_of
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
+from flava_ds.objectives.next_sentence import (
+    CaptionPairs,
+    SentenceImageConfig,
+    SentencePairs,
+    TaggedCaptions,
+    TokenTypes,
+)
+from flava_ds.objectives.tag_contrast import TagContrastConfig
+from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
+
+MATCHING = (ImageTextMatchingConfig, WordPatchAlignmentConfig)
+"""Objectives that read the second text."""
+
+
+def plan(config: Config, source: SourceConfig) -> BatchPlan:
+    """Plans the batches of `source`.
+
+    A pair that does not match is made by another text. Shares are those of the matching objective, or its
+    defaults if a run omits it.
+    """
+    used, model = in_use(config.objectives).values(), single_stream_of(config)
+    tokenizer = model.load_tokenizer(config)
+    masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
+    apart = any(isinstance(own, MATCHING) for own in used)
+    told = [own for own in config.objectives.values() if isinstance(own, ImageTextMatchingConfig)]
+    matching = (told or [ImageTextMatchingConfig()])[0]
+    pairs = next((own for own in used if isinstance(own, SentenceImageConfig)), None)
+    contrast = next((own for own in used if isinstance(own, TagContrastConfig)), None)
+    wrong_caption = matching.mismatch_probability * apart
+    composer: SentencePairs | None = None
+    if pairs is not None:
+        wrong_caption, composer = pairs.random_probability, CaptionPairs(tokenizer)
+    elif model.reads_tags:
+        wrong_caption = contrast.wrong_caption_probability if contrast is not None else 0.0
+        composer = TaggedCaptions(tokenizer)
+    if pairs is not None or contrast is not None:  # these read the masked text, too
+        masked = masked or MultimodalMaskedTextConfig()
+    mask: list[Corruption] = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
+    mask += [TokenTypes(tokenizer.sep_id)] * model.reads_tags
+    own = [
+        corruption
+        for objective in used
+        if source.kind in objective.kinds
+        for corruption in objective.corruptions(config, source)
+    ]
+    if source.kind == "text":
+        return BatchPlan(
+            kind=source.kind,
+            tokenizer=tokenizer,
+            max_tokens=source.max_tokens,
+            corruptions=tuple(dict.fromkeys([*mask, *own])),
+        )
+    return BatchPlan(
+        kind=source.kind,
+        regions=RegionsPlan.of(config, source),
+        tokenizer=tokenizer,
+        max_tokens=source.max_tokens,
+        mismatch_probability=wrong_caption,
+        wrong_tags_probability=contrast.wrong_tags_probability if contrast is not None else 0.0,
+        matches_apart=apart,
+        composer=composer,
+        corruptions=tuple(dict.fromkeys([*mask, *own])),
+    )

@@ -22,6 +22,8 @@ BUILT_IN = {
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
+    "lxmert": "flava_ds.families.two_streams.config:LxmertConfig",
+    "vilbert": "flava_ds.families.two_streams.config:VilbertConfig",
 }
 """The built-in families by their tag in a configuration."""
 
@@ -60,6 +62,16 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def num_patches(self) -> int:
         """Patches per image, each of which may have a stored code; 0 for a model without codes."""
         return 0
+
+    @property
+    def pooled_views(self) -> tuple[str, ...]:
+        """The views whose first rows the model's `pooled` takes."""
+        return (self.matching_view,)
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of what `pooled` returns."""
+        return self.shape_of(self.matching_view).hidden_size
 
     def samples_together(self, content: str) -> int:
         """Returns of how many samples a micro-batch holds whole groups; `content` is a kind of sample."""

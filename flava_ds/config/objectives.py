@@ -29,6 +29,7 @@ BUILT_IN = {
     "mlm_distilled": "flava_ds.objectives.distilled_text:DistilledTextConfig",
     "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
+    "detected_regions": "flava_ds.objectives.detected_regions:DetectedRegionsConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flava_ds.config.objectives import in_use
 from flava_ds.config.variants import Variant
 from flava_ds.errors import ConfigError
 
@@ -139,6 +140,15 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                 raise ConfigError(
                     f"source '{name}': {unread} is for masked objectives on a share of a batch or on image "
                     f"codes, which the family '{self.type}' does not have; leave it out"
+                )
+
+    def refuse_codes(self, config: Any) -> None:
+        """Raises ConfigError for objectives that predict an image's codes, for families without patches."""
+        for name, objective in in_use(config.objectives).items():
+            if objective.predicts_codes:
+                raise ConfigError(
+                    f"objectives.{name} predicts codes of masked patches, and the family '{self.type}' masks "
+                    "none; remove it, or set its weight to 0"
                 )
 
     def check_regions(self, config: Any) -> None:

@@ -77,6 +77,7 @@ class TwoStreamConfig(FamilyConfig):
 
     def check(self, config: Any) -> None:
         self.refuse_masked_shares(config)
+        self.refuse_codes(config)
         self.text.check("model.text")
 
 

@@ -162,7 +162,7 @@ def transformers_settings(config: Config, *, heads: bool) -> dict[str, Any]:
         "visual_attr_loss": False,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "pad_token_id": config.model.load_tokenizer(config).pad_id,
+        "pad_token_id": model.load_tokenizer(config).pad_id,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,6 +65,12 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def num_patches(self) -> int:
         """Patches per image, each of which may have a stored code; 0 for a model without codes."""
         return 0
+
+    def stacks(self, source: Any) -> Sequence[tuple[Any, int]] | None:
+        """Returns the stacks of layers that a sample of `source` passes through, each with its tokens there,
+        for estimates of memory; None takes them from the model's sections.
+        """
+        return None
 
     @property
     def pooled_views(self) -> tuple[str, ...]:

@@ -66,6 +66,8 @@ RECIPES = Recipes(
     "demo_align",
     "simvlm_base",
     "demo_simvlm",
+    "lxmert_base",
+    "vilbert_base",
     "ablation/mim",
     "ablation/mlm",
     "ablation/flava_c_local",

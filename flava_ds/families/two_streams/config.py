@@ -7,8 +7,7 @@ Tasks"; and their code.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
@@ -64,6 +63,14 @@ class TwoStreamConfig(FamilyConfig):
         """The shapes of both streams, words first, with the layers that each has before the first round."""
         raise NotImplementedError
 
+    def stacks(self, source: Any) -> Sequence[tuple[EncoderConfig, int]]:
+        """Counts a round as two layers: one reads the other stream, one follows."""
+        lengths = source.max_tokens, source.max_regions
+        return [
+            (shape_with(shape, shape.num_hidden_layers + 2 * self.rounds), length)
+            for shape, length in zip(self.stream_shapes, lengths, strict=True)
+        ]
+
     def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
         """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
         from flava_ds.data.tokenizer import WordPieceTokenizer
@@ -114,13 +121,8 @@ class LxmertConfig(TwoStreamConfig, type="lxmert"):
 
     @property
     def stream_shapes(self) -> tuple[EncoderConfig, EncoderConfig]:
-        return self.text, EncoderConfig(
-            hidden_size=self.text.hidden_size,
-            num_hidden_layers=self.image.num_hidden_layers,
-            num_attention_heads=self.text.num_attention_heads,
-            intermediate_size=self.text.intermediate_size,
-            layer_norm_eps=self.text.layer_norm_eps,
-        )
+        layers = self.text.num_hidden_layers, self.image.num_hidden_layers
+        return shape_with(self.text, layers[0]), shape_with(self.text, layers[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +161,9 @@ class VilbertConfig(TwoStreamConfig, type="vilbert"):
 
     @property
     def stream_shapes(self) -> tuple[EncoderConfig, EncoderConfig]:
-        alone = (
-            dataclasses.replace(own, num_hidden_layers=own.num_hidden_layers - self.rounds)
-            for own in (self.text, self.image)
+        text, image = (
+            shape_with(own, own.num_hidden_layers - self.rounds) for own in (self.text, self.image)
         )
-        text, image = alone
         return text, image
 
     def check(self, config: Any) -> None:
@@ -181,6 +181,17 @@ class VilbertConfig(TwoStreamConfig, type="vilbert"):
                 f"model: co_attention_size {self.co_attention_size} is not divisible by co_attention_heads "
                 f"{self.co_attention_heads}"
             )
+
+
+def shape_with(shape: EncoderConfig, layers: int) -> EncoderConfig:
+    """Returns the shape of a stack of so many layers like those of `shape`."""
+    return EncoderConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size,
+        layer_norm_eps=shape.layer_norm_eps,
+    )
 
 
 def two_streams_of(config: Config) -> TwoStreamConfig:

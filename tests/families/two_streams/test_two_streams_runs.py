@@ -26,7 +26,7 @@ def test_recipes_are_sound_and_survive_json(recipe):
 
 @pytest.mark.distributed
 def test_ranks_stages_and_accumulation_give_the_same_losses(run_ranks, tmp_path):
-    """One rank with four micro-batches; two with one and two, under ZeRO 1 and 3."""
+    """One rank with four micro-batches; two with two, under ZeRO 1, and with one, under ZeRO 3."""
     shards, base = write_regions(tmp_path / "regions"), stranger_config(tmp_path)
     sources = {key: with_regions(source, shards) for key, source in base.data.sources.items()}
     base = dataclasses.replace(base, data=dataclasses.replace(base.data, sources=sources))
@@ -36,18 +36,17 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(run_ranks, tmp_path)
         for name, tiny in own.items()
     }
     two = [
-        split(config, f"{name}_{stage}", stage, parts)
-        for name, config in configs.items()
-        for stage, parts in (("zero1", 2), ("zero3", 1))
+        split(configs["lxmert"], "lxmert_two", "zero1", 2),
+        split(configs["vilbert"], "vilbert_two", "zero3", 1),
     ]
-    one = [split(config, f"{name}_alone", "zero1", 4) for name, config in configs.items()]
-    assert run_ranks(train_all, 2, tuple((own, None) for own in two)) == [[0] * 4] * 2
-    assert run_ranks(train_all, 1, tuple((own, None) for own in one)) == [[0] * 2]
-    for alone, others in zip(one, (two[:2], two[2:]), strict=True):
+    one = [split(config, f"{name}_one", "zero1", 4) for name, config in configs.items()]
+    assert run_ranks(train_all, 2, tuple((run, None) for run in two)) == [[0, 0]] * 2
+    assert run_ranks(train_all, 1, tuple((run, None) for run in one)) == [[0, 0]]
+    for alone, other in zip(one, two, strict=True):
         expected = curve(alone)
         assert expected[0]["loss/mmm_text"] == pytest.approx(math.log(200), abs=0.3)
         assert expected[0]["loss/itm"] == pytest.approx(math.log(2), abs=0.1)
-        for other in others:
-            for ours, theirs in zip(curve(other), expected, strict=True):
-                assert ours.pop("grad_norm") == pytest.approx(theirs["grad_norm"], rel=1e-5), other.name
-                assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-6, abs=1e-6)
+        for ours, theirs in zip(curve(other), expected, strict=True):
+            # the norm of a gradient whose terms nearly cancel has more rounding than the losses
+            assert ours.pop("grad_norm") == pytest.approx(theirs["grad_norm"], rel=1e-5), other.name
+            assert ours == pytest.approx({key: theirs[key] for key in ours}, rel=1e-6, abs=1e-6), other.name

@@ -183,3 +183,15 @@ def test_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config.model, **changes).check(config)
+
+
+@FAMILIES
+def test_a_batch_without_a_masked_region_has_a_finite_loss(family):
+    """Images of which nothing but the whole is known."""
+    task, batch = build_task(family()), make_batch(regions=(1, 1, 1, 1))
+    assert len(batch["region_masked_rows"]) == 0
+    loss = step(task, batch)
+    loss.backward()
+    assert loss.isfinite() and all(own.grad.isfinite().all() for own in task.parameters())
+    if family is vilbert:
+        assert float(task.losses(batch)["mrc"].sum.detach()) == 0

@@ -47,7 +47,7 @@ class TwoStreamConfig(FamilyConfig):
 
     @property
     def image_size(self) -> int:
-        return self.image.image_size
+        return 0 if self.detector is None else self.image.image_size
 
     @property
     def regions(self) -> RegionsConfig:

@@ -22,6 +22,8 @@ BUILT_IN = {
     "vilt": "flava_ds.families.vilt.config:ViltConfig",
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
+    "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
+    "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
     "lxmert": "flava_ds.families.two_streams.config:LxmertConfig",
     "vilbert": "flava_ds.families.two_streams.config:VilbertConfig",

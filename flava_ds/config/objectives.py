@@ -30,6 +30,7 @@ BUILT_IN = {
     "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
     "detected_regions": "flava_ds.objectives.detected_regions:DetectedRegionsConfig",
+    "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
     "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",

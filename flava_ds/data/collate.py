@@ -102,7 +102,7 @@ class Collator:
         ids, lengths, matching, cut = None, None, None, 0
         if self.plan.tokenizer is not None:
             apart = self.plan.matches_apart
-            encoded, cut = self._encode(texts, {} if apart else borrowed, _seeds(samples))
+            encoded, cut = self._encode(samples, texts, {} if apart else borrowed)
             ids, lengths = _concatenated(encoded)
             if apart:
                 others, _ = self.plan.tokenizer.encode_counting([*borrowed.values()], self.plan.max_tokens)
@@ -129,11 +129,11 @@ class Collator:
         return draft, cut
 
     def _encode(
-        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray
+        self, samples: Sequence[Sample], texts: Sequence[str], borrowed: Mapping[int, str]
     ) -> tuple[list[np.ndarray], int]:
         """Encodes the texts, or those that replace them; also returns the number of tokens cut."""
         if self.plan.composer is not None:
-            return self.plan.composer(texts, borrowed, seeds, self.plan.max_tokens)
+            return self.plan.composer(samples, borrowed, self.plan.max_tokens)
         assert self.plan.tokenizer is not None  # its plan has text
         read = [borrowed.get(row, text) for row, text in enumerate(texts)]
         return self.plan.tokenizer.encode_counting(read, self.plan.max_tokens)

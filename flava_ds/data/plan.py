@@ -12,6 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from flava_ds.data.batch_tokenizer import BatchTokenizer
+    from flava_ds.data.samples import Sample
 
 from flava_ds.config import ImageTransformConfig
 from flava_ds.data.regions import PackedRegions
@@ -98,8 +99,8 @@ class Corruption(Protocol):
 class Composer(Protocol):
     """Makes each text of the batch, of two segments, from the sample's own and, where drawn, another's.
 
-    Runs in dataloader workers, so it is picklable. The result for a sample depends only on its seed and
-    these two texts.
+    Runs in dataloader workers, so it is picklable. The result for a sample depends only on the sample, its
+    seed and the other's text.
     """
 
     @property
@@ -107,13 +108,11 @@ class Composer(Protocol):
         """The tokenizer, whose first and last tokens mark texts and segments."""
 
     def __call__(
-        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray, max_tokens: int
+        self, samples: Sequence[Sample], borrowed: Mapping[int, str], max_tokens: int
     ) -> tuple[list[np.ndarray], int]:
-        """Returns each text's ids, special tokens included, at most `max_tokens`; and the number cut.
+        """Returns each sample's ids, special tokens included, at most `max_tokens`; and the number cut.
 
-        Shapes:
-            borrowed  row -> another sample's text
-            seeds     [b]  uint64
+        `borrowed` maps a row to another sample's text.
         """
 
 

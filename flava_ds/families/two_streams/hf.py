@@ -101,7 +101,7 @@ class LxmertLayouts:
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts a LxmertForPreTraining, without its heads of answers and attributes, or a LxmertModel."""
         model = of_transformers(settings or {}, where)
-        own = cleaned(tensors, where, "lxmert.")
+        own = cleaned(tensors, where, table="lxmert.embeddings.word_embeddings.weight")
         dropped = tuple(sorted(name for name in own if name.startswith(_UNUSED)))
         own = {name: tensor for name, tensor in own.items() if name not in dropped}
         heads = any(name.startswith("cls.") for name in own)

@@ -53,7 +53,8 @@ class DetectedRegions(MaskedRegions):
     """A sum over all regions: the cross-entropy of the detector's likeliest class, times its probability, and
     for masked regions the smooth L1 distance of their features, averaged over these.
 
-    `accuracy` is the share of all regions whose class is found, `metric/features` the part of the features.
+    `accuracy` is the share of all regions whose class is found, and a region without any counts as
+    not found; `metric/features` is the part of the features.
 
     Source: Tan and Bansal 2019, LXMERT, section 3.1.2, and its code, where only features follow the mask.
     """
@@ -79,7 +80,7 @@ class DetectedRegions(MaskedRegions):
         told = at_least_fp32(self.head.features(states.index_select(0, rows)))
         features = batch["region_features"].index_select(0, rows).to(told.dtype)
         of_features = F.smooth_l1_loss(told, features, reduction="none").mean(1).sum()
-        correct = (logits.detach().argmax(-1) == label).sum().float()
+        correct = ((logits.detach().argmax(-1) == label) & (sure > 0)).sum().float()
         return Loss(
             of_classes + of_features,
             self.count(batch),

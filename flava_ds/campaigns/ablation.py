@@ -108,13 +108,15 @@ class Judged:
 def numbers_of(results: Sequence[Mapping[str, Any]], domain: str) -> dict[str, Measured]:
     """Returns a row's numbers of a domain; empty for a modality that the row lacks."""
     names = [name for name in results[0]["metrics"] if name.split("/")[0] == domain]
-    found = {}
-    for name in names:
-        entries = [result["metrics"][name] for result in results]
-        clusters = entries[0]["clusters"]
-        sums = np.array([entry["sums"] for entry in entries]) / entries[0]["scale"]
-        found[name] = Measured(clusters, sums, np.array(results[0]["counts"][clusters]))
-    return found
+    return {name: number_of(results, name) for name in names}
+
+
+def number_of(results: Sequence[Mapping[str, Any]], name: str) -> Measured:
+    """Returns one number of a row, which all of its results have."""
+    entries = [result["metrics"][name] for result in results]
+    clusters = entries[0]["clusters"]
+    sums = np.array([entry["sums"] for entry in entries]) / entries[0]["scale"]
+    return Measured(clusters, sums, np.array(results[0]["counts"][clusters]))
 
 
 def domain_parts(results: Sequence[Mapping[str, Any]], domain: str) -> list[tuple[float, Measured]]:

@@ -46,6 +46,9 @@ class Table:
     """Returns the configuration of a stage that inherits nothing, e.g. with initial weights."""
     some_lack: bool = False
     """Whether a domain is left out for which the model lacks a capability; otherwise that is an error."""
+    added: tuple[str, ...] = ()
+    """More domains, which results from before they were added lack. They stay out of the settings' hash, so
+    that those results remain; each has its own."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,13 @@ class Run:
     def domains(self) -> tuple[str, ...]:
         """What it is measured on."""
         return self.table.domains(self.row)
+
+    @property
+    def added(self) -> dict[str, str]:
+        """Hashes the protocol of each domain that it is measured on besides."""
+        from flava_ds.campaigns.measure import ADDED
+
+        return {name: _hash(json.dumps(ADDED[name], sort_keys=True).encode()) for name in self.table.added}
 
 
 def _decided(value: Any, but: tuple[str, ...] = ()) -> Any:
@@ -201,8 +211,17 @@ def unfinished(planned: list[Run]) -> Iterator[Run]:
                 f"{run.file}: of other settings ({result.get('settings')}, here {run.settings}), made by "
                 f"commit {result['code'].get('commit')}; give another --out, or delete it to run it again"
             )
+        added = result.get("added", {})
+        wrong = [name for name, own in run.added.items() if added.get(name, own) != own]
+        if wrong:
+            raise UserError(
+                f"{run.file}: its {wrong[0]} are of another protocol ({added[wrong[0]]}, here "
+                f"{run.added[wrong[0]]}); give another --out, or delete it to run it again"
+            )
+        lacking = "".join(f", without {name}" for name in run.added if name not in added)
         other = result["code"].get("sources") != here["sources"]
-        print(f"{run.row}, seed {run.seed}: finished{' by other code' * other}, {run.file}", flush=True)
+        how = " by other code" * other + lacking
+        print(f"{run.row}, seed {run.seed}: finished{how}, {run.file}", flush=True)
     yield from todo
 
 
@@ -243,6 +262,7 @@ def perform(run: Run) -> None:
         "training_seconds": round(sum(own["seconds"] for own in logged)),
         "seconds_since_last_start": {"train": round(trained - begun)},
         "machine": describe_machine(),
+        "added": run.added,
     } | _measured(run)
     result["seconds_since_last_start"]["measure"] = round(time.monotonic() - trained)
     write_whole(run.file, json.dumps(result) + "\n")
@@ -265,4 +285,4 @@ def _measured(run: Run) -> dict[str, Any]:
         torch.set_num_threads(RANKS)
     opened = open_model(run.sequence.stages[-1].config.run_path, device="cpu", precision="fp32")
     inputs = build_inputs(opened.config, unpack(DATA).root)
-    return measure(opened.frozen(), inputs, run.domains, some_lack=run.table.some_lack)
+    return measure(opened.frozen(), inputs, run.domains + run.table.added, some_lack=run.table.some_lack)

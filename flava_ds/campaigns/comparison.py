@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flava_ds.campaigns.ablation import numbers_of
+from flava_ds.campaigns.ablation import number_of
 from flava_ds.campaigns.campaign import Table
 from flava_ds.config import Config
 from flava_ds.evaluation.paired import bootstrap
@@ -26,6 +26,8 @@ COLUMNS = {
     "multimodal/caption_to_image_reciprocal_rank": "caption to image",
     "multimodal/image_to_caption_reciprocal_rank": "image to caption",
     "multimodal/fit": "label fits",
+    "multimodal/scene_questions": "scene questions",
+    "multimodal/scene_entailment": "scene entailment",
 }
 """Numbers of the table, in per cent."""
 
@@ -48,25 +50,33 @@ TABLE = Table(
     works={"small": 200, "tiny": 4},
     domains=lambda row: MEASURED,
     some_lack=True,
+    added=("scenes",),
 )
 """Works are per cent of the demo's training FLOPs."""
 
 
 def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
     """Returns the table so far, header first: per cent with standard errors over seeds and items, from two
-    seeds on; training TFLOP with those of frozen networks, and minutes of training, both of a run.
+    seeds on, and the number of seeds in brackets where not all were measured so; training TFLOP with those of
+    frozen networks, and minutes of training, both of a run.
     """
     rows = [["recipe", "seeds", *COLUMNS.values(), "TFLOP", "minutes"]]
     for row in (row for row in ROWS if row in results):
         own = sorted(results[row], key=lambda result: result["seed"])
-        numbers = {name: part for domain in ("vision", "language", "multimodal")
-                   for name, part in numbers_of(own, domain).items()}  # fmt: skip
-        cells = [score(numbers[name], len(own)) if name in numbers else "-" for name in COLUMNS]
+        cells = [_cell(own, name) for name in COLUMNS]
         work, seconds = (
             sum(result[f"training_{of}"] for result in own) / len(own) for of in ("flops", "seconds")
         )
         rows.append([row, str(len(own)), *cells, f"{work / 1e12:.1f}", f"{seconds / 60:.0f}"])
     return rows
+
+
+def _cell(own: Sequence[Mapping[str, Any]], name: str) -> str:
+    having = [result for result in own if name in result["metrics"]]
+    if not having:
+        return "-"
+    shown = score(number_of(having, name), len(having))
+    return shown if len(having) == len(own) else f"{shown} ({len(having)})"
 
 
 def score(number: Any, seeds: int) -> str:

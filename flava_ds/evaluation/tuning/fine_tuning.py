@@ -162,9 +162,10 @@ class TextFineTuning(FineTuning):
 @dataclass(frozen=True)
 class PairFineTuning(FineTuning):
     """Fine-tunes all encoders on images with a text. Images are `enlarged` times as large as in
-    pre-training."""
+    pre-training, or have `image_size` pixels an edge for any model."""
 
     enlarged: float = 1.0
+    image_size: int | None = None
     about: ClassVar[str] = "fine-tuning on images with a text"
     suite: ClassVar[str] = "pairs"
     group: ClassVar[str] = "vision-language"
@@ -173,7 +174,8 @@ class PairFineTuning(FineTuning):
 
     def encoder(self, model: FrozenModel) -> Any:
         """Returns a copy of all encoders."""
-        return model.need(PairStates, f"task {self.name}").pair_states(self.enlarged)
+        pairs = model.need(PairStates, f"task {self.name}")
+        return pairs.pair_states(self.image_size / model.image_size if self.image_size else self.enlarged)
 
 
 def combined(parts: dict[str, dict[str, Score]]) -> dict[str, Score]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation import agreement
+from flava_ds.evaluation.datasets.scenes import TextsOfScenes
 from flava_ds.evaluation.datasets.vqav2 import Questions
 from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts
 from flava_ds.evaluation.protocols import Score, Unit
@@ -57,7 +58,8 @@ class Classes:
     """One class is right. As in fairseq, accuracy chooses the epoch, whatever the task's number is."""
 
     metrics: tuple[str, ...] = ()
-    """Numbers beside accuracy: names in METRICS, or "roc_area"."""
+    """Numbers beside accuracy: names in METRICS, "roc_area", or, for texts of scenes, "majority": what the
+    most frequent class of each kind of text would score."""
     chosen_by_roc_area: bool = False
 
     def check(self, train: Any, held_out: Mapping[str, Any]) -> None:
@@ -95,6 +97,8 @@ class Classes:
         for name in self.metrics:
             if name == "roc_area":
                 found[name] = roc_area(_odds(logits), labels)
+            elif name == "majority" and isinstance(samples, TextsOfScenes):
+                found[name] = share(samples.are_majority)
             else:
                 statistic, unit = METRICS[name]
                 found[name] = agreement.scored(statistic, predicted, labels, unit)

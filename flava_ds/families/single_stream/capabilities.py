@@ -44,7 +44,8 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
         return (texts,), LACKS | dict.fromkeys(("Matcher", "Scorer", "PairStates"), why)
     from flava_ds.regions.detector import load_detector
 
-    part = PairPart(module.model, load_detector(model.detector), sep_id)
+    detector = load_detector(model.detector).to(module.model.word_table().device)
+    part = PairPart(module.model, detector, sep_id)
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
     for name, objective in module.objectives.items():
         if isinstance(objective, NextSentence):
@@ -84,8 +85,13 @@ class PairPart:
             pairings  each b arrays of ids
         """
         device, found = self.model.word_table().device, []
-        regions = self.detector(pixels.to(device))
-        images = PackedImages(regions.features, regions.boxes, regions.cu_seqlens, regions.max_seqlen)
+        regions = self.detector(pixels)
+        images = PackedImages(
+            regions.features.to(device),
+            regions.boxes.to(device),
+            regions.cu_seqlens.to(device),
+            regions.max_seqlen,
+        )
         for texts in pairings:
             packed = pack(texts, device)
             longest = packed.max_seqlen + images.max_seqlen

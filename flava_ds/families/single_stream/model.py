@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ class SingleStream(Bert):
 
     def region_table(self) -> Tensor:
         """Returns the linear map of a region's features: [d y]."""
-        return self.regions.features.weight
+        return cast(Any, self.regions).features.weight
 
     def texts_of(self, view: str, batch: Batch) -> PackedIds:
         """Returns the texts that a view reads."""

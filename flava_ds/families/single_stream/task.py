@@ -37,8 +37,8 @@ class SingleStreamTask(Task):
         model, active = single_stream_of(self.config), self.active(batch.kind)
         read: dict[str, int] = {}
         for objective in active.values():
-            for view, rows in objective.reads(self.model, batch).items():
-                read[view] = read.get(view, 0) + rows.shape[0]
+            for view, chosen in objective.reads(self.model, batch).items():
+                read[view] = read.get(view, 0) + chosen.shape[0]
         layers = (part for part in self.model.regions.modules() if isinstance(part, nn.Linear))
         each = 2 * batch["region_boxes"].shape[0] * sum(layer.weight.numel() for layer in layers)
         embedded = {model.readings[view].hides_regions for view in read}

@@ -1,0 +1,184 @@
+"""Copies shards and adds a member that is computed from each image, so that training need not compute it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from flava_ds.data.decode import decode_image
+from flava_ds.data.samples import printable
+from flava_ds.errors import DataError
+from flava_ds.prepare.shard_writer import add_member
+from flava_ds.storage.atomic import replacing, write_whole
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.index import IMAGE_SUFFIXES, sample_key
+from flava_ds.storage.shards import expand_shards
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedMember:
+    """A member that is added after each image."""
+
+    what: str
+    """What it holds, in the plural."""
+    suffix: str
+    """Suffix of its name; an earlier member with it is left out."""
+    maker: tuple[str, str]
+    """What computes it, and a fingerprint of that."""
+    compute: Callable[[list[Tensor]], Sequence[bytes]]
+    """From decoded images, each [3 H W] uint8, to the members' bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedReport:
+    """The counts of `add_members`; `failed` images could not be decoded and are copied as they are."""
+
+    shards_written: int
+    shards_kept: int
+    samples: int
+    failed: int
+
+
+def add_members(
+    place: str,
+    member: AddedMember,
+    *,
+    out: Path | None = None,
+    batch_size: int = 64,
+    on_shard: Callable[[Path, int], None],
+) -> AddedReport:
+    """Copies every shard of `place` to folder `out`, adding the member after each image.
+
+    Each shard is written under a temporary name and renamed. Its bytes depend only on the shard and on what
+    computes the member, and shards finished earlier with the same are kept, so an interrupted run continues
+    with the next shard. `out` None replaces the shards in place.
+
+    Raises: DataError for unreadable or clashing shards.
+    """
+    shards = expand_shards(place)
+    _check(place, shards, out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    written = kept = samples = failed = 0
+    for shard in shards:
+        target = shard if out is None else out / shard.name
+        record = target.with_name(f"{target.name}.{member.what}.json")
+        if done := _finished(target, record, shard, member):
+            kept += 1
+        else:
+            done = _write_shard(shard, target, member, batch_size)
+            report = {**_of(member), **done, **_stat("target", target), **_stat("source", shard)}
+            write_whole(record, json.dumps(report, indent=2) + "\n")
+            written += 1
+        samples, failed = samples + done["samples"], failed + done["failed"]
+        on_shard(target, done["samples"])
+    return AddedReport(shards_written=written, shards_kept=kept, samples=samples, failed=failed)
+
+
+def _write_shard(shard: Path, target: Path, member: AddedMember, batch_size: int) -> dict[str, int]:
+    """Copies one shard with members added; returns the counts of their images and of undecodable ones."""
+    counts = {"samples": 0, "failed": 0}
+    try:
+        with (
+            replacing(target, alone=True) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for group in _groups(shard, member.suffix, batch_size):
+                _add_group(tar, shard, group, member, counts)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(
+            f"shard '{shard}': {error}; check that it is an undamaged tar file and that "
+            f"'{target.parent}' is writable"
+        ) from error
+    return counts
+
+
+def _add_group(
+    tar: tarfile.TarFile,
+    shard: Path,
+    group: list[tuple[str, bytes]],
+    member: AddedMember,
+    counts: dict[str, int],
+) -> None:
+    """Writes a group of members, with the added one after each image."""
+    images: dict[int, Tensor] = {}
+    for number, (name, data) in enumerate(group):
+        if _split(name)[1] in IMAGE_SUFFIXES:
+            try:
+                images[number] = decode_image(data)
+            except SampleFault as fault:
+                counts["failed"] += 1
+                log.warning("shard '%s': '%s' gets no %s: %s", shard, printable(name), member.what, fault)
+    added = dict(zip(images, member.compute(list(images.values())), strict=True)) if images else {}
+    counts["samples"] += len(images)
+    for number, (name, data) in enumerate(group):
+        add_member(tar, name, data)
+        if number in added:
+            add_member(tar, f"{_split(name)[0]}.{member.suffix}", added[number])
+
+
+def _groups(shard: Path, suffix: str, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
+    """Yields a shard's files in order, in groups of at most `batch_size` images; skips those of `suffix`."""
+    group, pictures = [], 0
+    with tarfile.open(shard, "r:") as tar:
+        for entry in tar:
+            if not entry.isreg() or _split(entry.name)[1] == suffix:
+                continue
+            group.append((entry.name, tar.extractfile(entry).read()))
+            pictures += _split(entry.name)[1] in IMAGE_SUFFIXES
+            if pictures == batch_size:
+                yield group
+                group, pictures = [], 0
+    if group:
+        yield group
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Splits a member's name into key and suffix; tarfile decodes bytes that are not UTF-8 as surrogates."""
+    key, suffix = sample_key(name.encode("utf-8", "surrogateescape"))
+    return key.decode("utf-8", "surrogateescape"), suffix
+
+
+def _check(place: str, shards: list[Path], out: Path | None) -> None:
+    """Raises DataError for an `out` in which shards would overwrite each other, or themselves."""
+    names = [shard.name for shard in shards]
+    if out is not None and len(set(names)) != len(names):
+        raise DataError(
+            f"'{place}': two shards have the same file name and would overwrite each other in '{out}'; "
+            "convert them separately"
+        )
+    if out is not None and any(shard.parent.resolve() == out.resolve() for shard in shards):
+        raise DataError(
+            f"'{place}': out '{out}' is the folder of the shards themselves; choose another, or None to "
+            "replace them in place"
+        )
+
+
+def _finished(target: Path, record: Path, shard: Path, member: AddedMember) -> dict[str, int] | None:
+    """Returns the counts of a shard already written from the same source by the same, otherwise None."""
+    try:
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        current = {**_of(member), **_stat("target", target), **_stat("source", shard)}
+        if any(saved.get(name) != value for name, value in current.items()):
+            return None
+        return {name: int(saved[name]) for name in ("samples", "failed")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _of(member: AddedMember) -> dict[str, str]:
+    return dict([member.maker])
+
+
+def _stat(name: str, path: Path) -> dict[str, int]:
+    """Identifies a file's version by size and modification time."""
+    stat = path.stat()
+    return {f"{name}_bytes": stat.st_size, f"{name}_mtime_ns": stat.st_mtime_ns}

@@ -7,51 +7,29 @@ Tasks"; and their code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost
-from flava_ds.config.encoders import BertTextConfig, EncoderConfig, RegionsConfig, Width
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.encoders import BertTextConfig, EncoderConfig, RegionsConfig, RegionTextConfig, Width
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 Layers = Annotated[int, AtLeast(1), AtMost(1000)]
 TEXT_VIEW, REGIONS_VIEW = "multimodal_masked", "regions_masked"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoStreamConfig(FamilyConfig):
+class TwoStreamConfig(RegionTextConfig):
     """What both families share: each stream has layers of its own, then both read each other in rounds."""
 
-    text: BertTextConfig = field(default_factory=BertTextConfig)
-    image: RegionsConfig = field(default_factory=RegionsConfig)
-    detector: str | None = None
-    """Detector that finds regions where evaluations give pixels: "demo", or a path. Training reads those of
-    the shards.
-    """
-
-    kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
     folder: ClassVar[str | None] = "flava_ds.families.two_streams"
     views: ClassVar[tuple[str, ...]] = (TEXT_VIEW, REGIONS_VIEW)
     regions_view: ClassVar[str] = REGIONS_VIEW
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "region_rows"})
-
-    @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        return 0 if self.detector is None else self.image.image_size
-
-    @property
-    def regions(self) -> RegionsConfig:
-        return self.image
 
     @property
     def rounds(self) -> int:
@@ -71,21 +49,10 @@ class TwoStreamConfig(FamilyConfig):
             for shape, length in zip(self.stream_shapes, lengths, strict=True)
         ]
 
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
-
     def shape_of(self, view: str) -> EncoderConfig:
         """Returns the shape of a view's stream. Raises: ConfigError for a view that the family lacks."""
         self.check_view(view)
         return self.stream_shapes[self.views.index(view)]
-
-    def check(self, config: Any) -> None:
-        self.refuse_masked_shares(config)
-        self.refuse_codes(config)
-        self.text.check("model.text")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ BUILT_IN = {
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
     "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
+    "vinvl": "flava_ds.families.vinvl.config:VinvlConfig",
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
     "lxmert": "flava_ds.families.two_streams.config:LxmertConfig",

@@ -31,6 +31,7 @@ BUILT_IN = {
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
     "detected_regions": "flava_ds.objectives.detected_regions:DetectedRegionsConfig",
     "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
+    "tag_contrast": "flava_ds.objectives.tag_contrast:TagContrastConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
     "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",

@@ -64,6 +64,8 @@ RECIPES = Recipes(
     "demo_albef",
     "align_base",
     "demo_align",
+    "vinvl_base",
+    "demo_vinvl",
     "uniter_base",
     "demo_uniter",
     "visualbert_base",

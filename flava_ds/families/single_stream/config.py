@@ -33,6 +33,8 @@ class SingleStreamConfig(RegionTextConfig):
     folder: ClassVar[str | None] = "flava_ds.families.single_stream"
     readings: ClassVar[Mapping[str, Reading]]
     """The views of the family's model, and what each reads."""
+    reads_tags: ClassVar[bool] = False
+    """Whether a text's second segment is the tags of its regions."""
     network: ClassVar[str]
     """The class of the family's model, as "MODULE:CLASS"."""
 

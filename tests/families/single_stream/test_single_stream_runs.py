@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from data.shard_files import PIECES
 from rank_processes import run_ranks
 from real_runs import family_config, steps_of
 from region_files import CLASSES, WIDTH, with_regions, write_regions
@@ -17,12 +18,14 @@ from flava_ds.data.reader import BatchReader
 from flava_ds.errors import ConfigError
 from flava_ds.families.single_stream.task import SingleStreamTask
 from flava_ds.families.uniter.config import UniterConfig
+from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
+from flava_ds.objectives.tag_contrast import TagContrastConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
 from flava_ds.recipes import RECIPES
 from flava_ds.scaling.captions import Lengths
@@ -51,6 +54,7 @@ FAMILIES = {
             "mrc": MaskedRegionClassesConfig(),
         },
     ),
+    "vinvl": (VinvlConfig(**SHAPES), {"mmm_text": MASKED, "tag_contrast": TagContrastConfig()}),
     "visualbert": (VisualBertConfig(**SHAPES), {"mmm_text": MASKED, "sentence_image": SentenceImageConfig()}),
 }
 """Tiny models with all of their objectives."""
@@ -64,7 +68,13 @@ def make(folder, family: str, name: str = "x", **how):
     config = family_config(folder, name, "pair", model=model, objectives=objectives, **how)
     shards = folder / "regions"
     source = with_regions(config.data.sources["pair"], shards if shards.is_dir() else write_regions(shards))
-    return config.with_sources({"pair": dataclasses.replace(source, max_tokens=24)})
+    (folder / "words.txt").write_text("\n".join(PIECES) + "\n")
+    data = dataclasses.replace(
+        config.data,
+        sources={"pair": dataclasses.replace(source, max_tokens=24)},
+        vocabulary=str(folder / "words.txt"),
+    )
+    return dataclasses.replace(config, data=data)
 
 
 def train_all(words: list[str]) -> None:
@@ -114,7 +124,9 @@ def test_a_batch_is_the_same_in_any_split_and_the_planner_sees_its_work(family, 
         assert all(loss.sum.isfinite() and loss.count for loss in task.losses(batch).values())
 
 
-@pytest.mark.parametrize(("recipe", "tokens"), [("demo_uniter", 11), ("demo_visualbert", 21)])
+@pytest.mark.parametrize(
+    ("recipe", "tokens"), [("demo_uniter", 11), ("demo_vinvl", 16), ("demo_visualbert", 21)]
+)
 def test_demo_recipes_have_the_demos_training_flops(recipe, tokens):
     config = RECIPES[recipe]()
     (name,) = config.data.sources

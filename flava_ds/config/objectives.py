@@ -18,6 +18,7 @@ BUILT_IN = {
     "mim": "flava_ds.objectives.masked_image:MaskedImageConfig",
     "mlm": "flava_ds.objectives.masked_text:MaskedTextConfig",
     "mmm_image": "flava_ds.objectives.masked_image:MultimodalMaskedImageConfig",
+    "joint_mlm": "flava_ds.objectives.masked_text:JointMaskedTextConfig",
     "mmm_text": "flava_ds.objectives.masked_text:MultimodalMaskedTextConfig",
     "itm": "flava_ds.objectives.itm:ImageTextMatchingConfig",
     "dino": "flava_ds.objectives.dino:DinoConfig",

@@ -59,6 +59,10 @@ class SentenceImageConfig(NextSentenceConfig, type="sentence_image"):
     title: ClassVar[str] = "Sentence and image"
     view: ClassVar[str] = "multimodal_masked"
 
+    def check(self, where: str, config: Any) -> None:
+        super().check(where, config)
+        config.model.check_provides("caption_pairs", where)
+
 
 @dataclass(frozen=True)
 class SentencePairs:

@@ -66,6 +66,8 @@ RECIPES = Recipes(
     "demo_align",
     "vinvl_base",
     "demo_vinvl",
+    "vlbert_base",
+    "demo_vlbert",
     "uniter_base",
     "demo_uniter",
     "visualbert_base",

@@ -32,8 +32,8 @@ def demo_uniter() -> Config:
             "mrc": MaskedRegionClassesConfig(weight=1 / 6),
         },
         data=dataclasses.replace(base.data, sources={"scenes": demo_scenes(global_batch_size=64)}),
-        # By Task.flops of texts of 11 tokens with 5 regions: 46.4 GFLOP per step (the demo: 24.9), both
-        # without the codebook and the detector.
-        training=dataclasses.replace(base.training, total_steps=322),
+        # By Task.flops over 4 batches of each source: 47.6 GFLOP per step (the demo: 24.9), both without the
+        # codebook and the detector.
+        training=dataclasses.replace(base.training, total_steps=314),
         schedule=dataclasses.replace(base.schedule, warmup_steps=16),
     )

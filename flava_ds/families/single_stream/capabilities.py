@@ -105,8 +105,7 @@ class PairPart:
         for texts in pairings:
             texts = self.tagged(texts, tags) if tags else texts
             packed = pack(texts, device)
-            longest = packed.max_seqlen + images.max_seqlen
-            layout = JointLayout(packed.cu_seqlens, images.cu_seqlens, longest)
+            layout = self.model.joint(packed, images)
             types = types_of_texts(texts, self.tokenizer.sep_id).to(device)
             keep = layout.text_starts if first_only else None
             found.append((self.model.encode_images(packed, images, layout, types, keep), layout))

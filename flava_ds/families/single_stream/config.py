@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from flava_ds.config.encoders import BertTextConfig, RegionTextConfig
+from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
@@ -42,6 +44,16 @@ class SingleStreamConfig(RegionTextConfig):
         """Returns the transformer's configuration. Raises: ConfigError for a view that the family lacks."""
         self.check_view(view)
         return self.text
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        apart = self.readings[self.matching_view].prefix
+        for name, objective in in_use(config.objectives).items():
+            if objective.type == "itm" and not apart:
+                raise ConfigError(
+                    f"objectives.{name}: the family '{self.type}' reads no second text to match; remove it, "
+                    "or set its weight to 0"
+                )
 
 
 def single_stream_of(config: Config) -> SingleStreamConfig:

@@ -100,6 +100,11 @@ class SingleStream(Bert):
         """Returns the positions in a view's sequences."""
         return joint_layout(batch, self.config.readings[view].prefix)
 
+    def joint(self, texts: PackedIds, images: PackedImages) -> JointLayout:
+        """Returns the positions in sequences of texts with an image each."""
+        longest = texts.max_seqlen + images.max_seqlen
+        return JointLayout(texts.cu_seqlens, images.cu_seqlens, longest)
+
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Returns the row of each text's CLS: [b]."""
         return self.layout(view, batch).text_starts
@@ -124,6 +129,10 @@ class SingleStream(Bert):
         """
         unused = set() if self.config.readings[view].hides_regions else self.hidden_parameters()
         return {name for name, _ in self.named_parameters()} - self.pooler_parameters() - unused
+
+    def kinds_of(self, parameter: str) -> frozenset[str]:
+        """Returns the kinds of step that read a parameter, by its name."""
+        return frozenset(self.config.kinds)
 
     def hidden_parameters(self) -> set[str]:
         """Returns the names of the parameters that only hidden regions read."""

@@ -47,7 +47,19 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         masked = masked or MultimodalMaskedTextConfig()
     mask: list[Corruption] = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
     mask += [TokenTypes(tokenizer.sep_id)] * model.reads_tags
-    own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
+    own = [
+        corruption
+        for objective in used
+        if source.kind in objective.kinds
+        for corruption in objective.corruptions(config, source)
+    ]
+    if source.kind == "text":
+        return BatchPlan(
+            kind=source.kind,
+            tokenizer=tokenizer,
+            max_tokens=source.max_tokens,
+            corruptions=tuple(dict.fromkeys([*mask, *own])),
+        )
     return BatchPlan(
         kind=source.kind,
         regions=RegionsPlan.of(config, source),

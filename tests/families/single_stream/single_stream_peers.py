@@ -98,13 +98,14 @@ class Peer:
     def __init__(self, task: nn.Module) -> None:
         self.config = Config(name="bert", model=BertConfig(text=task.model.config.text))
         own = {name: value.detach() for name, value in task.named_parameters()}
-        self.table = entries(self.config.model, heads=False)
+        table = entries(self.config.model, heads=False)
+        self.table = tuple(entry for entry in table if entry.ours in own)  # VL-BERT has no pooler
         shared = {entry.ours for entry in self.table}
         dtype = next(iter(own.values())).dtype
         self.bert = their_bert(self.config, "BertModel").to(dtype).eval()
         theirs = to_theirs({name: own[name] for name in shared}, self.table, "ours")
         missing = self.bert.load_state_dict(theirs, strict=False).missing_keys
-        assert all(name.endswith("_ids") for name in missing)
+        assert all(name.endswith("_ids") or name.startswith("pooler.") for name in missing)
         self.rest = {
             name: value.clone().requires_grad_() for name, value in own.items() if name not in shared
         }
@@ -145,14 +146,21 @@ class Peer:
 
     def word_loss(self, states: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy of masked words with a tied decoder."""
-        name = "objectives.mmm_text.head"
+        name = next(
+            own for own in self.rest if own.endswith("mlm.head.bias") or own.endswith("text.head.bias")
+        )
+        name = name.removesuffix(".bias")
         table = self.bert.embeddings.word_embeddings.weight
         return F.cross_entropy(F.linear(self.head(name, states), table, self[f"{name}.bias"]), labels)
 
+    def class_scores(self, states: Tensor) -> Tensor:
+        """Returns the logarithms of masked regions' predicted classes."""
+        name = "objectives.mrc.head"
+        return self.linear(f"{name}.decoder", self.head(name, states)).log_softmax(-1)
+
     def class_loss(self, states: Tensor, targets: Tensor) -> Tensor:
         """Returns the mean divergence of masked regions' classes."""
-        name = "objectives.mrc.head"
-        told = self.linear(f"{name}.decoder", self.head(name, states)).log_softmax(-1)
+        told = self.class_scores(states)
         return F.kl_div(told, targets, reduction="batchmean")
 
     def gradients(self) -> dict[str, Tensor | None]:
@@ -161,7 +169,8 @@ class Peer:
             name: torch.zeros_like(own) if own.grad is None else own.grad
             for name, own in self.bert.named_parameters()
         }
-        return to_ours(theirs, self.table, "their gradients") | {
+        kept = {name: theirs[name] for entry in self.table for name in entry.theirs}
+        return to_ours(kept, self.table, "their gradients") | {
             name: own.grad for name, own in self.rest.items()
         }
 
@@ -209,7 +218,9 @@ def check_against(
     zero = found.keys() - apart.keys()
     assert all(theirs[name] is None or not bool(theirs[name].abs().max() > 0) for name in zero), zero
     assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda own: -own[1])[:5]
-    assert apart.keys() == {name for name, kinds in task.users().items() if kinds}, "users() says otherwise"
+    assert apart.keys() == {name for name, kinds in task.users().items() if batch.kind in kinds}, (
+        "users() says otherwise"
+    )
 
 
 def word_file(folder) -> str:

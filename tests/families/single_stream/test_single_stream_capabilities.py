@@ -25,6 +25,7 @@ from flava_ds.evaluation.protocols import (
 from flava_ds.families.bert.capabilities import types_of_texts
 from flava_ds.families.single_stream.capabilities import offers
 from flava_ds.families.single_stream.task import build_task
+from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.prepare.regions import encoded
 from flava_ds.recipes.demo import demo_regions
 from flava_ds.regions.detector import load_detector
@@ -45,7 +46,8 @@ def found():
 
 def config_of(family: str, folder, **changed) -> Config:
     model, objectives = FAMILIES[family]
-    model = dataclasses.replace(model, image=demo_regions(), text=TEXT, **changed)
+    text = dataclasses.replace(TEXT, type_vocab_size=model.text.type_vocab_size)
+    model = dataclasses.replace(model, image=demo_regions(), text=text, **changed)
     data = DataConfig(vocabulary=word_file(folder))
     return Config(name=family, model=model, objectives=objectives, data=data)
 
@@ -76,7 +78,7 @@ def batch_of(regions, texts):
     return Batch(kind="pair", source="detector", size=len(texts), tensors=tensors, numbers=numbers)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "vlbert"])
 def test_scores_are_those_of_the_training_model(family, found, tmp_path):
     """Log odds, predictions and states, from batches as training would see them."""
     (pixels, regions), config = found, config_of(family, tmp_path, detector="demo")
@@ -138,7 +140,8 @@ def test_predictions_are_those_of_the_training_model(family, found, tmp_path):
     batch = batch_of(regions, read).having(mlm_rows=torch.from_numpy(shifted + 1), mlm_labels=labels)
     reads = task.model.token_rows("multimodal_masked", batch["mlm_rows"], batch)
     hidden = task.model.encode(batch, {"multimodal_masked"})["multimodal_masked"].rows(reads)
-    expected = task.objectives["mmm_text"](task.model, {"multimodal_masked": hidden}, batch).sum
+    masked = next(own for own in task.objectives.values() if isinstance(own, MaskedLanguageModeling))
+    expected = masked(task.model, {"multimodal_masked": hidden}, batch).sum
     scorer = parts_of(task, config)[0][Scorer]
     told, _ = scorer.read(captions, pixels).tokens(torch.from_numpy(starts + 1)).loss(labels)
     assert told.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -9,9 +9,9 @@ import torch
 from data.shard_files import PIECES
 from rank_processes import run_ranks
 from real_runs import family_config, steps_of
-from region_files import CLASSES, WIDTH, with_regions, write_regions
+from region_files import CLASSES, WIDTH, with_regions, write_regions, write_texts
 
-from flava_ds.config import from_dict, to_dict
+from flava_ds.config import Config, SourceConfig, from_dict, to_dict
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
@@ -20,10 +20,12 @@ from flava_ds.families.single_stream.task import SingleStreamTask
 from flava_ds.families.uniter.config import UniterConfig
 from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.families.visualbert.config import VisualBertConfig
+from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
-from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+from flava_ds.objectives.masked_text import JointMaskedTextConfig, MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
 from flava_ds.objectives.tag_contrast import TagContrastConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
@@ -55,6 +57,13 @@ FAMILIES = {
         },
     ),
     "vinvl": (VinvlConfig(**SHAPES), {"mmm_text": MASKED, "tag_contrast": TagContrastConfig()}),
+    "vlbert": (
+        VlbertConfig(**SHAPES | {"text": dataclasses.replace(SHAPES["text"], type_vocab_size=3)}),
+        {
+            "joint_mlm": JointMaskedTextConfig(tied_decoder=True),
+            "mrc": MaskedRegionClassesConfig(hidden_share=0.9, loss="cross_entropy"),
+        },
+    ),
     "visualbert": (VisualBertConfig(**SHAPES), {"mmm_text": MASKED, "sentence_image": SentenceImageConfig()}),
 }
 """Tiny models with all of their objectives."""
@@ -69,9 +78,13 @@ def make(folder, family: str, name: str = "x", **how):
     shards = folder / "regions"
     source = with_regions(config.data.sources["pair"], shards if shards.is_dir() else write_regions(shards))
     (folder / "words.txt").write_text("\n".join(PIECES) + "\n")
+    sources = {"pair": dataclasses.replace(source, max_tokens=24)}
+    if "text" in model.kinds:
+        texts = SourceConfig(kind="text", seed=7, shards=str(write_texts(folder / "texts")), max_tokens=24)
+        sources["text"] = texts
     data = dataclasses.replace(
         config.data,
-        sources={"pair": dataclasses.replace(source, max_tokens=24)},
+        sources=sources,
         vocabulary=str(folder / "words.txt"),
     )
     return dataclasses.replace(config, data=data)
@@ -86,8 +99,6 @@ def train_all(words: list[str]) -> None:
 
 
 def from_dict_of(text: str):
-    from flava_ds.config import Config
-
     return from_dict(Config, json.loads(text))
 
 
@@ -100,10 +111,15 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
         run_ranks(train_all, ranks, [json.dumps(to_dict(config)) for config in configs])
     for one, two in zip(alone, split, strict=True):
         expected, found = (
-            [record[f"loss/{name}"] for record in steps_of(own.run_path) for name in own.objectives]
+            [
+                record[f"loss/{name}"]
+                for record in steps_of(own.run_path)
+                for name, objective in own.objectives.items()
+                if record["kind"] in objective.kinds
+            ]
             for own in (one, two)
         )
-        assert len(set(expected)) == len(expected) == 6 * len(one.objectives), one.name
+        assert len(set(expected)) == len(expected) >= 9, one.name
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), one.name
 
 
@@ -125,18 +141,21 @@ def test_a_batch_is_the_same_in_any_split_and_the_planner_sees_its_work(family, 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "tokens"), [("demo_uniter", 11), ("demo_vinvl", 16), ("demo_visualbert", 21)]
+    ("recipe", "tokens"),
+    [("demo_uniter", 12), ("demo_vinvl", 16), ("demo_visualbert", 23), ("demo_vlbert", 12)],
 )
 def test_demo_recipes_have_the_demos_training_flops(recipe, tokens):
-    config = RECIPES[recipe]()
-    (name,) = config.data.sources
-    source = dataclasses.replace(config.data.sources[name], max_regions=5)
-    plan, size = config.model.plan(config, source), config.global_batch_size(name)
-    batch = batch_of(plan, name, Lengths({tokens: 1.0}, "test"), size)
+    """With the demo's averages: `tokens` and 4 regions of a pair, and 20 tokens of a text."""
+    config, each = RECIPES[recipe](), []
     with torch.device("meta"):
         task = SingleStreamTask(config)
-    each = task.flops(batch)
-    assert each * config.training.total_steps / 1e12 == pytest.approx(TRAINING_TFLOP, rel=0.01)
+    for name, source in config.data.sources.items():
+        length = tokens if source.kind == "pair" else 20
+        plan = config.model.plan(config, dataclasses.replace(source, max_regions=4))
+        batch = batch_of(plan, name, Lengths({length: 1.0}, "test"), config.global_batch_size(name))
+        each.append(task.flops(batch))
+    found = sum(each) / len(each) * config.training.total_steps / 1e12
+    assert found == pytest.approx(TRAINING_TFLOP, rel=0.04), [flops / 1e9 for flops in each]
 
 
 def test_masks_of_regions_must_agree(tmp_path):
@@ -144,6 +163,30 @@ def test_masks_of_regions_must_agree(tmp_path):
     objectives = config.objectives | {"mrc": MaskedRegionClassesConfig(mask_probability=0.3)}
     with pytest.raises(ConfigError, match="mrfr and objectives.mrc read the same masks of regions"):
         objectives["mrfr"].check("objectives.mrfr", dataclasses.replace(config, objectives=objectives))
+
+
+@pytest.mark.parametrize(
+    ("family", "objective", "message"),
+    [
+        (
+            "vinvl",
+            ImageTextMatchingConfig(),
+            "objectives.x: the family 'vinvl' reads no second text to match",
+        ),
+        ("vlbert", ImageTextMatchingConfig(), "objectives.x: the family 'vlbert' reads no second text"),
+        ("uniter", MultimodalMaskedImageConfig(), "objectives.x predicts codes .* 'uniter' masks none"),
+        ("uniter", SentenceImageConfig(), "objectives.x needs a model with `caption_pairs`"),
+        ("uniter", JointMaskedTextConfig(), "objectives.x needs a model with `encode_texts`"),
+        ("visualbert", MaskedRegionClassesConfig(), "objectives.x needs a model with `region_rows`"),
+        ("visualbert", WordPatchAlignmentConfig(), "objectives.x needs a model with `alignment_rows`"),
+    ],
+)
+def test_objectives_that_a_family_cannot_serve_are_refused(family, objective, message):
+    model, _ = FAMILIES[family]
+    config = Config(name="x", model=model, objectives={"x": objective})
+    with pytest.raises(ConfigError, match=message):
+        model.check(config)
+        objective.check("objectives.x", config)
 
 
 def test_images_without_regions_are_refused(tmp_path):

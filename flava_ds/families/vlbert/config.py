@@ -31,6 +31,11 @@ class VlbertConfig(SingleStreamConfig, type="vlbert"):
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "region_rows", "encode_texts"})
     network: ClassVar[str] = "flava_ds.families.vlbert.model:Vlbert"
 
+    @property
+    def max_tokens(self) -> int:
+        """Positions behind a text are its regions' and [END]'s."""
+        return self.text.max_position_embeddings - 2
+
     def check(self, config: Any) -> None:
         super().check(config)
         if self.text.type_vocab_size < 3:

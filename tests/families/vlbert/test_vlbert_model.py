@@ -126,6 +126,13 @@ def test_words_start_blind_and_masked_regions_stay_hidden():
     assert torch.equal(states(batch, task.model), states(whole, task.model))
 
 
+def test_the_longest_text_leaves_a_position_to_regions_and_one_to_the_end():
+    config = tiny_config()
+    batch = make_batch(((config.model.max_tokens - 2,),), (3,))
+    assert batch.numbers["max_seqlen"] == config.model.max_tokens == TEXT.max_position_embeddings - 2
+    assert build_task(config).losses(batch)["joint_mlm"].sum.isfinite()
+
+
 def test_two_token_types_are_too_few():
     config = dataclasses.replace(tiny_config(), model=VlbertConfig(image=IMAGE, text=TEXT))
     with pytest.raises(ConfigError, match="type_vocab_size is 2; regions need a third token type"):

@@ -52,6 +52,7 @@ BELOW = {
     "storage": {"errors", "plain_text", "processes", "config"},
     "data": {"errors", "plain_text", "processes", "allocator", "config", "batch", "storage"},
     "codebook": {"errors", "plain_text", "config", "data", "storage", "tensor_hash"},
+    "regions": {"errors", "config", "storage", "tensor_hash"},
     "objectives": {"errors", "config", "batch", "layers", "data"},
     "ranks": {"errors", "plain_text", "processes", "allocator", "config", "storage"},
     "training": {"errors", "config", "batch", "layers", "objectives", "optimizers", "ranks"},

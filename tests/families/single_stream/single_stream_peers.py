@@ -31,7 +31,7 @@ TEXT = BertTextConfig(
 )
 IMAGE = RegionsConfig(feature_size=WIDTH, num_classes=CLASSES)
 EXACT = [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-11)]
-"""Types, and the largest relative differences of states and losses, and of gradients."""
+"""Types, and the largest differences of states and losses, and of gradients (`apart_of`)."""
 
 
 def make_batch(
@@ -208,19 +208,30 @@ def check_against(
     found = {name: own.grad for name, own in task.named_parameters()}
     theirs = peer.gradients()
     assert found.keys() == theirs.keys()
-    # what a gradient's rounding is measured by: itself, or a hundredth of the largest gradient of all
-    least = max(float(own.abs().max()) for own in theirs.values() if own is not None) / 100
-    apart = {
-        name: difference(own, theirs[name]) * min(1.0, float(theirs[name].abs().max()) / least)
-        for name, own in found.items()
-        if own is not None and bool(own.abs().max() > 0)
-    }
+    apart = apart_of({name: own for name, own in found.items() if has_values(own)}, theirs)
     zero = found.keys() - apart.keys()
-    assert all(theirs[name] is None or not bool(theirs[name].abs().max() > 0) for name in zero), zero
+    assert not any(has_values(theirs[name]) for name in zero), zero
     assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda own: -own[1])[:5]
     assert apart.keys() == {name for name, kinds in task.users().items() if batch.kind in kinds}, (
         "users() says otherwise"
     )
+
+
+def has_values(gradient: Tensor | None) -> bool:
+    """Tells whether there is a gradient that is not zero."""
+    return gradient is not None and bool(gradient.abs().max() > 0)
+
+
+def apart_of(ours: dict[str, Tensor], theirs: dict[str, Tensor | None]) -> dict[str, float]:
+    """Returns how far gradients lie apart, by their own size; in fp32, whose sums over rows cancel, by that
+    of the largest.
+    """
+    sizes = {name: float(own.abs().max()) for name, own in theirs.items() if own is not None}
+    largest = max(sizes.values())
+    return {
+        name: difference(own, theirs[name]) * (sizes[name] / largest if own.dtype == torch.float32 else 1)
+        for name, own in ours.items()
+    }
 
 
 def word_file(folder) -> str:

@@ -10,6 +10,7 @@ from families.single_stream.single_stream_peers import (
     IMAGE,
     TEXT,
     WIDTH,
+    apart_of,
     make_batch,
     rows_of,
     word_file,
@@ -121,7 +122,7 @@ def test_transformers_agree(exact):
     expected = to_ours(own_tensors(found), table, "their gradients")
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
-    apart = {name: difference(ours[name], expected[name]) for name in ours}
+    apart = apart_of(ours, expected)
     assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
 
 

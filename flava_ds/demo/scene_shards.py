@@ -1,0 +1,115 @@
+"""Scenes as shards of pairs, with captions and, from a detector, with regions."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from flava_ds.demo.dataset import CHECKSUMS
+from flava_ds.demo.scene_texts import captions
+from flava_ds.demo.scenes import Drawings, Scene, draw_scene, folder_of, paint, read_drawings
+from flava_ds.demo.shards import as_json
+from flava_ds.errors import DataError
+from flava_ds.prepare.regions import REGIONS_SUFFIX, encoded
+from flava_ds.prepare.shard_writer import Counts, ShardWriter
+from flava_ds.regions.detector import Detector, load_detector
+
+SCENES = 8_000
+"""As many as there are training drawings, and some more."""
+SEED = 2
+"""Not those of the detector's training and of the evaluations."""
+PER_SHARD = 1_000
+_AT_ONCE = 50
+"""Divides PER_SHARD, so that a continued call forms the same batches."""
+
+
+def write_scenes(
+    root: Path,
+    out: Path,
+    detector: Detector | None,
+    *,
+    split: str = "train",
+    count: int = SCENES,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Counts:
+    """Writes scenes of the demo's drawings in `root` to folder `out`, or continues an interrupted call.
+
+    Each has KEY.png, KEY.txt, KEY.json with `captions`, `boxes`, `labels` and `subgroups`, and, with a
+    detector, KEY.regions.safetensors as of `write_regions`.
+
+    Raises: DataError for an unknown split or no scenes, or if `out` contains something else.
+    """
+    if count < 1:
+        raise DataError(f"{count} scenes are none: write at least 1")
+    folder_of(root, split)
+    by = "none" if detector is None else detector.fingerprint()
+    made_of = f"{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()} {split} {SEED} {count} {by}"
+    fingerprint = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    writer = ShardWriter(out, fingerprint, samples_per_shard=PER_SHARD)
+    if writer.complete:
+        return writer.counts
+    drawings = read_drawings(root, split)
+    try:
+        for start in range(writer.counts.entries, count, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, count))
+            _write(writer, drawings, numbers, detector)
+            if numbers.stop % PER_SHARD == 0 or numbers.stop == count:
+                tell(f"{out}: {numbers.stop:,} of {count:,} scenes")
+        return writer.close()
+    finally:
+        writer.abandon()
+
+
+def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -> None:
+    """Writes the training scenes with the demo's regions to `out`, unless they are there. The folder appears
+    whole, so several processes may call this at the same time.
+
+    Raises: DataError if `out` contains something else.
+    """
+    detector = load_detector("demo")
+    if out.exists():
+        write_scenes(root, out, detector, count=SCENES, tell=tell)
+        return
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=root))
+    try:
+        write_scenes(root, staging / out.name, detector, count=SCENES, tell=tell)
+        with suppress(OSError):  # another process was faster
+            (staging / out.name).rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    write_scenes(root, out, detector, count=SCENES, tell=tell)
+
+
+def _write(writer: ShardWriter, drawings: Drawings, numbers: range, detector: Detector | None) -> None:
+    from torchvision.io import encode_png  # loads triton
+
+    scenes = [draw_scene(drawings, SEED, number) for number in numbers]
+    pictures = [paint(drawings, scene) for scene in scenes]
+    found = [] if detector is None else encoded(detector, detector(torch.stack(pictures)))
+    for place, (number, scene, picture) in enumerate(zip(numbers, scenes, pictures, strict=True)):
+        key = f"{drawings.name}_{SEED}_{number:06d}"
+        record = describe(drawings, scene, key)
+        members = {
+            "png": encode_png(picture).numpy().tobytes(),
+            "txt": record["captions"][0].encode(),
+            "json": as_json(record),
+        }
+        if found:
+            members[REGIONS_SUFFIX] = found[place]
+        writer.write(key, members, tuple(record["captions"]))
+
+
+def describe(drawings: Drawings, scene: Scene, key: str) -> dict:
+    """Returns what is known of a scene. Its labels are for looking: no region has them as tags."""
+    return {
+        "captions": captions(drawings, scene, key),
+        "boxes": [list(box) for box in scene.boxes],
+        "labels": [drawings.labels[row] for row in scene.rows],
+        "subgroups": [drawings.subgroups[row] for row in scene.rows],
+    }

@@ -16,26 +16,29 @@ from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, 
 class CrossAttention(nn.Module):
     """Multi-head attention of each packed sequence to the memory of the same number.
 
-    A sequence without memory gets the output projection's bias.
+    A sequence without memory gets the output projection's bias. `memory_size` is the memory's width and
+    `width` that of all heads together, both `hidden_size` if left out.
 
     Shapes:
         hidden         [T d] -> [T d]
-        memory.hidden  [M d]
+        memory.hidden  [M memory_size]
     """
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, memory_size: int | None = None, width: int | None = None
+    ):
         super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.num_heads, width = num_heads, width or hidden_size
+        self.query = nn.Linear(hidden_size, width)
+        self.key_value = nn.Linear(memory_size or hidden_size, 2 * width)
+        self.output = nn.Linear(width, hidden_size)
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, memory: Packed) -> Tensor:
         q = rearrange(self.query(hidden), "T (h e) -> T h e", h=self.num_heads)
         kv = rearrange(self.key_value(memory.hidden), "M (two h e) -> M two h e", two=2, h=self.num_heads)
-        images = memory.hidden.shape[0] == (memory.cu_seqlens.shape[0] - 1) * memory.max_seqlen
+        equal = memory.hidden.shape[0] == (memory.cu_seqlens.shape[0] - 1) * memory.max_seqlen
         context = varlen_cross_attention(
-            q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=images
+            q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=equal
         )
         return self.output(rearrange(context, "T h e -> T (h e)"))
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 from flava_ds.config.bounds import AtLeast, AtMost, Share
 from flava_ds.config.encoders import BertTextConfig, Deviation, Dropped, Epsilon, Pixels, VisionEncoderConfig
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,12 +112,7 @@ class ViltConfig(FamilyConfig, type="vilt"):
     def check(self, config: Any) -> None:
         self.image.check("model.image")
         self.refuse_masked_shares(config)
-        for name, objective in in_use(config.objectives).items():
-            if objective.predicts_codes:
-                raise ConfigError(
-                    f"objectives.{name} predicts codes of masked patches, and the family 'vilt' masks none; "
-                    "remove it, or set its weight to 0"
-                )
+        self.refuse_codes(config)
 
 
 def vilt_of(config: Config) -> ViltConfig:

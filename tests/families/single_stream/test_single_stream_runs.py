@@ -174,7 +174,7 @@ def test_masks_of_regions_must_agree(tmp_path):
             "objectives.x: the family 'vinvl' reads no second text to match",
         ),
         ("vlbert", ImageTextMatchingConfig(), "objectives.x: the family 'vlbert' reads no second text"),
-        ("uniter", MultimodalMaskedImageConfig(), "objectives.x: the family 'uniter' masks no patches"),
+        ("uniter", MultimodalMaskedImageConfig(), "objectives.x predicts codes .* 'uniter' masks none"),
         ("uniter", SentenceImageConfig(), "objectives.x needs a model with `caption_pairs`"),
         ("uniter", JointMaskedTextConfig(), "objectives.x needs a model with `encode_texts`"),
         ("visualbert", MaskedRegionClassesConfig(), "objectives.x needs a model with `region_rows`"),

@@ -84,9 +84,7 @@ class SharedExchange(nn.Module):
         super().__init__()
         self.both = CrossLayer(shape, shape.num_attention_heads)
 
-    def forward(
-        self, stream: str, own: Packed, other: Packed, drops: HiddenDropout | None = None
-    ) -> Tensor:
+    def forward(self, stream: str, own: Packed, other: Packed, drops: HiddenDropout | None = None) -> Tensor:
         """Returns the new states of `stream`, whose states are `own`."""
         return self.both(own, other, drops)
 
@@ -102,9 +100,7 @@ class CoAttention(nn.Module):
         self.text = CoAttentionLayer(text, num_heads, regions.hidden_size, width)
         self.regions = CoAttentionLayer(regions, num_heads, text.hidden_size, width)
 
-    def forward(
-        self, stream: str, own: Packed, other: Packed, drops: HiddenDropout | None = None
-    ) -> Tensor:
+    def forward(self, stream: str, own: Packed, other: Packed, drops: HiddenDropout | None = None) -> Tensor:
         """Returns the new states of `stream`, whose states are `own`."""
         return getattr(self, stream)(own, other, drops)
 
@@ -134,9 +130,7 @@ class Round(nn.Module):
             (own, other), block = sides[stream], getattr(self, stream)
             between, within = drops.get(stream, (None, None))
             crossed = self.exchange(stream, own, other, between)
-            found[stream], _ = block(
-                crossed, None, own.cu_seqlens, own.max_seqlen, False, rows, drops=within
-            )
+            found[stream], _ = block(crossed, None, own.cu_seqlens, own.max_seqlen, False, rows, drops=within)
         return found
 
 

@@ -160,7 +160,7 @@ def transformers_settings(config: Config, *, heads: bool) -> dict[str, Any]:
         **_SUPPORTED,
         "task_qa": False,
         "visual_attr_loss": False,
-        "hidden_dropout_prob": 0.0,
+        "hidden_dropout_prob": text.hidden_dropout,
         "attention_probs_dropout_prob": 0.0,
         "pad_token_id": model.load_tokenizer(config).pad_id,
     }
@@ -169,7 +169,7 @@ def transformers_settings(config: Config, *, heads: bool) -> dict[str, Any]:
 def of_transformers(raw: Mapping[str, Any], where: str) -> LxmertConfig:
     """Builds our configuration from LxmertConfig's JSON; the defaults of both are the published model.
 
-    Dropout is ignored: it has no effect on what a trained model computes.
+    Dropout is ignored: it has no effect on what a trained model computes, and runs set their own.
     """
     for name, supported in _SUPPORTED.items():
         if raw.get(name, supported) != supported:

@@ -26,6 +26,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         regions=RegionsPlan.of(config, source),
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
+        sample_seeds=two_streams_of(config).text.hidden_dropout > 0,
         mismatch_probability=0.0 if matching is None else matching.mismatch_probability,
         corruptions=tuple(dict.fromkeys([TokenMask(mask, tokenizer, mismatched_too=True), *own])),
     )

@@ -42,6 +42,7 @@ SHAPES = {
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=28,
+        hidden_dropout=0.1,
     ),
 }
 MASKED = MultimodalMaskedTextConfig(tied_decoder=True)

@@ -110,12 +110,14 @@ class Vlbert(SingleStream):
         max_seqlen: int,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> Encoded:
-        """Encodes packed texts without images; `keep` names tokens, and the result has rows for [END] too."""
+        """Encodes packed texts without images; `keep` names tokens, and the result, like `drops`, has rows for
+        [END] too."""
         layout = ended(JointLayout(cu_seqlens, torch.zeros_like(cu_seqlens), max_seqlen))
         rows = None if keep is None else layout.text_rows(keep)
         texts = PackedIds(input_ids, cu_seqlens, max_seqlen)
-        return self.encode_images(texts, None, layout, token_types, rows)
+        return self.encode_images(texts, None, layout, token_types, rows, drops)
 
     def embed_regions(self, images: PackedImages) -> Tensor:
         """Returns the visual part of each region: [O d]."""

@@ -98,15 +98,19 @@ class Run:
 
     @cached_property
     def settings(self) -> str:
-        """Hashes all that the result depends on beside the code: recipes, protocol, ranks, data, codebook.
+        """Hashes all that the result depends on beside the code: recipes, protocol, ranks, data, codebook and
+        detector.
 
         Settings at their defaults stay out, so that fields which a later version adds change nothing.
         """
         from flava_ds.campaigns.measure import PROTOCOL
         from flava_ds.demo.dataset import CHECKSUMS
+        from flava_ds.regions.detector import weights_of
 
         files = [CHECKSUMS, *(Path(stage.config.data.vocabulary) for stage in self.sequence.stages)]
         files += [Path(own) for stage in self.sequence.stages if (own := stage.config.codebook_weights)]
+        detectors = (getattr(stage.config.model, "detector", None) for stage in self.sequence.stages)
+        files += [weights_of(own) for own in detectors if own]
         stages = [
             [_decided(stage.config, but=PLACES), [_decided(inherited) for inherited in stage.inherits]]
             for stage in self.sequence.stages

@@ -17,8 +17,13 @@ from flava_ds.config import Config
 from flava_ds.evaluation.paired import bootstrap
 from flava_ds.recipes import RECIPES
 
-ROWS = ("demo", "demo_clip", "demo_align", "demo_vilt", "demo_albef", "demo_simvlm", "demo_bert")
-"""Recipes. The first one is FLAVA."""
+PIXELS = ("demo", "demo_clip", "demo_align", "demo_vilt", "demo_albef", "demo_simvlm", "demo_bert")
+"""Recipes that read the demo's drawings or glosses; the first one is FLAVA."""
+REGIONS = ("demo_uniter", "demo_visualbert", "demo_vinvl", "demo_vlbert", "demo_lxmert", "demo_vilbert")
+"""Recipes that read what a detector finds in scenes of the same drawings."""
+ROWS = PIXELS + REGIONS
+EXTRA_LABELS = dict.fromkeys(REGIONS, "subgroups")
+"""Labels that a row's frozen networks have learned from."""
 MEASURED = ("vision", "language", "retrieval", "fit")
 COLUMNS = {
     "vision/group": "group",
@@ -62,7 +67,7 @@ def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[
     frozen networks, and minutes of training, both of a run. A last row is what the most frequent answer
     scores.
     """
-    rows = [["recipe", "seeds", *COLUMNS.values(), "TFLOP", "minutes"]]
+    rows = [["recipe", "seeds", "extra labels", *COLUMNS.values(), "TFLOP", "minutes"]]
     every = [result for own in results.values() for result in own]
     guesses = [_cell(every, f"{name}{MAJORITY}", 1) for name in COLUMNS]
     for row in (row for row in ROWS if row in results):
@@ -71,9 +76,18 @@ def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[
         work, seconds = (
             sum(result[f"training_{of}"] for result in own) / len(own) for of in ("flops", "seconds")
         )
-        rows.append([row, str(len(own)), *cells, f"{work / 1e12:.1f}", f"{seconds / 60:.0f}"])
+        rows.append(
+            [
+                row,
+                str(len(own)),
+                EXTRA_LABELS.get(row, ""),
+                *cells,
+                f"{work / 1e12:.1f}",
+                f"{seconds / 60:.0f}",
+            ]
+        )
     if any(guess != "-" for guess in guesses):
-        rows.append(["(the most frequent answer)", "", *guesses, "", ""])
+        rows.append(["(the most frequent answer)", "", "", *guesses, "", ""])
     return rows
 
 

@@ -253,11 +253,8 @@ def save_detector(detector: Detector, path: Path) -> None:
         ) from error
 
 
-def load_detector(path_or_name: str | Path) -> Detector:
-    """Loads a detector from a file, or one of the package's by its name. It is frozen and in eval mode.
-
-    Raises: CheckpointError when the file is missing, unreadable, or has other tensors than it says.
-    """
+def weights_of(path_or_name: str | Path) -> Path:
+    """Returns the file of a detector's weights. Raises: CheckpointError when it is missing."""
     file = NAMED.get(str(path_or_name), Path(path_or_name))
     if not file.is_file():
         known = ", ".join(f"'{name}'" for name in NAMED)
@@ -266,6 +263,15 @@ def load_detector(path_or_name: str | Path) -> Detector:
             f"{file}: no detector there{hint}; give a .safetensors file of `python -m "
             f"flava_ds.demo.detector`, or a name: {known}"
         )
+    return file
+
+
+def load_detector(path_or_name: str | Path) -> Detector:
+    """Loads a detector from a file, or one of the package's by its name. It is frozen and in eval mode.
+
+    Raises: CheckpointError when the file is missing, unreadable, or has other tensors than it says.
+    """
+    file = weights_of(path_or_name)
     tensors, config = _read(file)
     detector = Detector(config)
     expected = detector.state_dict()

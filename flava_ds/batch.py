@@ -3,7 +3,8 @@
 Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, `g` batch over all ranks, `w`
 world size, `c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens,
 `s` any sequence, `d` hidden, `h` heads, `e` head size, `f` MLP width, `v` vocabulary or codebook, `r`
-projection, `k` rows kept by a mask, `m` samples of a batch that are masked, `a` crops.
+projection, `k` rows kept by a mask, `m` samples of a batch that are masked, `a` crops, `o` regions of an
+image, `O` packed regions, `y` features of a region, `z` classes of a detector.
 """
 
 from __future__ import annotations
@@ -72,9 +73,15 @@ class Batch:
         masked_cu_seqlens  [m+1]   int32 over the text of those samples
         matching_input_ids, matching_cu_seqlens  a second text of each sample, which may be another sample's,
                                    if the plan keeps it apart from the sample's own
+        region_features    [O y]   float16 or float32, packed, each sample's first region the whole image
+        region_boxes       [O 4]   float32, x1 y1 x2 y2 as shares of width and height
+        region_classes     [O z]   float16 or float32, a detector's probabilities, if the plan wants them
+        region_cu_seqlens  [b+1]   int32 over the regions
     Numbers:
         max_seqlen, masked_max_seqlen, matching_max_seqlen  the longest text, the longest among the
             masked samples, and the longest second text
+        region_max_seqlen, joint_max_seqlen, matching_joint_max_seqlen  the most regions of a sample, and the
+            longest sequence of a sample's regions and its text, or its second text
     """
 
     kind: str

@@ -88,6 +88,12 @@ class SourceConfig:
     """Member suffix of precomputed codebook indices, e.g. 'codes.npy'; None computes them on the device.
     Requires a transform that changes nothing.
     """
+    regions_key: str | None = None
+    """Member suffix of the regions that a detector found in each image, e.g. 'regions.safetensors', which
+    `flava-ds prepare regions` writes. A source with regions reads them in place of its images.
+    """
+    max_regions: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
+    """Maximum regions of a sample, the whole image included; a sample with more is unusable."""
     masked_share: Portion = 1.0
     """Share of a pair batch that also takes the masked and fused passes (MMM, ITM); the contrastive loss uses
     the whole batch.

@@ -75,6 +75,12 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
             f"source '{name}': pipeline requires a stream; set --data.sources.{name}.reading stream"
         )
     check_transform(f"source '{name}': transform", source.transform)
+    if source.regions_key and (source.kind == "text" or source.image_codes_key):
+        unread = "image_codes_key" if source.image_codes_key else "regions_key"
+        raise ConfigError(
+            f"source '{name}': a source with regions reads no images, and one of texts no regions; leave out "
+            f"{unread}"
+        )
     if source.image_codes_key and source.transform != UNCHANGED:
         raise ConfigError(
             f"source '{name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "

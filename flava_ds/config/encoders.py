@@ -95,6 +95,18 @@ class BertTextConfig(TextEncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegionsConfig:
+    """What a model reads of an image in place of its pixels: the regions that a detector found."""
+
+    feature_size: Width = 2048
+    """Features of a region; the default is that of Faster R-CNN on Visual Genome (Anderson et al. 2018)."""
+    num_classes: Annotated[int, AtLeast(1), AtMost(2**24)] = 1601
+    """Classes of the detector, its background included."""
+    image_size: Pixels = 224
+    """Edge of the square images that evaluations give to the detector, in pixels; not used in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextConfig(FamilyConfig):
     """A family with an image encoder and a text encoder."""
 

@@ -21,6 +21,8 @@ BUILT_IN = {
     "vilt": "flava_ds.families.vilt.config:ViltConfig",
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
+    "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
+    "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }
 """The built-in families by their tag in a configuration."""
@@ -43,6 +45,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     """The views of the family's model, for `check_view`."""
     matching_view: ClassVar[str] = "multimodal_masked"
     """The view whose first rows tell whether image and text match."""
+    regions_view: ClassVar[str] = "multimodal_masked"
+    """The view with masked regions, for families that read regions."""
     provides: ClassVar[frozenset[str]] = frozenset()
     """Methods of the family's model that some objectives need beyond its views, e.g. "word_table"."""
 
@@ -60,6 +64,11 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def num_patches(self) -> int:
         """Patches per image, each of which may have a stored code; 0 for a model without codes."""
         return 0
+
+    @property
+    def regions(self) -> Any:
+        """What the model reads of the regions of an image (RegionsConfig); None if it reads pixels."""
+        return None
 
     def samples_together(self, content: str) -> int:
         """Returns of how many samples a micro-batch holds whole groups; `content` is a kind of sample."""
@@ -120,6 +129,23 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                 raise ConfigError(
                     f"source '{name}': {unread} is for masked objectives on a share of a batch or on image "
                     f"codes, which the family '{self.type}' does not have; leave it out"
+                )
+
+    def check_regions(self, config: Any) -> None:
+        """Raises ConfigError for a source of pairs that lacks the regions that the model reads, or that has
+        regions that it does not read.
+        """
+        for name, source in config.data.sources.items():
+            if self.regions is None and source.regions_key:
+                raise ConfigError(
+                    f"source '{name}': the family '{self.type}' reads images and no regions; leave out "
+                    "regions_key"
+                )
+            if self.regions is not None and source.kind != "text" and not source.regions_key:
+                raise ConfigError(
+                    f"source '{name}': the family '{self.type}' reads the regions of images; write them with "
+                    f"`flava-ds prepare regions` and set --data.sources.{name}.regions-key "
+                    "regions.safetensors"
                 )
 
     def check(self, config: Any) -> None:

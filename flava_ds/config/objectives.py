@@ -29,6 +29,9 @@ BUILT_IN = {
     "mlm_distilled": "flava_ds.objectives.distilled_text:DistilledTextConfig",
     "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
+    "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
+    "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
+    "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""
@@ -46,6 +49,9 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
     """Whether it reads the whole image, `pixel_values`; False where its crops are all that it needs."""
     predicts_codes: ClassVar[bool] = False
     """Whether its targets are an image codebook's indices."""
+
+    predicts_region_classes: ClassVar[bool] = False
+    """Whether its targets are a detector's probabilities of classes for regions."""
 
     weight: Annotated[float, AtLeast(0), AtMost(10**6)] = 1.0
     """Factor of the objective's mean in the loss."""

@@ -220,6 +220,11 @@ class Config:
         return any(objective.predicts_codes for objective in in_use(self.objectives).values())
 
     @property
+    def predicts_region_classes(self) -> bool:
+        """Whether an objective predicts a detector's classes of masked regions."""
+        return any(own.predicts_region_classes for own in in_use(self.objectives).values())
+
+    @property
     def computes_image_codes(self) -> bool:
         """Whether an objective predicts codes that a source does not store, so the run needs the codebook."""
         without = any(
@@ -285,6 +290,7 @@ def check(config: Config) -> Config:
     """
     check_bounds(config)
     config.model.check(config)
+    config.model.check_regions(config)
     check_objectives(config)
     if config.balance is not None:
         config.balance.check(config)

@@ -13,6 +13,7 @@ from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import SourceConfig
 from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.samples import Sample
 from flava_ds.data.transforms import Empty, ImageTransform
 
@@ -101,7 +102,7 @@ class Collator:
         ids, lengths, matching, cut = None, None, None, 0
         if self.plan.tokenizer is not None:
             apart = self.plan.matches_apart
-            encoded, cut = self._encode(texts, {} if apart else borrowed, _seeds(samples))
+            encoded, cut = self._encode(samples, texts, {} if apart else borrowed)
             ids, lengths = _concatenated(encoded)
             if apart:
                 others, _ = self.plan.tokenizer.encode_counting([*borrowed.values()], self.plan.max_tokens)
@@ -110,12 +111,17 @@ class Collator:
         codes = None
         if self.plan.stored_codes:
             codes = np.stack([cast(np.ndarray, sample.codes) for sample in samples])
+        regions = None
+        if self.plan.regions is not None:
+            found = [cast(SampleRegions, sample.regions) for sample in samples]
+            regions = PackedRegions.of(found, classes=self.plan.regions.num_classes > 0)
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
             seeds=_seeds(samples),
             matched=matched,
             views=named,
             codes=codes,
+            regions=regions,
             input_ids=ids,
             lengths=lengths,
             matching=matching,
@@ -123,11 +129,11 @@ class Collator:
         return draft, cut
 
     def _encode(
-        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray
+        self, samples: Sequence[Sample], texts: Sequence[str], borrowed: Mapping[int, str]
     ) -> tuple[list[np.ndarray], int]:
         """Encodes the texts, or those that replace them; also returns the number of tokens cut."""
         if self.plan.composer is not None:
-            return self.plan.composer(texts, borrowed, seeds, self.plan.max_tokens)
+            return self.plan.composer(samples, borrowed, self.plan.max_tokens)
         assert self.plan.tokenizer is not None  # its plan has text
         read = [borrowed.get(row, text) for row, text in enumerate(texts)]
         return self.plan.tokenizer.encode_counting(read, self.plan.max_tokens)
@@ -142,7 +148,8 @@ def pack(
     }
     numbers: dict[str, int] = {}
     _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
-    if draft.views and draft.lengths is not None:
+    _add_regions(draft, tensors, numbers)
+    if (draft.views or draft.regions) and draft.lengths is not None:
         tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
     seen = draft
     if masked_rows is not None:
@@ -180,6 +187,22 @@ def _add_text(
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tensors[f"{prefix}cu_seqlens"] = torch.from_numpy(ends)
     numbers[f"{prefix}max_seqlen"] = int(lengths.max())
+
+
+def _add_regions(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+    """Adds packed regions, if any, and the lengths of the longest sequences of a text and its regions."""
+    if draft.regions is None:
+        return
+    own = {"features": draft.regions.features, "boxes": draft.regions.boxes, "classes": draft.regions.classes}
+    tensors |= {f"region_{name}": torch.from_numpy(rows) for name, rows in own.items() if rows is not None}
+    lengths = draft.regions.lengths
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tensors["region_cu_seqlens"] = torch.from_numpy(ends)
+    numbers["region_max_seqlen"] = int(lengths.max())
+    texts = {"": draft.lengths, "matching_": None if draft.matching is None else draft.matching[1]}
+    for prefix, words in texts.items():
+        if words is not None:
+            numbers[f"{prefix}joint_max_seqlen"] = int((words + lengths).max())
 
 
 def mismatch(

@@ -128,7 +128,8 @@ class IndexedShards:
     def read(self, index: int, only: Sequence[str] | None = None) -> dict[str, bytes]:
         """Returns the raw bytes of a sample's fields that the source needs and the sample has.
 
-        The fields are 'image', 'caption', 'codes' and 'metadata'; `only`, if given, restricts them.
+        The fields are 'image', 'caption', 'codes', 'regions' and 'metadata'; `only`, if given, restricts
+        them.
 
         Raises: SampleFault 'truncated' when the shard is shorter than its index says, 'too many bytes' for a
         member above data.max_member_bytes, 'skip list' when the skip list has its key; DataError when the

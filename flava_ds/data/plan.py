@@ -12,8 +12,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from flava_ds.data.batch_tokenizer import BatchTokenizer
+    from flava_ds.data.samples import Sample
 
 from flava_ds.config import ImageTransformConfig
+from flava_ds.data.regions import PackedRegions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Draft:
         matched    [b]        bool, False where the caption is another sample's
         views      name -> [b c S S]  uint8, the image at each size of the plan; [b a c S S] for crops
         codes      [b n]      int64 codebook indices stored with the samples, or None
+        regions    of b samples, packed; None for plans without
         input_ids  [T]        int64, packed; None without text
         lengths    [b]        tokens of each text; None without text
         matching   [M], [b]   the same two of the texts that may be another sample's, if `input_ids` holds the
@@ -35,6 +38,7 @@ class Draft:
     matched: np.ndarray
     views: Mapping[str, Tensor] = field(default_factory=dict)
     codes: np.ndarray | None = None
+    regions: PackedRegions | None = None
     input_ids: np.ndarray | None = None
     lengths: np.ndarray | None = None
     matching: tuple[np.ndarray, np.ndarray] | None = None
@@ -51,6 +55,7 @@ class Draft:
             matched=self.matched[rows],
             views={name: view[index] for name, view in self.views.items()},
             codes=None if self.codes is None else self.codes[rows],
+            regions=None if self.regions is None else self.regions.at(rows),
             input_ids=ids,
             lengths=lengths,
             matching=None if self.matching is None else _texts_at(rows, *self.matching),
@@ -94,8 +99,8 @@ class Corruption(Protocol):
 class Composer(Protocol):
     """Makes each text of the batch, of two segments, from the sample's own and, where drawn, another's.
 
-    Runs in dataloader workers, so it is picklable. The result for a sample depends only on its seed and
-    these two texts.
+    Runs in dataloader workers, so it is picklable. The result for a sample depends only on the sample, its
+    seed and the other's text.
     """
 
     @property
@@ -103,13 +108,11 @@ class Composer(Protocol):
         """The tokenizer, whose first and last tokens mark texts and segments."""
 
     def __call__(
-        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray, max_tokens: int
+        self, samples: Sequence[Sample], borrowed: Mapping[int, str], max_tokens: int
     ) -> tuple[list[np.ndarray], int]:
-        """Returns each text's ids, special tokens included, at most `max_tokens`; and the number cut.
+        """Returns each sample's ids, special tokens included, at most `max_tokens`; and the number cut.
 
-        Shapes:
-            borrowed  row -> another sample's text
-            seeds     [b]  uint64
+        `borrowed` maps a row to another sample's text.
         """
 
 
@@ -127,6 +130,29 @@ class Crops:
     def bytes_per_sample(self) -> int:
         """What they take in a batch."""
         return 3 * self.size**2 * len(self.transforms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsPlan:
+    """What a batch holds of each sample's regions."""
+
+    feature_size: int
+    most: int
+    """Maximum regions of a sample."""
+    num_classes: int = 0
+    """Classes of a region, if batches hold the detector's probabilities of them; otherwise 0."""
+
+    @classmethod
+    def of(cls, config: Any, source: Any) -> RegionsPlan:
+        """Returns what the model of a Config reads of the samples of `source`, a SourceConfig."""
+        regions = config.model.regions
+        classes = regions.num_classes if config.predicts_region_classes else 0
+        return cls(feature_size=regions.feature_size, most=source.max_regions, num_classes=classes)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """The most that they take in a batch."""
+        return 4 * self.most * (self.feature_size + 4 + self.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,11 +183,14 @@ class BatchPlan:
     corruptions: tuple[Corruption, ...] = ()
     stored_codes: int = 0
     """Codes per sample stored in the shards; 0 for none."""
+    regions: RegionsPlan | None = None
+    """The regions of each image, in place of its views; None for none."""
 
     def bytes_per_sample(self) -> int:
         """Returns an upper bound of one sample's bytes, except for tensors with one entry per sample."""
         sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
         sent += sum(crops.bytes_per_sample for crops in self.crops.values())
+        sent += 0 if self.regions is None else self.regions.bytes_per_sample
         corrupted = sum(corruption.bytes_per_sample(self) for corruption in self.corruptions)
         return (
             sent

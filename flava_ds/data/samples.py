@@ -15,8 +15,9 @@ from torch import Tensor
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.order import uniforms
+from flava_ds.data.regions import SampleRegions, read_regions
 from flava_ds.data.skip_list import SkipList, load_skip_list
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, DataError
 from flava_ds.plain_text import escaped
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
@@ -37,7 +38,7 @@ class Sample:
     """One decoded sample.
 
     Shapes:
-        image  [3 H W]  uint8 at its own size; None in text sources
+        image  [3 H W]  uint8 at its own size; None in sources of text, or of regions
         codes  [n]      int64 precomputed codebook indices, or None
     """
 
@@ -48,6 +49,7 @@ class Sample:
     text: str | None = None
     captions: tuple[str, ...] = ()
     codes: np.ndarray | None = None
+    regions: SampleRegions | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -60,7 +62,12 @@ class SampleDecoder:
         self.skip_list: SkipList | None = None
         if self.source.skip_list:
             self.skip_list = load_skip_list(self.source.skip_list)
-        if self.source.kind != "text":
+            if self.source.regions_key and self.skip_list.reads_images:
+                raise DataError(
+                    f"source '{name}': its skip list '{self.source.skip_list}' names images by content, "
+                    "but a source with regions reads no images; list samples by shard and key"
+                )
+        if self.source.kind != "text" and not self.source.regions_key:
             decoder()  # imports torchvision now, before workers are forked
 
     def __call__(
@@ -84,6 +91,7 @@ class SampleDecoder:
             text=text,
             captions=captions,
             codes=self._codes(fields["codes"]) if "codes" in fields else None,
+            regions=self._regions(fields["regions"]) if "regions" in fields else None,
             metadata=_metadata(fields["metadata"]) if "metadata" in fields else None,
         )
 
@@ -142,6 +150,16 @@ class SampleDecoder:
             )
         return codes
 
+    def _regions(self, data: bytes) -> SampleRegions:
+        """Reads regions, with the detector's classes if an objective predicts them."""
+        wanted = self.config.model.regions
+        return read_regions(
+            data,
+            feature_size=wanted.feature_size,
+            num_classes=wanted.num_classes if self.config.predicts_region_classes else 0,
+            most=self.source.max_regions,
+        )
+
 
 def member_fields(
     name: str, source: SourceConfig, metadata: bool = False
@@ -149,22 +167,29 @@ def member_fields(
     """Returns the suffixes of each field that a source reads, and the fault if a required one is missing."""
     fields: dict[str, Sequence[str]] = {}
     required = {}
-    if source.kind != "text":
+    if source.kind != "text" and source.regions_key:
+        fields["regions"] = (_suffix(name, "regions_key", source.regions_key, "safetensors"),)
+        required["regions"] = faults.NO_REGIONS
+    elif source.kind != "text":
         fields["image"], required["image"] = IMAGE_SUFFIXES, faults.NO_IMAGE
     if source.kind != "image":
         suffix = "txt" if source.caption_key is None else "json"
         fields["caption"], required["caption"] = (suffix,), faults.MISSING_CAPTION
     if source.kind != "text" and source.image_codes_key:
-        suffix = source.image_codes_key.lower().lstrip(".")
-        if suffix.split(".")[-1] != "npy":
-            raise ConfigError(
-                f"source '{name}': image_codes_key '{source.image_codes_key}' must end with npy, e.g. "
-                "'codes.npy'"
-            )
-        fields["codes"], required["codes"] = (suffix,), faults.BAD_CODES
+        fields["codes"] = (_suffix(name, "image_codes_key", source.image_codes_key, "npy"),)
+        required["codes"] = faults.BAD_CODES
     if metadata:
         fields["metadata"] = ("json",)
     return fields, required
+
+
+def _suffix(name: str, field: str, key: str, ending: str) -> str:
+    """Returns the suffix of the members that a source's key names. Raises: ConfigError for another ending."""
+    suffix = key.lower().lstrip(".")
+    if suffix.split(".")[-1] != ending:
+        what = field.removesuffix("_key").removeprefix("image_")
+        raise ConfigError(f"source '{name}': {field} '{key}' must end with {ending}, e.g. '{what}.{ending}'")
+    return suffix
 
 
 def read_integers(data: bytes) -> np.ndarray:

@@ -57,6 +57,23 @@ class TiedPredictionHead(nn.Module):
         return linear_cross_entropy(self.norm(self.dense(hidden)), words, self.bias, labels)
 
 
+class TiedFeatureHead(nn.Module):
+    """Dense, GELU, LayerNorm, and back through the model's map of features, with a bias of its own.
+
+    Source: Chen et al. 2020, UNITER, section 3.2.
+    """
+
+    def __init__(self, hidden_size: int, feature_size: int, layer_norm_eps: float):
+        super().__init__()
+        self.dense = LinearGELU(hidden_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(feature_size))
+
+    def logits(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """Returns features: [k d], [d y] -> [k y]."""
+        return F.linear(self.norm(self.dense(hidden)), table.t(), self.bias)
+
+
 class MatchingHead(nn.Module):
     """Pooler over CLS_M and a classifier into mismatch (0) and match (1): [b d] -> [b 2]."""
 

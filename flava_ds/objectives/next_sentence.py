@@ -15,6 +15,7 @@ from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.samples import Sample
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.data.two_segments import joined, segments, sentences
 from flava_ds.layers.transformer import at_least_fp32
@@ -32,6 +33,7 @@ class NextSentenceConfig(ObjectiveConfig, type="nsp"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     title: ClassVar[str] = "Next sentence"
+    view: ClassVar[str] = "text_masked"
 
     def classes(self, config: Any) -> int:
         return 2
@@ -41,10 +43,21 @@ class NextSentenceConfig(ObjectiveConfig, type="nsp"):
 
     def build(self, config: Any) -> NextSentence:
         """Builds the objective with its classifier."""
-        return NextSentence(self, config.model.shape_of("text_masked").hidden_size)
+        return NextSentence(self, config.model.shape_of(self.view).hidden_size)
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_provides("pooled", where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceImageConfig(NextSentenceConfig, type="sentence_image"):
+    """Sentence-image prediction: of two captions of an image, the second is another's with the given
+    probability.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    title: ClassVar[str] = "Sentence and image"
+    view: ClassVar[str] = "multimodal_masked"
 
 
 @dataclass(frozen=True)
@@ -63,16 +76,14 @@ class SentencePairs:
     tokenizer: WordPieceTokenizer
 
     def __call__(
-        self, texts: Sequence[str], borrowed: Mapping[int, str], seeds: np.ndarray, max_tokens: int
+        self, samples: Sequence[Sample], borrowed: Mapping[int, str], max_tokens: int
     ) -> tuple[list[np.ndarray], int]:
+        seeds = np.array([sample.seed for sample in samples], dtype=np.uint64)
         draws = uniforms(seeds, 1, stream=_CUT_STREAM)[:, 0].tolist()
-        pairs = []
-        for row, (text, draw) in enumerate(zip(texts, draws, strict=True)):
-            first, second = cut(text, draw)
-            if second and row in borrowed:
-                start, rest = cut(borrowed[row], draw)
-                second = rest or start
-            pairs.append((first, second))
+        pairs = [
+            self.segments_of(sample, borrowed.get(row), draw)
+            for row, (sample, draw) in enumerate(zip(samples, draws, strict=True))
+        ]
         firsts, seconds = (self._encoded([pair[side] for pair in pairs]) for side in (0, 1))
         found, lost = [], 0
         for one, other in zip(firsts, seconds, strict=True):
@@ -81,6 +92,14 @@ class SentencePairs:
             lost += len(one) + (0 if alone else len(other) - 1) - len(ids)
             found.append(ids)
         return found, lost
+
+    def segments_of(self, sample: Sample, other: str | None, draw: float) -> tuple[str, str]:
+        """Returns both segments of a sample, the second empty if it has one; `draw` in [0, 1) is its own."""
+        first, second = cut(str(sample.text), draw)
+        if second and other is not None:
+            start, rest = cut(other, draw)
+            second = rest or start
+        return first, second
 
     def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes segments of any length, without the [SEP]s that a text may spell out."""
@@ -91,6 +110,22 @@ class SentencePairs:
 
     def _shortened(self, ids: np.ndarray, max_tokens: int) -> np.ndarray:
         return np.append(ids[: max_tokens - 1], ids[-1]) if len(ids) > max_tokens else ids
+
+
+@dataclass(frozen=True)
+class CaptionPairs(SentencePairs):
+    """Composes [CLS] caption [SEP] second caption [SEP] from two captions of an image.
+
+    Where drawn, the second is another image's. An image with one caption has it cut in two, as a passage is.
+
+    Source: Li et al. 2019, VisualBERT, section 3.3.
+    """
+
+    def segments_of(self, sample: Sample, other: str | None, draw: float) -> tuple[str, str]:
+        own = [text for text in sample.captions if text != sample.text]
+        if not own:
+            return super().segments_of(sample, other, draw)
+        return str(sample.text), own[int(draw * len(own))] if other is None else other
 
 
 def cut(text: str, draw: float) -> tuple[str, str]:
@@ -130,21 +165,19 @@ class Segments:
 class NextSentence(Objective):
     """Two-way cross-entropy on the pooled CLS of the masked text, over the texts with two segments."""
 
-    kinds = NextSentenceConfig.kinds
-    needs = frozenset({"text_masked"})
-
     def __init__(self, config: NextSentenceConfig, hidden_size: int):
         super().__init__(config.weight)
+        self.kinds, self.view, self.needs = config.kinds, config.view, frozenset({config.view})
         self.classifier = nn.Linear(hidden_size, 2)
 
     def count(self, batch: Batch) -> int:
         return batch["nsp_labels"].shape[0]
 
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {"text_masked": model.first_rows("text_masked", batch).index_select(0, batch["nsp_samples"])}
+        return {self.view: model.first_rows(self.view, batch).index_select(0, batch["nsp_samples"])}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        logits = at_least_fp32(self.classifier(model.pooled(hidden["text_masked"])))
+        logits = at_least_fp32(self.classifier(model.pooled(hidden[self.view])))
         labels = batch["nsp_labels"]
         correct = (logits.detach().argmax(-1) == labels).sum().float()
         return Loss(F.cross_entropy(logits, labels, reduction="sum"), self.count(batch), {"correct": correct})

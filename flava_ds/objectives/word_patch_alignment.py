@@ -1,4 +1,6 @@
-"""Word-patch alignment: how cheaply do a text's words move onto an image's patches? (ViLT)"""
+"""Word-patch alignment: how cheaply do a text's words move onto an image's patches, or regions? (ViLT,
+UNITER)
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _AT_ONCE = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class WordPatchAlignmentConfig(ObjectiveConfig, type="wpa"):
-    """Word-patch alignment (WPA): brings words and patches of matching pairs together, others apart.
+    """Word-patch alignment (WPA): brings words and patches, or regions, of matching pairs together, others
+    apart.
 
     The loss is the mean over all pairs of their distance of optimal transport, negative for pairs that do not
     match.
@@ -98,28 +101,39 @@ class WordPatchAlignment(Objective):
         words, patches = rows.split([total, rows.shape[0] - total])
         lengths = batch["matching_cu_seqlens"].diff().long() - 2
         words = padded(words, lengths, batch.numbers["matching_max_seqlen"] - 2)
-        distances = self.distances(words, patches.unflatten(0, (labels.shape[0], -1)), lengths)
+        if "region_cu_seqlens" in batch:
+            regions = batch["region_cu_seqlens"].diff().long()
+            patches = padded(patches, regions, batch.numbers["region_max_seqlen"])
+            distances = self.distances(words, patches, lengths, regions)
+        else:
+            distances = self.distances(words, patches.unflatten(0, (labels.shape[0], -1)), lengths)
         loss = ((2 * labels - 1) * distances).sum()
         return Loss(loss, self.count(batch), {"distance": distances.detach().sum()})
 
-    def distances(self, words: Tensor, patches: Tensor, lengths: Tensor) -> Tensor:
-        """Returns each pair's distance: [b t d], [b n d], [b] words -> [b]."""
+    def distances(
+        self, words: Tensor, patches: Tensor, lengths: Tensor, regions: Tensor | None = None
+    ) -> Tensor:
+        """Returns each pair's distance: [b t d], [b n d], [b] words, [b] patches if not n each -> [b]."""
         words, patches = (F.normalize(at_least_fp32(rows), dim=-1) for rows in (words, patches))
         chunk = max(1, _AT_ONCE // (words.shape[1] * patches.shape[1]))
         found = []
-        for own, others, count in zip(
-            *(each.split(chunk) for each in (words, patches, lengths)), strict=True
+        columns = [None] * -(-words.shape[0] // chunk) if regions is None else regions.split(chunk)
+        for own, others, count, own_columns in zip(
+            *(each.split(chunk) for each in (words, patches, lengths)), columns, strict=True
         ):
             cost = 1 - own @ others.mT
-            plan = transport(cost.detach(), count, self.config.beta, self.config.iterations)
+            plan = transport(cost.detach(), count, self.config.beta, self.config.iterations, own_columns)
             found.append((cost * plan).sum((1, 2)))
         return torch.cat(found)
 
     def flops(self, model: Any, batch: Batch) -> float:
         """Counts the costs and the iteration's two products."""
-        patches, shape = model.config.image.num_patches, model.config.shape_of(self.view)
-        words = batch["wpa_rows"].shape[0]
-        return words * patches * (2 * shape.hidden_size + 4 * self.config.iterations)
+        shape, words = model.config.shape_of(self.view), batch["matching_cu_seqlens"].diff().long() - 2
+        if "region_cu_seqlens" in batch:
+            patches = batch["region_cu_seqlens"].diff().long()
+        else:
+            patches = torch.full_like(words, model.config.image.num_patches)
+        return int((words * patches).sum()) * (2 * shape.hidden_size + 4 * self.config.iterations)
 
 
 def padded(packed: Tensor, lengths: Tensor, longest: int) -> Tensor:
@@ -130,7 +144,9 @@ def padded(packed: Tensor, lengths: Tensor, longest: int) -> Tensor:
 
 
 @torch.no_grad()
-def transport(cost: Tensor, lengths: Tensor, beta: float, iterations: int) -> Tensor:
+def transport(
+    cost: Tensor, lengths: Tensor, beta: float, iterations: int, columns: Tensor | None = None
+) -> Tensor:
     """Approximates the optimal transport between words and patches, each of equal weight, by IPOT.
 
     Each iteration is one step of the proximal point method, solved by one round of Sinkhorn's scaling.
@@ -141,14 +157,17 @@ def transport(cost: Tensor, lengths: Tensor, beta: float, iterations: int) -> Te
     Shapes:
         cost     [b t n]
         lengths  [b]      words of each pair; the others get nothing
+        columns  [b]      patches of each pair; None for n each
         returns  [b t n]  of sum 1, or 0 for a pair without words
     """
     tiny = torch.finfo(cost.dtype).tiny
     inside = (torch.arange(cost.shape[1], device=cost.device) < lengths[:, None]).to(cost.dtype)
     # Of a pair without words all are 0, and its sums below are clamped: 0 / tiny
     word = inside / lengths.clamp(min=1)[:, None]
-    patch = 1 / cost.shape[2]
-    near = torch.exp(-cost / beta) * inside[..., None]
+    near, patch = torch.exp(-cost / beta) * inside[..., None], 1 / cost.shape[2]
+    if columns is not None:
+        there = (torch.arange(cost.shape[2], device=cost.device) < columns[:, None]).to(cost.dtype)
+        near, patch = near * there[:, None], (there / columns[:, None])[:, None]
     plan, of_words = torch.ones_like(cost), word
     for _ in range(iterations):
         scaled = near * plan

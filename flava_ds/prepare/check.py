@@ -61,8 +61,8 @@ class Check:
     """The results of a check.
 
     Counts of shards, samples and bytes are exact; everything else is from the `read` samples, which are
-    evenly spaced. `token_lengths` and `aspect_ratios` have one number per sample read; `sizes` are (width,
-    height); `shown` are numbers of samples for the page.
+    evenly spaced. `token_lengths`, `aspect_ratios` and `regions` have one number per sample read; `sizes` are
+    (width, height); `shown` are numbers of samples for the page.
     """
 
     place: str = ""
@@ -80,6 +80,7 @@ class Check:
     bad_examples: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    regions: list[int] = field(default_factory=list)
     token_lengths: list[int] = field(default_factory=list)
     max_tokens: int = 0
     same_bytes: list[list[str]] = field(default_factory=list)
@@ -158,7 +159,11 @@ def _count(found: Check, paths: Sequence[Path], indexes: Sequence[ShardIndex], s
 
 def _kind(members: dict[str, int], caption_key: str | None) -> str:
     """Returns the kind of the samples: pairs, images or texts."""
-    has_image = any(members.get(suffix) for suffix in IMAGE_SUFFIXES)
+    has_image = any(
+        members.get(suffix)
+        for suffix in members
+        if suffix in IMAGE_SUFFIXES or suffix.endswith(".safetensors")
+    )
     return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
 
 
@@ -175,6 +180,7 @@ def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) ->
         "shards": shards,
         "caption_key": caption_key,
         "image_codes_key": None,
+        "regions_key": like.regions_key if kind != "text" else None,
         "max_skipped_share": 1.0,
         "skip_list": None,
     }
@@ -201,7 +207,7 @@ def _read_samples(found: Check, most: int) -> None:
         _look_at(found, fields, sample, formats)
         name = source.where(number) if sample.key in seen else sample.key  # shards may share keys
         seen.add(name)
-        content = fields.get("image", fields.get("caption", b""))
+        content = fields.get("image", fields.get("regions", fields.get("caption", b"")))
         digests.setdefault(hashlib.sha256(content).digest(), []).append(name)
         if sample.image is not None:
             hashes[name] = perceptual_hash(sample.image)
@@ -222,10 +228,12 @@ def _read_samples(found: Check, most: int) -> None:
 
 
 def _look_at(found: Check, fields: dict[str, bytes], sample: Sample, formats: Counter[str]) -> None:
-    """Records a sample's format and size."""
+    """Records a sample's format and size, or the number of its regions."""
     if sample.image is not None:
         formats[read_header(fields["image"]).format] += 1
         found.sizes.append((sample.image.shape[2], sample.image.shape[1]))
+    if sample.regions is not None:
+        found.regions.append(len(sample.regions.boxes))
 
 
 def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> list[list[str]]:
@@ -352,6 +360,7 @@ def describe(found: Check) -> str:
         ("caption tokens", found.token_lengths),
         ("width / height", found.aspect_ratios),
         ("shorter side, px", [min(s) for s in found.sizes]),
+        ("regions of an image", found.regions),
     ):
         if values:
             lines.append(f"{name}: " + ", ".join(f"{label} {n:.4g}" for label, n in quantiles(values)))

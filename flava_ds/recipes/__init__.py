@@ -64,6 +64,8 @@ RECIPES = Recipes(
     "demo_albef",
     "align_base",
     "demo_align",
+    "uniter_base",
+    "visualbert_base",
     "simvlm_base",
     "demo_simvlm",
     "ablation/mim",

@@ -10,8 +10,9 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.data.collate import pack
 from flava_ds.data.order import uniforms
-from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.plan import BatchPlan, Draft, RegionsPlan
 from flava_ds.data.reader import is_masked
+from flava_ds.data.regions import PackedRegions
 from flava_ds.scaling.captions import Lengths
 
 _STREAM = 21
@@ -20,7 +21,8 @@ _STREAM = 21
 def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> Draft:
     """Draws the samples of a batch: ordinary tokens between the special ones, blank pictures.
 
-    Texts that a composer makes have two segments, cut in the middle.
+    Texts that a composer makes have two segments, cut in the middle. Samples have as many regions as they
+    may have.
 
     Shapes:
         seeds    [b]  uint64
@@ -47,9 +49,21 @@ def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> 
         matched=matched,
         views=views,
         codes=codes,
+        regions=None if plan.regions is None else _regions(plan.regions, count),
         input_ids=ids,
         lengths=lengths,
         matching=matching,
+    )
+
+
+def _regions(plan: RegionsPlan, count: int) -> PackedRegions:
+    """Returns blank regions, each the whole image."""
+    rows = count * plan.most
+    return PackedRegions(
+        features=np.zeros((rows, plan.feature_size), dtype=np.float32),
+        boxes=np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (rows, 1)),
+        classes=np.zeros((rows, plan.num_classes), dtype=np.float32) if plan.num_classes else None,
+        lengths=np.full(count, plan.most, dtype=np.int64),
     )
 
 

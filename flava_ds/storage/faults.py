@@ -25,6 +25,8 @@ MISSING_CAPTION = "missing caption"
 EMPTY_CAPTION = "empty caption"
 NOT_UTF8 = "not utf-8"
 BAD_CODES = "bad image codes"
+NO_REGIONS = "no regions"
+BAD_REGIONS = "bad regions"
 SKIP_LIST = "skip list"
 """The only intended reason: it never stops a run."""
 
@@ -50,7 +52,7 @@ OF_A_SHARD = (
     PACKED,
 )
 """Found while a shard is indexed; counted per shard or per member when a run starts."""
-OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES)
+OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES, NO_REGIONS)
 """Counted per sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
 OF_A_SAMPLE = (
     TRUNCATED,
@@ -61,6 +63,8 @@ OF_A_SAMPLE = (
     EMPTY_CAPTION,
     NOT_UTF8,
     BAD_CODES,
+    NO_REGIONS,
+    BAD_REGIONS,
     SKIP_LIST,
 )
 """Counted per sample while a run reads; the sample is replaced."""

@@ -36,10 +36,11 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
 MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 256 * 2**20, 16 * 2**20
-"""Largest members that are read, in bytes: images; captions, metadata and codes, which are parsed whole."""
+"""Largest members that are read, in bytes: images; captions, metadata, codes and regions, which are read
+whole."""
 _PICKLED = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ten", "tenbin", "cbor", "mp"})
 _PACKED = frozenset({"gz", "bz2", "xz", "zst", "zip", "tgz", "lzma"})
-_VERSION = 3
+_VERSION = 4
 _COLUMNS = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
 _REQUESTS_AT_ONCE = 16
 _WORTH_A_PROCESS = 256 * 2**20
@@ -97,7 +98,7 @@ def sample_key(name: bytes) -> tuple[bytes, str]:
 
 def allowed(suffix: str) -> bool:
     """Returns whether members with this suffix are indexed; nothing else in a shard is ever read."""
-    return suffix in SUFFIXES or suffix.split(".")[-1] == "npy"
+    return suffix in SUFFIXES or suffix.split(".")[-1] in ("npy", "safetensors")
 
 
 def refusal(name: bytes, suffix: str, size: int) -> str | None:

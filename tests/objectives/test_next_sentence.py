@@ -1,6 +1,7 @@
 """Sentence pairs from texts: where they are cut, what is asked, and that only seeds decide."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flava_ds.data.order import sample_seed
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.samples import Sample
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.objectives.next_sentence import Segments, SentencePairs, cut
+from flava_ds.objectives.next_sentence import CaptionPairs, Segments, SentencePairs, cut
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "b", "c", "d", "e", "f", "g", "h", "##a"]
 CLS, SEP = 2, 3
@@ -25,6 +26,13 @@ def tokenizer(tmp_path):
 
 def seeds(count):
     return np.array(sample_seed(0, 0, 0, np.arange(count)), dtype=np.uint64)
+
+
+def samples_of(texts):
+    return [
+        Sample(key=str(n), index=n, seed=int(seed), text=texts[n], captions=(texts[n],))
+        for n, seed in enumerate(seeds(len(texts)))
+    ]
 
 
 def words_of(ids):
@@ -42,7 +50,7 @@ def test_every_sentence_end_is_a_cut_and_texts_of_one_sentence_are_cut_between_w
 def test_pairs_are_own_or_borrowed_and_fit(tokenizer):
     texts = ["a b. c d.", "e. f.", "g", "a b c d a b c d. e", "a [SEP] b. c"]
     borrowed = {1: "g h. b.", 2: "a. b.", 3: "h"}
-    found, lost = SentencePairs(tokenizer)(texts, borrowed, seeds(5), 9)
+    found, lost = SentencePairs(tokenizer)(samples_of(texts), borrowed, 9)
     assert [words_of(ids) for ids in found] == [
         "[CLS] a b . [SEP] c d . [SEP]",
         "[CLS] e . [SEP] b . [SEP]",
@@ -51,6 +59,15 @@ def test_pairs_are_own_or_borrowed_and_fit(tokenizer):
         "[CLS] a b . [SEP] c [SEP]",
     ]
     assert lost == 4 and all(len(ids) <= 9 for ids in found)
+
+
+def test_two_captions_of_an_image_are_paired_or_one_is_borrowed(tokenizer):
+    one, two, three = samples_of(["a b", "c", "d e"])
+    own = [replace(one, captions=("a b", "c d", "g")), two, replace(three, captions=("d e", "h"))]
+    found, _ = CaptionPairs(tokenizer)(own, {2: "f"}, 9)
+    first, alone, borrowed = map(words_of, found)
+    assert first in ("[CLS] a b [SEP] c d [SEP]", "[CLS] a b [SEP] g [SEP]")
+    assert (alone, borrowed) == ("[CLS] c [SEP]", "[CLS] d e [SEP] f [SEP]")
 
 
 def test_segments_and_labels(tokenizer):
@@ -75,10 +92,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(tokenizer):
         corruptions=(Segments(SEP),),
     )
     collate = Collator(plan, "text", SourceConfig(kind="text", shards="x", max_tokens=8))
-    own = [
-        Sample(key=str(n), index=n, seed=int(seed), text=texts[n], captions=(texts[n],))
-        for n, seed in enumerate(seeds(40))
-    ]
+    own = samples_of(texts)
     whole = collate(own, borrowed=borrowed)
     parts = [
         collate([sample], borrowed={0: borrowed[n]} if n in borrowed else {}) for n, sample in enumerate(own)

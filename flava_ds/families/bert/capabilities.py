@@ -44,10 +44,15 @@ def encode(model: Bert, sep_id: int, texts: Sequence[np.ndarray], *, first_only:
     What follows a text's first [SEP] is its second segment.
     """
     packed = pack(texts, model.word_table().device)
-    numbers, _ = segments(np.concatenate(texts), np.array([*map(len, texts)]), sep_id)
-    types = torch.from_numpy(np.minimum(numbers, 1)).to(packed.ids.device)
+    types = types_of_texts(texts, sep_id).to(packed.ids.device)
     keep = packed.cu_seqlens[:-1].long() if first_only else None
     return model.encode_texts(packed.ids, packed.cu_seqlens, packed.max_seqlen, types, keep)
+
+
+def types_of_texts(texts: Sequence[np.ndarray], sep_id: int) -> Tensor:
+    """Returns the segments of b arrays of ids, 1 after a text's first [SEP]: [T]."""
+    numbers, _ = segments(np.concatenate(texts), np.array([*map(len, texts)]), sep_id)
+    return torch.from_numpy(np.minimum(numbers, 1))
 
 
 class BertTexts:

@@ -50,11 +50,7 @@ _HEADS: dict[str, ObjectiveConfig] = {
     "nsp": NextSentenceConfig(),
 }
 """The objectives whose heads BertForPreTraining has."""
-_TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-"""Second names of tensors, which some files repeat."""
+WORD_TABLE = "bert.embeddings.word_embeddings.weight"
 _SUPPORTED = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
@@ -121,8 +117,10 @@ class BertLayouts:
 LAYOUTS = BertLayouts()
 
 
-def cleaned(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def cleaned(tensors: Mapping[str, Tensor], where: str, *, table: str = WORD_TABLE) -> dict[str, Tensor]:
     """Drops constants and repeated tensors, and modernises the oldest names (LayerNorm.gamma and beta).
+
+    `table` names the word embeddings.
 
     Raises: CheckpointError if a decoder differs from the word embeddings, to which it is tied here.
     """
@@ -132,7 +130,8 @@ def cleaned(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if not name.endswith("position_ids")
     }
-    for twin, name in _TIED.items():
+    tied = {"cls.predictions.decoder.weight": table, "cls.predictions.decoder.bias": "cls.predictions.bias"}
+    for twin, name in tied.items():
         repeated = found.pop(twin, None)
         if repeated is not None and name in found and not torch.equal(repeated, found[name]):
             raise CheckpointError(f"{where}: '{twin}' differs from '{name}', to which this model ties it")

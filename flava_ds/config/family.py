@@ -23,6 +23,7 @@ BUILT_IN = {
     "align": "flava_ds.families.align.config:AlignConfig",
     "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
+    "unit": "flava_ds.families.unit.config:UnitConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
 }
 """The built-in families by their tag in a configuration."""
@@ -129,6 +130,21 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                 raise ConfigError(
                     f"source '{name}': {unread} is for masked objectives on a share of a batch or on image "
                     f"codes, which the family '{self.type}' does not have; leave it out"
+                )
+
+    def check_tasks(self, config: Any) -> None:
+        """Raises ConfigError for a source of a task that the family lacks, or that has other samples."""
+        for name, source in config.data.sources.items():
+            content = self.kinds.get(source.step_kind)
+            if content is None and source.task is not None:
+                raise ConfigError(
+                    f"source '{name}': the family '{self.type}' has no task '{source.task:.80}'; it has "
+                    f"{', '.join(self.kinds)}"
+                )
+            if content not in (None, source.kind):
+                raise ConfigError(
+                    f"source '{name}': task '{source.task}' needs samples of kind {content}; set "
+                    f"--data.sources.{name}.kind {content}"
                 )
 
     def check_regions(self, config: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.variants import Variant
@@ -32,6 +32,8 @@ BUILT_IN = {
     "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
     "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
+    "detection": "flava_ds.objectives.detection:DetectionConfig",
+    "classification": "flava_ds.objectives.classification:ClassificationConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""
@@ -52,6 +54,8 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     predicts_region_classes: ClassVar[bool] = False
     """Whether its targets are a detector's probabilities of classes for regions."""
+    targets: ClassVar[Literal["labels", "boxes"] | None] = None
+    """What it reads of the labels in the shards, of which it has `num_classes`: them, or also their boxes."""
 
     weight: Annotated[float, AtLeast(0), AtMost(10**6)] = 1.0
     """Factor of the objective's mean in the loss."""
@@ -85,6 +89,12 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     def check(self, where: str, config: Any) -> None:
         """Raises ConfigError for settings that cannot work in `config`; `where` names the objective."""
+
+
+def targets_of(objectives: Mapping[str, ObjectiveConfig], kind: str) -> Any:
+    """Returns the objective in use that reads the labels of samples in steps of a kind; None if none does."""
+    used = in_use(objectives).values()
+    return next((own for own in used if own.targets and kind in own.kinds), None)
 
 
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:

@@ -66,6 +66,8 @@ RECIPES = Recipes(
     "demo_align",
     "uniter_base",
     "visualbert_base",
+    "unit_base",
+    "demo_unit",
     "simvlm_base",
     "demo_simvlm",
     "ablation/mim",

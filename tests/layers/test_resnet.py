@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from flava_ds.config.encoders import ConvStemConfig
 from flava_ds.layers.resnet import ResNetStages, initialize_as_resnet
 
 BLOCKS = (2, 1, 2)
@@ -18,7 +19,7 @@ def pair():
     for name, buffer in theirs.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 2)
-    ours = ResNetStages(64, BLOCKS, (0.5,) * 3, (0.5,) * 3, 4)
+    ours = ResNetStages(ConvStemConfig(blocks=BLOCKS, norm_group=4))
     weights = {
         name: own
         for name, own in theirs.state_dict().items()
@@ -50,7 +51,7 @@ def test_work_is_that_of_its_convolutions(pair):
 
 
 def test_initial_deviations_are_torchvisions(pair):
-    ours = ResNetStages(64, BLOCKS, (0.5,) * 3, (0.5,) * 3, 4)
+    ours = ResNetStages(ConvStemConfig(blocks=BLOCKS, norm_group=4))
     theirs = ResNet(Bottleneck, [*BLOCKS, 1])
     initialize_as_resnet(ours)
     for name, own in ours.named_parameters():

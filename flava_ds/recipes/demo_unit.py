@@ -36,7 +36,7 @@ def demo_unit() -> Config:
         name="demo_unit",
         model=UnitConfig(
             image=ConvStemConfig(
-                image_size=CANVAS, width=16, blocks=(1, 1, 2), dilated=True, norm_momentum=0.9
+                image_size=CANVAS, width=16, blocks=(1, 1, 2), norm_momentum=0.9
             ),
             encoder=PositionedConfig(hidden_size=128, **layers),
             text=BertTextConfig(

@@ -5,7 +5,7 @@ The last weights are reported.
 """
 
 from flava_ds.evaluation.datasets.scenes import COUNTS, SceneObjects, Scenes
-from flava_ds.evaluation.detection import AveragePrecision
+from flava_ds.evaluation.objects import AveragePrecision
 from flava_ds.evaluation.tuning.fine_tuning import PairFineTuning
 from flava_ds.evaluation.tuning.goals import Classes
 from flava_ds.evaluation.tuning.recipe import Recipe

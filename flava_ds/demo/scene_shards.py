@@ -11,9 +11,10 @@ from safetensors.numpy import save
 
 from flava_ds.data.targets import TARGETS_SUFFIX
 from flava_ds.demo.scene_texts import ANSWERS, FITS, ask, state
-from flava_ds.demo.scenes import CANVAS, Drawings, Scene, draw_scene, paint, read_drawings
+from flava_ds.demo.scenes import CANVAS, SPLITS, Drawings, Scene, draw_scene, paint, read_drawings
 from flava_ds.demo.shards import Sample, write_shards
 from flava_ds.errors import DataError
+from flava_ds.evaluation.samples import read_samples
 
 TASKS = ("detection", "question", "entailment")
 """Folders of labelled scenes, named as UniT's tasks."""
@@ -23,7 +24,7 @@ PER_SHARD = 1000
 @functools.lru_cache(maxsize=4)
 def subgroups(root: Path) -> tuple[str, ...]:
     """Names the classes of drawings: the subgroups of the training styles, sorted."""
-    return tuple(sorted(set(read_drawings(Path(root), "train").subgroups)))
+    return tuple(sorted(set(map(str, read_samples(Path(root) / SPLITS["train"]).column("subgroup")))))
 
 
 def objects_of(drawings: Drawings, scene: Scene, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     parts: list[object] = []
     lacks = dict(LACKS)
     pairs, texts = (
-        [task for task in model.queries if TASKS[task] in contents]
+        [task for task, content in TASKS.items() if task in model.queries and content in contents]
         for contents in (("pair",), ("text", "pair"))
     )
     if pairs:

@@ -80,7 +80,9 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the detector's weights, or demo for the one of the demo's drawings",
     )
-    action = add("scenes", scenes, "write shards of scenes of the demo's drawings, with boxes, answers, labels")
+    action = add(
+        "scenes", scenes, "write shards of scenes of the demo's drawings, with boxes, answers, labels"
+    )
     action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write three folders to")
     action.add_argument("--samples", type=int, default=8000, help="scenes of each folder (default: 8000)")
     action.add_argument("--seed", type=int, default=1, help="of the scenes; evaluations have 0 (default: 1)")
@@ -282,7 +284,9 @@ def scenes(options: argparse.Namespace, _: list[str]) -> int:
     how = {"split": options.split, "samples": options.samples, "seed": options.seed}
     for folder in write_scenes(options.data, options.out, **how):
         print(f"{folder}: {options.samples:,} scenes")
-    print("use them: set targets_key of each source to targets.safetensors, and its task to the folder's name")
+    print(
+        "use them: set targets_key of each source to targets.safetensors, and its task to the folder's name"
+    )
     return 0
 
 

@@ -95,10 +95,10 @@ class SourceConfig:
     max_regions: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
     """Maximum regions of a sample, the whole image included; a sample with more is unusable."""
     task: str | None = None
-    """For a family with several tasks, the one whose samples these are: the kind of its steps. None: `kind`."""
+    """For a family with several tasks, the one that its samples are of: the kind of its steps. None: `kind`."""
     targets_key: str | None = None
-    """Member suffix of the labels of each sample, e.g. 'targets.safetensors', for objectives that read labels;
-    see docs/data.md.
+    """Member suffix of each sample's labels, e.g. 'targets.safetensors', for objectives that read labels (see
+    docs/data.md).
     """
     max_targets: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
     """Maximum labels of a sample, such as the objects in its image; a sample with more is unusable."""

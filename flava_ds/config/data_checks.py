@@ -95,7 +95,8 @@ def check_labels(name: str, source: SourceConfig, objective: Any) -> None:
     """Checks a source against the objective that reads labels in its steps, None if none does."""
     if objective is None and source.targets_key:
         raise ConfigError(
-            f"source '{name}': no objective reads the labels of {source.step_kind} steps; leave out targets_key"
+            f"source '{name}': no objective reads the labels of {source.step_kind} steps; leave out "
+            "targets_key"
         )
     if objective is not None and not source.targets_key:
         raise ConfigError(

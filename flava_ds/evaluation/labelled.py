@@ -23,9 +23,7 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 Load = Callable[[int], Tensor | bytes]
 """Returns a row's image: decoded [3 H W] uint8, or encoded bytes. Called from several threads."""
-Set = TypeVar(
-    "Set", "LabelledImages", "CaptionedImages", "LabelledObjects", "LabelledTexts", "LabelledPairs"
-)
+Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledObjects", "LabelledTexts", "LabelledPairs")
 
 
 @dataclass(frozen=True, eq=False)

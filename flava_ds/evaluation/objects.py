@@ -35,8 +35,8 @@ class AveragePrecision:
         finder, samples = model.need(ObjectFinder, f"task {self.name}"), data.test()
         if finder.num_classes != len(samples.class_names):
             raise Lacking(
-                f"task {self.name}: {model.described.name} tells {finder.num_classes} classes of objects, but "
-                f"{samples.name} has {len(samples.class_names)}"
+                f"task {self.name}: {model.described.name} tells {finder.num_classes} classes of objects, "
+                f"but {samples.name} has {len(samples.class_names)}"
             )
         found, truths = told(find_all(model, finder, samples)), truths_of(samples)
         known = truths.of(np.flatnonzero(truths.labels >= 0))

@@ -18,7 +18,7 @@ CLASSES, ANSWERS, FITS = 97, 21, 3
 
 
 def demo_unit() -> Config:
-    """Returns a UniT on the demo's scenes, half of the steps detection, for the same number of training FLOPs.
+    """Returns a UniT on the demo's scenes for the same number of training FLOPs, half of the steps detection.
 
     Optimizer and vocabulary are the demo's. Published are frozen norms and weights from elsewhere; here the
     tower is trained from random weights, so its norms are ghost batch norms.
@@ -35,9 +35,7 @@ def demo_unit() -> Config:
         base,
         name="demo_unit",
         model=UnitConfig(
-            image=ConvStemConfig(
-                image_size=CANVAS, width=16, blocks=(1, 1, 2), norm_momentum=0.9
-            ),
+            image=ConvStemConfig(image_size=CANVAS, width=16, blocks=(1, 1, 2), norm_momentum=0.9),
             encoder=PositionedConfig(hidden_size=128, **layers),
             text=BertTextConfig(
                 vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=2, **wide

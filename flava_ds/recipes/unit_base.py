@@ -40,8 +40,8 @@ def unit_base() -> Config:
     return Config(
         name="unit_base",
         seed=0,  # not published
-        # published: images of 800 pixels along the shorter side, at most 1333 along the other, and in training
-        # on boxes 480 to 800, cropped and mirrored; here squares of 800
+        # published: images of 800 pixels along the shorter side, at most 1333 along the other, and in
+        # training on boxes 480 to 800, cropped and mirrored (recalled); here squares of 800
         model=UnitConfig(),
         objectives={
             "detection": DetectionConfig(num_classes=91),
@@ -69,8 +69,8 @@ def unit_base() -> Config:
             decay_norm_and_bias=True,  # as in the code, which decays everything
         ),
         schedule=CosineScheduleConfig(warmup_steps=2_000, min_lr=0.0),
-        # published: convolutions start from DETR-R50-DC5 and the text encoder from bert-base-uncased; here from
-        # random weights unless a file is given. Frozen norms need one
+        # published: convolutions start from DETR-R50-DC5 and the text encoder from bert-base-uncased; here
+        # from random weights unless a file is given. Frozen norms need one
         initial_weights=None,
         engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=10_000),

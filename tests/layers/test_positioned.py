@@ -1,4 +1,4 @@
-"""Transformers with positions on queries and keys against transformers' DETR, padded there and packed here."""
+"""Positions on queries and keys, against transformers' DETR, padded there and packed here."""
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ NAMES = {
     "mlp_down": "mlp.fc2",
     "mlp_norm": "final_layer_norm",
     **{f"attention.{own}": f"self_attn.{own[0]}_proj" for own in ("query", "key", "value", "output")},
-    **{f"cross_attention.{own}": f"encoder_attn.{own[0]}_proj" for own in ("query", "key", "value", "output")},
+    **{
+        f"cross_attention.{own}": f"encoder_attn.{own[0]}_proj" for own in ("query", "key", "value", "output")
+    },
 }
 
 

@@ -6,7 +6,15 @@ import itertools
 import pytest
 import torch
 from families.bert.bert_peers import randomize
-from families.unit.unit_toys import CLASSES, OBJECTIVES, QUERIES, make_batch, source_of, tiny_config, tiny_model
+from families.unit.unit_toys import (
+    CLASSES,
+    OBJECTIVES,
+    QUERIES,
+    make_batch,
+    source_of,
+    tiny_config,
+    tiny_model,
+)
 
 from flava_ds.config.tree import check_objectives
 from flava_ds.errors import ConfigError

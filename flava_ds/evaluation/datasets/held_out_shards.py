@@ -51,13 +51,15 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class HeldOutShards:
-    """`pair/`, `image/` and `text/`, or a folder for each of UniT's tasks, with shards, as far as they exist."""
+    """`pair/`, `image/` and `text/`, or a folder for each of UniT's tasks, with shards, as far as there are."""
 
     name: str = "held_out"
     folder: str = "held_out"
     licence: str = "yours"
     origin: str = "write them as you write those for training; keep them out of training"
-    layout: str = "pair/, image/ or text/, or a task's name, each with *.tar as for a training source of that kind"
+    layout: str = (
+        "pair/, image/ or text/, or a task's name, each with *.tar as for a training source of that kind"
+    )
     splits: tuple[str, ...] = ("test",)
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:

@@ -94,7 +94,9 @@ def test_queries_see_images_and_the_first_word_or_all(task, kind, seen):
     assert memory.packed.max_seqlen == (12 if whole else 1)
     table = own.model.text_encoder.embeddings.positions.weight
     expected = own.model.text_positions(table[:3] if whole else table[:1])
-    torch.testing.assert_close(memory.positions[5 + 12 : 5 + 12 + 3] if whole else memory.positions[:1], expected)
+    torch.testing.assert_close(
+        memory.positions[5 + 12 : 5 + 12 + 3] if whole else memory.positions[:1], expected
+    )
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
@@ -132,7 +134,9 @@ def test_models_that_cannot_work_are_refused(changes, message):
 
 
 def test_objectives_that_it_cannot_serve_are_refused():
-    with pytest.raises(ConfigError, match="objectives.other reads .* 'unit'|which this model's family does not"):
+    with pytest.raises(
+        ConfigError, match="objectives.other reads .* 'unit'|which this model's family does not"
+    ):
         check_objectives(tiny_config(objectives={"other": GlobalContrastiveConfig()}))
     twice = {"one": OBJECTIVES["detection"], "two": OBJECTIVES["detection"]}
     with pytest.raises(ConfigError, match="objectives.two: task 'detection' has another objective"):

@@ -20,8 +20,8 @@ from flava_ds.config import CheckpointConfig, EngineConfig, TrainingConfig, from
 from flava_ds.families.unit.config import UnitConfig
 from flava_ds.recipes import RECIPES
 from flava_ds.scaling.captions import lengths_of
-from flava_ds.scaling.synthetic import batch_of
 from flava_ds.scaling.measure import META
+from flava_ds.scaling.synthetic import batch_of
 
 USED = {name: OBJECTIVES[name] for name in ("detection", "question", "entailment")}
 

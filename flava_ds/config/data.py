@@ -95,7 +95,7 @@ class SourceConfig:
     max_regions: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
     """Maximum regions of a sample, the whole image included; a sample with more is unusable."""
     task: str | None = None
-    """For a family with several tasks, the one that its samples are of: the kind of its steps. None: `kind`."""
+    """For a family with several tasks, the one of these samples: the kind of its steps. None: `kind`."""
     targets_key: str | None = None
     """Member suffix of each sample's labels, e.g. 'targets.safetensors', for objectives that read labels (see
     docs/data.md).

@@ -123,8 +123,8 @@ class FrozenModel:
         reason = self._reasons.get(name, f"models of family '{described.family}' have none")
         about = (CAPABILITIES | SPECIAL)[capability]
         raise Lacking(
-            f"{asked_by} needs {name} ({about}), which {described.name} (family '{described.family}') does not "
-            f"offer: {reason}"
+            f"{asked_by} needs {name} ({about}), which {described.name} (family "
+            f"'{described.family}') does not offer: {reason}"
         )
 
     def image_features(self, pictures: Pictures, asked_by: str) -> Tensor:

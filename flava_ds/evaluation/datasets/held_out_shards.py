@@ -51,7 +51,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class HeldOutShards:
-    """`pair/`, `image/` and `text/`, or a folder for each of UniT's tasks, with shards, as far as there are."""
+    """`pair/`, `image/` and `text/`, or folders of UniT's tasks, with shards, as far as they exist."""
 
     name: str = "held_out"
     folder: str = "held_out"

@@ -50,9 +50,10 @@ class Unit(nn.Module):
         self.decoder = PositionedTransformer(decoder, crosses=True)
         self.decoder_norm = LayerNorm(decoder.hidden_size, eps=decoder.layer_norm_eps)
         seen = {task: TASKS[task] for task in queries}
-        self.image_tasks = _table({task: (encoder.hidden_size,) for task in seen if seen[task] != "text"})
-        self.text_tasks = _table({task: (text.hidden_size,) for task in seen if seen[task] != "image"})
-        self.queries = _table({task: (count, decoder.hidden_size) for task, count in queries.items()})
+        images, texts = ([task for task in seen if seen[task] != other] for other in ("text", "image"))
+        self.image_tasks = _tables(dict.fromkeys(images, 1), encoder.hidden_size)
+        self.text_tasks = _tables(dict.fromkeys(texts, 1), text.hidden_size)
+        self.queries = _tables(queries, decoder.hidden_size)
 
     def encode(
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
@@ -88,7 +89,7 @@ class Unit(nn.Module):
             seen = image if seen is None else _joined(image, seen)
         if seen is None:
             raise ValueError("a task needs images, texts, or both")
-        queries = self.queries[task]
+        queries = self.queries[task]()
         count, size = queries.shape[0], seen.packed.cu_seqlens.shape[0] - 1
         positions = repeat(queries, "q d -> (b q) d", b=size)
         bounds = count * torch.arange(size + 1, device=queries.device, dtype=torch.int32)
@@ -102,7 +103,7 @@ class Unit(nn.Module):
         size, length = cells.shape[:2]
         height, width = grid.shape[-2:]
         sines = sine_positions((height, width), cells.shape[-1], cells.device).to(cells.dtype)
-        token = repeat(self.image_tasks[task].to(cells.dtype), "d -> b 1 d", b=size)
+        token = repeat(self.image_tasks[task]().to(cells.dtype), "one d -> b one d", b=size)
         packed = _equal(torch.cat([token, cells], dim=1))
         found = self.encoder(Positioned(packed, repeat(F.pad(sines, (0, 0, 1, 0)), "n d -> (b n) d", b=size)))
         memory = rearrange(found, "(b n) d -> b n d", b=size)[:, 1:] + cells
@@ -114,7 +115,7 @@ class Unit(nn.Module):
         embeddings, size = self.text_encoder.embeddings, texts.cu_seqlens.shape[0] - 1
         words = embeddings(texts.ids, texts.cu_seqlens, token_types)
         layout = SequenceLayout(1, texts.cu_seqlens, texts.max_seqlen, own=0)
-        token = repeat(self.text_tasks[task].to(words.dtype), "d -> b 1 d", b=size)
+        token = repeat(self.text_tasks[task]().to(words.dtype), "one d -> b one d", b=size)
         packed = prefixed(token, Packed(words, texts.cu_seqlens, texts.max_seqlen))
         _, place = places(texts.cu_seqlens, texts.ids.shape[0])
         bounds, longest = texts.cu_seqlens, texts.max_seqlen
@@ -130,11 +131,11 @@ class Unit(nn.Module):
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Returns the row of each sample's first query, of the last layer: [b]."""
-        return self.last_rows(view, batch.size, self.queries[view].device)
+        return self.last_rows(view, batch.size, self.decoder_norm.weight.device)
 
     def last_rows(self, task: str, size: int, device: torch.device) -> Tensor:
         """Returns the row of each of `size` samples' first query, of the last layer: [b]."""
-        count, before = self.queries[task].shape[0], self.config.decoder.num_hidden_layers - 1
+        count, before = self.queries[task].num_embeddings, self.config.decoder.num_hidden_layers - 1
         return count * (before * size + torch.arange(size, device=device))
 
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
@@ -143,14 +144,21 @@ class Unit(nn.Module):
         """
         content = TASKS[view]
         other = _OF_TEXTS * (content == "image") + OF_IMAGES * (content == "text") + _OF_TASKS
-        own = {f"{table}{view}" for table in _OF_TASKS}
+        own = {f"{table}{view}.weight" for table in _OF_TASKS}
         names = {name for name, _ in self.named_parameters()}
         return {name for name in names if name in own or not name.startswith(other)}
 
 
-def _table(shapes: Mapping[str, tuple[int, ...]]) -> nn.ParameterDict:
-    """Returns a parameter for each task."""
-    return nn.ParameterDict({task: nn.Parameter(torch.empty(shape)) for task, shape in shapes.items()})
+class Table(nn.Embedding):
+    """Learned rows, all of which are read: [n d]."""
+
+    def forward(self) -> Tensor:  # type: ignore[override]  # it takes no indices
+        return self.weight * 1  # the weight itself is gathered under ZeRO-3 only while this runs
+
+
+def _tables(rows: Mapping[str, int], width: int) -> nn.ModuleDict:
+    """Returns a table for each task."""
+    return nn.ModuleDict({task: Table(count, width) for task, count in rows.items()})
 
 
 def _equal(rows: Tensor) -> Packed:
@@ -172,19 +180,14 @@ def _joined(image: Positioned, text: Positioned) -> Positioned:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module) -> None:
+def initialize(model: Unit) -> None:
     """Draws BERT as BERT does, the tower as torchvision does, the transformers as DETR does.
 
-    Source: Carion et al. 2020, the code: Xavier's uniform distribution; torch's own for queries, N(0, 1).
+    Source: Carion et al. 2020, the code: Xavier's uniform distribution; torch's own for the others.
     """
-    for part in model.modules():
-        if isinstance(part, PositionedTransformer):
-            for parameter in part.parameters():
-                if parameter.ndim > 1:
-                    nn.init.xavier_uniform_(parameter)
-        elif isinstance(part, BertEncoder):
-            initialize_as_bert(part)
-        elif isinstance(part, nn.ParameterDict):
-            for parameter in part.values():
-                nn.init.normal_(parameter)
-    initialize_as_resnet(model)
+    for part in (model.encoder, model.decoder, model.image_memory, model.image_positions):
+        for parameter in part.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+    initialize_as_bert(model.text_encoder)
+    initialize_as_resnet(model.image_tower)

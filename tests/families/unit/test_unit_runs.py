@@ -1,22 +1,19 @@
-"""UniT's recipes, and UniT through the real trainer: ranks, stages, accumulation, tasks in turn, resume."""
+"""UniT's recipes, and UniT through the real trainer: ranks, accumulation, tasks in turn."""
 
 import dataclasses
-import functools
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from data.shard_files import caption, write_tar
 from families.unit.unit_toys import CLASSES, OBJECTIVES, source_of, tiny_model
-from real_runs import Job, curve, real_config, steps_of
+from real_runs import Job, real_config, steps_of
 from safetensors.numpy import save
 from torchvision.io import encode_png
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.reader import load_weights
-from flava_ds.config import CheckpointConfig, EngineConfig, TrainingConfig, from_dict, to_dict
+from flava_ds.config import EngineConfig, TrainingConfig, from_dict, to_dict
 from flava_ds.families.unit.config import UnitConfig
 from flava_ds.recipes import RECIPES
 from flava_ds.scaling.captions import lengths_of
@@ -73,8 +70,8 @@ def write_scenes(folder):
     return folder
 
 
-def run_config(folder, name, *, stage="zero1", accumulation=1, steps=6, precision="fp32", **settings):
-    """Steps of three tasks in turn."""
+def run_config(folder, name, *, stage="zero1", accumulation=1):
+    """Six steps of three tasks in turn."""
     base = real_config(folder)
     shards = folder / "scenes"
     shards = shards if shards.exists() else write_scenes(shards)
@@ -89,16 +86,6 @@ def run_config(folder, name, *, stage="zero1", accumulation=1, steps=6, precisio
         )
         for seed, task in enumerate(USED)
     }
-    defaults = {
-        "training": TrainingConfig(
-            total_steps=steps,
-            global_batch_size=8,
-            gradient_accumulation_steps=accumulation,
-            precision=precision,
-            gradient_clipping=1.0,
-        ),
-        "engine": EngineConfig(deepspeed_config=stage),
-    }
     return dataclasses.replace(
         base,
         name=name,
@@ -106,44 +93,30 @@ def run_config(folder, name, *, stage="zero1", accumulation=1, steps=6, precisio
         codebook_weights=None,
         objectives=USED,
         data=dataclasses.replace(base.data, sources=sources),
-        **(defaults | settings),
+        training=TrainingConfig(
+            total_steps=6,
+            global_batch_size=8,
+            gradient_accumulation_steps=accumulation,
+            precision="fp32",
+            gradient_clipping=1.0,
+        ),
+        engine=EngineConfig(deepspeed_config=stage),
     )
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
-    """Micro-batches and ranks have different numbers of objects, and steps have different tasks."""
-    make = functools.partial(run_config, tmp_path)
-    runs = [(make("one", accumulation=2), 1), (make("zero1"), 2), (make("zero3", stage="zero3"), 2)]
+def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path):
+    """Micro-batches and ranks have different numbers of objects, and steps have different tasks. The ghost
+    norms enlarge rounding.
+    """
+    runs = [(run_config(tmp_path, "one", accumulation=2), 1), (run_config(tmp_path, "two", stage="zero3"), 2)]
     for config, ranks in runs:
         job = Job(config, ranks)
         assert job.wait() == [0] * ranks, job.said()[-2000:]
-    expected, *others = (
-        [[record.get(f"loss/{name}") for name in USED] for record in steps_of(config.run_path)]
-        for config, _ in runs
+    expected, found = (
+        [{name: record[f"loss/{name}"] for name in USED if f"loss/{name}" in record} for record in steps]
+        for steps in (steps_of(config.run_path) for config, _ in runs)
     )
-    assert {sum(own is not None for own in step) for step in expected} == {1}
-    assert all(any(step[place] is not None for step in expected) for place in range(3))
-    for found in others:
-        for own, step in zip(found, expected, strict=True):
-            assert [value is None for value in own] == [value is None for value in step]
-            told = [value for value in step if value is not None]
-            assert [value for value in own if value is not None] == pytest.approx(told, rel=2e-6)
-
-
-@pytest.mark.distributed
-def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
-    config = run_config(
-        tmp_path, "whole", steps=8, precision="bf16", checkpoint=CheckpointConfig(every_steps=4, keep_last=2)
-    )
-    again = dataclasses.replace(config, name="again")
-    assert Job(config, 1).wait() == [0]
-    shutil.copytree(config.run_path, again.run_path)
-    checkpoints = sorted((again.run_path / "checkpoints").glob("step*"))
-    shutil.rmtree(checkpoints[1])
-    (again.run_path / "checkpoints" / "latest").write_text(f"{checkpoints[0].name}\n")
-    job = Job(again, 1)
-    assert job.wait() == [0], job.said()[-2000:]
-    assert curve(again.run_path)[-4:] == curve(config.run_path)[-4:]
-    ours, theirs = load_weights(config.run_path), load_weights(again.run_path)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [len(step) for step in expected] == [1] * 6
+    assert {name for step in expected for name in step} == USED.keys()
+    assert found == [pytest.approx(step, rel=1e-5) for step in expected]

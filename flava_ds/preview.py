@@ -144,7 +144,8 @@ def _encoders(config: Config, source: Any) -> Iterator[tuple[Any, int]]:
         if hasattr(shape, "num_patches"):
             tokens = image if holds != "text" else 0
         elif hasattr(shape, "max_position_embeddings"):
-            tokens = source.max_tokens if holds != "image" else 0
+            regions = source.max_regions if source.regions_key else 0
+            tokens = source.max_tokens + regions if holds != "image" else 0
         else:
             tokens = 1 + image + source.max_tokens if holds == "pair" else 0
         if tokens:

@@ -51,6 +51,14 @@ def write_regions(folder: Path, numbers=range(24)) -> Path:
     return folder
 
 
+def write_texts(folder: Path, numbers=range(24)) -> Path:
+    """Writes a shard of texts, unless it is there."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        write_tar(folder / "0.tar", [(f"{n}.txt", caption(500 + n).encode()) for n in numbers])
+    return folder
+
+
 def with_regions(source, folder: Path):
     """A source of pairs that reads these shards."""
     return dataclasses.replace(

@@ -52,6 +52,7 @@ BELOW = {
     "storage": {"errors", "plain_text", "processes", "config"},
     "data": {"errors", "plain_text", "processes", "allocator", "config", "batch", "storage"},
     "codebook": {"errors", "plain_text", "config", "data", "storage", "tensor_hash"},
+    "regions": {"errors", "config", "storage", "tensor_hash"},
     "objectives": {"errors", "config", "batch", "layers", "data"},
     "ranks": {"errors", "plain_text", "processes", "allocator", "config", "storage"},
     "training": {"errors", "config", "batch", "layers", "objectives", "optimizers", "ranks"},
@@ -95,6 +96,7 @@ BELOW = {
         "training",
         "checkpoints",
         "hf",
+        "regions",
     },
     "report": {
         "plain_text",

@@ -17,7 +17,7 @@ def comparison(root: Path) -> str:
         raise FileNotFoundError(2, "no results", str(folder))
     header, *rows = table_rows(found)
     runs = sum(len(results) for results in found.values())
-    table = markdown_table(header, [[f"`{row[0]}`", *row[1:]] for row in rows])
+    table = markdown_table(header, [[f"`{row[0]}`" if row[0] in ROWS else row[0], *row[1:]] for row in rows])
     return f"{table}\n\n{runs} of {3 * len(ROWS)} runs are finished."
 
 

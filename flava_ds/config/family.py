@@ -22,6 +22,8 @@ BUILT_IN = {
     "albef": "flava_ds.families.albef.config:AlbefConfig",
     "align": "flava_ds.families.align.config:AlignConfig",
     "visualbert": "flava_ds.families.visualbert.config:VisualBertConfig",
+    "vinvl": "flava_ds.families.vinvl.config:VinvlConfig",
+    "vlbert": "flava_ds.families.vlbert.config:VlbertConfig",
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "unit": "flava_ds.families.unit.config:UnitConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
@@ -41,6 +43,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     """
     layouts: ClassVar[str | None] = None
     """Module that converts the family's models to and from other layouts (flava_ds/layouts.py), if any."""
+    model_type: ClassVar[str | None] = None
+    """The family's name in transformers, if that is not its tag."""
 
     views: ClassVar[tuple[str, ...]] = ()
     """The views of the family's model, for `check_view`."""
@@ -49,7 +53,9 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     regions_view: ClassVar[str] = "multimodal_masked"
     """The view with masked regions, for families that read regions."""
     provides: ClassVar[frozenset[str]] = frozenset()
-    """Methods of the family's model that some objectives need beyond its views, e.g. "word_table"."""
+    """Methods of the family's model that some objectives need beyond its views, e.g. "word_table", and what
+    they need of its batches, e.g. "tags".
+    """
 
     @property
     def max_tokens(self) -> int:

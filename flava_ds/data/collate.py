@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -39,21 +40,30 @@ class Collator:
         borrowed: Mapping[int, str] | None = None,
         masked_rows: np.ndarray | None = None,
         views: Sequence[Tensor] | None = None,
+        tags: Mapping[int, str] | None = None,
     ) -> Batch:
         """Collates samples into a batch.
 
         `borrowed` (row -> caption, see `mismatch`) replaces captions, or those of the second texts of a plan
-        that matches apart, or goes to the plan's composer. Given
+        that matches apart, or goes to the plan's composer. `tags` do so with those of the regions. Given
         `masked_rows` [m], the corruptions see only these samples. `views` are the images from `augment`.
 
-        The result for a sample depends only on its seed and its borrowed caption, never on its neighbours.
+        The result for a sample depends only on its seed and what it borrows, never on its neighbours.
         """
         matched = np.ones(len(samples), dtype=bool)
         texts = [cast(str, sample.text) for sample in samples]  # image batches: None, and never read
         borrowed = borrowed or {}
         matched[list(borrowed)] = False
         views = self.augment(samples, self.empty_views(len(samples))) if views is None else views
+        wrong = tags or {}
+        samples = [
+            sample if row not in wrong else with_tags(sample, wrong[row])
+            for row, sample in enumerate(samples)
+        ]
         draft, cut = self._draft(samples, texts, borrowed, matched, views)
+        if self.plan.wrong_tags_probability:
+            own = np.isin(np.arange(len(samples)), [*wrong], invert=True)
+            draft = replace(draft, own_tags=own)
         tensors, numbers = pack(self.plan, draft, masked_rows)
         return Batch(
             kind=self.plan.kind,
@@ -220,6 +230,12 @@ def _add_targets(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, in
     _add_text("target_", None, draft.targets.lengths, tensors, numbers)
 
 
+def with_tags(sample: Sample, tags: str) -> Sample:
+    """Returns a sample with other tags of its regions."""
+    assert sample.regions is not None  # only samples with regions have tags
+    return replace(sample, regions=replace(sample.regions, tags=tags))
+
+
 def mismatch(
     captions: Sequence[tuple[str, ...]],
     seeds: np.ndarray,
@@ -227,10 +243,12 @@ def mismatch(
     partners: Callable[[np.ndarray, np.ndarray], Iterable[Iterable[str]]],
     *,
     among: np.ndarray | None = None,
+    above: float = 0.0,
 ) -> dict[int, str]:
     """Draws which samples lose their caption, and replaces it by another sample's: row -> caption.
 
-    Only rows in `among`, if given, can be drawn. A sample stays matched when all its partners' captions are
+    Only rows in `among`, if given, can be drawn, and none whose draw is below `above`, which another call has
+    drawn. A sample stays matched when all its partners' captions are
     also its own. `partners(rows, draws)` yields candidate captions lazily for each drawn row; the draws in
     [0, 1) pick where they come from.
 
@@ -243,7 +261,7 @@ def mismatch(
     if probability <= 0:
         return borrowed
     draws = uniforms(seeds, 2, stream=_MATCH_STREAM)
-    drawn = np.flatnonzero(draws[:, 0] < probability)
+    drawn = np.flatnonzero((draws[:, 0] >= above) & (draws[:, 0] < above + probability))
     rows = drawn if among is None else np.intersect1d(drawn, among)
     for row, texts in zip(rows.tolist(), partners(rows, draws[rows, 1]), strict=True):
         other = next((text for text in texts if text not in captions[row]), None)

@@ -11,7 +11,7 @@ import numpy as np
 
 from flava_ds.config import Config
 from flava_ds.data.order import Order, hash64, sample_seed, source_seed, uniforms
-from flava_ds.data.samples import CAPTION_STREAM, Sample, SampleDecoder, member_fields
+from flava_ds.data.samples import CAPTION_STREAM, Sample, SampleDecoder, member_fields, tags_of
 from flava_ds.data.skip_log import MIN_SEEN, SkipLog, where
 from flava_ds.data.sources import CONTENT, Lane, Promises
 from flava_ds.errors import DataError
@@ -227,9 +227,15 @@ class IndexedDraws:
             yield found if found is not None else self._replacement(position, skips)
 
     def partners(
-        self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
+        self,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        draws: np.ndarray,
+        batch: Sequence[Sample],
+        *,
+        tags: bool = False,
     ) -> Iterator[Iterator[str]]:
-        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch.
+        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch, or their tags.
 
         Starts at the position that the draw picks. Another rank may hold those samples, so each caption is
         recomputed: it is the one that the stream draws at that position in this epoch.
@@ -242,7 +248,8 @@ class IndexedDraws:
         located = self.locate(((positions - own)[:, None] + places).ravel())
         for row in range(len(positions)):
             rows_of_one = slice(row * len(turns), (row + 1) * len(turns))
-            yield self._captions_at(*(values[rows_of_one] for values in located))
+            lent = self._tags_at if tags else self._captions_at
+            yield lent(*(values[rows_of_one] for values in located))
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns sample numbers, seeds and caption draws in [0, 1) at positions of the stream: [b] each."""
@@ -279,6 +286,16 @@ class IndexedDraws:
                 continue
             if text is not None:
                 yield text
+
+    def _tags_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
+        """Yields the tags of samples, read one by one, of those with usable regions and at least one tag."""
+        for index, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
+            try:
+                tags = tags_of(self.source.decode(self.source.read(index, ("regions",)), index, seed))
+            except SampleFault:
+                continue
+            if tags:
+                yield tags
 
     def _try(self, index: int, seed: int, draw: float | None, skips: SkipLog) -> Sample | None:
         """Reads and decodes one sample; returns None when it is unusable."""

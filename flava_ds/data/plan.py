@@ -33,6 +33,7 @@ class Draft:
         targets    of b samples, packed; None for plans without
         input_ids  [T]        int64, packed; None without text
         lengths    [b]        tokens of each text; None without text
+        own_tags   [b]        bool, False where the tags are another sample's; None for plans without tags
         matching   [M], [b]   the same two of the texts that may be another sample's, if `input_ids` holds the
                               sample's own in any case (BatchPlan.matches_apart); None otherwise
     """
@@ -45,6 +46,7 @@ class Draft:
     targets: PackedTargets | None = None
     input_ids: np.ndarray | None = None
     lengths: np.ndarray | None = None
+    own_tags: np.ndarray | None = None
     matching: tuple[np.ndarray, np.ndarray] | None = None
 
     def at(self, rows: np.ndarray) -> Draft:
@@ -63,6 +65,7 @@ class Draft:
             targets=None if self.targets is None else self.targets.at(rows),
             input_ids=ids,
             lengths=lengths,
+            own_tags=None if self.own_tags is None else self.own_tags[rows],
             matching=None if self.matching is None else _texts_at(rows, *self.matching),
         )
 
@@ -203,6 +206,8 @@ class BatchPlan:
     """Maximum length of a text, special tokens included."""
     mismatch_probability: float = 0.0
     """Probability that a sample's caption is replaced by another sample's."""
+    wrong_tags_probability: float = 0.0
+    """Probability that a sample's caption stays and the tags of its regions are another sample's."""
     matches_apart: bool = False
     """Whether a text that replaces a sample's own does so in a second text of each sample, `matching_`
     input_ids, and input_ids holds the sample's own in any case.

@@ -12,7 +12,7 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.data.collate import Collator, mismatch
-from flava_ds.data.samples import Sample
+from flava_ds.data.samples import Sample, tags_of
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.sources import Draws, Lane, Source
 from flava_ds.data.transforms import CHUNK, CHUNK_BYTES, Empty
@@ -57,7 +57,8 @@ class BatchReader:
             chunk.clear()  # before the next ones are decoded, so that one chunk's images are held, not two
         masked_rows = self._masked_rows(positions)
         borrowed = self._borrowed(self.draws(lane), positions, samples, masked_rows)
-        batch = self.collator(samples, self.skips.take_counts(), borrowed, masked_rows, views)
+        tags = self._borrowed_tags(self.draws(lane), positions, samples)
+        batch = self.collator(samples, self.skips.take_counts(), borrowed, masked_rows, views, tags)
         return replace(batch, read=replace(batch.read, unusable=self.skips.take()))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,6 +87,18 @@ class BatchReader:
             self.plan.mismatch_probability,
             lambda rows, picks: draws.partners(positions, np.asarray(rows), picks, samples),
             among=masked_rows,
+        )
+
+    def _borrowed_tags(self, draws: Draws, positions: np.ndarray, samples: list[Sample]) -> dict[int, str]:
+        """Draws which samples that keep their caption get another's tags: row -> tags."""
+        if not self.plan.wrong_tags_probability:
+            return {}
+        return mismatch(
+            [(tags_of(sample),) for sample in samples],
+            np.array([sample.seed for sample in samples], dtype=np.uint64),
+            self.plan.wrong_tags_probability,
+            lambda rows, picks: draws.partners(positions, np.asarray(rows), picks, samples, tags=True),
+            above=self.plan.mismatch_probability,
         )
 
 

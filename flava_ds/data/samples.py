@@ -232,6 +232,11 @@ def read_integers(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype=np.dtype(f"<{match[1].decode()}{width}"), offset=start + length)
 
 
+def tags_of(sample: Sample) -> str:
+    """Returns the tags of a sample's regions; empty without regions or tags."""
+    return "" if sample.regions is None else sample.regions.tags
+
+
 def printable(text: str) -> str:
     """Escapes unprintable characters and truncates long text."""
     return escaped(text[:_SHOWN_CHARACTERS]) + "..." * (len(text) > _SHOWN_CHARACTERS)

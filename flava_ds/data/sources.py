@@ -74,11 +74,17 @@ class Draws(Protocol):
         """
 
     def partners(
-        self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
+        self,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        draws: np.ndarray,
+        batch: Sequence[Sample],
+        *,
+        tags: bool = False,
     ) -> Iterator[Iterator[str]]:
-        """Yields, for each of the `rows` of the batch at `positions`, captions that it may borrow.
+        """Yields, for each of the `rows` of the batch at `positions`, captions that it may borrow, or tags.
 
-        The draw of a row in [0, 1) picks where they come from.
+        The draw of a row in [0, 1) picks where they come from. Only sources with regions are asked for tags.
         """
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from flava_ds.config import Config
 from flava_ds.data.order import hash64, permuted, sample_seed, source_seed
-from flava_ds.data.samples import Sample, SampleDecoder, member_fields
+from flava_ds.data.samples import Sample, SampleDecoder, member_fields, tags_of
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.sources import Lane, Promises
 from flava_ds.data.stream_pipeline import (
@@ -159,9 +159,15 @@ class StreamDraws:
             self._position += 1
 
     def partners(
-        self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
+        self,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        draws: np.ndarray,
+        batch: Sequence[Sample],
+        *,
+        tags: bool = False,
     ) -> Iterator[Iterator[str]]:
-        """Yields the captions of up to _MAX_PARTNERS other samples of the same micro-batch.
+        """Yields the captions of up to _MAX_PARTNERS other samples of the same micro-batch, or their tags.
 
         Starts at the one that the draw picks.
         """
@@ -171,7 +177,8 @@ class StreamDraws:
                 (row + 1 + (int(draw * others) + turn) % others) % len(batch)
                 for turn in range(min(others, _MAX_PARTNERS))
             )
-            yield (batch[place].text for place in places)
+            lent = (tags_of(batch[place]) if tags else batch[place].text for place in places)
+            yield (text for text in lent if text)
 
     def _usable(self, skips: SkipLog) -> Sample:
         """Decodes the sample at the current position, or the first usable one after it, without advancing."""

@@ -1,94 +1,125 @@
-"""Shards of scenes with labels: boxes of drawings, questions with answers, statements that follow or not."""
+"""Scenes as shards of pairs, with captions, labels of tasks and, from a detector, with regions."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save
+import torch
 
-from flava_ds.data.targets import TARGETS_SUFFIX
-from flava_ds.demo.scene_texts import ANSWERS, FITS, ask, state
-from flava_ds.demo.scenes import CANVAS, SPLITS, Drawings, Scene, draw_scene, paint, read_drawings
-from flava_ds.demo.shards import Sample, write_shards
+from flava_ds.demo.dataset import CHECKSUMS
+from flava_ds.demo.scene_labels import labels_of, subgroups
+from flava_ds.demo.scene_texts import captions
+from flava_ds.demo.scenes import Drawings, Scene, draw_scene, folder_of, paint, read_drawings
+from flava_ds.demo.shards import as_json
 from flava_ds.errors import DataError
-from flava_ds.evaluation.samples import read_samples
+from flava_ds.prepare.regions import REGIONS_SUFFIX, encoded
+from flava_ds.prepare.shard_writer import Counts, ShardWriter
+from flava_ds.regions.detector import Detector, load_detector
 
-TASKS = ("detection", "question", "entailment")
-"""Folders of labelled scenes, named as UniT's tasks."""
-PER_SHARD = 1000
+SCENES = 8_000
+"""As many as there are training drawings, and some more."""
+SEED = 2
+"""Not those of the detector's training and of the evaluations."""
+PER_SHARD = 1_000
+_AT_ONCE = 50
+"""Divides PER_SHARD, so that a continued call forms the same batches."""
 
 
-@functools.lru_cache(maxsize=4)
-def subgroups(root: Path) -> tuple[str, ...]:
-    """Names the classes of drawings: the subgroups of the training styles, sorted."""
-    return tuple(sorted(set(map(str, read_samples(Path(root) / SPLITS["train"]).column("subgroup")))))
+def write_scenes(
+    root: Path,
+    out: Path,
+    detector: Detector | None,
+    *,
+    split: str = "train",
+    count: int = SCENES,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Counts:
+    """Writes scenes of the demo's drawings in `root` to folder `out`, or continues an interrupted call.
 
+    Each has KEY.png, KEY.txt, KEY.json with `captions`, `boxes`, `labels`, `subgroups`, and the texts
+    `question` and `entailment`; KEY.TASK.safetensors with each task's labels (demo/scene_labels.py); and, with
+    a detector, KEY.regions.safetensors as of `write_regions`.
 
-def objects_of(drawings: Drawings, scene: Scene, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the boxes of a scene's drawings, as shares, and their classes: [o 4] fp32, [o] int64.
-
-    A class that is not among `names` is -1.
+    Raises: DataError for an unknown split or no scenes, or if `out` contains something else.
     """
-    labels = [drawings.subgroups[row] for row in scene.rows]
-    numbers = [names.index(label) if label in names else -1 for label in labels]
-    return np.array(scene.boxes, dtype=np.float32) / CANVAS, np.array(numbers, dtype=np.int64)
+    if count < 1:
+        raise DataError(f"{count} scenes are none: write at least 1")
+    folder_of(root, split)
+    by = "none" if detector is None else detector.fingerprint()
+    made_of = f"{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()} {split} {SEED} {count} {by} labels"
+    fingerprint = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    writer = ShardWriter(out, fingerprint, samples_per_shard=PER_SHARD)
+    if writer.complete:
+        return writer.counts
+    drawings, names = read_drawings(root, split), subgroups(root)
+    try:
+        for start in range(writer.counts.entries, count, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, count))
+            _write(writer, drawings, names, numbers, detector)
+            if numbers.stop % PER_SHARD == 0 or numbers.stop == count:
+                tell(f"{out}: {numbers.stop:,} of {count:,} scenes")
+        return writer.close()
+    finally:
+        writer.abandon()
 
 
-def write_scenes(root: Path, out: Path, *, split: str = "train", samples: int, seed: int = 1) -> list[Path]:
-    """Writes folders `detection`, `question` and `entailment` of shards below `out`, each with other scenes.
+def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -> None:
+    """Writes the training scenes with the demo's regions to `out`, unless they are there. The folder appears
+    whole, so several processes may call this at the same time.
 
-    A sample has the picture, its text where there is one, and its labels; it is a function of (seed, number).
-
-    Raises: DataError if a folder is there already, or the drawings in `root` are not complete.
+    Raises: DataError if `out` contains something else.
     """
-    drawings, names = read_drawings(Path(root), split), subgroups(Path(root))
-    folders = [out / task for task in TASKS]
-    for folder in folders:
-        if folder.exists():
-            raise DataError(f"'{folder}' is there already; delete it, or choose another OUT")
-    for number, (task, folder) in enumerate(zip(TASKS, folders, strict=True)):
-        first = number * samples  # so that tasks share no scene
-        write_shards(folder, _samples(drawings, names, task, seed, range(first, first + samples)), PER_SHARD)
-    return folders
+    detector = load_detector("demo")
+    if out.exists():
+        write_scenes(root, out, detector, count=SCENES, tell=tell)
+        return
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=root))
+    try:
+        write_scenes(root, staging / out.name, detector, count=SCENES, tell=tell)
+        with suppress(OSError):  # another process was faster
+            (staging / out.name).rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    write_scenes(root, out, detector, count=SCENES, tell=tell)
 
 
-def _samples(
-    drawings: Drawings, names: Sequence[str], task: str, seed: int, numbers: range
-) -> Iterator[Sample]:
-    from torchvision.io import encode_png  # here because torchvision loads Triton
+def _write(
+    writer: ShardWriter,
+    drawings: Drawings,
+    names: Sequence[str],
+    numbers: range,
+    detector: Detector | None,
+) -> None:
+    from torchvision.io import encode_png  # loads triton
 
-    for number in numbers:
-        scene, key = draw_scene(drawings, seed, number), f"{drawings.name} {seed} {number}"
-        text, tensors = _TOLD[task](drawings, scene, key, number, names)
-        sample = {"key": f"{number:08d}", "png": encode_png(paint(drawings, scene)).numpy().tobytes()}
-        sample |= {"txt": text.encode()} if text else {}
-        yield sample | {TARGETS_SUFFIX: save(tensors)}
-
-
-Told = tuple[str, dict[str, np.ndarray]]
-"""A sample's text, empty for none, and its labels."""
-
-
-def _objects(drawings: Drawings, scene: Scene, key: str, number: int, names: Sequence[str]) -> Told:
-    boxes, labels = objects_of(drawings, scene, names)
-    return "", {"boxes": boxes, "labels": labels}
-
-
-def _question(drawings: Drawings, scene: Scene, key: str, number: int, names: Sequence[str]) -> Told:
-    asked = ask(drawings, scene, key, number)
-    return asked.text, {"labels": np.array([ANSWERS.index(asked.answer)])}
-
-
-def _statement(drawings: Drawings, scene: Scene, key: str, number: int, names: Sequence[str]) -> Told:
-    stated = state(drawings, scene, key, number)
-    return stated.text, {"labels": np.array([FITS.index(stated.fit)])}
+    scenes = [draw_scene(drawings, SEED, number) for number in numbers]
+    pictures = [paint(drawings, scene) for scene in scenes]
+    found = [] if detector is None else encoded(detector, detector(torch.stack(pictures)))
+    for place, (number, scene, picture) in enumerate(zip(numbers, scenes, pictures, strict=True)):
+        key = f"{drawings.name}_{SEED}_{number:06d}"
+        told = labels_of(drawings, scene, key, number, names)
+        record = describe(drawings, scene, key) | dict(told.texts)
+        members = {
+            "png": encode_png(picture).numpy().tobytes(),
+            "txt": record["captions"][0].encode(),
+            "json": as_json(record),
+            **told.members,
+        }
+        if found:
+            members[REGIONS_SUFFIX] = found[place]
+        writer.write(key, members, tuple(record["captions"]))
 
 
-_TOLD: dict[str, Callable[[Drawings, Scene, str, int, Sequence[str]], Told]] = {
-    "detection": _objects,
-    "question": _question,
-    "entailment": _statement,
-}
+def describe(drawings: Drawings, scene: Scene, key: str) -> dict:
+    """Returns what is known of a scene. Its labels are for looking: no region has them as tags."""
+    return {
+        "captions": captions(drawings, scene, key),
+        "boxes": [list(box) for box in scene.boxes],
+        "labels": [drawings.labels[row] for row in scene.rows],
+        "subgroups": [drawings.subgroups[row] for row in scene.rows],
+    }

@@ -83,9 +83,7 @@ def read_drawings(root: Path, split: str) -> Drawings:
 
     Raises: DataError if there is no such split, or the data set is incomplete.
     """
-    if split not in SPLITS:
-        raise DataError(f"scenes have no split '{split}'; choose of {', '.join(SPLITS)}")
-    samples = read_samples(Path(root) / SPLITS[split])
+    samples = read_samples(folder_of(root, split))
     columns = [samples.column(name) for name in ("concept", "label", "subgroup")]
     found = []
     for row, data in enumerate(samples.encoded_images):
@@ -94,6 +92,13 @@ def read_drawings(root: Path, split: str) -> Drawings:
             found.append((picture, *(str(column[row]) for column in columns), colour_of(picture)))
     pictures, concepts, labels, subgroups, colours = zip(*found, strict=True)
     return Drawings(split, pictures, concepts, labels, subgroups, colours)
+
+
+def folder_of(root: Path, split: str) -> Path:
+    """Returns the folder of a split's drawings. Raises: DataError if there is no such split."""
+    if split not in SPLITS:
+        raise DataError(f"scenes have no split '{split}'; choose of {', '.join(SPLITS)}")
+    return Path(root) / SPLITS[split]
 
 
 def without_margins(picture: Tensor) -> Tensor | None:

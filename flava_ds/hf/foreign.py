@@ -47,12 +47,16 @@ def open_folder(path: Path) -> Foreign:
             )
         return layouts.read(settings, tensors, str(path))
     settings = read_json(path / "config.json")
-    family = settings.get("model_type", "flava")
-    readable = [name for name in choices(FamilyConfig) if layouts_of(name) is not None]
-    if family not in readable:
+    model_type = settings.get("model_type", "flava")
+    readable = {
+        find(FamilyConfig, name, "family").model_type or name: name
+        for name in choices(FamilyConfig)
+        if layouts_of(name) is not None
+    }
+    if model_type not in readable:
         known = ", ".join(readable)
-        raise CheckpointError(f"{path / 'config.json'}: model_type is '{family}'; supported are {known}")
-    layouts = layouts_of(family)
+        raise CheckpointError(f"{path / 'config.json'}: model_type is '{model_type}'; supported are {known}")
+    layouts = layouts_of(readable[model_type])
     assert layouts is not None
     return layouts.read(settings, read_folder(path), str(path))
 

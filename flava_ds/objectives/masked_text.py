@@ -72,6 +72,20 @@ class MultimodalMaskedTextConfig(MaskedTextConfig, type="mmm_text"):
     view: ClassVar[str] = "multimodal_masked"
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointMaskedTextConfig(MultimodalMaskedTextConfig, type="joint_mlm"):
+    """Masked language modelling on pairs and on texts alone, with one head, for families whose one view reads
+    both.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"pair", "text"})
+    title: ClassVar[str] = "Masked words"
+
+    def check(self, where: str, config: Any) -> None:
+        super().check(where, config)
+        config.model.check_provides("encode_texts", where)
+
+
 @dataclass(frozen=True)
 class TokenMask:
     """Masks tokens; mismatched texts are not predicted, except with `mismatched_too`. Adds

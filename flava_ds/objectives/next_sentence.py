@@ -15,7 +15,7 @@ from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
-from flava_ds.data.samples import Sample
+from flava_ds.data.samples import Sample, tags_of
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.data.two_segments import joined, segments, sentences
 from flava_ds.layers.transformer import at_least_fp32
@@ -58,6 +58,10 @@ class SentenceImageConfig(NextSentenceConfig, type="sentence_image"):
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Sentence and image"
     view: ClassVar[str] = "multimodal_masked"
+
+    def check(self, where: str, config: Any) -> None:
+        super().check(where, config)
+        config.model.check_provides("caption_pairs", where)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,35 @@ def cut(text: str, draw: float) -> tuple[str, str]:
     parts = parts if len(parts) > 1 else text.split()
     place = 1 + int(draw * (len(parts) - 1))
     return " ".join(parts[:place]), " ".join(parts[place:])
+
+
+@dataclass(frozen=True)
+class TaggedCaptions(SentencePairs):
+    """Composes [CLS] caption [SEP] tags [SEP] from a caption, where drawn another's, and the regions' tags.
+
+    Source: Li et al. 2020, Oscar, section 3; Zhang et al. 2021, VinVL, section 3.
+    """
+
+    def segments_of(self, sample: Sample, other: str | None, draw: float) -> tuple[str, str]:
+        return str(sample.text if other is None else other), tags_of(sample)
+
+
+@dataclass(frozen=True)
+class TokenTypes:
+    """Adds
+
+    Shapes:
+        token_types  [T]  int64, 0 in the first segment of a text, 1 in the second
+    """
+
+    sep_id: int
+
+    def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
+        assert draft.input_ids is not None and draft.lengths is not None  # only texts have segments
+        return {"token_types": segments(draft.input_ids, draft.lengths, self.sep_id)[0]}
+
+    def bytes_per_sample(self, plan: BatchPlan) -> int:
+        return 8 * plan.max_tokens
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,8 @@ def transport(
     inside = (torch.arange(cost.shape[1], device=cost.device) < lengths[:, None]).to(cost.dtype)
     # Of a pair without words all are 0, and its sums below are clamped: 0 / tiny
     word = inside / lengths.clamp(min=1)[:, None]
-    near, patch = torch.exp(-cost / beta) * inside[..., None], 1 / cost.shape[2]
+    near = torch.exp(-cost / beta) * inside[..., None]
+    patch: float | Tensor = 1 / cost.shape[2]
     if columns is not None:
         there = (torch.arange(cost.shape[2], device=cost.device) < columns[:, None]).to(cost.dtype)
         near, patch = near * there[:, None], (there / columns[:, None])[:, None]

@@ -192,13 +192,19 @@ def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
 
 
 def provide_demo_data(config: Config) -> None:
-    """Unpacks the built-in data set if a source expects it at the usual place and it is not there."""
+    """Unpacks the built-in data set if a source expects it at the usual place and it is not there, and adds
+    its scenes if a source reads those.
+    """
     from flava_ds.demo.dataset import unpack
-    from flava_ds.recipes.demo import DATA
+    from flava_ds.recipes.demo import DATA, SCENES
 
     folders = [folder for source in config.data.sources.values() for folder in Path(source.shards).parents]
     if DATA in folders and not DATA.exists():
         unpack(DATA)
+    if SCENES in (Path(source.shards) for source in config.data.sources.values()):
+        from flava_ds.demo.scene_shards import provide_scenes
+
+        provide_scenes(DATA, SCENES)
 
 
 def check_inputs(config: Config) -> None:

@@ -1,6 +1,8 @@
 """The demo: a small FLAVA on the committed data set, sized for ten minutes on two CPU cores."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from flava_ds.config import (
     CheckpointConfig,
@@ -15,7 +17,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.config.encoders import BertTextConfig, RegionsConfig, VisionEncoderConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -34,6 +36,8 @@ CODEBOOK = VOCABULARY.with_name("codebook.safetensors")
 """Trained once by `make demo CODEBOOK=train`; codebook.json has its settings, seed and curve."""
 DATA = Path("runs/demo_data")
 """Where the committed data set is unpacked, relative to the working directory."""
+SCENES = DATA / "scenes-train"
+"""Scenes of its drawings with regions, which are written when a recipe first reads them."""
 
 
 def demo() -> Config:
@@ -61,6 +65,31 @@ def demo() -> Config:
         checkpoint=CheckpointConfig(every_steps=200),
         logging=LoggingConfig(every_steps=5),
     )
+
+
+def demo_regions() -> RegionsConfig:
+    """Returns what the demo's detector finds in 96-pixel scenes: 64 features, a class for each subgroup."""
+    return RegionsConfig(feature_size=64, num_classes=97, image_size=96)
+
+
+def demo_stream(**changed: Any) -> BertTextConfig:
+    """Returns the BERT of the demo's models that read the words of a text and regions in one stream."""
+    shape = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+    return BertTextConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, **(shape | changed))
+
+
+def demo_scenes(**changed: Any) -> SourceConfig:
+    """Returns scenes of the demo's drawings with several captions each, and the regions found in them."""
+    source = SourceConfig(
+        kind="pair",
+        seed=3,
+        shards=str(DATA / "scenes-train"),
+        caption_key="captions",
+        max_tokens=32,
+        regions_key="regions.safetensors",
+        max_regions=9,
+    )
+    return dataclasses.replace(source, **changed)
 
 
 def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int, int, int]) -> FlavaConfig:

@@ -1,17 +1,14 @@
 """A small UniT on labelled scenes of the demo's drawings: boxes, questions, entailment."""
 
 import dataclasses
-from pathlib import Path
 
 from flava_ds.config import WHOLE, Config, SourceConfig
 from flava_ds.config.encoders import BertTextConfig, ConvStemConfig
 from flava_ds.families.unit.config import PositionedConfig, UnitConfig
 from flava_ds.objectives.classification import ClassificationConfig
 from flava_ds.objectives.detection import DetectionConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo
+from flava_ds.recipes.demo import SCENES, VOCABULARY_SIZE, demo
 
-SCENES = Path("runs/demo_scenes")
-"""Where `flava-ds prepare scenes runs/demo_scenes` writes, relative to the working directory."""
 CANVAS = 96
 CLASSES, ANSWERS, FITS = 97, 21, 3
 """Subgroups of the training styles, answers to questions, and how a statement may fit; a test compares."""
@@ -62,10 +59,11 @@ def _source(kind: str, task: str, *, seed: int, weight: float, max_targets: int 
         kind=kind,
         task=task,
         seed=seed,
-        shards=str(SCENES / task),
+        shards=str(SCENES),
+        caption_key=None if kind == "image" else task,
         weight=weight,
         max_tokens=32,
-        targets_key="targets.safetensors",
+        targets_key=f"{task}.safetensors",
         max_targets=max_targets,
         transform=dataclasses.replace(WHOLE, color_jitter=0.2, grayscale=0.2, edges=0.05),
     )

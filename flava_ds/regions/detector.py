@@ -17,7 +17,6 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, roi_align
 
 from flava_ds.config import from_dict
 from flava_ds.config.bounds import AtLeast, AtMost, Between, check_bounds
@@ -175,6 +174,8 @@ class Detector(nn.Module):
 
     def describe(self, hidden: Tensor, boxes: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Describes boxes: [b d gh gw], [k 4] shares, [k] -> features [k y], logits of classes [k z]."""
+        from torchvision.ops import roi_align  # loads triton
+
         grid = hidden.shape[-1]
         places = torch.cat([images[:, None].to(boxes.dtype), grid * boxes], 1)
         bins = roi_align(hidden, places.to(hidden.dtype), _BINS, 1.0, _SAMPLES, aligned=True)
@@ -206,6 +207,8 @@ class Detector(nn.Module):
 
     def _found(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns boxes [k 4], probabilities [k] and images [k] of the centres in [b 5 gh gw]."""
+        from torchvision.ops import batched_nms
+
         count, _, height, width = cells.shape
         config, heat = self.config, cells[:, :1].sigmoid()
         peaks = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat >= config.least_score)

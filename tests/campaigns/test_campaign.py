@@ -47,6 +47,23 @@ def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, 
         read_results(tmp_path / "tiny")
 
 
+def test_a_result_from_before_a_domain_was_added_remains_and_another_protocol_is_refused(
+    tmp_path, capsys, monkeypatch
+):
+    table = dataclasses.replace(TABLE, added=("scenes",))
+    [run], [before] = (plan(own, ["clip"], 1, "tiny", tmp_path) for own in (table, TABLE))
+    assert run.settings == before.settings
+    finish(run)
+    assert list(unfinished([run])) == [] and "finished, without scenes, " in capsys.readouterr().out
+    finish(run, added=run.added)
+    assert list(unfinished([run])) == [] and "finished, /" in capsys.readouterr().out
+    from flava_ds.campaigns import measure
+
+    monkeypatch.setitem(measure.ADDED, "scenes", measure.ADDED["scenes"] | {"pixels": 64})
+    with pytest.raises(UserError, match="its scenes are of another protocol"):
+        list(unfinished([run]))
+
+
 def test_settings_are_those_of_the_run_and_not_of_the_place(tmp_path, monkeypatch):
     run = Run(TABLE, "flava_mm", 0, "tiny", tmp_path)
     assert run.settings == dataclasses.replace(run, out=tmp_path / "b", runs=tmp_path / "c").settings

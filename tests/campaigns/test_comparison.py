@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from demo_flops import flops_of
 
 from flava_ds import config as configuration
@@ -12,9 +13,10 @@ from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.evaluation.frozen_model import Described
 from flava_ds.evaluation.opening import freeze
+from flava_ds.evaluation.tasks.scenes import TASKS
 
 LACKS = {
-    "demo_bert": {"vision", "retrieval", "fit"},
+    "demo_bert": {"vision", "retrieval", "fit", "scenes"},
     "demo_vilt": {"vision", "retrieval", "language"},
     "demo_simvlm": {"retrieval"},
 }
@@ -42,9 +44,22 @@ def test_domains_that_a_model_lacks_are_left_out_and_said(row, monkeypatch):
     nothing = {"measured": ("words", np.array(["a"]), np.array([True]))}
     for domain in set(measure.MEASURES) - LACKS[row]:
         monkeypatch.setitem(measure.MEASURES, domain, lambda model, inputs: nothing)
-    found = measure.measure(model, inputs, TABLE.domains(row), some_lack=True)
+    found = measure.measure(model, inputs, TABLE.domains(row) + TABLE.added, some_lack=True)
     assert set(found["lacks"]) == LACKS[row]
     assert all(f"family '{config.model.type}'" in reason for reason in found["lacks"].values())
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "scenes" not in LACKS.get(row, ())])
+def test_every_row_with_pair_states_takes_scenes_at_their_own_size(row):
+    config = recipe(row, 4)
+    module = config.model.build(config).eval().requires_grad_(False)
+    model = freeze(config, module, Described(row, config.model.type))
+    encoder = TASKS[0].encoder(model)
+    assert encoder.image_size == 96 != model.image_size
+    texts = model.tokenizer.encode_batch(["is there an owl?", "the owl is brown"], 32)
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0)).byte()
+    found = encoder(texts, pixels)
+    assert found.shape == (2, encoder.width) and found.isfinite().all() and found.requires_grad
 
 
 def test_the_table_shows_what_there_is():
@@ -59,9 +74,22 @@ def test_the_table_shows_what_there_is():
     one = {"multimodal/fit": 2}
     header, row = table_rows({"demo_vilt": [result(0, **one)]})
     assert header == ["recipe", "seeds", *COLUMNS.values(), "TFLOP", "minutes"]
-    assert row == ["demo_vilt", "1", *["-"] * 5, "50.0", "30.0", "2"]
+    assert row == ["demo_vilt", "1", *["-"] * 5, "50.0", "-", "-", "30.0", "2"]
     _, row = table_rows({"demo_vilt": [result(1, **{"multimodal/fit": 3}), result(0, **one)]})
-    assert row[1] == "2" and row[-3].startswith("62.5 +- ") and row[-1] == "2"
+    assert row[1] == "2" and row[-5].startswith("62.5 +- ") and row[-1] == "2"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_number_that_some_seeds_lack_says_how_many_have_it(first):
+    """Of results from before scenes were measured, whichever seeds they are."""
+    entry = {"clusters": "concepts", "scale": 1, "sums": [2, 1]}
+    work = {"row": "demo", "training_flops": 1e12, "training_seconds": 60, "counts": {"concepts": [4, 4]}}
+    results = [work | {"seed": seed, "metrics": {"multimodal/fit": entry}} for seed in (0, 1)]
+    results[first]["metrics"]["multimodal/scene_questions"] = entry
+    results[first]["metrics"]["multimodal/scene_questions/majority"] = entry | {"sums": [1, 1]}
+    _, row, guess = table_rows({"demo": results})
+    assert row[8:10] == ["37.5 (1)", "-"] and "+-" in row[7] and "(" not in row[7]
+    assert guess == ["(the most frequent answer)", "", *["-"] * 6, "25.0", "-", "", ""]
 
 
 def test_a_recipe_that_is_not_there(tmp_path, capsys):

@@ -1,80 +1,89 @@
-"""Shards of labelled scenes: their labels are those of the scenes, and a seed decides them."""
+"""Scenes as shards: pictures, captions and regions are the scenes' own; and what is refused."""
 
-import dataclasses
+import io
+import json
+import tarfile
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
+from flava_ds.cli import main
+from flava_ds.config import SourceConfig
+from flava_ds.data.decode import decode_image
+from flava_ds.demo import scene_shards
 from flava_ds.demo.dataset import unpack
-from flava_ds.demo.scene_shards import TASKS, objects_of, subgroups, write_scenes
-from flava_ds.demo.scene_texts import ANSWERS, FITS, ask, state
 from flava_ds.demo.scenes import draw_scene, paint, read_drawings
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.scenes import SceneObjects
-from flava_ds.recipes import RECIPES
-from flava_ds.recipes import demo_unit as recipe
+from flava_ds.prepare.regions import write_regions
+from flava_ds.ranks import launch
+from flava_ds.recipes import resolve
+from flava_ds.recipes.demo import DATA, SCENES
 from flava_ds.regions.detector import load_detector
 
-SPLIT, COUNT, SEED = "unseen_style", 6, 5
+
+def members(folder) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    return found
 
 
-@pytest.fixture(scope="module")
-def root():
-    return unpack().root
+def test_shards_hold_scenes_with_the_regions_that_prepare_finds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scene_shards, "PER_SHARD", 50)
+    words = ["prepare", "scenes", str(tmp_path / "a"), "--split", "unseen_concepts", "--scenes", "60"]
+    assert main(words) == 0
+    assert f"{tmp_path / 'a'}: 60 scenes; set caption_key to captions" in capsys.readouterr().out
+    found, drawings = members(tmp_path / "a"), read_drawings(unpack().root, "unseen_concepts")
+    assert len(found) == 60 * 7
+    for number in (0, 59):
+        key, scene = f"unseen_concepts_2_{number:06d}", draw_scene(drawings, scene_shards.SEED, number)
+        assert torch.equal(decode_image(found[f"{key}.png"]), paint(drawings, scene))
+        record = json.loads(found[f"{key}.json"])
+        assert record["boxes"] == [list(box) for box in scene.boxes]
+        assert record["captions"][0] == found[f"{key}.txt"].decode()
+    write_regions(str(tmp_path / "a"), load_detector("demo"), tmp_path / "b", batch_size=50)
+    for name, data in members(tmp_path / "b").items():
+        if name.endswith(".regions.safetensors"):
+            for tensor, own in load(data).items():
+                torch.testing.assert_close(load(found[name])[tensor], own)
+        else:
+            assert data == found[name]
+    (tmp_path / "a" / "prepared.json").unlink()
+    (tmp_path / "a" / "00001_stats.json").unlink()
+    assert main(words) == 0 and members(tmp_path / "a") == found
 
 
-@pytest.fixture(scope="module")
-def written(root, tmp_path_factory):
-    return write_scenes(root, tmp_path_factory.mktemp("scenes"), split=SPLIT, samples=COUNT, seed=SEED)
+def test_a_launch_gets_the_scenes_that_its_recipe_reads(tmp_path, monkeypatch, capsys):
+    """Whole, once, and with an error where the folder holds something else."""
+    unpacked = unpack().root
+    (tmp_path / DATA).mkdir(parents=True)
+    (tmp_path / DATA / "pairs-train").symlink_to(unpacked / "pairs-unseen-concepts")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scene_shards, "SCENES", 3)
+    config = resolve("demo_clip", [])
+    config = config.with_sources({"scenes": SourceConfig(kind="pair", shards=str(SCENES))})
+    for words in (f"{SCENES.name}: 3 of 3 scenes", ""):
+        launch.provide_demo_data(config)
+        assert words in capsys.readouterr().out
+        assert {path.name for path in SCENES.iterdir()} == {"00000.tar", "00000_stats.json", "prepared.json"}
+    assert [path.name for path in DATA.glob(".*")] == []
+    (SCENES / "prepared.json").unlink()
+    (SCENES / "00000_stats.json").write_text("{}")
+    with pytest.raises(DataError, match="00000_stats.json' is not a record of a conversion"):
+        launch.provide_demo_data(config)
 
 
-def test_classes_and_answers_are_those_of_detector_and_recipe(root):
-    assert subgroups(root) == load_detector("demo").class_names
-    assert (recipe.CLASSES, recipe.ANSWERS, recipe.FITS) == (len(subgroups(root)), len(ANSWERS), len(FITS))
-
-
-def test_a_run_reads_the_scenes_with_their_labels(root, written):
-    """Every sample through the loader of the demo's recipe, against the scene composed again."""
-    from flava_ds.data.reader import BatchReader
-    from flava_ds.data.sources import open_source
-
-    drawings, config = read_drawings(root, SPLIT), RECIPES["demo_unit"]()
-    for number, (task, folder) in enumerate(zip(TASKS, written, strict=True)):
-        plain = dataclasses.replace(config.data.sources[task].transform, color_jitter=0, grayscale=0, edges=0)
-        source = dataclasses.replace(config.data.sources[task], shards=str(folder), transform=plain)
-        own = config.with_sources({task: source})
-        reader = BatchReader(own, open_source(own, task))
-        batch = reader.batch(np.arange(COUNT))
-        assert sorted(batch.keys) == [f"{number * COUNT + row:08d}" for row in range(COUNT)]
-        bounds = batch["target_cu_seqlens"].tolist()
-        for row, key in enumerate(batch.keys):
-            scene, name = draw_scene(drawings, SEED, int(key)), f"{SPLIT} {SEED} {int(key)}"
-            assert torch.equal(batch["pixel_values"][row], paint(drawings, scene))
-            labels = batch["target_labels"][bounds[row] : bounds[row + 1]].tolist()
-            if task == "detection":
-                boxes, expected = objects_of(drawings, scene, subgroups(root))
-                assert labels == expected.tolist()
-                assert np.array_equal(batch["target_boxes"][bounds[row] : bounds[row + 1]].numpy(), boxes)
-            else:
-                said = (ask if task == "question" else state)(drawings, scene, name, int(key))
-                answer = ANSWERS.index(said.answer) if task == "question" else FITS.index(said.fit)
-                assert labels == [answer]
-                begin, end = batch["cu_seqlens"][row : row + 2].tolist()
-                ids = reader.plan.tokenizer.encode_batch([said.text], 32)[0]
-                assert batch["input_ids"][begin:end].tolist() == ids.tolist()
-
-
-def test_folders_are_never_written_twice(root, written):
-    with pytest.raises(DataError, match="'.*detection' is there already; delete it"):
-        write_scenes(root, written[0].parent, split=SPLIT, samples=1)
-
-
-def test_evaluated_objects_are_those_of_the_evaluated_scenes(root):
-    found = SceneObjects().read(root, SPLIT).select(np.array([3, 0]))
-    drawings = read_drawings(root, SPLIT)
-    scene = draw_scene(drawings, 0, 3)
-    boxes, labels = objects_of(drawings, scene, subgroups(root))
-    assert np.array_equal(found.boxes[0], boxes) and np.array_equal(found.labels[0], labels)
-    assert torch.equal(found.load(0), paint(drawings, scene)) and len(found) == 2
-    assert [found.class_names[label] for label in labels] == [drawings.subgroups[row] for row in scene.rows]
+@pytest.mark.parametrize(
+    "extra, words",
+    [
+        (["--split", "test"], "scenes have no split 'test'"),
+        (["--scenes", "0"], "0 scenes are none"),
+        (["--detector", "dmo"], "no detector there; did you mean 'demo'?"),
+    ],
+)
+def test_what_is_refused(extra, words, tmp_path, capsys):
+    assert main(["prepare", "scenes", str(tmp_path / "a"), *extra]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line and not (tmp_path / "a").exists()

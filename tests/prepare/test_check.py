@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from data.shard_files import encode, write_tar
 from data.test_skip_list import scene
 from own_photos import write_texts
@@ -13,7 +14,9 @@ from flava_ds.config import Config, TrainingConfig
 from flava_ds.errors import DataError
 from flava_ds.prepare import check
 from flava_ds.prepare.check import NEAR_BITS, Need, check_shards, describe, near_duplicates
+from flava_ds.prepare.regions import encoded
 from flava_ds.recipes import resolve
+from flava_ds.regions.detector import load_detector
 from flava_ds.storage import faults
 
 SCENES = 40
@@ -193,3 +196,19 @@ def test_the_share_of_cut_texts_is_right_above_512_tokens(tmp_path, monkeypatch)
     found = check_shards(str(tmp_path), Need(gpus=1, images_per_second_per_gpu=1))
     assert sorted(found.token_lengths) == [102, 512, 513, 902] and found.max_tokens == 512
     assert "50.00% of the captions are longer than max_tokens 512 and will be truncated" in describe(found)
+
+
+def test_regions_are_read_in_place_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_S", 0.01)
+    detector = load_detector("demo")
+    pictures = torch.randint(0, 256, (6, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator())
+    members = []
+    for number, own in enumerate(encoded(detector, detector(pictures))):
+        own = b"junk" if number == 5 else own
+        members += [(f"{number}.jpg", b"no picture"), (f"{number}.txt", f"a dog {number}".encode())]
+        members += [(f"{number}.regions.safetensors", own)]
+    shard = write_tar(tmp_path / "0.tar", members)
+    found = check_shards(str(shard), Need(gpus=1, images_per_second_per_gpu=0.5), recipe="demo_vinvl")
+    assert found.kind == "pair" and found.bad == {faults.BAD_REGIONS: 1} and not found.formats
+    assert len(found.regions) == 5 and 1 <= min(found.regions) and max(found.regions) <= 9
+    assert "regions of an image: least" in describe(found) and "bad regions (4 bytes" in describe(found)

@@ -95,7 +95,7 @@ class SceneObjects(Scenes):
 
     def read(self, folder: Path, split: str) -> LabelledObjects:  # type: ignore[override]  # no texts
         """Composes a split. Raises: DataError if the drawings are not complete."""
-        from flava_ds.demo.scene_shards import objects_of, subgroups
+        from flava_ds.demo.scene_labels import objects_of, subgroups
         from flava_ds.demo.scenes import draw_scene, paint, read_drawings
 
         drawings, names = read_drawings(folder, split), subgroups(folder)

@@ -23,8 +23,10 @@ from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.next_sentence import NextSentence
+from flava_ds.objectives.tag_contrast import MATCH, WRONG_CAPTION, TagContrast
 
 if TYPE_CHECKING:
+    from flava_ds.data.tokenizer import WordPieceTokenizer
     from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
@@ -44,56 +46,85 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
         return (texts,), LACKS | dict.fromkeys(("Matcher", "Scorer", "PairStates"), why)
     from flava_ds.regions.detector import load_detector
 
-    part = PairPart(module.model, load_detector(model.detector), sep_id)
+    detector = load_detector(model.detector).to(module.model.word_table().device)
+    part = PairPart(module.model, detector, model.load_tokenizer(config))
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
     for name, objective in module.objectives.items():
         if isinstance(objective, NextSentence):
             told = config.objectives[name].random_probability
-            parts.append(PairMatcher(part.pooled_second, Flipped(objective.classifier), told))
+            parts.append(PairMatcher(part.pooled_second, Chosen(objective.classifier, 1, 0), told))
+            lacks.pop("Matcher", None)
+        elif isinstance(objective, TagContrast):
+            told = config.objectives[name]
+            wrong = told.wrong_caption_probability / max(1 - told.wrong_tags_probability, 1e-9)
+            chosen = Chosen(objective.classifier, WRONG_CAPTION, MATCH)
+            parts.append(PairMatcher(part.pooled, chosen, wrong))
             lacks.pop("Matcher", None)
     return (texts, PairStates(part), *parts), LACKS | lacks
 
 
-class Flipped(nn.Module):
-    """A classifier whose first class means that image and text match, with the classes in ITM's order."""
+class Chosen(nn.Module):
+    """Two of a classifier's classes in ITM's order: the one of a wrong caption, and the one of a match."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, mismatch: int, match: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.columns = classifier, [mismatch, match]
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.classifier(pooled).flip(-1)
+        return self.classifier(pooled)[:, self.columns]
 
 
 class PairPart:
     """Runs a model on images and texts, without a training batch."""
 
-    def __init__(self, model: SingleStream, detector: Any, sep_id: int) -> None:
-        """`detector` finds regions in images [b c H W] uint8 (flava_ds/regions)."""
-        self.model, self.detector, self.sep_id = model, detector, sep_id
+    def __init__(self, model: SingleStream, detector: Any, tokenizer: WordPieceTokenizer) -> None:
+        """`detector` finds regions in images [b c H W] uint8, and their tags (flava_ds/regions)."""
+        self.model, self.detector, self.tokenizer = model, detector, tokenizer
 
     def encode(
         self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]], *, first_only: bool = False
     ) -> list[tuple[Encoded, JointLayout]]:
         """Encodes images with one text each, for each of several pairings; regions are found once.
 
-        With `first_only`, the last block finishes only the texts' CLS.
+        The images' tags follow the texts if the family reads them. With `first_only`, the last block finishes
+        only the texts' CLS.
 
         Shapes:
             pixels    [b c H W]  uint8
             pairings  each b arrays of ids
         """
         device, found = self.model.word_table().device, []
-        regions = self.detector(pixels.to(device))
-        images = PackedImages(regions.features, regions.boxes, regions.cu_seqlens, regions.max_seqlen)
+        regions = self.detector(pixels)
+        images = PackedImages(
+            regions.features.to(device),
+            regions.boxes.to(device),
+            regions.cu_seqlens.to(device),
+            regions.max_seqlen,
+        )
+        tags = self.detector.tags(regions) if self.model.config.reads_tags else []
         for texts in pairings:
+            texts = self.tagged(texts, tags) if tags else texts
             packed = pack(texts, device)
-            longest = packed.max_seqlen + images.max_seqlen
-            layout = JointLayout(packed.cu_seqlens, images.cu_seqlens, longest)
-            types = types_of_texts(texts, self.sep_id).to(device)
+            layout = self.model.joint(packed, images)
+            types = types_of_texts(texts, self.tokenizer.sep_id).to(device)
             keep = layout.text_starts if first_only else None
             found.append((self.model.encode_images(packed, images, layout, types, keep), layout))
         return found
+
+    def tagged(self, texts: Sequence[np.ndarray], tags: Sequence[str]) -> list[np.ndarray]:
+        """Returns texts with the tags of their images as second segments, where there are any.
+
+        Raises: ValueError when both are longer than the model reads.
+        """
+        most = self.model.config.max_tokens
+        words = self.tokenizer.encode_batch(tags, most)
+        whole = [
+            np.concatenate([text, own[1:]]) if len(own) > 2 else text
+            for text, own in zip(texts, words, strict=True)
+        ]
+        if max(map(len, whole)) > most:
+            raise ValueError(f"a text with its tags is longer than model.text.max_position_embeddings {most}")
+        return whole
 
     def pooled(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
         """Returns the pooled CLS of the texts: one [b d] for each pairing."""
@@ -110,7 +141,10 @@ class PairPart:
     def read(self, head: nn.Module, pixels: Tensor, texts: Sequence[np.ndarray]) -> WordReading:
         """Encodes images with masked texts, for `head` to predict the words."""
         [(encoded, layout)] = self.encode(pixels, [texts])
-        return WordReading(encoded, self.model, head, layout.text_rows)
+        given = pack(texts, layout.text_cu_seqlens.device).cu_seqlens
+        # of each text's tokens the given ones come first, before its tags
+        within = JointLayout(given, layout.text_cu_seqlens - given, layout.max_seqlen)
+        return WordReading(encoded, self.model, head, lambda rows: layout.text_rows(within.text_rows(rows)))
 
 
 class PairStates:
@@ -131,7 +165,7 @@ class TunablePairs(nn.Module):
         super().__init__()
         self.width, self.image_size = part.model.config.text.hidden_size, image_size
         self.model: SingleStream = copy.deepcopy(part.model).requires_grad_(True)
-        self.given = (part.detector, part.sep_id)
+        self.given = (part.detector, part.tokenizer)
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # these are pairs

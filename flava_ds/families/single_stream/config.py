@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
 from flava_ds.config.family import FamilyConfig
+from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
@@ -42,6 +44,8 @@ class SingleStreamConfig(FamilyConfig):
     folder: ClassVar[str | None] = "flava_ds.families.single_stream"
     readings: ClassVar[Mapping[str, Reading]]
     """The views of the family's model, and what each reads."""
+    reads_tags: ClassVar[bool] = False
+    """Whether a text's second segment is the tags of its regions."""
     network: ClassVar[str]
     """The class of the family's model, as "MODULE:CLASS"."""
 
@@ -71,6 +75,13 @@ class SingleStreamConfig(FamilyConfig):
     def check(self, config: Any) -> None:
         self.text.check("model.text")
         self.refuse_masked_shares(config)
+        apart = self.readings[self.matching_view].prefix
+        for name, objective in in_use(config.objectives).items():
+            if objective.predicts_codes or (objective.type == "itm" and not apart):
+                lacks = "masks no patches" if objective.predicts_codes else "reads no second text to match"
+                raise ConfigError(
+                    f"objectives.{name}: the family '{self.type}' {lacks}; remove it, or set its weight to 0"
+                )
 
 
 def single_stream_of(config: Config) -> SingleStreamConfig:

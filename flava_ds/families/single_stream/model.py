@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ class SingleStream(Bert):
 
     def region_table(self) -> Tensor:
         """Returns the linear map of a region's features: [d y]."""
-        return self.regions.features.weight
+        return cast(Any, self.regions).features.weight
 
     def texts_of(self, view: str, batch: Batch) -> PackedIds:
         """Returns the texts that a view reads."""
@@ -98,6 +99,11 @@ class SingleStream(Bert):
     def layout(self, view: str, batch: Batch) -> JointLayout:
         """Returns the positions in a view's sequences."""
         return joint_layout(batch, self.config.readings[view].prefix)
+
+    def joint(self, texts: PackedIds, images: PackedImages) -> JointLayout:
+        """Returns the positions in sequences of texts with an image each."""
+        longest = texts.max_seqlen + images.max_seqlen
+        return JointLayout(texts.cu_seqlens, images.cu_seqlens, longest)
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Returns the row of each text's CLS: [b]."""
@@ -123,6 +129,10 @@ class SingleStream(Bert):
         """
         unused = set() if self.config.readings[view].hides_regions else self.hidden_parameters()
         return {name for name, _ in self.named_parameters()} - self.pooler_parameters() - unused
+
+    def kinds_of(self, parameter: str) -> frozenset[str]:
+        """Returns the kinds of step that read a parameter, by its name."""
+        return frozenset(self.config.kinds)
 
     def hidden_parameters(self) -> set[str]:
         """Returns the names of the parameters that only hidden regions read."""

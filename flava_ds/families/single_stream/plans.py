@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import in_use
-from flava_ds.data.plan import BatchPlan, RegionsPlan
+from flava_ds.data.plan import BatchPlan, Corruption, RegionsPlan
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
-from flava_ds.objectives.next_sentence import CaptionPairs, SentenceImageConfig
+from flava_ds.objectives.next_sentence import (
+    CaptionPairs,
+    SentenceImageConfig,
+    SentencePairs,
+    TaggedCaptions,
+    TokenTypes,
+)
+from flava_ds.objectives.tag_contrast import TagContrastConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
 
 MATCHING = (ImageTextMatchingConfig, WordPatchAlignmentConfig)
@@ -28,19 +35,39 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     told = [own for own in config.objectives.values() if isinstance(own, ImageTextMatchingConfig)]
     matching = (told or [ImageTextMatchingConfig()])[0]
     pairs = next((own for own in used if isinstance(own, SentenceImageConfig)), None)
-    if pairs is not None:  # it reads the masked text, too
+    contrast = next((own for own in used if isinstance(own, TagContrastConfig)), None)
+    wrong_caption = matching.mismatch_probability * apart
+    composer: SentencePairs | None = None
+    if pairs is not None:
+        wrong_caption, composer = pairs.random_probability, CaptionPairs(tokenizer)
+    elif model.reads_tags:
+        wrong_caption = contrast.wrong_caption_probability if contrast is not None else 0.0
+        composer = TaggedCaptions(tokenizer)
+    if pairs is not None or contrast is not None:  # these read the masked text, too
         masked = masked or MultimodalMaskedTextConfig()
-    mask = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
-    own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
+    mask: list[Corruption] = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
+    mask += [TokenTypes(tokenizer.sep_id)] * model.reads_tags
+    own = [
+        corruption
+        for objective in used
+        if source.kind in objective.kinds
+        for corruption in objective.corruptions(config, source)
+    ]
+    if source.kind == "text":
+        return BatchPlan(
+            kind=source.kind,
+            tokenizer=tokenizer,
+            max_tokens=source.max_tokens,
+            corruptions=tuple(dict.fromkeys([*mask, *own])),
+        )
     return BatchPlan(
         kind=source.kind,
         regions=RegionsPlan.of(config, source),
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
-        mismatch_probability=matching.mismatch_probability * apart
-        if pairs is None
-        else pairs.random_probability,
+        mismatch_probability=wrong_caption,
+        wrong_tags_probability=contrast.wrong_tags_probability if contrast is not None else 0.0,
         matches_apart=apart,
-        composer=None if pairs is None else CaptionPairs(tokenizer),
+        composer=composer,
         corruptions=tuple(dict.fromkeys([*mask, *own])),
     )

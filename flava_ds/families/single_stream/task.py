@@ -32,15 +32,24 @@ class SingleStreamTask(Task):
         super().__init__(network_of(config)(config.model), objectives)
         self.config = config
 
+    def users(self) -> dict[str, frozenset[str]]:
+        """As for every task, without steps whose samples lack what a parameter reads."""
+        found = super().users()
+        for name in found:
+            if name.startswith("model."):
+                found[name] &= self.model.kinds_of(name.removeprefix("model."))
+        return found
+
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
         model, active = single_stream_of(self.config), self.active(batch.kind)
         read: dict[str, int] = {}
         for objective in active.values():
-            for view, rows in objective.reads(self.model, batch).items():
-                read[view] = read.get(view, 0) + rows.shape[0]
+            for view, chosen in objective.reads(self.model, batch).items():
+                read[view] = read.get(view, 0) + chosen.shape[0]
         layers = (part for part in self.model.regions.modules() if isinstance(part, nn.Linear))
-        each = 2 * batch["region_boxes"].shape[0] * sum(layer.weight.numel() for layer in layers)
+        regions = batch["region_boxes"].shape[0] if "region_boxes" in batch else 0
+        each = 2 * regions * sum(layer.weight.numel() for layer in layers)
         embedded = {model.readings[view].hides_regions for view in read}
         yield Pass("region_embedding", each * len(embedded))
         for view, rows in read.items():

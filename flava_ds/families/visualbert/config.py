@@ -17,10 +17,11 @@ class VisualBertConfig(SingleStreamConfig, type="visualbert"):
     """A BERT whose regions are their features, mapped, with types and a position of their own."""
 
     layouts: ClassVar[str | None] = "flava_ds.families.visualbert.hf"
+    model_type: ClassVar[str | None] = "visual_bert"
     readings: ClassVar[Mapping[str, Reading]] = {"multimodal_masked": Reading(ids="input_ids_masked")}
     views: ClassVar[tuple[str, ...]] = tuple(readings)
     matching_view: ClassVar[str] = "multimodal_masked"
-    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled"})
+    provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "caption_pairs"})
     network: ClassVar[str] = "flava_ds.families.visualbert.model:VisualBert"
 
 

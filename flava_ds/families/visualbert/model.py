@@ -26,7 +26,7 @@ class VisualBert(SingleStream):
         self.region_positions = nn.Embedding(text.max_position_embeddings, text.hidden_size)
 
     def embed_regions(self, images: PackedImages) -> Tensor:
-        content = self.regions(images.visible(self.regions.weight.dtype))
+        content = self.regions(images.visible(self.word_table().dtype))
         place = self.region_types.weight[IMAGE] + self.region_positions.weight[PLACE]
         normed, _ = self.embeddings.norm(content, place.expand_as(content))
         return normed

@@ -105,6 +105,7 @@ def their_bert(config: Config, kind: str = "BertForPreTraining") -> nn.Module:
         num_attention_heads=text.num_attention_heads,
         intermediate_size=text.intermediate_size,
         max_position_embeddings=text.max_position_embeddings,
+        type_vocab_size=text.type_vocab_size,
         layer_norm_eps=text.layer_norm_eps,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,

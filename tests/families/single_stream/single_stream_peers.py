@@ -31,7 +31,7 @@ TEXT = BertTextConfig(
 )
 IMAGE = RegionsConfig(feature_size=WIDTH, num_classes=CLASSES)
 EXACT = [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-11)]
-"""Types, and the largest relative differences of states and losses, and of gradients."""
+"""Types, and the largest differences of states and losses, and of gradients (`apart_of`)."""
 
 
 def make_batch(
@@ -98,13 +98,14 @@ class Peer:
     def __init__(self, task: nn.Module) -> None:
         self.config = Config(name="bert", model=BertConfig(text=task.model.config.text))
         own = {name: value.detach() for name, value in task.named_parameters()}
-        self.table = entries(self.config.model, heads=False)
+        table = entries(self.config.model, heads=False)
+        self.table = tuple(entry for entry in table if entry.ours in own)  # VL-BERT has no pooler
         shared = {entry.ours for entry in self.table}
         dtype = next(iter(own.values())).dtype
         self.bert = their_bert(self.config, "BertModel").to(dtype).eval()
         theirs = to_theirs({name: own[name] for name in shared}, self.table, "ours")
         missing = self.bert.load_state_dict(theirs, strict=False).missing_keys
-        assert all(name.endswith("_ids") for name in missing)
+        assert all(name.endswith("_ids") or name.startswith("pooler.") for name in missing)
         self.rest = {
             name: value.clone().requires_grad_() for name, value in own.items() if name not in shared
         }
@@ -145,14 +146,21 @@ class Peer:
 
     def word_loss(self, states: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy of masked words with a tied decoder."""
-        name = "objectives.mmm_text.head"
+        name = next(
+            own for own in self.rest if own.endswith("mlm.head.bias") or own.endswith("text.head.bias")
+        )
+        name = name.removesuffix(".bias")
         table = self.bert.embeddings.word_embeddings.weight
         return F.cross_entropy(F.linear(self.head(name, states), table, self[f"{name}.bias"]), labels)
 
+    def class_scores(self, states: Tensor) -> Tensor:
+        """Returns the logarithms of masked regions' predicted classes."""
+        name = "objectives.mrc.head"
+        return self.linear(f"{name}.decoder", self.head(name, states)).log_softmax(-1)
+
     def class_loss(self, states: Tensor, targets: Tensor) -> Tensor:
         """Returns the mean divergence of masked regions' classes."""
-        name = "objectives.mrc.head"
-        told = self.linear(f"{name}.decoder", self.head(name, states)).log_softmax(-1)
+        told = self.class_scores(states)
         return F.kl_div(told, targets, reduction="batchmean")
 
     def gradients(self) -> dict[str, Tensor | None]:
@@ -161,7 +169,8 @@ class Peer:
             name: torch.zeros_like(own) if own.grad is None else own.grad
             for name, own in self.bert.named_parameters()
         }
-        return to_ours(theirs, self.table, "their gradients") | {
+        kept = {name: theirs[name] for entry in self.table for name in entry.theirs}
+        return to_ours(kept, self.table, "their gradients") | {
             name: own.grad for name, own in self.rest.items()
         }
 
@@ -199,15 +208,30 @@ def check_against(
     found = {name: own.grad for name, own in task.named_parameters()}
     theirs = peer.gradients()
     assert found.keys() == theirs.keys()
-    apart = {
-        name: difference(own, theirs[name])
-        for name, own in found.items()
-        if own is not None and bool(own.abs().max() > 0)
-    }
+    apart = apart_of({name: own for name, own in found.items() if has_values(own)}, theirs)
     zero = found.keys() - apart.keys()
-    assert all(theirs[name] is None or not bool(theirs[name].abs().max() > 0) for name in zero), zero
+    assert not any(has_values(theirs[name]) for name in zero), zero
     assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda own: -own[1])[:5]
-    assert apart.keys() == {name for name, kinds in task.users().items() if kinds}, "users() says otherwise"
+    assert apart.keys() == {name for name, kinds in task.users().items() if batch.kind in kinds}, (
+        "users() says otherwise"
+    )
+
+
+def has_values(gradient: Tensor | None) -> bool:
+    """Tells whether there is a gradient that is not zero."""
+    return gradient is not None and bool(gradient.abs().max() > 0)
+
+
+def apart_of(ours: dict[str, Tensor], theirs: dict[str, Tensor | None]) -> dict[str, float]:
+    """Returns how far gradients lie apart, by their own size; in fp32, whose sums over rows cancel, by that
+    of the largest.
+    """
+    sizes = {name: float(own.abs().max()) for name, own in theirs.items() if own is not None}
+    largest = max(sizes.values())
+    return {
+        name: difference(own, theirs[name]) * (sizes[name] / largest if own.dtype == torch.float32 else 1)
+        for name, own in ours.items()
+    }
 
 
 def word_file(folder) -> str:

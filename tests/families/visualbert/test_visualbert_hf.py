@@ -10,6 +10,7 @@ from families.single_stream.single_stream_peers import (
     IMAGE,
     TEXT,
     WIDTH,
+    apart_of,
     make_batch,
     rows_of,
     word_file,
@@ -22,6 +23,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.families.single_stream.task import SingleStreamTask, build_task
 from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.families.visualbert.hf import LAYOUTS, entries
+from flava_ds.hf.foreign import export, open_folder
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
@@ -120,7 +122,7 @@ def test_transformers_agree(exact):
     expected = to_ours(own_tensors(found), table, "their gradients")
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
-    apart = {name: difference(ours[name], expected[name]) for name in ours}
+    apart = apart_of(ours, expected)
     assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
 
 
@@ -135,21 +137,20 @@ def test_an_export_is_what_was_imported(kind, tmp_path):
     """Both directions, to the bit; a model without heads comes back as such."""
     theirs = their_visualbert(kind)
     heads = kind == "VisualBertForPreTraining"
-    raw = theirs.config.to_dict() | {"architectures": [kind]}
-    found = LAYOUTS.read(raw, dict(theirs.state_dict()), "theirs")
-    assert found.model == tiny_config().model.__class__(
-        text=TEXT, image=dataclasses.replace(IMAGE, num_classes=1601)
-    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    found = open_folder(tmp_path / "theirs")
+    expected = VisualBertConfig(text=TEXT, image=dataclasses.replace(IMAGE, num_classes=1601))
+    assert found.model == expected
     objectives = found.objectives if heads else {"sentence_image": found.objectives["sentence_image"]}
     data = DataConfig(vocabulary=word_file(tmp_path))
     config = dataclasses.replace(tiny_config(), model=found.model, objectives=objectives, data=data)
-    settings, tensors = LAYOUTS.write(config, found.weights)
-    again = theirs.__class__(theirs.config.__class__(**settings))
-    missing = again.load_state_dict(tensors, strict=False)
-    assert not missing.unexpected_keys and all(name.startswith(TIED) for name in missing.missing_keys)
+    export(config, found.weights, tmp_path / "ours")
+    again = type(theirs).from_pretrained(tmp_path / "ours")
     for name, value in own_tensors(dict(theirs.state_dict())).items():
         assert torch.equal(again.state_dict()[name], value), name
-    assert set(LAYOUTS.companions(config)) == {"vocab.txt", "tokenizer_config.json"}
+    assert (tmp_path / "ours" / "vocab.txt").read_text().split() == (
+        tmp_path / "vocab.txt"
+    ).read_text().split()
 
 
 def test_what_it_cannot_compute_is_refused():

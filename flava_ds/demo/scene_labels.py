@@ -1,4 +1,4 @@
-"""Labels of scenes for tasks: boxes of drawings, a question with its answer, a statement and whether it fits."""
+"""Labels of scenes for tasks: boxes of drawings, a question and its answer, a statement and whether it fits."""
 
 from __future__ import annotations
 

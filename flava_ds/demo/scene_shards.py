@@ -42,8 +42,8 @@ def write_scenes(
     """Writes scenes of the demo's drawings in `root` to folder `out`, or continues an interrupted call.
 
     Each has KEY.png, KEY.txt, KEY.json with `captions`, `boxes`, `labels`, `subgroups`, and the texts
-    `question` and `entailment`; KEY.TASK.safetensors with each task's labels (demo/scene_labels.py); and, with
-    a detector, KEY.regions.safetensors as of `write_regions`.
+    `question` and `entailment`; KEY.TASK.safetensors with each task's labels (demo/scene_labels.py); and,
+    with a detector, KEY.regions.safetensors as of `write_regions`.
 
     Raises: DataError for an unknown split or no scenes, or if `out` contains something else.
     """

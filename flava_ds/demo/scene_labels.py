@@ -1,4 +1,4 @@
-"""Labels of scenes for tasks: boxes of drawings, a question and its answer, a statement and whether it fits."""
+"""Labels of scenes for tasks: boxes of drawings, a question, and a statement that may follow."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Unit(nn.Module):
         """`queries` are the number of queries of each task in use."""
         super().__init__()
         encoder, text, decoder = config.encoder, config.text, config.decoder
-        self.config = config
+        self.config, self.counts = config, dict(queries)
         self.image_tower = ResNetStages(config.image)
         self.projection = nn.Linear(self.image_tower.channels, encoder.hidden_size)
         self.encoder = PositionedTransformer(encoder)
@@ -135,7 +135,7 @@ class Unit(nn.Module):
 
     def last_rows(self, task: str, size: int, device: torch.device) -> Tensor:
         """Returns the row of each of `size` samples' first query, of the last layer: [b]."""
-        count, before = self.queries[task].num_embeddings, self.config.decoder.num_hidden_layers - 1
+        count, before = self.counts[task], self.config.decoder.num_hidden_layers - 1
         return count * (before * size + torch.arange(size, device=device))
 
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:

@@ -67,7 +67,7 @@ class UnitTask(BatchNormTask):
             yield Pass("text_encoder", encoder_flops(model.text, [1 + own for own in lengths], sum(read)))
             yield Pass("text_memory", 4 * sum(read) * model.text.hidden_size * decoder.hidden_size)
             seen = [own + other for own, other in zip(seen, read, strict=True)]
-        asked = [self.model.queries[task].num_embeddings] * size
+        asked = [self.model.counts[task]] * size
         work = encoder_flops(decoder, asked) + cross_attention_flops(decoder, asked, seen)
         yield Pass("decoder", work)
 

@@ -131,7 +131,7 @@ class Detection(Objective):
         of_boxes = self.config.distance_weight * far + self.config.overlap_weight * (1 - near).sum()
         share = terms / number
         with torch.no_grad():
-            correct = logits.flatten(0, 2)[rows].argmax(-1) == objects.labels[own]
+            correct = logits.flatten(0, 2)[rows, :-1].argmax(-1) == objects.labels[own]
             metrics = {
                 "correct": share * correct.sum() / self.layers,
                 "giou": share * near.sum() / self.layers,

@@ -26,10 +26,10 @@ EPS = 1e-12
 class ClassificationConfig(ObjectiveConfig, type="classification"):
     """Labels of whole samples: one class each, or answers of which each is right to a degree."""
 
-    task: str
+    task: str = "question"
     """The task whose samples it reads, which is the kind of its steps."""
-    num_classes: Annotated[int, AtLeast(2), AtMost(2**24)]
-    """Classes, or answers."""
+    num_classes: Annotated[int, AtLeast(2), AtMost(2**24)] = 3129
+    """Classes, or answers; the default is VQAv2's number."""
     num_queries: Annotated[int, AtLeast(1), AtMost(10_000)] = 25
     """Queries of the decoder, of which the first is read."""
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"

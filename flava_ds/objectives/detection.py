@@ -85,8 +85,8 @@ class Detection(Objective):
     The sum over layers of: the cross-entropy, divided by the sum of its weights, and the loss of boxes,
     divided by the number of objects, both over all ranks and micro-batches. Terms are the weights of queries
     in thousandths. How many of them the step has says `step_terms` in the batch, for `step_samples` images;
-    without them, the batch is the step. Metrics are means over objects: whether the likeliest class apart from
-    "none" is right, and the GIoU.
+    without them, the batch is the step. Metrics are means over objects: whether the likeliest class, "none"
+    aside, is right, and the GIoU.
 
     Source: Carion et al. 2020, section 3.1 and its code.
     """

@@ -16,10 +16,12 @@ from flava_ds import config as configuration
 from flava_ds.config import EngineConfig, TrainingConfig, from_dict, to_dict
 from flava_ds.families.unit.config import UnitConfig
 from flava_ds.recipes import RECIPES
-from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.captions import Lengths, lengths_of
 from flava_ds.scaling.measure import META
 from flava_ds.scaling.synthetic import batch_of
 
+TRAINING_TFLOP = 600 * 24.9e9 / 1e12
+"""The demo's: steps times FLOPs of a step."""
 USED = {name: OBJECTIVES[name] for name in ("detection", "question", "entailment")}
 
 
@@ -44,6 +46,18 @@ def test_the_planner_has_batches_of_every_task_without_data():
             assert task("step", batch, ones).loss.is_meta
     assert work["detection"] == work["genome"] == work["question"] - {"text_encoder", "text_memory"}
     assert work["sst2"] == {"text_encoder", "text_memory", "decoder"}
+
+
+def test_the_demos_recipe_has_the_demos_training_flops():
+    """With the scenes' averages: 9 tokens of a text."""
+    config, found = RECIPES["demo_unit"](), 0.0
+    with torch.device("meta"):
+        task = config.model.build(config)
+    for name, source in config.data.sources.items():
+        plan = config.model.plan(config, source)
+        batch = batch_of(plan, name, Lengths({9: 1.0}, "test"), config.global_batch_size(name))
+        found += source.weight * task.flops(batch) * config.training.total_steps / 1e12
+    assert found == pytest.approx(TRAINING_TFLOP, rel=0.04)
 
 
 def write_scenes(folder):

@@ -1,16 +1,17 @@
 """Measures the tensors that real training steps hold on a CPU, beside the planner's forecast of them.
 
-One of plan_validation.py's parts: every setting runs in processes of its own. torch's profiler reports each
-allocation of the CPU's allocator, so that the peak is exact and nothing but tensors counts.
+One of plan_validation.py's parts: every setting runs in processes of its own. An allocator in
+place of torch's (counting_allocator.cpp, which needs a C++ compiler) counts the tensors of all threads, so
+that the peak is exact.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
     from flava_ds.recipes.demo import DATA
 
     unpack(folder / DATA)
+    counter = compile_counter(folder)
     rows = []
     for stage, ranks in SETTINGS:
         file = write_setting(folder, stage)
@@ -61,37 +63,41 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
             str(ranks),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        words = [str(Path(__file__).resolve()), str(stage), str(file), str(out)]
+        words = [str(Path(__file__).resolve()), str(stage), str(file), str(out), str(counter)]
         subprocess.run([*torchrun, *words], cwd=folder, env=environment, check=True)
         rows.append(json.loads(out.read_text(encoding="utf-8")) | {"stage": stage, "ranks": ranks})
     return rows
 
 
-def one_rank(stage: int, file: Path, out: Path) -> None:
-    """On each rank: takes steps under the profiler; rank 0 writes the peak beside the forecast."""
-    import torch
+def compile_counter(folder: Path) -> Path:
+    """Compiles the counting allocator against this torch."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    library = folder / "counting_allocator.so"
+    command = ["c++", "-O2", "-std=c++17", "-shared", "-fPIC", "-o", str(library)]
+    command += [str(Path(__file__).with_name("counting_allocator.cpp"))]
+    command += [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+    subprocess.run([*command, "-lc10"], check=True)
+    return library
+
+
+def one_rank(stage: int, file: Path, out: Path, library: Path) -> None:
+    """On each rank: takes steps; rank 0 writes the peak beside the forecast."""
+    import torch  # the counter needs its library  # noqa: F401
 
     from flava_ds.build import build
     from flava_ds.ranks.distributed import stop
     from flava_ds.recipes import resolve
 
     config = resolve(RECIPE, ["--name", f"memory{stage}", *overrides(stage, file)])
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        trainer = build(config)
-        began = time.time_ns()
-        for step, batches in zip(range(STEPS), trainer.loader, strict=False):
-            trainer.train_step(step, batches)
-    events = profile.profiler.kineto_results.events()
-    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    now = most = start = 0
-    for when, size in sorted(changes):
-        now += size
-        if when < began:
-            start = max(start, now)
-        else:
-            most = max(most, now)
+    counter = ctypes.CDLL(str(library))
+    counter.peak.restype = ctypes.c_int64
+    counter.install()
+    trainer = build(config)
+    start = counter.peak()
+    for step, batches in zip(range(STEPS), trainer.loader, strict=False):
+        trainer.train_step(step, batches)
+    most = counter.peak()
     kinds = sorted({trainer.loader.round_robin.source_at(step) for step in range(STEPS)})
     world, is_main = trainer.world.size, trainer.world.is_main
     trainer.recorder.close()
@@ -137,4 +143,4 @@ def forecast_bytes(config: Any, world: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    one_rank(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    one_rank(int(sys.argv[1]), *map(Path, sys.argv[2:5]))

@@ -136,6 +136,9 @@ def bytes_of_activations(config: Config, task: Task, name: str, ranks: int, devi
 def _encoders(config: Config, source: Any) -> Iterator[tuple[Any, int]]:
     """Yields the encoders that a source's batches pass through, with the tokens of a sample there."""
     holds, model = config.model.kinds[source.step_kind], config.model
+    if (own := model.stacks(source)) is not None:
+        yield from own
+        return
     shapes = [getattr(model, field.name) for field in dataclasses.fields(model)]
     image = next((1 + shape.num_patches for shape in shapes if hasattr(shape, "num_patches")), 0)
     for shape in shapes:

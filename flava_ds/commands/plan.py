@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--price-per-gpu-hour", type=float, metavar="X", help="in any currency, for the cost"
+    )
+    command.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="tuned.json of an earlier --tune on this GPU: times follow its measured steps",
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     command.add_argument("--page", type=Path, metavar="FILE.html", help="write one page with plots")
@@ -71,6 +78,7 @@ def run(options: argparse.Namespace, config: Any, overrides: list[str]) -> int:
     for name in config.drawn_sources:
         config.micro_batch_size(name, machines.gpus)  # at once; measuring loads torch
     from flava_ds.scaling import advice, scales, table
+    from flava_ds.scaling.calibration import read_calibration
     from flava_ds.scaling.captions import lengths_of
     from flava_ds.scaling.failures import RATES
     from flava_ds.scaling.plan import plan
@@ -79,7 +87,11 @@ def run(options: argparse.Namespace, config: Any, overrides: list[str]) -> int:
     counts = scales.parse_scale(options.scale, machines.gpus)
     lengths = lengths_of(config, options.captions)
     measured = Measured(config, lengths)
-    made = plan(setting_of(config, machines, measured))
+    setting = setting_of(config, machines, measured)
+    if options.calibration is not None:
+        calibration = read_calibration(options.calibration, machines.gpu.name)
+        setting = replace(setting, calibration=calibration)
+    made = plan(setting)
     fix = advice.refuse_if_it_fits_nowhere(made, measured)
     helps = advice.advise(made, measured)
     print(table.report(made, lengths, helps, fix, options.price_per_gpu_hour))

@@ -38,6 +38,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         ("--simulate", options.simulate),
         ("--page", options.page),
         ("--nodes", options.nodes),
+        ("--calibration", options.calibration),
     ):
         if given:
             raise UserError(f"{name} is for a forecast, --tune measures on this machine; leave one out")
@@ -65,7 +66,9 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         print(told(trial, expected[-1]), flush=True)
     found = fastest(trials)
     print(f"\n{said(trials[0], found)}\nall trials: {tuner.folder / RESULTS}")
-    result = as_json(tuner, trials, expected, found)
+    if card is not None:
+        print(f"later plans: --gpu {card.name} --calibration {tuner.folder / RESULTS}")
+    result = as_json(tuner, trials, expected, found, card)
     for file in filter(None, [tuner.folder / RESULTS, options.json]):
         from flava_ds.storage.atomic import write_whole
 
@@ -132,10 +135,13 @@ def said(first: Trial, best: Trial) -> str:
     return f"fastest: {best.title}{gain}\n  {shlex.join(best.words)}"
 
 
-def as_json(tuner: Tuner, trials: list[Trial], expected: list[float | None], best: Trial) -> dict[str, Any]:
+def as_json(
+    tuner: Tuner, trials: list[Trial], expected: list[float | None], best: Trial, card: Gpu | None
+) -> dict[str, Any]:
     """Returns all trials and the options of the best one as plain values."""
     return {
         "recipe": tuner.recipe,
+        "gpu": card.name if card is not None else None,
         "ranks": tuner.ranks,
         "options": best.words,
         "trials": [

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Share
 from flava_ds.config.family import FamilyConfig
 from flava_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 Width = Annotated[int, AtLeast(1), AtMost(2**17)]
 """Features per token."""
 Pixels = Annotated[int, AtLeast(1), AtMost(2**14)]
 Epsilon = Annotated[float, AtLeast(0), AtMost(1)]
 """Epsilon of a LayerNorm."""
+Dropped = Annotated[float, AtLeast(0), Below(1)]
+"""Probability that an element is dropped."""
 Deviation = Annotated[float, Above(0), AtMost(10)]
 """A standard deviation."""
 
@@ -92,6 +98,10 @@ class BertTextConfig(TextEncoderConfig):
 
     type_vocab_size: Annotated[int, AtLeast(2), AtMost(1024)] = 2
     """Rows of the token-type table: one for the first segment, one for the second."""
+    hidden_dropout: Dropped = 0.0
+    """Probability that training drops an element of the embeddings, and of what attention and MLP add, drawn
+    from the samples' seeds. Probabilities of attention are not dropped.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +190,38 @@ class ImageTextConfig(FamilyConfig):
     def check(self, config: object) -> None:
         self.image.check("model.image")
         self.text.check("model.text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionTextConfig(FamilyConfig):
+    """A family that reads texts and the regions of images, and no pixels in training."""
+
+    image: RegionsConfig = field(default_factory=RegionsConfig)
+    text: BertTextConfig = field(default_factory=BertTextConfig)
+    detector: str | None = None
+    """Weights of the detector whose regions it reads, or "demo"; only evaluations on images need it."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_position_embeddings
+
+    @property
+    def image_size(self) -> int:
+        return 0 if self.detector is None else self.image.image_size
+
+    @property
+    def regions(self) -> RegionsConfig:
+        return self.image
+
+    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
+        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
+        from flava_ds.data.tokenizer import WordPieceTokenizer
+
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
+
+    def check(self, config: Any) -> None:
+        self.text.check("model.text")
+        self.refuse_masked_shares(config)
+        self.refuse_codes(config)

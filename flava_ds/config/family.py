@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flava_ds.config.objectives import in_use
 from flava_ds.config.variants import Variant
 from flava_ds.errors import ConfigError
 
@@ -27,6 +28,8 @@ BUILT_IN = {
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
     "unit": "flava_ds.families.unit.config:UnitConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
+    "lxmert": "flava_ds.families.two_streams.config:LxmertConfig",
+    "vilbert": "flava_ds.families.two_streams.config:VilbertConfig",
 }
 """The built-in families by their tag in a configuration."""
 
@@ -71,6 +74,22 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def num_patches(self) -> int:
         """Patches per image, each of which may have a stored code; 0 for a model without codes."""
         return 0
+
+    def stacks(self, source: Any) -> Sequence[tuple[Any, int]] | None:
+        """Returns the stacks of layers that a sample of `source` passes through, each with its tokens there,
+        for estimates of memory; None takes them from the model's sections.
+        """
+        return None
+
+    @property
+    def pooled_views(self) -> tuple[str, ...]:
+        """The views whose first rows the model's `pooled` takes."""
+        return (self.matching_view,)
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of what `pooled` returns."""
+        return self.shape_of(self.matching_view).hidden_size
 
     @property
     def regions(self) -> Any:
@@ -151,6 +170,15 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                 raise ConfigError(
                     f"source '{name}': task '{source.task}' needs samples of kind {content}; set "
                     f"--data.sources.{name}.kind {content}"
+                )
+
+    def refuse_codes(self, config: Any) -> None:
+        """Raises ConfigError for objectives that predict an image's codes, for families without patches."""
+        for name, objective in in_use(config.objectives).items():
+            if objective.predicts_codes:
+                raise ConfigError(
+                    f"objectives.{name} predicts codes of masked patches, and the family '{self.type}' masks "
+                    "none; remove it, or set its weight to 0"
                 )
 
     def check_regions(self, config: Any) -> None:

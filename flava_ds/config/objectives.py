@@ -30,6 +30,7 @@ BUILT_IN = {
     "mlm_distilled": "flava_ds.objectives.distilled_text:DistilledTextConfig",
     "prefix_lm": "flava_ds.objectives.prefix_lm:PrefixLmConfig",
     "text_prefix_lm": "flava_ds.objectives.prefix_lm:TextPrefixLmConfig",
+    "detected_regions": "flava_ds.objectives.detected_regions:DetectedRegionsConfig",
     "sentence_image": "flava_ds.objectives.next_sentence:SentenceImageConfig",
     "tag_contrast": "flava_ds.objectives.tag_contrast:TagContrastConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",

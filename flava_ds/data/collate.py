@@ -163,6 +163,8 @@ def pack(
     }
     numbers: dict[str, int] = {}
     _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
+    if plan.sample_seeds:
+        tensors["sample_seeds"] = torch.from_numpy(draft.seeds.view(np.int64))
     _add_regions(draft, tensors, numbers)
     _add_targets(draft, tensors, numbers)
     if (draft.views or draft.regions) and draft.lengths is not None:

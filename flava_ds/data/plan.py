@@ -217,6 +217,8 @@ class BatchPlan:
     masked_share: float = 1.0
     """Share of the samples that the corruptions see."""
     corruptions: tuple[Corruption, ...] = ()
+    sample_seeds: bool = False
+    """Whether batches have the samples' seeds, for what a model draws from them on the device."""
     stored_codes: int = 0
     """Codes per sample stored in the shards; 0 for none."""
     regions: RegionsPlan | None = None

@@ -6,6 +6,7 @@ structural.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.layers.heads import TiedPredictionHead
+from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.transformer import Encoded
 from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
@@ -142,3 +144,52 @@ def for_pairs(
         "Scorer": "the run trains no masked objective",
     }
     return list(found.values()), {name: why for name, why in reasons.items() if name not in found}
+
+
+NO_DETECTOR = dict.fromkeys(
+    ("Matcher", "Scorer", "PairStates"),
+    "it reads regions of images and has no detector to find them; give model.detector",
+)
+"""What a model that reads regions lacks without a detector: protocol -> reason."""
+
+
+def images_of(regions: Any, device: torch.device) -> PackedImages:
+    """Returns what a detector found (flava_ds/regions) as a model on `device` reads it."""
+    return PackedImages(
+        regions.features.to(device),
+        regions.boxes.to(device),
+        regions.cu_seqlens.to(device),
+        regions.max_seqlen,
+    )
+
+
+class RegionPairStates:
+    """Gives copies to fine-tune of a model that reads regions."""
+
+    def __init__(self, part: Any) -> None:
+        """`part` runs its `model` on images and texts, and its `pooled` returns what is fine-tuned."""
+        self.part = part
+
+    def pair_states(self, scale: float = 1.0) -> TunableRegionPairs:
+        """Returns a copy for images `scale` times as large."""
+        return TunableRegionPairs(self.part, round(scale * self.part.model.config.image_size))
+
+
+class TunableRegionPairs(nn.Module):
+    """The pooled state of each text with its image, with a graph; the detector stays as it is."""
+
+    def __init__(self, part: Any, image_size: int) -> None:
+        super().__init__()
+        config = part.model.config
+        self.part, self.width, self.image_size = copy.copy(part), config.pooled_size, image_size
+        self.model = copy.deepcopy(part.model)
+        read = self.model.pooler_parameters().union(
+            *(self.model.parameters_of(view, read_directly=True) for view in config.pooled_views)
+        )
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in read)
+        self.part.model = self.model
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        assert pixels is not None  # these are pairs
+        return self.part.pooled(pixels, [texts])[0]

@@ -9,32 +9,36 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.layers.fused import ResidualLayerNorm
-from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape
+from flava_ds.layers.hidden_dropout import ATTENTION, CROSS, MLP, HiddenDropout
+from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, thinned
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of each packed sequence to the memory of the same number.
 
-    A sequence without memory gets the output projection's bias.
+    A sequence without memory gets the output projection's bias. `memory_size` is the memory's width and
+    `width` that of all heads together, both `hidden_size` if left out.
 
     Shapes:
         hidden         [T d] -> [T d]
-        memory.hidden  [M d]
+        memory.hidden  [M memory_size]
     """
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, memory_size: int | None = None, width: int | None = None
+    ):
         super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.num_heads, width = num_heads, width or hidden_size
+        self.query = nn.Linear(hidden_size, width)
+        self.key_value = nn.Linear(memory_size or hidden_size, 2 * width)
+        self.output = nn.Linear(width, hidden_size)
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, memory: Packed) -> Tensor:
         q = rearrange(self.query(hidden), "T (h e) -> T h e", h=self.num_heads)
         kv = rearrange(self.key_value(memory.hidden), "M (two h e) -> M two h e", two=2, h=self.num_heads)
-        images = memory.hidden.shape[0] == (memory.cu_seqlens.shape[0] - 1) * memory.max_seqlen
+        equal = memory.hidden.shape[0] == (memory.cu_seqlens.shape[0] - 1) * memory.max_seqlen
         context = varlen_cross_attention(
-            q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=images
+            q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=equal
         )
         return self.output(rearrange(context, "T h e -> T (h e)"))
 
@@ -61,6 +65,7 @@ class CrossBlock(PostNormBlock):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> tuple[Tensor, None]:
         if memory is None or paths is not None:
@@ -69,9 +74,12 @@ class CrossBlock(PostNormBlock):
         if rows is not None:
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.long()).to(torch.int32)
-        stream, _ = self.attention_norm(self.attention.output(context), stream)
-        stream, _ = self.cross_norm(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), stream)
-        stream, _ = self.mlp_norm(self.mlp_down(self.mlp_up(stream)), stream)
+            drops = None if drops is None else drops.at(rows)
+        attended = thinned(self.attention.output(context), ATTENTION, None, drops)
+        stream, _ = self.attention_norm(attended, stream)
+        crossed = thinned(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
+        stream, _ = self.cross_norm(crossed, stream)
+        stream, _ = self.mlp_norm(thinned(self.mlp(stream, drops), MLP, None, drops), stream)
         return stream, None
 
 
@@ -95,13 +103,15 @@ class DecoderBlock(Block):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> tuple[Tensor, Tensor]:
         if memory is None or paths is not None or rows is not None:
             raise ValueError("a DecoderBlock needs `memory`, finishes all rows, and has no `paths`")
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
-        normed, stream = self.cross_norm(self.attention.output(context), stream)
-        crossed = self.cross_attention(normed, cu_seqlens, max_seqlen, memory)
+        attended = thinned(self.attention.output(context), ATTENTION, None, drops)
+        normed, stream = self.cross_norm(attended, stream)
+        crossed = thinned(self.cross_attention(normed, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
         normed, stream = self.mlp_norm(crossed, stream)
-        return stream, self.mlp_down(self.mlp_up(normed))
+        return stream, thinned(self.mlp(normed, drops), MLP, None, drops)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
 from flava_ds.layers.fused import ACTIVATIONS, GELULinear, LinearGELU, ResidualLayerNorm
+from flava_ds.layers.hidden_dropout import ACTIVATION, ATTENTION, MLP, HiddenDropout
 
 
 class TransformerShape(Protocol):
@@ -72,7 +73,11 @@ class Block(nn.Module):
         stream  [T d] -> [T d], or [k d] with rows [k]
         branch  [T d] -> [T d], or [k d] with rows; None before the first block
         paths   [2 T]  factors of what attention and MLP add to each row (stochastic depth); None for 1
+    `drops` drops elements of both, and with `drops_inside` of the MLP's activations; None for none.
     """
+
+    drops_inside = False
+    """Whether dropout also takes the MLP's activations."""
 
     def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
         super().__init__()
@@ -91,20 +96,30 @@ class Block(nn.Module):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             paths = None if paths is None else paths.index_select(1, rows)
-        attended = self.attention.output(context)
-        normed, stream = self.mlp_norm(attended if paths is None else attended * paths[0, :, None], stream)
-        added = self.mlp_down(self.mlp_up(normed))
-        return stream, added if paths is None else added * paths[1, :, None]
+            drops = None if drops is None else drops.at(rows)
+        attended = thinned(self.attention.output(context), ATTENTION, paths, drops)
+        normed, stream = self.mlp_norm(attended, stream)
+        return stream, thinned(self.mlp(normed, drops), MLP, paths, drops)
+
+    def mlp(self, hidden: Tensor, drops: HiddenDropout | None) -> Tensor:
+        """Computes what the MLP adds: [T d] -> [T d]."""
+        activations = self.mlp_up(hidden)
+        if drops is not None and self.drops_inside:
+            activations = drops(activations, ACTIVATION)
+        return self.mlp_down(activations)
 
     def recompute_gelu(self, wanted: bool) -> None:
-        """Keeps GELU's input alone instead of input and result; a block with another activation stays."""
-        if isinstance(self.mlp_up, LinearGELU):
+        """Keeps GELU's input alone instead of input and result; a block with another activation, or that
+        drops some of the results, stays.
+        """
+        if isinstance(self.mlp_up, LinearGELU) and not self.drops_inside:
             self.mlp_up.activates, self.mlp_down.activates = not wanted, wanted
 
 
@@ -126,16 +141,24 @@ class PostNormBlock(Block):
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> tuple[Tensor, None]:
         context = self.attention(stream, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             paths = None if paths is None else paths.index_select(1, rows)
-        added = self.attention.output(context)
-        stream, _ = self.attention_norm(added if paths is None else added * paths[0, :, None], stream)
-        added = self.mlp_down(self.mlp_up(stream))
-        stream, _ = self.mlp_norm(added if paths is None else added * paths[1, :, None], stream)
+            drops = None if drops is None else drops.at(rows)
+        added = thinned(self.attention.output(context), ATTENTION, paths, drops)
+        stream, _ = self.attention_norm(added, stream)
+        stream, _ = self.mlp_norm(thinned(self.mlp(stream, drops), MLP, paths, drops), stream)
         return stream, None
+
+
+def thinned(added: Tensor, place: int, paths: Tensor | None, drops: HiddenDropout | None) -> Tensor:
+    """Applies dropout and stochastic depth to what attention (place 0) or MLP (1) adds: [T d] -> [T d]."""
+    if drops is not None:
+        added = drops(added, place)
+    return added if paths is None else added * paths[place, :, None]
 
 
 class Transformer(nn.Module):
@@ -147,6 +170,7 @@ class Transformer(nn.Module):
     Shapes:
         packed.hidden  [T d] -> [T d], or [k d] with rows [k]: the last block finishes only these
         paths          [L 2 T]  of the L blocks, see Block
+    `drops` is of all T rows.
     """
 
     def __init__(
@@ -157,11 +181,14 @@ class Transformer(nn.Module):
         activation: str = "gelu",
         post_norm: bool = False,
         block: type[Block] | None = None,
+        drops_inside: bool = False,
     ):
         super().__init__()
         block = block or (PostNormBlock if post_norm else Block)
         blocks = (block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
         self.blocks = nn.ModuleList(blocks)
+        for own in self.blocks:
+            own.drops_inside = drops_inside
         self.activation_checkpointing = False
         self.checkpoint_sums = False
         """Keep the sum of stream and branch at a checkpoint instead of both."""
@@ -173,6 +200,7 @@ class Transformer(nn.Module):
         equal_lengths: bool = False,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
+        drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> Tensor:
         stream, branch = packed.hidden, None
@@ -183,7 +211,8 @@ class Transformer(nn.Module):
                 stream, branch = branch + stream, None
             kept = rows if number == len(self.blocks) else None
             own = None if paths is None else paths[number - 1]
-            arguments = (stream, branch, packed.cu_seqlens, packed.max_seqlen, equal_lengths, kept, own)
+            bounds = packed.cu_seqlens, packed.max_seqlen, equal_lengths
+            arguments = (stream, branch, *bounds, kept, own, None if drops is None else drops.of(number))
             if checkpointing:
                 stream, branch = checkpoint(block, *arguments, *read, use_reentrant=False)
             else:
@@ -235,6 +264,7 @@ def encode_versions(
     *,
     equal_lengths: bool = False,
     paths: Tensor | None = None,
+    drops: HiddenDropout | None = None,
 ) -> list[Encoded]:
     """Encodes several versions of the same sequences, concatenated, in one packed call.
 
@@ -243,6 +273,7 @@ def encode_versions(
         layout   cu_seqlens [b+1] of one version, and the longest sequence
         keep     for each version, the rows that will be read, sorted: [k] within the version; None for all
         paths    [L 2 len(keep)*T]  see Block; None for 1
+        drops    of len(keep)*T rows; None for none
         returns  one Encoded for each version
     """
     cu_seqlens, max_seqlen = layout
@@ -257,7 +288,7 @@ def encode_versions(
             [(everything if kept is None else kept) + number * total for number, kept in enumerate(keep)]
         )
     packed = Packed(hidden, repeated, max_seqlen)
-    encoded = transformer(packed, equal_lengths=equal_lengths, rows=rows, paths=paths)
+    encoded = transformer(packed, equal_lengths=equal_lengths, rows=rows, paths=paths, drops=drops)
     parts = encoded.split([total if kept is None else kept.shape[0] for kept in keep])
     return [
         Encoded(Packed(part, cu_seqlens, max_seqlen), final_norm, kept)

@@ -12,6 +12,7 @@ from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.layers.fused import ResidualLayerNorm
+from flava_ds.layers.hidden_dropout import HiddenDropout
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class WordsShape(Protocol):
 class BertEmbeddings(nn.Module):
     """Adds word, position and token-type embeddings and normalises; positions restart in each text.
 
-    Source: Devlin et al. 2019, BERT, section 3; without its dropout.
+    Source: Devlin et al. 2019, BERT, section 3.
     """
 
     def __init__(self, shape: WordsShape):
@@ -68,8 +69,14 @@ class BertEmbeddings(nn.Module):
         self.token_types = nn.Embedding(shape.type_vocab_size, shape.hidden_size)
         self.norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, token_types: Tensor | None = None) -> Tensor:
-        """Embeds packed ids.
+    def forward(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        token_types: Tensor | None = None,
+        drops: HiddenDropout | None = None,
+    ) -> Tensor:
+        """Embeds packed ids; `drops` drops elements of the results.
 
         Shapes:
             input_ids    [T]    int64
@@ -80,7 +87,7 @@ class BertEmbeddings(nn.Module):
         _, position = places(cu_seqlens, input_ids.shape[0])
         types = torch.zeros_like(input_ids) if token_types is None else token_types
         normed, _ = self.norm(self.words(input_ids), self.positions(position) + self.token_types(types))
-        return normed
+        return normed if drops is None else drops(normed)
 
 
 @torch.no_grad()

@@ -30,18 +30,24 @@ def cross_attention_flops(
     lengths: Sequence[int],
     memory: int | Sequence[int],
     read: int | None = None,
+    *,
+    layers: int | None = None,
+    memory_size: int | None = None,
+    width: int | None = None,
 ) -> float:
-    """Returns the FLOPs of attention to `memory` rows of each sequence, in every layer.
+    """Returns the FLOPs of attention to `memory` rows of each sequence, in every layer or in `layers`.
 
     Counts two projections of the tokens, two of the memory, and two products. Of the last layer only `read`
-    rows attend (None: all), if all sequences have as many rows of memory.
+    rows attend (None: all), if all sequences have as many rows of memory. `memory_size` and `width` are those
+    of CrossAttention.
     """
-    d, layers = shape.hidden_size, shape.num_hidden_layers
+    d, layers = shape.hidden_size, shape.num_hidden_layers if layers is None else layers
+    own, other = (width or d) * d, (width or d) * (memory_size or d)
     sizes = [memory] * len(lengths) if isinstance(memory, int) else memory
     idle = 0 if read is None else sum(lengths) - read
-    rows = layers * (sum(lengths) + sum(sizes)) - idle
+    tokens = layers * sum(lengths) - idle
     scores = layers * sum(n * m for n, m in zip(lengths, sizes, strict=True)) - idle * max(sizes, default=0)
-    return 4 * d * d * rows + 4 * scores * d
+    return 4 * own * tokens + 4 * other * layers * sum(sizes) + 4 * scores * (width or d)
 
 
 def image_flops(shape: Any, size: int) -> float:

@@ -38,11 +38,11 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
 
     def build(self, config: Any) -> ImageTextMatching:
         """Builds the objective with its head, or with a classifier alone if the model has a pooler."""
-        view, pooled = config.model.matching_view, "pooled" in config.model.provides
-        width = config.model.shape_of(view).hidden_size
-        return ImageTextMatching(
-            self, nn.Linear(width, 2) if pooled else MatchingHead(width), view, pooled=pooled
-        )
+        model = config.model
+        if "pooled" in model.provides:
+            return ImageTextMatching(self, nn.Linear(model.pooled_size, 2), *model.pooled_views, pooled=True)
+        view = model.matching_view
+        return ImageTextMatching(self, MatchingHead(model.shape_of(view).hidden_size), view)
 
 
 def prior_log_odds(mismatch_probability: float) -> float:
@@ -73,25 +73,25 @@ class ImageTextMatching(Objective):
     """Two-way cross-entropy on each pair's first row in the family's `matching_view`: in FLAVA, CLS_M of the
     masked pass, over all masked pairs.
 
-    With `pooled`, the head reads the model's pooler.
+    With `pooled`, the head reads what the model's pooler makes of the first rows of `views`.
     """
 
     kinds = ImageTextMatchingConfig.kinds
 
-    def __init__(self, config: ImageTextMatchingConfig, head: nn.Module, view: str, *, pooled: bool = False):
+    def __init__(self, config: ImageTextMatchingConfig, head: nn.Module, *views: str, pooled: bool = False):
         super().__init__(config.weight)
-        self.needs, self.view = frozenset({view}), view
+        self.needs, self.views = frozenset(views), views
         self.head, self.pooled = head, pooled
 
     def count(self, batch: Batch) -> int:
         return batch["itm_labels"].shape[0]
 
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {self.view: model.first_rows(self.view, batch)}
+        return {view: model.first_rows(view, batch) for view in self.views}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        first = model.pooled(hidden[self.view]) if self.pooled else hidden[self.view]
-        logits = at_least_fp32(self.head(first))
+        first = [hidden[view] for view in self.views]
+        logits = at_least_fp32(self.head(model.pooled(*first) if self.pooled else first[0]))
         labels = batch["itm_labels"]
         correct = (logits.detach().argmax(-1) == labels).sum().float()
         return Loss(F.cross_entropy(logits, labels, reduction="sum"), self.count(batch), {"correct": correct})

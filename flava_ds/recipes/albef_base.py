@@ -10,7 +10,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.albef.config import albef_vit_b_16
+from flava_ds.families.albef.config import AlbefTextConfig, albef_vit_b_16
 from flava_ds.objectives.distilled_text import DistilledTextConfig
 from flava_ds.objectives.hard_matching import HardMatchingConfig
 from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig
@@ -21,7 +21,8 @@ EPOCH = 5_100_000 // 512
 
 
 def albef_base() -> Config:
-    """Returns ALBEF as published: 30 epochs of batches of 512 pairs, without RandAugment and dropout.
+    """Returns ALBEF as published: 30 epochs of batches of 512 pairs, without RandAugment and dropout of
+    attention.
 
     Set its data with --data.sources.pairs.shards: COCO, Visual Genome, SBU and Conceptual Captions, 4 million
     images. Source: the code of Li et al. 2021 was read; what is marked as recalled is from the paper.
@@ -29,7 +30,9 @@ def albef_base() -> Config:
     return Config(
         name="albef_base",
         seed=42,  # as in the code
-        model=albef_vit_b_16(teacher_momentum=0.995),
+        # in the code, 0.1 of the words' hidden states, the teacher's too, and of the probabilities of
+        # attention, which is left out; nothing of the image encoder
+        model=albef_vit_b_16(text=AlbefTextConfig(hidden_dropout=0.1), teacher_momentum=0.995),
         objectives={
             # in the code, columns are a rank's own batch and the queue; here the batch of all ranks
             "itc": MomentumContrastiveConfig(queue_size=65_536, distillation=0.4, distillation_steps=EPOCH),

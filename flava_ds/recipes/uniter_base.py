@@ -9,6 +9,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
+from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.uniter.config import uniter_base as model
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
@@ -22,7 +23,7 @@ CLASSES = 1601
 
 
 def uniter_base() -> Config:
-    """Returns UNITER-base as published: 200,000 steps, 10 to 100 regions, dropout 0.1 left out.
+    """Returns UNITER-base as published: 200,000 steps, 10 to 100 regions.
 
     Set its data with --data.sources.pairs.shards: COCO and Visual Genome, then also Conceptual Captions and
     SBU, whose regions Bottom-Up Attention found. Set data.vocabulary to the cased vocabulary of BERT-base.
@@ -32,7 +33,8 @@ def uniter_base() -> Config:
     return Config(
         name="uniter_base",
         seed=42,
-        model=model(),
+        # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
+        model=model(text=BertTextConfig(vocab_size=28996, hidden_dropout=0.1)),
         objectives={
             # the code draws one task for each micro-batch: ITM, MLM, MRFR and MRC-kl in the ratio 2 : 2 : 1 :
             # 1. Here every step has all of them, in three passes, weighted by these shares

@@ -10,7 +10,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.vilt.config import vilt_b_32
+from flava_ds.families.vilt.config import StreamConfig, vilt_b_32
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
@@ -21,7 +21,7 @@ STEPS = 200_000
 
 
 def vilt_base() -> Config:
-    """Returns ViLT-B/32 as published: 200,000 steps of 4,096 pairs, dropout 0.1 left out.
+    """Returns ViLT-B/32 as published: 200,000 steps of 4,096 pairs.
 
     Set its data with --data.sources.pairs.shards: COCO, Visual Genome, SBU and Conceptual Captions, 4 million
     images. Source: the code of Kim et al. 2021 was read; what is marked as recalled is from the paper.
@@ -29,8 +29,9 @@ def vilt_base() -> Config:
     return Config(
         name="vilt_base",
         seed=0,  # as in the code
-        # in the code, the LayerNorms of the text's embeddings and of the MLM head have an eps of 1e-12
-        model=vilt_b_32(),
+        # in the code, the LayerNorms of the text's embeddings and of the MLM head have an eps of 1e-12;
+        # dropout is 0.1 as here, of embeddings, projections and both layers of the MLPs
+        model=vilt_b_32(image=StreamConfig(hidden_dropout=0.1)),
         objectives={
             # the code's decoder is not tied to the word embeddings
             "mmm_text": MultimodalMaskedTextConfig(

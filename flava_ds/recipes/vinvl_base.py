@@ -9,6 +9,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
+from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.vinvl.config import vinvl_base as model
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.tag_contrast import TagContrastConfig
@@ -16,7 +17,7 @@ from flava_ds.optimizers.adamw import AdamWConfig
 
 
 def vinvl_base() -> Config:
-    """Returns VinVL base as published: 2 million steps of at least 1,024 pairs, dropout 0.1 left out.
+    """Returns VinVL base as published: 2 million steps of at least 1,024 pairs.
 
     Set its data with --data.sources.pairs.shards: the published 8.85 million triplets are of COCO, Conceptual
     Captions, SBU, Flickr30K, GQA and OpenImages, with regions and tags of VinVL's detector. Source: the code
@@ -25,7 +26,8 @@ def vinvl_base() -> Config:
     return Config(
         name="vinvl_base",
         seed=0,  # not published
-        model=model(),
+        # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
+        model=model(text=BertTextConfig(hidden_dropout=0.1)),
         objectives={
             # words of the caption and of the tags
             "mmm_text": MultimodalMaskedTextConfig(

@@ -9,6 +9,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
+from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.visualbert.config import visualbert_base as model
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
@@ -21,7 +22,7 @@ STEPS = EPOCHS * IMAGES * 5 // BATCH
 
 
 def visualbert_base() -> Config:
-    """Returns VisualBERT's task-agnostic pre-training as published: 10 epochs of COCO, dropout 0.1 left out.
+    """Returns VisualBERT's task-agnostic pre-training as published: 10 epochs of COCO.
 
     Set its data with --data.sources.pairs.shards: COCO with all captions of an image in one sample, whose
     regions a detector found. Source: the code of Li et al. 2019 was read (COCO pre-training for VQA); what is
@@ -30,7 +31,8 @@ def visualbert_base() -> Config:
     return Config(
         name="visualbert_base",
         seed=0,  # not published
-        model=model(),
+        # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
+        model=model(text=BertTextConfig(hidden_dropout=0.1)),
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(
                 mask_probability=0.15, whole_word=False, tied_decoder=True

@@ -9,6 +9,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
+from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.vlbert.config import vlbert_base as model
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import JointMaskedTextConfig
@@ -21,7 +22,7 @@ STEPS = 2 * EPOCHS * PAIRS // BATCH
 
 
 def vlbert_base() -> Config:
-    """Returns VL-BERT base as published: 10 epochs of Conceptual Captions, dropout 0.1 left out.
+    """Returns VL-BERT base as published: 10 epochs of Conceptual Captions.
 
     Set its data with --data.sources.pairs.shards and --data.sources.text.shards: Conceptual Captions with the
     regions that a detector found, and BooksCorpus with Wikipedia. Source: the code of Su et al. 2020 was read
@@ -30,7 +31,8 @@ def vlbert_base() -> Config:
     return Config(
         name="vlbert_base",
         seed=12345,
-        model=model(),
+        # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
+        model=model(text=BertTextConfig(type_vocab_size=3, hidden_dropout=0.1)),
         objectives={
             # the code draws each word with this probability, here words are drawn until they cover it
             "joint_mlm": JointMaskedTextConfig(mask_probability=0.15, whole_word=True, tied_decoder=True),

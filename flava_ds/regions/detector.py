@@ -128,10 +128,8 @@ class Detector(nn.Module):
         self.region = nn.Linear(last * _BINS * _BINS, config.feature_size)
         self.region_norm = nn.LayerNorm(config.feature_size)
         self.classifier = nn.Linear(config.feature_size, len(config.class_names))
-        nn.init.constant_(self.center_out.bias, 0.0)
-        with torch.no_grad():
-            self.center_out.bias[0] = _RARE_CENTRES
-        self.to(memory_format=torch.channels_last)
+        self.center_out.bias = nn.Parameter(torch.tensor([_RARE_CENTRES, 0.0, 0.0, 0.0, 0.0]))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ gives every number of a forecast its range. The ends are judged so that about ni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Assumptions:
     """CUDA context and NCCL's communicators."""
     fragmentation: float
     """Memory that the allocator reserves beyond what is allocated, as a share of it."""
+    device_factor: float = 1.0
+    """Measured over planned time of device and host, where a tuning has found it (calibration.py)."""
 
 
 RANGES = {
@@ -65,7 +67,7 @@ RANGES = {
 
 
 def _at(end: str) -> Assumptions:
-    return Assumptions(**{field.name: getattr(RANGES[field.name], end) for field in fields(Assumptions)})
+    return Assumptions(**{name: getattr(found, end) for name, found in RANGES.items()})
 
 
 MIDDLE, WORSE, BETTER = _at("middle"), _at("worse"), _at("better")

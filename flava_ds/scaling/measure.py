@@ -137,6 +137,7 @@ def kind_work(
         parts={part: through(value, parts[1][part]) for part, value in parts[0].items()},
         saved=through(*(trace.saved for _, trace in steps)),
         peak=through(*(trace.peak for _, trace in steps)),
+        peak_with_gradients=through(*(trace.peak_with_gradients for _, trace in steps)),
         batch_bytes=through(*(bytes_of(batch) for batch, _ in steps)),
         exchanged={
             objective: through(*(sum(own.exchanged_bytes(task.model, size)) for size in sizes))

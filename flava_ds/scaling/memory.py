@@ -131,9 +131,12 @@ def moments(
     first = {name: size for name, size in grads.items() if name != "flat copy of gradients"}
     if zero.stage < 3:  # which keeps a buffer of gradients all the time
         first["gradients"] = 0.0
+    activations = work.peak.at(samples)
+    if zero.stage == 0:  # gradients come while activations go
+        activations = max(0.0, work.peak_with_gradients.at(samples) - grads["gradients"])
     found = [
         Moment(source, "forward", fixed | gathers | first | {"activations": work.saved.at(samples)}),
-        Moment(source, "backward", fixed | gathers | grads | {"activations": work.peak.at(samples)}),
+        Moment(source, "backward", fixed | gathers | grads | {"activations": activations}),
     ]
     kept = {name: size for name, size in grads.items() if name in ("gradients", "accumulated gradients")}
     if zero.stage == 3:

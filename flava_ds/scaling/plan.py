@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from flava_ds.scaling import memory
 from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE, Assumptions
+from flava_ds.scaling.calibration import Calibration
 from flava_ds.scaling.hardware import GIB, Cluster
 from flava_ds.scaling.step_time import PARTS, KindTime, kind_time
 from flava_ds.scaling.work import ModelWork
@@ -31,6 +32,8 @@ class Setting:
     """Loader processes of a rank."""
     objectives: int
     checkpointing: bool
+    calibration: Calibration | None = None
+    """What real steps on such a machine have shown."""
 
     def samples(self, source: str) -> int:
         """Samples of a micro-batch on one rank."""
@@ -89,6 +92,8 @@ class Figures:
 def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
     """Returns one forecast."""
     model, cluster, zero = setting.model, setting.cluster, setting.zero
+    if setting.calibration is not None:
+        assumed = setting.calibration.applied(assumed)
     times = {
         source: kind_time(
             model,

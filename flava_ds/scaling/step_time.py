@@ -102,15 +102,20 @@ def device_seconds(
     found: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
     for operator in work.operators:
         for kernel, time in operator_seconds(operator, samples, pooled, gpu, assumed).items():
-            found[operator.phase][kernel] = found[operator.phase].get(kernel, 0.0) + time
+            before = found[operator.phase].get(kernel, 0.0)
+            found[operator.phase][kernel] = before + assumed.device_factor * time
     return found
 
 
 def host_seconds(work: KindWork, assumed: Assumptions) -> float:
     """Returns the time to launch a micro-step's operators; it does not depend on the batch."""
-    return 1e-6 * sum(
-        operator.count * (assumed.custom_us if operator.custom else assumed.launch_us)
-        for operator in work.operators
+    return (
+        1e-6
+        * assumed.device_factor
+        * sum(
+            operator.count * (assumed.custom_us if operator.custom else assumed.launch_us)
+            for operator in work.operators
+        )
     )
 
 
@@ -161,7 +166,7 @@ def kind_time(
             kernels[kernel] = kernels.get(kernel, 0.0) + 1e3 * time * turns
             ms[PART_OF_KERNEL.get(kernel, "memory-bound kernels")] += 1e3 * time * turns
     conv = work.codebook_flops.at(samples) / (gpu.flops * assumed.convolution_share)
-    ms["image codebook"] = 1e3 * conv * turns
+    ms["image codebook"] = 1e3 * assumed.device_factor * conv * turns
     forward, backward = (sum(phases[phase].values()) for phase in ("forward", "backward"))
     if turns > 1 and work.exchanged:
         ms["second contrastive pass"] = 1e3 * forward * work.features_share * turns
@@ -223,7 +228,7 @@ def _update_seconds(
     own = model.used_by(work.kind) / (1 if zero.stage == 0 else cluster.gpus)
     moved = own * (8 * (1 + model.moments) + 4 + 2 * zero.width)
     bandwidth = HOST_LINK if zero.offload else cluster.gpu.memory_bandwidth * assumed.bandwidth_share
-    return moved / bandwidth
+    return assumed.device_factor * moved / bandwidth
 
 
 HOST_LINK = 25e9

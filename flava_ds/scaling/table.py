@@ -183,6 +183,7 @@ def report(
         render(time_rows(plan)),
         render(kernel_rows(plan)),
         loader_line(plan),
+        setting.calibration.text if setting.calibration else "",
         "What would help most:" if advice else "No setting that is known would help by more than 0.2 %.",
         *(["\n".join(f"  {line}" for line in advice_lines(advice))] if advice else []),
         "Work (exact, but for the lengths of texts)",
@@ -231,5 +232,6 @@ def as_json(
             name: {"mean": own.mean, "deviation": own.deviation, "origin": own.origin}
             for name, own in lengths.items()
         },
+        "calibration": setting.calibration.text if setting.calibration else None,
         "assumptions": {name: dataclasses.asdict(found) for name, found in RANGES.items()},
     }

@@ -40,6 +40,8 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     saved: int = 0
     peak: int = 0
+    peak_with_gradients: int = 0
+    """The same if the weights' gradients stay."""
 
 
 class _Live:
@@ -49,7 +51,7 @@ class _Live:
         self.ignored = {id(tensor.untyped_storage()) for tensor in before}
         self.kept = [tensor.untyped_storage() for tensor in before]  # so that no id is used again
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.bytes = self.peak = 0
+        self.bytes = self.peak = self.gradients = self.peak_with_gradients = 0
 
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -59,6 +61,7 @@ class _Live:
         self.seen.add(storage)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+        self.peak_with_gradients = max(self.peak_with_gradients, self.bytes + self.gradients)
         weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
@@ -177,6 +180,7 @@ def trace_step(
     """Runs `forward`, which returns the loss, and its backward pass, and returns what they cost.
 
     Gradients of weights are dropped as soon as they exist: where they go depends on the ZeRO stage.
+    `peak_with_gradients` is for the one in which they stay where they are.
     """
     parameters = list(module.parameters())
     live = _Live([*parameters, *module.buffers(), *inputs])
@@ -191,6 +195,8 @@ def trace_step(
         return tensor
 
     def drop(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        live.gradients += parameter.grad.untyped_storage().nbytes()
         parameter.grad = None
 
     hooks = [p.register_post_accumulate_grad_hook(drop) for p in parameters if p.requires_grad]
@@ -205,4 +211,5 @@ def trace_step(
         for hook in hooks:
             hook.remove()
     trace.calls, trace.peak = recorder.calls, live.peak
+    trace.peak_with_gradients = live.peak_with_gradients
     return trace

@@ -84,6 +84,8 @@ class KindWork:
     """Bytes kept for the backward pass."""
     peak: Amount
     """Most bytes of activations at once, temporaries of either pass included, gradients of weights not."""
+    peak_with_gradients: Amount
+    """The same with the gradients that are there by then."""
     batch_bytes: Amount
     """Bytes of a micro-batch on the device."""
     exchanged: Mapping[str, Amount] = field(default_factory=dict)

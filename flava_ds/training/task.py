@@ -13,6 +13,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import TrainingConfig
 from flava_ds.layers.positioned import PositionedTransformer
 from flava_ds.layers.transformer import Block, Transformer
+from flava_ds.layers.two_streams import CoAttentionLayer, TwoStreams
 from flava_ds.objectives.balance import Balance
 from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective, Rows
 from flava_ds.objectives.state import TrainingState
@@ -265,5 +266,7 @@ def recompute_activations(module: nn.Module, training: TrainingConfig) -> None:
         elif isinstance(part, Transformer):
             part.activation_checkpointing = training.activation_checkpointing
             part.checkpoint_sums = training.checkpoint_sums
-        elif isinstance(part, Block):
+        elif isinstance(part, TwoStreams):
+            part.activation_checkpointing = training.activation_checkpointing
+        elif isinstance(part, Block | CoAttentionLayer):
             part.recompute_gelu(training.recompute_gelu)

@@ -79,6 +79,12 @@ FIELDS = (
     Field("seconds_per_step", "s", "time per step since the last record, without checkpoints"),
     Field("data_wait", "share", "share of that time spent waiting for the loader, mean over ranks"),
     Field(
+        "device_behind_s",
+        "s",
+        "on GPUs: how far rank 0's device was behind its host when the record was due; near 0, the device "
+        "waits for Python, and a larger micro-batch costs little",
+    ),
+    Field(
         "flops_per_second",
         "FLOP/s",
         "model FLOPs of all ranks, forward and backward, computed from the batches' lengths",

@@ -155,6 +155,7 @@ class Metrics(Watcher):
     def write(self, update: Update) -> dict[str, Any]:
         """Reduces over ranks what was added since the last record, and writes it on rank 0. Collective."""
         step = update.step
+        behind = device_behind(self.world.device)
         others = {**self._norms, **self._states.tensors()}
         totals, (norm, updates, *read) = self._read_device(
             update.grad_norm, self.engine.skipped, *others.values()
@@ -181,6 +182,7 @@ class Metrics(Watcher):
             "samples_per_second": samples / elapsed,
             "seconds_per_step": elapsed / steps,
             "data_wait": waited / self.world.size / elapsed,
+            **behind,
             "flops_per_second": flops / elapsed,
             "mfu": flops / elapsed / self.gemm_rate,
             **({"mfu_with_targets": (flops + targets) / elapsed / self.gemm_rate} if targets else {}),
@@ -282,6 +284,15 @@ class Metrics(Watcher):
             value.zero_()
         self._counts, self._window, self._norms, self._numbers = Counter(), Window(), {}, {}
         self._since, self._paused_s = time.perf_counter(), 0.0
+
+
+def device_behind(device: torch.device) -> dict[str, float]:
+    """Returns how long a GPU takes to finish what the host has queued, as a field; nothing for a CPU."""
+    if device.type != "cuda":
+        return {}
+    reached = time.perf_counter()
+    torch.cuda.synchronize(device)
+    return {"device_behind_s": time.perf_counter() - reached}
 
 
 def peak_memory(device: torch.device) -> int:

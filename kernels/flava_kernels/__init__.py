@@ -6,6 +6,7 @@ from flava_kernels import overview
 from flava_kernels.attention import OP as VARLEN_ATTENTION
 from flava_kernels.contrastive import OP as INFO_NCE
 from flava_kernels.cross_attention import OP as VARLEN_CROSS_ATTENTION
+from flava_kernels.dropout import OP as DROPOUT
 from flava_kernels.fusing import OP as FUSE_SEQUENCES
 from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from flava_kernels.linear_cross_entropy import OP as LINEAR_CROSS_ENTROPY
@@ -23,6 +24,7 @@ OPS: dict[str, Op] = {
         VARLEN_CROSS_ATTENTION,
         LAYER_NORM,
         ADD_LAYER_NORM,
+        DROPOUT,
         LINEAR_GELU,
         LINEAR_CROSS_ENTROPY,
         INFO_NCE,

@@ -287,3 +287,12 @@ def test_tokens_beyond_max_tokens_are_counted_in_the_batch(make_config):
     assert collate(samples(2, ["red cat " * 20, "red"])).read.cut_tokens == 40 - (
         collate.source.max_tokens - 2
     )
+
+
+def test_a_plan_that_wants_the_samples_seeds_gets_those_of_all(make_config):
+    """As signed numbers, and not only of the samples that are masked."""
+    collate, drawn = collator(make_config, "pairs"), samples(4)
+    assert "sample_seeds" not in collate(drawn)
+    collate.plan = replace(collate.plan, sample_seeds=True)
+    seeds = collate(drawn, masked_rows=np.array([1, 3]))["sample_seeds"]
+    assert seeds.dtype == torch.int64 and [seed % 2**64 for seed in seeds.tolist()] == [s.seed for s in drawn]

@@ -2,7 +2,7 @@
 
 from mutants_of_attention import ATTENTION, CROSS_ATTENTION
 from mutants_of_products import CONTRASTIVE, LINEAR_CROSS_ENTROPY, LINEAR_GELU
-from mutants_of_rows import COLUMN_SUMS, FUSING, LAYER_NORM, PACKING
+from mutants_of_rows import COLUMN_SUMS, DROPOUT, FUSING, LAYER_NORM, PACKING
 
 MUTANTS = {
     "packing": PACKING,
@@ -10,6 +10,7 @@ MUTANTS = {
     "attention": ATTENTION,
     "cross_attention": CROSS_ATTENTION,
     "layer_norm": LAYER_NORM,
+    "dropout": DROPOUT,
     "column_sums": COLUMN_SUMS,
     "linear_gelu": LINEAR_GELU,
     "linear_cross_entropy": LINEAR_CROSS_ENTROPY,

@@ -86,6 +86,46 @@ FUSING = (
     bug("d_cls: tiles not added", "total += tl.sum(", "total = tl.sum(", "fuse_sequences", "many"),
 )
 
+DROPOUT = (
+    bug(
+        "stream left out", "(stream.to(tl.uint64) + 1)", "(stream.to(tl.uint64) * 0 + 1)", "dropout", "37x64"
+    ),
+    bug(
+        "stream of 32 bits",
+        "(stream.to(tl.uint64) + 1)",
+        "(stream + 1).to(tl.uint64)",
+        "dropout",
+        "most dropped",
+    ),
+    bug(
+        "key of 32 bits",
+        ".to(tl.uint64)\n    state",
+        ".to(tl.uint32).to(tl.uint64)\n    state",
+        "dropout",
+        "37x64",
+    ),
+    bug("mix: first shift", "(value >> 30)", "(value >> 31)", "dropout", "37x64"),
+    bug("mix: second shift", "(value >> 27)", "(value >> 26)", "dropout", "37x64"),
+    bug("mix: last shift", "value ^ (value >> 31)", "value ^ (value >> 32)", "dropout", "37x64"),
+    bug("upper half left out", " ^ high[:, None]", " ^ (high * 0)[:, None]", "dropout", "37x64"),
+    bug("halves exchanged", "low, high = ", "high, low = ", "dropout", "37x64"),
+    bug("fmix: first shift", "(hashed ^ (hashed >> 16)) * FMIX_1", "hashed * FMIX_1", "dropout", "37x64"),
+    bug("fmix: second shift", "(hashed >> 13)", "(hashed >> 15)", "dropout", "37x64"),
+    bug(
+        "every tile the same columns",
+        "tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)",
+        "tl.arange(0, COLUMNS)",
+        "dropout",
+        "5x770",
+    ),
+    bug("keeps what it should drop", "hashed >= THRESHOLD", "hashed < THRESHOLD", "dropout", "37x64"),
+    bug("not scaled up", "x.to(tl.float32) * scale", "x.to(tl.float32)", "dropout", "37x64"),
+    bug("last row not written", "mask = (row < rows)", "mask = (row < rows - 1)", "dropout", "37x64"),
+    bug("last column not written", "(column < width)", "(column < width - 1)", "dropout", "5x770"),
+    bug("key of the tile's first row", "KEYS + row,", "KEYS + row * 0,", "dropout", "37x64"),
+    bug("row of another tile", "* x_stride", "* (x_stride - 1)", "dropout", "37x64"),
+)
+
 NORM = "add_layer_norm"
 LAYER_NORM = (
     bug("sign of the residual", "x += tl.load(RESIDUAL", "x -= tl.load(RESIDUAL", NORM, "37x64"),

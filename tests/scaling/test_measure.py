@@ -101,6 +101,7 @@ def test_live_bytes_are_what_the_tensors_take():
     y = 1024 * 512 * 4
     assert trace.saved == y
     assert y * 2 <= trace.peak <= 3 * y + 256 * 512 * 4
+    assert trace.peak <= trace.peak_with_gradients <= trace.peak + 256 * 512 * 4
     matmuls = [call for call in trace.calls if call.product]
     assert [call.product for call in matmuls] == [(1024, 512, 256), (512, 256, 1024)]
     assert all(call.flops == 2 * 1024 * 512 * 256 for call in matmuls)

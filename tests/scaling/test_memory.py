@@ -1,6 +1,9 @@
 """Bytes of a rank against the table of what DeepSpeed allocates, by hand."""
 
 import dataclasses
+import itertools
+import json
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +13,11 @@ from flava_ds.scaling.memory import capacity, gradients, host_states, largest_th
 from flava_ds.scaling.work import Amount, KindWork, ModelWork, ParameterGroup
 from flava_ds.scaling.zero import Zero
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 P = 300_000_000
-WORK = KindWork("pair", "pmd", (), {}, Amount(10.0, 2**27), Amount(10.0, 2**28), Amount(0, 1000))
+WORK = KindWork(
+    "pair", "pmd", (), {}, Amount(10.0, 2**27), Amount(10.0, 2**28), Amount(8e8, 2**28), Amount(0, 1000)
+)
 TINY = dataclasses.replace(WORK, kind="text", source="text", peak=Amount(0, 1), saved=Amount(0, 1))
 MODEL = ModelWork(
     "r",
@@ -58,6 +64,19 @@ def test_the_peak_is_the_fullest_moment_of_all_kinds():
     assert few["update"] < few["backward"]
     assert peak(MODEL, zero, 8, {"pmd": 16, "text": 16}, WORSE).total > found.total
     assert found.total > peak(MODEL, zero, 8, {"pmd": 16, "text": 16}, BETTER).total
+
+
+def test_in_zero_0_gradients_come_while_activations_go():
+    [backward] = [m for m in moments(MODEL, "pmd", Zero(0, "fp32"), 1, 4, MIDDLE) if m.name == "backward"]
+    parts = backward.parts
+    assert parts["gradients"] + parts["activations"] == WORK.peak_with_gradients.at(4)
+    assert parts["gradients"] == 8e8 and parts["activations"] < WORK.peak.at(4)
+
+
+def test_forecasts_are_within_a_tenth_of_what_real_steps_held():
+    rows = json.loads((RESULTS / "plan_validation.json").read_text(encoding="utf-8"))["memory"]
+    assert {(row["stage"], row["ranks"]) for row in rows} == set(itertools.product(range(4), (1, 2)))
+    assert all(row["forecast"] == pytest.approx(row["measured"], rel=0.1) for row in rows)
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits():

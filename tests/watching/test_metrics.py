@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from flava_ds.training.watcher import Update
 from flava_ds.watching import metrics as metrics_module
 from flava_ds.watching import stragglers
 from flava_ds.watching.log_fields import field_of
-from flava_ds.watching.metrics import Metrics, peak_memory
+from flava_ds.watching.metrics import Metrics, device_behind, peak_memory
 
 PROGRESS = {"source_share/books": 0.5, "source_target/books": 0.4, "epoch/books": 0.1}
 
@@ -183,8 +184,23 @@ def test_peak_memory_of_a_process_is_what_the_system_counts():
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
+    assert device_behind(torch.device("cpu")) == {}, "the host is the device"
     few = 32 * 2**20  # the two are counted in steps
     assert counted() - few <= peak_memory(torch.device("cpu")) <= counted() + few
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_behind_by_the_work_that_is_queued():
+    device, matrix = torch.device("cuda", 0), torch.randn(8192, 8192, device="cuda")
+    matrix @ matrix
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(20):
+        matrix @ matrix
+    queued = time.perf_counter() - begun
+    [behind] = device_behind(device).values()
+    whole = time.perf_counter() - begun
+    assert queued < behind <= whole and device_behind(device)["device_behind_s"] < 0.1 * behind
 
 
 def said_of_logs(folder: str) -> list[str]:

@@ -79,7 +79,7 @@ class Recipe:
 def glue(samples: int, batch_size: int, lr: float, updates: int, warmup_updates: int) -> Recipe:
     """Returns a row of fairseq's table for RoBERTa on GLUE, which the paper follows: ten epochs of Adam.
 
-    fairseq's encoder also has a dropout of 0.1; the encoders here have none.
+    fairseq's encoder also has a dropout of 0.1; encoders that are fine-tuned here have none.
     """
     return Recipe(
         samples=samples,

@@ -99,6 +99,7 @@ class AlbefConfig(ImageTextConfig, type="albef"):
     def check(self, config: Any) -> None:
         super().check(config)
         self.refuse_masked_shares(config)
+        self.refuse_codes(config)
         if self.image.hidden_size != self.text.hidden_size:
             raise ConfigError(
                 f"model: image.hidden_size {self.image.hidden_size} is not text.hidden_size "
@@ -111,11 +112,6 @@ class AlbefConfig(ImageTextConfig, type="albef"):
                 "'albef' masks a text once; remove one, or set its weight to 0"
             )
         for name, objective in in_use(config.objectives).items():
-            if objective.predicts_codes:
-                raise ConfigError(
-                    f"objectives.{name} predicts codes of masked patches, and the family 'albef' masks none; "
-                    "remove it, or set its weight to 0"
-                )
             if wanted := INSTEAD.get(objective.type or ""):
                 raise ConfigError(f"objectives.{name} has type {objective.type}; the family 'albef' {wanted}")
 

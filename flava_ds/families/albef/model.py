@@ -13,11 +13,17 @@ from flava_ds.batch import Batch, Packed
 from flava_ds.families.albef.config import AlbefConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.layers.cross_attention import CrossBlock
+from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
+from flava_ds.layers.hidden_dropout import joined as joined_drops
 from flava_ds.layers.transformer import Encoded, Transformer, at_least_fp32
 from flava_ds.layers.words import BertEmbeddings, PackedIds, initialize_as_bert
 
 FUSED = ("multimodal_masked", "multimodal")
 """The views in which words attend to an image."""
+TEXT, MASKED, NEGATIVE, FUSED_MASKED, OWN, OTHER_IMAGE, OTHER_TEXT = range(7)
+"""Streams of dropout: three passes of the text encoder, and those of the layers that fuse."""
+TEACHER = 16
+"""Where the streams of a teacher's passes begin."""
 
 
 class TextEncoder(nn.Module):
@@ -28,10 +34,13 @@ class TextEncoder(nn.Module):
         self.embeddings = BertEmbeddings(config.text)
         self.transformer = Transformer(config.text, post_norm=True)
 
-    def forward(self, texts: PackedIds, keep: Tensor | None = None) -> Encoded:
+    def forward(
+        self, texts: PackedIds, keep: Tensor | None = None, drops: HiddenDropout | None = None
+    ) -> Encoded:
         """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
-        packed = Packed(self.embeddings(texts.ids, texts.cu_seqlens), texts.cu_seqlens, texts.max_seqlen)
-        hidden = self.transformer(packed, rows=keep)
+        hidden = self.embeddings(texts.ids, texts.cu_seqlens, drops=drops)
+        packed = Packed(hidden, texts.cu_seqlens, texts.max_seqlen)
+        hidden = self.transformer(packed, rows=keep, drops=drops)
         return Encoded(Packed(hidden, texts.cu_seqlens, texts.max_seqlen), nn.Identity(), keep)
 
 
@@ -42,9 +51,15 @@ class Fusion(nn.Module):
         super().__init__()
         self.transformer = Transformer(config.fusion, block=CrossBlock)
 
-    def forward(self, text: Packed, image: Packed, keep: Tensor | None = None) -> Encoded:
+    def forward(
+        self,
+        text: Packed,
+        image: Packed,
+        keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
+    ) -> Encoded:
         """Fuses texts with one image each; `keep` names the rows that will be read, sorted: [k]."""
-        hidden = self.transformer(text, rows=keep, memory=image)
+        hidden = self.transformer(text, rows=keep, drops=drops, memory=image)
         return Encoded(Packed(hidden, text.cu_seqlens, text.max_seqlen), nn.Identity(), keep)
 
 
@@ -67,31 +82,57 @@ class Albef(nn.Module):
         self.temperature = nn.Parameter(torch.tensor([config.temperature_init]))
 
     def encode(
-        self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch,
+        views: Collection[str],
+        reads: Mapping[str, Tensor] | None = None,
+        *,
+        teaching: bool = False,
     ) -> dict[str, Encoded]:
-        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
+        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k].
+
+        A network that is `teaching` drops elements as in training, but not those of the student.
+        """
         keep, found = reads or {}, {}
+        texts = texts_of(batch)
         fused, matching = any(view in FUSED for view in views), "multimodal" in views
         if "image" in views and not fused:
             (found["image"],) = self.image_encoder(batch["pixel_values"], keep=[keep.get("image")])
         if "text" in views and not matching:
-            found["text"] = self.text_encoder(texts_of(batch), keep.get("text"))
+            drops = self._drops(batch, texts, TEXT, teaching)
+            found["text"] = self.text_encoder(texts, keep.get("text"), drops)
         if fused:
             images = [batch["pixel_values"], *([batch["negative_pixel_values"]] if matching else [])]
             image, *other_image = halves(self.image_states(torch.cat(images)), len(images))
             found["image"] = Encoded(image, nn.Identity())
         if "multimodal_masked" in views:
-            masked = self.text_encoder(texts_of(batch, "input_ids_masked"))
-            found["multimodal_masked"] = self.fusion(masked.packed, image, keep.get("multimodal_masked"))
+            masked = texts_of(batch, "input_ids_masked")
+            inner, outer = (self._drops(batch, masked, own, teaching) for own in (MASKED, FUSED_MASKED))
+            encoded = self.text_encoder(masked, drops=inner).packed
+            found["multimodal_masked"] = self.fusion(encoded, image, keep.get("multimodal_masked"), outer)
         if matching:
+            others = texts_of(batch, prefix="negative_")
             text, other = (
-                self.text_encoder(own).packed
-                for own in (texts_of(batch), texts_of(batch, prefix="negative_"))
+                self.text_encoder(own, drops=self._drops(batch, own, stream, teaching)).packed
+                for own, stream in ((texts, TEXT), (others, NEGATIVE))
             )
             found["text"] = Encoded(text, nn.Identity())
             pairs = joined(text, text, other), joined(image, *other_image, image)
-            found["multimodal"] = self.fusion(*pairs, keep.get("multimodal"))
+            streams = (texts, OWN), (texts, OTHER_IMAGE), (others, OTHER_TEXT)
+            drops = joined_drops([self._drops(batch, *own, teaching) for own in streams])
+            found["multimodal"] = self.fusion(*pairs, keep.get("multimodal"), drops)
         return found
+
+    def _drops(self, batch: Batch, texts: PackedIds, stream: int, teaching: bool) -> HiddenDropout | None:
+        """Returns what a pass over one text of each sample drops."""
+        return hidden_dropout(
+            batch,
+            self.config.text.hidden_dropout,
+            texts.cu_seqlens,
+            texts.ids.shape[0],
+            stream + TEACHER * teaching,
+            on=self.training or teaching,
+        )
 
     def image_states(self, pixel_values: Tensor) -> Packed:
         """Encodes images of any size into all their states: [b c H W] -> [b*(1+n) d]."""

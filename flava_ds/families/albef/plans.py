@@ -20,5 +20,6 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views={"pixel_values": model.image_size},
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
+        sample_seeds=model.text.hidden_dropout > 0,
         corruptions=(*([] if masked is None else [TokenMask(masked, tokenizer)]), *own),
     )

@@ -15,7 +15,7 @@ from flava_ds.objectives.state import EmaTeacher
 
 
 class AlbefTeacher(EmaTeacher):
-    """Adds, of the pairs themselves:
+    """Its dropout is that of training, as in the published code. Adds, of the pairs themselves:
 
     Shapes:
         teacher_image, teacher_text  [b r]  fp32, L2-normalised
@@ -37,7 +37,7 @@ class AlbefTeacher(EmaTeacher):
         reads = model.embedding_rows(batch)
         if self.predicts:
             reads["multimodal_masked"] = batch["mlm_rows"]
-        encoded = model.encode(batch, reads.keys(), reads)
+        encoded = model.encode(batch, reads.keys(), reads, teaching=True)
         targets: dict[str, Tensor] = {
             "teacher_image": model.image_embeddings(encoded["image"].rows(reads["image"])),
             "teacher_text": model.text_embeddings(encoded["text"].rows(reads["text"])),

@@ -139,7 +139,8 @@ def transformers_settings(config: Config) -> dict[str, Any]:
     transformers hands batch_norm_momentum to torch, for which it is the share of the newest moments.
     """
     model = align_of(config)
-    image = model.image
+    image, text = model.image, dataclasses.asdict(model.text)
+    dropout = text.pop("hidden_dropout")
     return {
         "model_type": "align",
         "architectures": ["AlignModel"],
@@ -148,9 +149,9 @@ def transformers_settings(config: Config) -> dict[str, Any]:
         "temperature_init_value": model.temperature_init,
         "text_config": {
             "model_type": "align_text_model",
-            **dataclasses.asdict(model.text),
+            **text,
             **_TEXT,
-            "hidden_dropout_prob": 0.0,
+            "hidden_dropout_prob": dropout,
             "attention_probs_dropout_prob": 0.0,
             "pad_token_id": model.load_tokenizer(config).pad_id,
         },
@@ -172,7 +173,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
 def of_transformers(raw: Mapping[str, Any], where: str) -> AlignConfig:
     """Builds our configuration from AlignConfig's JSON; absent settings have transformers' defaults.
 
-    Dropout is ignored: it has no effect on what a trained model computes.
+    Dropout is ignored: it has no effect on what a trained model computes, and runs set their own.
     """
     text, image = (raw.get(f"{kind}_config") or {} for kind in ("text", "vision"))
     for part, supported in ((text, _TEXT), (image, _VISION)):

@@ -13,6 +13,7 @@ from flava_ds.batch import Batch
 from flava_ds.families.align.config import AlignConfig
 from flava_ds.families.bert.model import BertEncoder
 from flava_ds.layers.efficientnet import EfficientNet, initialize_as_efficientnet
+from flava_ds.layers.hidden_dropout import hidden_dropout
 from flava_ds.layers.transformer import Encoded, at_least_fp32
 from flava_ds.layers.words import initialize_as_bert
 
@@ -56,8 +57,13 @@ class Align(nn.Module):
             paths = batch.get("block_paths") if self.training else None
             encoded["image"] = Means(self.image_features(batch["pixel_values"], paths))
         if "text" in views:
-            texts = batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"]
-            encoded["text"] = self.text_encoder.encode_texts(*texts, keep=(reads or {}).get("text"))
+            ids, bounds = batch["input_ids"], batch["cu_seqlens"]
+            drops = hidden_dropout(
+                batch, self.config.text.hidden_dropout, bounds, ids.shape[0], 0, on=self.training
+            )
+            encoded["text"] = self.text_encoder.encode_texts(
+                ids, bounds, batch.numbers["max_seqlen"], keep=(reads or {}).get("text"), drops=drops
+            )
         return encoded
 
     def image_features(self, pixel_values: Tensor, paths: Tensor | None = None) -> Tensor:

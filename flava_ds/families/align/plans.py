@@ -44,6 +44,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views={"pixel_values": model.image.image_size},
         tokenizer=model.load_tokenizer(config),
         max_tokens=source.max_tokens,
+        sample_seeds=model.text.hidden_dropout > 0,
         corruptions=block_paths(model.image),
     )
 

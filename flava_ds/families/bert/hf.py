@@ -141,13 +141,15 @@ def cleaned(tensors: Mapping[str, Tensor], where: str, *, table: str = WORD_TABL
 def transformers_settings(config: Config, *, heads: bool) -> dict[str, Any]:
     """Translates a configuration into BertConfig's JSON."""
     model = bert_of(config)
+    text = dataclasses.asdict(model.text)
+    dropout = text.pop("hidden_dropout")
     return {
         "model_type": "bert",
         "architectures": ["BertForPreTraining" if heads else "BertModel"],
         "dtype": "float32",
-        **dataclasses.asdict(model.text),
+        **text,
         **_SUPPORTED,
-        "hidden_dropout_prob": 0.0,
+        "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": 0.0,
         "pad_token_id": model.load_tokenizer(config).pad_id,
     }
@@ -156,7 +158,7 @@ def transformers_settings(config: Config, *, heads: bool) -> dict[str, Any]:
 def of_transformers(raw: Mapping[str, Any], where: str) -> BertConfig:
     """Builds our configuration from BertConfig's JSON; the defaults of both are BERT-base.
 
-    Dropout is ignored: it has no effect on what a trained model computes, and this trainer has none.
+    Dropout is ignored: it has no effect on what a trained model computes, and runs set their own.
     """
     for name, supported in _SUPPORTED.items():
         if raw.get(name, supported) != supported:

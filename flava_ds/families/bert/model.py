@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch, Packed
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
+from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer
 from flava_ds.layers.words import BertEmbeddings
 
@@ -31,10 +32,11 @@ class BertEncoder(nn.Module):
         max_seqlen: int,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> Encoded:
         """Encodes packed texts: [T] -> [T d]; `keep` names the rows that will be read, sorted: [k]."""
-        hidden = self.embeddings(input_ids, cu_seqlens, token_types)
-        hidden = self.transformer(Packed(hidden, cu_seqlens, max_seqlen), rows=keep)
+        hidden = self.embeddings(input_ids, cu_seqlens, token_types, drops)
+        hidden = self.transformer(Packed(hidden, cu_seqlens, max_seqlen), rows=keep, drops=drops)
         return Encoded(Packed(hidden, cu_seqlens, max_seqlen), nn.Identity(), keep)
 
 
@@ -51,11 +53,19 @@ class Bert(BertEncoder):
     ) -> dict[str, Encoded]:
         """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
         cu_seqlens, max_seqlen = batch["cu_seqlens"], batch.numbers["max_seqlen"]
-        types, keep = batch.get("token_types"), reads or {}
-        return {
-            view: self.encode_texts(batch[IDS[view]], cu_seqlens, max_seqlen, types, keep.get(view))
-            for view in views
-        }
+        types, keep, encoded = batch.get("token_types"), reads or {}, {}
+        for view in views:
+            ids, stream = batch[IDS[view]], self.config.views.index(view)
+            drops = hidden_dropout(
+                batch,
+                self.config.text.hidden_dropout,
+                cu_seqlens,
+                ids.shape[0],
+                stream,
+                on=self.training,
+            )
+            encoded[view] = self.encode_texts(ids, cu_seqlens, max_seqlen, types, keep.get(view), drops)
+        return encoded
 
     def pooled(self, first: Tensor) -> Tensor:
         """Returns dense and tanh over CLS states: [b d] -> [b d]."""

@@ -25,6 +25,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
         mismatch_probability=0.0 if pairs is None else pairs.random_probability,
+        sample_seeds=bert_of(config).text.hidden_dropout > 0,
         composer=None if pairs is None else SentencePairs(tokenizer),
         corruptions=(TokenMask(mask or MaskedTextConfig(), tokenizer, mismatched_too=True), *own),
     )

@@ -7,7 +7,6 @@ states to fine-tune keep a graph.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,17 @@ import numpy as np
 from torch import Tensor, nn
 
 from flava_ds.families.bert.capabilities import BertTexts, types_of_texts
-from flava_ds.families.offers import PairMatcher, WordReading, for_pairs
+from flava_ds.families.offers import (
+    NO_DETECTOR,
+    PairMatcher,
+    RegionPairStates,
+    WordReading,
+    for_pairs,
+    images_of,
+)
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.families.single_stream.model import SingleStream
-from flava_ds.layers.regions import JointLayout, PackedImages
+from flava_ds.layers.regions import JointLayout
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -42,8 +48,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     sep_id = model.load_tokenizer(config).sep_id
     texts = BertTexts(module.model, sep_id)
     if model.detector is None:
-        why = "it reads regions of images and has no detector to find them; give model.detector"
-        return (texts,), LACKS | dict.fromkeys(("Matcher", "Scorer", "PairStates"), why)
+        return (texts,), LACKS | NO_DETECTOR
     from flava_ds.regions.detector import load_detector
 
     detector = load_detector(model.detector).to(module.model.word_table().device)
@@ -60,7 +65,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
             chosen = Chosen(objective.classifier, WRONG_CAPTION, MATCH)
             parts.append(PairMatcher(part.pooled, chosen, wrong))
             lacks.pop("Matcher", None)
-    return (texts, PairStates(part), *parts), LACKS | lacks
+    return (texts, RegionPairStates(part), *parts), LACKS | lacks
 
 
 class Chosen(nn.Module):
@@ -95,12 +100,7 @@ class PairPart:
         """
         device, found = self.model.word_table().device, []
         regions = self.detector(pixels)
-        images = PackedImages(
-            regions.features.to(device),
-            regions.boxes.to(device),
-            regions.cu_seqlens.to(device),
-            regions.max_seqlen,
-        )
+        images = images_of(regions, device)
         tags = self.detector.tags(regions) if self.model.config.reads_tags else []
         for texts in pairings:
             texts = self.tagged(texts, tags) if tags else texts
@@ -145,28 +145,3 @@ class PairPart:
         # of each text's tokens the given ones come first, before its tags
         within = JointLayout(given, layout.text_cu_seqlens - given, layout.max_seqlen)
         return WordReading(encoded, self.model, head, lambda rows: layout.text_rows(within.text_rows(rows)))
-
-
-class PairStates:
-    """Gives copies of the model to fine-tune."""
-
-    def __init__(self, part: PairPart) -> None:
-        self.part = part
-
-    def pair_states(self, scale: float = 1.0) -> TunablePairs:
-        """Returns a copy for images `scale` times as large."""
-        return TunablePairs(self.part, round(scale * self.part.model.config.image_size))
-
-
-class TunablePairs(nn.Module):
-    """The pooled CLS of each text with its image, with a graph; the detector stays as it is."""
-
-    def __init__(self, part: PairPart, image_size: int) -> None:
-        super().__init__()
-        self.width, self.image_size = part.model.config.text.hidden_size, image_size
-        self.model: SingleStream = copy.deepcopy(part.model).requires_grad_(True)
-        self.given = (part.detector, part.tokenizer)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        return PairPart(self.model, *self.given).pooled(pixels, [texts])[0]

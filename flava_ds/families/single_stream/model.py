@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch, Packed
 from flava_ds.families.bert.model import Bert
 from flava_ds.families.single_stream.config import SingleStreamConfig
+from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.regions import JointLayout, PackedImages, joint_layout
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds
@@ -49,10 +50,21 @@ class SingleStream(Bert):
                 self.layout(view, batch),
                 types_of(batch, own.prefix),
                 keep.get(view),
+                self.drops(view, batch),
             )
             for view, own in readings.items()
             if view in views
         }
+
+    def drops(self, view: str, batch: Batch) -> HiddenDropout | None:
+        """Returns what a view's pass drops of its sequences in training."""
+        layout, number = self.layout(view, batch), list(self.config.readings).index(view)
+        probability, total = self.config.text.hidden_dropout, self.rows(view, batch)
+        return hidden_dropout(batch, probability, layout.cu_seqlens, total, number, on=self.training)
+
+    def rows(self, view: str, batch: Batch) -> int:
+        """Returns the number of rows in all of a view's sequences."""
+        return batch[self.config.readings[view].ids].shape[0] + batch["region_boxes"].shape[0]
 
     def encode_images(
         self,
@@ -72,9 +84,10 @@ class SingleStream(Bert):
         layout: JointLayout,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> Encoded:
         """Encodes texts with the embedded regions of an image each; `keep` names the rows that will be read,
-        sorted: [k].
+        sorted: [k]. Dropout begins with the embeddings of both, as published.
 
         Shapes:
             regions      [O d]
@@ -82,8 +95,10 @@ class SingleStream(Bert):
             returns      Encoded of [T+O d]
         """
         words = self.embeddings(texts.ids, texts.cu_seqlens, token_types)
-        packed = Packed(layout.join(words, regions), layout.cu_seqlens, layout.max_seqlen)
-        hidden = self.transformer(packed, rows=keep)
+        joined = layout.join(words, regions)
+        joined = joined if drops is None else drops(joined)
+        packed = Packed(joined, layout.cu_seqlens, layout.max_seqlen)
+        hidden = self.transformer(packed, rows=keep, drops=drops)
         return Encoded(Packed(hidden, packed.cu_seqlens, packed.max_seqlen), nn.Identity(), keep)
 
     def region_table(self) -> Tensor:

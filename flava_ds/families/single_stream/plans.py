@@ -58,6 +58,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
             kind=source.kind,
             tokenizer=tokenizer,
             max_tokens=source.max_tokens,
+            sample_seeds=model.text.hidden_dropout > 0,
             corruptions=tuple(dict.fromkeys([*mask, *own])),
         )
     return BatchPlan(
@@ -65,6 +66,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         regions=RegionsPlan.of(config, source),
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
+        sample_seeds=model.text.hidden_dropout > 0,
         mismatch_probability=wrong_caption,
         wrong_tags_probability=contrast.wrong_tags_probability if contrast is not None else 0.0,
         matches_apart=apart,

@@ -5,7 +5,7 @@ Source: Hu & Singh 2021, "UniT: Multimodal Multitask Learning with a Unified Tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -78,6 +78,14 @@ class UnitConfig(FamilyConfig, type="unit"):
     def image_size(self) -> int:
         return self.image.image_size
 
+    def stacks(self, source: Any) -> Sequence[tuple[EncoderConfig, int]]:
+        """The decoder's queries are taken to be no more than what they read."""
+        cells = 0 if source.kind == "text" else self.image.num_patches
+        words = 0 if source.kind == "image" else source.max_tokens
+        found: list[tuple[EncoderConfig, int]] = [(self.decoder, cells + words)]
+        found += [(self.encoder, 1 + cells)] if cells else []
+        return found + ([(self.text, 1 + words)] if words else [])
+
     def samples_together(self, content: str) -> int:
         return 1 if content == "text" else self.image.norm_group or 1
 
@@ -97,6 +105,11 @@ class UnitConfig(FamilyConfig, type="unit"):
         self.encoder.check("model.encoder")
         self.text.check("model.text")
         self.decoder.check("model.decoder")
+        if self.text.hidden_dropout:
+            raise ConfigError(
+                f"model.text.hidden_dropout is {self.text.hidden_dropout:g}, but the family 'unit' drops "
+                "nothing; set it to 0"
+            )
         if self.encoder.hidden_size % 4:
             raise ConfigError(
                 f"model.encoder.hidden_size is {self.encoder.hidden_size}; the sines and cosines of two axes "

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost, Share
-from flava_ds.config.encoders import BertTextConfig, Deviation, Epsilon, Pixels, VisionEncoderConfig
+from flava_ds.config.encoders import BertTextConfig, Deviation, Dropped, Epsilon, Pixels, VisionEncoderConfig
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +36,11 @@ class StreamConfig(VisionEncoderConfig):
     """
     max_patches: Annotated[int, AtLeast(1), AtMost(2**20)] = 200
     """Maximum patches of an image, at any size; the published code draws so many of a larger image's."""
+    hidden_dropout: Dropped = 0.0
+    """Probability that training drops an element of the embeddings of words and patches, of what attention
+    and MLP add, and of the MLP's activations, drawn from the samples' seeds. Probabilities of attention are
+    not dropped.
+    """
 
     def check(self, name: str) -> None:
         super().check(name)
@@ -108,12 +112,7 @@ class ViltConfig(FamilyConfig, type="vilt"):
     def check(self, config: Any) -> None:
         self.image.check("model.image")
         self.refuse_masked_shares(config)
-        for name, objective in in_use(config.objectives).items():
-            if objective.predicts_codes:
-                raise ConfigError(
-                    f"objectives.{name} predicts codes of masked patches, and the family 'vilt' masks none; "
-                    "remove it, or set its weight to 0"
-                )
+        self.refuse_codes(config)
 
 
 def vilt_of(config: Config) -> ViltConfig:

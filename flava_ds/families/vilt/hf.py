@@ -138,6 +138,7 @@ def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
     """Translates a configuration into ViltConfig's JSON."""
     model = vilt_of(config)
     image = dataclasses.asdict(model.image)
+    dropout = image.pop("hidden_dropout")
     for ours in ("image_mean", "image_std", "max_patches"):
         del image[ours]
     return {
@@ -149,7 +150,7 @@ def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
         **_SUPPORTED,
         "modality_type_vocab_size": model.modality_types,
         "max_image_length": model.image.max_patches,
-        "hidden_dropout_prob": 0.0,
+        "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": 0.0,
         "pad_token_id": model.load_tokenizer(config).pad_id,
     }
@@ -158,7 +159,7 @@ def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
 def of_transformers(raw: Mapping[str, Any], where: str) -> ViltConfig:
     """Builds our configuration from ViltConfig's JSON, whose layer_norm_eps is 1e-12 if it has none.
 
-    Dropout is ignored: it has no effect on what a trained model computes, and this trainer has none. Pixel
+    Dropout is ignored: it has no effect on what a trained model computes, and runs set their own. Pixel
     statistics are those of the published code, if the folder has no others.
     """
     for name, supported in _SUPPORTED.items():

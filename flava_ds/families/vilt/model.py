@@ -12,11 +12,13 @@ from typing import cast
 import torch
 from einops import rearrange
 from flava_kernels.fusing import fuse_sequences
+from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.families.vilt.config import ViltConfig
 from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.patches import PatchEmbedding, resized_positions
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer, encode_versions
@@ -45,7 +47,7 @@ class Vilt(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(shape.hidden_size))
         self.positions = nn.Parameter(torch.zeros(1 + shape.num_patches, shape.hidden_size))
         self.modality_types = nn.Embedding(config.modality_types, shape.hidden_size)
-        self.transformer = Transformer(shape)
+        self.transformer = Transformer(shape, drops_inside=shape.hidden_dropout > 0)
         self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         self.pooler = Pooler(shape.hidden_size)
 
@@ -55,15 +57,25 @@ class Vilt(nn.Module):
         """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
         if not views:
             return {}
-        image, keep = self.embed_images(batch["pixel_values"]), reads or {}
+        dropping = self.training and self.config.image.hidden_dropout > 0
+        image, keep = self.embed_images(batch["pixel_values"], typed=not dropping), reads or {}
         return {
-            view: self.encode_pairs(image, texts_of(batch, view), keep.get(view))
+            view: self.encode_pairs(image, texts_of(batch, view), keep.get(view), self.drops(batch, view))
             for view in TEXTS
             if view in views
         }
 
-    def embed_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def drops(self, batch: Batch, view: str) -> HiddenDropout | None:
+        """Returns what training drops of a view's sequences."""
+        layout, stream = self.layout(view, batch), self.config.views.index(view)
+        total = batch.size * layout.prefix + batch[TEXTS[view][0]].shape[0]
+        probability = self.config.image.hidden_dropout
+        return hidden_dropout(batch, probability, layout.cu_seqlens, total, stream, on=self.training)
+
+    def embed_images(self, pixel_values: Tensor, *, typed: bool = True) -> tuple[Tensor, Tensor]:
         """Embeds images of any size, whose positions are interpolated bilinearly, corners aligned.
+
+        Unless `typed`, their modality is left to `encode_pairs`, which adds it to what dropout leaves.
 
         Shapes:
             pixel_values  [b c H W]  uint8 in [0, 255], or floats already normalised
@@ -80,24 +92,35 @@ class Vilt(nn.Module):
         patches, positions = self.patch_embedding(pixel_values, any_size=True), cast(Tensor, self.positions)
         if (height, width) != (shape.grid_size, shape.grid_size):
             positions = resized_positions(positions, (height, width), mode="bilinear")
-        positions = positions + self.modality_types.weight[PATCH]
+        if typed:
+            positions = positions + self.modality_types.weight[PATCH]
         return self.cls_token + positions[0], patches + positions[1:]
 
     def encode_pairs(
-        self, image: tuple[Tensor, Tensor], texts: PackedIds, keep: Tensor | None = None
+        self,
+        image: tuple[Tensor, Tensor],
+        texts: PackedIds,
+        keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> Encoded:
         """Encodes images from `embed_images` with a text each; `keep` names the rows that will be read,
-        sorted: [k].
+        sorted: [k]. With `drops`, images come without their modality.
 
         Shapes:
             returns  Encoded of [b*(1+n)+T d]
         """
         (first, patches), layout = image, layout_of(texts, image[1].shape[1])
-        words = self.embeddings(texts.ids, texts.cu_seqlens) + self.modality_types.weight[WORD]
+        words = self.embeddings(texts.ids, texts.cu_seqlens)
+        if drops is None:
+            words = words + self.modality_types.weight[WORD]
         rows = rearrange(patches, "b n d -> (b n) d")
         hidden = fuse_sequences(first, rows, words, texts.cu_seqlens, texts.max_seqlen)
+        if drops is not None:
+            _, position = places(layout.cu_seqlens, hidden.shape[0])
+            modality = torch.where(position < layout.prefix, PATCH, WORD)
+            hidden = drops(hidden) + self.modality_types(modality)
         bounds = layout.cu_seqlens, layout.max_seqlen
-        return encode_versions(self.transformer, self.final_norm, hidden, bounds, [keep])[0]
+        return encode_versions(self.transformer, self.final_norm, hidden, bounds, [keep], drops=drops)[0]
 
     def pooled(self, first: Tensor) -> Tensor:
         """Returns dense and tanh over states of the texts' CLS: [b d] -> [b d]."""

@@ -35,5 +35,6 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         max_tokens=source.max_tokens,
         mismatch_probability=matching.mismatch_probability if apart else 0.0,
         matches_apart=apart,
+        sample_seeds=model.image.hidden_dropout > 0,
         corruptions=tuple(dict.fromkeys([*mask, *own])),
     )

@@ -83,15 +83,17 @@ class VisualBertLayouts:
         model = single_stream_of(config)
         assert isinstance(model, VisualBertConfig)  # these are its layouts
         kept = {name: own for name, own in weights.items() if heads or name.startswith("model.")}
+        text = dataclasses.asdict(model.text)
+        dropout = text.pop("hidden_dropout")
         settings = {
             "model_type": "visual_bert",
             "architectures": ["VisualBertForPreTraining" if heads else "VisualBertModel"],
             "dtype": "float32",
-            **dataclasses.asdict(model.text),
+            **text,
             **_SUPPORTED,
             "visual_embedding_dim": model.image.feature_size,
             "special_visual_initialize": True,
-            "hidden_dropout_prob": 0.0,
+            "hidden_dropout_prob": dropout,
             "attention_probs_dropout_prob": 0.0,
             "pad_token_id": model.load_tokenizer(config).pad_id,
         }

@@ -14,6 +14,7 @@ from flava_ds.batch import Batch, Packed
 from flava_ds.families.single_stream.model import SingleStream, types_of
 from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.hidden_dropout import HiddenDropout
 from flava_ds.layers.regions import JoinedRegions, JointLayout, PackedImages
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds
@@ -60,9 +61,16 @@ class Vlbert(SingleStream):
                 self.layout(view, batch),
                 types_of(batch),
                 (reads or {}).get(view),
+                self.drops(view, batch),
             )
             for view in views
         }
+
+    def rows(self, view: str, batch: Batch) -> int:
+        """Returns the number of rows in all of a view's sequences, [END] included."""
+        if "region_boxes" in batch:
+            return super().rows(view, batch) + batch.size
+        return batch[self.config.readings[view].ids].shape[0] + batch.size
 
     def encode_images(
         self,
@@ -71,6 +79,7 @@ class Vlbert(SingleStream):
         layout: JointLayout,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> Encoded:
         """Encodes texts with an image each, or without; `layout` has room for [END]."""
         sample, position = places(texts.cu_seqlens, texts.ids.shape[0])
@@ -88,8 +97,10 @@ class Vlbert(SingleStream):
             own = self._regions(images, visual, lengths)
             ends = torch.arange(len(lengths) + 1, device=own.device, dtype=torch.int32)
             after = JointLayout(images.cu_seqlens, ends, images.max_seqlen + 1).join(own, after)
-        packed = Packed(layout.join(words, after), layout.cu_seqlens, layout.max_seqlen)
-        hidden = self.transformer(packed, rows=keep)
+        joined = layout.join(words, after)
+        joined = joined if drops is None else drops(joined)
+        packed = Packed(joined, layout.cu_seqlens, layout.max_seqlen)
+        hidden = self.transformer(packed, rows=keep, drops=drops)
         return Encoded(Packed(hidden, packed.cu_seqlens, packed.max_seqlen), nn.Identity(), keep)
 
     def encode_texts(
@@ -99,12 +110,14 @@ class Vlbert(SingleStream):
         max_seqlen: int,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
+        drops: HiddenDropout | None = None,
     ) -> Encoded:
-        """Encodes packed texts without images; `keep` names tokens, and the result has rows for [END] too."""
+        """Encodes packed texts without images; `keep` names tokens, and the result, like `drops`, has rows for
+        [END] too."""
         layout = ended(JointLayout(cu_seqlens, torch.zeros_like(cu_seqlens), max_seqlen))
         rows = None if keep is None else layout.text_rows(keep)
         texts = PackedIds(input_ids, cu_seqlens, max_seqlen)
-        return self.encode_images(texts, None, layout, token_types, rows)
+        return self.encode_images(texts, None, layout, token_types, rows, drops)
 
     def embed_regions(self, images: PackedImages) -> Tensor:
         """Returns the visual part of each region: [O d]."""

@@ -88,6 +88,20 @@ def _layer_norm(op: str, rows: int, width: int) -> Workload:
     return Workload(op, f"{rows}x{width}", draw, leaves, cost)
 
 
+def _dropout(op: str, rows: int, width: int) -> Workload:
+    """Rows of a branch, each with its key."""
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        keys = torch.randint(2**62, (rows,), generator=generator, device=generator.device)
+        return {"x": _randn(generator, dtype, rows, width), "keys": keys, "stream": 5, "p": 0.1}
+
+    def cost(element: int) -> Cost:
+        moved, scaled = 2 * rows * width * element + 8 * rows, rows * width
+        return Cost(moved, scaled, moved, scaled)
+
+    return Workload(op, f"{rows}x{width}", draw, ("x",), cost)
+
+
 def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
     """First half of an MLP."""
 
@@ -324,6 +338,7 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
     ),
     "layer_norm": (_layer_norm, _ROWS),
     "add_layer_norm": (_layer_norm, _ROWS),
+    "dropout": (_dropout, _ROWS),
     "linear_gelu": (
         _linear_gelu,
         {

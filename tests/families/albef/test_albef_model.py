@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flava_ds.families.albef.config import albef_vit_b_16
 from flava_ds.families.albef.model import texts_of
 from flava_ds.families.albef.task import AlbefTask, build_task
+from flava_ds.objectives.hard_matching import with_negatives
 
 
 def step(task, batch):
@@ -149,3 +150,32 @@ def test_a_layer_that_fuses_without_an_image_says_so():
     text = model.text_encoder(texts_of(make_batch())).packed
     with pytest.raises(ValueError, match="a CrossBlock needs `memory`"):
         model.fusion.transformer(text)
+
+
+def test_each_text_of_a_sample_and_the_teacher_have_dropout_of_their_own():
+    """The same pair three times differs; so do student and teacher, whose weights are equal, but not without
+    dropout. An evaluation drops nothing.
+    """
+    states = {}
+    for p in (0.0, 0.3):
+        config = tiny_config()
+        text = dataclasses.replace(config.model.text, hidden_dropout=p)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+        task, batch = build_task(config), make_batch().having(sample_seeds=torch.arange(4))
+        (done, again), pixels = (task.complete(batch) for _ in range(2)), batch["pixel_values"]
+        assert torch.equal(done["teacher_text"], again["teacher_text"])
+        same = (batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"])
+        own = with_negatives(done, pixels, *same)
+        for training in (True, False):
+            found = task.train(training).model.encode(own, ("text", "multimodal"))
+            thirds = found["multimodal"].last_hidden_state().chunk(3)
+            students = task.model.text_embeddings(found["text"].first())
+            states[p, training] = thirds, students, done["teacher_text"], done["teacher_logits"]
+    plain = states[0.0, False]
+    for (p, training), (thirds, students, teachers, logits) in states.items():
+        apart = [not torch.allclose(thirds[a], thirds[b], atol=1e-3) for a, b in ((0, 1), (0, 2), (1, 2))]
+        assert apart == [p > 0 and training] * 3
+        assert torch.allclose(students, plain[1], atol=1e-5) == (not (p and training))
+        assert torch.allclose(teachers, plain[1], atol=1e-5) == (p == 0)
+        assert torch.allclose(logits, plain[3], atol=1e-5) == (p == 0)
+    assert not torch.allclose(states[0.3, True][1], states[0.3, True][2], atol=1e-3)

@@ -155,3 +155,35 @@ def test_its_objectives_name_what_another_family_lacks(name, needs):
     config = Config(name="flava", objectives={name: tiny_config().objectives[name]})
     with pytest.raises(ConfigError, match=f"objectives.{name}.* needs a model with `{needs}`, .* 'flava'"):
         config.objectives[name].check(f"objectives.{name}", config)
+
+
+def test_training_drops_by_the_samples_seeds_and_evaluation_nothing():
+    """The same of a batch as of its parts, another part of each view and epoch; no FLOP is added."""
+    config = tiny_config()
+    dropping = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, text=dropped(config.model.text))
+    )
+    plain, task = build_task(config), build_task(dropping)
+    segments, seeds = ((3, 4), (7, 1), (5, 0), (2, 6)), torch.tensor([5, -6, 7, 2**60])
+    whole, part = make_batch(segments), make_batch(segments[:2])
+    whole = whole.having(input_ids_masked=whole["input_ids"], sample_seeds=seeds)
+    part = part.having(input_ids_masked=part["input_ids"], sample_seeds=seeds[:2])
+
+    def states(task, batch, view="text"):
+        return task.model.encode(batch, {view})[view].last_hidden_state().detach()
+
+    first, again, masked = states(task, whole), states(task, whole), states(task, whole, "text_masked")
+    assert torch.equal(first, again) and not torch.allclose(first, masked, atol=0.1)
+    torch.testing.assert_close(states(task, part), first[: len(part["input_ids"])], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(first, states(task, whole.having(sample_seeds=seeds + 1)), atol=0.1)
+    found = []
+    for own in (plain, task):
+        with FlopCounterMode(display=False) as counter:
+            step(own, whole).backward()
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] and task.flops(whole) == plain.flops(whole)
+    assert torch.equal(states(task.eval(), whole), states(plain, whole))
+
+
+def dropped(shape):
+    return dataclasses.replace(shape, hidden_dropout=0.3)

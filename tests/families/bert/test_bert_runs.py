@@ -36,6 +36,7 @@ def test_the_planner_sees_two_segments_in_every_text():
 
 @pytest.mark.distributed
 def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
+    """With dropout."""
     text = BertTextConfig(
         vocab_size=200,
         max_position_embeddings=20,
@@ -43,6 +44,7 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=28,
+        hidden_dropout=0.1,
     )
     masked = MaskedTextConfig(tied_decoder=True, mask_probability=0.4)
     make = functools.partial(

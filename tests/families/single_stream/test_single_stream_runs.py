@@ -42,6 +42,7 @@ SHAPES = {
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=28,
+        hidden_dropout=0.1,
     ),
 }
 MASKED = MultimodalMaskedTextConfig(tied_decoder=True)
@@ -174,7 +175,7 @@ def test_masks_of_regions_must_agree(tmp_path):
             "objectives.x: the family 'vinvl' reads no second text to match",
         ),
         ("vlbert", ImageTextMatchingConfig(), "objectives.x: the family 'vlbert' reads no second text"),
-        ("uniter", MultimodalMaskedImageConfig(), "objectives.x: the family 'uniter' masks no patches"),
+        ("uniter", MultimodalMaskedImageConfig(), "objectives.x predicts codes .* 'uniter' masks none"),
         ("uniter", SentenceImageConfig(), "objectives.x needs a model with `caption_pairs`"),
         ("uniter", JointMaskedTextConfig(), "objectives.x needs a model with `encode_texts`"),
         ("visualbert", MaskedRegionClassesConfig(), "objectives.x needs a model with `region_rows`"),

@@ -17,6 +17,7 @@ from families.vilt.vilt_peers import (
     their_vilt,
     tiny_config,
 )
+from flava_kernels.dropout import kept
 from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -221,3 +222,31 @@ def test_images_of_too_many_patches_are_refused():
         ConfigError, match="source 'a': masked_share is for masked objectives on .* family 'vilt'"
     ):
         config.model.check(shared)
+
+
+def test_dropout_of_embeddings_spares_the_modality_and_differs_between_views():
+    """The published order: words and patches are dropped, then their modality is added."""
+    config, p = tiny_config(), 0.3
+    image = dataclasses.replace(config.model.image, hidden_dropout=p)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    model = randomize(build_task(config)).double().model
+    batch = make_batch().having(sample_seeds=torch.tensor([1, -2, 3, 4]))
+    same = {"matching_input_ids": batch["input_ids_masked"], "matching_cu_seqlens": batch["cu_seqlens"]}
+    longest = batch.numbers["max_seqlen"]
+    batch = dataclasses.replace(batch.having(**same), numbers=dict.fromkeys(batch.numbers, longest))
+    read, views = [], ("multimodal_masked", "multimodal")
+    model.transformer.register_forward_pre_hook(lambda _, given: read.append(given[0].hidden))
+    for training in (False, True):
+        model.train(training)
+        model.encode(batch, views)
+    plain, other, *trained = read
+    assert torch.equal(plain, other), "both views read the same here"
+    layout = model.layout(views[0], batch)
+    words = torch.zeros(len(plain), dtype=torch.long).index_fill(
+        0, layout.text_rows(torch.arange(len(batch["input_ids"]))), 1
+    )
+    modality = model.modality_types.weight[1 - words]
+    for view, found in zip(views, trained, strict=True):
+        mask = kept(model.drops(batch, view).keys, 0, p, 24)
+        torch.testing.assert_close(found, (plain - modality) * mask / (1 - p) + modality)
+    assert not torch.equal(*trained)

@@ -47,7 +47,7 @@ def test_the_planner_sees_both_passes():
 
 
 def vilt_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, steps: int = STEPS):
-    """A tiny ViLT over the pairs of the written world, in fp32."""
+    """A tiny ViLT with dropout over the pairs of the written world, in fp32."""
     config = real_config(folder)
     image = StreamConfig(
         image_size=16,
@@ -56,6 +56,7 @@ def vilt_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, 
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=28,
+        hidden_dropout=0.1,
     )
     source = dataclasses.replace(config.data.sources["pair"], weight=1.0)
     return dataclasses.replace(

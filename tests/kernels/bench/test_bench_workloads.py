@@ -45,6 +45,8 @@ def test_costs_by_hand():
     assert causal.cost(2).backward_flops == 10 * 3 * 45 * 2 * 32
     assert causal.cost(2).forward_bytes == dense.cost(2).forward_bytes
     assert norm.cost(4).forward_bytes == 2 * 64 * 32 * 4
+    (dropped,) = workloads("dropout", "quick")
+    assert dropped.cost(2).forward_bytes == dropped.cost(2).backward_bytes == 2 * 64 * 32 * 2 + 64 * 8
     (crossed,) = workloads("varlen_cross_attention", "quick")
     queries = crossed.draw(torch.Generator(), torch.float32)["q"].shape[0]
     assert crossed.cost(2).forward_flops == 4 * queries * 7 * 2 * 32

@@ -1,0 +1,76 @@
+"""What LXMERT and ViLBERT offer evaluations: match log odds, masked predictions, states to fine-tune.
+
+Images go through the frozen detector of model.detector. Shapes follow flava_ds/evaluation/protocols.py, which
+this module does not import, since protocols are structural. Only states to fine-tune keep a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from flava_ds.batch import Packed
+from flava_ds.families.offers import NO_DETECTOR, RegionPairStates, WordReading, for_pairs, images_of
+from flava_ds.families.two_streams.config import TEXT_VIEW, two_streams_of
+from flava_ds.families.two_streams.model import TwoStreamModel
+from flava_ds.layers.words import pack
+from flava_ds.objectives.itm import ImageTextMatchingConfig
+
+if TYPE_CHECKING:
+    from flava_ds.training.task import Task
+
+LACKS = dict.fromkeys(
+    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates"),
+    "its streams of words and regions read each other, and neither is trained alone",
+)
+"""Capabilities that both families lack: protocol -> reason."""
+
+
+def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
+    """Returns the capabilities of a model with its objectives, and what it lacks: protocol -> reason."""
+    detector = two_streams_of(config).detector
+    if detector is None:
+        return (), LACKS | NO_DETECTOR
+    from flava_ds.regions.detector import load_detector
+
+    part = PairPart(module.model, load_detector(detector).to(module.model.word_table().device))
+    parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
+    return (RegionPairStates(part), *parts), LACKS | lacks
+
+
+class PairPart:
+    """Runs a model on images and texts, without a training batch."""
+
+    def __init__(self, model: TwoStreamModel, detector: Any) -> None:
+        """`detector` finds regions in images [b c H W] uint8 (flava_ds/regions)."""
+        self.model, self.detector = model, detector
+
+    def regions(self, pixels: Tensor) -> Packed:
+        """Finds the regions of images and encodes them as far as they do not depend on a text."""
+        return self.model.regions_alone(images_of(self.detector(pixels), self.model.word_table().device))
+
+    def pooled(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """Returns the pooled vector of images with one text each: one [b d] for each of several pairings.
+
+        Shapes:
+            pixels    [b c H W]  uint8
+            pairings  each b arrays of ids
+        """
+        regions, views = self.regions(pixels), self.model.config.pooled_views
+        found = []
+        for texts in pairings:
+            packed = pack(texts, regions.hidden.device)
+            firsts = packed.cu_seqlens[:-1].long(), regions.first_rows
+            reads = {view: firsts[self.model.config.views.index(view)] for view in views}
+            encoded = self.model.encode_pairs(packed, regions, reads)
+            found.append(self.model.pooled(*(encoded[view].first() for view in views)))
+        return found
+
+    def read(self, head: nn.Module, pixels: Tensor, texts: Sequence[np.ndarray]) -> WordReading:
+        """Encodes images with masked texts, for `head` to predict the words."""
+        regions = self.regions(pixels)
+        encoded = self.model.encode_pairs(pack(texts, regions.hidden.device), regions, {TEXT_VIEW: None})
+        return WordReading(encoded[TEXT_VIEW], self.model, head)

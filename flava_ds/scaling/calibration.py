@@ -1,0 +1,78 @@
+"""What real steps say of the planner: measured over planned step, from `flava-ds plan --tune`."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flava_ds.config.plain_files import loads
+from flava_ds.errors import ConfigError
+from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE, Assumptions
+
+REPLACED = (
+    "product_share",
+    "attention_share",
+    "convolution_share",
+    "bandwidth_share",
+    "launch_us",
+    "custom_us",
+)
+"""Assumptions about the device and the host, whose ranges the measured one takes the place of."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured over planned time of a step, over the trials of a tuning on one node."""
+
+    better: float
+    middle: float
+    worse: float
+    trials: int
+    gpu: str
+    """The GPU that was measured, as a name of hardware.py."""
+    file: Path
+
+    def applied(self, assumed: Assumptions) -> Assumptions:
+        """Returns an end of the assumptions with the measured factor in place of those about the device.
+
+        Memory, network and loader keep their ranges: a tuning on one node says nothing about other nodes.
+        """
+        own = {name: getattr(MIDDLE, name) for name in REPLACED}
+        factor = {WORSE: self.worse, BETTER: self.better}.get(assumed, self.middle)
+        return replace(assumed, device_factor=factor, **own)
+
+    @property
+    def text(self) -> str:
+        """Says what was measured."""
+        return (
+            f"Calibrated by {self.trials} trial{'s' * (self.trials > 1)} in {self.file}: steps took "
+            f"{self.middle:.2f} times ({self.better:.2f} to {self.worse:.2f}) what was planned."
+        )
+
+
+def read_calibration(file: Path, gpu: str) -> Calibration:
+    """Reads the results of a tuning, for plans of the same GPU.
+
+    Raises: ConfigError for another file, another GPU, or trials without a forecast beside them.
+    """
+    try:
+        found = dict(loads(file.read_bytes()))
+        measured = str(found["gpu"])
+        ratios = [
+            trial["step_ms"] / trial["planned_ms"]
+            for trial in found["trials"]
+            if trial["step_ms"] and trial["planned_ms"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: not the results of `flava-ds plan --tune` ({error})") from error
+    if not ratios:
+        raise ConfigError(
+            f"{file}: no trial has a forecast beside its measurement; it was made on a CPU, or on a GPU that "
+            "the planner does not know"
+        )
+    if measured != gpu:
+        raise ConfigError(
+            f"{file} was measured on '{measured}', this plan is for '{gpu}'; use --gpu {measured}"
+        )
+    return Calibration(min(ratios), statistics.median(ratios), max(ratios), len(ratios), gpu, file)

@@ -1,0 +1,56 @@
+"""Plans follow the steps that a tuning has measured."""
+
+import json
+
+import pytest
+
+from flava_ds.cli import main
+from flava_ds.errors import ConfigError
+from flava_ds.scaling.calibration import read_calibration
+
+TRIALS = [
+    {"step_ms": step, "planned_ms": planned}
+    for step, planned in ((130.0, 100.0), (120.0, 100.0), (75.0, 50.0), (None, 40.0), (90.0, None))
+]
+
+
+def written(folder, **changes):
+    file = folder / "tuned.json"
+    file.write_text(json.dumps({"recipe": "x", "gpu": "h100", "trials": TRIALS} | changes), encoding="utf-8")
+    return file
+
+
+def test_a_calibration_is_of_the_trials_that_have_both(tmp_path):
+    found = read_calibration(written(tmp_path), "h100")
+    assert (found.better, found.middle, found.worse, found.trials) == (1.2, 1.3, 1.5, 3)
+
+
+def test_the_parts_of_a_calibrated_plan_take_the_measured_time(tmp_path, capsys):
+    plans = {}
+    for name, words in (("before", []), ("after", ["--calibration", str(written(tmp_path))])):
+        words = ["plan", "flava_debug", "--gpus", "1", *words, "--json", str(tmp_path / f"{name}.json")]
+        assert main(words) == 0
+        plans[name] = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    before, after = plans["before"], plans["after"]
+    loader = "waiting for the loader"  # takes what the step leaves, and is not calibrated
+    parts = [{name: ms for name, ms in p["mean_ms"].items() if name != loader} for p in plans.values()]
+    assert parts[1] == pytest.approx({name: 1.3 * ms for name, ms in parts[0].items()})
+    assert after["mean_ms"][loader] < before["mean_ms"][loader]
+    assert after["memory_bytes"] == before["memory_bytes"] and before["calibration"] is None
+    assert "Calibrated by 3 trials in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"gpu": None, "trials": TRIALS[-1:]},
+            r"tuned\.json: no trial has a forecast beside its measurement",
+        ),
+        ({"gpu": "a100"}, r"was measured on 'a100', this plan is for 'h100'; use --gpu a100"),
+        ({"trials": 7}, r"tuned\.json: not the results of `flava-ds plan --tune`"),
+    ],
+)
+def test_other_files_are_one_line(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        read_calibration(written(tmp_path, **changes), "h100")

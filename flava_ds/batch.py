@@ -3,8 +3,8 @@
 Axes, one legend for docstrings, einops patterns and comments: `b` micro-batch, `g` batch over all ranks, `w`
 world size, `c` channels, `gh gw` patch grid, `p` patch edge, `n` patches, `t` text tokens, `T` packed tokens,
 `s` any sequence, `d` hidden, `h` heads, `e` head size, `f` MLP width, `v` vocabulary or codebook, `r`
-projection, `k` rows kept by a mask, `m` samples of a batch that are masked, `a` crops, `o` regions of an
-image, `O` packed regions, `y` features of a region, `z` classes of a detector.
+projection, `k` rows kept by a mask, `m` samples of a batch that are masked, `a` crops, `o` regions or
+objects of an image, `O` packed ones, `y` features of a region, `z` classes of a detector.
 """
 
 from __future__ import annotations
@@ -78,11 +78,16 @@ class Batch:
         region_boxes       [O 4]   float32, x1 y1 x2 y2 as shares of width and height
         region_classes     [O z]   float16 or float32, a detector's probabilities, if the plan wants them
         region_cu_seqlens  [b+1]   int32 over the regions
+        target_labels      [O]     int64, packed labels of the samples, such as the classes of their objects
+        target_boxes       [O 4]   float32, the boxes of these objects, if the plan wants them
+        target_scores      [O]     float32, how right each label is
+        target_cu_seqlens  [b+1]   int32 over the labels
     Numbers:
         max_seqlen, masked_max_seqlen, matching_max_seqlen  the longest text, the longest among the
             masked samples, and the longest second text
         region_max_seqlen, joint_max_seqlen, matching_joint_max_seqlen  the most regions of a sample, and the
             longest sequence of a sample's regions and its text, or its second text
+        target_max_seqlen  the most labels of a sample
     """
 
     kind: str

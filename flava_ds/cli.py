@@ -198,7 +198,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         "demo_dino, demo_mlm, demo_generate, clip_base, demo_clip, bert_base, demo_bert, vilt_base, "
         "demo_vilt, simvlm_base, demo_simvlm, align_base, demo_align, albef_base, demo_albef, uniter_base, "
         "demo_uniter, visualbert_base, demo_visualbert, vinvl_base, demo_vinvl, vlbert_base, demo_vlbert, "
-        "lxmert_base, demo_lxmert, vilbert_base, demo_vilbert, ablation/ROW, "
+        "lxmert_base, demo_lxmert, vilbert_base, demo_vilbert, unit_base, demo_unit, ablation/ROW, "
         "FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what differs, or a run's "
         "config.json; several in a row: flava_base_full, demo_full, ablation/flava"
     )

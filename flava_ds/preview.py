@@ -118,7 +118,7 @@ def bytes_of_activations(config: Config, task: Task, name: str, ranks: int, devi
     probabilities as well. With activation checkpointing, each layer's input alone.
     """
     source, size = config.data.sources[name], config.micro_batch_size(name, ranks)
-    masked = any("_masked" in view for own in task.active(source.kind).values() for view in own.needs)
+    masked = any("_masked" in view for own in task.active(source.step_kind).values() for view in own.needs)
     passes = 1 + source.masked_share if masked and source.kind == "pair" else 1.0
     width, total = 4 if config.training.precision == "fp32" else 2, 0.0
     for shape, tokens in _encoders(config, source):
@@ -135,7 +135,7 @@ def bytes_of_activations(config: Config, task: Task, name: str, ranks: int, devi
 
 def _encoders(config: Config, source: Any) -> Iterator[tuple[Any, int]]:
     """Yields the encoders that a source's batches pass through, with the tokens of a sample there."""
-    holds, model = config.model.kinds[source.kind], config.model
+    holds, model = config.model.kinds[source.step_kind], config.model
     if (own := model.stacks(source)) is not None:
         yield from own
         return
@@ -163,8 +163,9 @@ def first_line(config: Config, task: Task, loader: StepLoader) -> str:
     every = config.logging.every_steps or total
     steps = min(every - start % every + start, total)
     first = range(start, min(steps, start + 1000))
-    drawn = {loader.sources[loader.round_robin.source_at(step)].kind for step in first}
-    fed = {source.kind for source in loader.sources.values()}
+    sources = config.data.sources
+    drawn = {sources[loader.round_robin.source_at(step)].step_kind for step in first}
+    fed = {sources[name].step_kind for name in loader.sources}
     losses = [name for name, own in task.objectives.items() if own.kinds & drawn]
     idle = [name for name, own in task.objectives.items() if not own.kinds & fed]
     line = (

@@ -96,6 +96,7 @@ BELOW = {
         "training",
         "checkpoints",
         "hf",
+        "regions",
     },
     "report": {
         "plain_text",

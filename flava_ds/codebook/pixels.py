@@ -43,7 +43,9 @@ class PixelStream:
                     f"source '{name}' is of kind 'text'; an image codebook needs image or pair sources"
                 )
         changed = {
-            name: dataclasses.replace(source, kind="image", image_codes_key=None, regions_key=None)
+            name: dataclasses.replace(
+                source, kind="image", image_codes_key=None, regions_key=None, task=None, targets_key=None
+            )
             for name, source in sources.items()
         }
         pictures = config.with_sources(changed)

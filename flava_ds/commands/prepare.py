@@ -88,7 +88,7 @@ def _add_regions(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="the detector's weights, or demo for the one of the demo's drawings",
     )
-    action = add("scenes", scenes, "write scenes of the demo's drawings, with captions and regions")
+    action = add("scenes", scenes, "write scenes of the demo's drawings, with captions, labels and regions")
     action.add_argument("out", metavar="OUT", type=local_path, help="the folder to write shards to")
     action.add_argument("--split", default="train", help="train (default), unseen_style or unseen_concepts")
     action.add_argument("--scenes", type=int, default=8000, help="how many (default: 8000)")

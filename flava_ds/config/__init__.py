@@ -3,6 +3,7 @@
 from flava_ds.config.codebook import CodebookConfig
 from flava_ds.config.data import (
     UNCHANGED,
+    WHOLE,
     DataConfig,
     ImageTransformConfig,
     SourceConfig,
@@ -36,6 +37,7 @@ from flava_ds.errors import did_you_mean
 
 __all__ = [
     "UNCHANGED",
+    "WHOLE",
     "CheckpointConfig",
     "CodebookConfig",
     "Config",

@@ -94,6 +94,14 @@ class SourceConfig:
     """
     max_regions: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
     """Maximum regions of a sample, the whole image included; a sample with more is unusable."""
+    task: str | None = None
+    """For a family with several tasks, the one of these samples: the kind of its steps. None: `kind`."""
+    targets_key: str | None = None
+    """Member suffix of each sample's labels, e.g. 'targets.safetensors', for objectives that read labels (see
+    docs/data.md).
+    """
+    max_targets: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
+    """Maximum labels of a sample, such as the objects in its image; a sample with more is unusable."""
     masked_share: Portion = 1.0
     """Share of a pair batch that also takes the masked and fused passes (MMM, ITM); the contrastive loss uses
     the whole batch.
@@ -124,6 +132,11 @@ class SourceConfig:
     """Stop the run when more than this share of the samples read is unusable."""
     skip_list: str | None = None
     """File of samples to leave out, by key or image hash; `flava-ds prepare skiplist` makes one."""
+
+    @property
+    def step_kind(self) -> str:
+        """The kind of the steps that draw it."""
+        return self.task or self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +215,9 @@ KINDS = ("pair", "image", "text")
 UNCHANGED = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 """The transform that precomputed codes require."""
 
+WHOLE = ImageTransformConfig(crop_scale=(1.0, 1.0), crop_ratio=(0.01, 100.0))
+"""The whole image, squeezed to a square: targets with boxes require such geometry."""
+
 
 def weights_by_stage(data: DataConfig) -> list[tuple[int, dict[str, float], dict[str, float] | None]]:
     """Returns every stage of constant weights: its first step, weights by source, and by kind (or None)."""
@@ -228,5 +244,5 @@ def drawn_names(
     return {
         name
         for name, source in data.sources.items()
-        if weights[name] and (kind_weights is None or kind_weights.get(source.kind))
+        if weights[name] and (kind_weights is None or kind_weights.get(source.step_kind))
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from flava_ds.config.data import (
     KINDS,
     UNCHANGED,
+    WHOLE,
     DataConfig,
     ImageTransformConfig,
     SourceConfig,
@@ -89,6 +91,30 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
         )
 
 
+def check_labels(name: str, source: SourceConfig, objective: Any) -> None:
+    """Checks a source against the objective that reads labels in its steps, None if none does."""
+    if objective is None and source.targets_key:
+        raise ConfigError(
+            f"source '{name}': no objective reads the labels of {source.step_kind} steps; leave out "
+            "targets_key"
+        )
+    if objective is not None and not source.targets_key:
+        raise ConfigError(
+            f"source '{name}': an objective reads labels of its samples; set "
+            f"--data.sources.{name}.targets-key targets.safetensors"
+        )
+    still = {"horizontal_flip": 0.0, "rotation_degrees": 0.0, "crop_scale": WHOLE.crop_scale}
+    moved = [field for field, value in still.items() if getattr(source.transform, field) != value]
+    low, high = source.transform.crop_ratio
+    moved += ["crop_ratio"] * (low > WHOLE.crop_ratio[0] or high < WHOLE.crop_ratio[1])
+    if objective is not None and objective.targets == "boxes" and moved:
+        raise ConfigError(
+            f"source '{name}': transform.{moved[0]} moves what its boxes describe; use the geometry of "
+            f"config.WHOLE, --data.sources.{name}.transform.crop-scale 1 1 "
+            f"--data.sources.{name}.transform.crop-ratio 0.01 100, without flip and rotation"
+        )
+
+
 def check_transform(where: str, transform: ImageTransformConfig) -> None:
     """Checks one augmentation."""
     if transform.crop_scale[0] > transform.crop_scale[1]:
@@ -110,7 +136,7 @@ def check_transform(where: str, transform: ImageTransformConfig) -> None:
 
 def _check_weights(data: DataConfig) -> None:
     """Checks the names, signs and steps of weights; round_robin checks that steps can draw something."""
-    kinds = sorted({source.kind for source in data.sources.values()} | set(KINDS))
+    kinds = sorted({source.step_kind for source in data.sources.values()} | set(KINDS))
     _check_mapping("data.kind_weights", data.kind_weights, kinds, "kind")
     last = 0
     for number, change in enumerate(data.weight_changes):
@@ -134,10 +160,10 @@ def _check_weights(data: DataConfig) -> None:
         unnamed = [
             name
             for name, source in data.sources.items()
-            if weights[name] and of_kinds is not None and source.kind not in of_kinds
+            if weights[name] and of_kinds is not None and source.step_kind not in of_kinds
         ]
         if unnamed:
-            kind = data.sources[unnamed[0]].kind
+            kind = data.sources[unnamed[0]].step_kind
             raise ConfigError(
                 f"data.kind_weights: no share for '{kind}', the kind of source '{unnamed[0]}', at step "
                 f"{first}; give it one, or 0 to pause the kind"

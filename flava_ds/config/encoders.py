@@ -105,6 +105,62 @@ class BertTextConfig(TextEncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvStemConfig:
+    """The stem and first stages of a ResNet, whose last grid becomes the patches; ResNet-101's by default."""
+
+    image_size: Pixels = 224
+    """Pixels along one edge."""
+    width: Width = 64
+    """Channels of the first convolution; a stage's blocks have four times as many, twice those before it."""
+    blocks: tuple[Annotated[int, AtLeast(1), AtMost(200)], ...] = (3, 4, 23)
+    """Blocks of each stage."""
+    image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
+    """Per channel, on the [0, 1] scale."""
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    """Per channel, on the same scale."""
+    dilated: bool = False
+    """The last stage keeps the edges of its input and spreads its convolutions instead (DC5)."""
+    frozen_stages: Annotated[int, AtLeast(0), AtMost(8)] | None = None
+    """The stem and this many stages stay as they are, which needs weights from elsewhere; None trains all."""
+    norm_group: Annotated[int, AtLeast(2), AtMost(2**16)] | None = 16
+    """Consecutive samples that batch normalisation normalises together; micro-batches are whole groups, so
+    the result does not depend on the ranks. None normalises by fixed moments, which only make sense with
+    weights from elsewhere.
+    """
+    norm_momentum: Annotated[float, AtLeast(0), Below(1)] = 0.99
+    """Of the running moments, per update, by which an evaluation normalises."""
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one edge of a patch: the stride of all stages together."""
+        return 2 ** (len(self.blocks) + 1 - self.dilated)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in one image."""
+        return self.grid_size**2
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError for values that contradict each other; `name` is the section, for messages."""
+        if not self.blocks:
+            raise ConfigError(f"{name}.blocks is empty; give the blocks of at least one stage")
+        if (self.frozen_stages or 0) > len(self.blocks):
+            raise ConfigError(
+                f"{name}.frozen_stages is {self.frozen_stages}, but there are {len(self.blocks)} stages"
+            )
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"{name}: image_size {self.image_size} is not divisible by {self.patch_size}, the stride of "
+                f"{len(self.blocks)} stages"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegionsConfig:
     """What a model reads of an image in place of its pixels: the regions that a detector found."""
 

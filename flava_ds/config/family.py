@@ -26,6 +26,7 @@ BUILT_IN = {
     "vinvl": "flava_ds.families.vinvl.config:VinvlConfig",
     "vlbert": "flava_ds.families.vlbert.config:VlbertConfig",
     "uniter": "flava_ds.families.uniter.config:UniterConfig",
+    "unit": "flava_ds.families.unit.config:UnitConfig",
     "simvlm": "flava_ds.families.simvlm.config:SimvlmConfig",
     "lxmert": "flava_ds.families.two_streams.config:LxmertConfig",
     "vilbert": "flava_ds.families.two_streams.config:VilbertConfig",
@@ -154,6 +155,21 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                 raise ConfigError(
                     f"source '{name}': {unread} is for masked objectives on a share of a batch or on image "
                     f"codes, which the family '{self.type}' does not have; leave it out"
+                )
+
+    def check_tasks(self, config: Any) -> None:
+        """Raises ConfigError for a source of a task that the family lacks, or that has other samples."""
+        for name, source in config.data.sources.items():
+            content = self.kinds.get(source.step_kind)
+            if content is None and source.task is not None:
+                raise ConfigError(
+                    f"source '{name}': the family '{self.type}' has no task '{source.task:.80}'; it has "
+                    f"{', '.join(self.kinds)}"
+                )
+            if content not in (None, source.kind):
+                raise ConfigError(
+                    f"source '{name}': task '{source.task}' needs samples of kind {content}; set "
+                    f"--data.sources.{name}.kind {content}"
                 )
 
     def refuse_codes(self, config: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.variants import Variant
@@ -35,6 +35,8 @@ BUILT_IN = {
     "tag_contrast": "flava_ds.objectives.tag_contrast:TagContrastConfig",
     "mrfr": "flava_ds.objectives.masked_region_features:MaskedRegionFeaturesConfig",
     "mrc": "flava_ds.objectives.masked_region_classes:MaskedRegionClassesConfig",
+    "detection": "flava_ds.objectives.detection:DetectionConfig",
+    "classification": "flava_ds.objectives.classification:ClassificationConfig",
     "nsp": "flava_ds.objectives.next_sentence:NextSentenceConfig",
 }
 """The built-in objectives by their tag in a configuration."""
@@ -55,6 +57,8 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     predicts_region_classes: ClassVar[bool] = False
     """Whether its targets are a detector's probabilities of classes for regions."""
+    targets: ClassVar[Literal["labels", "boxes"] | None] = None
+    """What it reads of the labels in the shards, of which it has `num_classes`: them, or also their boxes."""
 
     weight: Annotated[float, AtLeast(0), AtMost(10**6)] = 1.0
     """Factor of the objective's mean in the loss."""
@@ -88,6 +92,12 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     def check(self, where: str, config: Any) -> None:
         """Raises ConfigError for settings that cannot work in `config`; `where` names the objective."""
+
+
+def targets_of(objectives: Mapping[str, ObjectiveConfig], kind: str) -> Any:
+    """Returns the objective in use that reads the labels of samples in steps of a kind; None if none does."""
+    used = in_use(objectives).values()
+    return next((own for own in used if own.targets and kind in own.kinds), None)
 
 
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:

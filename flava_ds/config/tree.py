@@ -15,11 +15,11 @@ from flava_ds.config.balance import BalanceConfig
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources
-from flava_ds.config.data_checks import check_data
+from flava_ds.config.data_checks import check_data, check_labels
 from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.objectives import ObjectiveConfig, in_use
+from flava_ds.config.objectives import ObjectiveConfig, in_use, targets_of
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.run_folder import check_run_folder
@@ -291,6 +291,7 @@ def check(config: Config) -> Config:
     check_bounds(config)
     config.model.check(config)
     config.model.check_regions(config)
+    config.model.check_tasks(config)
     check_objectives(config)
     if config.balance is not None:
         config.balance.check(config)
@@ -307,6 +308,7 @@ def check(config: Config) -> Config:
     check_run_folder(config)
     check_data(config.data, config.model.max_tokens)
     check_read(config)
+    check_targets(config)
     return config
 
 
@@ -326,15 +328,21 @@ def check_objectives(config: Config) -> None:
 def check_read(config: Config) -> None:
     """Raises ConfigError for the first drawn source whose batches no objective in use reads."""
     for source_name, source in config.drawn_sources.items():
-        readers = [name for name, own in config.objectives.items() if source.kind in own.kinds]
+        readers = [name for name, own in config.objectives.items() if source.step_kind in own.kinds]
         if not set(readers).intersection(in_use(config.objectives)):
             weights = " and ".join(f"objectives.{name}.weight" for name in readers) or "objectives"
             several = len(readers) > 1
             raise ConfigError(
-                f"source '{source_name}': nothing reads its {source.kind} batches, because {weights} "
+                f"source '{source_name}': nothing reads its {source.step_kind} batches, because {weights} "
                 f"{'are' if several else 'is'} 0; raise {'one' if several else 'it'}, or set "
                 f"--data.sources.{source_name}.weight 0"
             )
+
+
+def check_targets(config: Config) -> None:
+    """Raises ConfigError for the first source whose labels no objective reads, or that lacks those read."""
+    for name, source in config.data.sources.items():
+        check_labels(name, source, targets_of(config.objectives, source.step_kind))
 
 
 def save(config: Config, path: Path) -> None:

@@ -16,6 +16,7 @@ from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.samples import Sample
+from flava_ds.data.targets import PackedTargets, SampleTargets
 from flava_ds.data.transforms import Empty, ImageTransform
 
 _MATCH_STREAM = 5
@@ -125,6 +126,9 @@ class Collator:
         if self.plan.regions is not None:
             found = [cast(SampleRegions, sample.regions) for sample in samples]
             regions = PackedRegions.of(found, classes=self.plan.regions.num_classes > 0)
+        targets = None
+        if self.plan.targets is not None:
+            targets = PackedTargets.of([cast(SampleTargets, sample.targets) for sample in samples])
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
             seeds=_seeds(samples),
@@ -132,6 +136,7 @@ class Collator:
             views=named,
             codes=codes,
             regions=regions,
+            targets=targets,
             input_ids=ids,
             lengths=lengths,
             matching=matching,
@@ -161,6 +166,7 @@ def pack(
     if plan.sample_seeds:
         tensors["sample_seeds"] = torch.from_numpy(draft.seeds.view(np.int64))
     _add_regions(draft, tensors, numbers)
+    _add_targets(draft, tensors, numbers)
     if (draft.views or draft.regions) and draft.lengths is not None:
         tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
     seen = draft
@@ -191,7 +197,7 @@ def _add_text(
     tensors: dict[str, Tensor],
     numbers: dict[str, int],
 ) -> None:
-    """Adds packed texts, if any; without ids, only the sequence bounds."""
+    """Adds packed texts, if any; without ids, only the bounds of the sequences."""
     if lengths is None:
         return
     if ids is not None:
@@ -215,6 +221,15 @@ def _add_regions(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, in
     for prefix, words in texts.items():
         if words is not None:
             numbers[f"{prefix}joint_max_seqlen"] = int((words + lengths).max())
+
+
+def _add_targets(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+    """Adds packed labels, if any."""
+    if draft.targets is None:
+        return
+    own = {"labels": draft.targets.labels, "boxes": draft.targets.boxes, "scores": draft.targets.scores}
+    tensors |= {f"target_{name}": torch.from_numpy(rows) for name, rows in own.items() if rows is not None}
+    _add_text("target_", None, draft.targets.lengths, tensors, numbers)
 
 
 def with_tags(sample: Sample, tags: str) -> Sample:

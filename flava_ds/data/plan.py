@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from flava_ds.data.samples import Sample
 
 from flava_ds.config import ImageTransformConfig
+from flava_ds.config.objectives import targets_of
 from flava_ds.data.regions import PackedRegions
+from flava_ds.data.targets import PackedTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Draft:
         views      name -> [b c S S]  uint8, the image at each size of the plan; [b a c S S] for crops
         codes      [b n]      int64 codebook indices stored with the samples, or None
         regions    of b samples, packed; None for plans without
+        targets    of b samples, packed; None for plans without
         input_ids  [T]        int64, packed; None without text
         lengths    [b]        tokens of each text; None without text
         own_tags   [b]        bool, False where the tags are another sample's; None for plans without tags
@@ -40,6 +43,7 @@ class Draft:
     views: Mapping[str, Tensor] = field(default_factory=dict)
     codes: np.ndarray | None = None
     regions: PackedRegions | None = None
+    targets: PackedTargets | None = None
     input_ids: np.ndarray | None = None
     lengths: np.ndarray | None = None
     own_tags: np.ndarray | None = None
@@ -58,6 +62,7 @@ class Draft:
             views={name: view[index] for name, view in self.views.items()},
             codes=None if self.codes is None else self.codes[rows],
             regions=None if self.regions is None else self.regions.at(rows),
+            targets=None if self.targets is None else self.targets.at(rows),
             input_ids=ids,
             lengths=lengths,
             own_tags=None if self.own_tags is None else self.own_tags[rows],
@@ -159,6 +164,32 @@ class RegionsPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetsPlan:
+    """What a batch holds of each sample's labels."""
+
+    num_classes: int
+    most: int
+    """Maximum labels of a sample."""
+    boxes: bool = False
+    """Whether each label has a box."""
+
+    @classmethod
+    def of(cls, config: Any, source: Any) -> TargetsPlan | None:
+        """Returns what objectives of a Config read of the labels of `source`, a SourceConfig; None if none
+        reads them.
+        """
+        own = targets_of(config.objectives, source.step_kind)
+        if own is None:
+            return None
+        return cls(num_classes=own.num_classes, most=source.max_targets, boxes=own.targets == "boxes")
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """The most that they take in a batch."""
+        return self.most * (8 + 4 + 16 * self.boxes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """All that the collator needs to know about the batches of one source."""
 
@@ -192,12 +223,14 @@ class BatchPlan:
     """Codes per sample stored in the shards; 0 for none."""
     regions: RegionsPlan | None = None
     """The regions of each image, in place of its views; None for none."""
+    targets: TargetsPlan | None = None
+    """The labels of each sample; None for none."""
 
     def bytes_per_sample(self) -> int:
         """Returns an upper bound of one sample's bytes, except for tensors with one entry per sample."""
         sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
         sent += sum(crops.bytes_per_sample for crops in self.crops.values())
-        sent += 0 if self.regions is None else self.regions.bytes_per_sample
+        sent += sum(own.bytes_per_sample for own in (self.regions, self.targets) if own is not None)
         corrupted = sum(corruption.bytes_per_sample(self) for corruption in self.corruptions)
         return (
             sent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from flava_ds.config.plain_files import loads
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
-_TYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_FLOATS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _LENGTH_BYTES = 8
 _TOLERANCE = 1e-3
 """By how much a row of fp16 probabilities may exceed 1."""
@@ -89,62 +89,89 @@ def read_regions(data: bytes, *, feature_size: int, num_classes: int, most: int)
 
     Raises: SampleFault 'bad regions' that says what is wrong.
     """
-    tensors = _Tensors(data)
-    boxes = tensors.take("boxes", 4)
+    tensors = MemberTensors(data, faults.BAD_REGIONS)
+    boxes = tensors.boxes()
     count = len(boxes)
     if not 0 < count <= most:
         raise _fault(f"{count} regions, but there must be at least one and at most max_regions {most}")
-    features = tensors.take("features", feature_size, count)
-    classes = tensors.take("classes", num_classes, count) if num_classes else None
-    left, top, right, bottom = boxes.T
-    if not ((0 <= left) & (left < right) & (right <= 1) & (0 <= top) & (top < bottom) & (bottom <= 1)).all():
-        raise _fault("a box outside 0 <= x1 < x2 <= 1, 0 <= y1 < y2 <= 1")
+    features = tensors.take("features", count, feature_size)
+    classes = tensors.take("classes", count, num_classes) if num_classes else None
     if tuple(boxes[0]) != (0, 0, 1, 1):
         raise _fault("the first region is not the whole image, 0 0 1 1")
     if classes is not None and ((classes < 0).any() or (_sums(classes) > 1 + _TOLERANCE).any()):
         raise _fault("rows of `classes` are no probabilities: negative, or more than 1 together")
-    return SampleRegions(features=features, boxes=boxes.astype("<f4"), classes=classes, tags=tensors.tags)
+    return SampleRegions(features=features, boxes=boxes, classes=classes, tags=tensors.tags)
 
 
-class _Tensors:
-    """A parsed safetensors member."""
+class MemberTensors:
+    """A parsed safetensors member, whose faults have a given reason."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, reason: str) -> None:
         """Raises: SampleFault when the header is not one of safetensors."""
+        self.reason = reason
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         if len(data) < _LENGTH_BYTES or length > len(data) - _LENGTH_BYTES:
-            raise _fault(f"{len(data)} bytes are too few for a safetensors header")
+            raise self.fault(f"{len(data)} bytes are too few for a safetensors header")
         self.body = memoryview(data)[_LENGTH_BYTES + length :]
         try:
             found = loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
         except ValueError as error:
-            raise _fault(f"its header is not JSON: {error}") from error
+            raise self.fault(f"its header is not JSON: {error}") from error
         self.entries: dict[str, Any] = found if isinstance(found, dict) else {}
         metadata = self.entries.get("__metadata__")
         tags = metadata.get("tags", "") if isinstance(metadata, dict) else ""
         self.tags: str = tags if isinstance(tags, str) else ""
 
-    def take(self, name: str, width: int, rows: int | None = None) -> np.ndarray:
-        """Returns a matrix of finite numbers: [rows width]. Raises: SampleFault."""
+    def has(self, name: str) -> bool:
+        """Returns whether there is such a tensor."""
+        return name in self.entries
+
+    def boxes(self, rows: int | None = None) -> np.ndarray:
+        """Returns the tensor `boxes`, x1 y1 x2 y2 as shares of width and height: [rows 4] float32.
+
+        Raises: SampleFault.
+        """
+        boxes = self.take("boxes", rows, 4)
+        left, top, right, bottom = boxes.T
+        good = (0 <= left) & (left < right) & (right <= 1) & (0 <= top) & (top < bottom) & (bottom <= 1)
+        if not good.all():
+            raise self.fault("a box outside 0 <= x1 < x2 <= 1, 0 <= y1 < y2 <= 1")
+        return boxes.astype("<f4")
+
+    def take(self, name: str, *wanted: int | None) -> np.ndarray:
+        """Returns a tensor of finite numbers of the wanted shape, see `array`. Raises: SampleFault."""
+        values = self.array(name, _FLOATS, wanted)
+        if not np.isfinite(values).all():
+            raise self.fault(f"'{name}' holds infinities or no numbers")
+        return values
+
+    def array(self, name: str, types: Mapping[str, np.dtype], wanted: Sequence[int | None]) -> np.ndarray:
+        """Returns a tensor of one of `types` and of the wanted shape, in which None is any size.
+
+        Raises: SampleFault.
+        """
         entry = self.entries.get(name)
         if not isinstance(entry, dict):
-            raise _fault(f"no tensor '{name}'")
-        kind, shape = _TYPES.get(str(entry.get("dtype"))), entry.get("shape")
+            raise self.fault(f"no tensor '{name}'")
+        kind, shape = types.get(str(entry.get("dtype"))), entry.get("shape")
         if kind is None:
-            raise _fault(f"'{name}' has dtype {entry.get('dtype')!r:.20}; only F16 and F32 are read")
-        if not _are_sizes(shape) or len(shape) != 2 or shape[1] != width or rows not in (None, shape[0]):
-            wanted = "regions" if rows is None else rows
-            raise _fault(f"'{name}' has shape {shape!r:.60}, expected [{wanted}, {width}]")
+            only = " and ".join(types)
+            raise self.fault(f"'{name}' has dtype {entry.get('dtype')!r:.20}; only {only} are read")
+        fits = _are_sizes(shape) and len(shape) == len(wanted)
+        if not fits or any(size not in (None, own) for own, size in zip(shape, wanted, strict=True)):
+            sizes = ", ".join("ROWS" if size is None else str(size) for size in wanted)
+            raise self.fault(f"'{name}' has shape {shape!r:.60}, expected [{sizes}]")
         ends = entry.get("data_offsets")
         size = math.prod(shape) * kind.itemsize
         if not _are_sizes(ends) or len(ends) != 2 or ends[1] - ends[0] != size or ends[1] > len(self.body):
-            raise _fault(
+            raise self.fault(
                 f"'{name}' of {size} bytes lies at {ends!r:.60} of {len(self.body)}, which does not fit"
             )
-        values = np.frombuffer(self.body[ends[0] : ends[1]], dtype=kind).reshape(shape)
-        if not np.isfinite(values).all():
-            raise _fault(f"'{name}' holds infinities or no numbers")
-        return values
+        return np.frombuffer(self.body[ends[0] : ends[1]], dtype=kind).reshape(shape)
+
+    def fault(self, detail: str) -> SampleFault:
+        """Returns a fault of the member."""
+        return SampleFault(self.reason, detail)
 
 
 def _are_sizes(value: Any) -> bool:

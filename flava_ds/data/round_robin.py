@@ -187,7 +187,7 @@ def _shares(
         raise ConfigError(f"{where}: weights {dict(weights)} must be non-negative, and one of them positive")
     if kind_weights is None:
         return {name: mass / sum(masses.values()) for name, mass in masses.items()}
-    kinds = {name: data.sources[name].kind for name in weights}
+    kinds = {name: data.sources[name].step_kind for name in weights}
     sums = {
         kind: sum(mass for name, mass in masses.items() if kinds[name] == kind)
         for kind in {*kinds.values(), *kind_weights}

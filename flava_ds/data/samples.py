@@ -15,8 +15,10 @@ from torch import Tensor
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.order import uniforms
+from flava_ds.data.plan import TargetsPlan
 from flava_ds.data.regions import SampleRegions, read_regions
 from flava_ds.data.skip_list import SkipList, load_skip_list
+from flava_ds.data.targets import SampleTargets, read_targets
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.plain_text import escaped
 from flava_ds.storage import faults
@@ -50,6 +52,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     codes: np.ndarray | None = None
     regions: SampleRegions | None = None
+    targets: SampleTargets | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -59,6 +62,7 @@ class SampleDecoder:
     def __init__(self, config: Config, name: str) -> None:
         """Raises: DataError when the source's skip list cannot be read."""
         self.config, self.source = config, config.data.sources[name]
+        self.targets = TargetsPlan.of(config, self.source)
         self.skip_list: SkipList | None = None
         if self.source.skip_list:
             self.skip_list = load_skip_list(self.source.skip_list)
@@ -92,6 +96,7 @@ class SampleDecoder:
             captions=captions,
             codes=self._codes(fields["codes"]) if "codes" in fields else None,
             regions=self._regions(fields["regions"]) if "regions" in fields else None,
+            targets=self._targets(fields["targets"]) if "targets" in fields else None,
             metadata=_metadata(fields["metadata"]) if "metadata" in fields else None,
         )
 
@@ -160,6 +165,13 @@ class SampleDecoder:
             most=self.source.max_regions,
         )
 
+    def _targets(self, data: bytes) -> SampleTargets | None:
+        """Reads labels, if an objective reads them."""
+        wanted = self.targets
+        if wanted is None:
+            return None
+        return read_targets(data, num_classes=wanted.num_classes, most=wanted.most, boxes=wanted.boxes)
+
 
 def member_fields(
     name: str, source: SourceConfig, metadata: bool = False
@@ -178,6 +190,9 @@ def member_fields(
     if source.kind != "text" and source.image_codes_key:
         fields["codes"] = (_suffix(name, "image_codes_key", source.image_codes_key, "npy"),)
         required["codes"] = faults.BAD_CODES
+    if source.targets_key:
+        fields["targets"] = (_suffix(name, "targets_key", source.targets_key, "safetensors"),)
+        required["targets"] = faults.NO_TARGETS
     if metadata:
         fields["metadata"] = ("json",)
     return fields, required

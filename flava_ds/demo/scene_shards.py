@@ -1,17 +1,18 @@
-"""Scenes as shards of pairs, with captions and, from a detector, with regions."""
+"""Scenes as shards of pairs, with captions, labels of tasks and, from a detector, with regions."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from flava_ds.demo.dataset import CHECKSUMS
+from flava_ds.demo.scene_labels import labels_of, subgroups
 from flava_ds.demo.scene_texts import captions
 from flava_ds.demo.scenes import Drawings, Scene, draw_scene, folder_of, paint, read_drawings
 from flava_ds.demo.shards import as_json
@@ -40,8 +41,9 @@ def write_scenes(
 ) -> Counts:
     """Writes scenes of the demo's drawings in `root` to folder `out`, or continues an interrupted call.
 
-    Each has KEY.png, KEY.txt, KEY.json with `captions`, `boxes`, `labels` and `subgroups`, and, with a
-    detector, KEY.regions.safetensors as of `write_regions`.
+    Each has KEY.png, KEY.txt, KEY.json with `captions`, `boxes`, `labels`, `subgroups`, and the texts
+    `question` and `entailment`; KEY.TASK.safetensors with each task's labels (demo/scene_labels.py); and,
+    with a detector, KEY.regions.safetensors as of `write_regions`.
 
     Raises: DataError for an unknown split or no scenes, or if `out` contains something else.
     """
@@ -49,16 +51,16 @@ def write_scenes(
         raise DataError(f"{count} scenes are none: write at least 1")
     folder_of(root, split)
     by = "none" if detector is None else detector.fingerprint()
-    made_of = f"{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()} {split} {SEED} {count} {by}"
+    made_of = f"{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()} {split} {SEED} {count} {by} labels"
     fingerprint = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     writer = ShardWriter(out, fingerprint, samples_per_shard=PER_SHARD)
     if writer.complete:
         return writer.counts
-    drawings = read_drawings(root, split)
+    drawings, names = read_drawings(root, split), subgroups(root)
     try:
         for start in range(writer.counts.entries, count, _AT_ONCE):
             numbers = range(start, min(start + _AT_ONCE, count))
-            _write(writer, drawings, numbers, detector)
+            _write(writer, drawings, names, numbers, detector)
             if numbers.stop % PER_SHARD == 0 or numbers.stop == count:
                 tell(f"{out}: {numbers.stop:,} of {count:,} scenes")
         return writer.close()
@@ -86,7 +88,13 @@ def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -
     write_scenes(root, out, detector, count=SCENES, tell=tell)
 
 
-def _write(writer: ShardWriter, drawings: Drawings, numbers: range, detector: Detector | None) -> None:
+def _write(
+    writer: ShardWriter,
+    drawings: Drawings,
+    names: Sequence[str],
+    numbers: range,
+    detector: Detector | None,
+) -> None:
     from torchvision.io import encode_png  # loads triton
 
     scenes = [draw_scene(drawings, SEED, number) for number in numbers]
@@ -94,11 +102,13 @@ def _write(writer: ShardWriter, drawings: Drawings, numbers: range, detector: De
     found = [] if detector is None else encoded(detector, detector(torch.stack(pictures)))
     for place, (number, scene, picture) in enumerate(zip(numbers, scenes, pictures, strict=True)):
         key = f"{drawings.name}_{SEED}_{number:06d}"
-        record = describe(drawings, scene, key)
+        told = labels_of(drawings, scene, key, number, names)
+        record = describe(drawings, scene, key) | dict(told.texts)
         members = {
             "png": encode_png(picture).numpy().tobytes(),
             "txt": record["captions"][0].encode(),
             "json": as_json(record),
+            **told.members,
         }
         if found:
             members[REGIONS_SUFFIX] = found[place]

@@ -15,7 +15,14 @@ from torch import Tensor
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import UserError
 from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identified
-from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, ImageFeatures, Progress, TextFeatures
+from flava_ds.evaluation.protocols import (
+    CAPABILITIES,
+    SPECIAL,
+    Embedder,
+    ImageFeatures,
+    Progress,
+    TextFeatures,
+)
 from flava_ds.evaluation.shares import Alone, Share
 
 BATCH_ROWS = 128
@@ -114,8 +121,9 @@ class FrozenModel:
             return part
         name, described = capability.__name__, self.described
         reason = self._reasons.get(name, f"models of family '{described.family}' have none")
+        about = (CAPABILITIES | SPECIAL)[capability]
         raise Lacking(
-            f"{asked_by} needs {name} ({CAPABILITIES[capability]}), which {described.name} (family "
+            f"{asked_by} needs {name} ({about}), which {described.name} (family "
             f"'{described.family}') does not offer: {reason}"
         )
 

@@ -23,7 +23,7 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 Load = Callable[[int], Tensor | bytes]
 """Returns a row's image: decoded [3 H W] uint8, or encoded bytes. Called from several threads."""
-Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledTexts", "LabelledPairs")
+Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledObjects", "LabelledTexts", "LabelledPairs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,36 @@ class CaptionedImages:
     def fingerprint(self) -> str:
         """Hashes the images and captions, in order."""
         return _hash(self.keys, self.captions)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledObjects:
+    """Images with the boxes and classes of their objects.
+
+    Shapes:
+        boxes   one [o 4] per image, x1 y1 x2 y2 as shares of width and height
+        labels  one [o] int64 per image, into `class_names`; -1 for classes that are not among them
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    load: Load
+    boxes: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: np.ndarray) -> LabelledObjects:
+        """Returns the chosen rows."""
+        boxes, labels = (tuple(column[row] for row in rows) for column in (self.boxes, self.labels))
+        return dataclasses.replace(self, **_chosen(self, rows), boxes=boxes, labels=labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes the images and their objects, in order."""
+        return _hash(self.keys, [own.tolist() for own in (*self.boxes, *self.labels)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,6 +149,19 @@ class PairStates(Protocol):
         model stays unchanged."""
 
 
+@runtime_checkable
+class ObjectFinder(Protocol):
+    """Boxes of the objects in an image, and what they are."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of objects."""
+
+    def find_objects(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Finds objects in [b c H W] uint8: boxes x1 y1 x2 y2 as shares of the edges, [b Q 4], and their
+        probabilities of each class, [b Q z]; both fp32."""
+
+
 @dataclass(frozen=True)
 class LossSums:
     """An objective on one batch over all ranks: the sum of its loss in nats, its terms, and how many of them
@@ -183,7 +196,9 @@ CAPABILITIES: dict[type, str] = {
     PairStates: "states of image-text pairs that can be fine-tuned",
     Losses: "the losses of its training",
 }
-"""Every capability that a task may need, described."""
+"""Every capability that a task may need of any family, described."""
+SPECIAL: dict[type, str] = {ObjectFinder: "boxes of objects"}
+"""Those that only families with such a task can have."""
 
 
 Unit = Literal["share", "nats", "correlation"]

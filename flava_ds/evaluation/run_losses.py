@@ -91,7 +91,7 @@ class RunLosses:
 
     def _config(self, kind: str, shards: Path, size: int = 1) -> Config:
         """Returns the run's configuration with one source, called as its kind: the held-out shards."""
-        of_kind = [own for own in self.config.data.sources.values() if own.kind == kind]
+        of_kind = [own for own in self.config.data.sources.values() if own.step_kind == kind]
         first = of_kind[0] if of_kind else SourceConfig(kind=kind, shards="")  # type: ignore[arg-type]
         source = dataclasses.replace(
             first,

@@ -1,4 +1,5 @@
-"""Batch normalisation over small groups of consecutive samples, the same for every number of ranks.
+"""Batch normalisation over small groups of consecutive samples, the same for every number of ranks; or by
+fixed moments.
 
 Source: Hoffer et al. 2017, "Train longer, generalize better", ghost batch normalisation.
 """
@@ -15,7 +16,41 @@ from torch import Tensor, nn
 from flava_ds.layers.transformer import at_least_fp32
 
 
-class GhostBatchNorm(nn.Module):
+class FixedPrecision(nn.Module):
+    """A module whose buffers never get narrower than fp32."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Moves everything; buffers never get narrower than fp32."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, own in before.items():
+            moved = self._buffers[name]
+            if moved is not None and own is not None and moved.dtype.itemsize < 4:
+                source = moved if own.is_meta else own
+                self._buffers[name] = source.to(moved.device, torch.float32)
+        return self
+
+
+class FrozenBatchNorm(FixedPrecision):
+    """Normalises each channel by fixed moments, with a fixed gain and bias: [b c H W] -> the same.
+
+    Nothing is trained; all four are buffers with the names of torch's BatchNorm2d, fp32 at least.
+
+    Source: Carion et al. 2020, DETR, section 4.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        moments = (self.running_mean, self.running_var, self.weight, self.bias)
+        return F.batch_norm(hidden, *moments, eps=self.eps)
+
+
+class GhostBatchNorm(FixedPrecision):
     """Normalises each channel over groups of `group` consecutive samples, statistics in fp32 at least.
 
     A group never depends on the rest of a micro-batch, so a global batch gives the same numbers however it is
@@ -59,14 +94,3 @@ class GhostBatchNorm(nn.Module):
         if torch.is_grad_enabled():
             self.seen = torch.stack([own.view(groups, -1).sum(0) for own in (mean, variance)]), groups
         return normed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Moves everything; the running moments never get narrower than fp32."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, own in before.items():
-            moved = self._buffers[name]
-            if moved is not None and own is not None and moved.dtype.itemsize < 4:
-                source = moved if own.is_meta else own
-                self._buffers[name] = source.to(moved.device, torch.float32)
-        return self

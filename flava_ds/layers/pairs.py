@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+from flava_ds.batch import Packed
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,17 @@ class SequenceLayout:
         """Returns the fused rows of packed text rows: [k] -> [k]."""
         sample = torch.bucketize(tokens, self.text_cu_seqlens[1:].long(), right=True)
         return tokens + self.prefix * (sample + 1)
+
+
+def prefixed(rows: Tensor, texts: Packed) -> Packed:
+    """Puts rows before each packed text: [b n d], [T d] -> [b*n+T d]."""
+    count, length = rows.shape[:2]
+    layout = SequenceLayout(length, texts.cu_seqlens, texts.max_seqlen, own=0)
+    first, hidden = rearrange(rows, "b n d -> (b n) d"), texts.hidden
+    places = [
+        place(torch.arange(own.shape[0], device=own.device))
+        for place, own in ((layout.patch_rows, first), (layout.text_rows, hidden))
+    ]
+    both = torch.cat([first, hidden.to(first.dtype)])
+    joined = torch.empty_like(both).index_copy(0, torch.cat(places), both)
+    return Packed(joined, layout.cu_seqlens, layout.max_seqlen)

@@ -132,6 +132,15 @@ class CaptionPairs(SentencePairs):
         return str(sample.text), own[int(draw * len(own))] if other is None else other
 
 
+@dataclass(frozen=True)
+class LinePairs(SentencePairs):
+    """Composes [CLS] first line [SEP] the rest [SEP]; a text of one line has no second segment."""
+
+    def segments_of(self, sample: Sample, other: str | None, draw: float) -> tuple[str, str]:
+        first, _, second = str(sample.text).partition("\n")
+        return first, second
+
+
 def cut(text: str, draw: float) -> tuple[str, str]:
     """Cuts a text at a sentence's end, or between words, chosen by a draw in [0, 1); one word stays whole."""
     parts = list(sentences(text))

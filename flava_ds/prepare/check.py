@@ -24,6 +24,7 @@ from flava_ds.data.reader import BatchReader
 from flava_ds.data.samples import MAX_CHARACTERS, Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
 from flava_ds.data.skip_log import MIN_SEEN
+from flava_ds.data.targets import TARGETS_SUFFIX
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
@@ -162,7 +163,7 @@ def _kind(members: dict[str, int], caption_key: str | None) -> str:
     has_image = any(
         members.get(suffix)
         for suffix in members
-        if suffix in IMAGE_SUFFIXES or suffix.endswith(".safetensors")
+        if suffix in IMAGE_SUFFIXES or (suffix.endswith(".safetensors") and suffix != TARGETS_SUFFIX)
     )
     return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
 

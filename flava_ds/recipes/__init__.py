@@ -71,6 +71,8 @@ RECIPES = Recipes(
     "uniter_base",
     "demo_uniter",
     "visualbert_base",
+    "unit_base",
+    "demo_unit",
     "demo_visualbert",
     "simvlm_base",
     "demo_simvlm",

@@ -27,6 +27,8 @@ NOT_UTF8 = "not utf-8"
 BAD_CODES = "bad image codes"
 NO_REGIONS = "no regions"
 BAD_REGIONS = "bad regions"
+NO_TARGETS = "no targets"
+BAD_TARGETS = "bad targets"
 SKIP_LIST = "skip list"
 """The only intended reason: it never stops a run."""
 
@@ -52,7 +54,7 @@ OF_A_SHARD = (
     PACKED,
 )
 """Found while a shard is indexed; counted per shard or per member when a run starts."""
-OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES, NO_REGIONS)
+OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES, NO_REGIONS, NO_TARGETS)
 """Counted per sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
 OF_A_SAMPLE = (
     TRUNCATED,
@@ -65,6 +67,8 @@ OF_A_SAMPLE = (
     BAD_CODES,
     NO_REGIONS,
     BAD_REGIONS,
+    NO_TARGETS,
+    BAD_TARGETS,
     SKIP_LIST,
 )
 """Counted per sample while a run reads; the sample is replaced."""

@@ -58,12 +58,13 @@ class BatchNormTask(Task):
     def __init__(self, model: nn.Module, objectives: Mapping[str, Objective], momentum: float) -> None:
         super().__init__(model, objectives)
         self.norms = tuple(part for part in model.modules() if isinstance(part, GhostBatchNorm))
-        self.states[STATE] = RunningMoments(self.norms, momentum)
+        if self.norms:
+            self.states[STATE] = RunningMoments(self.norms, momentum)
 
     def step(self, batch: Batch, *arguments: Any) -> StepOutput:
         """Also returns the sums of the norms' moments, if the batch has images and the pass a graph."""
         output = super().step(batch, *arguments)
-        if "pixel_values" not in batch or not torch.is_grad_enabled():
+        if not self.norms or "pixel_values" not in batch or not torch.is_grad_enabled():
             return output
         seen = [norm.seen for norm in self.norms if norm.seen is not None]
         moments = torch.cat([own for own, _ in seen], dim=1)

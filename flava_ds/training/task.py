@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config import TrainingConfig
+from flava_ds.layers.positioned import PositionedTransformer
 from flava_ds.layers.transformer import Block, Transformer
 from flava_ds.layers.two_streams import CoAttentionLayer, TwoStreams
 from flava_ds.objectives.balance import Balance
@@ -260,7 +261,9 @@ def _hidden(encoded: Encodings, reads: Mapping[str, Tensor]) -> dict[str, Tensor
 def recompute_activations(module: nn.Module, training: TrainingConfig) -> None:
     """Sets what every transformer of `module` computes again: its blocks whole, or their GELU."""
     for part in module.modules():
-        if isinstance(part, Transformer):
+        if isinstance(part, PositionedTransformer):
+            part.activation_checkpointing = training.activation_checkpointing
+        elif isinstance(part, Transformer):
             part.activation_checkpointing = training.activation_checkpointing
             part.checkpoint_sums = training.checkpoint_sums
         elif isinstance(part, TwoStreams):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flava_ds.families.unit.config import TASKS
 from flava_ds.storage.index import IMAGE_SUFFIXES
 from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.shards import expand_shards
@@ -20,6 +21,8 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "image": {"image": IMAGE_SUFFIXES},
     "text": {"text": TEXT},
 }
+
+FIELDS |= {task: FIELDS[content] for task, content in TASKS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +51,15 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class HeldOutShards:
-    """`pair/`, `image/` and `text/` with shards, as far as they exist."""
+    """`pair/`, `image/` and `text/`, or folders of UniT's tasks, with shards, as far as they exist."""
 
     name: str = "held_out"
     folder: str = "held_out"
     licence: str = "yours"
     origin: str = "write them as you write those for training; keep them out of training"
-    layout: str = "pair/, image/ or text/, each with *.tar as for a training source of that kind"
+    layout: str = (
+        "pair/, image/ or text/, or a task's name, each with *.tar as for a training source of that kind"
+    )
     splits: tuple[str, ...] = ("test",)
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:

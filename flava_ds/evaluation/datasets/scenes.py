@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flava_ds.evaluation.labelled import LabelledPairs
+from flava_ds.evaluation.labelled import LabelledObjects, LabelledPairs
 
 COUNTS = {"unseen_style": 2_000, "unseen_concepts": 2_000, "train": 16_000}
 """Split -> scenes, each with one text."""
@@ -84,4 +84,28 @@ class Scenes:
             labels=np.array(labels, dtype=np.int64),
             class_names=names,
             kinds=np.array(kinds, dtype=np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class SceneObjects(Scenes):
+    """Scenes with the boxes of their drawings, whose classes are the subgroups of the training styles."""
+
+    name: str = "scene_objects"
+
+    def read(self, folder: Path, split: str) -> LabelledObjects:  # type: ignore[override]  # no texts
+        """Composes a split. Raises: DataError if the drawings are not complete."""
+        from flava_ds.demo.scene_labels import objects_of, subgroups
+        from flava_ds.demo.scenes import draw_scene, paint, read_drawings
+
+        drawings, names = read_drawings(folder, split), subgroups(folder)
+        scenes = [draw_scene(drawings, SEED, number) for number in range(COUNTS[split])]
+        boxes, labels = zip(*(objects_of(drawings, scene, names) for scene in scenes), strict=True)
+        return LabelledObjects(
+            name=self.name,
+            keys=tuple(f"{split} {SEED} {number}" for number in range(len(scenes))),
+            load=lambda row: paint(drawings, scenes[row]),
+            boxes=boxes,
+            labels=labels,
+            class_names=names,
         )

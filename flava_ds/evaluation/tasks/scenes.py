@@ -1,10 +1,11 @@
-"""Scenes of the demo's drawings at 96 pixels: questions, and whether a statement follows.
+"""Scenes of the demo's drawings at 96 pixels: questions, whether a statement follows, and objects.
 
 Training is on scenes of the training styles; unseen styles are reported, or, with --split, unseen concepts.
 The last weights are reported.
 """
 
-from flava_ds.evaluation.datasets.scenes import COUNTS, Scenes
+from flava_ds.evaluation.datasets.scenes import COUNTS, SceneObjects, Scenes
+from flava_ds.evaluation.objects import AveragePrecision
 from flava_ds.evaluation.tuning.fine_tuning import PairFineTuning
 from flava_ds.evaluation.tuning.goals import Classes
 from flava_ds.evaluation.tuning.recipe import Recipe
@@ -17,4 +18,4 @@ QUESTIONS, STATEMENTS = Scenes(), Scenes("scene_entailment", statements=True)
 TASKS = tuple(
     PairFineTuning(data.name, data, Classes(metrics=("majority",)), RECIPE, image_size=PIXELS)
     for data in (QUESTIONS, STATEMENTS)
-)
+) + (AveragePrecision("scene_objects", SceneObjects()),)

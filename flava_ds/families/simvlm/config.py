@@ -9,61 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from flava_ds.config.bounds import AtLeast, AtMost, Below, Share
-from flava_ds.config.encoders import Deviation, EncoderConfig, Epsilon, Pixels, Width
+from flava_ds.config.bounds import AtLeast, AtMost
+from flava_ds.config.encoders import ConvStemConfig, EncoderConfig, Epsilon
 from flava_ds.config.family import FamilyConfig
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
     from flava_ds.data.tokenizer import WordPieceTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvStemConfig:
-    """The stem and first stages of a ResNet, whose last grid becomes the patches; ResNet-101's by default."""
-
-    image_size: Pixels = 224
-    """Pixels along one edge."""
-    width: Width = 64
-    """Channels of the first convolution; a stage's blocks have four times as many, twice those before it."""
-    blocks: tuple[Annotated[int, AtLeast(1), AtMost(200)], ...] = (3, 4, 23)
-    """Blocks of each stage."""
-    image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
-    """Per channel, on the [0, 1] scale."""
-    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
-    """Per channel, on the same scale."""
-    norm_group: Annotated[int, AtLeast(2), AtMost(2**16)] = 16
-    """Consecutive samples that batch normalisation normalises together; micro-batches are whole groups, so
-    the result does not depend on the ranks.
-    """
-    norm_momentum: Annotated[float, AtLeast(0), Below(1)] = 0.99
-    """Of the running moments, per update, by which an evaluation normalises."""
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along one edge of a patch: the stride of all stages together."""
-        return 2 ** (len(self.blocks) + 1)
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one edge."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in one image."""
-        return self.grid_size**2
-
-    def check(self, name: str) -> None:
-        """Raises ConfigError for values that contradict each other; `name` is the section, for messages."""
-        if not self.blocks:
-            raise ConfigError(f"{name}.blocks is empty; give the blocks of at least one stage")
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"{name}: image_size {self.image_size} is not divisible by {self.patch_size}, the stride of "
-                f"{len(self.blocks)} stages"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +59,7 @@ class SimvlmConfig(FamilyConfig, type="simvlm"):
         return self.image.image_size
 
     def samples_together(self, content: str) -> int:
-        return self.image.norm_group if content == "pair" else 1
+        return self.image.norm_group or 1 if content == "pair" else 1
 
     def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
         """Loads the WordPiece vocabulary; its [CLS] and [SEP] begin and end a text."""

@@ -15,7 +15,7 @@ from flava_ds.batch import Batch, Packed
 from flava_ds.families.simvlm.config import SimvlmConfig
 from flava_ds.layers.cross_attention import DecoderBlock
 from flava_ds.layers.fused import LayerNorm
-from flava_ds.layers.pairs import SequenceLayout
+from flava_ds.layers.pairs import prefixed
 from flava_ds.layers.patches import resized_positions
 from flava_ds.layers.resnet import ResNetStages, initialize_as_resnet
 from flava_ds.layers.transformer import Encoded, Transformer
@@ -34,9 +34,7 @@ class Simvlm(nn.Module):
         super().__init__()
         image, text, width = config.image, config.text, config.encoder.hidden_size
         self.config = config
-        self.image_tower = ResNetStages(
-            image.width, image.blocks, image.image_mean, image.image_std, image.norm_group
-        )
+        self.image_tower = ResNetStages(image)
         self.projection = nn.Linear(self.image_tower.channels, width)
         self.words = nn.Embedding(text.vocab_size, width)
         self.patch_positions = nn.Parameter(torch.zeros(image.num_patches, width))
@@ -85,20 +83,11 @@ class Simvlm(nn.Module):
             returns  Packed of [b*n+P d], after the final LayerNorm
         """
         hidden = self.embed(prefix, self.prefix_positions)
-        cu_seqlens, max_seqlen = prefix.cu_seqlens, prefix.max_seqlen
+        packed = Packed(hidden, prefix.cu_seqlens, prefix.max_seqlen)
         if patches is not None:
-            layout = SequenceLayout(patches.shape[1], cu_seqlens, max_seqlen, own=0)
-            rows = rearrange(patches, "b n d -> (b n) d")
-            of_patches, of_text = (
-                place(torch.arange(own.shape[0], device=own.device))
-                for place, own in ((layout.patch_rows, rows), (layout.text_rows, hidden))
-            )
-            order = torch.cat([of_patches, of_text])
-            both = torch.cat([rows, hidden.to(rows.dtype)])
-            hidden = torch.empty_like(both).index_copy(0, order, both)
-            cu_seqlens, max_seqlen = layout.cu_seqlens, layout.max_seqlen
-        hidden = self.encoder(Packed(hidden, cu_seqlens, max_seqlen))
-        return Packed(self.encoder_norm(hidden), cu_seqlens, max_seqlen)
+            packed = prefixed(patches, packed)
+        hidden = self.encoder_norm(self.encoder(packed))
+        return Packed(hidden, packed.cu_seqlens, packed.max_seqlen)
 
     def write(self, memory: Packed, suffix: PackedIds) -> Encoded:
         """Decodes packed texts, each beside its memory: [S] -> Encoded of [S d]."""

@@ -1,0 +1,97 @@
+"""The labels of a sample that people gave it, as a member holds them and a batch packs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flava_ds.data.regions import MemberTensors
+from flava_ds.storage import faults
+
+TARGETS_SUFFIX = "targets.safetensors"
+"""Suffix of the members with labels; SourceConfig.targets_key names it."""
+_INTEGERS = {"I64": np.dtype("<i8")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleTargets:
+    """The labels of one sample: of the objects in its image, the answers to its question, or one class.
+
+    Shapes:
+        labels  [o]    int64
+        boxes   [o 4]  float32, x1 y1 x2 y2 as shares of width and height; None unless they are wanted
+        scores  [o]    float32 in [0, 1], how right each label is
+    """
+
+    labels: np.ndarray
+    boxes: np.ndarray | None
+    scores: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTargets:
+    """The labels of a batch's samples, laid end to end.
+
+    Shapes:
+        labels   [O]    int64
+        boxes    [O 4]  float32, or None
+        scores   [O]    float32
+        lengths  [b]    int64, labels of each sample
+    """
+
+    labels: np.ndarray
+    boxes: np.ndarray | None
+    scores: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Sequence[SampleTargets]) -> PackedTargets:
+        """Packs the labels of samples."""
+        boxes = [own.boxes for own in samples if own.boxes is not None]
+        return cls(
+            labels=np.concatenate([own.labels for own in samples]),
+            boxes=np.concatenate(boxes) if boxes else None,
+            scores=np.concatenate([own.scores for own in samples]),
+            lengths=np.array([len(own.labels) for own in samples], dtype=np.int64),
+        )
+
+    def at(self, rows: np.ndarray) -> PackedTargets:
+        """Returns the labels of some samples: [m] sorted rows."""
+        chosen = np.zeros(len(self.lengths), dtype=bool)
+        chosen[rows] = True
+        kept = np.repeat(chosen, self.lengths)
+        return PackedTargets(
+            labels=self.labels[kept],
+            boxes=None if self.boxes is None else self.boxes[kept],
+            scores=self.scores[kept],
+            lengths=self.lengths[rows],
+        )
+
+
+def read_targets(data: bytes, *, num_classes: int, most: int, boxes: bool) -> SampleTargets:
+    """Reads a safetensors member with `labels`, `boxes` if they are wanted, and perhaps `scores`.
+
+    Without `scores` every label is right. A sample whose boxes are wanted may have no labels, others have at
+    least one. Nothing is unpickled.
+
+    Raises: SampleFault 'bad targets' that says what is wrong.
+    """
+    tensors = MemberTensors(data, faults.BAD_TARGETS)
+    labels = tensors.array("labels", _INTEGERS, (None,))
+    count = len(labels)
+    if not 1 - boxes <= count <= most:
+        raise tensors.fault(f"{count} labels, but there must be {1 - boxes} to max_targets {most}")
+    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise tensors.fault(
+            f"labels {labels.min()} .. {labels.max()}, but the objective's num_classes is {num_classes}"
+        )
+    scores = tensors.take("scores", count) if tensors.has("scores") else np.ones(count, dtype="<f4")
+    if ((scores < 0) | (scores > 1)).any():
+        raise tensors.fault("a score outside 0 .. 1")
+    return SampleTargets(
+        labels=labels.astype(np.int64),
+        boxes=tensors.boxes(count) if boxes else None,
+        scores=scores.astype(np.float32),
+    )

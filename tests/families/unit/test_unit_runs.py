@@ -1,0 +1,136 @@
+"""UniT's recipes, and UniT through the real trainer: ranks, accumulation, tasks in turn."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from data.shard_files import caption, write_tar
+from families.unit.unit_toys import CLASSES, OBJECTIVES, source_of, tiny_model
+from real_runs import Job, real_config, steps_of
+from safetensors.numpy import save
+from torchvision.io import encode_png
+
+from flava_ds import config as configuration
+from flava_ds.config import EngineConfig, TrainingConfig, from_dict, to_dict
+from flava_ds.families.unit.config import UnitConfig
+from flava_ds.recipes import RECIPES
+from flava_ds.scaling.captions import Lengths, lengths_of
+from flava_ds.scaling.measure import META
+from flava_ds.scaling.synthetic import batch_of
+
+TRAINING_TFLOP = 600 * 24.9e9 / 1e12
+"""The demo's: steps times FLOPs of a step."""
+USED = {name: OBJECTIVES[name] for name in ("detection", "question", "entailment")}
+
+
+@pytest.mark.parametrize("recipe", ["unit_base", "demo_unit"])
+def test_recipes_are_sound_and_survive_json(recipe):
+    config = configuration.check(RECIPES[recipe]())
+    again = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
+    assert again == config and isinstance(again.model, UnitConfig)
+
+
+def test_the_planner_has_batches_of_every_task_without_data():
+    """On no device: matching is left out there, and every part of a task's work is listed."""
+    config, work = RECIPES["unit_base"](), {}
+    with torch.device("meta"):
+        task = config.model.build(config)
+    for name, source in config.data.sources.items():
+        batch = batch_of(config.model.plan(config, source), name, lengths_of(config, None).get(name), 2)
+        work[name] = {part.name for part in task.passes(batch)}
+        if name == "genome":
+            batch = batch.each(lambda tensor: tensor.to(META))
+            ones = {own: torch.ones((), device=META) for own in task.active(name)}
+            assert task("step", batch, ones).loss.is_meta
+    assert work["detection"] == work["genome"] == work["question"] - {"text_encoder", "text_memory"}
+    assert work["sst2"] == {"text_encoder", "text_memory", "decoder"}
+
+
+def test_the_demos_recipe_has_the_demos_training_flops():
+    """With the scenes' averages: 9 tokens of a text."""
+    config, found = RECIPES["demo_unit"](), 0.0
+    with torch.device("meta"):
+        task = config.model.build(config)
+    for name, source in config.data.sources.items():
+        plan = config.model.plan(config, source)
+        batch = batch_of(plan, name, Lengths({9: 1.0}, "test"), config.global_batch_size(name))
+        found += source.weight * task.flops(batch) * config.training.total_steps / 1e12
+    assert found == pytest.approx(TRAINING_TFLOP, rel=0.04)
+
+
+def write_scenes(folder):
+    """24 pictures with captions; of each, objects, answers and a class."""
+    draw, members = np.random.default_rng(0), []
+    for number in range(24):
+        pixels = torch.from_numpy(draw.integers(0, 256, (3, 16, 16), dtype=np.uint8))
+        count = number % 4
+        corners = np.sort(draw.integers(0, 100, (count, 2, 2)), axis=1)
+        boxes = (np.concatenate([corners[:, 0], corners[:, 1] + 5], axis=1) / 105).astype(np.float32)
+        answers = draw.permutation(7)[: 1 + number % 3]
+        tensors = {
+            "detection": {"labels": draw.integers(0, CLASSES, count), "boxes": boxes},
+            "question": {"labels": answers, "scores": draw.random(len(answers)).astype(np.float32)},
+            "entailment": {"labels": draw.integers(0, 3, 1)},
+        }
+        members += [
+            (f"{number:03d}.png", encode_png(pixels).numpy().tobytes()),
+            (f"{number:03d}.txt", caption(number).encode()),
+            *((f"{number:03d}.{task}.safetensors", save(own)) for task, own in tensors.items()),
+        ]
+    folder.mkdir()
+    write_tar(folder / "0.tar", members)
+    return folder
+
+
+def run_config(folder, name, *, stage="zero1", accumulation=1):
+    """Six steps of three tasks in turn."""
+    base = real_config(folder)
+    shards = folder / "scenes"
+    shards = shards if shards.exists() else write_scenes(shards)
+    sources = {
+        task: source_of(
+            task,
+            shards=str(shards),
+            targets_key=f"{task}.safetensors",
+            seed=seed,
+            max_tokens=12,
+            global_batch_size=8,
+        )
+        for seed, task in enumerate(USED)
+    }
+    return dataclasses.replace(
+        base,
+        name=name,
+        model=tiny_model(),
+        codebook_weights=None,
+        objectives=USED,
+        data=dataclasses.replace(base.data, sources=sources),
+        training=TrainingConfig(
+            total_steps=6,
+            global_batch_size=8,
+            gradient_accumulation_steps=accumulation,
+            precision="fp32",
+            gradient_clipping=1.0,
+        ),
+        engine=EngineConfig(deepspeed_config=stage),
+    )
+
+
+@pytest.mark.distributed
+def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path):
+    """Micro-batches and ranks have different numbers of objects, and steps have different tasks. The ghost
+    norms enlarge rounding.
+    """
+    runs = [(run_config(tmp_path, "one", accumulation=2), 1), (run_config(tmp_path, "two", stage="zero3"), 2)]
+    for config, ranks in runs:
+        job = Job(config, ranks)
+        assert job.wait() == [0] * ranks, job.said()[-2000:]
+    expected, found = (
+        [{name: record[f"loss/{name}"] for name in USED if f"loss/{name}" in record} for record in steps]
+        for steps in (steps_of(config.run_path) for config, _ in runs)
+    )
+    assert [len(step) for step in expected] == [1] * 6
+    assert {name for step in expected for name in step} == USED.keys()
+    assert found == [pytest.approx(step, rel=1e-5) for step in expected]

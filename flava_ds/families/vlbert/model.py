@@ -112,8 +112,9 @@ class Vlbert(SingleStream):
         keep: Tensor | None = None,
         drops: HiddenDropout | None = None,
     ) -> Encoded:
-        """Encodes packed texts without images; `keep` names tokens, and the result, like `drops`, has rows for
-        [END] too."""
+        """Encodes packed texts without images; `keep` names tokens. The result, like `drops`, has rows for
+        [END] too.
+        """
         layout = ended(JointLayout(cu_seqlens, torch.zeros_like(cu_seqlens), max_seqlen))
         rows = None if keep is None else layout.text_rows(keep)
         texts = PackedIds(input_ids, cu_seqlens, max_seqlen)

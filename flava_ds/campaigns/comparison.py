@@ -21,9 +21,9 @@ PIXELS = ("demo", "demo_clip", "demo_align", "demo_vilt", "demo_albef", "demo_si
 """Recipes that read the demo's drawings or glosses; the first one is FLAVA."""
 REGIONS = ("demo_uniter", "demo_visualbert", "demo_vinvl", "demo_vlbert", "demo_lxmert", "demo_vilbert")
 """Recipes that read what a detector finds in scenes of the same drawings."""
-ROWS = PIXELS + REGIONS
-EXTRA_LABELS = dict.fromkeys(REGIONS, "subgroups")
-"""Labels that a row's frozen networks have learned from."""
+ROWS = (*PIXELS, *REGIONS, "demo_unit")
+EXTRA_LABELS = dict.fromkeys(REGIONS, "subgroups") | {"demo_unit": "boxes, subgroups, answers, entailment"}
+"""Labels that a row, or the detector whose regions it reads, has learned from."""
 MEASURED = ("vision", "language", "retrieval", "fit")
 COLUMNS = {
     "vision/group": "group",

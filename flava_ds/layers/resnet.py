@@ -83,9 +83,12 @@ class ResNetStages(nn.Module):
             self.add_module(f"layer{number + 1}", nn.Sequential(first, *others))
             channels = wide
         self.channels = channels
+        self.frozen: tuple[str, ...] = ()
+        """Names of the parts that stay as they are."""
         if shape.frozen_stages is not None:
-            for name in ("conv1", "bn1", *(f"layer{number + 1}" for number in range(shape.frozen_stages))):
-                self.get_submodule(name).requires_grad_(False)
+            self.frozen = ("conv1", "bn1", *(f"layer{number + 1}" for number in range(shape.frozen_stages)))
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         pixels = normalized(pixel_values, self.image_mean, self.image_std).to(self.conv1.weight.dtype)

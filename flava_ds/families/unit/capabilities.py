@@ -130,8 +130,9 @@ class TunableStates(nn.Module):
         used = model.parameters_of(task, read_directly=True)
         if content == "text":
             used = {name for name in used if not name.startswith(OF_IMAGES)}
+        still = tuple(f"image_tower.{name}." for name in self.model.image_tower.frozen)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in used and model.get_parameter(name).requires_grad)
+            parameter.requires_grad_(name in used and not name.startswith(still))
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all parts but the image tower's norms."""

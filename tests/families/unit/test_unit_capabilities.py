@@ -57,8 +57,10 @@ def test_objects_are_those_of_the_last_layer(task, config):
 
 
 def test_states_to_be_fine_tuned_have_a_graph_of_what_they_depend_on(task, config):
-    """Three samples are no whole groups of two: norms go on by their running moments."""
-    parts, _ = parts_of(task, config)
+    """Three samples are no whole groups of two: norms go on by their running moments. Opened models are
+    frozen.
+    """
+    parts, _ = parts_of(task.requires_grad_(False), config)
     batch = make_batch("question", lengths=(5, 7, 9), counts=(1, 1, 1))
     texts, pixels = texts_of(batch), batch["pixel_values"]
     of_texts, of_pairs = parts[TextStates].text_states(), parts[PairStates].pair_states(2.0)

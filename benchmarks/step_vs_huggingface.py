@@ -1,24 +1,30 @@
-"""Times forward + backward of pair, image and text steps against Hugging Face's FLAVA, side by side.
+"""Times forward + backward of training steps against the same models of transformers, side by side.
 
-    python benchmarks/step_vs_huggingface.py [--rounds 5] [--out benchmarks/results/step_vs_huggingface.json]
+    python benchmarks/step_vs_huggingface.py [--rounds 5] [--models flava clip bert ...] && make docs
 
-The configuration is small enough for two CPU cores: width 192, 3 heads, MLP 768, 4/4/2 layers, 64 px / patch
-8, vocabulary 30,522, codebook 8,192, batch 32, fp32, labels given. Two lengths of text:
+FLAVA takes steps of pairs, images and texts. Its shape is small enough for two CPU cores: width 192, 3 heads,
+MLP 768, 4/4/2 layers, 64 px / patch 8, vocabulary 30,522, codebook 8,192, batch 32, fp32. Two lengths of
+text:
 
     full   every caption fills its 77 tokens: equal work on both sides
-    demo   caption lengths of the demo's training pairs and glosses; Hugging Face pads to 77 as its published
+    demo   caption lengths of the demo's training pairs and glosses; transformers pads to 77 as published
            pipelines do, and, as a second peer, only to the longest of the batch
 
-Our trainer makes the C library keep freed memory on a CPU (flava_ds/allocator.py), so our side does
-here. Theirs runs unmodified, and once more with the same setting, to separate the two effects.
+The other families take steps of their demo's recipe with the demo's lengths, without dropout. Where
+transformers' class lacks an objective, ours leaves it out too. Theirs pads to the longest text of the batch.
+
+Our trainer makes the C library keep freed memory on a CPU (flava_ds/allocator.py), so our side does here. Of
+FLAVA theirs runs unmodified, and once more with the same setting; of the others with it.
 
 Each measurement runs in its own process, so that peak memory is its own; processes alternate, so that drift
-of the machine affects all alike. Prints a table and writes JSON.
+of the machine affects all alike. Models have the same weights, and their losses must agree to a thousandth.
+Writes benchmarks/results/step_vs_huggingface.json, where models that are not measured stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -27,13 +33,21 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+RESULT = Path(__file__).parent / "results" / "step_vs_huggingface.json"
 BATCH, FULL, STEPS = 32, 77, 3
+KEEPING = ("flava_ds", "huggingface-keeping", "huggingface-longest-keeping")
+"""Implementations whose process keeps freed memory."""
 PEERS = {
-    "full": ("flava_ds", "huggingface", "huggingface-keeping"),
-    "demo": ("flava_ds", "huggingface", "huggingface-keeping", "huggingface-longest"),
-}
+    ("flava", "full"): ("flava_ds", "huggingface", "huggingface-keeping"),
+    ("flava", "demo"): ("flava_ds", "huggingface", "huggingface-keeping", "huggingface-longest"),
+    **{(name, "demo"): ("flava_ds", "huggingface-longest-keeping")
+       for name in ("clip", "bert", "vilt", "align", "visualbert")},
+}  # fmt: skip
+"""(model, lengths of texts) -> implementations."""
 
 
 def main() -> None:
@@ -41,229 +55,321 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    models = list(dict.fromkeys(model for model, _ in PEERS))
     parser.add_argument("--rounds", type=int, default=5, help="processes per implementation and length")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "step_vs_huggingface.json"
-    )
-    parser.add_argument("--measure", nargs=2, metavar=("LENGTHS", "IMPLEMENTATION"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.threads)))
+    parser.add_argument("--models", nargs="+", choices=models, default=models, help="default: all")
+    parser.add_argument("--measure", nargs=3, metavar=("MODEL", "LENGTHS", "WHAT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure, options.threads)))
         return
-    rows = []
-    for lengths, implementations in PEERS.items():
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
+    rows = [row for row in before if row["model"] not in options.models]
+    about = {"rounds": options.rounds, "threads": options.threads} | versions()
+    for (model, lengths), implementations in PEERS.items():
+        if model not in options.models:
+            continue
         runs: dict[str, list[dict]] = {name: [] for name in implementations}
-        for _ in range(arguments.rounds):
+        for _ in range(options.rounds):
             for name in implementations:
-                runs[name].append(run_process(lengths, name, arguments.threads))
-        rows += [summarize(lengths, name, results, runs["flava_ds"]) for name, results in runs.items()]
-    report = {
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "batch": BATCH,
-        "rows": rows,
-    } | versions()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(table(rows))
+                runs[name].append(run_process(model, lengths, name, options.threads))
+        agree(model, {name: own[0]["losses"] for name, own in runs.items()})
+        for name, own in runs.items():
+            rows.append(about | summarize(model, lengths, name, own, runs["flava_ds"]))
+            print(json.dumps(rows[-1]), flush=True)
+    RESULT.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
-def run_process(lengths: str, implementation: str, threads: int) -> dict:
+def run_process(model: str, lengths: str, implementation: str, threads: int) -> dict:
     """Measures in a new process."""
-    command = [sys.executable, __file__, "--measure", lengths, implementation, "--threads", str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return json.loads(
-        subprocess.run(
-            command, env=environment, check=True, capture_output=True, text=True
-        ).stdout.splitlines()[-1]
+    command = [sys.executable, __file__, "--measure", model, lengths, implementation]
+    done = subprocess.run(
+        [*command, "--threads", str(threads)],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(lengths: str, implementation: str, threads: int) -> dict:
-    """Returns seconds per step kind (best of STEPS after a warm-up) and the process's peak memory in MiB."""
+def agree(model: str, losses: dict[str, dict[str, float]]) -> None:
+    """Raises AssertionError if the implementations do not compute the same losses."""
+    for name, own in losses.items():
+        for kind, loss in own.items():
+            expected = losses["flava_ds"][kind]
+            assert abs(loss - expected) <= 1e-3 * abs(expected), (model, name, kind, loss, expected)
+
+
+def measure(model: str, lengths: str, implementation: str, threads: int) -> dict:
+    """Returns seconds per step kind (best of STEPS after a warm-up), losses, and the process's peak memory in
+    MiB.
+    """
     import torch
 
     from flava_ds.allocator import keep_freed_memory
 
     torch.set_num_threads(threads)
-    if implementation in ("flava_ds", "huggingface-keeping"):
+    if implementation in KEEPING:
         keep_freed_memory()
-    step = (
-        our_step()
-        if implementation == "flava_ds"
-        else their_step(None if implementation.endswith("longest") else FULL)
-    )
-    seconds = {}
-    for batch in batches(lengths):
+    config = configuration(model)
+    task = config.model.build(config).train()
+    seconds, losses = {}, {}
+    step = our_step(task) if implementation == "flava_ds" else their_step(config, task, implementation)
+    for batch in batches(config, model, lengths):
         run = step(batch)
-        run()
-        times = []
+        losses[str(batch.kind)], times = run(), []
         for _ in range(STEPS):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
         seconds[str(batch.kind)] = min(times)
-    return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "losses": losses, "peak_mib": peak}
 
 
-def configuration():
-    """Returns the peers' common shape."""
-    from flava_ds.config import (
-        CodebookConfig,
-        Config,
+def configuration(model: str) -> Any:
+    """Returns the peers' common configuration, with the objectives that both have."""
+    from flava_ds.recipes import RECIPES
+
+    if model == "flava":
+        return flava()
+    config = RECIPES[f"demo_{model}"]()
+    objectives = dict(config.objectives)
+    if model == "vilt":  # transformers has no class with MLM and matching
+        masked = dataclasses.replace(objectives["mmm_text"], tied_decoder=True)
+        objectives = {"mmm_text": masked}
+    if model == "align":  # transformers averages both directions, without smoothing
+        contrast = dataclasses.replace(objectives["global_contrastive"], weight=1.0, label_smoothing=0.0)
+        objectives = {"global_contrastive": contrast}
+        image = dataclasses.replace(config.model.image, norm_group=BATCH, drop_path=0.0)  # as theirs
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    return dataclasses.replace(config, objectives=objectives)
+
+
+def flava() -> Any:
+    """Returns a small FLAVA on pairs, images and texts."""
+    from flava_ds.config import CodebookConfig, Config, SourceConfig
+    from flava_ds.config.encoders import VisionEncoderConfig
+    from flava_ds.families.flava.config import (
         FlavaConfig,
         FlavaTextConfig,
-        ImageEncoderConfig,
         MultimodalEncoderConfig,
     )
+    from flava_ds.recipes.demo import DATA, demo
 
     shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     model = FlavaConfig(
-        image=ImageEncoderConfig(image_size=64, patch_size=8, num_hidden_layers=4, **shape),
+        image=VisionEncoderConfig(image_size=64, patch_size=8, num_hidden_layers=4, **shape),
         text=FlavaTextConfig(num_hidden_layers=4, **shape),
         multimodal=MultimodalEncoderConfig(num_hidden_layers=2, **shape),
         projection_dim=192,
     )
-    return Config(name="benchmark", model=model, codebook=CodebookConfig(image_size=64))
+    folders = {"pair": "pairs-train", "image": "images", "text": "text"}
+    sources = {
+        kind: SourceConfig(kind=kind, seed=number, shards=str(DATA / folder), max_tokens=FULL)
+        for number, (kind, folder) in enumerate(folders.items())
+    }
+    base = Config(name="benchmark", model=model, codebook=CodebookConfig(image_size=64))
+    return dataclasses.replace(base.with_sources(sources), objectives=demo().objectives)
 
 
-def batches(lengths: str) -> list:
-    """Returns a batch per kind: 38 % of patches and 15 % of tokens masked, one pair in ten mismatched."""
+def batches(config: Any, model: str, lengths: str) -> list:
+    """Returns a batch of each source: random words and codes, blank pictures, masks of the family's plan."""
     import torch
 
-    from flava_ds.batch import Batch, Kind
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.scaling.captions import Lengths, full, read_shards
+    from flava_ds.scaling.synthetic import batch_of
 
-    config, draw = configuration(), torch.Generator().manual_seed(0)
-    made = []
-    for kind in (Kind.PAIR, Kind.IMAGE, Kind.TEXT):
-        matched = torch.arange(BATCH) % 10 != 9 if kind == Kind.PAIR else torch.ones(BATCH, dtype=torch.bool)
-        fields: dict = {"kind": kind, "source": str(kind), "size": BATCH}
-        if kind != Kind.TEXT:
-            mask = torch.rand(BATCH, config.model.image.num_patches, generator=draw).argsort(1) < 24
-            fields |= {
-                "pixel_values": torch.randint(0, 256, (BATCH, 3, 64, 64), generator=draw, dtype=torch.uint8),
-                "bool_masked_pos": mask,
-                "image_codes": torch.randint(0, 8192, mask.shape, generator=draw),
-                "mim_rows": (mask & matched[:, None]).flatten().nonzero()[:, 0],
-            }
-        if kind != Kind.IMAGE:
-            fields |= text_fields([FULL] * BATCH if lengths == "full" else demo_lengths(kind), matched, draw)
-        if kind == Kind.PAIR:
-            fields |= {"itm_labels": matched.long(), "matched_rows": matched.nonzero()[:, 0]}
-        made.append(Batch(**fields))
+    root, draw, made = unpack().root, torch.Generator().manual_seed(0), []
+    for name, source in config.data.sources.items():
+        plan, histogram = config.model.plan(config, source), None
+        if plan.tokenizer is not None:
+            folder = Path(source.shards).name.replace("scenes-train", "pairs-train")
+            histogram = full(FULL) if lengths == "full" else read_shards(config, name, str(root / folder))
+            if model == "visualbert":  # two captions, with one [CLS]
+                histogram = Lengths({2 * n - 1: own for n, own in histogram.counts.items()}, "two captions")
+        batch = batch_of(plan, name, histogram, BATCH)
+        if "input_ids" in batch:  # CLIP's class looks for the last token
+            ids, last = batch["input_ids"].clone(), batch["cu_seqlens"][1:].long() - 1
+            batch = batch.having(input_ids=ids.index_fill(0, last, plan.tokenizer.sep_id))
+        if "bool_masked_pos" in batch and "image_codes" not in batch:
+            shape = (BATCH, config.model.num_patches)
+            codes = torch.randint(0, config.codebook.vocab_size, shape, generator=draw)
+            batch = batch.having(image_codes=codes)
+        for field in ("pixel_values", "region_features"):
+            if field in batch:
+                noise = torch.rand(batch[field].shape, generator=draw)
+                kind = batch[field].dtype
+                batch = batch.having(**{field: (255 * noise if kind == torch.uint8 else noise).to(kind)})
+        made.append(batch)
     return made
 
 
-def text_fields(lengths: list[int], matched, draw) -> dict:
-    """Returns random ids of the given lengths, 15 % of them masked."""
+def our_step(task: Any) -> Callable[[Any], Callable[[], float]]:
+    """Returns a function from a batch to one that runs forward and backward once and returns the loss."""
     import torch
 
-    total, owner = sum(lengths), torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    ids = torch.randint(104, 30522, (total,), generator=draw)
-    chosen = torch.rand(total, generator=draw) < 0.15
-    rows = (chosen & matched[owner]).nonzero()[:, 0]
-    return {
-        "input_ids": ids,
-        "input_ids_masked": torch.where(chosen, 103, ids),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "max_seqlen": max(lengths),
-        "mlm_rows": rows,
-        "mlm_labels": ids[rows],
+    def prepare(batch: Any) -> Callable[[], float]:
+        counts = task.counts(batch).items()
+        denominators = {name: torch.tensor(float(max(count, 1))) for name, count in counts}
+
+        def run() -> float:
+            task.zero_grad()
+            loss = task("step", batch, denominators).loss
+            loss.backward()
+            return loss.item()
+
+        return run
+
+    return prepare
+
+
+def their_step(config: Any, task: Any, implementation: str) -> Callable[[Any], Callable[[], float]]:
+    """Returns the same for transformers' class with our weights."""
+    import transformers
+
+    from flava_ds.hf.foreign import layouts_of
+
+    settings, tensors = layouts_of(config.model.type).write(config, task.state_dict())
+    theirs = getattr(transformers, settings["architectures"][0])(
+        transformers.AutoConfig.for_model(**settings)
+    ).train()
+    missing = theirs.load_state_dict(tensors, strict=False).missing_keys
+    tied = ("decoder", "position_ids", "codebook", "head.bias")
+    assert all(any(part in name for part in tied) for name in missing), missing
+    theirs.tie_weights()
+    length = None if "longest" in implementation else FULL
+    inputs = {"flava": of_flava, "bert": of_bert, "visualbert": of_visualbert, "vilt": of_vilt}.get(
+        config.model.type, of_pairs
+    )
+
+    def prepare(batch: Any) -> Callable[[], float]:
+        given = inputs(batch, config, length)
+
+        def run() -> float:
+            theirs.zero_grad()
+            # transformers overwrites its labels
+            loss = theirs(**{name: own.clone() if hasattr(own, "clone") else own
+                             for name, own in given.items()}).loss  # fmt: skip
+            loss.backward()
+            return loss.item()
+
+        return run
+
+    return prepare
+
+
+def padded(packed: Any, batch: Any, fill: int, length: int | None = None, bounds: str = "cu_seqlens") -> Any:
+    """Pads packed rows on the right, to `length` or the longest: [T ...] -> [b t ...]."""
+    import torch.nn.functional as F
+    from torch.nn.utils.rnn import pad_sequence
+
+    rows = pad_sequence(
+        packed.split(batch[bounds].diff().tolist()), batch_first=True, padding_value=float(fill)
+    )
+    return rows if length is None else F.pad(rows, (0, length - rows.shape[1]), value=fill)
+
+
+def of_texts(batch: Any, ids: str = "input_ids_masked") -> dict[str, Any]:
+    """Returns ids, mask and labels of masked words."""
+    import torch
+
+    found = {
+        "input_ids": padded(batch[ids], batch, 0),
+        "attention_mask": padded(torch.ones_like(batch["input_ids"]), batch, 0),
+    }
+    if "mlm_rows" in batch and ids == "input_ids_masked":
+        labels = torch.full_like(batch["input_ids"], -100)
+        labels[batch["mlm_rows"]] = batch["mlm_labels"]
+        found["labels"] = padded(labels, batch, -100)
+    return found
+
+
+def pixels(batch: Any, config: Any) -> Any:
+    """Returns normalised pixels: [b c H W] fp32."""
+    from flava_ds.hf.parity import normalized
+
+    return normalized(batch["pixel_values"], config).float()
+
+
+def asked(batch: Any) -> Any:
+    """Returns the labels of second segments, with -100 where there is none: [b]."""
+    import torch
+
+    labels = torch.full((batch.size,), -100)
+    labels[batch["nsp_samples"]] = batch["nsp_labels"]
+    return labels
+
+
+def of_flava(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
+    """Returns FlavaForPreTraining's inputs."""
+    import torch.nn.functional as F
+
+    from flava_ds.hf.parity import huggingface_inputs
+
+    found = huggingface_inputs(batch, config)
+    fill = {"mlm_labels": -100, "input_ids": 0, "input_ids_masked": 0, "attention_mask": 0}
+    for name in fill.keys() & found.keys():
+        if length is not None:
+            found[name] = F.pad(found[name], (0, length - found[name].shape[1]), value=fill[name])
+    if batch.kind == "text":
+        del found["input_ids"]
+    return found
+
+
+def of_bert(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
+    """Returns BertForPreTraining's inputs."""
+    types = padded(batch["token_types"], batch, 0)
+    return of_texts(batch) | {"token_type_ids": types, "next_sentence_label": asked(batch)}
+
+
+def of_visualbert(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
+    """Returns VisualBertForPreTraining's inputs; labels cover words and regions."""
+    import torch
+    import torch.nn.functional as F
+
+    found = of_texts(batch)
+    regions = padded(batch["region_features"].float(), batch, 0, bounds="region_cu_seqlens")
+    seen = torch.ones(batch["region_features"].shape[0], dtype=torch.long)
+    return found | {
+        "labels": F.pad(found["labels"], (0, regions.shape[1]), value=-100),
+        "token_type_ids": padded(batch["token_types"], batch, 0),
+        "visual_embeds": regions,
+        "visual_attention_mask": padded(seen, batch, 0, bounds="region_cu_seqlens"),
+        "sentence_image_labels": asked(batch),
     }
 
 
-def demo_lengths(kind: str) -> list[int]:
-    """Returns token counts, special tokens included, of the first texts of the demo's training data."""
-    from flava_ds.config import SourceConfig
-    from flava_ds.data.loader import iterate_once
-    from flava_ds.data.tokenizer import WordPieceTokenizer
-    from flava_ds.demo.dataset import unpack
-
-    data = unpack()
-    folder = data.pairs_train if kind == "pair" else data.text
-    config = configuration().with_sources(
-        {"lengths": SourceConfig(kind="text", shards=str(folder), max_tokens=FULL)}
-    )
-    samples = next(iter(iterate_once(config, "lengths", batch_size=BATCH)))
-    return [
-        len(ids)
-        for ids in WordPieceTokenizer("bert_base_uncased").encode_batch(
-            [sample.text for sample in samples], FULL
-        )
-    ]
+def of_vilt(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
+    """Returns ViltForMaskedLM's inputs."""
+    return of_texts(batch) | {"pixel_values": pixels(batch, config)}
 
 
-def our_step():
-    """Returns a function from a batch to a callable that runs forward and backward once."""
-    import torch
-
-    from flava_ds.families.flava.task import build_task
-
-    module = build_task(configuration())
-
-    def prepare(batch):
-        denominators = {
-            name: torch.tensor(float(max(count, 1))) for name, count in module.counts(batch).items()
-        }
-
-        def run() -> None:
-            module.zero_grad()
-            module("step", batch, denominators).loss.backward()
-
-        return run
-
-    return prepare
+def of_pairs(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
+    """Returns the inputs of CLIPModel and AlignModel."""
+    found = of_texts(batch, "input_ids") | {"pixel_values": pixels(batch, config)}
+    return found | {"return_loss": True}
 
 
-def their_step(text_length: int | None):
-    """Returns the same for transformers, padded to `text_length`, or to the batch's longest if None."""
-    import torch.nn.functional as F
-    from transformers import FlavaConfig, FlavaForPreTraining
-
-    from flava_ds.batch import IGNORE_INDEX
-    from flava_ds.families.flava.hf import transformers_settings
-    from flava_ds.hf.parity import huggingface_inputs
-
-    config = configuration()
-    model = FlavaForPreTraining(FlavaConfig(**transformers_settings(config))).train()
-    fill = {"mlm_labels": IGNORE_INDEX, "input_ids": 0, "input_ids_masked": 0, "attention_mask": 0}
-
-    def prepare(batch):
-        inputs = huggingface_inputs(batch, config)
-        for name in fill.keys() & inputs.keys():
-            if text_length is not None:
-                inputs[name] = F.pad(inputs[name], (0, text_length - inputs[name].shape[1]), value=fill[name])
-        if batch.kind == "text":
-            del inputs["input_ids"]
-
-        def run() -> None:
-            model.zero_grad()
-            # transformers overwrites its labels
-            model(**{name: tensor.clone() for name, tensor in inputs.items()}).loss.backward()
-
-        return run
-
-    return prepare
-
-
-def summarize(lengths: str, implementation: str, runs: list[dict], ours: list[dict]) -> dict:
+def summarize(model: str, lengths: str, implementation: str, runs: list[dict], ours: list[dict]) -> dict:
     """Returns medians over processes, and the median of the paired ratios of total time."""
     total = [sum(run["seconds"].values()) for run in runs]
     our_total = [sum(run["seconds"].values()) for run in ours]
+    ratios = [theirs / mine for theirs, mine in zip(total, our_total, strict=True)]
     return {
+        "model": model,
         "lengths": lengths,
         "implementation": implementation,
+        "batch": BATCH,
         "seconds": {
             kind: statistics.median(run["seconds"][kind] for run in runs) for kind in runs[0]["seconds"]
         },
         "total_seconds": statistics.median(total),
-        "time_over_flava_ds": statistics.median(
-            theirs / mine for theirs, mine in zip(total, our_total, strict=True)
-        ),
-        "time_over_flava_ds_range": [
-            f([t / m for t, m in zip(total, our_total, strict=True)]) for f in (min, max)
-        ],
+        "time_over_flava_ds": statistics.median(ratios),
+        "time_over_flava_ds_range": [min(ratios), max(ratios)],
         "peak_mib": statistics.median(run["peak_mib"] for run in runs),
     }
 
@@ -280,23 +386,6 @@ def versions() -> dict:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-
-
-def table(rows: list[dict]) -> str:
-    """Returns a Markdown table, one line per row."""
-    lines = [
-        "| text | implementation | pair s | image s | text s | sum s | time / flava_ds | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        s = row["seconds"]
-        low, high = row["time_over_flava_ds_range"]
-        lines.append(
-            f"| {row['lengths']} | {row['implementation']} | {s['pair']:.3f} | {s['image']:.3f} | "
-            f"{s['text']:.3f} | {row['total_seconds']:.3f} "
-            f"| {row['time_over_flava_ds']:.2f} ({low:.2f} to {high:.2f}) | {row['peak_mib']:.0f} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from blocks import markdown_table, read_results
 from flava_ds.demo.evaluation.summary import rows as metric_rows
@@ -115,38 +116,58 @@ def writing(root: Path) -> str:
 
 
 def step(root: Path) -> str:
-    """Writes the time and memory of one step of each kind against Hugging Face's model, from
+    """Writes the time and memory of one step of each kind against Hugging Face's FLAVA, from
     step_vs_huggingface.json.
     """
-    found = read_results(root, "step_vs_huggingface")
-    rows = []
-    for row in found["rows"]:
-        low, high = row["time_over_flava_ds_range"]
+    rows, found = [], [row for row in steps(root) if row["model"] == "flava"]
+    for row in found:
         seconds = [f"{row['seconds'][kind]:.2f}" for kind in ("pair", "image", "text")]
-        ratio = f"{row['time_over_flava_ds']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
-        rows.append(
-            [
-                LENGTHS[row["lengths"]],
-                IMPLEMENTATIONS[row["implementation"]],
-                *seconds,
-                ratio,
-                f"{row['peak_mib']:.0f}",
-            ]
-        )
-    header = [
-        "captions",
-        "implementation",
-        "pair, s",
-        "image, s",
-        "text, s",
-        "time over flava_ds",
-        "peak MiB",
-    ]
+        cells = [LENGTHS[row["lengths"]], IMPLEMENTATIONS[row["implementation"]]]
+        rows.append([*cells, *seconds, ratio(row), f"{row['peak_mib']:.0f}"])
+    header = ["captions", "implementation", "pair, s", "image, s", "text, s"]
     return (
-        f"{markdown_table(header, rows)}\n\n"
-        f"Batches of {found['batch']}, {found['threads']} threads of {found['machine']}, {found['rounds']} "
-        f"rounds, torch {found['torch']}, transformers {found['transformers']}; "
-        "`python benchmarks/step_vs_huggingface.py` repeats the measurement.\n"
+        f"{markdown_table([*header, 'time over flava_ds', 'peak MiB'], rows)}\n\n"
+        f"{how(found[0])}; `python benchmarks/step_vs_huggingface.py` repeats the measurement.\n"
+    )
+
+
+def family_steps(root: Path) -> str:
+    """Writes the time and memory of a step of the other families against their classes in transformers.
+
+    Raises: FileNotFoundError while none is measured.
+    """
+    found = [row for row in steps(root) if row["model"] != "flava"]
+    if not found:
+        raise FileNotFoundError(2, "no other families in it", "step_vs_huggingface.json")
+    rows = []
+    for own in (row for row in found if row["implementation"] == "flava_ds"):
+        [theirs] = [row for row in found if row["model"] == own["model"] and row is not own]
+        memory = f"{own['peak_mib']:.0f}", f"{theirs['peak_mib']:.0f}"
+        times = (f"{1e3 * row['total_seconds']:.0f}" for row in (own, theirs))
+        rows.append([f"`{own['model']}`", *times, ratio(theirs), *memory])
+    header = ["family", "flava_ds, ms", "transformers, ms", "time over flava_ds"]
+    return (
+        f"{markdown_table([*header, 'flava_ds, peak MiB', 'transformers, peak MiB'], rows)}\n\n"
+        f"{how(found[0])}."
+    )
+
+
+def steps(root: Path) -> list[dict[str, Any]]:
+    """Reads the measured steps."""
+    return read_results(root, "step_vs_huggingface")["rows"]
+
+
+def ratio(row: dict[str, Any]) -> str:
+    """Formats how much longer it took than flava_ds."""
+    low, high = row["time_over_flava_ds_range"]
+    return f"{row['time_over_flava_ds']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
+
+
+def how(row: dict[str, Any]) -> str:
+    """Says how a row was measured."""
+    return (
+        f"Batches of {row['batch']}, {row['threads']} threads of {row['machine']}, {row['rounds']} rounds, "
+        f"torch {row['torch']}, transformers {row['transformers']}"
     )
 
 
@@ -164,6 +185,7 @@ BLOCKS = {
     "demo": in_short,
     **{f"demo_{work}": functools.partial(demo, work=work) for work in WORKS},
     "step": step,
+    "family_steps": family_steps,
     "drawing": drawing,
     "writing": writing,
     "pictures": pictures,

@@ -34,14 +34,15 @@ SUMMARY = {
     "machine": {"cores": 2, "processor": "a processor", "torch": "2.13.0", "deepspeed": "0.19.8"},
 }
 STEP = {
-    "machine": "x86_64",
-    "threads": 2,
-    "rounds": 3,
-    "batch": 32,
-    "torch": "2.13.0",
-    "transformers": "5.24.0",
     "rows": [
         {
+            "machine": "x86_64",
+            "threads": 2,
+            "rounds": 3,
+            "batch": 32,
+            "torch": "2.13.0",
+            "transformers": "5.24.0",
+            "model": "flava",
             "lengths": "demo",
             "implementation": "huggingface",
             "seconds": {"pair": 0.709, "image": 0.176, "text": 0.137},

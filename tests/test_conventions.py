@@ -36,6 +36,7 @@ PROGRAM_TESTS = {
     "equality",
     "path_of_a_batch",
     "own_data",
+    "benchmarks",
 }  # tests of the whole, which mirror no module
 
 BELOW = {

@@ -182,9 +182,9 @@ def test_listed_sample_is_replaced_counted_and_never_borrowed_from(build, form):
     reader, captions, skipped = BatchReader(config, source), [], 0
     plain = reader.collator
 
-    def keep(samples, skips, borrowed, masked_rows, views):
+    def keep(samples, skips, borrowed, *given):
         captions.extend([*borrowed.values(), *(sample.text for sample in samples)])
-        return plain(samples, skips, borrowed, masked_rows, views)
+        return plain(samples, skips, borrowed, *given)
 
     reader.collator = keep
     keep.empty_views, keep.augment = plain.empty_views, plain.augment

@@ -50,9 +50,7 @@ def vilbert_base() -> Config:
                     shards="shards/regions",
                     max_tokens=36,
                     regions_key="regions.safetensors",
-                    # in the code the whole image is the mean of the regions' features; here it is what the
-                    # detector says of it
-                    max_regions=37,
+                    max_regions=37,  # the whole image, which in the code is the mean of the others, included
                 )
             },
             vocabulary="bert_base_uncased",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
-from flava_ds.config import TrainingConfig
+from flava_ds.config import Config, TrainingConfig
+from flava_ds.config.objectives import in_use
 from flava_ds.layers.positioned import PositionedTransformer
 from flava_ds.layers.transformer import Block, Transformer
 from flava_ds.layers.two_streams import CoAttentionLayer, TwoStreams
@@ -46,6 +47,15 @@ class Pass:
     name: str
     flops: float
     """Of the forward pass; a multiply-add counts as 2."""
+
+
+def built_objectives(config: Config) -> dict[str, Objective]:
+    """Builds the objectives in use. Raises: ConfigError for one that needs a view that the family lacks."""
+    found: dict[str, Objective] = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+    for name, objective in found.items():
+        for view in sorted(objective.needs):
+            config.model.check_view(view, f"objectives.{name}")
+    return found
 
 
 class Task(nn.Module):

@@ -8,7 +8,6 @@ import torch
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.albef.config import albef_of
 from flava_ds.families.albef.model import Albef, initialize
 from flava_ds.families.albef.teacher import AlbefTeacher
@@ -16,17 +15,14 @@ from flava_ds.layers.work import cross_attention_flops, encoder_flops, head_flop
 from flava_ds.objectives.distilled_text import DistilledText
 from flava_ds.objectives.hard_matching import HardNegatives
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
 
 
 class AlbefTask(Task):
     """ALBEF, its objectives, and the teacher that follows both."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
-        for name, objective in objectives.items():
-            for view in sorted(objective.needs):
-                config.model.check_view(view, f"objectives.{name}")
+        objectives = built_objectives(config)
         super().__init__(Albef(albef_of(config)), objectives)
         self.config = config
 

@@ -8,21 +8,20 @@ import torch
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.bert.config import bert_of
 from flava_ds.families.bert.model import Bert
 from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.objectives.next_sentence import NextSentence
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
 
 
 class BertTask(Task):
     """BERT and its objectives."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        objectives = built_objectives(config)
         super().__init__(Bert(bert_of(config)), objectives)
         self.config = config
 

@@ -8,21 +8,17 @@ import torch
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.clip.config import clip_of
 from flava_ds.families.clip.model import Clip, initialize
 from flava_ds.layers.work import encoder_flops
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
 
 
 class ClipTask(Task):
     """CLIP and its objectives."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
-        for name, objective in objectives.items():
-            for view in sorted(objective.needs):
-                config.model.check_view(view, f"objectives.{name}")
+        objectives = built_objectives(config)
         super().__init__(Clip(clip_of(config)), objectives)
         self.config = config
 

@@ -8,22 +8,18 @@ import torch
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.simvlm.config import simvlm_of
 from flava_ds.families.simvlm.model import Simvlm, initialize
 from flava_ds.layers.work import cross_attention_flops, encoder_flops
 from flava_ds.training.batch_norms import BatchNormTask
-from flava_ds.training.task import Pass, recompute_activations
+from flava_ds.training.task import Pass, built_objectives, recompute_activations
 
 
 class SimvlmTask(BatchNormTask):
     """SimVLM and its objectives."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
-        for name, objective in objectives.items():
-            for view in sorted(objective.needs):
-                config.model.check_view(view, f"objectives.{name}")
+        objectives = built_objectives(config)
         model = simvlm_of(config)
         super().__init__(Simvlm(model), objectives, model.image.norm_momentum)
         self.config = config

@@ -11,24 +11,20 @@ from torch import nn
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.objectives.next_sentence import NextSentence
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
 
 
 class SingleStreamTask(Task):
     """A model over words and regions, and its objectives."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
-        for name, objective in objectives.items():
-            for view in sorted(objective.needs):
-                config.model.check_view(view, f"objectives.{name}")
+        objectives = built_objectives(config)
         super().__init__(network_of(config)(config.model), objectives)
         self.config = config
 

@@ -9,7 +9,6 @@ import torch
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.two_streams.config import (
     LxmertConfig,
     TwoStreamConfig,
@@ -21,17 +20,14 @@ from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import cross_attention_flops, encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
 
 
 class TwoStreamTask(Task):
     """A model of two streams and its objectives."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
-        for name, objective in objectives.items():
-            for view in sorted(objective.needs):
-                config.model.check_view(view, f"objectives.{name}")
+        objectives = built_objectives(config)
         super().__init__(build_model(two_streams_of(config)), objectives)
         self.config = config
 

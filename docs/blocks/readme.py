@@ -96,14 +96,16 @@ def drawing(root: Path) -> str:
 
 
 def writing(root: Path) -> str:
-    """Compares how often the model finds a picture again by what it wrote, from drawing.json.
+    """Compares how often the model finds a picture again by what it wrote, from drawing.json, where runs
+    that were scored before there were captions have none.
 
-    Raises: FileNotFoundError while those results have no captions.
+    Raises: FileNotFoundError while no run has captions.
     """
+    scored = [run for run in read_results(root, "drawing") if "writing/written/names_the_concept" in run["metrics"]]
+    if not scored:
+        raise FileNotFoundError(2, "no captions in it", "drawing.json")
     lines = []
-    for run in read_results(root, "drawing"):
-        if "writing/written/names_the_concept" not in run["metrics"]:
-            raise FileNotFoundError(2, "no captions in it", "drawing.json")
+    for run in scored:
         numbers = [
             run["metrics"][f"writing/{what}/{number}"]
             for what in ("written", "caption")

@@ -173,6 +173,16 @@ class RegionsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormallyInitialized(FamilyConfig):
+    """A family whose linear layers and tables start from a normal distribution, as BERT's do."""
+
+    initializer_range: Annotated[float, AtLeast(0), AtMost(1)] = 0.02
+    """Standard deviation of the initial weights. The published 0.02 is for a width of 768: what a layer of
+    another width adds to its input is as strong if this follows 1 / sqrt(width), e.g. 0.04 for 192.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextConfig(FamilyConfig):
     """A family with an image encoder and a text encoder."""
 
@@ -193,7 +203,7 @@ class ImageTextConfig(FamilyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionTextConfig(FamilyConfig):
+class RegionTextConfig(NormallyInitialized):
     """A family that reads texts and the regions of images, and no pixels in training."""
 
     image: RegionsConfig = field(default_factory=RegionsConfig)

@@ -91,7 +91,7 @@ class BertEmbeddings(nn.Module):
 
 
 @torch.no_grad()
-def initialize_as_bert(module: nn.Module, std: float = 0.02) -> None:
+def initialize_as_bert(module: nn.Module, std: float) -> None:
     """Draws weights and tables from a normal distribution cut at two deviations; biases are zero.
 
     Source: Devlin et al. 2019, BERT, its published code.

@@ -6,7 +6,7 @@ from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.align.config import AlignConfig, EfficientNetConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
 
 
 def demo_align() -> Config:
@@ -29,7 +29,7 @@ def demo_align() -> Config:
     return dataclasses.replace(
         base,
         name="demo_align",
-        model=AlignConfig(image=image, text=text, temperature_init=0.07),
+        model=AlignConfig(image=image, text=text, temperature_init=0.07, initializer_range=INITIALIZER_RANGE),
         codebook_weights=None,
         objectives={
             "global_contrastive": GlobalContrastiveConfig(

@@ -7,7 +7,7 @@ from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.next_sentence import NextSentenceConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
 
 
 def demo_bert() -> Config:
@@ -28,7 +28,7 @@ def demo_bert() -> Config:
     return dataclasses.replace(
         base,
         name="demo_bert",
-        model=BertConfig(text=text),
+        model=BertConfig(text=text, initializer_range=INITIALIZER_RANGE),
         codebook_weights=None,
         objectives={
             "mlm": MaskedTextConfig(mask_probability=0.3, tied_decoder=True),

@@ -7,7 +7,7 @@ from flava_ds.families.two_streams.config import LxmertConfig, LxmertRegionsConf
 from flava_ds.objectives.detected_regions import DetectedRegionsConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_regions, demo_scenes
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_regions, demo_scenes
 
 
 def demo_lxmert() -> Config:
@@ -32,6 +32,7 @@ def demo_lxmert() -> Config:
             image=LxmertRegionsConfig(num_hidden_layers=2, **dataclasses.asdict(demo_regions())),
             cross_layers=2,
             detector="demo",
+            initializer_range=INITIALIZER_RANGE,
         ),
         codebook_weights=None,
         objectives={

@@ -5,7 +5,7 @@ import dataclasses
 from flava_ds.config import Config
 from flava_ds.families.simvlm.config import ConvStemConfig, SidesConfig, SimvlmConfig, StackConfig
 from flava_ds.objectives.prefix_lm import PrefixLmConfig, TextPrefixLmConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
 
 
 def demo_simvlm() -> Config:
@@ -25,6 +25,7 @@ def demo_simvlm() -> Config:
             text=SidesConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64),
             encoder=stack,
             decoder=stack,
+            initializer_range=INITIALIZER_RANGE,
         ),
         codebook_weights=None,
         objectives={"prefix_lm": PrefixLmConfig(), "text_prefix_lm": TextPrefixLmConfig()},

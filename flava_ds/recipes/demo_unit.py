@@ -7,7 +7,7 @@ from flava_ds.config.encoders import BertTextConfig, ConvStemConfig
 from flava_ds.families.unit.config import PositionedConfig, UnitConfig
 from flava_ds.objectives.classification import ClassificationConfig
 from flava_ds.objectives.detection import DetectionConfig
-from flava_ds.recipes.demo import SCENES, VOCABULARY_SIZE, demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, SCENES, VOCABULARY_SIZE, demo
 
 CANVAS = 96
 CLASSES, ANSWERS, FITS = 97, 21, 3
@@ -39,6 +39,7 @@ def demo_unit() -> Config:
             ),
             decoder=PositionedConfig(num_hidden_layers=3, **wide),
             first_word_only=(),  # small texts are read whole
+            initializer_range=INITIALIZER_RANGE,
         ),
         codebook_weights=None,
         objectives={

@@ -9,7 +9,7 @@ from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.recipes.demo import demo, demo_regions, demo_scenes, demo_stream
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo, demo_regions, demo_scenes, demo_stream
 
 
 def demo_uniter() -> Config:
@@ -22,7 +22,9 @@ def demo_uniter() -> Config:
     return dataclasses.replace(
         base,
         name="demo_uniter",
-        model=UniterConfig(image=demo_regions(), text=demo_stream(), detector="demo"),
+        model=UniterConfig(
+            image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
+        ),
         codebook_weights=None,
         objectives={
             "itm": ImageTextMatchingConfig(weight=2 / 6, mismatch_probability=0.5),

@@ -8,7 +8,7 @@ from flava_ds.families.two_streams.config import VilbertConfig, VilbertRegionsCo
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_regions, demo_scenes
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_regions, demo_scenes
 
 
 def demo_vilbert() -> Config:
@@ -37,6 +37,7 @@ def demo_vilbert() -> Config:
             co_attention_heads=3,
             co_attention_size=192,
             detector="demo",
+            initializer_range=INITIALIZER_RANGE,
         ),
         codebook_weights=None,
         objectives={

@@ -7,7 +7,7 @@ from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
 
 
 def demo_vilt() -> Config:
@@ -31,6 +31,7 @@ def demo_vilt() -> Config:
                 intermediate_size=768,
             ),
             text=WordsConfig(vocab_size=VOCABULARY_SIZE),
+            initializer_range=INITIALIZER_RANGE,
         ),
         codebook_weights=None,
         objectives={

@@ -6,7 +6,7 @@ from flava_ds.config import Config
 from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
-from flava_ds.recipes.demo import demo, demo_regions, demo_scenes, demo_stream
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo, demo_regions, demo_scenes, demo_stream
 
 
 def demo_visualbert() -> Config:
@@ -18,7 +18,9 @@ def demo_visualbert() -> Config:
     return dataclasses.replace(
         base,
         name="demo_visualbert",
-        model=VisualBertConfig(image=demo_regions(), text=demo_stream(), detector="demo"),
+        model=VisualBertConfig(
+            image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
+        ),
         codebook_weights=None,
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(whole_word=False, tied_decoder=True),

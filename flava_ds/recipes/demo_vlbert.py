@@ -6,7 +6,14 @@ from flava_ds.config import Config
 from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import JointMaskedTextConfig
-from flava_ds.recipes.demo import demo, demo_regions, demo_scenes, demo_sources, demo_stream
+from flava_ds.recipes.demo import (
+    INITIALIZER_RANGE,
+    demo,
+    demo_regions,
+    demo_scenes,
+    demo_sources,
+    demo_stream,
+)
 
 
 def demo_vlbert() -> Config:
@@ -19,7 +26,12 @@ def demo_vlbert() -> Config:
     return dataclasses.replace(
         base,
         name="demo_vlbert",
-        model=VlbertConfig(image=demo_regions(), text=demo_stream(type_vocab_size=3), detector="demo"),
+        model=VlbertConfig(
+            image=demo_regions(),
+            text=demo_stream(type_vocab_size=3),
+            detector="demo",
+            initializer_range=INITIALIZER_RANGE,
+        ),
         codebook_weights=None,
         objectives={
             "joint_mlm": JointMaskedTextConfig(tied_decoder=True),

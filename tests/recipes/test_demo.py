@@ -3,7 +3,8 @@
 import pytest
 
 from flava_ds.codebook.image_codebook import load_codebook
-from flava_ds.recipes.demo import VOCABULARY, VOCABULARY_SIZE, demo
+from flava_ds.recipes import resolve
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY, VOCABULARY_SIZE, demo
 from flava_ds.recipes.flava_debug import flava_debug
 
 
@@ -38,3 +39,18 @@ def test_debug_is_twenty_small_steps():
     config = flava_debug()
     assert config.training.total_steps == 20
     assert config.model.image.hidden_size <= 64 and config.training.global_batch_size <= 16
+
+
+RIVALS = "albef align bert lxmert simvlm unit uniter vilbert vilt vinvl visualbert vlbert".split()
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_start_from_weights_as_wide_as_the_demo_s(name):
+    config = resolve(f"demo_{name}", [])
+    (words,) = (
+        own
+        for own in config.model.build(config).model.parameters()
+        if own.ndim == 2 and len(own) == VOCABULARY_SIZE
+    )
+    cut_at_two_deviations = 0.8796
+    assert float(words.detach().std()) == pytest.approx(cut_at_two_deviations * INITIALIZER_RANGE, rel=0.01)

@@ -16,6 +16,7 @@ from flava_ds.config.encoders import (
     EncoderConfig,
     Epsilon,
     ImageTextConfig,
+    NormallyInitialized,
     Pixels,
     VisionEncoderConfig,
     Width,
@@ -54,7 +55,7 @@ class AlbefTextConfig(BertTextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlbefConfig(ImageTextConfig, type="albef"):
+class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
     """A ViT, the two halves of a BERT, of which the second attends to the image, and two projections."""
 
     image: AlbefImageConfig = field(default_factory=AlbefImageConfig)

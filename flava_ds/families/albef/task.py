@@ -94,7 +94,7 @@ def build_task(config: Config) -> AlbefTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = AlbefTask(config)
-        initialize(task)
+        initialize(task, albef_of(config).initializer_range)
     recompute_activations(task, config.training)
     task.follow()
     return task

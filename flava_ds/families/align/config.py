@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Share
-from flava_ds.config.encoders import BertTextConfig, Deviation, Pixels
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.encoders import BertTextConfig, Deviation, NormallyInitialized, Pixels
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
@@ -48,7 +47,7 @@ class EfficientNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(FamilyConfig, type="align"):
+class AlignConfig(NormallyInitialized, type="align"):
     """Two towers and a projection of the text, as wide as the image's features."""
 
     image: EfficientNetConfig = field(default_factory=EfficientNetConfig)

@@ -99,5 +99,5 @@ class Align(nn.Module):
 
 def initialize(model: Align) -> None:
     """Draws each tower's initial weights as its published code does."""
-    initialize_as_bert(model)
+    initialize_as_bert(model, model.config.initializer_range)
     initialize_as_efficientnet(model.image_encoder)

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from flava_ds.config.encoders import BertTextConfig
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.encoders import BertTextConfig, NormallyInitialized
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig(FamilyConfig, type="bert"):
+class BertConfig(NormallyInitialized, type="bert"):
     """Token, position and segment embeddings, a post-norm transformer, and a pooler."""
 
     text: BertTextConfig = field(default_factory=BertTextConfig)

@@ -43,6 +43,6 @@ def build_task(config: Config) -> BertTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = BertTask(config)
-        initialize_as_bert(task)
+        initialize_as_bert(task, bert_of(config).initializer_range)
     recompute_activations(task, config.training)
     return task

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost
-from flava_ds.config.encoders import EncoderConfig, ImageTextConfig, TextEncoderConfig, Width
+from flava_ds.config.encoders import (
+    EncoderConfig,
+    ImageTextConfig,
+    NormallyInitialized,
+    TextEncoderConfig,
+    Width,
+)
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import ConfigError
 
@@ -41,7 +47,7 @@ class MultimodalEncoderConfig(EncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlavaConfig(ImageTextConfig, type="flava"):
+class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
     """Three encoders, two projections into the fused space and two into the contrastive space."""
 
     text: FlavaTextConfig = field(default_factory=FlavaTextConfig)
@@ -54,8 +60,6 @@ class FlavaConfig(ImageTextConfig, type="flava"):
     """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face
     checkpoints round-trip completely.
     """
-    initializer_range: Annotated[float, AtLeast(0), AtMost(1)] = 0.02
-    """Standard deviation of the initial weights."""
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "image": "image", "text": "text"}
     folder: ClassVar[str | None] = "flava_ds.families.flava"

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost
-from flava_ds.config.encoders import ConvStemConfig, EncoderConfig, Epsilon
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.encoders import ConvStemConfig, EncoderConfig, Epsilon, NormallyInitialized
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class StackConfig(EncoderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimvlmConfig(FamilyConfig, type="simvlm"):
+class SimvlmConfig(NormallyInitialized, type="simvlm"):
     """Encoder of patches and a text's prefix, and causal decoder of the rest."""
 
     image: ConvStemConfig = field(default_factory=ConvStemConfig)

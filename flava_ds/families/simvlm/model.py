@@ -131,7 +131,8 @@ def split(batch: Batch) -> tuple[PackedIds, PackedIds]:
 
 def initialize(model: Simvlm) -> None:
     """Draws convolutions as torchvision does, tables and linear layers as BERT does; none is published."""
-    initialize_as_bert(model)
+    std = model.config.initializer_range
+    initialize_as_bert(model, std)
     initialize_as_resnet(model)
     for table in (model.patch_positions, model.prefix_positions, model.suffix_positions):
-        nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+        nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)

@@ -71,7 +71,7 @@ def build_task(config: Config) -> SingleStreamTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = SingleStreamTask(config)
-        initialize_as_bert(task)
+        initialize_as_bert(task, single_stream_of(config).initializer_range)
         task.model.initialize()
     recompute_activations(task, config.training)
     return task

@@ -89,6 +89,6 @@ def build_task(config: Config) -> TwoStreamTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = TwoStreamTask(config)
-        initialize_as_bert(task)
+        initialize_as_bert(task, two_streams_of(config).initializer_range)
     recompute_activations(task, config.training)
     return task

@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from flava_ds.config.encoders import BertTextConfig, ConvStemConfig, EncoderConfig, Epsilon
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.encoders import (
+    BertTextConfig,
+    ConvStemConfig,
+    EncoderConfig,
+    Epsilon,
+    NormallyInitialized,
+)
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +60,7 @@ def resnet50_dc5() -> ConvStemConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitConfig(FamilyConfig, type="unit"):
+class UnitConfig(NormallyInitialized, type="unit"):
     """Convolutions and a transformer over images, a BERT over texts, and a decoder that all tasks share."""
 
     image: ConvStemConfig = field(default_factory=resnet50_dc5)

@@ -189,5 +189,5 @@ def initialize(model: Unit) -> None:
         for parameter in part.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
-    initialize_as_bert(model.text_encoder)
+    initialize_as_bert(model.text_encoder, model.config.initializer_range)
     initialize_as_resnet(model.image_tower)

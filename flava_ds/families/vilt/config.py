@@ -11,8 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost, Share
-from flava_ds.config.encoders import BertTextConfig, Deviation, Dropped, Epsilon, Pixels, VisionEncoderConfig
-from flava_ds.config.family import FamilyConfig
+from flava_ds.config.encoders import (
+    BertTextConfig,
+    Deviation,
+    Dropped,
+    Epsilon,
+    NormallyInitialized,
+    Pixels,
+    VisionEncoderConfig,
+)
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +71,7 @@ class WordsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViltConfig(FamilyConfig, type="vilt"):
+class ViltConfig(NormallyInitialized, type="vilt"):
     """One stream of words and patches, whose embeddings tell the modality, and a pooler."""
 
     image: StreamConfig = field(default_factory=StreamConfig)

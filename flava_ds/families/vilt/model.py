@@ -168,12 +168,12 @@ def layout_of(texts: PackedIds, num_patches: int) -> SequenceLayout:
     return SequenceLayout(num_patches, texts.cu_seqlens, texts.max_seqlen, own=1)
 
 
-def initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module, std: float) -> None:
     """Draws initial weights as BERT does, and the image's CLS and positions with the same deviation.
 
     The published run starts from a ViT that was trained on ImageNet-21k; its other weights are drawn so.
     """
-    initialize_as_bert(module)
+    initialize_as_bert(module, std)
     for name, parameter in module.named_parameters():
         if name.endswith(("cls_token", "positions")):
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=std)

@@ -52,6 +52,6 @@ def build_task(config: Config) -> ViltTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         task = ViltTask(config)
-        initialize(task)
+        initialize(task, vilt_of(config).initializer_range)
     recompute_activations(task, config.training)
     return task

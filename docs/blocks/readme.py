@@ -101,7 +101,8 @@ def writing(root: Path) -> str:
 
     Raises: FileNotFoundError while no run has captions.
     """
-    scored = [run for run in read_results(root, "drawing") if "writing/written/names_the_concept" in run["metrics"]]
+    last = "writing/written/names_the_concept"
+    scored = [run for run in read_results(root, "drawing") if last in run["metrics"]]
     if not scored:
         raise FileNotFoundError(2, "no captions in it", "drawing.json")
     lines = []

@@ -180,7 +180,11 @@ class IndexedShards:
             needs = " and ".join(required)
             where = f" in {self.table.shards[0]}" if len(self.table.shards) else ""
             key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
-            hint = f"; captions come from the .json's '{key}': set {option} None for the .txt" if key else ""
+            hint = (
+                f"; captions come from the .json's '{key}': set {option} None (null in a file) for the .txt"
+                if key
+                else ""
+            )
             raise DataError(
                 f"{self._counts()}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
                 f"{where}{hint}"

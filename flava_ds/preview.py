@@ -58,7 +58,7 @@ def data(config: Config, loader: StepLoader) -> str:
 def unused_batch(config: Config) -> str:
     """Says so if training.global_batch_size, a setting that users change first, sizes no source's batch."""
     sizes = {name: source.global_batch_size for name, source in config.drawn_sources.items()}
-    if not sizes or None in sizes.values() or set(sizes.values()) == {config.training.global_batch_size}:
+    if not sizes or {None, config.training.global_batch_size} & set(sizes.values()):
         return ""
     options = ", ".join(f"--data.sources.{name}.global-batch-size {size}" for name, size in sizes.items())
     return (

@@ -45,9 +45,25 @@ def parameters(task: Task) -> str:
 def data(config: Config, loader: StepLoader) -> str:
     """Says of every source how large it is, how many steps pass over it once, and how often the run does."""
     steps = _steps_of_sources(config, loader)
-    return "data: " + "; ".join(
-        _source(config.global_batch_size(name), source.length, steps[name], name)
-        for name, source in loader.sources.items()
+    return (
+        "data: "
+        + "; ".join(
+            _source(config.global_batch_size(name), source.length, steps[name], name)
+            for name, source in loader.sources.items()
+        )
+        + unused_batch(config)
+    )
+
+
+def unused_batch(config: Config) -> str:
+    """Says so if training.global_batch_size, a setting that users change first, sizes no source's batch."""
+    sizes = {name: source.global_batch_size for name, source in config.drawn_sources.items()}
+    if not sizes or {None, config.training.global_batch_size} & set(sizes.values()):
+        return ""
+    options = ", ".join(f"--data.sources.{name}.global-batch-size {size}" for name, size in sizes.items())
+    return (
+        f"; training.global_batch_size {config.training.global_batch_size:,} has no effect, as every source "
+        f"has its own: {options}"
     )
 
 

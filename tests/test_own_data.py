@@ -67,6 +67,7 @@ def test_a_stranger_gets_from_photographs_to_transformers(folder):
     losses = dict(re.findall(r"\b(global_contrastive|mim|mmm_image|itm) (\d+\.\d+)", printed))
     assert losses.keys() == {"global_contrastive", "mim", "mmm_image", "itm"}, printed
     assert "parameters: " in printed and "memory of a rank, an estimate" in printed
+    assert "; see `flava-ds report runs/mine`" in printed
 
     words = ("--task", "zero_shot,retrieval,linear_probe", "--data", "held_out")
     found = json.loads(

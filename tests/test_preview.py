@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task
+from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task, unused_batch
 from flava_ds.recipes import resolve
 
 
@@ -60,3 +60,12 @@ def test_a_family_of_two_towers_has_no_masked_passes():
     assert config.training.activation_checkpointing  # the inputs of 12 blocks, in bf16
     expected = 8 * 2 * 12 * (197 * 768 + 77 * 512)
     assert bytes_of_activations(config, meta_task(config), "pairs", 1, "cuda") == expected
+
+
+def test_a_batch_size_that_no_source_takes_is_named():
+    asked = ["--training.global-batch-size", "16"]
+    assert unused_batch(resolve("demo_vilt", asked)) == (
+        "; training.global_batch_size 16 has no effect, as every source has its own: "
+        "--data.sources.pair.global-batch-size 64"
+    )
+    assert unused_batch(resolve("demo_bert", asked)) == unused_batch(resolve("flava_debug", [])) == ""

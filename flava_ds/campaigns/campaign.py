@@ -49,6 +49,8 @@ class Table:
     added: tuple[str, ...] = ()
     """More domains, which results from before they were added lack. They stay out of the settings' hash, so
     that those results remain; each has its own."""
+    option: str = "--rows"
+    """The command's option that names rows, for messages."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> lis
     """
     for name, known, option in [
         (work, table.works, "--work"),
-        *((row, table.rows, "--rows") for row in rows),
+        *((row, table.rows, table.option) for row in rows),
     ]:
         if name not in known:
             raise UserError(

@@ -18,6 +18,15 @@ COLUMNS = {
     "flops": "flops",
 }
 """What a law needs -> the column of a sweep's results that has it."""
+KINDS = {
+    "loss": "loss",
+    "parameters": "parameters N",
+    "samples": "samples D, repetitions counted",
+    "unique": "different samples among them",
+    "batch": "samples of a step",
+    "flops": "training FLOPs",
+}
+"""What those columns hold, for --help."""
 NEEDED_RUNS = 4
 
 
@@ -28,7 +37,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     for what, column in COLUMNS.items():
         command.add_argument(
-            f"--{what}", default=None, metavar="COLUMN", help=f"column with the {what} (default: {column})"
+            f"--{what}",
+            default=None,
+            metavar="COLUMN",
+            help=f"column of the {KINDS[what]} (default: {column})",
         )
     command.add_argument(
         "--leave-out",

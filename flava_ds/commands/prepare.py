@@ -273,7 +273,10 @@ def regions(options: argparse.Namespace, _: list[str]) -> int:
         device=device(),
         on_shard=lambda shard, samples: print(f"{shard}: regions of {samples} pictures", flush=True),
     )
-    print(f"{report}\nuse them: set regions_key of each source to {REGIONS_SUFFIX}")
+    print(
+        f"{report}\nuse them: --data.sources.NAME.shards {options.out} "
+        f"--data.sources.NAME.regions-key {REGIONS_SUFFIX}"
+    )
     return 0
 
 

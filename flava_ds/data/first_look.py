@@ -51,7 +51,7 @@ def _look_for_captions(source: IndexedShards, key: str) -> None:
         raise DataError(
             f"source '{source.name}': caption_key '{key}' holds no caption in any of the first "
             f"{min(LOOKED_AT, len(source))} samples, whose .json has {', '.join(fields)}; set {option} to "
-            f"one of these, or {option} None for the .txt"
+            f"one of these, or {option} None (null in a file) for the .txt"
         )
 
 

@@ -172,7 +172,8 @@ class IndexedShards:
         """Says what ranks, and a run that goes on, compare of the data."""
         known = ["keys", *(what.removeprefix("the ") for what, value in self.content.items() if value)]
         more = "" if self.table.contents else " (`flava-ds prepare index` adds a sha256 of every shard)"
-        return f"source '{self.name}': compared with other ranks and earlier starts: {', '.join(known)}{more}"
+        same = f"source '{self.name}': all ranks, and the same command later, must find the same"
+        return f"{same} {', '.join(known)}{more}"
 
     def _check(self, required: dict[str, str]) -> None:
         """Raises DataError when the source has too few usable samples."""
@@ -180,7 +181,11 @@ class IndexedShards:
             needs = " and ".join(required)
             where = f" in {self.table.shards[0]}" if len(self.table.shards) else ""
             key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
-            hint = f"; captions come from the .json's '{key}': set {option} None for the .txt" if key else ""
+            hint = (
+                f"; captions come from the .json's '{key}': set {option} None (null in a file) for the .txt"
+                if key
+                else ""
+            )
             raise DataError(
                 f"{self._counts()}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
                 f"{where}{hint}"

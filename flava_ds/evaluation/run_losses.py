@@ -49,15 +49,14 @@ class RunLosses:
 
         Raises: DataError if there are fewer samples than ranks.
         """
-        source = open_source(self._config(kind, shards), kind)
-        most = min(most, source.length or most)
+        most = min(most, open_source(self._config(kind, shards), kind).length or most)
         size = min(max(GALLERY, share.parts), most) // share.parts * share.parts
         if size == 0:
             raise DataError(f"{shards}: {most} samples are too few for {share.parts} ranks; use fewer")
         config, rows = self._config(kind, shards, size), size // share.parts
         device = next(self.task.parameters()).device
         add_codebook(self.task, config, device)
-        reader = BatchReader(config, source)
+        reader = BatchReader(config, open_source(config, kind))  # mismatches come from a batch of this size
         for first in range(0, most - size + 1, size):
             (start,) = share.mine(range(first, first + size, rows))
             batch, terms = self._read(reader, np.arange(start, start + rows), share)

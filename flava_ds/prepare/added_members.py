@@ -46,6 +46,11 @@ class AddedReport:
     samples: int
     failed: int
 
+    def __str__(self) -> str:
+        kept = f", {self.shards_kept} kept from before" if self.shards_kept else ""
+        failed = f", {self.failed:,} of them with a picture that cannot be decoded" if self.failed else ""
+        return f"shards: {self.shards_written} written{kept}; samples: {self.samples:,}{failed}"
+
 
 def add_members(
     place: str,

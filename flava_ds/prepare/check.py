@@ -289,6 +289,7 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
     twins = "" if found.read >= len(found.source) else ", as far as both were read: --samples 0 reads all"
     steps = found.samples / found.global_batch_size
     epoch = f"{steps:,.1f}" if steps >= 1 else f"{steps:.2g}"
+    verb = "needs" if found.need.gpus == 1 else "need"
     return [
         (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
         (not found.damage, f"left out of the shards: {counted(found.damage)}"),
@@ -300,7 +301,7 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
         (
             found.samples_per_second >= need,
             f"this machine can prepare {found.samples_per_second:,.0f} samples/s ({found.cores} cores x "
-            f"{rate:,.0f}); {number_of(found.need.gpus, 'GPU')} need {need:,.0f}, the work of "
+            f"{rate:,.0f}); {number_of(found.need.gpus, 'GPU')} {verb} {need:,.0f}, the work of "
             f"{number_of(math.ceil(need / rate), 'core')}",
         ),
         (steps >= 1, f"one epoch is {epoch} steps at a global batch of {found.global_batch_size:,}"),

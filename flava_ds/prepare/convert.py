@@ -60,6 +60,12 @@ def write_shards(
         for entry, image in _read_ahead(entries, images):
             _write(writer, entry, image)
             progress.show(writer.counts)
+        total = writer.total
+        if corpus.kind == "pair" and not total.samples:  # leaves no record, so another --images may follow
+            raise DataError(
+                f"{corpus.name}: none of {total.entries} entries can be used ({counted(total.dropped)}); "
+                f"files are looked for below --images '{images}'"
+            )
         return writer.close()
     finally:
         writer.abandon()
@@ -246,7 +252,7 @@ def _fingerprint(corpus: Corpus, files: Sequence[Path], limits: dict[str, int]) 
     for file in files:
         if not file.exists():
             raise DataError(
-                f"{corpus.name}: '{file}' does not exist; docs/data.md says where to get {corpus.annotations}"
+                f"{corpus.name}: '{file}' does not exist; it should be {corpus.annotations}, see docs/data.md"
             )
     stated = [(file.name, file.stat().st_size if file.is_file() else None) for file in files]
     made_from = json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())])

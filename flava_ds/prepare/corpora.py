@@ -123,6 +123,13 @@ CORPORA = {
             urls=True,
         ),
         Corpus(
+            name="own",
+            title="your own pictures and captions",
+            kind="pair",
+            annotations="a .csv, .tsv or .jsonl with the columns file_name and caption",
+            reader="own_table.read",
+        ),
+        Corpus(
             name="imagenet",
             title="ImageNet-1k",
             kind="image",

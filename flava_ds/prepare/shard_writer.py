@@ -79,6 +79,14 @@ class ShardWriter:
         self._resume()
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
 
+    @property
+    def total(self) -> Counts:
+        """The counts of the finished shards and of the one in progress."""
+        total = Counts()
+        total.add(self.counts)
+        total.add(self._shard)
+        return total
+
     def left_out(self, reason: str) -> None:
         """Counts an entry that yields no sample."""
         self._shard.entries += 1

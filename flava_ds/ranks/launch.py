@@ -187,7 +187,8 @@ def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
     is_plain_path = not shards.endswith(".tar") and "{" not in shards and ":" not in shards
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
-        raise DataError(f"{label}no folder or .tar at '{shards}'; give the location of the shards")
+        how = f" with --data.sources.{name}.shards" if name else ""
+        raise DataError(f"{label}no folder or .tar at '{shards}'; give the location of the shards{how}")
     list_shards(shards, name, pipes=pipes)
 
 

@@ -148,10 +148,11 @@ def load_recipe(recipe: str, depth: int = 0) -> Config:
         return cast(Config, outside.call(recipe))
     if path.suffix == ".json" or partial.is_yaml(path) or path.is_file():
         if not path.is_file():
-            raise ConfigError(
-                f"{path}: no such file; give the config.json of a run, or one of the recipes "
-                f"{', '.join(RECIPES)}"
+            beside = [own.name for own in path.parent.glob("*") if own.suffix in (".json", ".yaml", ".yml")]
+            hint = did_you_mean(path.name, sorted(beside)) or (
+                f"; give the config.json of a run, or one of the recipes {', '.join(RECIPES)}"
             )
+            raise ConfigError(f"{path}: no such file{hint}")
         return partial.read(path, load_recipe, depth)
     if path.is_dir():
         saved = path / "config.json"

@@ -94,6 +94,9 @@ class Trainer:
                     if self.stopping:
                         told = "stopped by a signal after step %d; start the same command again to go on"
                         log.info(told, steps)
+                    elif steps > self.first_step:
+                        told = "finished %d steps; see `flava-ds report %s` and `flava-ds evaluate --list`"
+                        log.info(told, steps, self.config.run_path)
                     break
                 except DivergedError as error:
                     self.first_step = self.go_back(error)

@@ -107,4 +107,6 @@ def test_a_number_that_some_seeds_lack_says_how_many_have_it(first):
 def test_a_recipe_that_is_not_there(tmp_path, capsys):
     assert main(["compare", "--out", str(tmp_path), "--recipes", "demo_vlit"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "there is none; did you mean 'demo_vilt'?; choose of demo, demo_clip, " in line
+    assert (
+        "--recipes demo_vlit: there is none; did you mean 'demo_vilt'?; choose of demo, demo_clip, " in line
+    )

@@ -66,6 +66,8 @@ def world(tmp_path, monkeypatch):
 
 def test_they_are_what_training_would_log(world):
     config, held_out = world
+    mismatched = dataclasses.replace(config.objectives["itm"], mismatch_probability=0.5)
+    config = dataclasses.replace(config, objectives={**config.objectives, "itm": mismatched})
     result = measured(config, held_out.parent, limit=EACH * STEPS["pair"])
     expected = {}
     for kind in STEPS:

@@ -125,7 +125,7 @@ def test_missing_inputs_are_named(coco, tmp_path):
         write_shards(CORPORA["coco"], [annotations], tmp_path / "gone", tmp_path / "out")
     with pytest.raises(
         DataError,
-        match=r"coco: '.*gone.json' does not exist; docs/data.md says where to get captions_train2014.json",
+        match=r"coco: '.*gone.json' does not exist; it should be captions_train2014.json",
     ):
         write_shards(CORPORA["coco"], [tmp_path / "gone.json"], images, tmp_path / "out")
 

@@ -6,7 +6,7 @@ import pytest
 
 from flava_ds.prepare.corpora import CORPORA
 
-PMD = [corpus for corpus in CORPORA.values() if corpus.kind == "pair"]
+PMD = [corpus for corpus in CORPORA.values() if corpus.kind == "pair" and corpus.pairs]
 
 
 @pytest.mark.parametrize("corpus", CORPORA.values(), ids=lambda corpus: corpus.name)

@@ -36,7 +36,7 @@ def test_a_member_holds_what_the_detector_finds_and_a_second_call_writes_nothing
     out = tmp_path / "out"
     command = ["prepare", "regions", str(shards), str(out), "--detector", "demo"]
     assert main(command) == 0
-    assert "shards_written=2, shards_kept=0, samples=4, failed=0" in capsys.readouterr().out
+    assert "shards: 2 written; samples: 4\nuse them: --data.sources.NAME.shards" in capsys.readouterr().out
     detector = load_detector("demo")
     for shard in range(2):
         old, new = (members(folder / f"{shard:05d}.tar") for folder in (shards, out))
@@ -56,7 +56,7 @@ def test_a_member_holds_what_the_detector_finds_and_a_second_call_writes_nothing
                 assert opened.metadata() == {"tags": detector.tags(regions)[number]}
     (out / "00001.tar").unlink()
     assert main(command) == 0
-    assert "shards_written=1, shards_kept=1, samples=4" in capsys.readouterr().out
+    assert "shards: 1 written, 1 kept from before; samples: 4" in capsys.readouterr().out
 
 
 def test_probabilities_do_not_exceed_one_in_sum_after_rounding():

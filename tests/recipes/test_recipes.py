@@ -70,7 +70,8 @@ def test_saved_configuration_takes_overrides(tmp_path):
     [
         ("flava_bose", [], "no recipe named 'flava_bose'; did you mean 'flava_base'?"),
         ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_tiny, flava_base, flava_large"),
-        ("gone/config.json", [], "gone/config.json: no such file"),
+        ("gone/config.json", [], "gone/config.json: no such file; give the config.json of a run"),
+        ("RUN/configs.json", [], "RUN/configs.json: no such file; did you mean 'config.json'?"),
         ("RUN", [], "RUN: is a run's folder; `flava-ds train RUN/config.json` goes on with that run"),
         (".", [], ".: is a folder, not a recipe; give the path of a saved config.json"),
         (

@@ -13,6 +13,7 @@ from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
 from flava_ds.storage.index import IMAGE_SUFFIXES
 
 CLASSES, TEMPLATES = "classes.json", "templates.txt"
+_CLASSES_MAP = "it maps a class (its folder or label) to its name, or lists the names of the labels 0, 1, ..."
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,24 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
 
 
 def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
-    """Returns the names of classes. Raises: DataError naming a class that the file lacks."""
+    """Returns the names of classes. The file maps classes to names; a list names the classes 0, 1, and so on.
+
+    Raises: DataError naming a class that the file lacks.
+    """
     if not file.is_file():
         return tuple(name.replace("_", " ") for name in classes)
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(str(known[name]) for name in classes)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{file}: not readable as JSON ({error}); it maps a class's folder to its name"
-        ) from error
-    except KeyError as error:
-        raise DataError(f"{file}: has no name for class {error}; add it") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not readable as JSON ({error}); {_CLASSES_MAP}") from error
+    if isinstance(known, list):
+        known = {str(label): name for label, name in enumerate(known)}
+    if not isinstance(known, dict):
+        raise DataError(f"{file}: is neither an object nor a list; {_CLASSES_MAP}")
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise DataError(f"{file}: has no name for class '{missing[0]}'; {_CLASSES_MAP}")
+    return tuple(str(known[name]) for name in classes)
 
 
 def read_templates(file: Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pytest
 from evaluation.color_world import COLORS, png, write_image_folder
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.datasets.image_folder import ImageFolder, class_names
 from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES
 
 DATA = ImageFolder()
@@ -42,8 +42,18 @@ def test_names_and_templates_may_lie_beside(tmp_path):
     (tmp_path / "test" / "dark_red" / "x.JPEG").write_bytes(b"")
     with pytest.raises(DataError, match="classes.json: has no name for class 'dark_red'"):
         DATA.read(tmp_path, "test")
+    (tmp_path / "classes.json").write_text('"blue"')
+    with pytest.raises(DataError, match="classes.json: is neither an object nor a list"):
+        DATA.read(tmp_path, "test")
     (tmp_path / "classes.json").unlink()
     assert DATA.read(tmp_path, "test").class_names[1] == "dark red"
+
+
+def test_a_list_names_the_labels_by_number(tmp_path):
+    (tmp_path / "classes.json").write_text('["circle", "square", "line"]')
+    assert class_names(tmp_path / "classes.json", ["0", "2"]) == ("circle", "line")
+    with pytest.raises(DataError, match="no name for class '3'"):
+        class_names(tmp_path / "classes.json", ["0", "3"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Your own pictures with captions: a table with a row for each caption, as open_clip and ImageFolder have."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flava_ds.errors import DataError
+from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, json_lines, open_text
+
+IMAGE_COLUMNS = ("file_name", "filepath", "image", "path", "file")
+CAPTION_COLUMNS = ("caption", "text", "title")
+
+
+def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
+    """Yields each picture once, in the order of its first row, with the captions of all its rows.
+
+    The first of IMAGE_COLUMNS that a table has names the file below --images, the first of CAPTION_COLUMNS
+    its caption, or in .jsonl a list of them. Other columns of a picture's first row go to its .json, integers
+    as numbers. All tables are held in memory.
+
+    Raises: DataError naming the table and what it lacks, or the line that cannot be read.
+    """
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    for path in paths:
+        for row in _rows(path):
+            name, caption = _column(path, row, IMAGE_COLUMNS), _column(path, row, CAPTION_COLUMNS)
+            rest = {key: _number(value) for key, value in row.items() if key not in (name, caption)}
+            captions, _ = found.setdefault(str(row[name]), ([], rest))
+            texts = row[caption] if isinstance(row[caption], list) else [row[caption]]
+            captions += [text for text in map(clean, texts) if text]
+    for number, (name, (captions, rest)) in enumerate(found.items()):
+        if not captions:
+            yield Dropped(NO_CAPTION)
+            continue
+        record = {"file": name, **rest}
+        yield Annotated(key=f"{number:09d}", captions=tuple(captions), images=(name,), record=record)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        yield from json_lines(path)
+        return
+    if path.suffix not in (".csv", ".tsv"):
+        raise DataError(f"own: '{path}' is no table; give a .csv, .tsv or .jsonl")
+    csv.field_size_limit(2**27)
+    with open_text(path) as stream:
+        rows = csv.DictReader(stream, delimiter="," if path.suffix == ".csv" else "\t", strict=True)
+        try:
+            for row in rows:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"own: '{path}', line {rows.line_num}: not one value for each of the "
+                        f"{len(rows.fieldnames or ())} columns; a caption with the separator needs quotes"
+                    )
+                yield {key.lstrip("\ufeff"): value for key, value in row.items()}
+        except csv.Error as error:
+            raise DataError(f"own: '{path}', line {rows.line_num}: {error}") from error
+
+
+def _column(path: Path, row: dict[str, Any], names: Sequence[str]) -> str:
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        raise DataError(f"own: '{path}' has the columns {', '.join(row)}; it needs one of {', '.join(names)}")
+    return name
+
+
+def _number(value: Any) -> Any:
+    """Returns an integer for its plain decimal form, and anything else as it is."""
+    plain = isinstance(value, str) and len(value) < 19 and value.isascii() and value.isdigit()
+    return int(value) if plain and str(int(value)) == value else value

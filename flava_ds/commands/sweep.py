@@ -184,7 +184,7 @@ def with_facts(sweep: Sweep, configs: dict[str, Config]) -> Sweep:
     """Returns the sweep with what the planner knows of its runs."""
     from flava_ds.scaling.sweep_cost import facts_of, works_of
 
-    new = {name: config for name, config in configs.items() if name not in sweep.facts}
+    new = {name: config for name, config in configs.items() if not sweep.facts.get(name)}
     works = works_of(new)
     facts = {name: facts_of(config, works[name]) for name, config in new.items()}
     return dataclasses.replace(sweep, facts={**sweep.facts, **facts})

@@ -97,6 +97,11 @@ def open_model(
             f"{path}: its weights do not fit the model in its config.json "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
+    if broken := [name for name, own in module.named_parameters() if not own.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: '{broken[0]}' holds infinities or no numbers; the model has diverged or is damaged, so "
+            "take an earlier checkpoint"
+        )
     if precision is None:
         precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -56,6 +56,11 @@ class DetectionConfig(ObjectiveConfig, type="detection"):
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_view(self.task, where)
+        if abs(UNIT * self.none_weight - round(UNIT * self.none_weight)) > 1e-9:
+            raise ConfigError(
+                f"{where}.none_weight is {self.none_weight:g}, but terms are counted in thousandths; use "
+                f"{round(self.none_weight, 3):g}"
+            )
         for name, source in config.data.sources.items():
             if source.step_kind == self.task and source.max_targets > self.num_queries:
                 raise ConfigError(

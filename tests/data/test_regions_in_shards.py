@@ -91,6 +91,10 @@ def spoiled(name: str, value: float) -> np.ndarray:
         ),
         (changed(classes=spoiled("classes", -0.1)), "no probabilities"),
         (changed(classes=spoiled("classes", 1.0)), "no probabilities"),
+        (
+            member(2).replace(tags(2).encode(), b"\\ud800".ljust(len(tags(2)))),
+            "tags hold half of a surrogate",
+        ),
         (with_header(data_offsets=[0, 2**62]), "does not fit"),
         (with_header(data_offsets=[-48, 0]), "does not fit"),
         (with_header(data_offsets=[10**6, 10**6 + 48]), "does not fit"),

@@ -111,6 +111,14 @@ def test_more_objects_than_queries_are_refused():
         check_objectives(config)
 
 
+def test_a_weight_between_thousandths_is_refused():
+    config = tiny_config(objectives={"detection": DetectionConfig(num_classes=5, none_weight=0.0004)})
+    with pytest.raises(
+        ConfigError, match="none_weight is 0.0004, but terms are counted in thousandths; use 0"
+    ):
+        check_objectives(config)
+
+
 def test_a_task_that_the_family_lacks_is_refused():
     config = tiny_config(model=tiny_model(), objectives={"own": DetectionConfig(task="sheep")})
     with pytest.raises(ConfigError, match="objectives.own reads sheep batches, which this model's family"):

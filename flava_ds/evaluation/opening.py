@@ -42,8 +42,15 @@ class Opened:
 
     @cached_property
     def weights(self) -> str:
-        """Hashes the weights, as features and results of them are marked."""
-        return hash_of_weights(self.module, self.config.model)
+        """Hashes the weights, as features and results of them are marked, and those of the detector whose
+        regions the model reads.
+        """
+        model = self.config.model
+        if (detector := getattr(model, "detector", None)) is None:
+            return hash_of_weights(self.module, model)
+        from flava_ds.regions.detector import load_detector
+
+        return hash_of_weights(self.module, (model, load_detector(detector).fingerprint()))
 
     def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
         """Returns the model for evaluation."""

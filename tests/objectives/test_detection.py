@@ -84,7 +84,8 @@ def test_a_step_in_parts_has_the_loss_of_the_whole(objective):
             target_cu_seqlens=torch.tensor([0, 0, 0] if rows.start == 0 else [0, 4, 5]).int(),
             step_terms=terms,
         )
-        part = dataclasses.replace(part, size=2, source="detection")
+        numbers = {**part.numbers, "step_samples": 4}
+        part = dataclasses.replace(part, size=2, numbers=numbers)
         own = hidden[:, rows].reshape(-1, WIDTH)
         loss = objective(None, {"detection": own}, part)
         total += loss.sum

@@ -70,6 +70,11 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
         """Builds the objective with its head for the model of `config`, a Config."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build")
 
+    def views(self, config: Any) -> tuple[str, ...]:
+        """Returns the views of the family's model that it reads, as far as its settings tell."""
+        own = getattr(self, "view", None)
+        return (own,) if isinstance(own, str) else ()
+
     def classes(self, config: Any) -> int | None:
         """Returns the classes per prediction, from which the loss of guessing follows; None if it varies."""
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -178,6 +179,8 @@ def read_result(file: Path) -> dict[str, Any]:
             if not abs(mean - value) < ROUNDED:
                 raise ValueError(f"the items of {name} have the mean {mean:g} and not {value:g}")
         numbers = {name: float(found[name]) for name in ("training_flops", "training_seconds")}
+        if not all(map(math.isfinite, numbers.values())):
+            raise ValueError(f"{numbers} are no numbers")
         whole = {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}
         return found | numbers | whole
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
@@ -201,7 +204,7 @@ def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> lis
     """
     for name, known, option in [
         (work, table.works, "--work"),
-        *((row, table.rows, "--rows") for row in rows),
+        *((row, table.rows, "row") for row in rows),
     ]:
         if name not in known:
             raise UserError(

@@ -72,6 +72,9 @@ def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path
         finish(one, metrics=metrics, **counts)
         with pytest.raises(UserError, match=f"clip-0.json: no result of such a run .*{message}.*delete it"):
             list(unfinished([one]))
+    finish(one, training_flops=float("nan"))
+    with pytest.raises(UserError, match="clip-0.json: .*are no numbers"):
+        list(unfinished([one]))
     one.file.unlink()
     finish(two, settings="0")
     with pytest.raises(UserError, match=r"clip-1.json: of other settings \(0, here"):
@@ -166,7 +169,7 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rows", "flava_cc"], "--rows flava_cc: there is none; did you mean 'flava_c'?"),
+        (["--rows", "flava_cc"], "row flava_cc: there is none; did you mean 'flava_c'?"),
         (["--work", "smal"], "--work smal: there is none; did you mean 'small'?"),
         (["--seeds", "0"], "--seeds 0: use at least 1"),
         (["--most", "-1"], "--most -1: use at least 0"),

@@ -262,6 +262,8 @@ def show(sweep: Sweep, parquet: bool) -> int:
     from flava_ds.scaling.sweep import write_tables
     from flava_ds.scaling.table import render
 
+    if not sweep.runs:
+        raise UserError(f"{sweep.folder}: has no run yet; go on with its SPEC")
     rows: Sequence[Sequence[str]] = status_rows(sweep)
     print(render(rows, indent=""))
     print(*write_tables(sweep, parquet), sep="\n")

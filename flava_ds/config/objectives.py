@@ -114,10 +114,9 @@ def check_drawn_once(objectives: Mapping[str, ObjectiveConfig]) -> None:
     """
     for name, own in in_use(objectives).items():
         for other_name, other in objectives.items():
-            related = [
-                base for base in type(own).__mro__ if "drawn_once" in vars(base) and isinstance(other, base)
-            ]
-            for field in related[0].drawn_once if related and own.kinds & other.kinds else ():
+            shared = (vars(base).get("drawn_once") for base in type(own).__mro__ if isinstance(other, base))
+            fields = next((found for found in shared if found is not None), ())
+            for field in fields if own.kinds & other.kinds else ():
                 mine, theirs = getattr(own, field), getattr(other, field)
                 if mine != theirs:
                     raise ConfigError(

@@ -59,7 +59,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: two columns are called '{twice[0]}'; rename one")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            count = len(row) + (len(row[None]) - 1 if None in row else -[*row.values()].count(None))  # type: ignore[call-overload]
+            count = len(row) + (len(row[None]) - 1 if None in row else -[*row.values()].count(None))
             raise DataError(
                 f"{path}: row {number} has {count} values for {len(names)} columns; write numbers without "
                 "commas, or in quotes"

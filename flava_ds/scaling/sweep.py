@@ -56,14 +56,12 @@ class Sweep:
                 for name, own in said["runs"].items()
             }
             facts = {name: dict(own["facts"]) for name, own in said["runs"].items()}
-            words = [said[name] for name in ("base", "metric", "commit")]
-            if not all(isinstance(each, str) for each in (*words, *said["plugins"])):
+            base, metric, commit = (said[name] for name in ("base", "metric", "commit"))
+            if not all(isinstance(each, str) for each in (base, metric, commit, *said["plugins"])):
                 raise ValueError("base, metric, commit and plugins are texts")
-            if not runs:
-                raise ValueError("it has no runs")
             if other := [name for name, run in runs.items() if run.name != name]:
                 raise ValueError(f"the overrides of run {other[0]!r:.60} are not those that it was named by")
-            return cls(folder, *words, runs, facts, tuple(said["plugins"]))
+            return cls(folder, base, metric, commit, runs, facts, tuple(said["plugins"]))
         except FileNotFoundError:
             raise UserError(
                 f"{folder}: holds no {MANIFEST}, so it is no sweep; make one with a SPEC"

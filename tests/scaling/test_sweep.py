@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from flava_ds.commands.sweep import show
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.scaling.spec import Run
 from flava_ds.scaling.sweep import Sweep, merged, reason_in, write_tables
@@ -76,7 +77,6 @@ def manifest(**changes) -> str:
         "[]",
         '{"runs": {"a": {}}}',
         manifest(metric=5),
-        manifest(runs={}),
         manifest().replace('"overrides": {"x": 1}', '"overrides": {"x": 2}'),
         manifest().replace('"point": {"x": 1}', '"point": null'),
     ],
@@ -116,3 +116,9 @@ def test_the_last_error_is_the_reason(tmp_path):
     assert reason_in(log) == "b"
     with pytest.raises(UserError, match=r"holds no sweep\.json"):
         Sweep.open(tmp_path)
+
+
+def test_a_search_that_has_asked_for_nothing_yet_opens_again(tmp_path):
+    sweep_in(tmp_path).save()
+    with pytest.raises(UserError, match="has no run yet; go on with its SPEC"):
+        show(Sweep.open(tmp_path), parquet=False)
